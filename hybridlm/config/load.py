@@ -1,0 +1,117 @@
+"""From `file.py:arg` and `--config.a.b=value` to a validated Config, before a device is touched."""
+
+import ast
+import importlib.util
+import inspect
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from hybridlm.dataclass_reader import nearest, read_dataclass
+from hybridlm.config.schema import Config
+from hybridlm.errors import ConfigError
+
+
+def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+    """The Config of recipe `spec`.
+
+    Args:
+      spec: "path/to/file.py" or "path/to/file.py:arg"; the file defines `get_config(arg)`.
+      overrides: (dotted key, text of the value) pairs, later ones win. A value is read as a
+        Python literal where it is one, else as text.
+
+    Raises:
+      ConfigError: one sentence naming the key or file.
+    """
+    settings = plain(recipe(spec))
+    for key, text in overrides:
+        override(settings, key, literal(text))
+    return read(settings)
+
+
+def read(settings: dict[str, Any]) -> Config:
+    """Validates plain nested settings, as a recipe or a run's `config.json` holds them."""
+    return read_dataclass(Config, settings, "")
+
+
+def read_json(path: os.PathLike[str] | str) -> Config:
+    """The Config that a run saved."""
+    return read(json.loads(pathlib.Path(path).read_text()))
+
+
+def recipe(spec: str) -> Any:
+    """Runs `get_config` of the file named by `spec` and returns what it returned."""
+    path, _, arg = spec.partition(".py:")
+    path = pathlib.Path(path + ".py" if arg or spec.endswith(".py:") else spec)
+    if not path.is_file():
+        raise ConfigError(f"--config names {path}, which is not a file{_nearby(path)}")
+    module = _module(path)
+    get_config = getattr(module, "get_config", None)
+    if get_config is None:
+        raise ConfigError(f"{path} defines no get_config(arg)")
+    takes_arg = bool(inspect.signature(get_config).parameters)
+    if arg and not takes_arg:
+        raise ConfigError(f"get_config of {path} takes no argument, and --config gives it {arg!r}")
+    try:
+        return get_config(arg) if takes_arg else get_config()
+    except ConfigError:
+        raise
+    except Exception as error:
+        where = f"get_config({arg!r})" if takes_arg else "get_config()"
+        raise ConfigError(f"{where} of {path} failed: {type(error).__name__}: {error}") from error
+
+
+def plain(settings: Any) -> Any:
+    """Nested plain dicts of a ConfigDict, references resolved."""
+    if hasattr(settings, "items"):
+        return {str(k): plain(v) for k, v in settings.items()}
+    return [plain(v) for v in settings] if isinstance(settings, list | tuple) else settings
+
+
+def override(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Sets dotted `key` in nested `settings`; a folder of keys on the way must be one."""
+    node, names = settings, key.split(".")
+    for depth, name in enumerate(names[:-1]):
+        path = ".".join(names[: depth + 1])
+        if not all(names):
+            raise ConfigError(f"--config.{key} has an empty name in its key")
+        if node.get(name) is None and depth:
+            node[name] = {}
+        elif name not in node:
+            if name not in Config.__dataclass_fields__:
+                raise ConfigError(
+                    f"unknown key {path}: {nearest(name, Config.__dataclass_fields__)}"
+                )
+            node[name] = {}
+        if not isinstance(node[name], dict):
+            raise ConfigError(f"{path} is {node[name]!r}, a value: it has no key {names[depth + 1]}")
+        node = node[name]
+    node[names[-1]] = value
+
+
+def literal(text: str) -> Any:
+    """`text` as a Python literal, or itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _module(path: pathlib.Path) -> Any:
+    module_spec = importlib.util.spec_from_file_location(f"hybridlm_recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _nearby(path: pathlib.Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f": there is no folder {folder}"
+    recipes = [p.name for p in folder.glob("*.py")]
+    return f"; {nearest(path.name, recipes)}" if recipes else ""

@@ -1,0 +1,40 @@
+"""What recipes share: the argument `smoke`, which shrinks any of them to seconds on a CPU."""
+
+from typing import Any
+
+from hybridlm.errors import ConfigError
+from hybridlm.models.pattern import expand
+
+
+def smoke(c: Any) -> Any:
+    """Shrinks recipe `c` (a ConfigDict, changed in place and returned) to seconds on a CPU.
+
+    Layers keep their kinds and their pattern, once; widths, windows and steps become tiny.
+    """
+    c.model.width, c.model.mlp.hidden = 64, 128
+    c.model.depth = sum(len(expand(c.model.get(k, ""))) for k in ("prefix", "pattern", "suffix"))
+    for mixer in c.model.mixers.values():
+        if mixer.get("window"):
+            mixer.window = min(mixer.window, 16)
+        if mixer.get("head_dim"):
+            mixer.head_dim = 16
+    c.data.seq_len, c.data.batch_size = 64, 4
+    c.train.steps, c.train.log_every = 8, 2
+    c.train.eval_every, c.train.checkpoint_every, c.train.eval_sequences = 4, 4, 8
+    c.optimizer.warmup_steps = min(c.optimizer.get("warmup_steps", 0), 2)
+    if c.optimizer.get("decay_steps"):
+        c.optimizer.decay_steps = 2
+    return c
+
+
+def parse_arg(arg: str | None, **flags: bool) -> dict[str, bool]:
+    """Reads a recipe's argument: a comma-separated subset of `flags`, e.g. "smoke".
+
+    Raises:
+      ConfigError: for a name that is no flag of the recipe.
+    """
+    chosen = [a for a in (arg or "").split(",") if a]
+    for name in chosen:
+        if name not in flags:
+            raise ConfigError(f"unknown recipe argument {name!r}: valid are: {', '.join(flags)}")
+    return {name: name in chosen or default for name, default in flags.items()}

@@ -1,0 +1,305 @@
+"""Where text comes from: files, JSONL, parquet and ArrayRecord, read as a stream of documents.
+
+Nothing is skipped or repaired: what cannot be read as it stands is a `DataError` that names the
+file and the line, row, record or byte.
+"""
+
+import glob
+import gzip
+import hashlib
+import importlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hybridlm.errors import DataError
+
+if TYPE_CHECKING:
+    from hybridlm.config.schema import SourceConfig
+
+_CHUNK = 1 << 20  # bytes read at once
+
+
+class Document(NamedTuple):
+    """One text. `id` is the file's path below the source's root, and ":line" or ":row" in it."""
+
+    id: str
+    text: str
+
+
+class SourceFile(NamedTuple):
+    """A file of a source: `name` is its path below the source's root, the same on any machine."""
+
+    name: str
+    path: Path
+
+
+def require_module(module: str, extra: str, purpose: str) -> ModuleType:
+    """Imports an optional dependency.
+
+    Raises:
+      DataError: naming the extra of hybridlm that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(
+            f"{purpose} needs {module.partition('.')[0]} ({error}): pip install 'hybridlm[{extra}]'"
+        ) from None
+
+
+def source_files(source: "SourceConfig") -> list[SourceFile]:
+    """The files of a raw-text source, sorted by name.
+
+    `source.path` is a file, a folder (every file below it whose name does not begin with a dot) or
+    a glob ("**" descends).
+
+    Raises:
+      DataError: if there is none.
+    """
+    path = os.path.expanduser(source.path)
+    if os.path.isfile(path):
+        return [SourceFile(os.path.basename(path), Path(path))]
+    if os.path.isdir(path):
+        root, found = Path(path), [p for p in Path(path).rglob("*") if p.is_file()]
+        what = "the folder"
+    elif glob.has_magic(path):
+        parts = Path(path).parts
+        fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+        root = Path(*parts[:fixed]) if fixed else Path(".")
+        found = [p for p in map(Path, glob.glob(path, recursive=True)) if p.is_file()]
+        what = "the glob"
+    else:
+        raise DataError(f"source {source.path}: there is no such file or folder")
+    files = [SourceFile(p.relative_to(root).as_posix(), p) for p in found]
+    files = sorted(f for f in files if not any(part[0] == "." for part in Path(f.name).parts))
+    if not files:
+        raise DataError(f"source {source.path}: {what} matches no file")
+    return files
+
+
+def describe_source(source: "SourceConfig") -> dict[str, Any]:
+    """What a source's documents depend on, JSON-ready: kind, text key; name, bytes, SHA-256 by file."""
+    files = [
+        {"name": f.name, "bytes": f.path.stat().st_size, "sha256": file_sha256(f.path)}
+        for f in source_files(source)
+    ]
+    keyed = source.kind in ("jsonl", "parquet")
+    return {
+        "kind": source.kind,
+        "text_key": source.text_key if keyed else None,
+        "files": files,
+    }
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_documents(source: "SourceConfig") -> Iterator[Document]:
+    """Streams the documents of a raw-text source, file by file in order of name.
+
+    Args:
+      source: of kind "text" (a document a file), "jsonl" (a document a line), "parquet" (a row) or
+        "arrayrecord" (a record); text and JSONL may end in .gz or .zst.
+
+    Raises:
+      DataError: for a source that matches no file or holds no document, a truncated or corrupt
+        file, invalid UTF-8, a malformed line, a missing or non-text field, a document without text.
+    """
+    if source.kind not in _READERS:
+        raise DataError(
+            f"source {source.path}: kind {source.kind!r} holds no text; valid are: "
+            + ", ".join(_READERS)
+        )
+    count = 0
+    for file in source_files(source):
+        for document in _READERS[source.kind](file, source.text_key):
+            if not document.text:
+                raise DataError(
+                    f"{_place(file, document)}: the document has no text; remove it from the source"
+                )
+            count += 1
+            yield document
+    if not count:
+        raise DataError(f"source {source.path} ({source.kind}): holds no document")
+
+
+def _place(file: SourceFile, document: Document) -> str:
+    return f"{file.path}{document.id[len(file.name) :]}"
+
+
+# --- text and JSONL ---------------------------------------------------------------------------
+
+
+def _read_text(file: SourceFile, text_key: str) -> Iterator[Document]:
+    yield Document(file.name, _utf8(b"".join(_chunks(file.path)), str(file.path)))
+
+
+def _read_jsonl(file: SourceFile, text_key: str) -> Iterator[Document]:
+    for number, line in enumerate(_lines(_chunks(file.path)), start=1):
+        where = f"{file.path}:{number}"
+        text = _utf8(line, where)
+        try:
+            value = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            what = "the line is empty" if not text.strip() else f"malformed JSON ({error})"
+            raise DataError(f"{where}: {what}; every line must be one JSON object") from None
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: a JSON {type(value).__name__}, where an object was expected")
+        if text_key not in value:
+            keys = ", ".join(map(str, value)) or "none"
+            raise DataError(f"{where}: there is no key {text_key!r}; the keys are: {keys}")
+        yield Document(f"{file.name}:{number}", _text(value[text_key], text_key, where))
+
+
+def _utf8(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8", errors="strict")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: invalid UTF-8 at byte {error.start} ({error.reason}); "
+            "convert the file to UTF-8"
+        ) from None
+
+
+def _text(value: Any, key: str, where: str) -> str:
+    """A field's value, checked to be text that UTF-8 can hold."""
+    if isinstance(value, bytes):
+        return _utf8(value, where)
+    if not isinstance(value, str):
+        kind = "null" if value is None else type(value).__name__
+        raise DataError(f"{where}: {key!r} is {kind}, where text was expected")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: {key!r} holds half a surrogate pair at character {error.start}; "
+            "it has no UTF-8 form"
+        ) from None
+    return value
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """The decompressed bytes of a file, by its suffix; a truncated one is an error."""
+    if path.suffix == ".zst":
+        yield from _zstd_chunks(path)
+        return
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+    except EOFError:
+        raise DataError(f"{path}: the gzip file is truncated; copy it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: the gzip file is corrupt ({error}); copy it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _zstd_chunks(path: Path) -> Iterator[bytes]:
+    # Not stream_reader: at the end of a truncated file it returns what it has, without an error.
+    zstandard = require_module("zstandard", "data", f"reading {path}")
+    decompressor, frame = zstandard.ZstdDecompressor(), None
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                while chunk:
+                    frame = decompressor.decompressobj() if frame is None else frame
+                    if data := frame.decompress(chunk):
+                        yield data
+                    chunk = frame.unused_data if frame.eof else b""
+                    frame = None if frame.eof else frame
+    except zstandard.ZstdError as error:
+        raise DataError(f"{path}: the zstd file is corrupt ({error}); copy it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if frame is not None:
+        raise DataError(f"{path}: the zstd file is truncated; copy it again")
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Splits at newlines; a last line without one counts, an empty rest does not."""
+    rest: list[bytes] = []
+    for chunk in chunks:
+        first, *more = chunk.split(b"\n")
+        rest.append(first)
+        if more:
+            yield b"".join(rest)
+            yield from more[:-1]
+            rest = [more[-1]]
+    if last := b"".join(rest):
+        yield last
+
+
+# --- parquet and ArrayRecord ------------------------------------------------------------------
+
+
+def _read_parquet(file: SourceFile, text_key: str) -> Iterator[Document]:
+    parquet = require_module("pyarrow.parquet", "data", f"reading {file.path}")
+    arrow = require_module("pyarrow", "data", f"reading {file.path}")
+    row = 0
+    try:
+        with parquet.ParquetFile(file.path, page_checksum_verification=True) as table:
+            names = table.schema_arrow.names
+            if text_key not in names:
+                raise DataError(
+                    f"{file.path}: there is no column {text_key!r}; "
+                    f"the columns are: {', '.join(names)}"
+                )
+            for batch in table.iter_batches(batch_size=256, columns=[text_key]):
+                for value in batch.column(0):
+                    where = f"{file.path}:{row}"
+                    try:
+                        value = value.as_py()
+                    except UnicodeDecodeError as error:
+                        raise DataError(
+                            f"{where}: invalid UTF-8 at byte {error.start} of {text_key!r}"
+                        ) from None
+                    yield Document(f"{file.name}:{row}", _text(value, text_key, where))
+                    row += 1
+            if row != table.metadata.num_rows:
+                raise DataError(
+                    f"{file.path}: holds {row} rows where its footer says "
+                    f"{table.metadata.num_rows}; copy it again"
+                )
+    except (arrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{file.path}: no readable parquet file ({reason}); copy it again") from None
+
+
+def _read_arrayrecord(file: SourceFile, text_key: str) -> Iterator[Document]:
+    module = require_module(
+        "array_record.python.array_record_module", "data", f"reading {file.path}"
+    )
+    try:
+        reader = module.ArrayRecordReader(str(file.path))
+        count = reader.num_records()
+        for start in range(0, count, 64):
+            stop = min(start + 64, count)
+            records = reader.read(start, stop)
+            if len(records) != stop - start:
+                raise RuntimeError(f"records {start} to {stop} are incomplete")
+            for index, record in enumerate(records, start):
+                yield Document(f"{file.name}:{index}", _utf8(record, f"{file.path}:{index}"))
+        reader.close()
+    except (RuntimeError, ValueError, IndexError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{file.path}: no readable ArrayRecord file ({reason}); copy it again"
+        ) from None
+
+
+_READERS = {
+    "text": _read_text,
+    "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
+    "arrayrecord": _read_arrayrecord,
+}

@@ -1,0 +1,326 @@
+"""Tokenizers: bytes, a Hugging Face `tokenizer.json`, a SentencePiece model; training of a BPE."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from hybridlm.data.sources import require_module
+from hybridlm.errors import DataError
+
+if TYPE_CHECKING:
+    from hybridlm.config.schema import TokenizerConfig
+
+# A tokenizer.json does not say which of its special tokens begins and ends a document; where no
+# tokenizer_config.json lies beside it, these names do (SentencePiece models name theirs).
+_BOS_NAMES = (
+    "<|bos|> <bos> <s> <|begin_of_text|> <|startoftext|> <|begin▁of▁sentence|> "
+    "<｜begin▁of▁sentence｜> [BOS] [CLS]"
+).split()
+_EOS_NAMES = (
+    "<|eos|> <eos> </s> <|end_of_text|> <|endoftext|> <|end▁of▁sentence|> "
+    "<｜end▁of▁sentence｜> [EOS] [SEP]"
+).split()
+
+
+class Tokenizer(Protocol):
+    """What a tokenizer offers.
+
+    Attributes:
+      kind, path: as in `TokenizerConfig`; enough to open it again in another process.
+      vocab_size: ids lie in [0, vocab_size); bos and eos are among them.
+      bos_id, eos_id: begin and end of a document.
+      unk_id: the id that stands for text it cannot express, or None if there is no such text.
+      fingerprint: SHA-256, in hexadecimal, of the kind, the file and the two ids.
+    """
+
+    kind: str
+    path: str | None
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    unk_id: int | None
+    fingerprint: str
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of `text`, int32 (tokens,); adds no special token and reads none out of the text."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; specials are dropped, invalid byte sequences become U+FFFD."""
+
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes that each id stands for, int32 (vocab_size,); 0 for special ids.
+
+        Their sum over a document is its length in bytes for bytes and byte-level BPE; where the
+        tokenizer normalises text, the manifest of the shards says by how much they differ.
+        """
+
+
+def open_tokenizer(config: "TokenizerConfig") -> Tokenizer:
+    """Opens the tokenizer that `config` describes.
+
+    Raises:
+      DataError: for a missing or unreadable file, or a missing library.
+    """
+    return open_kind(config.kind, config.path)
+
+
+def open_kind(kind: str, path: str | None) -> Tokenizer:
+    """`open_tokenizer` on plain values, which cross a process boundary without the config."""
+    kinds = {"bytes": ByteTokenizer, "hf": HFTokenizer, "sentencepiece": SentencePieceTokenizer}
+    if kind not in kinds:
+        raise DataError(f"tokenizer kind {kind!r} is unknown; valid are: {', '.join(kinds)}")
+    return ByteTokenizer() if kind == "bytes" else kinds[kind](path)
+
+
+def _fingerprint(kind: str, content: bytes, bos_id: int, eos_id: int) -> str:
+    return hashlib.sha256(f"{kind}\n{bos_id}\n{eos_id}\n".encode() + content).hexdigest()
+
+
+def _read_file(path: str | None, what: str) -> bytes:
+    try:
+        return Path(os.path.expanduser(path)).read_bytes()
+    except OSError as error:
+        raise DataError(f"tokenizer {path}: {what} cannot be read ({error.strerror})") from None
+
+
+def _id_array(ids: Iterable[int], vocab_size: int) -> np.ndarray:
+    ids = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64).reshape(-1)
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise DataError(
+            f"token {ids.min() if ids.min() < 0 else ids.max()} lies outside the tokenizer's "
+            f"vocabulary of {vocab_size}"
+        )
+    return ids
+
+
+class ByteTokenizer:
+    """UTF-8 bytes are ids 0..255; 256 begins and 257 ends a document."""
+
+    kind, path = "bytes", None
+    vocab_size, bos_id, eos_id, unk_id = 258, 256, 257, None
+
+    def __init__(self):
+        self.fingerprint = _fingerprint("bytes", b"", self.bos_id, self.eos_id)
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        ids = _id_array(ids, self.vocab_size)
+        return ids[ids < 256].astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+    def token_bytes(self) -> np.ndarray:
+        return np.where(np.arange(self.vocab_size) < 256, 1, 0).astype(np.int32)
+
+
+class HFTokenizer:
+    """A Hugging Face `tokenizer.json`, read by the `tokenizers` library alone.
+
+    Begin and end of a document are the file's own: those that a `tokenizer_config.json` beside it
+    names, else special tokens with well-known names; ids past the vocabulary where it has none.
+    """
+
+    kind = "hf"
+
+    def __init__(self, path: str):
+        module = require_module("tokenizers", "hf", f"the tokenizer {path}")
+        content = _read_file(path, "the file")
+        try:
+            self._tokenizer = module.Tokenizer.from_str(content.decode("utf-8"))
+            self._json = json.loads(content)
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"tokenizer {path}: no valid tokenizer.json ({error})") from None
+        self.path = str(path)
+        # The file may ask for cut or padded output, and text may spell a special token.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        special = {
+            token.content: index
+            for index, token in self._tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
+        self._special = set(special.values())
+        self._file_vocab = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self.vocab_size = self._file_vocab
+        named = _named_specials(Path(os.path.expanduser(path)).parent / "tokenizer_config.json")
+        self.bos_id = self._role("bos_token", named, special, _BOS_NAMES)
+        self.eos_id = self._role("eos_token", named, special, _EOS_NAMES)
+        unk = (self._json.get("model") or {}).get("unk_token")
+        self.unk_id = self._tokenizer.token_to_id(unk) if isinstance(unk, str) else None
+        self.fingerprint = _fingerprint("hf", content, self.bos_id, self.eos_id)
+
+    def _role(self, role: str, named: dict, special: dict[str, int], known: list[str]) -> int:
+        if name := named.get(role):
+            index = self._tokenizer.token_to_id(name)
+            if index is None:
+                raise DataError(
+                    f"tokenizer {self.path}: tokenizer_config.json names {role} {name!r}, "
+                    "which is not in its vocabulary"
+                )
+            self._special.add(index)
+            return index
+        for name in known:
+            if name in special:
+                return special[name]
+        self.vocab_size += 1
+        self._special.add(self.vocab_size - 1)
+        return self.vocab_size - 1
+
+    def encode(self, text: str) -> np.ndarray:
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return np.asarray(ids, dtype=np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        ids = _id_array(ids, self.vocab_size)
+        kept = [i for i in ids.tolist() if i < self._file_vocab and i not in self._special]
+        return self._tokenizer.decode(kept, skip_special_tokens=True)
+
+    @functools.cached_property
+    def _byte_level(self) -> bool:
+        return '"ByteLevel"' in json.dumps(self._json.get("decoder"))
+
+    def token_bytes(self) -> np.ndarray:
+        sizes = np.zeros(self.vocab_size, np.int32)
+        added = {i: t.content for i, t in self._tokenizer.get_added_tokens_decoder().items()}
+        for token, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if index in added:
+                sizes[index] = len(added[index].encode("utf-8"))
+            elif self._byte_level:
+                sizes[index] = len(token)  # the byte-level alphabet: one character is one byte
+            else:
+                sizes[index] = _piece_bytes(token)
+        sizes[sorted(self._special)] = 0
+        return sizes
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model; begin and end of a document are its own, else ids past its pieces."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, path: str):
+        module = require_module("sentencepiece", "hf", f"the tokenizer {path}")
+        content = _read_file(path, "the model")
+        self._processor = module.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(content)
+            self._pieces = self._processor.get_piece_size()
+        except (RuntimeError, OSError, TypeError) as error:
+            raise DataError(f"tokenizer {path}: no valid SentencePiece model ({error})") from None
+        if not self._pieces:
+            raise DataError(f"tokenizer {path}: no valid SentencePiece model (it has no piece)")
+        self.path = str(path)
+        self.vocab_size = self._pieces
+        self.bos_id = self._own_or_new(self._processor.bos_id())
+        self.eos_id = self._own_or_new(self._processor.eos_id())
+        self.unk_id = self._processor.unk_id()
+        self.fingerprint = _fingerprint("sentencepiece", content, self.bos_id, self.eos_id)
+
+    def _own_or_new(self, index: int) -> int:
+        if index >= 0:
+            return index
+        self.vocab_size += 1
+        return self.vocab_size - 1
+
+    def encode(self, text: str) -> np.ndarray:
+        ids = self._processor.encode(text, out_type=int, add_bos=False, add_eos=False)
+        return np.asarray(ids, dtype=np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        ids = _id_array(ids, self.vocab_size)
+        special = (self.bos_id, self.eos_id)
+        return self._processor.decode(
+            [i for i in ids.tolist() if i < self._pieces and i not in special]
+        )
+
+    def token_bytes(self) -> np.ndarray:
+        sizes, model = np.zeros(self.vocab_size, np.int32), self._processor
+        for index in range(self._pieces):
+            if not (model.is_control(index) or model.is_unknown(index) or model.is_unused(index)):
+                piece = model.id_to_piece(index)
+                sizes[index] = 1 if model.is_byte(index) else _piece_bytes(piece)
+        return sizes
+
+
+def _piece_bytes(piece: str) -> int:
+    """UTF-8 bytes of a SentencePiece-style piece: "▁" is a space, "<0x0A>" one byte."""
+    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+        return 1
+    return len(piece.replace("▁", " ").encode("utf-8"))
+
+
+def _named_specials(path: Path) -> dict[str, str]:
+    """bos_token and eos_token of a `tokenizer_config.json`, {} where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: malformed JSON ({error})") from None
+    named = {}
+    for role in ("bos_token", "eos_token"):
+        value = config.get(role) if isinstance(config, dict) else None
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            named[role] = value
+    return named
+
+
+def train_bpe(documents: Iterable[str], vocab_size: int, path: str | Path) -> HFTokenizer:
+    """Trains a byte-level BPE and writes it as a `tokenizer.json`; the same input, the same file.
+
+    Args:
+      documents: texts (or `Document`s), read once, as a stream.
+      vocab_size: ids in all: 256 bytes, <|bos|>, <|eos|> and vocab_size - 258 merges.
+      path: the file to write; it must not exist.
+
+    Returns:
+      The tokenizer, opened from the file.
+
+    Raises:
+      DataError: if `vocab_size` is below 258, the file exists, there is no document, or the text
+        is too short for that many merges.
+    """
+    module = require_module("tokenizers", "hf", "training a BPE")
+    path = Path(os.path.expanduser(path))
+    if vocab_size < 258:
+        raise DataError(f"vocab_size is {vocab_size}; 256 bytes and 2 specials need at least 258")
+    if path.exists():
+        raise DataError(f"{path} exists; name another file for the tokenizer")
+    tokenizer = module.Tokenizer(module.models.BPE())
+    tokenizer.pre_tokenizer = module.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = module.decoders.ByteLevel()
+    trainer = module.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|bos|>", "<|eos|>"],
+        initial_alphabet=sorted(module.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    count = 0
+
+    def texts():
+        nonlocal count
+        for document in documents:
+            count += 1
+            yield document if isinstance(document, str) else document.text
+
+    tokenizer.train_from_iterator(texts(), trainer)
+    if not count:
+        raise DataError(f"{path}: there is no document to train a tokenizer on")
+    if (size := tokenizer.get_vocab_size()) < vocab_size:
+        raise DataError(
+            f"{path}: the text yields a vocabulary of {size}, not {vocab_size}; "
+            f"ask for {size} or give more text"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    tokenizer.save(str(partial))
+    os.replace(partial, path)
+    return HFTokenizer(str(path))

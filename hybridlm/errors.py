@@ -1,0 +1,19 @@
+"""Errors that a user can mend: the CLI prints their one sentence and exits with code 2."""
+
+
+class UserError(Exception):
+    """Something the user gave was wrong; the message says what, where, and what would be right."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A config that cannot be run; the message begins with the offending key."""
+
+
+class DataError(UserError):
+    """A source, shard or tokenizer that cannot be read as it stands."""
+
+
+class RunError(UserError):
+    """A workdir or checkpoint that does not hold what was asked for."""

@@ -1,0 +1,1 @@
+"""The hybrid language model: blocks, mixers and the pattern that lays them out."""

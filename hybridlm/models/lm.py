@@ -1,0 +1,168 @@
+"""HybridLM: a decoder-only language model whose layers follow a pattern of named mixers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybridlm.config.schema import ModelConfig
+from hybridlm.models.block import build_block
+from hybridlm.models.layers import Linear, RMSNorm
+from hybridlm.models.mixers import SequenceContext
+
+Remat = Callable[[Callable[..., Any]], Callable[..., Any]]
+DecodeState = dict[str, Any]
+
+
+class HybridLM(nnx.Module):
+    """Embedding, prefix layers, a scanned repeating unit, suffix layers, norm and head.
+
+    Attributes:
+      prefix, suffix: blocks by name, "0_swa" being the mixer "swa" in that group's layer 0.
+      unit: the same for the repeating unit; its parameters have a leading axis of `repeats`.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        if config.vocab_size is None:
+            raise ValueError("model.vocab_size is None: take it from the tokenizer first")
+        layout = config.layout
+        self.config = config
+        self.repeats = layout.repeats
+        embedding = jax.random.normal(rngs.params(), (config.vocab_size, config.width))
+        self.embedding = nnx.Param(embedding * config.init_std, axes=("vocab", "embed"))
+        self.prefix = _group(config, layout.prefix, rngs)
+        self.unit = _stacked(lambda rngs: _group(config, layout.unit, rngs), layout.repeats, rngs)
+        self.suffix = _group(config, layout.suffix, rngs)
+        self.final_norm = RMSNorm(config.width, config.norm_eps)
+        if not config.tie_embeddings:
+            self.head = Linear(config.width, config.vocab_size, ("embed", "vocab"), rngs=rngs)
+
+    def __call__(self, tokens_BT: jax.Array, context: SequenceContext) -> jax.Array:
+        """Logits (B, T, V), float32. Training does not call this: see `hybridlm.models.loss`."""
+        return self.logits(self.hidden(tokens_BT, context))
+
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        context: SequenceContext,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        remat: Remat = lambda f: f,
+        scan: bool = True,
+    ) -> jax.Array:
+        """The normed residual stream (B, T, D) in `dtype` that the head reads.
+
+        Args:
+          tokens_BT: int32.
+          context: segment ids and positions.
+          dtype: of activations and matmuls.
+          remat: wraps one application of the repeating unit, e.g. in `jax.checkpoint`.
+          scan: False unrolls the repeated unit (for tests and analyses).
+        """
+        x_BTD = self._embed(tokens_BT, dtype)
+        x_BTD = _apply(self.prefix, x_BTD, context)
+        if self.repeats:
+            graphdef, stacked = nnx.split(self.unit)
+
+            @remat
+            def unit(x_BTD: jax.Array, state: nnx.State) -> jax.Array:
+                return _apply(nnx.merge(graphdef, state), x_BTD, context)
+
+            if scan:
+                x_BTD, _ = jax.lax.scan(lambda x, state: (unit(x, state), None), x_BTD, stacked)
+            else:
+                for i in range(self.repeats):
+                    x_BTD = unit(x_BTD, jax.tree.map(lambda p, i=i: p[i], stacked))
+        x_BTD = _apply(self.suffix, x_BTD, context)
+        return self.final_norm(x_BTD)
+
+    def head_kernel(self) -> jax.Array:
+        """(D, V), float32: the embedding transposed where they are tied."""
+        if self.config.tie_embeddings:
+            return self.embedding[...].T
+        return self.head.kernel[...]
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Soft-capped logits, accumulated in float32."""
+        kernel_DV = self.head_kernel().astype(hidden_BTD.dtype)
+        accumulator = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
+        logits = jnp.dot(hidden_BTD, kernel_DV, preferred_element_type=accumulator)
+        cap = self.config.logit_soft_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def init_decode(self, batch: int, max_len: int, dtype: jnp.dtype = jnp.float32) -> DecodeState:
+        """Empty per-layer states for sequences of at most `max_len` tokens."""
+
+        def group(blocks: nnx.Dict) -> DecodeState:
+            return {n: b.mixer.init_state(batch, max_len, dtype) for n, b in _items(blocks)}
+
+        unit = group(self.unit) if self.repeats else {}
+        stacked = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.repeats, *x.shape)), unit)
+        return {"prefix": group(self.prefix), "unit": stacked, "suffix": group(self.suffix)}
+
+    def extend(
+        self,
+        tokens_BT: jax.Array,
+        context: SequenceContext,
+        state: DecodeState,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+    ) -> tuple[jax.Array, DecodeState]:
+        """Logits (B, T, V) of the next T tokens, continuing from `state`, and the new state."""
+        x_BTD = self._embed(tokens_BT, dtype)
+        x_BTD, prefix = _extend(self.prefix, x_BTD, context, state["prefix"])
+        unit = state["unit"]
+        if self.repeats:
+            graphdef, stacked = nnx.split(self.unit)
+
+            def body(x: jax.Array, xs: tuple[nnx.State, DecodeState]):
+                params, layer_state = xs
+                return _extend(nnx.merge(graphdef, params), x, context, layer_state)
+
+            x_BTD, unit = jax.lax.scan(body, x_BTD, (stacked, unit))
+        x_BTD, suffix = _extend(self.suffix, x_BTD, context, state["suffix"])
+        logits_BTV = self.logits(self.final_norm(x_BTD))
+        return logits_BTV, {"prefix": prefix, "unit": unit, "suffix": suffix}
+
+    def _embed(self, tokens_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        x_BTD = self.embedding[...].astype(dtype)[tokens_BT]
+        scale = self.config.embedding_scale
+        return x_BTD if scale == 1.0 else x_BTD * jnp.asarray(scale, dtype)
+
+
+def _group(config: ModelConfig, names: tuple[str, ...], rngs: nnx.Rngs) -> nnx.Dict:
+    return nnx.Dict(
+        {f"{i}_{name}": build_block(config, name, rngs=rngs) for i, name in enumerate(names)}
+    )
+
+
+def _stacked(make: Callable[[nnx.Rngs], nnx.Dict], repeats: int, rngs: nnx.Rngs) -> nnx.Dict:
+    """`repeats` independent initialisations of `make`, stacked along a new leading axis."""
+    if not repeats:
+        return nnx.Dict()
+    keys = jax.random.split(rngs.params(), repeats)
+    states = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))(keys)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    return nnx.merge(graphdef, states)
+
+
+def _items(blocks: nnx.Dict) -> list[tuple[str, nnx.Module]]:
+    """Blocks bottom to top."""
+    return sorted(blocks.items(), key=lambda item: int(item[0].split("_", 1)[0]))
+
+
+def _apply(blocks: nnx.Dict, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+    for _, block in _items(blocks):
+        x_BTD = block(x_BTD, context)
+    return x_BTD
+
+
+def _extend(
+    blocks: nnx.Dict, x_BTD: jax.Array, context: SequenceContext, state: DecodeState
+) -> tuple[jax.Array, DecodeState]:
+    new_state = {}
+    for name, block in _items(blocks):
+        x_BTD, new_state[name] = block.extend(x_BTD, context, state[name])
+    return x_BTD, new_state

@@ -1,0 +1,153 @@
+"""Next-token cross entropy without the full logits: the head is applied a slice of time at a time.
+
+The gradient with respect to logits is softmax - onehot, known as soon as a slice's logits are;
+`summed_cross_entropy` therefore forms the gradients of hidden states and head in the forward
+pass and keeps only those. Neither pass ever holds more than one slice of logits.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hybridlm.models.layers import at_least_float32
+
+MAX_SLICE_LOGITS = 2**22  # elements: 16 MiB of float32
+MIN_SLICES = 4
+
+
+class LossSettings(NamedTuple):
+    """What the loss takes from the model's config."""
+
+    logit_soft_cap: float | None = None
+    z_loss: float = 0.0
+
+
+def summed_cross_entropy(
+    hidden_BTD: jax.Array,
+    head_DV: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    settings: LossSettings = LossSettings(),
+) -> tuple[jax.Array, jax.Array]:
+    """Sum over tokens of weight * (nll + z_loss * logsumexp^2), and of weight * nll alone.
+
+    Args:
+      hidden_BTD: output of the final norm, any float dtype.
+      head_DV: float32 head kernel; multiplied in hidden's dtype, accumulated in float32.
+      targets_BT: int32. weights_BT: float32, 0 for what is not to be predicted.
+
+    Returns:
+      (total, nll): float32 scalars in nats. Only `total` has a gradient, with respect to
+      hidden_BTD and head_DV.
+    """
+    return _summed(settings, hidden_BTD, head_DV, targets_BT, weights_BT)
+
+
+def token_nll(
+    hidden_BTD: jax.Array,
+    head_DV: jax.Array,
+    targets_BT: jax.Array,
+    settings: LossSettings = LossSettings(),
+) -> jax.Array:
+    """The negative log-likelihood of each target, (B, T) float32 nats; a slice at a time."""
+
+    def one_slice(_: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        logits, _ = _logits(xs[0], head_DV, settings)
+        return None, jax.nn.logsumexp(logits, axis=-1) - _pick(logits, xs[1])
+
+    time = targets_BT.shape[1]
+    slices = _slices(head_DV.shape[1], hidden_BTD, targets_BT)
+    _, nll_SBC = jax.lax.scan(one_slice, None, slices)
+    return jnp.moveaxis(nll_SBC, 0, 1).reshape(targets_BT.shape[0], -1)[:, :time]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed(settings, hidden_BTD, head_DV, targets_BT, weights_BT):
+    nll_BT, log_normalizer_BT = _nll_and_normalizer(settings, hidden_BTD, head_DV, targets_BT)
+    nll = jnp.sum(nll_BT * weights_BT)
+    return nll + settings.z_loss * jnp.sum(jnp.square(log_normalizer_BT) * weights_BT), nll
+
+
+def _nll_and_normalizer(settings, hidden_BTD, head_DV, targets_BT):
+    def one_slice(_, xs):
+        logits, _ = _logits(xs[0], head_DV, settings)
+        log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+        return None, (log_normalizer - _pick(logits, xs[1]), log_normalizer)
+
+    batch, time = targets_BT.shape
+    slices = _slices(head_DV.shape[1], hidden_BTD, targets_BT)
+    _, outs = jax.lax.scan(one_slice, None, slices)
+    return [jnp.moveaxis(x_SBC, 0, 1).reshape(batch, -1)[:, :time] for x_SBC in outs]
+
+
+def _forward(settings, hidden_BTD, head_DV, targets_BT, weights_BT):
+    def one_slice(carry, xs):
+        total, nll_sum, d_head_DV = carry
+        hidden_BCD, targets_BC, weights_BC = xs
+        logits, d_cap = _logits(hidden_BCD, head_DV, settings)
+        log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+        nll = log_normalizer - _pick(logits, targets_BC)
+        loss = nll + settings.z_loss * jnp.square(log_normalizer)
+        slope = (1 + 2 * settings.z_loss * log_normalizer) * weights_BC
+        p = jnp.exp(logits - log_normalizer[..., None])
+        onehot = targets_BC[..., None] == jnp.arange(logits.shape[-1])[None, None, :]
+        d_logits = slope[..., None] * p - jnp.where(onehot, weights_BC[..., None], 0)
+        d_logits = (d_logits * d_cap).astype(hidden_BCD.dtype)
+        d_hidden = jnp.einsum("bcv,dv->bcd", d_logits, head_DV.astype(hidden_BCD.dtype))
+        d_head = jnp.einsum(
+            "bcd,bcv->dv", hidden_BCD, d_logits, preferred_element_type=head_DV.dtype
+        )
+        carry = (
+            total + jnp.sum(loss * weights_BC),
+            nll_sum + jnp.sum(nll * weights_BC),
+            d_head_DV + d_head,
+        )
+        return carry, d_hidden
+
+    batch, time = targets_BT.shape
+    slices = _slices(head_DV.shape[1], hidden_BTD, targets_BT, weights_BT)
+    zero = jnp.zeros((), at_least_float32(hidden_BTD[:0]).dtype)
+    carry = (zero, zero, jnp.zeros_like(head_DV))
+    (total, nll, d_head_DV), d_hidden_SBCD = jax.lax.scan(one_slice, carry, slices)
+    d_hidden_BTD = jnp.moveaxis(d_hidden_SBCD, 0, 1).reshape(batch, -1, hidden_BTD.shape[-1])
+    return (total, nll), (d_hidden_BTD[:, :time], d_head_DV)
+
+
+def _backward(settings, gradients, cotangents):
+    del settings
+    d_total, _ = cotangents  # nll is a report, not an objective
+    d_hidden_BTD, d_head_DV = gradients
+    scaled = (d_total.astype(d_hidden_BTD.dtype) * d_hidden_BTD, d_total * d_head_DV)
+    return *scaled, None, None
+
+
+_summed.defvjp(_forward, _backward)
+
+
+def _logits(hidden, head_DV, settings: LossSettings) -> tuple[jax.Array, jax.Array | float]:
+    """Soft-capped logits and the cap's slope, in float32."""
+    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    logits = jnp.dot(hidden, head_DV.astype(hidden.dtype), preferred_element_type=dtype)
+    if settings.logit_soft_cap is None:
+        return logits, 1.0
+    squashed = jnp.tanh(logits / settings.logit_soft_cap)
+    return settings.logit_soft_cap * squashed, 1 - jnp.square(squashed)
+
+
+def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+
+
+def _slices(vocab: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Cuts (B, T, ...) arrays along time into (slices, B, C, ...), the last slice zero-padded."""
+    batch, time = arrays[0].shape[:2]
+    length = max(1, min(MAX_SLICE_LOGITS // (batch * vocab), -(-time // MIN_SLICES)))
+    count = -(-time // length)
+
+    def cut(x: jax.Array) -> jax.Array:
+        padding = [(0, 0), (0, count * length - time)] + [(0, 0)] * (x.ndim - 2)
+        return jnp.moveaxis(jnp.pad(x, padding).reshape(batch, count, length, *x.shape[2:]), 1, 0)
+
+    return tuple(cut(x) for x in arrays)

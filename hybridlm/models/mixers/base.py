@@ -1,0 +1,81 @@
+"""What every mixer is held to: the context it reads, and the settings that describe it.
+
+A mixer is an `nnx.Module` built as `Mixer(config, spec, rngs=rngs)` that offers
+
+- `__call__(x_BTD, context) -> y_BTD`, the parallel form of training;
+- `init_state(batch, max_len, dtype) -> state`, and
+- `extend(x_BTD, context, state) -> (y_BTD, state)`, which continues from a carried state by any
+  number of tokens: prefill with many, decoding with one. Split anywhere = whole.
+
+Its config is a frozen dataclass derived from `MixerConfig`.
+"""
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+
+# Dimensions: B batch, T time, D width, H query heads, G key/value heads, K head size, S state
+# entries (keys held in a cache), W recurrent width, F MLP hidden size, V vocabulary.
+
+
+class SequenceContext(NamedTuple):
+    """What a mixer may know of its tokens besides their activations.
+
+    Attributes:
+      segment_ids_BT: int32; 0 is padding, a change of id is a document boundary.
+      positions_BT: int32; index of the token in its document.
+    """
+
+    segment_ids_BT: jax.Array
+    positions_BT: jax.Array
+
+
+class LayerSpec(NamedTuple):
+    """What a layer takes over from its model.
+
+    Attributes:
+      width: size of the residual stream.
+      norm_eps: epsilon of every RMSNorm.
+      out_scale: factor on the initial output projections, 1/sqrt(2 * depth), so that the
+        residual stream's variance does not grow with depth (GPT-2).
+    """
+
+    width: int
+    norm_eps: float
+    out_scale: float
+
+
+@dataclasses.dataclass(frozen=True)
+class MixerConfig(abc.ABC):
+    """Settings of one named mixer; `kind_name` is what configs write as `kind`."""
+
+    kind_name: ClassVar[str]
+
+    def check_width(self, width: int) -> None:
+        """Raises `Invalid` where the settings do not fit a residual stream of this width."""
+
+    @abc.abstractmethod
+    def build(self, spec: LayerSpec, *, rngs: Any) -> Any:
+        """The mixer's module."""
+
+    @abc.abstractmethod
+    def flops_per_token(self, width: int, seq_len: int) -> float:
+        """FLOPs of the forward pass per token, averaged over a sequence of `seq_len` tokens.
+
+        A multiply-add counts 2; softmaxes, norms and other element-wise work count 0. Causal
+        attention counts the keys a token really attends to.
+        """
+
+    @abc.abstractmethod
+    def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
+        """Bytes one sequence holds in this layer after `seq_len` tokens of decoding.
+
+        Keys and values count `itemsize` bytes an element, recurrent states 4 (they are float32).
+        """
+
+    @property
+    def mechanism(self) -> str:
+        """A few words for tables and figures."""
+        return self.kind_name

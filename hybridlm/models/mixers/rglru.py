@@ -1,0 +1,177 @@
+"""RG-LRU with its temporal convolution: Griffin's recurrent block (arXiv 2402.19427, sec. 2.3-2.4)."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybridlm.dataclass_reader import require
+from hybridlm.models.layers import Linear, at_least_float32
+from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from kernels_pallas import segments
+from kernels_pallas.causal_conv import ConvState, causal_conv
+from kernels_pallas.linear_recurrence import RecurrenceState, linear_recurrence
+
+DECAY_POWER = 8.0  # c in a_t = a^(c r_t), the paper's constant
+MAX_SLOPE = 1000.0  # of sqrt(1 - a^2) at a = 1, where it is infinite; recurrentgemma's bound
+
+
+@dataclasses.dataclass(frozen=True)
+class RGLRUConfig(MixerConfig):
+    """Settings of the RG-LRU mixer.
+
+    Attributes:
+      recurrent_width: channels of the recurrence; None is the model's width.
+      heads: blocks of the block-diagonal gate projections.
+      conv_width: taps of the temporal convolution.
+    """
+
+    kind_name: ClassVar[str] = "rglru"
+
+    recurrent_width: int | None = None
+    heads: int = 4
+    conv_width: int = 4
+
+    def __post_init__(self):
+        require(self.heads >= 1, "heads", f"must be at least 1, not {self.heads}")
+        require(
+            1 <= self.conv_width <= 8, "conv_width", f"must lie in 1 to 8, not {self.conv_width}"
+        )
+        if self.recurrent_width is not None:
+            require(self.recurrent_width >= 1, "recurrent_width", "must be at least 1, or None")
+            self.check_width(self.recurrent_width)
+
+    def check_width(self, width: int) -> None:
+        width = self.channels(width)
+        require(
+            width % self.heads == 0, "heads", f"is {self.heads} and does not divide the recurrent"
+            f" width {width}",
+        )
+
+    def channels(self, width: int) -> int:
+        return self.recurrent_width or width
+
+    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "RGLRU":
+        return RGLRU(self, spec, rngs=rngs)
+
+    def flops_per_token(self, width: int, seq_len: int) -> float:
+        del seq_len  # a recurrence costs the same at every position
+        channels = self.channels(width)
+        projections = 2 * 3 * width * channels
+        gates = 2 * 2 * channels * channels // self.heads
+        return projections + gates + 2 * channels * self.conv_width + 2 * channels
+
+    def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
+        del seq_len
+        return self.channels(width) * (4 + (self.conv_width - 1) * itemsize)
+
+    @property
+    def mechanism(self) -> str:
+        return f"RG-LRU, conv {self.conv_width}"
+
+
+class RGLRUState(NamedTuple):
+    """The convolution's last inputs and the recurrence's h (float32)."""
+
+    conv: ConvState
+    recurrence: RecurrenceState
+
+
+class RGLRU(nnx.Module):
+    """out(gelu(branch x) * lru(conv(input x))): the mixer of `RGLRUConfig`."""
+
+    def __init__(self, config: RGLRUConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
+        channels = config.channels(spec.width)
+        self.config = config
+        self.channels = channels
+        self.branch = Linear(spec.width, channels, ("embed", "heads"), rngs=rngs)
+        self.input = Linear(spec.width, channels, ("embed", "heads"), rngs=rngs)
+        self.out = Linear(channels, spec.width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
+        conv = jax.random.normal(rngs.params(), (config.conv_width, channels))
+        self.conv_kernel = nnx.Param(conv * config.conv_width**-0.5, axes=("conv", "heads"))
+        self.conv_bias = nnx.Param(jnp.zeros(channels), axes=("heads",))
+        self.recurrence_gate = BlockDiagonal(channels, config.heads, rngs=rngs)
+        self.input_gate = BlockDiagonal(channels, config.heads, rngs=rngs)
+        self.decay = nnx.Param(_initial_decay(rngs.params(), channels), axes=("heads",))
+
+    def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        return self.extend(x_BTD, context, None)[0]
+
+    def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> RGLRUState:
+        """The state before any token; its size does not depend on `max_len`."""
+        del max_len
+        taps = self.config.conv_width - 1
+        return RGLRUState(
+            ConvState(
+                jnp.zeros((batch, taps, self.channels), dtype),
+                jnp.zeros((batch, taps), jnp.int32),
+            ),
+            RecurrenceState(
+                jnp.zeros((batch, self.channels), jnp.float32), jnp.zeros((batch,), jnp.int32)
+            ),
+        )
+
+    def extend(
+        self, x_BTD: jax.Array, context: SequenceContext, state: RGLRUState | None
+    ) -> tuple[jax.Array, RGLRUState]:
+        ids_BT = context.segment_ids_BT
+        conv_state, recurrence_state = state or (None, None)
+        u_BTW, conv_state = causal_conv(
+            self.input(x_BTD), self.conv_kernel[...], self.conv_bias[...],
+            segment_ids=ids_BT, initial_state=conv_state, return_state=True,
+        )
+        previous_B = None if recurrence_state is None else recurrence_state.segment_ids_B
+        starts_BT = segments.document_starts(ids_BT, previous_B)
+        a_BTW, b_BTW = self._gate(u_BTW, starts_BT)
+        h_BTW, recurrence_state = linear_recurrence(
+            a_BTW, b_BTW, segment_ids=ids_BT, initial_state=recurrence_state, return_state=True
+        )
+        branch_BTW = jax.nn.gelu(self.branch(x_BTD), approximate=True)
+        y_BTD = self.out(branch_BTW * h_BTW.astype(x_BTD.dtype))
+        return y_BTD, RGLRUState(conv_state, recurrence_state)
+
+    def _gate(self, u_BTW: jax.Array, starts_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Decay a and input b of the recurrence, float32; eq. 3-4, in log space."""
+        r_BTW = jax.nn.sigmoid(at_least_float32(self.recurrence_gate(u_BTW)))
+        i_BTW = jax.nn.sigmoid(at_least_float32(self.input_gate(u_BTW)))
+        log_a_BTW = -DECAY_POWER * r_BTW * jax.nn.softplus(self.decay[...])[None, None, :]
+        # A document's first input is not damped: nothing is carried that it would have to
+        # make room for (recurrentgemma's convention).
+        scale_BTW = jnp.where(starts_BT[:, :, None], 1.0, _sqrt_bounded(-jnp.expm1(2 * log_a_BTW)))
+        return jnp.exp(log_a_BTW), scale_BTW * i_BTW * at_least_float32(u_BTW)
+
+
+class BlockDiagonal(nnx.Module):
+    """x -> x W + b with W block-diagonal: each head's channels are mixed among themselves."""
+
+    def __init__(self, channels: int, heads: int, *, rngs: nnx.Rngs):
+        size = channels // heads
+        kernel = jax.random.normal(rngs.params(), (heads, size, size)) * size**-0.5
+        self.kernel = nnx.Param(kernel, axes=("heads", "block_in", "block_out"))
+        self.bias = nnx.Param(jnp.zeros((heads, size)), axes=("heads", "block_out"))
+
+    def __call__(self, x_BTW: jax.Array) -> jax.Array:
+        heads, size = self.bias[...].shape
+        x_BTHK = x_BTW.reshape(*x_BTW.shape[:2], heads, size)
+        y_BTHK = jnp.einsum("bthi,hij->bthj", x_BTHK, self.kernel[...].astype(x_BTW.dtype))
+        return (y_BTHK + self.bias[...].astype(x_BTW.dtype)[None, None]).reshape(x_BTW.shape)
+
+
+def _initial_decay(key: jax.Array, channels: int, low: float = 0.9, high: float = 0.999):
+    """Lambda with a = exp(-softplus(Lambda)) such that a^2 is uniform in [low^2, high^2]."""
+    squared = jax.random.uniform(key, (channels,), minval=low**2, maxval=high**2)
+    softplus = -0.5 * jnp.log(squared)
+    return jnp.log(jnp.expm1(softplus))
+
+
+@jax.custom_jvp
+def _sqrt_bounded(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(x)
+
+
+@_sqrt_bounded.defjvp
+def _sqrt_bounded_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return jnp.sqrt(x), dx * jnp.minimum(0.5 * jax.lax.rsqrt(jnp.maximum(x, 1e-30)), MAX_SLOPE)

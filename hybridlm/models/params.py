@@ -1,0 +1,67 @@
+"""Parameters as a plain nested dict of arrays: made once, bound to a module inside the step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from hybridlm.config.schema import ModelConfig
+from hybridlm.models.lm import HybridLM
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A HybridLM without its numbers: the graph, and the abstract form of its parameters.
+
+    Attributes:
+      config: the model's settings.
+      abstract: nested dict of `jax.ShapeDtypeStruct`, as parameters are held everywhere.
+      axes: the same nesting with a tuple of logical axis names for each array.
+    """
+
+    config: ModelConfig
+    graphdef: Any
+    state: Any
+    abstract: Params
+    axes: Params
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "Model":
+        """Traces the model; no device is touched and no parameter is made."""
+        module = nnx.eval_shape(lambda: HybridLM(config, rngs=nnx.Rngs(0)))
+        graphdef, state = nnx.split(module)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state)
+        )
+        axes: Params = {}
+        for path, variable in nnx.to_flat_state(state):
+            stacked = ("layers",) if path[0] == "unit" else ()
+            _insert(axes, path, stacked + tuple(variable.get_metadata("axes")))
+        return cls(config, graphdef, state, abstract, axes)
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh float32 parameters, a function of `key` alone; jit-able with out-shardings."""
+        return nnx.to_pure_dict(nnx.state(HybridLM(self.config, rngs=nnx.Rngs(key))))
+
+    def bind(self, params: Params) -> HybridLM:
+        """The module with these parameters; cheap, meant for use inside a jitted function."""
+        state = jax.tree.map(lambda x: x, self.state)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(self.graphdef, state)
+
+    def count(self, *, embeddings: bool = True) -> int:
+        """Number of parameters, optionally without embedding and untied head."""
+        tree = self.abstract
+        if not embeddings:
+            tree = {k: v for k, v in tree.items() if k not in ("embedding", "head")}
+        return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def _insert(tree: Params, path: tuple[str, ...], value: Any) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value

@@ -1,0 +1,198 @@
+"""Causal softmax attention: full or windowed, grouped heads, documents, sinks, soft cap.
+
+Returns the output and its log-sum-exp, both differentiable, so that a caller can merge
+several attentions over disjoint keys into one softmax.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from kernels_pallas import dispatch, segments
+from kernels_pallas.attention import chunked, reference
+from kernels_pallas.attention.decode import decode_attention as _decode_attention
+
+SUPPORT = dispatch.XLA_ONLY
+_FORMS = {"reference": reference.attention, "chunked": chunked.attention}
+
+
+class AttentionState(NamedTuple):
+    """Keys, values and segment ids of the S tokens directly before the first one.
+
+    Oldest first; a slot with segment id 0 is empty (or padding) and attended by nobody.
+    """
+
+    k_BSGK: Float[Array, "B S G K"]
+    v_BSGV: Float[Array, "B S G V"]
+    segment_ids_BS: Int[Array, "B S"]
+
+
+def empty_state(
+    batch: int, slots: int, kv_heads: int, key_size: int, value_size: int, dtype=jnp.float32
+) -> AttentionState:
+    """A state of `slots` empty slots: window - 1 of them to start a windowed decode."""
+    return AttentionState(
+        jnp.zeros((batch, slots, kv_heads, key_size), dtype),
+        jnp.zeros((batch, slots, kv_heads, value_size), dtype),
+        jnp.zeros((batch, slots), jnp.int32),
+    )
+
+
+def attention(
+    q_BTHK: Float[Array, "B T H K"],
+    k_BTGK: Float[Array, "B T G K"],
+    v_BTGV: Float[Array, "B T G V"],
+    *,
+    segment_ids: Int[Array, "B T"] | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    sinks_H: Float[Array, "H"] | None = None,
+    soft_cap: float | None = None,
+    initial_state: AttentionState | None = None,
+    return_state: bool = False,
+    impl: str = "auto",
+    precision=None,
+) -> tuple:
+    """softmax(cap(scale * q k^T)) v over each token's document, itself and what precedes it.
+
+    Query head h reads key/value head h // (H // G). Padding (segment id 0) gets out = 0 and
+    lse = -1e30, passes no gradient and is attended by nobody.
+
+    Arguments:
+      q_BTHK, k_BTGK, v_BTGV: any floating dtype; H is a multiple of G.
+      segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
+      window: keys a query sees, its own included, counted in time indices; None = all.
+      scale: of the logits, K ** -0.5 if None.
+      sinks_H: a learned logit per head that joins the denominator only (gpt-oss).
+      soft_cap: logits become soft_cap * tanh(logits / soft_cap) (Gemma 2).
+      initial_state: tokens directly before the first one, any number of slots; a window
+        never looks further back than window - 1 of them.
+      return_state: also return the state after the last token: exactly window - 1 slots for
+        a window (the oldest are empty while the sequence is shorter), every slot for full.
+      impl: "auto", "reference" (dense), "chunked" (memory linear in T) or "pallas".
+      precision: of the matrix products, as in `jax.lax.dot_general`.
+
+    Returns (out_BTHV, lse_BTH), or (out_BTHV, lse_BTH, AttentionState). out has v's dtype;
+    lse, sink included, is float32 (float64 where an input is float64).
+    Raises ValueError for shapes that do not agree, H % G != 0, window < 1, soft_cap <= 0,
+    non-integer segment ids, unknown impl.
+    """
+    _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, sinks_H, soft_cap, initial_state)
+    batch, time, heads, key_size = q_BTHK.shape
+    kv_heads, value_size = v_BTGV.shape[2:]
+    case = dict(
+        dtype=str(q_BTHK.dtype), key_size=key_size, value_size=value_size,
+        heads_per_kv=heads // kv_heads, window=window, sinks=sinks_H is not None,
+        soft_cap=soft_cap is not None, state=initial_state is not None,
+    )  # fmt: skip
+    form = _FORMS[dispatch.resolve("attention", impl, case, SUPPORT)]
+
+    ids_BS = segments.or_one_document(segment_ids, batch, time)
+    k_BSGK, v_BSGV = k_BTGK, v_BTGV
+    if initial_state is not None:
+        old = _last_slots(initial_state, None if window is None else window - 1)
+        k_BSGK = jnp.concatenate([old.k_BSGK.astype(k_BTGK.dtype), k_BTGK], axis=1)
+        v_BSGV = jnp.concatenate([old.v_BSGV.astype(v_BTGV.dtype), v_BTGV], axis=1)
+        ids_BS = jnp.concatenate([old.segment_ids_BS.astype(jnp.int32), ids_BS], axis=1)
+    out_BTHV, lse_BTH = form(
+        q_BTHK, k_BSGK, v_BSGV, ids_BS, sinks_H,
+        window=window, scale=key_size**-0.5 if scale is None else scale,
+        soft_cap=soft_cap, precision=precision,
+    )  # fmt: skip
+    if not return_state:
+        return out_BTHV, lse_BTH
+    state = AttentionState(k_BSGK, v_BSGV, ids_BS)
+    if window is not None:
+        missing = window - 1 - ids_BS.shape[1]
+        if missing > 0:
+            empty = empty_state(batch, missing, kv_heads, key_size, value_size)
+            state = AttentionState(
+                *(jnp.concatenate([e.astype(s.dtype), s], axis=1) for e, s in zip(empty, state))
+            )
+        state = _last_slots(state, window - 1)
+    return out_BTHV, lse_BTH, state
+
+
+def decode_attention(
+    q_BHK: Float[Array, "B H K"],
+    k_BSGK: Float[Array, "B S G K"],
+    v_BSGV: Float[Array, "B S G V"],
+    valid_BS: Bool[Array, "B S"],
+    *,
+    scale: float | None = None,
+    sinks_H: Float[Array, "H"] | None = None,
+    soft_cap: float | None = None,
+) -> Float[Array, "B H V"]:
+    """One query per row against a cache whose slots may lie in any order (ring buffers).
+
+    Arguments:
+      q_BHK, k_BSGK, v_BSGV: any floating dtype; H is a multiple of G.
+      valid_BS: bool, the slots this query attends, its own token's included.
+      scale, sinks_H, soft_cap: as in `attention`.
+
+    Returns out_BHV in v's dtype; 0 where a row has no valid slot.
+    Raises ValueError for shapes that do not agree or a mask that is not boolean.
+    """
+    op = "decode_attention"
+    if q_BHK.ndim != 3:
+        raise ValueError(f"{op}: q must have shape (B, H, K), got {q_BHK.shape}.")
+    _check_heads(op, q_BHK[:, None], k_BSGK, v_BSGV, sinks_H, soft_cap)
+    dispatch.check_shape(op, "valid_BS", valid_BS, k_BSGK.shape[:2], "B S")
+    if valid_BS.dtype != bool:
+        raise ValueError(f"{op}: valid_BS must be boolean, got {valid_BS.dtype}.")
+    scale = q_BHK.shape[-1] ** -0.5 if scale is None else scale
+    return _decode_attention(q_BHK, k_BSGK, v_BSGV, valid_BS, sinks_H, scale, soft_cap)
+
+
+def _last_slots(state: AttentionState, slots: int | None) -> AttentionState:
+    """The newest `slots` slots, or all of them."""
+    if slots is None or state.k_BSGK.shape[1] <= slots:
+        return state
+    first = state.k_BSGK.shape[1] - slots
+    return AttentionState(*(array[:, first:] for array in state))
+
+
+def _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, sinks_H, soft_cap, initial_state) -> None:
+    op = "attention"
+    if q_BTHK.ndim != 4 or q_BTHK.shape[1] < 1:
+        raise ValueError(f"{op}: q must have shape (B, T, H, K) with T >= 1, got {q_BTHK.shape}.")
+    _check_heads(op, q_BTHK, k_BTGK, v_BTGV, sinks_H, soft_cap)
+    batch, time = q_BTHK.shape[:2]
+    kv_heads, key_size = k_BTGK.shape[2:]
+    if k_BTGK.shape[1] != time:
+        raise ValueError(f"{op}: q and k must have the same time, got {time}, {k_BTGK.shape[1]}.")
+    if window is not None and (not isinstance(window, int) or window < 1):
+        raise ValueError(f"{op}: window must be None or an int >= 1 (own key included), got {window}.")
+    segments.check(op, segment_ids, batch, time)
+    if initial_state is not None:
+        slots = initial_state.k_BSGK.shape[1]
+        k_shape = (batch, slots, kv_heads, key_size)
+        v_shape = (batch, slots, kv_heads, v_BTGV.shape[3])
+        dispatch.check_shape(op, "initial_state.k_BSGK", initial_state.k_BSGK, k_shape, "B S G K")
+        dispatch.check_shape(op, "initial_state.v_BSGV", initial_state.v_BSGV, v_shape, "B S G V")
+        dispatch.check_shape(
+            op, "initial_state.segment_ids_BS", initial_state.segment_ids_BS, k_shape[:2], "B S"
+        )
+
+
+def _check_heads(op, q_BTHK, k_BSGK, v_BSGV, sinks_H, soft_cap) -> None:
+    batch, _, heads, key_size = q_BTHK.shape
+    if k_BSGK.ndim != 4 or (k_BSGK.shape[0], k_BSGK.shape[3]) != (batch, key_size):
+        raise ValueError(
+            f"{op}: k must have shape (B, T, G, K) with B={batch}, K={key_size}, got {k_BSGK.shape}."
+        )
+    if v_BSGV.ndim != 4 or v_BSGV.shape[:3] != k_BSGK.shape[:3]:
+        raise ValueError(
+            f"{op}: v must agree with k on (B, T, G) = {k_BSGK.shape[:3]}, got {v_BSGV.shape}."
+        )
+    kv_heads = k_BSGK.shape[2]
+    if kv_heads < 1 or heads % kv_heads:
+        raise ValueError(
+            f"{op}: query heads must be a multiple of key/value heads, got {heads} and {kv_heads}."
+        )
+    if sinks_H is not None:
+        dispatch.check_shape(op, "sinks_H", sinks_H, (heads,), "H")
+    if soft_cap is not None and not soft_cap > 0:
+        raise ValueError(f"{op}: soft_cap must be None or > 0, got {soft_cap}.")
+    dispatch.check_floating(op, q=q_BTHK, k=k_BSGK, v=v_BSGV, sinks_H=sinks_H)

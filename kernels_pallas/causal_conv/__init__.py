@@ -1,0 +1,102 @@
+"""Short depthwise causal convolution that stops at document boundaries.
+
+The filter before the recurrence in Mamba, Griffin, Gated DeltaNet and their kin.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kernels_pallas import dispatch, segments
+from kernels_pallas.causal_conv import chunked, reference
+
+MAX_WIDTH = 8
+SUPPORT = dispatch.XLA_ONLY
+_FORMS = {"reference": reference.causal_conv, "chunked": chunked.causal_conv}
+
+
+class ConvState(NamedTuple):
+    """The last S = W - 1 inputs and their segment ids, oldest first; id 0 = empty slot."""
+
+    x_BSD: Float[Array, "B S D"]
+    segment_ids_BS: Int[Array, "B S"]
+
+
+def empty_state(batch: int, width: int, channels: int, dtype=jnp.float32) -> ConvState:
+    """The state before any token of a filter of `width` taps."""
+    slots = width - 1
+    return ConvState(
+        jnp.zeros((batch, slots, channels), dtype), jnp.zeros((batch, slots), jnp.int32)
+    )
+
+
+def causal_conv(
+    x_BTD: Float[Array, "B T D"],
+    kernel_WD: Float[Array, "W D"],
+    bias_D: Float[Array, "D"] | None = None,
+    *,
+    segment_ids: Int[Array, "B T"] | None = None,
+    initial_state: ConvState | None = None,
+    return_state: bool = False,
+    impl: str = "auto",
+) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], ConvState]:
+    """y_t = bias + sum_i kernel_WD[i] * x_{t-i} over the taps in t's own document.
+
+    kernel_WD[0] multiplies the current token, kernel_WD[W-1] the oldest (PyTorch's and
+    Mamba's conv1d weights are this flipped). Padding gives 0, bias included.
+
+    Arguments:
+      x_BTD: input, any floating dtype; sums are float32 (float64 for float64).
+      kernel_WD: one filter per channel, width 1 to 8.
+      bias_D: optional.
+      segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
+      initial_state: the W - 1 inputs directly before the first token.
+      return_state: also return the state after the last token.
+      impl: "auto", "reference" (token by token), "chunked" or "pallas".
+
+    Returns y_BTD in x's dtype, or (y_BTD, ConvState).
+    Raises ValueError for shapes that do not agree, a width outside 1..8, non-integer
+    segment ids, unknown impl.
+    """
+    _check(x_BTD, kernel_WD, bias_D, segment_ids, initial_state)
+    batch, time, channels = x_BTD.shape
+    width = kernel_WD.shape[0]
+    case = dict(dtype=str(x_BTD.dtype), channels=channels, width=width)
+    form = _FORMS[dispatch.resolve("causal_conv", impl, case, SUPPORT)]
+
+    if initial_state is None:
+        initial_state = empty_state(batch, width, channels, x_BTD.dtype)
+    if bias_D is None:
+        bias_D = jnp.zeros((channels,), kernel_WD.dtype)
+    # One array of state and input: from here on S = W - 1 + T.
+    ids_BT = segments.or_one_document(segment_ids, batch, time)
+    ids_BS = jnp.concatenate([initial_state.segment_ids_BS.astype(jnp.int32), ids_BT], axis=1)
+    x_BSD = jnp.concatenate([initial_state.x_BSD.astype(x_BTD.dtype), x_BTD], axis=1)
+    y_BTD = form(x_BSD, kernel_WD, bias_D, ids_BS)
+    if not return_state:
+        return y_BTD
+    return y_BTD, ConvState(x_BSD[:, time:], ids_BS[:, time:])
+
+
+def _check(x_BTD, kernel_WD, bias_D, segment_ids, initial_state) -> None:
+    op = "causal_conv"
+    if x_BTD.ndim != 3 or x_BTD.shape[1] < 1:
+        raise ValueError(f"{op}: x must have shape (B, T, D) with T >= 1, got {x_BTD.shape}.")
+    batch, time, channels = x_BTD.shape
+    if kernel_WD.ndim != 2 or not 1 <= kernel_WD.shape[0] <= MAX_WIDTH:
+        raise ValueError(
+            f"{op}: kernel must have shape (W, D) with W in 1..{MAX_WIDTH}, got {kernel_WD.shape}."
+        )
+    width = kernel_WD.shape[0]
+    dispatch.check_shape(op, "kernel", kernel_WD, (width, channels), "W D")
+    if bias_D is not None:
+        dispatch.check_shape(op, "bias", bias_D, (channels,), "D")
+    dispatch.check_floating(op, x=x_BTD, kernel=kernel_WD, bias=bias_D)
+    segments.check(op, segment_ids, batch, time)
+    if initial_state is not None:
+        x_shape = (batch, width - 1, channels)
+        dispatch.check_shape(op, "initial_state.x_BSD", initial_state.x_BSD, x_shape, "B W-1 D")
+        dispatch.check_shape(
+            op, "initial_state.segment_ids_BS", initial_state.segment_ids_BS, x_shape[:2], "B W-1"
+        )

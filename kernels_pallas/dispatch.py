@@ -1,0 +1,97 @@
+"""Choosing a backend, fail-closed: an unsupported call is slower or an error, never wrong.
+
+Each op declares its backends as data, a tuple of `Backend` rows. A row with `limits=None`
+is a plain XLA form that takes every valid call. A kernel's row lists, feature by feature,
+the values its tests cover; a feature the row does not mention is not covered.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+IMPLS = ("auto", "reference", "chunked", "pallas")
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """One row of an op's support table.
+
+    Arguments:
+      name: what `resolve` returns, unique in the table ("chunked", "tpu", "hopper").
+      impl: the public name it answers to: "reference", "chunked" or "pallas".
+      limits: for each feature of a case the values covered (any container, `range`
+        included); None covers every case.
+    """
+
+    name: str
+    impl: str
+    limits: Mapping[str, Collection] | None = None
+
+    def uncovered(self, case: Mapping[str, Any]) -> list[str]:
+        """The features of `case` outside this backend's limits, each as `name=value`."""
+        if self.limits is None:
+            return []
+        return [f"{k}={v}" for k, v in case.items() if v not in self.limits.get(k, ())]
+
+    def describe(self) -> str:
+        limits = self.limits or {}
+        return f"{self.name} (" + ", ".join(f"{k} in {v}" for k, v in limits.items()) + ")"
+
+
+#: The table of an op that has no kernel yet.
+XLA_ONLY = (Backend("reference", "reference"), Backend("chunked", "chunked"))
+
+
+def resolve(
+    op_name: str, impl: str, case: Mapping[str, Any], support: tuple[Backend, ...] = XLA_ONLY
+) -> str:
+    """The name of the backend that runs this call.
+
+    Arguments:
+      op_name: for messages.
+      impl: "auto" takes a kernel only where the table covers the case, otherwise chunked;
+        "reference", "chunked" and "pallas" take exactly that.
+      case: what the call asks for, e.g. `dict(platform="tpu", dtype="bfloat16", window=128)`.
+      support: the op's table.
+
+    Raises ValueError for an unknown impl, and for "pallas" where no kernel covers the case.
+    """
+    if impl not in IMPLS:
+        raise ValueError(f"{op_name}: impl must be one of {', '.join(IMPLS)}, got {impl!r}.")
+    kernels = [b for b in support if b.impl == "pallas"]
+    if impl in ("auto", "pallas"):
+        for backend in kernels:
+            if not backend.uncovered(case):
+                return backend.name
+    if impl == "pallas":
+        if not kernels:
+            raise ValueError(
+                f"{op_name}: impl='pallas' has no kernel yet; use 'auto', 'chunked' or 'reference'."
+            )
+        missing = "; ".join(f"{b.describe()} lacks {', '.join(b.uncovered(case))}" for b in kernels)
+        raise ValueError(f"{op_name}: impl='pallas' does not support this call: {missing}.")
+    wanted = "chunked" if impl == "auto" else impl
+    return next(b.name for b in support if b.impl == wanted)
+
+
+def check_shape(op_name: str, name: str, array, shape: tuple[int, ...], dims: str) -> None:
+    """Raises ValueError unless `array.shape == shape`; `dims` names the axes, "B T D"."""
+    if array.shape != shape:
+        raise ValueError(
+            f"{op_name}: {name} must have shape ({dims.replace(' ', ', ')}) = {shape}, "
+            f"got {array.shape}."
+        )
+
+
+def check_floating(op_name: str, **arrays) -> None:
+    """Raises ValueError unless every array given (None is skipped) has a floating dtype."""
+    for name, array in arrays.items():
+        if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{op_name}: {name} must be floating point, got {array.dtype}.")
+
+
+def accumulator_dtype(*arrays):
+    """float64 where an input is float64, otherwise float32."""
+    return jnp.promote_types(jnp.float32, jnp.result_type(*arrays))

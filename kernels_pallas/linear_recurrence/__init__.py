@@ -1,0 +1,89 @@
+"""Diagonal gated linear recurrence h_t = a_t * h_{t-1} + b_t (RG-LRU, HGRN, minGRU).
+
+Griffin (De et al. 2024, arXiv:2402.19427) section 2.4 is the form this op serves.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kernels_pallas import dispatch, segments
+from kernels_pallas.linear_recurrence import chunked, reference
+
+SUPPORT = dispatch.XLA_ONLY
+_FORMS = {"reference": reference.linear_recurrence, "chunked": chunked.linear_recurrence}
+
+
+class RecurrenceState(NamedTuple):
+    """What a later call needs: the last h (float32 or float64) and its token's segment id.
+
+    A segment id of 0 marks an empty state: its h is never used.
+    """
+
+    h_BD: Float[Array, "B D"]
+    segment_ids_B: Int[Array, "B"]
+
+
+def empty_state(batch: int, channels: int, dtype=jnp.float32) -> RecurrenceState:
+    """The state before any token."""
+    return RecurrenceState(jnp.zeros((batch, channels), dtype), jnp.zeros((batch,), jnp.int32))
+
+
+def linear_recurrence(
+    a_BTD: Float[Array, "B T D"],
+    b_BTD: Float[Array, "B T D"],
+    *,
+    segment_ids: Int[Array, "B T"] | None = None,
+    initial_state: RecurrenceState | None = None,
+    return_state: bool = False,
+    impl: str = "auto",
+) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], RecurrenceState]:
+    """h_t = a_t h_{t-1} + b_t along time, per channel, within each document.
+
+    At a document's first token the carried h counts as 0 (so a_t is unused there); padding
+    gives 0. Exact for a = 0 and a = 1; nothing is divided by a product of gates.
+
+    Arguments:
+      a_BTD: decay, any floating dtype.
+      b_BTD: input, any floating dtype.
+      segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
+      initial_state: state of the tokens directly before; carried on only into the document
+        whose id it holds.
+      return_state: also return the state after the last token.
+      impl: "auto", "reference" (token by token), "chunked" or "pallas".
+
+    Returns h_BTD in float32 (float64 where an input is float64), or (h_BTD, RecurrenceState).
+    Raises ValueError for shapes that do not agree, non-integer segment ids, unknown impl.
+    """
+    _check(a_BTD, b_BTD, segment_ids, initial_state)
+    batch, time, channels = a_BTD.shape
+    case = dict(dtype=str(a_BTD.dtype), channels=channels)
+    form = _FORMS[dispatch.resolve("linear_recurrence", impl, case, SUPPORT)]
+
+    dtype = dispatch.accumulator_dtype(a_BTD, b_BTD)
+    ids_BT = segments.or_one_document(segment_ids, batch, time)
+    state = initial_state if initial_state is not None else empty_state(batch, channels, dtype)
+    resets_BT = segments.document_starts(ids_BT, state.segment_ids_B)
+    padding_BT = ids_BT == 0
+    a_BTD = jnp.where((resets_BT | padding_BT)[:, :, None], 0, a_BTD.astype(dtype))
+    b_BTD = jnp.where(padding_BT[:, :, None], 0, b_BTD.astype(dtype))
+    h_BTD = form(a_BTD, b_BTD, state.h_BD.astype(dtype))
+    if not return_state:
+        return h_BTD
+    return h_BTD, RecurrenceState(h_BTD[:, -1], ids_BT[:, -1])
+
+
+def _check(a_BTD, b_BTD, segment_ids, initial_state) -> None:
+    op = "linear_recurrence"
+    if a_BTD.ndim != 3 or a_BTD.shape[1] < 1:
+        raise ValueError(f"{op}: a must have shape (B, T, D) with T >= 1, got {a_BTD.shape}.")
+    batch, time, channels = a_BTD.shape
+    dispatch.check_shape(op, "b", b_BTD, a_BTD.shape, "B T D")
+    dispatch.check_floating(op, a=a_BTD, b=b_BTD)
+    segments.check(op, segment_ids, batch, time)
+    if initial_state is not None:
+        dispatch.check_shape(op, "initial_state.h_BD", initial_state.h_BD, (batch, channels), "B D")
+        dispatch.check_shape(
+            op, "initial_state.segment_ids_B", initial_state.segment_ids_B, (batch,), "B"
+        )

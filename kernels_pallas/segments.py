@@ -1,0 +1,60 @@
+"""Document boundaries from segment ids: the one place that says what a document is.
+
+`segment_ids` is int32 (B, T). 0 is padding; a change of id between neighbouring positions
+is a boundary. A run of padding is a "document" of its own here; the ops additionally zero
+its outputs.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+def check(op: str, segment_ids, batch: int, time: int) -> None:
+    """Raises ValueError unless `segment_ids` is None or an integer array (batch, time)."""
+    if segment_ids is None:
+        return
+    if not jnp.issubdtype(segment_ids.dtype, jnp.integer):
+        raise ValueError(
+            f"{op}: segment_ids must be integers (0 = padding), got dtype {segment_ids.dtype}."
+        )
+    if segment_ids.shape != (batch, time):
+        raise ValueError(
+            f"{op}: segment_ids must have shape (batch, time) = {(batch, time)}, "
+            f"got {segment_ids.shape}."
+        )
+
+
+def or_one_document(segment_ids, batch: int, time: int) -> Int[Array, "B T"]:
+    """`segment_ids` as int32, or all ones (one document, no padding) where it is None."""
+    if segment_ids is None:
+        return jnp.ones((batch, time), jnp.int32)
+    return segment_ids.astype(jnp.int32)
+
+
+def document_starts(
+    segment_ids_BT: Int[Array, "B T"], previous_ids_B: Int[Array, "B"] | None = None
+) -> Bool[Array, "B T"]:
+    """True at the first token of every document.
+
+    `previous_ids_B` is the segment id of the token before the first one; without it the
+    first token starts a document.
+    """
+    if previous_ids_B is None:
+        first_B1 = jnp.ones_like(segment_ids_BT[:, :1], dtype=bool)
+    else:
+        first_B1 = segment_ids_BT[:, :1] != previous_ids_B[:, None]
+    changes_BT = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
+    return jnp.concatenate([first_B1, changes_BT], axis=1)
+
+
+def document_number(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Counts documents from 1; unlike the ids, no two documents of a row share a number."""
+    return jnp.cumsum(document_starts(segment_ids_BT), axis=1, dtype=jnp.int32)
+
+
+def first_token_index(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """For every token the index of the first token of its document."""
+    index_BT = jax.lax.broadcasted_iota(jnp.int32, segment_ids_BT.shape, 1)
+    marks_BT = jnp.where(document_starts(segment_ids_BT), index_BT, 0)
+    return jax.lax.cummax(marks_BT, axis=1)

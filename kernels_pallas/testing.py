@@ -1,0 +1,340 @@
+"""The laws every sequence op and every mixer is held to, as reusable checks.
+
+A `Subject` wraps an op (or a whole mixer) as one function of named time-major inputs,
+parameters, segment ids and a state. Each `check_*` draws fresh arrays from `rng`, runs one
+law and raises AssertionError with the figure that broke it:
+
+    check_forms          1  chunked = reference, outputs, final state and every gradient
+    check_packed         2  a document's outputs and gradients do not change when packed
+    check_split          3  several calls with a carried state = one call
+    check_causal         4  later tokens change nothing earlier, padding changes nothing
+    check_finite         5  finite values and gradients on extreme inputs
+    check_sharded        6  sharded over the batch = single device
+    check_deterministic  7  two runs, the same bits
+    check_vmap              a mapped axis = a loop
+
+A subject whose outputs are not 0 at padding by nature (a log-sum-exp) masks them there.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is held to the laws.
+
+    Arguments:
+      name: for messages.
+      apply: `apply(inputs, params, segment_ids, state, impl) -> (outputs, final_state)`;
+        inputs and outputs are dicts of arrays (B, T, ...), segment_ids may be None, state
+        may be None (no tokens before).
+      inputs: `inputs(rng, batch, time, dtype)` draws the inputs.
+      params: `params(rng, dtype)` draws what has no time axis, {} if there is nothing.
+      state: `state(rng, batch, dtype)` draws a state whose tokens belong to document 1.
+      extremes: named functions inputs -> inputs that drive gates and magnitudes to their ends.
+    """
+
+    name: str
+    apply: Callable
+    inputs: Callable
+    params: Callable = lambda rng, dtype: {}
+    state: Callable | None = None
+    extremes: dict[str, Callable] = dataclasses.field(default_factory=dict)
+
+
+def normal(rng: np.random.Generator, shape: Sequence[int], dtype) -> jax.Array:
+    """Standard normal numbers as a jax array."""
+    return jnp.asarray(rng.standard_normal(tuple(shape)), dtype)
+
+
+def draw_segment_ids(
+    rng: np.random.Generator, batch: int, time: int, documents: int = 4, padding: float = 0.3
+) -> jax.Array:
+    """(B, T) ids with about `documents` runs a row at random boundaries; a run is padding
+    with probability `padding`, and ids repeat, so that equal ids need not be one document."""
+    ids = np.zeros((batch, time), np.int32)
+    for row in ids:
+        cuts = np.sort(rng.integers(0, time + 1, size=documents - 1))
+        for run in np.split(np.arange(time), cuts):
+            row[run] = 0 if rng.random() < padding else rng.integers(1, 4)
+    return jnp.asarray(ids)
+
+
+def error(got: Tree, want: Tree) -> float:
+    """Largest |got - want| over all leaves, each relative to the largest |want| of its leaf
+    (at least 1e-3)."""
+    worst = 0.0
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        if x.shape != y.shape:
+            raise AssertionError(f"shapes differ: {x.shape} and {y.shape}")
+        if x.size:
+            worst = max(worst, _nan_is_inf(np.max(np.abs(x - y))) / max(1e-3, np.max(np.abs(y))))
+    return worst
+
+
+def assert_close(law: str, got: Tree, want: Tree, tolerance: float) -> None:
+    """AssertionError naming the leaf with the largest relative error if it exceeds `tolerance`."""
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(want)]
+    errors = [
+        error(x, y) for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    ]
+    worst = int(np.argmax(errors)) if errors else 0
+    if errors and not errors[worst] <= tolerance:
+        raise AssertionError(f"{law}: {names[worst]} off by {errors[worst]:.3e} > {tolerance:.1e}")
+
+
+def run(subject, impl, inputs, params, segment_ids, state, cotangents=None) -> dict:
+    """Outputs, final state and, for given cotangents, the gradients of inputs, params, state.
+
+    `cotangents` come from `draw_cotangents`; without them no gradients are taken.
+    """
+    floats, rebuild = _floats(state)
+
+    def forward(inputs, params, floats):
+        outputs, final = subject.apply(inputs, params, segment_ids, rebuild(floats), impl)
+        final_floats, _ = _floats(final)
+        return (outputs, final_floats), final
+
+    if cotangents is None:
+        (outputs, _), final = jax.jit(forward)(inputs, params, floats)
+        return dict(outputs=outputs, final=final)
+
+    def with_gradients(inputs, params, floats, cotangents):
+        primal, vjp, final = jax.vjp(forward, inputs, params, floats, has_aux=True)
+        return dict(outputs=primal[0], final=final, gradients=vjp(cotangents))
+
+    return jax.jit(with_gradients)(inputs, params, floats, cotangents)
+
+
+def draw_cotangents(rng, subject, impl, inputs, params, segment_ids, state) -> tuple:
+    """Random cotangents for the outputs and the floating leaves of the final state."""
+
+    def forward(inputs, params, state):
+        outputs, final = subject.apply(inputs, params, segment_ids, state, impl)
+        return outputs, _floats(final)[0]
+
+    shapes = jax.eval_shape(forward, inputs, params, state)
+    return jax.tree.map(lambda s: normal(rng, s.shape, s.dtype), shapes)
+
+
+def check_forms(
+    subject: Subject, rng, batch: int, time: int, dtype=jnp.float64, tolerance: float = 1e-10,
+    segment_ids=None, with_state: bool = True, impl: str = "chunked", oracle: str = "reference",
+) -> None:  # fmt: skip
+    """Law 1: `impl` equals `oracle` in outputs, final state and every gradient."""
+    inputs, params = subject.inputs(rng, batch, time, dtype), subject.params(rng, dtype)
+    state = subject.state(rng, batch, dtype) if with_state else None
+    cotangents = draw_cotangents(rng, subject, oracle, inputs, params, segment_ids, state)
+    results = [
+        run(subject, form, inputs, params, segment_ids, state, cotangents)
+        for form in (impl, oracle)
+    ]
+    assert_close(f"{subject.name}: {impl} = {oracle}", *results, tolerance)
+
+
+def check_packed(
+    subject: Subject, rng, lengths: Sequence[int], gaps: Sequence[int] | None = None,
+    dtype=jnp.float64, tolerance: float = 1e-10, impl: str = "chunked",
+) -> None:  # fmt: skip
+    """Law 2: documents of `lengths`, packed into one row with `gaps[i]` padded tokens after
+    document i, have the outputs and gradients they have alone."""
+    gaps = [0] * len(lengths) if gaps is None else gaps
+    params = subject.params(rng, dtype)
+    alone, row, ids, spans, at = [], [], [], [], 0
+    for number, (length, gap) in enumerate(zip(lengths, gaps, strict=True)):
+        inputs = subject.inputs(rng, 1, length, dtype)
+        cotangents = draw_cotangents(rng, subject, impl, inputs, params, None, None)
+        cotangents = jax.tree.map(jnp.zeros_like, cotangents[1]), cotangents[0]
+        alone.append((inputs, cotangents))
+        row += [inputs] + ([subject.inputs(rng, 1, gap, dtype)] if gap else [])
+        ids += [1 + number % 2] * length + [0] * gap  # ids repeat, documents do not
+        spans.append(slice(at, at + length))
+        at += length + gap
+    packed_inputs = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *row)
+    ids = jnp.asarray([ids], jnp.int32)
+    zero = draw_cotangents(rng, subject, impl, packed_inputs, params, ids, None)
+    out_cotangents, final_cotangents = zero[0], jax.tree.map(jnp.zeros_like, zero[1])
+    for span, (_, (_, own)) in zip(spans, alone):
+        out_cotangents = jax.tree.map(lambda c, o, s=span: c.at[:, s].set(o), out_cotangents, own)
+    packed = run(
+        subject, impl, packed_inputs, params, ids, None, (out_cotangents, final_cotangents)
+    )
+    total = jax.tree.map(jnp.zeros_like, params)
+    for number, (span, (inputs, (final, own))) in enumerate(zip(spans, alone)):
+        single = run(subject, impl, inputs, params, None, None, (own, final))
+        got = jax.tree.map(lambda x, s=span: x[:, s], (packed["outputs"], packed["gradients"][0]))
+        want = single["outputs"], single["gradients"][0]
+        assert_close(f"{subject.name}: packed = separate, document {number}", got, want, tolerance)
+        total = jax.tree.map(jnp.add, total, single["gradients"][1])
+    law = f"{subject.name}: packed = separate, parameters"
+    assert_close(law, packed["gradients"][1], total, tolerance)
+
+
+def check_split(
+    subject: Subject, rng, batch: int, time: int, cuts: Sequence[int], segment_ids=None,
+    dtype=jnp.float64, tolerance: float = 1e-10, impl: str = "chunked", with_state: bool = True,
+) -> None:  # fmt: skip
+    """Law 3: the calls between `cuts`, each given the state of the one before, equal one
+    call, gradients through the carried state included. `cuts=range(1, time)` is decoding."""
+
+    def in_pieces(inputs, params, segment_ids, state, impl):
+        outputs = []
+        for first, last in zip([0, *cuts], [*cuts, time], strict=True):
+            piece = jax.tree.map(lambda x, s=slice(first, last): x[:, s], inputs)
+            ids = None if segment_ids is None else segment_ids[:, first:last]
+            out, state = subject.apply(piece, params, ids, state, impl)
+            outputs.append(out)
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *outputs), state
+
+    inputs, params = subject.inputs(rng, batch, time, dtype), subject.params(rng, dtype)
+    state = subject.state(rng, batch, dtype) if with_state else None
+    cotangents = draw_cotangents(rng, subject, impl, inputs, params, segment_ids, state)
+    pieces = dataclasses.replace(subject, apply=in_pieces)
+    results = [
+        run(form, impl, inputs, params, segment_ids, state, cotangents)
+        for form in (pieces, subject)
+    ]
+    assert_close(f"{subject.name}: split at {list(cuts)} = whole", *results, tolerance)
+
+
+def check_causal(
+    subject: Subject, rng, batch: int, time: int, cut: int, segment_ids,
+    dtype=jnp.float32, impl: str = "chunked",
+) -> None:  # fmt: skip
+    """Law 4, exactly: new tokens from `cut` on change no output before it and get no gradient
+    from there; new padded tokens change no output and no gradient, and have output 0."""
+    inputs, params = subject.inputs(rng, batch, time, dtype), subject.params(rng, dtype)
+    other = subject.inputs(rng, batch, time, dtype)
+    cotangents = draw_cotangents(rng, subject, impl, inputs, params, segment_ids, None)
+    cotangents = (
+        jax.tree.map(lambda c: c.at[:, cut:].set(0), cotangents[0]),
+        jax.tree.map(jnp.zeros_like, cotangents[1]),
+    )
+
+    def replaced(mask_BT):
+        pick = lambda x, y: jnp.where(mask_BT.reshape(mask_BT.shape + (1,) * (x.ndim - 2)), y, x)
+        return jax.tree.map(pick, inputs, other)
+
+    later_BT = jnp.broadcast_to(jnp.arange(time)[None] >= cut, (batch, time))
+    padding_BT = segment_ids == 0
+    was, later, padded = (
+        run(subject, impl, x, params, segment_ids, None, cotangents)
+        for x in (inputs, replaced(later_BT), replaced(padding_BT))
+    )
+    before = lambda result: jax.tree.map(lambda x: x[:, :cut], result["outputs"])
+    name = subject.name
+    assert_close(f"{name}: a later token changes an earlier output", before(later), before(was), 0)
+    at = lambda tree, mask: jax.tree.map(lambda x: jnp.where(_like(mask, x), x, 0), tree)
+    for what, tree in (
+        ("a later token gets a gradient", at(was["gradients"][0], later_BT)),
+        ("padding has an output", at(was["outputs"], padding_BT)),
+        ("padding gets a gradient", at(was["gradients"][0], padding_BT)),
+    ):
+        assert_close(f"{name}: {what}", tree, jax.tree.map(jnp.zeros_like, tree), 0)
+    keep = ("outputs", "gradients")
+    got, want = ({k: r[k] for k in keep} for r in (padded, was))
+    assert_close(f"{name}: padding changes a result", got, want, 0)
+
+
+def check_finite(
+    subject: Subject, rng, batch: int, time: int, dtype=jnp.float32, impl: str = "chunked",
+    segment_ids=None,
+) -> None:  # fmt: skip
+    """Law 5: values and gradients are finite on the subject's extreme inputs."""
+    for name, extreme in {"plain": lambda x: x, **subject.extremes}.items():
+        inputs = extreme(subject.inputs(rng, batch, time, dtype))
+        params = subject.params(rng, dtype)
+        state = subject.state(rng, batch, dtype) if subject.state else None
+        cotangents = draw_cotangents(rng, subject, impl, inputs, params, segment_ids, state)
+        result = run(subject, impl, inputs, params, segment_ids, state, cotangents)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(result):
+            bad = int(np.sum(~np.isfinite(np.asarray(leaf, np.float64))))
+            if bad:
+                where = jax.tree_util.keystr(path)
+                raise AssertionError(
+                    f"{subject.name}, {name} inputs, T={time}: {bad} non-finite in {where}"
+                )
+
+
+def check_sharded(
+    subject: Subject, rng, mesh: jax.sharding.Mesh, batch: int, time: int, axis: str = "data",
+    dtype=jnp.float32, tolerance: float = 1e-5, impl: str = "chunked", segment_ids=None,
+) -> None:  # fmt: skip
+    """Law 6: with the batch split over `axis` of `mesh`, results equal a single device's."""
+    inputs, params = subject.inputs(rng, batch, time, dtype), subject.params(rng, dtype)
+    state = subject.state(rng, batch, dtype) if subject.state else None
+    cotangents = draw_cotangents(rng, subject, impl, inputs, params, segment_ids, state)
+    single = run(subject, impl, inputs, params, segment_ids, state, cotangents)
+    split = jax.NamedSharding(mesh, jax.P(axis))
+    whole = jax.NamedSharding(mesh, jax.P())
+    by_batch = (inputs, segment_ids, state, cotangents)
+    inputs, segment_ids, state, cotangents = jax.device_put(by_batch, split)
+    params = jax.device_put(params, whole)
+    sharded = run(subject, impl, inputs, params, segment_ids, state, cotangents)
+    for leaf in jax.tree.leaves(sharded["outputs"]):
+        if leaf.sharding.is_fully_replicated:
+            raise AssertionError(f"{subject.name}: outputs of sharded inputs are replicated")
+    sharded, single = jax.device_get((sharded, single))
+    assert_close(f"{subject.name}: sharded = single", sharded, single, tolerance)
+
+
+def check_deterministic(
+    subject: Subject, rng, batch: int, time: int, dtype=jnp.float32, impl: str = "chunked",
+    segment_ids=None,
+) -> None:  # fmt: skip
+    """Law 7: two runs of values and gradients have the same bits."""
+    inputs, params = subject.inputs(rng, batch, time, dtype), subject.params(rng, dtype)
+    state = subject.state(rng, batch, dtype) if subject.state else None
+    cotangents = draw_cotangents(rng, subject, impl, inputs, params, segment_ids, state)
+    results = [
+        run(subject, impl, inputs, params, segment_ids, state, cotangents) for _ in range(2)
+    ]
+    assert_close(f"{subject.name}: two runs", *results, 0)
+
+
+def check_vmap(
+    subject: Subject, rng, size: int, batch: int, time: int, dtype=jnp.float64,
+    tolerance: float = 1e-10, impl: str = "chunked",
+) -> None:  # fmt: skip
+    """jax.vmap over a leading axis of everything, gradients included, equals a loop over it."""
+    draws = []
+    for _ in range(size):
+        ids = draw_segment_ids(rng, batch, time)
+        inputs, params = subject.inputs(rng, batch, time, dtype), subject.params(rng, dtype)
+        state = subject.state(rng, batch, dtype) if subject.state else None
+        cotangents = draw_cotangents(rng, subject, impl, inputs, params, ids, state)
+        draws.append((inputs, params, ids, state, cotangents))
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *draws)
+    mapped = jax.vmap(lambda *draw: run(subject, impl, *draw))(*stacked)
+    looped = jax.tree.map(lambda *xs: jnp.stack(xs), *(run(subject, impl, *d) for d in draws))
+    assert_close(f"{subject.name}: vmap = loop", mapped, looped, tolerance)
+
+
+def _floats(tree: Tree) -> tuple[list, Callable]:
+    """The floating leaves of a tree, and a function that puts new ones in their place."""
+    leaves, structure = jax.tree.flatten(tree)
+    is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+
+    def rebuild(floats):
+        floats = iter(floats)
+        filled = [next(floats) if f else leaf for f, leaf in zip(is_float, leaves, strict=True)]
+        return jax.tree.unflatten(structure, filled)
+
+    return [leaf for f, leaf in zip(is_float, leaves, strict=True) if f], rebuild
+
+
+def _like(mask_BT, x):
+    return mask_BT.reshape(mask_BT.shape + (1,) * (x.ndim - 2))
+
+
+def _nan_is_inf(x) -> float:
+    return float("inf") if np.isnan(x) else float(x)
