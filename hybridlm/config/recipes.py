@@ -1,5 +1,6 @@
 """What recipes share: the argument `smoke`, which shrinks any of them to seconds on a CPU."""
 
+import math
 from typing import Any
 
 from hybridlm.errors import ConfigError
@@ -11,7 +12,8 @@ def smoke(c: Any) -> Any:
 
     Layers keep their kinds and their pattern, once; widths, windows and steps become tiny.
     """
-    c.model.width, c.model.mlp.hidden = 64, 128
+    heads = [m.heads for m in c.model.mixers.values() if m.get("heads")]
+    c.model.width, c.model.mlp.hidden = min(c.model.width, 16 * math.lcm(*heads)), 128
     c.model.depth = sum(len(expand(c.model.get(k, ""))) for k in ("prefix", "pattern", "suffix"))
     for mixer in c.model.mixers.values():
         if mixer.get("window"):

@@ -141,6 +141,7 @@ class DataConfig:
       verify: compare shards with their SHA-256 ("checksum") or only their sizes ("size").
       token_cache: folder for tokens of raw-text sources; None puts them in the workdir.
       prefetch: batches read ahead.
+      bigram_baseline: score a bigram model of the corpus on the held-out sequences at the start.
     """
 
     sources: dict[str, SourceConfig]
@@ -153,6 +154,7 @@ class DataConfig:
     verify: Literal["checksum", "size"] = "checksum"
     token_cache: str | None = None
     prefetch: int = 4
+    bigram_baseline: bool = False
 
     def __post_init__(self):
         require(bool(self.sources), "sources", "names no source")

@@ -1,6 +1,7 @@
 """The ops of this folder wrapped for the laws of `kernels_pallas.testing`."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from kernels_pallas import attention as attn
 from kernels_pallas import causal_conv as conv
@@ -100,3 +101,9 @@ def conv_subject(channels=5, width=4, bias=True) -> Subject:
         ),
         extremes={"large": lambda x: {name: array * 1e6 for name, array in x.items()}},
     )
+
+
+def a_boundary(ids) -> int:
+    """A place where row 0 changes document (1 if it never does)."""
+    changes = np.flatnonzero(np.diff(np.asarray(ids[0]))) + 1
+    return int(changes[0]) if len(changes) else 1

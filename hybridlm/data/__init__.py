@@ -1,0 +1,32 @@
+"""Data: sources, tokenizers, token shards, packing, mixtures, and the pipeline that makes batches.
+
+    pipeline = open_pipeline(config.data, seed=config.seed, workdir=workdir)
+    for batch in pipeline.iterate(start_step): ...
+
+Everything here is numpy; no device is touched.
+"""
+
+from hybridlm.data.bigram import BigramResult, bigram_bits_per_byte
+from hybridlm.data.packing import Window
+from hybridlm.data.pipeline import Batch, Pipeline, open_pipeline
+from hybridlm.data.shards import Shards, open_shards
+from hybridlm.data.sources import Document, read_documents
+from hybridlm.data.tokenize import tokenize
+from hybridlm.data.tokenizers import Tokenizer, open_tokenizer, train_bpe
+
+__all__ = [
+    "Batch",
+    "BigramResult",
+    "Document",
+    "Pipeline",
+    "Shards",
+    "Tokenizer",
+    "Window",
+    "bigram_bits_per_byte",
+    "open_pipeline",
+    "open_shards",
+    "open_tokenizer",
+    "read_documents",
+    "tokenize",
+    "train_bpe",
+]

@@ -1,0 +1,111 @@
+"""The baseline every model must beat: a bigram model of the same tokens, on the same windows."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hybridlm.data.pipeline import Pipeline
+
+_DENSE = 4096  # vocabularies up to this size count pairs in a table, larger ones sparsely
+_READ = 1 << 22  # tokens counted at once
+_STRENGTHS = tuple(float(k) for k in 10.0 ** np.arange(-2, 5, 0.5))
+
+
+class BigramResult(NamedTuple):
+    """Scores of the bigram model on held-out windows.
+
+    Attributes:
+      nats_per_token: mean cross-entropy over the windows' targets.
+      bits_per_byte: the same total, in bits, over the bytes that the targets stand for.
+      tokens, bytes: what was averaged over.
+      strength: the weight k of the unigram prior, in pseudo-counts.
+    """
+
+    nats_per_token: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+    strength: float
+
+
+class _Pairs(NamedTuple):
+    """Counts of pairs that occur: keys prev * V + next, ascending."""
+
+    keys: np.ndarray
+    counts: np.ndarray
+
+
+def bigram_bits_per_byte(
+    pipeline: Pipeline, sequences: int, *, strength: float | None = None
+) -> BigramResult:
+    """Fits a bigram model on the training splits and scores the first held-out windows.
+
+    p(b | a) = (count(a, b) + k p(b)) / (count(a) + k), with p(b) = (count(b) + 1) / (N + V): pair
+    counts interpolated with add-one unigrams (MacKay and Peto 1995, eq. 6). Sources count token by
+    token, whatever their weights. Pairs across documents count only where the pipeline's
+    `cross_document_attention` makes them targets.
+
+    Args:
+      pipeline: gives the training splits and, as in `heldout_batches`, the windows.
+      sequences: held-out windows, as the model's own evaluation has.
+      strength: k; None takes the one of 0.01 to 31,623 (half-decades) under which the training
+        pairs, each left out in turn, are likeliest. Held-out text plays no part in it.
+    """
+    vocab = pipeline.tokenizer.vocab_size
+    pairs = _count_pairs(pipeline, vocab)
+    prev, target = pairs.keys // vocab, pairs.keys % vocab
+    context = np.bincount(prev, pairs.counts, vocab)
+    unigram = np.bincount(target, pairs.counts, vocab) + 1.0
+    unigram /= unigram.sum()
+
+    if strength is None:
+        # Leaving one occurrence out of both counts; the unigrams keep it.
+        def left_out(k: float) -> float:
+            above = pairs.counts - 1 + k * unigram[target]
+            return float(pairs.counts @ np.log(above / (context[prev] - 1 + k)))
+
+        strength = max(_STRENGTHS, key=left_out)
+
+    sizes = pipeline.tokenizer.token_bytes()
+    nats, tokens, size = 0.0, 0, 0
+    for batch in pipeline.heldout_batches(16, sequences):
+        scored = batch["loss_weights"] > 0
+        a, b = batch["tokens"][scored].astype(np.int64), batch["targets"][scored].astype(np.int64)
+        above = _lookup(pairs, a * vocab + b) + strength * unigram[b]
+        nats -= float(np.log(above / (context[a] + strength)).sum())
+        tokens += len(b)
+        size += int(sizes[b].sum())
+    return BigramResult(
+        nats / max(tokens, 1), nats / np.log(2) / max(size, 1), tokens, size, strength
+    )
+
+
+def _count_pairs(pipeline: Pipeline, vocab: int) -> _Pairs:
+    dense = np.zeros(vocab * vocab, np.int64) if vocab <= _DENSE else None
+    pairs = _Pairs(np.empty(0, np.int64), np.empty(0, np.int64))
+    for split in pipeline.train_splits.values():
+        for start in range(0, split.tokens - 1, _READ):
+            tokens, begins = split.read(start, min(start + _READ + 1, split.tokens))
+            keys = tokens[:-1].astype(np.int64) * vocab + tokens[1:]
+            if not pipeline.cross_document_attention:
+                keys = keys[~begins[1:]]
+            if dense is not None:
+                dense += np.bincount(keys, minlength=vocab * vocab)
+            else:
+                pairs = _merge(pairs, _Pairs(*np.unique(keys, return_counts=True)))
+    if dense is not None:
+        keys = np.flatnonzero(dense)
+        return _Pairs(keys, dense[keys])
+    return pairs
+
+
+def _merge(one: _Pairs, other: _Pairs) -> _Pairs:
+    keys, place = np.unique(np.concatenate([one.keys, other.keys]), return_inverse=True)
+    counts = np.bincount(place, np.concatenate([one.counts, other.counts]), len(keys))
+    return _Pairs(keys, counts.astype(np.int64))
+
+
+def _lookup(pairs: _Pairs, keys: np.ndarray) -> np.ndarray:
+    """Counts of `keys`, 0 for pairs that do not occur; float64, the shape of `keys`."""
+    at = np.minimum(np.searchsorted(pairs.keys, keys), len(pairs.keys) - 1)
+    return np.where(pairs.keys[at] == keys, pairs.counts[at], 0).astype(np.float64)

@@ -1,0 +1,297 @@
+"""From a `DataConfig` to batches: the batch of step n is a function of (seed, n) and nothing else.
+
+The stream of training sequences is infinite and addressed by index: each source's windows are
+shuffled anew each epoch (Grain's index shuffle), and the mixture says whose turn it is. Row r of
+step n is sequence n * batch_size + r. Any step costs the same, so resuming needs no state, and a
+host that asks for some of the rows gets those rows of the same global batch.
+"""
+
+import collections
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grain
+import numpy as np
+
+from hybridlm.data import mixture, packing
+from hybridlm.data.packing import Window
+from hybridlm.data.shards import Shards, Split, describe_tokenizer, open_shards, read_manifest
+from hybridlm.data.sources import describe_source
+from hybridlm.data.tokenize import tokenize
+from hybridlm.data.tokenizers import Tokenizer, open_tokenizer
+from hybridlm.errors import DataError
+
+if TYPE_CHECKING:
+    from hybridlm.config.schema import DataConfig, SourceConfig
+
+_log = logging.getLogger(__name__)
+_INFINITE = 2**62
+_PARALLEL_BYTES = 64 << 20  # sources from this size on are tokenized by several processes
+
+Batch = dict[str, np.ndarray]
+
+
+class SplitWindows:
+    """The windows of one split, by index (a Grain data source)."""
+
+    def __init__(self, split: Split, seq_len: int, method: str, cross_document_attention: bool):
+        self._split, self._seq_len, self._cross = split, seq_len, cross_document_attention
+        self._packing = None
+        if method == "best_fit":
+            self._packing = packing.best_fit(split.document_offsets(), seq_len)
+        self._len = (
+            self._packing.windows if self._packing else packing.concat_windows(split.tokens, seq_len)
+        )
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __getitem__(self, index: int) -> Window:
+        if self._packing is None:
+            start, stop = packing.concat_range(index, self._split.tokens, self._seq_len)
+            return packing.concat_window(*self._split.read(start, stop), self._seq_len, self._cross)
+        first, last = self._packing.first[index], self._packing.first[index + 1]
+        starts = self._packing.starts[first:last].tolist()
+        lengths = self._packing.lengths[first:last].tolist()
+        pieces = [self._split.read(s, s + n + 1)[0] for s, n in zip(starts, lengths)]
+        return packing.packed_window(pieces, self._seq_len, self._cross)
+
+
+class _Selection(grain.transforms.DatasetSelectionMap):
+    def __init__(self, weights: tuple[int, ...]):
+        self._weights = weights
+
+    def __len__(self) -> int:
+        return _INFINITE
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return mixture.select(index, self._weights)
+
+
+class _Batches:
+    """Batches by step (a Grain data source)."""
+
+    def __init__(self, pipeline: "Pipeline", rows: slice | None):
+        self._pipeline, self._rows = pipeline, rows
+
+    def __len__(self) -> int:
+        return _INFINITE // self._pipeline.batch_size
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._pipeline.batch(step, self._rows)
+
+
+class Pipeline:
+    """Batches for training and evaluation. Built by `open_pipeline`.
+
+    A batch is a dict of `tokens`, `targets`, `segment_ids`, `positions` (int32) and `loss_weights`
+    (float32), each (rows, seq_len), as `hybridlm.data.packing.Window` describes them.
+
+    Attributes:
+      tokenizer: of every source.
+      seq_len, batch_size: as configured; batch_size is the global one.
+      tokens_per_epoch: training tokens of all sources, each counted once.
+    """
+
+    def __init__(
+        self, data: "DataConfig", shards: dict[str, Shards], tokenizer: Tokenizer, *, seed: int
+    ):
+        self.tokenizer, self.seq_len, self.batch_size = tokenizer, data.seq_len, data.batch_size
+        # Sorted, so that the order in which a config names its sources does not matter.
+        self._names = sorted(shards)
+        self._shards = shards
+        self._weights = mixture.integer_weights([data.sources[n].weight for n in self._names])
+        self._prefetch = data.prefetch
+        layout = (data.seq_len, data.packing, data.cross_document_attention)
+        self._train = {n: SplitWindows(shards[n].train, *layout) for n in self._names}
+        self._heldout = {n: SplitWindows(shards[n].heldout, *layout) for n in self._names}
+        self.cross_document_attention = data.cross_document_attention
+        for name in self._names:
+            if len(self._train[name]) == 0:
+                raise DataError(f"data.sources.{name}: {shards[name].folder} has no training tokens")
+            if len(self._train[name]) > 2**32:
+                raise DataError(
+                    f"data.sources.{name}: {len(self._train[name])} windows are more than can be "
+                    "shuffled (2^32); use a longer data.seq_len or several sources"
+                )
+        if not any(map(len, self._heldout.values())):
+            raise DataError(
+                f"data.sources: {', '.join(self._names)} has a single document, so none can be held "
+                "out for evaluation; split it into several documents"
+            )
+        self._stream = grain.MapDataset.select_from_datasets(
+            [
+                grain.MapDataset.source(self._train[name])
+                .shuffle(seed=mixture.source_seed(seed, name))
+                .repeat()
+                for name in self._names
+            ],
+            _Selection(self._weights),
+        )
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        return sum(shards.train.tokens for shards in self._shards.values())
+
+    @property
+    def train_splits(self) -> dict[str, Split]:
+        """The training split of each source, by name."""
+        return {name: self._shards[name].train for name in self._names}
+
+    def batch(self, step: int, rows: slice | None = None) -> Batch:
+        """The batch of `step` (from 0), or the given rows of it: a function of (seed, step)."""
+        if step < 0:
+            raise ValueError(f"step is {step}; the first is 0")
+        first = step * self.batch_size
+        wanted = range(self.batch_size)[rows if rows is not None else slice(None)]
+        return _stack([self._stream[first + row] for row in wanted], self.seq_len)
+
+    def iterate(self, start_step: int = 0, rows: slice | None = None) -> Iterator[Batch]:
+        """Batches from `start_step` on, without end, read ahead by Grain's threads.
+
+        The result is a `grain.DatasetIterator`; its `close()` stops the threads.
+        """
+        options = grain.ReadOptions(
+            num_threads=min(self._prefetch, 4), prefetch_buffer_size=self._prefetch
+        )
+        batches = grain.MapDataset.source(_Batches(self, rows)).to_iter_dataset(options)
+        iterator = iter(batches)
+        iterator.set_state({"next_index": start_step})
+        return iterator
+
+    def heldout_batches(self, batch_size: int, sequences: int) -> Iterator[Batch]:
+        """The first `sequences` held-out windows, in batches; the last is filled with padding.
+
+        The order is fixed and has nothing to do with the seed. Sources take turns by weight, until
+        they run out; within a source, windows come by reversed bits of their index, so that any
+        number of them is spread evenly over its held-out documents, and a smaller number is a part
+        of a larger. Fewer windows come where the sources have no more.
+        """
+        windows = self.heldout_windows(sequences)
+        for start in range(0, len(windows), batch_size):
+            group = [self._heldout[name][index] for name, index in windows[start : start + batch_size]]
+            group += [packing.empty_window(self.seq_len)] * (batch_size - len(group))
+            yield _stack(group, self.seq_len)
+
+    def heldout_windows(self, sequences: int) -> list[tuple[str, int]]:
+        """(source, window) of the first `sequences` held-out windows, see `heldout_batches`."""
+        orders = {name: mixture.spread_order(len(self._heldout[name])) for name in self._names}
+        sequences = min(sequences, sum(map(len, orders.values())))
+        chosen: list[tuple[str, int]] = []
+        # Sources that still have windows take turns; when one runs out, the others go on.
+        taken = collections.Counter()
+        active = [name for name in self._names if orders[name]]
+        while len(chosen) < sequences:
+            weights = [self._weights[self._names.index(name)] for name in active]
+            for index in range(sequences - len(chosen)):
+                name = active[mixture.select(index, weights)[0]]
+                chosen.append((name, orders[name][taken[name]]))
+                taken[name] += 1
+                if taken[name] == len(orders[name]):
+                    active.remove(name)
+                    break
+        return chosen
+
+    def counts(self, steps: int | None = None) -> dict[str, Any]:
+        """What the run reads, JSON-ready.
+
+        Args:
+          steps: of the run; adds how many epochs of each source it reads.
+
+        Returns:
+          {"sources": {name: {"folder", "weight" (share), "heldout_fraction", "epochs", "train":
+          {...}, "heldout": {...}}}, "tokens_per_epoch", "vocab_size"}, each split with documents,
+          tokens, bytes, token_bytes, unknown_tokens and windows.
+        """
+        sources = {}
+        for name, weight in zip(self._names, self._weights):
+            share = weight / sum(self._weights)
+            opened = self._shards[name]
+            entry: dict[str, Any] = {
+                "folder": str(opened.folder),
+                "weight": share,
+                "heldout_fraction": opened.manifest["heldout_fraction"],
+                "train": _split_counts(opened.train, self._train[name]),
+                "heldout": _split_counts(opened.heldout, self._heldout[name]),
+            }
+            if steps is not None:
+                sequences = steps * self.batch_size * share
+                entry["epochs"] = sequences / len(self._train[name])
+            sources[name] = entry
+        return {
+            "sources": sources,
+            "tokens_per_epoch": self.tokens_per_epoch,
+            "vocab_size": self.tokenizer.vocab_size,
+        }
+
+
+def _split_counts(split: Split, windows: SplitWindows) -> dict[str, int]:
+    keys = ("documents", "tokens", "bytes", "token_bytes", "unknown_tokens")
+    return {**{key: getattr(split, key) for key in keys}, "windows": len(windows)}
+
+
+def _stack(windows: list[Window], seq_len: int) -> Batch:
+    windows = windows or [packing.empty_window(seq_len)][:0]
+    if not windows:
+        return {k: v[None][:0] for k, v in packing.empty_window(seq_len)._asdict().items()}
+    return {name: np.stack(arrays) for name, arrays in zip(Window._fields, zip(*windows))}
+
+
+# --- opening ----------------------------------------------------------------------------------
+
+
+def open_pipeline(data: "DataConfig", *, seed: int, workdir: str | Path) -> Pipeline:
+    """Opens every source, tokenizing raw text where no earlier run has.
+
+    Tokens of raw text go to `data.token_cache`, or `workdir`/tokens, in a folder named by the
+    source, and a hash of its settings, the content of its files, the tokenizer and the held-out
+    fraction; a folder that is there is used only if its manifest says the same. A "tokens" source
+    is split as its own manifest says, whatever `data.heldout_fraction`.
+
+    Raises:
+      DataError: one sentence for anything that cannot be read as it stands.
+    """
+    tokenizer = open_tokenizer(data.tokenizer)
+    cache = Path(os.path.expanduser(data.token_cache or Path(workdir) / "tokens"))
+    shards = {}
+    for name, source in data.sources.items():
+        try:
+            folder = source.path
+            if source.kind != "tokens":
+                folder = _tokenized(name, source, tokenizer, cache, data.heldout_fraction)
+            shards[name] = open_shards(folder, tokenizer=tokenizer, verify=data.verify)
+        except DataError as error:
+            raise DataError(f"data.sources.{name}: {error}") from None
+    return Pipeline(data, shards, tokenizer, seed=seed)
+
+
+def _tokenized(
+    name: str, source: "SourceConfig", tokenizer: Tokenizer, cache: Path, heldout_fraction: float
+) -> Path:
+    """The folder of a raw-text source's tokens, written if it is not there."""
+    description = describe_source(source)
+    wanted = {
+        "source": description,
+        "tokenizer": describe_tokenizer(tokenizer),
+        "heldout_fraction": heldout_fraction,
+    }
+    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+    folder = cache / f"{safe}-{digest[:12]}"
+    if not folder.exists():
+        size = sum(file["bytes"] for file in description["files"])
+        processes = min(os.cpu_count() or 1, 16) if size >= _PARALLEL_BYTES else 1
+        _log.info("tokenizing %s (%.1f MB) into %s", name, size / 1e6, folder)
+        tokenize(source, tokenizer, folder, heldout_fraction, processes)
+    manifest = read_manifest(folder)
+    if {key: manifest[key] for key in wanted} != wanted:
+        raise DataError(
+            f"{folder}: holds the tokens of other settings or other text; remove it, or set another "
+            "data.token_cache"
+        )
+    return folder

@@ -1,0 +1,390 @@
+"""Token shards: a folder that is written once and read by index.
+
+    manifest.json      format version, tokenizer, source, counts, and every file with its SHA-256
+    train-00000.bin    token ids, little-endian uint16 (vocabularies up to 65,536) or uint32
+    train-00000.idx    little-endian int64: where each document begins in the .bin, in tokens, and
+                       last the number of tokens; a document lies whole in one shard
+    heldout-00000.bin  the same for the documents kept for evaluation
+
+Each document is stored as BOS + tokens + EOS. Every file is plain numbers or JSON: opening a folder
+executes nothing that is in it. Folders are local, since they are memory-mapped.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hybridlm.data.tokenizers import Tokenizer
+from hybridlm.errors import DataError
+
+FORMAT = "hybridlm-tokens"
+VERSION = 1
+SPLITS = ("train", "heldout")
+MANIFEST = "manifest.json"
+SHARD_TOKENS = 1 << 26  # a shard ends with the document that reaches this many tokens
+_INDEX_DTYPE = np.dtype("<i8")
+_READ = 1 << 24  # bytes verified at once
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest of uint16 and uint32, little-endian, that holds every id."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+class ShardWriter:
+    """Writes documents into a folder that appears, whole, when `finish` returns.
+
+    Until then the files lie in a folder of another name beside it. Use as a context manager: an
+    exception removes them.
+
+    Args:
+      folder: the folder to make; it must not exist.
+      tokenizer: gives vocabulary, BOS and EOS.
+      shard_tokens: a shard ends with the document that reaches this many tokens.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, shard_tokens: int = SHARD_TOKENS):
+        self.folder, self._tokenizer = Path(folder), tokenizer
+        if self.folder.exists():
+            raise DataError(f"{self.folder} exists; remove it or name another folder")
+        self._dtype, self._shard_tokens = token_dtype(tokenizer.vocab_size), shard_tokens
+        self._token_bytes = tokenizer.token_bytes()
+        self._bos = np.array([tokenizer.bos_id], self._dtype).tobytes()
+        self._eos = np.array([tokenizer.eos_id], self._dtype).tobytes()
+        self._counts = {split: _no_counts() for split in SPLITS}
+        self._shards: dict[str, list[dict]] = {split: [] for split in SPLITS}
+        self._open: dict[str, _OpenShard] = {}
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_dead_partials(self.folder)
+        self.partial = self.folder.parent / (
+            f"{self.folder.name}.partial-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        )
+        self.partial.mkdir()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for shard in self._open.values():
+            shard.close()
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def add(self, split: str, ids: np.ndarray, text_bytes: int) -> None:
+        """Appends a document: its ids (tokens,) without specials, and the UTF-8 bytes it came from."""
+        if split not in self._open:
+            name = f"{split}-{len(self._shards[split]):05d}"
+            self._open[split] = _OpenShard(self.partial, name, self._dtype)
+        shard, counts, tokens = self._open[split], self._counts[split], len(ids) + 2
+        shard.add(self._bos + ids.astype(self._dtype).tobytes() + self._eos, tokens)
+        counts["documents"] += 1
+        counts["tokens"] += tokens
+        counts["bytes"] += text_bytes
+        counts["token_bytes"] += int(self._token_bytes[ids].sum())
+        if self._tokenizer.unk_id is not None:
+            counts["unknown_tokens"] += int((ids == self._tokenizer.unk_id).sum())
+        if shard.tokens >= self._shard_tokens:
+            self._shards[split].append(self._open.pop(split).close())
+
+    def finish(self, source: Mapping[str, Any], heldout_fraction: float) -> Path:
+        """Writes the manifest and gives the folder its name.
+
+        If another process has made the same folder in the meantime, that one is kept.
+        """
+        for split, shard in self._open.items():
+            self._shards[split].append(shard.close())
+        self._open = {}
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "tokenizer": describe_tokenizer(self._tokenizer),
+            "source": source,
+            "heldout_fraction": heldout_fraction,
+            "dtype": self._dtype.name,
+            "splits": {s: {**self._counts[s], "shards": self._shards[s]} for s in SPLITS},
+        }
+        write_manifest(self.partial, manifest)
+        try:
+            os.rename(self.partial, self.folder)
+        except OSError:
+            if not (self.folder / MANIFEST).is_file():
+                raise
+        return self.folder
+
+
+class _OpenShard:
+    """A .bin and its .idx while they are written."""
+
+    def __init__(self, folder: Path, name: str, dtype: np.dtype):
+        self._name, self._folder, self._dtype = name, folder, dtype
+        self._file, self._hash = open(folder / f"{name}.bin", "wb"), hashlib.sha256()
+        self._offsets, self.tokens = [0], 0
+
+    def add(self, data: bytes, tokens: int) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.tokens += tokens
+        self._offsets.append(self.tokens)
+
+    def close(self) -> dict[str, Any]:
+        _sync(self._file)
+        index = np.asarray(self._offsets, _INDEX_DTYPE).tobytes()
+        with open(self._folder / f"{self._name}.idx", "wb") as file:
+            file.write(index)
+            _sync(file)
+        return {
+            "name": self._name,
+            "documents": len(self._offsets) - 1,
+            "tokens": self.tokens,
+            "bin_bytes": self.tokens * self._dtype.itemsize,
+            "idx_bytes": len(index),
+            "bin_sha256": self._hash.hexdigest(),
+            "idx_sha256": hashlib.sha256(index).hexdigest(),
+        }
+
+
+def _no_counts() -> dict[str, int]:
+    return dict(documents=0, tokens=0, bytes=0, token_bytes=0, unknown_tokens=0)
+
+
+def _sync(file) -> None:
+    if not file.closed:
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+
+
+def _remove_dead_partials(folder: Path) -> None:
+    """Removes what killed processes of this machine left of the same folder."""
+    for partial in folder.parent.glob(f"{glob_escape(folder.name)}.partial-*"):
+        host, pid, _ = partial.name[len(folder.name) + len(".partial-") :].rsplit("-", 2)
+        if host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            if Path("/proc/self").exists():
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def glob_escape(name: str) -> str:
+    """`name` with its wildcards taken literally."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the manifest says of a tokenizer."""
+    return {
+        "kind": tokenizer.kind,
+        "fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+    }
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes manifest.json with a SHA-256 of its own content, last and flushed to the disk."""
+    content = {**manifest, "sha256": _manifest_sha256(manifest)}
+    with open(Path(folder) / MANIFEST, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        _sync(file)
+
+
+def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The documents of one split, end to end, over all its shards.
+
+    Attributes:
+      documents, tokens: counts; `tokens` includes each document's BOS and EOS.
+      bytes: UTF-8 bytes of the documents' text.
+      token_bytes: the same by the tokenizer's own account (`Tokenizer.token_bytes`).
+      unknown_tokens: tokens that stand for text which the tokenizer cannot express.
+    """
+
+    documents: int
+    tokens: int
+    bytes: int
+    token_bytes: int
+    unknown_tokens: int
+    _bins: tuple[np.ndarray, ...]
+    _indices: tuple[np.ndarray, ...]
+    _starts: np.ndarray
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens `start` to `stop` of the split.
+
+        Returns:
+          tokens: int32 (stop - start,).
+          begins: bool (stop - start,), True where a document begins.
+        """
+        if not 0 <= start <= stop <= self.tokens:
+            raise IndexError(f"tokens {start} to {stop} of {self.tokens}")
+        tokens, begins = np.empty(stop - start, np.int32), np.zeros(stop - start, bool)
+        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            base, data = int(self._starts[shard]), self._bins[shard]
+            end = min(stop, base + len(data))
+            out = len(tokens) - (stop - start)
+            tokens[out : out + end - start] = data[start - base : end - base]
+            index = self._indices[shard]
+            first, last = np.searchsorted(index[:-1], (start - base, end - base))
+            begins[index[first:last] + (out + base - start)] = True
+            start, shard = end, shard + 1
+        return tokens, begins
+
+    def document_offsets(self) -> np.ndarray:
+        """Where each document begins in the split, and last `tokens`: int64 (documents + 1,)."""
+        parts = [index[:-1] + base for index, base in zip(self._indices, self._starts)]
+        return np.concatenate([*parts, [self.tokens]]).astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """An opened folder: its manifest, and its splits "train" and "heldout"."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    train: Split
+    heldout: Split
+
+
+def open_shards(folder: str | Path, *, tokenizer: Tokenizer, verify: str = "checksum") -> Shards:
+    """Memory-maps a folder of shards after checking it.
+
+    Args:
+      folder: what `tokenize` wrote.
+      tokenizer: must be the one that wrote it, by kind and fingerprint.
+      verify: "checksum" reads every file once, compares its SHA-256 and checks that every id is in
+        the vocabulary; "size" compares sizes and checks the document index only.
+
+    Raises:
+      DataError: for a missing, truncated or corrupt file, an edited manifest, another format
+        version or tokenizer.
+    """
+    folder = Path(os.path.expanduser(folder))
+    manifest = read_manifest(folder)
+    theirs, ours = manifest["tokenizer"], describe_tokenizer(tokenizer)
+    if theirs != ours:
+        differing = next(key for key in ours if theirs.get(key) != ours[key])
+        raise DataError(
+            f"{folder}: was written by another tokenizer ({differing} {theirs.get(differing)!r}, "
+            f"not {ours[differing]!r}); open it with that tokenizer or tokenize the source again"
+        )
+    dtype = token_dtype(tokenizer.vocab_size)
+    splits = {
+        split: _open_split(folder, split, manifest["splits"][split], dtype, tokenizer, verify)
+        for split in SPLITS
+    }
+    return Shards(folder, manifest, **splits)
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a folder of shards, checked to be whole, unedited and of this version."""
+    folder = Path(os.path.expanduser(folder))
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder of token shards")
+    if not path.is_file():
+        raise DataError(
+            f"{folder}: {MANIFEST} is missing, so this is no folder that was written to its end; "
+            "remove it and run `hybridlm tokenize` again"
+        )
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: malformed JSON ({error}); copy the folder again") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{path}: is no manifest of token shards (format {FORMAT!r})")
+    if manifest.get("version") != VERSION:
+        raise DataError(
+            f"{path}: has format version {manifest.get('version')}, this program reads {VERSION}; "
+            "run `hybridlm tokenize` again"
+        )
+    if manifest.get("sha256") != _manifest_sha256(manifest):
+        raise DataError(
+            f"{path}: was changed after it was written (its SHA-256 differs); "
+            "copy the folder again"
+        )
+    return manifest
+
+
+def _open_split(
+    folder: Path, split: str, entry: dict, dtype: np.dtype, tokenizer: Tokenizer, verify: str
+) -> Split:
+    bins, indices, starts = [], [], [0]
+    for shard in entry["shards"]:
+        data = _map_file(folder / f"{shard['name']}.bin", shard["bin_bytes"], dtype)
+        index = _map_file(folder / f"{shard['name']}.idx", shard["idx_bytes"], _INDEX_DTYPE)
+        if verify == "checksum":
+            path = folder / f"{shard['name']}.bin"
+            _check_file(path, data, shard["bin_sha256"], tokenizer.vocab_size)
+            _check_file(folder / f"{shard['name']}.idx", index, shard["idx_sha256"], None)
+        # Two tokens or more a document: BOS and EOS.
+        if (
+            len(index) != shard["documents"] + 1
+            or index[0] != 0
+            or index[-1] != len(data)
+            or len(data) != shard["tokens"]
+            or (np.diff(index) < 2).any()
+        ):
+            raise DataError(
+                f"{folder / shard['name']}.idx: is no index of the documents in its .bin; "
+                "copy the folder again"
+            )
+        bins.append(data)
+        indices.append(index)
+        starts.append(starts[-1] + len(data))
+    counts = {key: entry[key] for key in _no_counts()}
+    summed = sum(shard["documents"] for shard in entry["shards"])
+    if counts["tokens"] != starts[-1] or counts["documents"] != summed:
+        raise DataError(f"{folder}: the counts of split {split!r} are not those of its shards")
+    starts = np.asarray(starts[:-1], np.int64)
+    return Split(**counts, _bins=tuple(bins), _indices=tuple(indices), _starts=starts)
+
+
+def _map_file(path: Path, size: int, dtype: np.dtype) -> np.ndarray:
+    if not path.is_file():
+        raise DataError(f"{path}: the shard is missing; copy the folder again")
+    actual = path.stat().st_size
+    if actual != size:
+        what = "truncated" if actual < size else "too long"
+        raise DataError(
+            f"{path}: the shard is {what} ({actual} bytes, the manifest says {size}); "
+            "copy the folder again"
+        )
+    return np.memmap(path, dtype, mode="r")
+
+
+def _check_file(path: Path, data: np.ndarray, sha256: str, vocab_size: int | None) -> None:
+    found, step, largest = hashlib.sha256(), _READ // data.itemsize, 0
+    for start in range(0, len(data), step):
+        chunk = data[start : start + step]
+        found.update(chunk)
+        if vocab_size is not None:
+            largest = max(largest, int(chunk.max()))
+    if found.hexdigest() != sha256:
+        raise DataError(
+            f"{path}: the shard is corrupt (its SHA-256 is not the manifest's); "
+            "copy the folder again"
+        )
+    if vocab_size is not None and largest >= vocab_size:
+        raise DataError(
+            f"{path}: holds token {largest}, outside the tokenizer's vocabulary of {vocab_size}"
+        )

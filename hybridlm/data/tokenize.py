@@ -1,0 +1,139 @@
+"""From text to token shards, in parallel; the files are the same for any number of processes."""
+
+import collections
+import concurrent.futures
+import hashlib
+import itertools
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hybridlm.data.shards import SHARD_TOKENS, ShardWriter
+from hybridlm.data.sources import Document, describe_source, read_documents
+from hybridlm.data.tokenizers import Tokenizer, open_kind
+from hybridlm.errors import DataError
+
+if TYPE_CHECKING:
+    from hybridlm.config.schema import SourceConfig
+
+_CHUNK_CHARS = 1 << 20  # text sent to a process at once
+_CHUNK_DOCUMENTS = 4096
+
+
+def tokenize(
+    source: "SourceConfig",
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    heldout_fraction: float,
+    processes: int = 1,
+    *,
+    shard_tokens: int = SHARD_TOKENS,
+) -> Path:
+    """Writes a raw-text source as token shards (`hybridlm.data.shards`).
+
+    Documents are read here, in order, and encoded by a pool of spawned processes; at most two
+    chunks of text a process are under way, so memory does not grow with the source.
+
+    Args:
+      source: of a raw-text kind.
+      tokenizer: what `open_tokenizer` gave.
+      folder: the folder to make; it must not exist, and appears only when it is whole.
+      heldout_fraction: share of documents kept for evaluation, see `split_of`.
+      processes: 1 encodes in this process.
+      shard_tokens: a shard ends with the document that reaches this many tokens.
+
+    Returns:
+      `folder`.
+
+    Raises:
+      DataError: for a source that cannot be read whole, or a folder that exists.
+    """
+    if processes < 1:
+        raise DataError(f"processes is {processes}; it must be at least 1")
+    description = describe_source(source)
+    with ShardWriter(Path(folder), tokenizer, shard_tokens) as writer:
+        chunks = _chunked(read_documents(source))
+        ordinal = 0
+        for documents, encoded in _encode(chunks, tokenizer, processes):
+            for (document_id, size), ids in zip(documents, encoded, strict=True):
+                writer.add(split_of(ordinal, document_id, heldout_fraction), ids, size)
+                ordinal += 1
+        return writer.finish(description, heldout_fraction)
+
+
+def split_of(ordinal: int, document_id: str, heldout_fraction: float) -> str:
+    """"train" or "heldout", by a hash of the document's id.
+
+    It depends on this document alone, so documents that are added leave it where it is. The first
+    document of a source always trains and the second never does: with two documents or more
+    neither split is empty.
+    """
+    if ordinal < 2:
+        return ("train", "heldout")[ordinal]
+    digest = hashlib.blake2b(document_id.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return "heldout" if int.from_bytes(digest) < heldout_fraction * 2**64 else "train"
+
+
+def _chunked(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    chunk, size = [], 0
+    for document in documents:
+        chunk.append(document)
+        size += len(document.text)
+        if size >= _CHUNK_CHARS or len(chunk) >= _CHUNK_DOCUMENTS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _encode(
+    chunks: Iterator[list[Document]], tokenizer: Tokenizer, processes: int
+) -> Iterator[tuple[list[tuple[str, int]], list[np.ndarray]]]:
+    """((id, UTF-8 bytes) of each document, ids of each) by chunk, in the order of `chunks`."""
+    if processes == 1:
+        for chunk in chunks:
+            yield _sizes(chunk), [tokenizer.encode(document.text) for document in chunk]
+        return
+    # Not Pool.imap: it reads its whole input at once.
+    pool = concurrent.futures.ProcessPoolExecutor(
+        processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(tokenizer.kind, tokenizer.path, tokenizer.fingerprint),
+    )
+    waiting: collections.deque = collections.deque()
+    try:
+        for chunk in itertools.chain(chunks, [None]):
+            if chunk is not None:
+                texts = [document.text for document in chunk]
+                waiting.append((_sizes(chunk), pool.submit(_encode_texts, texts)))
+            while waiting and (chunk is None or len(waiting) >= 2 * processes):
+                sizes, future = waiting.popleft()
+                yield sizes, future.result()
+    except concurrent.futures.process.BrokenProcessPool:
+        raise DataError(
+            "a process that tokenizes died (killed, or out of memory); use fewer processes"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _sizes(chunk: list[Document]) -> list[tuple[str, int]]:
+    return [(document.id, len(document.text.encode("utf-8"))) for document in chunk]
+
+
+_worker_tokenizer: Tokenizer | None = None  # one a process of the pool
+
+
+def _start_worker(kind: str, path: str | None, fingerprint: str) -> None:
+    global _worker_tokenizer
+    _worker_tokenizer = open_kind(kind, path)
+    if _worker_tokenizer.fingerprint != fingerprint:
+        raise DataError(f"tokenizer {path}: the file changed while it was in use")
+
+
+def _encode_texts(texts: list[str]) -> list[np.ndarray]:
+    return [_worker_tokenizer.encode(text) for text in texts]

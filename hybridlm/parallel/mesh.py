@@ -1,0 +1,114 @@
+"""The device mesh, and the one table from logical axes to mesh axes."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from hybridlm.config.schema import Config, MeshConfig
+from hybridlm.errors import ConfigError
+
+AXES = ("data", "fsdp", "tensor", "context")
+
+# Logical axis of an array dimension -> mesh axes it is split over. What is not named is whole.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "time": ("context",),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+
+
+def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, ...]:
+    """Devices along `AXES`, -1 filled in.
+
+    Raises:
+      ConfigError: where the axes do not multiply to the number of devices.
+    """
+    sizes = {name: getattr(config, name) for name in AXES}
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if device_count % fixed:
+        raise ConfigError(
+            f"mesh asks for a multiple of {fixed} devices, and there are {device_count}"
+        )
+    free = device_count // fixed
+    shape = tuple(free if size == -1 else size for size in sizes.values())
+    if math.prod(shape) != device_count:
+        text = " x ".join(f"{n} {s}" for n, s in zip(AXES, shape))
+        raise ConfigError(
+            f"mesh {text} has {math.prod(shape)} devices, and there are {device_count}: set one"
+            " axis to -1 to take all"
+        )
+    return shape
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices (or `devices`), its axes `AXES`, sharding decided by XLA."""
+    devices = list(jax.devices() if devices is None else devices)
+    shape = mesh_shape(config, len(devices))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def check_divides(config: Config, shape: Sequence[int]) -> None:
+    """Refuses a batch that the mesh cannot split evenly, proposing sizes that it can.
+
+    Raises:
+      ConfigError: naming `data.batch_size`.
+    """
+    ways = math.prod(size for name, size in zip(AXES, shape) if name in RULES["batch"])
+    ways *= config.train.accumulate
+    size = config.data.batch_size
+    if size % ways:
+        below, above = size // ways * ways, -(-size // ways) * ways
+        fits = " or ".join(str(s) for s in (below, above) if s)
+        raise ConfigError(
+            f"data.batch_size {size} does not divide over {ways} shards (data x fsdp x"
+            f" accumulate): use {fits}"
+        )
+
+
+def spec(axes: Sequence[str | None]) -> PartitionSpec:
+    """The PartitionSpec of an array whose dimensions have these logical names."""
+    return PartitionSpec(*(RULES.get(name) if name else None for name in axes))
+
+
+def shardings(mesh: Mesh, abstract: Any, axes: Any) -> Any:
+    """A NamedSharding for each parameter.
+
+    Args:
+      mesh: from `make_mesh`.
+      abstract: nested dict of shapes. axes: the same nesting, tuples of logical names.
+
+    Raises:
+      ConfigError: for a dimension that its mesh axes do not divide, with the nearest that does.
+    """
+
+    def one(path: Any, shape: jax.ShapeDtypeStruct, names: tuple[str, ...]) -> NamedSharding:
+        for size, name in zip(shape.shape, names):
+            ways = math.prod(mesh.shape[axis] for axis in RULES.get(name, ()))
+            if size % ways:
+                raise ConfigError(
+                    f"parameter {jax.tree_util.keystr(path, simple=True, separator='/')} has"
+                    f" {size} along {name!r}, which {ways} devices of mesh axis"
+                    f" {'+'.join(RULES[name])} do not divide: use {-(-size // ways) * ways}"
+                )
+        return NamedSharding(mesh, spec(names))
+
+    return jax.tree_util.tree_map_with_path(
+        one, abstract, axes, is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct)
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of batches (accumulate, batch, time)."""
+    return NamedSharding(mesh, spec((None, "batch", "time")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())

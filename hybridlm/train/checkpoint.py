@@ -1,0 +1,105 @@
+"""Checkpoints of a run: asynchronous, whole or absent, opened anywhere.
+
+A checkpoint is an Orbax v1 folder `checkpoints/STEP/` of plain arrays. Orbax writes it under
+another name and renames it at the end, so that a killed save leaves nothing that could be loaded.
+"""
+
+import hashlib
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from hybridlm.config.schema import TrainConfig
+from hybridlm.errors import RunError
+
+FOLDER = "checkpoints"
+_policies = ocp.training.preservation_policies
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, newest last."""
+
+    def __init__(self, workdir: pathlib.Path, config: TrainConfig):
+        keep = [_policies.LatestN(config.keep_checkpoints)]
+        if config.keep_every:
+            keep.append(_policies.EveryNSteps(config.keep_every))
+        self._checkpointer = ocp.training.Checkpointer(
+            (workdir / FOLDER).absolute(),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=_policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint's step."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
+        """Starts a save and returns; waits first for one that is still under way.
+
+        The arrays are copied before this returns, so the step may then donate them.
+        """
+        self._checkpointer.save_async(step, state, custom_metadata=metadata)
+
+    def restore(self, abstract: Any) -> Any:
+        """The newest checkpoint, placed as `abstract` says (another mesh than the saver's is fine)."""
+        return self._checkpointer.load(self.latest_step, abstract)
+
+    def wait(self) -> None:
+        """Returns when no save is under way; raises what a failed one raised."""
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        self._checkpointer.close()
+
+
+def steps(workdir: pathlib.Path) -> list[int]:
+    """Steps of the whole checkpoints under `workdir`, oldest first."""
+    folder = workdir / FOLDER
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
+
+
+def load_numpy(workdir: pathlib.Path, step: int | None = None) -> tuple[int, dict[str, Any]]:
+    """(step, state as nested dicts of numpy arrays): needs no devices, mesh or class of the saver.
+
+    Raises:
+      RunError: where the run has no such checkpoint.
+    """
+    found = steps(workdir)
+    if not found:
+        raise RunError(f"{workdir} holds no checkpoint")
+    if step is not None and step not in found:
+        raise RunError(f"{workdir} holds no checkpoint of step {step}: it has {_listed(found)}")
+    step = found[-1] if step is None else step
+    path = (workdir / FOLDER / str(step)).absolute()
+    metadata = ocp.metadata(path).metadata
+    abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
+    return step, ocp.load(path, abstract)
+
+
+def digest(params: Any) -> str:
+    """SHA-256 of parameters: of each array, in path order, its path, dtype, shape and bytes."""
+    sha = hashlib.sha256()
+    for path, leaf in sorted(_flat(params).items()):
+        array = np.ascontiguousarray(leaf)
+        sha.update(f"{path} {array.dtype.str} {array.shape}\n".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict):
+        parts = [_flat(value, f"{prefix}/{key}") for key, value in tree.items()]
+        return {k: v for part in parts for k, v in part.items()}
+    return {prefix: tree}
+
+
+def _listed(found: list[int]) -> str:
+    return ", ".join(str(s) for s in found)

@@ -1,0 +1,192 @@
+"""The training loop: build, restore, compile, then step, log the step before, evaluate, save."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hybridlm.config.schema import Config, to_dict
+from hybridlm.data import bigram_bits_per_byte
+from hybridlm.errors import RunError, UserError
+from hybridlm.train import metrics, preemption, setup, workdir
+from hybridlm.train.evaluate import evaluate
+from hybridlm.train.progress import Progress, duration
+from hybridlm.train.throughput import StepClock, memory_in_use, peak_flops
+
+
+class TrainingAborted(UserError):
+    """The run cannot go on by itself: too many updates in a row had to be skipped."""
+
+    exit_code = 1
+
+
+def train(config: Config, path: pathlib.Path, progress: Progress | None = None) -> int:
+    """Trains, or goes on training, the run of `config` in `path`.
+
+    Returns the exit code: 0 when the run is complete, 75 when it was asked to stop and saved.
+
+    Raises:
+      UserError: for bad data, a workdir of another run, or a run that diverged.
+    """
+    config, _ = setup.resolve(config)
+    progress = progress or Progress(config.train.steps)
+    folder = workdir.Workdir.open(path, config)
+    try:
+        with preemption.StopSignal() as stop:
+            return _train(config, folder.path, progress, stop)
+    finally:
+        folder.close()
+
+
+def _train(
+    config: Config, path: pathlib.Path, progress: Progress, stop: preemption.StopSignal
+) -> int:
+    # --- build, restore, compile ---------------------------------------------------------------
+    trainer = setup.build(config, path)
+    steps, start = config.train.steps, trainer.start_step
+    workdir.record_environment(path, jax.devices())
+    metrics.cut_back(path / metrics.FILE, start)
+    writers = _writers(config, path, start)
+    peak, peak_source = peak_flops(jax.devices())
+    clock = StepClock(config.tokens_per_step, trainer.flops_per_step, peak)
+    heldout = trainer.heldout()
+    _say_start(progress, config, trainer, peak, peak_source)
+    if not any(r["kind"] == "run" for r in metrics.read(path / metrics.FILE)):
+        writers.write({"kind": "run", "step": start, **_facts(trainer, peak, peak_source)})
+
+    def log(step: int, values: dict[str, jax.Array]) -> None:
+        """Fetches the metrics of a step and records them; ends a run that diverges."""
+        fetched = {name: value.item() for name, value in jax.device_get(values).items()}
+        clock.tick()
+        if fetched["skipped_in_row"] >= config.train.abort_after:
+            raise _aborted(step, fetched, trainer, path)
+        if step % config.train.log_every == 0 or step == steps:
+            speed = clock.summary()
+            remaining = (steps - step) * speed["step_seconds_p50"]
+            writers.write(
+                record := {
+                    "kind": "train", "step": step, "tokens": step * config.tokens_per_step,
+                    **fetched, **speed, "eta_seconds": remaining,
+                    "compile_seconds": trainer.compile_seconds, "memory_bytes": memory_in_use(),
+                }
+            )  # fmt: skip
+            progress.update(record)
+
+    def save(step: int, state: Any) -> None:
+        """Starts a checkpoint; every record up to its step is on disk before."""
+        writers.flush()
+        if jax.default_backend() == "cpu":
+            # A host view of a CPU array shares its memory, which the next step would overwrite.
+            state = jax.tree.map(jnp.copy, state)
+        facts = {"step": step, "next_batch": step, "tokens": step * config.tokens_per_step}
+        try:
+            trainer.checkpoints.save(step, state, {**facts, "config": to_dict(config)})
+        except OSError as error:
+            raise RunError(f"the checkpoint of step {step} cannot be written: {error}") from error
+
+    # --- loop ----------------------------------------------------------------------------------
+    state, pending, saved = trainer.state, None, start
+    batches = trainer.pipeline.iterate(start)
+    clock.restart()
+    try:
+        for step in range(start + 1, steps + 1):
+            with clock.waiting():
+                batch = trainer.device_batch(next(batches))
+            state, values = trainer.train_step(state, batch)
+            if pending:
+                log(*pending)
+            pending = (step, values)
+
+            evaluate_now = step % config.train.eval_every == 0 or step == steps
+            save_now = step % config.train.checkpoint_every == 0 or step == steps or stop.received
+            if evaluate_now or save_now:
+                log(*pending)
+                pending = None
+                with clock.paused():
+                    if evaluate_now:
+                        figures = evaluate(trainer.eval_step, state["params"], heldout)
+                        writers.write({"kind": "eval", "step": step, **figures})
+                        progress.say(_eval_line(step, figures))
+                    if save_now:
+                        save(step, state)
+                        saved = step
+            if stop.received:
+                break
+        trainer.checkpoints.wait()
+    finally:
+        batches.close()
+        trainer.checkpoints.close()
+        writers.close()
+    if saved < steps:
+        progress.say(
+            f"{stop.received} received: saved step {saved} of {steps} in {path}; the same command"
+            " goes on from there"
+        )
+        return preemption.EXIT_CODE
+    return 0
+
+
+def _writers(config: Config, path: pathlib.Path, start: int) -> metrics.Writers:
+    writers: list[metrics.Writer] = [metrics.JsonlWriter(path / metrics.FILE)]
+    if config.train.tensorboard:
+        writers.append(metrics.TensorBoardWriter(path / "tensorboard", start))
+    if config.train.wandb:
+        writers.append(metrics.WandbWriter(config.train.wandb, path, to_dict(config)))
+    return metrics.Writers(writers)
+
+
+def _facts(trainer: setup.Trainer, peak: float | None, peak_source: str) -> dict[str, Any]:
+    """What is said once about a run: sizes, data, the baseline."""
+    config = trainer.config
+    facts = {
+        "parameters": trainer.model.count(),
+        "parameters_without_embedding": trainer.model.count(embeddings=False),
+        "flops_per_token": trainer.flops_per_step / config.tokens_per_step,
+        "peak_flops": peak,
+        "peak_source": peak_source,
+        "data": trainer.pipeline.counts(config.train.steps),
+    }
+    if config.data.bigram_baseline:
+        result = bigram_bits_per_byte(trainer.pipeline, config.train.eval_sequences)
+        facts["bigram"] = {"loss": result.nats_per_token, "bits_per_byte": result.bits_per_byte}
+    return facts
+
+
+def _say_start(
+    progress: Progress, config: Config, trainer: setup.Trainer, peak: float | None, source: str
+) -> None:
+    start, steps = trainer.start_step, config.train.steps
+    if start >= steps:
+        progress.say(f"step {start} of {steps} is already done")
+    elif start:
+        progress.say(f"resuming from step {start} of {steps}")
+    names = " ".join(config.model.layout.names)
+    progress.say(
+        f"{trainer.model.count():,} parameters in {config.model.depth} layers ({names});"
+        f" {config.tokens_per_step:,} tokens a step; compiled in"
+        f" {duration(trainer.compile_seconds)}"
+    )
+    if peak:
+        progress.say(f"MFU is counted against {peak / 1e12:.3g} TFLOP/s ({source})")
+
+
+def _eval_line(step: int, figures: dict[str, Any]) -> str:
+    return (
+        f"held-out at step {step}: loss {figures['loss']:.4f} nats"
+        f"  {figures['bits_per_byte']:.4f} bits/byte"
+    )
+
+
+def _aborted(
+    step: int, fetched: dict[str, float], trainer: setup.Trainer, path: pathlib.Path
+) -> TrainingAborted:
+    latest = trainer.checkpoints.latest_step
+    kept = f"the newest checkpoint is of step {latest}" if latest else "there is no checkpoint"
+    return TrainingAborted(
+        f"{fetched['skipped_in_row']:.0f} updates in a row were skipped up to step {step} (loss"
+        f" {fetched['loss']:.4g}, gradient norm {fetched['grad_norm']:.4g}): the run has diverged;"
+        f" {kept} in {path}; lower optimizer.lr or raise train.abort_after"
+    )
+
+

@@ -1,0 +1,135 @@
+"""Where a run's figures go: `metrics.jsonl`, TensorBoard, and on request Weights & Biases.
+
+`metrics.jsonl` is the record: one JSON object a line with `kind` ("train", "eval", "run") and
+`step`. On resume it is cut back to the checkpoint's step, and what follows is computed again, so
+that a killed run ends with the same lines as an uninterrupted one (clock readings aside).
+"""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any, Protocol
+
+Record = dict[str, Any]
+FILE = "metrics.jsonl"
+
+
+class Writer(Protocol):
+    """Takes records; `flush` returns when they are safe."""
+
+    def write(self, record: Record) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonlWriter:
+    """Appends records to a file; a line is written whole or, by a kill, cut off at the end."""
+
+    def __init__(self, path: pathlib.Path):
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        self._file.write(json.dumps(_finite(record)) + "\n")
+        self._file.flush()
+
+    def flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+
+class TensorBoardWriter:
+    """Scalars of each record as `kind/name`."""
+
+    def __init__(self, folder: pathlib.Path, resume_step: int):
+        from tensorboardX import SummaryWriter
+
+        purge = resume_step + 1 if resume_step else None
+        self._writer = SummaryWriter(str(folder), purge_step=purge)
+
+    def write(self, record: Record) -> None:
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "step":
+                self._writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbWriter:
+    """Scalars of each record as `kind/name`, to the Weights & Biases project named."""
+
+    def __init__(self, project: str, workdir: pathlib.Path, config: dict[str, Any]):
+        import wandb
+
+        name = workdir.name
+        self._run = wandb.init(project=project, name=name, id=name, resume="allow", config=config)
+
+    def write(self, record: Record) -> None:
+        scalars = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
+        self._run.log({f"{record['kind']}/{k}": v for k, v in scalars.items()}, step=record["step"])
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Writers:
+    """Several writers as one."""
+
+    def __init__(self, writers: list[Writer]):
+        self._writers = writers
+
+    def write(self, record: Record) -> None:
+        for writer in self._writers:
+            writer.write(record)
+
+    def flush(self) -> None:
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+def read(path: pathlib.Path) -> list[Record]:
+    """The records of `metrics.jsonl`; a last line that a kill cut off is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    whole, tail = lines[:-1], lines[-1]
+    del tail  # empty, or a line without its end
+    return [json.loads(line) for line in whole]
+
+
+def cut_back(path: pathlib.Path, step: int) -> None:
+    """Drops the records after `step`, at once or not at all."""
+    if not path.exists():
+        return
+    kept = [record for record in read(path) if record["step"] <= step]
+    draft = path.with_suffix(".jsonl.tmp")
+    with draft.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: non-finite numbers become their names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list) else value

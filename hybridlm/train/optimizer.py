@@ -1,0 +1,69 @@
+"""Optimizers and learning-rate schedules, from optax.
+
+The transformation here gives a direction; the step multiplies it by minus the learning rate of
+the training step, so that a skipped update does not shift the schedule.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from hybridlm.config.schema import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array) -> jax.Array:
+    """The rate of update `step` (0-based; update 0 of a warm-up already moves), float32."""
+    progress = jnp.asarray(step, jnp.float32) + 1
+    warmup = config.warmup_steps
+    warm = jnp.minimum(progress / warmup, 1.0) if warmup else jnp.float32(1)
+    decay = config.decay_steps if config.schedule == "wsd" else max(steps - warmup, 1)
+    done = jnp.clip((progress - (steps - decay)) / decay, 0.0, 1.0)
+    floor = config.final_lr_fraction
+    shape = {
+        "constant": lambda: jnp.float32(1),
+        "cosine": lambda: floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * done)),
+        "linear": lambda: 1 - (1 - floor) * done,
+        "wsd": lambda: 1 - (1 - floor) * done,
+    }[config.schedule]()
+    return config.lr * warm * shape
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Gradients (already clipped) -> directions, weight decay included."""
+    decay = optax.add_decayed_weights(config.weight_decay, mask=is_matrix)
+    adam = optax.chain(optax.scale_by_adam(config.b1, config.b2, config.eps), decay)
+    if config.name == "adamw":
+        return adam
+    if config.name == "adafactor":
+        factored = optax.adafactor(None, multiply_by_parameter_scale=False, clipping_threshold=None)
+        # optax's adafactor ends by flipping the sign; the step flips it again.
+        return optax.chain(factored, optax.scale(-1.0), decay)
+    muon = optax.chain(
+        contrib.scale_by_muon(weight_dimension_numbers=_muon_dimensions),
+        decay,
+        optax.scale((config.muon_lr or config.lr) / config.lr),
+    )
+    labels = lambda params: jax.tree.map(lambda m: "muon" if m else "adam", is_matrix(params))  # noqa: E731
+    return optax.partition({"muon": muon, "adam": adam}, labels)
+
+
+def is_matrix(params: Any) -> Any:
+    """True for the kernels of linear maps: what weight decay and Muon apply to."""
+
+    def named_kernel(path: tuple[Any, ...], _: Any) -> bool:
+        return getattr(path[-1], "key", None) == "kernel"
+
+    return jax.tree_util.tree_map_with_path(named_kernel, params)
+
+
+def _muon_dimensions(params: Any) -> Any:
+    """The last two axes are the matrix; layers and heads before them are batch axes."""
+    masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    return jax.tree.map(
+        lambda p: p if masked(p) else contrib.MuonDimensionNumbers(p.ndim - 2, p.ndim - 1),
+        params,
+        is_leaf=masked,
+    )

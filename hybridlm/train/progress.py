@@ -1,0 +1,54 @@
+"""The line that a person watches: one that renews itself on a terminal, a line a log otherwise."""
+
+import sys
+from typing import Any, TextIO
+
+
+class Progress:
+    """Prints training records as one live line; other messages go above it."""
+
+    def __init__(self, steps: int, stream: TextIO | None = None):
+        self.steps = steps
+        self.stream = stream or sys.stdout
+        self._live = self.stream.isatty()
+        self._width = 0
+
+    def update(self, record: dict[str, Any]) -> None:
+        """Shows a training record."""
+        parts = [
+            f"step {record['step']:>{len(str(self.steps))}}/{self.steps}",
+            f"loss {record['loss']:.4f} nats",
+            f"{record['bits_per_byte']:.4f} bits/byte",
+        ]
+        if "tokens_per_second" in record:
+            parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
+        if "mfu" in record:
+            parts.append(f"MFU {record['mfu']:.1%}")
+        if "eta_seconds" in record:
+            parts.append(f"ETA {duration(record['eta_seconds'])}")
+        if record.get("skipped"):
+            parts.append(f"{record['skipped']} skipped")
+        line = "  ".join(parts)
+        if self._live:
+            self.stream.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            self.stream.write(line + "\n")
+        self.stream.flush()
+
+    def say(self, message: str) -> None:
+        """Prints a message on a line of its own."""
+        if self._live and self._width:
+            self.stream.write("\r" + " " * self._width + "\r")
+            self._width = 0
+        self.stream.write(message + "\n")
+        self.stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """ "1h02m", "3m05s" or "42s"."""
+    seconds = max(0, round(seconds))
+    hours, minutes, rest = seconds // 3600, seconds // 60 % 60, seconds % 60
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

@@ -1,0 +1,120 @@
+"""From a config to everything the loop needs: data, mesh, compiled steps and the state to start."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybridlm.config.schema import Config
+from hybridlm.data import Pipeline, Tokenizer, open_pipeline, open_tokenizer
+from hybridlm.models.accounting import train_flops_per_token, with_vocab
+from hybridlm.models.params import Model
+from hybridlm.parallel import mesh as meshes
+from hybridlm.train.checkpoint import Checkpoints
+from hybridlm.train.optimizer import make_optimizer
+from hybridlm.train.state import TrainState, abstract_state, init_state
+from hybridlm.train.step import make_eval_step, make_train_step
+
+
+def resolve(config: Config) -> tuple[Config, Tokenizer]:
+    """The config with its vocabulary size filled in, and its tokenizer; touches no device."""
+    tokenizer = open_tokenizer(config.data.tokenizer)
+    model = with_vocab(config.model, tokenizer.vocab_size)
+    return dataclasses.replace(config, model=model), tokenizer
+
+
+def compute_dtype(config: Config, platform: str | None = None) -> jnp.dtype:
+    """The dtype of activations: `train.dtype`, "auto" decided by the platform."""
+    name = config.train.dtype
+    if name == "auto":
+        name = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+@dataclasses.dataclass
+class Trainer:
+    """A run ready to go on: `state` is that of `start_step`, fresh or restored."""
+
+    config: Config
+    pipeline: Pipeline
+    model: Model
+    mesh: jax.sharding.Mesh
+    state: TrainState
+    start_step: int
+    checkpoints: Checkpoints
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    eval_step: Callable[[Any, Any], dict[str, jax.Array]]
+    flops_per_step: float
+    compile_seconds: float
+
+    def device_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A training batch (batch, time) on the mesh, as (accumulate, micro-batch, time)."""
+        sharding = meshes.batch_sharding(self.mesh)
+        parts = self.config.train.accumulate
+        split = {k: v.reshape(parts, -1, v.shape[-1]) for k, v in batch.items()}
+        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in split.items()}
+
+    def heldout(self) -> list[dict[str, np.ndarray]]:
+        """The batches of one evaluation."""
+        rows = self.config.data.batch_size // self.config.train.accumulate
+        return list(self.pipeline.heldout_batches(rows, self.config.train.eval_sequences))
+
+
+def build(config: Config, workdir: pathlib.Path) -> Trainer:
+    """Reads the data, makes the mesh, compiles the steps, and makes or restores the state."""
+    pipeline = open_pipeline(config.data, seed=config.seed, workdir=workdir)
+    devices = jax.devices()
+    meshes.check_divides(config, meshes.mesh_shape(config.mesh, len(devices)))
+    mesh = meshes.make_mesh(config.mesh, devices)
+    jax.set_mesh(mesh)
+    model = Model.of(config.model)
+    optimizer = make_optimizer(config.optimizer)
+    abstract = abstract_state(model, optimizer, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    token_bytes_V = _padded(pipeline.tokenizer.token_bytes(), config.model.vocab_size)
+    dtype = compute_dtype(config, devices[0].platform)
+
+    checkpoints = Checkpoints(workdir, config.train)
+    start_step = checkpoints.latest_step or 0
+    if start_step:
+        state = checkpoints.restore(abstract)
+    else:
+        init = jax.jit(
+            lambda key: init_state(model, optimizer, key), out_shardings=shardings
+        )
+        state = init(jax.random.key(config.seed))
+
+    start = time.perf_counter()
+    step = make_train_step(config, model, optimizer, token_bytes_V, dtype)
+    batch = abstract_batch(config, mesh)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
+    train_step = jitted.lower(abstract, batch).compile()
+    compile_seconds = time.perf_counter() - start
+    eval_step = jax.jit(make_eval_step(model, token_bytes_V, dtype))
+    flops = train_flops_per_token(model, config.data.seq_len) * config.tokens_per_step
+    return Trainer(
+        config, pipeline, model, mesh, state, start_step, checkpoints, train_step, eval_step,
+        flops, compile_seconds,
+    )  # fmt: skip
+
+
+def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a training batch on the mesh."""
+    parts = config.train.accumulate
+    shape = (parts, config.data.batch_size // parts, config.data.seq_len)
+    sharding = meshes.batch_sharding(mesh)
+    names = ("tokens", "targets", "segment_ids", "positions")
+    batch = {n: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for n in names}
+    return {
+        **batch, "loss_weights": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding),
+    }  # fmt: skip
+
+
+def _padded(token_bytes_V: np.ndarray, vocab_size: int) -> np.ndarray:
+    padding = vocab_size - len(token_bytes_V)
+    return np.pad(token_bytes_V, (0, padding)).astype(np.float32)

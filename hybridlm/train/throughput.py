@@ -1,0 +1,108 @@
+"""How fast a run goes: step times, tokens a second, MFU, and the share spent waiting for data."""
+
+import collections
+import contextlib
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Dense bfloat16 peak of one device, FLOP/s, from the vendors' data sheets.
+PEAKS = {
+    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12,
+    "TPU v5p": 459e12, "TPU v6 lite": 918e12, "TPU v6e": 918e12, "TPU7x": 2307e12,
+    "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
+}  # fmt: skip
+
+
+def peak_flops(devices: list[jax.Device]) -> tuple[float | None, str]:
+    """FLOP/s of all devices together, and where the figure comes from.
+
+    On a CPU it is measured (a float32 matmul), and counts all its cores once, however many
+    devices it simulates. None for a device that is not in `PEAKS`.
+    """
+    kind = devices[0].device_kind
+    if devices[0].platform == "cpu":
+        return measured_matmul_flops(), "measured float32 matmul"
+    names = [name for name in PEAKS if kind.startswith(name)]
+    if not names:
+        return None, f"no peak known for {kind}"
+    return PEAKS[max(names, key=len)] * len(devices), f"data sheet, {len(devices)} x {kind}"
+
+
+def measured_matmul_flops(size: int = 1024, seconds: float = 0.3) -> float:
+    """FLOP/s of a square float32 matmul on the default device: the best of a short run."""
+    x = jnp.ones((size, size), jnp.float32)
+    matmul = jax.jit(lambda a, b: a @ b).lower(x, x).compile()
+    matmul(x, x).block_until_ready()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        matmul(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+class StepClock:
+    """Times steps over the last `window` of them, leaving out what `paused` covers."""
+
+    def __init__(self, tokens: int, flops: float, peak: float | None, window: int = 200):
+        """tokens and FLOPs of one step; peak FLOP/s of the machine."""
+        self.tokens, self.flops, self.peak = tokens, flops, peak
+        self._times: collections.deque[float] = collections.deque(maxlen=window)
+        self._waits: collections.deque[float] = collections.deque(maxlen=window)
+        self._start = time.perf_counter()
+        self._excluded = self._wait = 0.0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in here (an evaluation, a save) belongs to no step."""
+        start = time.perf_counter()
+        yield
+        self._excluded += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in here is spent waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._wait += time.perf_counter() - start
+
+    def tick(self) -> None:
+        """Ends a step."""
+        now = time.perf_counter()
+        self._times.append(now - self._start - self._excluded)
+        self._waits.append(self._wait)
+        self._start, self._excluded, self._wait = now, 0.0, 0.0
+
+    def restart(self) -> None:
+        """Leaves out the time since the last step (compilation, say)."""
+        self._start, self._excluded, self._wait = time.perf_counter(), 0.0, 0.0
+
+    def summary(self) -> dict[str, float]:
+        """Seconds a step (median and 90th percentile), tokens/s, MFU and data-wait share."""
+        if not self._times:
+            return {}
+        times = np.array(self._times)
+        mean = float(times.mean())
+        figures = {
+            "step_seconds_p50": float(np.median(times)),
+            "step_seconds_p90": float(np.quantile(times, 0.9)),
+            "tokens_per_second": self.tokens / mean,
+            "data_wait_share": float(sum(self._waits)) / float(times.sum()),
+        }
+        if self.peak:
+            figures["mfu"] = self.flops / mean / self.peak
+        return figures
+
+
+def memory_in_use() -> int | None:
+    """Bytes in use on the first local device, or by this process on a CPU; None if unknown."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats:
+        return stats.get("bytes_in_use")
+    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+    return None

@@ -1,0 +1,238 @@
+"""Attention against the laws, and what is its own: grouped heads, window, lse, sinks, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels_pallas import testing
+from kernels_pallas.attention import AttentionState, attention, chunked, decode_attention
+from kernels_pallas.testing import normal
+from op_subjects import a_boundary, attention_subject
+
+few = settings(max_examples=4, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+windows = st.sampled_from([None, 1, 2, 33, 128, 200, 5000])
+
+
+@few
+@given(
+    seed=seeds, time=st.integers(1, 400), window=windows, heads=st.sampled_from([(4, 4), (4, 2), (3, 1)]),
+    sinks=st.booleans(), soft_cap=st.sampled_from([None, 3.0]), slots=st.sampled_from([0, 1, 150]),
+)  # fmt: skip
+def test_chunked_is_reference(seed, time, window, heads, sinks, soft_cap, slots):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(seed)
+        subject = attention_subject(*heads, window=window, sinks=sinks, soft_cap=soft_cap, slots=slots)
+        ids = testing.draw_segment_ids(rng, 2, time)
+        testing.check_forms(subject, rng, 2, time, segment_ids=ids)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=seeds, time=st.integers(1, 1200), window=windows, sinks=st.booleans(),
+    soft_cap=st.sampled_from([None, 3.0]), slots=st.sampled_from([0, 1, 127, 300]),
+)  # fmt: skip
+def test_chunked_is_reference_widely(seed, time, window, sinks, soft_cap, slots):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(seed)
+        subject = attention_subject(window=window, sinks=sinks, soft_cap=soft_cap, slots=slots)
+        ids = testing.draw_segment_ids(rng, 2, time, documents=6)
+        testing.check_forms(subject, rng, 2, time, segment_ids=ids)
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_scanned_stages_are_reference(x64, window, monkeypatch):
+    """The stages of long sequences, which walk over several blocks, on a short one."""
+    monkeypatch.setattr(chunked, "MAX_STAGES", 2)
+    monkeypatch.setattr(chunked, "block_length", lambda time, window: 32)
+    rng = np.random.default_rng(1)
+    ids = testing.draw_segment_ids(rng, 2, 330)
+    subject = attention_subject(window=window, sinks=True)
+    testing.check_forms(subject, rng, 2, 330, segment_ids=ids)
+
+
+@pytest.mark.parametrize("window", [None, 128])
+def test_float32(window):
+    rng = np.random.default_rng(2)
+    ids = testing.draw_segment_ids(rng, 2, 300)
+    subject = attention_subject(key_size=32, value_size=32, window=window)
+    testing.check_forms(subject, rng, 2, 300, jnp.float32, 1e-5, segment_ids=ids)
+
+
+def test_bfloat16_is_as_close_to_float64_as_the_dense_xla_form():
+    """Law 1 for bf16: at most 1.5 times the error of jax.nn.dot_product_attention."""
+    rng = np.random.default_rng(3)
+    with jax.enable_x64(True):
+        shape = (1, 192, 2, 64)
+        wide = [normal(rng, shape, jnp.bfloat16).astype(jnp.float64) for _ in range(4)]
+
+        def gradients(form, dtype):
+            @jax.jit
+            def both(q, k, v, dout):
+                out, vjp = jax.vjp(form, q, k, v)
+                return out, *vjp(dout)
+
+            return both(*(x.astype(dtype) for x in wide))
+
+        chunked_form = lambda q, k, v: attention(q, k, v, impl="chunked")[0]
+        dense = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        exact = gradients(lambda q, k, v: attention(q, k, v, impl="reference")[0], jnp.float64)
+        rms = lambda xs: [float(jnp.sqrt(jnp.mean(jnp.square(x - y)))) for x, y in zip(xs, exact)]
+        ours, theirs = rms(gradients(chunked_form, jnp.bfloat16)), rms(gradients(dense, jnp.bfloat16))
+    for name, mine, other in zip(("out", "dq", "dk", "dv"), ours, theirs):
+        assert mine <= 1.5 * other, f"{name}: rms error {mine:.2e} against {other:.2e}"
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_packed_is_separate(x64, window):
+    rng = np.random.default_rng(4)
+    subject = attention_subject(window=window, sinks=True)
+    cut = int(rng.integers(2, 120))
+    testing.check_packed(subject, rng, [1, cut, 130, 1], gaps=[0, 3, 0, 5])
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_split_is_whole(x64, window):
+    rng = np.random.default_rng(5)
+    subject = attention_subject(window=window, sinks=True)
+    ids = testing.draw_segment_ids(rng, 2, 160)
+    cuts = sorted({int(c) for c in rng.integers(1, 160, size=1)} | {a_boundary(ids)})
+    testing.check_split(subject, rng, 2, 160, cuts, segment_ids=ids)
+    testing.check_split(subject, rng, 2, 5, range(1, 5), segment_ids=ids[:, :5])
+
+
+@pytest.mark.parametrize("window", [None, 30])
+def test_causal_and_padding_inert(window):
+    rng = np.random.default_rng(6)
+    ids = testing.draw_segment_ids(rng, 2, 190)
+    subject = attention_subject(window=window, sinks=True)
+    testing.check_causal(subject, rng, 2, 190, int(rng.integers(1, 190)), ids)
+
+
+@pytest.mark.parametrize("time", [1, 63, 127, 1000])
+def test_finite(time):
+    rng = np.random.default_rng(7)
+    ids = testing.draw_segment_ids(rng, 1, time)
+    subject = attention_subject(window=128, key_size=60, sinks=True)
+    testing.check_finite(subject, rng, 1, time, segment_ids=ids)
+
+
+def test_deterministic_and_vmap(x64):
+    rng = np.random.default_rng(8)
+    subject = attention_subject(window=20, sinks=True)
+    testing.check_deterministic(subject, rng, 2, 150)
+    testing.check_vmap(subject, rng, 2, 1, 140)
+
+
+def test_padding_has_zero_out_and_finite_lse():
+    rng = np.random.default_rng(9)
+    q, k, v = (normal(rng, (1, 6, 2, 4), jnp.float32) for _ in range(3))
+    ids = jnp.asarray([[1, 1, 0, 2, 0, 0]])
+    for impl in ("reference", "chunked"):
+        for sinks in (None, jnp.ones(2)):
+            out, lse = attention(q, k, v, segment_ids=ids, sinks_H=sinks, impl=impl)
+            assert np.all(np.asarray(out)[0, [2, 4, 5]] == 0)
+            assert np.all(np.asarray(lse)[0, [2, 4, 5]] == np.float32(-1e30))
+
+
+def test_window_counts_the_query_itself():
+    """With window W token t sees exactly W keys: all values equal the mean of the last W."""
+    v = jnp.arange(10.0).reshape(1, 10, 1, 1)
+    q = k = jnp.zeros((1, 10, 1, 4))
+    for window in (1, 2, 5):
+        out, lse = attention(q, k, v, window=window, impl="chunked")
+        want = [np.mean(range(max(0, t - window + 1), t + 1)) for t in range(10)]
+        np.testing.assert_allclose(out[0, :, 0, 0], want, atol=1e-6)
+        np.testing.assert_allclose(np.exp(lse[0, :, 0]), np.minimum(window, np.arange(1, 11)), 1e-6)
+
+
+def test_two_attentions_merge_by_lse(x64):
+    """Recent keys (window) and older keys merged through lse equal full attention, and so do
+    the gradients: both outputs are differentiable."""
+    rng = np.random.default_rng(10)
+    q, k, v, dout = (normal(rng, (1, 50, 2, 4), jnp.float64) for _ in range(4))
+
+    def merged(q, k, v):
+        near, near_lse = attention(q, k, v, window=8, impl="chunked")
+        # Older keys are the recent ones of a sequence delayed by 8: an own window of 42.
+        delayed = [jnp.pad(x, ((0, 0), (8, 0), (0, 0), (0, 0)))[:, :50] for x in (k, v)]
+        ids = (jnp.arange(50) >= 8).astype(jnp.int32)[None]
+        far, far_lse = attention(q, *delayed, segment_ids=ids, window=42, impl="chunked")
+        weight = jax.nn.sigmoid(near_lse - far_lse)[..., None]
+        return weight * near + (1 - weight) * far
+
+    full = lambda q, k, v: attention(q, k, v, impl="reference")[0]
+    results = []
+    for form in (merged, full):
+        out, vjp = jax.vjp(jax.jit(form), q, k, v)
+        results.append((out, vjp(dout)))
+    testing.assert_close("merge", *results, 1e-10)
+
+
+def test_decode_is_attention_with_slots_in_any_order(x64):
+    rng = np.random.default_rng(11)
+    batch, slots = 2, 20
+    k, v = (normal(rng, (batch, slots, 2, 8), jnp.float64) for _ in range(2))
+    q, sinks = normal(rng, (batch, 4, 8), jnp.float64), normal(rng, (4,), jnp.float64)
+    valid = jnp.asarray(rng.random((batch, slots)) < 0.5).at[0].set(False).at[:, -1].set(True)
+    order = jnp.asarray(rng.permutation(slots))
+    got = decode_attention(
+        q, k[:, order], v[:, order], valid[:, order], sinks_H=sinks, soft_cap=2.0
+    )
+    for row in range(batch):
+        keep = np.flatnonzero(valid[row])
+        q_row = jnp.broadcast_to(q[row, None, None], (1, len(keep), 4, 8))
+        args = q_row, k[row, keep][None], v[row, keep][None]
+        want = attention(*args, sinks_H=sinks, soft_cap=2.0, impl="reference")[0][0, -1]
+        testing.assert_close("decode", got[row], want, 1e-10)
+    nothing = decode_attention(q, k, v, jnp.zeros_like(valid), sinks_H=sinks)
+    assert np.all(np.asarray(nothing) == 0)
+
+
+def test_memory_is_linear_in_time(monkeypatch):
+    """No T x T array: temporaries of the gradient at twice the T are about twice as many."""
+
+    def temporaries(time, window):
+        shape = jax.ShapeDtypeStruct((1, time, 1, 16), jnp.float32)
+        loss = lambda q, k, v: attention(q, k, v, window=window, impl="chunked")[0].sum()
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    monkeypatch.setattr(chunked, "MAX_STAGES", 4)  # quicker to compile
+    for window in (None, 128):
+        short, long = temporaries(4096, window), temporaries(8192, window)
+        assert long < 2.6 * short, f"window {window}: {short} bytes, then {long}"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(window=0), "window must be None or an int >= 1"),
+        (dict(k=(2, 5, 3, 8), v=(2, 5, 3, 8)), "multiple of key/value heads, got 4 and 3"),
+        (dict(k=(2, 5, 2, 7)), "k must have shape"),
+        (dict(v=(2, 4, 2, 8)), "v must agree with k"),
+        (dict(segment_ids=jnp.ones((2, 4), jnp.int32)), r"segment_ids must have shape"),
+        (dict(segment_ids=jnp.ones((2, 5))), "segment_ids must be integers"),
+        (dict(sinks_H=jnp.ones(3)), "sinks_H must have shape"),
+        (dict(soft_cap=0.0), "soft_cap must be"),
+        (dict(impl="fast"), "impl must be one of auto, reference, chunked, pallas"),
+        (dict(impl="pallas"), "no kernel yet"),
+        (dict(initial_state="short"), "initial_state.v_BSGV must have shape"),
+    ],
+)
+def test_errors(change, message):
+    shapes = dict(q=(2, 5, 4, 8), k=(2, 5, 2, 8), v=(2, 5, 2, 8))
+    arrays = [jnp.zeros(change.pop(name, shape)) for name, shape in shapes.items()]
+    if change.get("initial_state") == "short":
+        change = dict(
+            initial_state=AttentionState(
+                jnp.zeros((2, 3, 2, 8)), jnp.zeros((2, 2, 2, 8)), jnp.zeros((2, 3), jnp.int32)
+            )
+        )
+    with pytest.raises(ValueError, match=message):
+        attention(*arrays, **change)
+

@@ -1,0 +1,39 @@
+"""Dispatch is fail-closed: a kernel runs only what its row of the support table names."""
+
+import pytest
+
+from kernels_pallas.dispatch import XLA_ONLY, Backend, resolve
+
+TABLE = (
+    *XLA_ONLY,
+    Backend("tpu", "pallas", dict(dtype=("bfloat16",), key_size=(64, 128), window=range(1, 4097))),
+)
+COVERED = dict(dtype="bfloat16", key_size=64, window=128)
+
+
+def test_auto_takes_a_kernel_only_where_it_is_covered():
+    assert resolve("op", "auto", COVERED, TABLE) == "tpu"
+    assert resolve("op", "pallas", COVERED, TABLE) == "tpu"
+    for key, value in dict(dtype="float32", key_size=80, window=None).items():
+        assert resolve("op", "auto", COVERED | {key: value}, TABLE) == "chunked"
+
+
+def test_a_feature_the_row_does_not_mention_is_not_covered():
+    assert resolve("op", "auto", COVERED | dict(sinks=True), TABLE) == "chunked"
+
+
+def test_named_forms_are_taken_as_named():
+    assert resolve("op", "reference", COVERED, TABLE) == "reference"
+    assert resolve("op", "chunked", COVERED, TABLE) == "chunked"
+
+
+def test_pallas_by_name_where_unsupported_says_what_is():
+    with pytest.raises(ValueError, match=r"key_size in \(64, 128\).* lacks key_size=80"):
+        resolve("op", "pallas", COVERED | dict(key_size=80), TABLE)
+    with pytest.raises(ValueError, match="no kernel yet"):
+        resolve("op", "pallas", COVERED)
+
+
+def test_unknown_impl():
+    with pytest.raises(ValueError, match="impl must be one of auto, reference, chunked, pallas"):
+        resolve("op", "cuda", COVERED, TABLE)
