@@ -32,7 +32,7 @@ def require(condition: bool, field: str, message: str) -> None:
 def nearest(name: str, valid: typing.Iterable[str]) -> str:
     """A phrase that offers the nearest of `valid` names, or lists them."""
     valid = sorted(valid)
-    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.7)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"valid are: {', '.join(valid)}" if valid else "none is defined"

@@ -26,6 +26,8 @@ def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
       ConfigError: one sentence naming the key or file.
     """
     settings = plain(recipe(spec))
+    if not isinstance(settings, dict):
+        raise ConfigError(f"get_config of {spec} returned {settings!r}, not a ConfigDict")
     for key, text in overrides:
         override(settings, key, literal(text))
     return read(settings)

@@ -11,7 +11,7 @@ from hybridlm.data.packing import Window
 from hybridlm.data.pipeline import Batch, Pipeline, open_pipeline
 from hybridlm.data.shards import Shards, open_shards
 from hybridlm.data.sources import Document, read_documents
-from hybridlm.data.tokenize import tokenize
+from hybridlm.data.tokenization import tokenize
 from hybridlm.data.tokenizers import Tokenizer, open_tokenizer, train_bpe
 
 __all__ = [

@@ -1,5 +1,6 @@
 """The baseline every model must beat: a bigram model of the same tokens, on the same windows."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -76,7 +77,7 @@ def bigram_bits_per_byte(
         tokens += len(b)
         size += int(sizes[b].sum())
     return BigramResult(
-        nats / max(tokens, 1), nats / np.log(2) / max(size, 1), tokens, size, strength
+        nats / max(tokens, 1), nats / math.log(2) / max(size, 1), tokens, size, strength
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 
@@ -47,8 +47,9 @@ def source_seed(seed: int, name: str) -> int:
     return int.from_bytes(digest)
 
 
-def spread_order(count: int) -> list[int]:
+def spread_order(count: int) -> Iterator[int]:
     """0..count-1 in an order of which every beginning is spread evenly: by reversed bits."""
-    bits = max(0, count - 1).bit_length()
-    reversed_bits = (int(format(i, f"0{bits}b")[::-1], 2) if bits else 0 for i in range(1 << bits))
-    return [i for i in reversed_bits if i < count]
+    bits = max(1, (count - 1).bit_length())
+    for i in range(1 << bits):
+        if (index := int(format(i, f"0{bits}b")[::-1], 2)) < count:
+            yield index

@@ -6,7 +6,6 @@ step n is sequence n * batch_size + r. Any step costs the same, so resuming need
 host that asks for some of the rows gets those rows of the same global batch.
 """
 
-import collections
 import hashlib
 import json
 import logging
@@ -22,7 +21,7 @@ from hybridlm.data import mixture, packing
 from hybridlm.data.packing import Window
 from hybridlm.data.shards import Shards, Split, describe_tokenizer, open_shards, read_manifest
 from hybridlm.data.sources import describe_source
-from hybridlm.data.tokenize import tokenize
+from hybridlm.data.tokenization import tokenize
 from hybridlm.data.tokenizers import Tokenizer, open_tokenizer
 from hybridlm.errors import DataError
 
@@ -180,20 +179,20 @@ class Pipeline:
 
     def heldout_windows(self, sequences: int) -> list[tuple[str, int]]:
         """(source, window) of the first `sequences` held-out windows, see `heldout_batches`."""
-        orders = {name: mixture.spread_order(len(self._heldout[name])) for name in self._names}
-        sequences = min(sequences, sum(map(len, orders.values())))
+        left = {name: len(self._heldout[name]) for name in self._names}
+        orders = {name: mixture.spread_order(count) for name, count in left.items()}
+        weights = dict(zip(self._names, self._weights))
+        sequences = min(sequences, sum(left.values()))
         chosen: list[tuple[str, int]] = []
         # Sources that still have windows take turns; when one runs out, the others go on.
-        taken = collections.Counter()
-        active = [name for name in self._names if orders[name]]
         while len(chosen) < sequences:
-            weights = [self._weights[self._names.index(name)] for name in active]
+            active = [name for name in self._names if left[name]]
             for index in range(sequences - len(chosen)):
-                name = active[mixture.select(index, weights)[0]]
-                chosen.append((name, orders[name][taken[name]]))
-                taken[name] += 1
-                if taken[name] == len(orders[name]):
-                    active.remove(name)
+                turn, _ = mixture.select(index, [weights[name] for name in active])
+                name = active[turn]
+                chosen.append((name, next(orders[name])))
+                left[name] -= 1
+                if not left[name]:
                     break
         return chosen
 
@@ -236,10 +235,9 @@ def _split_counts(split: Split, windows: SplitWindows) -> dict[str, int]:
 
 
 def _stack(windows: list[Window], seq_len: int) -> Batch:
-    windows = windows or [packing.empty_window(seq_len)][:0]
-    if not windows:
-        return {k: v[None][:0] for k, v in packing.empty_window(seq_len)._asdict().items()}
-    return {name: np.stack(arrays) for name, arrays in zip(Window._fields, zip(*windows))}
+    # The empty window gives shape and dtype to a batch of no rows.
+    columns = zip(packing.empty_window(seq_len), *windows)
+    return {name: np.stack(column)[1:] for name, column in zip(Window._fields, columns)}
 
 
 # --- opening ----------------------------------------------------------------------------------

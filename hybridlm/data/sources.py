@@ -65,8 +65,8 @@ def source_files(source: "SourceConfig") -> list[SourceFile]:
     if os.path.isfile(path):
         return [SourceFile(os.path.basename(path), Path(path))]
     if os.path.isdir(path):
-        root, found = Path(path), [p for p in Path(path).rglob("*") if p.is_file()]
-        what = "the folder"
+        root, what = Path(path), "the folder"
+        found = [p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root))]
     elif glob.has_magic(path):
         parts = Path(path).parts
         fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
@@ -76,10 +76,13 @@ def source_files(source: "SourceConfig") -> list[SourceFile]:
     else:
         raise DataError(f"source {source.path}: there is no such file or folder")
     files = [SourceFile(p.relative_to(root).as_posix(), p) for p in found]
-    files = sorted(f for f in files if not any(part[0] == "." for part in Path(f.name).parts))
     if not files:
-        raise DataError(f"source {source.path}: {what} matches no file")
-    return files
+        raise DataError(f"source {source.path}: {what} holds no file")
+    return sorted(files)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def describe_source(source: "SourceConfig") -> dict[str, Any]:
@@ -291,7 +294,7 @@ def _read_arrayrecord(file: SourceFile, text_key: str) -> Iterator[Document]:
                 yield Document(f"{file.name}:{index}", _utf8(record, f"{file.path}:{index}"))
         reader.close()
     except (RuntimeError, ValueError, IndexError, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or "truncated or corrupt"
         raise DataError(
             f"{file.path}: no readable ArrayRecord file ({reason}); copy it again"
         ) from None

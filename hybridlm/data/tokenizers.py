@@ -147,7 +147,8 @@ class HFTokenizer:
             if token.special
         }
         self._special = set(special.values())
-        self._file_vocab = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        self._file_vocab = 1 + max(ids, default=-1)
         self.vocab_size = self._file_vocab
         named = _named_specials(Path(os.path.expanduser(path)).parent / "tokenizer_config.json")
         self.bos_id = self._role("bos_token", named, special, _BOS_NAMES)

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import functools
 import hashlib
 import itertools
 import multiprocessing
@@ -65,7 +66,7 @@ def tokenize(
 
 
 def split_of(ordinal: int, document_id: str, heldout_fraction: float) -> str:
-    """"train" or "heldout", by a hash of the document's id.
+    """The split of a document, "train" or "heldout", by a hash of its id.
 
     It depends on this document alone, so documents that are added leave it where it is. The first
     document of a source always trains and the second never does: with two documents or more
@@ -101,15 +102,14 @@ def _encode(
     pool = concurrent.futures.ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(tokenizer.kind, tokenizer.path, tokenizer.fingerprint),
     )
     waiting: collections.deque = collections.deque()
     try:
         for chunk in itertools.chain(chunks, [None]):
             if chunk is not None:
                 texts = [document.text for document in chunk]
-                waiting.append((_sizes(chunk), pool.submit(_encode_texts, texts)))
+                opened = (tokenizer.kind, tokenizer.path, tokenizer.fingerprint)
+                waiting.append((_sizes(chunk), pool.submit(_encode_texts, texts, *opened)))
             while waiting and (chunk is None or len(waiting) >= 2 * processes):
                 sizes, future = waiting.popleft()
                 yield sizes, future.result()
@@ -125,15 +125,16 @@ def _sizes(chunk: list[Document]) -> list[tuple[str, int]]:
     return [(document.id, len(document.text.encode("utf-8"))) for document in chunk]
 
 
-_worker_tokenizer: Tokenizer | None = None  # one a process of the pool
-
-
-def _start_worker(kind: str, path: str | None, fingerprint: str) -> None:
-    global _worker_tokenizer
-    _worker_tokenizer = open_kind(kind, path)
-    if _worker_tokenizer.fingerprint != fingerprint:
+@functools.cache  # once a process of the pool
+def _open_again(kind: str, path: str | None, fingerprint: str) -> Tokenizer:
+    tokenizer = open_kind(kind, path)
+    if tokenizer.fingerprint != fingerprint:
         raise DataError(f"tokenizer {path}: the file changed while it was in use")
+    return tokenizer
 
 
-def _encode_texts(texts: list[str]) -> list[np.ndarray]:
-    return [_worker_tokenizer.encode(text) for text in texts]
+def _encode_texts(
+    texts: list[str], kind: str, path: str | None, fingerprint: str
+) -> list[np.ndarray]:
+    tokenizer = _open_again(kind, path, fingerprint)
+    return [tokenizer.encode(text) for text in texts]

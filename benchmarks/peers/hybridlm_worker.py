@@ -1,0 +1,130 @@
+"""Training speed of hybridlm: the trainer's own config, model, optimizer, state and step.
+
+Runs the compiled step that `hybridlm train` runs; batches are laid out by the data pipeline's
+`concat_window`, as one document each and as packed documents (the same compiled step for both).
+"""
+
+import argparse
+import time
+
+import jax
+import measure
+import numpy as np
+
+import hybridlm  # noqa: F401 - its version is reported
+from hybridlm import config as configs
+from hybridlm.data.packing import concat_window
+from hybridlm.models.params import Model
+from hybridlm.parallel import mesh as meshes
+from hybridlm.train import setup
+from hybridlm.train.optimizer import make_optimizer
+from hybridlm.train.state import abstract_state, init_state
+from hybridlm.train.step import make_train_step
+from hybridlm.train.throughput import measured_matmul_flops
+
+MEAN_DOCUMENT = 256  # tokens; a document begins at each with this reciprocal probability
+
+
+def settings(options: argparse.Namespace) -> dict:
+    """What a recipe's `get_config` would return."""
+    attention = dict(kind="attention", heads=measure.HEADS, head_dim=measure.HEAD_DIM, qk_norm=True)
+    rope = dict(theta=measure.ROPE_THETA)
+    return dict(
+        seed=options.seed,
+        model=dict(
+            width=measure.WIDTH, depth=measure.DEPTH, vocab_size=measure.VOCAB,
+            pattern="swa full",
+            mixers=dict(
+                swa=dict(attention, window=measure.WINDOW, rope=rope),
+                full=dict(attention, window=None, rope=rope),
+            ),
+            mlp=dict(kind="swiglu", hidden=measure.MLP),
+            norm_eps=measure.NORM_EPS, init_std=measure.INIT_STD,
+        ),
+        data=dict(
+            sources=dict(random=dict(kind="text", path="made in memory, never opened")),
+            seq_len=measure.TIME, batch_size=measure.BATCH,
+        ),
+        optimizer=dict(
+            name="adamw", schedule="constant", lr=measure.LEARNING_RATE, b1=measure.B1,
+            b2=measure.B2, eps=measure.ADAM_EPS, weight_decay=measure.WEIGHT_DECAY,
+            clip_norm=measure.CLIP_NORM,
+        ),
+        train=dict(steps=options.steps + options.warmup),
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> dict:
+    matmul = measured_matmul_flops()
+    config, tokenizer = setup.resolve(configs.read(settings(options)))
+    devices = jax.devices()
+    mesh = meshes.make_mesh(config.mesh, devices)
+    jax.set_mesh(mesh)
+    model, optimizer = Model.of(config.model), make_optimizer(config.optimizer)
+    abstract = abstract_state(model, optimizer, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    init = jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=shardings)
+
+    token_bytes_V = np.zeros(config.model.vocab_size, np.float32)
+    token_bytes_V[: tokenizer.vocab_size] = tokenizer.token_bytes()
+    dtype = setup.compute_dtype(config, devices[0].platform)
+    step = make_train_step(config, model, optimizer, token_bytes_V, dtype)
+    batch = setup.abstract_batch(config, mesh)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
+    start = time.perf_counter()
+    compiled = jitted.lower(abstract, batch).compile()
+    compile_seconds = time.perf_counter() - start
+    sharding = meshes.batch_sharding(mesh)
+
+    def case(layout) -> dict:
+        state = init(jax.random.key(config.seed))
+
+        def train(tokens: np.ndarray) -> float:
+            nonlocal state
+            arrays = {
+                name: jax.make_array_from_process_local_data(sharding, array)
+                for name, array in layout(tokens).items()
+            }
+            state, metrics = compiled(state, arrays)
+            return float(metrics["loss"])
+
+        return measure.time_steps(train, options)
+
+    return {
+        "cases": {
+            "one document": case(one_document),
+            "packed documents": case(Packed(options.seed)),
+        },
+        "parameters": model.count(),
+        "matmul_flops": matmul,
+        "compile_seconds": compile_seconds,
+        "threads": f"XLA's pool on {measure.cores()} cores",
+        "dtype": str(dtype),
+        "versions": measure.versions("hybridlm", "jax", "jaxlib", "numpy"),
+    }
+
+
+def one_document(tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """A training batch (1, batch, time) of windows that are one document each."""
+    begins = np.zeros(tokens.shape, bool)
+    begins[:, 0] = True
+    return _batch(tokens, begins)
+
+
+class Packed:
+    """The same windows with document boundaries drawn at random, other ones for each batch."""
+
+    def __init__(self, seed: int):
+        self._generator = np.random.default_rng([seed, 1])
+
+    def __call__(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        return _batch(tokens, self._generator.random(tokens.shape) < 1 / MEAN_DOCUMENT)
+
+
+def _batch(tokens: np.ndarray, begins: np.ndarray) -> dict[str, np.ndarray]:
+    windows = [concat_window(row, where, measure.TIME) for row, where in zip(tokens, begins)]
+    return {n: np.stack([getattr(w, n) for w in windows])[None] for n in windows[0]._fields}
+
+
+if __name__ == "__main__":
+    measure.main(__doc__, {"trainer": run})

@@ -1,0 +1,45 @@
+"""`hybridlm train --dry_run`: the resolved config and what the run would cost, on no device."""
+
+import json
+
+from hybridlm.config import Config, to_dict
+from hybridlm.models.accounting import estimate_memory, layer_table, train_flops_per_token
+from hybridlm.models.params import Model
+from hybridlm.train.setup import resolve
+
+
+def describe(config: Config) -> str:
+    """Text for a terminal: the config as JSON, then parameters, FLOPs, tokens and memory."""
+    config, _ = resolve(config)
+    model = Model.of(config.model)
+    seq_len = config.data.seq_len
+    flops = train_flops_per_token(model, seq_len)
+    tokens = config.tokens_per_step * config.train.steps
+    itemsize = 2 if config.train.dtype == "bfloat16" else 4
+    memory = estimate_memory(config, model, itemsize)
+    lines = [json.dumps(to_dict(config), indent=2), "", "layer  mixer", ""]
+    for i, row in enumerate(layer_table(model, seq_len)):
+        lines.append(
+            f"{i:>5}  {row.name:<12} {row.mechanism:<32} {row.parameters:>14,} parameters"
+            f" {row.flops_per_token / 1e6:>10,.3f} MFLOP/token"
+        )
+    lines += [
+        "",
+        f"parameters          {model.count():,} ({model.count(embeddings=False):,} without embedding)",
+        f"FLOPs per token     {flops:,.0f} (forward and backward, at {seq_len} tokens)",
+        f"training tokens     {tokens:,} in {config.train.steps:,} steps of"
+        f" {config.tokens_per_step:,}",
+        f"training FLOPs      {flops * tokens:.4g}",
+        f"memory, estimated   {_size(memory.total)}: parameters {_size(memory.parameters)},"
+        f" gradients {_size(memory.gradients)}, optimizer {_size(memory.optimizer)},"
+        f" activations {_size(memory.activations)}",
+    ]
+    return "\n".join(lines)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"

@@ -1,0 +1,40 @@
+"""`hybridlm inspect`: what a run has come to, and a hash that says whether two are the same."""
+
+import pathlib
+
+from hybridlm.analysis.run import Run
+from hybridlm.train.checkpoint import digest, load_numpy, steps
+
+
+def describe(workdir: pathlib.Path, step: int | None = None) -> str:
+    """A few lines on the run in `workdir`, `key: value` each.
+
+    `parameters_sha256` covers the parameters of the given (default: newest) checkpoint,
+    `state_sha256` the optimizer's state too. Equal hashes mean equal bits.
+
+    Raises:
+      RunError: where there is no run, or no such checkpoint.
+    """
+    run = Run.open(workdir)
+    found = steps(workdir)
+    lines = {
+        "workdir": workdir,
+        "steps": f"{found[-1] if found else 0} of {run.config.train.steps}",
+        "checkpoints": " ".join(map(str, found)) or "none",
+    }
+    train, evals = run.train_records, run.eval_records
+    if train:
+        lines["train_loss"] = f"{train[-1]['loss']} nats at step {train[-1]['step']}"
+    if evals:
+        lines["heldout_loss"] = (
+            f"{evals[-1]['loss']} nats, {evals[-1]['bits_per_byte']} bits/byte"
+            f" at step {evals[-1]['step']}"
+        )
+    if found or step is not None:
+        at, state = load_numpy(workdir, step)
+        lines["checkpoint"] = at
+        lines["next_batch"] = int(state["step"])
+        lines["skipped_updates"] = int(state["guard"]["skipped"])
+        lines["parameters_sha256"] = digest(state["params"])
+        lines["state_sha256"] = digest({"params": state["params"], "opt": state["opt_state"]})
+    return "\n".join(f"{key}: {value}" for key, value in lines.items())

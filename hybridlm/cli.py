@@ -1,0 +1,207 @@
+"""The command line: `hybridlm train|generate|inspect|report|tokenize|train-tokenizer`."""
+
+import argparse
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from hybridlm import __version__
+from hybridlm.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code (2 for a mistake of the user's, said in a line)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if not hasattr(arguments, "run"):
+        parser.print_help()
+        return 2
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        overrides = _overrides(rest) if arguments.takes_overrides else _refuse(rest)
+        return arguments.run(arguments, overrides)
+    except UserError as error:
+        print(f"hybridlm: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hybridlm", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"hybridlm {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, run, help: str, takes_overrides: bool = False):
+        sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        sub.set_defaults(run=run, takes_overrides=takes_overrides)
+        return sub
+
+    train = command(
+        "train", _train, "train a model from a config, or go on with a run", takes_overrides=True
+    )
+    train.add_argument("--config", required=True, help="recipe: file.py or file.py:argument")
+    train.add_argument("--workdir", type=pathlib.Path, help="folder of the run")
+    train.add_argument(
+        "--dry_run", action="store_true", help="print what would be trained, and what it costs"
+    )
+    train.epilog = "Any setting: --config.a.b=value (a Python literal, or text)."
+
+    generate = command("generate", _generate, "continue a prompt with a trained model")
+    generate.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a run")
+    generate.add_argument("--prompt", default="", help="how the document begins")
+    generate.add_argument("--tokens", type=int, default=200, help="tokens to generate at most")
+    generate.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    generate.add_argument("--top_k", type=int, help="draw among the k likeliest tokens")
+    generate.add_argument("--top_p", type=float, help="draw among the likeliest with this share")
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--step", type=int, help="checkpoint; the newest by default")
+
+    inspect = command("inspect", _inspect, "print the state of a run and a hash of its parameters")
+    inspect.add_argument("workdir", type=pathlib.Path, metavar="WORKDIR")
+    inspect.add_argument("--step", type=int, help="checkpoint; the newest by default")
+
+    report = command("report", _report, "write the report of a run, finished or not")
+    report.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a run")
+
+    tokenize = command("tokenize", _tokenize, "write token shards of a source, once, in parallel")
+    _source_options(tokenize)
+    tokenize.add_argument("--tokenizer", default="bytes", help="bytes, hf or sentencepiece")
+    tokenize.add_argument("--tokenizer_path", help="file of an hf or sentencepiece tokenizer")
+    tokenize.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+    tokenize.add_argument("--heldout_fraction", type=float, default=0.05)
+    tokenize.add_argument("--processes", type=int, default=os.cpu_count())
+
+    bpe = command("train-tokenizer", _train_tokenizer, "train a byte-level BPE on a source")
+    _source_options(bpe)
+    bpe.add_argument("--vocab_size", type=int, required=True, help="tokens, specials included")
+    bpe.add_argument("--out", type=pathlib.Path, required=True, help="tokenizer.json to write")
+    return parser
+
+
+def _source_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", required=True, help="file or glob")
+    parser.add_argument(
+        "--kind", default="text", help="text, jsonl, parquet or arrayrecord (default: text)"
+    )
+    parser.add_argument("--text_key", default="text", help="field or column of the text")
+
+
+def _train(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    from hybridlm import config as configs
+
+    config = configs.load(arguments.config, overrides)
+    if arguments.dry_run:
+        from hybridlm.analysis.dry_run import describe
+
+        print(describe(config))
+        return 0
+    if arguments.workdir is None:
+        raise UserError("train needs --workdir, the folder of the run (or --dry_run)")
+    from hybridlm.run import run
+
+    return run(config, arguments.workdir)
+
+
+def _generate(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from hybridlm import generate
+
+    sampling = generate.Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    generate.check_sampling(sampling, arguments.tokens)
+    _, model, params, tokenizer, _ = generate.open_model(arguments.workdir, arguments.step)
+    print(arguments.prompt, end="", flush=True)
+    for text in generate.generate_text(
+        model, params, tokenizer, arguments.prompt, arguments.tokens, sampling, seed=arguments.seed
+    ):
+        print(text, end="", flush=True)
+    print()
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from hybridlm.analysis.inspect import describe
+
+    print(describe(arguments.workdir, arguments.step))
+    return 0
+
+
+def _report(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from hybridlm.analysis.report import write_report
+
+    print(write_report(arguments.workdir))
+    return 0
+
+
+def _tokenize(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from hybridlm import data
+    from hybridlm.config import TokenizerConfig
+
+    tokenizer_settings = {"kind": arguments.tokenizer, "path": arguments.tokenizer_path}
+    tokenizer = data.open_tokenizer(
+        _read(TokenizerConfig, tokenizer_settings, "tokenizer")
+    )
+    shards = data.tokenize(
+        _source(arguments), tokenizer, arguments.out, arguments.heldout_fraction,
+        arguments.processes,
+    )
+    del shards
+    opened = data.open_shards(arguments.out, tokenizer=tokenizer)
+    for name in ("train", "heldout"):
+        split = getattr(opened, name)
+        print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes")
+    print(f"written to {arguments.out}")
+    return 0
+
+
+def _train_tokenizer(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from hybridlm import data
+
+    source = _source(arguments)
+    data.train_bpe(data.read_documents(source), arguments.vocab_size, arguments.out)
+    print(f"written to {arguments.out}")
+    return 0
+
+
+def _source(arguments: argparse.Namespace):
+    from hybridlm.config import SourceConfig
+
+    settings = {
+        "kind": arguments.kind, "path": arguments.source, "text_key": arguments.text_key
+    }  # fmt: skip
+    return _read(SourceConfig, settings, "source")
+
+
+def _read(cls, settings, path):
+    from hybridlm.dataclass_reader import read_dataclass
+
+    return read_dataclass(cls, settings, path)
+
+
+def _overrides(rest: list[str]) -> list[tuple[str, str]]:
+    """(key, text) pairs of `--config.a.b=value` and `--config.a.b value` arguments."""
+    pairs = []
+    words = iter(rest)
+    for word in words:
+        if not word.startswith("--config."):
+            raise UserError(f"unknown argument {word!r}: settings are --config.a.b=value")
+        key, equals, text = word.removeprefix("--config.").partition("=")
+        if not equals:
+            text = next(words, None)
+            if text is None:
+                raise UserError(f"--config.{key} has no value: write --config.{key}=value")
+        pairs.append((key, text))
+    return pairs
+
+
+def _refuse(rest: list[str]) -> list[tuple[str, str]]:
+    if rest:
+        raise UserError(f"unknown argument {rest[0]!r}: see `hybridlm COMMAND --help`")
+    return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

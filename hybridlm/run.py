@@ -1,0 +1,55 @@
+"""A whole run: train to the end, generate the sample, write the report, say where it is."""
+
+import pathlib
+
+import jax
+
+from hybridlm.analysis.report import write_report
+from hybridlm.config import Config
+from hybridlm.generate import Sampling, generate_text, open_model
+from hybridlm.train import metrics
+from hybridlm.train.loop import train
+
+
+def run(config: Config, path: pathlib.Path) -> int:
+    """Trains the run of `config` in `path` to its end and reports on it; returns the exit code.
+
+    Raises:
+      UserError: see `hybridlm.train.loop.train`.
+    """
+    code = train(config, path)
+    if code == 0 and jax.process_index() == 0:
+        _sample(config, path)
+        _summary(path)
+        print(f"report: {write_report(path)}")
+    return code
+
+
+def _sample(config: Config, path: pathlib.Path) -> None:
+    """Adds the sample to the record, if the config asks for one and it is not there yet."""
+    settings, file = config.sample, path / metrics.FILE
+    if not settings.tokens or any(r["kind"] == "sample" for r in metrics.read(file)):
+        return
+    _, model, params, tokenizer, step = open_model(path)
+    sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
+    pieces = generate_text(
+        model, params, tokenizer, settings.prompt, settings.tokens, sampling, seed=config.seed
+    )
+    text = "".join(pieces)
+    writer = metrics.JsonlWriter(file)
+    writer.write({"kind": "sample", "step": step, "prompt": settings.prompt, "text": text})
+    writer.close()
+    print(f"\nsample: {settings.prompt}{text}\n")
+
+
+def _summary(path: pathlib.Path) -> None:
+    records = metrics.read(path / metrics.FILE)
+    last = [r for r in records if r["kind"] == "eval"][-1]
+    print(f"held-out loss {last['loss']:.4f} nats, {last['bits_per_byte']:.4f} bits/byte")
+    for record in records:
+        if record["kind"] == "run" and "bigram" in record:
+            bigram = record["bigram"]
+            print(
+                f"a bigram model of the same corpus has {bigram['loss']:.4f} nats,"
+                f" {bigram['bits_per_byte']:.4f} bits/byte"
+            )

@@ -1,0 +1,122 @@
+"""A bad config is one sentence that names the key, and exit code 2, before any device."""
+
+import subprocess
+import sys
+
+import pytest
+
+from hybridlm import cli, config
+from hybridlm.errors import ConfigError
+
+# (override, what the sentence says): the key, what was wrong, what would be right.
+BAD = [
+    ("model.mixers.swa.windw=3", "unknown key model.mixers.swa.windw: did you mean 'window'?"),
+    ("model.mixers.swa.window=0", "model.mixers.swa.window must be at least 1"),
+    ("model.mixers.swa.window=1.5", "model.mixers.swa.window must be a whole number, not 1.5"),
+    ("model.mixers.swa.kv_heads=4", "model.mixers.swa.kv_heads is 4 and does not divide heads 6"),
+    ("model.mixers.full.heads=5", "model.mixers.full.kv_heads is 2 and does not divide heads 5"),
+    ("model.mixers.rec.heads=5", "model.mixers.rec.heads is 5 and does not divide the recurrent"),
+    ("model.mixers.rec.conv_width=9", "model.mixers.rec.conv_width must lie in 1 to 8, not 9"),
+    ("model.mixers.swa.kind='atention'", "model.mixers.swa.kind is 'atention': did you mean 'atte"),
+    ("model.mixers.swa.rope.theta=-1", "model.mixers.swa.rope.theta must be positive, not -1"),
+    ("model.mixers.swa.rope.fraction=0.04", "model.mixers.swa.rope rotates 1 of 32 dimensions"),
+    ("model.mixers.swa.rope=True", "model.mixers.swa.rope must be a mapping of settings"),
+    ("model.mixers.new.window=3", "model.mixers.new.kind is missing: valid are: attention, rglru"),
+    ("model.mixers.swa=7", "model.mixers.swa must be a mapping with a kind"),
+    ("model.pattern='swa fulll'", "model.pattern names mixer 'fulll', not defined: did you mean 'f"),
+    ("model.pattern=''", "model.pattern is empty"),
+    ("model.pattern='swa**2'", "model.pattern has 'swa**2': write mixer names"),
+    ("model.pattern='swa*0'", "model.pattern has 'swa*0': the count must be at least 1"),
+    ("model.depth=0", "model.depth must be at least 1, not 0"),
+    ("model.depth='six'", "model.depth must be a whole number, not 'six'"),
+    ("model.width=True", "model.width must be a whole number, not True"),
+    ("model.width=190", "heads is 6 and does not divide model.width 190"),
+    ("model.widht=3", "unknown key model.widht: did you mean 'width'?"),
+    ("modle.width=3", "unknown key modle: did you mean 'model'?"),
+    ("model.prefix='swa*7'", "model.depth is 6, but prefix and suffix have 7 layers"),
+    ("model.block='sandwhich'", "model.block is 'sandwhich' (str): did you mean 'sandwich'?"),
+    ("model.mlp.kind='relu'", "model.mlp.kind is 'relu' (str): valid are: geglu, swiglu"),
+    ("model.logit_soft_cap=-1.0", "model.logit_soft_cap must be positive"),
+    ("model.vocab_size=100", "model.vocab_size is 100, and the tokenizer has 258 ids"),
+    ("data.sources.addresses.kind='json'", "data.sources.addresses.kind is 'json' (str): did you"),
+    ("data.sources={}", "data.sources names no source"),
+    ("data.sources.addresses.weight=0", "data.sources.addresses.weight must be positive"),
+    ("data.seq_len=0", "data.seq_len must be at least 1, not 0"),
+    ("data.batch_size=1.5", "data.batch_size must be a whole number, not 1.5"),
+    ("data.tokenizer.kind='hf'", "data.tokenizer.path must name the file of the hf tokenizer"),
+    ("data.heldout_fraction=1", "data.heldout_fraction must lie between 0 and 1"),
+    ("train.accumulate=3", "train.accumulate is 3 and does not divide data.batch_size 16"),
+    ("train.steps=0", "train.steps must be at least 1, not 0"),
+    ("train.dtype='float16'", "train.dtype is 'float16' (str): did you mean 'bfloat16'?"),
+    ("optimizer.lr=0", "optimizer.lr must be positive"),
+    ("optimizer.lr='big'", "optimizer.lr must be a number, not 'big'"),
+    ("optimizer.name='adamW'", "optimizer.name is 'adamW' (str): did you mean 'adamw'?"),
+    ("optimizer.schedule='wsd'", 'optimizer.decay_steps goes with schedule "wsd"'),
+    ("optimizer.warmup_steps=100000", "optimizer.warmup_steps and decay_steps together exceed"),
+    ("mesh.context=2", "mesh.context is 2: context parallelism is not there yet; use 1"),
+    ("mesh.fsdp=-1", "mesh.fsdp is -1, and so is another axis"),
+    ("seed=-1", "seed must lie in [0, 2^31), not -1"),
+    ("sample.top_p=0", "sample.top_p must lie in (0, 1], or be None"),
+    ("model.width.x=3", "model.width is 192, a value: it has no key x"),
+    ("train..steps=3", "--config.train..steps has an empty name in its key"),
+]
+
+
+@pytest.mark.parametrize("override, sentence", BAD, ids=[b[0] for b in BAD])
+def test_sentence_and_exit_code(in_root, capsys, override, sentence):
+    code = cli.main(["train", "--config", "configs/demo.py", "--dry_run", f"--config.{override}"])
+    said = capsys.readouterr()
+    assert code == 2
+    assert said.out == ""
+    assert sentence in said.err
+    assert said.err.count("\n") == 1, f"more than one line: {said.err}"
+
+
+FILES = {
+    "missing.py": (None, "which is not a file; valid are"),
+    "syntax.py": ("def get_config(:", "cannot be run: SyntaxError"),
+    "empty.py": ("x = 1\n", "defines no get_config(arg)"),
+    "raises.py": ("def get_config(arg=''):\n    return 1 / 0\n", "failed: ZeroDivisionError"),
+    "number.py": ("def get_config(arg=''):\n    return 5\n", "returned 5"),
+    "nothing.py": ("def get_config(arg=''):\n    return {}\n", "model is missing"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_bad_recipe_files(tmp_path, name):
+    text, sentence = FILES[name]
+    (tmp_path / "good.py").write_text("def get_config(arg=''): ...")
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError) as error:
+        config.load(str(tmp_path / name))
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_argument_that_is_not_one(in_root):
+    with pytest.raises(ConfigError, match="unknown recipe argument 'smoek': valid are: smoke"):
+        config.load("configs/demo.py:smoek")
+
+
+def test_no_device_is_touched(root):
+    """A bad config fails where devices cannot be had at all."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hybridlm.cli", "train", "--config", "configs/demo.py",
+         "--workdir", "/nonexistent/x", "--config.train.steps=0"],
+        capture_output=True, text=True, cwd=root, env={"PATH": "", "JAX_PLATFORMS": "tpu"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "hybridlm: train.steps must be at least 1, not 0\n"
+
+
+def test_overrides_of_both_forms_and_last_one_wins(in_root, capsys):
+    words = ["--config.train.steps=77", "--config.train.steps", "78", "--config.model.z_loss=0"]
+    code = cli.main(["train", "--config", "configs/demo.py", "--dry_run", *words])
+    assert code == 0
+    assert "in 78 steps" in capsys.readouterr().out
+
+
+def test_a_saved_config_reads_back_the_same(in_root):
+    first = config.load("configs/demo.py")
+    assert config.read(config.to_dict(first)) == first

@@ -1,0 +1,56 @@
+"""Tests run on the CPU, and say which part of the slow ones they ran."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: a chip, if any, is left alone
+# Most of a test's time is LLVM optimising programs that run once, for milliseconds.
+FAST_COMPILE = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}".strip()
+
+import datetime
+import pathlib
+import zlib
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SLOW_SHARE = 5  # one in so many slow tests runs in CI, another one each day
+
+jax.config.update("jax_platforms", "cpu")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--slow",
+        choices=("none", "sample", "all"),
+        default="sample",
+        help="slow tests to run: none, a sample that rotates by the day (default), or all",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    mode = config.getoption("--slow")
+    if mode == "all":
+        return
+    today = datetime.date.today().toordinal()
+
+    def chosen(item) -> bool:
+        return mode == "sample" and (zlib.crc32(item.nodeid.encode()) + today) % SLOW_SHARE == 0
+
+    left_out = [i for i in items if i.get_closest_marker("slow") and not chosen(i)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture
+def root() -> pathlib.Path:
+    """The top of the checkout."""
+    return ROOT
+
+
+@pytest.fixture
+def in_root(monkeypatch) -> pathlib.Path:
+    """Runs the test from the top of the checkout, as recipes expect."""
+    monkeypatch.chdir(ROOT)
+    return ROOT

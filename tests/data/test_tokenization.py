@@ -1,0 +1,110 @@
+"""Tokenizing a source: the same bytes from any number of processes, a stable split, all or none."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from data_helpers import BYTES, draw_texts, write_jsonl, write_shards
+
+from hybridlm.config.schema import TokenizerConfig
+from hybridlm.data import open_shards, open_tokenizer, tokenization, tokenize, train_bpe
+from hybridlm.data.tokenization import split_of
+from hybridlm.errors import DataError
+
+TOKENIZER = open_tokenizer(BYTES)
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(pathlib.Path(folder).iterdir())}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "hf"])
+def test_one_and_three_processes_write_the_same_bytes(kind, tmp_path, monkeypatch):
+    documents = draw_texts(np.random.default_rng(), 150)
+    monkeypatch.setattr(tokenization, "_CHUNK_CHARS", 2000)  # many chunks
+    tokenizer = TOKENIZER
+    if kind == "hf":
+        tokenizer = train_bpe(documents, 290, tmp_path / "tokenizer.json")
+    source = write_jsonl(tmp_path / "a.jsonl", documents)
+    for processes in (1, 3):
+        tokenize(source, tokenizer, tmp_path / str(processes), 0.2, processes, shard_tokens=2000)
+    one, three = contents(tmp_path / "1"), contents(tmp_path / "3")
+    assert len(one) > 6
+    assert one == three
+
+
+def test_reading_stays_close_to_writing(tmp_path, monkeypatch):
+    """With processes, text is read at most two chunks a process ahead of what is written."""
+    from hybridlm.data.sources import Document
+
+    read, ahead = [], []
+
+    def chunks():
+        for i in range(40):
+            read.append(i)
+            yield [Document(str(i), "text")]
+
+    for written, _ in enumerate(tokenization._encode(chunks(), TOKENIZER, 2)):
+        ahead.append(len(read) - written)
+    assert len(ahead) == 40
+    assert max(ahead) <= 4, f"{max(ahead)} chunks"
+
+
+def test_the_split_stays_when_documents_are_added(tmp_path):
+    documents = draw_texts(np.random.default_rng(), 200)
+    heldout = {}
+    for count in (2, 3, 50, 200):
+        folder = write_shards(tmp_path / str(count) / "s", documents[:count], 0.25)
+        shards = open_shards(folder, tokenizer=TOKENIZER)
+        assert shards.train.documents and shards.heldout.documents
+        split = shards.heldout
+        offsets = split.document_offsets().tolist()
+        heldout[count] = [TOKENIZER.decode(split.read(a, b)[0]) for a, b in zip(offsets, offsets[1:])]
+    for fewer, more in ((2, 3), (3, 50), (50, 200)):
+        assert heldout[more][: len(heldout[fewer])] == heldout[fewer]
+
+
+def test_the_held_out_share_is_as_asked():
+    rng = np.random.default_rng()
+    names = [f"{rng.integers(2**60)}:{i}" for i in range(20_000)]
+    share = np.mean([split_of(i, n, 0.05) == "heldout" for i, n in enumerate(names)])
+    assert abs(share - 0.05) < 0.01, f"{share:.4f}"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_bad_document_leaves_no_folder(processes, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", ["good"] * 50 + [""])
+    with pytest.raises(DataError, match=":51: the document has no text"):
+        tokenize(source, TOKENIZER, tmp_path / "out", 0.1, processes)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_a_tokenizer_that_changes_meanwhile_is_refused(tmp_path):
+    documents = draw_texts(np.random.default_rng(), 80)
+    path = tmp_path / "tokenizer.json"
+    tokenizer = train_bpe(documents, 290, path)
+    path.unlink()
+    train_bpe(documents, 280, path)
+    source = write_jsonl(tmp_path / "a.jsonl", documents)
+    with pytest.raises(DataError, match="the file changed while it was in use"):
+        tokenize(source, tokenizer, tmp_path / "out", 0.1, 2)
+
+
+def test_processes_must_be_positive(tmp_path):
+    with pytest.raises(DataError, match="processes is 0"):
+        tokenize(write_jsonl(tmp_path / "a.jsonl", ["a"]), TOKENIZER, tmp_path / "o", 0.1, 0)
+
+
+def test_unknown_tokens_are_counted(tmp_path):
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(draw_texts(np.random.default_rng(), 300)),
+        model_prefix=str(tmp_path / "sp"), vocab_size=60, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = open_tokenizer(TokenizerConfig("sentencepiece", str(tmp_path / "sp.model")))
+    source = write_jsonl(tmp_path / "a.jsonl", ["the union Ω", "a state"])
+    tokenize(source, tokenizer, tmp_path / "out", 0.1)
+    shards = open_shards(tmp_path / "out", tokenizer=tokenizer)
+    assert (shards.train.unknown_tokens, shards.heldout.unknown_tokens) == (1, 0)
+    assert shards.train.bytes == len("the union Ω".encode())

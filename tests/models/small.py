@@ -1,0 +1,66 @@
+"""Small models that use every option, and packed batches with boundaries drawn afresh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybridlm.config.schema import MLPConfig, ModelConfig
+from hybridlm.models.mixers import SequenceContext
+from hybridlm.models.params import Model
+
+MIXERS = {
+    "swa": dict(kind="attention", heads=4, kv_heads=2, window=5, qk_norm=True),
+    "full": dict(kind="attention", heads=4, kv_heads=1, rope=None, output_gate=True),
+    "sink": dict(
+        kind="attention", heads=2, head_dim=8, window=7, sinks=True, soft_cap=20.0,
+        rope=dict(theta=500.0, fraction=0.5),
+    ),
+    "rec": dict(kind="rglru", heads=2),
+    "wide": dict(kind="rglru", heads=4, recurrent_width=48, conv_width=2),
+}  # fmt: skip
+
+
+def model_config(pattern="swa full rec", depth=None, **settings) -> ModelConfig:
+    """A model of width 32 with vocabulary 40."""
+    names = set(f"{pattern} {settings.get('prefix', '')} {settings.get('suffix', '')}".split())
+    defaults = dict(width=32, vocab_size=40, mlp=MLPConfig(48), init_std=0.5)
+    return ModelConfig(
+        **{
+            **defaults,
+            "pattern": pattern,
+            "depth": depth or len(pattern.split()),
+            "mixers": {n: m for n, m in MIXERS.items() if n in names},
+            **settings,
+        }
+    )
+
+
+def make(config: ModelConfig, seed: int = 0, dtype=jnp.float32):
+    """(Model, parameters); every parameter is perturbed, so that none is at a special value."""
+    model = Model.of(config)
+    params = jax.jit(model.init)(jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    return model, jax.tree.map(
+        lambda p: jnp.asarray(p + 0.1 * rng.standard_normal(p.shape), dtype), params
+    )
+
+
+def context(segment_ids_BT) -> SequenceContext:
+    """Positions restart at each change of id."""
+    ids = np.asarray(segment_ids_BT)
+    positions = np.zeros_like(ids)
+    for t in range(1, ids.shape[1]):
+        positions[:, t] = np.where(ids[:, t] == ids[:, t - 1], positions[:, t - 1] + 1, 0)
+    return SequenceContext(ids.astype(np.int32), positions.astype(np.int32))
+
+
+def random_segments(rng: np.random.Generator, batch: int, time: int) -> np.ndarray:
+    """Documents of any length from one token on, some rows with padding at their end."""
+    rows = []
+    for _ in range(batch):
+        cuts = np.sort(rng.choice(np.arange(1, time), size=rng.integers(0, 5), replace=False))
+        row = 1 + np.searchsorted(cuts, np.arange(time), side="right")
+        if rng.random() < 0.5:
+            row[time - rng.integers(1, 4) :] = 0
+        rows.append(row)
+    return np.stack(rows)

@@ -1,0 +1,209 @@
+"""The whole model obeys the laws: packed = separate, causal, cached = parallel, scan = unrolled."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridlm.models.mixers import SequenceContext
+
+PATTERNS = ["swa full rec", "sink wide", "full", "rec"]
+BLOCKS = ["prenorm", "sandwich", "parallel"]
+
+
+def logits_of(model, params, tokens, ids, **options):
+    module = model.bind(params)
+    return module.logits(module.hidden(tokens, small.context(ids), dtype=tokens_dtype(params), **options))
+
+
+def tokens_dtype(params):
+    return jax.tree.leaves(params)[0].dtype
+
+
+def tokens_of(rng, shape):
+    return jnp.asarray(rng.integers(0, 40, shape), jnp.int32)
+
+
+TIME, DOCUMENTS = 24, 5
+PIECES = [5, 1, 1, 1, 5, 1, 1, 1, 1, 1, 1, 5]
+
+
+@functools.cache
+def value_and_grad(pattern):
+    """Jitted (sum of logits * probe, its parameter gradients) in float64; compiled once a shape."""
+    model, params = small.make(small.model_config(pattern), dtype=jnp.float64)
+
+    @jax.jit
+    def run(tokens, ids, positions, probe):
+        def value(params):
+            context = SequenceContext(ids, positions)
+            module = model.bind(params)
+            logits = module.logits(module.hidden(tokens, context, dtype=jnp.float64))
+            return jnp.sum(logits * probe)
+
+        return jax.value_and_grad(value)(params)
+
+    return run
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1))
+def test_packed_is_separate(pattern, seed):
+    """Outputs and parameter gradients of packed documents are those of each alone."""
+    rng = np.random.default_rng(seed)
+    with jax.enable_x64(True):
+        run = value_and_grad(pattern)
+        cuts = np.sort(rng.choice(np.arange(1, TIME), DOCUMENTS - 1, replace=False))
+        edges = [0, *cuts, TIME]
+        tokens = rng.integers(0, 40, (1, TIME))
+        probe = rng.standard_normal((1, TIME, 40))
+        ids = 1 + np.searchsorted(cuts, np.arange(TIME), side="right")[None]
+        packed = run(tokens, *small.context(ids), probe)
+        # Each document at the start of a row of its own, the rest padding that nothing weighs.
+        alone_tokens = rng.integers(0, 40, (DOCUMENTS, TIME))
+        alone_ids, alone_probe = np.zeros((DOCUMENTS, TIME), int), np.zeros((DOCUMENTS, TIME, 40))
+        for i, (start, end) in enumerate(zip(edges, edges[1:])):
+            alone_tokens[i, : end - start] = tokens[0, start:end]
+            alone_ids[i, : end - start] = 1
+            alone_probe[i, : end - start] = probe[0, start:end]
+        alone = run(alone_tokens, *small.context(alone_ids), alone_probe)
+        for a, b in zip(jax.tree.leaves(packed), jax.tree.leaves(alone)):
+            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9 * float(jnp.abs(b).max() + 1))
+
+
+@functools.cache
+def logits_function(pattern):
+    model, params = small.make(small.model_config(pattern))
+
+    @jax.jit
+    def run(tokens, ids, positions):
+        return model.bind(params)(tokens, SequenceContext(ids, positions))
+
+    return run
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1))
+def test_causal_and_padding_inert(pattern, seed):
+    """Changing tokens from t on changes nothing before t; padding changes nothing at all."""
+    rng = np.random.default_rng(seed)
+    run = logits_function(pattern)
+    tokens, ids = rng.integers(0, 40, (2, TIME)), small.random_segments(rng, 2, TIME)
+    context = small.context(ids)
+    t = int(rng.integers(1, TIME))
+    later = np.concatenate([tokens[:, :t], rng.integers(0, 40, (2, TIME - t))], axis=1)
+    before, after = run(tokens, *context), run(later, *context)
+    np.testing.assert_array_equal(before[:, :t], after[:, :t])
+    repadded = run(np.where(ids == 0, rng.integers(0, 40, (2, TIME)), tokens), *context)
+    real = (ids != 0)[:, :, None]
+    np.testing.assert_array_equal(np.where(real, before, 0), np.where(real, repadded, 0))
+
+
+@pytest.mark.parametrize(
+    "pattern, block",
+    [(p, "prenorm") for p in PATTERNS] + [("swa full rec", b) for b in BLOCKS[1:]],
+)
+def test_cached_decoding_is_the_forward_pass(pattern, block):
+    """Prefill in pieces and token-by-token decoding give the parallel form's logits."""
+    rng = np.random.default_rng(0)
+    time = TIME
+    config = small.model_config(pattern, block=block, depth=len(pattern.split()) + 1)
+    with jax.enable_x64(True):
+        model, params = small.make(config, dtype=jnp.float64)
+        assert time == sum(PIECES)
+        tokens, ids = tokens_of(rng, (2, time)), small.random_segments(rng, 2, time)
+        context = small.context(ids)
+        expected = jax.jit(lambda p: logits_of(model, p, tokens, ids))(params)
+        extend = jax.jit(
+            lambda tokens, context, state: model.bind(params).extend(
+                tokens, context, state, dtype=jnp.float64
+            )
+        )
+        state, made, start = model.bind(params).init_decode(2, time, jnp.float64), [], 0
+        for n in PIECES:
+            part = slice(start, start + n)
+            piece = SequenceContext(*(x[:, part] for x in context))
+            logits, state = extend(tokens[:, part], piece, state)
+            made.append(logits)
+            start += n
+        real = (ids != 0)[:, :, None]
+        made = jnp.concatenate(made, axis=1)
+        np.testing.assert_allclose(np.where(real, made, 0), np.where(real, expected, 0), atol=1e-10)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_scan_is_unrolled(block):
+    """The scanned unit gives what its layers one by one give."""
+    config = small.model_config("swa rec", depth=6, block=block, prefix="full", suffix="full")
+    model, params = small.make(config)
+    tokens = tokens_of(np.random.default_rng(1), (2, 16))
+    ids = np.ones((2, 16), int)
+    scanned = jax.jit(lambda p: logits_of(model, p, tokens, ids, scan=True))(params)
+    unrolled = jax.jit(lambda p: logits_of(model, p, tokens, ids, scan=False))(params)
+    np.testing.assert_allclose(scanned, unrolled, rtol=1e-4, atol=1e-4)
+
+
+def test_compile_time_does_not_grow_with_depth():
+    """The program at depth 48 is that of depth 6: its HLO has the same size."""
+
+    def program(depth):
+        model, params = small.make(small.model_config("swa full", depth=depth))
+        tokens = jnp.zeros((1, 16), jnp.int32)
+        ids = np.ones((1, 16), int)
+        loss = jax.grad(lambda p: jnp.sum(logits_of(model, p, tokens, ids)))
+        return len(jax.jit(loss).lower(params).as_text().splitlines())
+
+    shallow, deep = program(6), program(48)
+    assert deep <= 1.05 * shallow, f"{deep} lines at depth 48, {shallow} at depth 6"
+
+
+@pytest.mark.parametrize("remat", [jax.checkpoint, "dots"])
+def test_remat_changes_no_gradient(remat):
+    if remat == "dots":
+        remat = lambda f: jax.checkpoint(f, policy=jax.checkpoint_policies.dots_saveable)  # noqa: E731
+    model, params = small.make(small.model_config("swa rec", depth=4))
+    tokens = tokens_of(np.random.default_rng(2), (2, 12))
+    ids = np.ones((2, 12), int)
+
+    def grad(**options):
+        loss = lambda p: jnp.sum(jnp.sin(logits_of(model, p, tokens, ids, **options)))  # noqa: E731
+        return jax.jit(jax.grad(loss))(params)
+
+    for a, b in zip(jax.tree.leaves(grad()), jax.tree.leaves(grad(remat=remat))):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_works_in_nnx_tree_mode():
+    """The suite's models build and run with graph mode off, as flax is to become."""
+    nnx.set_graph_mode(False)
+    try:
+        model, params = small.make(small.model_config(depth=6))
+        tokens, ids = jnp.zeros((1, 8), jnp.int32), np.ones((1, 8), int)
+        logits = jax.jit(lambda p: logits_of(model, p, tokens, ids))(params)
+    finally:
+        nnx.set_graph_mode(True)
+    assert bool(jnp.all(jnp.isfinite(logits)))
+
+
+def test_bfloat16_is_near_float32():
+    model, params = small.make(small.model_config())
+    tokens, ids = tokens_of(np.random.default_rng(3), (2, 32)), np.ones((2, 32), int)
+
+
+    def logits(params, dtype):
+        module = model.bind(params)
+        return module.logits(module.hidden(tokens, small.context(ids), dtype=dtype))
+
+    exact = jax.jit(lambda p: logits(p, jnp.float32))(params)
+    rough = jax.jit(lambda p: logits(p, jnp.bfloat16))(params)
+    error = float(jnp.sqrt(jnp.mean((exact - rough) ** 2) / jnp.mean(exact**2)))
+    assert rough.dtype == jnp.float32
+    assert error < 0.03, f"relative RMS error {error}"

@@ -1,0 +1,77 @@
+"""The sliced cross entropy is the direct one, and never holds all logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridlm.models.loss import LossSettings, summed_cross_entropy, token_nll
+
+
+def direct(hidden, head, targets, weights, settings):
+    logits = hidden @ head
+    if settings.logit_soft_cap:
+        logits = settings.logit_soft_cap * jnp.tanh(logits / settings.logit_soft_cap)
+    normalizer = jax.nn.logsumexp(logits, axis=-1)
+    nll = normalizer - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    return jnp.sum((nll + settings.z_loss * normalizer**2) * weights), nll
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    time=st.integers(1, 33),
+    vocab=st.integers(2, 50),
+    cap=st.sampled_from([None, 5.0]),
+    z_loss=st.sampled_from([0.0, 0.01]),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_equals_the_direct_form(batch, time, vocab, cap, z_loss, seed):
+    rng = np.random.default_rng(seed)
+    with jax.enable_x64(True):
+        options = LossSettings(cap, z_loss)
+        hidden = jnp.asarray(rng.standard_normal((batch, time, 7)))
+        head = jnp.asarray(rng.standard_normal((7, vocab)))
+        targets = jnp.asarray(rng.integers(0, vocab, (batch, time)), jnp.int32)
+        weights = jnp.asarray(rng.integers(0, 2, (batch, time)) * rng.random((batch, time)))
+        (total, nll), grads = jax.value_and_grad(
+            lambda h, w: summed_cross_entropy(h, w, targets, weights, options),
+            argnums=(0, 1), has_aux=True,
+        )(hidden, head)  # fmt: skip
+        (expected, nll_BT), expected_grads = jax.value_and_grad(
+            lambda h, w: direct(h, w, targets, weights, options), argnums=(0, 1), has_aux=True
+        )(hidden, head)
+        np.testing.assert_allclose(total, expected, rtol=1e-10)
+        np.testing.assert_allclose(nll, jnp.sum(nll_BT * weights), rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(token_nll(hidden, head, targets, options), nll_BT, rtol=1e-9, atol=1e-10)
+        for a, b in zip(grads, expected_grads):
+            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+        # Without differentiation another path runs; it says the same.
+        plain = summed_cross_entropy(hidden, head, targets, weights, options)
+        np.testing.assert_allclose(plain, (total, nll), rtol=1e-10)
+
+
+@pytest.mark.parametrize("differentiate", [False, True])
+def test_full_logits_never_exist(differentiate):
+    """No array of the compiled program has as many elements as tokens x vocabulary."""
+    batch, time, width, vocab = 4, 512, 8, 4096
+
+    def loss(hidden, head, targets, weights):
+        return summed_cross_entropy(hidden, head, targets, weights)[0]
+
+    function = jax.grad(loss, argnums=(0, 1)) if differentiate else loss
+    shapes = [((batch, time, width), jnp.float32), ((width, vocab), jnp.float32)]
+    shapes += [((batch, time), jnp.int32), ((batch, time), jnp.float32)]
+    arguments = [jax.ShapeDtypeStruct(*s) for s in shapes]
+    memory = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    full = 4 * batch * time * vocab
+    assert memory.temp_size_in_bytes < full, f"{memory.temp_size_in_bytes} of {full} bytes"
+
+
+def test_a_sum_that_nothing_weighs_is_zero():
+    hidden, head = jnp.ones((1, 3, 2)), jnp.ones((2, 5))
+    zeros = jnp.zeros((1, 3))
+    total, nll = summed_cross_entropy(hidden, head, zeros.astype(int), zeros)
+    assert (float(total), float(nll)) == (0.0, 0.0)

@@ -1,0 +1,105 @@
+"""Published initialisations, and costs that are what they claim."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridlm.models.accounting import layer_table, train_flops_per_token
+from hybridlm.models.layers import RMSNorm
+from hybridlm.models.mixers import LayerSpec, read_mixer
+from hybridlm.models.mixers.attention import mean_keys
+from hybridlm.models.mixers.rglru import _sqrt_bounded
+from hybridlm.models.params import Model
+from hybridlm.models.positional import Rope, RopeConfig
+
+SPEC = LayerSpec(width=64, norm_eps=1e-6, out_scale=0.5)
+
+
+def test_rglru_decays_start_between_0_9_and_0_999():
+    """a = exp(-softplus(Lambda)); recurrentgemma draws a^2 uniformly."""
+    mixer = read_mixer(dict(kind="rglru"), "m").build(LayerSpec(4096, 1e-6, 1.0), rngs=nnx.Rngs(0))
+    a = np.exp(-np.logaddexp(0, np.asarray(mixer.decay[...], np.float64)))
+    assert 0.9 - 1e-4 <= a.min() < 0.91
+    assert 0.995 < a.max() <= 0.999 + 1e-4
+    assert abs(np.mean(a**2) - (0.81 + 0.998001) / 2) < 0.01
+
+
+def test_rglru_gates_start_unbiased_and_slope_is_bounded():
+    mixer = read_mixer(dict(kind="rglru"), "m").build(SPEC, rngs=nnx.Rngs(0))
+    assert not np.any(mixer.recurrence_gate.bias[...])
+    assert float(jax.grad(_sqrt_bounded)(0.0)) == 1000.0
+    assert float(jax.grad(_sqrt_bounded)(0.25)) == 1.0
+
+
+def test_linear_maps_start_at_unit_gain_and_outputs_smaller():
+    mixer = read_mixer(dict(kind="attention", heads=4), "m").build(SPEC, rngs=nnx.Rngs(0))
+    assert abs(float(jnp.std(mixer.q.kernel[...])) * 8 - 1) < 0.05
+    assert abs(float(jnp.std(mixer.out.kernel[...])) * 8 - 0.5) < 0.03
+
+
+@given(seq_len=st.integers(1, 60), window=st.none() | st.integers(1, 80))
+def test_mean_keys_counts_the_mask(seq_len, window):
+    t = np.arange(seq_len)
+    seen = t[:, None] >= t[None, :]
+    if window is not None:
+        seen &= t[:, None] - t[None, :] < window
+    assert mean_keys(seq_len, window) == pytest.approx(seen.sum() / seq_len)
+
+
+def test_flops_are_those_of_the_matrices():
+    """Parameters times 2, plus attention's keys: what the table says, from the parameters."""
+    config = small.model_config("swa full rec", depth=3)
+    model, seq_len = Model.of(config), 64
+    matmul = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract["unit"]):
+        if getattr(path[-1], "key", "") in ("kernel", "conv_kernel"):
+            matmul += 2 * int(np.prod(leaf.shape))
+    head = 2 * config.width * config.vocab_size
+    keys = 4 * config.width * (mean_keys(seq_len, 5) + mean_keys(seq_len, None))
+    recurrence = 2 * config.width
+    expected = 3 * (matmul + head + keys + recurrence)
+    assert train_flops_per_token(model, seq_len) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", small.MIXERS)
+def test_state_bytes_are_those_of_the_state(name):
+    """After n tokens of decoding the state holds what `state_bytes` says, bookkeeping aside."""
+    config = read_mixer(small.MIXERS[name], "m")
+    mixer = config.build(LayerSpec(32, 1e-6, 1.0), rngs=nnx.Rngs(0))
+    for length in (3, 50):
+        state = mixer.init_state(1, length, jnp.bfloat16)
+        floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+        assert sum(x.nbytes for x in floats) == config.state_bytes(32, length)
+
+
+def test_layer_table_adds_up():
+    config = small.model_config("swa full rec", depth=8, prefix="full", suffix="rec")
+    model = Model.of(config)
+    rows = layer_table(model, 32)
+    assert [r.name for r in rows[1:-1]] == list(config.layout.names)
+    assert sum(r.parameters for r in rows) == model.count()
+
+
+def test_rope_depends_on_distance_alone():
+    rope = Rope(RopeConfig(theta=100.0, fraction=0.5), 16)
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.standard_normal((1, 1, 1, 16)), jnp.float32) for _ in range(2))
+
+    def score(i, j):
+        rotated = rope(q, jnp.array([[i]])), rope(k, jnp.array([[j]]))
+        return float(jnp.sum(rotated[0] * rotated[1]))
+
+    assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-4)
+    assert abs(score(9, 4) - score(9, 5)) > 1e-3
+    np.testing.assert_array_equal(rope(q, jnp.array([[7]]))[..., 8:], q[..., 8:])
+
+
+def test_rmsnorm_has_unit_rms():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 64)) * 7
+    y = RMSNorm(64, 1e-6)(x)
+    np.testing.assert_allclose(jnp.sqrt(jnp.mean(y**2, -1)), np.ones((2, 3)), rtol=1e-4)

@@ -1,0 +1,84 @@
+"""Schedules, decay masks and the three optimizers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hybridlm.config import OptimizerConfig
+from hybridlm.train.optimizer import is_matrix, learning_rate, make_optimizer
+
+
+def rates(steps=100, **settings):
+    config = OptimizerConfig(lr=2.0, **settings)
+    return np.array([float(learning_rate(config, steps, jnp.int32(s))) for s in range(steps)])
+
+
+def test_warmup_is_linear_and_the_first_update_moves():
+    r = rates(schedule="constant", warmup_steps=10)
+    np.testing.assert_allclose(r[:10], 0.2 * np.arange(1, 11), rtol=1e-6)
+    np.testing.assert_allclose(r[10:], 2.0)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_decay_ends_at_the_final_fraction(schedule):
+    r = rates(schedule=schedule, warmup_steps=10, final_lr_fraction=0.1)
+    assert r[9] == pytest.approx(2.0)
+    assert r[-1] == pytest.approx(0.2)
+    assert np.all(np.diff(r[9:]) < 0)
+    middle = {"cosine": 1.1, "linear": 1.1}[schedule]
+    assert r[54] == pytest.approx(middle, rel=1e-3)
+
+
+def test_wsd_is_constant_then_linear():
+    r = rates(schedule="wsd", warmup_steps=5, decay_steps=20, final_lr_fraction=0.0)
+    np.testing.assert_allclose(r[4:80], 2.0)
+    np.testing.assert_allclose(np.diff(r[80:]), -0.1, rtol=1e-4)
+    assert r[-1] == pytest.approx(0.0, abs=1e-6)
+
+
+PARAMS = {
+    "embedding": jnp.ones((6, 4)),
+    "layer": {"q": {"kernel": jnp.ones((2, 4, 4))}, "norm": {"scale": jnp.ones((2, 4))}},
+}
+
+
+def test_only_kernels_are_decayed():
+    assert is_matrix(PARAMS) == {
+        "embedding": False,
+        "layer": {"q": {"kernel": True}, "norm": {"scale": False}},
+    }
+    optimizer = make_optimizer(OptimizerConfig(lr=1.0, weight_decay=0.5))
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    directions, _ = optimizer.update(zeros, optimizer.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(directions["layer"]["q"]["kernel"], 0.5)
+    assert not np.any(directions["embedding"]) and not np.any(directions["layer"]["norm"]["scale"])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+def test_directions_point_up_the_gradient(name):
+    """params - rate * direction goes downhill: every optimizer lowers a quadratic."""
+    config = OptimizerConfig(lr=0.02, name=name, weight_decay=0.0)
+    optimizer = make_optimizer(config)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape), jnp.float32), PARAMS)
+    loss = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))  # noqa: E731
+    state, first = optimizer.init(params), float(loss(params))
+
+    @jax.jit
+    def step(params, state):
+        directions, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return jax.tree.map(lambda p, d: p - config.lr * d, params, directions), state
+
+    for _ in range(30):
+        params, state = step(params, state)
+    assert float(loss(params)) < 0.7 * first
+
+
+def test_muon_orthogonalises_each_layer_of_a_stack():
+    optimizer = make_optimizer(OptimizerConfig(lr=1.0, name="muon", weight_decay=0.0))
+    grads = {"k": {"kernel": jax.random.normal(jax.random.key(0), (3, 8, 8))}}
+    directions, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    for matrix in directions["k"]["kernel"]:
+        singular = np.linalg.svd(np.asarray(matrix), compute_uv=False)
+        assert singular.min() > 0.3 and singular.max() < 1.5  # Newton-Schulz, five rounds
