@@ -1,0 +1,42 @@
+# Everything starts from a bare clone, a Python of at least 3.12, and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: help setup demo test test-slow lint benchmark clean
+
+help:
+	@echo "make demo       set up, and train the demo: 5 minutes on 2 CPU cores"
+	@echo "make test       set up, and run the tests (slow ones: a sample that rotates by the day)"
+	@echo "make test-slow  all tests"
+	@echo "make lint       ruff"
+	@echo "make benchmark  training speed on this CPU against PyTorch and jax-linear-attention"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
+	  { echo "hybridlm needs Python 3.12 or newer and '$(PYTHON)' is older: install Python 3.12, or name one with 'make PYTHON=python3.12 ...'"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: setup
+	$(BIN)/hybridlm train --config configs/demo.py --workdir runs/demo
+
+test: setup
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -n 2 --slow all $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+
+benchmark: setup
+	$(BIN)/python benchmarks/train_cpu.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -21,9 +21,10 @@ def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
 def select(index: int, weights: Sequence[int]) -> tuple[int, int]:
     """(source, how many of its elements came before) of element `index` of the mixture.
 
-    Every sum(weights) elements hold exactly weights[i] of source i, and of the first n elements
-    source i has n * weights[i] / sum(weights), give or take less than 2: source by source, it is a
-    rounded share of what the sources before it left. Costs the same at any index.
+    Every sum(weights) elements, from a multiple of it on, hold exactly weights[i] of source i. Of
+    the first n elements source i has n * weights[i] / sum(weights), give or take less than the
+    number of sources: it is a rounded share of what the sources before it left, and each rounding
+    adds less than 1. Costs the same at any index.
 
     (grain.MapDataset.mix has the same scheme, but first rounds weights to multiples of a hundredth
     of the smallest: 0.7 and 0.3 become 233 to 100.)

@@ -1,4 +1,4 @@
-"""From documents to windows of `seq_len` tokens: which tokens a window holds, and what it looks like.
+"""From documents to windows of `seq_len` tokens: which tokens a window holds, and its layout.
 
 Letters: T = seq_len, W windows, P pieces. A document of L tokens (BOS and EOS included) has L - 1
 targets; token i + 1 is the target of token i.
@@ -40,7 +40,8 @@ class Window(NamedTuple):
 
 def empty_window(seq_len: int) -> Window:
     """A window of padding alone."""
-    return Window(*(np.zeros(seq_len, t) for t in (np.int32, np.int32, np.float32, np.int32, np.int32)))
+    dtypes = (np.int32, np.int32, np.float32, np.int32, np.int32)
+    return Window(*(np.zeros(seq_len, dtype) for dtype in dtypes))
 
 
 # --- concat -----------------------------------------------------------------------------------

@@ -40,12 +40,10 @@ class SplitWindows:
 
     def __init__(self, split: Split, seq_len: int, method: str, cross_document_attention: bool):
         self._split, self._seq_len, self._cross = split, seq_len, cross_document_attention
-        self._packing = None
+        self._packing, self._len = None, packing.concat_windows(split.tokens, seq_len)
         if method == "best_fit":
             self._packing = packing.best_fit(split.document_offsets(), seq_len)
-        self._len = (
-            self._packing.windows if self._packing else packing.concat_windows(split.tokens, seq_len)
-        )
+            self._len = self._packing.windows
 
     def __len__(self) -> int:
         return self._len
@@ -112,7 +110,8 @@ class Pipeline:
         self.cross_document_attention = data.cross_document_attention
         for name in self._names:
             if len(self._train[name]) == 0:
-                raise DataError(f"data.sources.{name}: {shards[name].folder} has no training tokens")
+                folder = shards[name].folder
+                raise DataError(f"data.sources.{name}: {folder} has no training tokens")
             if len(self._train[name]) > 2**32:
                 raise DataError(
                     f"data.sources.{name}: {len(self._train[name])} windows are more than can be "
@@ -120,8 +119,8 @@ class Pipeline:
                 )
         if not any(map(len, self._heldout.values())):
             raise DataError(
-                f"data.sources: {', '.join(self._names)} has a single document, so none can be held "
-                "out for evaluation; split it into several documents"
+                f"data.sources: {', '.join(self._names)} has a single document, so none can be "
+                "held out for evaluation; split it into several documents"
             )
         self._stream = grain.MapDataset.select_from_datasets(
             [
@@ -173,7 +172,8 @@ class Pipeline:
         """
         windows = self.heldout_windows(sequences)
         for start in range(0, len(windows), batch_size):
-            group = [self._heldout[name][index] for name, index in windows[start : start + batch_size]]
+            chosen = windows[start : start + batch_size]
+            group = [self._heldout[name][index] for name, index in chosen]
             group += [packing.empty_window(self.seq_len)] * (batch_size - len(group))
             yield _stack(group, self.seq_len)
 
@@ -289,7 +289,7 @@ def _tokenized(
     manifest = read_manifest(folder)
     if {key: manifest[key] for key in wanted} != wanted:
         raise DataError(
-            f"{folder}: holds the tokens of other settings or other text; remove it, or set another "
-            "data.token_cache"
+            f"{folder}: holds the tokens of other settings or other text; remove it, or set "
+            "another data.token_cache"
         )
     return folder

@@ -11,6 +11,7 @@ executes nothing that is in it. Folders are local, since they are memory-mapped.
 """
 
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -68,9 +69,8 @@ class ShardWriter:
         self._open: dict[str, _OpenShard] = {}
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_dead_partials(self.folder)
-        self.partial = self.folder.parent / (
-            f"{self.folder.name}.partial-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        )
+        writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.partial = self.folder.parent / f"{self.folder.name}.partial-{writer}"
         self.partial.mkdir()
 
     def __enter__(self) -> "ShardWriter":
@@ -82,7 +82,7 @@ class ShardWriter:
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def add(self, split: str, ids: np.ndarray, text_bytes: int) -> None:
-        """Appends a document: its ids (tokens,) without specials, and the UTF-8 bytes it came from."""
+        """Appends a document: ids (tokens,) without specials, and the UTF-8 bytes they are of."""
         if split not in self._open:
             name = f"{split}-{len(self._shards[split]):05d}"
             self._open[split] = _OpenShard(self.partial, name, self._dtype)
@@ -167,16 +167,11 @@ def _sync(file) -> None:
 
 def _remove_dead_partials(folder: Path) -> None:
     """Removes what killed processes of this machine left of the same folder."""
-    for partial in folder.parent.glob(f"{glob_escape(folder.name)}.partial-*"):
+    for partial in folder.parent.glob(f"{glob.escape(folder.name)}.partial-*"):
         host, pid, _ = partial.name[len(folder.name) + len(".partial-") :].rsplit("-", 2)
         if host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
             if Path("/proc/self").exists():
                 shutil.rmtree(partial, ignore_errors=True)
-
-
-def glob_escape(name: str) -> str:
-    """`name` with its wildcards taken literally."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:

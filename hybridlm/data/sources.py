@@ -86,7 +86,7 @@ def _hidden(path: Path) -> bool:
 
 
 def describe_source(source: "SourceConfig") -> dict[str, Any]:
-    """What a source's documents depend on, JSON-ready: kind, text key; name, bytes, SHA-256 by file."""
+    """What a source's documents depend on, JSON-ready: kind, text key, and the files' SHA-256."""
     files = [
         {"name": f.name, "bytes": f.path.stat().st_size, "sha256": file_sha256(f.path)}
         for f in source_files(source)
@@ -275,7 +275,9 @@ def _read_parquet(file: SourceFile, text_key: str) -> Iterator[Document]:
                 )
     except (arrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{file.path}: no readable parquet file ({reason}); copy it again") from None
+        raise DataError(
+            f"{file.path}: no readable parquet file ({reason}); copy it again"
+        ) from None
 
 
 def _read_arrayrecord(file: SourceFile, text_key: str) -> Iterator[Document]:

@@ -175,8 +175,9 @@ class HFTokenizer:
         return self.vocab_size - 1
 
     def encode(self, text: str) -> np.ndarray:
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return np.asarray(ids, dtype=np.int32)
+        # "fast" leaves out the character offsets, which cost a fifth of the time.
+        encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return np.asarray(encoded[0].ids, dtype=np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         ids = _id_array(ids, self.vocab_size)

@@ -1,16 +1,17 @@
 """Blockwise attention in XLA: memory linear in T, and for a window work linear in T.
 
 Queries go in blocks of C tokens. Each block takes its whole key range at once (for a
-window C + W - 1 keys, for full attention everything up to its own end), so there is no
-online softmax. `plan` turns that into a few static stages: in a stage of several blocks a
-`lax.scan` walks over them, and the number of stages, hence compile time, is bounded.
+window W - 1 keys before its own, for full attention everything up to its own end), so there
+is no online softmax. `plan` turns that into a few static stages: blocks of a window stand
+side by side in one product, a `lax.scan` walks over what is too much at once, and the number
+of stages, hence compile time, is bounded.
 
 Documents are contiguous, so the keys a query may see are one interval [start_t, t]. It is
 computed once a call and is the whole mask: boundaries, window and padding (empty interval).
 
-One custom_vjp saves q, k, v, out and lse and recomputes the probabilities from lse. All
-matrix products are laid out as plain [m, k] x [k, n] with leading batch axes, which on CPUs
-run more than twice as fast as products that contract a last axis of both sides.
+One custom_vjp saves q, k, v, out and lse and recomputes the probabilities from lse. All matrix
+products are laid out as plain [m, k] x [k, n] with leading batch axes: on CPUs those run at
+200 GFLOP/s where a product with a transposed left side runs at 50 to 130 (two cores).
 """
 
 import functools
@@ -23,44 +24,58 @@ from kernels_pallas import dispatch, segments
 
 NEGATIVE = -1e30
 LOWEST_MAX = -1e20  # above NEGATIVE: a row without keys gets exp(NEGATIVE - LOWEST_MAX) = 0
-MAX_STAGES = 16
+MAX_STAGES = 16  # of the growing triangle, which bounds compile time
+MAX_TOKENS = 2048  # queries of a window whose logits are in memory at once
 
 
 class Stage(NamedTuple):
-    """`blocks` query blocks from number `first`; block i of them sees the `width` keys from
-    `key + i * step`."""
+    """`loops` turns over `group` query blocks each, from block number `first`.
+
+    Every block sees `width` keys; those of the first block begin at `key`, and each block's
+    begin `step` keys after the block's before it (0: all begin at `key`).
+    """
 
     first: int
-    blocks: int
+    loops: int
+    group: int
     key: int
     width: int
     step: int
 
 
-def block_length(time: int, window: int | None) -> int:
-    """Queries per block: 128, or all of them where there are fewer."""
-    return min(time, 128)
+def block_length(time: int, keys: int, window: int | None) -> int:
+    """Queries per block: all where there are fewer than a block holds, otherwise
+
+    128 for a window; for full attention about 256 (half the compile time of 128 at equal
+    speed), cut evenly to multiples of 16, or 128 beyond 8192 keys to keep the logits small.
+    """
+    if window is not None or keys > 8192:
+        return min(time, 128)
+    blocks = -(-time // 256)
+    return time if blocks == 1 else -(-time // (blocks * 16)) * 16
 
 
 def plan(blocks: int, length: int, slots: int, window: int | None) -> list[Stage]:
-    """Cuts the query blocks into at most 2 * MAX_STAGES stages that cover all their keys.
+    """Cuts the query blocks into at most MAX_STAGES + 2 stages that cover all their keys.
 
-    Query t stands at key slots + t. Blocks whose keys begin at 0 form growing stages (a
-    triangle, of one block each while they are few); the others slide.
+    Query t stands at key slots + t. Blocks whose keys begin at 0 form a growing triangle, one
+    block a stage while they are few. The others slide, many side by side in one product.
     """
     keys = slots + blocks * length
-    reach = keys if window is None else min(keys, -(-(window - 1) // 32) * 32)
+    reach = keys if window is None else min(keys, -(-(window - 1) // length) * length)
     growing = min(blocks, max(0, -(-(reach - slots) // length)))
+    per_stage = max(1, -(-growing // MAX_STAGES))
     stages = []
-    group = max(1, -(-growing // MAX_STAGES))
-    for first in range(0, growing, group):
-        count = min(group, growing - first)
-        stages.append(Stage(first, count, 0, slots + (first + count) * length, 0))
-    sliding = blocks - growing
-    group = 1 if sliding <= MAX_STAGES else sliding
-    for first in range(growing, blocks, group):
+    for first in range(0, growing, per_stage):
+        count = min(per_stage, growing - first)
+        stages.append(Stage(first, count, 1, 0, slots + (first + count) * length, 0))
+    first, side_by_side = growing, max(1, MAX_TOKENS // length)
+    while first < blocks:
+        group = min(side_by_side, blocks - first)
+        loops = (blocks - first) // group
         key = slots + first * length - reach
-        stages.append(Stage(first, group, key, reach + length, length))
+        stages.append(Stage(first, loops, group, key, reach + length, length))
+        first += loops * group
     return stages
 
 
@@ -75,6 +90,10 @@ def attention(
     if window is not None:
         start_BT = jnp.maximum(start_BT, query_T - (window - 1))
     start_BT = jnp.where(segment_ids_BS[:, slots:] == 0, slots + time, start_BT)
+    # The barrier keeps XLA from recomputing the starts for every logit they mask.
+    start_BT = jax.lax.optimization_barrier(start_BT)
+    if window is not None and window >= slots + time:
+        window = None
     static = _Static(window, scale, soft_cap, precision)
     return _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static)
 
@@ -94,33 +113,33 @@ def _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
 def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
     shape = _Blocks(q_BTHK, k_BSGK, v_BSGV, static)
     dtype = shape.dtype
-    q_NBGMK = shape.queries(q_BTHK * jnp.asarray(static.scale, q_BTHK.dtype))
+    q_NBGMK = shape.queries(q_BTHK)
     k_BGKS = shape.keys(k_BSGK, (0, 2, 3, 1))
     v_BGSV = shape.keys(v_BSGV, (0, 2, 1, 3))
     start_NBC = shape.starts(start_BT)
     sinks_1GM1 = None if sinks_H is None else shape.per_head(sinks_H.astype(dtype))
 
-    def block(number, key, width):
-        q_BGMK, start_BC = q_NBGMK[number], start_NBC[number]
-        k_BGKS_ = jax.lax.dynamic_slice_in_dim(k_BGKS, key, width, 3)
-        v_BGSV_ = jax.lax.dynamic_slice_in_dim(v_BGSV, key, width, 2)
-        s_BGMS, _ = _logits(q_BGMK, k_BGKS_, shape.mask(start_BC, number, key, width), static, dtype)
-        m_BGM1 = jnp.maximum(jnp.max(s_BGMS, axis=-1, keepdims=True), LOWEST_MAX)
+    def block(part):
+        q_NBGMK_, start_NBC_ = part.queries(q_NBGMK), part.queries(start_NBC)
+        k_NBGKS, v_NBGSV = part.keys(k_BGKS, 3), part.keys(v_BGSV, 2)
+        mask = part.mask(start_NBC_)
+        s_NBGMS, _ = _logits(q_NBGMK_, k_NBGKS, mask, static, dtype)
+        m_NBGM1 = jnp.maximum(jnp.max(s_NBGMS, axis=-1, keepdims=True), LOWEST_MAX)
         if sinks_1GM1 is not None:
-            m_BGM1 = jnp.maximum(m_BGM1, sinks_1GM1)
-        p_BGMS = jnp.exp(s_BGMS - m_BGM1)
-        l_BGM1 = jnp.sum(p_BGMS, axis=-1, keepdims=True)
+            m_NBGM1 = jnp.maximum(m_NBGM1, sinks_1GM1[None])
+        p_NBGMS = jnp.exp(s_NBGMS - m_NBGM1)
+        l_NBGM1 = jnp.sum(p_NBGMS, axis=-1, keepdims=True)
         if sinks_1GM1 is not None:
-            l_BGM1 += jnp.exp(sinks_1GM1 - m_BGM1)
-        o_BGMV = _dot(p_BGMS.astype(v_BGSV_.dtype), v_BGSV_, static, dtype)
-        empty_BGM1 = shape.empty(start_BC)
-        l_BGM1 = jnp.where(empty_BGM1, 1, l_BGM1)
-        lse_BGM1 = jnp.where(empty_BGM1, NEGATIVE, m_BGM1 + jnp.log(l_BGM1))
-        return (o_BGMV / l_BGM1).astype(v_BSGV.dtype), lse_BGM1[..., 0]
+            l_NBGM1 += jnp.exp(sinks_1GM1[None] - m_NBGM1)
+        o_NBGMV = _dot(p_NBGMS.astype(v_NBGSV.dtype), v_NBGSV, static, dtype)
+        empty_NBGM1 = shape.empty(start_NBC_)
+        l_NBGM1 = jnp.where(empty_NBGM1, 1, l_NBGM1)
+        lse_NBGM1 = jnp.where(empty_NBGM1, NEGATIVE, m_NBGM1 + jnp.log(l_NBGM1))
+        return (o_NBGMV / l_NBGM1).astype(v_BSGV.dtype), lse_NBGM1
 
-    out_NBGMV, lse_NBGM = shape.map_blocks(block)
+    _, (out_NBGMV, lse_NBGM1) = shape.scan(lambda _, part: ((), block(part)), ())
     out_BTHV = shape.from_queries(out_NBGMV)
-    lse_BTH = shape.from_queries(lse_NBGM[..., None])[..., 0]
+    lse_BTH = shape.from_queries(lse_NBGM1)[..., 0]
     residuals = (q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, out_BTHV, lse_BTH)
     return (out_BTHV, lse_BTH), residuals
 
@@ -139,38 +158,38 @@ def _backward(static, residuals, cotangents):
         p_sink_BTH = jnp.exp(sinks_H.astype(dtype)[None, None] - lse_BTH)
         dsinks_H = -jnp.sum(p_sink_BTH * delta_BTH, axis=(0, 1)).astype(sinks_H.dtype)
 
-    q_BTHK = q_BTHK * jnp.asarray(static.scale, q_BTHK.dtype)
     q_NBGMK, do_NBGMV = shape.queries(q_BTHK), shape.queries(dout_BTHV)
+    # The barrier keeps XLA from folding the transposes back into slower products.
+    q_NBGKM, do_NBGVM = jax.lax.optimization_barrier(
+        (jnp.swapaxes(q_NBGMK, -1, -2), jnp.swapaxes(do_NBGMV, -1, -2))
+    )
     lse_NBGM1, delta_NBGM1 = shape.queries(lse_BTH[..., None]), shape.queries(delta_BTH[..., None])
     k_BGKS, k_BGSK = shape.keys(k_BSGK, (0, 2, 3, 1)), shape.keys(k_BSGK, (0, 2, 1, 3))
     v_BGVS = shape.keys(v_BSGV, (0, 2, 3, 1))
     start_NBC = shape.starts(start_BT)
 
-    def block(carry, number, key, width):
+    def block(carry, part):
         dk_BGKS, dv_BGVS = carry
-        q_BGMK, do_BGMV, start_BC = q_NBGMK[number], do_NBGMV[number], start_NBC[number]
-        k_BGKS_ = jax.lax.dynamic_slice_in_dim(k_BGKS, key, width, 3)
-        k_BGSK_ = jax.lax.dynamic_slice_in_dim(k_BGSK, key, width, 2)
-        v_BGVS_ = jax.lax.dynamic_slice_in_dim(v_BGVS, key, width, 3)
-        mask = shape.mask(start_BC, number, key, width)
-        s_BGMS, ds_scale_BGMS = _logits(q_BGMK, k_BGKS_, mask, static, dtype)
-        p_BGMS = jnp.exp(s_BGMS - lse_NBGM1[number])
-        dp_BGMS = _dot(do_BGMV, v_BGVS_, static, dtype)
-        ds_BGMS = p_BGMS * (dp_BGMS - delta_NBGM1[number])
-        if ds_scale_BGMS is not None:
-            ds_BGMS *= ds_scale_BGMS
-        ds_BGMS = ds_BGMS.astype(q_BGMK.dtype)
-        p_BGMS = p_BGMS.astype(do_BGMV.dtype)
-        dq_BGMK = _dot(ds_BGMS, k_BGSK_, static, dtype)
-        dk_block = _dot(jnp.swapaxes(q_BGMK, -1, -2), ds_BGMS, static, dtype)
-        dv_block = _dot(jnp.swapaxes(do_BGMV, -1, -2), p_BGMS, static, dtype)
-        return (_add_at(dk_BGKS, dk_block, key), _add_at(dv_BGVS, dv_block, key)), dq_BGMK
+        q_NBGMK_, do_NBGMV_ = part.queries(q_NBGMK), part.queries(do_NBGMV)
+        mask = part.mask(part.queries(start_NBC))
+        s_NBGMS, slope_NBGMS = _logits(q_NBGMK_, part.keys(k_BGKS, 3), mask, static, dtype)
+        p_NBGMS = jnp.exp(s_NBGMS - part.queries(lse_NBGM1))
+        dp_NBGMS = _dot(do_NBGMV_, part.keys(v_BGVS, 3), static, dtype)
+        ds_NBGMS = p_NBGMS * (dp_NBGMS - part.queries(delta_NBGM1))
+        if slope_NBGMS is not None:
+            ds_NBGMS *= slope_NBGMS
+        ds_NBGMS = ds_NBGMS.astype(q_NBGMK_.dtype)
+        p_NBGMS = p_NBGMS.astype(do_NBGMV_.dtype)
+        dq_NBGMK = _dot(ds_NBGMS, part.keys(k_BGSK, 2), static, dtype)
+        dk_NBGKS = _dot(part.queries(q_NBGKM), ds_NBGMS, static, dtype)
+        dv_NBGVS = _dot(part.queries(do_NBGVM), p_NBGMS, static, dtype)
+        return (part.add_keys(dk_BGKS, dk_NBGKS), part.add_keys(dv_BGVS, dv_NBGVS)), dq_NBGMK
 
     zeros = jnp.zeros(k_BGKS.shape, dtype), jnp.zeros(v_BGVS.shape, dtype)
-    (dk_BGKS, dv_BGVS), dq_NBGMK = shape.scan_blocks(block, zeros)
+    (dk_BGKS, dv_BGVS), dq_NBGMK = shape.scan(block, zeros)
     dq_BTHK = shape.from_queries(dq_NBGMK) * static.scale
     tokens = k_BSGK.shape[1]
-    dk_BSGK = jnp.transpose(dk_BGKS[..., :tokens], (0, 3, 1, 2))
+    dk_BSGK = jnp.transpose(dk_BGKS[..., :tokens], (0, 3, 1, 2)) * static.scale
     dv_BSGV = jnp.transpose(dv_BGVS[..., :tokens], (0, 3, 1, 2))
     return (
         dq_BTHK.astype(q_BTHK.dtype), dk_BSGK.astype(k_BSGK.dtype), dv_BSGV.astype(v_BSGV.dtype),
@@ -189,7 +208,7 @@ class _Blocks:
         self.kv_heads = k_BSGK.shape[2]
         self.group = self.heads // self.kv_heads
         self.slots = k_BSGK.shape[1] - self.time
-        self.length = block_length(self.time, static.window)
+        self.length = block_length(self.time, k_BSGK.shape[1], static.window)
         self.blocks = -(-self.time // self.length)
         self.padded = self.blocks * self.length
         self.stages = plan(self.blocks, self.length, self.slots, static.window)
@@ -226,60 +245,95 @@ class _Blocks:
         x_GRC = jnp.broadcast_to(x_GR1, (self.kv_heads, self.group, self.length))
         return x_GRC.reshape(1, self.kv_heads, self.group * self.length, 1)
 
-    def mask(self, start_BC, number, key, width):
-        """The interval [start, own index] of every row, over the block's keys: (B, 1, M, width)."""
-        key_11S = jnp.arange(width, dtype=jnp.int32)[None, None] + key
-        query_1C1 = jnp.arange(self.length, dtype=jnp.int32)[None, :, None]
-        query_1C1 += self.slots + number * self.length
-        mask_BCS = (key_11S >= start_BC[..., None]) & (key_11S <= query_1C1)
-        return self._rows(mask_BCS)
+    def empty(self, start_NBC):
+        """Rows that see nothing: (N, B, 1, M, 1)."""
+        return self.rows(start_NBC[..., None] >= self.slots + self.time)
 
-    def empty(self, start_BC):
-        """Rows that see nothing: (B, 1, M, 1)."""
-        return self._rows(start_BC[..., None] >= self.slots + self.time)
+    def rows(self, x_NBCS):
+        """(N, B, C, S) -> (N, B, 1, M, S): the same for all heads."""
+        return jnp.tile(x_NBCS, (1, 1, self.group, 1))[:, :, None]
 
-    def _rows(self, x_BCS):
-        return jnp.tile(x_BCS, (1, self.group, 1))[:, None]
-
-    def map_blocks(self, block):
-        """`block(number, key, width)` for every block, results stacked over N."""
-        return self.scan_blocks(lambda carry, *where: (carry, block(*where)), ())[1]
-
-    def scan_blocks(self, block, carry):
-        """`carry, out = block(carry, number, key, width)` over all blocks of all stages."""
+    def scan(self, block, carry):
+        """`carry, out = block(carry, part)` over all parts of all stages; outs over N."""
         outs = []
         for stage in self.stages:
 
-            def step(carry, i, stage=stage):
-                return block(carry, stage.first + i, stage.key + i * stage.step, stage.width)
+            def step(carry, turn, stage=stage):
+                return block(carry, _Part(self, stage, turn))
 
-            if stage.blocks == 1:
+            if stage.loops == 1:
                 carry, out = step(carry, 0)
-                out = jax.tree.map(lambda x: x[None], out)
             else:
-                carry, out = jax.lax.scan(step, carry, jnp.arange(stage.blocks, dtype=jnp.int32))
+                carry, out = jax.lax.scan(step, carry, jnp.arange(stage.loops, dtype=jnp.int32))
+                out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
             outs.append(out)
         return carry, jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=0), *outs)
 
 
-def _logits(q_BGMK, k_BGKS, mask_B1MS, static, dtype):
+class _Part:
+    """One turn of a stage: `group` query blocks side by side and the keys they see."""
+
+    def __init__(self, shape: _Blocks, stage: Stage, turn):
+        self.shape, self.stage = shape, stage
+        self.number = stage.first + turn * stage.group
+        self.key = stage.key + turn * stage.group * stage.step
+
+    def queries(self, x_N):
+        """The blocks' slice of an array whose first axis is N."""
+        return jax.lax.dynamic_slice_in_dim(x_N, self.number, self.stage.group, 0)
+
+    def keys(self, x_BG, axis):
+        """The blocks' keys, side by side in a new first axis; neighbours overlap."""
+        group, width, step = self.stage.group, self.stage.width, self.stage.step
+        x_BG = jax.lax.dynamic_slice_in_dim(x_BG, self.key, width + (group - 1) * step, axis)
+        if group == 1:
+            return x_BG[None]
+        shape = x_BG.shape
+        chunks = jnp.moveaxis(
+            x_BG.reshape(*shape[:axis], -1, step, *shape[axis + 1 :]), axis, 0
+        )
+        return jnp.concatenate([chunks[j : j + group] for j in range(width // step)], axis + 1)
+
+    def add_keys(self, total_BGKS, part_NBGKS):
+        """`total[..., keys of the blocks] += part`, overlaps summed."""
+        group, width, step = self.stage.group, self.stage.width, self.stage.step
+        if group == 1:
+            part_BGKS = part_NBGKS[0]
+        else:
+            back = width // step - 1
+            chunks = sum(
+                jnp.pad(part_NBGKS[..., j * step : (j + 1) * step], ((j, back - j),) + ((0, 0),) * 4)
+                for j in range(back + 1)
+            )
+            part_BGKS = jnp.moveaxis(chunks, 0, 3).reshape(*total_BGKS.shape[:3], -1)
+        old = jax.lax.dynamic_slice_in_dim(total_BGKS, self.key, part_BGKS.shape[-1], 3)
+        return jax.lax.dynamic_update_slice_in_dim(total_BGKS, old + part_BGKS, self.key, 3)
+
+    def mask(self, start_NBC):
+        """The interval [start, own index] of every row over its keys: (N, B, 1, M, width)."""
+        group, length = self.stage.group, self.shape.length
+        block_N = jnp.arange(group, dtype=jnp.int32)[:, None, None, None]
+        key_NBCS = jnp.arange(self.stage.width, dtype=jnp.int32)[None, None, None]
+        key_NBCS += self.key + block_N * self.stage.step
+        query_NBCS = jnp.arange(length, dtype=jnp.int32)[None, None, :, None]
+        query_NBCS += self.shape.slots + (self.number + block_N) * length
+        return self.shape.rows((key_NBCS >= start_NBC[..., None]) & (key_NBCS <= query_NBCS))
+
+
+def _logits(q_NBGMK, k_NBGKS, mask_NB1MS, static, dtype):
     """Masked logits, and d logits / d (capped logits) where there is a soft cap."""
-    s_BGMS = _dot(q_BGMK, k_BGKS, static, dtype)
-    slope_BGMS = None
+    # Scaled here, in the accumulator's dtype: a scaled bf16 query would be rounded once more.
+    s_NBGMS = _dot(q_NBGMK, k_NBGKS, static, dtype) * static.scale
+    slope_NBGMS = None
     if static.soft_cap is not None:
-        tanh_BGMS = jnp.tanh(s_BGMS / static.soft_cap)
-        s_BGMS, slope_BGMS = static.soft_cap * tanh_BGMS, 1 - jnp.square(tanh_BGMS)
-    return jnp.where(mask_B1MS, s_BGMS, NEGATIVE), slope_BGMS
+        tanh_NBGMS = jnp.tanh(s_NBGMS / static.soft_cap)
+        s_NBGMS, slope_NBGMS = static.soft_cap * tanh_NBGMS, 1 - jnp.square(tanh_NBGMS)
+    return jnp.where(mask_NB1MS, s_NBGMS, NEGATIVE), slope_NBGMS
 
 
-def _dot(x_BGMK, y_BGKN, static, dtype):
-    dims = (((3,), (2,)), ((0, 1), (0, 1)))
+def _dot(x_NBGMK, y_NBGKS, static, dtype):
+    dims = (((4,), (3,)), ((0, 1, 2), (0, 1, 2)))
     return jax.lax.dot_general(
-        x_BGMK, y_BGKN, dims, precision=static.precision, preferred_element_type=dtype
+        x_NBGMK, y_NBGKS, dims, precision=static.precision, preferred_element_type=dtype
     )
 
-
-def _add_at(total, part, key):
-    """total[..., key : key + width] += part."""
-    old = jax.lax.dynamic_slice_in_dim(total, key, part.shape[-1], total.ndim - 1)
-    return jax.lax.dynamic_update_slice_in_dim(total, old + part, key, total.ndim - 1)

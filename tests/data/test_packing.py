@@ -1,4 +1,4 @@
-"""Packing laws: no target lost or doubled, documents rebuilt, segments and positions by document."""
+"""Packing laws: no target lost or doubled, documents rebuilt, segments, positions and padding."""
 
 import time
 

@@ -238,8 +238,7 @@ def test_the_package_executes_nothing_it_reads():
     for path in (ROOT / "hybridlm" / "data").glob("*.py"):
         source = path.read_text(encoding="utf-8")
         for word in ("pickle", "np.load", "marshal", "eval(", "exec(", "torch"):
-            found = [line for line in source.splitlines() if word in line and "No pickle" not in line]
-            assert not found, f"{path.name}: {found[0]}"
+            assert word not in source, f"{path.name}: {word}"
         assert not re.search(r"hybridlm\.(models|train)|import jax", source), path.name
 
 

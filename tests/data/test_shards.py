@@ -239,7 +239,8 @@ def test_a_folder_that_exists_is_not_overwritten(written):
 
 
 def test_two_processes_that_write_the_same_folder_agree(tmp_path):
-    with ShardWriter(tmp_path / "t", TOKENIZER) as one, ShardWriter(tmp_path / "t", TOKENIZER) as two:
+    folder = tmp_path / "t"
+    with ShardWriter(folder, TOKENIZER) as one, ShardWriter(folder, TOKENIZER) as two:
         for writer in (one, two):
             writer.add("train", np.arange(9), 9)
             writer.finish({}, 0.1)

@@ -59,7 +59,8 @@ def test_the_split_stays_when_documents_are_added(tmp_path):
         assert shards.train.documents and shards.heldout.documents
         split = shards.heldout
         offsets = split.document_offsets().tolist()
-        heldout[count] = [TOKENIZER.decode(split.read(a, b)[0]) for a, b in zip(offsets, offsets[1:])]
+        spans = zip(offsets, offsets[1:])
+        heldout[count] = [TOKENIZER.decode(split.read(a, b)[0]) for a, b in spans]
     for fewer, more in ((2, 3), (3, 50), (50, 200)):
         assert heldout[more][: len(heldout[fewer])] == heldout[fewer]
 

@@ -44,11 +44,12 @@ def test_chunked_is_reference_widely(seed, time, window, sinks, soft_cap, slots)
         testing.check_forms(subject, rng, 2, time, segment_ids=ids)
 
 
-@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("window", [None, 20, 100])
 def test_scanned_stages_are_reference(x64, window, monkeypatch):
     """The stages of long sequences, which walk over several blocks, on a short one."""
     monkeypatch.setattr(chunked, "MAX_STAGES", 2)
-    monkeypatch.setattr(chunked, "block_length", lambda time, window: 32)
+    monkeypatch.setattr(chunked, "MAX_TOKENS", 64)
+    monkeypatch.setattr(chunked, "block_length", lambda time, keys, window: 32)
     rng = np.random.default_rng(1)
     ids = testing.draw_segment_ids(rng, 2, 330)
     subject = attention_subject(window=window, sinks=True)

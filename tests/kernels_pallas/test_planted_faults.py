@@ -51,8 +51,9 @@ def lse_gradient_ignored(static, residuals, cotangents, original=attention_chunk
     return original(static, residuals, (cotangents[0], jnp.zeros_like(cotangents[1])))
 
 
-def sees_the_future(self, start_BC, number, key, width, original=attention_chunked._Blocks.mask):
-    return original(self, start_BC, number, key - 1, width)
+def sees_the_future(self, start_NBC, original=attention_chunked._Part.mask):
+    self.key -= 1
+    return original(self, start_NBC)
 
 
 def decays_after_input(a_BTD, b_BTD, h_BD):
@@ -80,7 +81,7 @@ FAULTS = {
     "boundary dropped, conv": (segments, "document_starts", no_boundaries, packed(conv_subject())),
     "window off by one": (attention_op._FORMS, "chunked", window_one_longer, forms(windowed)),
     "dlse ignored": (attention_chunked, "_backward", lse_gradient_ignored, forms(windowed)),
-    "one future key": (attention_chunked._Blocks, "mask", sees_the_future, causal(full)),
+    "one future key": (attention_chunked._Part, "mask", sees_the_future, causal(full)),
     "state dropped, attention": (attention_op, "_last_slots", slots_dropped, split(windowed)),
     "state dropped, recurrence": (recurrence_op._FORMS, "chunked", state_dropped, split(recurrent)),
     "decay order": (recurrence_op._FORMS, "chunked", decays_after_input, forms(recurrent)),

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hybridlm.models.loss import LossSettings, summed_cross_entropy, token_nll
 
@@ -19,17 +17,12 @@ def direct(hidden, head, targets, weights, settings):
     return jnp.sum((nll + settings.z_loss * normalizer**2) * weights), nll
 
 
-@settings(max_examples=12, deadline=None)
-@given(
-    batch=st.integers(1, 3),
-    time=st.integers(1, 33),
-    vocab=st.integers(2, 50),
-    cap=st.sampled_from([None, 5.0]),
-    z_loss=st.sampled_from([0.0, 0.01]),
-    seed=st.integers(0, 2**31 - 1),
+@pytest.mark.parametrize(
+    "batch, time, vocab, cap, z_loss",
+    [(1, 1, 2, None, 0.0), (2, 33, 50, 5.0, 0.01), (3, 6, 7, None, 0.01)],
 )
-def test_equals_the_direct_form(batch, time, vocab, cap, z_loss, seed):
-    rng = np.random.default_rng(seed)
+def test_equals_the_direct_form(batch, time, vocab, cap, z_loss):
+    rng = np.random.default_rng(batch * time)
     with jax.enable_x64(True):
         options = LossSettings(cap, z_loss)
         hidden = jnp.asarray(rng.standard_normal((batch, time, 7)))

@@ -1,0 +1,172 @@
+"""kill -9 at any moment, the same command again: the same bits as an uninterrupted run.
+
+Real processes are killed for real: in a step, in a save, in an evaluation, in the data loader, in
+the middle of start-up. The moments are drawn afresh from a seed that the test prints.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SETTINGS = [
+    "--config.train.steps=40", "--config.train.log_every=1", "--config.train.checkpoint_every=5",
+    "--config.train.eval_every=10", "--config.train.eval_sequences=4", "--config.sample.tokens=20",
+    "--config.data.bigram_baseline=False", "--config.train.tensorboard=False",
+]  # fmt: skip
+# Clock readings may differ between two runs; nothing else may.
+CLOCK = {
+    "step_seconds_p50", "step_seconds_p90", "tokens_per_second", "data_wait_share", "mfu",
+    "eta_seconds", "compile_seconds", "memory_bytes", "peak_flops",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Folders that all runs share: token shards, and compiled programs (to save the tests time)."""
+    return tmp_path_factory.mktemp("shared")
+
+
+def command(workdir, shared):
+    cache = f"--config.data.token_cache={shared / 'tokens'}"
+    return [
+        sys.executable, "-m", "hybridlm.cli", "train", "--config", "configs/demo.py:smoke",
+        "--workdir", str(workdir), cache, *SETTINGS,
+    ]  # fmt: skip
+
+
+def start(workdir, shared, root):
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    log = open(workdir.with_suffix(".log"), "a")
+    return subprocess.Popen(
+        command(workdir, shared), cwd=root, env=environment, stdout=log, stderr=log
+    )
+
+
+def finish(workdir, shared, root):
+    code = start(workdir, shared, root).wait(timeout=300)
+    assert code == 0, workdir.with_suffix(".log").read_text()[-3000:]
+
+
+def records(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in CLOCK} for line in lines]
+
+
+def outcome(workdir, root):
+    """The record without clock readings, and the hashes that `hybridlm inspect` prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hybridlm.cli", "inspect", str(workdir)],
+        cwd=root, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    hashes = [line for line in done.stdout.splitlines() if "sha256" in line]
+    kept = [{k: v for k, v in r.items() if k != "data"} for r in records(workdir)]
+    return kept, hashes
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, shared, request):
+    root = request.config.rootpath
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    finish(workdir, shared, root)
+    return outcome(workdir, root)
+
+
+def reached(workdir, step):
+    """Whether training has recorded `step`."""
+    file = workdir / "metrics.jsonl"
+    text = file.read_text() if file.exists() else ""
+    return f'"kind": "train", "step": {step},' in text
+
+
+def saving(workdir):
+    """Whether a checkpoint is half-written at this moment."""
+    folder = workdir / "checkpoints"
+    return folder.is_dir() and any("tmp" in p.name for p in folder.iterdir())
+
+
+PHASES = {
+    "start-up": lambda workdir, rng: time.sleep(rng.uniform(0.5, 4)) or True,
+    "first steps": lambda workdir, rng: reached(workdir, rng.randint(1, 4)),
+    "a step": lambda workdir, rng: reached(workdir, rng.randint(6, 34)),
+    "a save": lambda workdir, rng: saving(workdir),
+    "an evaluation": lambda workdir, rng: reached(workdir, 10),
+    "the end": lambda workdir, rng: reached(workdir, 40),
+}
+
+
+def kill_in(phase, workdir, shared, root, rng):
+    """Starts the run and kills it when the phase's moment comes; True if it was killed."""
+    process = start(workdir, shared, root)
+    seed = rng.random()
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if PHASES[phase](workdir, random.Random(seed)):
+            time.sleep(rng.uniform(0, 0.03))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.002)
+    return process.poll() == 0
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_killed_and_resumed_is_uninterrupted(phase, uninterrupted, shared, tmp_path, root):
+    seed = random.SystemRandom().randrange(2**31)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    workdir = tmp_path / "run"
+    assert kill_in(phase, workdir, shared, root, rng)
+    finish(workdir, shared, root)
+    kept, hashes = outcome(workdir, root)
+    assert hashes == uninterrupted[1]
+    assert kept == uninterrupted[0]
+
+
+@pytest.mark.slow
+def test_killed_many_times(uninterrupted, shared, tmp_path, root):
+    """Ten kills in one run, at any time from its start."""
+    rng = random.Random(random.SystemRandom().randrange(2**31))
+    workdir = tmp_path / "run"
+    for _ in range(10):
+        process = start(workdir, shared, root)
+        time.sleep(rng.uniform(1, 14))
+        process.kill()
+        process.wait()
+    finish(workdir, shared, root)
+    assert outcome(workdir, root) == uninterrupted
+
+
+def test_sigterm_saves_and_exits_75(uninterrupted, shared, tmp_path, root):
+    workdir = tmp_path / "run"
+    process = start(workdir, shared, root)
+    while not reached(workdir, 7) and process.poll() is None:
+        time.sleep(0.002)
+    process.terminate()
+    assert process.wait(timeout=120) == 75
+    log = workdir.with_suffix(".log").read_text()
+    assert "SIGTERM received: saved step" in log and "the same command goes on from there" in log
+    finish(workdir, shared, root)
+    kept, hashes = outcome(workdir, root)
+    assert hashes == uninterrupted[1]
+    assert kept == uninterrupted[0]
+
+
+def test_a_finished_run_started_again_changes_nothing(shared, tmp_path, root):
+    workdir = tmp_path / "run"
+    finish(workdir, shared, root)
+    before = outcome(workdir, root)
+    finish(workdir, shared, root)
+    assert outcome(workdir, root) == before
+    assert "already done" in workdir.with_suffix(".log").read_text()
