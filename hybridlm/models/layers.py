@@ -16,6 +16,35 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x (..., I) times kernel (I, O), in x's dtype; the kernel's gradient is summed in float32.
+
+    Its backward pass is written out so that the product over tokens transposes the narrower of
+    its factors: XLA on a CPU writes the transposed one across its rows, which for the hidden
+    activations of an MLP took as long as the product itself.
+    """
+    return x @ kernel.astype(x.dtype)
+
+
+def _matmul_forward(x, kernel):
+    return matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(residuals, dy):
+    x, kernel = residuals
+    tokens = tuple(range(x.ndim - 1))
+    wide_in = x.shape[-1] > dy.shape[-1]
+    narrow, wide = (dy, x) if wide_in else (x, dy)
+    d_kernel = jax.lax.dot_general(
+        narrow, wide, ((tokens, tokens), ((), ())), preferred_element_type=kernel.dtype
+    )
+    return dy @ kernel.astype(x.dtype).T, d_kernel.T if wide_in else d_kernel
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 class Linear(nnx.Module):
     """y = x @ kernel over the last axis, no bias; LeCun-normal times `scale`."""
 
@@ -26,7 +55,7 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(kernel, axes=axes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x @ self.kernel[...].astype(x.dtype)
+        return matmul(x, self.kernel[...])
 
 
 class RMSNorm(nnx.Module):

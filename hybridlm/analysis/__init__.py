@@ -1,0 +1,1 @@
+"""Opening a run on a laptop: its records, figures, tables and report."""

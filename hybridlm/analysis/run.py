@@ -1,0 +1,94 @@
+"""A run as its workdir tells it: config, records, environment, checkpoints. Needs no devices."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import Any
+
+from hybridlm.config import Config, read_json
+from hybridlm.errors import RunError
+from hybridlm.train import checkpoint, metrics, workdir
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An opened run.
+
+    Attributes:
+      path: its workdir.
+      config: as it was trained, the vocabulary size filled in.
+      records: all lines of `metrics.jsonl`, in order.
+      environment: command, versions, devices; {} where the run did not come that far.
+    """
+
+    path: pathlib.Path
+    config: Config
+    records: list[Record]
+    environment: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: pathlib.Path | str) -> "Run":
+        """Reads a workdir, of a run finished or not.
+
+        Raises:
+          RunError: where the folder is no run, or one of its files is damaged.
+        """
+        path = pathlib.Path(path)
+        if not path.is_dir():
+            raise RunError(f"{path} is not a folder")
+        if not (path / workdir.CONFIG).is_file():
+            raise RunError(f"{path} is no run: it has no {workdir.CONFIG}")
+        environment = path / workdir.ENVIRONMENT
+        return cls(
+            path,
+            _parsed(path / workdir.CONFIG, read_json),
+            _parsed(path / metrics.FILE, metrics.read),
+            _parsed(environment, workdir.read_json) if environment.exists() else {},
+        )
+
+    @property
+    def train_records(self) -> list[Record]:
+        """Records of training steps: loss (nats), bits_per_byte, grad_norm, learning_rate, ..."""
+        return self._of("train")
+
+    @property
+    def eval_records(self) -> list[Record]:
+        """Records of evaluations: loss, bits_per_byte, by_position."""
+        return self._of("eval")
+
+    @property
+    def facts(self) -> Record:
+        """What was said once, at the start: parameters, FLOPs, data, baseline; {} if not yet."""
+        return next(iter(self._of("run")), {})
+
+    @property
+    def sample(self) -> Record:
+        """The generated sample's record, {} if there is none."""
+        return next(iter(self._of("sample")), {})
+
+    @property
+    def steps_done(self) -> int:
+        """The newest step on record."""
+        return max((r["step"] for r in self.records), default=0)
+
+    @functools.cached_property
+    def checkpoints(self) -> list[int]:
+        """Steps of the whole checkpoints, oldest first."""
+        return checkpoint.steps(self.path)
+
+    def params(self, step: int | None = None) -> dict[str, Any]:
+        """Parameters of a checkpoint (the newest by default), nested dicts of numpy arrays."""
+        return checkpoint.load_numpy(self.path, step)[1]["params"]
+
+    def _of(self, kind: str) -> list[Record]:
+        return [r for r in self.records if r["kind"] == kind]
+
+
+def _parsed(path: pathlib.Path, read: Any) -> Any:
+    try:
+        return read(path)
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path} is damaged: {error}") from None
