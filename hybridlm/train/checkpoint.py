@@ -84,21 +84,17 @@ def load_numpy(workdir: pathlib.Path, step: int | None = None) -> tuple[int, dic
     return step, ocp.load(path, abstract)
 
 
-def digest(params: Any) -> str:
-    """SHA-256 of parameters: of each array, in path order, its path, dtype, shape and bytes."""
+def digest(tree: Any) -> str:
+    """SHA-256 of a pytree of arrays: of each, in path order, its path, dtype, shape and bytes."""
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.ascontiguousarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
     sha = hashlib.sha256()
-    for path, leaf in sorted(_flat(params).items()):
-        array = np.ascontiguousarray(leaf)
-        sha.update(f"{path} {array.dtype.str} {array.shape}\n".encode())
+    for name, array in sorted(named.items()):
+        sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict):
-        parts = [_flat(value, f"{prefix}/{key}") for key, value in tree.items()]
-        return {k: v for part in parts for k, v in part.items()}
-    return {prefix: tree}
 
 
 def _listed(found: list[int]) -> str:
