@@ -84,35 +84,33 @@ def error(got: Tree, want: Tree) -> float:
 def assert_close(law: str, got: Tree, want: Tree, tolerance: float) -> None:
     """AssertionError naming the leaf with the largest relative error if it exceeds `tolerance`."""
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(want)]
-    errors = [
-        error(x, y) for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
-    ]
+    errors = [error(x, y) for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)]
     worst = int(np.argmax(errors)) if errors else 0
     if errors and not errors[worst] <= tolerance:
         raise AssertionError(f"{law}: {names[worst]} off by {errors[worst]:.3e} > {tolerance:.1e}")
 
 
-def run(subject, impl, inputs, params, segment_ids, state, cotangents=None) -> dict:
-    """Outputs, final state and, for given cotangents, the gradients of inputs, params, state.
+def runner(subject: Subject, impl: str) -> Callable:
+    """A compiled `run(inputs, params, segment_ids, state, cotangents=None)`.
 
-    `cotangents` come from `draw_cotangents`; without them no gradients are taken.
+    It returns a dict of outputs, final state and, for given cotangents (from
+    `draw_cotangents`), the gradients of inputs, params and the state's floating leaves.
     """
-    floats, rebuild = _floats(state)
 
-    def forward(inputs, params, floats):
-        outputs, final = subject.apply(inputs, params, segment_ids, rebuild(floats), impl)
-        final_floats, _ = _floats(final)
-        return (outputs, final_floats), final
+    def run(inputs, params, segment_ids, state, cotangents=None):
+        floats, rebuild = _floats(state)
 
-    if cotangents is None:
-        (outputs, _), final = jax.jit(forward)(inputs, params, floats)
-        return dict(outputs=outputs, final=final)
+        def forward(inputs, params, floats):
+            outputs, final = subject.apply(inputs, params, segment_ids, rebuild(floats), impl)
+            return (outputs, _floats(final)[0]), final
 
-    def with_gradients(inputs, params, floats, cotangents):
-        primal, vjp, final = jax.vjp(forward, inputs, params, floats, has_aux=True)
-        return dict(outputs=primal[0], final=final, gradients=vjp(cotangents))
+        if cotangents is None:
+            (outputs, _), final = forward(inputs, params, floats)
+            return dict(outputs=outputs, final=final)
+        (outputs, _), vjp, final = jax.vjp(forward, inputs, params, floats, has_aux=True)
+        return dict(outputs=outputs, final=final, gradients=vjp(cotangents))
 
-    return jax.jit(with_gradients)(inputs, params, floats, cotangents)
+    return jax.jit(run)
 
 
 def draw_cotangents(rng, subject, impl, inputs, params, segment_ids, state) -> tuple:
@@ -135,7 +133,7 @@ def check_forms(
     state = subject.state(rng, batch, dtype) if with_state else None
     cotangents = draw_cotangents(rng, subject, oracle, inputs, params, segment_ids, state)
     results = [
-        run(subject, form, inputs, params, segment_ids, state, cotangents)
+        runner(subject, form)(inputs, params, segment_ids, state, cotangents)
         for form in (impl, oracle)
     ]
     assert_close(f"{subject.name}: {impl} = {oracle}", *results, tolerance)
@@ -165,12 +163,11 @@ def check_packed(
     out_cotangents, final_cotangents = zero[0], jax.tree.map(jnp.zeros_like, zero[1])
     for span, (_, (_, own)) in zip(spans, alone):
         out_cotangents = jax.tree.map(lambda c, o, s=span: c.at[:, s].set(o), out_cotangents, own)
-    packed = run(
-        subject, impl, packed_inputs, params, ids, None, (out_cotangents, final_cotangents)
-    )
+    run = runner(subject, impl)
+    packed = run(packed_inputs, params, ids, None, (out_cotangents, final_cotangents))
     total = jax.tree.map(jnp.zeros_like, params)
     for number, (span, (inputs, (final, own))) in enumerate(zip(spans, alone)):
-        single = run(subject, impl, inputs, params, None, None, (own, final))
+        single = run(inputs, params, None, None, (own, final))
         got = jax.tree.map(lambda x, s=span: x[:, s], (packed["outputs"], packed["gradients"][0]))
         want = single["outputs"], single["gradients"][0]
         assert_close(f"{subject.name}: packed = separate, document {number}", got, want, tolerance)
@@ -200,7 +197,7 @@ def check_split(
     cotangents = draw_cotangents(rng, subject, impl, inputs, params, segment_ids, state)
     pieces = dataclasses.replace(subject, apply=in_pieces)
     results = [
-        run(form, impl, inputs, params, segment_ids, state, cotangents)
+        runner(form, impl)(inputs, params, segment_ids, state, cotangents)
         for form in (pieces, subject)
     ]
     assert_close(f"{subject.name}: split at {list(cuts)} = whole", *results, tolerance)
@@ -221,19 +218,25 @@ def check_causal(
     )
 
     def replaced(mask_BT):
-        pick = lambda x, y: jnp.where(mask_BT.reshape(mask_BT.shape + (1,) * (x.ndim - 2)), y, x)
-        return jax.tree.map(pick, inputs, other)
+        return jax.tree.map(lambda x, y: jnp.where(_like(mask_BT, x), y, x), inputs, other)
 
     later_BT = jnp.broadcast_to(jnp.arange(time)[None] >= cut, (batch, time))
     padding_BT = segment_ids == 0
+    run = runner(subject, impl)
     was, later, padded = (
-        run(subject, impl, x, params, segment_ids, None, cotangents)
+        run(x, params, segment_ids, None, cotangents)
         for x in (inputs, replaced(later_BT), replaced(padding_BT))
     )
-    before = lambda result: jax.tree.map(lambda x: x[:, :cut], result["outputs"])
+
+    def before(result):
+        return jax.tree.map(lambda x: x[:, :cut], result["outputs"])
+
     name = subject.name
     assert_close(f"{name}: a later token changes an earlier output", before(later), before(was), 0)
-    at = lambda tree, mask: jax.tree.map(lambda x: jnp.where(_like(mask, x), x, 0), tree)
+
+    def at(tree, mask):
+        return jax.tree.map(lambda x: jnp.where(_like(mask, x), x, 0), tree)
+
     for what, tree in (
         ("a later token gets a gradient", at(was["gradients"][0], later_BT)),
         ("padding has an output", at(was["outputs"], padding_BT)),
@@ -250,12 +253,13 @@ def check_finite(
     segment_ids=None,
 ) -> None:  # fmt: skip
     """Law 5: values and gradients are finite on the subject's extreme inputs."""
+    run = runner(subject, impl)
     for name, extreme in {"plain": lambda x: x, **subject.extremes}.items():
         inputs = extreme(subject.inputs(rng, batch, time, dtype))
         params = subject.params(rng, dtype)
         state = subject.state(rng, batch, dtype) if subject.state else None
         cotangents = draw_cotangents(rng, subject, impl, inputs, params, segment_ids, state)
-        result = run(subject, impl, inputs, params, segment_ids, state, cotangents)
+        result = run(inputs, params, segment_ids, state, cotangents)
         for path, leaf in jax.tree_util.tree_leaves_with_path(result):
             bad = int(np.sum(~np.isfinite(np.asarray(leaf, np.float64))))
             if bad:
@@ -273,13 +277,14 @@ def check_sharded(
     inputs, params = subject.inputs(rng, batch, time, dtype), subject.params(rng, dtype)
     state = subject.state(rng, batch, dtype) if subject.state else None
     cotangents = draw_cotangents(rng, subject, impl, inputs, params, segment_ids, state)
-    single = run(subject, impl, inputs, params, segment_ids, state, cotangents)
+    run = runner(subject, impl)
+    single = run(inputs, params, segment_ids, state, cotangents)
     split = jax.NamedSharding(mesh, jax.P(axis))
     whole = jax.NamedSharding(mesh, jax.P())
     by_batch = (inputs, segment_ids, state, cotangents)
     inputs, segment_ids, state, cotangents = jax.device_put(by_batch, split)
     params = jax.device_put(params, whole)
-    sharded = run(subject, impl, inputs, params, segment_ids, state, cotangents)
+    sharded = run(inputs, params, segment_ids, state, cotangents)
     for leaf in jax.tree.leaves(sharded["outputs"]):
         if leaf.sharding.is_fully_replicated:
             raise AssertionError(f"{subject.name}: outputs of sharded inputs are replicated")
@@ -295,9 +300,8 @@ def check_deterministic(
     inputs, params = subject.inputs(rng, batch, time, dtype), subject.params(rng, dtype)
     state = subject.state(rng, batch, dtype) if subject.state else None
     cotangents = draw_cotangents(rng, subject, impl, inputs, params, segment_ids, state)
-    results = [
-        run(subject, impl, inputs, params, segment_ids, state, cotangents) for _ in range(2)
-    ]
+    run = runner(subject, impl)
+    results = [run(inputs, params, segment_ids, state, cotangents) for _ in range(2)]
     assert_close(f"{subject.name}: two runs", *results, 0)
 
 
@@ -314,8 +318,9 @@ def check_vmap(
         cotangents = draw_cotangents(rng, subject, impl, inputs, params, ids, state)
         draws.append((inputs, params, ids, state, cotangents))
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *draws)
-    mapped = jax.vmap(lambda *draw: run(subject, impl, *draw))(*stacked)
-    looped = jax.tree.map(lambda *xs: jnp.stack(xs), *(run(subject, impl, *d) for d in draws))
+    run = runner(subject, impl)
+    mapped = jax.vmap(lambda *draw: run(*draw))(*stacked)
+    looped = jax.tree.map(lambda *xs: jnp.stack(xs), *(run(*d) for d in draws))
     assert_close(f"{subject.name}: vmap = loop", mapped, looped, tolerance)
 
 

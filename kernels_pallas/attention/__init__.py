@@ -75,10 +75,10 @@ def attention(
 
     Returns (out_BTHV, lse_BTH), or (out_BTHV, lse_BTH, AttentionState). out has v's dtype;
     lse, sink included, is float32 (float64 where an input is float64).
-    Raises ValueError for shapes that do not agree, H % G != 0, window < 1, soft_cap <= 0,
-    non-integer segment ids, unknown impl.
+    Raises ValueError for shapes that do not agree, H % G != 0, window < 1, soft_cap <= 0, a
+    scale that is no Python number, non-integer segment ids, unknown impl.
     """
-    _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, sinks_H, soft_cap, initial_state)
+    _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, scale, sinks_H, soft_cap, initial_state)
     batch, time, heads, key_size = q_BTHK.shape
     kv_heads, value_size = v_BTGV.shape[2:]
     case = dict(
@@ -153,7 +153,9 @@ def _last_slots(state: AttentionState, slots: int | None) -> AttentionState:
     return AttentionState(*(array[:, first:] for array in state))
 
 
-def _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, sinks_H, soft_cap, initial_state) -> None:
+def _check(
+    q_BTHK, k_BTGK, v_BTGV, segment_ids, window, scale, sinks_H, soft_cap, initial_state
+) -> None:
     op = "attention"
     if q_BTHK.ndim != 4 or q_BTHK.shape[1] < 1:
         raise ValueError(f"{op}: q must have shape (B, T, H, K) with T >= 1, got {q_BTHK.shape}.")
@@ -163,7 +165,13 @@ def _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, sinks_H, soft_cap, initi
     if k_BTGK.shape[1] != time:
         raise ValueError(f"{op}: q and k must have the same time, got {time}, {k_BTGK.shape[1]}.")
     if window is not None and (not isinstance(window, int) or window < 1):
-        raise ValueError(f"{op}: window must be None or an int >= 1 (own key included), got {window}.")
+        raise ValueError(
+            f"{op}: window must be None or an int >= 1, own key included; got {window}."
+        )
+    if not isinstance(scale, (int, float, type(None))):
+        raise ValueError(
+            f"{op}: scale must be None or a Python number, got {type(scale).__name__}."
+        )
     segments.check(op, segment_ids, batch, time)
     if initial_state is not None:
         slots = initial_state.k_BSGK.shape[1]
@@ -180,7 +188,8 @@ def _check_heads(op, q_BTHK, k_BSGK, v_BSGV, sinks_H, soft_cap) -> None:
     batch, _, heads, key_size = q_BTHK.shape
     if k_BSGK.ndim != 4 or (k_BSGK.shape[0], k_BSGK.shape[3]) != (batch, key_size):
         raise ValueError(
-            f"{op}: k must have shape (B, T, G, K) with B={batch}, K={key_size}, got {k_BSGK.shape}."
+            f"{op}: k must have shape (B, T, G, K) with B={batch}, K={key_size}, "
+            f"got {k_BSGK.shape}."
         )
     if v_BSGV.ndim != 4 or v_BSGV.shape[:3] != k_BSGK.shape[:3]:
         raise ValueError(

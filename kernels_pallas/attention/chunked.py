@@ -289,9 +289,7 @@ class _Part:
         if group == 1:
             return x_BG[None]
         shape = x_BG.shape
-        chunks = jnp.moveaxis(
-            x_BG.reshape(*shape[:axis], -1, step, *shape[axis + 1 :]), axis, 0
-        )
+        chunks = jnp.moveaxis(x_BG.reshape(*shape[:axis], -1, step, *shape[axis + 1 :]), axis, 0)
         return jnp.concatenate([chunks[j : j + group] for j in range(width // step)], axis + 1)
 
     def add_keys(self, total_BGKS, part_NBGKS):
@@ -302,7 +300,9 @@ class _Part:
         else:
             back = width // step - 1
             chunks = sum(
-                jnp.pad(part_NBGKS[..., j * step : (j + 1) * step], ((j, back - j),) + ((0, 0),) * 4)
+                jnp.pad(
+                    part_NBGKS[..., j * step : (j + 1) * step], ((j, back - j),) + ((0, 0),) * 4
+                )
                 for j in range(back + 1)
             )
             part_BGKS = jnp.moveaxis(chunks, 0, 3).reshape(*total_BGKS.shape[:3], -1)
@@ -336,4 +336,3 @@ def _dot(x_NBGMK, y_NBGKS, static, dtype):
     return jax.lax.dot_general(
         x_NBGMK, y_NBGKS, dims, precision=static.precision, preferred_element_type=dtype
     )
-

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_subjects import a_boundary, attention_subject
 
 from kernels_pallas import testing
 from kernels_pallas.attention import AttentionState, attention, chunked, decode_attention
 from kernels_pallas.testing import normal
-from op_subjects import a_boundary, attention_subject
 
 few = settings(max_examples=4, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -19,13 +19,16 @@ windows = st.sampled_from([None, 1, 2, 33, 128, 200, 5000])
 
 @few
 @given(
-    seed=seeds, time=st.integers(1, 400), window=windows, heads=st.sampled_from([(4, 4), (4, 2), (3, 1)]),
+    seed=seeds, time=st.integers(1, 400), window=windows,
+    heads=st.sampled_from([(4, 4), (4, 2), (3, 1)]),
     sinks=st.booleans(), soft_cap=st.sampled_from([None, 3.0]), slots=st.sampled_from([0, 1, 150]),
 )  # fmt: skip
 def test_chunked_is_reference(seed, time, window, heads, sinks, soft_cap, slots):
     with jax.enable_x64(True):
         rng = np.random.default_rng(seed)
-        subject = attention_subject(*heads, window=window, sinks=sinks, soft_cap=soft_cap, slots=slots)
+        subject = attention_subject(
+            *heads, window=window, sinks=sinks, soft_cap=soft_cap, slots=slots
+        )
         ids = testing.draw_segment_ids(rng, 2, time)
         testing.check_forms(subject, rng, 2, time, segment_ids=ids)
 
@@ -79,11 +82,21 @@ def test_bfloat16_is_as_close_to_float64_as_the_dense_xla_form():
 
             return both(*(x.astype(dtype) for x in wide))
 
-        chunked_form = lambda q, k, v: attention(q, k, v, impl="chunked")[0]
-        dense = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        def chunked_form(q, k, v):
+            return attention(q, k, v, impl="chunked")[0]
+
+        def dense(q, k, v):
+            return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
         exact = gradients(lambda q, k, v: attention(q, k, v, impl="reference")[0], jnp.float64)
-        rms = lambda xs: [float(jnp.sqrt(jnp.mean(jnp.square(x - y)))) for x, y in zip(xs, exact)]
-        ours, theirs = rms(gradients(chunked_form, jnp.bfloat16)), rms(gradients(dense, jnp.bfloat16))
+
+        def rms(xs):
+            return [float(jnp.sqrt(jnp.mean(jnp.square(x - y)))) for x, y in zip(xs, exact)]
+
+        ours, theirs = (
+            rms(gradients(chunked_form, jnp.bfloat16)),
+            rms(gradients(dense, jnp.bfloat16)),
+        )
     for name, mine, other in zip(("out", "dq", "dk", "dv"), ours, theirs):
         assert mine <= 1.5 * other, f"{name}: rms error {mine:.2e} against {other:.2e}"
 
@@ -166,7 +179,9 @@ def test_two_attentions_merge_by_lse(x64):
         weight = jax.nn.sigmoid(near_lse - far_lse)[..., None]
         return weight * near + (1 - weight) * far
 
-    full = lambda q, k, v: attention(q, k, v, impl="reference")[0]
+    def full(q, k, v):
+        return attention(q, k, v, impl="reference")[0]
+
     results = []
     for form in (merged, full):
         out, vjp = jax.vjp(jax.jit(form), q, k, v)
@@ -199,7 +214,10 @@ def test_memory_is_linear_in_time(monkeypatch):
 
     def temporaries(time, window):
         shape = jax.ShapeDtypeStruct((1, time, 1, 16), jnp.float32)
-        loss = lambda q, k, v: attention(q, k, v, window=window, impl="chunked")[0].sum()
+
+        def loss(q, k, v):
+            return attention(q, k, v, window=window, impl="chunked")[0].sum()
+
         compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -236,4 +254,3 @@ def test_errors(change, message):
         )
     with pytest.raises(ValueError, match=message):
         attention(*arrays, **change)
-

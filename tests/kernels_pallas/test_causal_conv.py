@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_subjects import a_boundary, conv_subject
 
 from kernels_pallas import testing
 from kernels_pallas.causal_conv import ConvState, causal_conv
-from op_subjects import a_boundary, conv_subject
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_subjects import a_boundary, recurrence_subject
 
 from kernels_pallas import testing
 from kernels_pallas.linear_recurrence import RecurrenceState, linear_recurrence
-from op_subjects import a_boundary, recurrence_subject
 
 seeds = st.integers(0, 2**32 - 1)
 
