@@ -1,4 +1,4 @@
-"""A byte-level hybrid of 1.8M parameters on the State of the Union addresses.
+"""A byte-level hybrid of 1.2M parameters on the State of the Union addresses.
 
 Sliding-window attention with RoPE, full attention with NoPE, and an RG-LRU, in turn: the layers
 that see far have no positions, the layers that see near have them (RNoPE-SWA, arXiv 2501.18795).
@@ -20,26 +20,26 @@ def get_config(arg: str = "") -> ConfigDict:
     c.seed = 0
 
     c.model = ConfigDict()
-    c.model.width, c.model.depth = 192, 6
+    c.model.width, c.model.depth = 128, 6
     c.model.pattern = "swa full rec"
     c.model.mixers = ConfigDict()
-    c.model.mixers.swa = dict(kind="attention", heads=6, kv_heads=2, window=64, qk_norm=True)
-    c.model.mixers.full = dict(kind="attention", heads=6, kv_heads=2, rope=None, qk_norm=True)
-    c.model.mixers.rec = dict(kind="rglru", heads=6)
-    c.model.mlp = dict(kind="swiglu", hidden=512)
+    c.model.mixers.swa = dict(kind="attention", heads=4, kv_heads=2, window=64, qk_norm=True)
+    c.model.mixers.full = dict(kind="attention", heads=4, kv_heads=2, rope=None, qk_norm=True)
+    c.model.mixers.rec = dict(kind="rglru", heads=4)
+    c.model.mlp = dict(kind="swiglu", hidden=352)
     c.model.z_loss = 1e-4
 
     c.data = ConfigDict()
     c.data.sources = dict(
         addresses=dict(kind="jsonl", path="data/corpora/state_of_the_union.jsonl.gz")
     )
-    c.data.seq_len, c.data.batch_size = 256, 16
+    c.data.seq_len, c.data.batch_size = 256, 8
     c.data.bigram_baseline = True
 
     c.optimizer = dict(lr=3e-3, schedule="cosine", warmup_steps=30, weight_decay=0.1)
     c.train = ConfigDict()
-    c.train.steps = 300
-    c.train.log_every, c.train.eval_every, c.train.checkpoint_every = 5, 100, 100
+    c.train.steps = 600
+    c.train.log_every, c.train.eval_every, c.train.checkpoint_every = 10, 150, 150
     c.train.eval_sequences = 128
     c.sample = dict(prompt="Fellow citizens, ", tokens=300, temperature=0.7)
     return recipes.smoke(c) if flags["smoke"] else c

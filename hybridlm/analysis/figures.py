@@ -115,7 +115,7 @@ def pattern_figure(layers: Sequence[tuple[str, MixerConfig]], seq_len: int) -> F
     if not labelled:
         for name, mixer in dict(layers).items():
             axes.plot([], [], color=colors[name], linewidth=8, label=f"{name}: {mixer.mechanism}")
-        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
+        figure.legend(frameon=False, loc="outside upper center", fontsize=9)
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.6, count - 0.4)
     step = max(1, count // 12)

@@ -36,7 +36,7 @@ class ModelConfig:
       logit_soft_cap: cap * tanh(logits / cap) at the head.
       z_loss: weight of the squared log-normaliser (ST-MoE, arXiv 2202.08906, eq. 5).
       embedding_scale: factor on the embedding's output; Gemma's is sqrt(width).
-      init_std: standard deviation of embeddings and, over sqrt(fan-in), unused elsewhere.
+      init_std: standard deviation of the initial embedding; kernels start at 1 over sqrt(fan-in).
     """
 
     width: int

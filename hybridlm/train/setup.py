@@ -16,6 +16,7 @@ from hybridlm.models.accounting import train_flops_per_token, with_vocab
 from hybridlm.models.params import Model
 from hybridlm.parallel import mesh as meshes
 from hybridlm.train.checkpoint import Checkpoints
+from hybridlm.train.host_memory import keep_large_buffers
 from hybridlm.train.optimizer import make_optimizer
 from hybridlm.train.state import TrainState, abstract_state, init_state
 from hybridlm.train.step import make_eval_step, make_train_step
@@ -69,6 +70,8 @@ def build(config: Config, workdir: pathlib.Path) -> Trainer:
     """Reads the data, makes the mesh, compiles the steps, and makes or restores the state."""
     pipeline = open_pipeline(config.data, seed=config.seed, workdir=workdir)
     devices = jax.devices()
+    if devices[0].platform == "cpu":
+        keep_large_buffers()
     meshes.check_divides(config, meshes.mesh_shape(config.mesh, len(devices)))
     mesh = meshes.make_mesh(config.mesh, devices)
     jax.set_mesh(mesh)

@@ -138,8 +138,15 @@ def _summed_loss(
     )
 
 
+_policies = jax.checkpoint_policies
+# The matrix products of the layers and attention's (out, lse); what is cheap is recomputed.
+_products = _policies.save_from_both_policies(
+    _policies.dots_with_no_batch_dims_saveable,
+    _policies.save_only_these_names("attention_out", "attention_lse"),
+)
+
 REMAT: dict[str, Callable[..., Any]] = {
     "none": lambda f: f,
     "full": jax.checkpoint,
-    "dots": lambda f: jax.checkpoint(f, policy=jax.checkpoint_policies.dots_saveable),
+    "dots": lambda f: jax.checkpoint(f, policy=_products),
 }

@@ -9,7 +9,8 @@ of stages, hence compile time, is bounded.
 Documents are contiguous, so the keys a query may see are one interval [start_t, t]. It is
 computed once a call and is the whole mask: boundaries, window and padding (empty interval).
 
-One custom_vjp saves q, k, v, out and lse and recomputes the probabilities from lse. All matrix
+One custom_vjp saves q, k, v, out and lse and recomputes the probabilities from lse; out and
+lse are named "attention_out" and "attention_lse" for remat policies. All matrix
 products are laid out as plain [m, k] x [k, n] with leading batch axes: on CPUs those run at
 200 GFLOP/s where a product with a transposed left side runs at 50 to 130 (two cores).
 """
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from kernels_pallas import dispatch, segments
 
@@ -138,8 +140,8 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
         return (o_NBGMV / l_NBGM1).astype(v_BSGV.dtype), lse_NBGM1
 
     _, (out_NBGMV, lse_NBGM1) = shape.scan(lambda _, part: ((), block(part)), ())
-    out_BTHV = shape.from_queries(out_NBGMV)
-    lse_BTH = shape.from_queries(lse_NBGM1)[..., 0]
+    out_BTHV = checkpoint_name(shape.from_queries(out_NBGMV), "attention_out")
+    lse_BTH = checkpoint_name(shape.from_queries(lse_NBGM1)[..., 0], "attention_lse")
     residuals = (q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, out_BTHV, lse_BTH)
     return (out_BTHV, lse_BTH), residuals
 

@@ -1,0 +1,136 @@
+"""The report shows what is on record, escapes it, loads nothing from outside, at any stage."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from hybridlm import config as configs
+from hybridlm.analysis.report import write_report
+from hybridlm.analysis.run import Run
+from hybridlm.config import to_dict
+from hybridlm.errors import RunError
+
+POSITIONS = [
+    {"first": f, "last": la, "loss": 2.0 / (i + 1), "bits_per_byte": 3.0 / (i + 1), "targets": 8}
+    for i, (f, la) in enumerate([(0, 0), (1, 1), (2, 3), (4, 7)])
+]
+
+
+def train_record(step, **changes):
+    return {
+        "kind": "train", "step": step, "loss": 3.0 - step / 10, "bits_per_byte": 4.0 - step / 10,
+        "grad_norm": 1.0, "learning_rate": 1e-3, "skipped": 0, "skipped_in_row": 0,
+        "tokens_per_second": 4321.0, "mfu": 0.21, "step_seconds_p50": 0.5,
+        "step_seconds_p90": 0.75, "data_wait_share": 0.01, "compile_seconds": 9.0,
+        "memory_bytes": 2**30, **changes,
+    }  # fmt: skip
+
+
+def eval_record(step):
+    return {
+        "kind": "eval", "step": step, "loss": 1.2345, "bits_per_byte": 1.7891,
+        "by_position": POSITIONS,
+    }  # fmt: skip
+
+
+FACTS = {
+    "kind": "run", "step": 0, "parameters": 1234567, "flops_per_token": 7e6, "peak_flops": 2e11,
+    "peak_source": "measured", "bigram": {"loss": 2.3, "bits_per_byte": 3.4321},
+    "data": {"sources": {"a<b": {"weight": 1.0, "epochs": 0.5,
+        "train": {"documents": 11, "tokens": 22222, "bytes": 33333},
+        "heldout": {"documents": 3, "tokens": 444, "bytes": 555}}}},
+}  # fmt: skip
+SAMPLE = {"kind": "sample", "step": 8, "prompt": "<script>alert(1)</script>", "text": "a & b\x00"}
+ENVIRONMENT = {
+    "command": "hybridlm train --config 'x>y.py'", "started": "2026-01-01T00:00:00Z",
+    "python": "3.12.1", "system": "Linux x86_64", "cpus": 2, "devices": ["cpu (cpu)"],
+    "git_commit": "abc123", "git_changes": True, "packages": {"jax": "0.11.2"}, "variables": {},
+    "sessions": ["2026-01-01T00:00:00Z"],
+}  # fmt: skip
+
+
+def make(root, folder, records, environment=ENVIRONMENT, **model):
+    config = configs.load(str(root / "configs" / "demo.py") + ":smoke")
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, vocab_size=320, **model)
+    )
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    if environment:
+        (folder / "environment.json").write_text(json.dumps(environment))
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "metrics.jsonl").write_text(lines)
+    return folder
+
+
+@pytest.fixture
+def finished(root, tmp_path):
+    records = [FACTS, train_record(4), eval_record(4), train_record(8), eval_record(8), SAMPLE]
+    return make(root, tmp_path / "run", records)
+
+
+def test_every_section_and_the_records_figures(finished):
+    page = write_report(finished).read_text()
+    for title in ("Training", "Model", "Data", "Sample", "Speed", "Reproduce"):
+        assert f"<h2>{title}</h2>" in page
+    for figure in ("1.789", "1.234", "3.432", "1.23 M", "4,321", "21.0%", "22,222", "750.0 ms"):
+        assert figure in page, figure
+    assert "abc123, with uncommitted changes" in page and "jax 0.11.2" in page
+    assert page.count("<svg") == 5
+    assert "Unfinished" not in page
+
+
+def test_text_of_the_run_stays_text(finished):
+    page = write_report(finished).read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page and "a &amp; b" in page
+    assert "a&lt;b" in page and "x&gt;y.py" in page
+
+
+def test_nothing_is_loaded_from_outside(finished):
+    page = write_report(finished).read_text()
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#)""", page.replace("xlink:", ""))
+    assert "@import" not in page and "url(http" not in page
+
+
+@pytest.mark.parametrize("records", [[], [FACTS], [FACTS, train_record(2)]])
+def test_an_unfinished_run_has_a_report_that_says_so(root, tmp_path, records):
+    page = write_report(make(root, tmp_path / "run", records)).read_text()
+    assert re.search(r"Unfinished: step \d of 8", page)
+    assert "<h2>Model</h2>" in page
+
+
+def test_figures_that_are_not_finite_are_left_out(root, tmp_path):
+    broken = train_record(4, loss="nan", bits_per_byte="nan", grad_norm="inf", skipped=2)
+    folder = make(root, tmp_path / "run", [FACTS, train_record(2), broken, eval_record(8)])
+    assert "2 updates were skipped" in write_report(folder).read_text()
+
+
+def test_eighty_layers_fit(root, tmp_path):
+    folder = make(root, tmp_path / "run", [FACTS, eval_record(8)], depth=80, pattern="swa*7 full")
+    page = write_report(folder).read_text()
+    assert "0-6" in page and "<td>72-78</td>" in page
+
+
+def test_a_run_opens_with_what_there_is(finished):
+    run = Run.open(finished)
+    assert [r["step"] for r in run.train_records] == [4, 8]
+    assert run.steps_done == 8 and run.sample == SAMPLE and run.checkpoints == []
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [("config.json", "is damaged"), ("environment.json", "is damaged"), ("metrics.jsonl", "is dam")],
+)
+def test_a_damaged_file_is_named(finished, name, sentence):
+    (finished / name).write_text('{"a": \n')
+    with pytest.raises(RunError, match=f"{name} {sentence}"):
+        Run.open(finished)
+
+
+def test_a_line_that_a_kill_cut_off_is_no_damage(finished):
+    with (finished / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    assert len(Run.open(finished).records) == 6

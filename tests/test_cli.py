@@ -1,0 +1,144 @@
+"""The command line on a real, tiny run: what it prints, what it refuses, and its exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hybridlm import cli
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, request):
+    """A finished smoke run of the demo."""
+    workdir = tmp_path_factory.mktemp("cli") / "run"
+    root = request.config.rootpath
+    done = subprocess.run(
+        [sys.executable, "-m", "hybridlm.cli", "train", "--config", "configs/demo.py:smoke",
+         "--workdir", str(workdir)],
+        cwd=root, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def call(capsys, *words):
+    code = cli.main([str(w) for w in words])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_a_run_says_what_a_person_wants_to_know(run):
+    workdir, out = run
+    for text in ("nats", "bits/byte", "tokens/s", "MFU", "ETA", "held-out at step 8", "sample:"):
+        assert text in out, text
+    assert "a bigram model of the same corpus has" in out
+    assert out.rstrip().splitlines()[-1] == f"report: {workdir / 'report.html'}"
+
+
+def test_a_run_leaves_its_files(run):
+    workdir, _ = run
+    for name in ("config.json", "environment.json", "metrics.jsonl", "report.html", "checkpoints"):
+        assert (workdir / name).exists(), name
+    assert list((workdir / "tensorboard").iterdir())
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert {r["kind"] for r in records} == {"run", "train", "eval", "sample"}
+    train = next(r for r in records if r["kind"] == "train")
+    for key in ("mfu", "tokens_per_second", "step_seconds_p90", "data_wait_share", "memory_bytes"):
+        assert key in train
+
+
+def test_nothing_in_a_run_is_a_pickle(run):
+    workdir, _ = run
+    for path in workdir.rglob("*"):
+        if path.is_file():
+            assert path.suffix not in (".pkl", ".pickle", ".npy"), path
+            assert not path.read_bytes()[:2] == b"\x80\x04", path
+
+
+def test_inspect_prints_state_and_hashes(run, capsys):
+    code, out, _ = call(capsys, "inspect", run[0])
+    lines = dict(line.split(": ", 1) for line in out.splitlines())
+    assert code == 0
+    assert lines["steps"] == "8 of 8" and lines["checkpoints"] == "4 8"
+    assert len(lines["parameters_sha256"]) == 64
+    assert call(capsys, "inspect", run[0])[1] == out
+    earlier = call(capsys, "inspect", run[0], "--step", 4)[1]
+    assert lines["parameters_sha256"] not in earlier
+
+
+def test_generate_continues_the_prompt(run, capsys):
+    words = ["generate", "--workdir", run[0], "--prompt", "We, ", "--tokens", 12]
+    code, out, _ = call(capsys, *words, "--seed", 3)
+    assert code == 0 and out.startswith("We, ")
+    assert call(capsys, *words, "--seed", 3)[1] == out
+
+
+REFUSED = [
+    (["inspect", "{none}"], "is not a folder"),
+    (["inspect", "{empty}"], "is no run: it has no config.json"),
+    (["inspect", "{run}", "--step", "5"], "holds no checkpoint of step 5: it has 4, 8"),
+    (["generate", "--workdir", "{empty}"], "is no run: it has no config.json"),
+    (["generate", "--workdir", "{run}", "--tokens", "0"], "--tokens must be at least 1"),
+    (["report", "--workdir", "{none}"], "is not a folder"),
+    (["report", "--workdir", "{run}", "--color"], "unknown argument '--color'"),
+    (["train", "--config", "configs/demo.py"], "train needs --workdir"),
+    (["train", "--config", "configs/demo.py", "--dry_run", "--config.seed"], "has no value"),
+    (["train", "--config", "configs/demo.py", "--dry_run", "now"], "unknown argument 'now'"),
+    (["train", "--config", "configs/dem.py", "--dry_run"], "did you mean 'demo.py'?"),
+    (["train", "--config", "configs/demo.py:smoke", "--workdir", "{run}", "--config.seed=1"],
+     "holds a run of another config (seed 0 -> 1): use another --workdir"),
+    (["train", "--config", "configs/demo.py:smoke", "--workdir", "/proc/none"],
+     "--workdir /proc/none cannot be written"),
+    (["train", "--config", "configs/demo.py:smoke", "--workdir", "{new}",
+      "--config.data.sources.addresses.path=gone.jsonl"], "gone.jsonl"),
+    (["tokenize", "--source", "gone.txt", "--out", "{new}"], "gone.txt"),
+    (["tokenize", "--source", "x", "--kind", "csv", "--out", "{new}"], "source.kind is 'csv'"),
+    (["tokenize", "--source", "x", "--tokenizer", "bpe", "--out", "{new}"],
+     "tokenizer.kind is 'bpe'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words, sentence", REFUSED, ids=[" ".join(w) for w, _ in REFUSED])
+def test_what_cannot_be_done_is_one_sentence(run, in_root, tmp_path, capsys, words, sentence):
+    (tmp_path / "empty").mkdir()
+    places = dict(run=run[0], none=tmp_path / "none", empty=tmp_path / "empty", new=tmp_path / "new")
+    code, out, err = call(capsys, *(w.format(**places) for w in words))
+    assert code == 2
+    assert sentence in err
+    assert err.startswith("hybridlm: ") and err.count("\n") == 1
+
+
+def test_a_workdir_in_use_is_refused(run, root):
+    """Two processes never train in one workdir."""
+    import fcntl
+
+    with open(run[0] / ".lock", "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            [sys.executable, "-m", "hybridlm.cli", "train", "--config", "configs/demo.py:smoke",
+             "--workdir", str(run[0])],
+            cwd=root, capture_output=True, text=True, env=dict(os.environ),
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"another process is training in {run[0]}\n")
+
+
+def test_a_run_that_diverges_ends_with_a_sentence(root, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "hybridlm.cli", "train", "--config", "configs/demo.py:smoke",
+         "--workdir", str(tmp_path / "run"), "--config.train.abort_after=3",
+         "--config.optimizer.lr=1e30", "--config.optimizer.schedule='constant'",
+         "--config.data.bigram_baseline=False"],
+        cwd=root, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "3 updates in a row were skipped" in done.stderr
+    assert "the run has diverged" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_no_command_shows_help(capsys):
+    code, out, _ = call(capsys)
+    assert code == 2 and "train" in out and "generate" in out

@@ -1,0 +1,69 @@
+"""What the documents say is so: their commands run, their tables are what the code makes."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from hybridlm.config.document import render
+
+
+def test_the_page_of_settings_is_the_generated_one(root):
+    assert (root / "docs" / "config.md").read_text() == render(), (
+        "run: python -m hybridlm.config.document > docs/config.md"
+    )
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/runs.md"])
+def test_links_lead_somewhere(root, name):
+    text = (root / name).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert ((root / name).parent / target).exists(), f"{name} links to {target}"
+
+
+def readme_commands(text):
+    """The `.venv/bin/hybridlm` commands of README's shell blocks, and what is said below each."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith(".venv/bin/hybridlm ")], lines
+
+
+def test_every_command_of_the_readme_runs(root, tmp_path):
+    """In a copy of the checkout's surroundings, in order; the demo's run is a smoke one."""
+    text = (root / "README.md").read_text()
+    for name in ("configs", "data", "docs"):
+        (tmp_path / name).symlink_to(root / name)
+    recipe = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    (tmp_path / "mine.py").write_text(recipe)
+    commands, lines = readme_commands(text)
+    assert len(commands) >= 8
+
+    def run(command):
+        words = shlex.split(command)[1:]
+        return subprocess.run(
+            [sys.executable, "-m", "hybridlm.cli", *words], cwd=tmp_path, capture_output=True,
+            text=True,
+        )  # fmt: skip
+
+    demo = run(".venv/bin/hybridlm train --config configs/demo.py:smoke --workdir runs/demo")
+    assert demo.returncode == 0, demo.stderr
+    for command in commands:
+        done = run(command)
+        said = lines[lines.index(command) + 1] if command != lines[-1] else ""
+        if said.startswith("# hybridlm: "):  # a mistake, made on purpose
+            assert (done.returncode, done.stderr) == (2, said.removeprefix("# ") + "\n")
+        else:
+            assert done.returncode == 0, f"{command}\n{done.stderr}"
+            assert done.stdout.strip(), f"{command} says nothing"
+    assert (tmp_path / "runs" / "mine" / "report.html").exists()
+
+
+def test_make_targets_of_the_readme_exist(root):
+    text = (root / "README.md").read_text() + (root / "CONTRIBUTING.md").read_text()
+    makefile = (root / "Makefile").read_text()
+    targets = set(re.findall(r"make ([a-z-]+)", text))
+    assert {"demo", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"no target {target}"

@@ -1,0 +1,96 @@
+"""Generation: cached decoding is the forward pass, and each way to sample draws what it says."""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridlm.errors import UserError
+from hybridlm.generate import Sampling, check_sampling, generate_tokens, sample_token
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "models"))
+import small  # noqa: E402
+
+
+def test_greedy_decoding_is_the_argmax_of_the_forward_pass():
+    """90 tokens from caches: each is the likeliest after all tokens before it, recomputed whole."""
+    model, params = small.make(small.model_config("swa full rec"))
+    prompt, count = np.array([3, 1, 4, 1, 5]), 90
+    pieces = list(generate_tokens(model, params, prompt, count, Sampling(temperature=0)))
+    made = np.concatenate(pieces, axis=1)[0]
+    assert len(made) == count
+    tokens = np.concatenate([prompt, made])[None]
+    logits = jax.jit(lambda p: model.bind(p)(tokens, small.context(np.ones_like(tokens))))(params)
+    chosen = np.take_along_axis(np.asarray(logits[0, 4:-1]), made[:, None], axis=1)[:, 0]
+    best = np.asarray(logits[0, 4:-1].max(axis=-1))
+    np.testing.assert_allclose(chosen, best, atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_text_and_others_do_not():
+    model, params = small.make(small.model_config("rec"))
+
+    def text(seed, batch=1):
+        prompt = np.array([1, 2])
+        made = generate_tokens(model, params, prompt, 20, Sampling(2.0), seed=seed, batch=batch)
+        return np.concatenate(list(made), axis=1)
+
+    np.testing.assert_array_equal(text(0), text(0))
+    assert np.any(text(0) != text(1))
+    assert len({row.tobytes() for row in text(0, batch=4)}) == 4
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), top_k=st.integers(1, 9), top_p=st.floats(0.05, 1.0))
+def test_draws_stay_within_top_k_and_top_p(seed, top_k, top_p):
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal(8) * 2
+    p = np.exp(logits) / np.exp(logits).sum()
+    order = np.argsort(-p)
+    within_k = set(order[:top_k].tolist())
+    before = np.concatenate([[0], np.cumsum(p[order])[:-1]])
+    within_p = set(order[before < top_p + 1e-6].tolist())
+    many = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (64, 8))
+    key = jax.random.key(seed)
+    assert set(sample_token(many, key, Sampling(1.0, top_k)).tolist()) <= within_k
+    assert set(sample_token(many, key, Sampling(1.0, None, top_p)).tolist()) <= within_p
+
+
+def test_temperature_one_draws_the_models_distribution():
+    p = np.array([0.5, 0.3, 0.15, 0.05])
+    logits = jnp.broadcast_to(jnp.log(jnp.asarray(p, jnp.float32)), (20_000, 4))
+    draws = np.asarray(sample_token(logits, jax.random.key(0), Sampling()))
+    np.testing.assert_allclose(np.bincount(draws, minlength=4) / 20_000, p, atol=0.015)
+    sharper = np.asarray(sample_token(logits, jax.random.key(0), Sampling(0.5)))
+    np.testing.assert_allclose(
+        np.bincount(sharper, minlength=4) / 20_000, p**2 / (p**2).sum(), atol=0.015
+    )
+
+
+def test_forbidden_tokens_are_never_drawn():
+    model, params = small.make(small.model_config("rec"))
+    allowed = np.arange(40) % 2 == 0
+    made = generate_tokens(
+        model, params, np.array([1]), 40, Sampling(5.0), batch=3, allowed_V=allowed
+    )
+    assert not np.any(np.concatenate(list(made), axis=1) % 2)
+
+
+@pytest.mark.parametrize(
+    "sampling, count, sentence",
+    [
+        (Sampling(-1.0), 1, "--temperature must be 0 (greedy) or more, not -1.0"),
+        (Sampling(float("nan")), 1, "--temperature must be"),
+        (Sampling(1.0, 0), 1, "--top_k must be at least 1, not 0"),
+        (Sampling(1.0, None, 1.5), 1, "--top_p must lie in (0, 1], not 1.5"),
+        (Sampling(), 0, "--tokens must be at least 1, not 0"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(sampling, count, sentence):
+    with pytest.raises(UserError) as error:
+        check_sampling(sampling, count)
+    assert sentence in str(error.value)
