@@ -141,18 +141,21 @@ def _tokenize(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     from hybridlm.config import TokenizerConfig
 
     tokenizer_settings = {"kind": arguments.tokenizer, "path": arguments.tokenizer_path}
-    tokenizer = data.open_tokenizer(
-        _read(TokenizerConfig, tokenizer_settings, "tokenizer")
-    )
+    tokenizer = data.open_tokenizer(_read(TokenizerConfig, tokenizer_settings, "tokenizer"))
     shards = data.tokenize(
-        _source(arguments), tokenizer, arguments.out, arguments.heldout_fraction,
+        _source(arguments),
+        tokenizer,
+        arguments.out,
+        arguments.heldout_fraction,
         arguments.processes,
     )
     del shards
     opened = data.open_shards(arguments.out, tokenizer=tokenizer)
     for name in ("train", "heldout"):
         split = getattr(opened, name)
-        print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes")
+        print(
+            f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes"
+        )
     print(f"written to {arguments.out}")
     return 0
 

@@ -161,7 +161,13 @@ def open_model(
         raise RunError(f"{workdir} is no run: it has no {CONFIG}")
     config = read_json(workdir / CONFIG)
     step, state = load_numpy(workdir, step)
-    return config, Model.of(config.model), state["params"], open_tokenizer(config.data.tokenizer), step
+    return (
+        config,
+        Model.of(config.model),
+        state["params"],
+        open_tokenizer(config.data.tokenizer),
+        step,
+    )
 
 
 def check_sampling(sampling: Sampling, count: int) -> None:

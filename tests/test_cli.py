@@ -104,7 +104,9 @@ REFUSED = [
 @pytest.mark.parametrize("words, sentence", REFUSED, ids=[" ".join(w) for w, _ in REFUSED])
 def test_what_cannot_be_done_is_one_sentence(run, in_root, tmp_path, capsys, words, sentence):
     (tmp_path / "empty").mkdir()
-    places = dict(run=run[0], none=tmp_path / "none", empty=tmp_path / "empty", new=tmp_path / "new")
+    places = dict(
+        run=run[0], none=tmp_path / "none", empty=tmp_path / "empty", new=tmp_path / "new"
+    )
     code, out, err = call(capsys, *(w.format(**places) for w in words))
     assert code == 2
     assert sentence in err

@@ -14,7 +14,7 @@ from hybridlm.errors import UserError
 from hybridlm.generate import Sampling, check_sampling, generate_tokens, sample_token
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "models"))
-import small  # noqa: E402
+import small
 
 
 def test_greedy_decoding_is_the_argmax_of_the_forward_pass():

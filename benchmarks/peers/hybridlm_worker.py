@@ -5,7 +5,6 @@ Runs the compiled step that `hybridlm train` runs; batches are laid out by the d
 """
 
 import argparse
-import time
 
 import jax
 import measure
@@ -14,12 +13,8 @@ import numpy as np
 import hybridlm  # noqa: F401 - its version is reported
 from hybridlm import config as configs
 from hybridlm.data.packing import concat_window
-from hybridlm.models.params import Model
 from hybridlm.parallel import mesh as meshes
 from hybridlm.train import setup
-from hybridlm.train.optimizer import make_optimizer
-from hybridlm.train.state import abstract_state, init_state
-from hybridlm.train.step import make_train_step
 from hybridlm.train.throughput import measured_matmul_flops
 
 MEAN_DOCUMENT = 256  # tokens; a document begins at each with this reciprocal probability
@@ -57,27 +52,11 @@ def settings(options: argparse.Namespace) -> dict:
 def run(options: argparse.Namespace) -> dict:
     matmul = measured_matmul_flops()
     config, tokenizer = setup.resolve(configs.read(settings(options)))
-    devices = jax.devices()
-    mesh = meshes.make_mesh(config.mesh, devices)
-    jax.set_mesh(mesh)
-    model, optimizer = Model.of(config.model), make_optimizer(config.optimizer)
-    abstract = abstract_state(model, optimizer, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    init = jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=shardings)
-
-    token_bytes_V = np.zeros(config.model.vocab_size, np.float32)
-    token_bytes_V[: tokenizer.vocab_size] = tokenizer.token_bytes()
-    dtype = setup.compute_dtype(config, devices[0].platform)
-    step = make_train_step(config, model, optimizer, token_bytes_V, dtype)
-    batch = setup.abstract_batch(config, mesh)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
-    start = time.perf_counter()
-    compiled = jitted.lower(abstract, batch).compile()
-    compile_seconds = time.perf_counter() - start
-    sharding = meshes.batch_sharding(mesh)
+    program = setup.compile_program(config, tokenizer.token_bytes())
+    sharding = meshes.batch_sharding(program.mesh)
 
     def case(layout) -> dict:
-        state = init(jax.random.key(config.seed))
+        state = program.init(jax.random.key(config.seed))
 
         def train(tokens: np.ndarray) -> float:
             nonlocal state
@@ -85,7 +64,7 @@ def run(options: argparse.Namespace) -> dict:
                 name: jax.make_array_from_process_local_data(sharding, array)
                 for name, array in layout(tokens).items()
             }
-            state, metrics = compiled(state, arrays)
+            state, metrics = program.train_step(state, arrays)
             return float(metrics["loss"])
 
         return measure.time_steps(train, options)
@@ -95,11 +74,11 @@ def run(options: argparse.Namespace) -> dict:
             "one document": case(one_document),
             "packed documents": case(Packed(options.seed)),
         },
-        "parameters": model.count(),
+        "parameters": program.model.count(),
         "matmul_flops": matmul,
-        "compile_seconds": compile_seconds,
+        "compile_seconds": program.compile_seconds,
         "threads": f"XLA's pool on {measure.cores()} cores",
-        "dtype": str(dtype),
+        "dtype": str(setup.compute_dtype(config)),
         "versions": measure.versions("hybridlm", "jax", "jaxlib", "numpy"),
     }
 

@@ -105,7 +105,7 @@ def pattern_figure(layers: Sequence[tuple[str, MixerConfig]], seq_len: int) -> F
         axes.add_patch(
             Rectangle(
                 (1 - 0.8 * reach, i - 0.42), 0.8 * reach, 0.84, facecolor=colors[name],
-                alpha=0.35 if attends else 0.15, linewidth=0, hatch=None if attends else "...",
+                alpha=0.35 if attends else 0.15, linewidth=0,
             )
         )  # fmt: skip
         if labelled:

@@ -100,8 +100,7 @@ def _model(run: Run) -> str:
         + "<p class=note>FLOPs of the forward pass at"
         f" {run.config.data.seq_len:,} tokens; a multiply-add counts 2, causal attention counts the"
         " keys it sees. State: bytes a sequence holds while decoding, bfloat16 caches, float32"
-        " recurrent states.</p>"
-        + _figure(figures.state_figure(layers, config.width))
+        " recurrent states.</p>" + _figure(figures.state_figure(layers, config.width))
     )
 
 

@@ -9,8 +9,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from hybridlm.dataclass_reader import nearest, read_dataclass
 from hybridlm.config.schema import Config
+from hybridlm.dataclass_reader import nearest, read_dataclass
 from hybridlm.errors import ConfigError
 
 
@@ -88,7 +88,9 @@ def override(settings: dict[str, Any], key: str, value: Any) -> None:
                 )
             node[name] = {}
         if not isinstance(node[name], dict):
-            raise ConfigError(f"{path} is {node[name]!r}, a value: it has no key {names[depth + 1]}")
+            raise ConfigError(
+                f"{path} is {node[name]!r}, a value: it has no key {names[depth + 1]}"
+            )
         node = node[name]
     node[names[-1]] = value
 

@@ -57,7 +57,9 @@ class ModelConfig:
 
     def __post_init__(self):
         for name in ("width", "depth"):
-            require(getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}")
+            require(
+                getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}"
+            )
         require(self.vocab_size is None or self.vocab_size >= 2, "vocab_size", "must be at least 2")
         require(self.norm_eps > 0, "norm_eps", "must be positive")
         require(self.z_loss >= 0, "z_loss", "must be 0 or more")
@@ -159,7 +161,9 @@ class DataConfig:
     def __post_init__(self):
         require(bool(self.sources), "sources", "names no source")
         for name in ("seq_len", "batch_size", "prefetch"):
-            require(getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}")
+            require(
+                getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}"
+            )
         require(
             0 < self.heldout_fraction < 1,
             "heldout_fraction",
@@ -211,7 +215,9 @@ class OptimizerConfig:
             "decay_steps",
             'goes with schedule "wsd", and only with it',
         )
-        require(self.decay_steps is None or self.decay_steps >= 1, "decay_steps", "must be 1 or more")
+        require(
+            self.decay_steps is None or self.decay_steps >= 1, "decay_steps", "must be 1 or more"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +259,9 @@ class TrainConfig:
             "steps accumulate log_every eval_every eval_sequences checkpoint_every"
             " keep_checkpoints abort_after"
         ).split():
-            require(getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}")
+            require(
+                getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}"
+            )
         require(self.keep_every is None or self.keep_every >= 1, "keep_every", "must be 1 or more")
         require(
             self.spike_sigma is None or self.spike_sigma > 0,
@@ -298,7 +306,9 @@ class SampleConfig:
         require(self.tokens >= 0, "tokens", "must be 0 or more")
         require(self.temperature >= 0, "temperature", "must be 0 (greedy) or more")
         require(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1, or None")
-        require(self.top_p is None or 0 < self.top_p <= 1, "top_p", "must lie in (0, 1], or be None")
+        require(
+            self.top_p is None or 0 < self.top_p <= 1, "top_p", "must lie in (0, 1], or be None"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

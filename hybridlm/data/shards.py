@@ -314,8 +314,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         )
     if manifest.get("sha256") != _manifest_sha256(manifest):
         raise DataError(
-            f"{path}: was changed after it was written (its SHA-256 differs); "
-            "copy the folder again"
+            f"{path}: was changed after it was written (its SHA-256 differs); copy the folder again"
         )
     return manifest
 

@@ -13,9 +13,7 @@ from hybridlm.models.mixers import LayerSpec, MixerConfig, SequenceContext
 class PreNormBlock(nnx.Module):
     """x + mixer(norm x), then x + mlp(norm x) (arXiv 2002.04745)."""
 
-    def __init__(
-        self, mixer: MixerConfig, mlp: MLPConfig, spec: LayerSpec, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, mixer: MixerConfig, mlp: MLPConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
         self.mixer_norm = RMSNorm(spec.width, spec.norm_eps)
         self.mixer = mixer.build(spec, rngs=rngs)
         self.mlp_norm = RMSNorm(spec.width, spec.norm_eps)
@@ -36,9 +34,7 @@ class PreNormBlock(nnx.Module):
 class SandwichBlock(PreNormBlock):
     """Norms before and after each part: x + norm(mixer(norm x)) (Gemma 2, arXiv 2408.00118)."""
 
-    def __init__(
-        self, mixer: MixerConfig, mlp: MLPConfig, spec: LayerSpec, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, mixer: MixerConfig, mlp: MLPConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
         super().__init__(mixer, mlp, spec, rngs=rngs)
         self.mixer_post_norm = RMSNorm(spec.width, spec.norm_eps)
         self.mlp_post_norm = RMSNorm(spec.width, spec.norm_eps)
@@ -58,9 +54,7 @@ class SandwichBlock(PreNormBlock):
 class ParallelBlock(nnx.Module):
     """x + mixer(norm x) + mlp(norm x), one norm for both (GPT-J, PaLM)."""
 
-    def __init__(
-        self, mixer: MixerConfig, mlp: MLPConfig, spec: LayerSpec, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, mixer: MixerConfig, mlp: MLPConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
         self.norm = RMSNorm(spec.width, spec.norm_eps)
         self.mixer = mixer.build(spec, rngs=rngs)
         self.mlp = GatedMLP(spec.width, mlp.hidden, mlp.kind, spec.out_scale, rngs=rngs)

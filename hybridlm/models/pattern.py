@@ -38,7 +38,9 @@ def parse(pattern: str, depth: int, prefix: str, suffix: str, defined: Iterable[
     require(bool(unit), "pattern", "is empty")
     room = depth - len(before) - len(after)
     require(
-        room >= 0, "depth", f"is {depth}, but prefix and suffix have {len(before) + len(after)} layers"
+        room >= 0,
+        "depth",
+        f"is {depth}, but prefix and suffix have {len(before) + len(after)} layers",
     )
     repeats, rest = divmod(room, len(unit))
     return Layout(before, unit, repeats, unit[:rest] + after)

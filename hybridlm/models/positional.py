@@ -42,7 +42,10 @@ class Rope:
         exponents = jnp.arange(half, dtype=jnp.float32) / half
         frequencies = jnp.power(jnp.float32(self.config.theta), -exponents)
         angles_BT1F = positions_BT[:, :, None, None] * frequencies[None, None, None, :]
-        cos, sin = jnp.cos(angles_BT1F).astype(x_BTHK.dtype), jnp.sin(angles_BT1F).astype(x_BTHK.dtype)
+        cos, sin = (
+            jnp.cos(angles_BT1F).astype(x_BTHK.dtype),
+            jnp.sin(angles_BT1F).astype(x_BTHK.dtype),
+        )
         x1, x2, rest = jnp.split(x_BTHK, [half, 2 * half], axis=-1)
         return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], axis=-1)
 

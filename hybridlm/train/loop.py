@@ -49,7 +49,7 @@ def _train(
     metrics.cut_back(path / metrics.FILE, start)
     writers = _writers(config, path, start)
     peak, peak_source = peak_flops(jax.devices())
-    clock = StepClock(config.tokens_per_step, trainer.flops_per_step, peak)
+    clock = StepClock(config.tokens_per_step, trainer.program.flops_per_step, peak)
     heldout = trainer.heldout()
     _say_start(progress, config, trainer, peak, peak_source)
     if not any(r["kind"] == "run" for r in metrics.read(path / metrics.FILE)):
@@ -68,7 +68,7 @@ def _train(
                 record := {
                     "kind": "train", "step": step, "tokens": step * config.tokens_per_step,
                     **fetched, **speed, "eta_seconds": remaining,
-                    "compile_seconds": trainer.compile_seconds, "memory_bytes": memory_in_use(),
+                    "compile_seconds": trainer.program.compile_seconds, "memory_bytes": memory_in_use(),
                 }
             )  # fmt: skip
             progress.update(record)
@@ -93,7 +93,7 @@ def _train(
         for step in range(start + 1, steps + 1):
             with clock.waiting():
                 batch = trainer.device_batch(next(batches))
-            state, values = trainer.train_step(state, batch)
+            state, values = trainer.program.train_step(state, batch)
             if pending:
                 log(*pending)
             pending = (step, values)
@@ -105,7 +105,7 @@ def _train(
                 pending = None
                 with clock.paused():
                     if evaluate_now:
-                        figures = evaluate(trainer.eval_step, state["params"], heldout)
+                        figures = evaluate(trainer.program.eval_step, state["params"], heldout)
                         writers.write({"kind": "eval", "step": step, **figures})
                         progress.say(_eval_line(step, figures))
                     if save_now:
@@ -140,9 +140,9 @@ def _facts(trainer: setup.Trainer, peak: float | None, peak_source: str) -> dict
     """What is said once about a run: sizes, data, the baseline."""
     config = trainer.config
     facts = {
-        "parameters": trainer.model.count(),
-        "parameters_without_embedding": trainer.model.count(embeddings=False),
-        "flops_per_token": trainer.flops_per_step / config.tokens_per_step,
+        "parameters": trainer.program.model.count(),
+        "parameters_without_embedding": trainer.program.model.count(embeddings=False),
+        "flops_per_token": trainer.program.flops_per_step / config.tokens_per_step,
         "peak_flops": peak,
         "peak_source": peak_source,
         "data": trainer.pipeline.counts(config.train.steps),
@@ -163,9 +163,9 @@ def _say_start(
         progress.say(f"resuming from step {start} of {steps}")
     names = " ".join(config.model.layout.names)
     progress.say(
-        f"{trainer.model.count():,} parameters in {config.model.depth} layers ({names});"
+        f"{trainer.program.model.count():,} parameters in {config.model.depth} layers ({names});"
         f" {config.tokens_per_step:,} tokens a step; compiled in"
-        f" {duration(trainer.compile_seconds)}"
+        f" {duration(trainer.program.compile_seconds)}"
     )
     if peak:
         progress.say(f"MFU is counted against {peak / 1e12:.3g} TFLOP/s ({source})")
@@ -188,5 +188,3 @@ def _aborted(
         f" {fetched['loss']:.4g}, gradient norm {fetched['grad_norm']:.4g}): the run has diverged;"
         f" {kept} in {path}; lower optimizer.lr or raise train.abort_after"
     )
-
-

@@ -55,7 +55,8 @@ class TensorBoardWriter:
 
     def write(self, record: Record) -> None:
         for name, value in record.items():
-            if isinstance(value, int | float) and name != "step":
+            # TensorBoard draws no NaN, and complains of it; metrics.jsonl has it.
+            if isinstance(value, int | float) and name != "step" and math.isfinite(value):
                 self._writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
     def flush(self) -> None:

@@ -37,25 +37,82 @@ def compute_dtype(config: Config, platform: str | None = None) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A model's compiled training step on a mesh, and what belongs to it.
+
+    Attributes:
+      abstract: the train state's shapes, dtypes and shardings.
+      train_step: (state, batch) -> (state, metrics); donates the state.
+      eval_step: (params, batch) -> sums by position; compiled when first called.
+      init: key -> fresh state, placed as `abstract` says.
+      flops_per_step: model FLOPs of forward and backward.
+      compile_seconds: what compiling `train_step` took.
+    """
+
+    model: Model
+    mesh: jax.sharding.Mesh
+    abstract: TrainState
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    eval_step: Callable[[Any, Any], dict[str, jax.Array]]
+    init: Callable[[jax.Array], TrainState]
+    flops_per_step: float
+    compile_seconds: float
+
+
+def compile_program(config: Config, token_bytes_V: np.ndarray) -> Program:
+    """Makes the mesh and compiles the training step of `config` for the devices at hand.
+
+    Args:
+      config: with its vocabulary size filled in.
+      token_bytes_V: bytes that each token stands for, as `Tokenizer.token_bytes` gives them.
+
+    Raises:
+      ConfigError: where the mesh, the batch and the parameters do not divide.
+    """
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        keep_large_buffers()
+    meshes.check_divides(config, meshes.mesh_shape(config.mesh, len(devices)))
+    mesh = meshes.make_mesh(config.mesh, devices)
+    jax.set_mesh(mesh)
+    model = Model.of(config.model)
+    optimizer = make_optimizer(config.optimizer)
+    abstract = abstract_state(model, optimizer, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    token_bytes_V = _padded(token_bytes_V, config.model.vocab_size)
+    dtype = compute_dtype(config, devices[0].platform)
+
+    start = time.perf_counter()
+    step = make_train_step(config, model, optimizer, token_bytes_V, dtype)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
+    train_step = jitted.lower(abstract, abstract_batch(config, mesh)).compile()
+    return Program(
+        model=model,
+        mesh=mesh,
+        abstract=abstract,
+        train_step=train_step,
+        eval_step=jax.jit(make_eval_step(model, token_bytes_V, dtype)),
+        init=jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=shardings),
+        flops_per_step=train_flops_per_token(model, config.data.seq_len) * config.tokens_per_step,
+        compile_seconds=time.perf_counter() - start,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Trainer:
     """A run ready to go on: `state` is that of `start_step`, fresh or restored."""
 
     config: Config
     pipeline: Pipeline
-    model: Model
-    mesh: jax.sharding.Mesh
-    state: TrainState
-    start_step: int
+    program: Program
     checkpoints: Checkpoints
-    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    eval_step: Callable[[Any, Any], dict[str, jax.Array]]
-    flops_per_step: float
-    compile_seconds: float
+    start_step: int
+    state: TrainState
 
     def device_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """A training batch (batch, time) on the mesh, as (accumulate, micro-batch, time)."""
-        sharding = meshes.batch_sharding(self.mesh)
+        sharding = meshes.batch_sharding(self.program.mesh)
         parts = self.config.train.accumulate
         split = {k: v.reshape(parts, -1, v.shape[-1]) for k, v in batch.items()}
         return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in split.items()}
@@ -67,43 +124,16 @@ class Trainer:
 
 
 def build(config: Config, workdir: pathlib.Path) -> Trainer:
-    """Reads the data, makes the mesh, compiles the steps, and makes or restores the state."""
+    """Reads the data, compiles the steps, and makes or restores the state."""
     pipeline = open_pipeline(config.data, seed=config.seed, workdir=workdir)
-    devices = jax.devices()
-    if devices[0].platform == "cpu":
-        keep_large_buffers()
-    meshes.check_divides(config, meshes.mesh_shape(config.mesh, len(devices)))
-    mesh = meshes.make_mesh(config.mesh, devices)
-    jax.set_mesh(mesh)
-    model = Model.of(config.model)
-    optimizer = make_optimizer(config.optimizer)
-    abstract = abstract_state(model, optimizer, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    token_bytes_V = _padded(pipeline.tokenizer.token_bytes(), config.model.vocab_size)
-    dtype = compute_dtype(config, devices[0].platform)
-
+    program = compile_program(config, pipeline.tokenizer.token_bytes())
     checkpoints = Checkpoints(workdir, config.train)
     start_step = checkpoints.latest_step or 0
     if start_step:
-        state = checkpoints.restore(abstract)
+        state = checkpoints.restore(program.abstract)
     else:
-        init = jax.jit(
-            lambda key: init_state(model, optimizer, key), out_shardings=shardings
-        )
-        state = init(jax.random.key(config.seed))
-
-    start = time.perf_counter()
-    step = make_train_step(config, model, optimizer, token_bytes_V, dtype)
-    batch = abstract_batch(config, mesh)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
-    train_step = jitted.lower(abstract, batch).compile()
-    compile_seconds = time.perf_counter() - start
-    eval_step = jax.jit(make_eval_step(model, token_bytes_V, dtype))
-    flops = train_flops_per_token(model, config.data.seq_len) * config.tokens_per_step
-    return Trainer(
-        config, pipeline, model, mesh, state, start_step, checkpoints, train_step, eval_step,
-        flops, compile_seconds,
-    )  # fmt: skip
+        state = program.init(jax.random.key(config.seed))
+    return Trainer(config, pipeline, program, checkpoints, start_step, state)
 
 
 def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -102,9 +102,7 @@ def make_eval_step(
         module = model.bind(params)
         context = SequenceContext(batch["segment_ids"], batch["positions"])
         hidden_BTD = module.hidden(batch["tokens"], context, dtype=dtype)
-        nll_BT = token_nll(
-            hidden_BTD, module.head_kernel(), batch["targets"], loss_settings(model)
-        )
+        nll_BT = token_nll(hidden_BTD, module.head_kernel(), batch["targets"], loss_settings(model))
         weights_BT = batch["loss_weights"]
         bytes_BT = jnp.asarray(token_bytes_V)[batch["targets"]] * weights_BT
         time = nll_BT.shape[1]
@@ -133,7 +131,10 @@ def _summed_loss(
     context = SequenceContext(batch["segment_ids"], batch["positions"])
     hidden_BTD = module.hidden(batch["tokens"], context, dtype=dtype, remat=remat)
     return summed_cross_entropy(
-        hidden_BTD, module.head_kernel(), batch["targets"], batch["loss_weights"],
+        hidden_BTD,
+        module.head_kernel(),
+        batch["targets"],
+        batch["loss_weights"],
         loss_settings(model),
     )
 

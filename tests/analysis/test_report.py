@@ -122,7 +122,11 @@ def test_a_run_opens_with_what_there_is(finished):
 
 @pytest.mark.parametrize(
     "name, sentence",
-    [("config.json", "is damaged"), ("environment.json", "is damaged"), ("metrics.jsonl", "is dam")],
+    [
+        ("config.json", "is damaged"),
+        ("environment.json", "is damaged"),
+        ("metrics.jsonl", "is dam"),
+    ],
 )
 def test_a_damaged_file_is_named(finished, name, sentence):
     (finished / name).write_text('{"a": \n')

@@ -23,7 +23,10 @@ BAD = [
     ("model.mixers.swa.rope=True", "model.mixers.swa.rope must be a mapping of settings"),
     ("model.mixers.new.window=3", "model.mixers.new.kind is missing: valid are: attention, rglru"),
     ("model.mixers.swa=7", "model.mixers.swa must be a mapping with a kind"),
-    ("model.pattern='swa fulll'", "model.pattern names mixer 'fulll', not defined: did you mean 'f"),
+    (
+        "model.pattern='swa fulll'",
+        "model.pattern names mixer 'fulll', not defined: did you mean 'f",
+    ),
     ("model.pattern=''", "model.pattern is empty"),
     ("model.pattern='swa**2'", "model.pattern has 'swa**2': write mixer names"),
     ("model.pattern='swa*0'", "model.pattern has 'swa*0': the count must be at least 1"),

@@ -44,7 +44,9 @@ def write(kind, path, documents):
         import zstandard
 
         half = len(data) // 2  # two frames, as parallel compressors write
-        data = b"".join(zstandard.compress(part) for part in (data[:half], data[half:]))
+        # With checksums, as the zstd command writes; without them damage may go unseen.
+        compressor = zstandard.ZstdCompressor(write_checksum=True)
+        data = b"".join(compressor.compress(part) for part in (data[:half], data[half:]))
     path.write_bytes(data)
     return SourceConfig("jsonl", str(path))
 

@@ -19,7 +19,9 @@ BLOCKS = ["prenorm", "sandwich", "parallel"]
 
 def logits_of(model, params, tokens, ids, **options):
     module = model.bind(params)
-    return module.logits(module.hidden(tokens, small.context(ids), dtype=tokens_dtype(params), **options))
+    return module.logits(
+        module.hidden(tokens, small.context(ids), dtype=tokens_dtype(params), **options)
+    )
 
 
 def tokens_dtype(params):
@@ -196,7 +198,6 @@ def test_works_in_nnx_tree_mode():
 def test_bfloat16_is_near_float32():
     model, params = small.make(small.model_config())
     tokens, ids = tokens_of(np.random.default_rng(3), (2, 32)), np.ones((2, 32), int)
-
 
     def logits(params, dtype):
         module = model.bind(params)

@@ -38,7 +38,9 @@ def test_equals_the_direct_form(batch, time, vocab, cap, z_loss):
         )(hidden, head)
         np.testing.assert_allclose(total, expected, rtol=1e-10)
         np.testing.assert_allclose(nll, jnp.sum(nll_BT * weights), rtol=1e-10, atol=1e-12)
-        np.testing.assert_allclose(token_nll(hidden, head, targets, options), nll_BT, rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(
+            token_nll(hidden, head, targets, options), nll_BT, rtol=1e-9, atol=1e-10
+        )
         for a, b in zip(grads, expected_grads):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
         # Without differentiation another path runs; it says the same.

@@ -35,6 +35,7 @@ def tiny(**train):
 def batch_of(config, seed=0):
     rng = np.random.default_rng(seed)
     shape = (config.train.accumulate, 4 // config.train.accumulate, 12)
+
     # Drawn as (4, 12) first: the same tokens however they are split.
     def ints(high):
         return jnp.asarray(rng.integers(0, high, (4, 12)), jnp.int32).reshape(shape)
@@ -75,7 +76,11 @@ def test_a_non_finite_update_is_skipped_and_counted():
     poisoned = dict(good, params=jax.tree.map(lambda p: p, good["params"]))
     poisoned["params"]["final_norm"]["scale"] = jnp.full(16, jnp.nan)
     after, metrics = step(poisoned, batch_of(config))
-    assert (int(metrics["skipped"]), int(metrics["skipped_in_row"]), int(after["step"])) == (1, 1, 2)
+    assert (int(metrics["skipped"]), int(metrics["skipped_in_row"]), int(after["step"])) == (
+        1,
+        1,
+        2,
+    )
     for a, b in zip(jax.tree.leaves(after["opt_state"]), jax.tree.leaves(poisoned["opt_state"])):
         np.testing.assert_array_equal(a, b)
     for a, b in zip(jax.tree.leaves(after["params"]), jax.tree.leaves(poisoned["params"])):

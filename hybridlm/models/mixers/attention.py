@@ -53,8 +53,7 @@ class AttentionConfig(MixerConfig):
         require(
             self.heads % kv_heads == 0,
             "kv_heads",
-            f"is {kv_heads} and does not divide heads {self.heads}: use"
-            f" {_divisors(self.heads)}",
+            f"is {kv_heads} and does not divide heads {self.heads}: use {_divisors(self.heads)}",
         )
         require(
             self.window is None or self.window >= 1,
@@ -151,7 +150,9 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(size, spec.norm_eps) if config.qk_norm else Identity()
         self.k_norm = RMSNorm(size, spec.norm_eps) if config.qk_norm else Identity()
         self.rope = Rope(config.rope, size) if config.rope else no_rope
-        self.gate = SigmoidGate(width, heads * size, rngs=rngs) if config.output_gate else Identity()
+        self.gate = (
+            SigmoidGate(width, heads * size, rngs=rngs) if config.output_gate else Identity()
+        )
         self.sinks = Sinks(heads) if config.sinks else None
         self.size = size
         self.scale = config.scale or size**-0.5
@@ -183,7 +184,11 @@ class Attention(nnx.Module):
             out_BTHV = self._attend_cache(q, state, context.segment_ids_BT)
         else:
             out_BTHV, _ = attention(
-                q, k, v, segment_ids=context.segment_ids_BT, initial_state=_in_order(state),
+                q,
+                k,
+                v,
+                segment_ids=context.segment_ids_BT,
+                initial_state=_in_order(state),
                 **self._options(),
             )
             state = _write(state, k, v, context.segment_ids_BT)
@@ -246,7 +251,9 @@ def _write(cache: KVCache, k: jax.Array, v: jax.Array, segment_ids_BT: jax.Array
     entries, time = cache.k_BSGK.shape[1], k.shape[1]
     newest_B = cache.segment_ids_BS[:, (cache.length - 1) % entries]
     starts_BT = segments.document_starts(segment_ids_BT, newest_B)
-    start_indices_BT = jnp.where(starts_BT, cache.length + jnp.arange(time, dtype=jnp.int32)[None, :], 0)
+    start_indices_BT = jnp.where(
+        starts_BT, cache.length + jnp.arange(time, dtype=jnp.int32)[None, :], 0
+    )
     kept = min(time, entries)
     indices = cache.length + jnp.arange(time - kept, time, dtype=jnp.int32)
     places = indices % entries
@@ -267,9 +274,7 @@ def _in_order(cache: KVCache) -> AttentionState:
     def unroll(x: jax.Array) -> jax.Array:
         return jnp.roll(x, -(cache.length % entries), axis=1)
 
-    return AttentionState(
-        unroll(cache.k_BSGK), unroll(cache.v_BSGV), unroll(cache.segment_ids_BS)
-    )
+    return AttentionState(unroll(cache.k_BSGK), unroll(cache.v_BSGV), unroll(cache.segment_ids_BS))
 
 
 def _divisors(n: int) -> str:

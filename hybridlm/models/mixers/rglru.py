@@ -46,8 +46,9 @@ class RGLRUConfig(MixerConfig):
     def check_width(self, width: int) -> None:
         width = self.channels(width)
         require(
-            width % self.heads == 0, "heads", f"is {self.heads} and does not divide the recurrent"
-            f" width {width}",
+            width % self.heads == 0,
+            "heads",
+            f"is {self.heads} and does not divide the recurrent width {width}",
         )
 
     def channels(self, width: int) -> int:
@@ -119,8 +120,12 @@ class RGLRU(nnx.Module):
         ids_BT = context.segment_ids_BT
         conv_state, recurrence_state = state or (None, None)
         u_BTW, conv_state = causal_conv(
-            self.input(x_BTD), self.conv_kernel[...], self.conv_bias[...],
-            segment_ids=ids_BT, initial_state=conv_state, return_state=True,
+            self.input(x_BTD),
+            self.conv_kernel[...],
+            self.conv_bias[...],
+            segment_ids=ids_BT,
+            initial_state=conv_state,
+            return_state=True,
         )
         previous_B = None if recurrence_state is None else recurrence_state.segment_ids_B
         starts_BT = segments.document_starts(ids_BT, previous_B)
