@@ -34,6 +34,7 @@ def loss_figure(
             axes.plot(*zip(*points), label=label, **style)
             shown += [y for _, y in points]
     if bigram:
+        shown.append(bigram["bits_per_byte"])
         axes.axhline(bigram["bits_per_byte"], color=PALETTE[1], linewidth=1.2, linestyle="--")
         axes.annotate(
             f"bigram model {bigram['bits_per_byte']:.2f}", (1, bigram["bits_per_byte"]),
