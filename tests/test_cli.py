@@ -144,3 +144,12 @@ def test_a_run_that_diverges_ends_with_a_sentence(root, tmp_path):
 def test_no_command_shows_help(capsys):
     code, out, _ = call(capsys)
     assert code == 2 and "train" in out and "generate" in out
+
+
+def test_a_start_that_failed_claims_no_workdir(in_root, tmp_path, capsys):
+    """After a mistake in the data, the mended config starts in the same workdir."""
+    words = ["train", "--config", "configs/demo.py:smoke", "--workdir", tmp_path / "run"]
+    bad = "--config.data.sources.addresses.path=gone.jsonl"
+    assert call(capsys, *words, bad)[0] == 2
+    code, _, err = call(capsys, *words, "--config.train.wandb=x", "--config.train.tensorboard=False")
+    assert code == 2 and "pip install 'hybridlm[wandb]'" in err and "another config" not in err

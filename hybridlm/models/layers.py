@@ -39,7 +39,9 @@ def _matmul_backward(residuals, dy):
     d_kernel = jax.lax.dot_general(
         narrow, wide, ((tokens, tokens), ((), ())), preferred_element_type=kernel.dtype
     )
-    return dy @ kernel.astype(x.dtype).T, d_kernel.T if wide_in else d_kernel
+    if wide_in:  # the barrier keeps XLA from folding this transpose back into the product
+        d_kernel = jax.lax.optimization_barrier(d_kernel).T
+    return dy @ kernel.astype(x.dtype).T, d_kernel
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)

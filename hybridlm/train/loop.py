@@ -34,16 +34,18 @@ def train(config: Config, path: pathlib.Path, progress: Progress | None = None) 
     folder = workdir.Workdir.open(path, config)
     try:
         with preemption.StopSignal() as stop:
-            return _train(config, folder.path, progress, stop)
+            return _train(config, folder, progress, stop)
     finally:
         folder.close()
 
 
 def _train(
-    config: Config, path: pathlib.Path, progress: Progress, stop: preemption.StopSignal
+    config: Config, folder: workdir.Workdir, progress: Progress, stop: preemption.StopSignal
 ) -> int:
     # --- build, restore, compile ---------------------------------------------------------------
+    path = folder.path
     trainer = setup.build(config, path)
+    folder.begin(config)
     steps, start = config.train.steps, trainer.start_step
     workdir.record_environment(path, jax.devices())
     metrics.cut_back(path / metrics.FILE, start)

@@ -11,6 +11,8 @@ import os
 import pathlib
 from typing import Any, Protocol
 
+from hybridlm.errors import UserError
+
 Record = dict[str, Any]
 FILE = "metrics.jsonl"
 
@@ -70,8 +72,12 @@ class WandbWriter:
     """Scalars of each record as `kind/name`, to the Weights & Biases project named."""
 
     def __init__(self, project: str, workdir: pathlib.Path, config: dict[str, Any]):
-        import wandb
-
+        try:
+            import wandb
+        except ModuleNotFoundError:
+            raise UserError(
+                "train.wandb needs Weights & Biases: pip install 'hybridlm[wandb]', or set it to None"
+            ) from None
         name = workdir.name
         self._run = wandb.init(project=project, name=name, id=name, resume="allow", config=config)
 

@@ -51,8 +51,11 @@ class Workdir:
         except OSError:
             raise RunError(f"another process is training in {path}") from None
         _check_same_run(path, config)
-        write_json(path / CONFIG, to_dict(config))
         return cls(path, lock)
+
+    def begin(self, config: Config) -> None:
+        """Makes the folder the run of `config`; until then a start that failed leaves no claim."""
+        write_json(self.path / CONFIG, to_dict(config))
 
     def close(self) -> None:
         self.lock.close()
