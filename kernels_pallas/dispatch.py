@@ -5,13 +5,27 @@ is a plain XLA form that takes every valid call. A kernel's row lists, feature b
 the values its tests cover; a feature the row does not mention is not covered.
 """
 
+import contextlib
+import contextvars
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 IMPLS = ("auto", "reference", "chunked", "pallas")
+_AUTO = contextvars.ContextVar("auto", default="auto")
+
+
+@contextlib.contextmanager
+def auto_means(impl: str) -> Iterator[None]:
+    """Inside, ops traced with impl="auto" run as `impl`: to hold a whole mixer to its reference
+    form, or to compare backends. What is already compiled does not change."""
+    token = _AUTO.set(impl)
+    try:
+        yield
+    finally:
+        _AUTO.reset(token)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +72,7 @@ def resolve(
 
     Raises ValueError for an unknown impl, and for "pallas" where no kernel covers the case.
     """
+    impl = _AUTO.get() if impl == "auto" else impl
     if impl not in IMPLS:
         raise ValueError(f"{op_name}: impl must be one of {', '.join(IMPLS)}, got {impl!r}.")
     kernels = [b for b in support if b.impl == "pallas"]

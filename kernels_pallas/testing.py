@@ -13,6 +13,9 @@ law and raises AssertionError with the figure that broke it:
     check_deterministic  7  two runs, the same bits
     check_vmap              a mapped axis = a loop
 
+`LAWS` has the same as functions of (subject, rng) alone that draw lengths, boundaries and cuts
+too, for property-based tests over many subjects.
+
 A subject whose outputs are not 0 at padding by nature (a log-sum-exp) masks them there.
 """
 
@@ -272,10 +275,11 @@ def check_finite(
 def check_sharded(
     subject: Subject, rng, mesh: jax.sharding.Mesh, batch: int, time: int, axis: str = "data",
     dtype=jnp.float32, tolerance: float = 1e-5, impl: str = "chunked", segment_ids=None,
+    with_state: bool = True,
 ) -> None:  # fmt: skip
     """Law 6: with the batch split over `axis` of `mesh`, results equal a single device's."""
     inputs, params = subject.inputs(rng, batch, time, dtype), subject.params(rng, dtype)
-    state = subject.state(rng, batch, dtype) if subject.state else None
+    state = subject.state(rng, batch, dtype) if subject.state and with_state else None
     cotangents = draw_cotangents(rng, subject, impl, inputs, params, segment_ids, state)
     run = runner(subject, impl)
     single = run(inputs, params, segment_ids, state, cotangents)
@@ -322,6 +326,84 @@ def check_vmap(
     mapped = jax.vmap(lambda *draw: run(*draw))(*stacked)
     looped = jax.tree.map(lambda *xs: jnp.stack(xs), *(run(*d) for d in draws))
     assert_close(f"{subject.name}: vmap = loop", mapped, looped, tolerance)
+
+
+#: Lengths at, around and across chunk boundaries.
+LENGTHS = (1, 2, 15, 17, 63, 64, 65, 127, 130)
+
+
+def draw_length(rng, longest: int = LENGTHS[-1]) -> int:
+    """One of `LENGTHS`, at most `longest`."""
+    return int(rng.choice([n for n in LENGTHS if n <= longest]))
+
+
+def draw_documents(rng, longest: int) -> tuple[list[int], list[int]]:
+    """Lengths of three to five documents, at least one of a single token, and padded gaps."""
+    lengths = [1, *rng.integers(1, longest + 1, size=rng.integers(2, 5)).tolist()]
+    rng.shuffle(lengths)
+    return lengths, (rng.integers(0, 4, size=len(lengths)) * rng.integers(0, 2)).tolist()
+
+
+def _law_forms(subject, rng) -> None:
+    time = draw_length(rng)
+    ids = draw_segment_ids(rng, 2, time)
+    with_state = subject.state is not None and bool(rng.integers(0, 4))
+    check_forms(subject, rng, 2, time, segment_ids=ids, with_state=with_state)
+
+
+def _law_forms_float32(subject, rng) -> None:
+    time = draw_length(rng)
+    ids = draw_segment_ids(rng, 2, time, padding=0.1)
+    with_state = subject.state is not None
+    check_forms(subject, rng, 2, time, jnp.float32, 1e-5, ids, with_state)
+
+
+def _law_packed(subject, rng) -> None:
+    check_packed(subject, rng, *draw_documents(rng, longest=int(rng.choice([5, 40]))))
+
+
+def _law_split(subject, rng) -> None:
+    time = draw_length(rng, 65) + 2
+    ids = draw_segment_ids(rng, 2, time)
+    changes = np.flatnonzero(np.any(np.diff(np.asarray(ids), axis=1), axis=0)) + 1
+    cuts = {int(rng.integers(1, time))} | ({int(rng.choice(changes))} if len(changes) else set())
+    with_state = subject.state is not None and bool(rng.integers(0, 2))
+    check_split(subject, rng, 2, time, sorted(cuts), segment_ids=ids, with_state=with_state)
+
+
+def _law_decode(subject, rng) -> None:
+    prefill = int(rng.integers(1, 8))
+    time = prefill + int(rng.integers(2, 5))
+    ids = draw_segment_ids(rng, 2, time, documents=3)
+    check_split(subject, rng, 2, time, range(prefill, time), segment_ids=ids, with_state=False)
+
+
+def _law_causal(subject, rng) -> None:
+    time = draw_length(rng) + 1
+    check_causal(subject, rng, 2, time, int(rng.integers(1, time)), draw_segment_ids(rng, 2, time))
+
+
+def _law_finite(subject, rng) -> None:
+    time = int(rng.choice([1, 63, 127]))
+    check_finite(subject, rng, 2, time, segment_ids=draw_segment_ids(rng, 2, time))
+
+
+def _law_deterministic(subject, rng) -> None:
+    check_deterministic(subject, rng, 2, 70, segment_ids=draw_segment_ids(rng, 2, 70))
+
+
+#: Laws 1 to 5 and 7 as functions of (subject, rng); float64 must be enabled (`jax.enable_x64`).
+#: Law 6 needs several devices: `check_sharded`.
+LAWS: dict[str, Callable[[Subject, np.random.Generator], None]] = {
+    "chunked = reference": _law_forms,
+    "chunked = reference, float32": _law_forms_float32,
+    "packed = separate": _law_packed,
+    "split = whole": _law_split,
+    "decode = whole": _law_decode,
+    "causal": _law_causal,
+    "finite": _law_finite,
+    "deterministic": _law_deterministic,
+}
 
 
 def _floats(tree: Tree) -> tuple[list, Callable]:

@@ -1,4 +1,4 @@
-"""Makes `op_subjects` importable under any pytest import mode, and keeps float64 local."""
+"""Makes `subjects` importable under any pytest import mode, and keeps float64 local."""
 
 import pathlib
 import sys

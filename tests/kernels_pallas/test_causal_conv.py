@@ -1,65 +1,23 @@
-"""The causal convolution against the laws, its tap order and its errors."""
+"""What is the causal convolution's own beside the laws: its tap order and its errors."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from op_subjects import a_boundary, conv_subject
+from subjects.causal_conv import conv_subject
 
 from kernels_pallas import testing
 from kernels_pallas.causal_conv import ConvState, causal_conv
 
-seeds = st.integers(0, 2**32 - 1)
 
-
-@settings(max_examples=5, deadline=None)
-@given(seed=seeds, time=st.integers(1, 100), width=st.integers(1, 8), bias=st.booleans())
-def test_chunked_is_reference(seed, time, width, bias):
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(seed)
-        ids = testing.draw_segment_ids(rng, 2, time)
-        subject = conv_subject(width=width, bias=bias)
-        testing.check_forms(subject, rng, 2, time, segment_ids=ids)
-
-
-def test_float32():
-    rng = np.random.default_rng(1)
-    testing.check_forms(conv_subject(), rng, 2, 127, jnp.float32, 1e-5)
-
-
-def test_packed_is_separate(x64):
-    rng = np.random.default_rng(2)
-    cut = int(rng.integers(2, 40))
-    testing.check_packed(conv_subject(), rng, [1, cut, 30, 1, 2], gaps=[0, 1, 0, 0, 5])
-
-
-def test_split_is_whole(x64):
-    rng = np.random.default_rng(3)
-    ids = testing.draw_segment_ids(rng, 3, 60)
-    cuts = sorted({a_boundary(ids), *(int(c) for c in rng.integers(1, 60, size=2))})
-    testing.check_split(conv_subject(), rng, 3, 60, cuts, segment_ids=ids)
-    testing.check_split(conv_subject(width=1), rng, 3, 60, cuts, segment_ids=ids)
-    testing.check_split(conv_subject(), rng, 3, 9, range(1, 9), segment_ids=ids[:, :9])
-
-
-def test_causal_and_padding_inert():
-    rng = np.random.default_rng(4)
-    ids = testing.draw_segment_ids(rng, 2, 90)
-    testing.check_causal(conv_subject(), rng, 2, 90, int(rng.integers(1, 90)), ids)
-
-
-@pytest.mark.parametrize("time", [1, 63, 127, 1000])
+@pytest.mark.parametrize("time", [1000])
 def test_finite(time):
     rng = np.random.default_rng(5)
     ids = testing.draw_segment_ids(rng, 2, time)
     testing.check_finite(conv_subject(), rng, 2, time, segment_ids=ids)
 
 
-def test_deterministic_and_vmap(x64):
+def test_vmap(x64):
     rng = np.random.default_rng(6)
-    testing.check_deterministic(conv_subject(), rng, 2, 150)
     testing.check_vmap(conv_subject(), rng, 3, 1, 40)
 
 

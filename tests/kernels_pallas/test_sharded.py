@@ -10,14 +10,13 @@ HERE = pathlib.Path(__file__).parent
 PROGRAM = """
 import jax, numpy as np
 from kernels_pallas import testing
-from op_subjects import attention_subject, conv_subject, recurrence_subject
+from subjects import SUBJECTS
 
 mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 rng = np.random.default_rng(0)
 ids = testing.draw_segment_ids(rng, 4, 150)
-for subject in (attention_subject(window=40, sinks=True), attention_subject(),
-                recurrence_subject(), conv_subject()):
-    testing.check_sharded(subject, rng, mesh, 4, 150, segment_ids=ids)
+for draw in SUBJECTS.values():
+    testing.check_sharded(draw(rng), rng, mesh, 4, 150, segment_ids=ids)
 """
 
 

@@ -57,7 +57,7 @@ def test_flops_are_those_of_the_matrices():
     model, seq_len = Model.of(config), 64
     matmul = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract["unit"]):
-        if getattr(path[-1], "key", "") in ("kernel", "conv_kernel"):
+        if getattr(path[-1], "key", "") == "kernel":
             matmul += 2 * int(np.prod(leaf.shape))
     head = 2 * config.width * config.vocab_size
     keys = 4 * config.width * (mean_keys(seq_len, 5) + mean_keys(seq_len, None))

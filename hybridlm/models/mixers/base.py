@@ -49,9 +49,14 @@ class LayerSpec(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MixerConfig(abc.ABC):
-    """Settings of one named mixer; `kind_name` is what configs write as `kind`."""
+    """Settings of one named mixer; `kind_name` is what configs write as `kind`.
+
+    `equation` (one line, for tables) and `source` (paper and section) say what it computes.
+    """
 
     kind_name: ClassVar[str]
+    equation: ClassVar[str]
+    source: ClassVar[str]
 
     def check_width(self, width: int) -> None:
         """Raises `Invalid` where the settings do not fit a residual stream of this width."""

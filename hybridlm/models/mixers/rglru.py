@@ -10,9 +10,9 @@ from flax import nnx
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, at_least_float32
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
-from kernels_pallas import segments
-from kernels_pallas.causal_conv import ConvState, causal_conv
-from kernels_pallas.linear_recurrence import RecurrenceState, linear_recurrence
+from hybridlm.models.mixers.parts import ShortConv
+from kernels_pallas import linear_recurrence, segments
+from kernels_pallas.causal_conv import ConvState
 
 DECAY_POWER = 8.0  # c in a_t = a^(c r_t), the paper's constant
 MAX_SLOPE = 1000.0  # of sqrt(1 - a^2) at a = 1, where it is infinite; recurrentgemma's bound
@@ -29,6 +29,8 @@ class RGLRUConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "rglru"
+    equation: ClassVar[str] = "h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t), a_t = a^(8 r_t)"
+    source: ClassVar[str] = "arXiv 2402.19427 sec. 2.4"
 
     recurrent_width: int | None = None
     heads: int = 4
@@ -77,7 +79,7 @@ class RGLRUState(NamedTuple):
     """The convolution's last inputs and the recurrence's h (float32)."""
 
     conv: ConvState
-    recurrence: RecurrenceState
+    recurrence: linear_recurrence.RecurrenceState
 
 
 class RGLRU(nnx.Module):
@@ -90,9 +92,7 @@ class RGLRU(nnx.Module):
         self.branch = Linear(spec.width, channels, ("embed", "heads"), rngs=rngs)
         self.input = Linear(spec.width, channels, ("embed", "heads"), rngs=rngs)
         self.out = Linear(channels, spec.width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
-        conv = jax.random.normal(rngs.params(), (config.conv_width, channels))
-        self.conv_kernel = nnx.Param(conv * config.conv_width**-0.5, axes=("conv", "heads"))
-        self.conv_bias = nnx.Param(jnp.zeros(channels), axes=("heads",))
+        self.conv = ShortConv(channels, config.conv_width, bias=True, rngs=rngs)
         self.recurrence_gate = BlockDiagonal(channels, config.heads, rngs=rngs)
         self.input_gate = BlockDiagonal(channels, config.heads, rngs=rngs)
         self.decay = nnx.Param(_initial_decay(rngs.params(), channels), axes=("heads",))
@@ -103,15 +103,10 @@ class RGLRU(nnx.Module):
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> RGLRUState:
         """The state before any token; its size does not depend on `max_len`."""
         del max_len
-        taps = self.config.conv_width - 1
+        recurrence_dtype = jnp.promote_types(dtype, jnp.float32)
         return RGLRUState(
-            ConvState(
-                jnp.zeros((batch, taps, self.channels), dtype),
-                jnp.zeros((batch, taps), jnp.int32),
-            ),
-            RecurrenceState(
-                jnp.zeros((batch, self.channels), jnp.float32), jnp.zeros((batch,), jnp.int32)
-            ),
+            self.conv.init_state(batch, dtype),
+            linear_recurrence.empty_state(batch, self.channels, recurrence_dtype),
         )
 
     def extend(
@@ -119,18 +114,11 @@ class RGLRU(nnx.Module):
     ) -> tuple[jax.Array, RGLRUState]:
         ids_BT = context.segment_ids_BT
         conv_state, recurrence_state = state or (None, None)
-        u_BTW, conv_state = causal_conv(
-            self.input(x_BTD),
-            self.conv_kernel[...],
-            self.conv_bias[...],
-            segment_ids=ids_BT,
-            initial_state=conv_state,
-            return_state=True,
-        )
+        u_BTW, conv_state = self.conv(self.input(x_BTD), ids_BT, conv_state)
         previous_B = None if recurrence_state is None else recurrence_state.segment_ids_B
         starts_BT = segments.document_starts(ids_BT, previous_B)
         a_BTW, b_BTW = self._gate(u_BTW, starts_BT)
-        h_BTW, recurrence_state = linear_recurrence(
+        h_BTW, recurrence_state = linear_recurrence.linear_recurrence(
             a_BTW, b_BTW, segment_ids=ids_BT, initial_state=recurrence_state, return_state=True
         )
         branch_BTW = jax.nn.gelu(self.branch(x_BTD), approximate=True)

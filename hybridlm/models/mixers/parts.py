@@ -1,0 +1,70 @@
+"""Parts that several mixers are made of: the short convolution, gated norms, initial time steps."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybridlm.models.layers import RMSNorm, at_least_float32
+from kernels_pallas import causal_conv
+
+
+class ShortConv(nnx.Module):
+    """Depthwise causal convolution over time that stops at document boundaries.
+
+    kernel[0] multiplies the current token. Starts normal with variance 1 / width, bias 0.
+    """
+
+    def __init__(self, channels: int, width: int, *, bias: bool = False, rngs: nnx.Rngs):
+        kernel = jax.random.normal(rngs.params(), (width, channels)) * width**-0.5
+        self.kernel = nnx.Param(kernel, axes=("conv", "heads"))
+        self.bias = nnx.Param(jnp.zeros(channels), axes=("heads",)) if bias else None
+
+    def __call__(
+        self, x_BTD: jax.Array, segment_ids_BT: jax.Array, state: causal_conv.ConvState | None
+    ) -> tuple[jax.Array, causal_conv.ConvState]:
+        """(convolved, state after the last token), continuing from `state`; None is the start."""
+        return causal_conv.causal_conv(
+            x_BTD,
+            self.kernel[...],
+            None if self.bias is None else self.bias[...],
+            segment_ids=segment_ids_BT,
+            initial_state=state,
+            return_state=True,
+        )
+
+    def init_state(self, batch: int, dtype: jnp.dtype) -> causal_conv.ConvState:
+        """The state before any token."""
+        return causal_conv.empty_state(batch, *self.kernel[...].shape, dtype)
+
+
+class GatedRMSNorm(nnx.Module):
+    """rmsnorm(y) * act(gate) over the last axis, or with `norm_last` rmsnorm(y * act(gate))."""
+
+    def __init__(
+        self, size: int, eps: float, *, act=jax.nn.silu, norm_last: bool = False,
+        axes: tuple[str] = ("norm",),
+    ):  # fmt: skip
+        self.norm = RMSNorm(size, eps, axes)
+        self.act = act
+        self.norm_last = norm_last
+
+    def __call__(self, y: jax.Array, gate: jax.Array) -> jax.Array:
+        gate = self.act(at_least_float32(gate)).astype(y.dtype)
+        return self.norm(y * gate) if self.norm_last else self.norm(y) * gate
+
+
+def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """x / sqrt(sum x^2 + eps) over the last axis, statistics in float32."""
+    x32 = at_least_float32(x)
+    norm = jax.lax.rsqrt(jnp.sum(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (x32 * norm).astype(x.dtype)
+
+
+def initial_dt_bias(
+    key: jax.Array, shape: tuple[int, ...], low: float = 1e-3, high: float = 0.1,
+    floor: float = 1e-4,
+) -> jax.Array:  # fmt: skip
+    """b with softplus(b) log-uniform in [low, high] (Mamba-2, arXiv 2405.21060's code)."""
+    log_dt = jax.random.uniform(key, shape, minval=jnp.log(low), maxval=jnp.log(high))
+    dt = jnp.maximum(jnp.exp(log_dt), floor)
+    return dt + jnp.log(-jnp.expm1(-dt))

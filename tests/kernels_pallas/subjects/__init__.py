@@ -1,0 +1,15 @@
+"""Every op of kernels_pallas wrapped for the laws: one module an op.
+
+Each has `SUBJECTS`, functions of a numpy Generator that draw a `testing.Subject`, and `FAULTS`,
+faults to plant, each with the law that must catch it.
+"""
+
+from subjects import attention, causal_conv, linear_recurrence
+
+MODULES = (attention, causal_conv, linear_recurrence)
+SUBJECTS = {name: draw for module in MODULES for name, draw in module.SUBJECTS.items()}
+FAULTS = {
+    f"{module.__name__.split('.')[-1]}: {name}": fault
+    for module in MODULES
+    for name, fault in module.FAULTS.items()
+}

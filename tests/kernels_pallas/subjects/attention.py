@@ -1,0 +1,93 @@
+"""Softmax attention wrapped for the laws, and the faults they must catch."""
+
+import jax.numpy as jnp
+
+from kernels_pallas import attention as attn
+from kernels_pallas.attention import chunked
+from kernels_pallas.testing import Subject, normal
+from subjects.faults import Fault, boundary_dropped, causal, forms, split
+
+
+def attention_subject(
+    heads=4, kv_heads=2, key_size=8, value_size=6, window=None, sinks=False, soft_cap=None, slots=5
+) -> Subject:
+    def apply(inputs, params, segment_ids, state, impl):
+        out, lse, final = attn.attention(
+            inputs["q"], inputs["k"], inputs["v"], segment_ids=segment_ids, window=window,
+            soft_cap=soft_cap, sinks_H=params.get("sinks"), initial_state=state,
+            return_state=True, impl=impl,
+        )  # fmt: skip
+        if segment_ids is not None:
+            lse = jnp.where((segment_ids == 0)[..., None], 0, lse)
+        return dict(out=out, lse=lse), final
+
+    def inputs(rng, batch, time, dtype):
+        return dict(
+            q=normal(rng, (batch, time, heads, key_size), dtype),
+            k=normal(rng, (batch, time, kv_heads, key_size), dtype),
+            v=normal(rng, (batch, time, kv_heads, value_size), dtype),
+        )
+
+    def state(rng, batch, dtype):
+        return attn.AttentionState(
+            normal(rng, (batch, slots, kv_heads, key_size), dtype),
+            normal(rng, (batch, slots, kv_heads, value_size), dtype),
+            jnp.ones((batch, slots), jnp.int32),
+        )
+
+    return Subject(
+        name=f"attention(window={window}, heads={heads}/{kv_heads})",
+        apply=apply,
+        inputs=inputs,
+        params=lambda rng, dtype: dict(sinks=normal(rng, (heads,), dtype)) if sinks else {},
+        state=state,
+        extremes={
+            "large logits": lambda x: dict(x, q=x["q"] * 1e3, k=x["k"] * 1e3),
+            "zero": lambda x: {name: array * 0 for name, array in x.items()},
+        },
+    )
+
+
+def draw(rng) -> Subject:
+    """Heads, sizes, window, sinks and cap drawn afresh."""
+    kv_heads = int(rng.integers(1, 4))
+    return attention_subject(
+        heads=kv_heads * int(rng.integers(1, 4)),
+        kv_heads=kv_heads,
+        key_size=int(rng.choice([3, 8, 32])),
+        value_size=int(rng.choice([1, 8])),
+        window=[None, 1, 2, 7, 40, 500][rng.integers(0, 6)],
+        sinks=bool(rng.integers(0, 2)),
+        soft_cap=[None, 5.0][rng.integers(0, 2)],
+        slots=int(rng.integers(1, 9)),
+    )
+
+
+SUBJECTS = {"attention": draw}
+
+
+def window_one_longer(*args, window, original=chunked.attention, **kwargs):
+    return original(*args, window=window + 1, **kwargs)
+
+
+def lse_gradient_ignored(static, residuals, cotangents, original=chunked._backward):
+    return original(static, residuals, (cotangents[0], jnp.zeros_like(cotangents[1])))
+
+
+def sees_the_future(self, start_NBC, original=chunked._Part.mask):
+    self.key -= 1
+    return original(self, start_NBC)
+
+
+def slots_dropped(state, slots):
+    return attn.AttentionState(*(jnp.zeros_like(array) for array in state))
+
+
+windowed, full = attention_subject(window=4, sinks=True), attention_subject()
+FAULTS = {
+    "boundary dropped": boundary_dropped(full),
+    "window off by one": Fault(attn._FORMS, "chunked", window_one_longer, forms(windowed)),
+    "dlse ignored": Fault(chunked._attention, "bwd", lse_gradient_ignored, forms(windowed)),
+    "one future key": Fault(chunked._Part, "mask", sees_the_future, causal(full)),
+    "state dropped": Fault(attn, "_last_slots", slots_dropped, split(windowed)),
+}

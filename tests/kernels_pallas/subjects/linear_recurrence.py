@@ -1,0 +1,65 @@
+"""The linear recurrence wrapped for the laws, and the faults they must catch."""
+
+import jax.numpy as jnp
+
+from kernels_pallas import linear_recurrence as recurrence
+from kernels_pallas.linear_recurrence import chunked
+from kernels_pallas.testing import Subject, normal
+from subjects.faults import Fault, boundary_dropped, finite, forms, split
+
+
+def recurrence_subject(channels=5) -> Subject:
+    def apply(inputs, params, segment_ids, state, impl):
+        h, final = recurrence.linear_recurrence(
+            inputs["a"], inputs["b"], segment_ids=segment_ids, initial_state=state,
+            return_state=True, impl=impl,
+        )  # fmt: skip
+        return dict(h=h), final
+
+    def inputs(rng, batch, time, dtype):
+        shape = (batch, time, channels)
+        # Gates in [0, 1], one in ten exactly 0 and one in ten exactly 1.
+        a = jnp.clip(jnp.asarray(rng.uniform(-0.125, 1.125, shape), dtype), 0, 1)
+        return dict(a=a, b=normal(rng, shape, dtype))
+
+    return Subject(
+        name="linear_recurrence",
+        apply=apply,
+        inputs=inputs,
+        state=lambda rng, batch, dtype: recurrence.RecurrenceState(
+            normal(rng, (batch, channels), dtype), jnp.ones((batch,), jnp.int32)
+        ),
+        extremes={
+            "log-gate -150": lambda x: dict(x, a=jnp.exp(jnp.full_like(x["a"], -150))),
+            "gate 0": lambda x: dict(x, a=jnp.zeros_like(x["a"])),
+            "gate 1": lambda x: dict(x, a=jnp.ones_like(x["a"])),
+        },
+    )
+
+
+SUBJECTS = {"linear_recurrence": lambda rng: recurrence_subject(int(rng.integers(1, 9)))}
+
+
+def decays_after_input(a_BTD, b_BTD, h_BD, original=chunked.linear_recurrence):
+    """h_t = a_t (h_{t-1} + b_t)."""
+    return original(a_BTD, a_BTD * b_BTD, h_BD)
+
+
+def divides_by_decay_products(a_BTD, b_BTD, h_BD):
+    product_BTD = jnp.cumprod(a_BTD, axis=1)
+    return product_BTD * (h_BD[:, None] + jnp.cumsum(b_BTD / product_BTD, axis=1))
+
+
+def state_dropped(a_BTD, b_BTD, h_BD, original=chunked.linear_recurrence):
+    return original(a_BTD, b_BTD, jnp.zeros_like(h_BD))
+
+
+recurrent = recurrence_subject()
+FAULTS = {
+    "boundary dropped": boundary_dropped(recurrent),
+    "state dropped": Fault(recurrence._FORMS, "chunked", state_dropped, split(recurrent)),
+    "decay order": Fault(recurrence._FORMS, "chunked", decays_after_input, forms(recurrent)),
+    "division by decays": Fault(
+        recurrence._FORMS, "chunked", divides_by_decay_products, finite(recurrent)
+    ),
+}

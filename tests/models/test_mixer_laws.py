@@ -1,0 +1,73 @@
+"""Every mixer obeys every law, whole: projections, convolutions, gates and caches included."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+import small
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from mixer_subjects import seeded
+
+from kernels_pallas.testing import LAWS
+
+seeds = st.integers(0, 2**32 - 1)
+by_law = pytest.mark.parametrize("law", LAWS)
+by_mixer = pytest.mark.parametrize("mixer", small.MIXERS)
+few = settings(max_examples=1, deadline=None, phases=[Phase.generate])
+
+
+def hold(mixer, law, seed):
+    with jax.enable_x64(True):
+        LAWS[law](*seeded(mixer, seed))
+
+
+@pytest.mark.parametrize("law", ["packed = separate", "decode = whole"])
+@by_mixer
+@few
+@given(seed=seeds)
+def test_law(mixer, law, seed):
+    hold(mixer, law, seed)
+
+
+@pytest.mark.slow
+@by_law
+@by_mixer
+@settings(few, max_examples=3)
+@given(seed=seeds)
+def test_law_at_length(mixer, law, seed):
+    hold(mixer, law, seed)
+
+
+PROGRAM = """
+import sys
+import jax, numpy as np
+from kernels_pallas import testing
+from mixer_subjects import mixer_subject
+
+mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+rng = np.random.default_rng(0)
+ids = testing.draw_segment_ids(rng, 4, 70)
+testing.check_sharded(
+    mixer_subject(sys.argv[1]), rng, mesh, 4, 70, segment_ids=ids, with_state=False
+)
+"""
+
+
+@pytest.mark.slow
+@by_mixer
+def test_sharded_over_the_batch_is_single_device(mixer):
+    """Law 6, in a process of its own with two CPU devices."""
+    here = pathlib.Path(__file__).parent
+    environment = os.environ | dict(
+        JAX_PLATFORMS="cpu",
+        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        PYTHONPATH=os.pathsep.join([str(here), str(here.parents[1])]),
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, mixer], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
