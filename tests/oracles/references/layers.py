@@ -35,15 +35,15 @@ def draw_weights(
     """Fresh weights by name: none at 0 or 1, where a wrong place could go unseen.
 
     Matrices keep their outputs' variance; norms lie around their initial value; what else there
-    is must be in `special` or `zero`, by the last part of its name.
+    is must be in `special` or `zero`, by its name or the last part of it.
     """
     drawn = {}
     for name, value in module.named_parameters():
         last = name.rsplit(".", 1)[-1]
         if name in zero or last in zero:
             drawn[name] = torch.zeros(value.shape)
-        elif last in special:
-            drawn[name] = special[last](tuple(value.shape))
+        elif (drawer := special.get(name, special.get(last))) is not None:
+            drawn[name] = drawer(tuple(value.shape))
         elif value.ndim >= 2:
             drawn[name] = draw.normal(*value.shape, scale=value[0].numel() ** -0.5)
         elif "norm" in name:
@@ -191,6 +191,20 @@ def llama4_chunked_attention(draw: Draw) -> Case:
     return attention(
         draw, m.Llama4TextAttention(c, 0), m.Llama4TextRotaryEmbedding(c), allowed=allowed,
         heads=4, kv_heads=2, head_dim=8, rope_theta=500.0, chunk=chunk, norm_eps=c.rms_norm_eps,
+    )  # fmt: skip
+
+
+@case
+def llama4_nope_attention(draw: Draw) -> Case:
+    """Full attention without positions; logits grow with them instead, in steps of 8 tokens."""
+    m = model_module("llama4")
+    c = config(
+        "llama4", "Llama4TextConfig", num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        attn_temperature_tuning=True, floor_scale=8, attn_scale=0.3,
+    )  # fmt: skip
+    return attention(
+        draw, m.Llama4TextAttention(c, 3), m.Llama4TextRotaryEmbedding(c), heads=4, kv_heads=2,
+        head_dim=8, floor_scale=8, attn_scale=0.3,
     )  # fmt: skip
 
 
@@ -348,8 +362,10 @@ def xlstm_layer(draw: Draw) -> Case:
     def forward(call, x):
         return call(x)[0]
 
+    # Around this the normaliser is at its floor of 1 for some tokens and above it for others.
+    special = {"igate_preact.bias": lambda shape: draw.normal(*shape, scale=0.5, mean=-1.5)}
     return layer(
-        draw, m.xLSTMLayer(c), forward, LONG, heads=2, key_dim=6, value_dim=12, gate_soft_cap=4.0,
+        draw, m.xLSTMLayer(c), forward, LONG, special, heads=2, key_dim=6, value_dim=12, gate_soft_cap=4.0,
         eps=c.eps, norm_eps=c.norm_eps,
     )  # fmt: skip
 

@@ -1,0 +1,219 @@
+"""How each reference layer's weights become those of our mixer.
+
+A function gives (the mixer's settings, its parameters as a nested dict) for a fixture's weights
+and settings. PyTorch's linear weights are (out, in) and its convolutions (channels, 1, taps) with
+the oldest tap first; ours are (in, out) and (taps, channels) with the current token's first.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Weights = dict[str, jax.Array]
+Mapped = tuple[dict[str, Any], dict[str, Any]]
+MAPPINGS: dict[str, Callable[[Weights, dict[str, Any]], Mapped]] = {}
+
+
+def mapping(function):
+    """Registers a mapping under the fixture's name, which is its own."""
+    MAPPINGS[function.__name__] = function
+    return function
+
+
+def linear(weight: jax.Array) -> dict:
+    return dict(kernel=weight.T)
+
+
+def taps(weight: jax.Array) -> jax.Array:
+    """A depthwise convolution's (channels, 1, taps)."""
+    return weight[:, 0, ::-1].T
+
+
+def split(weight: jax.Array, *sizes: int) -> list[jax.Array]:
+    """Parts of the first axis, one after the other."""
+    assert sum(sizes) == weight.shape[0], f"{sizes} do not add up to {weight.shape[0]}"
+    return jnp.split(weight, np.cumsum(sizes)[:-1])
+
+
+def halves(weight: jax.Array, heads: int, kept: int = 0) -> jax.Array:
+    """Rows of heads that rotate neighbours (x_2i, x_2i+1), for our pairs (x_i, x_{i + R/2}).
+
+    The first `kept` rows of each head are not rotated.
+    """
+    rows = weight.reshape(heads, -1, weight.shape[-1])
+    rotated = rows[:, kept:]
+    rows = jnp.concatenate([rows[:, :kept], rotated[:, 0::2], rotated[:, 1::2]], axis=1)
+    return rows.reshape(weight.shape)
+
+
+# --- softmax attention ----------------------------------------------------------------------------
+
+
+def attention_config(s: dict[str, Any], **settings) -> dict[str, Any]:
+    kept = {n: s[n] for n in ("heads", "kv_heads", "head_dim", "scale", "soft_cap") if n in s}
+    rope = dict(theta=s["rope_theta"], fraction=s.get("rope_fraction", 1.0))
+    return dict(kind="attention", window=s["window"], rope=rope, **kept, **settings)
+
+
+def projections(w: Weights, names="qkv") -> dict[str, Any]:
+    return dict(
+        out=linear(w["o_proj.weight"]), **{n: linear(w[f"{n}_proj.weight"]) for n in names}
+    )
+
+
+@mapping
+def gpt_oss_attention(w, s):
+    params = projections(w) | dict(sinks=dict(logits=w["sinks"]))
+    return attention_config(s, sinks=True), params
+
+
+@mapping
+def gemma2_attention(w, s):
+    return attention_config(s), projections(w)
+
+
+@mapping
+def gemma3_attention(w, s):
+    norms = {n: dict(scale=1 + w[f"{n}.weight"]) for n in ("q_norm", "k_norm")}
+    return attention_config(s, qk_norm=True), projections(w) | norms
+
+
+@mapping
+def qwen3_next_attention(w, s):
+    # q_proj holds queries and gates of a head side by side.
+    width = w["q_proj.weight"].shape[-1]
+    both = w["q_proj.weight"].reshape(s["heads"], 2, s["head_dim"], width)
+    q, gate = (both[:, i].reshape(-1, width) for i in range(2))
+    norms = {n: dict(scale=1 + w[f"{n}.weight"]) for n in ("q_norm", "k_norm")}
+    params = projections(w, "kv") | norms | dict(q=linear(q), gate=dict(proj=linear(gate)))
+    return attention_config(s, qk_norm=True, output_gate=True), params
+
+
+@mapping
+def llama4_chunked_attention(w, s):
+    # The norm has no scale, so it may stand before the rotation as well as after it.
+    q = halves(w["q_proj.weight"], s["heads"])
+    k = halves(w["k_proj.weight"], s["kv_heads"])
+    config = attention_config(s, qk_norm="l2", chunk=s["chunk"])
+    return config, projections(w, "v") | dict(q=linear(q), k=linear(k))
+
+
+@mapping
+def llama4_nope_attention(w, s):
+    # Without RoPE Llama 4 does not norm queries and keys either.
+    temperature = dict(scale=s["floor_scale"], strength=s["attn_scale"], steps=True)
+    config = attention_config(s | dict(rope_theta=1.0), temperature=temperature) | dict(rope=None)
+    return config, projections(w)
+
+
+# --- recurrences ----------------------------------------------------------------------------------
+
+
+@mapping
+def recurrent_gemma_block(w, s):
+    gates = {
+        ours: dict(kernel=w[f"rg_lru.{theirs}_weight"], bias=w[f"rg_lru.{theirs}_bias"])
+        for ours, theirs in dict(recurrence_gate="recurrent_gate", input_gate="input_gate").items()
+    }
+    params = dict(
+        branch=linear(w["linear_y.weight"]),
+        input=linear(w["linear_x.weight"]),
+        out=linear(w["linear_out.weight"]),
+        conv=dict(kernel=taps(w["conv_1d.weight"]), bias=w["conv_1d.bias"]),
+        decay=w["rg_lru.recurrent_param"],
+    )
+    return dict(kind="rglru", heads=s["heads"], conv_width=s["conv_width"]), params | gates
+
+
+def mamba2(w: Weights, s: dict[str, Any], prefix: str = "", multipliers=(1,) * 5) -> Mapped:
+    """Mamba-2's fused projections; `multipliers` are of z, x, B, C and dt."""
+    inner, shared = s["heads"] * s["head_dim"], s["groups"] * s["state"]
+    z, x, b, c, dt = (
+        part * factor
+        for part, factor in zip(
+            split(w[f"{prefix}in_proj.weight"], inner, inner, shared, shared, s["heads"]),
+            multipliers,
+            strict=True,
+        )
+    )
+    kernels = split(w[f"{prefix}conv1d.weight"], inner, 2 * shared)
+    biases = split(w[f"{prefix}conv1d.bias"], inner, 2 * shared)
+    conv, shared_conv = (
+        dict(kernel=taps(kernel), bias=bias) for kernel, bias in zip(kernels, biases, strict=True)
+    )
+    params = dict(
+        gate=linear(z),
+        value=linear(x),
+        shared=linear(jnp.concatenate([b, c])),
+        dt=linear(dt),
+        out=linear(w[f"{prefix}out_proj.weight"]),
+        conv=conv,
+        shared_conv=shared_conv,
+        dt_bias=w[f"{prefix}dt_bias"],
+        log_a=w[f"{prefix}A_log"],
+        skip=w[f"{prefix}D"],
+        norm=dict(norm=dict(scale=w[f"{prefix}norm.weight"])),
+    )
+    config = dict(
+        kind="mamba2", heads=s["heads"], head_dim=s["head_dim"], state_dim=s["state"],
+        groups=s["groups"], conv_width=s["conv_width"], norm="after_gate",
+    )  # fmt: skip
+    return config, params
+
+
+@mapping
+def mamba2_mixer(w, s):
+    return mamba2(w, s)
+
+
+@mapping
+def falcon_h1_pair(w, s):
+    # Multipliers on what projections read or give become factors on their weights.
+    factors = [m * s["ssm_in_multiplier"] for m in s["ssm_multipliers"]]
+    ssm, ssm_params = mamba2(w, s | dict(head_dim=s["mamba_head_dim"]), "mamba.", factors)
+    inward = s["attention_in_multiplier"]
+    scaled = {n: w[f"self_attn.{n}_proj.weight"] * inward for n in "qkv"}
+    scaled["k"] = scaled["k"] * s["key_multiplier"]
+    attention_params = {n: linear(weight) for n, weight in scaled.items()}
+    attention_params["out"] = linear(w["self_attn.o_proj.weight"])
+    attention = attention_config(s | dict(heads=s["attention_heads"], window=None))
+    config = dict(
+        kind="parallel", branches=dict(attention=attention, ssm=ssm), combine="sum",
+        multipliers=dict(attention=s["attention_out_multiplier"], ssm=s["ssm_out_multiplier"]),
+    )  # fmt: skip
+    return config, dict(branches=dict(attention=attention_params, ssm=ssm_params))
+
+
+@mapping
+def xlstm_layer(w, s):
+    gates = {
+        ours: dict(proj=linear(w[f"{theirs}.weight"]), bias=w[f"{theirs}.bias"])
+        for ours, theirs in dict(input_gate="igate_preact", forget_gate="fgate_preact").items()
+    }
+    params = dict(
+        **{n: linear(w[f"{n}.weight"]) for n in "qkv"},
+        output_gate=linear(w["ogate_preact.weight"]),
+        norm=dict(scale=w["multihead_norm.weight"].reshape(s["heads"], -1)),
+        out=linear(w["out_proj.weight"]),
+    )
+    config = dict(
+        kind="mlstm", heads=s["heads"], qk_dim_factor=0.5, gate_soft_cap=s["gate_soft_cap"]
+    )
+    return config, params | gates
+
+
+@mapping
+def lfm2_short_conv(w, s):
+    width = w["out_proj.weight"].shape[0]
+    b, c, x = split(w["in_proj.weight"], width, width, width)
+    params = dict(
+        input_gate=linear(b),
+        output_gate=linear(c),
+        value=linear(x),
+        conv=dict(kernel=taps(w["conv.weight"])),
+        out=linear(w["out_proj.weight"]),
+    )
+    return dict(kind="short_conv", conv_width=s["conv_width"]), params
