@@ -114,9 +114,7 @@ def delta_rule(
     return o_BTHV, DeltaRuleState(s_BHKV, ids_BT[:, -1])
 
 
-def _check(
-    q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids, scale, initial_state
-) -> None:
+def _check(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids, scale, initial_state) -> None:
     op = "delta_rule"
     if k_BTGK.ndim != 4 or k_BTGK.shape[1] < 1:
         raise ValueError(f"{op}: k must have shape (B, T, G, K) with T >= 1, got {k_BTGK.shape}.")
@@ -138,9 +136,7 @@ def _check(
         dispatch.check_shape(op, "log_decay", log_decay, shape, "B T H K")
     elif log_decay is not None:
         dispatch.check_shape(op, "log_decay", log_decay, (batch, time, heads), "B T H")
-    dispatch.check_floating(
-        op, q=q_BTGK, k=k_BTGK, v=v_BTHV, beta=beta_BTH, log_decay=log_decay
-    )
+    dispatch.check_floating(op, q=q_BTGK, k=k_BTGK, v=v_BTHV, beta=beta_BTH, log_decay=log_decay)
     if not isinstance(scale, (int, float, type(None))):
         raise ValueError(
             f"{op}: scale must be None or a Python number, got {type(scale).__name__}."

@@ -1,11 +1,13 @@
 """The delta rule wrapped for the laws, and the faults they must catch."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from kernels_pallas import delta_rule as delta
+from kernels_pallas import testing
 from kernels_pallas.delta_rule import chunked, scores
 from kernels_pallas.testing import Subject, normal
-from subjects.faults import Fault, boundary_dropped, finite, forms, packed, split
+from subjects.faults import Fault, boundary_dropped, finite, forms, packed, rng, split
 
 GATES = ("none", "head", "channel")
 
@@ -26,7 +28,7 @@ def delta_subject(
 
     def inputs(rng, batch, time, dtype):
         k = rng.standard_normal((batch, time, kv_heads, key_size))
-        k *= longest_key / jnp.linalg.norm(k, axis=-1, keepdims=True)
+        k *= longest_key / np.linalg.norm(k, axis=-1, keepdims=True)
         k *= rng.uniform(0.5, 1, (batch, time, kv_heads, 1))
         drawn = dict(
             q=normal(rng, (batch, time, kv_heads, key_size), dtype),
@@ -40,7 +42,7 @@ def delta_subject(
         # One in ten exactly 1 and one in ten very strong, beside weak ones.
         log_decay = -decay * rng.exponential(0.1, shape)
         kind = rng.random(shape)
-        log_decay = jnp.where(kind < 0.1, 0, jnp.where(kind > 0.9, -150 * decay, log_decay))
+        log_decay = np.where(kind < 0.1, 0, np.where(kind > 0.9, -150 * decay, log_decay))
         return dict(drawn, log_decay=jnp.asarray(log_decay, dtype))
 
     def gates(value):
@@ -83,4 +85,71 @@ def draw(rng) -> Subject:
 
 
 SUBJECTS = {"delta_rule": draw}
-FAULTS = {}
+
+
+def decays_after_error(q, k, v, beta, log_decay, *rest, original=chunked.delta_rule, **options):
+    """S <- S + beta k (v - S^T k)^T, and only then the decay."""
+    log_decay = jnp.pad(log_decay[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+    return original(q, k, v, beta, log_decay, *rest, **options)
+
+
+def state_dropped(*arrays, original=chunked.delta_rule, **options):
+    return original(*arrays[:-1], jnp.zeros_like(arrays[-1]), **options)
+
+
+def key_heads_by_turns(q, k, v, beta, *rest, original=chunked.delta_rule, **options):
+    """Value head h reads key head h % G instead of h // R."""
+    kv_heads = k.shape[2]
+    by_turns = np.arange(v.shape[2]).reshape(-1, kv_heads).T.reshape(-1)
+    o, s = original(q, k, v[:, :, by_turns], beta[:, :, by_turns], *rest, **options)
+    back = np.argsort(by_turns)
+    return o[:, :, back], s[:, back]
+
+
+def documents(original=chunked._documents, **masks):
+    """Some of the masks true everywhere."""
+
+    def faulty(resets_BT, length):
+        right = original(resets_BT, length)
+        return right._replace(**{name: jnp.ones_like(getattr(right, name)) for name in masks})
+
+    return faulty
+
+
+def divides_by_decays(q, k, log_decay, precision):
+    sums = jnp.cumsum(log_decay, axis=-2)
+    k_out = jnp.exp(-sums) * k
+    keys, queries = scores._grams(jnp.exp(sums) * q, k_out, precision)
+    return keys, queries, jnp.exp(sums), jnp.exp(sums[..., -1:, :] - sums)
+
+
+def inverse_constant(precision, kept, cotangents, original=chunked._backward):
+    system, *rest = original(precision, kept, cotangents)
+    return system._replace(a=jnp.zeros_like(system.a)), *rest
+
+
+def across_chunks(subject):
+    """Documents end within both of two chunks of 64, and one goes on across them."""
+    return lambda: testing.check_packed(subject, rng(), [60, 9, 3])
+
+
+plain, gated, channels = (delta_subject(gate) for gate in GATES)
+FAULTS = {
+    "boundary dropped": boundary_dropped(gated),
+    "boundary in a chunk dropped": Fault(
+        chunked, "_documents", documents(same=True), packed(channels)
+    ),
+    "entering state crosses a boundary": Fault(
+        chunked, "_documents", documents(entered=True), across_chunks(plain)
+    ),
+    "leaving state crosses a boundary": Fault(
+        chunked, "_documents", documents(left=True), across_chunks(plain)
+    ),
+    "state dropped": Fault(delta._FORMS, "chunked", state_dropped, split(gated)),
+    "decay after the error": Fault(delta._FORMS, "chunked", decays_after_error, forms(gated)),
+    "key heads by turns": Fault(delta._FORMS, "chunked", key_heads_by_turns, forms(plain)),
+    "exp(-cumsum)": Fault(scores, "_per_channel", divides_by_decays, finite(channels)),
+    "inverse taken for constant": Fault(
+        chunked._solve_and_read, "bwd", inverse_constant, forms(plain)
+    ),
+}
