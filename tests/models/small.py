@@ -17,6 +17,14 @@ MIXERS = {
     ),
     "rec": dict(kind="rglru", heads=2),
     "wide": dict(kind="rglru", heads=4, recurrent_width=48, conv_width=2),
+    "deltanet": dict(kind="deltanet", heads=2, value_dim=5, negative_eigenvalues=True),
+    "gdn": dict(kind="gdn", heads=4),
+    "gdn_grouped": dict(
+        kind="gdn", heads=2, value_heads=6, head_dim=5, value_dim=7, conv_width=3,
+        negative_eigenvalues=True,
+    ),
+    "kda": dict(kind="kda", heads=2, head_dim=7),
+    "kda_bounded": dict(kind="kda", heads=4, lower_bound=-5.0, negative_eigenvalues=True),
 }  # fmt: skip
 
 
