@@ -17,6 +17,29 @@ MIXERS = {
     ),
     "rec": dict(kind="rglru", heads=2),
     "wide": dict(kind="rglru", heads=4, recurrent_width=48, conv_width=2),
+    "short": dict(kind="short_conv"),
+    "short5": dict(kind="short_conv", conv_width=5),
+    "hymba": dict(
+        kind="parallel",
+        branches=dict(
+            attention=dict(kind="attention", heads=2, kv_heads=1, window=6),
+            recurrence=dict(kind="rglru", heads=2),
+        ),
+    ),
+    "nested": dict(
+        kind="parallel", combine="sum", multipliers=dict(pair=0.5, conv=-1.5),
+        branches=dict(
+            full=dict(kind="attention", heads=4, rope=None),
+            conv=dict(kind="short_conv", conv_width=2),
+            pair=dict(
+                kind="parallel",
+                branches=dict(
+                    swa=dict(kind="attention", heads=2, window=3),
+                    rec=dict(kind="rglru", heads=4, recurrent_width=24),
+                ),
+            ),
+        ),
+    ),
 }  # fmt: skip
 
 

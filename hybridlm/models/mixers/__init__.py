@@ -6,9 +6,19 @@ from hybridlm.dataclass_reader import nearest, read_dataclass
 from hybridlm.errors import ConfigError
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.parallel import ParallelConfig
 from hybridlm.models.mixers.rglru import RGLRUConfig
+from hybridlm.models.mixers.short_conv import ShortConvConfig
 
-KINDS: dict[str, type[MixerConfig]] = {c.kind_name: c for c in (AttentionConfig, RGLRUConfig)}
+KINDS: dict[str, type[MixerConfig]] = {
+    c.kind_name: c
+    for c in (
+        AttentionConfig,
+        RGLRUConfig,
+        ShortConvConfig,
+        ParallelConfig,
+    )
+}
 
 __all__ = ["KINDS", "LayerSpec", "MixerConfig", "SequenceContext", "read_mixer"]
 
@@ -29,4 +39,8 @@ def read_mixer(value: Any, path: str) -> MixerConfig:
         raise ConfigError(f"{path}.kind is missing: valid are: {', '.join(sorted(KINDS))}")
     if kind not in KINDS:
         raise ConfigError(f"{path}.kind is {kind!r}: {nearest(kind, KINDS)}")
+    for name in KINDS[kind].holds_mixers:
+        if hasattr(settings.get(name), "items"):
+            inner = settings[name].items()
+            settings[name] = {n: read_mixer(m, f"{path}.{name}.{n}") for n, m in inner}
     return read_dataclass(KINDS[kind], settings, path)
