@@ -19,6 +19,16 @@ MIXERS = {
     "wide": dict(kind="rglru", heads=4, recurrent_width=48, conv_width=2),
     "short": dict(kind="short_conv"),
     "short5": dict(kind="short_conv", conv_width=5),
+    "ssd": dict(kind="mamba2", head_dim=16, state_dim=12),
+    "ssd_groups": dict(
+        kind="mamba2", heads=6, head_dim=5, state_dim=7, groups=3, conv_width=3,
+        norm="before_gate", dt_limits=(0.01, 0.5),
+    ),
+    "ssd_falcon": dict(kind="mamba2", heads=3, head_dim=8, state_dim=16, groups=1, norm="none"),
+    "mlstm": dict(kind="mlstm"),
+    "mlstm_odd": dict(
+        kind="mlstm", heads=3, qk_dim_factor=0.65625, v_dim_factor=1.21875, gate_soft_cap=8.0
+    ),
     "hymba": dict(
         kind="parallel",
         branches=dict(

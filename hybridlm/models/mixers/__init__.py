@@ -6,6 +6,8 @@ from hybridlm.dataclass_reader import nearest, read_dataclass
 from hybridlm.errors import ConfigError
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.mamba2 import Mamba2Config
+from hybridlm.models.mixers.mlstm import MLSTMConfig
 from hybridlm.models.mixers.parallel import ParallelConfig
 from hybridlm.models.mixers.rglru import RGLRUConfig
 from hybridlm.models.mixers.short_conv import ShortConvConfig
@@ -16,6 +18,8 @@ KINDS: dict[str, type[MixerConfig]] = {
         AttentionConfig,
         RGLRUConfig,
         ShortConvConfig,
+        Mamba2Config,
+        MLSTMConfig,
         ParallelConfig,
     )
 }
