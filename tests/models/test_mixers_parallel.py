@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 import small
 from flax import nnx
 
 from hybridlm import config as run_config
+from hybridlm.config.recipes import smoke
 from hybridlm.config.schema import to_dict
 from hybridlm.dataclass_reader import Invalid
 from hybridlm.errors import ConfigError
@@ -143,6 +145,16 @@ def test_in_a_run_config(in_root):
     base["model"]["mixers"]["rec"]["branches"]["swa"]["window"] = 0
     with pytest.raises(ConfigError, match=r"^model\.mixers\.rec\.branches\.swa\.window must be"):
         run_config.read(base)
+
+
+def test_smoke_shrinks_branches_too(in_root):
+    recipe = ml_collections.ConfigDict(to_dict(run_config.load("configs/demo.py")))
+    inner = dict(a=dict(kind="attention", heads=2, window=99), b=RGLRU)
+    outer = dict(pair=dict(kind="parallel", branches=inner), swa=dict(ATTENTION, window=99))
+    recipe.model.mixers.rec = dict(kind="parallel", branches=outer)
+    small_one = run_config.read(smoke(recipe)).model
+    assert small_one.mixers["rec"].branches["pair"].branches["a"].window == 16
+    assert small_one.mixers["rec"].branches["swa"].window == 16
 
 
 def test_trains_in_a_scanned_hybrid():
