@@ -3,7 +3,9 @@
 import jax.numpy as jnp
 
 from kernels_pallas import gated_linear as gated
+from kernels_pallas.gated_linear import channel, scalar
 from kernels_pallas.testing import Subject, normal
+from subjects.faults import Fault, boundary_dropped, causal, finite, forms, packed, split
 
 
 def gated_subject(
@@ -77,4 +79,47 @@ def draw(rng) -> Subject:
 
 
 SUBJECTS = {"gated_linear": draw}
-FAULTS = {}
+
+
+def state_dropped(q, k, v, g, resets, s_BHKV, precision, original=gated._FORMS["chunked"]):
+    return original(q, k, v, g, resets, jnp.zeros_like(s_BHKV), precision)
+
+
+def decays_after_input(q, k, v, g_BTH, resets, s, precision, original=gated._FORMS["chunked"]):
+    """S_t = decay_t (S_{t-1} + k_t v_t^T)."""
+    return original(q, k, v * jnp.exp(g_BTH)[..., None], g_BTH, resets, s, precision)
+
+
+def divides_by_decays(q, k, v, g_BTHK, resets, s, precision, original=gated._FORMS["chunked"]):
+    """(q e^G) . (k e^-G) over the whole sequence, as if no sum were ever large."""
+    sum_BTHK = jnp.cumsum(g_BTHK, axis=1)
+    q, k = q * jnp.exp(sum_BTHK), k * jnp.exp(-sum_BTHK)
+    return original(q, k, v, jnp.zeros_like(g_BTHK), resets, s, precision)
+
+
+def state_not_decayed(keep_NB, added_NB, s_B, original=scalar.enter):
+    return original(jnp.where(keep_NB > 0, 1, keep_NB), added_NB, s_B)
+
+
+def boundaries_inside_chunks_dropped(cut, s_BGRKV, precision, original=channel.attend):
+    return original(cut._replace(number_NBC=jnp.zeros_like(cut.number_NBC)), s_BGRKV, precision)
+
+
+def sees_the_future(q, k, g, precision, original=channel._weights):
+    weights, since, until = original(q, k, g, precision)
+    return weights + jnp.swapaxes(weights, -1, -2), since, until
+
+
+by_token = gated_subject()
+by_channel = gated_subject(ratio=1, decay="channel")
+FAULTS = {
+    "boundary dropped": boundary_dropped(by_token),
+    "state dropped": Fault(gated._FORMS, "chunked", state_dropped, split(by_channel)),
+    "decay order": Fault(gated._FORMS, "chunked", decays_after_input, forms(by_token)),
+    "division by decays": Fault(gated._FORMS, "chunked", divides_by_decays, finite(by_channel)),
+    "state not decayed": Fault(scalar, "enter", state_not_decayed, forms(by_token, time=130)),
+    "boundary inside a chunk dropped": Fault(
+        channel, "attend", boundaries_inside_chunks_dropped, packed(by_channel)
+    ),
+    "future keys": Fault(channel, "_weights", sees_the_future, causal(by_channel)),
+}
