@@ -80,7 +80,7 @@ def _type(hint: Any) -> str:
     if origin is typing.Literal:
         return ", ".join(f"`{a!r}`" for a in args)
     if origin is dict:
-        return "settings by name"
+        return "number by name" if args[1] is float else "settings by name"
     if dataclasses.is_dataclass(hint):
         return "settings"
     names = {int: "whole number", float: "number", str: "text", bool: "`True`, `False`"}

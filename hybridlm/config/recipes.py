@@ -1,6 +1,7 @@
 """What recipes share: the argument `smoke`, which shrinks any of them to seconds on a CPU."""
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hybridlm.errors import ConfigError
@@ -12,10 +13,11 @@ def smoke(c: Any) -> Any:
 
     Layers keep their kinds and their pattern, once; widths, windows and steps become tiny.
     """
-    heads = [m.heads for m in c.model.mixers.values() if m.get("heads")]
+    mixers = list(_all_mixers(c.model.mixers))
+    heads = [m.heads for m in mixers if m.get("heads")]
     c.model.width, c.model.mlp.hidden = min(c.model.width, 16 * math.lcm(*heads)), 128
     c.model.depth = sum(len(expand(c.model.get(k, ""))) for k in ("prefix", "pattern", "suffix"))
-    for mixer in c.model.mixers.values():
+    for mixer in mixers:
         if mixer.get("window"):
             mixer.window = min(mixer.window, 16)
         if mixer.get("head_dim"):
@@ -27,6 +29,13 @@ def smoke(c: Any) -> Any:
     if c.optimizer.get("decay_steps"):
         c.optimizer.decay_steps = 2
     return c
+
+
+def _all_mixers(mixers: Mapping[str, Any]) -> Iterator[Any]:
+    """Every mixer, those that are branches of others included."""
+    for mixer in mixers.values():
+        yield mixer
+        yield from _all_mixers(mixer.get("branches") or {})
 
 
 def parse_arg(arg: str | None, **flags: bool) -> dict[str, bool]:

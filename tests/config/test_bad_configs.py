@@ -21,7 +21,7 @@ BAD = [
     ("model.mixers.swa.rope.theta=-1", "model.mixers.swa.rope.theta must be positive, not -1"),
     ("model.mixers.swa.rope.fraction=0.04", "model.mixers.swa.rope rotates 1 of 32 dimensions"),
     ("model.mixers.swa.rope=True", "model.mixers.swa.rope must be a mapping of settings"),
-    ("model.mixers.new.window=3", "model.mixers.new.kind is missing: valid are: attention, rglru"),
+    ("model.mixers.new.window=3", "model.mixers.new.kind is missing: valid are: attention, "),
     ("model.mixers.swa=7", "model.mixers.swa must be a mapping with a kind"),
     (
         "model.pattern='swa fulll'",

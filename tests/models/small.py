@@ -25,6 +25,39 @@ MIXERS = {
     ),
     "kda": dict(kind="kda", heads=2, head_dim=7),
     "kda_bounded": dict(kind="kda", heads=4, lower_bound=-5.0, negative_eigenvalues=True),
+    "short": dict(kind="short_conv"),
+    "short5": dict(kind="short_conv", conv_width=5),
+    "ssd": dict(kind="mamba2", head_dim=16, state_dim=12),
+    "ssd_groups": dict(
+        kind="mamba2", heads=6, head_dim=5, state_dim=7, groups=3, conv_width=3,
+        norm="before_gate", dt_limits=(0.01, 0.5),
+    ),
+    "ssd_falcon": dict(kind="mamba2", heads=3, head_dim=8, state_dim=16, groups=1, norm="none"),
+    "mlstm": dict(kind="mlstm"),
+    "mlstm_odd": dict(
+        kind="mlstm", heads=3, qk_dim_factor=0.65625, v_dim_factor=1.21875, gate_soft_cap=8.0
+    ),
+    "hymba": dict(
+        kind="parallel",
+        branches=dict(
+            attention=dict(kind="attention", heads=2, kv_heads=1, window=6),
+            recurrence=dict(kind="rglru", heads=2),
+        ),
+    ),
+    "nested": dict(
+        kind="parallel", combine="sum", multipliers=dict(pair=0.5, conv=-1.5),
+        branches=dict(
+            full=dict(kind="attention", heads=4, rope=None),
+            conv=dict(kind="short_conv", conv_width=2),
+            pair=dict(
+                kind="parallel",
+                branches=dict(
+                    swa=dict(kind="attention", heads=2, window=3),
+                    rec=dict(kind="rglru", heads=4, recurrent_width=24),
+                ),
+            ),
+        ),
+    ),
 }  # fmt: skip
 
 

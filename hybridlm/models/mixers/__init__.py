@@ -9,10 +9,25 @@ from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.deltanet import DeltaNetConfig
 from hybridlm.models.mixers.gdn import GDNConfig
 from hybridlm.models.mixers.kda import KDAConfig
+from hybridlm.models.mixers.mamba2 import Mamba2Config
+from hybridlm.models.mixers.mlstm import MLSTMConfig
+from hybridlm.models.mixers.parallel import ParallelConfig
 from hybridlm.models.mixers.rglru import RGLRUConfig
+from hybridlm.models.mixers.short_conv import ShortConvConfig
 
 KINDS: dict[str, type[MixerConfig]] = {
-    c.kind_name: c for c in (AttentionConfig, RGLRUConfig, DeltaNetConfig, GDNConfig, KDAConfig)
+    c.kind_name: c
+    for c in (
+        AttentionConfig,
+        DeltaNetConfig,
+        GDNConfig,
+        KDAConfig,
+        Mamba2Config,
+        MLSTMConfig,
+        ParallelConfig,
+        RGLRUConfig,
+        ShortConvConfig,
+    )
 }
 
 __all__ = ["KINDS", "LayerSpec", "MixerConfig", "SequenceContext", "read_mixer"]
@@ -34,4 +49,8 @@ def read_mixer(value: Any, path: str) -> MixerConfig:
         raise ConfigError(f"{path}.kind is missing: valid are: {', '.join(sorted(KINDS))}")
     if kind not in KINDS:
         raise ConfigError(f"{path}.kind is {kind!r}: {nearest(kind, KINDS)}")
+    for name in KINDS[kind].holds_mixers:
+        if hasattr(settings.get(name), "items"):
+            inner = settings[name].items()
+            settings[name] = {n: read_mixer(m, f"{path}.{name}.{n}") for n, m in inner}
     return read_dataclass(KINDS[kind], settings, path)
