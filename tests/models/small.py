@@ -15,6 +15,18 @@ MIXERS = {
         kind="attention", heads=2, head_dim=8, window=7, sinks=True, soft_cap=20.0,
         rope=dict(theta=500.0, fraction=0.5),
     ),
+    "chunked": dict(
+        kind="attention", heads=4, kv_heads=2, chunk=6, qk_norm="l2", output_gate="head"
+    ),
+    "growing": dict(
+        kind="attention", heads=2, head_dim=12, rope=None, temperature=dict(scale=5.0)
+    ),
+    "mla": dict(
+        kind="mla", heads=3, kv_rank=10, q_rank=12, qk_nope=6, qk_rope=4, value_dim=7,
+        rope=dict(theta=500.0),
+    ),
+    "mla_nope": dict(kind="mla", heads=2, kv_rank=9, qk_nope=5, qk_rope=3, value_dim=4, rope=None),
+    "mla_latent": dict(kind="mla", heads=2, kv_rank=9, qk_nope=5, qk_rope=0, value_dim=4),
     "rec": dict(kind="rglru", heads=2),
     "wide": dict(kind="rglru", heads=4, recurrent_width=48, conv_width=2),
     "deltanet": dict(kind="deltanet", heads=2, value_dim=5, negative_eigenvalues=True),

@@ -10,6 +10,7 @@ from hybridlm.models.mixers.deltanet import DeltaNetConfig
 from hybridlm.models.mixers.gdn import GDNConfig
 from hybridlm.models.mixers.kda import KDAConfig
 from hybridlm.models.mixers.mamba2 import Mamba2Config
+from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.mixers.mlstm import MLSTMConfig
 from hybridlm.models.mixers.parallel import ParallelConfig
 from hybridlm.models.mixers.rglru import RGLRUConfig
@@ -23,6 +24,7 @@ KINDS: dict[str, type[MixerConfig]] = {
         GDNConfig,
         KDAConfig,
         Mamba2Config,
+        MLAConfig,
         MLSTMConfig,
         ParallelConfig,
         RGLRUConfig,
