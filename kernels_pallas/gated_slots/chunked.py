@@ -278,7 +278,7 @@ def _halves(x, half):
 def _join(left, right):
     """The inverse of `_halves`."""
     x = jnp.stack([left, right], axis=4)
-    return x.reshape(*x.shape[:3], -1, *x.shape[6:])
+    return jax.lax.optimization_barrier(x.reshape(*x.shape[:3], -1, *x.shape[6:]))
 
 
 def _merge_rows(x):
