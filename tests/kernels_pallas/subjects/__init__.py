@@ -9,6 +9,7 @@ from subjects import (
     causal_conv,
     delta_rule,
     gated_linear,
+    gated_slots,
     linear_recurrence,
 )
 
@@ -17,6 +18,7 @@ MODULES = (
     causal_conv,
     delta_rule,
     gated_linear,
+    gated_slots,
     linear_recurrence,
 )
 SUBJECTS = {name: draw for module in MODULES for name, draw in module.SUBJECTS.items()}
