@@ -51,13 +51,15 @@ class LayerSpec(NamedTuple):
 class MixerConfig(abc.ABC):
     """Settings of one named mixer; `kind_name` is what configs write as `kind`.
 
-    `equation` (one line, for tables) and `source` (paper and section) say what it computes;
-    `holds_mixers` names the settings that are themselves mixers by name.
+    `equation` (one line, for tables) and `source` (paper and section) say what it computes,
+    `operations` which folders of kernels_pallas it calls; `holds_mixers` names the settings that
+    are themselves mixers by name.
     """
 
     kind_name: ClassVar[str]
     equation: ClassVar[str]
     source: ClassVar[str]
+    operations: ClassVar[tuple[str, ...]] = ()
     holds_mixers: ClassVar[tuple[str, ...]] = ()
 
     def check_width(self, width: int) -> None:

@@ -34,6 +34,7 @@ class Mamba2Config(MixerConfig):
     kind_name: ClassVar[str] = "mamba2"
     equation: ClassVar[str] = "h_t = exp(-A dt_t) h_{t-1} + dt_t B_t x_t^T, y_t = h_t^T C_t + D x_t"
     source: ClassVar[str] = "arXiv 2405.21060 sec. 7"
+    operations: ClassVar[tuple[str, ...]] = ("causal_conv", "gated_linear")
 
     heads: int | None = None
     head_dim: int = 64

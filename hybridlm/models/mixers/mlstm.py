@@ -35,6 +35,7 @@ class MLSTMConfig(MixerConfig):
         " h_t = C_t^T q_t / max(abs(n_t . q_t), 1)"
     )
     source: ClassVar[str] = "arXiv 2405.04517 sec. 2.3; xLSTM-7B, arXiv 2503.13427"
+    operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
 
     heads: int = 4
     qk_dim_factor: float = 0.5

@@ -25,6 +25,7 @@ class ShortConvConfig(MixerConfig):
     kind_name: ClassVar[str] = "short_conv"
     equation: ClassVar[str] = "y_t = C_t * sum_{i < W} w_i (B * x)_{t-i}"
     source: ClassVar[str] = "LFM2, arXiv 2511.23404"
+    operations: ClassVar[tuple[str, ...]] = ("causal_conv",)
 
     conv_width: int = 3
 
