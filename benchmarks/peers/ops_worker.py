@@ -18,17 +18,16 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-import jla.layers.attention as jla_attention  # noqa: E402
-import jla.layers.conv as jla_conv  # noqa: E402
-import jla.ops as jla_ops  # noqa: E402
+import jla.layers.attention as jla_attention
+import jla.layers.conv as jla_conv
+import jla.ops as jla_ops
 
-from kernels_pallas.attention import attention  # noqa: E402
-from kernels_pallas.block_sparse import block_sparse  # noqa: E402
-from kernels_pallas.causal_conv import causal_conv  # noqa: E402
-from kernels_pallas.delta_rule import delta_rule  # noqa: E402
-from kernels_pallas.gated_linear import gated_linear  # noqa: E402
-from kernels_pallas.gated_slots import gated_slots  # noqa: E402
-from kernels_pallas.linear_recurrence import linear_recurrence  # noqa: E402
+from kernels_pallas.attention import attention
+from kernels_pallas.causal_conv import causal_conv
+from kernels_pallas.delta_rule import delta_rule
+from kernels_pallas.gated_linear import gated_linear
+from kernels_pallas.gated_slots import gated_slots
+from kernels_pallas.linear_recurrence import linear_recurrence
 
 BATCH, HEADS, SIZE, SLOTS, WINDOW, CHANNELS, TAPS = 1, 4, 64, 64, 128, 256, 4
 BLOCK, BLOCKS = 256, 4  # of the block-sparse attention: keys of a block, blocks chosen
