@@ -6,9 +6,14 @@ from hybridlm.dataclass_reader import nearest, read_dataclass
 from hybridlm.errors import ConfigError
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.gla import GLAConfig
+from hybridlm.models.mixers.hgrn2 import HGRN2Config
+from hybridlm.models.mixers.lightning import LightningConfig
 from hybridlm.models.mixers.rglru import RGLRUConfig
 
-KINDS: dict[str, type[MixerConfig]] = {c.kind_name: c for c in (AttentionConfig, RGLRUConfig)}
+KINDS: dict[str, type[MixerConfig]] = {
+    c.kind_name: c for c in (AttentionConfig, RGLRUConfig, GLAConfig, HGRN2Config, LightningConfig)
+}
 
 __all__ = ["KINDS", "LayerSpec", "MixerConfig", "SequenceContext", "read_mixer"]
 
