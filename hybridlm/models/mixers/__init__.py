@@ -7,10 +7,11 @@ from hybridlm.errors import ConfigError
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.mla import MLAConfig
+from hybridlm.models.mixers.moba import MoBAConfig
 from hybridlm.models.mixers.rglru import RGLRUConfig
 
 KINDS: dict[str, type[MixerConfig]] = {
-    c.kind_name: c for c in (AttentionConfig, MLAConfig, RGLRUConfig)
+    c.kind_name: c for c in (AttentionConfig, MLAConfig, MoBAConfig, RGLRUConfig)
 }
 
 __all__ = ["KINDS", "LayerSpec", "MixerConfig", "SequenceContext", "read_mixer"]
