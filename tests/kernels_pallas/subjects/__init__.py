@@ -4,8 +4,10 @@ Each has `SUBJECTS`, functions of a numpy Generator that draw a `testing.Subject
 faults to plant, each with the law that must catch it.
 """
 
+<<<<<<< HEAD
 from subjects import (
     attention,
+    block_sparse,
     causal_conv,
     delta_rule,
     gated_linear,
@@ -15,6 +17,7 @@ from subjects import (
 
 MODULES = (
     attention,
+    block_sparse,
     causal_conv,
     delta_rule,
     gated_linear,
