@@ -41,6 +41,8 @@ class Workdir:
           RunError: where another process trains there, or the run there is of another config.
         """
         path = pathlib.Path(path)
+        if path.exists() and not path.is_dir():
+            raise RunError(f"--workdir {path} is a file: name a folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / ".lock").open("a+")
@@ -64,7 +66,11 @@ class Workdir:
 def _check_same_run(path: pathlib.Path, config: Config) -> None:
     if not (path / CONFIG).exists():
         return
-    old, new = _flat(read_json(path / CONFIG)), _flat(to_dict(config))
+    try:
+        saved = read_json(path / CONFIG)
+    except ValueError as error:
+        raise RunError(f"{path / CONFIG} is damaged ({error}): use another --workdir") from None
+    old, new = _flat(saved), _flat(to_dict(config))
     changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     changed = [k for k in changed if not k.startswith(FREE_ON_RESUME)]
     if changed:

@@ -63,6 +63,11 @@ class AttentionConfig(MixerConfig):
             f"must be at least 1 (a query's own key counts), or None for full attention,"
             f" not {self.window}",
         )
+        require(
+            self.window is None or self.window < 2**31,
+            "window",
+            f"must be below 2^31, or None for full attention, not {self.window}",
+        )
         for name in ("head_dim", "soft_cap", "scale"):
             value = getattr(self, name)
             require(value is None or value > 0, name, f"must be positive, or None, not {value}")
