@@ -54,15 +54,20 @@ def tokenize(
     """
     if processes < 1:
         raise DataError(f"processes is {processes}; it must be at least 1")
+    if not 0 < heldout_fraction < 1:
+        raise DataError(f"heldout_fraction is {heldout_fraction}; it must lie between 0 and 1")
     description = describe_source(source)
-    with ShardWriter(Path(folder), tokenizer, shard_tokens) as writer:
-        chunks = _chunked(read_documents(source))
-        ordinal = 0
-        for documents, encoded in _encode(chunks, tokenizer, processes):
-            for (document_id, size), ids in zip(documents, encoded, strict=True):
-                writer.add(split_of(ordinal, document_id, heldout_fraction), ids, size)
-                ordinal += 1
-        return writer.finish(description, heldout_fraction)
+    try:
+        with ShardWriter(Path(folder), tokenizer, shard_tokens) as writer:
+            chunks = _chunked(read_documents(source))
+            ordinal = 0
+            for documents, encoded in _encode(chunks, tokenizer, processes):
+                for (document_id, size), ids in zip(documents, encoded, strict=True):
+                    writer.add(split_of(ordinal, document_id, heldout_fraction), ids, size)
+                    ordinal += 1
+            return writer.finish(description, heldout_fraction)
+    except OSError as error:
+        raise DataError(f"tokens cannot be written to {folder} ({error.strerror})") from None
 
 
 def split_of(ordinal: int, document_id: str, heldout_fraction: float) -> str:

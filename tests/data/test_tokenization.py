@@ -96,6 +96,21 @@ def test_processes_must_be_positive(tmp_path):
         tokenize(write_jsonl(tmp_path / "a.jsonl", ["a"]), TOKENIZER, tmp_path / "o", 0.1, 0)
 
 
+@pytest.mark.parametrize("fraction", [0, 1, -1, 2, float("nan")])
+def test_the_held_out_fraction_lies_between_0_and_1(tmp_path, fraction):
+    with pytest.raises(DataError, match="heldout_fraction is .*must lie between 0 and 1"):
+        tokenize(write_jsonl(tmp_path / "a.jsonl", ["a"]), TOKENIZER, tmp_path / "o", fraction)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", ["a"])
+    folder = tmp_path / "a.jsonl" / "out"
+    with pytest.raises(DataError, match=f"tokens cannot be written to {folder}"):
+        tokenize(source, TOKENIZER, folder, 0.1)
+    with pytest.raises(DataError, match="tokenizer.json: cannot be written"):
+        train_bpe(["some text"], 258, tmp_path / "a.jsonl" / "tokenizer.json")
+
+
 def test_unknown_tokens_are_counted(tmp_path):
     import sentencepiece
 
