@@ -136,7 +136,7 @@ def _generate(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     from hybridlm import generate
 
     sampling = generate.Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-    generate.check_sampling(sampling, arguments.tokens)
+    generate.check_sampling(sampling, arguments.tokens, arguments.prompt, arguments.seed)
     _, model, params, tokenizer, _ = generate.open_model(arguments.workdir, arguments.step)
     print(arguments.prompt, end="", flush=True)
     for text in generate.generate_text(

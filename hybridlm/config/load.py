@@ -40,8 +40,16 @@ def read(settings: dict[str, Any]) -> Config:
 
 
 def read_json(path: os.PathLike[str] | str) -> Config:
-    """The Config that a run saved."""
-    return read(json.loads(pathlib.Path(path).read_text()))
+    """The Config that a run saved.
+
+    Raises:
+      ConfigError: where the file is no JSON, or no config of this version.
+    """
+    try:
+        settings = json.loads(pathlib.Path(path).read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None
+    return read(settings)
 
 
 def recipe(spec: str) -> Any:

@@ -203,9 +203,10 @@ class Pipeline:
           steps: of the run; adds how many epochs of each source it reads.
 
         Returns:
-          {"sources": {name: {"folder", "weight" (share), "heldout_fraction", "epochs", "train":
-          {...}, "heldout": {...}}}, "tokens_per_epoch", "vocab_size"}, each split with documents,
-          tokens, bytes, token_bytes, unknown_tokens and windows.
+          {"sources": {name: {"folder", "weight" (share), "sha256" (the manifest's, which covers
+          text, tokenizer and tokens), "heldout_fraction", "epochs", "train": {...}, "heldout":
+          {...}}}, "tokens_per_epoch", "vocab_size", "tokenizer" (its fingerprint)}, each split
+          with documents, tokens, bytes, token_bytes, unknown_tokens and windows.
         """
         sources = {}
         for name, weight in zip(self._names, self._weights):
@@ -214,6 +215,7 @@ class Pipeline:
             entry: dict[str, Any] = {
                 "folder": str(opened.folder),
                 "weight": share,
+                "sha256": opened.manifest["sha256"],
                 "heldout_fraction": opened.manifest["heldout_fraction"],
                 "train": _split_counts(opened.train, self._train[name]),
                 "heldout": _split_counts(opened.heldout, self._heldout[name]),
@@ -226,6 +228,7 @@ class Pipeline:
             "sources": sources,
             "tokens_per_epoch": self.tokens_per_epoch,
             "vocab_size": self.tokenizer.vocab_size,
+            "tokenizer": self.tokenizer.fingerprint,
         }
 
 

@@ -66,11 +66,7 @@ class Workdir:
 def _check_same_run(path: pathlib.Path, config: Config) -> None:
     if not (path / CONFIG).exists():
         return
-    try:
-        saved = read_json(path / CONFIG)
-    except ValueError as error:
-        raise RunError(f"{path / CONFIG} is damaged ({error}): use another --workdir") from None
-    old, new = _flat(saved), _flat(to_dict(config))
+    old, new = _flat(read_json(path / CONFIG)), _flat(to_dict(config))
     changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     changed = [k for k in changed if not k.startswith(FREE_ON_RESUME)]
     if changed:
@@ -119,8 +115,15 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The value in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value in a JSON file of a run.
+
+    Raises:
+      RunError: where it is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}") from None
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
