@@ -124,7 +124,9 @@ def read(path: pathlib.Path) -> list[Record]:
         try:
             records.append(json.loads(line))
         except ValueError as error:
-            raise RunError(f"{path} is damaged in line {number} ({error}): remove that line") from None
+            raise RunError(
+                f"{path} is damaged in line {number} ({error}): remove that line"
+            ) from None
     return records
 
 

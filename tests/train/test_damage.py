@@ -107,14 +107,18 @@ def other_tokenizer(folder):
 @pytest.mark.parametrize("change", [other_text, other_tokenizer])
 def test_a_run_goes_on_with_its_own_data_alone(folder, change):
     change(folder)
-    with pytest.raises(UserError, match=r"of data\.sources\.a are not those that the run in .* began"):
+    with pytest.raises(
+        UserError, match=r"of data\.sources\.a are not those that the run in .* began"
+    ):
         train(load(folder), folder / "run")
 
 
 def test_another_tokenizer_generates_nothing(folder):
     open_model(folder / "run")
     other_tokenizer(folder)
-    with pytest.raises(UserError, match=r"tokenizer\.json is not the one that the run in .* was tra"):
+    with pytest.raises(
+        UserError, match=r"tokenizer\.json is not the one that the run in .* was tra"
+    ):
         open_model(folder / "run")
 
 
