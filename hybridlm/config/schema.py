@@ -179,8 +179,9 @@ class OptimizerConfig:
         at the last step, or "wsd": constant, then linear over the last `decay_steps`.
       weight_decay: decoupled; on matrices only (never on norms, biases, gates or embeddings).
       clip_norm: global gradient norm above which gradients are scaled down; None for no clipping.
-      b1, b2, eps: Adam's; for Muon those of the AdamW that serves what is not a matrix.
-      muon_lr: Muon's own rate for matrices; None takes `lr`.
+      b1, b2, eps: Adam's; for Muon those of the AdamW that serves embeddings, head, convolutions,
+        norms and biases.
+      muon_lr: Muon's own rate for the matrices of hidden layers; None takes `lr`.
     """
 
     lr: float

@@ -44,6 +44,7 @@ def _train(
 ) -> int:
     # --- build, restore, compile ---------------------------------------------------------------
     path = folder.path
+    progress.say("reading the data and compiling the training step")
     trainer = setup.build(config, path)
     folder.begin(config)
     steps, start = config.train.steps, trainer.start_step
