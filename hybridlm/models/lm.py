@@ -98,9 +98,13 @@ class HybridLM(nnx.Module):
         def group(blocks: nnx.Dict) -> DecodeState:
             return {n: b.mixer.init_state(batch, max_len, dtype) for n, b in _items(blocks)}
 
-        unit = group(self.unit) if self.repeats else {}
-        stacked = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.repeats, *x.shape)), unit)
-        return {"prefix": group(self.prefix), "unit": stacked, "suffix": group(self.suffix)}
+        unit = {}
+        if self.repeats:
+            # A mixer may read its state's shape off its parameters: it must see one layer's.
+            graphdef, stacked = nnx.split(self.unit)
+            one = group(nnx.merge(graphdef, jax.tree.map(lambda p: p[0], stacked)))
+            unit = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.repeats, *x.shape)), one)
+        return {"prefix": group(self.prefix), "unit": unit, "suffix": group(self.suffix)}
 
     def extend(
         self,

@@ -57,7 +57,7 @@ def read_mixer(value: Any, path: str) -> MixerConfig:
     kind = settings.pop("kind", None)
     if kind is None:
         raise ConfigError(f"{path}.kind is missing: valid are: {', '.join(sorted(KINDS))}")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"{path}.kind is {kind!r}: {nearest(kind, KINDS)}")
     for name in KINDS[kind].holds_mixers:
         if hasattr(settings.get(name), "items"):
