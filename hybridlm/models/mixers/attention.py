@@ -82,7 +82,6 @@ class AttentionConfig(MixerConfig):
             f" not {self.window}",
         )
         require(
-<<<<<<< HEAD
             self.chunk is None or self.chunk >= 1,
             "chunk",
             f"must be at least 1, or None for full attention, not {self.chunk}",
@@ -91,11 +90,11 @@ class AttentionConfig(MixerConfig):
             self.chunk is None or self.window is None,
             "chunk",
             "goes without window: attention is local in one way or the other",
-=======
+        )
+        require(
             self.window is None or self.window < 2**31,
             "window",
             f"must be below 2^31, or None for full attention, not {self.window}",
->>>>>>> audit
         )
         for name in ("head_dim", "soft_cap", "scale"):
             value = getattr(self, name)

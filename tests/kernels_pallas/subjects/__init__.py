@@ -4,7 +4,6 @@ Each has `SUBJECTS`, functions of a numpy Generator that draw a `testing.Subject
 faults to plant, each with the law that must catch it.
 """
 
-<<<<<<< HEAD
 from subjects import (
     attention,
     block_sparse,
