@@ -52,8 +52,9 @@ def smoke(c: Any) -> Any:
     c.model.width, c.model.mlp.hidden = min(c.model.width, 16 * math.lcm(*heads)), 128
     c.model.depth = sum(len(expand(c.model.get(k, ""))) for k in ("prefix", "pattern", "suffix"))
     for mixer in mixers:
-        if mixer.get("window"):
-            mixer.window = min(mixer.window, 16)
+        for span in ("window", "chunk", "block"):
+            if mixer.get(span):
+                mixer[span] = min(mixer[span], 16)
         if mixer.get("head_dim"):
             mixer.head_dim = 16
     c.data.seq_len, c.data.batch_size = 64, 4

@@ -23,6 +23,35 @@ RECORD = pathlib.Path("docs/laws.json")
 ROWS: dict[str, dict[str, Any]] = {
     "full attention": dict(kind="attention", heads=HEADS, kv_heads=2),
     "sliding window": dict(kind="attention", heads=HEADS, kv_heads=2, window=512),
+    "chunked-local attention": dict(kind="attention", heads=HEADS, kv_heads=2, chunk=512),
+    "windowed, with sinks": dict(
+        kind="attention", heads=HEADS, kv_heads=2, window=128, sinks=True
+    ),
+    "gated attention": dict(kind="attention", heads=HEADS, kv_heads=2, output_gate=True),
+    "multi-head latent attention": dict(kind="mla", heads=HEADS, kv_rank=256),
+    "the same, NoPE": dict(kind="mla", heads=HEADS, kv_rank=256, qk_rope=0, rope=None),
+    "block-sparse attention": dict(kind="moba", heads=HEADS, kv_heads=2),
+    "RG-LRU": dict(kind="rglru", heads=HEADS),
+    "Mamba-2": dict(kind="mamba2"),
+    "GLA": dict(kind="gla", heads=HEADS),
+    "HGRN2": dict(kind="hgrn2"),
+    "Lightning": dict(kind="lightning", heads=HEADS),
+    "RetNet's decay": dict(kind="lightning", heads=HEADS, decay="retnet"),
+    "DeltaNet": dict(kind="deltanet", heads=HEADS),
+    "Gated DeltaNet": dict(kind="gdn", heads=HEADS, value_dim=256),
+    "Kimi Delta Attention": dict(kind="kda", heads=HEADS),
+    "gated short convolution": dict(kind="short_conv"),
+    "mLSTM": dict(kind="mlstm", heads=HEADS),
+    "gated slot attention": dict(kind="gsa", heads=HEADS),
+    "Native Hybrid Attention": dict(kind="nha", heads=HEADS),
+    "the same, slots alone": dict(kind="nha", heads=HEADS, window=0),
+    "Hymba": dict(
+        kind="parallel",
+        branches=dict(
+            swa=dict(kind="attention", heads=HEADS, kv_heads=2, window=512),
+            ssm=dict(kind="mamba2"),
+        ),
+    ),
 }
 
 HEAD = f"""# Mixers
