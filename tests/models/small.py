@@ -15,6 +15,15 @@ MIXERS = {
         kind="attention", heads=2, head_dim=8, window=7, sinks=True, soft_cap=20.0,
         rope=dict(theta=500.0, fraction=0.5),
     ),
+    "gsa": dict(kind="gsa", heads=4, kv_heads=2, slots=6),
+    "nha": dict(kind="nha", heads=4, kv_heads=2, slots=5, window=7),
+    "nha0": dict(kind="nha", heads=2, slots=3, window=0, empty_slots="masked"),
+    "nha_full": dict(kind="nha", heads=2, kv_heads=1, slots=3, window=None, head_dim=10),
+    "nha_llm": dict(
+        kind="nha", heads=4, kv_heads=1, slots=4, window=3, empty_slots="masked", swish_qk=False,
+        swish_v=False, output_norm=False, scale=None, gate_normalizer=2.0, slot_usage_weight=0.3,
+        rope=dict(theta=500.0, fraction=0.5),
+    ),
     "rec": dict(kind="rglru", heads=2),
     "wide": dict(kind="rglru", heads=4, recurrent_width=48, conv_width=2),
 }  # fmt: skip

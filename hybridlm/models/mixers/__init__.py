@@ -5,12 +5,16 @@ from typing import Any
 from hybridlm.dataclass_reader import nearest, read_dataclass
 from hybridlm.errors import ConfigError
 from hybridlm.models.mixers.attention import AttentionConfig
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.models.mixers.gsa import GSAConfig
+from hybridlm.models.mixers.nha import NHAConfig
 from hybridlm.models.mixers.rglru import RGLRUConfig
 
-KINDS: dict[str, type[MixerConfig]] = {c.kind_name: c for c in (AttentionConfig, RGLRUConfig)}
+KINDS: dict[str, type[MixerConfig]] = {
+    c.kind_name: c for c in (AttentionConfig, GSAConfig, NHAConfig, RGLRUConfig)
+}
 
-__all__ = ["KINDS", "LayerSpec", "MixerConfig", "SequenceContext", "read_mixer"]
+__all__ = ["KINDS", "LayerSpec", "Mixer", "MixerConfig", "SequenceContext", "read_mixer"]
 
 
 def read_mixer(value: Any, path: str) -> MixerConfig:

@@ -9,7 +9,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Identity, Linear, RMSNorm
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
 from kernels_pallas import segments
 from kernels_pallas.attention import AttentionState, attention
@@ -138,7 +138,7 @@ class KVCache(NamedTuple):
     length: jax.Array
 
 
-class Attention(nnx.Module):
+class Attention(Mixer):
     """The mixer of `AttentionConfig`."""
 
     def __init__(self, config: AttentionConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
