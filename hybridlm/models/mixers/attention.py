@@ -10,7 +10,7 @@ from flax import nnx
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Identity, Linear, RMSNorm, at_least_float32
 from hybridlm.models.mixers import token_cache
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.spans import Chunk, Window, mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import (
@@ -148,7 +148,7 @@ class AttentionConfig(MixerConfig):
         return Window(self.window) if self.chunk is None else Chunk(self.chunk)
 
 
-class Attention(nnx.Module):
+class Attention(Mixer):
     """The mixer of `AttentionConfig`."""
 
     def __init__(self, config: AttentionConfig, spec: LayerSpec, *, rngs: nnx.Rngs):

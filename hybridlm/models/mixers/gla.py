@@ -9,7 +9,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, at_least_float32
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm
 from kernels_pallas.gated_linear import GatedLinearState, empty_state, gated_linear
 
@@ -80,7 +80,7 @@ class GLAConfig(MixerConfig):
         return "GLA, decay per channel"
 
 
-class GLA(nnx.Module):
+class GLA(Mixer):
     """out(rmsnorm(o) * silu(gate x)): the mixer of `GLAConfig`, its norm over each head."""
 
     def __init__(self, config: GLAConfig, spec: LayerSpec, *, rngs: nnx.Rngs):

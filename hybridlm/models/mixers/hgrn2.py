@@ -9,7 +9,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, RMSNorm, at_least_float32
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from kernels_pallas.gated_linear import GatedLinearState, empty_state, gated_linear
 
 
@@ -63,7 +63,7 @@ class HGRN2Config(MixerConfig):
         return f"HGRN2, expansion {self.expand}"
 
 
-class HGRN2(nnx.Module):
+class HGRN2(Mixer):
     """out(rmsnorm(o)): the mixer of `HGRN2Config`, its norm over all heads together."""
 
     def __init__(self, config: HGRN2Config, spec: LayerSpec, *, rngs: nnx.Rngs):

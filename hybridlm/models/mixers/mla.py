@@ -10,7 +10,7 @@ from flax import nnx
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, RMSNorm
 from hybridlm.models.mixers import token_cache
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.spans import mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
@@ -99,7 +99,7 @@ class MLAConfig(MixerConfig):
         return self.rope is not None and self.qk_rope > 0
 
 
-class MLA(nnx.Module):
+class MLA(Mixer):
     """The mixer of `MLAConfig`.
 
     Training and prefill write every head's keys and values out. Decoding does not: q . (W_k c) =

@@ -9,7 +9,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, at_least_float32
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from kernels_pallas import gated_linear, segments
 
 NORMALIZER_EPS = 1e-6  # added to the normaliser after stabilisation, as the published code does
@@ -93,7 +93,7 @@ class MLSTMState(NamedTuple):
     stabilizer_BH: jax.Array
 
 
-class MLSTM(nnx.Module):
+class MLSTM(Mixer):
     """out(sigmoid(o) * norm(h)): the mixer of `MLSTMConfig`."""
 
     def __init__(self, config: MLSTMConfig, spec: LayerSpec, *, rngs: nnx.Rngs):

@@ -9,7 +9,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import Invalid, nearest, require
 from hybridlm.models.layers import RMSNorm
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ParallelConfig(MixerConfig):
         return " + ".join(f"({b.mechanism})" for b in self.branches.values())
 
 
-class Parallel(nnx.Module):
+class Parallel(Mixer):
     """combine(branch_1(x), branch_2(x), ...): the mixer of `ParallelConfig`.
 
     Its state is a dict of the branches' states.

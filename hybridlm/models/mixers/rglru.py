@@ -9,7 +9,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, at_least_float32
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import ShortConv
 from kernels_pallas import linear_recurrence, segments
 from kernels_pallas.causal_conv import ConvState
@@ -83,7 +83,7 @@ class RGLRUState(NamedTuple):
     recurrence: linear_recurrence.RecurrenceState
 
 
-class RGLRU(nnx.Module):
+class RGLRU(Mixer):
     """out(gelu(branch x) * lru(conv(input x))): the mixer of `RGLRUConfig`."""
 
     def __init__(self, config: RGLRUConfig, spec: LayerSpec, *, rngs: nnx.Rngs):

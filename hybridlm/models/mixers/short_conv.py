@@ -9,7 +9,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import ShortConv
 from kernels_pallas.causal_conv import MAX_WIDTH, ConvState
 
@@ -52,7 +52,7 @@ class ShortConvConfig(MixerConfig):
         return f"gated short convolution, {self.conv_width} taps"
 
 
-class GatedShortConv(nnx.Module):
+class GatedShortConv(Mixer):
     """out(C * conv(B * x)): the mixer of `ShortConvConfig`; its state is the convolution's."""
 
     def __init__(self, config: ShortConvConfig, spec: LayerSpec, *, rngs: nnx.Rngs):

@@ -3,12 +3,11 @@
 import importlib
 import types
 
+import naive
 import torch
 import transformers
-from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
-
-import naive
 from recording import Case, Draw, case
+from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
 BATCH, TIME, HEADS, KEY, VALUE = 2, 70, 2, 6, 5  # 70: past the 64 tokens of the usual chunk
 
