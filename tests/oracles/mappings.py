@@ -188,6 +188,22 @@ def falcon_h1_pair(w, s):
 
 
 @mapping
+def minimax_lightning_attention(w, s):
+    # One projection holds a head's q, k and v, then the next head's.
+    width = w["out_proj.weight"].shape[0]
+    rows = w["qkv_proj.weight"].reshape(s["heads"], 3, s["head_dim"], width)
+    q, k, v = (rows[:, i].reshape(-1, width) for i in range(3))
+    kernels = dict(q=q, k=k, v=v, gate=w["output_gate.weight"], out=w["out_proj.weight"])
+    params = {n: linear(weight) for n, weight in kernels.items()}
+    params["norm"] = dict(norm=dict(scale=w["norm.weight"]))
+    config = dict(
+        kind="lightning", heads=s["heads"], head_dim=s["head_dim"],
+        decay_scale=1 - s["layer"] / (s["layers"] - 1 + 1e-5) + 1e-5,
+    )  # fmt: skip
+    return config, params
+
+
+@mapping
 def xlstm_layer(w, s):
     gates = {
         ours: dict(proj=linear(w[f"{theirs}.weight"]), bias=w[f"{theirs}.bias"])

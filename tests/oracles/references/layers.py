@@ -346,7 +346,7 @@ def minimax_lightning_attention(draw: Draw) -> Case:
     module = m.MiniMaxLightningAttention(c, SEVERAL)
     return layer(
         draw, module, forward, LONG, heads=4, head_dim=6, layer=SEVERAL, layers=4,
-        slopes=module.slope_rate.flatten().tolist(), norm_eps=module.norm.variance_epsilon,
+        norm_eps=module.norm.variance_epsilon,
     )  # fmt: skip
 
 
