@@ -8,7 +8,10 @@ from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.deltanet import DeltaNetConfig
 from hybridlm.models.mixers.gdn import GDNConfig
+from hybridlm.models.mixers.gla import GLAConfig
+from hybridlm.models.mixers.hgrn2 import HGRN2Config
 from hybridlm.models.mixers.kda import KDAConfig
+from hybridlm.models.mixers.lightning import LightningConfig
 from hybridlm.models.mixers.mamba2 import Mamba2Config
 from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.mixers.mlstm import MLSTMConfig
@@ -22,7 +25,10 @@ KINDS: dict[str, type[MixerConfig]] = {
         AttentionConfig,
         DeltaNetConfig,
         GDNConfig,
+        GLAConfig,
+        HGRN2Config,
         KDAConfig,
+        LightningConfig,
         Mamba2Config,
         MLAConfig,
         MLSTMConfig,
