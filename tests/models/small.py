@@ -27,6 +27,8 @@ MIXERS = {
     ),
     "mla_nope": dict(kind="mla", heads=2, kv_rank=9, qk_nope=5, qk_rope=3, value_dim=4, rope=None),
     "mla_latent": dict(kind="mla", heads=2, kv_rank=9, qk_nope=5, qk_rope=0, value_dim=4),
+    "moba": dict(kind="moba", heads=4, kv_heads=2, block=3, top_k=2),
+    "moba_nope": dict(kind="moba", heads=2, head_dim=5, block=4, top_k=3, rope=None),
     "rec": dict(kind="rglru", heads=2),
     "wide": dict(kind="rglru", heads=4, recurrent_width=48, conv_width=2),
     "deltanet": dict(kind="deltanet", heads=2, value_dim=5, negative_eigenvalues=True),

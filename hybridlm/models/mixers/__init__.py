@@ -15,6 +15,7 @@ from hybridlm.models.mixers.lightning import LightningConfig
 from hybridlm.models.mixers.mamba2 import Mamba2Config
 from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.mixers.mlstm import MLSTMConfig
+from hybridlm.models.mixers.moba import MoBAConfig
 from hybridlm.models.mixers.parallel import ParallelConfig
 from hybridlm.models.mixers.rglru import RGLRUConfig
 from hybridlm.models.mixers.short_conv import ShortConvConfig
@@ -32,6 +33,7 @@ KINDS: dict[str, type[MixerConfig]] = {
         Mamba2Config,
         MLAConfig,
         MLSTMConfig,
+        MoBAConfig,
         ParallelConfig,
         RGLRUConfig,
         ShortConvConfig,

@@ -85,3 +85,13 @@ def visible(cache: TokenCache, segment_ids_B1: jax.Array, window: int | None = N
         first_B = jnp.maximum(first_B, cache.length - window)
     first_B1 = jnp.maximum(first_B, 0)[:, None]
     return (cache.indices_S[None, :] >= first_B1) & (segment_ids_B1 != 0)
+
+
+def positions(cache: TokenCache) -> jax.Array:
+    """int32 (B, S), oldest first: each token's index in the newest token's document.
+
+    Nothing is said of the tokens of earlier documents, which no later token sees.
+    """
+    places = cache.segment_ids_BS.shape[1]
+    index_1S = cache.length - places + jnp.arange(places, dtype=jnp.int32)[None]
+    return jnp.maximum(index_1S - cache.document_start_B[:, None], 0)

@@ -6,6 +6,7 @@ faults to plant, each with the law that must catch it.
 
 from subjects import (
     attention,
+    block_sparse,
     causal_conv,
     delta_rule,
     gated_linear,
@@ -15,6 +16,7 @@ from subjects import (
 
 MODULES = (
     attention,
+    block_sparse,
     causal_conv,
     delta_rule,
     gated_linear,
