@@ -10,22 +10,25 @@ halves of h tokens, the queries of each right half meet the keys of the left hal
 
 and each pair j < t meets at exactly one level. The products of gates of one level come from those
 of the level below by one multiplication. Nothing is divided by a gate, no large sums of log-gates
-are subtracted, and a document's start is a gate of 0.
+are subtracted, and a document's start is a gate of 0. Within leaves of LEAF tokens the products
+would be too small to be worth their calls: there, sums over tokens run as recurrences over the
+LEAF places, all leaves side by side, and sums over slots take whole leaves and mask the levels.
 
 Both passes, logits from keys and outputs from values, are such sums; so are their gradients.
 One custom_vjp saves the chunks' entering slots and the logits.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Dimensions: N chunks, C tokens of a chunk, R query heads per key/value head, M slots; h tokens of
-# a half, J pairs of halves in a chunk. Rows of a matrix are (token, query head).
+# a half (or leaf), J pairs of halves (or leaves) in a chunk. Rows of a matrix are (token, query head).
 
 MAX_CHUNK = 64
+LEAF = 8
 
 
 def chunk_length(time: int) -> int:
@@ -68,21 +71,17 @@ def _slots(q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC, slots_B
 
 
 def _forward(q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC, slots_BGMZ, precision):
-    dot = functools.partial(jnp.matmul, precision=precision)
     k_BGNCK, v_BGNCV = _split(kv_BGNCZ, q_BGNCRK)
-    decays = _decays(log_gate_BGNCM, resets_B1NC)
-    levels = list(_levels(decays, write_BGNCM))
-
-    added_BGNMZ = dot(_transposed(write_BGNCM * decays.suffix_BGNCM), kv_BGNCZ)
-    enter_BGNMZ, last_BGMZ = _carry(decays.total_BGNM, added_BGNMZ, slots_BGMZ)
+    chunk = _Chunk(log_gate_BGNCM, write_BGNCM, resets_B1NC, precision)
+    added_BGNMZ = chunk.dot(_transposed(chunk.written_BGNCM), kv_BGNCZ)
+    enter_BGNMZ, last_BGMZ = _carry(chunk.total_BGNM, added_BGNMZ, slots_BGMZ)
     k_slots_BGNMK, v_slots_BGNMV = _split(enter_BGNMZ, q_BGNCRK)
 
-    earlier_BGNCRM = _read(q_BGNCRK, k_BGNCK, k_slots_BGNMK, decays, levels, dot)
-    own_BGNCR = jnp.sum(q_BGNCRK * k_BGNCK[..., None, :], axis=-1)
-    logits_BGNCRM = earlier_BGNCRM + own_BGNCR[..., None] * write_BGNCM[..., None, :]
+    earlier_BGNCRM, own_BGNCR1 = chunk.read(q_BGNCRK, k_BGNCK, k_slots_BGNMK)
+    logits_BGNCRM = earlier_BGNCRM + own_BGNCR1 * write_BGNCM[..., None, :]
     lse_BGNCR = jax.nn.logsumexp(logits_BGNCRM, axis=-1)
     p_BGNCRM = jnp.exp(logits_BGNCRM - lse_BGNCR[..., None])
-    out_BGNCRV = _expand(p_BGNCRM, v_BGNCV, v_slots_BGNMV, write_BGNCM, decays, levels, dot)
+    out_BGNCRV = chunk.expand(p_BGNCRM, v_BGNCV, v_slots_BGNMV, chunk.leaf_pairs(p_BGNCRM))
 
     residuals = (q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC)
     residuals += (enter_BGNMZ, earlier_BGNCRM, out_BGNCRV, lse_BGNCR)
@@ -93,72 +92,63 @@ def _backward(precision, residuals, cotangents):
     q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC = residuals[:5]
     enter_BGNMZ, earlier_BGNCRM, out_BGNCRV, lse_BGNCR = residuals[5:]
     dout_BGNCRV, dlse_BGNCR, dlast_BGMZ = cotangents
-    dot = functools.partial(jnp.matmul, precision=precision)
     k_BGNCK, v_BGNCV = _split(kv_BGNCZ, q_BGNCRK)
     k_slots_BGNMK, v_slots_BGNMV = _split(enter_BGNMZ, q_BGNCRK)
-    decays = _decays(log_gate_BGNCM, resets_B1NC)
-    levels = list(_levels(decays, write_BGNCM))
-    write_BGNC1M = write_BGNCM[..., None, :]
+    chunk = _Chunk(log_gate_BGNCM, write_BGNCM, resets_B1NC, precision)
+    dot, write_BGNC1M = chunk.dot, write_BGNCM[..., None, :]
 
     # The softmax: dlogits = p (dp - sum p dp + dlse), dp_m = dout . (value slot m).
-    own_BGNCR = jnp.sum(q_BGNCRK * k_BGNCK[..., None, :], axis=-1)
-    down_BGNCR = jnp.sum(dout_BGNCRV * v_BGNCV[..., None, :], axis=-1)
-    logits_BGNCRM = earlier_BGNCRM + own_BGNCR[..., None] * write_BGNC1M
-    p_BGNCRM = jnp.exp(logits_BGNCRM - lse_BGNCR[..., None])
-    dearlier_BGNCRM = _read(dout_BGNCRV, v_BGNCV, v_slots_BGNMV, decays, levels, dot)
-    dp_BGNCRM = dearlier_BGNCRM + down_BGNCR[..., None] * write_BGNC1M
+    q_leaf, dout_leaf = chunk.leaf_dots(q_BGNCRK, k_BGNCK), chunk.leaf_dots(dout_BGNCRV, v_BGNCV)
+    own_BGNCR1 = chunk.own(q_leaf)
+    p_BGNCRM = jnp.exp(earlier_BGNCRM + own_BGNCR1 * write_BGNC1M - lse_BGNCR[..., None])
+    dearlier_BGNCRM, down_BGNCR1 = chunk.read(dout_BGNCRV, v_BGNCV, v_slots_BGNMV)
     delta_BGNCR = jnp.sum(dout_BGNCRV * out_BGNCRV, axis=-1) - dlse_BGNCR
+    dp_BGNCRM = dearlier_BGNCRM + down_BGNCR1 * write_BGNC1M
     dlogits_BGNCRM = p_BGNCRM * (dp_BGNCRM - delta_BGNCR[..., None])
 
     # The queries read keys as the outputs read values.
-    dq_BGNCRK = _expand(dlogits_BGNCRM, k_BGNCK, k_slots_BGNMK, write_BGNCM, decays, levels, dot)
+    q_pairs, dout_pairs = chunk.leaf_pairs(dlogits_BGNCRM), chunk.leaf_pairs(p_BGNCRM)
+    dq_BGNCRK = chunk.expand(dlogits_BGNCRM, k_BGNCK, k_slots_BGNMK, q_pairs)
 
     # The slots' gradients run back over the chunks.
-    prefix_BGNC1M = decays.prefix_BGNCM[..., None, :]
-    rows = [_merge_rows(x) for x in (q_BGNCRK, dout_BGNCRV)]
-    weights = [_merge_rows(x * prefix_BGNC1M) for x in (dlogits_BGNCRM, p_BGNCRM)]
-    read_BGNMZ = jnp.concatenate([dot(_transposed(w), x) for w, x in zip(weights, rows)], axis=-1)
-    dleave_BGNMZ, dslots_BGMZ = _carry(decays.total_BGNM, read_BGNMZ, dlast_BGMZ, reverse=True)
+    passes = ((q_BGNCRK, dlogits_BGNCRM, k_BGNCK), (dout_BGNCRV, p_BGNCRM, v_BGNCV))
+    read_BGNMZ = jnp.concatenate(
+        [dot(_transposed(chunk.prefixed_rows(w)), _merge_rows(x)) for x, w, _ in passes], axis=-1
+    )
+    dleave_BGNMZ, dslots_BGMZ = _carry(chunk.total_BGNM, read_BGNMZ, dlast_BGMZ, reverse=True)
 
-    # Of each token: what reached the end of its chunk, itself, and the pairs of every level.
-    left_BGNCM = write_BGNCM * decays.suffix_BGNCM
-    dkv_BGNCZ = dot(left_BGNCM, dleave_BGNMZ)
-    dwrite_end_BGNCM = decays.suffix_BGNCM * dot(kv_BGNCZ, _transposed(dleave_BGNMZ))
-    own_weights = [
-        jnp.sum(x * write_BGNC1M, axis=-1, keepdims=True) for x in (dlogits_BGNCRM, p_BGNCRM)
-    ]
-    dkv_BGNCZ += jnp.concatenate(
-        [jnp.sum(w * x, axis=-2) for w, x in zip(own_weights, (q_BGNCRK, dout_BGNCRV))], axis=-1
+    # Of each token: what reached the end of its chunk, its leaf, the pairs of every level.
+    dkv_BGNCZ = dot(chunk.written_BGNCM, dleave_BGNMZ)
+    dwrite_end_BGNCM = chunk.suffix_BGNCM * dot(kv_BGNCZ, _transposed(dleave_BGNMZ))
+    dwrite_own_BGNCM = jnp.sum(own_BGNCR1 * dlogits_BGNCRM + down_BGNCR1 * p_BGNCRM, axis=-2)
+    dkv_BGNCZ += _from_leaves(
+        jnp.concatenate(
+            [
+                dot(_transposed(pairs), _merge_rows(_leaves(x, chunk.leaf)))
+                for pairs, (x, _, _) in zip((q_pairs, dout_pairs), passes)
+            ],
+            axis=-1,
+        )
     )
-    dwrite_own_BGNCM = jnp.sum(
-        own_BGNCR[..., None] * dlogits_BGNCRM + down_BGNCR[..., None] * p_BGNCRM, axis=-2
-    )
-    dwrite_BGNCM = jnp.zeros_like(write_BGNCM)
-    for level in levels:
-        dkv_JhZ, dwrite_JhM = 0, 0
-        parts = []
-        for x_BGNCR, w_BGNCRM, y_BGNC in (
-            (q_BGNCRK, dlogits_BGNCRM, k_BGNCK),
-            (dout_BGNCRV, p_BGNCRM, v_BGNCV),
-        ):
-            x_Jx = level.right_rows(x_BGNCR)
-            w_JxM = level.decayed_rows(w_BGNCRM)
-            parts.append(dot(_transposed(dot(w_JxM, level.written_T)), x_Jx))
-            dwrite_JhM += dot(_transposed(dot(x_Jx, _transposed(level.left(y_BGNC)))), w_JxM)
-        dkv_JhZ = jnp.concatenate(parts, axis=-1)
-        dkv_BGNCZ = level.add_left(dkv_BGNCZ, dkv_JhZ)
+    dwrite_BGNCM = chunk.leaf_writes((q_leaf, dlogits_BGNCRM), (dout_leaf, p_BGNCRM))
+    for level in chunk.levels:
+        parts, dwrite_JhM = [], 0
+        for x_BGNCR, w_BGNCRM, y_BGNC in passes:
+            x_JxK, w_JxM = level.right_rows(x_BGNCR), level.decayed_rows(w_BGNCRM)
+            parts.append(dot(_transposed(dot(w_JxM, level.written_T)), x_JxK))
+            dwrite_JhM += dot(_transposed(dot(x_JxK, _transposed(level.left(y_BGNC)))), w_JxM)
+        dkv_BGNCZ = level.add_left(dkv_BGNCZ, jnp.concatenate(parts, axis=-1))
         dwrite_BGNCM = level.add_left(dwrite_BGNCM, dwrite_JhM * level.suffix_JhM)
 
-    # d log_gate_i = all that decays through token i: pairs j < i <= t within the chunk, as the
-    # difference of what ends and what begins there, summed from the chunk's end; ... into the
-    # chunk's end; and from its beginning to its end. Own pairs do not decay and are left out.
+    # d log_gate_i sums all that decays through token i: the pairs j < i <= t, as the difference of
+    # what ends and what begins from i on; what goes on to the chunk's end; and what goes through
+    # the whole chunk. A token's read of its own write does not decay and is left out.
     ends_BGNCM = jnp.sum(dlogits_BGNCRM * earlier_BGNCRM + p_BGNCRM * dearlier_BGNCRM, axis=-2)
-    through_BGNCM = jax.lax.cumsum(ends_BGNCM - write_BGNCM * dwrite_BGNCM, axis=3, reverse=True)
-    to_end_BGNCM = write_BGNCM * dwrite_end_BGNCM
-    through_BGNCM += jax.lax.cumsum(_delayed(to_end_BGNCM), axis=3)
-    across_BGNM = decays.total_BGNM * jnp.sum(dleave_BGNMZ * enter_BGNMZ, axis=-1)
-    through_BGNCM += across_BGNM[:, :, :, None]
-    dlog_gate_BGNCM = jnp.where(resets_B1NC[..., None], 0, through_BGNCM)
+    pairs_BGNCM = jax.lax.cumsum(ends_BGNCM - write_BGNCM * dwrite_BGNCM, axis=3, reverse=True)
+    to_end_BGNCM = jax.lax.cumsum(_delayed(write_BGNCM * dwrite_end_BGNCM), axis=3)
+    across_BGNM = chunk.total_BGNM * jnp.sum(dleave_BGNMZ * enter_BGNMZ, axis=-1)
+    dlog_gate_BGNCM = pairs_BGNCM + to_end_BGNCM + across_BGNM[:, :, :, None]
+    dlog_gate_BGNCM = jnp.where(resets_B1NC[..., None], 0, dlog_gate_BGNCM)
     dwrite_BGNCM += dwrite_own_BGNCM + dwrite_end_BGNCM
     return dq_BGNCRK, dkv_BGNCZ, dlog_gate_BGNCM, dwrite_BGNCM, None, dslots_BGMZ
 
@@ -166,39 +156,124 @@ def _backward(precision, residuals, cotangents):
 _slots.defvjp(_forward, _backward)
 
 
-class _Decays(NamedTuple):
-    """Products of gates within a chunk: up to a token (its own included), after it, of all; and
-    the first two within the halves of each level."""
+class _Chunk:
+    """Products of gates within each chunk, and the sums over tokens and slots made of them.
 
-    prefix_BGNCM: jax.Array
-    suffix_BGNCM: jax.Array
-    total_BGNM: jax.Array
-    halves: list[tuple[jax.Array, jax.Array]]
+    `prefix` of a token is that of all gates up to its own, `suffix` that of all after it, in its
+    chunk; `written` is what of its write is left at the chunk's end.
+    """
 
+    def __init__(self, log_gate_BGNCM, write_BGNCM, resets_B1NC, precision):
+        self.dot = functools.partial(jnp.matmul, precision=precision)
+        gate_BGNCM = jnp.where(resets_B1NC[..., None], 0, jnp.exp(log_gate_BGNCM))
+        length = gate_BGNCM.shape[3]
+        self.gate_BGNCM, self.write_BGNCM, self.leaf = gate_BGNCM, write_BGNCM, min(LEAF, length)
+        self.levels, self.leaf_levels = [], []
+        prefix, suffix, half = gate_BGNCM, jnp.ones_like(gate_BGNCM), 1
+        while half < length:
+            if half < self.leaf:
+                self.leaf_levels.append((half, prefix, suffix * write_BGNCM))
+            else:
+                self.levels.append(_Level(half, prefix, suffix, write_BGNCM))
+            prefix, suffix = _doubled(prefix, suffix, half)
+            half *= 2
+        self.prefix_BGNCM, self.suffix_BGNCM = prefix, suffix
+        self.written_BGNCM = suffix * write_BGNCM
+        self.total_BGNM = prefix[:, :, :, -1]
 
-def _decays(log_gate_BGNCM, resets_B1NC) -> _Decays:
-    prefix = jnp.where(resets_B1NC[..., None], 0, jnp.exp(log_gate_BGNCM))
-    suffix, total = jnp.ones_like(prefix), prefix
-    halves, half = [], 1
-    while half < prefix.shape[3]:
-        (prefix_left, prefix_right), (suffix_left, suffix_right) = (
-            _halves(prefix, half), _halves(suffix, half),
-        )  # fmt: skip
-        total_left, total_right = _halves(total, 1)
-        halves.append((prefix_right, suffix_left))
-        prefix = _join(prefix_left, prefix_right * total_left)
-        suffix = _join(suffix_left * total_right, suffix_right)
-        total = (total_left * total_right)[..., 0, :]
-        half *= 2
-    return _Decays(prefix, suffix, total[..., 0, :], halves)
+    def prefixed_rows(self, w_BGNCRM):
+        return _merge_rows(w_BGNCRM * self.prefix_BGNCM[..., None, :])
+
+    def read(self, x_BGNCRK, y_BGNCK, slots_BGNMK):
+        """x_t . slot_t of slots filled with y, without t's own write (..., C, R, M); x_t . y_t."""
+        pairs_JxL = self.leaf_dots(x_BGNCRK, y_BGNCK)
+        sums = self.dot(_merge_rows(x_BGNCRK), _transposed(slots_BGNMK))
+        sums_BGNCRM = sums.reshape(*x_BGNCRK.shape[:-1], -1) * self.prefix_BGNCM[..., None, :]
+        sums_BGNCRM += _from_leaves(self._leaf_reads(pairs_JxL))
+        for level in self.levels:
+            pairs_Jxh = self.dot(level.right_rows(x_BGNCRK), _transposed(level.left(y_BGNCK)))
+            part_JxM = self.dot(pairs_Jxh, level.written_JhM)
+            sums_BGNCRM = level.add_decayed_rows(sums_BGNCRM, part_JxM)
+        return sums_BGNCRM, self.own(pairs_JxL)
+
+    def expand(self, w_BGNCRM, y_BGNCK, slots_BGNMK, leaf_pairs_JxL):
+        """sum_m w_tm slot_tm of slots filled with y, t's own write included: (..., C, R, K)."""
+        leaf = self.dot(leaf_pairs_JxL, _leaves(y_BGNCK, self.leaf))
+        leading = w_BGNCRM.shape[:-1]
+        sums_BGNCRK = leaf.reshape(*leading, -1)
+        sums_BGNCRK += self.dot(self.prefixed_rows(w_BGNCRM), slots_BGNMK).reshape(*leading, -1)
+        for level in self.levels:
+            pairs_Jxh = self.dot(level.decayed_rows(w_BGNCRM), level.written_T)
+            sums_BGNCRK = level.add_rows(sums_BGNCRK, self.dot(pairs_Jxh, level.left(y_BGNCK)))
+        return sums_BGNCRK
+
+    def leaf_dots(self, x_BGNCRK, y_BGNCK):
+        """x_t . y_j of all pairs within a leaf of L tokens: (B, G, N, J, L R, L)."""
+        y_JKL = _transposed(_leaves(y_BGNCK, self.leaf))
+        return self.dot(_merge_rows(_leaves(x_BGNCRK, self.leaf)), y_JKL)
+
+    def own(self, pairs_JxL):
+        """The pairs t = j: (B, G, N, C, R, 1)."""
+        own = jnp.sum(jnp.where(self._leaf_mask(1, pairs_JxL), pairs_JxL, 0), -1)
+        return own.reshape(*self.gate_BGNCM.shape[:-1], -1, 1)
+
+    def leaf_pairs(self, w_BGNCRM):
+        """sum_m w_tm (decay from j to t)_m write_jm of pairs j <= t of a leaf: (..., L R, L)."""
+        leaf = self.leaf
+        write_JML = _transposed(_leaves(self.write_BGNCM, leaf))
+        pairs_JxL = self.dot(_merge_rows(_leaves(w_BGNCRM, leaf)), write_JML)
+        pairs_JxL = jnp.where(self._leaf_mask(1, pairs_JxL), pairs_JxL, 0)
+        for half, prefix_BGNCM, written_BGNCM in self.leaf_levels:
+            decayed = _merge_rows(_leaves(w_BGNCRM * prefix_BGNCM[..., None, :], leaf))
+            level_JxL = self.dot(decayed, _transposed(_leaves(written_BGNCM, leaf)))
+            pairs_JxL = jnp.where(self._leaf_mask(half, pairs_JxL, 2 * half), level_JxL, pairs_JxL)
+        return pairs_JxL
+
+    def _leaf_mask(self, half, pairs_JxL, whole=None):
+        """Pairs of the same token (half 1), or that meet at the level of halves of `half`."""
+        length, rows = self.leaf, pairs_JxL.shape[-2]
+        t, j = np.arange(rows)[:, None] // (rows // length), np.arange(length)[None]
+        if whole is None:
+            return np.broadcast_to(t == j, pairs_JxL.shape)
+        met = (t // whole == j // whole) & (t % whole >= half) & (j % whole < half)
+        return np.broadcast_to(met, pairs_JxL.shape)
+
+    def _leaf_reads(self, pairs_JxL):
+        """sum_{j < t} pairs_tj (decay from j to t) write_j of a leaf: (B, G, N, J, L, R, M)."""
+        gate_JLM, write_JLM = (_leaves(x, self.leaf) for x in (self.gate_BGNCM, self.write_BGNCM))
+        pairs_JLRL = pairs_JxL.reshape(*gate_JLM.shape[:-1], -1, self.leaf)
+        sums = jnp.zeros((*pairs_JLRL.shape[:-1], gate_JLM.shape[-1]), gate_JLM.dtype)
+        for j in range(self.leaf - 1):
+            later = _at_least(j + 1, sums, axis=-3)
+            here = pairs_JLRL[..., j : j + 1] * write_JLM[..., j, None, None, :]
+            sums = jnp.where(later, (sums + here) * gate_JLM[..., j + 1, None, None, :], sums)
+        return sums
+
+    def leaf_writes(self, *passes):
+        """sum_{t > j} pairs_tj (decay from j to t) w_t of a leaf, over passes (pairs, w)."""
+        gate_JLM = _leaves(self.gate_BGNCM, self.leaf)
+        sums = jnp.zeros_like(gate_JLM)
+        for t in range(self.leaf - 1, 0, -1):
+            here = 0
+            for pairs_JxL, w_BGNCRM in passes:
+                pairs_JLRL = pairs_JxL.reshape(*gate_JLM.shape[:-1], -1, self.leaf)
+                w_JRM = _leaves(w_BGNCRM, self.leaf)[..., t, :, :]
+                for r in range(w_JRM.shape[-2]):
+                    pairs_JL1 = pairs_JLRL[..., t, r, :, None]
+                    here += pairs_JL1 * w_JRM[..., r, :][..., None, :]
+            earlier = ~_at_least(t, sums, axis=-2)
+            sums = jnp.where(earlier, (sums + here) * gate_JLM[..., t, :][..., None, :], sums)
+        return _from_leaves(sums)
 
 
 class _Level:
     """The pairs of neighbouring halves of `half` tokens: left keys and right queries meet."""
 
-    def __init__(self, half, prefix_JhM, suffix_JhM, write_BGNCM):
-        self.half, self.prefix_JhM, self.suffix_JhM = half, prefix_JhM, suffix_JhM
-        self.written_JhM = self.left(write_BGNCM) * suffix_JhM
+    def __init__(self, half, prefix_BGNCM, suffix_BGNCM, write_BGNCM):
+        self.half = half
+        self.prefix_JhM = _halves(prefix_BGNCM, half)[1]
+        self.suffix_JhM = self.left(suffix_BGNCM)
+        self.written_JhM = self.left(write_BGNCM) * self.suffix_JhM
         self.written_T = _transposed(self.written_JhM)
 
     def left(self, x_BGNCM):
@@ -215,40 +290,24 @@ class _Level:
         left, right = _halves(x_BGNCM, self.half)
         return _join(left + part_JhM, right)
 
-    def add_right_rows(self, x_BGNCRM, part_JhRM):
+    def add_rows(self, x_BGNCRM, part_JxM):
         left, right = _halves(x_BGNCRM, self.half)
-        return _join(left, right + part_JhRM.reshape(right.shape))
+        return _join(left, right + part_JxM.reshape(right.shape))
+
+    def add_decayed_rows(self, x_BGNCRM, part_JxM):
+        left, right = _halves(x_BGNCRM, self.half)
+        return _join(left, right + part_JxM.reshape(right.shape) * self.prefix_JhM[..., None, :])
 
 
-def _levels(decays, write_BGNCM):
-    for power, (prefix_JhM, suffix_JhM) in enumerate(decays.halves):
-        yield _Level(2**power, prefix_JhM, suffix_JhM, write_BGNCM)
-
-
-def _read(x_BGNCRK, y_BGNCK, slots_BGNMK, decays, levels, dot):
-    """x_t . slots_t of the slots filled with y, without token t's own write: (B, G, N, C, R, M)."""
-    entered = dot(_merge_rows(x_BGNCRK), _transposed(slots_BGNMK))
-    entered_BGNCRM = entered.reshape(*x_BGNCRK.shape[:-1], -1) * decays.prefix_BGNCM[..., None, :]
-    for level in levels:
-        pairs = dot(level.right_rows(x_BGNCRK), _transposed(level.left(y_BGNCK)))
-        part = dot(pairs, level.written_JhM)
-        part = part.reshape(*level.prefix_JhM.shape[:-1], -1, part.shape[-1])
-        entered_BGNCRM = level.add_right_rows(
-            entered_BGNCRM, part * level.prefix_JhM[..., None, :]
-        )
-    return entered_BGNCRM
-
-
-def _expand(w_BGNCRM, y_BGNCK, slots_BGNMK, write_BGNCM, decays, levels, dot):
-    """w_t^T slots_t of the slots filled with y, token t's own write included: (..., R, K)."""
-    prefix_BGNC1M = decays.prefix_BGNCM[..., None, :]
-    x = dot(_merge_rows(w_BGNCRM * prefix_BGNC1M), slots_BGNMK)
-    own_BGNCR1 = jnp.sum(w_BGNCRM * write_BGNCM[..., None, :], axis=-1, keepdims=True)
-    x_BGNCRK = x.reshape(*w_BGNCRM.shape[:-1], -1) + own_BGNCR1 * y_BGNCK[..., None, :]
-    for level in levels:
-        pairs = dot(level.decayed_rows(w_BGNCRM), level.written_T)
-        x_BGNCRK = level.add_right_rows(x_BGNCRK, dot(pairs, level.left(y_BGNCK)))
-    return x_BGNCRK
+def _doubled(prefix_BGNCM, suffix_BGNCM, half):
+    """Products up to and after each token within 2 * half tokens, from those within half."""
+    prefix, suffix = _leaves(prefix_BGNCM, 2 * half), _leaves(suffix_BGNCM, 2 * half)
+    right = _at_least(half, prefix, axis=-2)
+    left_total, right_total = prefix[..., half - 1, :], prefix[..., 2 * half - 1, :]
+    prefix = prefix * jnp.where(right, left_total[..., None, :], 1)
+    suffix = suffix * jnp.where(right, 1, right_total[..., None, :])
+    # Without barriers XLA finds every product anew wherever it is used.
+    return jax.lax.optimization_barrier((_from_leaves(prefix), _from_leaves(suffix)))
 
 
 def _carry(total_BGNM, added_BGNMZ, first_BGMZ, reverse=False):
@@ -269,16 +328,25 @@ def _split(x_Z, q_BGNCRK):
     return x_Z[..., :size], x_Z[..., size:]
 
 
-def _halves(x, half):
-    """Left and right halves, each (B, G, N, J, half, ...), of an array (B, G, N, C, ...)."""
-    x = x.reshape(*x.shape[:3], -1, 2, half, *x.shape[4:])
-    return x[:, :, :, :, 0], x[:, :, :, :, 1]
+def _leaves(x_BGNC, length):
+    """(B, G, N, C, ...) -> (B, G, N, J, length, ...)."""
+    return x_BGNC.reshape(*x_BGNC.shape[:3], -1, length, *x_BGNC.shape[4:])
+
+
+def _from_leaves(x_J):
+    """The inverse of `_leaves`."""
+    return x_J.reshape(*x_J.shape[:3], -1, *x_J.shape[5:])
+
+
+def _halves(x_BGNC, half):
+    """Left and right halves, each (B, G, N, J, half, ...)."""
+    x = _leaves(x_BGNC, 2 * half)
+    return x[:, :, :, :, :half], x[:, :, :, :, half:]
 
 
 def _join(left, right):
     """The inverse of `_halves`."""
-    x = jnp.stack([left, right], axis=4)
-    return jax.lax.optimization_barrier(x.reshape(*x.shape[:3], -1, *x.shape[6:]))
+    return _from_leaves(jax.lax.optimization_barrier(jnp.concatenate([left, right], axis=4)))
 
 
 def _merge_rows(x):
@@ -288,6 +356,11 @@ def _merge_rows(x):
 
 def _transposed(x):
     return jnp.swapaxes(x, -1, -2)
+
+
+def _at_least(first, like, axis):
+    """Where the place along `axis` is `first` or later."""
+    return jax.lax.broadcasted_iota(jnp.int32, like.shape, like.ndim + axis) >= first
 
 
 def _delayed(x_BGNCM):
