@@ -71,6 +71,7 @@ MIXERS = {
                 ),
             ),
         ),
+    ),
     "gla": dict(kind="gla", heads=2),
     "gla_odd": dict(
         kind="gla", heads=3, expand_k=0.28125, expand_v=0.46875, gate_rank=5, gate_normalizer=2.0
