@@ -59,9 +59,7 @@ def attention_config(s: dict[str, Any], **settings) -> dict[str, Any]:
 
 
 def projections(w: Weights, names="qkv") -> dict[str, Any]:
-    return dict(
-        out=linear(w["o_proj.weight"]), **{n: linear(w[f"{n}_proj.weight"]) for n in names}
-    )
+    return dict(out=linear(w["o_proj.weight"]), **{n: linear(w[f"{n}_proj.weight"]) for n in names})
 
 
 @mapping

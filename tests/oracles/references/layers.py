@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 import transformers
-from torch import nn
-
 from ops import mask
 from recording import Case, Draw, Tensors, case
+from torch import nn
 
 BATCH, WIDTH = 2, 24
 LONG, SHORT = 70, 40  # tokens: recurrences pass a chunk of 64, attention passes its window

@@ -3,12 +3,11 @@
 import importlib
 import types
 
+import naive
 import torch
 import transformers
-from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
-
-import naive
 from recording import Case, Draw, case
+from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
 BATCH, TIME, HEADS, KEY, VALUE = 2, 70, 2, 6, 5  # 70: past the 64 tokens of the usual chunk
 
@@ -26,7 +25,9 @@ def of_fla(op: str, name: str) -> tuple:
 
 def mask(time: int, window: int | None) -> torch.Tensor:
     """(1, 1, T, T) to add to logits: 0 where transformers' mask functions allow, else -inf."""
-    allowed = causal_mask_function if window is None else sliding_window_causal_mask_function(window)
+    allowed = (
+        causal_mask_function if window is None else sliding_window_causal_mask_function(window)
+    )
     t = torch.arange(time)
     return torch.where(allowed(0, 0, t[:, None], t[None, :]), 0.0, -torch.inf)[None, None]
 

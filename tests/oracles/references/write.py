@@ -4,11 +4,10 @@ import argparse
 import pathlib
 import sys
 
-import torch
-
 import layers  # noqa: F401  (registers its cases)
 import naive
 import ops  # noqa: F401
+import torch
 from recording import CASES, write
 
 
