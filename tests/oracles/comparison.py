@@ -13,7 +13,7 @@ import numpy as np
 from kernels_pallas.testing import assert_close
 
 Arrays = dict[str, Any]
-TOLERANCE = 1e-5  # of each array's largest entry; both sides are float32
+TOLERANCE = 1e-5  # of each array's largest entry; ours runs in float32
 
 
 @dataclasses.dataclass(frozen=True)

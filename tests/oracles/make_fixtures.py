@@ -2,8 +2,8 @@
 
 They are PyTorch's: classes and functions of transformers, and the naive forms of
 flash-linear-attention. They run in a Python 3.11 environment of their own, made in
-tests/oracles/.env when it is missing, on random tiny layers in float32; weights, inputs, outputs
-and gradients go to one .npz file each.
+tests/oracles/.env when it is missing, on random tiny layers; weights, inputs, outputs and gradients
+go to one .npz file each.
 
 Run:   python tests/oracles/make_fixtures.py                        (the committed files, seed 0)
        python tests/oracles/make_fixtures.py --seed 1 --out /tmp/one && \\

@@ -59,9 +59,7 @@ def attention_config(s: dict[str, Any], **settings) -> dict[str, Any]:
 
 
 def projections(w: Weights, names="qkv") -> dict[str, Any]:
-    return dict(
-        out=linear(w["o_proj.weight"]), **{n: linear(w[f"{n}_proj.weight"]) for n in names}
-    )
+    return dict(out=linear(w["o_proj.weight"]), **{n: linear(w[f"{n}_proj.weight"]) for n in names})
 
 
 @mapping
@@ -188,6 +186,22 @@ def falcon_h1_pair(w, s):
 
 
 @mapping
+def minimax_lightning_attention(w, s):
+    # One projection holds a head's q, k and v, then the next head's.
+    width = w["out_proj.weight"].shape[0]
+    rows = w["qkv_proj.weight"].reshape(s["heads"], 3, s["head_dim"], width)
+    q, k, v = (rows[:, i].reshape(-1, width) for i in range(3))
+    kernels = dict(q=q, k=k, v=v, gate=w["output_gate.weight"], out=w["out_proj.weight"])
+    params = {n: linear(weight) for n, weight in kernels.items()}
+    params["norm"] = dict(norm=dict(scale=w["norm.weight"]))
+    config = dict(
+        kind="lightning", heads=s["heads"], head_dim=s["head_dim"],
+        decay_scale=1 - s["layer"] / (s["layers"] - 1 + 1e-5) + 1e-5,
+    )  # fmt: skip
+    return config, params
+
+
+@mapping
 def xlstm_layer(w, s):
     gates = {
         ours: dict(proj=linear(w[f"{theirs}.weight"]), bias=w[f"{theirs}.bias"])
@@ -217,3 +231,120 @@ def lfm2_short_conv(w, s):
         out=linear(w["out_proj.weight"]),
     )
     return dict(kind="short_conv", conv_width=s["conv_width"]), params
+
+
+# --- delta rules ----------------------------------------------------------------------------------
+
+
+def delta(w: Weights, q, k, v, beta, out) -> dict[str, Any]:
+    """What all delta-rule mixers have; the reference convolves q, k and v as one."""
+    kernels = split(w["conv1d.weight"], *(part.shape[0] for part in (q, k, v)))
+    convs = {f"{n}_conv": dict(kernel=taps(kernel)) for n, kernel in zip("qkv", kernels)}
+    kernels = dict(q=q, k=k, v=v, beta=beta, out=out)
+    return {n: linear(weight) for n, weight in kernels.items()} | convs
+
+
+def head_decay(w: Weights, a: jax.Array) -> dict[str, Any]:
+    return dict(decay=dict(proj=linear(a), a_log=w["A_log"], dt_bias=w["dt_bias"]))
+
+
+def gated_output(gate: Any, norm: jax.Array) -> dict[str, Any]:
+    return dict(output=dict(gate=gate, norm=dict(norm=dict(scale=norm))))
+
+
+@mapping
+def qwen3_next_gated_delta_net(w, s):
+    # One projection holds q, k, the values and their gates of a key head, then the next head's.
+    groups, shared = s["key_heads"], s["value_heads"] // s["key_heads"]
+    width = w["out_proj.weight"].shape[0]
+    values = shared * s["value_dim"]
+
+    def by_head(weight, *sizes):
+        rows = weight.reshape(groups, sum(sizes), width)
+        parts = jnp.split(rows, np.cumsum(sizes)[:-1], axis=1)
+        return [part.reshape(-1, width) for part in parts]
+
+    q, k, v, z = by_head(w["in_proj_qkvz.weight"], s["key_dim"], s["key_dim"], values, values)
+    b, a = by_head(w["in_proj_ba.weight"], shared, shared)
+    params = delta(w, q, k, v, b, w["out_proj.weight"]) | head_decay(w, a)
+    config = dict(
+        kind="gdn", heads=groups, value_heads=s["value_heads"], head_dim=s["key_dim"],
+        value_dim=s["value_dim"], conv_width=s["conv_width"],
+    )  # fmt: skip
+    return config, params | gated_output(linear(z), w["norm.weight"])
+
+
+@mapping
+def olmo_hybrid_gated_delta_net(w, s):
+    q, k, v, a, b, g = (w[f"{n}_proj.weight"] for n in "qkvabg")
+    params = delta(w, q, k, v, b, w["o_proj.weight"]) | head_decay(w, a)
+    config = dict(
+        kind="gdn", heads=s["heads"], head_dim=s["key_dim"], value_dim=s["value_dim"],
+        conv_width=s["conv_width"], negative_eigenvalues=True,
+    )  # fmt: skip
+    return config, params | gated_output(linear(g), w["o_norm.weight"])
+
+
+def low_rank(down: jax.Array, up: jax.Array) -> dict[str, Any]:
+    return dict(down=linear(down), up=linear(up))
+
+
+@mapping
+def kimi_linear_delta_attention(w, s):
+    q, k, v, b = (w[f"{n}_proj.weight"] for n in "qkvb")
+    gate = low_rank(w["g_a_proj.weight"], w["g_b_proj.weight"])
+    decay = dict(
+        proj=low_rank(w["forget_gate.f_a_proj.weight"], w["forget_gate.f_b_proj.weight"]),
+        a_log=w["forget_gate.A_log"].reshape(-1),
+        dt_bias=w["forget_gate.dt_bias"].reshape(s["heads"], -1),
+    )
+    params = delta(w, q, k, v, b, w["o_proj.weight"]) | dict(decay=decay)
+    config = dict(
+        kind="kda", heads=s["heads"], head_dim=s["head_dim"], conv_width=s["conv_width"],
+        lower_bound=s.get("lower_bound"),
+    )  # fmt: skip
+    return config, params | gated_output(gate, w["o_norm.weight"])
+
+
+@mapping
+def glm5_next_delta_attention(w, s):
+    return kimi_linear_delta_attention(w, s)
+
+
+# --- latent attention -----------------------------------------------------------------------------
+
+
+def latent(w: Weights, s: dict[str, Any], rope: dict | None) -> Mapped:
+    """Multi-head latent attention; `rope` rotates neighbours, as DeepSeek lays them out."""
+    name = "q_proj" if s["q_rank"] is None else "q_b_proj"
+    q, kv_down = w[f"{name}.weight"], w["kv_a_proj_with_mqa.weight"]
+    if rope is not None:
+        q = halves(q, s["heads"], kept=s["nope_dim"])
+        kv_down = halves(kv_down, 1, kept=s["kv_rank"])
+    if s["q_rank"] is None:
+        queries = linear(q)
+    else:
+        norm = dict(scale=w["q_a_layernorm.weight"])
+        queries = low_rank(w["q_a_proj.weight"], q) | dict(norm=norm)
+    params = dict(
+        q=queries,
+        kv_down=linear(kv_down),
+        kv_norm=dict(scale=w["kv_a_layernorm.weight"]),
+        kv_up=linear(w["kv_b_proj.weight"]),
+        out=linear(w["o_proj.weight"]),
+    )
+    config = dict(
+        kind="mla", heads=s["heads"], kv_rank=s["kv_rank"], q_rank=s["q_rank"],
+        qk_nope=s["nope_dim"], qk_rope=s["rope_dim"], value_dim=s["value_dim"], rope=rope,
+    )  # fmt: skip
+    return config, params
+
+
+@mapping
+def deepseek_v3_attention(w, s):
+    return latent(w, s, dict(theta=s["rope_theta"]))
+
+
+@mapping
+def kimi_linear_attention(w, s):
+    return latent(w, s, None)

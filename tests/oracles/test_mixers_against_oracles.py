@@ -19,9 +19,7 @@ def apply(config, params, x_BTD, norm_eps):
     graph, abstract = nnx.split(nnx.eval_shape(lambda: config.build(spec, rngs=nnx.Rngs(0))))
     want, got = (
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
-        for leaves in map(
-            jax.tree_util.tree_leaves_with_path, (nnx.to_pure_dict(abstract), params)
-        )
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (nnx.to_pure_dict(abstract), params))
     )
     assert got == want, f"parameters are {want}, the mapping gives {got}"
     nnx.replace_by_pure_dict(abstract, params)

@@ -88,9 +88,7 @@ def linear(q, k, v, log_decay, state, impl, **options):
 def gated_linear_attention(x, weights, settings, impl):
     heads, key_size = x["k"].shape[2:]
     log_decay = x.get("g", jnp.zeros(heads))  # none is a gate of 1
-    o, final = linear(
-        x["q"], x["k"], x["v"], log_decay, x["state"], impl, scale=key_size**-0.5
-    )
+    o, final = linear(x["q"], x["k"], x["v"], log_decay, x["state"], impl, scale=key_size**-0.5)
     return dict(o=o, final=final)
 
 

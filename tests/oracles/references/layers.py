@@ -345,7 +345,7 @@ def minimax_lightning_attention(draw: Draw) -> Case:
     module = m.MiniMaxLightningAttention(c, SEVERAL)
     return layer(
         draw, module, forward, LONG, heads=4, head_dim=6, layer=SEVERAL, layers=4,
-        slopes=module.slope_rate.flatten().tolist(), norm_eps=module.norm.variance_epsilon,
+        norm_eps=module.norm.variance_epsilon,
     )  # fmt: skip
 
 
@@ -415,4 +415,16 @@ def kimi_linear_delta_attention(draw: Draw) -> Case:
     return layer(
         draw, m.KimiLinearDeltaAttention(c, 0), _plain, LONG, ssm_gates(draw), heads=2,
         head_dim=6, conv_width=4, norm_eps=c.rms_norm_eps,
+    )  # fmt: skip
+
+
+@case
+def glm5_next_delta_attention(draw: Draw) -> Case:
+    """Kimi Delta Attention whose log decays are bounded from below."""
+    m = model_module("glm5_next")
+    c = config("glm5_next", "Glm5NextTextConfig", linear_num_heads=2, linear_head_dim=6,
+               linear_conv_kernel_dim=4, linear_lower_bound=-5.0)  # fmt: skip
+    return layer(
+        draw, m.Glm5NextTextLinearAttention(c, 0), _plain, LONG, ssm_gates(draw), heads=2,
+        head_dim=6, conv_width=4, lower_bound=-5.0, norm_eps=c.rms_norm_eps,
     )  # fmt: skip

@@ -25,7 +25,9 @@ def of_fla(op: str, name: str) -> tuple:
 
 def mask(time: int, window: int | None) -> torch.Tensor:
     """(1, 1, T, T) to add to logits: 0 where transformers' mask functions allow, else -inf."""
-    allowed = causal_mask_function if window is None else sliding_window_causal_mask_function(window)
+    allowed = (
+        causal_mask_function if window is None else sliding_window_causal_mask_function(window)
+    )
     t = torch.arange(time)
     return torch.where(allowed(0, 0, t[:, None], t[None, :]), 0.0, -torch.inf)[None, None]
 

@@ -1,4 +1,9 @@
-"""A reference computation, and the file that keeps what it gave."""
+"""A reference computation, and the file that keeps what it gave.
+
+Weights, inputs and cotangents are float32 numbers; the references run on them in float64, so that
+what a comparison finds is the error of ours. (In float32 some are off by 5e-5 themselves: those
+that take differences of sums of log decays over a chunk of 64 tokens.)
+"""
 
 import dataclasses
 import json
@@ -31,8 +36,21 @@ class Case:
     settings: dict = dataclasses.field(default_factory=dict)
 
 
+class Float64(torch.overrides.TorchFunctionMode):
+    """Whoever asks for float32 gets float64: references cast to float32 by name."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        args = [self._wider(x) for x in args]
+        return func(*args, **{k: self._wider(v) for k, v in (kwargs or {}).items()})
+
+    @staticmethod
+    def _wider(x):
+        return torch.float64 if x is torch.float32 else x
+
+
 class Draw:
-    """Random float32 tensors that depend on the seed and the fixture's name alone."""
+    """Random tensors that depend on the seed and the fixture's name alone."""
 
     def __init__(self, seed: int, name: str):
         self.generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
@@ -69,11 +87,17 @@ def write(folder: pathlib.Path, name: str, seed: int) -> int:
       ValueError: where an output is not finite or a gradient is zero all over, of which a
         comparison would learn nothing.
     """
+    torch.set_default_dtype(torch.float64)
     draw = Draw(seed, name)
-    made = CASES[name](draw)
-    inputs, weights = _leaves(made.inputs), _leaves(made.weights)
-    outputs = made.run(inputs, weights)
-    cotangents = {k: draw.normal(*v.shape) for k, v in outputs.items()}
+    with Float64():
+        made = CASES[name](draw)
+        inputs, weights = _leaves(made.inputs), _leaves(made.weights)
+        outputs = made.run(inputs, weights)
+        cotangents = {k: draw.normal(*v.shape) for k, v in outputs.items()}
+        cotangents = {k: v.detach() for k, v in _leaves(cotangents).items()}
+    narrow = [k for k, v in outputs.items() if v.dtype != torch.float64]
+    if narrow:
+        raise ValueError(f"{name}: {narrow} are not float64")
     leaves = {
         **{f"inputs/{k}": v for k, v in inputs.items() if v.requires_grad},
         **{f"weights/{k}": v for k, v in weights.items()},
@@ -99,10 +123,15 @@ def write(folder: pathlib.Path, name: str, seed: int) -> int:
 
 
 def _leaves(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    return {
-        k: v.detach().clone().requires_grad_(v.is_floating_point()) for k, v in tensors.items()
-    }
+    """Differentiable copies, rounded to float32 numbers."""
+    leaves = {}
+    for key, array in _numpy(tensors).items():
+        floating = array.dtype == np.float32
+        leaf = torch.from_numpy(array.astype(np.float64) if floating else array)
+        leaves[key] = leaf.requires_grad_(floating)
+    return leaves
 
 
 def _numpy(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {k: v.detach().contiguous().numpy() for k, v in tensors.items()}
+    arrays = {k: v.detach().contiguous().numpy() for k, v in tensors.items()}
+    return {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in arrays.items()}
