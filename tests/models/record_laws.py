@@ -17,12 +17,26 @@ import time
 import traceback
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# As in the tests: most of the time is LLVM optimising programs that run once.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# As in the tests: most of the time is LLVM optimising programs that run once. Two devices for law 6.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2"
+)
 
 HERE = pathlib.Path(__file__).resolve().parent
 RECORD = HERE.parents[1] / "docs" / "laws.json"
+SHARDED = "sharded = single device"
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+
+
+def sharded(subject, rng) -> None:
+    """Law 6, over the batch on two devices."""
+    import jax
+
+    from kernels_pallas import testing
+
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    ids = testing.draw_segment_ids(rng, 4, 70)
+    testing.check_sharded(subject, rng, mesh, 4, 70, segment_ids=ids, with_state=False)
 
 
 def hold(name: str, seeds: int) -> dict[str, bool]:
@@ -33,7 +47,7 @@ def hold(name: str, seeds: int) -> dict[str, bool]:
     from kernels_pallas.testing import LAWS
 
     passed = {}
-    for law, check in LAWS.items():
+    for law, check in {**LAWS, SHARDED: sharded}.items():
         passed[law] = True
         for seed in range(seeds):
             try:
@@ -65,7 +79,7 @@ def main() -> int:
     record = json.loads(RECORD.read_text()) if options.kinds and RECORD.exists() else {}
     passed, counts = record.get("passed", {}), record.get("variants", {})
     for kind in {variants[n] for n in chosen}:
-        passed[kind], counts[kind] = dict.fromkeys(LAWS, True), 0
+        passed[kind], counts[kind] = dict.fromkeys([*LAWS, SHARDED], True), 0
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.processes, mp_context=context) as pool:
         tasks = {name: pool.submit(hold, name, options.seeds) for name in chosen}
@@ -75,7 +89,7 @@ def main() -> int:
             passed[kind] = {law: passed[kind][law] and ok for law, ok in result.items()}
             print(f"{name}: {sum(result.values())} of {len(result)} laws", flush=True)
     record = dict(
-        date=time.strftime("%Y-%m-%d"), jax=jax.__version__, seeds=options.seeds, laws=list(LAWS),
+        date=time.strftime("%Y-%m-%d"), jax=jax.__version__, seeds=options.seeds, laws=[*LAWS, SHARDED],
         variants=dict(sorted(counts.items())), passed=dict(sorted(passed.items())),
     )  # fmt: skip
     RECORD.write_text(json.dumps(record, indent=1) + "\n")

@@ -31,6 +31,7 @@ class GLAConfig(MixerConfig):
         "S_t = Diag(a_t) S_{t-1} + k_t v_t^T, a_t = sigmoid(W2 W1 x_t + b)^(1/16)"
     )
     source: ClassVar[str] = "arXiv 2312.06635 sec. 4.4"
+    operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
 
     heads: int = 4
     expand_k: float = 0.5

@@ -38,6 +38,7 @@ class GSAConfig(MixerConfig):
         " a_t = sigmoid(W_f x_t)^(1/8)"
     )
     source: ClassVar[str] = "arXiv 2409.07146"
+    operations: ClassVar[tuple[str, ...]] = ("gated_slots",)
 
     heads: int = 4
     kv_heads: int | None = None

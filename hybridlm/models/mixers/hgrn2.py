@@ -28,6 +28,7 @@ class HGRN2Config(MixerConfig):
         "S_t = Diag(f_t) S_{t-1} + (1 - f_t) v_t^T, f_t = b + (1 - b) sigmoid(W x_t)"
     )
     source: ClassVar[str] = "arXiv 2404.07904 sec. 3"
+    operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
 
     expand: int = 128
     lower_bound: float = 0.0

@@ -45,6 +45,7 @@ class MoBAConfig(MixerConfig):
         "o_t = attention to own block and top_{k-1} blocks n by q_t . mean k_n"
     )
     source: ClassVar[str] = "arXiv 2502.13189 sec. 2.2"
+    operations: ClassVar[tuple[str, ...]] = ("block_sparse",)
 
     heads: int
     kv_heads: int | None = None

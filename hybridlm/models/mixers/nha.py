@@ -42,6 +42,7 @@ class NHAConfig(GSAConfig):
         " M_t = Diag(a_u) M_{t-1} + (1 - a_u) [k_u; v_u]^T, u = t - W"
     )
     source: ClassVar[str] = "arXiv 2510.07019"
+    operations: ClassVar[tuple[str, ...]] = ("attention", "gated_slots")
 
     window: int | None = 32
     rope: RopeConfig | None = RopeConfig()

@@ -65,6 +65,10 @@ class ParallelConfig(MixerConfig):
         return sum(b.state_bytes(width, seq_len, itemsize) for b in self.branches.values())
 
     @property
+    def has_loss(self) -> bool:
+        return any(branch.has_loss for branch in self.branches.values())
+
+    @property
     def mechanism(self) -> str:
         return " + ".join(f"({b.mechanism})" for b in self.branches.values())
 
@@ -86,6 +90,11 @@ class Parallel(Mixer):
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         return self.combine({n: self.branches[n](x_BTD, context) for n in self.config.branches})
+
+    def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
+        pairs = {n: self.branches[n].with_loss(x_BTD, context) for n in self.config.branches}
+        outputs = {name: y_BTD for name, (y_BTD, _) in pairs.items()}
+        return self.combine(outputs), sum(loss for _, loss in pairs.values())
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> dict[str, Any]:
         """The branches' states before any token, by name."""
