@@ -151,5 +151,7 @@ def test_a_start_that_failed_claims_no_workdir(in_root, tmp_path, capsys):
     words = ["train", "--config", "configs/demo.py:smoke", "--workdir", tmp_path / "run"]
     bad = "--config.data.sources.addresses.path=gone.jsonl"
     assert call(capsys, *words, bad)[0] == 2
-    code, _, err = call(capsys, *words, "--config.train.wandb=x", "--config.train.tensorboard=False")
+    code, _, err = call(
+        capsys, *words, "--config.train.wandb=x", "--config.train.tensorboard=False"
+    )
     assert code == 2 and "pip install 'hybridlm[wandb]'" in err and "another config" not in err

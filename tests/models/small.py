@@ -50,6 +50,17 @@ MIXERS = {
             ),
         ),
     ),
+    "gla": dict(kind="gla", heads=2),
+    "gla_odd": dict(
+        kind="gla", heads=3, expand_k=0.28125, expand_v=0.46875, gate_rank=5, gate_normalizer=2.0
+    ),
+    "hgrn2": dict(kind="hgrn2", expand=8),
+    "hgrn2_bound": dict(kind="hgrn2", expand=16, lower_bound=0.3),
+    "lightning": dict(kind="lightning", heads=4),
+    "hypenet": dict(
+        kind="lightning", heads=3, head_dim=6, decay="retnet", decay_scale=4.0,
+        activation="none", rope=dict(theta=500.0), qk_norm=True, scale=0.4,
+    ),
 }  # fmt: skip
 
 

@@ -6,6 +6,9 @@ from hybridlm.dataclass_reader import nearest, read_dataclass
 from hybridlm.errors import ConfigError
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.gla import GLAConfig
+from hybridlm.models.mixers.hgrn2 import HGRN2Config
+from hybridlm.models.mixers.lightning import LightningConfig
 from hybridlm.models.mixers.mamba2 import Mamba2Config
 from hybridlm.models.mixers.mlstm import MLSTMConfig
 from hybridlm.models.mixers.parallel import ParallelConfig
@@ -17,9 +20,12 @@ KINDS: dict[str, type[MixerConfig]] = {
     for c in (
         AttentionConfig,
         RGLRUConfig,
-        ShortConvConfig,
+        GLAConfig,
+        HGRN2Config,
+        LightningConfig,
         Mamba2Config,
         MLSTMConfig,
+        ShortConvConfig,
         ParallelConfig,
     )
 }
