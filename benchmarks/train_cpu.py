@@ -273,13 +273,13 @@ def render(results: dict) -> str:
     return "\n".join(lines)
 
 
-def write_readme(results: dict) -> None:
-    """Puts the rendered results between the two marks of benchmarks/README.md."""
-    before, mark, rest = README.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (mark and end):
-        raise SystemExit(f"{README} lacks the lines {BEGIN} and {END}")
-    README.write_text(f"{before}{BEGIN}\n{render(results)}\n{END}{after}")
+def write_between(begin: str, end: str, text: str) -> None:
+    """Puts `text` between two marks of benchmarks/README.md."""
+    before, mark, rest = README.read_text().partition(begin)
+    _, found, after = rest.partition(end)
+    if not (mark and found):
+        raise SystemExit(f"{README} lacks the lines {begin} and {end}")
+    README.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def doubts(results: dict) -> list[str]:
@@ -340,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if min(options.rounds, options.steps, options.warmup, options.trial_steps) < 1:
         parser.error("--rounds, --steps, --warmup and --trial_steps must be at least 1")
     if options.render:
-        write_readme(json.loads(options.render.read_text()))
+        write_between(BEGIN, END, render(json.loads(options.render.read_text())))
         return 0
     options.env = dict(options.env)
     if (busy := load()) is not None and busy > 0.5:

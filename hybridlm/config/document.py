@@ -82,6 +82,8 @@ def _type(hint: Any) -> str:
         return ", ".join(f"`{a!r}`" for a in args)
     if origin is dict:
         return "number by name" if args[1] is float else "settings by name"
+    if origin is tuple:
+        return f"list of {_type(args[0])}s"
     if dataclasses.is_dataclass(hint):
         return "settings"
     names = {int: "whole number", float: "number", str: "text", bool: "`True`, `False`"}

@@ -10,7 +10,7 @@ from flax import nnx
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Identity, Linear, RMSNorm, at_least_float32
 from hybridlm.models.mixers import token_cache
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.spans import Chunk, Window, mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import (
@@ -51,6 +51,7 @@ class AttentionConfig(MixerConfig):
     kind_name: ClassVar[str] = "attention"
     equation: ClassVar[str] = "o_t = sum_{t-W < s <= t} softmax_s(scale q_t . k_s) v_s"
     source: ClassVar[str] = "arXiv 1706.03762 sec. 3.2; GQA arXiv 2305.13245"
+    operations: ClassVar[tuple[str, ...]] = ("attention",)
 
     heads: int
     kv_heads: int | None = None
@@ -89,6 +90,11 @@ class AttentionConfig(MixerConfig):
             self.chunk is None or self.window is None,
             "chunk",
             "goes without window: attention is local in one way or the other",
+        )
+        require(
+            self.window is None or self.window < 2**31,
+            "window",
+            f"must be below 2^31, or None for full attention, not {self.window}",
         )
         for name in ("head_dim", "soft_cap", "scale"):
             value = getattr(self, name)
@@ -142,7 +148,7 @@ class AttentionConfig(MixerConfig):
         return Window(self.window) if self.chunk is None else Chunk(self.chunk)
 
 
-class Attention(nnx.Module):
+class Attention(Mixer):
     """The mixer of `AttentionConfig`."""
 
     def __init__(self, config: AttentionConfig, spec: LayerSpec, *, rngs: nnx.Rngs):

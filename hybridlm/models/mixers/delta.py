@@ -13,7 +13,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, RMSNorm, at_least_float32
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm, ShortConv, initial_dt_bias, l2_normalize
 from kernels_pallas import delta_rule
 from kernels_pallas.causal_conv import ConvState
@@ -92,7 +92,7 @@ class DeltaState(NamedTuple):
     recurrence: delta_rule.DeltaRuleState
 
 
-class Delta(nnx.Module):
+class Delta(Mixer):
     """The mixer of a `DeltaConfig`, with the decay and the output that this one gives it.
 
     `decay(x_BTD)` is the log decay (B, T, H), (B, T, H, K) or None; `output(o_BTHV, x_BTD)` is

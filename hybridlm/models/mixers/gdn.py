@@ -33,6 +33,7 @@ class GDNConfig(DeltaConfig):
         "S_t = a_t S_{t-1} + b_t k_t (v_t - a_t S_{t-1}^T k_t)^T, o_t = S_t^T q_t"
     )
     source: ClassVar[str] = "arXiv 2412.06464 sec. 3"
+    operations: ClassVar[tuple[str, ...]] = ("causal_conv", "delta_rule")
     name: ClassVar[str] = "Gated DeltaNet"
 
     heads: int

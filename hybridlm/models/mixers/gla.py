@@ -9,7 +9,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, at_least_float32
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm
 from kernels_pallas.gated_linear import GatedLinearState, empty_state, gated_linear
 
@@ -31,6 +31,7 @@ class GLAConfig(MixerConfig):
         "S_t = Diag(a_t) S_{t-1} + k_t v_t^T, a_t = sigmoid(W2 W1 x_t + b)^(1/16)"
     )
     source: ClassVar[str] = "arXiv 2312.06635 sec. 4.4"
+    operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
 
     heads: int = 4
     expand_k: float = 0.5
@@ -80,7 +81,7 @@ class GLAConfig(MixerConfig):
         return "GLA, decay per channel"
 
 
-class GLA(nnx.Module):
+class GLA(Mixer):
     """out(rmsnorm(o) * silu(gate x)): the mixer of `GLAConfig`, its norm over each head."""
 
     def __init__(self, config: GLAConfig, spec: LayerSpec, *, rngs: nnx.Rngs):

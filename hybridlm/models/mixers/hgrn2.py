@@ -9,7 +9,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, RMSNorm, at_least_float32
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from kernels_pallas.gated_linear import GatedLinearState, empty_state, gated_linear
 
 
@@ -28,6 +28,7 @@ class HGRN2Config(MixerConfig):
         "S_t = Diag(f_t) S_{t-1} + (1 - f_t) v_t^T, f_t = b + (1 - b) sigmoid(W x_t)"
     )
     source: ClassVar[str] = "arXiv 2404.07904 sec. 3"
+    operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
 
     expand: int = 128
     lower_bound: float = 0.0
@@ -63,7 +64,7 @@ class HGRN2Config(MixerConfig):
         return f"HGRN2, expansion {self.expand}"
 
 
-class HGRN2(nnx.Module):
+class HGRN2(Mixer):
     """out(rmsnorm(o)): the mixer of `HGRN2Config`, its norm over all heads together."""
 
     def __init__(self, config: HGRN2Config, spec: LayerSpec, *, rngs: nnx.Rngs):

@@ -42,6 +42,7 @@ class KDAConfig(DeltaConfig):
         "S' = Diag(a_t) S_{t-1}, S_t = S' + b_t k_t (v_t - S'^T k_t)^T, o_t = S_t^T q_t"
     )
     source: ClassVar[str] = "arXiv 2510.26692 sec. 3.1, 4.1"
+    operations: ClassVar[tuple[str, ...]] = ("causal_conv", "delta_rule")
     name: ClassVar[str] = "Kimi Delta Attention"
 
     heads: int

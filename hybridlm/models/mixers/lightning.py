@@ -10,7 +10,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Identity, Linear, RMSNorm
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
 from kernels_pallas.gated_linear import GatedLinearState, empty_state, gated_linear
@@ -35,6 +35,7 @@ class LightningConfig(MixerConfig):
     kind_name: ClassVar[str] = "lightning"
     equation: ClassVar[str] = "S_t = a_h S_{t-1} + k_t v_t^T, o_t = S_t^T q_t, a_h fixed"
     source: ClassVar[str] = "arXiv 2401.04658; MiniMax-01 arXiv 2501.08313 sec. 2.2"
+    operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
 
     heads: int
     head_dim: int | None = None
@@ -106,7 +107,7 @@ DECAYS = {"lightning": _lightning_log_decay, "retnet": _retnet_log_decay}
 ACTIVATIONS = {"silu": jax.nn.silu, "none": lambda x: x}
 
 
-class Lightning(nnx.Module):
+class Lightning(Mixer):
     """out(rmsnorm(o) * sigmoid(gate x)): the mixer of `LightningConfig`.
 
     The norm is over all heads together, and the gate comes after it (MiniMax-01).

@@ -9,7 +9,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, at_least_float32
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm, ShortConv, initial_dt_bias
 from kernels_pallas import gated_linear
 from kernels_pallas.causal_conv import MAX_WIDTH, ConvState
@@ -34,6 +34,7 @@ class Mamba2Config(MixerConfig):
     kind_name: ClassVar[str] = "mamba2"
     equation: ClassVar[str] = "h_t = exp(-A dt_t) h_{t-1} + dt_t B_t x_t^T, y_t = h_t^T C_t + D x_t"
     source: ClassVar[str] = "arXiv 2405.21060 sec. 7"
+    operations: ClassVar[tuple[str, ...]] = ("causal_conv", "gated_linear")
 
     heads: int | None = None
     head_dim: int = 64
@@ -116,7 +117,7 @@ class Mamba2State(NamedTuple):
     memory: gated_linear.GatedLinearState
 
 
-class Mamba2(nnx.Module):
+class Mamba2(Mixer):
     """out(norm(y silu(z))), y = ssm(silu(conv(x)), dt, B, C) + D x: the mixer of `Mamba2Config`.
 
     z, x, (B, C) and dt are projections of their own rather than columns of one: x and z can be

@@ -10,7 +10,7 @@ from flax import nnx
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, RMSNorm
 from hybridlm.models.mixers import token_cache
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.spans import mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
@@ -38,6 +38,7 @@ class MLAConfig(MixerConfig):
     kind_name: ClassVar[str] = "mla"
     equation: ClassVar[str] = "k_s = [W_k c_s; rope(W_r x_s)], v_s = W_v c_s, c_s = norm(W_c x_s)"
     source: ClassVar[str] = "arXiv 2405.04434 sec. 2.1; arXiv 2412.19437 sec. 2.1.1"
+    operations: ClassVar[tuple[str, ...]] = ("attention",)
 
     heads: int
     kv_rank: int = 512
@@ -98,7 +99,7 @@ class MLAConfig(MixerConfig):
         return self.rope is not None and self.qk_rope > 0
 
 
-class MLA(nnx.Module):
+class MLA(Mixer):
     """The mixer of `MLAConfig`.
 
     Training and prefill write every head's keys and values out. Decoding does not: q . (W_k c) =

@@ -9,7 +9,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, at_least_float32
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from kernels_pallas import gated_linear, segments
 
 NORMALIZER_EPS = 1e-6  # added to the normaliser after stabilisation, as the published code does
@@ -35,6 +35,7 @@ class MLSTMConfig(MixerConfig):
         " h_t = C_t^T q_t / max(abs(n_t . q_t), 1)"
     )
     source: ClassVar[str] = "arXiv 2405.04517 sec. 2.3; xLSTM-7B, arXiv 2503.13427"
+    operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
 
     heads: int = 4
     qk_dim_factor: float = 0.5
@@ -92,7 +93,7 @@ class MLSTMState(NamedTuple):
     stabilizer_BH: jax.Array
 
 
-class MLSTM(nnx.Module):
+class MLSTM(Mixer):
     """out(sigmoid(o) * norm(h)): the mixer of `MLSTMConfig`."""
 
     def __init__(self, config: MLSTMConfig, spec: LayerSpec, *, rngs: nnx.Rngs):

@@ -10,7 +10,7 @@ from flax import nnx
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear
 from hybridlm.models.mixers import token_cache
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
 from kernels_pallas.block_sparse import (
@@ -45,6 +45,7 @@ class MoBAConfig(MixerConfig):
         "o_t = attention to own block and top_{k-1} blocks n by q_t . mean k_n"
     )
     source: ClassVar[str] = "arXiv 2502.13189 sec. 2.2"
+    operations: ClassVar[tuple[str, ...]] = ("block_sparse",)
 
     heads: int
     kv_heads: int | None = None
@@ -128,7 +129,7 @@ class MoBACache(NamedTuple):
     means_BNGK: jax.Array
 
 
-class MoBA(nnx.Module):
+class MoBA(Mixer):
     """The mixer of `MoBAConfig`."""
 
     def __init__(self, config: MoBAConfig, spec: LayerSpec, *, rngs: nnx.Rngs):

@@ -9,7 +9,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import Invalid, nearest, require
 from hybridlm.models.layers import RMSNorm
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +65,15 @@ class ParallelConfig(MixerConfig):
         return sum(b.state_bytes(width, seq_len, itemsize) for b in self.branches.values())
 
     @property
+    def has_loss(self) -> bool:
+        return any(branch.has_loss for branch in self.branches.values())
+
+    @property
     def mechanism(self) -> str:
         return " + ".join(f"({b.mechanism})" for b in self.branches.values())
 
 
-class Parallel(nnx.Module):
+class Parallel(Mixer):
     """combine(branch_1(x), branch_2(x), ...): the mixer of `ParallelConfig`.
 
     Its state is a dict of the branches' states.
@@ -86,6 +90,11 @@ class Parallel(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         return self.combine({n: self.branches[n](x_BTD, context) for n in self.config.branches})
+
+    def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
+        pairs = {n: self.branches[n].with_loss(x_BTD, context) for n in self.config.branches}
+        outputs = {name: y_BTD for name, (y_BTD, _) in pairs.items()}
+        return self.combine(outputs), sum(loss for _, loss in pairs.values())
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> dict[str, Any]:
         """The branches' states before any token, by name."""

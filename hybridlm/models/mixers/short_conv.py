@@ -9,7 +9,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import ShortConv
 from kernels_pallas.causal_conv import MAX_WIDTH, ConvState
 
@@ -25,6 +25,7 @@ class ShortConvConfig(MixerConfig):
     kind_name: ClassVar[str] = "short_conv"
     equation: ClassVar[str] = "y_t = C_t * sum_{i < W} w_i (B * x)_{t-i}"
     source: ClassVar[str] = "LFM2, arXiv 2511.23404"
+    operations: ClassVar[tuple[str, ...]] = ("causal_conv",)
 
     conv_width: int = 3
 
@@ -51,7 +52,7 @@ class ShortConvConfig(MixerConfig):
         return f"gated short convolution, {self.conv_width} taps"
 
 
-class GatedShortConv(nnx.Module):
+class GatedShortConv(Mixer):
     """out(C * conv(B * x)): the mixer of `ShortConvConfig`; its state is the convolution's."""
 
     def __init__(self, config: ShortConvConfig, spec: LayerSpec, *, rngs: nnx.Rngs):

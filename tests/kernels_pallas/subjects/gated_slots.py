@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from kernels_pallas import gated_slots as slots_op
 from kernels_pallas.gated_slots import chunked
 from kernels_pallas.testing import Subject, normal
-from subjects.faults import Fault, boundary_dropped, causal, finite, forms, packed, split
+from subjects.faults import Fault, boundary_dropped, causal, finite, forms, split
 
 
 def slots_subject(
@@ -88,4 +88,76 @@ def draw(rng) -> Subject:
 
 
 SUBJECTS = {"gated_slots": draw}
-FAULTS = {}
+
+
+def writes_before_decaying(
+    q, k, v, log_gate, write, *rest, original=chunked.gated_slots, **options
+):
+    """slots_t = gate_t (slots_{t-1} + write_t k_t)."""
+    return original(q, k, v, log_gate, jnp.exp(log_gate) * write, *rest, **options)
+
+
+def state_dropped(*arguments, original=chunked.gated_slots, **options):
+    *tokens, k_slots, v_slots = arguments
+    return original(*tokens, jnp.zeros_like(k_slots), jnp.zeros_like(v_slots), **options)
+
+
+def factors_over_the_sequence(
+    q_BTGRK,
+    k_BTGK,
+    v_BTGV,
+    log_gate_BTGM,
+    write_BTGM,
+    resets,
+    k_slots,
+    v_slots,
+    *,
+    scale,
+    precision,
+):
+    """exp(b_t) exp(-b_j) for a decay from j to t: infinite times zero."""
+    b_BTGM = jnp.cumsum(log_gate_BTGM, axis=1)
+    causal_TS = jnp.tril(jnp.ones(2 * q_BTGRK.shape[1:2], bool))
+    into_BSGM = jnp.exp(-b_BTGM) * write_BTGM
+    dots = jnp.where(
+        causal_TS[None, None, None], jnp.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BTGK), 0
+    )
+    logits = jnp.einsum("bgrts,bsgm,btgm->btgrm", dots, into_BSGM, jnp.exp(b_BTGM)) * scale
+    out = jnp.einsum("btgrm,bsgm,bsgv->btgrv", jax.nn.softmax(logits), into_BSGM, v_BTGV)
+    return out, jax.nn.logsumexp(logits, axis=-1), k_slots, v_slots
+
+
+def lse_gradient_ignored(precision, residuals, cotangents, original=chunked._backward):
+    dout, dlse, dlast = cotangents
+    return original(precision, residuals, (dout, jnp.zeros_like(dlse), dlast))
+
+
+def half_too_far(self, half, *arguments, original=chunked._Level.__init__):
+    """The right halves' products miss their first gate."""
+    original(self, half, *arguments)
+    self.prefix_JhM = jnp.roll(self.prefix_JhM, 1, axis=-2).at[..., 0, :].set(1)
+
+
+def fill_not_carried(starts_BT, update_BT, written_B, original=slots_op._filled):
+    return original(starts_BT, update_BT, jnp.zeros_like(written_B))
+
+
+def next_token_written(q, k, v, log_gate, write, *rest, original=chunked.gated_slots, **options):
+    k, v, log_gate, write = (
+        jnp.concatenate([x[:, 1:], x[:, :1]], axis=1) for x in (k, v, log_gate, write)
+    )
+    return original(q, k, v, log_gate, write, *rest, **options)
+
+
+plain, untied = slots_subject(), slots_subject(strength=20.0, tied=False)
+masked = slots_subject(mask_empty=True, gaps=True)
+FAULTS = {
+    "boundary dropped": boundary_dropped(plain),
+    "state dropped": Fault(slots_op._FORMS, "chunked", state_dropped, split(plain)),
+    "decay order": Fault(slots_op._FORMS, "chunked", writes_before_decaying, forms(untied)),
+    "exp(-cumsum)": Fault(slots_op._FORMS, "chunked", factors_over_the_sequence, finite(plain)),
+    "dlse ignored": Fault(chunked._slots, "bwd", lse_gradient_ignored, forms(plain)),
+    "a gate missed between halves": Fault(chunked._Level, "__init__", half_too_far, forms(plain)),
+    "emptiness not carried": Fault(slots_op, "_filled", fill_not_carried, split(masked)),
+    "one future token": Fault(slots_op._FORMS, "chunked", next_token_written, causal(plain)),
+}

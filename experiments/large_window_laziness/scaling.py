@@ -1,0 +1,385 @@
+"""The scaling law of LongPPL with size and tokens, fitted to a table of runs.
+
+    python -m experiments.large_window_laziness.scaling FILE.tsv --held_out S4 --json out.json
+
+    ln LongPPL = b N^-alpha + c D^-beta        (no constant term)
+
+N is the number of parameters without embeddings (column `n`), D the number of training tokens,
+`token_multiplier` times the row's own N. FILE has tab-separated columns `model_size`,
+`token_multiplier` (a number, with or without a trailing "n"), `n` and `loss` (LongPPL itself, not
+its logarithm). All rows of the held-out size (the largest, by default) are left out of the fit.
+
+The fit follows arXiv 2606.15378 and its published code. With L = ln LongPPL, the residual of a row
+is that of the logarithm of L, ln L_predicted - ln L, as in arXiv 2203.15556 (section 3.3, where L
+is the loss): "log residual" means the logarithm of the fitted quantity, which is itself a
+logarithm. The sum over rows of Huber(residual), epsilon 1e-3, is minimised by L-BFGS-B from a grid
+of starting points, alpha within [0.2, 0.3]. Intervals are percentiles over bootstrap samples of
+the training rows; where a size has few rows they say little about alpha, whose bounds cut them.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize
+
+EPSILON = 1e-3
+ALPHA_BOUNDS = (0.2, 0.3)
+BETA_BOUNDS = (0.0, 3.0)
+ALPHA_STARTS = (0.2, 0.233, 0.267, 0.3)
+BETA_STARTS = (0.1, 0.2, 0.35, 0.5, 0.8, 1.2)
+SHARE_STARTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the data term in L, at the centre of the rows
+CONSTANTS = ("b", "c", "alpha", "beta")
+COLUMNS = ("model_size", "token_multiplier", "n", "loss")
+FEWEST_ROWS = 5
+POLISHED = 3  # ends of the grid that are descended from again
+INTERVAL = (2.5, 97.5)  # percentiles
+
+
+class ScalingError(Exception):
+    """A table that cannot be fitted; the message is one sentence that says why."""
+
+
+class Rows(NamedTuple):
+    """A table of runs, a row each.
+
+    Attributes:
+      size: names. multiplier: D / N. params: N. tokens: D. log_longppl: L = ln LongPPL, above 0.
+    """
+
+    size: np.ndarray
+    multiplier: np.ndarray
+    params: np.ndarray
+    tokens: np.ndarray
+    log_longppl: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> "Rows":
+        """The rows that a mask or an array of indices picks."""
+        return Rows(*(column[chosen] for column in self))
+
+
+class Law(NamedTuple):
+    """The constants of ln LongPPL = b N^-alpha + c D^-beta."""
+
+    b: float
+    c: float
+    alpha: float
+    beta: float
+
+    def __call__(self, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """ln LongPPL at N parameters and D tokens."""
+        return self.b * params**-self.alpha + self.c * tokens**-self.beta
+
+
+def read_rows(path: pathlib.Path | str) -> Rows:
+    """Reads and checks a table.
+
+    Raises:
+      ScalingError: for a file, column or number that cannot be used; it names the line.
+    """
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ScalingError(f"{path} cannot be read: {reason}") from None
+    reader = csv.DictReader(text.splitlines(), delimiter="\t")
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise ScalingError(
+            f"{path} has no column {missing[0]!r}: it needs {', '.join(COLUMNS)}, tab-separated"
+        )
+    sizes, numbers = [], []
+    for row in reader:
+        where = f"{path}:{reader.line_num}"
+        if not row["model_size"]:
+            raise ScalingError(f"{where}: model_size is empty")
+        sizes.append(row["model_size"])
+        multiplier = (row["token_multiplier"] or "").strip().removesuffix("n")
+        numbers.append(
+            [
+                _positive(multiplier, "token_multiplier", where),
+                _positive(row["n"], "n", where),
+                _positive(row["loss"], "loss", where),
+            ]
+        )
+        if numbers[-1][2] <= 1:
+            raise ScalingError(
+                f"{where}: loss is {row['loss']}, where LongPPL (not its logarithm) must exceed 1"
+            )
+    multiplier, params, longppl = np.array(numbers, float).reshape(-1, 3).T
+    return Rows(np.array(sizes), multiplier, params, multiplier * params, np.log(longppl))
+
+
+def split_rows(rows: Rows, held_out: str | None = None) -> tuple[Rows, Rows]:
+    """(training rows, held-out rows); the size with the most parameters where none is named.
+
+    Raises:
+      ScalingError: where there is no such size, or what remains cannot determine four constants.
+    """
+    if held_out is None and len(rows.size):
+        held_out = str(rows.size[np.argmax(rows.params)])
+    if held_out not in rows.size:
+        known = ", ".join(dict.fromkeys(rows.size.tolist())) or "none, as there is no row"
+        raise ScalingError(f"there is no size {held_out!r} to hold out: the sizes are {known}")
+    train = rows.take(rows.size != held_out)
+    if not _determined(train):
+        raise ScalingError(
+            f"{len(train.size)} training rows remain without {held_out}: four constants need at"
+            f" least {FEWEST_ROWS}, of at least 2 sizes and 2 token budgets"
+        )
+    return train, rows.take(rows.size == held_out)
+
+
+def huber(residuals: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
+    """r^2 / 2 where |r| <= epsilon, beyond it epsilon (|r| - epsilon / 2)."""
+    size = np.abs(residuals)
+    return np.where(size <= epsilon, size**2 / 2, epsilon * (size - epsilon / 2))
+
+
+def log_residuals(law: Law, rows: Rows) -> np.ndarray:
+    """ln(predicted ln LongPPL) - ln(ln LongPPL), a row each."""
+    return np.log(law(rows.params, rows.tokens)) - np.log(rows.log_longppl)
+
+
+def fit(rows: Rows, starts: Sequence[np.ndarray] | None = None) -> Law:
+    """The law with the least Huber loss of log residuals among the ends of all starting points.
+
+    Args:
+      starts: (ln b, ln c, alpha, beta) each, as `as_start` makes them; the grid where None.
+    """
+    objective = _Objective(rows)
+    points = _grid(rows) if starts is None else [objective.centred(s) for s in starts]
+    ends = [_descend(objective, point, EPSILON) for point in points]
+    # The corner of the Huber loss stops line searches early: the best few are started again from
+    # where they stopped, first with a rounder corner.
+    ends.sort(key=lambda end: end[0])
+    for loss, point in ends[:POLISHED]:
+        for epsilon in (30 * EPSILON, 5 * EPSILON):
+            point = _descend(objective, point, epsilon)[1]
+        before = math.inf
+        loss, point = _descend(objective, point, EPSILON)
+        while loss < (1 - 1e-6) * before:
+            before = loss
+            loss, point = _descend(objective, point, EPSILON)
+        ends.append((loss, point))
+    return objective.law(min(ends, key=lambda end: end[0])[1])
+
+
+def as_start(law: Law) -> np.ndarray:
+    """A law as a starting point of `fit`."""
+    return np.array([math.log(law.b), math.log(law.c), law.alpha, law.beta])
+
+
+class _Objective:
+    """Huber loss and gradient in (ln b', ln c', alpha, beta).
+
+    b' = b exp(-alpha mean ln N) and c' = c exp(-beta mean ln D) are the terms' sizes at the centre
+    of the rows: without this the constants and exponents are so correlated that a line search
+    gets nowhere.
+    """
+
+    def __init__(self, rows: Rows):
+        log_n, log_d = np.log(rows.params), np.log(rows.tokens)
+        self.centre_n, self.centre_d = log_n.mean(), log_d.mean()
+        self.log_n, self.log_d = log_n - self.centre_n, log_d - self.centre_d
+        self.log_l = np.log(rows.log_longppl)
+
+    def __call__(self, point: np.ndarray, epsilon: float) -> tuple[float, np.ndarray]:
+        log_b, log_c, alpha, beta = point
+        term_n, term_d = log_b - alpha * self.log_n, log_c - beta * self.log_d
+        predicted = np.logaddexp(term_n, term_d)
+        residuals = predicted - self.log_l
+        slope = np.clip(residuals, -epsilon, epsilon)
+        by_n = slope * np.exp(term_n - predicted)
+        by_d = slope * np.exp(term_d - predicted)
+        gradient = [by_n.sum(), by_d.sum(), -by_n @ self.log_n, -by_d @ self.log_d]
+        # Divided by epsilon, so that the optimizer's absolute tolerances mean what they should.
+        return huber(residuals, epsilon).sum() / epsilon, np.array(gradient) / epsilon
+
+    def centred(self, start: np.ndarray) -> np.ndarray:
+        log_b, log_c, alpha, beta = start
+        return np.array([log_b - alpha * self.centre_n, log_c - beta * self.centre_d, alpha, beta])
+
+    def law(self, point: np.ndarray) -> Law:
+        log_b, log_c, alpha, beta = (float(x) for x in point)
+        return Law(
+            math.exp(log_b + alpha * self.centre_n), math.exp(log_c + beta * self.centre_d),
+            alpha, beta,
+        )  # fmt: skip
+
+
+def _grid(rows: Rows) -> list[np.ndarray]:
+    centre = float(np.exp(np.log(rows.log_longppl).mean()))
+    return [
+        np.array([math.log(centre * (1 - share)), math.log(centre * share), alpha, beta])
+        for alpha, beta, share in itertools.product(ALPHA_STARTS, BETA_STARTS, SHARE_STARTS)
+    ]
+
+
+def _descend(objective: _Objective, point: np.ndarray, epsilon: float) -> tuple[float, np.ndarray]:
+    bounds = [(-30.0, 30.0), (-30.0, 30.0), ALPHA_BOUNDS, BETA_BOUNDS]
+    done = minimize(
+        objective, point, args=(epsilon,), jac=True, method="L-BFGS-B", bounds=bounds,
+        options={"maxiter": 300, "ftol": 1e-10, "gtol": 1e-9},
+    )  # fmt: skip
+    return float(done.fun), done.x
+
+
+def bootstrap(rows: Rows, law: Law, samples: int, seed: int) -> list[Law]:
+    """Laws fitted to resamples of the rows, with replacement; the same for the same seed.
+
+    A resample that cannot determine the constants (see `split_rows`) is drawn again. Each fit
+    starts from `law` and from a few points around it.
+    """
+    rng = np.random.default_rng(seed)
+    starts = []
+    for alpha, beta in itertools.product(ALPHA_BOUNDS, (0.6 * law.beta, 1.6 * law.beta)):
+        # Turned about the centre of the rows, where the terms keep their sizes.
+        d_n = (alpha - law.alpha) * np.log(rows.params).mean()
+        d_d = (beta - law.beta) * np.log(rows.tokens).mean()
+        starts.append(as_start(law) + [d_n, d_d, alpha - law.alpha, beta - law.beta])
+    laws = []
+    while len(laws) < samples:
+        drawn = rows.take(rng.integers(0, len(rows.size), len(rows.size)))
+        if _determined(drawn):
+            laws.append(fit(drawn, [as_start(law), *starts]))
+    return laws
+
+
+def analyse(
+    rows: Rows, held_out: str | None = None, samples: int = 200, seed: int = 0
+) -> dict[str, Any]:
+    """Fits, holds out and resamples; everything that the command writes, JSON-ready."""
+    train, test = split_rows(rows, held_out)
+    law = fit(train)
+    resampled = bootstrap(train, law, samples, seed)
+    predicted = law(train.params, train.tokens)
+    spread = np.sum((train.log_longppl - train.log_longppl.mean()) ** 2)
+    residuals = law(test.params, test.tokens) - test.log_longppl
+    draws = np.array([other(test.params, test.tokens) for other in resampled])
+    held = []
+    for i in range(len(test.size)):
+        low, high = np.exp(_interval(draws[:, i]))
+        held.append(
+            {
+                "model_size": str(test.size[i]),
+                "token_multiplier": float(test.multiplier[i]),
+                "n": float(test.params[i]),
+                "tokens": float(test.tokens[i]),
+                "actual_log_longppl": float(test.log_longppl[i]),
+                "predicted_log_longppl": float(test.log_longppl[i] + residuals[i]),
+                "actual_longppl": float(np.exp(test.log_longppl[i])),
+                "predicted_longppl": float(np.exp(test.log_longppl[i] + residuals[i])),
+                "predicted_longppl_interval": [float(low), float(high)],
+            }
+        )
+    constants = np.array(resampled)
+    return {
+        "law": "ln LongPPL = b * n^-alpha + c * tokens^-beta",
+        "residual": "ln(predicted ln LongPPL) - ln(ln LongPPL)",
+        "held_out": str(test.size[0]),
+        "train_rows": len(train.size),
+        "constants": dict(law._asdict()),
+        "intervals": {
+            name: [float(x) for x in _interval(constants[:, i])] for i, name in enumerate(CONSTANTS)
+        },
+        "interval_percentiles": list(INTERVAL),
+        "bootstrap": {"samples": samples, "seed": seed},
+        "alpha_bounds": list(ALPHA_BOUNDS),
+        "alpha_at_bound": bool(np.min(np.abs(np.array(ALPHA_BOUNDS) - law.alpha)) < 1e-6),
+        "train_r2": float(1 - np.sum((predicted - train.log_longppl) ** 2) / spread),
+        "train_r2_scale": "ln LongPPL",
+        "huber_epsilon": EPSILON,
+        "huber_loss": float(huber(log_residuals(law, train)).sum()),
+        "held_out_rmse_log_longppl": float(np.sqrt(np.mean(residuals**2))),
+        "held_out_rows": held,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `analyse`, for a person to read."""
+    low, high = result["interval_percentiles"]
+    lines = [
+        f"{result['law']}, {result['train_rows']} rows, without {result['held_out']}",
+        f"  constant        value   {low:g}% to {high:g}% of {result['bootstrap']['samples']}"
+        " bootstrap samples",
+    ]
+    for name in CONSTANTS:
+        below, above = result["intervals"][name]
+        note = "  (at its bound)" if name == "alpha" and result["alpha_at_bound"] else ""
+        value = result["constants"][name]
+        lines.append(f"  {name:<8} {value:>12.5g}   {below:.5g} to {above:.5g}{note}")
+    lines += [
+        f"  train R^2, of ln LongPPL: {result['train_r2']:.4f}",
+        f"  Huber loss (epsilon {result['huber_epsilon']:g}): {result['huber_loss']:.4e}",
+        f"held out: root mean square error of ln LongPPL {result['held_out_rmse_log_longppl']:.4f}",
+        "  size    D/N      LongPPL   predicted    error   interval of the prediction",
+    ]
+    for row in result["held_out_rows"]:
+        error = row["predicted_longppl"] / row["actual_longppl"] - 1
+        below, above = row["predicted_longppl_interval"]
+        lines.append(
+            f"  {row['model_size']:<5}{row['token_multiplier']:>7.1f}{row['actual_longppl']:>12.4f}"
+            f"{row['predicted_longppl']:>12.4f}{error:>9.2%}   {below:.3f} to {above:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns 2, with one sentence on stderr, for what cannot be fitted."""
+    parser = argparse.ArgumentParser(prog="scaling", description=__doc__.split("\n")[0])
+    parser.add_argument("table", metavar="FILE.tsv", type=pathlib.Path)
+    parser.add_argument("--held_out", help="size to predict; the largest by default")
+    parser.add_argument("--json", type=pathlib.Path, help="file to write the result to")
+    parser.add_argument("--bootstrap", type=int, default=200, help="resamples (default: 200)")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.bootstrap < 1:
+            raise ScalingError(f"--bootstrap must be at least 1, not {arguments.bootstrap}")
+        if arguments.seed < 0:
+            raise ScalingError(f"--seed must be at least 0, not {arguments.seed}")
+        if arguments.json is not None and not arguments.json.parent.is_dir():
+            raise ScalingError(f"--json {arguments.json}: there is no folder to write it to")
+        rows = read_rows(arguments.table)
+        result = analyse(rows, arguments.held_out, arguments.bootstrap, arguments.seed)
+    except ScalingError as error:
+        print(f"scaling: {error}", file=sys.stderr)
+        return 2
+    print(table(result))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(f"written to {arguments.json}")
+    return 0
+
+
+def _positive(text: str | None, column: str, where: str) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ScalingError(f"{where}: {column} is {text!r}, where a positive number is expected")
+    return value
+
+
+def _determined(rows: Rows) -> bool:
+    """Whether the rows can tell the constants apart at all."""
+    pairs = set(zip(rows.params.tolist(), rows.tokens.tolist()))
+    sizes, budgets = len(set(rows.params.tolist())), len(set(rows.multiplier.tolist()))
+    return len(rows.size) >= FEWEST_ROWS and len(pairs) >= 4 and sizes >= 2 and budgets >= 2
+
+
+def _interval(values: np.ndarray) -> np.ndarray:
+    return np.percentile(values, INTERVAL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

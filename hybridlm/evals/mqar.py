@@ -1,0 +1,98 @@
+"""Multi-query associative recall (arXiv 2312.04927, appendix E; zoology's generator).
+
+A sequence of L tokens begins with P pairs k1 v1 k2 v2 ...; each key then comes once more, and the
+token after it is to be its value. Keys are drawn from [1, V/2), values from [V/2, V), both without
+replacement. What is left after the pairs are (L - 2P) / 2 slots of two tokens; the slots of the
+queries are drawn without replacement with p(g) proportional to g^(a-1), g = 1, 2, ... from the
+pairs on: a = 0.01 lets most come early, a = 1 is uniform. Everything else is filler: random tokens
+of the whole vocabulary, keys and values included (zoology's default), or token 0 (the figures of
+the paper). Only the queries' positions count in the loss.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hybridlm.errors import UserError
+
+
+class MQAR(NamedTuple):
+    """A batch of recall tasks in the form of `hybridlm.data.Batch`, each (batch, time).
+
+    Attributes:
+      tokens: int32. targets: int32, the value at a query's position and 0 elsewhere.
+      loss_weights: float32, 1 at queries' positions.
+      segment_ids, positions: int32; a row is one document.
+      gaps: int32 (batch, pairs), slot of each key's query, from 0.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    loss_weights: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
+    gaps: np.ndarray
+
+    def batch(self) -> dict[str, np.ndarray]:
+        """What a training or evaluation step takes."""
+        return {name: value for name, value in self._asdict().items() if name != "gaps"}
+
+
+def mqar(
+    length: int,
+    pairs: int,
+    batch: int,
+    *,
+    seed: int,
+    index: int = 0,
+    vocab_size: int = 8192,
+    power: float = 0.01,
+    random_filler: bool = True,
+) -> MQAR:
+    """Batch `index` of the task; a function of the arguments alone.
+
+    Raises:
+      UserError: where the pairs and their queries do not fit, or the vocabulary is too small.
+    """
+    if length % 2 or 4 * pairs > length or pairs < 1:
+        raise UserError(
+            f"mqar: {pairs} pairs in {length} tokens: needs an even length of at least 4 times the"
+            " pairs, and at least 1 pair"
+        )
+    if pairs > vocab_size // 2 - 1:
+        raise UserError(
+            f"mqar: {pairs} pairs of a vocabulary of {vocab_size}: it has {vocab_size // 2 - 1} keys"
+        )
+    if not power > 0:
+        raise UserError(f"mqar: power must be positive, not {power}")
+    rng = np.random.default_rng([seed, index])
+    p = gap_distribution(length, pairs, power)
+    half = vocab_size // 2
+    tokens = np.zeros((batch, length), np.int32)
+    targets = np.zeros((batch, length), np.int32)
+    weights = np.zeros((batch, length), np.float32)
+    gaps = np.zeros((batch, pairs), np.int32)
+    if random_filler:
+        tokens[:] = rng.integers(0, vocab_size, tokens.shape)
+    for row in range(batch):
+        keys = 1 + rng.choice(half - 1, pairs, replace=False)
+        values = half + rng.choice(vocab_size - half, pairs, replace=False)
+        gaps[row] = rng.choice(len(p), pairs, replace=False, p=p)
+        tokens[row, 0 : 2 * pairs : 2], tokens[row, 1 : 2 * pairs : 2] = keys, values
+        places = 2 * pairs + 2 * gaps[row]
+        tokens[row, places], targets[row, places], weights[row, places] = keys, values, 1
+    positions = np.tile(np.arange(length, dtype=np.int32), (batch, 1))
+    return MQAR(tokens, targets, weights, np.ones_like(positions), positions, gaps)
+
+
+def gap_distribution(length: int, pairs: int, power: float) -> np.ndarray:
+    """p of the first slot drawn: g^(power-1), g = 1 to (length - 2 pairs) / 2, over their sum."""
+    slots = np.arange(1, (length - 2 * pairs) // 2 + 1, dtype=float)
+    weights = slots ** (power - 1)
+    return weights / weights.sum()
+
+
+def accuracy(predictions_BT: np.ndarray, batch: MQAR) -> float:
+    """Share of queries whose predicted next token is the value."""
+    right = (predictions_BT == batch.targets) * batch.loss_weights
+    return float(right.sum() / batch.loss_weights.sum())

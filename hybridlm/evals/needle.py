@@ -1,0 +1,48 @@
+"""Needle in a haystack: one key and its value in running text, by depth and length.
+
+The grid is that of G. Kamradt's pressure test as used in arXiv 2404.15574 (section 2): lengths by
+10 depths, evenly from 0 to 100%. The value is a number of 7 digits and the prompt ends with the
+words of the needle up to it, so that a base model can answer by copying.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from hybridlm.data.tokenizers import Tokenizer
+from hybridlm.evals.haystack import TextHaystack, insert
+from hybridlm.evals.ruler_niah import names
+from hybridlm.evals.sample import Draft, Sample, fit, generator
+
+DEPTHS = tuple(float(d) for d in np.round(np.linspace(0, 100, 10), 1))  # per cent
+
+
+@dataclasses.dataclass(frozen=True)
+class NeedleInAHaystack:
+    """The task "needle": sample `index` lies at depth number `index` modulo the depths'."""
+
+    name: str = "needle"
+    depths: tuple[float, ...] = DEPTHS
+    tokens_to_generate: int = 32
+    metric: str = "all"
+
+    def sample(self, tokenizer: Tokenizer, length: int, seed: int, index: int) -> Sample:
+        """The sample `index`. Raises UserError where the task does not fit `length`."""
+        rng = generator(self.name, length, seed, index)
+        depth = self.depths[index % len(self.depths)]
+        (key,), (value,) = names(rng, "words", 1), names(rng, "numbers", 1)
+        source = TextHaystack(rng)
+
+        def make(units: int) -> Draft:
+            sentence = f"The magic number for {key} is {value}."
+            filled = insert(source.sentences(units), [sentence], [depth])
+            ((first, end),) = filled.spans
+            return Draft(
+                filled.text, f"\nThe magic number for {key} is", (value,), ((first, end),),
+                ((end - 1 - len(value), end - 1),), (depth,),
+            )  # fmt: skip
+
+        return fit(
+            make, tokenizer, task=self.name, length=length, seed=seed, index=index,
+            tokens_to_generate=self.tokens_to_generate, least=1,
+        )  # fmt: skip

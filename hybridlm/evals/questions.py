@@ -1,0 +1,120 @@
+"""Questions with documents that answer them: SQuAD and HotpotQA files, and sets of our own.
+
+Our own sets are about the bundled corpus, made from its years and authors: one document answers a
+question of the first (as in SQuAD), two must be joined for one of the second (as in HotpotQA).
+"""
+
+import functools
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from hybridlm.errors import DataError
+from hybridlm.evals import haystack
+
+EXCERPT = 24  # words of an address that its document quotes
+
+
+class Question(NamedTuple):
+    """`answers`: any of them is right; `gold`: indices of the documents that hold the answer."""
+
+    text: str
+    answers: tuple[str, ...]
+    gold: tuple[int, ...]
+
+
+class QuestionSet(NamedTuple):
+    """Questions, and all documents they draw on; the others distract."""
+
+    documents: tuple[str, ...]
+    questions: tuple[Question, ...]
+
+
+def read_questions(path: pathlib.Path | str) -> QuestionSet:
+    """Reads a SQuAD (v1 or v2; unanswerable questions are left out) or HotpotQA JSON file.
+
+    Raises:
+      DataError: for a file that is missing or of another form.
+    """
+    path = pathlib.Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"questions {path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise DataError(f"questions {path}: malformed JSON ({error})") from None
+    try:
+        found = _squad(value) if isinstance(value, dict) else _hotpot(value)
+    except (KeyError, TypeError, IndexError, AttributeError):
+        raise DataError(
+            f"questions {path}: neither SQuAD's form (data, paragraphs, qas) nor HotpotQA's (a"
+            " list with question, answer, supporting_facts and context)"
+        ) from None
+    if not found.questions:
+        raise DataError(f"questions {path}: no question has an answer")
+    return found
+
+
+def _squad(value: dict[str, Any]) -> QuestionSet:
+    documents: dict[str, int] = {}
+    questions = []
+    for article in value["data"]:
+        for paragraph in article["paragraphs"]:
+            place = documents.setdefault(_plain(paragraph["context"]), len(documents))
+            for entry in paragraph["qas"]:
+                answers = tuple(dict.fromkeys(a["text"] for a in entry["answers"]))
+                if answers and not entry.get("is_impossible"):
+                    questions.append(Question(_plain(entry["question"]), answers, (place,)))
+    return QuestionSet(tuple(documents), tuple(questions))
+
+
+def _hotpot(value: list[dict[str, Any]]) -> QuestionSet:
+    documents: dict[str, int] = {}
+    questions = []
+    for entry in value:
+        supporting = {title for title, _ in entry["supporting_facts"]}
+        gold = []
+        for title, sentences in entry["context"]:
+            text = _plain(f"{title}. {''.join(sentences)}")
+            place = documents.setdefault(text, len(documents))
+            if title in supporting:
+                gold.append(place)
+        answer = (str(entry["answer"]),)
+        questions.append(Question(_plain(entry["question"]), answer, tuple(gold)))
+    return QuestionSet(tuple(documents), tuple(questions))
+
+
+@functools.cache
+def own_questions(hops: int) -> QuestionSet:
+    """Our own set: who gave the address of a year (1), when did that person give a first (2)."""
+    given = haystack.addresses()
+    years = [a.year for a in given]
+    first = {}
+    for address in given:
+        first.setdefault(address.author, address.year)
+    documents, places = [], {}
+    for address in given:
+        opening = " ".join(address.text.split(" ")[:EXCERPT])
+        order = "the first" if first[address.author] == address.year else "one"
+        documents.append(
+            f"The address of {address.year} is {order} by {address.author}. It opens: {opening}"
+        )
+        places.setdefault((address.year, address.author), len(documents) - 1)
+    questions = []
+    for address in given:
+        if years.count(address.year) > 1:
+            continue
+        here = places[address.year, address.author]
+        if hops == 1:
+            text = f"Who gave the address of {address.year}?"
+            questions.append(Question(text, (address.author,), (here,)))
+        elif first[address.author] != address.year:
+            text = f"In which year did whoever gave the address of {address.year} give a first one?"
+            began = first[address.author]
+            gold = (here, places[began, address.author])
+            questions.append(Question(text, (str(began),), gold))
+    return QuestionSet(tuple(documents), tuple(questions))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())

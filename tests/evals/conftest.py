@@ -1,0 +1,15 @@
+"""A byte tokenizer and a small BPE of the bundled text, for every generator."""
+
+import pytest
+
+from hybridlm.data import train_bpe
+from hybridlm.data.tokenizers import ByteTokenizer
+from hybridlm.evals import haystack
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tmp_path_factory):
+    """{"bytes", "bpe"}; the BPE merges across what the prompts put together."""
+    texts = [a.text for a in haystack.addresses()[:12]]
+    path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
+    return {"bytes": ByteTokenizer(), "bpe": train_bpe(texts, 1000, path)}
