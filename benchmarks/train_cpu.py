@@ -16,26 +16,20 @@ import json
 import os
 import pathlib
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import environments
+from environments import TORCH, Unavailable, last_line
 
 HERE = pathlib.Path(__file__).resolve().parent
 ENVS, README = HERE / ".envs", HERE / "README.md"
 BEGIN, END = "<!-- train_cpu: begin -->", "<!-- train_cpu: end -->"
 OURS, ONE_DOCUMENT = "hybridlm", "one document"
-# Settings of the machine's user that would change one library and not the others.
-UNSET = (
-    "PYTHONPATH PYTHONHOME XLA_FLAGS OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS"
-).split()
-
-
-class Unavailable(Exception):
-    """A library cannot be measured here; the message is one sentence that says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,53 +56,13 @@ class Library:
 # --- environments -----------------------------------------------------------------------------
 
 
-def python_311() -> str:
-    """A working Python 3.11 with venv: PyTorch's CPU build may exist for that version alone."""
-    test = "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))"
-    for candidate in _candidates_311():
-        if subprocess.run([candidate, "-c", test], capture_output=True).returncode == 0:
-            return candidate
-    raise Unavailable(
-        "no Python 3.11 with venv was found (on the PATH, by pyenv or by uv); install one, or give"
-        " an environment that has torch and transformers with --env torch=DIR"
-    )
-
-
-def _candidates_311() -> Iterator[str]:
-    for folder in os.get_exec_path():
-        for name in ("python3.11", "python3.11.exe"):
-            if (path := shutil.which(name, path=folder)) is not None:
-                yield path
-    for command in (["pyenv", "prefix", "3.11"], ["uv", "python", "find", "3.11"]):
-        if shutil.which(command[0]):
-            found = subprocess.run(command, capture_output=True, text=True)
-            if found.returncode == 0:
-                path = pathlib.Path(found.stdout.strip())
-                yield str(path / "bin" / "python3.11" if path.is_dir() else path)
-
-
-def refuse_cuda_torch(python: str) -> None:
-    """Stops before pip fetches a CUDA build: several gigabytes, and not what is measured."""
-    command = [python, "-m", "pip", "install", "--dry-run", "--no-deps", "--quiet", "--report", "-"]
-    found = subprocess.run([*command, TORCH], capture_output=True, text=True)
-    if found.returncode:
-        raise Unavailable(f"pip finds no {TORCH} for this Python: {_last_line(found.stderr)}")
-    needs = json.loads(found.stdout)["install"][0]["metadata"].get("requires_dist", [])
-    if any(need.startswith(("nvidia", "triton", "cuda")) for need in needs):
-        raise Unavailable(
-            f"pip would install a CUDA build of {TORCH}; install its CPU build in an environment"
-            " and give that with --env torch=DIR"
-        )
-
-
-TORCH = "torch==2.13.0"
 LIBRARIES = (
     Library(OURS, "hybridlm", "hybridlm_worker.py", lambda: sys.executable),
     Library(
-        "torch", "PyTorch + transformers", "torch_gemma3.py", python_311,
+        "torch", "PyTorch + transformers", "torch_gemma3.py", environments.python_311,
         # torch first and alone: another package's range would bring the newest CUDA build.
         ((TORCH,), (TORCH, "transformers==5.23.0", "numpy", "setuptools")),
-        refuse_cuda_torch,
+        environments.refuse_cuda_torch,
     ),
     Library(
         "jla", "jax-linear-attention", "jla_hybrid.py", lambda: sys.executable,
@@ -124,47 +78,18 @@ def interpreter(library: Library, given: pathlib.Path | None) -> str:
       Unavailable: where it cannot be made.
     """
     if given is not None:
-        path = _python_of(given)
+        path = environments.python_of(given)
         if not path.exists():
             raise Unavailable(f"--env {library.key}={given} is no environment: {path} is not there")
         return str(path)
     if not library.requirements:
         return library.python()
     folder = ENVS / library.key
-    wanted, stamp = json.dumps(library.requirements), folder / "requirements.json"
-    if stamp.exists() and stamp.read_text() == wanted:
-        return str(_python_of(folder))
-    base = library.python()
-    say(f"making the environment of {library.name} in {folder.relative_to(HERE.parent)}")
-    _pip(library, [base, "-m", "venv", "--clear", str(folder)])
-    python = str(_python_of(folder))
-    library.check(python)
-    for requirements in library.requirements:
-        _pip(library, [python, "-m", "pip", "install", "--quiet", *requirements])
-    stamp.write_text(wanted)
-    return python
-
-
-def _python_of(folder: pathlib.Path) -> pathlib.Path:
-    windows = folder / "Scripts" / "python.exe"
-    return windows if windows.exists() else folder / "bin" / "python"
-
-
-def _pip(library: Library, command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, env=environment())
-    if done.returncode:
-        raise Unavailable(
-            f"the environment of {library.name} could not be made: {_last_line(done.stderr)}"
-        )
+    say(f"{library.name} runs in {folder.relative_to(HERE.parent)}, made where it is missing")
+    return environments.make(folder, library.python(), library.requirements, library.check)
 
 
 # --- runs -------------------------------------------------------------------------------------
-
-
-def environment() -> dict[str, str]:
-    """What workers see: this process's variables, without those that favour one of them."""
-    kept = {name: value for name, value in os.environ.items() if name not in UNSET}
-    return {**kept, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 
 def work(library: Library, python: str, *arguments: str) -> Any:
@@ -174,9 +99,9 @@ def work(library: Library, python: str, *arguments: str) -> Any:
       Unavailable: where it fails, with its last word.
     """
     command = [python, str(HERE / "peers" / library.worker), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    done = subprocess.run(command, capture_output=True, text=True, env=environments.variables())
     if done.returncode:
-        raise Unavailable(f"{library.name} {' '.join(arguments)} failed: {_last_line(done.stderr)}")
+        raise Unavailable(f"{library.name} {' '.join(arguments)} failed: {last_line(done.stderr)}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -348,13 +273,13 @@ def render(results: dict) -> str:
     return "\n".join(lines)
 
 
-def write_readme(results: dict) -> None:
-    """Puts the rendered results between the two marks of benchmarks/README.md."""
-    before, mark, rest = README.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (mark and end):
-        raise SystemExit(f"{README} lacks the lines {BEGIN} and {END}")
-    README.write_text(f"{before}{BEGIN}\n{render(results)}\n{END}{after}")
+def write_between(begin: str, end: str, text: str) -> None:
+    """Puts `text` between two marks of benchmarks/README.md."""
+    before, mark, rest = README.read_text().partition(begin)
+    _, found, after = rest.partition(end)
+    if not (mark and found):
+        raise SystemExit(f"{README} lacks the lines {begin} and {end}")
+    README.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def doubts(results: dict) -> list[str]:
@@ -382,11 +307,6 @@ def _timing(timing: dict) -> str:
 
 def _trial(speed: float | str) -> str:
     return speed if isinstance(speed, str) else f"{speed:,.0f} tokens/s"
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
 
 
 def say(text: str) -> None:
@@ -420,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if min(options.rounds, options.steps, options.warmup, options.trial_steps) < 1:
         parser.error("--rounds, --steps, --warmup and --trial_steps must be at least 1")
     if options.render:
-        write_readme(json.loads(options.render.read_text()))
+        write_between(BEGIN, END, render(json.loads(options.render.read_text())))
         return 0
     options.env = dict(options.env)
     if (busy := load()) is not None and busy > 0.5:

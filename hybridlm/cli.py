@@ -6,34 +6,59 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import NoReturn
 
 from hybridlm import __version__
+from hybridlm.dataclass_reader import nearest
 from hybridlm.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (2 for a mistake of the user's, said in a line)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if not hasattr(arguments, "run"):
+    parser, commands = _parser()
+    if not argv:
         parser.print_help()
         return 2
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        overrides = _overrides(rest) if arguments.takes_overrides else _refuse(rest)
-        return arguments.run(arguments, overrides)
+        if argv[0] not in commands and not argv[0].startswith("-"):
+            raise UserError(f"unknown command {argv[0]!r}: {nearest(argv[0], commands)}")
+        arguments, rest = parser.parse_known_args(argv)
+        if not hasattr(arguments, "run"):
+            raise UserError(f"unknown argument {rest[0]!r}: see `hybridlm --help`")
+        return arguments.run(arguments, _overrides(rest, arguments))
     except UserError as error:
         print(f"hybridlm: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("hybridlm: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hybridlm", description=__doc__, allow_abbrev=False)
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def _path(text: str) -> pathlib.Path:
+    if not text:
+        raise UserError("a path is empty: name a file or folder ('.' is this one)")
+    return pathlib.Path(text)
+
+
+_NOT_OPTIONS = ("run", "takes_overrides")
+
+
+def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
+    """The parser, and the names of its commands."""
+    parser = _Parser(prog="hybridlm", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"hybridlm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -46,20 +71,20 @@ def _parser() -> argparse.ArgumentParser:
         "train", _train, "train a model from a config, or go on with a run", takes_overrides=True
     )
     train.add_argument("--config", required=True, help="recipe: file.py or file.py:argument")
-    train.add_argument("--workdir", type=pathlib.Path, help="folder of the run")
+    train.add_argument("--workdir", type=_path, help="folder of the run")
     train.add_argument(
         "--dry_run", action="store_true", help="print what would be trained, and what it costs"
     )
     train.epilog = "Any setting: --config.a.b=value (a Python literal, or text)."
 
     generate = command("generate", _generate, "continue a prompt with a trained model")
-    generate.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a run")
+    generate.add_argument("--workdir", type=_path, required=True, help="folder of a run")
     generate.add_argument("--prompt", default="", help="how the document begins")
     generate.add_argument("--tokens", type=int, default=200, help="tokens to generate at most")
     generate.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
     generate.add_argument("--top_k", type=int, help="draw among the k likeliest tokens")
     generate.add_argument("--top_p", type=float, help="draw among the likeliest with this share")
-    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--seed", type=int, default=0, help="same seed, same text")
     generate.add_argument("--step", type=int, help="checkpoint; the newest by default")
 
     evaluation = command("eval", _eval, "evaluate a trained model on long-context tasks")
@@ -83,25 +108,25 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--hotpotqa", type=pathlib.Path, help="HotpotQA JSON file for qa_2")
 
     inspect = command("inspect", _inspect, "print the state of a run and a hash of its parameters")
-    inspect.add_argument("workdir", type=pathlib.Path, metavar="WORKDIR")
+    inspect.add_argument("workdir", type=_path, metavar="WORKDIR")
     inspect.add_argument("--step", type=int, help="checkpoint; the newest by default")
 
     report = command("report", _report, "write the report of a run, finished or not")
-    report.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a run")
+    report.add_argument("--workdir", type=_path, required=True, help="folder of a run")
 
     tokenize = command("tokenize", _tokenize, "write token shards of a source, once, in parallel")
     _source_options(tokenize)
     tokenize.add_argument("--tokenizer", default="bytes", help="bytes, hf or sentencepiece")
     tokenize.add_argument("--tokenizer_path", help="file of an hf or sentencepiece tokenizer")
-    tokenize.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+    tokenize.add_argument("--out", type=_path, required=True, help="folder to write")
     tokenize.add_argument("--heldout_fraction", type=float, default=0.05)
     tokenize.add_argument("--processes", type=int, default=os.cpu_count())
 
     bpe = command("train-tokenizer", _train_tokenizer, "train a byte-level BPE on a source")
     _source_options(bpe)
     bpe.add_argument("--vocab_size", type=int, required=True, help="tokens, specials included")
-    bpe.add_argument("--out", type=pathlib.Path, required=True, help="tokenizer.json to write")
-    return parser
+    bpe.add_argument("--out", type=_path, required=True, help="tokenizer.json to write")
+    return parser, commands.choices
 
 
 def _source_options(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +157,7 @@ def _generate(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     from hybridlm import generate
 
     sampling = generate.Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-    generate.check_sampling(sampling, arguments.tokens)
+    generate.check_sampling(sampling, arguments.tokens, arguments.prompt, arguments.seed)
     _, model, params, tokenizer, _ = generate.open_model(arguments.workdir, arguments.step)
     print(arguments.prompt, end="", flush=True)
     for text in generate.generate_text(
@@ -223,13 +248,20 @@ def _read(cls, settings, path):
     return read_dataclass(cls, settings, path)
 
 
-def _overrides(rest: list[str]) -> list[tuple[str, str]]:
-    """(key, text) pairs of `--config.a.b=value` and `--config.a.b value` arguments."""
+def _overrides(rest: list[str], arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    """(key, text) pairs of `--config.a.b=value` and `--config.a.b value`, of a command with them.
+
+    Raises:
+      UserError: for any other word that the command's parser left over, or a key without value.
+    """
     pairs = []
     words = iter(rest)
     for word in words:
-        if not word.startswith("--config."):
-            raise UserError(f"unknown argument {word!r}: settings are --config.a.b=value")
+        if not (arguments.takes_overrides and word.startswith("--config.")):
+            options = [f"--{name}" for name in vars(arguments) if name not in _NOT_OPTIONS]
+            settings = " (settings are --config.a.b=value)" if arguments.takes_overrides else ""
+            hint = nearest(word.partition("=")[0].replace("-", "_").replace("__", "--", 1), options)
+            raise UserError(f"unknown argument {word!r}: {hint}{settings}")
         key, equals, text = word.removeprefix("--config.").partition("=")
         if not equals:
             text = next(words, None)
@@ -237,12 +269,6 @@ def _overrides(rest: list[str]) -> list[tuple[str, str]]:
                 raise UserError(f"--config.{key} has no value: write --config.{key}=value")
         pairs.append((key, text))
     return pairs
-
-
-def _refuse(rest: list[str]) -> list[tuple[str, str]]:
-    if rest:
-        raise UserError(f"unknown argument {rest[0]!r}: see `hybridlm COMMAND --help`")
-    return []
 
 
 if __name__ == "__main__":

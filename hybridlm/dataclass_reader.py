@@ -7,6 +7,7 @@ raising `Invalid(field, message)`; the reader puts the path in front.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -96,7 +97,9 @@ def read_value(hint: Any, value: Any, path: str) -> Any:
         return {str(k): read_value(args[1], v, _join(path, k)) for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else read_dataclass(hint, value, path)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ConfigError(f"{path} must be a finite number, not {value}")
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)

@@ -13,6 +13,7 @@ from hybridlm.data import Tokenizer, open_tokenizer
 from hybridlm.errors import RunError, UserError
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model, Params
+from hybridlm.train import metrics
 from hybridlm.train.checkpoint import load_numpy
 from hybridlm.train.workdir import CONFIG
 
@@ -127,16 +128,18 @@ def generate_text(
 ) -> Iterator[str]:
     """Continues a document that begins with `prompt`; yields text as it comes, ends at its end."""
     ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode(prompt)]).astype(np.int32)
+    # Decoded together with the prompt: alone, a tokenizer may drop the first token's space.
+    before = ids.tolist()
     allowed_V = np.arange(model.config.vocab_size) < tokenizer.vocab_size
     allowed_V[tokenizer.bos_id] = False
-    made, shown = [], ""
+    made, shown = [], tokenizer.decode(before)
     for piece in generate_tokens(
         model, params, ids, count, sampling, seed=seed, allowed_V=allowed_V
     ):
         tokens = piece[0].tolist()
         ended = tokenizer.eos_id in tokens
         made += tokens[: tokens.index(tokenizer.eos_id)] if ended else tokens
-        text = tokenizer.decode(made)
+        text = tokenizer.decode(before + made)
         # A character whose last bytes are still to come is shown when they are there.
         whole = text if ended else text.rstrip("\ufffd")
         if whole.startswith(shown) and len(whole) > len(shown):
@@ -144,7 +147,7 @@ def generate_text(
             shown = whole
         if ended:
             return
-    text = tokenizer.decode(made)
+    text = tokenizer.decode(before + made)
     if len(text) > len(shown):
         yield text[len(shown) :]
 
@@ -160,22 +163,29 @@ def open_model(
     if not (workdir / CONFIG).is_file():
         raise RunError(f"{workdir} is no run: it has no {CONFIG}")
     config = read_json(workdir / CONFIG)
+    tokenizer = open_tokenizer(config.data.tokenizer)
+    facts = next((r for r in metrics.read(workdir / metrics.FILE) if r["kind"] == "run"), {})
+    if facts.get("data", {}).get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise RunError(
+            f"the tokenizer {tokenizer.path} is not the one that the run in {workdir} was trained"
+            " with: put its file back"
+        )
     step, state = load_numpy(workdir, step)
-    return (
-        config,
-        Model.of(config.model),
-        state["params"],
-        open_tokenizer(config.data.tokenizer),
-        step,
-    )
+    return config, Model.of(config.model), state["params"], tokenizer, step
 
 
-def check_sampling(sampling: Sampling, count: int) -> None:
+def check_sampling(sampling: Sampling, count: int, prompt: str = "", seed: int = 0) -> None:
     """Raises UserError for settings that mean nothing."""
-    if count < 1:
-        raise UserError(f"--tokens must be at least 1, not {count}")
-    if not sampling.temperature >= 0:
+    if not 1 <= count < 2**31:
+        raise UserError(f"--tokens must be at least 1 and below 2^31, not {count}")
+    if not 0 <= sampling.temperature < float("inf"):
         raise UserError(f"--temperature must be 0 (greedy) or more, not {sampling.temperature}")
+    if not 0 <= seed < 2**31:
+        raise UserError(f"--seed must lie in [0, 2^31), not {seed}")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError("--prompt is not valid UTF-8: check the terminal's encoding") from None
     if sampling.top_k is not None and sampling.top_k < 1:
         raise UserError(f"--top_k must be at least 1, not {sampling.top_k}")
     if sampling.top_p is not None and not 0 < sampling.top_p <= 1:

@@ -338,8 +338,12 @@ def draw_length(rng, longest: int = LENGTHS[-1]) -> int:
 
 
 def draw_documents(rng, longest: int) -> tuple[list[int], list[int]]:
-    """Lengths of three to five documents, at least one of a single token, and padded gaps."""
-    lengths = [1, *rng.integers(1, longest + 1, size=rng.integers(2, 5)).tolist()]
+    """Lengths of four or five documents, of one token or of another number, and padded gaps.
+
+    Two lengths, so that the documents alone are two programs to compile.
+    """
+    lengths = [1, *rng.choice([1, int(rng.integers(2, longest + 1))], size=2).tolist()]
+    lengths += [max(2, *lengths)] * 2
     rng.shuffle(lengths)
     return lengths, (rng.integers(0, 4, size=len(lengths)) * rng.integers(0, 2)).tolist()
 
@@ -373,7 +377,7 @@ def _law_split(subject, rng) -> None:
 
 def _law_decode(subject, rng) -> None:
     prefill = int(rng.integers(1, 8))
-    time = prefill + int(rng.integers(2, 5))
+    time = prefill + 2
     ids = draw_segment_ids(rng, 2, time, documents=3)
     check_split(subject, rng, 2, time, range(prefill, time), segment_ids=ids, with_state=False)
 

@@ -27,6 +27,12 @@ def pytest_addoption(parser):
         default="sample",
         help="slow tests to run: none, a sample that rotates by the day (default), or all",
     )
+    parser.addoption(
+        "--oracles",
+        type=lambda text: pathlib.Path(text).resolve(),
+        metavar="DIR",
+        help="fixtures that tests/oracles/make_fixtures.py wrote there, in place of the committed",
+    )
 
 
 def pytest_collection_modifyitems(config, items):

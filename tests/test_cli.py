@@ -84,6 +84,15 @@ REFUSED = [
     (["generate", "--workdir", "{run}", "--tokens", "0"], "--tokens must be at least 1"),
     (["report", "--workdir", "{none}"], "is not a folder"),
     (["report", "--workdir", "{run}", "--color"], "unknown argument '--color'"),
+    (["trian"], "unknown command 'trian': did you mean 'train'?"),
+    (["--verbose"], "unknown argument '--verbose'"),
+    (["train", "--dry_run"], "the following arguments are required: --config"),
+    (["train", "--config", "configs/demo.py", "--dry-run"], "did you mean '--dry_run'?"),
+    (["generate", "--workdir", "{run}", "--temperature", "hot"], "invalid float value: 'hot'"),
+    (["inspect"], "the following arguments are required: WORKDIR"),
+    (["train", "--config", "configs/demo.py:smoke", "--workdir", ""], "a path is empty"),
+    (["train", "--config", "configs/demo.py:smoke", "--workdir", "{run}/config.json"],
+     "config.json is a file: name a folder"),
     (["train", "--config", "configs/demo.py"], "train needs --workdir"),
     (["train", "--config", "configs/demo.py", "--dry_run", "--config.seed"], "has no value"),
     (["train", "--config", "configs/demo.py", "--dry_run", "now"], "unknown argument 'now'"),
@@ -151,5 +160,7 @@ def test_a_start_that_failed_claims_no_workdir(in_root, tmp_path, capsys):
     words = ["train", "--config", "configs/demo.py:smoke", "--workdir", tmp_path / "run"]
     bad = "--config.data.sources.addresses.path=gone.jsonl"
     assert call(capsys, *words, bad)[0] == 2
-    code, _, err = call(capsys, *words, "--config.train.wandb=x", "--config.train.tensorboard=False")
+    code, _, err = call(
+        capsys, *words, "--config.train.wandb=x", "--config.train.tensorboard=False"
+    )
     assert code == 2 and "pip install 'hybridlm[wandb]'" in err and "another config" not in err

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridlm.errors import UserError
-from hybridlm.generate import Sampling, check_sampling, generate_tokens, sample_token
+from hybridlm.generate import (
+    Sampling,
+    check_sampling,
+    generate_text,
+    generate_tokens,
+    sample_token,
+)
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "models"))
 import small
@@ -87,10 +93,41 @@ def test_forbidden_tokens_are_never_drawn():
         (Sampling(float("nan")), 1, "--temperature must be"),
         (Sampling(1.0, 0), 1, "--top_k must be at least 1, not 0"),
         (Sampling(1.0, None, 1.5), 1, "--top_p must lie in (0, 1], not 1.5"),
-        (Sampling(), 0, "--tokens must be at least 1, not 0"),
+        (Sampling(float("inf")), 1, "--temperature must be"),
+        (Sampling(), 0, "--tokens must be at least 1 and below 2^31, not 0"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(sampling, count, sentence):
     with pytest.raises(UserError) as error:
         check_sampling(sampling, count)
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "prompt, seed, sentence",
+    [("a\udcff", 0, "--prompt is not valid UTF-8"), ("a", -1, "--seed must lie in [0, 2^31), not -1"),
+     ("a", 2**40, "--seed must lie in [0, 2^31)")],
+)  # fmt: skip
+def test_prompts_and_seeds_that_cannot_be_are_refused(prompt, seed, sentence):
+    with pytest.raises(UserError) as error:
+        check_sampling(Sampling(), 1, prompt, seed)
+    assert sentence in str(error.value)
+
+
+class Words:
+    """A tokenizer as SentencePiece's are: a word carries its space, and the first one's is dropped."""
+
+    vocab_size, bos_id, eos_id = 40, 0, 1
+
+    def encode(self, text):
+        return np.array([int(word) for word in text.split()], np.int32)
+
+    def decode(self, ids):
+        return "".join(f" {i}" for i in ids if i > 1)[1:]
+
+
+def test_the_continuation_keeps_its_first_space():
+    model, params = small.make(small.model_config("rec"))
+    text = "".join(generate_text(model, params, Words(), "5 7", 6, Sampling(temperature=0)))
+    assert text.startswith(" ") and len(text.split()) <= 6
+    assert Words().encode("5 7" + text)[1] == 7

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from typing import Any
 
@@ -34,7 +33,7 @@ class Run:
         """Reads a workdir, of a run finished or not.
 
         Raises:
-          RunError: where the folder is no run, or one of its files is damaged.
+          UserError: where the folder is no run, or one of its files is damaged.
         """
         path = pathlib.Path(path)
         if not path.is_dir():
@@ -44,9 +43,9 @@ class Run:
         environment = path / workdir.ENVIRONMENT
         return cls(
             path,
-            _parsed(path / workdir.CONFIG, read_json),
-            _parsed(path / metrics.FILE, metrics.read),
-            _parsed(environment, workdir.read_json) if environment.exists() else {},
+            read_json(path / workdir.CONFIG),
+            metrics.read(path / metrics.FILE),
+            workdir.read_json(environment) if environment.exists() else {},
         )
 
     @property
@@ -85,10 +84,3 @@ class Run:
 
     def _of(self, kind: str) -> list[Record]:
         return [r for r in self.records if r["kind"] == kind]
-
-
-def _parsed(path: pathlib.Path, read: Any) -> Any:
-    try:
-        return read(path)
-    except json.JSONDecodeError as error:
-        raise RunError(f"{path} is damaged: {error}") from None

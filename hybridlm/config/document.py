@@ -9,7 +9,7 @@ from typing import Any
 
 from hybridlm.config import schema
 from hybridlm.models import mixers
-from hybridlm.models.positional import RopeConfig
+from hybridlm.models.positional import RopeConfig, TemperatureConfig
 
 SECTIONS: list[tuple[str, type]] = [
     ("", schema.Config),
@@ -17,6 +17,7 @@ SECTIONS: list[tuple[str, type]] = [
     ("model.mlp", schema.MLPConfig),
     *((f"model.mixers.NAME, kind {k!r}", c) for k, c in mixers.KINDS.items()),
     ("model.mixers.NAME.rope", RopeConfig),
+    ("model.mixers.NAME.temperature", TemperatureConfig),
     ("data", schema.DataConfig),
     ("data.sources.NAME", schema.SourceConfig),
     ("data.tokenizer", schema.TokenizerConfig),
@@ -80,7 +81,9 @@ def _type(hint: Any) -> str:
     if origin is typing.Literal:
         return ", ".join(f"`{a!r}`" for a in args)
     if origin is dict:
-        return "settings by name"
+        return "number by name" if args[1] is float else "settings by name"
+    if origin is tuple:
+        return f"list of {_type(args[0])}s"
     if dataclasses.is_dataclass(hint):
         return "settings"
     names = {int: "whole number", float: "number", str: "text", bool: "`True`, `False`"}

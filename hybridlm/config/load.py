@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     Raises:
       ConfigError: one sentence naming the key or file.
     """
-    settings = plain(recipe(spec))
+    settings = recipe(spec)
     if not isinstance(settings, dict):
         raise ConfigError(f"get_config of {spec} returned {settings!r}, not a ConfigDict")
     for key, text in overrides:
@@ -39,30 +40,38 @@ def read(settings: dict[str, Any]) -> Config:
 
 
 def read_json(path: os.PathLike[str] | str) -> Config:
-    """The Config that a run saved."""
-    return read(json.loads(pathlib.Path(path).read_text()))
+    """The Config that a run saved.
+
+    Raises:
+      ConfigError: where the file is no JSON, or no config of this version.
+    """
+    try:
+        settings = json.loads(pathlib.Path(path).read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None
+    return read(settings)
 
 
 def recipe(spec: str) -> Any:
-    """Runs `get_config` of the file named by `spec` and returns what it returned."""
+    """Runs `get_config` of the file named by `spec`; what it returned, as nested plain dicts."""
     path, _, arg = spec.partition(".py:")
     path = pathlib.Path(path + ".py" if arg or spec.endswith(".py:") else spec)
     if not path.is_file():
         raise ConfigError(f"--config names {path}, which is not a file{_nearby(path)}")
     module = _module(path)
     get_config = getattr(module, "get_config", None)
-    if get_config is None:
-        raise ConfigError(f"{path} defines no get_config(arg)")
+    if not callable(get_config):
+        raise ConfigError(f"{path} defines no function get_config(arg)")
     takes_arg = bool(inspect.signature(get_config).parameters)
     if arg and not takes_arg:
         raise ConfigError(f"get_config of {path} takes no argument, and --config gives it {arg!r}")
     try:
-        return get_config(arg) if takes_arg else get_config()
+        return plain(get_config(arg) if takes_arg else get_config())
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = f"get_config({arg!r})" if takes_arg else "get_config()"
-        raise ConfigError(f"{where} of {path} failed: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{where} of {path} failed: {_in_a_line(error)}") from error
 
 
 def plain(settings: Any) -> Any:
@@ -75,10 +84,10 @@ def plain(settings: Any) -> Any:
 def override(settings: dict[str, Any], key: str, value: Any) -> None:
     """Sets dotted `key` in nested `settings`; a folder of keys on the way must be one."""
     node, names = settings, key.split(".")
+    if not all(names):
+        raise ConfigError(f"--config.{key} has an empty name in its key")
     for depth, name in enumerate(names[:-1]):
         path = ".".join(names[: depth + 1])
-        if not all(names):
-            raise ConfigError(f"--config.{key} has an empty name in its key")
         if node.get(name) is None and depth:
             node[name] = {}
         elif name not in node:
@@ -99,18 +108,28 @@ def literal(text: str) -> Any:
     """`text` as a Python literal, or itself."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
 def _module(path: pathlib.Path) -> Any:
+    if path.suffix != ".py":
+        raise ConfigError(
+            f"--config names {path}, which is no Python file: its name must end in .py"
+        )
     module_spec = importlib.util.spec_from_file_location(f"hybridlm_recipe_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # a dataclass in the recipe looks itself up there
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{path} cannot be run: {_in_a_line(error)}") from error
     return module
+
+
+def _in_a_line(error: BaseException) -> str:
+    """The kind of an error and its message, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _nearby(path: pathlib.Path) -> str:

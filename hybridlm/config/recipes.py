@@ -1,10 +1,45 @@
-"""What recipes share: the argument `smoke`, which shrinks any of them to seconds on a CPU."""
+"""What recipes share: the small hybrid of `configs/mixers`, and the argument `smoke`."""
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from hybridlm.errors import ConfigError
 from hybridlm.models.pattern import expand
+
+
+def hybrid_with_full_attention(arg: str | None, **mixer: Any) -> ConfigDict:
+    """The recipe of every file in `configs/mixers`: `mixer` three times, full NoPE attention once.
+
+    8 layers of width 128 on the State of the Union addresses, bytes, 256 tokens: 200 steps of 2,048
+    tokens, the same for every mixer, so that their held-out losses compare.
+
+    Args:
+      arg: "" or "smoke".
+      mixer: settings of the mixer, `kind` included.
+    """
+    flags = parse_arg(arg, smoke=False)
+    c = ConfigDict()
+    c.seed = 0
+    c.model = ConfigDict()
+    c.model.width, c.model.depth = 128, 8
+    c.model.pattern = "mixer*3 full"
+    c.model.mixers = ConfigDict()
+    c.model.mixers.mixer = mixer
+    c.model.mixers.full = dict(kind="attention", heads=4, kv_heads=2, rope=None, qk_norm=True)
+    c.model.mlp = dict(kind="swiglu", hidden=256)
+    c.data = ConfigDict()
+    c.data.sources = dict(
+        addresses=dict(kind="jsonl", path="data/corpora/state_of_the_union.jsonl.gz")
+    )
+    c.data.seq_len, c.data.batch_size = 256, 8
+    c.optimizer = dict(lr=3e-3, schedule="cosine", warmup_steps=20, weight_decay=0.1)
+    c.train = ConfigDict()
+    c.train.steps, c.train.log_every = 200, 10
+    c.train.eval_every, c.train.checkpoint_every, c.train.eval_sequences = 100, 100, 128
+    return smoke(c) if flags["smoke"] else c
 
 
 def smoke(c: Any) -> Any:
@@ -12,12 +47,14 @@ def smoke(c: Any) -> Any:
 
     Layers keep their kinds and their pattern, once; widths, windows and steps become tiny.
     """
-    heads = [m.heads for m in c.model.mixers.values() if m.get("heads")]
+    mixers = list(_all_mixers(c.model.mixers))
+    heads = [m.heads for m in mixers if m.get("heads")]
     c.model.width, c.model.mlp.hidden = min(c.model.width, 16 * math.lcm(*heads)), 128
     c.model.depth = sum(len(expand(c.model.get(k, ""))) for k in ("prefix", "pattern", "suffix"))
-    for mixer in c.model.mixers.values():
-        if mixer.get("window"):
-            mixer.window = min(mixer.window, 16)
+    for mixer in mixers:
+        for span in ("window", "chunk", "block"):
+            if mixer.get(span):
+                mixer[span] = min(mixer[span], 16)
         if mixer.get("head_dim"):
             mixer.head_dim = 16
     c.data.seq_len, c.data.batch_size = 64, 4
@@ -27,6 +64,13 @@ def smoke(c: Any) -> Any:
     if c.optimizer.get("decay_steps"):
         c.optimizer.decay_steps = 2
     return c
+
+
+def _all_mixers(mixers: Mapping[str, Any]) -> Iterator[Any]:
+    """Every mixer, those that are branches of others included."""
+    for mixer in mixers.values():
+        yield mixer
+        yield from _all_mixers(mixer.get("branches") or {})
 
 
 def parse_arg(arg: str | None, **flags: bool) -> dict[str, bool]:

@@ -1,7 +1,6 @@
 """The settings of a run, as frozen dataclasses: what each key means, its type and its bounds."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -61,7 +60,8 @@ class ModelConfig:
                 getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}"
             )
         require(self.vocab_size is None or self.vocab_size >= 2, "vocab_size", "must be at least 2")
-        require(self.norm_eps > 0, "norm_eps", "must be positive")
+        for name in ("norm_eps", "embedding_scale", "init_std"):
+            require(getattr(self, name) > 0, name, f"must be positive, not {getattr(self, name)}")
         require(self.z_loss >= 0, "z_loss", "must be 0 or more")
         require(
             self.logit_soft_cap is None or self.logit_soft_cap > 0,
@@ -107,11 +107,8 @@ class SourceConfig:
 
     def __post_init__(self):
         require(bool(self.path), "path", "is empty")
-        require(
-            self.weight > 0 and math.isfinite(self.weight),
-            "weight",
-            f"must be positive, not {self.weight}",
-        )
+        require(bool(self.text_key), "text_key", "is empty")
+        require(self.weight > 0, "weight", f"must be positive, not {self.weight}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +161,7 @@ class DataConfig:
             require(
                 getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}"
             )
+        require(self.seq_len < 2**31, "seq_len", f"must be below 2^31, not {self.seq_len}")
         require(
             0 < self.heldout_fraction < 1,
             "heldout_fraction",
@@ -181,8 +179,9 @@ class OptimizerConfig:
         at the last step, or "wsd": constant, then linear over the last `decay_steps`.
       weight_decay: decoupled; on matrices only (never on norms, biases, gates or embeddings).
       clip_norm: global gradient norm above which gradients are scaled down; None for no clipping.
-      b1, b2, eps: Adam's; for Muon those of the AdamW that serves what is not a matrix.
-      muon_lr: Muon's own rate for matrices; None takes `lr`.
+      b1, b2, eps: Adam's; for Muon those of the AdamW that serves embeddings, head, convolutions,
+        norms and biases.
+      muon_lr: Muon's own rate for the matrices of hidden layers; None takes `lr`.
     """
 
     lr: float
@@ -199,7 +198,13 @@ class OptimizerConfig:
     muon_lr: float | None = None
 
     def __post_init__(self):
-        require(self.lr > 0 and math.isfinite(self.lr), "lr", f"must be positive, not {self.lr}")
+        for name in ("lr", "eps"):
+            require(getattr(self, name) > 0, name, f"must be positive, not {getattr(self, name)}")
+        require(
+            self.muon_lr is None or self.muon_lr > 0,
+            "muon_lr",
+            "must be positive, or None to take lr",
+        )
         require(self.warmup_steps >= 0, "warmup_steps", "must be 0 or more")
         require(self.weight_decay >= 0, "weight_decay", "must be 0 or more")
         require(0 <= self.final_lr_fraction <= 1, "final_lr_fraction", "must lie in [0, 1]")
@@ -262,6 +267,7 @@ class TrainConfig:
             require(
                 getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}"
             )
+        require(self.steps < 2**31, "steps", f"must be below 2^31, not {self.steps}")
         require(self.keep_every is None or self.keep_every >= 1, "keep_every", "must be 1 or more")
         require(
             self.spike_sigma is None or self.spike_sigma > 0,

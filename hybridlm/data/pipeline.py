@@ -19,7 +19,14 @@ import numpy as np
 
 from hybridlm.data import mixture, packing
 from hybridlm.data.packing import Window
-from hybridlm.data.shards import Shards, Split, describe_tokenizer, open_shards, read_manifest
+from hybridlm.data.shards import (
+    VERSION,
+    Shards,
+    Split,
+    describe_tokenizer,
+    open_shards,
+    read_manifest,
+)
 from hybridlm.data.sources import describe_source
 from hybridlm.data.tokenization import tokenize
 from hybridlm.data.tokenizers import Tokenizer, open_tokenizer
@@ -109,9 +116,13 @@ class Pipeline:
         self._heldout = {n: SplitWindows(shards[n].heldout, *layout) for n in self._names}
         self.cross_document_attention = data.cross_document_attention
         for name in self._names:
-            if len(self._train[name]) == 0:
-                folder = shards[name].folder
-                raise DataError(f"data.sources.{name}: {folder} has no training tokens")
+            tokens = shards[name].train.tokens
+            if tokens <= data.seq_len:
+                raise DataError(
+                    f"data.sources.{name}: {shards[name].folder} has {tokens} training tokens, too"
+                    f" few for one sequence of data.seq_len {data.seq_len}: give it more text, or"
+                    " shorten the sequences"
+                )
             if len(self._train[name]) > 2**32:
                 raise DataError(
                     f"data.sources.{name}: {len(self._train[name])} windows are more than can be "
@@ -119,8 +130,8 @@ class Pipeline:
                 )
         if not any(map(len, self._heldout.values())):
             raise DataError(
-                f"data.sources: {', '.join(self._names)} has a single document, so none can be "
-                "held out for evaluation; split it into several documents"
+                f"data.sources: {', '.join(self._names)} has a single document (or copies of one), "
+                "so none can be held out for evaluation; split it into several documents"
             )
         self._stream = grain.MapDataset.select_from_datasets(
             [
@@ -208,9 +219,10 @@ class Pipeline:
           steps: of the run; adds how many epochs of each source it reads.
 
         Returns:
-          {"sources": {name: {"folder", "weight" (share), "heldout_fraction", "epochs", "train":
-          {...}, "heldout": {...}}}, "tokens_per_epoch", "vocab_size"}, each split with documents,
-          tokens, bytes, token_bytes, unknown_tokens and windows.
+          {"sources": {name: {"folder", "weight" (share), "sha256" (the manifest's, which covers
+          text, tokenizer and tokens), "heldout_fraction", "epochs", "train": {...}, "heldout":
+          {...}}}, "tokens_per_epoch", "vocab_size", "tokenizer" (its fingerprint)}, each split
+          with documents, tokens, bytes, token_bytes, unknown_tokens and windows.
         """
         sources = {}
         for name, weight in zip(self._names, self._weights):
@@ -219,6 +231,7 @@ class Pipeline:
             entry: dict[str, Any] = {
                 "folder": str(opened.folder),
                 "weight": share,
+                "sha256": opened.manifest["sha256"],
                 "heldout_fraction": opened.manifest["heldout_fraction"],
                 "train": _split_counts(opened.train, self._train[name]),
                 "heldout": _split_counts(opened.heldout, self._heldout[name]),
@@ -231,6 +244,7 @@ class Pipeline:
             "sources": sources,
             "tokens_per_epoch": self.tokens_per_epoch,
             "vocab_size": self.tokenizer.vocab_size,
+            "tokenizer": self.tokenizer.fingerprint,
         }
 
 
@@ -282,6 +296,7 @@ def _tokenized(
         "source": description,
         "tokenizer": describe_tokenizer(tokenizer),
         "heldout_fraction": heldout_fraction,
+        "version": VERSION,
     }
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
     safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)

@@ -28,7 +28,7 @@ from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import DataError
 
 FORMAT = "hybridlm-tokens"
-VERSION = 1
+VERSION = 2  # since 2 documents are held out by their text
 SPLITS = ("train", "heldout")
 MANIFEST = "manifest.json"
 SHARD_TOKENS = 1 << 26  # a shard ends with the document that reaches this many tokens

@@ -66,19 +66,38 @@ def source_files(source: "SourceConfig") -> list[SourceFile]:
         return [SourceFile(os.path.basename(path), Path(path))]
     if os.path.isdir(path):
         root, what = Path(path), "the folder"
-        found = [p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root))]
+        found = [p for p in _walk(root) if not _hidden(p.relative_to(root))]
     elif glob.has_magic(path):
         parts = Path(path).parts
         fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
         root = Path(*parts[:fixed]) if fixed else Path(".")
-        found = [p for p in map(Path, glob.glob(path, recursive=True)) if p.is_file()]
+        found = [p for p in map(Path, glob.glob(path, recursive=True)) if not p.is_dir()]
         what = "the glob"
     else:
         raise DataError(f"source {source.path}: there is no such file or folder")
     files = [SourceFile(p.relative_to(root).as_posix(), p) for p in found]
     if not files:
         raise DataError(f"source {source.path}: {what} holds no file")
+    for file in files:
+        if not file.path.is_file():
+            raise DataError(f"{file.path}: is no file, or a link to one that is not there")
     return sorted(files)
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Everything below `folder` that is no folder; links to folders are followed."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+    found, seen = [], set()
+    for place, below, names in os.walk(folder, followlinks=True, onerror=fail):
+        if (real := os.path.realpath(place)) in seen:
+            raise DataError(f"{place}: is a link to {real}, which the source has already")
+        seen.add(real)
+        below[:] = [name for name in below if not name.startswith(".")]
+        found += [Path(place, name) for name in names]
+    return found
 
 
 def _hidden(path: Path) -> bool:
@@ -87,10 +106,13 @@ def _hidden(path: Path) -> bool:
 
 def describe_source(source: "SourceConfig") -> dict[str, Any]:
     """What a source's documents depend on, JSON-ready: kind, text key, and the files' SHA-256."""
-    files = [
-        {"name": f.name, "bytes": f.path.stat().st_size, "sha256": file_sha256(f.path)}
-        for f in source_files(source)
-    ]
+    try:
+        files = [
+            {"name": f.name, "bytes": f.path.stat().st_size, "sha256": file_sha256(f.path)}
+            for f in source_files(source)
+        ]
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from None
     keyed = source.kind in ("jsonl", "parquet")
     return {
         "kind": source.kind,
@@ -151,7 +173,7 @@ def _read_jsonl(file: SourceFile, text_key: str) -> Iterator[Document]:
         text = _utf8(line, where)
         try:
             value = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
             what = "the line is empty" if not text.strip() else f"malformed JSON ({error})"
             raise DataError(f"{where}: {what}; every line must be one JSON object") from None
         if not isinstance(value, dict):

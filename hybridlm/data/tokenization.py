@@ -42,7 +42,7 @@ def tokenize(
       source: of a raw-text kind.
       tokenizer: what `open_tokenizer` gave.
       folder: the folder to make; it must not exist, and appears only when it is whole.
-      heldout_fraction: share of documents kept for evaluation, see `split_of`.
+      heldout_fraction: share of documents kept for evaluation, see `Splitter`.
       processes: 1 encodes in this process.
       shard_tokens: a shard ends with the document that reaches this many tokens.
 
@@ -54,28 +54,44 @@ def tokenize(
     """
     if processes < 1:
         raise DataError(f"processes is {processes}; it must be at least 1")
+    if not 0 < heldout_fraction < 1:
+        raise DataError(f"heldout_fraction is {heldout_fraction}; it must lie between 0 and 1")
     description = describe_source(source)
-    with ShardWriter(Path(folder), tokenizer, shard_tokens) as writer:
-        chunks = _chunked(read_documents(source))
-        ordinal = 0
-        for documents, encoded in _encode(chunks, tokenizer, processes):
-            for (document_id, size), ids in zip(documents, encoded, strict=True):
-                writer.add(split_of(ordinal, document_id, heldout_fraction), ids, size)
-                ordinal += 1
-        return writer.finish(description, heldout_fraction)
+    try:
+        with ShardWriter(Path(folder), tokenizer, shard_tokens) as writer:
+            chunks, splitter = _chunked(read_documents(source)), Splitter(heldout_fraction)
+            for texts, encoded in _encode(chunks, tokenizer, processes):
+                for (digest, size), ids in zip(texts, encoded, strict=True):
+                    writer.add(splitter.split_of(digest), ids, size)
+            return writer.finish(description, heldout_fraction)
+    except OSError as error:
+        raise DataError(f"tokens cannot be written to {folder} ({error.strerror})") from None
 
 
-def split_of(ordinal: int, document_id: str, heldout_fraction: float) -> str:
-    """The split of a document, "train" or "heldout", by a hash of its id.
+class Splitter:
+    """Says of each document of a source, in order, whether it is held out: by its text.
 
-    It depends on this document alone, so documents that are added leave it where it is. The first
-    document of a source always trains and the second never does: with two documents or more
-    neither split is empty.
+    Copies of a text go where it goes, so no held-out text is in training; nor does a document
+    that is added, moved or renamed change the split of another. The first text of a source always
+    trains and the second different one never does: with two texts or more neither split is empty.
     """
-    if ordinal < 2:
-        return ("train", "heldout")[ordinal]
-    digest = hashlib.blake2b(document_id.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return "heldout" if int.from_bytes(digest) < heldout_fraction * 2**64 else "train"
+
+    def __init__(self, heldout_fraction: float):
+        self._below = heldout_fraction * 2**64
+        self._first: list[bytes] = []
+
+    def split_of(self, digest: bytes) -> str:
+        """ "train" or "heldout", for a document whose text has this `text_digest`."""
+        if len(self._first) < 2 and digest not in self._first:
+            self._first.append(digest)
+        if digest in self._first:
+            return ("train", "heldout")[self._first.index(digest)]
+        return "heldout" if int.from_bytes(digest[:8]) < self._below else "train"
+
+
+def text_digest(text: bytes) -> bytes:
+    """What decides a document's split: 16 bytes of BLAKE2b of its UTF-8 text."""
+    return hashlib.blake2b(text, digest_size=16).digest()
 
 
 def _chunked(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -92,11 +108,11 @@ def _chunked(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 def _encode(
     chunks: Iterator[list[Document]], tokenizer: Tokenizer, processes: int
-) -> Iterator[tuple[list[tuple[str, int]], list[np.ndarray]]]:
-    """((id, UTF-8 bytes) of each document, ids of each) by chunk, in the order of `chunks`."""
+) -> Iterator[tuple[list[tuple[bytes, int]], list[np.ndarray]]]:
+    """((digest, UTF-8 bytes) of each text, ids of each) by chunk, in the order of `chunks`."""
     if processes == 1:
         for chunk in chunks:
-            yield _sizes(chunk), [tokenizer.encode(document.text) for document in chunk]
+            yield _described(chunk), [tokenizer.encode(document.text) for document in chunk]
         return
     # Not Pool.imap: it reads its whole input at once.
     pool = concurrent.futures.ProcessPoolExecutor(
@@ -109,10 +125,10 @@ def _encode(
             if chunk is not None:
                 texts = [document.text for document in chunk]
                 opened = (tokenizer.kind, tokenizer.path, tokenizer.fingerprint)
-                waiting.append((_sizes(chunk), pool.submit(_encode_texts, texts, *opened)))
+                waiting.append((_described(chunk), pool.submit(_encode_texts, texts, *opened)))
             while waiting and (chunk is None or len(waiting) >= 2 * processes):
-                sizes, future = waiting.popleft()
-                yield sizes, future.result()
+                described, future = waiting.popleft()
+                yield described, future.result()
     except concurrent.futures.process.BrokenProcessPool:
         raise DataError(
             "a process that tokenizes died (killed, or out of memory); use fewer processes"
@@ -121,8 +137,9 @@ def _encode(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _sizes(chunk: list[Document]) -> list[tuple[str, int]]:
-    return [(document.id, len(document.text.encode("utf-8"))) for document in chunk]
+def _described(chunk: list[Document]) -> list[tuple[bytes, int]]:
+    texts = [document.text.encode("utf-8") for document in chunk]
+    return [(text_digest(text), len(text)) for text in texts]
 
 
 @functools.cache  # once a process of the pool

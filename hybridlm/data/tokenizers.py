@@ -321,8 +321,11 @@ def train_bpe(documents: Iterable[str], vocab_size: int, path: str | Path) -> HF
             f"{path}: the text yields a vocabulary of {size}, not {vocab_size}; "
             f"ask for {size} or give more text"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    tokenizer.save(str(partial))
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
     return HFTokenizer(str(path))

@@ -61,22 +61,26 @@ class HybridLM(nnx.Module):
           remat: wraps one application of the repeating unit, e.g. in `jax.checkpoint`.
           scan: False unrolls the repeated unit (for tests and analyses).
         """
-        x_BTD = self._embed(tokens_BT, dtype)
-        x_BTD = _apply(self.prefix, x_BTD, context)
-        if self.repeats:
-            graphdef, stacked = nnx.split(self.unit)
-
-            @remat
-            def unit(x_BTD: jax.Array, state: nnx.State) -> jax.Array:
-                return _apply(nnx.merge(graphdef, state), x_BTD, context)
-
-            if scan:
-                x_BTD, _ = jax.lax.scan(lambda x, state: (unit(x, state), None), x_BTD, stacked)
-            else:
-                for i in range(self.repeats):
-                    x_BTD = unit(x_BTD, jax.tree.map(lambda p, i=i: p[i], stacked))
-        x_BTD = _apply(self.suffix, x_BTD, context)
+        x_BTD = self._layers(_apply, self._embed(tokens_BT, dtype), context, remat, scan)
         return self.final_norm(x_BTD)
+
+    def hidden_and_loss(
+        self,
+        tokens_BT: jax.Array,
+        context: SequenceContext,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        remat: Remat = lambda f: f,
+        scan: bool = True,
+    ) -> tuple[jax.Array, jax.Array]:
+        """What `hidden` gives, and the sum of the mixers' own losses, a scalar.
+
+        The loss is a mean over real tokens, in float32 (float64 for a float64 `dtype`).
+        """
+        loss = jnp.zeros((), jnp.promote_types(dtype, jnp.float32))
+        carry = self._embed(tokens_BT, dtype), loss
+        x_BTD, loss = self._layers(_apply_with_loss, carry, context, remat, scan)
+        return self.final_norm(x_BTD), loss
 
     def head_kernel(self) -> jax.Array:
         """(D, V), float32: the embedding transposed where they are tied."""
@@ -98,9 +102,13 @@ class HybridLM(nnx.Module):
         def group(blocks: nnx.Dict) -> DecodeState:
             return {n: b.mixer.init_state(batch, max_len, dtype) for n, b in _items(blocks)}
 
-        unit = group(self.unit) if self.repeats else {}
-        stacked = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.repeats, *x.shape)), unit)
-        return {"prefix": group(self.prefix), "unit": stacked, "suffix": group(self.suffix)}
+        unit = {}
+        if self.repeats:
+            # A mixer may read its state's shape off its parameters: it must see one layer's.
+            graphdef, stacked = nnx.split(self.unit)
+            one = group(nnx.merge(graphdef, jax.tree.map(lambda p: p[0], stacked)))
+            unit = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.repeats, *x.shape)), one)
+        return {"prefix": group(self.prefix), "unit": unit, "suffix": group(self.suffix)}
 
     def extend(
         self,
@@ -125,6 +133,26 @@ class HybridLM(nnx.Module):
         x_BTD, suffix = _extend(self.suffix, x_BTD, context, state["suffix"])
         logits_BTV = self.logits(self.final_norm(x_BTD))
         return logits_BTV, {"prefix": prefix, "unit": unit, "suffix": suffix}
+
+    def _layers(
+        self, apply: Callable[..., Any], carry: Any, context: SequenceContext, remat: Remat,
+        scan: bool,
+    ) -> Any:  # fmt: skip
+        """`carry = apply(blocks, carry, context)` through prefix, repeated unit and suffix."""
+        carry = apply(self.prefix, carry, context)
+        if self.repeats:
+            graphdef, stacked = nnx.split(self.unit)
+
+            @remat
+            def unit(carry: Any, state: nnx.State) -> Any:
+                return apply(nnx.merge(graphdef, state), carry, context)
+
+            if scan:
+                carry, _ = jax.lax.scan(lambda c, state: (unit(c, state), None), carry, stacked)
+            else:
+                for i in range(self.repeats):
+                    carry = unit(carry, jax.tree.map(lambda p, i=i: p[i], stacked))
+        return apply(self.suffix, carry, context)
 
     def _embed(self, tokens_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
         x_BTD = self.embedding[...].astype(dtype)[tokens_BT]
@@ -157,6 +185,16 @@ def _apply(blocks: nnx.Dict, x_BTD: jax.Array, context: SequenceContext) -> jax.
     for _, block in _items(blocks):
         x_BTD = block(x_BTD, context)
     return x_BTD
+
+
+def _apply_with_loss(
+    blocks: nnx.Dict, carry: tuple[jax.Array, jax.Array], context: SequenceContext
+) -> tuple[jax.Array, jax.Array]:
+    x_BTD, total = carry
+    for _, block in _items(blocks):
+        x_BTD, loss = block.with_loss(x_BTD, context)
+        total += loss.astype(total.dtype)
+    return x_BTD, total
 
 
 def _extend(

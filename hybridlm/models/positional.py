@@ -1,11 +1,14 @@
-"""Rotary position embedding, whole or partial (arXiv 2104.09864)."""
+"""Rotary position embedding, whole or partial (arXiv 2104.09864), and logits that grow with it."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hybridlm.dataclass_reader import require
+from hybridlm.models.layers import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,3 +66,64 @@ def no_rope(x_BTHK: jax.Array, positions_BT: jax.Array) -> jax.Array:
     """NoPE: attention without positions."""
     del positions_BT
     return x_BTHK
+
+
+def halves_from_pairs(rotated: int) -> np.ndarray:
+    """Where each rotated dimension stands in a model that rotates neighbours (x_2i, x_2i+1).
+
+    `kernel[..., halves_from_pairs(R)]`, applied to the R rotated dimensions of the queries' and of
+    the keys' projections, turns such a model's weights (Llama 4, DeepSeek) into this one's: both
+    are permuted alike, so every logit stays what it was.
+    """
+    return np.concatenate([np.arange(0, rotated, 2), np.arange(1, rotated, 2)])
+
+
+@dataclasses.dataclass(frozen=True)
+class TemperatureConfig:
+    """A factor on the logits that grows with the query's position p.
+
+    1 + strength log(1 + p / scale). With strength 1 / log(scale) that is log_scale(scale + p), as
+    SWAN-GPT (arXiv 2504.08719) and HyPE (arXiv 2601.22156) use it on NoPE layers beyond the length
+    of training. It has no parameters and may be set for evaluation alone.
+
+    Attributes:
+      scale: positions over which the factor changes little.
+      strength: weight of the logarithm; None is 1 / log(scale).
+      steps: count whole multiples of `scale`, the first token being 1: floor((p + 1) / scale), with
+        strength 0.1 and scale 8192 the rule of Llama 4's NoPE layers.
+    """
+
+    scale: float
+    strength: float | None = None
+    steps: bool = False
+
+    def __post_init__(self):
+        require(self.scale > 1, "scale", f"must exceed 1, not {self.scale}")
+        require(
+            self.strength is None or self.strength > 0,
+            "strength",
+            f"must be positive, or None, not {self.strength}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Temperature:
+    """Multiplies each query by its position's factor."""
+
+    config: TemperatureConfig
+
+    def __call__(self, q_BTHK: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        """q of any float dtype, positions int32; the factor is at least float32."""
+        scale, strength = self.config.scale, self.config.strength or 1 / math.log(self.config.scale)
+        positions_BT = positions_BT.astype(jnp.promote_types(q_BTHK.dtype, jnp.float32))
+        spans_BT = positions_BT / scale
+        if self.config.steps:
+            spans_BT = jnp.floor((positions_BT + 1) / scale)
+        factor_BT11 = (1 + strength * jnp.log1p(spans_BT))[:, :, None, None]
+        return (at_least_float32(q_BTHK) * factor_BT11).astype(q_BTHK.dtype)
+
+
+def no_temperature(q_BTHK: jax.Array, positions_BT: jax.Array) -> jax.Array:
+    """Logits that do not depend on the position."""
+    del positions_BT
+    return q_BTHK

@@ -104,9 +104,14 @@ def shardings(mesh: Mesh, abstract: Any, axes: Any) -> Any:
     )
 
 
+def sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
+    """Of an array whose dimensions have these logical names."""
+    return NamedSharding(mesh, spec(axes))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of batches (accumulate, batch, time)."""
-    return NamedSharding(mesh, spec((None, "batch", "time")))
+    return sharding(mesh, (None, "batch", "time"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

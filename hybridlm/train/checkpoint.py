@@ -4,8 +4,10 @@ A checkpoint is an Orbax v1 folder `checkpoints/STEP/` of plain arrays. Orbax wr
 another name and renames it at the end, so that a killed save leaves nothing that could be loaded.
 """
 
+import contextlib
 import hashlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -26,8 +28,9 @@ class Checkpoints:
         keep = [_policies.LatestN(config.keep_checkpoints)]
         if config.keep_every:
             keep.append(_policies.EveryNSteps(config.keep_every))
+        self._folder = (workdir / FOLDER).absolute()
         self._checkpointer = ocp.training.Checkpointer(
-            (workdir / FOLDER).absolute(),
+            self._folder,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=_policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,
@@ -47,8 +50,14 @@ class Checkpoints:
         self._checkpointer.save_async(step, state, custom_metadata=metadata)
 
     def restore(self, abstract: Any) -> Any:
-        """The newest checkpoint, placed as `abstract` says (another mesh than the saver's is fine)."""
-        return self._checkpointer.load(self.latest_step, abstract)
+        """The newest checkpoint, placed as `abstract` says (another mesh than the saver's is fine).
+
+        Raises:
+          RunError: where it cannot be read; no older one is taken in its place unasked.
+        """
+        step = self.latest_step
+        with _readable(self._folder / str(step)):
+            return self._checkpointer.load(step, abstract)
 
     def wait(self) -> None:
         """Returns when no save is under way; raises what a failed one raised."""
@@ -79,9 +88,23 @@ def load_numpy(workdir: pathlib.Path, step: int | None = None) -> tuple[int, dic
         raise RunError(f"{workdir} holds no checkpoint of step {step}: it has {_listed(found)}")
     step = found[-1] if step is None else step
     path = (workdir / FOLDER / str(step)).absolute()
-    metadata = ocp.metadata(path).metadata
-    abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
-    return step, ocp.load(path, abstract)
+    with _readable(path):
+        metadata = ocp.metadata(path).metadata
+        abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
+        return step, ocp.load(path, abstract)
+
+
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[None]:
+    """Turns whatever Orbax raises over a damaged checkpoint into a RunError that names it."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise RunError(
+            f"the checkpoint {path} cannot be read ({reason[:300]}): copy it again, or remove that"
+            " folder to go on from the one before it"
+        ) from error
 
 
 def digest(tree: Any) -> str:

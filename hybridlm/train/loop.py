@@ -44,6 +44,7 @@ def _train(
 ) -> int:
     # --- build, restore, compile ---------------------------------------------------------------
     path = folder.path
+    progress.say("reading the data and compiling the training step")
     trainer = setup.build(config, path)
     folder.begin(config)
     steps, start = config.train.steps, trainer.start_step
@@ -100,8 +101,9 @@ def _train(
                 log(*pending)
             pending = (step, values)
 
+            stopping = bool(stop.received)  # asked once: a later signal is the next step's
             evaluate_now = step % config.train.eval_every == 0 or step == steps
-            save_now = step % config.train.checkpoint_every == 0 or step == steps or stop.received
+            save_now = step % config.train.checkpoint_every == 0 or step == steps or stopping
             if evaluate_now or save_now:
                 log(*pending)
                 pending = None
@@ -113,7 +115,7 @@ def _train(
                     if save_now:
                         save(step, state)
                         saved = step
-            if stop.received:
+            if stopping:
                 break
         trainer.checkpoints.wait()
     finally:

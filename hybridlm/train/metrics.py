@@ -11,7 +11,7 @@ import os
 import pathlib
 from typing import Any, Protocol
 
-from hybridlm.errors import UserError
+from hybridlm.errors import RunError, UserError
 
 Record = dict[str, Any]
 FILE = "metrics.jsonl"
@@ -111,20 +111,30 @@ class Writers:
 
 
 def read(path: pathlib.Path) -> list[Record]:
-    """The records of `metrics.jsonl`; a last line that a kill cut off is left out."""
+    """The records of `metrics.jsonl`; a last line that a kill cut off is left out.
+
+    Raises:
+      RunError: for a line that is no JSON.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    whole, tail = lines[:-1], lines[-1]
-    del tail  # empty, or a line without its end
-    return [json.loads(line) for line in whole]
+    *whole, _ = path.read_bytes().split(b"\n")  # the last is empty, or a line without its end
+    records = []
+    for number, line in enumerate(whole, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise RunError(
+                f"{path} is damaged in line {number} ({error}): remove that line"
+            ) from None
+    return records
 
 
 def cut_back(path: pathlib.Path, step: int) -> None:
-    """Drops the records after `step`, at once or not at all."""
+    """Drops the records after `step`, at once or not at all; step 0 drops them all."""
     if not path.exists():
         return
-    kept = [record for record in read(path) if record["step"] <= step]
+    kept = [record for record in read(path) if record["step"] <= step] if step else []
     draft = path.with_suffix(".jsonl.tmp")
     with draft.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record) + "\n" for record in kept)

@@ -46,17 +46,29 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         decay,
         optax.scale((config.muon_lr or config.lr) / config.lr),
     )
-    labels = lambda params: jax.tree.map(lambda m: "muon" if m else "adam", is_matrix(params))  # noqa: E731
-    return optax.partition({"muon": muon, "adam": adam}, labels)
+    return optax.partition({"muon": muon, "adam": adam}, _muon_or_adam)
 
 
 def is_matrix(params: Any) -> Any:
-    """True for the kernels of linear maps: what weight decay and Muon apply to."""
+    """True for kernels, of linear maps and convolutions: what weight decay applies to."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] == "kernel", params)
 
-    def named_kernel(path: tuple[Any, ...], _: Any) -> bool:
-        return getattr(path[-1], "key", None) == "kernel"
 
-    return jax.tree_util.tree_map_with_path(named_kernel, params)
+def _muon_or_adam(params: Any) -> Any:
+    """Muon is for the hidden layers' matrices: not for the head, and not for depthwise
+    convolutions, whose taps x channels are no linear map (github.com/KellerJordan/Muon).
+    """
+
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        *above, last = _names(path)
+        hidden = above[:1] != ["head"] and not any("conv" in name for name in above)
+        return "muon" if last == "kernel" and hidden else "adam"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    return [str(getattr(entry, "key", "")) for entry in path]
 
 
 def _muon_dimensions(params: Any) -> Any:

@@ -1,5 +1,6 @@
 """The line that a person watches: one that renews itself on a terminal, a line a log otherwise."""
 
+import shutil
 import sys
 from typing import Any, TextIO
 
@@ -15,26 +16,33 @@ class Progress:
 
     def update(self, record: dict[str, Any]) -> None:
         """Shows a training record."""
-        parts = [
-            f"step {record['step']:>{len(str(self.steps))}}/{self.steps}",
-            f"loss {record['loss']:.4f} nats",
-            f"{record['bits_per_byte']:.4f} bits/byte",
-        ]
-        if "tokens_per_second" in record:
-            parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
-        if "mfu" in record:
-            parts.append(f"MFU {record['mfu']:.1%}")
-        if "eta_seconds" in record:
-            parts.append(f"ETA {duration(record['eta_seconds'])}")
-        if record.get("skipped"):
-            parts.append(f"{record['skipped']} skipped")
-        line = "  ".join(parts)
+        # A live line must not wrap: it could not be renewed. 80 columns hold the narrow form.
+        columns = shutil.get_terminal_size().columns - 1 if self._live else None
+        line = self._line(record, "  ", "tokens/s")
+        if columns and len(line) > columns:
+            line = self._line(record, " ", "tok/s")[:columns]
         if self._live:
             self.stream.write("\r" + line.ljust(self._width))
             self._width = len(line)
         else:
             self.stream.write(line + "\n")
         self.stream.flush()
+
+    def _line(self, record: dict[str, Any], space: str, rate: str) -> str:
+        parts = [
+            f"step {record['step']:>{len(str(self.steps))}}/{self.steps}",
+            f"loss {record['loss']:.4f} nats",
+            f"{record['bits_per_byte']:.4f} bits/byte",
+        ]
+        if "tokens_per_second" in record:
+            parts.append(f"{record['tokens_per_second']:,.0f} {rate}")
+        if "mfu" in record:
+            parts.append(f"MFU {record['mfu']:.1%}")
+        if "eta_seconds" in record:
+            parts.append(f"ETA {duration(record['eta_seconds'])}")
+        if record.get("skipped"):
+            parts.append(f"{record['skipped']} skipped")
+        return space.join(parts)
 
     def say(self, message: str) -> None:
         """Prints a message on a line of its own."""

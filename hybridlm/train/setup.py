@@ -12,9 +12,11 @@ import numpy as np
 
 from hybridlm.config.schema import Config
 from hybridlm.data import Pipeline, Tokenizer, open_pipeline, open_tokenizer
+from hybridlm.errors import RunError
 from hybridlm.models.accounting import train_flops_per_token, with_vocab
 from hybridlm.models.params import Model
 from hybridlm.parallel import mesh as meshes
+from hybridlm.train import checkpoint, metrics
 from hybridlm.train.checkpoint import Checkpoints
 from hybridlm.train.host_memory import keep_large_buffers
 from hybridlm.train.optimizer import make_optimizer
@@ -117,15 +119,23 @@ class Trainer:
         split = {k: v.reshape(parts, -1, v.shape[-1]) for k, v in batch.items()}
         return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in split.items()}
 
-    def heldout(self) -> list[dict[str, np.ndarray]]:
-        """The batches of one evaluation."""
+    def heldout(self) -> list[dict[str, jax.Array]]:
+        """The batches of one evaluation, (batch, time) on the mesh."""
         rows = self.config.data.batch_size // self.config.train.accumulate
-        return list(self.pipeline.heldout_batches(rows, self.config.train.eval_sequences))
+        sharding = meshes.sharding(self.program.mesh, ("batch", "time"))
+        batches = self.pipeline.heldout_batches(rows, self.config.train.eval_sequences)
+        return [jax.device_put(batch, sharding) for batch in batches]
 
 
 def build(config: Config, workdir: pathlib.Path) -> Trainer:
-    """Reads the data, compiles the steps, and makes or restores the state."""
+    """Reads the data, compiles the steps, and makes or restores the state.
+
+    Raises:
+      UserError: for a mesh or data that do not fit, and where the run there read other data.
+    """
+    meshes.check_divides(config, meshes.mesh_shape(config.mesh, len(jax.devices())))
     pipeline = open_pipeline(config.data, seed=config.seed, workdir=workdir)
+    _check_same_data(pipeline, workdir)
     program = compile_program(config, pipeline.tokenizer.token_bytes())
     checkpoints = Checkpoints(workdir, config.train)
     start_step = checkpoints.latest_step or 0
@@ -134,6 +144,24 @@ def build(config: Config, workdir: pathlib.Path) -> Trainer:
     else:
         state = program.init(jax.random.key(config.seed))
     return Trainer(config, pipeline, program, checkpoints, start_step, state)
+
+
+def _check_same_data(pipeline: Pipeline, workdir: pathlib.Path) -> None:
+    """Holds a run that goes on to the tokenizer and the tokens that it began with."""
+    records = metrics.read(workdir / metrics.FILE) if checkpoint.steps(workdir) else []
+    before = next((r["data"] for r in records if r["kind"] == "run"), None)
+    if before is None:
+        return
+    now = pipeline.counts()
+    changed = [
+        f"data.sources.{name}" for name, source in now["sources"].items()
+        if before["sources"].get(name, {}).get("sha256") != source["sha256"]
+    ]  # fmt: skip
+    if changed:
+        raise RunError(
+            f"the text, tokenizer or token shards of {', '.join(changed)} are not those that the"
+            f" run in {workdir} began with: put them back, or use another --workdir"
+        )
 
 
 def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -33,28 +33,35 @@ def make_train_step(
     micro-batches, and divides once by the weight of all targets: accumulation changes no loss.
 
     Metrics, float32 scalars: `loss` (nats a target), `bits_per_byte`, `grad_norm` before
-    clipping, `learning_rate`, `skipped`, `skipped_in_row` (updates), `targets`.
+    clipping, `learning_rate`, `skipped`, `skipped_in_row` (updates), `targets`; and `aux_loss`,
+    what the mixers' own losses add to the objective, where some mixer has one.
     """
     remat = REMAT[config.train.remat]
-
-    def micro_loss(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return _summed_loss(model, params, batch, dtype, remat)
+    has_loss = any(mixer.has_loss for _, mixer in config.model.layer_mixers())
+    micro_loss = _summed_loss_and_mixers if has_loss else _summed_loss
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        def grads_and_nll(micro: Batch) -> tuple[Any, jax.Array]:
-            (_, nll), grads = jax.value_and_grad(micro_loss, has_aux=True)(state["params"], micro)
-            return grads, nll
+        targets = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
+        tokens = jnp.maximum(jnp.sum(batch["segment_ids"] != 0), 1)
+
+        def objective(params: Any, micro: Batch) -> tuple[jax.Array, Metrics]:
+            return micro_loss(model, params, micro, dtype, remat, targets / tokens)
+
+        def grads_and_sums(micro: Batch) -> tuple[Any, Metrics]:
+            (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(state["params"], micro)
+            return grads, sums
 
         def accumulate(carry: Any, micro: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, carry, grads_and_nll(micro)), None
+            return jax.tree.map(jnp.add, carry, grads_and_sums(micro)), None
 
         if batch["tokens"].shape[0] == 1:
-            grads, nll = grads_and_nll(jax.tree.map(lambda x: x[0], batch))
+            grads, sums = grads_and_sums(jax.tree.map(lambda x: x[0], batch))
         else:
-            zeros = jax.tree.map(jnp.zeros_like, (state["params"], jnp.float32(0)))
-            (grads, nll), _ = jax.lax.scan(accumulate, zeros, batch)
+            sums = {"nll": jnp.float32(0)} | ({"aux": jnp.float32(0)} if has_loss else {})
+            zeros = jax.tree.map(jnp.zeros_like, (state["params"], sums))
+            (grads, sums), _ = jax.lax.scan(accumulate, zeros, batch)
 
-        targets = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
+        nll = sums["nll"]
         target_bytes = jnp.sum(jnp.asarray(token_bytes_V)[batch["targets"]] * batch["loss_weights"])
         loss = nll / targets
         grad_norm = optax.global_norm(grads) / targets
@@ -85,6 +92,8 @@ def make_train_step(
             "skipped_in_row": guard_state["skipped_in_row"],
             "targets": targets,
         }
+        if has_loss:
+            metrics["aux_loss"] = sums["aux"] / targets
         return new_state, metrics
 
     return train_step
@@ -100,8 +109,7 @@ def make_eval_step(
 
     def eval_step(params: Any, batch: Batch) -> dict[str, jax.Array]:
         module = model.bind(params)
-        context = SequenceContext(batch["segment_ids"], batch["positions"])
-        hidden_BTD = module.hidden(batch["tokens"], context, dtype=dtype)
+        hidden_BTD = module.hidden(batch["tokens"], _context(batch), dtype=dtype)
         nll_BT = token_nll(hidden_BTD, module.head_kernel(), batch["targets"], loss_settings(model))
         weights_BT = batch["loss_weights"]
         bytes_BT = jnp.asarray(token_bytes_V)[batch["targets"]] * weights_BT
@@ -125,11 +133,38 @@ def loss_settings(model: Model) -> LossSettings:
 
 
 def _summed_loss(
-    model: Model, params: Any, batch: Batch, dtype: jnp.dtype, remat: Any
-) -> tuple[jax.Array, jax.Array]:
-    module = model.bind(params)
-    context = SequenceContext(batch["segment_ids"], batch["positions"])
+    model: Model, params: Any, batch: Batch, dtype: jnp.dtype, remat: Any, targets_per_token: Any
+) -> tuple[jax.Array, Metrics]:
+    """The objective of one micro-batch summed over its targets, and its sums for the log."""
+    del targets_per_token
+    module, context = model.bind(params), _context(batch)
     hidden_BTD = module.hidden(batch["tokens"], context, dtype=dtype, remat=remat)
+    total, nll = _summed_cross_entropy(model, module, hidden_BTD, batch)
+    return total, {"nll": nll}
+
+
+def _summed_loss_and_mixers(
+    model: Model, params: Any, batch: Batch, dtype: jnp.dtype, remat: Any, targets_per_token: Any
+) -> tuple[jax.Array, Metrics]:
+    """As `_summed_loss`, with the mixers' own losses.
+
+    They are means over the micro-batch's real tokens. Times that number and `targets_per_token`
+    of the whole batch they are on the scale of a sum over targets, however the batch is split.
+    """
+    module, context = model.bind(params), _context(batch)
+    hidden_BTD, loss = module.hidden_and_loss(batch["tokens"], context, dtype=dtype, remat=remat)
+    total, nll = _summed_cross_entropy(model, module, hidden_BTD, batch)
+    aux = loss * jnp.sum(batch["segment_ids"] != 0) * targets_per_token
+    return total + aux, {"nll": nll, "aux": aux}
+
+
+def _context(batch: Batch) -> SequenceContext:
+    return SequenceContext(batch["segment_ids"], batch["positions"])
+
+
+def _summed_cross_entropy(
+    model: Model, module: Any, hidden_BTD: jax.Array, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
     return summed_cross_entropy(
         hidden_BTD,
         module.head_kernel(),

@@ -41,6 +41,8 @@ class Workdir:
           RunError: where another process trains there, or the run there is of another config.
         """
         path = pathlib.Path(path)
+        if path.exists() and not path.is_dir():
+            raise RunError(f"--workdir {path} is a file: name a folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / ".lock").open("a+")
@@ -113,8 +115,15 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The value in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value in a JSON file of a run.
+
+    Raises:
+      RunError: where it is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}") from None
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hybridlm import config as configs
 from hybridlm.analysis.report import write_report
 from hybridlm.analysis.run import Run
 from hybridlm.config import to_dict
-from hybridlm.errors import RunError
+from hybridlm.errors import UserError
 
 POSITIONS = [
     {"first": f, "last": la, "loss": 2.0 / (i + 1), "bits_per_byte": 3.0 / (i + 1), "targets": 8}
@@ -130,7 +130,7 @@ def test_a_run_opens_with_what_there_is(finished):
 )
 def test_a_damaged_file_is_named(finished, name, sentence):
     (finished / name).write_text('{"a": \n')
-    with pytest.raises(RunError, match=f"{name} {sentence}"):
+    with pytest.raises(UserError, match=f"{name} {sentence}"):
         Run.open(finished)
 
 

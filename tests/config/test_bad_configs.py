@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from hybridlm import cli, config
+from hybridlm.config.load import recipe
 from hybridlm.errors import ConfigError
 
 # (override, what the sentence says): the key, what was wrong, what would be right.
@@ -21,7 +22,7 @@ BAD = [
     ("model.mixers.swa.rope.theta=-1", "model.mixers.swa.rope.theta must be positive, not -1"),
     ("model.mixers.swa.rope.fraction=0.04", "model.mixers.swa.rope rotates 1 of 32 dimensions"),
     ("model.mixers.swa.rope=True", "model.mixers.swa.rope must be a mapping of settings"),
-    ("model.mixers.new.window=3", "model.mixers.new.kind is missing: valid are: attention, rglru"),
+    ("model.mixers.new.window=3", "model.mixers.new.kind is missing: valid are: attention, "),
     ("model.mixers.swa=7", "model.mixers.swa must be a mapping with a kind"),
     (
         "model.pattern='swa fulll'",
@@ -59,6 +60,20 @@ BAD = [
     ("mesh.context=2", "mesh.context is 2: context parallelism is not there yet; use 1"),
     ("mesh.fsdp=-1", "mesh.fsdp is -1, and so is another axis"),
     ("seed=-1", "seed must lie in [0, 2^31), not -1"),
+    ("optimizer.lr=1e999", "optimizer.lr must be a finite number, not inf"),
+    ("optimizer.lr='1e-3'", "optimizer.lr must be a number, not '1e-3' (str)"),
+    ("optimizer.eps=0", "optimizer.eps must be positive, not 0"),
+    ("optimizer.muon_lr=0", "optimizer.muon_lr must be positive, or None to take lr"),
+    ("model.init_std=-1", "model.init_std must be positive, not -1.0"),
+    ("model.z_loss=1e999", "model.z_loss must be a finite number, not inf"),
+    ("model.pattern=['swa']", "model.pattern must be text, not ['swa'] (list)"),
+    ("model.mixers.swa.kind=[1]", "model.mixers.swa.kind is [1]: valid are: attention"),
+    ("model.mixers.swa.window=10000000000", "model.mixers.swa.window must be below 2^31"),
+    ("data.sources.addresses.text_key=", "data.sources.addresses.text_key is empty"),
+    ("train.steps=3000000000", "train.steps must be below 2^31"),
+    ("train.steps={[]:1}", "train.steps must be a whole number, not '{[]:1}' (str)"),
+    ("train.steps=", "train.steps must be a whole number, not '' (str)"),
+    ("=3", "--config. has an empty name in its key"),
     ("sample.top_p=0", "sample.top_p must lie in (0, 1], or be None"),
     ("model.width.x=3", "model.width is 128, a value: it has no key x"),
     ("train..steps=3", "--config.train..steps has an empty name in its key"),
@@ -78,7 +93,17 @@ def test_sentence_and_exit_code(in_root, capsys, override, sentence):
 FILES = {
     "missing.py": (None, "which is not a file; valid are"),
     "syntax.py": ("def get_config(:", "cannot be run: SyntaxError"),
-    "empty.py": ("x = 1\n", "defines no get_config(arg)"),
+    "empty.py": ("x = 1\n", "defines no function get_config(arg)"),
+    "value.py": ("get_config = 5\n", "defines no function get_config(arg)"),
+    "recipe.txt": ("def get_config(arg=''): ...", "is no Python file: its name must end in .py"),
+    "exits.py": ("import sys\nsys.exit(3)\n", "cannot be run: SystemExit: 3"),
+    "lines.py": ("raise ValueError('one\\ntwo')\n", "cannot be run: ValueError: one two"),
+    "unset.py": (
+        "from ml_collections import ConfigDict, config_dict\n"
+        "def get_config(arg=''):\n"
+        "    return ConfigDict(dict(seed=config_dict.required_placeholder(int)))\n",
+        "failed: RequiredValueError",
+    ),
     "raises.py": ("def get_config(arg=''):\n    return 1 / 0\n", "failed: ZeroDivisionError"),
     "number.py": ("def get_config(arg=''):\n    return 5\n", "returned 5"),
     "nothing.py": ("def get_config(arg=''):\n    return {}\n", "model is missing"),
@@ -95,6 +120,17 @@ def test_bad_recipe_files(tmp_path, name):
         config.load(str(tmp_path / name))
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_recipe_may_define_a_dataclass(tmp_path):
+    """With its annotations as text, a dataclass looks up the module that defines it."""
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from __future__ import annotations\nimport dataclasses\n"
+        "@dataclasses.dataclass\nclass Size:\n    width: int = 3\n"
+        "def get_config():\n    return dict(seed=Size().width)\n"
+    )
+    assert recipe(str(path)) == {"seed": 3}
 
 
 def test_a_recipe_argument_that_is_not_one(in_root):

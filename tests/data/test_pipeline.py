@@ -103,7 +103,7 @@ def test_every_training_target_comes_once_an_epoch(packing, tmp_path):
 
 
 def test_mixture_shares_are_exact_and_resume(tmp_path):
-    documents = {"a": ["aaaa" * 30] * 9, "b": ["bbbb" * 30] * 9, "c": ["cccc" * 30] * 9}
+    documents = {name: [name * length for length in range(101, 110)] for name in "abc"}
     pipeline = make_pipeline(
         tmp_path, documents, weights={"a": 0.5, "b": 0.3, "c": 0.2}, batch_size=10
     )
@@ -228,9 +228,16 @@ def test_shards_written_before_give_the_same_batches(tmp_path):
 
 
 def test_a_single_document_cannot_be_held_out(tmp_path):
-    with pytest.raises(DataError, match="a has a single document, so none can be held out"):
-        make_pipeline(tmp_path, {"a": ["one long text " * 50]})
-    make_pipeline(tmp_path, {"a": ["one long text " * 50], "b": ["x y", "z"]})
+    with pytest.raises(DataError, match="a has a single document .* so none can be held out"):
+        make_pipeline(tmp_path, {"a": ["one long text " * 50] * 2})
+    make_pipeline(tmp_path, {"a": ["one long text " * 50], "b": ["x y " * 9, "z"]})
+
+
+@PACKINGS
+def test_a_sequence_longer_than_the_text_is_refused(packing, tmp_path):
+    documents = {"a": draw_texts(np.random.default_rng(), 30), "b": ["short", "texts"]}
+    with pytest.raises(DataError, match=r"data\.sources\.b: .* has 7 training tokens, too few for"):
+        make_pipeline(tmp_path, documents, packing=packing)
 
 
 def test_the_package_executes_nothing_it_reads():

@@ -143,7 +143,7 @@ def foreign_manifest(folder):
 def other_version(folder):
     manifest = read_manifest(folder)
     write_manifest(folder, {**manifest, "version": 99})
-    return [MANIFEST, "format version 99, this program reads 1"]
+    return [MANIFEST, "format version 99, this program reads 2"]
 
 
 def half_written(folder):

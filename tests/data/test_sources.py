@@ -84,6 +84,15 @@ def test_globs_and_folders_are_sorted_and_relative(tmp_path):
         assert names == ["a/1.txt", "b/2.txt", "c.txt"]
 
 
+def test_links_to_folders_are_followed(tmp_path):
+    for name in ("s/a.txt", "elsewhere/b.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("x")
+    (tmp_path / "s" / "more").symlink_to(tmp_path / "elsewhere")
+    names = [f.name for f in source_files(SourceConfig("text", str(tmp_path / "s")))]
+    assert names == ["a.txt", "more/b.txt"]
+
+
 def corrupt_text(path):
     path.write_bytes(b"good \xc3\xa9 then \xff bad")
     return SourceConfig("text", str(path)), ["invalid UTF-8 at byte 13"]
@@ -99,6 +108,20 @@ def jsonl_case(data, words, **kwargs):
 
 def empty_glob(path):
     return SourceConfig("text", str(path / "*.txt")), ["the glob holds no file"]
+
+
+def dangling_link(path, pattern=""):
+    path.mkdir()
+    (path / "a.txt").write_text("a")
+    (path / "b.txt").symlink_to("/no/such/file")
+    return SourceConfig("text", str(path / pattern)), ["b.txt: is no file, or a link to one"]
+
+
+def linked_loop(path):
+    path.mkdir()
+    (path / "a.txt").write_text("a")
+    (path / "again").symlink_to(path)
+    return SourceConfig("text", str(path)), ["again: is a link to", "the source has already"]
 
 
 def empty_folder(path):
@@ -177,7 +200,11 @@ CASES = {
     "surrogate": jsonl_case(b'{"text": "ab\\ud800"}\n', [":1:", "surrogate pair at character 2"]),
     "empty document": jsonl_case(GOOD + b'{"text": ""}\n', [":2: the document has no text"]),
     "deep JSON": jsonl_case(b"[" * 200_000 + b"\n", [":1: malformed JSON"]),
+    "5,000 digits": jsonl_case(GOOD + b"1" * 5000 + b"\n", [":2: malformed JSON"]),
     "glob": empty_glob,
+    "dangling link": dangling_link,
+    "dangling link in a glob": lambda p: dangling_link(p, "*.txt"),
+    "folder linked to itself": linked_loop,
     "folder": empty_folder,
     "no file": no_file,
     "truncated gzip": truncated("jsonl.gz", ["the gzip file is truncated"]),

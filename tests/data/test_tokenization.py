@@ -8,7 +8,7 @@ from data_helpers import BYTES, draw_texts, write_jsonl, write_shards
 
 from hybridlm.config.schema import TokenizerConfig
 from hybridlm.data import open_shards, open_tokenizer, tokenization, tokenize, train_bpe
-from hybridlm.data.tokenization import split_of
+from hybridlm.data.tokenization import Splitter, text_digest
 from hybridlm.errors import DataError
 
 TOKENIZER = open_tokenizer(BYTES)
@@ -57,19 +57,36 @@ def test_the_split_stays_when_documents_are_added(tmp_path):
         folder = write_shards(tmp_path / str(count) / "s", documents[:count], 0.25)
         shards = open_shards(folder, tokenizer=TOKENIZER)
         assert shards.train.documents and shards.heldout.documents
-        split = shards.heldout
-        offsets = split.document_offsets().tolist()
-        spans = zip(offsets, offsets[1:])
-        heldout[count] = [TOKENIZER.decode(split.read(a, b)[0]) for a, b in spans]
+        heldout[count] = texts_of(shards.heldout)
     for fewer, more in ((2, 3), (3, 50), (50, 200)):
         assert heldout[more][: len(heldout[fewer])] == heldout[fewer]
 
 
 def test_the_held_out_share_is_as_asked():
     rng = np.random.default_rng()
-    names = [f"{rng.integers(2**60)}:{i}" for i in range(20_000)]
-    share = np.mean([split_of(i, n, 0.05) == "heldout" for i, n in enumerate(names)])
+    texts = [f"{rng.integers(2**60)}:{i}".encode() for i in range(20_000)]
+    splitter = Splitter(0.05)
+    share = np.mean([splitter.split_of(text_digest(text)) == "heldout" for text in texts])
     assert abs(share - 0.05) < 0.01, f"{share:.4f}"
+
+
+def test_copies_of_a_held_out_text_do_not_train(tmp_path):
+    """By content: wherever copies stand, the splits share no text and neither is empty."""
+    rng = np.random.default_rng()
+    for trial in range(20):
+        distinct = [f"text {i}" for i in range(rng.integers(2, 12))]
+        texts = [*distinct, *rng.choice(distinct, 30)]
+        rng.shuffle(texts)
+        folder = write_shards(tmp_path / str(trial) / "s", texts, 0.4)
+        shards = open_shards(folder, tokenizer=TOKENIZER)
+        train, heldout = (set(texts_of(split)) for split in (shards.train, shards.heldout))
+        assert train and heldout and not train & heldout
+        assert train | heldout == set(texts)
+
+
+def texts_of(split):
+    offsets = split.document_offsets().tolist()
+    return [TOKENIZER.decode(split.read(a, b)[0]) for a, b in zip(offsets, offsets[1:])]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -94,6 +111,21 @@ def test_a_tokenizer_that_changes_meanwhile_is_refused(tmp_path):
 def test_processes_must_be_positive(tmp_path):
     with pytest.raises(DataError, match="processes is 0"):
         tokenize(write_jsonl(tmp_path / "a.jsonl", ["a"]), TOKENIZER, tmp_path / "o", 0.1, 0)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -1, 2, float("nan")])
+def test_the_held_out_fraction_lies_between_0_and_1(tmp_path, fraction):
+    with pytest.raises(DataError, match="heldout_fraction is .*must lie between 0 and 1"):
+        tokenize(write_jsonl(tmp_path / "a.jsonl", ["a"]), TOKENIZER, tmp_path / "o", fraction)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", ["a"])
+    folder = tmp_path / "a.jsonl" / "out"
+    with pytest.raises(DataError, match=f"tokens cannot be written to {folder}"):
+        tokenize(source, TOKENIZER, folder, 0.1)
+    with pytest.raises(DataError, match="tokenizer.json: cannot be written"):
+        train_bpe(["some text"], 258, tmp_path / "a.jsonl" / "tokenizer.json")
 
 
 def test_unknown_tokens_are_counted(tmp_path):

@@ -82,3 +82,15 @@ def test_muon_orthogonalises_each_layer_of_a_stack():
     for matrix in directions["k"]["kernel"]:
         singular = np.linalg.svd(np.asarray(matrix), compute_uv=False)
         assert singular.min() > 0.3 and singular.max() < 1.5  # Newton-Schulz, five rounds
+
+
+def test_muon_leaves_head_and_convolutions_to_adam():
+    """A depthwise filter is no linear map: its Adam direction is the gradient's sign."""
+    optimizer = make_optimizer(OptimizerConfig(lr=1.0, name="muon", weight_decay=0.0, eps=1e-20))
+    shapes = {"head": (8, 6), "conv": (4, 8), "q": (8, 8)}
+    grads = {n: {"kernel": jax.random.normal(jax.random.key(0), s)} for n, s in shapes.items()}
+    directions, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    for name in ("head", "conv"):
+        expected = np.sign(grads[name]["kernel"])
+        np.testing.assert_allclose(directions[name]["kernel"], expected, rtol=1e-5)
+    assert np.abs(np.abs(directions["q"]["kernel"]) - 1).max() > 0.1

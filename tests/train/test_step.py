@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from hybridlm import config as configs
+from hybridlm.models.mixers import read_mixer
 from hybridlm.models.params import Model
 from hybridlm.train.guard import judge
 from hybridlm.train.optimizer import make_optimizer
@@ -67,6 +68,41 @@ def test_accumulation_changes_no_update():
         assert loss == pytest.approx(results[0][0], rel=1e-6)
         for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(results[0][1])):
             np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def with_slot_usage(weight, **train):
+    """The tiny model with Native Hybrid Attention in place of its attention."""
+    config = tiny(**train)
+    nha = dict(kind="nha", heads=2, slots=3, window=3, slot_usage_weight=weight)
+    mixers = {**config.model.mixers, "swa": read_mixer(nha, "swa")}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, mixers=mixers))
+
+
+def test_a_mixers_loss_joins_the_objective_and_accumulates_exactly():
+    """However the batch is split: micro-batches differ in padding and in targets."""
+    results = []
+    for accumulate in (1, 2, 4):
+        config = with_slot_usage(0.5, accumulate=accumulate)
+        state, step = make(config)
+        batch = batch_of(config)
+        flat = np.ones((4, 12), np.int32)
+        flat[0, 5:] = flat[2, 10:] = 0
+        batch["segment_ids"] = jnp.asarray(flat.reshape(batch["tokens"].shape))
+        batch["loss_weights"] = batch["loss_weights"] * (batch["segment_ids"] != 0)
+        state, metrics = step(state, batch)
+        results.append((metrics, state["params"]))
+    assert float(results[0][0]["aux_loss"]) > 0
+    for metrics, params in results[1:]:
+        for name in ("aux_loss", "loss", "grad_norm"):
+            assert float(metrics[name]) == pytest.approx(float(results[0][0][name]), rel=1e-5)
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(results[0][1])):
+            np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_without_a_mixers_loss_none_is_logged():
+    config = with_slot_usage(0.0)
+    state, step = make(config)
+    assert "aux_loss" not in jax.eval_shape(step, state, batch_of(config))[1]
 
 
 def test_a_non_finite_update_is_skipped_and_counted():

@@ -6,11 +6,45 @@ from hybridlm.dataclass_reader import nearest, read_dataclass
 from hybridlm.errors import ConfigError
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.deltanet import DeltaNetConfig
+from hybridlm.models.mixers.gdn import GDNConfig
+from hybridlm.models.mixers.gla import GLAConfig
+from hybridlm.models.mixers.gsa import GSAConfig
+from hybridlm.models.mixers.hgrn2 import HGRN2Config
+from hybridlm.models.mixers.kda import KDAConfig
+from hybridlm.models.mixers.lightning import LightningConfig
+from hybridlm.models.mixers.mamba2 import Mamba2Config
+from hybridlm.models.mixers.mla import MLAConfig
+from hybridlm.models.mixers.mlstm import MLSTMConfig
+from hybridlm.models.mixers.moba import MoBAConfig
+from hybridlm.models.mixers.nha import NHAConfig
+from hybridlm.models.mixers.parallel import ParallelConfig
 from hybridlm.models.mixers.rglru import RGLRUConfig
+from hybridlm.models.mixers.short_conv import ShortConvConfig
 
-KINDS: dict[str, type[MixerConfig]] = {c.kind_name: c for c in (AttentionConfig, RGLRUConfig)}
+KINDS: dict[str, type[MixerConfig]] = {
+    c.kind_name: c
+    for c in (
+        AttentionConfig,
+        DeltaNetConfig,
+        GDNConfig,
+        GLAConfig,
+        GSAConfig,
+        HGRN2Config,
+        KDAConfig,
+        LightningConfig,
+        Mamba2Config,
+        MLAConfig,
+        MLSTMConfig,
+        MoBAConfig,
+        NHAConfig,
+        ParallelConfig,
+        RGLRUConfig,
+        ShortConvConfig,
+    )
+}
 
-__all__ = ["KINDS", "LayerSpec", "MixerConfig", "SequenceContext", "read_mixer"]
+__all__ = ["KINDS", "LayerSpec", "Mixer", "MixerConfig", "SequenceContext", "read_mixer"]
 
 
 def read_mixer(value: Any, path: str) -> MixerConfig:
@@ -27,6 +61,10 @@ def read_mixer(value: Any, path: str) -> MixerConfig:
     kind = settings.pop("kind", None)
     if kind is None:
         raise ConfigError(f"{path}.kind is missing: valid are: {', '.join(sorted(KINDS))}")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"{path}.kind is {kind!r}: {nearest(kind, KINDS)}")
+    for name in KINDS[kind].holds_mixers:
+        if hasattr(settings.get(name), "items"):
+            inner = settings[name].items()
+            settings[name] = {n: read_mixer(m, f"{path}.{name}.{n}") for n, m in inner}
     return read_dataclass(KINDS[kind], settings, path)

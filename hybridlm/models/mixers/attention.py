@@ -1,19 +1,29 @@
-"""Softmax attention: full or windowed, MHA/GQA/MQA, RoPE or NoPE, with the options of the field."""
+"""Softmax attention: full, windowed or in chunks, MHA/GQA/MQA, RoPE or NoPE, with its options."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.dataclass_reader import require
-from hybridlm.models.layers import Identity, Linear, RMSNorm
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
-from hybridlm.models.positional import Rope, RopeConfig, no_rope
-from kernels_pallas import segments
-from kernels_pallas.attention import AttentionState, attention
-from kernels_pallas.attention.decode import decode_attention
+from hybridlm.models.layers import Identity, Linear, RMSNorm, at_least_float32
+from hybridlm.models.mixers import token_cache
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.models.mixers.spans import Chunk, Window, mean_keys
+from hybridlm.models.mixers.token_cache import TokenCache
+from hybridlm.models.positional import (
+    Rope,
+    RopeConfig,
+    Temperature,
+    TemperatureConfig,
+    no_rope,
+    no_temperature,
+)
+from kernels_pallas.attention import AttentionState, attention, decode_attention
+
+__all__ = ["Attention", "AttentionConfig", "mean_keys"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +35,14 @@ class AttentionConfig(MixerConfig):
       kv_heads: key/value heads; None is `heads` (MHA), 1 is MQA, between is GQA.
       head_dim: size of a head; None is width // heads.
       window: keys a query sees, its own included; None for full attention.
+      chunk: positions of a chunk: a query sees the keys of its own chunk of the document, as in
+        Llama 4's local layers; None for full attention. Not together with window.
       rope: its settings, or None for NoPE.
-      qk_norm: RMSNorm with a learned scale on each query and key head before RoPE.
-      output_gate: out * sigmoid(gate(x)) before the output projection (arXiv 2505.06708).
+      temperature: a factor on the logits that grows with the position, or None; for NoPE layers.
+      qk_norm: RMSNorm on each query and key head before RoPE: True with a learned scale, "l2"
+        without (Llama 4).
+      output_gate: out * sigmoid(gate(x)) before the output projection (arXiv 2505.06708): True
+        element by element, "head" one gate a head.
       sinks: a learned logit per head that only enlarges the softmax's denominator (gpt-oss).
       soft_cap: cap * tanh(logits / cap) on attention logits (Gemma 2).
       scale: factor on logits; None is head_dim ** -0.5.
@@ -36,14 +51,17 @@ class AttentionConfig(MixerConfig):
     kind_name: ClassVar[str] = "attention"
     equation: ClassVar[str] = "o_t = sum_{t-W < s <= t} softmax_s(scale q_t . k_s) v_s"
     source: ClassVar[str] = "arXiv 1706.03762 sec. 3.2; GQA arXiv 2305.13245"
+    operations: ClassVar[tuple[str, ...]] = ("attention",)
 
     heads: int
     kv_heads: int | None = None
     head_dim: int | None = None
     window: int | None = None
+    chunk: int | None = None
     rope: RopeConfig | None = RopeConfig()
-    qk_norm: bool = False
-    output_gate: bool = False
+    temperature: TemperatureConfig | None = None
+    qk_norm: bool | Literal["l2"] = False
+    output_gate: bool | Literal["head"] = False
     sinks: bool = False
     soft_cap: float | None = None
     scale: float | None = None
@@ -62,6 +80,21 @@ class AttentionConfig(MixerConfig):
             "window",
             f"must be at least 1 (a query's own key counts), or None for full attention,"
             f" not {self.window}",
+        )
+        require(
+            self.chunk is None or self.chunk >= 1,
+            "chunk",
+            f"must be at least 1, or None for full attention, not {self.chunk}",
+        )
+        require(
+            self.chunk is None or self.window is None,
+            "chunk",
+            "goes without window: attention is local in one way or the other",
+        )
+        require(
+            self.window is None or self.window < 2**31,
+            "window",
+            f"must be below 2^31, or None for full attention, not {self.window}",
         )
         for name in ("head_dim", "soft_cap", "scale"):
             value = getattr(self, name)
@@ -97,48 +130,25 @@ class AttentionConfig(MixerConfig):
 
     def flops_per_token(self, width: int, seq_len: int) -> float:
         size = self.head_size(width)
-        query_sized = 3 if self.output_gate else 2
-        projections = 2 * width * size * (query_sized * self.heads + 2 * self.kv_heads)
-        return projections + 4 * self.heads * size * mean_keys(seq_len, self.window)
+        gates = {False: 0, True: size * self.heads, "head": self.heads}[self.output_gate]
+        projections = 2 * width * (2 * size * (self.heads + self.kv_heads) + gates)
+        return projections + 4 * self.heads * size * self.span.mean_keys(seq_len)
 
     def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
-        keys = min(seq_len, self.window or seq_len)
+        keys = min(seq_len, self.span.window or seq_len)
         return 2 * keys * self.kv_heads * self.head_size(width) * itemsize
 
     @property
     def mechanism(self) -> str:
-        span = f"window {self.window}" if self.window else "full"
-        position = "RoPE" if self.rope else "NoPE"
-        return f"{span} attention, {position}"
+        return f"{self.span} attention, {'RoPE' if self.rope else 'NoPE'}"
+
+    @property
+    def span(self) -> Window | Chunk:
+        """The keys a query sees."""
+        return Window(self.window) if self.chunk is None else Chunk(self.chunk)
 
 
-def mean_keys(seq_len: int, window: int | None) -> float:
-    """Keys a causal query attends to, its own included, averaged over a sequence."""
-    if window is None or window >= seq_len:
-        return (seq_len + 1) / 2
-    return (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
-
-
-class KVCache(NamedTuple):
-    """Keys and values of past tokens in a ring of S entries; token i lies at i % S.
-
-    Attributes:
-      k_BSGK, v_BSGV: rotated keys, and values, in the activations' dtype.
-      segment_ids_BS: int32, 0 for entries not yet written (and for padding).
-      indices_S: int32, the index of the token held, -1 for none.
-      document_start_B: int32, index of the first token of the newest token's document.
-      length: int32 scalar, tokens seen.
-    """
-
-    k_BSGK: jax.Array
-    v_BSGV: jax.Array
-    segment_ids_BS: jax.Array
-    indices_S: jax.Array
-    document_start_B: jax.Array
-    length: jax.Array
-
-
-class Attention(nnx.Module):
+class Attention(Mixer):
     """The mixer of `AttentionConfig`."""
 
     def __init__(self, config: AttentionConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
@@ -149,51 +159,45 @@ class Attention(nnx.Module):
         self.k = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs)
         self.v = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs)
         self.out = Linear(heads * size, width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
-        self.q_norm = RMSNorm(size, spec.norm_eps) if config.qk_norm else Identity()
-        self.k_norm = RMSNorm(size, spec.norm_eps) if config.qk_norm else Identity()
+        self.q_norm = QK_NORMS[config.qk_norm](size, spec.norm_eps)
+        self.k_norm = QK_NORMS[config.qk_norm](size, spec.norm_eps)
         self.rope = Rope(config.rope, size) if config.rope else no_rope
-        self.gate = (
-            SigmoidGate(width, heads * size, rngs=rngs) if config.output_gate else Identity()
-        )
+        self.temperature = Temperature(config.temperature) if config.temperature else no_temperature
+        self.gate = OUTPUT_GATES[config.output_gate](width, heads, size, rngs=rngs)
         self.sinks = Sinks(heads) if config.sinks else None
+        self.span = config.span
         self.size = size
         self.scale = config.scale or size**-0.5
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         q, k, v = self._project(x_BTD, context)
-        out_BTHV, _ = attention(q, k, v, segment_ids=context.segment_ids_BT, **self._options())
+        ids_BT = self.span.segment_ids(context)
+        out_BTHV, _ = attention(q, k, v, segment_ids=ids_BT, **self._options())
         return self._output(out_BTHV, x_BTD)
 
-    def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> KVCache:
-        """An empty cache for at most `max_len` tokens; a window needs no more than it sees."""
-        entries = min(max_len, self.config.window or max_len)
-        shape = (batch, entries, self.config.kv_heads, self.size)
-        return KVCache(
-            jnp.zeros(shape, dtype),
-            jnp.zeros(shape, dtype),
-            jnp.zeros((batch, entries), jnp.int32),
-            jnp.full((entries,), -1, jnp.int32),
-            jnp.zeros((batch,), jnp.int32),
-            jnp.int32(0),
-        )
+    def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> TokenCache:
+        """An empty cache of (keys, values) for at most `max_len` tokens, or a span's worth."""
+        places = min(max_len, self.span.window or max_len)
+        shape = (self.config.kv_heads, self.size)
+        return token_cache.empty(batch, places, (shape, shape), dtype)
 
     def extend(
-        self, x_BTD: jax.Array, context: SequenceContext, state: KVCache
-    ) -> tuple[jax.Array, KVCache]:
+        self, x_BTD: jax.Array, context: SequenceContext, state: TokenCache
+    ) -> tuple[jax.Array, TokenCache]:
         q, k, v = self._project(x_BTD, context)
+        ids_BT = self.span.segment_ids(context)
         if x_BTD.shape[1] == 1:
-            state = _write(state, k, v, context.segment_ids_BT)
-            out_BTHV = self._attend_cache(q, state, context.segment_ids_BT)
+            state = token_cache.write(state, (k, v), ids_BT)
+            valid_BS = token_cache.visible(state, ids_BT, self.span.window)
+            out_BHV = decode_attention(q[:, 0], *state.entries, valid_BS, **self._logit_options())
+            out_BTHV = out_BHV[:, None]
         else:
+            entries, past_ids_BS = token_cache.in_order(state)
+            past = AttentionState(*entries, past_ids_BS)
             out_BTHV, _ = attention(
-                q,
-                k,
-                v,
-                segment_ids=context.segment_ids_BT,
-                initial_state=_in_order(state),
-                **self._options(),
+                q, k, v, segment_ids=ids_BT, initial_state=past, **self._options()
             )
-            state = _write(state, k, v, context.segment_ids_BT)
+            state = token_cache.write(state, (k, v), ids_BT)
         return self._output(out_BTHV, x_BTD), state
 
     def _project(
@@ -205,40 +209,52 @@ class Attention(nnx.Module):
         v_BTGV = self.v(x_BTD).reshape(batch, time, self.config.kv_heads, self.size)
         q_BTHK = self.rope(self.q_norm(q_BTHK), context.positions_BT)
         k_BTGK = self.rope(self.k_norm(k_BTGK), context.positions_BT)
-        return q_BTHK, k_BTGK, v_BTGV
+        return self.temperature(q_BTHK, context.positions_BT), k_BTGK, v_BTGV
 
     def _output(self, out_BTHV: jax.Array, x_BTD: jax.Array) -> jax.Array:
-        return self.out(self.gate(out_BTHV.reshape(*x_BTD.shape[:2], -1), x_BTD))
+        gated_BTHV = self.gate(out_BTHV, x_BTD)
+        return self.out(gated_BTHV.reshape(*x_BTD.shape[:2], -1))
 
     def _options(self) -> dict[str, object]:
-        return dict(window=self.config.window, **self._logit_options())
+        return dict(window=self.span.window, **self._logit_options())
 
     def _logit_options(self) -> dict[str, object]:
         sinks_H = None if self.sinks is None else self.sinks.logits[...]
         return dict(scale=self.scale, sinks_H=sinks_H, soft_cap=self.config.soft_cap)
 
-    def _attend_cache(
-        self, q_B1HK: jax.Array, cache: KVCache, segment_ids_B1: jax.Array
-    ) -> jax.Array:
-        first_B = cache.document_start_B
-        if self.config.window is not None:
-            first_B = jnp.maximum(first_B, cache.length - self.config.window)
-        first_B1 = jnp.maximum(first_B, 0)[:, None]
-        valid_BS = (cache.indices_S[None, :] >= first_B1) & (segment_ids_B1 != 0)
-        out_BHV = decode_attention(
-            q_B1HK[:, 0], cache.k_BSGK, cache.v_BSGV, valid_BS, **self._logit_options()
-        )
-        return out_BHV[:, None]
-
 
 class SigmoidGate(nnx.Module):
-    """y * sigmoid(W x): a head-wise, element-wise output gate."""
+    """y * sigmoid(W x), element by element (arXiv 2505.06708; Qwen3-Next)."""
 
-    def __init__(self, width: int, size: int, *, rngs: nnx.Rngs):
-        self.proj = Linear(width, size, ("embed", "heads"), rngs=rngs)
+    def __init__(self, width: int, heads: int, size: int, *, rngs: nnx.Rngs):
+        self.proj = Linear(width, heads * size, ("embed", "heads"), rngs=rngs)
 
-    def __call__(self, y: jax.Array, x: jax.Array) -> jax.Array:
-        return y * jax.nn.sigmoid(self.proj(x))
+    def __call__(self, y_BTHV: jax.Array, x_BTD: jax.Array) -> jax.Array:
+        return y_BTHV * jax.nn.sigmoid(self.proj(x_BTD)).reshape(y_BTHV.shape)
+
+
+class HeadGate(nnx.Module):
+    """y * sigmoid(w_h x): one gate per head (arXiv 2505.06708, head-wise)."""
+
+    def __init__(self, width: int, heads: int, size: int, *, rngs: nnx.Rngs):
+        del size
+        self.proj = Linear(width, heads, ("embed", "heads"), rngs=rngs)
+
+    def __call__(self, y_BTHV: jax.Array, x_BTD: jax.Array) -> jax.Array:
+        return y_BTHV * jax.nn.sigmoid(self.proj(x_BTD))[..., None]
+
+
+class UnitRMS(nnx.Module):
+    """x / rms(x) over the last axis, without a learned scale (Llama 4's L2 norm)."""
+
+    def __init__(self, size: int, eps: float):
+        del size
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = at_least_float32(x)
+        mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+        return (x32 * jax.lax.rsqrt(mean_square + self.eps)).astype(x.dtype)
 
 
 class Sinks(nnx.Module):
@@ -248,35 +264,12 @@ class Sinks(nnx.Module):
         self.logits = nnx.Param(jnp.zeros(heads), axes=("heads",))
 
 
-def _write(cache: KVCache, k: jax.Array, v: jax.Array, segment_ids_BT: jax.Array) -> KVCache:
-    """Puts the newest tokens into the ring, each at its index modulo the ring's size."""
-    entries, time = cache.k_BSGK.shape[1], k.shape[1]
-    newest_B = cache.segment_ids_BS[:, (cache.length - 1) % entries]
-    starts_BT = segments.document_starts(segment_ids_BT, newest_B)
-    start_indices_BT = jnp.where(
-        starts_BT, cache.length + jnp.arange(time, dtype=jnp.int32)[None, :], 0
-    )
-    kept = min(time, entries)
-    indices = cache.length + jnp.arange(time - kept, time, dtype=jnp.int32)
-    places = indices % entries
-    return KVCache(
-        cache.k_BSGK.at[:, places].set(k[:, time - kept :].astype(cache.k_BSGK.dtype)),
-        cache.v_BSGV.at[:, places].set(v[:, time - kept :].astype(cache.v_BSGV.dtype)),
-        cache.segment_ids_BS.at[:, places].set(segment_ids_BT[:, time - kept :]),
-        cache.indices_S.at[places].set(indices),
-        jnp.maximum(cache.document_start_B, jnp.max(start_indices_BT, axis=1)),
-        cache.length + time,
-    )
-
-
-def _in_order(cache: KVCache) -> AttentionState:
-    """The ring's entries oldest first, so that the newest stands directly before the next token."""
-    entries = cache.k_BSGK.shape[1]
-
-    def unroll(x: jax.Array) -> jax.Array:
-        return jnp.roll(x, -(cache.length % entries), axis=1)
-
-    return AttentionState(unroll(cache.k_BSGK), unroll(cache.v_BSGV), unroll(cache.segment_ids_BS))
+QK_NORMS = {False: lambda size, eps: Identity(), True: RMSNorm, "l2": UnitRMS}
+OUTPUT_GATES = {
+    False: lambda width, heads, size, *, rngs: Identity(),
+    True: SigmoidGate,
+    "head": HeadGate,
+}
 
 
 def _divisors(n: int) -> str:

@@ -3,9 +3,10 @@
 A mixer is an `nnx.Module` built as `Mixer(config, spec, rngs=rngs)` that offers
 
 - `__call__(x_BTD, context) -> y_BTD`, the parallel form of training;
-- `init_state(batch, max_len, dtype) -> state`, and
+- `init_state(batch, max_len, dtype) -> state`,
 - `extend(x_BTD, context, state) -> (y_BTD, state)`, which continues from a carried state by any
-  number of tokens: prefill with many, decoding with one. Split anywhere = whole.
+  number of tokens: prefill with many, decoding with one. Split anywhere = whole; and
+- `with_loss(x_BTD, context) -> (y_BTD, loss)`, which `Mixer` has for those without a loss.
 
 Its config is a frozen dataclass derived from `MixerConfig`.
 """
@@ -15,6 +16,8 @@ import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 
 # Dimensions: B batch, T time, D width, H query heads, G key/value heads, K head size, S state
 # entries (keys held in a cache), W recurrent width, F MLP hidden size, V vocabulary.
@@ -51,12 +54,16 @@ class LayerSpec(NamedTuple):
 class MixerConfig(abc.ABC):
     """Settings of one named mixer; `kind_name` is what configs write as `kind`.
 
-    `equation` (one line, for tables) and `source` (paper and section) say what it computes.
+    `equation` (one line, for tables) and `source` (paper and section) say what it computes,
+    `operations` which folders of kernels_pallas it calls; `holds_mixers` names the settings that
+    are themselves mixers by name.
     """
 
     kind_name: ClassVar[str]
     equation: ClassVar[str]
     source: ClassVar[str]
+    operations: ClassVar[tuple[str, ...]] = ()
+    holds_mixers: ClassVar[tuple[str, ...]] = ()
 
     def check_width(self, width: int) -> None:
         """Raises `Invalid` where the settings do not fit a residual stream of this width."""
@@ -81,6 +88,23 @@ class MixerConfig(abc.ABC):
         """
 
     @property
+    def has_loss(self) -> bool:
+        """Whether the mixer adds a loss of its own to the training objective."""
+        return False
+
+    @property
     def mechanism(self) -> str:
         """A few words for tables and figures."""
         return self.kind_name
+
+
+class Mixer(nnx.Module):
+    """A mixer's module; this base has no loss of its own."""
+
+    def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
+        """The mixer's output, and what it adds to the training objective.
+
+        The loss is a scalar in at least float32, weighted already, and a mean over real tokens
+        (segment id not 0): micro-batches are weighted by their number of these.
+        """
+        return self(x_BTD, context), jnp.float32(0)

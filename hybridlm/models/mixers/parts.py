@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import RMSNorm, at_least_float32
+from hybridlm.models.layers import at_least_float32
 from kernels_pallas import causal_conv
 
 
@@ -14,10 +14,13 @@ class ShortConv(nnx.Module):
     kernel[0] multiplies the current token. Starts normal with variance 1 / width, bias 0.
     """
 
-    def __init__(self, channels: int, width: int, *, bias: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self, channels: int, width: int, *, bias: bool = False, axes: tuple[str] = ("heads",),
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
         kernel = jax.random.normal(rngs.params(), (width, channels)) * width**-0.5
-        self.kernel = nnx.Param(kernel, axes=("conv", "heads"))
-        self.bias = nnx.Param(jnp.zeros(channels), axes=("heads",)) if bias else None
+        self.kernel = nnx.Param(kernel, axes=("conv", *axes))
+        self.bias = nnx.Param(jnp.zeros(channels), axes=axes) if bias else None
 
     def __call__(
         self, x_BTD: jax.Array, segment_ids_BT: jax.Array, state: causal_conv.ConvState | None
@@ -37,14 +40,32 @@ class ShortConv(nnx.Module):
         return causal_conv.empty_state(batch, *self.kernel[...].shape, dtype)
 
 
+class GroupRMSNorm(nnx.Module):
+    """RMSNorm of each of `groups` equal parts of the last axis; one learned scale a channel."""
+
+    def __init__(self, size: int, eps: float, groups: int, axes: tuple[str] = ("norm",)):
+        self.scale = nnx.Param(jnp.ones(size), axes=axes)
+        self.eps = eps
+        self.groups = groups
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        parts = at_least_float32(x).reshape(*x.shape[:-1], self.groups, -1)
+        mean_square = jnp.mean(jnp.square(parts), axis=-1, keepdims=True)
+        normed = (parts * jax.lax.rsqrt(mean_square + self.eps)).reshape(x.shape)
+        return (normed * self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
 class GatedRMSNorm(nnx.Module):
-    """rmsnorm(y) * act(gate) over the last axis, or with `norm_last` rmsnorm(y * act(gate))."""
+    """rmsnorm(y) * act(gate) over the last axis, or with `norm_last` rmsnorm(y * act(gate)).
+
+    With `groups` the mean square is taken over each of so many equal parts of the axis.
+    """
 
     def __init__(
         self, size: int, eps: float, *, act=jax.nn.silu, norm_last: bool = False,
-        axes: tuple[str] = ("norm",),
+        groups: int = 1, axes: tuple[str] = ("norm",),
     ):  # fmt: skip
-        self.norm = RMSNorm(size, eps, axes)
+        self.norm = GroupRMSNorm(size, eps, groups, axes)
         self.act = act
         self.norm_last = norm_last
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, at_least_float32
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import ShortConv
 from kernels_pallas import linear_recurrence, segments
 from kernels_pallas.causal_conv import ConvState
@@ -31,6 +31,7 @@ class RGLRUConfig(MixerConfig):
     kind_name: ClassVar[str] = "rglru"
     equation: ClassVar[str] = "h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t), a_t = a^(8 r_t)"
     source: ClassVar[str] = "arXiv 2402.19427 sec. 2.4"
+    operations: ClassVar[tuple[str, ...]] = ("causal_conv", "linear_recurrence")
 
     recurrent_width: int | None = None
     heads: int = 4
@@ -82,7 +83,7 @@ class RGLRUState(NamedTuple):
     recurrence: linear_recurrence.RecurrenceState
 
 
-class RGLRU(nnx.Module):
+class RGLRU(Mixer):
     """out(gelu(branch x) * lru(conv(input x))): the mixer of `RGLRUConfig`."""
 
     def __init__(self, config: RGLRUConfig, spec: LayerSpec, *, rngs: nnx.Rngs):

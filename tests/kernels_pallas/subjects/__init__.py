@@ -4,9 +4,25 @@ Each has `SUBJECTS`, functions of a numpy Generator that draw a `testing.Subject
 faults to plant, each with the law that must catch it.
 """
 
-from subjects import attention, causal_conv, linear_recurrence
+from subjects import (
+    attention,
+    block_sparse,
+    causal_conv,
+    delta_rule,
+    gated_linear,
+    gated_slots,
+    linear_recurrence,
+)
 
-MODULES = (attention, causal_conv, linear_recurrence)
+MODULES = (
+    attention,
+    block_sparse,
+    causal_conv,
+    delta_rule,
+    gated_linear,
+    gated_slots,
+    linear_recurrence,
+)
 SUBJECTS = {name: draw for module in MODULES for name, draw in module.SUBJECTS.items()}
 FAULTS = {
     f"{module.__name__.split('.')[-1]}: {name}": fault

@@ -1,0 +1,135 @@
+"""Time of every chunked op, forward and backward, from 1k to 32k tokens on a CPU.
+
+Windows and recurrences must grow linearly: at 32k tokens at most 9 times the time at 4k. Where
+jax-linear-attention has the op in plain JAX it runs in the same process, call by call in turn.
+Shape: batch 1, 4 heads of key and value size 64 (256 channels), float32, gradients to all inputs.
+
+Run:     python benchmarks/mixers_cpu.py --json benchmarks/mixers_cpu.json
+Table:   python benchmarks/mixers_cpu.py --render benchmarks/mixers_cpu.json   (into the README)
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import train_cpu
+from environments import Unavailable, environment
+
+HERE = pathlib.Path(__file__).resolve().parent
+BEGIN, END = "<!-- mixers_cpu: begin -->", "<!-- mixers_cpu: end -->"
+LENGTHS = (1024, 4096, 32768)
+GROWTH = 9.0  # allowed from 4k to 32k tokens, which are 8 times as many
+
+
+def run(options: argparse.Namespace) -> dict:
+    """Every record of the worker, and what they were measured with."""
+    library = next(x for x in train_cpu.LIBRARIES if x.key == "jla")
+    python = train_cpu.interpreter(library, options.env)
+    command = [python, str(HERE / "peers" / "ops_worker.py"), "--lengths", *map(str, LENGTHS)]
+    command += ["--repeats", str(options.repeats)]
+    if options.ops:
+        command += ["--ops", *options.ops]
+    results = {
+        "date": time.strftime("%Y-%m-%d"), "machine": train_cpu.machine(),
+        "load_at_start": train_cpu.load(), "repeats": options.repeats, "records": [],
+    }  # fmt: skip
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    for line in worker.stdout:
+        record = json.loads(line)
+        if "versions" in record:
+            results["versions"] = record["versions"]
+            continue
+        results["records"].append(record)
+        train_cpu.say(f"{record['op']}, {record['tokens']:,} tokens: {_pair(record)}")
+    if worker.wait():
+        raise Unavailable(f"the worker ended with {worker.returncode}")
+    return results
+
+
+def _pair(record: dict) -> str:
+    theirs = record["peer"]
+    peer = f", peer {1e3 * theirs:,.1f} ms" if theirs else record.get("peer_failed", "")
+    return f"{1e3 * record['ours']:,.1f} ms{peer}"
+
+
+def rows(results: dict) -> list[dict]:
+    """By op: seconds at each length, growth from 4k to 32k, ratio to the peer at each length."""
+    table: dict[str, dict] = {}
+    for record in results["records"]:
+        row = table.setdefault(record["op"], {"op": record["op"], "seconds": {}, "ratio": {}})
+        row["seconds"][record["tokens"]] = record["ours"]
+        if record["peer"]:
+            row["ratio"][record["tokens"]] = record["peer"] / record["ours"]
+        elif "peer_failed" in record:
+            row["failed"] = record["peer_failed"]
+    for row in table.values():
+        row["growth"] = row["seconds"][LENGTHS[2]] / row["seconds"][LENGTHS[1]]
+    return list(table.values())
+
+
+def render(results: dict) -> str:
+    """A table in Markdown, and what it was measured with."""
+    lengths = " | ".join(f"{n // 1024}k, ms" for n in LENGTHS)
+    lines = [
+        f"| op, forward + backward | {lengths} | 32k / 4k | times as fast as the peer, 1k / 4k / 32k |",
+        "|---|" + "---:|" * (len(LENGTHS) + 2),
+    ]
+    for row in rows(results):
+        times = " | ".join(f"{1e3 * row['seconds'][n]:,.1f}" for n in LENGTHS)
+        ratios = " / ".join(f"{row['ratio'][n]:.2f}" if n in row["ratio"] else "-" for n in LENGTHS)
+        if not row["ratio"]:
+            ratios = "it has none" if "failed" not in row else "it fails"
+        lines.append(f"| `{row['op']}` | {times} | {row['growth']:.1f} | {ratios} |")
+    machine, versions = results["machine"], results["versions"]
+    found = ", ".join(f"{name} {version}" for name, version in versions.items())
+    lines += [
+        "",
+        f"- {results['date']}, {machine['cpu']}, {machine['cores']} cores, load"
+        f" {results['load_at_start']} at the start; best of {results['repeats']}; {found}.",
+    ]
+    return "\n".join(lines)
+
+
+def failures(results: dict) -> list[str]:
+    """Sentences on what misses the bars: linear growth, and no slower than the peer."""
+    found = []
+    for row in rows(results):
+        if row["growth"] > GROWTH:
+            found.append(f"{row['op']}: 32k tokens take {row['growth']:.1f} times as long as 4k")
+        for tokens, ratio in row["ratio"].items():
+            if ratio < 1:
+                found.append(f"{row['op']}: {ratio:.2f} times as fast as the peer at {tokens:,}")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write everything there")
+    parser.add_argument("--render", type=pathlib.Path, metavar="JSON", help="only fill the README")
+    parser.add_argument("--env", type=pathlib.Path, metavar="DIR", help="jax-linear-attention's")
+    parser.add_argument("--ops", nargs="+", help="only these")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args(arguments)
+    if options.render:
+        train_cpu.write_between(BEGIN, END, render(json.loads(options.render.read_text())))
+        return 0
+    try:
+        results = run(options)
+    except Unavailable as error:
+        train_cpu.say(f"the run broke off: {error}")
+        return 1
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    print(render(results))
+    for failure in failures(results):
+        train_cpu.say(f"misses its bar: {failure}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

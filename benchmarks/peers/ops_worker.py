@@ -1,0 +1,167 @@
+"""Times every chunked op forward and backward, and the same op of jax-linear-attention.
+
+Runs in the environment of jax-linear-attention, which has the same jax; kernels_pallas comes from
+this checkout. Prints one JSON line per measurement.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+import jla.layers.attention as jla_attention
+import jla.layers.conv as jla_conv
+import jla.ops as jla_ops
+
+from kernels_pallas.attention import attention
+from kernels_pallas.causal_conv import causal_conv
+from kernels_pallas.delta_rule import delta_rule
+from kernels_pallas.gated_linear import gated_linear
+from kernels_pallas.gated_slots import gated_slots
+from kernels_pallas.linear_recurrence import linear_recurrence
+
+BATCH, HEADS, SIZE, SLOTS, WINDOW, CHANNELS, TAPS = 1, 4, 64, 64, 128, 256, 4
+BLOCK, BLOCKS = 256, 4  # of the block-sparse attention: keys of a block, blocks chosen
+
+Arrays = dict[str, jax.Array]
+Form = Callable[..., jax.Array]
+
+
+def draw(time_steps: int) -> Arrays:
+    """The inputs of all ops; keys are normalised and decays are those of a fresh model."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal((BATCH, time_steps, *shape)), jnp.float32)
+
+    k = normal(HEADS, SIZE)
+    return dict(
+        q=normal(HEADS, SIZE) * SIZE**-0.5,
+        k=k / jnp.linalg.norm(k, axis=-1, keepdims=True),
+        v=normal(HEADS, SIZE),
+        head_decay=-jnp.exp(normal(HEADS) - 3),
+        channel_decay=-jnp.exp(normal(HEADS, SIZE) - 3),
+        slot_decay=-jnp.exp(normal(HEADS, SLOTS) - 3),
+        beta=jax.nn.sigmoid(normal(HEADS)),
+        a=jax.nn.sigmoid(normal(CHANNELS) + 3),
+        x=normal(CHANNELS),
+        taps=jnp.asarray(rng.standard_normal((TAPS, CHANNELS)), jnp.float32),
+    )
+
+
+def peer(kind: str, **names: str) -> Form:
+    """jax-linear-attention's chunked op as a function of q, k, v and the gates `names` gives."""
+
+    def form(q, k, v, *gates):
+        options = dict(zip(names, gates))
+        return jla_ops.linear_attention(kind, q, k, v, impl="chunked", scale=1.0, **options)[0]
+
+    return form
+
+
+def peer_conv(x, taps):
+    conv = jla_conv.ShortConv(CHANNELS, TAPS, activation=None)
+    object.__setattr__(conv, "weight", taps[::-1].T)
+    out = conv(x)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def peer_window(q, k, v):
+    return jla_attention.attention(q, k, v, sliding_window=WINDOW, scale=1.0)
+
+
+#: Op: the inputs it takes, our form, and the peer's where it has one.
+OPS: dict[str, tuple[str, Form, Form | None]] = {
+    "attention, window 128": (
+        "q k v", lambda q, k, v: attention(q, k, v, window=WINDOW, scale=1.0)[0], peer_window,
+    ),
+    "linear_recurrence": ("a x", lambda a, x: linear_recurrence(a, x), None),
+    "causal_conv": ("x taps", lambda x, taps: causal_conv(x, taps), peer_conv),
+    "gated_linear, gate per head": (
+        "q k v head_decay", lambda q, k, v, g: gated_linear(q, k, v, g, scale=1.0),
+        peer("simple_gla", g="head_decay"),
+    ),
+    "gated_linear, gate per channel": (
+        "q k v channel_decay", lambda q, k, v, g: gated_linear(q, k, v, g, scale=1.0),
+        peer("gla", g="channel_decay"),
+    ),
+    "delta_rule": (
+        "q k v beta", lambda q, k, v, b: delta_rule(q, k, v, b, scale=1.0),
+        peer("deltanet", beta="beta"),
+    ),
+    "delta_rule, gate per head": (
+        "q k v beta head_decay", lambda q, k, v, b, g: delta_rule(q, k, v, b, g, scale=1.0),
+        peer("gated_deltanet", beta="beta", g="head_decay"),
+    ),
+    "delta_rule, gate per channel": (
+        "q k v beta channel_decay", lambda q, k, v, b, g: delta_rule(q, k, v, b, g, scale=1.0),
+        peer("kda", beta="beta", g="channel_decay"),
+    ),
+    "gated_slots": (
+        "q k v slot_decay", lambda q, k, v, g: gated_slots(q, k, v, g, scale=1.0)[0], None,
+    ),
+}  # fmt: skip
+
+
+def compiled(form: Form, arrays: Arrays, names: list[str]) -> Callable[[], None]:
+    """A call that runs the form and its gradient in every input, and waits for them."""
+    inputs = [arrays[name] for name in names]
+    loss = jax.value_and_grad(lambda *xs: jnp.sum(jnp.sin(form(*xs))), tuple(range(len(inputs))))
+    program = jax.jit(loss).lower(*inputs).compile()
+
+    def call() -> None:
+        jax.block_until_ready(program(*inputs))
+
+    return call
+
+
+def seconds(call: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(op: str, length: int, repeats: int) -> dict:
+    """Best seconds of ours and the peer's, in turn; the peer's is None where it has none."""
+    names, ours, theirs = OPS[op]
+    arrays = draw(length)
+    calls = {"ours": compiled(ours, arrays, names.split())}
+    record = {"op": op, "tokens": length, "ours": None, "peer": None}
+    if theirs is not None:
+        try:
+            calls["peer"] = compiled(theirs, arrays, names.split())
+        except Exception as error:  # what a peer cannot do is a result too
+            record["peer_failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    times = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            times[name].append(seconds(call))
+    return record | {name: min(values) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lengths", type=int, nargs="+", required=True)
+    parser.add_argument("--ops", nargs="+", choices=list(OPS), default=list(OPS))
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    versions = {p: importlib.metadata.version(p) for p in ("jax", "jax-linear-attention")}
+    print(json.dumps({"versions": versions}), flush=True)
+    for op in options.ops:
+        for length in options.lengths:
+            print(json.dumps(measure(op, length, options.repeats)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

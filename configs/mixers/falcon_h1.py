@@ -1,0 +1,25 @@
+"""Attention plus Mamba-2 in each layer three times, full NoPE attention once, on the State of the Union addresses.
+
+Falcon-H1 (arXiv 2507.22448): the sum of both branches.
+
+Hardware: 2 CPU cores, TIME.
+Expected: LOSS
+Run:      hybridlm train --config configs/mixers/falcon_h1.py --workdir runs/falcon_h1
+"""
+
+from ml_collections import ConfigDict
+
+from hybridlm.config import recipes
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg`: "" or "smoke" (seconds, on any machine)."""
+    return recipes.hybrid_with_full_attention(
+        arg,
+        kind="parallel",
+        combine="sum",
+        branches=dict(
+            attention=dict(kind="attention", heads=4, kv_heads=2),
+            ssm=dict(kind="mamba2", head_dim=32, state_dim=32, norm="none"),
+        ),
+    )

@@ -1,0 +1,25 @@
+"""Multi-head latent attention three times, full NoPE attention once, on the State of the Union addresses.
+
+Keys and values from a latent of 64 numbers a token (DeepSeek-V2, arXiv 2405.04434).
+
+Hardware: 2 CPU cores, TIME.
+Expected: LOSS
+Run:      hybridlm train --config configs/mixers/mla.py --workdir runs/mla
+"""
+
+from ml_collections import ConfigDict
+
+from hybridlm.config import recipes
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg`: "" or "smoke" (seconds, on any machine)."""
+    return recipes.hybrid_with_full_attention(
+        arg,
+        kind="mla",
+        heads=4,
+        kv_rank=64,
+        qk_nope=32,
+        qk_rope=16,
+        value_dim=32,
+    )

@@ -1,0 +1,21 @@
+"""RG-LRU three times, full NoPE attention once, on the State of the Union addresses.
+
+Griffin's recurrent block (arXiv 2402.19427).
+
+Hardware: 2 CPU cores, TIME.
+Expected: LOSS
+Run:      hybridlm train --config configs/mixers/rglru.py --workdir runs/rglru
+"""
+
+from ml_collections import ConfigDict
+
+from hybridlm.config import recipes
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg`: "" or "smoke" (seconds, on any machine)."""
+    return recipes.hybrid_with_full_attention(
+        arg,
+        kind="rglru",
+        heads=4,
+    )

@@ -1,0 +1,224 @@
+"""What DeltaNet, Gated DeltaNet and Kimi Delta Attention share: all but decay and output.
+
+x -> q, k, v -> short convolutions and silu -> q, k to length 1 -> delta rule -> output norm -> out.
+"""
+
+import abc
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybridlm.dataclass_reader import require
+from hybridlm.models.layers import Linear, RMSNorm, at_least_float32
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.models.mixers.parts import GatedRMSNorm, ShortConv, initial_dt_bias, l2_normalize
+from kernels_pallas import delta_rule
+from kernels_pallas.causal_conv import ConvState
+
+
+class Sizes(NamedTuple):
+    """Query/key heads of `key_size`, and value heads of `value_size` that share them."""
+
+    heads: int
+    value_heads: int
+    key_size: int
+    value_size: int
+
+    @property
+    def keys(self) -> int:
+        return self.heads * self.key_size
+
+    @property
+    def values(self) -> int:
+        return self.value_heads * self.value_size
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaConfig(MixerConfig):
+    """Base of the three mixers' settings; each says its sizes, decay, output and their costs."""
+
+    name: ClassVar[str]
+
+    def __post_init__(self):
+        require(self.heads >= 1, "heads", f"must be at least 1, not {self.heads}")
+        require(
+            1 <= self.conv_width <= 8, "conv_width", f"must lie in 1 to 8, not {self.conv_width}"
+        )
+        for field in ("head_dim", "value_dim"):
+            value = getattr(self, field, None)
+            require(value is None or value >= 1, field, f"must be at least 1, or None, not {value}")
+
+    @abc.abstractmethod
+    def sizes(self, width: int) -> Sizes:
+        """Heads and their sizes in a model of `width`."""
+
+    @abc.abstractmethod
+    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "Delta":
+        """The mixer's module."""
+
+    @abc.abstractmethod
+    def gate_flops(self, width: int) -> int:
+        """FLOPs per token of what makes the decay and the output gate."""
+
+    def flops_per_token(self, width: int, seq_len: int) -> float:
+        del seq_len  # a recurrence costs the same at every position
+        sizes = self.sizes(width)
+        convolved = 2 * sizes.keys + sizes.values
+        projections = 2 * width * (convolved + sizes.value_heads + sizes.values)
+        # Per value head: what S returns for k, the correction written, what S returns for q.
+        state = 3 * 2 * sizes.key_size * sizes.values
+        return projections + self.gate_flops(width) + 2 * self.conv_width * convolved + state
+
+    def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
+        del seq_len
+        sizes = self.sizes(width)
+        convolved = 2 * sizes.keys + sizes.values
+        return 4 * sizes.key_size * sizes.values + (self.conv_width - 1) * convolved * itemsize
+
+    @property
+    def mechanism(self) -> str:
+        return f"{self.name}, conv {self.conv_width}"
+
+
+class DeltaState(NamedTuple):
+    """The convolutions' last inputs and the delta rule's S (float32)."""
+
+    q_conv: ConvState
+    k_conv: ConvState
+    v_conv: ConvState
+    recurrence: delta_rule.DeltaRuleState
+
+
+class Delta(Mixer):
+    """The mixer of a `DeltaConfig`, with the decay and the output that this one gives it.
+
+    `decay(x_BTD)` is the log decay (B, T, H), (B, T, H, K) or None; `output(o_BTHV, x_BTD)` is
+    the normed o.
+    """
+
+    def __init__(
+        self, config: DeltaConfig, spec: LayerSpec, decay: nnx.Module, output: nnx.Module, *,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
+        width, sizes = spec.width, config.sizes(spec.width)
+        self.config = config
+        self.sizes = sizes
+        self.q = Linear(width, sizes.keys, ("embed", "kv_heads"), rngs=rngs)
+        self.k = Linear(width, sizes.keys, ("embed", "kv_heads"), rngs=rngs)
+        self.v = Linear(width, sizes.values, ("embed", "heads"), rngs=rngs)
+        self.beta = Linear(width, sizes.value_heads, ("embed", "heads"), rngs=rngs)
+        self.out = Linear(sizes.values, width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
+        self.q_conv = ShortConv(sizes.keys, config.conv_width, rngs=rngs)
+        self.k_conv = ShortConv(sizes.keys, config.conv_width, rngs=rngs)
+        self.v_conv = ShortConv(sizes.values, config.conv_width, rngs=rngs)
+        self.decay = decay
+        self.output = output
+        self.largest_beta = 2.0 if config.negative_eigenvalues else 1.0
+
+    def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        return self.extend(x_BTD, context, None)[0]
+
+    def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> DeltaState:
+        """The state before any token; its size does not depend on `max_len`."""
+        del max_len
+        sizes = self.sizes
+        return DeltaState(
+            self.q_conv.init_state(batch, dtype),
+            self.k_conv.init_state(batch, dtype),
+            self.v_conv.init_state(batch, dtype),
+            delta_rule.empty_state(
+                batch, sizes.value_heads, sizes.key_size, sizes.value_size,
+                jnp.promote_types(dtype, jnp.float32),
+            ),
+        )  # fmt: skip
+
+    def extend(
+        self, x_BTD: jax.Array, context: SequenceContext, state: DeltaState | None
+    ) -> tuple[jax.Array, DeltaState]:
+        ids_BT = context.segment_ids_BT
+        state = state or DeltaState(None, None, None, None)
+        q_BTGK, q_conv = self._convolved(self.q, self.q_conv, x_BTD, ids_BT, state.q_conv)
+        k_BTGK, k_conv = self._convolved(self.k, self.k_conv, x_BTD, ids_BT, state.k_conv)
+        v_BTHV, v_conv = self._convolved(self.v, self.v_conv, x_BTD, ids_BT, state.v_conv)
+        beta_BTH = self.largest_beta * jax.nn.sigmoid(at_least_float32(self.beta(x_BTD)))
+        o_BTHV, recurrence = delta_rule.delta_rule(
+            l2_normalize(q_BTGK.reshape(*q_BTGK.shape[:2], -1, self.sizes.key_size)),
+            l2_normalize(k_BTGK.reshape(*k_BTGK.shape[:2], -1, self.sizes.key_size)),
+            v_BTHV.reshape(*v_BTHV.shape[:2], -1, self.sizes.value_size),
+            beta_BTH,
+            self.decay(x_BTD),
+            segment_ids=ids_BT,
+            initial_state=state.recurrence,
+            return_state=True,
+        )
+        o_BTHV = self.output(o_BTHV, x_BTD)
+        y_BTD = self.out(o_BTHV.reshape(*x_BTD.shape[:2], -1))
+        return y_BTD, DeltaState(q_conv, k_conv, v_conv, recurrence)
+
+    @staticmethod
+    def _convolved(
+        project: Linear, conv: ShortConv, x_BTD: jax.Array, ids_BT: jax.Array,
+        state: ConvState | None,
+    ) -> tuple[jax.Array, ConvState]:  # fmt: skip
+        y, state = conv(project(x_BTD), ids_BT, state)
+        return jax.nn.silu(y), state
+
+
+class NoDecay(nnx.Module):
+    """a = 1: DeltaNet forgets by overwriting alone."""
+
+    def __call__(self, x_BTD: jax.Array) -> None:
+        return None
+
+
+class HeadDecay(nnx.Module):
+    """log a = -exp(A_log) softplus(W x + dt_bias), one per head (Mamba-2's gate)."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+        self.proj = Linear(width, heads, ("embed", "heads"), rngs=rngs)
+        self.a_log = nnx.Param(initial_a_log(rngs.params(), heads, 0.0), axes=("heads",))
+        self.dt_bias = nnx.Param(initial_dt_bias(rngs.params(), (heads,)), axes=("heads",))
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        dt_BTH = at_least_float32(self.proj(x_BTD)) + self.dt_bias[...][None, None]
+        return -jnp.exp(self.a_log[...])[None, None] * jax.nn.softplus(dt_BTH)
+
+
+def initial_a_log(key: jax.Array, heads: int, low: float, high: float = 16.0) -> jax.Array:
+    """log A with A uniform in [low, high], kept off 0, whose logarithm is not finite."""
+    return jnp.log(jax.random.uniform(key, (heads,), minval=max(low, 1e-2), maxval=high))
+
+
+class LowRank(nnx.Module):
+    """x -> W2 W1 x over a hidden size `rank`."""
+
+    def __init__(self, width: int, rank: int, size: int, *, rngs: nnx.Rngs):
+        self.down = Linear(width, rank, ("embed", "rank"), rngs=rngs)
+        self.up = Linear(rank, size, ("rank", "heads"), rngs=rngs)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return self.up(self.down(x_BTD))
+
+
+class HeadNorm(nnx.Module):
+    """RMSNorm of each head's output, with one scale for all heads."""
+
+    def __init__(self, size: int, eps: float):
+        self.norm = RMSNorm(size, eps)
+
+    def __call__(self, o_BTHV: jax.Array, x_BTD: jax.Array) -> jax.Array:
+        return self.norm(o_BTHV)
+
+
+class GatedHeadNorm(nnx.Module):
+    """rmsnorm(o) * act(gate(x)) in each head, with one scale for all heads."""
+
+    def __init__(self, size: int, eps: float, gate: nnx.Module, act):
+        self.gate = gate
+        self.norm = GatedRMSNorm(size, eps, act=act)
+
+    def __call__(self, o_BTHV: jax.Array, x_BTD: jax.Array) -> jax.Array:
+        return self.norm(o_BTHV, self.gate(x_BTD).reshape(o_BTHV.shape))

@@ -1,0 +1,205 @@
+"""Multi-head latent attention: keys and values of all heads from one small latent per token."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybridlm.dataclass_reader import require
+from hybridlm.models.layers import Linear, RMSNorm
+from hybridlm.models.mixers import token_cache
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.models.mixers.spans import mean_keys
+from hybridlm.models.mixers.token_cache import TokenCache
+from hybridlm.models.positional import Rope, RopeConfig, no_rope
+from kernels_pallas.attention import AttentionState, attention, decode_attention
+
+
+@dataclasses.dataclass(frozen=True)
+class MLAConfig(MixerConfig):
+    """Multi-head latent attention.
+
+    A token's cache is its latent and one key part that all heads share. A head's key is its own
+    projection of the latent beside the shared part, its value another projection of the latent.
+
+    Attributes:
+      heads: query heads, each with keys and values of its own.
+      kv_rank: size of the latent.
+      q_rank: size of the queries' latent; None projects them directly.
+      qk_nope: size of the part of a key that comes from the latent.
+      qk_rope: size of the part that all heads share, 0 for none.
+      value_dim: size of a head's values.
+      rope: of the shared part; None leaves it unrotated (Kimi Linear's NoPE).
+      scale: factor on logits; None is (qk_nope + qk_rope) ** -0.5.
+    """
+
+    kind_name: ClassVar[str] = "mla"
+    equation: ClassVar[str] = "k_s = [W_k c_s; rope(W_r x_s)], v_s = W_v c_s, c_s = norm(W_c x_s)"
+    source: ClassVar[str] = "arXiv 2405.04434 sec. 2.1; arXiv 2412.19437 sec. 2.1.1"
+    operations: ClassVar[tuple[str, ...]] = ("attention",)
+
+    heads: int
+    kv_rank: int = 512
+    q_rank: int | None = None
+    qk_nope: int = 128
+    qk_rope: int = 64
+    value_dim: int = 128
+    rope: RopeConfig | None = RopeConfig()
+    scale: float | None = None
+
+    def __post_init__(self):
+        for name in ("heads", "kv_rank", "qk_nope", "value_dim"):
+            value = getattr(self, name)
+            require(value >= 1, name, f"must be at least 1, not {value}")
+        require(
+            self.q_rank is None or self.q_rank >= 1,
+            "q_rank",
+            f"must be at least 1, or None, not {self.q_rank}",
+        )
+        require(self.qk_rope >= 0, "qk_rope", f"must be at least 0, not {self.qk_rope}")
+        require(
+            self.scale is None or self.scale > 0,
+            "scale",
+            f"must be positive, or None, not {self.scale}",
+        )
+        if self.rope is not None and self.qk_rope:
+            rotated = self.rope.rotated(self.qk_rope)
+            require(
+                rotated >= 2 and rotated % 2 == 0,
+                "rope",
+                f"rotates {rotated} of {self.qk_rope} dimensions: it needs an even number",
+            )
+
+    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "MLA":
+        return MLA(self, spec, rngs=rngs)
+
+    def flops_per_token(self, width: int, seq_len: int) -> float:
+        """Of training, where every head's keys and values are written out."""
+        queries = self.heads * (self.qk_nope + self.qk_rope)
+        rank = self.q_rank
+        q = width * queries if rank is None else rank * (width + queries)
+        down = width * (self.kv_rank + self.qk_rope)
+        up = self.kv_rank * self.heads * (self.qk_nope + self.value_dim)
+        out = self.heads * self.value_dim * width
+        attended = (queries + self.heads * self.value_dim) * mean_keys(seq_len, None)
+        return 2 * (q + down + up + out + attended)
+
+    def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
+        del width
+        return seq_len * (self.kv_rank + self.qk_rope) * itemsize
+
+    @property
+    def mechanism(self) -> str:
+        return f"latent attention {self.kv_rank}, {'RoPE' if self._rotates else 'NoPE'}"
+
+    @property
+    def _rotates(self) -> bool:
+        return self.rope is not None and self.qk_rope > 0
+
+
+class MLA(Mixer):
+    """The mixer of `MLAConfig`.
+
+    Training and prefill write every head's keys and values out. Decoding does not: q . (W_k c) =
+    (W_k^T q) . c, so that one token attends to the cached latents themselves, as if they were the
+    single key head of an MQA, and W_v is applied to the mixture of latents it gets.
+    """
+
+    def __init__(self, config: MLAConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
+        heads, rank = config.heads, config.kv_rank
+        self.config = config
+        queries = heads * (config.qk_nope + config.qk_rope)
+        if config.q_rank is None:
+            self.q = Linear(spec.width, queries, ("embed", "heads"), rngs=rngs)
+        else:
+            self.q = LowRank(spec.width, config.q_rank, queries, spec.norm_eps, rngs=rngs)
+        self.kv_down = Linear(spec.width, rank + config.qk_rope, ("embed", "rank"), rngs=rngs)
+        self.kv_norm = RMSNorm(rank, spec.norm_eps)
+        expanded = heads * (config.qk_nope + config.value_dim)
+        self.kv_up = Linear(rank, expanded, ("rank", "heads"), rngs=rngs)
+        values = heads * config.value_dim
+        self.out = Linear(values, spec.width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
+        self.rope = Rope(config.rope, config.qk_rope) if config._rotates else no_rope
+        self.scale = config.scale or (config.qk_nope + config.qk_rope) ** -0.5
+
+    def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        q_BTHK, latent_BTL = self._project(x_BTD, context)
+        k_BTHK, v_BTHV = self._expand(latent_BTL)
+        ids_BT = context.segment_ids_BT
+        out_BTHV, _ = attention(q_BTHK, k_BTHK, v_BTHV, segment_ids=ids_BT, scale=self.scale)
+        return self._output(out_BTHV)
+
+    def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> TokenCache:
+        """An empty cache of latents, each with its shared key part, for `max_len` tokens."""
+        size = self.config.kv_rank + self.config.qk_rope
+        return token_cache.empty(batch, max_len, ((size,),), dtype)
+
+    def extend(
+        self, x_BTD: jax.Array, context: SequenceContext, state: TokenCache
+    ) -> tuple[jax.Array, TokenCache]:
+        ids_BT = context.segment_ids_BT
+        q_BTHK, latent_BTL = self._project(x_BTD, context)
+        if x_BTD.shape[1] == 1:
+            state = token_cache.write(state, (latent_BTL,), ids_BT)
+            valid_BS = token_cache.visible(state, ids_BT)
+            return self._output(self._decode(q_BTHK, state.entries[0], valid_BS)), state
+        (past_BSL,), past_ids_BS = token_cache.in_order(state)
+        out_BTHV, _ = attention(
+            q_BTHK,
+            *self._expand(latent_BTL),
+            segment_ids=ids_BT,
+            scale=self.scale,
+            initial_state=AttentionState(*self._expand(past_BSL), past_ids_BS),
+        )
+        return self._output(out_BTHV), token_cache.write(state, (latent_BTL,), ids_BT)
+
+    def _project(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
+        """Queries, and the latents with the shared part of the keys, rotated, behind them."""
+        config = self.config
+        q_BTHK = self.q(x_BTD).reshape(*x_BTD.shape[:2], config.heads, -1)
+        q_nope, q_rope = jnp.split(q_BTHK, [config.qk_nope], axis=-1)
+        latent_BTL, k_rope_BTR = jnp.split(self.kv_down(x_BTD), [config.kv_rank], axis=-1)
+        positions_BT = context.positions_BT
+        k_rope_BTR = self.rope(k_rope_BTR[:, :, None], positions_BT)[:, :, 0]
+        q_BTHK = jnp.concatenate([q_nope, self.rope(q_rope, positions_BT)], axis=-1)
+        return q_BTHK, jnp.concatenate([self.kv_norm(latent_BTL), k_rope_BTR], axis=-1)
+
+    def _expand(self, latent_BTL: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Every head's keys and values."""
+        config = self.config
+        latent_BTL, k_rope_BTR = jnp.split(latent_BTL, [config.kv_rank], axis=-1)
+        kv_BTHE = self.kv_up(latent_BTL).reshape(*latent_BTL.shape[:2], config.heads, -1)
+        k_nope_BTHN, v_BTHV = jnp.split(kv_BTHE, [config.qk_nope], axis=-1)
+        shape = (*k_nope_BTHN.shape[:3], config.qk_rope)
+        k_rope_BTHR = jnp.broadcast_to(k_rope_BTR[:, :, None], shape)
+        return jnp.concatenate([k_nope_BTHN, k_rope_BTHR], axis=-1), v_BTHV
+
+    def _decode(self, q_B1HK: jax.Array, cache_BSL: jax.Array, valid_BS: jax.Array) -> jax.Array:
+        """One token's attention in the space of the latents."""
+        config = self.config
+        kernel_LHE = self.kv_up.kernel[...].astype(q_B1HK.dtype)
+        kernel_LHE = kernel_LHE.reshape(config.kv_rank, config.heads, -1)
+        k_LHN, v_LHV = jnp.split(kernel_LHE, [config.qk_nope], axis=-1)
+        q_nope_BHN, q_rope_BHR = jnp.split(q_B1HK[:, 0], [config.qk_nope], axis=-1)
+        q_BHL = jnp.concatenate([jnp.einsum("bhn,lhn->bhl", q_nope_BHN, k_LHN), q_rope_BHR], -1)
+        # The shared key part is mixed like a value and dropped: cheaper than a copy without it.
+        cache_BS1L = cache_BSL[:, :, None]
+        mixed_BHL = decode_attention(q_BHL, cache_BS1L, cache_BS1L, valid_BS, scale=self.scale)
+        return jnp.einsum("bhl,lhv->bhv", mixed_BHL[..., : config.kv_rank], v_LHV)[:, None]
+
+    def _output(self, out_BTHV: jax.Array) -> jax.Array:
+        return self.out(out_BTHV.reshape(*out_BTHV.shape[:2], -1))
+
+
+class LowRank(nnx.Module):
+    """up(rmsnorm(down(x)))."""
+
+    def __init__(self, d_in: int, rank: int, d_out: int, eps: float, *, rngs: nnx.Rngs):
+        self.down = Linear(d_in, rank, ("embed", "rank"), rngs=rngs)
+        self.norm = RMSNorm(rank, eps)
+        self.up = Linear(rank, d_out, ("rank", "heads"), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.up(self.norm(self.down(x)))

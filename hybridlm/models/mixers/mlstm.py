@@ -1,0 +1,209 @@
+"""mLSTM: xLSTM's matrix memory with exponential input gates, in the form of xLSTM-7B."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybridlm.dataclass_reader import require
+from hybridlm.models.layers import Linear, at_least_float32
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from kernels_pallas import gated_linear, segments
+
+NORMALIZER_EPS = 1e-6  # added to the normaliser after stabilisation, as the published code does
+INPUT_BIAS = -10.0  # of the input gate at first: a layer begins by writing next to nothing
+FORGET_BIAS = (3.0, 6.0)  # of the forget gates, evenly spaced over the heads
+RESET = -1e30  # ends the reach of everything before it in the (max, +) scan
+
+
+@dataclasses.dataclass(frozen=True)
+class MLSTMConfig(MixerConfig):
+    """Settings of the mLSTM mixer.
+
+    Attributes:
+      heads: matrix memories.
+      qk_dim_factor: size of all query (and key) heads together over the model's width.
+      v_dim_factor: the same of the values; a memory is head sizes of key x value.
+      gate_soft_cap: cap * tanh(x / cap) on what input and forget gates are made of.
+    """
+
+    kind_name: ClassVar[str] = "mlstm"
+    equation: ClassVar[str] = (
+        "C_t = f_t C_{t-1} + exp(i_t) k_t v_t^T, n likewise of k_t,"
+        " h_t = C_t^T q_t / max(abs(n_t . q_t), 1)"
+    )
+    source: ClassVar[str] = "arXiv 2405.04517 sec. 2.3; xLSTM-7B, arXiv 2503.13427"
+    operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
+
+    heads: int = 4
+    qk_dim_factor: float = 0.5
+    v_dim_factor: float = 1.0
+    gate_soft_cap: float = 15.0
+
+    def __post_init__(self):
+        require(self.heads >= 1, "heads", f"must be at least 1, not {self.heads}")
+        for name in ("qk_dim_factor", "v_dim_factor"):
+            value = getattr(self, name)
+            require(value > 0, name, f"must be positive, not {value}")
+        require(
+            0 < self.gate_soft_cap <= 80,  # exp(-m) is to stay a float32 number
+            "gate_soft_cap",
+            f"must lie in (0, 80], not {self.gate_soft_cap}",
+        )
+
+    def check_width(self, width: int) -> None:
+        for name in ("qk_dim_factor", "v_dim_factor"):
+            size = getattr(self, name) * width
+            require(
+                size % self.heads == 0,
+                name,
+                f"times width {width} is {size:g}, which heads {self.heads} do not divide",
+            )
+
+    def head_sizes(self, width: int) -> tuple[int, int]:
+        """(size of a query and key head, size of a value head)."""
+        sizes = self.qk_dim_factor * width, self.v_dim_factor * width
+        return int(sizes[0]) // self.heads, int(sizes[1]) // self.heads
+
+    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "MLSTM":
+        return MLSTM(self, spec, rngs=rngs)
+
+    def flops_per_token(self, width: int, seq_len: int) -> float:
+        del seq_len  # a recurrence costs the same at every position
+        key, value = self.head_sizes(width)
+        projections = 2 * width * self.heads * (2 * key + 3 * value + 2)
+        return projections + 4 * self.heads * key * (value + 1)  # the normaliser is a value too
+
+    def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
+        del seq_len, itemsize
+        key, value = self.head_sizes(width)
+        return 4 * self.heads * (key * (value + 1) + 1)
+
+    @property
+    def mechanism(self) -> str:
+        return f"mLSTM, {self.heads} heads"
+
+
+class MLSTMState(NamedTuple):
+    """Memories, the normaliser their last value column, both times exp(-m), and m (float32)."""
+
+    memory: gated_linear.GatedLinearState
+    stabilizer_BH: jax.Array
+
+
+class MLSTM(Mixer):
+    """out(sigmoid(o) * norm(h)): the mixer of `MLSTMConfig`."""
+
+    def __init__(self, config: MLSTMConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
+        width, heads = spec.width, config.heads
+        key, value = config.head_sizes(width)
+        self.config = config
+        self.key_size, self.value_size = key, value
+        self.q = Linear(width, heads * key, ("embed", "heads"), rngs=rngs)
+        self.k = Linear(width, heads * key, ("embed", "heads"), rngs=rngs)
+        self.v = Linear(width, heads * value, ("embed", "heads"), rngs=rngs)
+        self.output_gate = Linear(width, heads * value, ("embed", "heads"), rngs=rngs)
+        self.input_gate = Gate(width, jnp.full(heads, INPUT_BIAS), config.gate_soft_cap, rngs=rngs)
+        forget_bias = jnp.linspace(*FORGET_BIAS, heads)
+        self.forget_gate = Gate(width, forget_bias, config.gate_soft_cap, rngs=rngs)
+        self.norm = HeadLayerNorm(heads, value, spec.norm_eps)
+        self.out = Linear(heads * value, width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
+
+    def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        return self.extend(x_BTD, context, None)[0]
+
+    def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> MLSTMState:
+        """The state before any token; its size does not depend on `max_len`."""
+        del max_len
+        heads, dtype = self.config.heads, jnp.promote_types(dtype, jnp.float32)
+        memory = gated_linear.empty_state(batch, heads, self.key_size, self.value_size + 1, dtype)
+        return MLSTMState(memory, jnp.zeros((batch, heads), dtype))
+
+    def extend(
+        self, x_BTD: jax.Array, context: SequenceContext, state: MLSTMState | None
+    ) -> tuple[jax.Array, MLSTMState]:
+        batch, time, _ = x_BTD.shape
+        heads, ids_BT = self.config.heads, context.segment_ids_BT
+        state = state or self.init_state(batch, time, x_BTD.dtype)
+        write_BTH, log_decay_BTH, m_BTH = _stabilized_gates(
+            self.input_gate(x_BTD), self.forget_gate(x_BTD), ids_BT, state
+        )
+        q_BTHK = self.q(x_BTD).reshape(batch, time, heads, self.key_size)
+        k_BTHK = self.k(x_BTD).reshape(batch, time, heads, self.key_size)
+        v_BTHV = at_least_float32(self.v(x_BTD)).reshape(batch, time, heads, self.value_size)
+        # The normaliser n is what the memory would hold if every value had one more entry, 1.
+        v_BTHV = jnp.concatenate([v_BTHV, jnp.ones_like(v_BTHV[..., :1])], axis=-1)
+        o_BTHV, memory = gated_linear.gated_linear(
+            q_BTHK,
+            at_least_float32(k_BTHK) * write_BTH[..., None],
+            v_BTHV,
+            log_decay_BTH,
+            segment_ids=ids_BT,
+            scale=self.key_size**-0.5,
+            initial_state=state.memory,
+            return_state=True,
+        )
+        floor_BTH1 = jnp.exp(-m_BTH)[..., None]
+        normalizer_BTH1 = jnp.maximum(jnp.abs(o_BTHV[..., -1:]), floor_BTH1) + NORMALIZER_EPS
+        h_BTHV = self.norm(o_BTHV[..., :-1] / normalizer_BTH1).astype(x_BTD.dtype)
+        gate = jax.nn.sigmoid(self.output_gate(x_BTD))
+        y_BTD = self.out(gate * h_BTHV.reshape(batch, time, -1))
+        return y_BTD, MLSTMState(memory, m_BTH[:, -1])
+
+
+class Gate(nnx.Module):
+    """cap * tanh((x W + b) / cap), one number a head, float32; W starts at 0."""
+
+    def __init__(self, width: int, bias_H: jax.Array, soft_cap: float, *, rngs: nnx.Rngs):
+        self.proj = Linear(width, bias_H.shape[0], ("embed", "heads"), rngs=rngs, scale=0.0)
+        self.bias = nnx.Param(bias_H, axes=("heads",))
+        self.soft_cap = soft_cap
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        raw_BTH = at_least_float32(self.proj(x_BTD)) + self.bias[...][None, None]
+        return self.soft_cap * jnp.tanh(raw_BTH / self.soft_cap)
+
+
+class HeadLayerNorm(nnx.Module):
+    """(x - mean) / std of each head, and one learned scale a channel; statistics in float32."""
+
+    def __init__(self, heads: int, size: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((heads, size)), axes=("heads", "norm"))
+        self.eps = eps
+
+    def __call__(self, x_BTHV: jax.Array) -> jax.Array:
+        x = at_least_float32(x_BTHV)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return (x * self.scale[...][None, None]).astype(x_BTHV.dtype)
+
+
+def _stabilized_gates(
+    input_BTH: jax.Array, forget_BTH: jax.Array, ids_BT: jax.Array, state: MLSTMState
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(factor on keys, log decay, m) of the memory times exp(-m); eq. 15-16 of the xLSTM paper.
+
+    m_t = max(log f_t + m_{t-1}, i_t), with m 0 before a document's first token (the published
+    code's), keeps both exp(i_t - m_t) and the decay f_t exp(m_{t-1} - m_t) at most 1. What the
+    mixer computes does not depend on m, but for `NORMALIZER_EPS`.
+    """
+    padding_BT1 = (ids_BT == 0)[..., None]
+    starts_BT1 = segments.document_starts(ids_BT, state.memory.segment_ids_B)[..., None]
+    input_BTH = jnp.where(padding_BT1, 0, input_BTH)
+    log_f_BTH = jnp.where(padding_BT1, 0, jax.nn.log_sigmoid(forget_BTH))
+
+    def then(first, second):
+        """m -> max(a + m, b), one after the other, is of that form again."""
+        (a1, b1), (a2, b2) = first, second
+        return a1 + a2, jnp.maximum(b1 + a2, b2)
+
+    before_BH = jnp.where(starts_BT1[:, 0], 0, state.stabilizer_BH.astype(log_f_BTH.dtype))
+    a_BTH = jnp.where(starts_BT1, RESET, log_f_BTH)
+    b_BTH = jnp.where(starts_BT1, jnp.maximum(log_f_BTH, input_BTH), input_BTH)
+    a_BTH, b_BTH = jax.lax.associative_scan(then, (a_BTH, b_BTH), axis=1)
+    m_BTH = jnp.maximum(a_BTH + before_BH[:, None], b_BTH)
+    m_before_BTH = jnp.concatenate([before_BH[:, None], m_BTH[:, :-1]], axis=1)
+    m_before_BTH = jnp.where(starts_BT1, 0, m_before_BTH)
+    return jnp.exp(input_BTH - m_BTH), log_f_BTH + m_before_BTH - m_BTH, m_BTH

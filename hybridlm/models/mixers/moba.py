@@ -1,0 +1,220 @@
+"""Mixture of block attention: sparse attention that chooses blocks of the past by their mean keys."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybridlm.dataclass_reader import require
+from hybridlm.models.layers import Linear
+from hybridlm.models.mixers import token_cache
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.models.mixers.token_cache import TokenCache
+from hybridlm.models.positional import Rope, RopeConfig, no_rope
+from kernels_pallas.block_sparse import (
+    BlockSparseState,
+    block_sparse_attention,
+    decode_block_sparse_attention,
+    update_means,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MoBAConfig(MixerConfig):
+    """Mixture of block attention.
+
+    The sparse mixer of this library because it can be exact and fast at once. It has no parameters
+    beyond attention's, so a layer may be switched between MoBA and full attention. Counted from its
+    document's start, a block holds the same tokens however the document is packed, split or
+    decoded, and so the choice is the same; whole blocks make dense products. (An indexer that
+    chooses single tokens, as DeepSeek's, scores every pair of tokens and needs a loss of its own.)
+
+    Attributes:
+      heads: query heads; each chooses blocks of its own.
+      kv_heads: key/value heads; None is `heads` (MHA), 1 is MQA, between is GQA.
+      head_dim: size of a head; None is width // heads.
+      block: tokens of a block, counted from the document's start.
+      top_k: blocks a query sees, its own included.
+      rope: its settings, or None for NoPE. Mean keys are those of rotated keys.
+    """
+
+    kind_name: ClassVar[str] = "moba"
+    equation: ClassVar[str] = (
+        "o_t = attention to own block and top_{k-1} blocks n by q_t . mean k_n"
+    )
+    source: ClassVar[str] = "arXiv 2502.13189 sec. 2.2"
+    operations: ClassVar[tuple[str, ...]] = ("block_sparse",)
+
+    heads: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    block: int = 512
+    top_k: int = 3
+    rope: RopeConfig | None = RopeConfig()
+
+    def __post_init__(self):
+        for name in ("heads", "block", "top_k"):
+            value = getattr(self, name)
+            require(value >= 1, name, f"must be at least 1, not {value}")
+        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
+        require(
+            kv_heads >= 1 and self.heads % kv_heads == 0,
+            "kv_heads",
+            f"is {kv_heads} and does not divide heads {self.heads}",
+        )
+        require(
+            self.head_dim is None or self.head_dim >= 1,
+            "head_dim",
+            f"must be at least 1, or None, not {self.head_dim}",
+        )
+        object.__setattr__(self, "kv_heads", kv_heads)
+
+    def check_width(self, width: int) -> None:
+        require(
+            self.head_dim is not None or width % self.heads == 0,
+            "heads",
+            f"is {self.heads} and does not divide model.width {width}: set head_dim",
+        )
+        if self.rope is not None:
+            size = self.head_size(width)
+            rotated = self.rope.rotated(size)
+            require(
+                rotated >= 2 and rotated % 2 == 0,
+                "rope",
+                f"rotates {rotated} of {size} dimensions of a head: it needs an even number",
+            )
+
+    def head_size(self, width: int) -> int:
+        return self.head_dim or width // self.heads
+
+    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "MoBA":
+        return MoBA(self, spec, rngs=rngs)
+
+    def flops_per_token(self, width: int, seq_len: int) -> float:
+        """Logits and values of the keys a query sees, and its product with each mean key."""
+        size = self.head_size(width)
+        projections = 4 * width * size * (self.heads + self.kv_heads)
+        keys, means = seen(seq_len, self.block, self.top_k)
+        return projections + self.heads * size * (4 * keys + 2 * means)
+
+    def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
+        elements = self.kv_heads * self.head_size(width)
+        return elements * (2 * seq_len * itemsize + 4 * -(-seq_len // self.block))
+
+    @property
+    def mechanism(self) -> str:
+        position = "RoPE" if self.rope else "NoPE"
+        return f"{self.top_k} blocks of {self.block} attention, {position}"
+
+
+def seen(seq_len: int, block: int, top_k: int) -> tuple[float, float]:
+    """(keys a query attends to, mean keys it is multiplied with), averaged over a document."""
+    keys = means = 0
+    for number in range(-(-seq_len // block)):
+        queries = min(block, seq_len - number * block)
+        keys += queries * (queries + 1) / 2 + queries * block * min(number, top_k - 1)
+        means += queries * number * (top_k > 1)
+    return keys / seq_len, means / seq_len
+
+
+class MoBACache(NamedTuple):
+    """Keys and values of past tokens, and (float32) the mean keys of the newest document's blocks.
+
+    Decoding reads the means and the chosen blocks, never all keys.
+    """
+
+    tokens: TokenCache
+    means_BNGK: jax.Array
+
+
+class MoBA(Mixer):
+    """The mixer of `MoBAConfig`."""
+
+    def __init__(self, config: MoBAConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
+        width, size = spec.width, config.head_size(spec.width)
+        heads, kv_heads = config.heads, config.kv_heads
+        self.config = config
+        self.q = Linear(width, heads * size, ("embed", "heads"), rngs=rngs)
+        self.k = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs)
+        self.v = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs)
+        self.out = Linear(heads * size, width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
+        self.rope = Rope(config.rope, size) if config.rope else no_rope
+        self.size = size
+
+    def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        return self._attend(*self._project(x_BTD, context), context, None)
+
+    def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> MoBACache:
+        """An empty cache for at most `max_len` tokens."""
+        shape = (self.config.kv_heads, self.size)
+        blocks = -(-max_len // self.config.block)
+        means_dtype = jnp.promote_types(dtype, jnp.float32)
+        return MoBACache(
+            token_cache.empty(batch, max_len, (shape, shape), dtype),
+            jnp.zeros((batch, blocks, *shape), means_dtype),
+        )
+
+    def extend(
+        self, x_BTD: jax.Array, context: SequenceContext, state: MoBACache
+    ) -> tuple[jax.Array, MoBACache]:
+        ids_BT, old = context.segment_ids_BT, state.tokens
+        q, k, v = self._project(x_BTD, context)
+        tokens = token_cache.write(old, (k, v), ids_BT)
+        first_B = tokens.document_start_B
+        means_BNGK = update_means(
+            state.means_BNGK,
+            tokens.entries[0],
+            first_B,
+            jnp.maximum(old.length - first_B, 0),
+            tokens.length - first_B,
+            time=x_BTD.shape[1],
+            block=self.config.block,
+        )
+        if x_BTD.shape[1] == 1:
+            position_B = jnp.where(ids_BT[:, 0] == 0, -1, old.length - first_B)
+            out_BHV = decode_block_sparse_attention(
+                q[:, 0],
+                *tokens.entries,
+                means_BNGK,
+                first_B,
+                position_B,
+                block=self.config.block,
+                top_k=self.config.top_k,
+            )
+            y_BTD = self.out(out_BHV.reshape(out_BHV.shape[0], 1, -1))
+        else:
+            (k_BSGK, v_BSGV), ids_BS = token_cache.in_order(old)
+            past = BlockSparseState(k_BSGK, v_BSGV, ids_BS, token_cache.positions(old))
+            y_BTD = self._attend(q, k, v, context, past)
+        return y_BTD, MoBACache(tokens, means_BNGK)
+
+    def _project(
+        self, x_BTD: jax.Array, context: SequenceContext
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        batch, time, _ = x_BTD.shape
+        q_BTHK = self.q(x_BTD).reshape(batch, time, self.config.heads, self.size)
+        k_BTGK = self.k(x_BTD).reshape(batch, time, self.config.kv_heads, self.size)
+        v_BTGV = self.v(x_BTD).reshape(batch, time, self.config.kv_heads, self.size)
+        positions_BT = context.positions_BT
+        return self.rope(q_BTHK, positions_BT), self.rope(k_BTGK, positions_BT), v_BTGV
+
+    def _attend(
+        self,
+        q_BTHK: jax.Array,
+        k_BTGK: jax.Array,
+        v_BTGV: jax.Array,
+        context: SequenceContext,
+        past: BlockSparseState | None,
+    ) -> jax.Array:
+        out_BTHV, _ = block_sparse_attention(
+            q_BTHK,
+            k_BTGK,
+            v_BTGV,
+            block=self.config.block,
+            top_k=self.config.top_k,
+            segment_ids=context.segment_ids_BT,
+            initial_state=past,
+        )
+        return self.out(out_BTHV.reshape(*out_BTHV.shape[:2], -1))

@@ -1,0 +1,275 @@
+"""Native Hybrid Attention: one softmax over a window of tokens and slots of what left it."""
+
+import dataclasses
+import math
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybridlm.dataclass_reader import require
+from hybridlm.models.mixers.attention import mean_keys
+from hybridlm.models.mixers.base import LayerSpec, SequenceContext
+from hybridlm.models.mixers.gsa import GSA, GSAConfig
+from hybridlm.models.positional import Rope, RopeConfig, no_rope
+from kernels_pallas import segments
+from kernels_pallas.attention import AttentionState, attention
+from kernels_pallas.gated_slots import NEGATIVE, SlotState, gated_slots
+
+Pair = tuple[jax.Array, jax.Array]  # (out_BTHV, lse_BTH) of a softmax over some of the entries
+
+
+@dataclasses.dataclass(frozen=True)
+class NHAConfig(GSAConfig):
+    """Native Hybrid Attention.
+
+    The defaults are the from-scratch form; a transformer is hybridised with swish_qk, swish_v and
+    output_norm False and scale None.
+
+    Attributes:
+      window: tokens a query sees exactly, its own included; what leaves the window is written into
+        the slots. 0 is gated slot attention; None keeps every token and leaves the slots empty.
+      rope: its settings, on the window's queries and keys alone, or None for NoPE.
+      slot_usage_weight: of the auxiliary loss BCE(logit of the slots' share, slot_usage_target),
+        through the slots alone; 0 is none.
+      slot_usage_target: the share of each softmax that the loss wants on the slots.
+    """
+
+    kind_name: ClassVar[str] = "nha"
+    equation: ClassVar[str] = (
+        "o_t = softmax([M^K_t q_t; RoPE(K_win) RoPE(q_t)]) [M^V_t; V_win],"
+        " M_t = Diag(a_u) M_{t-1} + (1 - a_u) [k_u; v_u]^T, u = t - W"
+    )
+    source: ClassVar[str] = "arXiv 2510.07019"
+    operations: ClassVar[tuple[str, ...]] = ("attention", "gated_slots")
+
+    window: int | None = 32
+    rope: RopeConfig | None = RopeConfig()
+    slot_usage_weight: float = 0.0
+    slot_usage_target: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            self.window is None or self.window >= 0,
+            "window",
+            f"must be at least 0 (gated slot attention), or None for all tokens, not {self.window}",
+        )
+        require(
+            self.slot_usage_weight >= 0,
+            "slot_usage_weight",
+            f"must be at least 0 (no loss), not {self.slot_usage_weight}",
+        )
+        require(
+            self.slot_usage_weight == 0 or bool(self.window),
+            "slot_usage_weight",
+            f"weighs slots against a window, and window is {self.window}: use 0",
+        )
+        require(
+            0 < self.slot_usage_target < 1,
+            "slot_usage_target",
+            f"is a share between 0 and 1, not {self.slot_usage_target}",
+        )
+        if self.head_dim is not None:
+            self._check_rope(self.head_dim)
+
+    def check_width(self, width: int) -> None:
+        super().check_width(width)
+        self._check_rope(self.head_size(width))
+
+    def _check_rope(self, head_dim: int) -> None:
+        if self.rope is not None:
+            rotated = self.rope.rotated(head_dim)
+            require(
+                rotated >= 2 and rotated % 2 == 0,
+                "rope",
+                f"rotates {rotated} of {head_dim} dimensions of a head: it needs an even number",
+            )
+
+    @property
+    def has_loss(self) -> bool:
+        return self.slot_usage_weight > 0
+
+    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "NHA":
+        return NHA(self, spec, rngs=rngs)
+
+    def flops_per_token(self, width: int, seq_len: int) -> float:
+        flops = self.projection_flops(width)
+        if self.window is None or self.window > 0:
+            keys = mean_keys(seq_len, self.window)
+            flops += 4 * self.heads * self.head_size(width) * keys
+        return flops if self.window is None else flops + self.slot_flops(width)
+
+    def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
+        tokens = seq_len if self.window is None else min(seq_len, self.window)
+        per_token = 2 * self.head_size(width) * itemsize + 4 * self.slots  # the gate is float32
+        return super().state_bytes(width, seq_len) + tokens * self.kv_heads * per_token
+
+    @property
+    def mechanism(self) -> str:
+        span = "full" if self.window is None else f"window {self.window}"
+        return f"native hybrid attention, {span}, {self.slots} slots"
+
+
+class RecentTokens(NamedTuple):
+    """The S tokens before the next one, oldest first; segment id 0 marks an empty entry.
+
+    Attributes:
+      k_BSGK: keys as projected, without rotation or feature map; v_BSGV: values.
+      log_gate_BSGM: float32, applied when the token leaves the window.
+      segment_ids_BS, positions_BS: int32.
+    """
+
+    k_BSGK: jax.Array
+    v_BSGV: jax.Array
+    log_gate_BSGM: jax.Array
+    segment_ids_BS: jax.Array
+    positions_BS: jax.Array
+
+
+class NHAState(NamedTuple):
+    """The slots, and the tokens in the window of the last one."""
+
+    slots: SlotState
+    recent: RecentTokens
+
+
+class NHA(GSA):
+    """The mixer of `NHAConfig`."""
+
+    def __init__(self, config: NHAConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
+        super().__init__(config, spec, rngs=rngs)
+        self.rope = Rope(config.rope, self.size) if config.rope else no_rope
+
+    def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        return self._output(merge(*self._parallel(x_BTD, context)))
+
+    def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
+        """The output, and the weighted loss on the slots' share, a mean over real tokens."""
+        slots, window = self._parallel(x_BTD, context)
+        target = self.config.slot_usage_target
+        # A softmax without one of the two has no share to steer.
+        both_BTH = (slots[1] > NEGATIVE / 2) & (window[1] > NEGATIVE / 2)
+        logit_BTH = jnp.where(both_BTH, slots[1] - jax.lax.stop_gradient(window[1]), 0)
+        bce_BTH = jnp.where(both_BTH, jax.nn.softplus(logit_BTH) - target * logit_BTH, 0)
+        real = jnp.sum(context.segment_ids_BT != 0)
+        mean = jnp.sum(bce_BTH) / (jnp.maximum(real, 1) * self.config.heads)
+        return self._output(merge(slots, window)), self.config.slot_usage_weight * mean
+
+    def slot_share(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        """(B, T, H), the part of each softmax that falls on the slots; 0 at padding."""
+        slots, window = self._parallel(x_BTD, context)
+        real_BT1 = (context.segment_ids_BT != 0)[:, :, None]
+        return jnp.where(real_BT1, jax.nn.sigmoid(slots[1] - window[1]), 0)
+
+    def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> NHAState:
+        """The state before any of at most `max_len` tokens."""
+        window = self.config.window
+        entries = max_len if window is None else min(max_len, window)
+        return NHAState(self._empty_slots(batch, dtype), self._no_tokens(batch, entries, dtype))
+
+    def extend(
+        self, x_BTD: jax.Array, context: SequenceContext, state: NHAState
+    ) -> tuple[jax.Array, NHAState]:
+        q_BTHK, new = self._tokens(x_BTD, context)
+        before, entries = state.recent, state.recent.k_BSGK.shape[1]
+        tokens = _concatenated(before, new)
+        slots, slot_state = self._read_slots(q_BTHK, tokens, context, state.slots)
+        past = AttentionState(self._rotated(before), before.v_BSGV, before.segment_ids_BS)
+        window = self._attend(q_BTHK, new, past)
+        recent = jax.tree.map(lambda x: x[:, x.shape[1] - entries :], tokens)
+        return self._output(merge(slots, window)), NHAState(slot_state, recent)
+
+    def _parallel(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[Pair, Pair]:
+        """Slots and window of whole sequences."""
+        q_BTHK, tokens = self._tokens(x_BTD, context)
+        window_pair = self._attend(q_BTHK, tokens, None)
+        batch, time = x_BTD.shape[:2]
+        window = self.config.window
+        if window is None or window >= time:  # nothing ever leaves the window
+            return self._null_slots(q_BTHK, context), window_pair
+        tokens = _concatenated(self._no_tokens(batch, window, x_BTD.dtype), tokens)
+        return self._read_slots(q_BTHK, tokens, context, None)[0], window_pair
+
+    def _tokens(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, RecentTokens]:
+        q_BTHK, *tokens = self._project(x_BTD)
+        return q_BTHK, RecentTokens(*tokens, context.segment_ids_BT, context.positions_BT)
+
+    def _read_slots(
+        self, q_BTHK: jax.Array, tokens: RecentTokens, context: SequenceContext,
+        state: SlotState | None,
+    ) -> tuple[Pair, SlotState]:  # fmt: skip
+        """Query t reads the slots after token t - S was written, S tokens standing before it."""
+        time = q_BTHK.shape[1]
+        document_BS = segments.document_number(tokens.segment_ids_BS)
+        # A token that its document ended before is never written: the slots are the query's.
+        same_BT = document_BS[:, :time] == document_BS[:, -time:]
+        leaving = jax.tree.map(lambda x: x[:, :time], tokens)
+        out_BTHV, lse_BTH, state = gated_slots(
+            self.feature_map(q_BTHK),
+            self.feature_map(leaving.k_BSGK),
+            leaving.v_BSGV,
+            leaving.log_gate_BSGM,
+            written_BT=same_BT & (leaving.segment_ids_BS != 0),
+            segment_ids=context.segment_ids_BT,
+            initial_state=state,
+            return_state=True,
+            **self._options(),
+        )
+        return (out_BTHV, lse_BTH), state
+
+    def _null_slots(self, q_BTHK: jax.Array, context: SequenceContext) -> Pair:
+        """Slots that nothing was written into."""
+        lse = NEGATIVE if self.config.empty_slots == "masked" else math.log(self.config.slots)
+        lse_BT1 = jnp.where(context.segment_ids_BT != 0, lse, NEGATIVE)[:, :, None]
+        dtype = jnp.promote_types(q_BTHK.dtype, jnp.float32)
+        lse_BTH = jnp.broadcast_to(lse_BT1.astype(dtype), q_BTHK.shape[:3])
+        return jnp.zeros_like(q_BTHK), lse_BTH
+
+    def _attend(self, q_BTHK: jax.Array, tokens: RecentTokens, past: AttentionState | None) -> Pair:
+        """The window's softmax, of rotated queries and keys."""
+        if self.config.window == 0:
+            dtype = jnp.promote_types(q_BTHK.dtype, jnp.float32)
+            return jnp.zeros_like(q_BTHK), jnp.full(q_BTHK.shape[:3], NEGATIVE, dtype)
+        return attention(
+            self.rope(q_BTHK, tokens.positions_BS),
+            self._rotated(tokens),
+            tokens.v_BSGV,
+            segment_ids=tokens.segment_ids_BS,
+            window=self.config.window,
+            scale=self.scale,
+            initial_state=past,
+        )
+
+    def _rotated(self, tokens: RecentTokens) -> jax.Array:
+        return self.rope(tokens.k_BSGK, tokens.positions_BS)
+
+    def _no_tokens(self, batch: int, entries: int, dtype: jnp.dtype) -> RecentTokens:
+        def zeros(size: int, dtype: jnp.dtype) -> jax.Array:
+            return jnp.zeros((batch, entries, self.config.kv_heads, size), dtype)
+
+        return RecentTokens(
+            zeros(self.size, dtype),
+            zeros(self.size, dtype),
+            zeros(self.config.slots, jnp.promote_types(dtype, jnp.float32)),
+            jnp.zeros((batch, entries), jnp.int32),
+            jnp.zeros((batch, entries), jnp.int32),
+        )
+
+
+def merge(a: Pair, b: Pair) -> jax.Array:
+    """One softmax over the entries of both, from the (out, lse) of each; exact.
+
+    A side without entries (lse = -1e30) has weight 0 and passes no gradient; without either the
+    result is 0, as their outputs are.
+    """
+    (a_BTHV, lse_a_BTH), (b_BTHV, lse_b_BTH) = a, b
+    difference_BTH1 = (lse_a_BTH - lse_b_BTH)[..., None]
+    out_BTHV = a_BTHV * jax.nn.sigmoid(difference_BTH1)
+    out_BTHV += b_BTHV * jax.nn.sigmoid(-difference_BTH1)
+    return out_BTHV.astype(a_BTHV.dtype)
+
+
+def _concatenated(before: RecentTokens, new: RecentTokens) -> RecentTokens:
+    return jax.tree.map(lambda b, n: jnp.concatenate([b, n.astype(b.dtype)], axis=1), before, new)

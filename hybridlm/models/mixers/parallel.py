@@ -1,0 +1,144 @@
+"""Within-layer hybrids: several mixers read the same input side by side (Hymba, Falcon-H1)."""
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybridlm.dataclass_reader import Invalid, nearest, require
+from hybridlm.models.layers import RMSNorm
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig(MixerConfig):
+    """A mixer made of mixers, e.g. attention and a recurrence on the same input.
+
+    Attributes:
+      branches: at least two mixers by name, each with its own `kind`; a branch may be "parallel".
+      combine: "mean" of the branches' outputs after an RMSNorm with a learned scale per channel
+        each (Hymba), or their "sum" with fixed multipliers (Falcon-H1).
+      multipliers: by branch name, for "sum"; a branch not named has 1.
+    """
+
+    kind_name: ClassVar[str] = "parallel"
+    holds_mixers: ClassVar[tuple[str, ...]] = ("branches",)
+    equation: ClassVar[str] = "y = mean_i beta_i * rmsnorm(f_i(x)), or sum_i m_i f_i(x)"
+    source: ClassVar[str] = "Hymba, arXiv 2411.13676 sec. 2.1; Falcon-H1, arXiv 2507.22448"
+
+    branches: dict[str, MixerConfig]
+    combine: Literal["mean", "sum"] = "mean"
+    multipliers: dict[str, float] | None = None
+
+    def __post_init__(self):
+        names = sorted(self.branches)
+        require(len(names) >= 2, "branches", f"must name at least two mixers, not {len(names)}")
+        require(
+            self.multipliers is None or self.combine == "sum",
+            "multipliers",
+            'goes with combine "sum": the norms of "mean" would undo them',
+        )
+        for name in self.multipliers or ():
+            require(name in names, f"multipliers.{name}", f"is no branch: {nearest(name, names)}")
+        # In the order of their names: equal configs have equal parameters.
+        object.__setattr__(self, "branches", {name: self.branches[name] for name in names})
+
+    def check_width(self, width: int) -> None:
+        for name, branch in self.branches.items():
+            try:
+                branch.check_width(width)
+            except Invalid as error:
+                raise Invalid(f"branches.{name}.{error.field}", str(error)) from None
+
+    def multiplier(self, branch: str) -> float:
+        return (self.multipliers or {}).get(branch, 1.0)
+
+    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "Parallel":
+        return Parallel(self, spec, rngs=rngs)
+
+    def flops_per_token(self, width: int, seq_len: int) -> float:
+        return sum(b.flops_per_token(width, seq_len) for b in self.branches.values())
+
+    def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
+        return sum(b.state_bytes(width, seq_len, itemsize) for b in self.branches.values())
+
+    @property
+    def has_loss(self) -> bool:
+        return any(branch.has_loss for branch in self.branches.values())
+
+    @property
+    def mechanism(self) -> str:
+        return " + ".join(f"({b.mechanism})" for b in self.branches.values())
+
+
+class Parallel(Mixer):
+    """combine(branch_1(x), branch_2(x), ...): the mixer of `ParallelConfig`.
+
+    Its state is a dict of the branches' states.
+    """
+
+    def __init__(self, config: ParallelConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
+        combine = {"mean": NormedMean, "sum": WeightedSum}[config.combine]
+        self.config = config
+        self.combine = combine(config, spec)
+        branch_spec = self.combine.branch_spec(spec)
+        self.branches = nnx.Dict(
+            {name: branch.build(branch_spec, rngs=rngs) for name, branch in config.branches.items()}
+        )
+
+    def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        return self.combine({n: self.branches[n](x_BTD, context) for n in self.config.branches})
+
+    def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
+        pairs = {n: self.branches[n].with_loss(x_BTD, context) for n in self.config.branches}
+        outputs = {name: y_BTD for name, (y_BTD, _) in pairs.items()}
+        return self.combine(outputs), sum(loss for _, loss in pairs.values())
+
+    def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> dict[str, Any]:
+        """The branches' states before any token, by name."""
+        names = self.config.branches
+        return {n: self.branches[n].init_state(batch, max_len, dtype) for n in names}
+
+    def extend(
+        self, x_BTD: jax.Array, context: SequenceContext, state: dict[str, Any]
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        outputs, new_state = {}, {}
+        for name in self.config.branches:
+            branch = self.branches[name]
+            outputs[name], new_state[name] = branch.extend(x_BTD, context, state[name])
+        return self.combine(outputs), new_state
+
+
+class NormedMean(nnx.Module):
+    """mean_i beta_i * rmsnorm(y_i): no branch drowns the others, whatever its magnitude.
+
+    The norms undo the initial scale of the branches' output projections, so the beta start there
+    in its place.
+    """
+
+    def __init__(self, config: ParallelConfig, spec: LayerSpec):
+        self.norms = nnx.Dict({n: RMSNorm(spec.width, spec.norm_eps) for n in config.branches})
+        for norm in self.norms.values():
+            norm.scale[...] = norm.scale[...] * spec.out_scale
+
+    def branch_spec(self, spec: LayerSpec) -> LayerSpec:
+        return spec._replace(out_scale=1.0)
+
+    def __call__(self, outputs: dict[str, jax.Array]) -> jax.Array:
+        return sum(self.norms[n](y_BTD) for n, y_BTD in outputs.items()) / len(outputs)
+
+
+class WeightedSum(nnx.Module):
+    """sum_i m_i y_i with fixed multipliers."""
+
+    def __init__(self, config: ParallelConfig, spec: LayerSpec):
+        del spec
+        self.config = config
+
+    def branch_spec(self, spec: LayerSpec) -> LayerSpec:
+        return spec
+
+    def __call__(self, outputs: dict[str, jax.Array]) -> jax.Array:
+        return sum(y_BTD * self.config.multiplier(n) for n, y_BTD in outputs.items())

@@ -1,0 +1,64 @@
+"""Which keys of its document a causal query sees: all, a window of the last, or its own chunk.
+
+A span turns into two things that the attention op already knows: a window, and segment ids
+whose changes are the boundaries that no query looks across.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from hybridlm.models.mixers.base import SequenceContext
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The last `window` keys, the query's own included; None for the whole document."""
+
+    window: int | None = None
+
+    def segment_ids(self, context: SequenceContext) -> jax.Array:
+        """int32 (B, T), the ids to attend within."""
+        return context.segment_ids_BT
+
+    def mean_keys(self, seq_len: int) -> float:
+        """Keys a query attends to, its own included, averaged over a document."""
+        return mean_keys(seq_len, self.window)
+
+    def __str__(self) -> str:
+        return f"window {self.window}" if self.window else "full"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Keys whose position, divided by `window` and rounded down, equals the query's (Llama 4).
+
+    No chunk holds more than `window` keys, so a window of that many changes no result; it makes
+    the op's work linear in time and bounds the cache.
+    """
+
+    window: int
+
+    def segment_ids(self, context: SequenceContext) -> jax.Array:
+        """int32 (B, T): ids that change wherever a document or a chunk begins, padding still 0.
+
+        One bit for the chunk is enough, since ids are compared with their neighbours' alone.
+        """
+        odd_BT = context.positions_BT // self.window % 2
+        return jnp.where(context.segment_ids_BT == 0, 0, 2 * context.segment_ids_BT + odd_BT)
+
+    def mean_keys(self, seq_len: int) -> float:
+        """Keys a query attends to, its own included, averaged over a document."""
+        whole, rest = divmod(seq_len, self.window)
+        return (whole * self.window * (self.window + 1) + rest * (rest + 1)) / (2 * seq_len)
+
+    def __str__(self) -> str:
+        return f"chunk {self.window}"
+
+
+def mean_keys(seq_len: int, window: int | None) -> float:
+    """Keys a causal query attends to, its own included, averaged over a sequence."""
+    if window is None or window >= seq_len:
+        return (seq_len + 1) / 2
+    return (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len

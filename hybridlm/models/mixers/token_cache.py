@@ -1,0 +1,97 @@
+"""What a mixer keeps of each past token, in a ring that overwrites the oldest."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas import segments
+
+
+class TokenCache(NamedTuple):
+    """Entries of past tokens in a ring of S places; token i lies at i % S.
+
+    Attributes:
+      entries: a tuple of arrays (B, S, ...) in the activations' dtype, e.g. keys and values.
+      segment_ids_BS: int32, 0 for places not yet written (and for padding).
+      indices_S: int32, the index of the token held, -1 for none.
+      document_start_B: int32, index of the first token of the newest token's document.
+      length: int32 scalar, tokens seen.
+    """
+
+    entries: tuple[jax.Array, ...]
+    segment_ids_BS: jax.Array
+    indices_S: jax.Array
+    document_start_B: jax.Array
+    length: jax.Array
+
+
+def empty(batch: int, places: int, shapes: tuple[tuple[int, ...], ...], dtype: Any) -> TokenCache:
+    """A cache of `places` tokens before the first; `shapes` are the entries' of one token."""
+    return TokenCache(
+        tuple(jnp.zeros((batch, places, *shape), dtype) for shape in shapes),
+        jnp.zeros((batch, places), jnp.int32),
+        jnp.full((places,), -1, jnp.int32),
+        jnp.zeros((batch,), jnp.int32),
+        jnp.int32(0),
+    )
+
+
+def write(
+    cache: TokenCache, entries: tuple[jax.Array, ...], segment_ids_BT: jax.Array
+) -> TokenCache:
+    """Puts the newest tokens into the ring, each at its index modulo the ring's size."""
+    places, time = cache.segment_ids_BS.shape[1], segment_ids_BT.shape[1]
+    newest_B = cache.segment_ids_BS[:, (cache.length - 1) % places]
+    starts_BT = segments.document_starts(segment_ids_BT, newest_B)
+    start_indices_BT = jnp.where(
+        starts_BT, cache.length + jnp.arange(time, dtype=jnp.int32)[None, :], 0
+    )
+    kept = min(time, places)
+    indices = cache.length + jnp.arange(time - kept, time, dtype=jnp.int32)
+    at = indices % places
+    return TokenCache(
+        tuple(
+            old.at[:, at].set(new[:, time - kept :].astype(old.dtype))
+            for old, new in zip(cache.entries, entries, strict=True)
+        ),
+        cache.segment_ids_BS.at[:, at].set(segment_ids_BT[:, time - kept :]),
+        cache.indices_S.at[at].set(indices),
+        jnp.maximum(cache.document_start_B, jnp.max(start_indices_BT, axis=1)),
+        cache.length + time,
+    )
+
+
+def in_order(cache: TokenCache) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """(entries, segment ids) oldest first: the newest stands directly before the next token."""
+    shift = -(cache.length % cache.segment_ids_BS.shape[1])
+
+    def unroll(x: jax.Array) -> jax.Array:
+        return jnp.roll(x, shift, axis=1)
+
+    return tuple(unroll(x) for x in cache.entries), unroll(cache.segment_ids_BS)
+
+
+def visible(cache: TokenCache, segment_ids_B1: jax.Array, window: int | None = None) -> jax.Array:
+    """bool (B, S): the places that the token written last sees, its own included.
+
+    Args:
+      cache: with that token in it.
+      segment_ids_B1: the token's segment id; padding sees nothing.
+      window: keys it sees at most; None for all of its document.
+    """
+    first_B = cache.document_start_B
+    if window is not None:
+        first_B = jnp.maximum(first_B, cache.length - window)
+    first_B1 = jnp.maximum(first_B, 0)[:, None]
+    return (cache.indices_S[None, :] >= first_B1) & (segment_ids_B1 != 0)
+
+
+def positions(cache: TokenCache) -> jax.Array:
+    """int32 (B, S), oldest first: each token's index in the newest token's document.
+
+    Nothing is said of the tokens of earlier documents, which no later token sees.
+    """
+    places = cache.segment_ids_BS.shape[1]
+    index_1S = cache.length - places + jnp.arange(places, dtype=jnp.int32)[None]
+    return jnp.maximum(index_1S - cache.document_start_B[:, None], 0)

@@ -1,0 +1,235 @@
+"""Block-sparse attention by the mean keys of blocks: MoBA (arXiv 2502.13189, sec. 2.2).
+
+Each query head attends to its own block causally and to the blocks of its document's past whose
+mean keys it likes best. The choice has no parameters and is not differentiated. Returns the
+output and its log-sum-exp, both differentiable.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kernels_pallas import dispatch, segments
+from kernels_pallas.block_sparse import chunked, reference
+from kernels_pallas.block_sparse.decode import decode as _decode
+from kernels_pallas.block_sparse.decode import update_means as _update_means
+
+SUPPORT = dispatch.XLA_ONLY
+_FORMS = {"reference": reference.attention, "chunked": chunked.attention}
+
+
+class BlockSparseState(NamedTuple):
+    """The S tokens directly before the first one, oldest first.
+
+    A slot with segment id 0 is empty (or padding). Positions count from 0 at a document's start
+    and say which block a key belongs to; only the oldest document may begin after its start, and
+    its first block's mean is then that of the keys there are.
+    """
+
+    k_BSGK: Float[Array, "B S G K"]
+    v_BSGV: Float[Array, "B S G V"]
+    segment_ids_BS: Int[Array, "B S"]
+    positions_BS: Int[Array, "B S"]
+
+
+def empty_state(
+    batch: int, slots: int, kv_heads: int, key_size: int, value_size: int, dtype=jnp.float32
+) -> BlockSparseState:
+    """A state of `slots` empty slots."""
+    return BlockSparseState(
+        jnp.zeros((batch, slots, kv_heads, key_size), dtype),
+        jnp.zeros((batch, slots, kv_heads, value_size), dtype),
+        jnp.zeros((batch, slots), jnp.int32),
+        jnp.zeros((batch, slots), jnp.int32),
+    )
+
+
+def block_sparse_attention(
+    q_BTHK: Float[Array, "B T H K"],
+    k_BTGK: Float[Array, "B T G K"],
+    v_BTGV: Float[Array, "B T G V"],
+    *,
+    block: int,
+    top_k: int,
+    segment_ids: Int[Array, "B T"] | None = None,
+    scale: float | None = None,
+    initial_state: BlockSparseState | None = None,
+    return_state: bool = False,
+    impl: str = "auto",
+    precision=None,
+) -> tuple:
+    """softmax(scale * q k^T) v over a token's own block up to itself, and top_k - 1 blocks before.
+
+    Blocks of `block` tokens are counted from the document's start. Query head h reads key/value
+    head h // (H // G) and chooses, among the blocks of its document before its own, those with the
+    largest q . mean(k of the block); of equals the earlier. top_k = 1 is attention within blocks,
+    and a top_k that covers all blocks is full attention. Padding (segment id 0) gets out = 0 and
+    lse = -1e30, passes no gradient and is attended by nobody.
+
+    Arguments:
+      q_BTHK, k_BTGK, v_BTGV: any floating dtype; H is a multiple of G.
+      block: tokens of a block.
+      top_k: blocks a query sees, its own included, as in the paper.
+      segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
+      scale: of the logits, K ** -0.5 if None.
+      initial_state: tokens directly before the first one, any number of slots.
+      return_state: also return the state after the last token, every slot kept.
+      impl: "auto", "reference" (dense), "chunked" (work T * top_k * block and a ranking of
+        T * S / block mean keys; memory linear in T) or "pallas".
+      precision: of the matrix products, as in `jax.lax.dot_general`; the ranking's is the highest.
+
+    Returns (out_BTHV, lse_BTH), or (out_BTHV, lse_BTH, BlockSparseState). out has v's dtype; lse
+    is float32 (float64 where an input is float64).
+    Raises ValueError for shapes that do not agree, H % G != 0, block < 1, top_k < 1, a scale that
+    is no Python number, non-integer segment ids, unknown impl.
+    """
+    _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, block, top_k, scale, initial_state)
+    batch, time, heads, key_size = q_BTHK.shape
+    kv_heads, value_size = v_BTGV.shape[2:]
+    case = dict(
+        dtype=str(q_BTHK.dtype), key_size=key_size, value_size=value_size,
+        heads_per_kv=heads // kv_heads, block=block, top_k=top_k, state=initial_state is not None,
+    )  # fmt: skip
+    form = _FORMS[dispatch.resolve("block_sparse_attention", impl, case, SUPPORT)]
+
+    old = initial_state
+    if old is None:
+        old = empty_state(batch, 0, kv_heads, key_size, value_size)
+    ids_BT = segments.or_one_document(segment_ids, batch, time)
+    ids_BS = jnp.concatenate([old.segment_ids_BS.astype(jnp.int32), ids_BT], axis=1)
+    state = BlockSparseState(
+        jnp.concatenate([old.k_BSGK.astype(k_BTGK.dtype), k_BTGK], axis=1),
+        jnp.concatenate([old.v_BSGV.astype(v_BTGV.dtype), v_BTGV], axis=1),
+        ids_BS,
+        _positions(ids_BS, old.positions_BS),
+    )
+    out_BTHV, lse_BTH = form(
+        q_BTHK, *state, block=block, top_k=top_k,
+        scale=key_size**-0.5 if scale is None else scale, precision=precision,
+    )  # fmt: skip
+    return (out_BTHV, lse_BTH, state) if return_state else (out_BTHV, lse_BTH)
+
+
+def decode_block_sparse_attention(
+    q_BHK: Float[Array, "B H K"],
+    k_BSGK: Float[Array, "B S G K"],
+    v_BSGV: Float[Array, "B S G V"],
+    means_BNGK: Float[Array, "B N G K"],
+    first_B: Int[Array, "B"],
+    position_B: Int[Array, "B"],
+    *,
+    block: int,
+    top_k: int,
+    scale: float | None = None,
+) -> Float[Array, "B H V"]:
+    """One query per row against a ring of S slots; reads N mean keys and top_k * block tokens.
+
+    Arguments:
+      q_BHK, k_BSGK, v_BSGV: any floating dtype; H is a multiple of G. The query's own key and
+        value are in the ring.
+      means_BNGK: mean keys of the document's blocks, from `update_means`.
+      first_B: int32, index of the document's first token; token p of it lies in slot
+        (first + p) % S.
+      position_B: int32, the query's position in its document; -1 for padding, which sees nothing.
+      block, top_k, scale: as in `block_sparse_attention`.
+
+    Returns out_BHV in v's dtype.
+    Raises ValueError for shapes that do not agree, block < 1, top_k < 1.
+    """
+    op = "decode_block_sparse_attention"
+    batch, slots = k_BSGK.shape[:2]
+    _check_heads(op, q_BHK[:, None], k_BSGK, v_BSGV, batch, slots)
+    _check_blocks(op, block, top_k, scale)
+    shape = (batch, means_BNGK.shape[1], *k_BSGK.shape[2:])
+    dispatch.check_shape(op, "means_BNGK", means_BNGK, shape, "B N G K")
+    scale = q_BHK.shape[-1] ** -0.5 if scale is None else scale
+    return _decode(q_BHK, k_BSGK, v_BSGV, means_BNGK, first_B, position_B, block, top_k, scale)
+
+
+def update_means(
+    means_BNGK: Float[Array, "B N G K"],
+    k_BSGK: Float[Array, "B S G K"],
+    first_B: Int[Array, "B"],
+    known_B: Int[Array, "B"],
+    length_B: Int[Array, "B"],
+    *,
+    time: int,
+    block: int,
+) -> Float[Array, "B N G K"]:
+    """Mean keys of the blocks of each row's newest document, block n in place n.
+
+    Arguments:
+      means_BNGK: float32 or float64, the means before; N blocks are all that the ring holds.
+      k_BSGK: the ring, the new keys in it.
+      first_B: int32, index of the document's first token.
+      known_B: int32, how many of the document's tokens the means before are made of; 0 for a
+        document that began since.
+      length_B: int32, how many there are now.
+      time: no document has got more than so many new tokens; only the blocks they touch are read.
+      block: tokens of a block.
+
+    Returns the means, 0 behind the last block; an unfinished block's mean is that of its keys.
+    """
+    return _update_means(means_BNGK, k_BSGK, first_B, known_B, length_B, time, block)
+
+
+def _positions(segment_ids_BS, old_positions_BS):
+    """Positions of all S tokens, the old ones' given: a document goes on where it was."""
+    slots = old_positions_BS.shape[1]
+    index_BS = jnp.arange(segment_ids_BS.shape[1], dtype=jnp.int32)[None]
+    first_BS = segments.first_token_index(segment_ids_BS)
+    new_BT = jnp.zeros_like(segment_ids_BS[:, slots:])
+    begin_BS = jnp.concatenate([old_positions_BS.astype(jnp.int32), new_BT], axis=1)
+    positions_BS = index_BS - first_BS + jnp.take_along_axis(begin_BS, first_BS, axis=1)
+    return jnp.concatenate([begin_BS[:, :slots], positions_BS[:, slots:]], axis=1)
+
+
+def _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, block, top_k, scale, initial_state) -> None:
+    op = "block_sparse_attention"
+    if q_BTHK.ndim != 4 or q_BTHK.shape[1] < 1:
+        raise ValueError(f"{op}: q must have shape (B, T, H, K) with T >= 1, got {q_BTHK.shape}.")
+    batch, time = q_BTHK.shape[:2]
+    _check_heads(op, q_BTHK, k_BTGK, v_BTGV, batch, time)
+    _check_blocks(op, block, top_k, scale)
+    segments.check(op, segment_ids, batch, time)
+    if initial_state is not None:
+        slots = initial_state.k_BSGK.shape[1]
+        shapes = BlockSparseState(
+            (batch, slots, *k_BTGK.shape[2:]),
+            (batch, slots, *v_BTGV.shape[2:]),
+            (batch, slots),
+            (batch, slots),
+        )
+        dims = ("B S G K", "B S G V", "B S", "B S")
+        for name, array, shape, dim in zip(shapes._fields, initial_state, shapes, dims):
+            dispatch.check_shape(op, f"initial_state.{name}", array, shape, dim)
+
+
+def _check_heads(op, q_BTHK, k_BTGK, v_BTGV, batch, time) -> None:
+    heads, key_size = q_BTHK.shape[2:]
+    if k_BTGK.ndim != 4 or k_BTGK.shape != (batch, time, k_BTGK.shape[2], key_size):
+        raise ValueError(
+            f"{op}: k must have shape (B, T, G, K) with B={batch}, T={time}, K={key_size}, "
+            f"got {k_BTGK.shape}."
+        )
+    if v_BTGV.ndim != 4 or v_BTGV.shape[:3] != k_BTGK.shape[:3]:
+        raise ValueError(
+            f"{op}: v must agree with k on (B, T, G) = {k_BTGK.shape[:3]}, got {v_BTGV.shape}."
+        )
+    kv_heads = k_BTGK.shape[2]
+    if kv_heads < 1 or heads % kv_heads:
+        raise ValueError(
+            f"{op}: query heads must be a multiple of key/value heads, got {heads} and {kv_heads}."
+        )
+    dispatch.check_floating(op, q=q_BTHK, k=k_BTGK, v=v_BTGV)
+
+
+def _check_blocks(op, block, top_k, scale) -> None:
+    for name, value in (("block", block), ("top_k", top_k)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{op}: {name} must be an int >= 1, got {value}.")
+    if not isinstance(scale, (int, float, type(None))):
+        raise ValueError(
+            f"{op}: scale must be None or a Python number, got {type(scale).__name__}."
+        )

@@ -1,0 +1,150 @@
+"""The delta rule: DeltaNet, Gated DeltaNet and Kimi Delta Attention as one op.
+
+A state that is written by correcting what it already returns for a key: DeltaNet (Schlag et
+al. 2021, arXiv:2102.11174; in chunks Yang et al. 2024, arXiv:2406.06484), with one gate per
+head Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464), with one gate per key channel Kimi
+Delta Attention (Kimi Team 2025, arXiv:2510.26692).
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kernels_pallas import dispatch, segments
+from kernels_pallas.delta_rule import chunked, reference
+
+SUPPORT = dispatch.XLA_ONLY
+_FORMS = {"reference": reference.delta_rule, "chunked": chunked.delta_rule}
+
+
+class DeltaRuleState(NamedTuple):
+    """What a later call needs: the last S (float32 or float64) and its token's segment id.
+
+    A segment id of 0 marks an empty state: its S is never used.
+    """
+
+    s_BHKV: Float[Array, "B H K V"]
+    segment_ids_B: Int[Array, "B"]
+
+
+def empty_state(
+    batch: int, heads: int, key_size: int, value_size: int, dtype=jnp.float32
+) -> DeltaRuleState:
+    """The state before any token; `heads` are value heads."""
+    return DeltaRuleState(
+        jnp.zeros((batch, heads, key_size, value_size), dtype), jnp.zeros((batch,), jnp.int32)
+    )
+
+
+def delta_rule(
+    q_BTGK: Float[Array, "B T G K"],
+    k_BTGK: Float[Array, "B T G K"],
+    v_BTHV: Float[Array, "B T H V"],
+    beta_BTH: Float[Array, "B T H"],
+    log_decay: Float[Array, "B T H"] | Float[Array, "B T H K"] | None = None,
+    *,
+    segment_ids: Int[Array, "B T"] | None = None,
+    scale: float | None = None,
+    initial_state: DeltaRuleState | None = None,
+    return_state: bool = False,
+    impl: str = "auto",
+    precision=None,
+) -> Float[Array, "B T H V"] | tuple[Float[Array, "B T H V"], DeltaRuleState]:
+    """S <- Diag(a_t) S, then S <- S + beta_t k_t (v_t - S^T k_t)^T, then o_t = scale S^T q_t.
+
+    The decay comes before the error, within each document. At a document's first token the
+    carried S counts as 0 (so a_t is unused there); padding gives 0. Value head h reads
+    query/key head h // (H // G). Nothing is normalised here: S stays bounded where
+    beta_t |k_t|^2 <= 2, which keys of length 1 and beta in [0, 2] give.
+
+    Arguments:
+      q_BTGK, k_BTGK: any floating dtype.
+      v_BTHV: any floating dtype; H is a multiple of G, V need not be K.
+      beta_BTH: writing strength, above 1 for negative eigenvalues of a_t (I - beta_t k_t k_t^T).
+      log_decay: log a_t <= 0, float32 advised. None is a_t = 1 (DeltaNet); (B, T, H) one per
+        head (Gated DeltaNet); (B, T, H, K) one per key channel (Kimi Delta Attention).
+      segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
+      scale: of the output, K ** -0.5 if None.
+      initial_state: state of the tokens directly before; carried on only into the document
+        whose id it holds.
+      return_state: also return the state after the last token.
+      impl: "auto", "reference" (token by token), "chunked" or "pallas".
+      precision: of the matrix products, as in `jax.lax.dot_general`; the chunked form inverts
+        its triangular systems in the highest precision in any case.
+
+    Returns o_BTHV in v's dtype, or (o_BTHV, DeltaRuleState); S and all sums are float32
+    (float64 where an input is float64).
+    Raises ValueError for shapes that do not agree, H % G != 0, a scale that is no Python
+    number, non-integer segment ids, unknown impl.
+    """
+    _check(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids, scale, initial_state)
+    batch, time, kv_heads, key_size = k_BTGK.shape
+    heads, value_size = v_BTHV.shape[2:]
+    gate = "none" if log_decay is None else "head" if log_decay.ndim == 3 else "channel"
+    case = dict(
+        dtype=str(v_BTHV.dtype), key_size=key_size, value_size=value_size,
+        values_per_key=heads // kv_heads, gate=gate,
+    )  # fmt: skip
+    form = _FORMS[dispatch.resolve("delta_rule", impl, case, SUPPORT)]
+
+    gates = [] if log_decay is None else [log_decay]
+    dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, beta_BTH, *gates)
+    ids_BT = segments.or_one_document(segment_ids, batch, time)
+    state = initial_state
+    if state is None:
+        state = empty_state(batch, heads, key_size, value_size, dtype)
+    padding_BT = ids_BT == 0
+    resets_BT = segments.document_starts(ids_BT, state.segment_ids_B) | padding_BT
+
+    def unpadded(x):
+        mask = padding_BT.reshape(padding_BT.shape + (1,) * (x.ndim - 2))
+        return jnp.where(mask, 0, x.astype(dtype))
+
+    if log_decay is not None:
+        log_decay = unpadded(log_decay if log_decay.ndim == 4 else log_decay[..., None])
+    o_BTHV, s_BHKV = form(
+        unpadded(q_BTGK) * (key_size**-0.5 if scale is None else scale),
+        unpadded(k_BTGK), unpadded(v_BTHV), unpadded(beta_BTH), log_decay, resets_BT,
+        state.s_BHKV.astype(dtype), precision=precision,
+    )  # fmt: skip
+    o_BTHV = o_BTHV.astype(v_BTHV.dtype)
+    if not return_state:
+        return o_BTHV
+    return o_BTHV, DeltaRuleState(s_BHKV, ids_BT[:, -1])
+
+
+def _check(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids, scale, initial_state) -> None:
+    op = "delta_rule"
+    if k_BTGK.ndim != 4 or k_BTGK.shape[1] < 1:
+        raise ValueError(f"{op}: k must have shape (B, T, G, K) with T >= 1, got {k_BTGK.shape}.")
+    batch, time, kv_heads, key_size = k_BTGK.shape
+    dispatch.check_shape(op, "q", q_BTGK, k_BTGK.shape, "B T G K")
+    if v_BTHV.ndim != 4 or v_BTHV.shape[:2] != (batch, time):
+        raise ValueError(
+            f"{op}: v must have shape (B, T, H, V) with (B, T) = {(batch, time)}, "
+            f"got {v_BTHV.shape}."
+        )
+    heads, value_size = v_BTHV.shape[2:]
+    if kv_heads < 1 or heads % kv_heads:
+        raise ValueError(
+            f"{op}: value heads must be a multiple of query/key heads, got {heads} and {kv_heads}."
+        )
+    dispatch.check_shape(op, "beta", beta_BTH, (batch, time, heads), "B T H")
+    if log_decay is not None and log_decay.ndim == 4:
+        shape = (batch, time, heads, key_size)
+        dispatch.check_shape(op, "log_decay", log_decay, shape, "B T H K")
+    elif log_decay is not None:
+        dispatch.check_shape(op, "log_decay", log_decay, (batch, time, heads), "B T H")
+    dispatch.check_floating(op, q=q_BTGK, k=k_BTGK, v=v_BTHV, beta=beta_BTH, log_decay=log_decay)
+    if not isinstance(scale, (int, float, type(None))):
+        raise ValueError(
+            f"{op}: scale must be None or a Python number, got {type(scale).__name__}."
+        )
+    segments.check(op, segment_ids, batch, time)
+    if initial_state is not None:
+        shape = (batch, heads, key_size, value_size)
+        dispatch.check_shape(op, "initial_state.s_BHKV", initial_state.s_BHKV, shape, "B H K V")
+        dispatch.check_shape(
+            op, "initial_state.segment_ids_B", initial_state.segment_ids_B, (batch,), "B"
+        )

@@ -1,0 +1,186 @@
+"""The delta rule in chunks of 64 tokens (the WY or UT form of arXiv:2406.06484, section 3).
+
+Within a chunk that S enters, the corrections d_i = beta_i (v_i - S_i^T k_i) solve
+
+    d_i + beta_i sum_{j<i} (k_i . w_ij k_j) d_j = beta_i (v_i - (w_i0 k_i)^T S)
+
+with w_ij the decay from after token j to token i: (I + A) D = U - W S, A strictly lower
+triangular. A, its inverse and everything that does not know S are made for all chunks side by
+side (`scores.py`); a scan over chunks does D = (I + A)^-1 (U - W S) and moves S on.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas.delta_rule import scores
+
+CHUNK = 64
+
+
+def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BHKV, *, precision):
+    """(o, last state) from s_BHKV; the state is emptied before a token that resets.
+
+    log_decay_BTHK is None, or has a last axis of 1 (per head) or K (per channel).
+    """
+    batch, time, heads, value_size = v_BTHV.shape
+    length = chunk_length(time)
+    kv_heads = k_BTGK.shape[2]
+
+    def chunks(x_BTHK, heads_per_group):
+        """(B, T, H, K) -> (N, B, G, R, C, K); added tokens are zeros: they change nothing."""
+        x_BTHK = jnp.pad(x_BTHK, ((0, 0), (0, -time % length), (0, 0), (0, 0)))
+        shape = (batch, -1, length, x_BTHK.shape[2] // heads_per_group, heads_per_group)
+        return jnp.transpose(x_BTHK.reshape(*shape, x_BTHK.shape[3]), (1, 0, 3, 4, 2, 5))
+
+    repeats = heads // kv_heads
+    q, k = (chunks(x, 1) for x in (q_BTGK, k_BTGK))
+    v, beta = (chunks(x, repeats) for x in (v_BTHV, beta_BTH[..., None]))
+    g = None if log_decay_BTHK is None else chunks(log_decay_BTHK, repeats)
+    documents = _documents(resets_BT, length)
+    part = scores.of(q, k, g, documents, precision)
+
+    def per_head(x):
+        """(N, B, G, R or 1, C, K) -> (N, B, H, C, K)"""
+        shape = x.shape[:2] + (kv_heads, repeats) + x.shape[4:]
+        return jnp.broadcast_to(x, shape).reshape(x.shape[:2] + (heads,) + x.shape[4:])
+
+    system = _System(
+        a=per_head(beta * part.keys),
+        u=per_head(beta * v),
+        w=per_head(beta * part.decay_in * k),
+        write=per_head(part.decay_out * k),
+        decay=per_head(jnp.swapaxes(part.decay_in[..., -1:, :], -1, -2)),
+    )
+    read = per_head(part.decay_in * q), per_head(part.queries)
+    o_NBHCV, s_BHKV = _solve_and_read(precision, system, read, s_BHKV)
+    o_BTHV = jnp.transpose(o_NBHCV, (1, 0, 3, 2, 4)).reshape(batch, -1, heads, value_size)
+    return o_BTHV[:, :time], s_BHKV
+
+
+def chunk_length(time: int) -> int:
+    """Tokens per chunk: 64, or the power of two that holds a shorter sequence."""
+    return min(CHUNK, 2 ** math.ceil(math.log2(time)))
+
+
+def _documents(resets_BT, length):
+    """Which pairs of tokens see each other, as masks of shape (N, B, 1, 1, C, C or 1)."""
+    resets_BT = jnp.pad(resets_BT, ((0, 0), (0, -resets_BT.shape[1] % length)))
+    resets_BNC = resets_BT.reshape(resets_BT.shape[0], -1, length)
+    # Counted within the chunk: 0 is the document that the entering state belongs to.
+    number_BNC = jnp.cumsum(resets_BNC, axis=2, dtype=jnp.int32)
+    number = jnp.moveaxis(number_BNC, 1, 0)[:, :, None, None, :, None]
+    return scores.Documents(
+        same=number == jnp.swapaxes(number, -1, -2),
+        entered=number == 0,
+        left=number == number[..., -1:, :],
+    )
+
+
+class _System(NamedTuple):
+    """D = (I + a)^-1 (u - w S), then S <- decay * S + write^T D; each (N, B, H, ...)."""
+
+    a: jax.Array  # (C, C), strictly lower triangular
+    u: jax.Array  # (C, V)
+    w: jax.Array  # (C, K)
+    write: jax.Array  # (C, K)
+    decay: jax.Array  # (K or 1, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _solve_and_read(precision, system, read, s_BHKV):
+    """(o, last state); o = read[0] S + read[1] D for every chunk and the S that enters it."""
+    return _forward(precision, system, read, s_BHKV)[0]
+
+
+def _forward(precision, system, read, s_BHKV):
+    inverse = unit_lower_inverse(system.a)
+    dot = functools.partial(jnp.matmul, precision=precision)
+
+    def step(s_BHKV, chunk):
+        inverse, u, w, write_t, decay = chunk
+        d_BHCV = dot(inverse, u - dot(w, s_BHKV))
+        return decay * s_BHKV + dot(write_t, d_BHCV), (s_BHKV, d_BHCV)
+
+    chunks = inverse, system.u, system.w, _transposed(system.write), system.decay
+    last_BHKV, (s_NBHKV, d_NBHCV) = jax.lax.scan(step, s_BHKV, chunks)
+    o_NBHCV = dot(read[0], s_NBHKV) + dot(read[1], d_NBHCV)
+    kept = inverse, system.w, system.write, system.decay, read, s_NBHKV, d_NBHCV
+    return (o_NBHCV, last_BHKV), kept
+
+
+def _backward(precision, kept, cotangents):
+    inverse, w, write, decay, (read_s, read_d), s_NBHKV, d_NBHCV = kept
+    do_NBHCV, ds_BHKV = cotangents
+    dot = functools.partial(jnp.matmul, precision=precision)
+
+    def step(ds_BHKV, chunk):
+        dd, ds_read, inverse_t, w_t, write, decay = chunk
+        drhs_BHCV = dot(inverse_t, dd + dot(write, ds_BHKV))
+        before_BHKV = decay * ds_BHKV + ds_read - dot(w_t, drhs_BHCV)
+        return before_BHKV, (ds_BHKV, drhs_BHCV)
+
+    dd_NBHCV = dot(_transposed(read_d), do_NBHCV)
+    ds_read_NBHKV = dot(_transposed(read_s), do_NBHCV)
+    chunks = dd_NBHCV, ds_read_NBHKV, _transposed(inverse), _transposed(w), write, decay
+    ds_first_BHKV, (ds_NBHKV, drhs_NBHCV) = jax.lax.scan(step, ds_BHKV, chunks, reverse=True)
+
+    # D = T (u - w S) with T = (I + a)^-1: dT = dD (u - w S)^T and da = -T^T dT T^T, which is
+    # -(T^T dD) D^T: the inverse's own cotangent is never needed.
+    d_t, s_t = _transposed(d_NBHCV), _transposed(s_NBHKV)
+    ddecay = jnp.sum(ds_NBHKV * s_NBHKV, axis=-1, keepdims=True)
+    if decay.shape[-2] == 1:
+        ddecay = jnp.sum(ddecay, axis=-2, keepdims=True)
+    dsystem = _System(
+        a=-jnp.tril(dot(drhs_NBHCV, d_t), -1),
+        u=drhs_NBHCV,
+        w=-dot(drhs_NBHCV, s_t),
+        write=dot(d_NBHCV, _transposed(ds_NBHKV)),
+        decay=ddecay,
+    )
+    dread = dot(do_NBHCV, s_t), dot(do_NBHCV, d_t)
+    return dsystem, dread, ds_first_BHKV
+
+
+_solve_and_read.defvjp(_forward, _backward)
+
+
+def unit_lower_inverse(a):
+    """(I + a)^-1 of strictly lower triangular a (..., C, C), C a power of two.
+
+    Blocks of 8 by forward substitution, then pairs of blocks X, Y with a_21 between them make
+    [[X, 0], [-Y a_21 X, Y]]: no power of a is formed, whose entries could grow large.
+    """
+    size = a.shape[-1]
+    block = min(8, size)
+    diagonal = _diagonal_blocks(a, block, 0)
+    rows = [jnp.zeros_like(diagonal[..., 0, :]).at[..., 0].set(1)]
+    for i in range(1, block):
+        above = jnp.stack(rows, axis=-2)
+        row = -jnp.sum(diagonal[..., i, :i, None] * above, axis=-2)
+        rows.append(row.at[..., i].set(1))
+    inverse = jnp.stack(rows, axis=-2)
+    dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    while block < size:
+        first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        below = -dot(second, dot(_diagonal_blocks(a, block, 1), first))
+        inverse = scores.merge(inverse, below)
+        block *= 2
+    return inverse[..., 0, :, :]
+
+
+def _diagonal_blocks(a, block: int, below: int):
+    """The blocks on the diagonal (..., n, b, b), or those below it of pairs (..., n / 2, b, b)."""
+    step = block * (1 + below)
+    starts = range(0, a.shape[-1], step)
+    shift = below * block
+    return jnp.stack(
+        [a[..., i + shift : i + shift + block, i : i + block] for i in starts], axis=-3
+    )
+
+
+def _transposed(x):
+    return jnp.swapaxes(x, -1, -2)

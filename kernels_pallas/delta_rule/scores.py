@@ -1,0 +1,145 @@
+"""Decayed products of queries and keys within chunks: no positive exponent, no cancellation.
+
+The decay from after token j to token i is exp(sum of log decays over j+1..i). The sum is never
+taken as a difference of cumulative sums (exp(-cumsum) overflows, and after one strong gate the
+difference has no digits left): chunks are put together from halves, and a pair across two
+halves has the sum up to i from the middle plus the sum from j to the middle, both <= 0.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Documents(NamedTuple):
+    """Masks over the C tokens of a chunk, (N, B, 1, 1, C, C) and (N, B, 1, 1, C, 1).
+
+    Attributes:
+      same: tokens i and j are of one document.
+      entered: the token is of the document that the chunk's entering state belongs to.
+      left: the token is of the document of the chunk's last token.
+    """
+
+    same: jax.Array
+    entered: jax.Array
+    left: jax.Array
+
+
+class Scores(NamedTuple):
+    """What a chunk needs besides its values; (N, B, G, R or 1, C, ...).
+
+    Attributes:
+      keys: k_i . w_ij k_j for j < i, 0 elsewhere.
+      queries: q_i . w_ij k_j for j <= i, 0 elsewhere.
+      decay_in: decay from before the chunk to token i; last axis 1 or K.
+      decay_out: decay from after token i to the chunk's end; last axis 1 or K.
+    """
+
+    keys: jax.Array
+    queries: jax.Array
+    decay_in: jax.Array
+    decay_out: jax.Array
+
+
+def of(q, k, log_decay, documents: Documents, precision) -> Scores:
+    """Scores of q, k (N, B, G, 1, C, K) under log_decay (N, B, G, R, C, 1 or K) or None."""
+    if log_decay is None:
+        one = jnp.ones(k.shape[:-1] + (1,), k.dtype)
+        parts = *_grams(q, k, precision), one, one
+    elif log_decay.shape[-1] == 1:
+        parts = _per_head(q, k, log_decay, precision)
+    else:
+        parts = _per_channel(q, k, log_decay, precision)
+    keys, queries, decay_in, decay_out = parts
+    length = k.shape[-2]
+    lower = jnp.tril(jnp.ones((length, length), bool))[None, None, None, None]
+    strict = lower & ~jnp.eye(length, dtype=bool)[None, None, None, None]
+    return Scores(
+        jnp.where(documents.same & strict, keys, 0),
+        jnp.where(documents.same & lower, queries, 0),
+        jnp.where(documents.entered, decay_in, 0),
+        jnp.where(documents.left, decay_out, 0),
+    )
+
+
+def _grams(q, k, precision):
+    dot = functools.partial(jnp.matmul, precision=precision)
+    k_t = jnp.swapaxes(k, -1, -2)
+    return dot(k, k_t), dot(q, k_t)
+
+
+def _per_head(q, k, log_decay, precision):
+    """One gate per head: the products are ungated ones, shared by heads, times the decays."""
+    sums = jnp.zeros(log_decay.shape[:-1] + (1, 1), log_decay.dtype)
+    for half in _halves(log_decay):
+        sums = merge(sums, half.up_to + jnp.swapaxes(half.onwards, -1, -2))
+    keys, queries = _grams(q, k, precision)
+    decay = jnp.exp(sums[..., 0, :, :])
+    return keys * decay, queries * decay, *_ends(log_decay)
+
+
+def _per_channel(q, k, log_decay, precision):
+    """One gate per channel: a product of decayed queries and keys for each pair of halves."""
+    shape = log_decay.shape
+    q, k = (jnp.broadcast_to(x, shape) for x in (q, k))
+    queries = jnp.sum(q * k, axis=-1)[..., None, None]
+    keys = jnp.zeros_like(queries)
+    dot = functools.partial(jnp.matmul, precision=precision)
+    for half in _halves(log_decay):
+        pairs = shape[:-2] + (-1, 2, half.up_to.shape[-2], shape[-1])
+        left, right_k, right_q = (
+            x.reshape(pairs)[..., place, :, :] for x, place in ((k, 0), (k, 1), (q, 1))
+        )
+        left_t = jnp.swapaxes(left * jnp.exp(half.onwards), -1, -2)
+        up_to = jnp.exp(half.up_to)
+        keys = merge(keys, dot(right_k * up_to, left_t))
+        queries = merge(queries, dot(right_q * up_to, left_t))
+    return keys[..., 0, :, :], queries[..., 0, :, :], *_ends(log_decay)
+
+
+class _Half(NamedTuple):
+    """Sums of log decays in pairs of neighbouring blocks of b tokens, (..., n, b, K).
+
+    Attributes:
+      onwards: from after a token of the first block to that block's end.
+      up_to: from the start of the second block to a token of it, its own included.
+    """
+
+    onwards: jax.Array
+    up_to: jax.Array
+
+
+def _halves(log_decay):
+    """`_Half` for b = 1, 2, 4, ... of log_decay (..., C, K)."""
+    return _sums(log_decay)[0]
+
+
+def _ends(log_decay):
+    """Decays from before the chunk to each token, and from after each to the chunk's end."""
+    _, up_to, onwards = _sums(log_decay)
+    return jnp.exp(up_to), jnp.exp(onwards)
+
+
+def _sums(log_decay):
+    """(every `_Half`, inclusive sums up to each token, exclusive sums onwards)."""
+    halves = []
+    up_to, onwards = log_decay[..., None, :], jnp.zeros_like(log_decay)[..., None, :]
+    for _ in range(log_decay.shape[-2].bit_length() - 1):
+        first_up, up = up_to[..., 0::2, :, :], up_to[..., 1::2, :, :]
+        on, second_on = onwards[..., 0::2, :, :], onwards[..., 1::2, :, :]
+        halves.append(_Half(on, up))
+        up_to = jnp.concatenate([first_up, first_up[..., -1:, :] + up], axis=-2)
+        onwards = jnp.concatenate([on + up[..., -1:, :], second_on], axis=-2)
+    return halves, up_to[..., 0, :, :], onwards[..., 0, :, :]
+
+
+def merge(blocks, below):
+    """Blocks [[X, 0], [below, Y]] of size 2b from X, Y on a diagonal.
+
+    `blocks` (..., n, b, b) has X at even and Y at odd places; `below` is (..., n / 2, b, b).
+    """
+    first, second = blocks[..., 0::2, :, :], blocks[..., 1::2, :, :]
+    top = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
+    return jnp.concatenate([top, jnp.concatenate([below, second], axis=-1)], axis=-2)

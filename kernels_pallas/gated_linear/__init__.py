@@ -1,0 +1,139 @@
+"""Gated linear attention S_t = decay_t S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t.
+
+The one op behind Mamba-2/SSD (arXiv:2405.21060), GLA (arXiv:2312.06635 section 4), HGRN2
+(arXiv:2404.07904), Lightning Attention (arXiv:2401.04658), RetNet (arXiv:2307.08621) and the
+matrix memory of mLSTM (arXiv:2405.04517): they differ in what they feed it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kernels_pallas import dispatch, segments
+from kernels_pallas.gated_linear import chunked, reference
+
+SUPPORT = dispatch.XLA_ONLY
+_FORMS = {"reference": reference.gated_linear, "chunked": chunked.gated_linear}
+
+
+class GatedLinearState(NamedTuple):
+    """What a later call needs: the last S (float32 or float64) and its token's segment id.
+
+    A segment id of 0 marks an empty state: its S is never used.
+    """
+
+    s_BHKV: Float[Array, "B H K V"]
+    segment_ids_B: Int[Array, "B"]
+
+
+def empty_state(
+    batch: int, heads: int, key_size: int, value_size: int, dtype=jnp.float32
+) -> GatedLinearState:
+    """The state before any token; `heads` are the value's."""
+    return GatedLinearState(
+        jnp.zeros((batch, heads, key_size, value_size), dtype), jnp.zeros((batch,), jnp.int32)
+    )
+
+
+def gated_linear(
+    q_BTGK: Float[Array, "B T G K"],
+    k_BTGK: Float[Array, "B T G K"],
+    v_BTHV: Float[Array, "B T H V"],
+    log_decay: Float[Array, "*any H_or_K"],
+    *,
+    segment_ids: Int[Array, "B T"] | None = None,
+    scale: float | None = None,
+    initial_state: GatedLinearState | None = None,
+    return_state: bool = False,
+    impl: str = "auto",
+    precision: jax.lax.PrecisionLike = None,
+) -> Float[Array, "B T H V"] | tuple[Float[Array, "B T H V"], GatedLinearState]:
+    """o_t = scale S_t^T q_t with S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T in each document.
+
+    A token sees itself, undecayed. At a document's first token the carried S counts as 0 (so
+    its decay is unused); padding gives 0. Value head h reads query/key head h // (H // G),
+    which is never repeated in memory. Decays only ever enter as exp of sums <= 0: exact for
+    log_decay = 0, finite for any strength (-inf included).
+
+    Arguments:
+      q_BTGK, k_BTGK: G query/key heads (Mamba-2's C and B, with G groups), any floating dtype.
+      v_BTHV: H value heads, a multiple of G.
+      log_decay: logarithm of the decay, <= 0; its shape decides: (H,) fixed per head,
+        (B, T, H) per token and head, (B, T, H, K) per token, head and channel of the key.
+      segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
+      scale: factor on the output; None is 1.
+      initial_state: state of the tokens directly before; carried on only into the document
+        whose id it holds.
+      return_state: also return the state after the last token.
+      impl: "auto", "reference" (token by token), "chunked" or "pallas".
+      precision: of the matrix products, as in `jax.numpy.matmul`; they are float32 (float64
+        where an input is float64), as are sums, decays and states.
+
+    Returns o_BTHV in v's dtype, or (o_BTHV, GatedLinearState).
+    Raises ValueError for shapes that do not agree, non-integer segment ids, unknown impl.
+    """
+    _check(q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids, initial_state)
+    batch, time, heads, value_size = v_BTHV.shape
+    groups, key_size = k_BTGK.shape[2:]
+    case = dict(
+        dtype=str(v_BTHV.dtype), key_size=key_size, value_size=value_size, heads=heads,
+        groups=groups, decay_axes=log_decay.ndim,
+    )  # fmt: skip
+    form = _FORMS[dispatch.resolve("gated_linear", impl, case, SUPPORT)]
+
+    out_dtype = v_BTHV.dtype
+    dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, log_decay)
+    ids_BT = segments.or_one_document(segment_ids, batch, time)
+    if initial_state is None:
+        initial_state = empty_state(batch, heads, key_size, value_size, dtype)
+    resets_BT = segments.document_starts(ids_BT, initial_state.segment_ids_B)
+    padding_BT11 = (ids_BT == 0)[:, :, None, None]
+
+    def masked(x):
+        return jnp.where(padding_BT11, 0, x.astype(dtype))
+
+    log_decay = log_decay.astype(dtype)
+    if log_decay.ndim > 1:
+        mask = padding_BT11 if log_decay.ndim == 4 else padding_BT11[..., 0]
+        log_decay = jnp.where(mask, 0, log_decay)
+    q_BTGK = masked(q_BTGK) if scale is None else masked(q_BTGK) * scale
+    k_BTGK, v_BTHV = masked(k_BTGK), masked(v_BTHV)
+    s_BHKV = initial_state.s_BHKV.astype(dtype)
+    o_BTHV, s_BHKV = form(q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, precision)
+    o_BTHV = masked(o_BTHV).astype(out_dtype)
+    if not return_state:
+        return o_BTHV
+    return o_BTHV, GatedLinearState(s_BHKV, ids_BT[:, -1])
+
+
+def _check(q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids, initial_state) -> None:
+    op = "gated_linear"
+    for name, x in dict(q=q_BTGK, v=v_BTHV).items():
+        if x.ndim != 4 or x.shape[1] < 1:
+            dims = "(B, T, G, K)" if name == "q" else "(B, T, H, V)"
+            raise ValueError(f"{op}: {name} must have shape {dims} with T >= 1, got {x.shape}.")
+    batch, time, groups, key_size = q_BTGK.shape
+    heads, value_size = v_BTHV.shape[2:]
+    dispatch.check_shape(op, "k", k_BTGK, q_BTGK.shape, "B T G K")
+    dispatch.check_shape(op, "v", v_BTHV, (batch, time, heads, value_size), "B T H V")
+    if heads % groups:
+        raise ValueError(
+            f"{op}: the value's heads must be a multiple of the {groups} query/key heads, "
+            f"got {heads}."
+        )
+    shapes = {1: (heads,), 3: (batch, time, heads), 4: (batch, time, heads, key_size)}
+    if log_decay.shape != shapes.get(log_decay.ndim):
+        raise ValueError(
+            f"{op}: log_decay must have shape (H,) = {shapes[1]}, (B, T, H) = {shapes[3]} or "
+            f"(B, T, H, K) = {shapes[4]}, got {log_decay.shape}."
+        )
+    dispatch.check_floating(op, q=q_BTGK, k=k_BTGK, v=v_BTHV, log_decay=log_decay)
+    segments.check(op, segment_ids, batch, time)
+    if initial_state is not None:
+        s_shape = (batch, heads, key_size, value_size)
+        dispatch.check_shape(op, "initial_state.s_BHKV", initial_state.s_BHKV, s_shape, "B H K V")
+        dispatch.check_shape(
+            op, "initial_state.segment_ids_B", initial_state.segment_ids_B, (batch,), "B"
+        )

@@ -1,0 +1,43 @@
+"""Every recipe of configs/ reads, says what the house asks it to say, and trains when shrunk."""
+
+import ast
+import math
+
+import pytest
+
+from hybridlm import config as configs
+from hybridlm.models.accounting import train_flops_per_token, with_vocab
+from hybridlm.models.params import Model
+from hybridlm.train import metrics
+from hybridlm.train.loop import train
+
+
+def recipes(root):
+    return sorted(str(p.relative_to(root)) for p in (root / "configs").rglob("*.py"))
+
+
+def pytest_generate_tests(metafunc):
+    if "recipe" in metafunc.fixturenames:
+        metafunc.parametrize("recipe", recipes(metafunc.config.rootpath))
+
+
+def test_recipe_reads_and_documents_itself(in_root, recipe):
+    """The docstring states hardware, time, expected result and the command that runs it."""
+    config = configs.load(recipe, [])
+    model = Model.of(with_vocab(config.model, 257))
+    assert train_flops_per_token(model, config.data.seq_len) > 6 * model.count(embeddings=False)
+    said = ast.get_docstring(ast.parse((in_root / recipe).read_text()))
+    for part in ("Hardware: ", "Expected: ", "Run: "):
+        assert part in said, f"{recipe} does not say {part!r}"
+    assert f"hybridlm train --config {recipe}" in said
+
+
+@pytest.mark.slow
+def test_smoke_trains(in_root, tmp_path, recipe):
+    overrides = [("data.bigram_baseline", "False"), ("train.tensorboard", "False")]
+    config = configs.load(f"{recipe}:smoke", overrides)
+    assert train(config, tmp_path) == 0
+    records = metrics.read(tmp_path / metrics.FILE)
+    losses = [r["loss"] for r in records if r["kind"] == "train"]
+    assert all(map(math.isfinite, losses)) and losses[-1] < losses[0], losses
+    assert all(r["skipped"] == 0 for r in records if r["kind"] == "train")

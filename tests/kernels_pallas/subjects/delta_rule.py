@@ -1,0 +1,155 @@
+"""The delta rule wrapped for the laws, and the faults they must catch."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from kernels_pallas import delta_rule as delta
+from kernels_pallas import testing
+from kernels_pallas.delta_rule import chunked, scores
+from kernels_pallas.testing import Subject, normal
+from subjects.faults import Fault, boundary_dropped, finite, forms, packed, rng, split
+
+GATES = ("none", "head", "channel")
+
+
+def delta_subject(
+    gate="head", kv_heads=2, repeats=2, key_size=8, value_size=6, longest_key=1.0, decay=1.0
+) -> Subject:
+    """`longest_key` bounds |k|; beta lies in [0, 2 / longest_key^2], so that S stays bounded.
+    Log decays are minus `decay` times numbers from 0 to about 150, small ones mostly."""
+    heads = kv_heads * repeats
+
+    def apply(inputs, params, segment_ids, state, impl):
+        o, final = delta.delta_rule(
+            inputs["q"], inputs["k"], inputs["v"], inputs["beta"], inputs.get("log_decay"),
+            segment_ids=segment_ids, initial_state=state, return_state=True, impl=impl,
+        )  # fmt: skip
+        return dict(o=o), final
+
+    def inputs(rng, batch, time, dtype):
+        k = rng.standard_normal((batch, time, kv_heads, key_size))
+        k *= longest_key / np.linalg.norm(k, axis=-1, keepdims=True)
+        k *= rng.uniform(0.5, 1, (batch, time, kv_heads, 1))
+        drawn = dict(
+            q=normal(rng, (batch, time, kv_heads, key_size), dtype),
+            k=jnp.asarray(k, dtype),
+            v=normal(rng, (batch, time, heads, value_size), dtype),
+            beta=jnp.asarray(rng.uniform(0, 2 / longest_key**2, (batch, time, heads)), dtype),
+        )
+        if gate == "none":
+            return drawn
+        shape = (batch, time, heads) + ((key_size,) if gate == "channel" else ())
+        # One in ten exactly 1 and one in ten very strong, beside weak ones.
+        log_decay = -decay * rng.exponential(0.1, shape)
+        kind = rng.random(shape)
+        log_decay = np.where(kind < 0.1, 0, np.where(kind > 0.9, -150 * decay, log_decay))
+        return dict(drawn, log_decay=jnp.asarray(log_decay, dtype))
+
+    def gates(value):
+        def extreme(x):
+            return dict(x, log_decay=jnp.full_like(x["log_decay"], value))
+
+        return extreme
+
+    extremes = {
+        "beta 0": lambda x: dict(x, beta=x["beta"] * 0),
+        "beta 2": lambda x: dict(x, beta=jnp.full_like(x["beta"], 2 / longest_key**2)),
+        "zero": lambda x: {name: array * 0 for name, array in x.items()},
+        "large values": lambda x: dict(x, v=x["v"] * 1e6, q=x["q"] * 1e6),
+    }
+    if gate != "none":
+        extremes |= {"log-gate -150": gates(-150), "gate 1": gates(0), "gate 0": gates(-jnp.inf)}
+    return Subject(
+        name=f"delta_rule(gate={gate}, heads={heads}/{kv_heads})",
+        apply=apply,
+        inputs=inputs,
+        state=lambda rng, batch, dtype: delta.DeltaRuleState(
+            normal(rng, (batch, heads, key_size, value_size), dtype),
+            jnp.ones((batch,), jnp.int32),
+        ),
+        extremes=extremes,
+    )
+
+
+def draw(rng) -> Subject:
+    """Gate, heads, sizes, length of keys and strength of decays drawn afresh."""
+    return delta_subject(
+        gate=GATES[rng.integers(0, len(GATES))],
+        kv_heads=int(rng.integers(1, 3)),
+        repeats=int(rng.integers(1, 4)),
+        key_size=int(rng.choice([1, 3, 8, 32])),
+        value_size=int(rng.choice([1, 5, 16])),
+        longest_key=float(rng.choice([0.3, 1.0, 3.0])),
+        decay=float(rng.choice([0.01, 1.0, 10.0])),
+    )
+
+
+SUBJECTS = {"delta_rule": draw}
+
+
+def decays_after_error(q, k, v, beta, log_decay, *rest, original=chunked.delta_rule, **options):
+    """S <- S + beta k (v - S^T k)^T, and only then the decay."""
+    log_decay = jnp.pad(log_decay[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+    return original(q, k, v, beta, log_decay, *rest, **options)
+
+
+def state_dropped(*arrays, original=chunked.delta_rule, **options):
+    return original(*arrays[:-1], jnp.zeros_like(arrays[-1]), **options)
+
+
+def key_heads_by_turns(q, k, v, beta, *rest, original=chunked.delta_rule, **options):
+    """Value head h reads key head h % G instead of h // R."""
+    kv_heads = k.shape[2]
+    by_turns = np.arange(v.shape[2]).reshape(-1, kv_heads).T.reshape(-1)
+    o, s = original(q, k, v[:, :, by_turns], beta[:, :, by_turns], *rest, **options)
+    back = np.argsort(by_turns)
+    return o[:, :, back], s[:, back]
+
+
+def documents(original=chunked._documents, **masks):
+    """Some of the masks true everywhere."""
+
+    def faulty(resets_BT, length):
+        right = original(resets_BT, length)
+        return right._replace(**{name: jnp.ones_like(getattr(right, name)) for name in masks})
+
+    return faulty
+
+
+def divides_by_decays(q, k, log_decay, precision):
+    sums = jnp.cumsum(log_decay, axis=-2)
+    k_out = jnp.exp(-sums) * k
+    keys, queries = scores._grams(jnp.exp(sums) * q, k_out, precision)
+    return keys, queries, jnp.exp(sums), jnp.exp(sums[..., -1:, :] - sums)
+
+
+def inverse_constant(precision, kept, cotangents, original=chunked._backward):
+    system, *rest = original(precision, kept, cotangents)
+    return system._replace(a=jnp.zeros_like(system.a)), *rest
+
+
+def across_chunks(subject):
+    """Documents end within both of two chunks of 64, and one goes on across them."""
+    return lambda: testing.check_packed(subject, rng(), [60, 9, 3])
+
+
+plain, gated, channels = (delta_subject(gate) for gate in GATES)
+FAULTS = {
+    "boundary dropped": boundary_dropped(gated),
+    "boundary in a chunk dropped": Fault(
+        chunked, "_documents", documents(same=True), packed(channels)
+    ),
+    "entering state crosses a boundary": Fault(
+        chunked, "_documents", documents(entered=True), across_chunks(plain)
+    ),
+    "leaving state crosses a boundary": Fault(
+        chunked, "_documents", documents(left=True), across_chunks(plain)
+    ),
+    "state dropped": Fault(delta._FORMS, "chunked", state_dropped, split(gated)),
+    "decay after the error": Fault(delta._FORMS, "chunked", decays_after_error, forms(gated)),
+    "key heads by turns": Fault(delta._FORMS, "chunked", key_heads_by_turns, forms(plain)),
+    "exp(-cumsum)": Fault(scores, "_per_channel", divides_by_decays, finite(channels)),
+    "inverse taken for constant": Fault(
+        chunked._solve_and_read, "bwd", inverse_constant, forms(plain)
+    ),
+}

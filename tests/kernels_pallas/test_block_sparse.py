@@ -1,0 +1,168 @@
+"""Block-sparse attention's own: against loops over tokens, its two ends, ties, memory, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from subjects.block_sparse import block_sparse_subject
+
+from kernels_pallas import testing
+from kernels_pallas.attention import attention
+from kernels_pallas.block_sparse import BlockSparseState, block_sparse_attention, chunked
+from kernels_pallas.testing import normal
+
+FORMS = ("reference", "chunked")
+
+
+def draw(rng, time, heads=4, kv_heads=2, size=5, batch=2):
+    q = normal(rng, (batch, time, heads, size), jnp.float64)
+    return q, *(normal(rng, (batch, time, kv_heads, size), jnp.float64) for _ in range(2))
+
+
+def in_loops(q, k, v, ids, block, top_k):
+    """MoBA document by document, query by query, head by head, in numpy."""
+    q, k, v, ids = (np.asarray(x) for x in (q, k, v, ids))
+    out = np.zeros((*q.shape[:3], v.shape[-1]))
+    for b, row in enumerate(ids):
+        starts = [0, *(np.flatnonzero(np.diff(row)) + 1), len(row)]
+        for begin, end in zip(starts, starts[1:]):
+            if row[begin] == 0:
+                continue
+            for t in range(begin, end):
+                own = begin + (t - begin) // block * block
+                past = [np.arange(s, s + block) for s in range(begin, own, block)]
+                for h in range(q.shape[2]):
+                    g = h // (q.shape[2] // k.shape[2])
+                    score = [q[b, t, h] @ k[b, keys, g].mean(0) for keys in past]
+                    best = sorted(range(len(past)), key=lambda n: (-score[n], n))[: top_k - 1]
+                    seen = np.concatenate([*(past[n] for n in best), np.arange(own, t + 1)])
+                    seen = seen.astype(int)
+                    logits = k[b, seen, g] @ q[b, t, h] / np.sqrt(q.shape[-1])
+                    weights = np.exp(logits - logits.max())
+                    out[b, t, h] = weights / weights.sum() @ v[b, seen, g]
+    return out
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("block, top_k", [(1, 3), (4, 2), (5, 3)])
+def test_equals_loops_over_tokens(x64, form, block, top_k):
+    rng = np.random.default_rng(block)
+    q, k, v = draw(rng, 33)
+    ids = testing.draw_segment_ids(rng, 2, 33, documents=3)
+    got, _ = block_sparse_attention(
+        q, k, v, block=block, top_k=top_k, segment_ids=ids, impl=form
+    )  # fmt: skip
+    np.testing.assert_allclose(got, in_loops(q, k, v, ids, block, top_k), atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_blocks_are_full_attention(x64, form):
+    """Outputs, log-sum-exps and gradients."""
+    rng = np.random.default_rng(0)
+    arrays, ids = draw(rng, 50), testing.draw_segment_ids(rng, 2, 50)
+
+    def sparse(q, k, v):
+        return block_sparse_attention(q, k, v, block=7, top_k=8, segment_ids=ids, impl=form)
+
+    def full(q, k, v):
+        return attention(q, k, v, segment_ids=ids, impl="reference")
+
+    results = []
+    for function in (sparse, full):
+        (out, lse), vjp = jax.vjp(function, *arrays)
+        lse = jnp.where((ids == 0)[..., None], 0, lse)
+        results.append((out, lse, vjp((jnp.cos(out), jnp.sin(lse)))))
+    testing.assert_close("top_k = all blocks", *results, 1e-10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_block_is_attention_within_blocks(x64, form):
+    rng = np.random.default_rng(1)
+    q, k, v = draw(rng, 20)
+    blocks = jnp.tile(1 + jnp.arange(20)[None] // 6, (2, 1))
+    got = block_sparse_attention(q, k, v, block=6, top_k=1, impl=form)
+    want = attention(q, k, v, segment_ids=blocks, impl="reference")
+    testing.assert_close("top_k = 1", got, want, 1e-10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_of_equal_blocks_the_earlier_is_seen(form):
+    """With keys all alike every score is a tie; values say which blocks were seen."""
+    q, k = jnp.ones((1, 12, 2, 4)), jnp.ones((1, 12, 1, 4))
+    v = jnp.arange(12.0).reshape(1, 12, 1, 1)
+    out, _ = block_sparse_attention(q, k, v, block=2, top_k=3, impl=form)
+    for t in range(12):
+        own = t // 2 * 2
+        want = np.mean([*range(min(own, 4)), *range(own, t + 1)])
+        np.testing.assert_allclose(out[0, t, :, 0], want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tile, step", [(8, 1), (16, 10**6), (128, 300)])
+def test_tiles_are_reference(x64, monkeypatch, tile, step):
+    """Tiles of other sizes, one or many a turn, and a ranking in several pieces."""
+    monkeypatch.setattr(chunked, "TILE", tile)
+    monkeypatch.setattr(chunked, "STEP", step)
+    monkeypatch.setattr(chunked, "RANKED_QUERIES", 50)
+    rng = np.random.default_rng(2)
+    subject = block_sparse_subject(block=8, top_k=4, slots=30, position=3)
+    ids = testing.draw_segment_ids(rng, 2, 130)
+    testing.check_forms(subject, rng, 2, 130, segment_ids=ids)
+
+
+def test_vmap(x64):
+    rng = np.random.default_rng(3)
+    testing.check_vmap(block_sparse_subject(block=4, top_k=3), rng, 2, 1, 40)
+
+
+def test_positions_of_the_state_say_where_blocks_begin(x64):
+    """The last tokens of a document as a state equal the whole, as long as blocks are whole."""
+    rng = np.random.default_rng(4)
+    q, k, v = draw(rng, 30)
+    whole, _ = block_sparse_attention(q, k, v, block=6, top_k=99, impl="reference")
+    positions = jnp.tile(jnp.arange(20)[None], (2, 1))
+    state = BlockSparseState(k[:, :20], v[:, :20], jnp.ones((2, 20), jnp.int32), positions)
+    last = [x[:, 20:] for x in (q, k, v)]
+    for form in FORMS:
+        out, _ = block_sparse_attention(*last, block=6, top_k=99, initial_state=state, impl=form)
+        testing.assert_close("state", out, whole[:, 20:], 1e-10)
+
+
+def test_memory_is_linear_in_time():
+    """No T x T array: temporaries of the gradient at twice the T are about twice as many."""
+
+    def temporaries(time):
+        shape = jax.ShapeDtypeStruct((1, time, 1, 16), jnp.float32)
+
+        def loss(q, k, v):
+            return block_sparse_attention(q, k, v, block=64, top_k=3, impl="chunked")[0].sum()
+
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    short, long = temporaries(4096), temporaries(8192)
+    assert long < 2.6 * short, f"{short} bytes, then {long}"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(block=0), "block must be an int >= 1, got 0"),
+        (dict(top_k=0), "top_k must be an int >= 1, got 0"),
+        (dict(k=(2, 5, 3, 8), v=(2, 5, 3, 8)), "multiple of key/value heads, got 4 and 3"),
+        (dict(k=(2, 5, 2, 7)), "k must have shape"),
+        (dict(v=(2, 4, 2, 8)), "v must agree with k"),
+        (dict(segment_ids=jnp.ones((2, 4), jnp.int32)), r"segment_ids must have shape"),
+        (dict(scale=jnp.ones(())), "scale must be None or a Python number"),
+        (dict(impl="fast"), "impl must be one of auto, reference, chunked, pallas"),
+        (dict(impl="pallas"), "no kernel yet"),
+        (dict(initial_state="short"), "initial_state.positions_BS must have shape"),
+    ],
+)
+def test_errors(change, message):
+    shapes = dict(q=(2, 5, 4, 8), k=(2, 5, 2, 8), v=(2, 5, 2, 8))
+    arrays = [jnp.zeros(change.pop(name, shape)) for name, shape in shapes.items()]
+    if change.get("initial_state") == "short":
+        past, ids = jnp.zeros((2, 3, 2, 8)), jnp.zeros((2, 3), jnp.int32)
+        change = dict(initial_state=BlockSparseState(past, past, ids, ids[:, :2]))
+    with pytest.raises(ValueError, match=message):
+        block_sparse_attention(*arrays, **(dict(block=2, top_k=2) | change))

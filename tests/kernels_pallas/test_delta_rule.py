@@ -1,0 +1,150 @@
+"""What is the delta rule's own beside the laws: special cases, its inverse, precision, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from subjects.delta_rule import delta_subject
+
+from kernels_pallas import testing
+from kernels_pallas.delta_rule import DeltaRuleState, chunked
+from kernels_pallas.delta_rule import delta_rule as op
+
+delta_rule = jax.jit(op, static_argnames=("scale", "return_state", "impl"))
+
+
+def draw(rng, heads=2, dtype=jnp.float64):
+    """q, k of length 1, v and beta in [0, 2] of two rows of 70 tokens."""
+    q, k, v = (rng.standard_normal((2, 70, heads, size)) for size in (8, 8, 5))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    return tuple(jnp.asarray(x, dtype) for x in (q, k, v, rng.uniform(0, 2, (2, 70, heads))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gate", ["none", "head", "channel"])
+@pytest.mark.parametrize("time", [1, 63, 127, 1000])
+def test_finite(time, gate):
+    rng = np.random.default_rng(5)
+    ids = testing.draw_segment_ids(rng, 2, time)
+    testing.check_finite(delta_subject(gate), rng, 2, time, segment_ids=ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key_size, value_size", [(128, 256), (60, 100), (256, 32)])
+def test_large_heads(key_size, value_size):
+    subject = delta_subject("channel", 1, 2, key_size, value_size)
+    testing.check_forms(subject, np.random.default_rng(6), 1, 130, jnp.float32, 1e-5)
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+def test_orthogonal_keys_are_a_lookup_table(x64, impl):
+    """With beta 1 and one-hot keys S holds, exactly, the newest value of each key."""
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, 8, 100)
+    one_hot = jnp.eye(8)[keys][None, :, None]
+    v = jnp.asarray(rng.integers(-8, 9, (1, 100, 1, 3)), jnp.float64)
+    o, state = delta_rule(
+        one_hot, one_hot, v, jnp.ones((1, 100, 1)), scale=1.0, return_state=True, impl=impl
+    )
+    np.testing.assert_array_equal(o, v)
+    newest = [int(np.flatnonzero(keys == key)[-1]) for key in range(8)]
+    np.testing.assert_array_equal(state.s_BHKV[0, 0], v[0, newest, 0])
+
+
+def test_small_beta_is_linear_attention(x64):
+    """To first order in beta nothing is corrected: o = beta * causal sum of (q . k) v."""
+    q, k, v, _ = draw(np.random.default_rng(1))
+    beta = 1e-9
+    o = delta_rule(q, k, v, jnp.full(q.shape[:3], beta), scale=1.0)
+    weights = jnp.tril(jnp.einsum("bthk,bshk->bhts", q, k))
+    testing.assert_close("small beta", o / beta, jnp.einsum("bhts,bshv->bthv", weights, v), 1e-6)
+
+
+def test_gates_agree_where_they_mean_the_same(x64):
+    rng = np.random.default_rng(2)
+    q, k, v, beta = draw(rng)
+    g = -jnp.asarray(rng.exponential(1, beta.shape))
+    per_channel = jnp.broadcast_to(g[..., None], k.shape)
+    none, head, channel = (
+        delta_rule(q, k, v, beta, gate) for gate in (None, jnp.zeros_like(g), per_channel * 0)
+    )
+    testing.assert_close("gate 1", (head, channel), (none, none), 1e-12)
+    head, channel = (delta_rule(q, k, v, beta, gate) for gate in (g, per_channel))
+    testing.assert_close("equal channels", channel, head, 1e-12)
+
+
+def test_repeated_key_heads_equal_grouped_ones(x64):
+    rng = np.random.default_rng(3)
+    q, k, _, _ = draw(rng)
+    _, _, v, beta = draw(rng, heads=6)
+    want = delta_rule(jnp.repeat(q, 3, axis=2), jnp.repeat(k, 3, axis=2), v, beta)
+    testing.assert_close("grouped = repeated", delta_rule(q, k, v, beta), want, 1e-12)
+
+
+def test_weak_decays_keep_their_digits_beside_strong_ones():
+    """exp(g) of a weak gate is right in float32 although -150s stand before it in the chunk."""
+    rng = np.random.default_rng(4)
+    subject = delta_subject("head", kv_heads=1, repeats=1)
+    inputs = subject.inputs(rng, 1, 64, jnp.float32)
+    g = jnp.full((1, 64, 1), -150.0).at[:, 50:].set(-1e-3)
+    run = jax.jit(subject.apply, static_argnums=4)
+    inputs = dict(inputs, log_decay=g)
+    o = [run(inputs, {}, None, None, impl)[0]["o"] for impl in ("chunked", "reference")]
+    testing.assert_close("weak beside strong", *o, 1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 64])
+def test_inverse(x64, size):
+    """Also where powers of the matrix grow: beta 2 and equal keys make every entry a 2."""
+    keys = np.random.default_rng(size).standard_normal((size, 16))
+    keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
+    a = np.tril([2 * keys @ keys.T, np.full((size, size), 2.0)], -1)
+    got = np.asarray(jax.jit(chunked.unit_lower_inverse)(jnp.asarray(a)))
+    np.testing.assert_array_equal(np.triu(got, 1), 0)
+    np.testing.assert_allclose(got, np.linalg.inv(np.eye(size) + a), rtol=0, atol=1e-10)
+    sign = (-1.0) ** np.subtract.outer(np.arange(size), np.arange(size))
+    np.testing.assert_array_equal(got[1], np.tril(2 * sign, -1) + np.eye(size))
+
+
+def test_vmap(x64):
+    testing.check_vmap(delta_subject("channel"), np.random.default_rng(7), 3, 1, 20)
+
+
+def test_bfloat16_keeps_a_float32_state():
+    q, k, v, beta = draw(np.random.default_rng(8), dtype=jnp.bfloat16)
+    o, state = delta_rule(q, k, v, beta, -beta.astype(jnp.float32), return_state=True)
+    assert o.dtype == jnp.bfloat16 and state.s_BHKV.dtype == jnp.float32
+
+
+def test_chunks_are_powers_of_two():
+    assert [chunked.chunk_length(t) for t in (1, 2, 3, 63, 64, 65, 4096)] == [1, 2, 4] + [64] * 4
+
+
+K, V, BETA = jnp.zeros((2, 5, 2, 3)), jnp.zeros((2, 5, 4, 6)), jnp.zeros((2, 5, 4))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(k=jnp.zeros((2, 5, 3))), r"k must have shape \(B, T, G, K\) with T >= 1"),
+        (dict(q=jnp.zeros((2, 5, 1, 3))), r"q must have shape \(B, T, G, K\) = \(2, 5, 2, 3\)"),
+        (dict(v=jnp.zeros((2, 4, 4, 6))), r"with \(B, T\) = \(2, 5\)"),
+        (dict(v=jnp.zeros((2, 5, 3, 6))), "a multiple of query/key heads, got 3 and 2"),
+        (dict(beta=jnp.zeros((2, 5, 2))), r"beta must have shape \(B, T, H\) = \(2, 5, 4\)"),
+        (dict(log_decay=jnp.zeros((2, 5, 2))), r"log_decay must have shape \(B, T, H\)"),
+        (dict(log_decay=jnp.zeros((2, 5, 4, 6))), r"log_decay must have shape \(B, T, H, K\)"),
+        (dict(v=jnp.zeros((2, 5, 4, 6), jnp.int32)), "v must be floating point"),
+        (dict(scale=jnp.ones(())), "scale must be None or a Python number"),
+        (dict(segment_ids=jnp.ones((2, 5))), "segment_ids must be integers"),
+        (dict(impl="pallas"), "no kernel yet"),
+        (
+            dict(initial_state=DeltaRuleState(jnp.zeros((2, 4, 6, 3)), jnp.zeros(2, jnp.int32))),
+            "initial_state.s_BHKV must have shape",
+        ),
+    ],
+)
+def test_errors(change, message):
+    arguments = dict(q=K, k=K, v=V, beta=BETA) | change
+    arrays = [arguments.pop(name) for name in ("q", "k", "v", "beta")]
+    with pytest.raises(ValueError, match=message):
+        op(*arrays, **arguments)

@@ -1,0 +1,100 @@
+"""Runs every law on every small mixer and writes which kinds passed: docs/laws.json.
+
+Run:  python tests/models/record_laws.py [--seeds 2] [--kinds nha gsa] [--processes 2]
+
+A kind passes a law where all its variants do on all seeds. `docs/mixers.md` shows the record; run
+this after a change of a mixer or an op.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import pathlib
+import sys
+import time
+import traceback
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# As in the tests: most of the time is LLVM optimising programs that run once. Two devices for law 6.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2"
+)
+
+HERE = pathlib.Path(__file__).resolve().parent
+RECORD = HERE.parents[1] / "docs" / "laws.json"
+SHARDED = "sharded = single device"
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+
+
+def sharded(subject, rng) -> None:
+    """Law 6, over the batch on two devices."""
+    import jax
+
+    from kernels_pallas import testing
+
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    ids = testing.draw_segment_ids(rng, 4, 70)
+    testing.check_sharded(subject, rng, mesh, 4, 70, segment_ids=ids, with_state=False)
+
+
+def hold(name: str, seeds: int) -> dict[str, bool]:
+    """Law -> did the variant pass it on every seed."""
+    import jax
+    from mixer_subjects import seeded
+
+    from kernels_pallas.testing import LAWS
+
+    passed = {}
+    for law, check in {**LAWS, SHARDED: sharded}.items():
+        passed[law] = True
+        for seed in range(seeds):
+            try:
+                with jax.enable_x64(True):
+                    check(*seeded(name, [seed, len(name)]))
+            except AssertionError as error:
+                print(f"{name}, {law}, seed {seed}: {error}", flush=True)
+                passed[law] = False
+            except Exception:
+                print(f"{name}, {law}, seed {seed}: {traceback.format_exc(limit=3)}", flush=True)
+                passed[law] = False
+        jax.clear_caches()
+    return passed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--kinds", nargs="+", help="only these; the others keep their record")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    import jax
+    import small
+
+    from kernels_pallas.testing import LAWS
+
+    variants = {n: m["kind"] for n, m in small.MIXERS.items()}
+    chosen = [n for n, kind in variants.items() if not options.kinds or kind in options.kinds]
+    record = json.loads(RECORD.read_text()) if options.kinds and RECORD.exists() else {}
+    passed, counts = record.get("passed", {}), record.get("variants", {})
+    for kind in {variants[n] for n in chosen}:
+        passed[kind], counts[kind] = dict.fromkeys([*LAWS, SHARDED], True), 0
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(options.processes, mp_context=context) as pool:
+        tasks = {name: pool.submit(hold, name, options.seeds) for name in chosen}
+        for name, task in tasks.items():
+            kind, result = variants[name], task.result()
+            counts[kind] += 1
+            passed[kind] = {law: passed[kind][law] and ok for law, ok in result.items()}
+            print(f"{name}: {sum(result.values())} of {len(result)} laws", flush=True)
+    record = dict(
+        date=time.strftime("%Y-%m-%d"), jax=jax.__version__, seeds=options.seeds, laws=[*LAWS, SHARDED],
+        variants=dict(sorted(counts.items())), passed=dict(sorted(passed.items())),
+    )  # fmt: skip
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    return 0 if all(all(p.values()) for p in passed.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

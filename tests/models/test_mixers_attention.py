@@ -1,0 +1,145 @@
+"""The attention family's own equalities: chunks, gates, norms, temperatures and costs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridlm.errors import ConfigError
+from hybridlm.models.mixers import LayerSpec, read_mixer
+from hybridlm.models.mixers.spans import Chunk
+from hybridlm.models.positional import (
+    Rope,
+    RopeConfig,
+    Temperature,
+    TemperatureConfig,
+    halves_from_pairs,
+)
+from kernels_pallas.attention import attention
+
+WIDTH = 32
+
+
+def build(**settings):
+    config = read_mixer(settings, "m")
+    config.check_width(WIDTH)
+    return config, config.build(LayerSpec(WIDTH, 1e-6, 1.0), rngs=nnx.Rngs(0))
+
+
+def kernel_flops(mixer) -> int:
+    """2 FLOPs for every entry of a matrix."""
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(mixer)))
+    return sum(2 * x.size for path, x in leaves if path[-1].key == "kernel")
+
+
+@given(seq_len=st.integers(1, 60), chunk=st.integers(1, 80))
+def test_mean_keys_in_chunks_counts_the_mask(seq_len, chunk):
+    t = np.arange(seq_len)
+    seen = (t[:, None] >= t[None, :]) & (t[:, None] // chunk == t[None, :] // chunk)
+    assert Chunk(chunk).mean_keys(seq_len) == pytest.approx(seen.sum() / seq_len)
+
+
+def test_chunks_are_a_mask_on_positions():
+    """Against dense softmax with the mask written out, documents at odd places."""
+    _, mixer = build(kind="attention", heads=2, chunk=4)
+    ids = np.array([[1] * 7 + [2] * 9 + [1] + [0] * 2 + [3] * 6])
+    context = small.context(ids)
+    x = jax.random.normal(jax.random.key(0), (*ids.shape, WIDTH))
+    q, k, v = mixer._project(x, context)
+    document = np.cumsum(np.diff(ids[0], prepend=-1) != 0)
+    t = np.arange(ids.shape[1])
+    chunk = context.positions_BT[0] // 4
+    seen = (t[:, None] >= t[None, :]) & (document[:, None] == document) & (ids[0] != 0)
+    seen &= chunk[:, None] == chunk[None, :]
+    logits = jnp.einsum("bthk,bshk->bhts", q, k) * mixer.scale
+    weights = jax.nn.softmax(jnp.where(seen[None, None], logits, -1e30), axis=-1) * seen[None, None]
+    want = mixer._output(jnp.einsum("bhts,bshv->bthv", weights, v), x)
+    np.testing.assert_allclose(mixer(x, context), want, atol=1e-5)
+
+
+def test_a_chunk_is_full_attention_up_to_its_size_and_then_forgets():
+    _, full = build(kind="attention", heads=2)
+    _, chunked = build(kind="attention", heads=2, chunk=8)
+    x = jax.random.normal(jax.random.key(0), (1, 9, WIDTH))
+    context = small.context(np.ones((1, 9)))
+    a, b = full(x, context), chunked(x, context)
+    np.testing.assert_allclose(a[:, :8], b[:, :8], atol=1e-6)
+    alone = full.out(full.v(x[:, 8:]))  # the ninth token sees itself alone
+    np.testing.assert_allclose(b[:, 8:], alone, atol=1e-5)
+
+
+def test_chunk_goes_without_window():
+    with pytest.raises(ConfigError, match="m.chunk goes without window"):
+        read_mixer(dict(kind="attention", heads=2, chunk=4, window=4), "m")
+    with pytest.raises(ConfigError, match="m.chunk must be at least 1"):
+        read_mixer(dict(kind="attention", heads=2, chunk=0), "m")
+    with pytest.raises(ConfigError, match="m.qk_norm must be True or False or"):
+        read_mixer(dict(kind="attention", heads=2, qk_norm="l1"), "m")
+
+
+@pytest.mark.parametrize("gate", [False, True, "head"])
+def test_flops_of_gates_and_chunks(gate):
+    config, mixer = build(kind="attention", heads=4, kv_heads=2, chunk=5, output_gate=gate)
+    keys = 4 * WIDTH * Chunk(5).mean_keys(33)
+    assert config.flops_per_token(WIDTH, 33) == pytest.approx(kernel_flops(mixer) + keys)
+
+
+def test_a_head_gate_is_an_elementwise_gate_with_repeated_columns():
+    _, whole = build(kind="attention", heads=4, output_gate=True)
+    _, head = build(kind="attention", heads=4, output_gate="head")
+    whole.gate.proj.kernel[...] = jnp.repeat(head.gate.proj.kernel[...], WIDTH // 4, axis=1)
+    for name in ("q", "k", "v", "out"):
+        getattr(whole, name).kernel[...] = getattr(head, name).kernel[...]
+    x = jax.random.normal(jax.random.key(0), (1, 5, WIDTH))
+    context = small.context(np.ones((1, 5)))
+    np.testing.assert_allclose(head(x, context), whole(x, context), atol=1e-6)
+
+
+def test_l2_norm_has_no_parameters_and_unit_rms():
+    _, mixer = build(kind="attention", heads=4, qk_norm="l2")
+    assert not jax.tree.leaves(nnx.state(mixer.q_norm))
+    y = mixer.q_norm(7 * jax.random.normal(jax.random.key(0), (2, 3, 4, 8)))
+    np.testing.assert_allclose(jnp.mean(y**2, -1), np.ones((2, 3, 4)), rtol=1e-4)
+
+
+def test_temperatures_are_the_published_formulas():
+    p = np.array([[0, 1, 8190, 8191, 16383, 100_000]])
+    q = jnp.ones((1, p.shape[1], 1, 2))
+    logarithm = Temperature(TemperatureConfig(scale=500.0))(q, jnp.asarray(p))
+    want = np.log(500.0 + p) / np.log(500.0)
+    np.testing.assert_allclose(logarithm[0, :, 0, 0], want[0], rtol=1e-6)
+    llama = Temperature(TemperatureConfig(scale=8192.0, strength=0.1, steps=True))
+    want = np.log1p(np.floor((p + 1) / 8192)) * 0.1 + 1
+    np.testing.assert_allclose(llama(q, jnp.asarray(p))[0, :, 0, 0], want[0], rtol=1e-6)
+
+
+def test_temperature_scales_logits():
+    _, plain = build(kind="attention", heads=2, rope=None)
+    _, grown = build(kind="attention", heads=2, rope=None, temperature=dict(scale=3.0))
+    x = jax.random.normal(jax.random.key(0), (1, 6, WIDTH))
+    context = small.context(np.ones((1, 6)))
+    q, k, v = plain._project(x, context)
+    factor = np.log(3.0 + np.arange(6)) / np.log(3.0)
+    want = plain._output(attention(q * factor[None, :, None, None], k, v)[0], x)
+    np.testing.assert_allclose(grown(x, context), want, atol=1e-6)
+
+
+def test_halves_from_pairs_maps_weights_of_interleaved_rope():
+    """Logits of a model that rotates neighbouring dimensions, from permuted queries and keys."""
+    rng = np.random.default_rng(0)
+    size, positions = 8, np.array([[0, 3, 11]])
+    q, k = rng.standard_normal((2, 1, 3, 1, size))
+    angle = positions[0, :, None] * 100.0 ** (-np.arange(size // 2) / (size // 2))
+
+    def rotate_pairs(x):
+        z = (x[0, :, 0, 0::2] + 1j * x[0, :, 0, 1::2]) * np.exp(1j * angle)
+        return z
+
+    want = np.real(rotate_pairs(q) @ np.conj(rotate_pairs(k)).T)
+    rope, order = Rope(RopeConfig(theta=100.0), size), halves_from_pairs(size)
+    ours = [rope(jnp.asarray(x[..., order], jnp.float32), jnp.asarray(positions)) for x in (q, k)]
+    np.testing.assert_allclose(jnp.einsum("bthk,bshk->bts", *ours)[0], want, atol=1e-5)

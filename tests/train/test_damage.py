@@ -1,0 +1,169 @@
+"""What was damaged or exchanged in a workdir is named in a sentence; nothing older is taken unasked."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from hybridlm import config as configs
+from hybridlm.data import train_bpe
+from hybridlm.errors import UserError
+from hybridlm.generate import open_model
+from hybridlm.train import checkpoint, metrics
+from hybridlm.train.loop import train
+
+TEXTS = [f"Document {i} tells of the year {1790 + i} and of what came then." * 4 for i in range(40)]
+
+
+def load(folder):
+    """A run of seconds on text and a tokenizer of its own, both in `folder`."""
+    settings = dict(
+        model=dict(
+            width=16, depth=1, pattern="rec", mixers=dict(rec=dict(kind="rglru", heads=2)),
+            mlp=dict(hidden=16),
+        ),
+        data=dict(
+            sources=dict(a=dict(kind="jsonl", path=str(folder / "a.jsonl"))), seq_len=32, batch_size=4,
+            tokenizer=dict(kind="hf", path=str(folder / "tokenizer.json")),
+        ),
+        optimizer=dict(lr=0.01),
+        train=dict(
+            steps=4, log_every=1, eval_every=4, checkpoint_every=2, eval_sequences=4,
+            tensorboard=False,
+        ),
+    )  # fmt: skip
+    return configs.read(settings)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with text and tokenizer, and `run`, a finished run of them."""
+    folder = tmp_path_factory.mktemp("damage")
+    lines = (json.dumps({"text": text}) + "\n" for text in TEXTS)
+    (folder / "a.jsonl").write_text("".join(lines))
+    train_bpe(TEXTS, 270, folder / "tokenizer.json")
+    assert train(load(folder), folder / "run") == 0
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    """A copy of `whole`, of which the run stopped after its first checkpoint."""
+    shutil.copytree(whole, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "run" / "checkpoints" / "4")
+    config = tmp_path / "copy" / "run" / "config.json"
+    config.write_text(config.read_text().replace(str(whole), str(tmp_path / "copy")))
+    return tmp_path / "copy"
+
+
+def truncate(step):
+    largest = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+def drop_metadata(step):
+    for path in step.rglob("*METADATA*"):
+        path.unlink()
+
+
+def empty(step):
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+@pytest.mark.parametrize("damage", [truncate, drop_metadata, empty])
+def test_a_damaged_checkpoint_is_named_and_not_passed_over(whole, folder, damage):
+    shutil.copytree(whole / "run" / "checkpoints" / "4", folder / "run" / "checkpoints" / "4")
+    damage(folder / "run" / "checkpoints" / "4")
+    with pytest.raises(UserError, match="checkpoints/4 cannot be read .*copy it again, or remov"):
+        open_model(folder / "run")
+
+
+def test_a_run_with_a_damaged_checkpoint_goes_on_when_it_is_removed(whole, folder):
+    step = folder / "run" / "checkpoints" / "4"
+    shutil.copytree(whole / "run" / "checkpoints" / "4", step)
+    truncate(step)
+    with pytest.raises(UserError, match="checkpoints/4 cannot be read"):
+        train(load(folder), folder / "run")
+    shutil.rmtree(step)  # as the sentence proposes
+    assert train(load(folder), folder / "run") == 0
+    ends = [checkpoint.load_numpy(f / "run")[1] for f in (whole, folder)]
+    assert checkpoint.digest(ends[0]) == checkpoint.digest(ends[1])
+
+
+def other_text(folder):
+    with (folder / "a.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "one more"}) + "\n")
+
+
+def other_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+    train_bpe([text[::-1] for text in TEXTS], 270, folder / "tokenizer.json")
+
+
+@pytest.mark.parametrize("change", [other_text, other_tokenizer])
+def test_a_run_goes_on_with_its_own_data_alone(folder, change):
+    change(folder)
+    with pytest.raises(
+        UserError, match=r"of data\.sources\.a are not those that the run in .* began"
+    ):
+        train(load(folder), folder / "run")
+
+
+def test_another_tokenizer_generates_nothing(folder):
+    open_model(folder / "run")
+    other_tokenizer(folder)
+    with pytest.raises(
+        UserError, match=r"tokenizer\.json is not the one that the run in .* was tra"
+    ):
+        open_model(folder / "run")
+
+
+@pytest.mark.parametrize("name", ["config.json", "environment.json", "metrics.jsonl"])
+def test_a_damaged_file_is_named_when_the_run_goes_on(folder, name):
+    path = folder / "run" / name
+    path.write_text("{" + path.read_text())
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        train(load(folder), folder / "run")
+
+
+def test_a_run_without_a_checkpoint_begins_its_record_anew(tmp_path):
+    """Facts on record were those of a start that may have read other data."""
+    path = tmp_path / metrics.FILE
+    path.write_text('{"kind": "run", "step": 0}\n{"kind": "train", "step": 3}\n')
+    metrics.cut_back(path, 0)
+    assert metrics.read(path) == []
+
+
+def test_a_signal_in_an_evaluation_is_served_by_the_next_step(whole, tmp_path, monkeypatch):
+    """It saves before it ends: the run does not fall back to the checkpoint before."""
+    from hybridlm.train import loop, preemption
+
+    stops = []
+    plain_enter = preemption.StopSignal.__enter__
+    monkeypatch.setattr(
+        preemption.StopSignal, "__enter__", lambda s: stops.append(s) or plain_enter(s)
+    )
+
+    def evaluate_and_be_stopped(*arguments):
+        stops[0].received = "SIGTERM"
+        return plain_evaluate(*arguments)
+
+    plain_evaluate = loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", evaluate_and_be_stopped)
+    config = load(whole)
+    frequent = configs.to_dict(config)
+    frequent["train"] |= dict(eval_every=1, checkpoint_every=4)
+    assert train(configs.read(frequent), tmp_path / "run") == preemption.EXIT_CODE
+    assert checkpoint.steps(tmp_path / "run") == [2]
+
+
+def test_evaluation_batches_lie_on_the_mesh(whole):
+    """Each device evaluates its own rows."""
+    from hybridlm.parallel.mesh import AXES, sharding
+
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), AXES)
+    assert sharding(mesh, ("batch", "time")).spec == jax.P(("data", "fsdp"), ("context",))

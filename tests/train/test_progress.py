@@ -1,0 +1,46 @@
+"""The progress line says everything, and on a terminal it never wraps."""
+
+import io
+import os
+
+import pytest
+
+from hybridlm.train.progress import Progress
+
+RECORD = dict(
+    step=600, loss=1.23456, bits_per_byte=1.78109, tokens_per_second=4321.0, mfu=0.21,
+    eta_seconds=185.0, skipped=0,
+)  # fmt: skip
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def shown(stream, columns, monkeypatch):
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    Progress(600, stream).update(RECORD)
+    return stream.getvalue()
+
+
+def test_a_log_has_the_whole_line(monkeypatch):
+    assert shown(io.StringIO(), 20, monkeypatch) == (
+        "step 600/600  loss 1.2346 nats  1.7811 bits/byte  4,321 tokens/s  MFU 21.0%  ETA 3m05s\n"
+    )
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_live_line_fits_the_terminal(columns, monkeypatch):
+    line = shown(Terminal(), columns, monkeypatch).removeprefix("\r")
+    assert len(line) < columns and "\n" not in line
+    if columns >= 80:
+        for part in (
+            "step 600/600",
+            "1.2346 nats",
+            "1.7811 bits/byte",
+            "4,321 tok",
+            "MFU",
+            "ETA 3m05s",
+        ):
+            assert part in line
