@@ -121,9 +121,11 @@ def test_bfloat16_runs_in_float32():
     ],
 )
 def test_errors(change, message):
-    arguments = dict(
+    arrays = dict(
         q=jnp.zeros((2, 5, 2, 3)), k=jnp.zeros((2, 5, 2, 3)), v=jnp.zeros((2, 5, 4, 6)),
         log_decay=jnp.zeros(4),
-    ) | change  # fmt: skip
+    )  # fmt: skip
+    options = {name: value for name, value in change.items() if name not in arrays}
+    arrays |= {name: value for name, value in change.items() if name in arrays}
     with pytest.raises(ValueError, match=message):
-        gated_linear(*(arguments.pop(name) for name in list(arguments)[:4]), **arguments)
+        gated_linear(*arrays.values(), **options)
