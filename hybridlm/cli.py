@@ -88,7 +88,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     generate.add_argument("--step", type=int, help="checkpoint; the newest by default")
 
     evaluation = command("eval", _eval, "evaluate a trained model on long-context tasks")
-    evaluation.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a run")
+    evaluation.add_argument("--workdir", type=_path, required=True, help="folder of a run")
     evaluation.add_argument(
         "--tasks", required=True,
         help="names with commas between: perplexity, longppl, needle, niah_single_1, ..., qa_2",
@@ -97,15 +97,13 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     evaluation.add_argument("--samples", type=int, default=20, help="of each task and length")
     evaluation.add_argument("--seed", type=int, default=0, help="of the samples")
     evaluation.add_argument("--batch", type=int, default=8, help="sequences at once")
-    evaluation.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+    evaluation.add_argument("--out", type=_path, required=True, help="folder to write")
     evaluation.add_argument("--step", type=int, help="checkpoint; the newest by default")
     evaluation.add_argument("--trunc_len", type=int, default=4096, help="LongPPL's short context")
     evaluation.add_argument("--sliding_window", type=int, default=1024, help="LongPPL's advance")
-    evaluation.add_argument(
-        "--evaluator", type=pathlib.Path, help="run that finds LongPPL's key tokens"
-    )
-    evaluation.add_argument("--squad", type=pathlib.Path, help="SQuAD JSON file for qa_1")
-    evaluation.add_argument("--hotpotqa", type=pathlib.Path, help="HotpotQA JSON file for qa_2")
+    evaluation.add_argument("--evaluator", type=_path, help="run that finds LongPPL's key tokens")
+    evaluation.add_argument("--squad", type=_path, help="SQuAD JSON file for qa_1")
+    evaluation.add_argument("--hotpotqa", type=_path, help="HotpotQA JSON file for qa_2")
 
     inspect = command("inspect", _inspect, "print the state of a run and a hash of its parameters")
     inspect.add_argument("workdir", type=_path, metavar="WORKDIR")
