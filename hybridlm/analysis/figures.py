@@ -99,9 +99,9 @@ def pattern_figure(layers: Sequence[tuple[str, MixerConfig]], seq_len: int) -> F
     colors = mixer_colors(layers)
     labelled = count <= 32
     for i, (name, mixer) in enumerate(layers):
-        window = getattr(mixer, "window", None)
-        attends = hasattr(mixer, "window")
-        reach = min(window or seq_len, seq_len) / seq_len if attends else 1.0
+        seen = mixer.reach(seq_len)
+        attends = seen is not None
+        reach = seen / seq_len if attends else 1.0
         axes.add_patch(Rectangle((0, i - 0.42), 0.16, 0.84, color=colors[name], linewidth=0))
         axes.add_patch(
             Rectangle(
