@@ -65,7 +65,7 @@ class ParallelConfig(MixerConfig):
         return sum(b.state_bytes(width, seq_len, itemsize) for b in self.branches.values())
 
     def reach(self, seq_len: int) -> int | None:
-        return max((branch.reach(seq_len) or 0 for branch in self.branches.values())) or None
+        return max(branch.reach(seq_len) or 0 for branch in self.branches.values()) or None
 
     @property
     def has_loss(self) -> bool:
