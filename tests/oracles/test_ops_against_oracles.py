@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from kernels_pallas.attention import attention
+from kernels_pallas.block_sparse import block_sparse_attention
 from kernels_pallas.causal_conv import causal_conv
 from kernels_pallas.delta_rule import DeltaRuleState, delta_rule
 from kernels_pallas.gated_linear import GatedLinearState, gated_linear
@@ -46,6 +47,11 @@ def attention_and_lse(x, weights, settings, impl):
 @op("op_attention_naive_sinks")
 def attention_only(x, weights, settings, impl):
     return dict(out=attention_and_lse(x, weights, settings, impl)["out"])
+
+
+@op("op_block_sparse")
+def block_sparse(x, weights, settings, impl):
+    return dict(out=block_sparse_attention(x["q"], x["k"], x["v"], impl=impl, **settings)[0])
 
 
 @op("op_rnn_scan")

@@ -115,6 +115,43 @@ def op_attention_naive_sinks(draw: Draw) -> Case:
     return Case(source, run, inputs, dict(sinks=draw.normal(heads)), settings)
 
 
+@case
+def op_block_sparse(draw: Draw) -> Case:
+    """MoBA: the sparse attention is fla's, on keys that its paper's rule chooses head by head."""
+    function, source = of_fla("dsa", "naive_dsa")
+    time, heads, kv_heads, block, top_k = 44, 4, 2, 8, 3
+
+    def chosen(q, k):
+        """(B, T, N) bool, the blocks that one head's queries see; arXiv 2502.13189 eq. 4-6."""
+        own = torch.arange(time) // block
+        blocks = int(own[-1]) + 1
+        means = torch.stack([k[:, own == n].mean(1) for n in range(blocks)], 1)
+        past = own[:, None] > torch.arange(blocks)
+        liking = (q @ means.transpose(1, 2)).masked_fill(~past, -torch.inf)
+        best = torch.topk(liking, top_k - 1).indices
+        seen = torch.zeros(BATCH, time, blocks, dtype=torch.bool).scatter(2, best, True)
+        return (seen & past) | (own[:, None] == torch.arange(blocks))
+
+    def run(inputs, weights):
+        outs = []
+        for head in range(heads):
+            group = head // (heads // kv_heads)
+            q, k, v = inputs["q"][:, :, head], inputs["k"][:, :, group], inputs["v"][:, :, group]
+            token = torch.arange(time)
+            seen = chosen(q.detach(), k.detach())[..., token // block]
+            indices = torch.where(seen, token, -1)
+            q, k, v = (x[:, :, None] for x in (q, k, v))
+            outs.append(function(q, k, v, None, None, indices=indices))
+        return dict(out=torch.cat(outs, dim=2))
+
+    inputs = dict(
+        q=draw.normal(BATCH, time, heads, KEY),
+        k=draw.normal(BATCH, time, kv_heads, KEY),
+        v=draw.normal(BATCH, time, kv_heads, VALUE),
+    )
+    return Case(source, run, inputs, settings=dict(block=block, top_k=top_k))
+
+
 # --- diagonal recurrences and the short convolution ---------------------------------------------
 
 
