@@ -4,7 +4,6 @@ import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +13,7 @@ import small
 from hybridlm.data.tokenizers import ByteTokenizer
 from hybridlm.evals import scoring
 from hybridlm.evals.sample import Sample
+from hybridlm.models.mixers import SequenceContext
 
 
 @pytest.fixture(scope="module")
@@ -22,25 +22,37 @@ def tiny():
     return small.make(small.model_config("swa full rec", vocab_size=264))
 
 
+@pytest.fixture(scope="module")
+def logits_of(tiny):
+    """Logits (tokens, V) of one document of at most 48 tokens; one program for all lengths."""
+    model, params = tiny
+    positions = np.arange(48, dtype=np.int32)[None]
+    forward = jax.jit(lambda t, ids: model.bind(params)(t, SequenceContext(ids, positions))[0])
+
+    def run(tokens):
+        row, ids = np.zeros((2, 1, 48), np.int32)
+        row[0, : len(tokens)], ids[0, : len(tokens)] = tokens, 1
+        return np.array(forward(row, ids))[: len(tokens)]
+
+    return run
+
+
 def sample(tokens, count, length):
     nothing = ("", "", ("x",), (), np.asarray(tokens, np.int32), (), (), count)
     return Sample("t", length, 0, 0, *nothing)
 
 
-def test_batched_decoding_is_the_argmax_of_each_prompt_alone(tiny):
+def test_batched_decoding_is_the_argmax_of_each_prompt_alone(tiny, logits_of):
     """Prompts of different lengths, padded on the left: each token is the likeliest allowed one."""
     model, params = tiny
     tokenizer = ByteTokenizer()
     rng = np.random.default_rng(0)
     prompts = [np.concatenate([[256], rng.integers(97, 123, n)]) for n in (3, 17, 30, 1, 9)]
     made = scoring.complete(model, params, tokenizer, [sample(p, 12, 48) for p in prompts], batch=3)
-    forward = jax.jit(lambda t: model.bind(params)(t, small.context(np.ones((1, 48), np.int32))))
     for prompt, text in zip(prompts, made):
         tokens, chosen = list(prompt), []
         for _ in range(12):
-            row = np.zeros((1, 48), np.int32)
-            row[0, : len(tokens)] = tokens
-            logits = np.array(forward(jnp.asarray(row))[0, len(tokens) - 1])
+            logits = logits_of(tokens)[-1]
             logits[258:] = logits[256] = -np.inf
             if logits.argmax() == 257:
                 break
@@ -49,7 +61,7 @@ def test_batched_decoding_is_the_argmax_of_each_prompt_alone(tiny):
         assert text == tokenizer.decode(chosen)
 
 
-def test_likelihoods_are_sums_of_the_forward_pass(tiny):
+def test_likelihoods_are_sums_of_the_forward_pass(tiny, logits_of):
     model, params = tiny
     rng = np.random.default_rng(1)
     pairs = [
@@ -57,10 +69,9 @@ def test_likelihoods_are_sums_of_the_forward_pass(tiny):
     ]
     found = scoring.continuation_likelihoods(model, params, pairs, batch=2)
     for (prompt, continuation), likelihood in zip(pairs, found):
-        tokens = np.concatenate([prompt, continuation])[None]
-        logits = model.bind(params)(tokens, small.context(np.ones_like(tokens)))[0]
-        log_p = np.asarray(jax.nn.log_softmax(logits))
-        places = np.arange(len(prompt) - 1, tokens.shape[1] - 1)
+        tokens = np.concatenate([prompt, continuation])
+        log_p = np.asarray(jax.nn.log_softmax(logits_of(tokens)))
+        places = np.arange(len(prompt) - 1, len(tokens) - 1)
         assert likelihood.log_prob == pytest.approx(
             log_p[places, continuation].sum(), rel=1e-5, abs=1e-4
         )
@@ -69,14 +80,12 @@ def test_likelihoods_are_sums_of_the_forward_pass(tiny):
         scoring.continuation_likelihoods(model, params, [(np.array([], int), np.array([1]))])
 
 
-def test_a_greedy_continuation_is_called_greedy(tiny):
+def test_a_greedy_continuation_is_called_greedy(tiny, logits_of):
     model, params = tiny
     prompt = np.array([256, 97, 98])
     tokens = list(prompt)
     for _ in range(3):
-        row = np.array(tokens)[None]
-        logits = model.bind(params)(row, small.context(np.ones_like(row)))
-        tokens.append(int(logits[0, -1].argmax()))
+        tokens.append(int(logits_of(tokens)[-1].argmax()))
     (found,) = scoring.continuation_likelihoods(model, params, [(prompt, np.array(tokens[3:]))])
     assert found.greedy
 

@@ -11,6 +11,9 @@ import pytest
 
 from hybridlm import cli
 from hybridlm.analysis.evaluation import figures, table
+from hybridlm.config import read_json
+from hybridlm.data import open_pipeline
+from hybridlm.evals import haystack
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,19 @@ def test_no_run_and_no_checkpoint(tmp_path, capsys):
     words = ["--tasks", "needle", "--lengths", "512", "--out", tmp_path / "out"]
     code, _, err = call(capsys, "eval", "--workdir", tmp_path, *words)
     assert code == 2 and "is no run" in err and err.count("\n") == 1
+
+
+def test_haystacks_are_what_a_run_does_not_train_on(place, monkeypatch):
+    monkeypatch.chdir(place)
+    config = read_json(place / "runs/demo/config.json")
+    pipeline = open_pipeline(config.data, seed=0, workdir=place / "runs/demo")
+    (split,) = pipeline.heldout_splits.values()
+    offsets = split.document_offsets().tolist()
+    held = {
+        " ".join(pipeline.tokenizer.decode(split.read(a, b)[0]).split())
+        for a, b in zip(offsets, offsets[1:])
+    }
+    assert held == {a.text for a in haystack.addresses() if a.heldout}
 
 
 def test_tables_and_figures_from_records():
