@@ -1,6 +1,7 @@
-"""The command line: `hybridlm train|generate|inspect|report|tokenize|train-tokenizer`."""
+"""The command line: `hybridlm train|generate|eval|inspect|report|tokenize|train-tokenizer`."""
 
 import argparse
+import dataclasses
 import logging
 import os
 import pathlib
@@ -86,6 +87,24 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     generate.add_argument("--seed", type=int, default=0, help="same seed, same text")
     generate.add_argument("--step", type=int, help="checkpoint; the newest by default")
 
+    evaluation = command("eval", _eval, "evaluate a trained model on long-context tasks")
+    evaluation.add_argument("--workdir", type=_path, required=True, help="folder of a run")
+    evaluation.add_argument(
+        "--tasks", required=True,
+        help="names with commas between: perplexity, longppl, needle, niah_single_1, ..., qa_2",
+    )  # fmt: skip
+    evaluation.add_argument("--lengths", required=True, help="tokens, with commas between")
+    evaluation.add_argument("--samples", type=int, default=20, help="of each task and length")
+    evaluation.add_argument("--seed", type=int, default=0, help="of the samples")
+    evaluation.add_argument("--batch", type=int, default=8, help="sequences at once")
+    evaluation.add_argument("--out", type=_path, required=True, help="folder to write")
+    evaluation.add_argument("--step", type=int, help="checkpoint; the newest by default")
+    evaluation.add_argument("--trunc_len", type=int, default=4096, help="LongPPL's short context")
+    evaluation.add_argument("--sliding_window", type=int, default=1024, help="LongPPL's advance")
+    evaluation.add_argument("--evaluator", type=_path, help="run that finds LongPPL's key tokens")
+    evaluation.add_argument("--squad", type=_path, help="SQuAD JSON file for qa_1")
+    evaluation.add_argument("--hotpotqa", type=_path, help="HotpotQA JSON file for qa_2")
+
     inspect = command("inspect", _inspect, "print the state of a run and a hash of its parameters")
     inspect.add_argument("workdir", type=_path, metavar="WORKDIR")
     inspect.add_argument("--step", type=int, help="checkpoint; the newest by default")
@@ -144,6 +163,24 @@ def _generate(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     ):
         print(text, end="", flush=True)
     print()
+    return 0
+
+
+def _eval(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from hybridlm.analysis.evaluation import evaluate_run
+    from hybridlm.evals.suite import Settings
+
+    names = [f.name for f in dataclasses.fields(Settings)]
+    given = {name: getattr(arguments, name) for name in names}
+    given["tasks"] = tuple(arguments.tasks.split(","))
+    try:
+        given["lengths"] = tuple(int(word) for word in arguments.lengths.split(","))
+    except ValueError:
+        raise UserError(
+            f"--lengths must be whole numbers with commas between, not {arguments.lengths!r}"
+        ) from None
+    text = evaluate_run(arguments.workdir, Settings(**given), arguments.out, arguments.step)
+    print(f"\n{text}\n\nwritten to {arguments.out}")
     return 0
 
 

@@ -1,5 +1,6 @@
 """What the documents say is so: their commands run, their tables are what the code makes."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -8,12 +9,23 @@ import sys
 import pytest
 
 from hybridlm.config.document import render
+from hybridlm.models.mixers import document as mixers_page
 
 
 def test_the_page_of_settings_is_the_generated_one(root):
     assert (root / "docs" / "config.md").read_text() == render(), (
         "run: python -m hybridlm.config.document > docs/config.md"
     )
+
+
+def test_the_page_of_mixers_is_the_generated_one(root):
+    """And every law on it is passed by every mixer."""
+    record = json.loads((root / mixers_page.RECORD).read_text())
+    assert (root / "docs" / "mixers.md").read_text() == mixers_page.render(record), (
+        "run: python -m hybridlm.models.mixers.document > docs/mixers.md"
+    )
+    assert set(record["passed"]) == set(mixers_page.KINDS)
+    assert all(all(laws.values()) for laws in record["passed"].values()), record["passed"]
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/runs.md"])

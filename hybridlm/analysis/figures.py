@@ -99,9 +99,9 @@ def pattern_figure(layers: Sequence[tuple[str, MixerConfig]], seq_len: int) -> F
     colors = mixer_colors(layers)
     labelled = count <= 32
     for i, (name, mixer) in enumerate(layers):
-        window = getattr(mixer, "window", None)
-        attends = hasattr(mixer, "window")
-        reach = min(window or seq_len, seq_len) / seq_len if attends else 1.0
+        seen = mixer.reach(seq_len)
+        attends = seen is not None
+        reach = seen / seq_len if attends else 1.0
         axes.add_patch(Rectangle((0, i - 0.42), 0.16, 0.84, color=colors[name], linewidth=0))
         axes.add_patch(
             Rectangle(
@@ -149,6 +149,33 @@ def state_figure(layers: Sequence[tuple[str, MixerConfig]], width: int) -> Figur
     axes.set(
         xlabel="context (tokens)", ylabel="MiB a sequence, bfloat16", title="State while decoding"
     )
+    return figure
+
+
+def heat_map_figure(rows: dict[str, dict[int, float]], title: str, ylabel: str) -> Figure:
+    """Shares in [0, 1] as a heat map: a row a name, top to bottom, a column a length in tokens."""
+    lengths = sorted({length for row in rows.values() for length in row})
+    figure = Figure(
+        figsize=(max(3.6, 2.2 + 0.8 * len(lengths)), 1.3 + 0.32 * len(rows)), layout="constrained"
+    )
+    axes = figure.subplots()
+    values = [[row.get(length, math.nan) for length in lengths] for row in rows.values()]
+    image = axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            if _finite(value):
+                color = "white" if value < 0.6 else INK
+                axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", color=color,
+                          fontsize=8)  # fmt: skip
+    axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.tick_params(length=0, colors=INK, labelsize=9)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="length (tokens)", ylabel=ylabel)
+    axes.set_title(title, fontsize=11)
+    bar = figure.colorbar(image, ax=axes, ticks=[0, 0.5, 1])
+    bar.set_ticklabels(["0%", "50%", "100%"])
+    bar.outline.set_visible(False)
     return figure
 
 

@@ -152,6 +152,11 @@ class Pipeline:
         """The training split of each source, by name."""
         return {name: self._shards[name].train for name in self._names}
 
+    @property
+    def heldout_splits(self) -> dict[str, Split]:
+        """The held-out split of each source, by name."""
+        return {name: self._shards[name].heldout for name in self._names}
+
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """The batch of `step` (from 0), or the given rows of it: a function of (seed, step)."""
         if step < 0:

@@ -6,6 +6,8 @@ import functools
 import hashlib
 import itertools
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,6 +120,7 @@ def _encode(
     pool = concurrent.futures.ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),
+        initializer=_end_with_parent,
     )
     waiting: collections.deque = collections.deque()
     try:
@@ -140,6 +143,16 @@ def _encode(
 def _described(chunk: list[Document]) -> list[tuple[bytes, int]]:
     texts = [document.text.encode("utf-8") for document in chunk]
     return [(text_digest(text), len(text)) for text in texts]
+
+
+def _end_with_parent() -> None:
+    """Ends this process of the pool when the one that made it is killed: it would wait for ever."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @functools.cache  # once a process of the pool

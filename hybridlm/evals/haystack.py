@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hybridlm.data.tokenization import split_of
+from hybridlm.data.tokenization import Splitter, text_digest
 from hybridlm.errors import DataError
 from hybridlm.evals.sample import Span
 
@@ -46,13 +46,13 @@ def addresses(path: pathlib.Path = CORPUS) -> tuple[Address, ...]:
     """
     if not path.is_file():
         raise DataError(f"{path} is missing: the haystacks are made from the bundled corpus")
-    found = []
+    found, splitter = [], Splitter(HELDOUT_FRACTION)
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for i, line in enumerate(lines):
+        for line in lines:
             entry = json.loads(line)
-            heldout = split_of(i, f"{path.name}:{i + 1}", HELDOUT_FRACTION) == "heldout"
+            split = splitter.split_of(text_digest(entry["text"].encode()))
             text = " ".join(entry["text"].split())
-            found.append(Address(int(entry["year"]), entry["author"], text, heldout))
+            found.append(Address(int(entry["year"]), entry["author"], text, split == "heldout"))
     return tuple(found)
 
 

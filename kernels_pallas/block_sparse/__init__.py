@@ -7,6 +7,7 @@ output and its log-sum-exp, both differentiable.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -96,7 +97,8 @@ def block_sparse_attention(
     old = initial_state
     if old is None:
         old = empty_state(batch, 0, kv_heads, key_size, value_size)
-    ids_BT = segments.or_one_document(segment_ids, batch, time)
+    # The barrier keeps XLA from folding the layout of one document while it compiles, slowly.
+    ids_BT = jax.lax.optimization_barrier(segments.or_one_document(segment_ids, batch, time))
     ids_BS = jnp.concatenate([old.segment_ids_BS.astype(jnp.int32), ids_BT], axis=1)
     state = BlockSparseState(
         jnp.concatenate([old.k_BSGK.astype(k_BTGK.dtype), k_BTGK], axis=1),

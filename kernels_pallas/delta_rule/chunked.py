@@ -68,6 +68,8 @@ def chunk_length(time: int) -> int:
 
 def _documents(resets_BT, length):
     """Which pairs of tokens see each other, as masks of shape (N, B, 1, 1, C, C or 1)."""
+    # The barrier keeps XLA from folding the masks of a call without segment ids into constants.
+    resets_BT = jax.lax.optimization_barrier(resets_BT)
     resets_BT = jnp.pad(resets_BT, ((0, 0), (0, -resets_BT.shape[1] % length)))
     resets_BNC = resets_BT.reshape(resets_BT.shape[0], -1, length)
     # Counted within the chunk: 0 is the document that the entering state belongs to.
@@ -165,7 +167,7 @@ def unit_lower_inverse(a):
     inverse = jnp.stack(rows, axis=-2)
     dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     while block < size:
-        first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        first, second = scores.pairs(inverse)
         below = -dot(second, dot(_diagonal_blocks(a, block, 1), first))
         inverse = scores.merge(inverse, below)
         block *= 2

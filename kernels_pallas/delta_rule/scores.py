@@ -51,7 +51,9 @@ def of(q, k, log_decay, documents: Documents, precision) -> Scores:
     elif log_decay.shape[-1] == 1:
         parts = _per_head(q, k, log_decay, precision)
     else:
-        parts = _per_channel(q, k, log_decay, precision)
+        # Each level keeps a decayed copy of q and k: less memory and less time to make them again.
+        per_channel = functools.partial(_per_channel, precision=precision)
+        parts = jax.checkpoint(per_channel)(q, k, log_decay)
     keys, queries, decay_in, decay_out = parts
     length = k.shape[-2]
     lower = jnp.tril(jnp.ones((length, length), bool))[None, None, None, None]
@@ -82,20 +84,17 @@ def _per_head(q, k, log_decay, precision):
 
 def _per_channel(q, k, log_decay, precision):
     """One gate per channel: a product of decayed queries and keys for each pair of halves."""
-    shape = log_decay.shape
-    q, k = (jnp.broadcast_to(x, shape) for x in (q, k))
-    queries = jnp.sum(q * k, axis=-1)[..., None, None]
+    q, k = (jnp.broadcast_to(x, log_decay.shape)[..., None, :] for x in (q, k))
+    queries = jnp.sum(q * k, axis=-1, keepdims=True)
     keys = jnp.zeros_like(queries)
     dot = functools.partial(jnp.matmul, precision=precision)
     for half in _halves(log_decay):
-        pairs = shape[:-2] + (-1, 2, half.up_to.shape[-2], shape[-1])
-        left, right_k, right_q = (
-            x.reshape(pairs)[..., place, :, :] for x, place in ((k, 0), (k, 1), (q, 1))
-        )
-        left_t = jnp.swapaxes(left * jnp.exp(half.onwards), -1, -2)
+        (k_first, k_second), (_, q_second) = pairs(k), pairs(q)
+        k_first_t = jnp.swapaxes(k_first * jnp.exp(half.onwards), -1, -2)
         up_to = jnp.exp(half.up_to)
-        keys = merge(keys, dot(right_k * up_to, left_t))
-        queries = merge(queries, dot(right_q * up_to, left_t))
+        keys = merge(keys, dot(k_second * up_to, k_first_t))
+        queries = merge(queries, dot(q_second * up_to, k_first_t))
+        q, k = (x.reshape(half.joined + x.shape[-1:]) for x in (q, k))
     return keys[..., 0, :, :], queries[..., 0, :, :], *_ends(log_decay)
 
 
@@ -109,6 +108,11 @@ class _Half(NamedTuple):
 
     onwards: jax.Array
     up_to: jax.Array
+
+    @property
+    def joined(self) -> tuple[int, ...]:
+        """(..., n / 2, 2b), the leading axes once the pairs are blocks of their own."""
+        return *self.up_to.shape[:-2], 2 * self.up_to.shape[-2]
 
 
 def _halves(log_decay):
@@ -127,8 +131,8 @@ def _sums(log_decay):
     halves = []
     up_to, onwards = log_decay[..., None, :], jnp.zeros_like(log_decay)[..., None, :]
     for _ in range(log_decay.shape[-2].bit_length() - 1):
-        first_up, up = up_to[..., 0::2, :, :], up_to[..., 1::2, :, :]
-        on, second_on = onwards[..., 0::2, :, :], onwards[..., 1::2, :, :]
+        first_up, up = pairs(up_to)
+        on, second_on = pairs(onwards)
         halves.append(_Half(on, up))
         up_to = jnp.concatenate([first_up, first_up[..., -1:, :] + up], axis=-2)
         onwards = jnp.concatenate([on + up[..., -1:, :], second_on], axis=-2)
@@ -140,6 +144,14 @@ def merge(blocks, below):
 
     `blocks` (..., n, b, b) has X at even and Y at odd places; `below` is (..., n / 2, b, b).
     """
-    first, second = blocks[..., 0::2, :, :], blocks[..., 1::2, :, :]
+    first, second = pairs(blocks)
     top = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
     return jnp.concatenate([top, jnp.concatenate([below, second], axis=-1)], axis=-2)
+
+
+def pairs(blocks):
+    """The blocks (..., n, b, K) at even and at odd places; its gradient is a concatenation,
+    where that of slices would be padded sums."""
+    *lead, n, size, last = blocks.shape
+    first, second = jnp.split(blocks.reshape(*lead, n // 2, 2, size, last), 2, axis=-3)
+    return first[..., 0, :, :], second[..., 0, :, :]

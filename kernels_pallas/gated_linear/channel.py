@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from kernels_pallas.gated_linear.chunks import Chunks, enter
 
 
-def attend(cut: Chunks, s_BGRKV, precision):
+def attend(chunks: Chunks, g_NBGRCK, s_BGRKV, precision):
     """(o_NBGRCV, final s_BGRKV) from the state s_BGRKV."""
-    q_NBGCK, k_NBGCK, v_NBGRCV, g_NBGRCK, number_NBC = cut
+    q_NBGCK, k_NBGCK, v_NBGRCV, number_NBC = chunks
     q_NBG1CK, k_NBG1CK = q_NBGCK[:, :, :, None], k_NBGCK[:, :, :, None]
     weights_NBGRCC, since_NBGRCK, until_NBGRCK = _weights(q_NBG1CK, k_NBG1CK, g_NBGRCK, precision)
     same_NBCC = number_NBC[..., :, None] == number_NBC[..., None, :]

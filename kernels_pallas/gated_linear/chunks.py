@@ -11,47 +11,34 @@ MASKED = -1e30  # exp of it is 0, and so is its gradient
 class Chunks(NamedTuple):
     """The inputs in N chunks of C tokens, H = G * R heads.
 
-    log_decay is (N, B, G, R, C), or (N, B, G, R, C, K). number_NBC counts the documents begun
-    in a chunk so far, as floats: 0 is the one that entered it.
+    number_NBC counts the documents begun in a chunk so far, as floats: 0 is the one that
+    entered it.
     """
 
     q_NBGCK: jax.Array
     k_NBGCK: jax.Array
     v_NBGRCV: jax.Array
-    log_decay: jax.Array
     number_NBC: jax.Array
 
 
-def cut(q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, length: int) -> Chunks:
-    """Chunks of `length` tokens.
+def split(x_BT, length: int, axis: int):
+    """(B, T, ...) to (N, B, ...) with the `length` tokens of a chunk as axis `axis`.
 
-    What is missing is added in front, where a token of zeros, decay 1 and no reset changes
-    nothing: the last token stays the last of its chunk.
+    Tokens of zeros that are missing are added in front, where with decay 1 and no reset they
+    change nothing: the last token stays the last of its chunk.
     """
-    batch, time, heads, _ = v_BTHV.shape
-    groups = k_BTGK.shape[2]
-    added = -time % length
+    batch, time = x_BT.shape[:2]
+    x_BT = jnp.pad(x_BT, ((0, 0), (-time % length, 0)) + ((0, 0),) * (x_BT.ndim - 2))
+    return jnp.moveaxis(x_BT.reshape(batch, -1, length, *x_BT.shape[2:]), (1, 2), (0, axis))
 
-    def chunked(x_BT, axis=2):
-        """(B, T, ...) to (N, B, ...) with the chunk's tokens as axis `axis`."""
-        x_BT = jnp.pad(x_BT, ((0, 0), (added, 0)) + ((0, 0),) * (x_BT.ndim - 2))
-        x_BNC = x_BT.reshape(batch, -1, length, *x_BT.shape[2:])
-        return jnp.moveaxis(x_BNC, (1, 2), (0, axis))
 
-    def by_group(x_BTH):
-        return x_BTH.reshape(batch, time, groups, heads // groups, *x_BTH.shape[3:])
-
-    return Chunks(
-        chunked(q_BTGK, 3),
-        chunked(k_BTGK, 3),
-        chunked(by_group(v_BTHV), 4),
-        chunked(by_group(log_decay), 4),
-        inclusive_sums(chunked(resets_BT.astype(v_BTHV.dtype))),
-    )
+def by_group(x_H, groups: int, axis: int):
+    """Axis `axis` of H heads as two, of G groups and R heads in each."""
+    return x_H.reshape(*x_H.shape[:axis], groups, -1, *x_H.shape[axis + 1 :])
 
 
 def join(o_NBGRCV, time: int):
-    """(B, T, H, V): the chunks one after the other, without what `cut` added."""
+    """(B, T, H, V): the chunks one after the other, without what `split` added."""
     chunks, batch, groups, ratio, length, value_size = o_NBGRCV.shape
     o_BNCGRV = jnp.moveaxis(o_NBGRCV, (0, 4), (1, 2))
     o_BTHV = o_BNCGRV.reshape(batch, chunks * length, groups * ratio, value_size)

@@ -1,34 +1,100 @@
 """One decay per head: (Q K^T) times a matrix of decays, as in Mamba-2's SSD."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.gated_linear.chunks import MASKED, Chunks, enter, inclusive_sums
+from kernels_pallas.gated_linear.chunks import MASKED, Chunks, enter, inclusive_sums, split
 
 
-def attend(cut: Chunks, s_BGRKV, precision):
+class TokenDecays(NamedTuple):
+    """Sums of log-decays in a chunk, each in two parts.
+
+    The difference of two sums in one part would lose to rounding what a few weak gates add
+    behind a strong one. Multiples of 1/256 sum exactly, and what is left of them is small.
+    """
+
+    coarse_NBGRC: jax.Array
+    fine_NBGRC: jax.Array
+
+    @classmethod
+    def of(cls, g_NBGRC):
+        g_NBGRC = _no_lower_than_underflow(g_NBGRC)
+        coarse_NBGRC = jax.lax.stop_gradient(jnp.round(g_NBGRC * 256) / 256)
+        return cls(inclusive_sums(coarse_NBGRC), inclusive_sums(g_NBGRC - coarse_NBGRC))
+
+    def between(self):
+        """[i, j]: the sum over tokens j + 1 to i, where i >= j."""
+        coarse, fine = (x[..., :, None] - x[..., None, :] for x in self)
+        return coarse + fine
+
+    def to_end(self):
+        """The sum over the tokens after each one."""
+        coarse, fine = (x[..., -1:] - x for x in self)
+        return coarse + fine
+
+    def from_start(self):
+        """The sum up to each token, its own included."""
+        return self.coarse_NBGRC + self.fine_NBGRC
+
+
+class FixedDecays(NamedTuple):
+    """The same of decays that do not change: one matrix for all chunks, and no sums.
+
+    age_N111C counts the tokens of a chunk up to each one, without those added in front.
+    """
+
+    g_11GR1: jax.Array
+    age_N111C: jax.Array
+
+    @classmethod
+    def of(cls, g_GR, time: int, length: int):
+        g_GR = _no_lower_than_underflow(g_GR)
+        there_BT = jnp.ones((1, time), g_GR.dtype)
+        age_NBC = inclusive_sums(split(there_BT, length, axis=2))
+        return cls(g_GR[None, None, :, :, None], age_NBC[:, :, None, None])
+
+    def between(self):
+        age_C = jnp.arange(self.age_N111C.shape[-1], dtype=self.g_11GR1.dtype)
+        age_CC = age_C[:, None] - age_C[None, :]
+        return self.g_11GR1[..., None] * age_CC[None, None, None, None]
+
+    def to_end(self):
+        return self.g_11GR1 * (self.age_N111C[..., -1:] - self.age_N111C)
+
+    def from_start(self):
+        return self.g_11GR1 * self.age_N111C
+
+
+def _no_lower_than_underflow(g):
+    """g where exp(g) > 0, and a number whose exp is 0 in place of all below."""
+    return jnp.maximum(g, -104 if g.dtype == jnp.float32 else -746)
+
+
+def attend(chunks: Chunks, decays: TokenDecays | FixedDecays, s_BGRKV, precision):
     """(o_NBGRCV, final s_BGRKV) from the state s_BGRKV."""
-    q_NBGCK, k_NBGCK, v_NBGRCV, g_NBGRC, number_NBC = cut
-    sums = _sums(g_NBGRC)
-    length = g_NBGRC.shape[-1]
+    q_NBGCK, k_NBGCK, v_NBGRCV, number_NBC = chunks
+    length = number_NBC.shape[-1]
 
     # A token's weight on itself is 1, and no decay gets a gradient from it: left in the
     # difference it would be a large term that cancels in the sums of the backward pass.
     i, j = (jax.lax.broadcasted_iota(jnp.int32, (length, length), axis) for axis in (0, 1))
-    seen_NBCC = (number_NBC[..., :, None] == number_NBC[..., None, :]) & (i > j)[None, None]
-    between = [x[..., :, None] - x[..., None, :] for x in sums]
-    decay_NBGRCC = _decay(seen_NBCC[:, :, None, None], between)
-    decay_NBGRCC = jnp.where((i == j)[None, None, None, None], 1, decay_NBGRCC)
+    earlier, itself = ((i > j)[None, None, None, None], (i == j)[None, None, None, None])
+    decay = jnp.exp(jnp.where(earlier, decays.between(), MASKED))
+    decay = jnp.where(itself, 1, decay)  # of shape NBGRCC, or 11GRCC where it is fixed
+    same_NBCC = number_NBC[..., :, None] == number_NBC[..., None, :]
+    decay_NBGRCC = jnp.where(same_NBCC[:, :, None, None], decay, 0)
     scores_NBGCC = jnp.einsum("nbgik,nbgjk->nbgij", q_NBGCK, k_NBGCK, precision=precision)
     weights_NBGRCC = scores_NBGCC[:, :, :, None] * decay_NBGRCC
     o_NBGRCV = jnp.matmul(weights_NBGRCC, v_NBGRCV, precision=precision)
 
     number_NB11C = number_NBC[:, :, None, None, :]
-    before_last = (jnp.arange(length) < length - 1)[None, None, None, None]
-    reaches_end = (number_NB11C == number_NB11C[..., -1:]) & before_last
-    to_end_NBGRC = _decay(reaches_end, [x[..., -1:] - x for x in sums])
-    to_end_NBGRC = jnp.where(before_last, to_end_NBGRC, 1)
-    from_start_NBGRC = _decay(number_NB11C == 0, sums)
+    last = (jnp.arange(length) == length - 1)[None, None, None, None]
+    reaches_end = (number_NB11C == number_NB11C[..., -1:]) & ~last
+    to_end_NBGRC = jnp.exp(jnp.where(reaches_end, decays.to_end(), MASKED))
+    to_end_NBGRC = jnp.where(last, 1, to_end_NBGRC)
+    from_start_NBGRC = jnp.exp(jnp.where(number_NB11C == 0, decays.from_start(), MASKED))
     added_NBGKRV = jnp.einsum(
         "nbgck,nbgrcv->nbgkrv", k_NBGCK, to_end_NBGRC[..., None] * v_NBGRCV, precision=precision
     )
@@ -37,19 +103,3 @@ def attend(cut: Chunks, s_BGRKV, precision):
     read_NBGRCV = jnp.einsum("nbgck,nbgkrv->nbgrcv", q_NBGCK, s_NBGKRV, precision=precision)
     o_NBGRCV += from_start_NBGRC[..., None] * read_NBGRCV
     return o_NBGRCV, jnp.swapaxes(s_BGKRV, 2, 3)
-
-
-def _decay(mask, parts):
-    return jnp.exp(jnp.where(mask, parts[0] + parts[1], MASKED))
-
-
-def _sums(g):
-    """Inclusive sums of g over the last axis in two parts, [coarse, fine].
-
-    The difference of two sums in one part would lose to rounding what a few weak gates add
-    behind a strong one. Multiples of 1/256 sum exactly, and what is left of them is small.
-    """
-    underflow = -104 if g.dtype == jnp.float32 else -746  # where exp is 0
-    g = jnp.maximum(g, underflow)
-    coarse = jax.lax.stop_gradient(jnp.round(g * 256) / 256)
-    return [inclusive_sums(x) for x in (coarse, g - coarse)]

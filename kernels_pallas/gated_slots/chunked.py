@@ -15,7 +15,8 @@ would be too small to be worth their calls: there, sums over tokens run as recur
 LEAF places, all leaves side by side, and sums over slots take whole leaves and mask the levels.
 
 Both passes, logits from keys and outputs from values, are such sums; so are their gradients.
-One custom_vjp saves the chunks' entering slots and the logits.
+One custom_vjp saves the chunks' entering slots and the logits. A scan walks over groups of chunks:
+side by side within a group they make large products, and no more than a group is in work at once.
 """
 
 import functools
@@ -24,16 +25,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Dimensions: N chunks, C tokens of a chunk, R query heads per key/value head, M slots; h tokens of
-# a half (or leaf), J pairs of halves (or leaves) in a chunk. Rows of a matrix are (token, query head).
+# Dimensions: S groups of chunks, N chunks of a group, C tokens of a chunk, R query heads per
+# key/value head, M slots; h tokens of a half, L of a leaf, J pairs of halves (or leaves) in a
+# chunk. Rows of a matrix are (token, query head).
 
 MAX_CHUNK = 64
+MAX_ROWS = 4096  # of a group: what is worked on at once stays in a core's cache, in any length
 LEAF = 8
 
 
 def chunk_length(time: int) -> int:
     """Tokens per chunk, a power of two: no more than hold the sequence, at most MAX_CHUNK."""
     return min(MAX_CHUNK, 1 << max(0, time - 1).bit_length())
+
+
+def plan(chunks: int, rows: int) -> tuple[int, int]:
+    """Groups, and chunks of a group, that hold `chunks` of `rows` rows each."""
+    groups = -(-chunks // max(1, MAX_ROWS // rows))
+    return groups, -(-chunks // groups)
 
 
 def gated_slots(
@@ -43,34 +52,65 @@ def gated_slots(
     """(out_BTGRV, lse_BTGR, last k slots, last v slots); at a reset the slots before count as 0."""
     time = q_BTGRK.shape[1]
     length = chunk_length(time)
-    chunks = -(-time // length)
+    groups, chunks = plan(-(-time // length), length * q_BTGRK.size // (time * q_BTGRK.shape[-1]))
+    padded = groups * chunks * length
 
     def cut(x_BTG):
-        """(B, T, G, ...) -> (B, G, N, C, ...); added tokens keep the slots as they are."""
-        padding = ((0, 0), (0, chunks * length - time)) + ((0, 0),) * (x_BTG.ndim - 2)
-        x_BGT = jnp.moveaxis(jnp.pad(x_BTG, padding), 2, 1)
-        return x_BGT.reshape(*x_BGT.shape[:2], chunks, length, *x_BGT.shape[3:])
+        """(B, T, G, ...) -> (S, B, G, N, C, ...); added tokens keep the slots as they are."""
+        padding = ((0, 0), (0, padded - time)) + ((0, 0),) * (x_BTG.ndim - 2)
+        x_BTG = jnp.pad(x_BTG, padding)
+        x_BSNCG = x_BTG.reshape(x_BTG.shape[0], groups, chunks, length, *x_BTG.shape[2:])
+        return jnp.moveaxis(x_BSNCG, (1, 4), (0, 2))
 
-    def uncut(x_BGNC):
-        x_BGT = x_BGNC.reshape(*x_BGNC.shape[:2], chunks * length, *x_BGNC.shape[4:])
-        return jnp.moveaxis(x_BGT[:, :, :time], 1, 2)
+    def uncut(x_SBGNC):
+        x_BSNCG = jnp.moveaxis(x_SBGNC, (0, 2), (1, 4))
+        x_BTG = x_BSNCG.reshape(x_BSNCG.shape[0], padded, *x_BSNCG.shape[4:])
+        return x_BTG[:, :time]
 
     kv_BTGZ = jnp.concatenate([k_BTGK, v_BTGV], axis=-1)
     slots_BGMZ = jnp.concatenate([k_slots_BGMK, v_slots_BGMV], axis=-1)
     arrays = (q_BTGRK * scale, kv_BTGZ, log_gate_BTGM, write_BTGM, resets_BT[:, :, None])
-    out_BGNCRV, lse_BGNCR, slots_BGMZ = _slots(*map(cut, arrays), slots_BGMZ, precision)
+    out_SBGNCRV, lse_SBGNCR, slots_BGMZ = _slots(*map(cut, arrays), slots_BGMZ, precision)
     k_slots_BGMK, v_slots_BGMV = jnp.split(slots_BGMZ, [k_BTGK.shape[-1]], axis=-1)
-    return uncut(out_BGNCRV), uncut(lse_BGNCR), k_slots_BGMK, v_slots_BGMV
+    return uncut(out_SBGNCRV), uncut(lse_SBGNCR), k_slots_BGMK, v_slots_BGMV
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _slots(q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC, slots_BGMZ, precision):
-    """Keys and values lie side by side in Z = K + V, in tokens and in slots."""
-    arguments = (q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC, slots_BGMZ)
-    return _forward(*arguments, precision)[0]
+def _slots(q_S, kv_S, log_gate_S, write_S, resets_S, slots_BGMZ, precision):
+    """Group after group; keys and values lie side by side in Z = K + V, in tokens and slots."""
+    return _forward(q_S, kv_S, log_gate_S, write_S, resets_S, slots_BGMZ, precision)[0]
 
 
-def _forward(q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC, slots_BGMZ, precision):
+def _forward(q_S, kv_S, log_gate_S, write_S, resets_S, slots_BGMZ, precision):
+    def group(slots_BGMZ, tokens):
+        outs, residuals = _group_forward(*tokens, slots_BGMZ, precision)
+        return outs[2], (outs[0], outs[1], *residuals)
+
+    tokens = (q_S, kv_S, log_gate_S, write_S, resets_S)
+    last_BGMZ, (out_S, lse_S, *residuals) = jax.lax.scan(group, slots_BGMZ, tokens)
+    return (out_S, lse_S, last_BGMZ), (*tokens, *residuals, out_S, lse_S)
+
+
+def _backward(precision, residuals, cotangents):
+    dout_S, dlse_S, dlast_BGMZ = cotangents
+
+    def group(dslots_BGMZ, given):
+        residuals, dout, dlse = given
+        *dtokens, dslots_BGMZ = _group_backward(precision, residuals, (dout, dlse, dslots_BGMZ))
+        return dslots_BGMZ, dtokens
+
+    dslots_BGMZ, dtokens = jax.lax.scan(
+        group, dlast_BGMZ, (residuals, dout_S, dlse_S), reverse=True
+    )
+    return *dtokens, None, dslots_BGMZ
+
+
+_slots.defvjp(_forward, _backward)
+
+
+def _group_forward(
+    q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC, slots_BGMZ, precision
+):
     k_BGNCK, v_BGNCV = _split(kv_BGNCZ, q_BGNCRK)
     chunk = _Chunk(log_gate_BGNCM, write_BGNCM, resets_B1NC, precision)
     added_BGNMZ = chunk.dot(_transposed(chunk.written_BGNCM), kv_BGNCZ)
@@ -83,12 +123,10 @@ def _forward(q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC, slots
     p_BGNCRM = jnp.exp(logits_BGNCRM - lse_BGNCR[..., None])
     out_BGNCRV = chunk.expand(p_BGNCRM, v_BGNCV, v_slots_BGNMV, chunk.leaf_pairs(p_BGNCRM))
 
-    residuals = (q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC)
-    residuals += (enter_BGNMZ, earlier_BGNCRM, out_BGNCRV, lse_BGNCR)
-    return (out_BGNCRV, lse_BGNCR, last_BGMZ), residuals
+    return (out_BGNCRV, lse_BGNCR, last_BGMZ), (enter_BGNMZ, earlier_BGNCRM)
 
 
-def _backward(precision, residuals, cotangents):
+def _group_backward(precision, residuals, cotangents):
     q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC = residuals[:5]
     enter_BGNMZ, earlier_BGNCRM, out_BGNCRV, lse_BGNCR = residuals[5:]
     dout_BGNCRV, dlse_BGNCR, dlast_BGMZ = cotangents
@@ -150,10 +188,7 @@ def _backward(precision, residuals, cotangents):
     dlog_gate_BGNCM = pairs_BGNCM + to_end_BGNCM + across_BGNM[:, :, :, None]
     dlog_gate_BGNCM = jnp.where(resets_B1NC[..., None], 0, dlog_gate_BGNCM)
     dwrite_BGNCM += dwrite_own_BGNCM + dwrite_end_BGNCM
-    return dq_BGNCRK, dkv_BGNCZ, dlog_gate_BGNCM, dwrite_BGNCM, None, dslots_BGMZ
-
-
-_slots.defvjp(_forward, _backward)
+    return dq_BGNCRK, dkv_BGNCZ, dlog_gate_BGNCM, dwrite_BGNCM, dslots_BGMZ
 
 
 class _Chunk:

@@ -1,6 +1,10 @@
 """Tokenizing a source: the same bytes from any number of processes, a stable split, all or none."""
 
+import os
 import pathlib
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -106,6 +110,44 @@ def test_a_tokenizer_that_changes_meanwhile_is_refused(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", documents)
     with pytest.raises(DataError, match="the file changed while it was in use"):
         tokenize(source, tokenizer, tmp_path / "out", 0.1, 2)
+
+
+def test_the_processes_of_a_killed_one_end_too(tmp_path):
+    """kill -9 reaches the parent alone; its pool must not wait for ever."""
+    script = tmp_path / "tokenizes.py"
+    script.write_text(
+        "import itertools, multiprocessing, time\n"
+        "from hybridlm.data import Document, tokenization\n"
+        "from hybridlm.data.tokenizers import ByteTokenizer\n"
+        "if __name__ == '__main__':\n"
+        "    chunks = itertools.repeat([Document('a', 'text')])\n"
+        "    encoded = tokenization._encode(chunks, ByteTokenizer(), 2)\n"
+        "    next(encoded)\n"
+        "    print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    root = str(pathlib.Path(__file__).parents[2])
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )  # fmt: skip
+    children = [int(pid) for pid in parent.stdout.readline().split()]
+    assert children and all(map(running, children))
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 60
+    while any(map(running, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(running, children))
+
+
+def running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = pathlib.Path(f"/proc/{pid}/stat")  # nobody may have fetched the exit code of an orphan
+    return not (stat.exists() and stat.read_text().rpartition(") ")[2].startswith("Z"))
 
 
 def test_processes_must_be_positive(tmp_path):

@@ -8,7 +8,13 @@ from subjects.block_sparse import block_sparse_subject
 
 from kernels_pallas import testing
 from kernels_pallas.attention import attention
-from kernels_pallas.block_sparse import BlockSparseState, block_sparse_attention, chunked
+from kernels_pallas.block_sparse import (
+    BlockSparseState,
+    block_sparse_attention,
+    chunked,
+    decode_block_sparse_attention,
+    update_means,
+)
 from kernels_pallas.testing import normal
 
 FORMS = ("reference", "chunked")
@@ -125,6 +131,30 @@ def test_positions_of_the_state_say_where_blocks_begin(x64):
     for form in FORMS:
         out, _ = block_sparse_attention(*last, block=6, top_k=99, initial_state=state, impl=form)
         testing.assert_close("state", out, whole[:, 20:], 1e-10)
+
+
+def test_decode_is_the_last_query_of_a_ring_that_has_wrapped(x64):
+    """Means built at once or token by token; the other row's token is padding."""
+    rng = np.random.default_rng(5)
+    time, slots, block, first = 23, 25, 4, 12
+    q, k, v = draw(rng, time)
+    want, _ = block_sparse_attention(q, k, v, block=block, top_k=3, impl="reference")
+    at = (first + np.arange(time)) % slots
+    k_ring, v_ring = (jnp.zeros((2, slots, *x.shape[2:])).at[:, at].set(x) for x in (k, v))
+    first_B, zero = jnp.full(2, first, jnp.int32), jnp.zeros((2, 7, *k.shape[2:]))
+    known = jnp.zeros(2, jnp.int32)
+    means = update_means(zero, k_ring, first_B, known, known + time, time=time, block=block)
+    stepwise = zero
+    for n in range(time):
+        stepwise = update_means(
+            stepwise, k_ring, first_B, known + n, known + n + 1, time=1, block=block
+        )  # fmt: skip
+    testing.assert_close("means", stepwise, means, 1e-12)
+    got = decode_block_sparse_attention(
+        q[:, -1], k_ring, v_ring, means, first_B, jnp.array([time - 1, -1]), block=block, top_k=3
+    )  # fmt: skip
+    testing.assert_close("decode", got[0], want[0, -1], 1e-10)
+    assert np.all(np.asarray(got[1]) == 0)
 
 
 def test_memory_is_linear_in_time():

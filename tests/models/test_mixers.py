@@ -103,3 +103,17 @@ def test_rmsnorm_has_unit_rms():
     x = jax.random.normal(jax.random.key(0), (2, 3, 64)) * 7
     y = RMSNorm(64, 1e-6)(x)
     np.testing.assert_allclose(jnp.sqrt(jnp.mean(y**2, -1)), np.ones((2, 3)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", small.MIXERS)
+def test_reach_is_a_number_of_tokens_or_none(name):
+    """A windowed, chunked or full attention reaches its span; a recurrence has none."""
+    config = read_mixer(small.MIXERS[name], "m")
+    spans = {"swa": 5, "full": 50, "chunked": 6, "mla": 50, "moba": 50, "nha": 7, "nested": 50}
+    recurrent = {"rglru", "mamba2", "gla", "hgrn2", "lightning", "deltanet", "gdn", "kda", "mlstm"}
+    reach = config.reach(50)
+    if config.kind_name in recurrent | {"gsa", "short_conv"}:
+        assert reach is None
+    else:
+        assert name == "nha0" or reach == spans.get(name, reach)
+        assert (reach is None) == (name == "nha0")

@@ -138,6 +138,9 @@ class AttentionConfig(MixerConfig):
         keys = min(seq_len, self.span.window or seq_len)
         return 2 * keys * self.kv_heads * self.head_size(width) * itemsize
 
+    def reach(self, seq_len: int) -> int:
+        return min(self.window or self.chunk or seq_len, seq_len)
+
     @property
     def mechanism(self) -> str:
         return f"{self.span} attention, {'RoPE' if self.rope else 'NoPE'}"

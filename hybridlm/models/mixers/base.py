@@ -87,6 +87,13 @@ class MixerConfig(abc.ABC):
         Keys and values count `itemsize` bytes an element, recurrent states 4 (they are float32).
         """
 
+    def reach(self, seq_len: int) -> int | None:
+        """Tokens a query attends to at most, its own included, in a sequence of `seq_len`.
+
+        None for a mixer without attention: what it knows of the past is a state of fixed size.
+        """
+        return None
+
     @property
     def has_loss(self) -> bool:
         """Whether the mixer adds a loss of its own to the training objective."""

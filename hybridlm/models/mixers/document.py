@@ -24,9 +24,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "full attention": dict(kind="attention", heads=HEADS, kv_heads=2),
     "sliding window": dict(kind="attention", heads=HEADS, kv_heads=2, window=512),
     "chunked-local attention": dict(kind="attention", heads=HEADS, kv_heads=2, chunk=512),
-    "windowed, with sinks": dict(
-        kind="attention", heads=HEADS, kv_heads=2, window=128, sinks=True
-    ),
+    "windowed, with sinks": dict(kind="attention", heads=HEADS, kv_heads=2, window=128, sinks=True),
     "gated attention": dict(kind="attention", heads=HEADS, kv_heads=2, output_gate=True),
     "multi-head latent attention": dict(kind="mla", heads=HEADS, kv_rank=256),
     "the same, NoPE": dict(kind="mla", heads=HEADS, kv_rank=256, qk_rope=0, rope=None),

@@ -90,6 +90,9 @@ class MLAConfig(MixerConfig):
         del width
         return seq_len * (self.kv_rank + self.qk_rope) * itemsize
 
+    def reach(self, seq_len: int) -> int:
+        return seq_len
+
     @property
     def mechanism(self) -> str:
         return f"latent attention {self.kv_rank}, {'RoPE' if self._rotates else 'NoPE'}"

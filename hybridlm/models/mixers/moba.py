@@ -103,6 +103,9 @@ class MoBAConfig(MixerConfig):
         elements = self.kv_heads * self.head_size(width)
         return elements * (2 * seq_len * itemsize + 4 * -(-seq_len // self.block))
 
+    def reach(self, seq_len: int) -> int:
+        return seq_len
+
     @property
     def mechanism(self) -> str:
         position = "RoPE" if self.rope else "NoPE"

@@ -87,6 +87,9 @@ class NHAConfig(GSAConfig):
                 f"rotates {rotated} of {head_dim} dimensions of a head: it needs an even number",
             )
 
+    def reach(self, seq_len: int) -> int | None:
+        return (seq_len if self.window is None else min(self.window, seq_len)) or None
+
     @property
     def has_loss(self) -> bool:
         return self.slot_usage_weight > 0

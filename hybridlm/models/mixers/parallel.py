@@ -64,6 +64,9 @@ class ParallelConfig(MixerConfig):
     def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
         return sum(b.state_bytes(width, seq_len, itemsize) for b in self.branches.values())
 
+    def reach(self, seq_len: int) -> int | None:
+        return max(branch.reach(seq_len) or 0 for branch in self.branches.values()) or None
+
     @property
     def has_loss(self) -> bool:
         return any(branch.has_loss for branch in self.branches.values())

@@ -101,8 +101,8 @@ def state_not_decayed(keep_NB, added_NB, s_B, original=scalar.enter):
     return original(jnp.where(keep_NB > 0, 1, keep_NB), added_NB, s_B)
 
 
-def boundaries_inside_chunks_dropped(cut, s_BGRKV, precision, original=channel.attend):
-    return original(cut._replace(number_NBC=jnp.zeros_like(cut.number_NBC)), s_BGRKV, precision)
+def boundaries_inside_chunks_dropped(chunks, *arguments, original=channel.attend):
+    return original(chunks._replace(number_NBC=jnp.zeros_like(chunks.number_NBC)), *arguments)
 
 
 def sees_the_future(q, k, g, precision, original=channel._weights):

@@ -1,0 +1,172 @@
+"""Runs a model on samples: greedy cached decoding, likelihood of continuations, match of answers."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybridlm.data.tokenizers import Tokenizer
+from hybridlm.evals.programs import per_model
+from hybridlm.evals.sample import Sample
+from hybridlm.models.loss import token_nll
+from hybridlm.models.mixers import SequenceContext
+from hybridlm.models.params import Model, Params
+from hybridlm.train.step import loss_settings
+
+
+def string_match_all(text: str, references: Sequence[str]) -> float:
+    """Share of the references that `text` contains, case aside (RULER's metric but for qa)."""
+    return sum(r.lower() in text.lower() for r in references) / len(references)
+
+
+def string_match_any(text: str, references: Sequence[str]) -> float:
+    """1 if `text` contains any reference, case aside, else 0 (RULER's metric for qa)."""
+    return float(any(r.lower() in text.lower() for r in references))
+
+
+METRICS = {"all": string_match_all, "any": string_match_any}
+
+
+def complete(
+    model: Model,
+    params: Params,
+    tokenizer: Tokenizer,
+    samples: Sequence[Sample],
+    *,
+    batch: int = 8,
+    dtype: jnp.dtype = jnp.float32,
+) -> list[str]:
+    """Greedy continuations of samples, up to their `tokens_to_generate` or the end of document.
+
+    Prompts of a batch are padded on the left, which is no part of a document, so each is continued
+    as if it were alone. BOS and ids past the tokenizer's vocabulary are never chosen.
+    """
+    allowed_V = np.arange(model.config.vocab_size) < tokenizer.vocab_size
+    allowed_V[tokenizer.bos_id] = False
+    texts = []
+    for start in range(0, len(samples), batch):
+        group = list(samples[start : start + batch])
+        count = max(s.tokens_to_generate for s in group)
+        # The length is the task's, not the batch's longest, so that few programs are compiled.
+        room = max(s.length - s.tokens_to_generate for s in group)
+        tokens_BT, ids_BT, positions_BT = _left_padded([s.tokens for s in group], room, batch)
+        made_BN = _greedy(model, dtype, count)(
+            params, tokens_BT, ids_BT, positions_BT, jnp.asarray(allowed_V)
+        )
+        for sample, made in zip(group, np.asarray(made_BN).tolist()):
+            made = made[: sample.tokens_to_generate]
+            ended = made.index(tokenizer.eos_id) if tokenizer.eos_id in made else len(made)
+            texts.append(tokenizer.decode(made[:ended]))
+    return texts
+
+
+class Likelihood(NamedTuple):
+    """Of one continuation: `log_prob` summed in nats, `greedy`: each token was the likeliest."""
+
+    log_prob: float
+    greedy: bool
+
+
+def continuation_likelihoods(
+    model: Model,
+    params: Params,
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    batch: int = 8,
+    dtype: jnp.dtype = jnp.float32,
+) -> list[Likelihood]:
+    """ln p(continuation | prompt) of (prompt, continuation) token arrays, neither empty.
+
+    Prompts should begin with BOS, as documents do in training.
+    """
+    found = []
+    for start in range(0, len(pairs), batch):
+        group = pairs[start : start + batch]
+        if any(not len(p) or not len(c) for p, c in group):
+            raise ValueError("a prompt or a continuation is empty: begin prompts with bos_id")
+        whole = [np.concatenate(pair) for pair in group]
+        length = -(-max(map(len, whole)) // 64) * 64  # few shapes, few programs
+        tokens_BT, ids_BT, positions_BT = _left_padded(whole, length, batch)
+        nll_BT, best_BT = map(
+            np.asarray, _scored(model, dtype)(params, tokens_BT, ids_BT, positions_BT)
+        )
+        for row, (_, continuation) in enumerate(group):
+            n = len(continuation)  # the last n targets of the row
+            log_prob = -float(nll_BT[row, -n:].astype(np.float64).sum())
+            found.append(Likelihood(log_prob, bool(best_BT[row, -n:].all())))
+    return found
+
+
+def accuracy_table(title: str, rows: dict[str, dict[int, float]]) -> str:
+    """A text table of per cent: a row a task, a column a length."""
+    lengths = sorted({length for row in rows.values() for length in row})
+    width = max(len(title), *(len(name) for name in rows))
+    lines = [title.ljust(width) + "".join(f"{length:>9,}" for length in lengths)]
+    for name, row in rows.items():
+        cells = (f"{100 * row[length]:>9.1f}" if length in row else " " * 9 for length in lengths)
+        lines.append(name.ljust(width) + "".join(cells))
+    return "\n".join(lines)
+
+
+def _left_padded(
+    rows: Sequence[np.ndarray], length: int, batch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens, segment ids, positions), (batch, length) int32; missing rows repeat the first."""
+    tokens_BT, ids_BT, positions_BT = np.zeros((3, batch, length), np.int32)
+    for i in range(batch):
+        row = rows[i] if i < len(rows) else rows[0]
+        tokens_BT[i, length - len(row) :] = row
+        ids_BT[i, length - len(row) :] = 1
+        positions_BT[i, length - len(row) :] = np.arange(len(row))
+    return tokens_BT, ids_BT, positions_BT
+
+
+@per_model
+def _greedy(model: Model, dtype: jnp.dtype, count: int):
+
+    @jax.jit
+    def run(
+        params: Params, tokens_BT: jax.Array, ids_BT: jax.Array, positions_BT: jax.Array,
+        allowed_V: jax.Array,
+    ) -> jax.Array:  # fmt: skip
+        module = model.bind(params)
+        batch, time = tokens_BT.shape
+
+        def choose(logits_BV: jax.Array) -> jax.Array:
+            return jnp.argmax(jnp.where(allowed_V, logits_BV, -jnp.inf), -1).astype(jnp.int32)
+
+        state = module.init_decode(batch, time + count, dtype)
+        context = SequenceContext(ids_BT, positions_BT)
+        logits_BTV, state = module.extend(tokens_BT, context, state, dtype=dtype)
+
+        def one(carry: Any, _: None):
+            token_B, position_B, state = carry
+            ones = jnp.ones_like(token_B)[:, None]
+            context = SequenceContext(ones, position_B[:, None])
+            logits_B1V, state = module.extend(token_B[:, None], context, state, dtype=dtype)
+            return (choose(logits_B1V[:, 0]), position_B + 1, state), token_B
+
+        carry = (choose(logits_BTV[:, -1]), positions_BT[:, -1] + 1, state)
+        _, made_NB = jax.lax.scan(one, carry, None, length=count)
+        return made_NB.T
+
+    return run
+
+
+@per_model
+def _scored(model: Model, dtype: jnp.dtype):
+
+    @jax.jit
+    def run(params: Params, tokens_BT: jax.Array, ids_BT: jax.Array, positions_BT: jax.Array):
+        """(nll, was it the likeliest) of tokens 1 to T - 1, each (B, T - 1)."""
+        module = model.bind(params)
+        context = SequenceContext(ids_BT, positions_BT)
+        hidden_BTD = module.hidden(tokens_BT, context, dtype=dtype)[:, :-1]
+        targets_BT = tokens_BT[:, 1:]
+        nll_BT = token_nll(hidden_BTD, module.head_kernel(), targets_BT, loss_settings(model))
+        best_BT = jnp.argmax(module.logits(hidden_BTD), -1)
+        return nll_BT, best_BT == targets_BT
+
+    return run

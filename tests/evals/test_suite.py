@@ -1,0 +1,136 @@
+"""`hybridlm eval` on a real, tiny run: its files, what it refuses, and the commands of its page."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hybridlm import cli
+from hybridlm.analysis.evaluation import figures, table
+from hybridlm.config import read_json
+from hybridlm.data import open_pipeline
+from hybridlm.evals import haystack
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, request):
+    """A folder with a finished smoke run of the demo in runs/demo."""
+    root, top = request.config.rootpath, tmp_path_factory.mktemp("suite")
+    for name in ("configs", "data", "docs", "experiments"):
+        (top / name).symlink_to(root / name)
+    done = subprocess.run(
+        [sys.executable, "-m", "hybridlm.cli", "train", "--config", "configs/demo.py:smoke",
+         "--workdir", "runs/demo", "--config.data.bigram_baseline=False"],
+        cwd=top, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return top
+
+
+def call(capsys, *words):
+    code = cli.main([str(w) for w in words])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_the_commands_of_the_page(place, root, monkeypatch, capsys):
+    """They run as written, say what the page says they say, and leave the files it names."""
+    monkeypatch.chdir(place)
+    text = (root / "docs" / "evals.md").read_text()
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
+    commands = [line for line in lines if line.startswith(".venv/bin/hybridlm ")]
+    assert len(commands) == 3
+    for command in commands:
+        code, out, err = call(capsys, *shlex.split(command)[1:])
+        said = lines[lines.index(command) + 1]
+        if said.startswith("# hybridlm: "):
+            assert (code, err) == (2, said.removeprefix("# ") + "\n")
+        else:
+            assert code == 0, err
+    out = place / "runs/demo/evals"
+    assert {p.name for p in out.iterdir()} == {"eval.json", "eval.txt", "needle.svg", "tasks.svg"}
+    result = json.loads((out / "eval.json").read_text())
+    by_task = {record["task"]: record for record in result["records"]}
+    assert list(by_task) == ["needle", "niah_single_1", "perplexity"]
+    assert len(by_task["needle"]["by_depth"]) == 10 and by_task["needle"]["samples"] == 20
+    for name in ("needle", "niah_single_1"):
+        record = by_task[name]
+        scores = [answer["score"] for answer in record["answers"]]
+        assert record["accuracy"] == np.mean(scores) and len(scores) == record["samples"]
+        for answer in record["answers"]:
+            assert answer["score"] == float(answer["references"][0] in answer["answer"])
+    assert 0 < by_task["perplexity"]["bits_per_byte"] < 12
+    assert "needle" in (out / "eval.txt").read_text()
+    assert (out / "needle.svg").read_text().startswith("<svg")
+    (record,) = json.loads((place / "runs/demo/longppl/eval.json").read_text())["records"]
+    assert record["tokens"] == 2 * 511 and record["documents"] == 2
+
+
+BAD = [
+    (["--tasks", "niah"], "--tasks 'niah' is unknown; there are: perplexity, longppl, needle"),
+    (["--tasks", ""], "--tasks '' is unknown"),
+    (["--tasks", "vt,vt"], "each only once"),
+    (["--lengths", "12,x"], "--lengths must be whole numbers"),
+    (["--lengths", "100"], "needle does not fit 100 tokens"),
+    (["--samples", "0"], "--samples must be at least 1, not 0"),
+    (["--seed", "-1"], "--seed must be at least 0, not -1"),
+    (["--step", "3"], "3"),
+    (["--tasks", "qa_1", "--squad", "gone.json"], "gone.json: cannot be read"),
+    (["--tasks", "longppl"], "longppl does not fit 512 tokens: with --trunc_len 4096"),
+    (["--tasks", "longppl", "--trunc_len", "8", "--sliding_window", "8", "--evaluator", "gone"],
+     "gone is no run"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words, sentence", BAD, ids=[" ".join(w) for w, _ in BAD])
+def test_what_cannot_be_evaluated_is_one_sentence(
+    place, monkeypatch, capsys, tmp_path, words, sentence
+):
+    monkeypatch.chdir(place)
+    settings = {"--workdir": "runs/demo", "--tasks": "needle", "--lengths": "512"}
+    settings |= {"--out": str(tmp_path / "out")} | dict(zip(words[::2], words[1::2]))
+    code, _, err = call(capsys, "eval", *(w for item in settings.items() for w in item))
+    assert code == 2 and sentence in err
+    assert err.startswith("hybridlm: ") and err.count("\n") == 1
+
+
+def test_no_run_and_no_checkpoint(tmp_path, capsys):
+    words = ["--tasks", "needle", "--lengths", "512", "--out", tmp_path / "out"]
+    code, _, err = call(capsys, "eval", "--workdir", tmp_path, *words)
+    assert code == 2 and "is no run" in err and err.count("\n") == 1
+
+
+def test_haystacks_are_what_a_run_does_not_train_on(place, monkeypatch):
+    monkeypatch.chdir(place)
+    config = read_json(place / "runs/demo/config.json")
+    pipeline = open_pipeline(config.data, seed=0, workdir=place / "runs/demo")
+    (split,) = pipeline.heldout_splits.values()
+    offsets = split.document_offsets().tolist()
+    held = {
+        " ".join(pipeline.tokenizer.decode(split.read(a, b)[0]).split())
+        for a, b in zip(offsets, offsets[1:])
+    }
+    assert held == {a.text for a in haystack.addresses() if a.heldout}
+
+
+def test_tables_and_figures_from_records():
+    """Accuracies by task and length; the needle's heat map has a row a depth."""
+    needle = [
+        {"task": "needle", "length": n, "accuracy": 0.5, "samples": 4,
+         "by_depth": [{"depth": d, "accuracy": d / 100, "samples": 2} for d in (0.0, 100.0)]}
+        for n in (256, 1024)
+    ]  # fmt: skip
+    longppl = {"task": "longppl", "length": 512, "longppl": None, "key_tokens": 0, "tokens": 9}
+    text = table([*needle, longppl])
+    assert text.splitlines()[1].split() == ["needle", "50.0", "50.0"]
+    assert text.splitlines()[-1].split() == ["none"]
+    made = figures([*needle, longppl])
+    assert set(made) == {"needle", "tasks"}
+    (axes, _) = made["needle"].axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["0%", "100%"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["256", "1,024"]
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[0, 0], [1, 1]])
