@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help setup demo test test-slow lint benchmark clean
+.PHONY: help setup demo test test-slow lint mixers benchmark clean
 
 help:
 	@echo "make demo       set up, and train the demo: 5 minutes on 2 CPU cores"
 	@echo "make test       set up, and run the tests (slow ones: a sample that rotates by the day)"
 	@echo "make test-slow  all tests"
 	@echo "make lint       ruff"
-	@echo "make benchmark  training speed on this CPU against PyTorch and jax-linear-attention"
+	@echo "make mixers     run every law on every mixer, and write docs/mixers.md: half an hour"
+	@echo "make benchmark  speed on this CPU against PyTorch and jax-linear-attention"
 
 setup: $(READY)
 
@@ -35,8 +36,13 @@ test-slow: setup
 lint: setup
 	$(BIN)/ruff check .
 
+mixers: setup
+	$(BIN)/python tests/models/record_laws.py
+	$(BIN)/python -m hybridlm.models.mixers.document > docs/mixers.md
+
 benchmark: setup
 	$(BIN)/python benchmarks/train_cpu.py
+	$(BIN)/python benchmarks/mixers_cpu.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .ruff_cache
