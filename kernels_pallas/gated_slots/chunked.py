@@ -30,7 +30,7 @@ import numpy as np
 # chunk. Rows of a matrix are (token, query head).
 
 MAX_CHUNK = 64
-MAX_ROWS = 4096  # of a group: what is worked on at once stays in a core's cache, in any length
+MAX_ROWS = 2048  # of a group: what is worked on at once stays in a core's cache, in any length
 LEAF = 8
 
 
@@ -120,7 +120,7 @@ def _group_forward(
     earlier_BGNCRM, own_BGNCR1 = chunk.read(q_BGNCRK, k_BGNCK, k_slots_BGNMK)
     logits_BGNCRM = earlier_BGNCRM + own_BGNCR1 * write_BGNCM[..., None, :]
     lse_BGNCR = jax.nn.logsumexp(logits_BGNCRM, axis=-1)
-    p_BGNCRM = jnp.exp(logits_BGNCRM - lse_BGNCR[..., None])
+    p_BGNCRM = jax.lax.optimization_barrier(jnp.exp(logits_BGNCRM - lse_BGNCR[..., None]))
     out_BGNCRV = chunk.expand(p_BGNCRM, v_BGNCV, v_slots_BGNMV, chunk.leaf_pairs(p_BGNCRM))
 
     return (out_BGNCRV, lse_BGNCR, last_BGMZ), (enter_BGNMZ, earlier_BGNCRM)
@@ -143,6 +143,8 @@ def _group_backward(precision, residuals, cotangents):
     delta_BGNCR = jnp.sum(dout_BGNCRV * out_BGNCRV, axis=-1) - dlse_BGNCR
     dp_BGNCRM = dearlier_BGNCRM + down_BGNCR1 * write_BGNC1M
     dlogits_BGNCRM = p_BGNCRM * (dp_BGNCRM - delta_BGNCR[..., None])
+    # The barrier keeps XLA from taking the exponentials anew at every use.
+    p_BGNCRM, dlogits_BGNCRM = jax.lax.optimization_barrier((p_BGNCRM, dlogits_BGNCRM))
 
     # The queries read keys as the outputs read values.
     q_pairs, dout_pairs = chunk.leaf_pairs(dlogits_BGNCRM), chunk.leaf_pairs(p_BGNCRM)
@@ -168,7 +170,9 @@ def _group_backward(precision, residuals, cotangents):
             axis=-1,
         )
     )
-    dwrite_BGNCM = chunk.leaf_writes((q_leaf, dlogits_BGNCRM), (dout_leaf, p_BGNCRM))
+    dwrite_BGNCM = chunk.leaf_writes(q_leaf, dlogits_BGNCRM) + chunk.leaf_writes(
+        dout_leaf, p_BGNCRM
+    )
     for level in chunk.levels:
         parts, dwrite_JhM = [], 0
         for x_BGNCR, w_BGNCRM, y_BGNC in passes:
@@ -284,18 +288,13 @@ class _Chunk:
             sums = jnp.where(later, (sums + here) * gate_JLM[..., j + 1, None, None, :], sums)
         return sums
 
-    def leaf_writes(self, *passes):
-        """sum_{t > j} pairs_tj (decay from j to t) w_t of a leaf, over passes (pairs, w)."""
-        gate_JLM = _leaves(self.gate_BGNCM, self.leaf)
+    def leaf_writes(self, pairs_JxL, w_BGNCRM):
+        """sum_{t > j} pairs_tj (decay from j to t) w_t of a leaf: (B, G, N, C, M)."""
+        gate_JLM, w_JLRM = (_leaves(x, self.leaf) for x in (self.gate_BGNCM, w_BGNCRM))
+        pairs_JLRL = pairs_JxL.reshape(*w_JLRM.shape[:-1], self.leaf)
         sums = jnp.zeros_like(gate_JLM)
         for t in range(self.leaf - 1, 0, -1):
-            here = 0
-            for pairs_JxL, w_BGNCRM in passes:
-                pairs_JLRL = pairs_JxL.reshape(*gate_JLM.shape[:-1], -1, self.leaf)
-                w_JRM = _leaves(w_BGNCRM, self.leaf)[..., t, :, :]
-                for r in range(w_JRM.shape[-2]):
-                    pairs_JL1 = pairs_JLRL[..., t, r, :, None]
-                    here += pairs_JL1 * w_JRM[..., r, :][..., None, :]
+            here = jnp.sum(pairs_JLRL[..., t, :, :, None] * w_JLRM[..., t, :, None, :], axis=-3)
             earlier = ~_at_least(t, sums, axis=-2)
             sums = jnp.where(earlier, (sums + here) * gate_JLM[..., t, :][..., None, :], sums)
         return _from_leaves(sums)
