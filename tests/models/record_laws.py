@@ -70,34 +70,43 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", help="only these; the others keep their record")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    import jax
     import small
-
-    from kernels_pallas.testing import LAWS
 
     variants = {n: m["kind"] for n, m in small.MIXERS.items()}
     chosen = [n for n, kind in variants.items() if not options.kinds or kind in options.kinds]
     if options.variants:
         of_kind = {k: [n for n in chosen if variants[n] == k] for k in set(variants.values())}
         chosen = [n for n in chosen if n in of_kind[variants[n]][: options.variants]]
-    record = json.loads(RECORD.read_text()) if options.kinds and RECORD.exists() else {}
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     passed, counts = record.get("passed", {}), record.get("variants", {})
     for kind in {variants[n] for n in chosen}:
-        passed[kind], counts[kind] = dict.fromkeys([*LAWS, SHARDED], True), 0
+        passed.pop(kind, None)
+        counts.pop(kind, None)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.processes, mp_context=context) as pool:
-        tasks = {name: pool.submit(hold, name, options.seeds) for name in chosen}
-        for name, task in tasks.items():
-            kind, result = variants[name], task.result()
-            counts[kind] += 1
-            passed[kind] = {law: passed[kind][law] and ok for law, ok in result.items()}
+        tasks = {pool.submit(hold, name, options.seeds): name for name in chosen}
+        for task in concurrent.futures.as_completed(tasks):
+            name, result = tasks[task], task.result()
+            kind = variants[name]
+            before = passed.get(kind, dict.fromkeys(result, True))
+            passed[kind] = {law: before[law] and ok for law, ok in result.items()}
+            counts[kind] = counts.get(kind, 0) + 1
             print(f"{name}: {sum(result.values())} of {len(result)} laws", flush=True)
+            write(passed, counts, options.seeds)
+    return 0 if all(all(p.values()) for p in passed.values()) else 1
+
+
+def write(passed: dict, counts: dict, seeds: int) -> None:
+    """The record so far, so that an interrupted run keeps what it found."""
+    import jax
+
+    from kernels_pallas.testing import LAWS
+
     record = dict(
-        date=time.strftime("%Y-%m-%d"), jax=jax.__version__, seeds=options.seeds, laws=[*LAWS, SHARDED],
+        date=time.strftime("%Y-%m-%d"), jax=jax.__version__, seeds=seeds, laws=[*LAWS, SHARDED],
         variants=dict(sorted(counts.items())), passed=dict(sorted(passed.items())),
     )  # fmt: skip
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
-    return 0 if all(all(p.values()) for p in passed.values()) else 1
 
 
 if __name__ == "__main__":

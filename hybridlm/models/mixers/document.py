@@ -117,17 +117,22 @@ def _laws(record: dict[str, Any]) -> list[str]:
     laws, passed = record["laws"], record["passed"]
     rows = []
     for kind in sorted(KINDS):
-        of_kind = passed.get(kind, {})
-        marks = " | ".join("yes" if of_kind.get(law) else "no" for law in laws)
+        marks = " | ".join(_mark(passed.get(kind), law) for law in laws)
         rows.append(f"| `{kind}` | {record['variants'].get(kind, 0)} | {marks} |")
     return [
-        f"Each law of `kernels_pallas/testing.py` on {record['seeds']} fresh draws for every small"
-        f" variant of the mixer, whole; recorded {record['date']} with jax {record['jax']}.",
+        f"Laws of `kernels_pallas/testing.py` that each mixer passed whole, with projections,"
+        f" convolutions and caches, on {record['seeds']} fresh draw(s) for each of so many small"
+        f" variants; recorded {record['date']} with jax {record['jax']}. A dash: not recorded yet.",
+        "The tests hold every variant to the same laws on other draws.",
         "",
         "| kind | variants | " + " | ".join(laws) + " |",
         "|---|---:|" + "---|" * len(laws),
         *rows,
     ]
+
+
+def _mark(passed: dict[str, bool] | None, law: str) -> str:
+    return "-" if passed is None else "yes" if passed[law] else "no"
 
 
 def _operations(config: type[MixerConfig]) -> str:
