@@ -31,7 +31,7 @@ def test_law(op, law, seed):
 @pytest.mark.slow
 @by_law
 @by_op
-@settings(max_examples=20, deadline=None, phases=[Phase.generate])
+@settings(max_examples=3, deadline=None, phases=[Phase.generate])
 @given(seed=seeds)
 def test_law_at_length(op, law, seed):
     hold(op, law, seed)

@@ -23,7 +23,7 @@ for draw in SUBJECTS.values():
 def test_sharded_over_the_batch_is_single_device():
     environment = os.environ | dict(
         JAX_PLATFORMS="cpu",
-        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        XLA_FLAGS="--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
         PYTHONPATH=os.pathsep.join([str(HERE), str(HERE.parents[1])]),
     )
     done = subprocess.run(
