@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 
 import train_cpu
-from environments import Unavailable, environment
+from environments import Unavailable, variables
 
 HERE = pathlib.Path(__file__).resolve().parent
 BEGIN, END = "<!-- mixers_cpu: begin -->", "<!-- mixers_cpu: end -->"
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> dict:
         "date": time.strftime("%Y-%m-%d"), "machine": train_cpu.machine(),
         "load_at_start": train_cpu.load(), "repeats": options.repeats, "records": [],
     }  # fmt: skip
-    worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables())
     for line in worker.stdout:
         record = json.loads(line)
         if "versions" in record:

@@ -1,40 +1,72 @@
-"""Gated linear attention in chunks of C tokens: products of matrices, and a scan over N states.
+"""Gated linear attention in chunks of C tokens: products of matrices, and a scan over states.
 
 Within a chunk token i sees token j through (q_i . k_j) times the decay between them; earlier
-chunks it sees through the state that enters its chunk. All chunks run side by side but for the
-scan that gives every chunk its state, so memory and work are linear in time. How a decay enters
-the products is what `scalar` (one a head) and `channel` (one a channel of the key) differ in;
-both only ever take exp of sums of log-decays, which are <= 0, and boundaries are masks.
+chunks it sees through the state that enters its chunk. A few chunks run side by side, as a block
+whose intermediates fit a core's cache, and a scan goes over the blocks; the backward pass makes
+them again from the block's inputs. Memory and work are linear in time. How a decay enters the
+products is what `scalar` (one a head) and `channel` (one a channel of the key) differ in; both
+only ever take exp of sums of log-decays, which are <= 0, and boundaries are masks.
 """
+
+import functools
+
+import jax
+import jax.numpy as jnp
 
 from kernels_pallas.gated_linear import channel, scalar
 from kernels_pallas.gated_linear.chunks import Chunks, by_group, inclusive_sums, join, split
 
+CHUNK = 64  # tokens, or fewer in a short sequence
+BLOCK = 8  # chunks side by side, at most
+
 
 def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, precision):
     """(o_BTHV, final s_BHKV); the same arguments as the reference form."""
-    time, groups = k_BTGK.shape[1:3]
+    batch, time, groups = k_BTGK.shape[:3]
     length = chunk_length(time)
-    chunks = Chunks(
-        q_NBGCK=split(q_BTGK, length, axis=3),
-        k_NBGCK=split(k_BTGK, length, axis=3),
-        v_NBGRCV=split(by_group(v_BTHV, groups, axis=2), length, axis=4),
-        number_NBC=inclusive_sums(split(resets_BT.astype(v_BTHV.dtype), length, axis=2)),
-    )
-    s_BGRKV = by_group(s_BHKV, groups, axis=1)
-    if log_decay.ndim == 4:
-        g_NBGRCK = split(by_group(log_decay, groups, axis=2), length, axis=4)
-        o_NBGRCV, s_BGRKV = channel.attend(chunks, g_NBGRCK, s_BGRKV, precision)
-    else:
-        if log_decay.ndim == 3:
-            g_NBGRC = split(by_group(log_decay, groups, axis=2), length, axis=4)
+    chunks = -(-time // length)
+    blocks = -(-chunks // BLOCK)
+    block = -(-chunks // blocks) * length
+    added = blocks * block - time
+
+    def cut(x_BT):
+        """(blocks, B, T of a block, ...). Tokens of zeros that are missing are added in front,
+        where with decay 1 and no reset they change nothing: the last stays the last."""
+        x_BT = jnp.pad(x_BT, ((0, 0), (added, 0)) + ((0, 0),) * (x_BT.ndim - 2))
+        return jnp.moveaxis(x_BT.reshape(batch, blocks, block, *x_BT.shape[2:]), 1, 0)
+
+    fixed = log_decay.ndim == 1
+    there_BT = jnp.ones((batch, time), v_BTHV.dtype)
+    tokens = (q_BTGK, k_BTGK, v_BTHV, resets_BT, there_BT if fixed else log_decay)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def step(s_BGRKV, tokens):
+        q_BTGK, k_BTGK, v_BTHV, resets_BT, decays = tokens
+        chunks = Chunks(
+            q_NBGCK=split(q_BTGK, length, axis=3),
+            k_NBGCK=split(k_BTGK, length, axis=3),
+            v_NBGRCV=split(by_group(v_BTHV, groups, axis=2), length, axis=4),
+            number_NBC=inclusive_sums(split(resets_BT.astype(v_BTHV.dtype), length, axis=2)),
+        )
+        if fixed:
+            there_NBC = split(decays, length, axis=2)
+            decays = scalar.FixedDecays.of(by_group(log_decay, groups, axis=0), there_NBC)
+            o_NBGRCV, s_BGRKV = scalar.attend(chunks, decays, s_BGRKV, precision)
+        elif decays.ndim == 3:
+            g_NBGRC = split(by_group(decays, groups, axis=2), length, axis=4)
             decays = scalar.TokenDecays.of(g_NBGRC)
+            o_NBGRCV, s_BGRKV = scalar.attend(chunks, decays, s_BGRKV, precision)
         else:
-            decays = scalar.FixedDecays.of(by_group(log_decay, groups, axis=0), time, length)
-        o_NBGRCV, s_BGRKV = scalar.attend(chunks, decays, s_BGRKV, precision)
-    return join(o_NBGRCV, time), s_BGRKV.reshape(s_BHKV.shape)
+            g_NBGRCK = split(by_group(decays, groups, axis=2), length, axis=4)
+            o_NBGRCV, s_BGRKV = channel.attend(chunks, g_NBGRCK, s_BGRKV, precision)
+        return s_BGRKV, join(o_NBGRCV)
+
+    start = by_group(s_BHKV, groups, axis=1)
+    s_BGRKV, o = jax.lax.scan(step, start, jax.tree.map(cut, tokens))
+    o_BTHV = jnp.moveaxis(o, 0, 1).reshape(batch, blocks * block, *v_BTHV.shape[2:])
+    return o_BTHV[:, added:], s_BGRKV.reshape(s_BHKV.shape)
 
 
 def chunk_length(time: int) -> int:
-    """Tokens per chunk: a power of two, 64 where there are as many."""
-    return min(64, 1 << max(0, time - 1).bit_length())
+    """Tokens per chunk: a power of two, `CHUNK` where there are as many."""
+    return min(CHUNK, 1 << max(0, time - 1).bit_length())

@@ -22,13 +22,8 @@ class Chunks(NamedTuple):
 
 
 def split(x_BT, length: int, axis: int):
-    """(B, T, ...) to (N, B, ...) with the `length` tokens of a chunk as axis `axis`.
-
-    Tokens of zeros that are missing are added in front, where with decay 1 and no reset they
-    change nothing: the last token stays the last of its chunk.
-    """
-    batch, time = x_BT.shape[:2]
-    x_BT = jnp.pad(x_BT, ((0, 0), (-time % length, 0)) + ((0, 0),) * (x_BT.ndim - 2))
+    """(B, N * C, ...) to (N, B, ...) with the `length` = C tokens of a chunk as axis `axis`."""
+    batch = x_BT.shape[0]
     return jnp.moveaxis(x_BT.reshape(batch, -1, length, *x_BT.shape[2:]), (1, 2), (0, axis))
 
 
@@ -37,12 +32,11 @@ def by_group(x_H, groups: int, axis: int):
     return x_H.reshape(*x_H.shape[:axis], groups, -1, *x_H.shape[axis + 1 :])
 
 
-def join(o_NBGRCV, time: int):
-    """(B, T, H, V): the chunks one after the other, without what `split` added."""
+def join(o_NBGRCV):
+    """(B, N * C, H, V): the chunks one after the other."""
     chunks, batch, groups, ratio, length, value_size = o_NBGRCV.shape
     o_BNCGRV = jnp.moveaxis(o_NBGRCV, (0, 4), (1, 2))
-    o_BTHV = o_BNCGRV.reshape(batch, chunks * length, groups * ratio, value_size)
-    return o_BTHV[:, chunks * length - time :]
+    return o_BNCGRV.reshape(batch, chunks * length, groups * ratio, value_size)
 
 
 def enter(keep_NB, added_NB, s_B):

@@ -5,38 +5,34 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.gated_linear.chunks import MASKED, Chunks, enter, inclusive_sums, split
+from kernels_pallas.gated_linear.chunks import MASKED, Chunks, enter, inclusive_sums
 
 
 class TokenDecays(NamedTuple):
-    """Sums of log-decays in a chunk, each in two parts.
+    """Sums of log-decays in a chunk, made by adding alone, as products with triangles of ones.
 
-    The difference of two sums in one part would lose to rounding what a few weak gates add
-    behind a strong one. Multiples of 1/256 sum exactly, and what is left of them is small.
+    A difference of two cumulative sums would lose to rounding what a few weak gates add behind a
+    strong one, and its gradient, which is made of the same differences, loses far more.
     """
 
-    coarse_NBGRC: jax.Array
-    fine_NBGRC: jax.Array
+    g_NBGRC: jax.Array
 
     @classmethod
     def of(cls, g_NBGRC):
-        g_NBGRC = _no_lower_than_underflow(g_NBGRC)
-        coarse_NBGRC = jax.lax.stop_gradient(jnp.round(g_NBGRC * 256) / 256)
-        return cls(inclusive_sums(coarse_NBGRC), inclusive_sums(g_NBGRC - coarse_NBGRC))
+        return cls(_no_lower_than_underflow(g_NBGRC))
 
     def between(self):
-        """[i, j]: the sum over tokens j + 1 to i, where i >= j."""
-        coarse, fine = (x[..., :, None] - x[..., None, :] for x in self)
-        return coarse + fine
+        """[i, j]: the sum over tokens j + 1 to i, 0 where i <= j."""
+        g_NBGRCC = self.g_NBGRC[..., None] * _triangle(self.g_NBGRC, below=1)
+        return jnp.matmul(_triangle(self.g_NBGRC), g_NBGRCC, precision="highest")
 
     def to_end(self):
         """The sum over the tokens after each one."""
-        coarse, fine = (x[..., -1:] - x for x in self)
-        return coarse + fine
+        return jnp.matmul(self.g_NBGRC, _triangle(self.g_NBGRC, below=1), precision="highest")
 
     def from_start(self):
         """The sum up to each token, its own included."""
-        return self.coarse_NBGRC + self.fine_NBGRC
+        return inclusive_sums(self.g_NBGRC)
 
 
 class FixedDecays(NamedTuple):
@@ -49,10 +45,9 @@ class FixedDecays(NamedTuple):
     age_N111C: jax.Array
 
     @classmethod
-    def of(cls, g_GR, time: int, length: int):
+    def of(cls, g_GR, there_NBC):
         g_GR = _no_lower_than_underflow(g_GR)
-        there_BT = jnp.ones((1, time), g_GR.dtype)
-        age_NBC = inclusive_sums(split(there_BT, length, axis=2))
+        age_NBC = inclusive_sums(there_NBC[:, :1])
         return cls(g_GR[None, None, :, :, None], age_NBC[:, :, None, None])
 
     def between(self):
@@ -65,6 +60,11 @@ class FixedDecays(NamedTuple):
 
     def from_start(self):
         return self.g_11GR1 * self.age_N111C
+
+
+def _triangle(g_NBGRC, below: int = 0):
+    """(C, C) of ones where row - column >= `below`, zeros elsewhere."""
+    return jnp.tril(jnp.ones((g_NBGRC.shape[-1],) * 2, g_NBGRC.dtype), -below)
 
 
 def _no_lower_than_underflow(g):
