@@ -50,7 +50,6 @@ def settings(options: argparse.Namespace) -> dict:
 
 
 def run(options: argparse.Namespace) -> dict:
-    matmul = measured_matmul_flops()
     config, tokenizer = setup.resolve(configs.read(settings(options)))
     program = setup.compile_program(config, tokenizer.token_bytes())
     sharding = meshes.batch_sharding(program.mesh)
@@ -75,7 +74,7 @@ def run(options: argparse.Namespace) -> dict:
             "packed documents": case(Packed(options.seed)),
         },
         "parameters": program.model.count(),
-        "matmul_flops": matmul,
+        "matmul_flops": measured_matmul_flops(),
         "compile_seconds": program.compile_seconds,
         "threads": f"XLA's pool on {measure.cores()} cores",
         "dtype": str(setup.compute_dtype(config)),

@@ -18,7 +18,7 @@ from hybridlm.models.params import Model
 from hybridlm.parallel import mesh as meshes
 from hybridlm.train import checkpoint, metrics
 from hybridlm.train.checkpoint import Checkpoints
-from hybridlm.train.host_memory import keep_large_buffers
+from hybridlm.train import host_memory
 from hybridlm.train.optimizer import make_optimizer
 from hybridlm.train.state import TrainState, abstract_state, init_state
 from hybridlm.train.step import make_eval_step, make_train_step
@@ -73,8 +73,8 @@ def compile_program(config: Config, token_bytes_V: np.ndarray) -> Program:
       ConfigError: where the mesh, the batch and the parameters do not divide.
     """
     devices = jax.devices()
-    if devices[0].platform == "cpu":
-        keep_large_buffers()
+    if on_cpu := devices[0].platform == "cpu":
+        host_memory.keep_large_buffers()
     meshes.check_divides(config, meshes.mesh_shape(config.mesh, len(devices)))
     mesh = meshes.make_mesh(config.mesh, devices)
     jax.set_mesh(mesh)
@@ -89,6 +89,9 @@ def compile_program(config: Config, token_bytes_V: np.ndarray) -> Program:
     step = make_train_step(config, model, optimizer, token_bytes_V, dtype)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
     train_step = jitted.lower(abstract, abstract_batch(config, mesh)).compile()
+    if on_cpu:
+        temporaries = train_step.memory_analysis().temp_size_in_bytes
+        host_memory.reserve_huge_pages(2 * temporaries)
     return Program(
         model=model,
         mesh=mesh,
