@@ -23,7 +23,8 @@ class TokenDecays(NamedTuple):
 
     def between(self):
         """[i, j]: the sum over tokens j + 1 to i, 0 where i <= j."""
-        g_NBGRCC = self.g_NBGRC[..., None] * _triangle(self.g_NBGRC, below=1)
+        after_CC = _triangle(self.g_NBGRC, below=1)
+        g_NBGRCC = self.g_NBGRC[..., None] * after_CC[None, None, None, None]
         return jnp.matmul(_triangle(self.g_NBGRC), g_NBGRCC, precision="highest")
 
     def to_end(self):

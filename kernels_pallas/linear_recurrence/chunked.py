@@ -13,6 +13,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+BLOCK = 1024  # tokens
+
 
 @jax.custom_vjp
 def linear_recurrence(a_BTD, b_BTD, h_BD):
@@ -43,7 +45,32 @@ def chunk_length(time: int) -> int:
 
 
 def _recurrence(a_BTD, b_BTD, h_BD, reverse=False):
-    """From h_BD forward in time, or backward from the last token to the first."""
+    """From h_BD forward in time, or backward from the last token to the first.
+
+    Long sequences go block by block: what a block reads in strides stays in the cache.
+    """
+    time = a_BTD.shape[1]
+    blocks = -(-time // BLOCK)
+    if blocks == 1:
+        return _block(a_BTD, b_BTD, h_BD, reverse)[1]
+    padding = ((0, 0), (0, blocks * BLOCK - time), (0, 0))
+    a_BTD, b_BTD = (jnp.pad(x, padding) for x in (a_BTD, b_BTD))
+
+    def step(i, carry):
+        h_BD, h_BTD = carry
+        start = BLOCK * (blocks - 1 - i if reverse else i)
+        a_BSD, b_BSD = (
+            jax.lax.dynamic_slice_in_dim(x, start, BLOCK, axis=1) for x in (a_BTD, b_BTD)
+        )
+        h_BD, h_BSD = _block(a_BSD, b_BSD, h_BD, reverse)
+        return h_BD, jax.lax.dynamic_update_slice_in_dim(h_BTD, h_BSD, start, axis=1)
+
+    _, h_BTD = jax.lax.fori_loop(0, blocks, step, (h_BD, jnp.zeros_like(b_BTD)))
+    return h_BTD[:, :time]
+
+
+def _block(a_BTD, b_BTD, h_BD, reverse):
+    """(h after the last step, every h)."""
     batch, time, channels = a_BTD.shape
     length = chunk_length(time)
     chunks = -(-time // length)
@@ -83,4 +110,5 @@ def _recurrence(a_BTD, b_BTD, h_BD, reverse=False):
 
     start = jnp.moveaxis(enter_NBD, 0, 1), jnp.zeros_like(b_BNCD)
     _, h_BNCD = jax.lax.fori_loop(0, length, step, start)
-    return h_BNCD.reshape(batch, chunks * length, channels)[:, :time]
+    h_BTD = h_BNCD.reshape(batch, chunks * length, channels)[:, :time]
+    return h_BTD[:, 0 if reverse else -1], h_BTD
