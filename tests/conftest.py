@@ -15,7 +15,7 @@ import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-SLOW_SHARE = 5  # one in so many slow tests runs in CI, another one each day
+SLOW_SHARE = 25  # one in so many slow tests runs in CI, another one each day
 
 jax.config.update("jax_platforms", "cpu")
 

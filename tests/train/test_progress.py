@@ -1,7 +1,6 @@
 """The progress line says everything, and on a terminal it never wraps."""
 
 import io
-import os
 
 import pytest
 
@@ -19,7 +18,7 @@ class Terminal(io.StringIO):
 
 
 def shown(stream, columns, monkeypatch):
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    monkeypatch.setenv("COLUMNS", str(columns))
     Progress(600, stream).update(RECORD)
     return stream.getvalue()
 
