@@ -72,9 +72,7 @@ def compile_program(config: Config, token_bytes_V: np.ndarray) -> Program:
     Raises:
       ConfigError: where the mesh, the batch and the parameters do not divide.
     """
-    devices = jax.devices()
-    if on_cpu := devices[0].platform == "cpu":
-        host_memory.keep_large_buffers()
+    devices = _devices()
     meshes.check_divides(config, meshes.mesh_shape(config.mesh, len(devices)))
     mesh = meshes.make_mesh(config.mesh, devices)
     jax.set_mesh(mesh)
@@ -89,7 +87,7 @@ def compile_program(config: Config, token_bytes_V: np.ndarray) -> Program:
     step = make_train_step(config, model, optimizer, token_bytes_V, dtype)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
     train_step = jitted.lower(abstract, abstract_batch(config, mesh)).compile()
-    if on_cpu:
+    if devices[0].platform == "cpu":
         temporaries = train_step.memory_analysis().temp_size_in_bytes
         host_memory.reserve_huge_pages(2 * temporaries)
     return Program(
@@ -136,7 +134,7 @@ def build(config: Config, workdir: pathlib.Path) -> Trainer:
     Raises:
       UserError: for a mesh or data that do not fit, and where the run there read other data.
     """
-    meshes.check_divides(config, meshes.mesh_shape(config.mesh, len(jax.devices())))
+    meshes.check_divides(config, meshes.mesh_shape(config.mesh, len(_devices())))
     pipeline = open_pipeline(config.data, seed=config.seed, workdir=workdir)
     _check_same_data(pipeline, workdir)
     program = compile_program(config, pipeline.tokenizer.token_bytes())
@@ -147,6 +145,14 @@ def build(config: Config, workdir: pathlib.Path) -> Trainer:
     else:
         state = program.init(jax.random.key(config.seed))
     return Trainer(config, pipeline, program, checkpoints, start_step, state)
+
+
+def _devices() -> list[jax.Device]:
+    """All devices. CPUs' threads are told how to allocate as soon as they are there."""
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        host_memory.keep_large_buffers()
+    return devices
 
 
 def _check_same_data(pipeline: Pipeline, workdir: pathlib.Path) -> None:
