@@ -16,9 +16,8 @@ from hybridlm.errors import RunError
 from hybridlm.models.accounting import train_flops_per_token, with_vocab
 from hybridlm.models.params import Model
 from hybridlm.parallel import mesh as meshes
-from hybridlm.train import checkpoint, metrics
+from hybridlm.train import checkpoint, host_memory, metrics
 from hybridlm.train.checkpoint import Checkpoints
-from hybridlm.train import host_memory
 from hybridlm.train.optimizer import make_optimizer
 from hybridlm.train.state import TrainState, abstract_state, init_state
 from hybridlm.train.step import make_eval_step, make_train_step

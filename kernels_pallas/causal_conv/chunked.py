@@ -10,6 +10,7 @@ from kernels_pallas import dispatch, segments
 
 BLOCK = 16  # tokens
 
+
 @jax.custom_vjp
 def causal_conv(x_BSD, kernel_WD, bias_D, segment_ids_BS):
     """y of the last S - (W - 1) tokens; the first W - 1 are the carried ones."""
