@@ -91,6 +91,43 @@ class HybridLM(nnx.Module):
             yield from _named(nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], stacked)))
         yield from _named(self.suffix)
 
+    def walk(
+        self, x_BTD: jax.Array, context: SequenceContext, look: Callable[..., Any]
+    ) -> tuple[jax.Array, list[Any]]:
+        """Through all layers, looking into each; what compiles does not grow with depth.
+
+        Args:
+          x_BTD: what `embed` gives.
+          look: (index, block, x_BTD, y_BTD) -> any pytree, of what enters and leaves the block. It
+            is called once for each layer of the repeating unit, `index` being its lowest copy's.
+
+        Returns:
+          The residual stream before the final norm, and `look`'s results of all layers, bottom to
+          top.
+        """
+
+        def group(blocks: nnx.Dict, x: jax.Array, first: int) -> tuple[jax.Array, list[Any]]:
+            found = []
+            for index, (_, block) in enumerate(_items(blocks), start=first):
+                y = block(x, context)
+                found.append(look(index, block, x, y))
+                x = y
+            return x, found
+
+        first, count = len(self.prefix), len(self.unit)
+        x_BTD, found = group(self.prefix, x_BTD, 0)
+        if self.repeats:
+            graphdef, stacked = nnx.split(self.unit)
+
+            def unit(x: jax.Array, state: nnx.State):
+                return group(nnx.merge(graphdef, state), x, first)
+
+            x_BTD, each = jax.lax.scan(unit, x_BTD, stacked)
+            for i in range(self.repeats):
+                found += jax.tree.map(lambda leaf, i=i: leaf[i], each)
+        x_BTD, above = group(self.suffix, x_BTD, first + self.repeats * count)
+        return x_BTD, found + above
+
     def scale_heads(self, scales: Sequence[jax.Array]) -> None:
         """Multiplies what each attention head adds to its layer's output, for good.
 

@@ -234,15 +234,28 @@ def test_blocks_are_the_layers_bottom_to_top():
     @jax.jit
     def figures(params):
         module = model.bind(params)
-        x = module.embed(tokens)
+        x, each = module.embed(tokens), []
         for name, block in module.blocks():
             names.append(name)
             x = block(x, context)
-        return module.final_norm(x), module.hidden(tokens, context)
+            each.append(x)
+        each = [jnp.sum(x) for x in each]
+        end, walked = module.walk(
+            module.embed(tokens), context, lambda index, block, x, y: jnp.sum(y)
+        )
+        return (
+            module.final_norm(x),
+            module.final_norm(end),
+            module.hidden(tokens, context),
+            each,
+            walked,
+        )
 
-    one_by_one, whole = figures(params)
+    one_by_one, walked, whole, *sums = figures(params)
     assert tuple(names) == config.layout.names
     np.testing.assert_allclose(one_by_one, whole, atol=1e-5)
+    np.testing.assert_allclose(walked, whole, atol=1e-5)
+    np.testing.assert_allclose(*sums, rtol=1e-4)
 
 
 def test_scaling_heads_of_a_model_reaches_the_layer_meant():
