@@ -7,6 +7,7 @@ Each takes a model, its parameters and prompts, says its definition and source, 
 from hybridlm.probes.answers import Answers, Restriction, answers
 from hybridlm.probes.gradients import Influence, gradient_influence, influence_norms
 from hybridlm.probes.heads import (
+    TOP_K,
     HeadEntropy,
     RetrievalHead,
     attention_entropy,
@@ -38,6 +39,7 @@ __all__ = [
     "Restriction",
     "RetrievalHead",
     "SlotShare",
+    "TOP_K",
     "Table",
     "View",
     "all_heads",
