@@ -12,6 +12,7 @@ from hybridlm.probes.heads import (
     RetrievalHead,
     attention_entropy,
     headed_layers,
+    heads_at_once,
     retrieval_heads,
     top_heads,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "head_counts",
     "head_masking",
     "headed_layers",
+    "heads_at_once",
     "influence_norms",
     "layer_probing",
     "mask_heads",

@@ -53,22 +53,7 @@ def retrieval_heads(
     found = over_layers(
         model, params, prompts, _scores, layers=headed_layers(model), batch=batch, dtype=dtype
     )
-    asked = np.any(prompts.rows_NQ >= 0, axis=1)
-    names = mixer_names(model)
-    entries = [
-        RetrievalHead(
-            layer, names[layer], h, float(mass[asked, h].mean()), float(copy[asked, h].mean()),
-            int(asked.sum()),
-        )
-        for layer, (mass, copy) in found.items() for h in range(mass.shape[1])
-    ]  # fmt: skip
-    return Table(
-        "retrieval_heads",
-        "attention from the question's end to the needle (mass); answer tokens whose source gets"
-        " the most attention (copy)",
-        "arXiv 2606.15378; arXiv 2404.15574",
-        tuple(entries),
-    )
+    return _retrieval_table(model, prompts, found)
 
 
 def top_heads(table: Table[RetrievalHead], k: int = TOP_K, by: str = "mass") -> tuple[Head, ...]:
@@ -113,6 +98,51 @@ def attention_entropy(
     if chosen is not None:
         layers = sorted(set(layers) & {head.layer for head in chosen})
     found = over_layers(model, params, prompts, _entropies, layers=layers, batch=batch, dtype=dtype)
+    return _entropy_table(model, found, chosen)
+
+
+def heads_at_once(
+    model: Model, params: Params, prompts: Prompts, *, batch: int = 8,
+    dtype: jnp.dtype = jnp.float32,
+) -> tuple[Table[RetrievalHead], Table[HeadEntropy]]:  # fmt: skip
+    """`retrieval_heads` and `attention_entropy` of every head, in one pass."""
+    layers = headed_layers(model)
+    found = over_layers(model, params, prompts, _both, layers=layers, batch=batch, dtype=dtype)
+    scores, entropies = ({layer: pair[i] for layer, pair in found.items()} for i in (0, 1))
+    return _retrieval_table(model, prompts, scores), _entropy_table(model, entropies, None)
+
+
+def headed_layers(model: Model) -> list[int]:
+    """The layers with attention heads."""
+    return [layer for layer, count in enumerate(head_counts(model, jnp.float32)) if count]
+
+
+def _retrieval_table(
+    model: Model, prompts: Prompts, found: dict[int, tuple[np.ndarray, np.ndarray]]
+) -> Table[RetrievalHead]:
+    """From (mass_NH, copy_NH) by layer."""
+    asked = np.any(prompts.rows_NQ >= 0, axis=1)
+    names = mixer_names(model)
+    entries = [
+        RetrievalHead(
+            layer, names[layer], h, float(mass[asked, h].mean()), float(copy[asked, h].mean()),
+            int(asked.sum()),
+        )
+        for layer, (mass, copy) in found.items() for h in range(mass.shape[1])
+    ]  # fmt: skip
+    return Table(
+        "retrieval_heads",
+        "attention from the question's end to the needle (mass); answer tokens whose source gets"
+        " the most attention (copy)",
+        "arXiv 2606.15378; arXiv 2404.15574",
+        tuple(entries),
+    )
+
+
+def _entropy_table(
+    model: Model, found: dict[int, tuple[np.ndarray, ...]], chosen: Collection[Head] | None
+) -> Table[HeadEntropy]:
+    """From (nats_NHQ, keys_NHQ, seen_NHQ) by layer."""
     names, entries = mixer_names(model), []
     for layer, (nats_NHQ, keys_NHQ, seen_NHQ) in found.items():
         normalised_NHQ = nats_NHQ / np.log(np.maximum(keys_NHQ, 2))
@@ -127,11 +157,6 @@ def attention_entropy(
         "arXiv 2606.15378",
         tuple(entries),
     )
-
-
-def headed_layers(model: Model) -> list[int]:
-    """The layers with attention heads."""
-    return [layer for layer, count in enumerate(head_counts(model, jnp.float32)) if count]
 
 
 def _scores(view: View):
@@ -170,3 +195,7 @@ def _entropies(view: View):
     keys_BHQ = jnp.sum(visible_BHQT, axis=-1)
     seen_BHQ = (keys_BHQ > 0) & (total_BHQ1[..., 0] > 0)
     return -jnp.sum(terms_BHQT, axis=-1), keys_BHQ, seen_BHQ
+
+
+def _both(view: View):
+    return _scores(view), _entropies(view)

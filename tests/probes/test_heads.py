@@ -64,6 +64,19 @@ def test_entropy_is_exact(model_and_params):
     assert 0.5 < only.entries[0].entropy < 0.8
 
 
+def test_one_pass_gives_both_tables(model_and_params):
+    made = known.prompts(3)
+    both = probes.heads_at_once(*model_and_params, made)
+    separate = (
+        probes.retrieval_heads(*model_and_params, made),
+        probes.attention_entropy(*model_and_params, made),
+    )
+    for one, other in zip(both, separate, strict=True):
+        assert one.probe == other.probe and len(one) == len(other) == 3
+        for row, again in zip(one.rows(), other.rows()):
+            assert row == pytest.approx(again, abs=1e-6)
+
+
 def test_entropy_of_a_short_question_and_of_none():
     """One key is entropy 0; queries before the document's start are left out."""
     model, params = known.induction()
