@@ -136,30 +136,6 @@ def zoo():
     return make
 
 
-@pytest.mark.slow
-def test_they_work_with_every_mixer(zoo):
-    model, params, made = zoo(" ".join(small.MIXERS))
-    found = (
-        probes.retrieval_heads(model, params, made),
-        probes.attention_entropy(model, params, made),
-    )
-    assert (
-        len(found[0]) == len(probes.all_heads(model)) == sum(probes.head_counts(model, jnp.float32))
-    )
-    assert all(0 <= e.mass <= 1 + 1e-5 and 0 <= e.copy <= 1 for e in found[0])
-    assert all(-1e-5 <= e.entropy <= 1 + 1e-5 for e in found[1])
-    shares = {e.mixer for e in probes.slot_share(model, params, made)}
-    assert shares == {"nha", "nha0", "nha_full", "nha_llm"}
-    assert len(probes.qk_distance(model, [(1, params)], params)) == len(found[0])
-    assert probes.gradient_influence(model, params, made)
-    rng = np.random.default_rng(1)
-    assert (
-        len(probes.layer_probing(model, params, made, np.asarray([0, 1, 0]))) == model.config.depth
-    )
-    heads = [probes.all_heads(model)[i] for i in rng.permutation(len(found[0]))[:9]]
-    assert len(probes.head_masking(model, params, made, heads, draws=1)) == 3
-
-
 def test_they_agree_with_the_mixer_s_own_rows_in_scanned_layers(zoo):
     model, params, made = zoo("nha")
     assert probes.head_counts(model, jnp.float32) == (4, 4)
