@@ -1,4 +1,4 @@
-"""The command line: `hybridlm train|generate|eval|inspect|report|tokenize|train-tokenizer`."""
+"""The command line: `hybridlm train|generate|eval|probe|inspect|report|tokenize|train-tokenizer`."""
 
 import argparse
 import dataclasses
@@ -105,6 +105,28 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     evaluation.add_argument("--squad", type=_path, help="SQuAD JSON file for qa_1")
     evaluation.add_argument("--hotpotqa", type=_path, help="HotpotQA JSON file for qa_2")
 
+    probe = command("probe", _probe, "look inside a trained model, on one checkpoint or all")
+    probe.add_argument("--workdir", type=_path, required=True, help="folder of a run")
+    probe.add_argument(
+        "--probes", required=True,
+        help="names with commas between: retrieval_heads, entropy, qk_distance,"
+        " gradient_influence, receptive_field, layer_probing, head_masking, slot_share",
+    )  # fmt: skip
+    probe.add_argument("--out", type=_path, required=True, help="folder to write")
+    probe.add_argument("--step", help="checkpoint, or all; the newest by default")
+    probe.add_argument("--length", type=int, help="tokens; those of training by default")
+    probe.add_argument("--samples", type=int, default=20, help="prompts, and texts")
+    probe.add_argument("--seed", type=int, default=0, help="of the prompts")
+    probe.add_argument("--batch", type=int, default=8, help="sequences at once")
+    probe.add_argument("--top_k", type=int, default=4, help="retrieval heads to follow and mask")
+    probe.add_argument("--by", default="mass", help="score that chooses them: mass or copy")
+    probe.add_argument("--draws", type=int, default=5, help="random sets of heads to mask")
+    probe.add_argument("--layers", help="to restrict: mixer names or numbers; each mixer in turn")
+    probe.add_argument("--windows", help="to restrict to, in tokens, with commas between")
+    probe.add_argument("--truncate", action="store_true", help="restrict by context, not window")
+    probe.add_argument("--classified", type=int, default=200, help="prompts of layer_probing")
+    probe.add_argument("--classes", default="hard", help="of layer_probing: hard or easy")
+
     inspect = command("inspect", _inspect, "print the state of a run and a hash of its parameters")
     inspect.add_argument("workdir", type=_path, metavar="WORKDIR")
     inspect.add_argument("--step", type=int, help="checkpoint; the newest by default")
@@ -173,15 +195,39 @@ def _eval(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     names = [f.name for f in dataclasses.fields(Settings)]
     given = {name: getattr(arguments, name) for name in names}
     given["tasks"] = tuple(arguments.tasks.split(","))
-    try:
-        given["lengths"] = tuple(int(word) for word in arguments.lengths.split(","))
-    except ValueError:
-        raise UserError(
-            f"--lengths must be whole numbers with commas between, not {arguments.lengths!r}"
-        ) from None
+    given["lengths"] = _numbers("--lengths", arguments.lengths)
     text = evaluate_run(arguments.workdir, Settings(**given), arguments.out, arguments.step)
     print(f"\n{text}\n\nwritten to {arguments.out}")
     return 0
+
+
+def _probe(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from hybridlm.analysis.probing import Settings, probe_run
+
+    names = [f.name for f in dataclasses.fields(Settings)]
+    given = {name: getattr(arguments, name) for name in names}
+    given["probes"] = tuple(arguments.probes.split(","))
+    if arguments.layers is not None:
+        given["layers"] = tuple(arguments.layers.split(","))
+    given["windows"] = _numbers("--windows", arguments.windows)
+    step = arguments.step
+    if step is not None and step != "all":
+        try:
+            step = int(step)
+        except ValueError:
+            raise UserError(f"--step must be a whole number or all, not {step!r}") from None
+    text = probe_run(arguments.workdir, Settings(**given), arguments.out, step)
+    print(f"\n{text}\n\nwritten to {arguments.out}")
+    return 0
+
+
+def _numbers(option: str, text: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if text is None else tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"{option} must be whole numbers with commas between, not {text!r}"
+        ) from None
 
 
 def _inspect(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:

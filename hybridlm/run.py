@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 
+from hybridlm.analysis.live_probes import live_probes
 from hybridlm.analysis.report import write_report
 from hybridlm.config import Config
 from hybridlm.generate import Sampling, generate_text, open_model
@@ -17,7 +18,7 @@ def run(config: Config, path: pathlib.Path) -> int:
     Raises:
       UserError: see `hybridlm.train.loop.train`.
     """
-    code = train(config, path)
+    code = train(config, path, watch=live_probes(config))
     if code == 0 and jax.process_index() == 0:
         _sample(config, path)
         _summary(path)

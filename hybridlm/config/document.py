@@ -25,6 +25,7 @@ SECTIONS: list[tuple[str, type]] = [
     ("train", schema.TrainConfig),
     ("mesh", schema.MeshConfig),
     ("sample", schema.SampleConfig),
+    ("probes", schema.ProbesConfig),
 ]
 
 HEAD = """# Settings

@@ -318,6 +318,34 @@ class SampleConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProbesConfig:
+    """What is looked at inside the model while it trains, into `probes.jsonl`.
+
+    Attributes:
+      which: "heads" (both retrieval scores and the entropy of every attention head) and
+        "slot_share" (of Native Hybrid Attention); an empty list for nothing.
+      interval: optimizer steps between two; the last step has one too.
+      samples: needles in held-out text, at depths from 0 to 100% in turn.
+      length: tokens of each, its answer included; None is data.seq_len.
+    """
+
+    which: tuple[Literal["heads", "slot_share"], ...] = ()
+    interval: int = 100
+    samples: int = 8
+    length: int | None = None
+
+    def __post_init__(self):
+        require(len(set(self.which)) == len(self.which), "which", "names one twice")
+        require(self.interval >= 1, "interval", f"must be at least 1, not {self.interval}")
+        require(self.samples >= 1, "samples", f"must be at least 1, not {self.samples}")
+        require(
+            self.length is None or self.length >= 2,
+            "length",
+            f"must be at least 2, not {self.length}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that a run depends on."""
 
@@ -328,6 +356,7 @@ class Config:
     seed: int = 0
     mesh: MeshConfig = MeshConfig()
     sample: SampleConfig = SampleConfig()
+    probes: ProbesConfig = ProbesConfig()
 
     def __post_init__(self):
         train, data, optimizer = self.train, self.data, self.optimizer

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybridlm.errors import UserError
-from hybridlm.evals.programs import per_model
 from hybridlm.models.loss import token_nll
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model, Params
+from hybridlm.models.programs import per_model
 from hybridlm.train.step import loss_settings
 
 ALPHA, BETA = 2.0, -2.0  # nats

@@ -19,18 +19,24 @@ DEPTHS = tuple(float(d) for d in np.round(np.linspace(0, 100, 10), 1))  # per ce
 
 @dataclasses.dataclass(frozen=True)
 class NeedleInAHaystack:
-    """The task "needle": sample `index` lies at depth number `index` modulo the depths'."""
+    """The task "needle": sample `index` lies at depth number `index` modulo the depths'.
+
+    With `choices` the value is drawn from these and not from all numbers: classes for a probe.
+    """
 
     name: str = "needle"
     depths: tuple[float, ...] = DEPTHS
     tokens_to_generate: int = 32
     metric: str = "all"
+    choices: tuple[str, ...] = ()
 
     def sample(self, tokenizer: Tokenizer, length: int, seed: int, index: int) -> Sample:
         """The sample `index`. Raises UserError where the task does not fit `length`."""
         rng = generator(self.name, length, seed, index)
         depth = self.depths[index % len(self.depths)]
         (key,), (value,) = names(rng, "words", 1), names(rng, "numbers", 1)
+        if self.choices:
+            value = self.choices[rng.integers(len(self.choices))]
         source = TextHaystack(rng)
 
         def make(units: int) -> Draft:

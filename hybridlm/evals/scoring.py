@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybridlm.data.tokenizers import Tokenizer
-from hybridlm.evals.programs import per_model
 from hybridlm.evals.sample import Sample
 from hybridlm.models.loss import token_nll
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model, Params
+from hybridlm.models.programs import per_model
 from hybridlm.train.step import loss_settings
 
 

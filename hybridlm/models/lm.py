@@ -1,6 +1,6 @@
 """HybridLM: a decoder-only language model whose layers follow a pattern of named mixers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.config.schema import ModelConfig
-from hybridlm.models.block import build_block
+from hybridlm.models.block import Block, build_block
 from hybridlm.models.layers import Linear, RMSNorm
 from hybridlm.models.mixers import SequenceContext
 
@@ -61,8 +61,93 @@ class HybridLM(nnx.Module):
           remat: wraps one application of the repeating unit, e.g. in `jax.checkpoint`.
           scan: False unrolls the repeated unit (for tests and analyses).
         """
-        x_BTD = self._layers(_apply, self._embed(tokens_BT, dtype), context, remat, scan)
-        return self.final_norm(x_BTD)
+        return self.hidden_from(self.embed(tokens_BT, dtype), context, remat=remat, scan=scan)
+
+    def embed(self, tokens_BT: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        """The residual stream (B, T, D) that enters the first layer."""
+        x_BTD = self.embedding[...].astype(dtype)[tokens_BT]
+        scale = self.config.embedding_scale
+        return x_BTD if scale == 1.0 else x_BTD * jnp.asarray(scale, dtype)
+
+    def hidden_from(
+        self,
+        x_BTD: jax.Array,
+        context: SequenceContext,
+        *,
+        remat: Remat = lambda f: f,
+        scan: bool = True,
+    ) -> jax.Array:
+        """As `hidden`, from what `embed` gives."""
+        return self.final_norm(self._layers(_apply, x_BTD, context, remat, scan))
+
+    def blocks(self) -> Iterator[tuple[str, Block]]:
+        """(mixer name, block) of each layer, bottom to top.
+
+        A block of the repeated unit has one layer's parameters, sliced out: it is a copy.
+        """
+        yield from _named(self.prefix)
+        graphdef, stacked = nnx.split(self.unit)
+        for i in range(self.repeats):
+            yield from _named(nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], stacked)))
+        yield from _named(self.suffix)
+
+    def walk(
+        self, x_BTD: jax.Array, context: SequenceContext, look: Callable[..., Any]
+    ) -> tuple[jax.Array, list[Any]]:
+        """Through all layers, looking into each; what compiles does not grow with depth.
+
+        Args:
+          x_BTD: what `embed` gives.
+          look: (index, block, x_BTD, y_BTD) -> any pytree, of what enters and leaves the block. It
+            is called once for each layer of the repeating unit, `index` being its lowest copy's.
+
+        Returns:
+          The residual stream before the final norm, and `look`'s results of all layers, bottom to
+          top.
+        """
+
+        def group(blocks: nnx.Dict, x: jax.Array, first: int) -> tuple[jax.Array, list[Any]]:
+            found = []
+            for index, (_, block) in enumerate(_items(blocks), start=first):
+                y = block(x, context)
+                found.append(look(index, block, x, y))
+                x = y
+            return x, found
+
+        first, count = len(self.prefix), len(self.unit)
+        x_BTD, found = group(self.prefix, x_BTD, 0)
+        if self.repeats:
+            graphdef, stacked = nnx.split(self.unit)
+
+            def unit(x: jax.Array, state: nnx.State):
+                return group(nnx.merge(graphdef, state), x, first)
+
+            x_BTD, each = jax.lax.scan(unit, x_BTD, stacked)
+            for i in range(self.repeats):
+                found += jax.tree.map(lambda leaf, i=i: leaf[i], each)
+        x_BTD, above = group(self.suffix, x_BTD, first + self.repeats * count)
+        return x_BTD, found + above
+
+    def scale_heads(self, scales: Sequence[jax.Array]) -> None:
+        """Multiplies what each attention head adds to its layer's output, for good.
+
+        Args:
+          scales: (H,) of each layer, bottom to top, H being its mixer's `attention_heads`.
+        """
+        first, count = len(self.prefix), len(self.unit)
+        _scale_heads(self.prefix, scales[:first])
+        if self.repeats:
+            graphdef, stacked = nnx.split(self.unit)
+            unit = [jnp.stack(scales[first + i : first + self.repeats * count : count])
+                    for i in range(count)]  # fmt: skip
+
+            def one(state: nnx.State, scales: list[jax.Array]) -> nnx.State:
+                blocks = nnx.merge(graphdef, state)
+                _scale_heads(blocks, scales)
+                return nnx.state(blocks)
+
+            nnx.update(self.unit, jax.vmap(one)(stacked, unit))
+        _scale_heads(self.suffix, scales[first + self.repeats * count :])
 
     def hidden_and_loss(
         self,
@@ -78,7 +163,7 @@ class HybridLM(nnx.Module):
         The loss is a mean over real tokens, in float32 (float64 for a float64 `dtype`).
         """
         loss = jnp.zeros((), jnp.promote_types(dtype, jnp.float32))
-        carry = self._embed(tokens_BT, dtype), loss
+        carry = self.embed(tokens_BT, dtype), loss
         x_BTD, loss = self._layers(_apply_with_loss, carry, context, remat, scan)
         return self.final_norm(x_BTD), loss
 
@@ -119,7 +204,7 @@ class HybridLM(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
     ) -> tuple[jax.Array, DecodeState]:
         """Logits (B, T, V) of the next T tokens, continuing from `state`, and the new state."""
-        x_BTD = self._embed(tokens_BT, dtype)
+        x_BTD = self.embed(tokens_BT, dtype)
         x_BTD, prefix = _extend(self.prefix, x_BTD, context, state["prefix"])
         unit = state["unit"]
         if self.repeats:
@@ -154,11 +239,6 @@ class HybridLM(nnx.Module):
                     carry = unit(carry, jax.tree.map(lambda p, i=i: p[i], stacked))
         return apply(self.suffix, carry, context)
 
-    def _embed(self, tokens_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        x_BTD = self.embedding[...].astype(dtype)[tokens_BT]
-        scale = self.config.embedding_scale
-        return x_BTD if scale == 1.0 else x_BTD * jnp.asarray(scale, dtype)
-
 
 def _group(config: ModelConfig, names: tuple[str, ...], rngs: nnx.Rngs) -> nnx.Dict:
     return nnx.Dict(
@@ -179,6 +259,16 @@ def _stacked(make: Callable[[nnx.Rngs], nnx.Dict], repeats: int, rngs: nnx.Rngs)
 def _items(blocks: nnx.Dict) -> list[tuple[str, nnx.Module]]:
     """Blocks bottom to top."""
     return sorted(blocks.items(), key=lambda item: int(item[0].split("_", 1)[0]))
+
+
+def _named(blocks: nnx.Dict) -> Iterator[tuple[str, Block]]:
+    for name, block in _items(blocks):
+        yield name.split("_", 1)[1], block
+
+
+def _scale_heads(blocks: nnx.Dict, scales: Sequence[jax.Array]) -> None:
+    for (_, block), scale_H in zip(_items(blocks), scales, strict=True):
+        block.mixer.scale_heads(scale_H)
 
 
 def _apply(blocks: nnx.Dict, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:

@@ -1,7 +1,7 @@
 """The training loop: build, restore, compile, then step, log the step before, evaluate, save."""
 
 import pathlib
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,38 @@ class TrainingAborted(UserError):
     exit_code = 1
 
 
-def train(config: Config, path: pathlib.Path, progress: Progress | None = None) -> int:
+class Watch(Protocol):
+    """What looks at the parameters while they train, from outside; its time belongs to no step."""
+
+    def begin(self, path: pathlib.Path, step: int) -> None:
+        """The run in `path` goes on after `step`: what was written of later ones is void."""
+
+    def due(self, step: int) -> bool:
+        """Whether it wants to look after this step."""
+
+    def look(self, step: int, params: Any) -> str:
+        """Looks, writes what it saw safely, and returns a line to say."""
+
+    def close(self) -> None: ...
+
+
+class NoWatch:
+    """Nobody looks."""
+
+    def begin(self, path: pathlib.Path, step: int) -> None: ...
+
+    def due(self, step: int) -> bool:
+        return False
+
+    def look(self, step: int, params: Any) -> str:
+        raise RuntimeError("it is never due")
+
+    def close(self) -> None: ...
+
+
+def train(
+    config: Config, path: pathlib.Path, progress: Progress | None = None, watch: Watch = NoWatch()
+) -> int:
     """Trains, or goes on training, the run of `config` in `path`.
 
     Returns the exit code: 0 when the run is complete, 75 when it was asked to stop and saved.
@@ -34,14 +65,15 @@ def train(config: Config, path: pathlib.Path, progress: Progress | None = None) 
     folder = workdir.Workdir.open(path, config)
     try:
         with preemption.StopSignal() as stop:
-            return _train(config, folder, progress, stop)
+            return _train(config, folder, progress, stop, watch)
     finally:
         folder.close()
 
 
 def _train(
-    config: Config, folder: workdir.Workdir, progress: Progress, stop: preemption.StopSignal
-) -> int:
+    config: Config, folder: workdir.Workdir, progress: Progress, stop: preemption.StopSignal,
+    watch: Watch,
+) -> int:  # fmt: skip
     # --- build, restore, compile ---------------------------------------------------------------
     path = folder.path
     progress.say("reading the data and compiling the training step")
@@ -91,6 +123,7 @@ def _train(
     # --- loop ----------------------------------------------------------------------------------
     state, pending, saved = trainer.state, None, start
     batches = trainer.pipeline.iterate(start)
+    watch.begin(path, start)
     clock.restart()
     try:
         for step in range(start + 1, steps + 1):
@@ -104,7 +137,8 @@ def _train(
             stopping = bool(stop.received)  # asked once: a later signal is the next step's
             evaluate_now = step % config.train.eval_every == 0 or step == steps
             save_now = step % config.train.checkpoint_every == 0 or step == steps or stopping
-            if evaluate_now or save_now:
+            watch_now = watch.due(step)
+            if evaluate_now or save_now or watch_now:
                 log(*pending)
                 pending = None
                 with clock.paused():
@@ -112,6 +146,8 @@ def _train(
                         figures = evaluate(trainer.program.eval_step, state["params"], heldout)
                         writers.write({"kind": "eval", "step": step, **figures})
                         progress.say(_eval_line(step, figures))
+                    if watch_now:
+                        progress.say(watch.look(step, state["params"]))
                     if save_now:
                         save(step, state)
                         saved = step
@@ -121,6 +157,7 @@ def _train(
     finally:
         batches.close()
         trainer.checkpoints.close()
+        watch.close()
         writers.close()
     if saved < steps:
         progress.say(

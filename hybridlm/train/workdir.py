@@ -20,7 +20,7 @@ CONFIG, ENVIRONMENT, REPORT = "config.json", "environment.json", "report.html"
 
 # Settings that change how a run is carried out and watched, not what it computes.
 FREE_ON_RESUME = (
-    "mesh.", "sample.", "data.prefetch", "data.verify", "data.token_cache",
+    "mesh.", "sample.", "probes.", "data.prefetch", "data.verify", "data.token_cache",
     "train.log_every", "train.keep_checkpoints", "train.keep_every", "train.checkpoint_every",
     "train.tensorboard", "train.wandb", "train.abort_after",
 )  # fmt: skip

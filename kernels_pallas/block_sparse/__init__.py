@@ -15,6 +15,7 @@ from kernels_pallas import dispatch, segments
 from kernels_pallas.block_sparse import chunked, reference
 from kernels_pallas.block_sparse.decode import decode as _decode
 from kernels_pallas.block_sparse.decode import update_means as _update_means
+from kernels_pallas.block_sparse.rows import visible_keys as visible_keys
 
 SUPPORT = dispatch.XLA_ONLY
 _FORMS = {"reference": reference.attention, "chunked": chunked.attention}

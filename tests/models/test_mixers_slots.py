@@ -217,7 +217,7 @@ def test_the_loss_goes_through_every_part_of_the_model():
     hidden, loss = module.hidden_and_loss(tokens, context)
     np.testing.assert_array_equal(hidden, module.hidden(tokens, context))
     unrolled = module.hidden_and_loss(tokens, context, scan=False)[1]
-    x, total = module._embed(tokens, jnp.float32), 0
+    x, total = module.embed(tokens, jnp.float32), 0
     for name, layer in zip(model.config.layout.names, blocks(module), strict=True):
         x, one = layer.with_loss(x, context)
         assert (float(one) > 0) == (name == "nha_llm")

@@ -9,8 +9,8 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Identity, Linear, RMSNorm, at_least_float32
-from hybridlm.models.mixers import token_cache
-from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.models.mixers import rows, token_cache
+from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.spans import Chunk, Window, mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import (
@@ -151,7 +151,7 @@ class AttentionConfig(MixerConfig):
         return Window(self.window) if self.chunk is None else Chunk(self.chunk)
 
 
-class Attention(Mixer):
+class Attention(AttentionMixer):
     """The mixer of `AttentionConfig`."""
 
     def __init__(self, config: AttentionConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
@@ -202,6 +202,24 @@ class Attention(Mixer):
             )
             state = token_cache.write(state, (k, v), ids_BT)
         return self._output(out_BTHV, x_BTD), state
+
+    def attention_rows(
+        self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array
+    ) -> rows.AttentionRows:
+        q_BTHK, k_BTGK, _ = self._project(x_BTD, context)
+        ids_BT = self.span.segment_ids(context)
+        visible_B1QT = rows.visible_keys(ids_BT, rows_BQ, self.span.window)
+        q_BQHK = rows.take(q_BTHK, rows_BQ)
+        return rows.probabilities(q_BQHK, k_BTGK, visible_B1QT, **self._logit_options())
+
+    @property
+    def has_window(self) -> bool:
+        return True
+
+    def narrowed(self, window: int) -> "Attention":
+        copy = self._copy()
+        copy.span = self.span.narrowed(window)
+        return copy
 
     def _project(
         self, x_BTD: jax.Array, context: SequenceContext

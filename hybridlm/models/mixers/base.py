@@ -8,6 +8,9 @@ A mixer is an `nnx.Module` built as `Mixer(config, spec, rngs=rngs)` that offers
   number of tokens: prefill with many, decoding with one. Split anywhere = whole; and
 - `with_loss(x_BTD, context) -> (y_BTD, loss)`, which `Mixer` has for those without a loss.
 
+What probes ask of it - heads, attention rows, slot shares, a narrower reach - `Mixer` answers for
+those without attention and `AttentionMixer` for the others.
+
 Its config is a frozen dataclass derived from `MixerConfig`.
 """
 
@@ -18,6 +21,8 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from hybridlm.models.mixers import rows
 
 # Dimensions: B batch, T time, D width, H query heads, G key/value heads, K head size, S state
 # entries (keys held in a cache), W recurrent width, F MLP hidden size, V vocabulary.
@@ -106,7 +111,7 @@ class MixerConfig(abc.ABC):
 
 
 class Mixer(nnx.Module):
-    """A mixer's module; this base has no loss of its own."""
+    """A mixer's module; this base has no loss of its own and no attention heads."""
 
     def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
         """The mixer's output, and what it adds to the training objective.
@@ -115,3 +120,75 @@ class Mixer(nnx.Module):
         (segment id not 0): micro-batches are weighted by their number of these.
         """
         return self(x_BTD, context), jnp.float32(0)
+
+    @property
+    def attention_heads(self) -> int:
+        """Heads that attend to tokens."""
+        return 0
+
+    def attention_rows(
+        self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array
+    ) -> rows.AttentionRows:
+        """The attention of each head's queries at the tokens rows_BQ (int32, -1 for none).
+
+        `x_BTD` is the mixer's input, as `__call__` takes it. Nothing T x T is computed.
+        """
+        return rows.no_heads(rows_BQ, x_BTD.shape[1])
+
+    def query_key_weights(self) -> tuple[jax.Array, jax.Array]:
+        """(H, N) and (H, M): the weights from which each head's queries and keys are made."""
+        return jnp.zeros((0, 0)), jnp.zeros((0, 0))
+
+    def scale_heads(self, scale_H: jax.Array) -> None:
+        """Multiplies what each attention head adds to the output, for good; 0 takes it away."""
+        del scale_H  # there are none
+
+    def slot_share(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        """(B, T, heads that have slots beside tokens), the part of each softmax on the slots."""
+        return jnp.zeros((*x_BTD.shape[:2], 0))
+
+    @property
+    def has_window(self) -> bool:
+        """Whether `narrowed` is there for it."""
+        return False
+
+    def narrowed(self, window: int) -> "Mixer":
+        """A copy with the same weights that attends to the last `window` tokens at most.
+
+        Raises:
+          ValueError: for a mixer without a window; `LastTokens` bounds what that sees.
+        """
+        raise ValueError(f"{type(self).__name__} has no window to narrow to {window}")
+
+    def _copy(self) -> "Mixer":
+        graphdef, state = nnx.split(self)
+        return nnx.merge(graphdef, jax.tree.map(lambda x: x, state))  # variables of its own
+
+
+class AttentionMixer(Mixer):
+    """A mixer with `config.heads` heads of `q`, `config.kv_heads` of `k`, that `out` reads."""
+
+    @property
+    def attention_heads(self) -> int:
+        return self.config.heads
+
+    @abc.abstractmethod
+    def attention_rows(
+        self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array
+    ) -> rows.AttentionRows: ...
+
+    def query_key_weights(self) -> tuple[jax.Array, jax.Array]:
+        heads, kv_heads = self.config.heads, self.config.kv_heads
+        k_HN = jnp.repeat(by_head(self.k.kernel[...], kv_heads), heads // kv_heads, axis=0)
+        return by_head(self.q.kernel[...], heads), k_HN
+
+    def scale_heads(self, scale_H: jax.Array) -> None:
+        kernel = self.out.kernel[...]
+        scale_I = jnp.repeat(scale_H, kernel.shape[0] // self.attention_heads)
+        self.out.kernel[...] = kernel * scale_I[:, None]
+
+
+def by_head(kernel_DI: jax.Array, heads: int) -> jax.Array:
+    """(H, N): of a kernel whose outputs are heads side by side, each head's weights in a row."""
+    width = kernel_DI.shape[0]
+    return jnp.moveaxis(kernel_DI.reshape(width, heads, -1), 1, 0).reshape(heads, -1)

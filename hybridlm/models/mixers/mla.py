@@ -9,8 +9,14 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, RMSNorm
-from hybridlm.models.mixers import token_cache
-from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.models.mixers import rows, token_cache
+from hybridlm.models.mixers.base import (
+    AttentionMixer,
+    LayerSpec,
+    MixerConfig,
+    SequenceContext,
+    by_head,
+)
 from hybridlm.models.mixers.spans import mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
@@ -102,7 +108,7 @@ class MLAConfig(MixerConfig):
         return self.rope is not None and self.qk_rope > 0
 
 
-class MLA(Mixer):
+class MLA(AttentionMixer):
     """The mixer of `MLAConfig`.
 
     Training and prefill write every head's keys and values out. Decoding does not: q . (W_k c) =
@@ -126,12 +132,15 @@ class MLA(Mixer):
         self.out = Linear(values, spec.width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
         self.rope = Rope(config.rope, config.qk_rope) if config._rotates else no_rope
         self.scale = config.scale or (config.qk_nope + config.qk_rope) ** -0.5
+        self.window: int | None = None  # all tokens; a probe may narrow it
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         q_BTHK, latent_BTL = self._project(x_BTD, context)
         k_BTHK, v_BTHV = self._expand(latent_BTL)
         ids_BT = context.segment_ids_BT
-        out_BTHV, _ = attention(q_BTHK, k_BTHK, v_BTHV, segment_ids=ids_BT, scale=self.scale)
+        out_BTHV, _ = attention(
+            q_BTHK, k_BTHK, v_BTHV, segment_ids=ids_BT, window=self.window, scale=self.scale
+        )
         return self._output(out_BTHV)
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> TokenCache:
@@ -146,17 +155,46 @@ class MLA(Mixer):
         q_BTHK, latent_BTL = self._project(x_BTD, context)
         if x_BTD.shape[1] == 1:
             state = token_cache.write(state, (latent_BTL,), ids_BT)
-            valid_BS = token_cache.visible(state, ids_BT)
+            valid_BS = token_cache.visible(state, ids_BT, self.window)
             return self._output(self._decode(q_BTHK, state.entries[0], valid_BS)), state
         (past_BSL,), past_ids_BS = token_cache.in_order(state)
         out_BTHV, _ = attention(
             q_BTHK,
             *self._expand(latent_BTL),
             segment_ids=ids_BT,
+            window=self.window,
             scale=self.scale,
             initial_state=AttentionState(*self._expand(past_BSL), past_ids_BS),
         )
         return self._output(out_BTHV), token_cache.write(state, (latent_BTL,), ids_BT)
+
+    def attention_rows(
+        self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array
+    ) -> rows.AttentionRows:
+        q_BTHK, latent_BTL = self._project(x_BTD, context)
+        k_BTHK, _ = self._expand(latent_BTL)
+        visible_B1QT = rows.visible_keys(context.segment_ids_BT, rows_BQ, self.window)
+        q_BQHK = rows.take(q_BTHK, rows_BQ)
+        return rows.probabilities(q_BQHK, k_BTHK, visible_B1QT, scale=self.scale)
+
+    def query_key_weights(self) -> tuple[jax.Array, jax.Array]:
+        """Of keys the head's own part and the shared one; the way into the latents is no head's."""
+        config = self.config
+        q = self.q if config.q_rank is None else self.q.up
+        kv_LHE = self.kv_up.kernel[...].reshape(config.kv_rank, config.heads, -1)
+        own_HN = by_head(kv_LHE[..., : config.qk_nope], config.heads)
+        shared_N = self.kv_down.kernel[...][:, config.kv_rank :].reshape(-1)
+        shared_HN = jnp.broadcast_to(shared_N[None], (config.heads, shared_N.size))
+        return by_head(q.kernel[...], config.heads), jnp.concatenate([own_HN, shared_HN], axis=1)
+
+    @property
+    def has_window(self) -> bool:
+        return True
+
+    def narrowed(self, window: int) -> "MLA":
+        copy = self._copy()
+        copy.window = min(window, self.window or window)
+        return copy
 
     def _project(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
         """Queries, and the latents with the shared part of the keys, rotated, behind them."""

@@ -9,8 +9,8 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear
-from hybridlm.models.mixers import token_cache
-from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.models.mixers import rows, token_cache
+from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
 from kernels_pallas.block_sparse import (
@@ -18,6 +18,7 @@ from kernels_pallas.block_sparse import (
     block_sparse_attention,
     decode_block_sparse_attention,
     update_means,
+    visible_keys,
 )
 
 
@@ -132,7 +133,7 @@ class MoBACache(NamedTuple):
     means_BNGK: jax.Array
 
 
-class MoBA(Mixer):
+class MoBA(AttentionMixer):
     """The mixer of `MoBAConfig`."""
 
     def __init__(self, config: MoBAConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
@@ -192,6 +193,15 @@ class MoBA(Mixer):
             past = BlockSparseState(k_BSGK, v_BSGV, ids_BS, token_cache.positions(old))
             y_BTD = self._attend(q, k, v, context, past)
         return y_BTD, MoBACache(tokens, means_BNGK)
+
+    def attention_rows(
+        self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array
+    ) -> rows.AttentionRows:
+        q_BTHK, k_BTGK, _ = self._project(x_BTD, context)
+        q_BQHK, ids_BT = rows.take(q_BTHK, rows_BQ), context.segment_ids_BT
+        blocks = dict(block=self.config.block, top_k=self.config.top_k)
+        visible_BHQT = visible_keys(q_BQHK, k_BTGK, rows_BQ, ids_BT, **blocks)
+        return rows.probabilities(q_BQHK, k_BTGK, visible_BHQT, scale=self.size**-0.5)
 
     def _project(
         self, x_BTD: jax.Array, context: SequenceContext

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.dataclass_reader import require
+from hybridlm.models.mixers import rows
 from hybridlm.models.mixers.attention import mean_keys
-from hybridlm.models.mixers.base import LayerSpec, SequenceContext
+from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, SequenceContext
 from hybridlm.models.mixers.gsa import GSA, GSAConfig
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
 from kernels_pallas import segments
@@ -138,7 +139,7 @@ class NHAState(NamedTuple):
     recent: RecentTokens
 
 
-class NHA(GSA):
+class NHA(AttentionMixer, GSA):
     """The mixer of `NHAConfig`."""
 
     def __init__(self, config: NHAConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
@@ -165,6 +166,32 @@ class NHA(GSA):
         slots, window = self._parallel(x_BTD, context)
         real_BT1 = (context.segment_ids_BT != 0)[:, :, None]
         return jnp.where(real_BT1, jax.nn.sigmoid(slots[1] - window[1]), 0)
+
+    def attention_rows(
+        self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array
+    ) -> rows.AttentionRows:
+        """The window's part of each softmax; what is missing from 1 falls on the slots."""
+        q_BTHK, tokens = self._tokens(x_BTD, context)
+        ids_BT, window = context.segment_ids_BT, self.config.window
+        visible_B1QT = rows.visible_keys(ids_BT, rows_BQ, window)
+        q_BQHK = rows.take(self.rope(q_BTHK, context.positions_BT), rows_BQ)
+        k_BTGK = self._rotated(tokens)
+        within = rows.probabilities(q_BQHK, k_BTGK, visible_B1QT, scale=self.scale)
+        share_BQH = rows.take(self.slot_share(x_BTD, context), rows_BQ)
+        tokens_BHQ1 = jnp.moveaxis(1 - share_BQH, 2, 1)[..., None]
+        return within._replace(probs_BHQT=within.probs_BHQT * tokens_BHQ1)
+
+    @property
+    def has_window(self) -> bool:
+        return bool(self.config.window) or self.config.window is None
+
+    def narrowed(self, window: int) -> "NHA":
+        """What leaves the narrower window goes into the slots earlier."""
+        if not self.has_window:
+            return super().narrowed(window)
+        copy, own = self._copy(), self.config.window
+        copy.config = dataclasses.replace(self.config, window=min(window, own or window))
+        return copy
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> NHAState:
         """The state before any of at most `max_len` tokens."""

@@ -1,6 +1,7 @@
 """Within-layer hybrids: several mixers read the same input side by side (Hymba, Falcon-H1)."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -9,6 +10,7 @@ from flax import nnx
 
 from hybridlm.dataclass_reader import Invalid, nearest, require
 from hybridlm.models.layers import RMSNorm
+from hybridlm.models.mixers import rows
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 
 
@@ -112,6 +114,52 @@ class Parallel(Mixer):
             branch = self.branches[name]
             outputs[name], new_state[name] = branch.extend(x_BTD, context, state[name])
         return self.combine(outputs), new_state
+
+    @property
+    def attention_heads(self) -> int:
+        """Of all branches; everywhere they are counted through, in the order of branches."""
+        return sum(branch.attention_heads for branch in self._ordered())
+
+    def attention_rows(
+        self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array
+    ) -> rows.AttentionRows:
+        return rows.concatenated(
+            [b.attention_rows(x_BTD, context, rows_BQ) for b in self._ordered()]
+        )
+
+    def query_key_weights(self) -> tuple[jax.Array, jax.Array]:
+        """Rows are as long as the longest branch's, shorter ones filled with zeros."""
+        q, k = zip(*(branch.query_key_weights() for branch in self._ordered()))
+        return _stacked(q), _stacked(k)
+
+    def scale_heads(self, scale_H: jax.Array) -> None:
+        first = 0
+        for branch in self._ordered():
+            branch.scale_heads(scale_H[first : first + branch.attention_heads])
+            first += branch.attention_heads
+
+    def slot_share(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        shares = [branch.slot_share(x_BTD, context) for branch in self._ordered()]
+        return jnp.concatenate(shares, axis=2)
+
+    @property
+    def has_window(self) -> bool:
+        """Where every branch has one: no other bounds what the mixer sees."""
+        return all(branch.has_window for branch in self._ordered())
+
+    def narrowed(self, window: int) -> "Mixer":
+        copy = self._copy()
+        copy.branches = nnx.Dict({n: b.narrowed(window) for n, b in self.branches.items()})
+        return copy
+
+    def _ordered(self) -> list[Mixer]:
+        return [self.branches[name] for name in self.config.branches]
+
+
+def _stacked(parts: Sequence[jax.Array]) -> jax.Array:
+    longest = max(part.shape[1] for part in parts)
+    filled = [jnp.pad(p, ((0, 0), (0, longest - p.shape[1]))) for p in parts]
+    return jnp.concatenate(filled, axis=0)
 
 
 class NormedMean(nnx.Module):

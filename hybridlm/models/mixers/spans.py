@@ -26,6 +26,10 @@ class Window:
         """Keys a query attends to, its own included, averaged over a document."""
         return mean_keys(seq_len, self.window)
 
+    def narrowed(self, window: int) -> "Window":
+        """No more than `window` of these keys."""
+        return Window(min(window, self.window or window))
+
     def __str__(self) -> str:
         return f"window {self.window}" if self.window else "full"
 
@@ -53,8 +57,37 @@ class Chunk:
         whole, rest = divmod(seq_len, self.window)
         return (whole * self.window * (self.window + 1) + rest * (rest + 1)) / (2 * seq_len)
 
+    def narrowed(self, window: int) -> "WindowInChunk":
+        """No more than `window` of these keys, the last."""
+        return WindowInChunk(min(window, self.window), self)
+
     def __str__(self) -> str:
         return f"chunk {self.window}"
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowInChunk:
+    """The last `window` keys of the query's own chunk."""
+
+    window: int
+    chunk: Chunk
+
+    def segment_ids(self, context: SequenceContext) -> jax.Array:
+        """int32 (B, T), the ids to attend within."""
+        return self.chunk.segment_ids(context)
+
+    def mean_keys(self, seq_len: int) -> float:
+        """Keys a query attends to, its own included, averaged over a document."""
+        whole, rest = divmod(seq_len, self.chunk.window)
+        keys = whole * self.chunk.window * mean_keys(self.chunk.window, self.window)
+        return (keys + rest * mean_keys(max(rest, 1), self.window)) / seq_len
+
+    def narrowed(self, window: int) -> "WindowInChunk":
+        """No more than `window` of these keys, the last."""
+        return WindowInChunk(min(window, self.window), self.chunk)
+
+    def __str__(self) -> str:
+        return f"window {self.window} in {self.chunk}"
 
 
 def mean_keys(seq_len: int, window: int | None) -> float:

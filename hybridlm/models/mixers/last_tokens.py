@@ -1,0 +1,40 @@
+"""Any mixer, shown only the last tokens: its receptive field bounded exactly, whatever it is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybridlm.models.mixers.base import Mixer, SequenceContext
+from hybridlm.models.mixers.rows import take
+from kernels_pallas import segments
+
+_AT_ONCE = 4096  # tokens of windows that are computed side by side
+
+
+class LastTokens(Mixer):
+    """Its output at t is the mixer's at the end of a document of the last `window` tokens.
+
+    Of the query's own document, that is; positions stay those of the whole one. For attention this
+    is a window; a recurrence starts anew for every query, so the work is T x window. Only the
+    parallel form is there.
+    """
+
+    def __init__(self, mixer: Mixer, window: int):
+        self.mixer = mixer
+        self.window = window
+
+    def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        time = x_BTD.shape[1]
+        window = min(self.window, time)
+        document_BT = segments.document_number(context.segment_ids_BT)
+
+        def at(t: jax.Array) -> jax.Array:
+            index_W = t + jnp.arange(1 - window, 1)
+            index_BW = jnp.broadcast_to(index_W[None], (x_BTD.shape[0], window))
+            ids_BW, positions_BW, document_BW = (take(x, index_BW) for x in (*context, document_BT))
+            own_BW = (document_BW == document_BW[:, -1:]) & (index_BW >= 0)
+            shown = SequenceContext(jnp.where(own_BW, ids_BW, 0), positions_BW)
+            return self.mixer(take(x_BTD, index_BW), shown)[:, -1]
+
+        y_TBD = jax.lax.map(at, jnp.arange(time), batch_size=int(np.ceil(_AT_ONCE / window)))
+        return jnp.moveaxis(y_TBD, 0, 1)

@@ -1,0 +1,99 @@
+"""Attention of a few query rows, for probes: which keys they see, and with what probability.
+
+A mixer's own forward pass never writes attention probabilities out; these functions do, for the
+rows asked for alone, so that what a probe costs is queries x T and never T x T.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hybridlm.models.layers import at_least_float32
+from kernels_pallas import segments
+
+_MASKED = -1e30
+
+
+class AttentionRows(NamedTuple):
+    """What each head does with each of Q queries.
+
+    Attributes:
+      probs_BHQT: in at least float32, of the mixer's own softmax. They sum to 1 less what falls on
+        entries that are no token (sinks, NHA's slots), and to 0 where a row has no key.
+      visible_BHQT: bool, the keys that the query may attend to.
+    """
+
+    probs_BHQT: jax.Array
+    visible_BHQT: jax.Array
+
+
+def no_heads(rows_BQ: jax.Array, time: int) -> AttentionRows:
+    """Of a mixer without attention: no head, so nothing."""
+    batch, queries = rows_BQ.shape
+    shape = (batch, 0, queries, time)
+    return AttentionRows(jnp.zeros(shape), jnp.zeros(shape, bool))
+
+
+def concatenated(parts: Sequence[AttentionRows]) -> AttentionRows:
+    """The heads of several mixers side by side, in the order given."""
+    return AttentionRows(*(jnp.concatenate(xs, axis=1) for xs in zip(*parts, strict=True)))
+
+
+def take(x_BT: jax.Array, rows_BQ: jax.Array) -> jax.Array:
+    """x (B, T, ...) at the rows, (B, Q, ...); a row of -1 gives the first one's."""
+    return jax.vmap(lambda x_T, rows_Q: x_T[rows_Q])(x_BT, jnp.maximum(rows_BQ, 0))
+
+
+def visible_keys(
+    segment_ids_BT: jax.Array, rows_BQ: jax.Array, window: int | None = None
+) -> jax.Array:
+    """bool (B, 1, Q, T): keys of the query's document up to itself, `window` of them at most.
+
+    A row that is padding, or -1, sees nothing.
+    """
+    document_BT = segments.document_number(segment_ids_BT)
+    key_11T = jnp.arange(segment_ids_BT.shape[1])[None, None]
+    row_BQ1 = rows_BQ[:, :, None]
+    seen_BQT = (key_11T <= row_BQ1) & (
+        document_BT[:, None] == take(document_BT, rows_BQ)[..., None]
+    )
+    if window is not None:
+        seen_BQT &= row_BQ1 - key_11T < window
+    return (seen_BQT & (segment_ids_BT != 0)[:, None])[:, None]
+
+
+def probabilities(
+    q_BQHK: jax.Array,
+    k_BTGK: jax.Array,
+    visible_BHQT: jax.Array,
+    *,
+    scale: float,
+    sinks_H: jax.Array | None = None,
+    soft_cap: float | None = None,
+) -> AttentionRows:
+    """softmax(cap(scale q k^T)) over the visible keys and the sink, in at least float32.
+
+    Args:
+      q_BQHK: the rows' queries; head h reads key head h // (H // G) of k_BTGK.
+      visible_BHQT: bool; its heads may be 1, for all alike.
+      scale, sinks_H, soft_cap: as in `kernels_pallas.attention`.
+    """
+    batch, queries, heads, _ = q_BQHK.shape
+    k_BTHK = jnp.repeat(at_least_float32(k_BTGK), heads // k_BTGK.shape[2], axis=2)
+    logits_BHQT = scale * jnp.einsum("bqhk,bthk->bhqt", at_least_float32(q_BQHK), k_BTHK)
+    if soft_cap is not None:
+        logits_BHQT = soft_cap * jnp.tanh(logits_BHQT / soft_cap)
+    visible_BHQT = jnp.broadcast_to(visible_BHQT, logits_BHQT.shape)
+    logits_BHQT = jnp.where(visible_BHQT, logits_BHQT, _MASKED)
+    top_BHQ1 = jnp.max(logits_BHQT, axis=-1, keepdims=True)
+    if sinks_H is not None:
+        sinks_BHQ1 = at_least_float32(sinks_H)[None, :, None, None]
+        top_BHQ1 = jnp.maximum(top_BHQ1, sinks_BHQ1)
+    weights_BHQT = jnp.where(visible_BHQT, jnp.exp(logits_BHQT - top_BHQ1), 0)
+    total_BHQ1 = jnp.sum(weights_BHQT, axis=-1, keepdims=True)
+    if sinks_H is not None:
+        total_BHQ1 += jnp.exp(sinks_BHQ1 - top_BHQ1)
+    seen_BHQ1 = jnp.any(visible_BHQT, axis=-1, keepdims=True)
+    return AttentionRows(weights_BHQT / jnp.where(seen_BHQ1, total_BHQ1, 1), visible_BHQT)

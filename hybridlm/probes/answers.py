@@ -1,0 +1,109 @@
+"""Whether a model repeats the needle: likelihood and accuracy of given answers, after an intervention."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybridlm.models.loss import LossSettings, token_nll
+from hybridlm.models.mixers import SequenceContext
+from hybridlm.models.mixers.last_tokens import LastTokens
+from hybridlm.models.mixers.rows import take
+from hybridlm.models.params import Model, Params
+from hybridlm.models.programs import per_model
+from hybridlm.probes.prompts import Batch, Prompts
+
+
+class Restriction(NamedTuple):
+    """A layer's receptive field bounded: by its own "window", or by the "context" it is shown."""
+
+    layer: int
+    window: int
+    how: str
+
+
+class Answers(NamedTuple):
+    """How well the answers of prompts were predicted, each token given those before it.
+
+    Attributes:
+      nll: of the answer's tokens, nats a token.
+      accuracy: share of the answer's tokens that were the likeliest.
+      exact: share of the prompts whose every answer token was.
+      other_nll: of all other tokens, nats a token: what the intervention costs elsewhere.
+    """
+
+    nll: float
+    accuracy: float
+    exact: float
+    other_nll: float
+
+
+def answers(
+    model: Model, params: Params, prompts: Prompts, restrictions: tuple[Restriction, ...] = (), *,
+    batch: int = 8, dtype: jnp.dtype = jnp.float32,
+) -> Answers:  # fmt: skip
+    """Runs the prompts, the layers of `restrictions` with a bounded receptive field."""
+    program = _program(model, dtype, tuple(sorted(restrictions)))
+    parts = [jax.device_get(program(params, part)) for part in prompts.batches(batch)]
+    nll, right, asked, other, others = (np.concatenate(xs)[: len(prompts)] for xs in zip(*parts))
+    tokens, any_asked = max(int(asked.sum()), 1), asked.any(axis=1)
+    every = (right | ~asked).all(axis=1)[any_asked]
+    return Answers(
+        float(nll[asked].sum() / tokens),
+        float((right & asked).sum() / tokens),
+        float(every.mean()) if len(every) else 0.0,
+        float(other.sum() / max(int(others.sum()), 1)),
+    )
+
+
+@per_model
+def _program(model: Model, dtype: jnp.dtype, restrictions: tuple[Restriction, ...]):
+    by_layer = {r.layer: r for r in restrictions}
+
+    @jax.jit
+    def run(params: Params, batch: Batch):
+        module = model.bind(params)
+        ids_BT = batch.segment_ids_BT
+        context = SequenceContext(ids_BT, batch.positions_BT)
+        x_BTD = module.embed(batch.tokens_BT, dtype)
+        if not by_layer:
+            hidden_BTD = module.hidden_from(x_BTD, context)
+        else:
+            for index, (_, block) in enumerate(module.blocks()):
+                if index in by_layer:
+                    block.mixer = _restricted(block.mixer, by_layer[index])
+                x_BTD = block(x_BTD, context)
+            hidden_BTD = module.final_norm(x_BTD)
+
+        rows_BQ = batch.rows_BQ
+        asked_BQ = rows_BQ >= 0
+        targets_BT = jnp.roll(batch.tokens_BT, -1, axis=1)
+        target_BQ = take(targets_BT, rows_BQ)
+        logits_BQV = module.logits(take(hidden_BTD, rows_BQ))
+        picked_BQ1 = jnp.take_along_axis(logits_BQV, target_BQ[..., None], axis=-1)
+        nll_BQ = jax.nn.logsumexp(logits_BQV, axis=-1) - picked_BQ1[..., 0]
+        right_BQ = jnp.argmax(logits_BQV, axis=-1) == target_BQ
+
+        settings = LossSettings(model.config.logit_soft_cap)
+        nll_BT = token_nll(hidden_BTD, module.head_kernel(), targets_BT, settings)
+        # What is predicted from within a document, the answer's own tokens apart.
+        predicts_BT = (ids_BT == jnp.roll(ids_BT, -1, axis=1)) & (ids_BT != 0)
+        predicts_BT = predicts_BT.at[:, -1].set(False)
+        is_row_BT = functools.reduce(
+            jnp.logical_or,
+            (jnp.arange(ids_BT.shape[1])[None] == rows_BQ[:, q, None]
+             for q in range(rows_BQ.shape[1])),
+        )  # fmt: skip
+        other_BT = predicts_BT & ~is_row_BT
+        sums = jnp.sum(jnp.where(other_BT, nll_BT, 0), axis=1), jnp.sum(other_BT, axis=1)
+        return nll_BQ, right_BQ, asked_BQ, *sums
+
+    return run
+
+
+def _restricted(mixer, restriction: Restriction):
+    if restriction.how == "window":
+        return mixer.narrowed(restriction.window)
+    return LastTokens(mixer, restriction.window)

@@ -1,0 +1,201 @@
+"""Retrieval heads by two definitions, and how sharply heads attend."""
+
+import dataclasses
+from collections.abc import Collection
+
+import jax.numpy as jnp
+import numpy as np
+
+from hybridlm.models.mixers.rows import take
+from hybridlm.models.params import Model, Params
+from hybridlm.probes.layers import View, head_counts, mixer_names, over_layers
+from hybridlm.probes.prompts import Prompts
+from hybridlm.probes.table import Head, Table
+
+TOP_K = 4  # the paper's number of retrieval heads
+LAST_QUERIES = 4  # the paper's number of queries whose entropy is taken
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalHead:
+    """A head's two scores, each in [0, 1].
+
+    Attributes:
+      mass: attention from the end of the question to the needle.
+      copy: share of the answer's tokens that the head copies.
+      samples: prompts that were averaged over.
+    """
+
+    layer: int
+    mixer: str
+    head: int
+    mass: float
+    copy: float
+    samples: int
+
+
+def retrieval_heads(
+    model: Model, params: Params, prompts: Prompts, *, batch: int = 8,
+    dtype: jnp.dtype = jnp.float32,
+) -> Table[RetrievalHead]:  # fmt: skip
+    """Scores every attention head.
+
+    `mass` (arXiv 2606.15378, its code): the probability that the query at the end of the question -
+    the token that predicts the answer's first - gives to the needle's tokens, summed over them and
+    averaged over prompts. (The authors' prompts end a token later, so they take the last but one.)
+
+    `copy` (arXiv 2404.15574, section 2): the head copies a token of the answer if, where it is
+    predicted, the token that the head attends to most lies in the needle and is the same token.
+    The score is the share of the answer's tokens that are copied, averaged over prompts. The paper
+    generates; here the answer is given (teacher forcing), so that a model that cannot answer yet
+    can be measured too. Sinks and slots are no tokens and are never the one attended to most.
+    """
+    found = over_layers(
+        model, params, prompts, _scores, layers=headed_layers(model), batch=batch, dtype=dtype
+    )
+    return _retrieval_table(model, prompts, found)
+
+
+def top_heads(table: Table[RetrievalHead], k: int = TOP_K, by: str = "mass") -> tuple[Head, ...]:
+    """The k heads with the largest score ("mass", as in arXiv 2606.15378, or "copy")."""
+    best = sorted(table, key=lambda e: (-getattr(e, by), e.layer, e.head))
+    return tuple(Head(e.layer, e.head) for e in best[:k])
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadEntropy:
+    """A head's attention entropy.
+
+    Attributes:
+      entropy: normalised, in [0, 1]: 0 is all on one key, 1 uniform.
+      nats: not normalised.
+      keys: how many keys a query sees, on average.
+    """
+
+    layer: int
+    mixer: str
+    head: int
+    entropy: float
+    nats: float
+    keys: float
+
+
+def attention_entropy(
+    model: Model, params: Params, prompts: Prompts, heads: Collection[Head] | None = None, *,
+    batch: int = 8, dtype: jnp.dtype = jnp.float32,
+) -> Table[HeadEntropy]:  # fmt: skip
+    """H = -sum p ln p over the keys a query sees, and H / ln(number of them).
+
+    Averaged over prompts and the last 4 queries of the question (arXiv 2606.15378, its code). A
+    query with one key has 0. The p are those of the tokens, made to sum to 1: what falls on sinks
+    or slots is not part of it. A query whose softmax has no token at all is left out.
+
+    Args:
+      heads: which; None for all. The paper takes the `top_heads` of the final checkpoint.
+    """
+    chosen = None if heads is None else set(heads)
+    layers = headed_layers(model)
+    if chosen is not None:
+        layers = sorted(set(layers) & {head.layer for head in chosen})
+    found = over_layers(model, params, prompts, _entropies, layers=layers, batch=batch, dtype=dtype)
+    return _entropy_table(model, found, chosen)
+
+
+def heads_at_once(
+    model: Model, params: Params, prompts: Prompts, *, batch: int = 8,
+    dtype: jnp.dtype = jnp.float32,
+) -> tuple[Table[RetrievalHead], Table[HeadEntropy]]:  # fmt: skip
+    """`retrieval_heads` and `attention_entropy` of every head, in one pass."""
+    layers = headed_layers(model)
+    found = over_layers(model, params, prompts, _both, layers=layers, batch=batch, dtype=dtype)
+    scores, entropies = ({layer: pair[i] for layer, pair in found.items()} for i in (0, 1))
+    return _retrieval_table(model, prompts, scores), _entropy_table(model, entropies, None)
+
+
+def headed_layers(model: Model) -> list[int]:
+    """The layers with attention heads."""
+    return [layer for layer, count in enumerate(head_counts(model, jnp.float32)) if count]
+
+
+def _retrieval_table(
+    model: Model, prompts: Prompts, found: dict[int, tuple[np.ndarray, np.ndarray]]
+) -> Table[RetrievalHead]:
+    """From (mass_NH, copy_NH) by layer."""
+    asked = np.any(prompts.rows_NQ >= 0, axis=1)
+    names = mixer_names(model)
+    entries = [
+        RetrievalHead(
+            layer, names[layer], h, float(mass[asked, h].mean()), float(copy[asked, h].mean()),
+            int(asked.sum()),
+        )
+        for layer, (mass, copy) in found.items() for h in range(mass.shape[1])
+    ]  # fmt: skip
+    return Table(
+        "retrieval_heads",
+        "attention from the question's end to the needle (mass); answer tokens whose source gets"
+        " the most attention (copy)",
+        "arXiv 2606.15378; arXiv 2404.15574",
+        tuple(entries),
+    )
+
+
+def _entropy_table(
+    model: Model, found: dict[int, tuple[np.ndarray, ...]], chosen: Collection[Head] | None
+) -> Table[HeadEntropy]:
+    """From (nats_NHQ, keys_NHQ, seen_NHQ) by layer."""
+    names, entries = mixer_names(model), []
+    for layer, (nats_NHQ, keys_NHQ, seen_NHQ) in found.items():
+        normalised_NHQ = nats_NHQ / np.log(np.maximum(keys_NHQ, 2))
+        for h in range(nats_NHQ.shape[1]):
+            seen = seen_NHQ[:, h]
+            if (chosen is None or Head(layer, h) in chosen) and seen.any():
+                means = (float(x[:, h][seen].mean()) for x in (normalised_NHQ, nats_NHQ, keys_NHQ))
+                entries.append(HeadEntropy(layer, names[layer], h, *means))
+    return Table(
+        "entropy",
+        "entropy of attention over the keys seen, divided by ln of their number",
+        "arXiv 2606.15378",
+        tuple(entries),
+    )
+
+
+def _scores(view: View):
+    """(mass_BH, copy_BH) of a layer."""
+    batch = view.batch
+    attention = view.block.mixer.attention_rows(view.mixer_input_BTD, view.context, batch.rows_BQ)
+    probs_BHQT = attention.probs_BHQT
+    mass_BH = jnp.sum(jnp.where(batch.needle_BT[:, None], probs_BHQT[:, :, 0], 0), axis=-1)
+    first_BHQ = jnp.argmax(probs_BHQT, axis=-1)
+    source_BHQ = take(batch.tokens_BT, first_BHQ.reshape(len(first_BHQ), -1))
+    needle_BHQ = take(batch.needle_BT, first_BHQ.reshape(len(first_BHQ), -1))
+    asked_BQ = batch.rows_BQ >= 0
+    target_BQ = take(batch.tokens_BT, jnp.where(asked_BQ, batch.rows_BQ + 1, 0))
+    copied_BHQ = source_BHQ.reshape(first_BHQ.shape) == target_BQ[:, None]
+    copied_BHQ &= needle_BHQ.reshape(first_BHQ.shape) & asked_BQ[:, None]
+    copied_BHQ &= jnp.any(probs_BHQT > 0, axis=-1)
+    count_B1 = jnp.maximum(jnp.sum(asked_BQ, axis=1), 1)[:, None]
+    return mass_BH, jnp.sum(copied_BHQ, axis=-1) / count_B1
+
+
+def _entropies(view: View):
+    """(nats_BHQ, keys_BHQ, seen_BHQ) of the last queries of the question."""
+    batch = view.batch
+    end_B1 = batch.rows_BQ[:, :1]
+    rows_BQ = end_B1 - jnp.arange(LAST_QUERIES)[None]
+    # Of the question's own document, and only where there is a question.
+    ids_BT, positions_BT = batch.segment_ids_BT, batch.positions_BT
+    same_BQ = jnp.arange(LAST_QUERIES)[None] <= take(positions_BT, end_B1)
+    rows_BQ = jnp.where((end_B1 >= 0) & same_BQ & (take(ids_BT, end_B1) != 0), rows_BQ, -1)
+    probs_BHQT, visible_BHQT = view.block.mixer.attention_rows(
+        view.mixer_input_BTD, view.context, rows_BQ
+    )
+    total_BHQ1 = jnp.sum(probs_BHQT, axis=-1, keepdims=True)
+    p_BHQT = probs_BHQT / jnp.where(total_BHQ1 > 0, total_BHQ1, 1)
+    terms_BHQT = jnp.where(p_BHQT > 0, p_BHQT * jnp.log(jnp.where(p_BHQT > 0, p_BHQT, 1)), 0)
+    keys_BHQ = jnp.sum(visible_BHQT, axis=-1)
+    seen_BHQ = (keys_BHQ > 0) & (total_BHQ1[..., 0] > 0)
+    return -jnp.sum(terms_BHQT, axis=-1), keys_BHQ, seen_BHQ
+
+
+def _both(view: View):
+    return _scores(view), _entropies(view)

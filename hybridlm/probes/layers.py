@@ -1,0 +1,110 @@
+"""Runs a model layer by layer over prompts, taking a measurement in each layer."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybridlm.models.mixers import SequenceContext
+from hybridlm.models.params import Model, Params
+from hybridlm.models.programs import per_model
+from hybridlm.probes.prompts import Batch, Prompts
+from hybridlm.probes.table import Head
+
+
+class View(NamedTuple):
+    """A layer at work: its block, what enters and leaves it (B, T, D), and the batch."""
+
+    block: Any
+    x_BTD: jax.Array
+    y_BTD: jax.Array
+    batch: Batch
+
+    @property
+    def context(self) -> SequenceContext:
+        return SequenceContext(self.batch.segment_ids_BT, self.batch.positions_BT)
+
+    @property
+    def mixer_input_BTD(self) -> jax.Array:
+        return self.block.normed(self.x_BTD)
+
+
+Measure = Callable[[View], Any]
+
+
+def over_layers(
+    model: Model,
+    params: Params,
+    prompts: Prompts,
+    measure: Measure,
+    *,
+    layers: Sequence[int] | None = None,
+    batch: int = 8,
+    dtype: jnp.dtype = jnp.float32,
+) -> dict[int, Any]:
+    """What `measure` gives in each layer, by layer, as numpy arrays over all prompts.
+
+    Args:
+      measure: a module-level function (programs are kept by it) from a `View` to a pytree of
+        arrays whose first axis is the batch's.
+      layers: where to measure; None for all. A layer of the repeating unit is measured in all its
+        copies if in one; what is not asked for is dropped.
+    """
+    chosen = tuple(range(model.config.depth)) if layers is None else tuple(sorted(set(layers)))
+    program = _measured(model, dtype, measure, chosen)
+    found = [jax.device_get(program(params, part)) for part in prompts.batches(batch)]
+    if not found:
+        return {}
+    together = jax.tree.map(lambda *xs: np.concatenate(xs)[: len(prompts)], *found)
+    return dict(zip(chosen, together))
+
+
+@per_model
+def _measured(model: Model, dtype: jnp.dtype, measure: Measure, layers: tuple[int, ...]):
+    layout, depth = model.config.layout, model.config.depth
+    first, end = len(layout.prefix), depth - len(layout.suffix)
+    copies = {index: {index} for index in range(depth)}
+    for index in range(first, end):  # the unit's layers by their lowest copy
+        copies[first + (index - first) % len(layout.unit)].add(index)
+
+    @jax.jit
+    def run(params: Params, batch: Batch) -> list[Any]:
+        module = model.bind(params)
+        context = SequenceContext(batch.segment_ids_BT, batch.positions_BT)
+
+        def look(index: int, block: Any, x_BTD: jax.Array, y_BTD: jax.Array) -> Any:
+            if copies[index] & set(layers):
+                return measure(View(block, x_BTD, y_BTD, batch))
+            return None
+
+        _, found = module.walk(module.embed(batch.tokens_BT, dtype), context, look)
+        return [found[index] for index in layers]
+
+    return run
+
+
+@per_model
+def head_counts(model: Model, dtype: jnp.dtype) -> tuple[int, ...]:
+    """Attention heads of each layer; `dtype` plays no part."""
+    del dtype
+    counts: list[int] = []
+
+    def count() -> None:
+        abstract = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), model.abstract)
+        counts.extend(b.mixer.attention_heads for _, b in model.bind(abstract).blocks())
+
+    jax.eval_shape(count)
+    return tuple(counts)
+
+
+def all_heads(model: Model) -> list[Head]:
+    """Every attention head, bottom to top."""
+    counts = head_counts(model, jnp.float32)
+    return [Head(layer, h) for layer, count in enumerate(counts) for h in range(count)]
+
+
+def mixer_names(model: Model) -> tuple[str, ...]:
+    """The mixer's name of each layer, bottom to top."""
+    return tuple(model.config.layout.names)

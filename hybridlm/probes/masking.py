@@ -1,0 +1,94 @@
+"""Whether heads are needed: take them away and ask again."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from hybridlm.models.params import Model, Params
+from hybridlm.probes.answers import answers
+from hybridlm.probes.layers import all_heads, head_counts
+from hybridlm.probes.prompts import Prompts
+from hybridlm.probes.table import Head, Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    """The answers without some heads; see `Answers` for the figures.
+
+    Attributes:
+      which: "none", "retrieval" or "random".
+      draw: which of the random draws, None for the others.
+      heads: those taken away, "layer.head".
+    """
+
+    which: str
+    draw: int | None
+    heads: tuple[str, ...]
+    nll: float
+    accuracy: float
+    exact: float
+    other_nll: float
+
+
+def mask_heads(model: Model, params: Params, heads: Collection[Head]) -> Params:
+    """The parameters of the model without these heads, for any use of it.
+
+    A head's rows of the output projection are 0: nothing of it reaches the residual stream, and
+    attention itself, other heads and everything else stay what they are. (Where a norm stands
+    between heads and projection, as in NHA, the head still counts in its statistics.)
+
+    Raises:
+      ValueError: for a head that is not there.
+    """
+    counts = head_counts(model, jnp.float32)
+    scales = [np.ones(count, np.float32) for count in counts]
+    for layer, head in heads:
+        if not (0 <= layer < len(counts) and 0 <= head < counts[layer]):
+            raise ValueError(f"there is no attention head {Head(layer, head)} in this model")
+        scales[layer][head] = 0
+    module = model.bind(params)
+    module.scale_heads([jnp.asarray(scale) for scale in scales])
+    return nnx.to_pure_dict(nnx.state(module))
+
+
+def head_masking(
+    model: Model,
+    params: Params,
+    prompts: Prompts,
+    retrieval: Sequence[Head],
+    *,
+    draws: int = 5,
+    seed: int = 0,
+    batch: int = 8,
+    dtype: jnp.dtype = jnp.float32,
+) -> Table[Masked]:
+    """Answers without the retrieval heads, against as many random others (arXiv 2404.15574, 4.1).
+
+    Args:
+      retrieval: `top_heads` of the model, k of them.
+      draws: sets of k heads, each drawn without replacement from the heads not in `retrieval`. With
+        fewer than k of these there is none.
+    """
+    retrieval = tuple(retrieval)
+    others = [head for head in all_heads(model) if head not in retrieval]
+    rng = np.random.default_rng([seed, len(retrieval)])
+    sets: list[tuple[str, int | None, tuple[Head, ...]]] = [("none", None, ())]
+    if retrieval:
+        sets.append(("retrieval", None, retrieval))
+        for draw in range(draws if len(others) >= len(retrieval) else 0):
+            picked = rng.choice(len(others), size=len(retrieval), replace=False)
+            sets.append(("random", draw, tuple(others[i] for i in sorted(picked.tolist()))))
+    entries = []
+    for which, draw, heads in sets:
+        masked = mask_heads(model, params, heads) if heads else params
+        found = answers(model, masked, prompts, batch=batch, dtype=dtype)
+        entries.append(Masked(which, draw, tuple(map(str, heads)), *found))
+    return Table(
+        "head_masking",
+        "answers' nats and accuracy without the retrieval heads, and without as many others",
+        "arXiv 2404.15574",
+        tuple(entries),
+    )

@@ -1,0 +1,97 @@
+"""What retrieval is measured on: sequences that end by repeating something that stands in them."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+Span = tuple[int, int]  # [first, end), in tokens
+
+
+class Batch(NamedTuple):
+    """Some sequences as arrays.
+
+    Attributes:
+      tokens_BT, segment_ids_BT, positions_BT: int32, as in a training batch.
+      rows_BQ: int32, the tokens that predict the answer's, in order: the first is the end of the
+        question, and row r's target is token r + 1. -1 for none.
+      needle_BT: bool, the tokens that the answer repeats.
+    """
+
+    tokens_BT: jax.Array
+    segment_ids_BT: jax.Array
+    positions_BT: jax.Array
+    rows_BQ: jax.Array
+    needle_BT: jax.Array
+
+
+class Prompt(NamedTuple):
+    """One document: its tokens (with the answer), where the needle lies, and the answer at the end."""
+
+    tokens: np.ndarray
+    needles: Sequence[Span]
+    answer: Span
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """N sequences of T tokens with what was said of them; arrays as in `Batch`, in numpy.
+
+    Sequences may be packed: rows and needles then belong to one document of each.
+    """
+
+    tokens_NT: np.ndarray
+    segment_ids_NT: np.ndarray
+    positions_NT: np.ndarray
+    rows_NQ: np.ndarray
+    needle_NT: np.ndarray
+
+    def __post_init__(self):
+        shape = self.tokens_NT.shape
+        for name in ("segment_ids_NT", "positions_NT", "needle_NT"):
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} has shape {getattr(self, name).shape}, tokens {shape}")
+        rows = self.rows_NQ
+        if rows.ndim != 2 or len(rows) != shape[0] or rows.shape[1] < 1:
+            raise ValueError(f"rows_NQ must be (N, Q) with Q >= 1, not {rows.shape}")
+        if np.any(rows >= shape[1] - 1):
+            raise ValueError("a row of rows_NQ has no token behind it to predict")
+
+    def __len__(self) -> int:
+        return len(self.tokens_NT)
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], length: int | None = None) -> "Prompts":
+        """One document a sequence, padded behind its end to `length` or the longest."""
+        longest = max(len(p.tokens) for p in prompts)
+        length = longest if length is None else length
+        if longest > length:
+            raise ValueError(f"a prompt has {longest} tokens, more than {length}")
+        n, queries = len(prompts), max(end - first for _, _, (first, end) in prompts)
+        tokens, ids, positions = np.zeros((3, n, length), np.int32)
+        rows, needle = np.full((n, queries), -1, np.int32), np.zeros((n, length), bool)
+        for i, (row, needles, (first, end)) in enumerate(prompts):
+            tokens[i, : len(row)] = row
+            ids[i, : len(row)] = 1
+            positions[i, : len(row)] = np.arange(len(row))
+            rows[i, : end - first] = np.arange(first - 1, end - 1)
+            for a, b in needles:
+                needle[i, a:b] = True
+        return cls(tokens, ids, positions, rows, needle)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Batches of `size` sequences, so that one program serves; the last is filled with padding."""
+        arrays = (
+            self.tokens_NT,
+            self.segment_ids_NT,
+            self.positions_NT,
+            self.rows_NQ,
+            self.needle_NT,
+        )
+        blank = (0, 0, 0, -1, False)
+        for start in range(0, len(self), size):
+            parts = [array[start : start + size] for array in arrays]
+            missing = ((0, size - len(parts[0])), (0, 0))
+            yield Batch(*(np.pad(p, missing, constant_values=b) for p, b in zip(parts, blank)))

@@ -1,0 +1,46 @@
+"""How much of each softmax falls on Native Hybrid Attention's slots."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from hybridlm.models.params import Model, Params
+from hybridlm.probes.layers import View, mixer_names, over_layers
+from hybridlm.probes.prompts import Prompts
+from hybridlm.probes.table import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotShare:
+    """A head's mean share of softmax on the slots, in [0, 1], over all tokens that are no padding."""
+
+    layer: int
+    mixer: str
+    head: int
+    share: float
+
+
+def slot_share(
+    model: Model, params: Params, prompts: Prompts, *, batch: int = 8,
+    dtype: jnp.dtype = jnp.float32,
+) -> Table[SlotShare]:  # fmt: skip
+    """sigmoid(lse of the slots - lse of the window): the slots' part of NHA's one softmax.
+
+    (arXiv 2510.07019.) Layers without slots beside a window have no entry.
+    """
+    found = over_layers(model, params, prompts, _shares, batch=batch, dtype=dtype)
+    names, real = mixer_names(model), max(int((prompts.segment_ids_NT != 0).sum()), 1)
+    entries = [
+        SlotShare(layer, names[layer], h, float(sums[:, h].sum() / real))
+        for layer, sums in found.items() for h in range(sums.shape[1])
+    ]  # fmt: skip
+    return Table(
+        "slot_share",
+        "part of each softmax on the slots, mean over tokens",
+        "arXiv 2510.07019",
+        tuple(entries),
+    )
+
+
+def _shares(view: View):
+    return jnp.sum(view.block.mixer.slot_share(view.mixer_input_BTD, view.context), axis=1)

@@ -1,0 +1,80 @@
+"""How far each head's query and key weights still are from where they end."""
+
+import dataclasses
+from collections.abc import Collection, Iterable
+
+import jax
+import numpy as np
+
+from hybridlm.models.params import Model, Params
+from hybridlm.probes.layers import mixer_names
+from hybridlm.probes.table import Head, Table
+
+
+@dataclasses.dataclass(frozen=True)
+class QKDistance:
+    """A head's distance at one checkpoint from the final one.
+
+    Attributes:
+      step: of the checkpoint.
+      distance: ||Q - Q_final|| + ||K - K_final||, Euclidean norms.
+      relative: ||Q - Q_final|| / ||Q_final|| + ||K - K_final|| / ||K_final||.
+    """
+
+    step: int
+    layer: int
+    mixer: str
+    head: int
+    distance: float
+    relative: float
+
+
+def qk_distance(
+    model: Model,
+    checkpoints: Iterable[tuple[int, Params]],
+    final: Params,
+    heads: Collection[Head] | None = None,
+) -> Table[QKDistance]:
+    """Per head the norm of what its query and key projections differ by (arXiv 2606.15378, its code).
+
+    Q is the head's slice of the query projection and K the slice of the key head that it reads, so
+    query heads of a group share K. For latent attention Q is the head's slice of the projection
+    that makes queries, and K its slice of the latents' projection to keys together with the key
+    part that all heads share. A relative distance from weights that are all 0 is not a number.
+
+    Args:
+      checkpoints: (step, parameters), as many as there are; read one at a time.
+      final: the parameters they are compared with.
+      heads: which; None for all.
+    """
+    names, wanted = mixer_names(model), None if heads is None else set(heads)
+    end = _weights(model, final)
+    entries = []
+    for step, params in checkpoints:
+        for layer, (pair, last) in enumerate(zip(_weights(model, params), end)):
+            moved = [_norms(now - then) for now, then in zip(pair, last)]
+            whole = [_norms(then) for then in last]
+            for h in range(len(moved[0])):
+                if wanted is not None and Head(layer, h) not in wanted:
+                    continue
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    relative = sum(m[h] / w[h] for m, w in zip(moved, whole))
+                distance = float(sum(m[h] for m in moved))
+                entries.append(QKDistance(step, layer, names[layer], h, distance, float(relative)))
+    return Table(
+        "qk_distance",
+        "distance of a head's query and key weights from the final checkpoint's",
+        "arXiv 2606.15378",
+        tuple(entries),
+    )
+
+
+def _weights(model: Model, params: Params) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(q_HN, k_HM) of each layer, in float64."""
+    blocks = model.bind(jax.tree.map(np.asarray, params)).blocks()
+    pairs = (block.mixer.query_key_weights() for _, block in blocks)
+    return [tuple(np.asarray(w, np.float64) for w in pair) for pair in pairs]
+
+
+def _norms(weights_HN: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(weights_HN, axis=1)

@@ -1,0 +1,161 @@
+"""`hybridlm probe` on a run with two checkpoints: its files, what it refuses, its page."""
+
+import json
+import re
+import shlex
+
+import jax
+import numpy as np
+import pytest
+
+from hybridlm import cli, config
+from hybridlm.analysis.probing import NAMES, Settings, needle_prompts
+from hybridlm.config import to_dict
+from hybridlm.data.tokenizers import ByteTokenizer
+from hybridlm.models.params import Model
+from hybridlm.train import checkpoint, setup, workdir
+from kernels_pallas import dispatch
+
+SMALL = dict(width=16, depth=3, mlp=dict(kind="swiglu", hidden=16))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, request):
+    """A folder with checkpoints 4 and 8 of the demo, made small, in runs/demo; nothing is trained."""
+    root, top = request.config.rootpath, tmp_path_factory.mktemp("probing")
+    for name in ("configs", "data", "docs"):
+        (top / name).symlink_to(root / name)
+    overrides = [(f"model.{k}", repr(v)) for k, v in SMALL.items()] + [("data.seq_len", "256")]
+    loaded = config.load(f"{root / 'configs/demo.py'}:smoke", overrides)
+    loaded, _ = setup.resolve(loaded)
+    run = top / "runs/demo"
+    run.mkdir(parents=True)
+    workdir.write_json(run / workdir.CONFIG, to_dict(loaded))
+    model, rng = Model.of(loaded.model), np.random.default_rng(0)
+    checkpoints = checkpoint.Checkpoints(run, loaded.train)
+    for step in (4, 8):
+        params = jax.tree.map(
+            lambda p: jax.numpy.asarray(0.3 * rng.standard_normal(p.shape), p.dtype), model.abstract
+        )
+        checkpoints.save(step, {"params": params}, {"step": step})
+        checkpoints.wait()
+    checkpoints.close()
+    return top
+
+
+def call(capsys, *words):
+    code = cli.main([str(w) for w in words])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page(place, root, monkeypatch, capsys):
+    """They run as written, say what the page says they say, and leave what it names."""
+    monkeypatch.chdir(place)
+    text = (root / "docs" / "probes.md").read_text()
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
+    commands = [line for line in lines if line.startswith(".venv/bin/hybridlm ")]
+    assert len(commands) == 6
+    (train,) = (c for c in commands if " train " in c)  # its setting is test_live_probes's
+    commands.remove(train)
+    with dispatch.auto_means("reference"):
+        for command, said in zip(lines, [*lines[1:], ""]):
+            if command not in commands:
+                continue
+            code, out, err = call(capsys, *shlex.split(command)[1:])
+            if said.startswith("# hybridlm: "):
+                assert (code, err) == (2, said.removeprefix("# ") + "\n")
+            else:
+                assert code == 0, err
+                assert "step 8: " in out
+    out = place / "runs/demo/probes"
+    records = [json.loads(line) for line in (out / "probes.jsonl").read_text().splitlines()]
+    found = {}
+    for record in records:
+        found.setdefault((record["kind"], record["step"]), []).append(record)
+    both = ("retrieval_heads", "entropy", "qk_distance")
+    once = set(NAMES) - {*both, "slot_share"}  # a model without slots has no entry there
+    assert set(found) == {(n, s) for n in both for s in (4, 8)} | {(n, 8) for n in once}
+    assert all(record["length"] == 256 for record in records)
+    names = {"swa": 4, "full": 4}
+    for step in (4, 8):
+        heads = found["retrieval_heads", step]
+        assert len(heads) == sum(names.values()) and {e["mixer"] for e in heads} == set(names)
+        assert len(found["entropy", step]) == 4  # the same heads, chosen at step 8
+        assert {e["distance"] > 0 for e in found["qk_distance", step]} == {step == 4}
+    best = sorted(found["retrieval_heads", 8], key=lambda e: -e["mass"])[:4]
+    for step in (4, 8):
+        assert {(e["layer"], e["head"]) for e in found["entropy", step]} == {
+            (e["layer"], e["head"]) for e in best
+        }
+    assert [e["window"] for e in found["receptive_field", 8]] == [None, 16, 64]
+    assert [e["which"] for e in found["head_masking", 8]] == [
+        "none",
+        "retrieval",
+        "random",
+        "random",
+    ]
+    assert [e["mixer"] for e in found["layer_probing", 8]] == ["swa", "full", "rec"]
+    assert "layer_probing: " in (out / "probes.txt").read_text()
+
+
+def test_a_probe_of_all_checkpoints(place, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(place)
+    settings = ["--samples", 1, "--step", "all", "--out", tmp_path]
+    for _ in range(2):  # the second time appends
+        code, out, _ = call(
+            capsys, "probe", "--workdir", "runs/demo", "--probes", "qk_distance", *settings
+        )
+        assert code == 0 and "step 8: qk_distance: " in out
+    records = [json.loads(line) for line in (tmp_path / "probes.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == 2 * (8 * [4] + 8 * [8])
+    assert all((r["distance"] > 0) == (r["step"] == 4) and r["length"] == 256 for r in records)
+
+
+BAD = [
+    (["--probes", "heads"], "--probes 'heads' is unknown; there are: retrieval_heads, entropy"),
+    (["--probes", "entropy,entropy"], "--probes names one twice"),
+    (["--step", "3"], "holds no checkpoint of step 3: it has 4, 8"),
+    (["--step", "last"], "--step must be a whole number or all, not 'last'"),
+    (["--length", "64"], "needle does not fit 64 tokens"),
+    (["--samples", "0"], "--samples must be at least 1, not 0"),
+    (["--classified", "9"], "--classified must be at least 40, not 9"),
+    (["--by", "size"], "--by must be mass or copy, not 'size'"),
+    (["--windows", "4,x"], "--windows must be whole numbers"),
+    (["--windows", "0"], "--windows must be at least 1 token, not 0"),
+    (["--layers", "fulll"], "--layers 'fulll' is no layer of this model"),
+    (["--layers", "7"], "--layers '7' is no layer of this model"),
+    (
+        ["--probes", "gradient_influence", "--length", "9999999"],
+        "no held-out document has 9,999,999",
+    ),
+    (["--workdir", "configs"], "configs is no run"),
+]
+
+
+@pytest.mark.parametrize("words, sentence", BAD, ids=[" ".join(w) for w, _ in BAD])
+def test_what_cannot_be_probed_is_one_sentence(
+    place, monkeypatch, capsys, tmp_path, words, sentence
+):
+    monkeypatch.chdir(place)
+    settings = {"--workdir": "runs/demo", "--probes": "entropy", "--samples": "1"}
+    settings |= {"--out": str(tmp_path / "out")} | dict(zip(words[::2], words[1::2]))
+    code, _, err = call(capsys, "probe", *(w for item in settings.items() for w in item))
+    assert code == 2 and sentence in err
+    assert err.startswith("hybridlm: ") and err.count("\n") == 1
+
+
+def test_needles_and_answers_are_the_same_number():
+    tokenizer = ByteTokenizer()
+    made, labels = needle_prompts(tokenizer, 256, 12, choices=("1234567", "7654321"))
+    assert set(labels) == {0, 1} and made.tokens_NT.shape[1] <= 256
+    for tokens, rows, needle, label in zip(made.tokens_NT, made.rows_NQ, made.needle_NT, labels):
+        value = ("1234567", "7654321")[label]
+        assert tokenizer.decode(tokens[needle]) == value == tokenizer.decode(tokens[rows + 1])
+        assert rows[0] > np.flatnonzero(needle).max()
+        assert tokenizer.decode(tokens[: rows[0] + 1]).endswith(" is ")
+
+
+def test_the_default_settings_mean_something():
+    Settings(tuple(NAMES)).check()
