@@ -2,8 +2,8 @@
 
 Llama 4's iRoPE: local layers see their chunk, every fourth layer sees all without positions.
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/chunked_attention.py --workdir runs/chunked_attention
 """
 

@@ -2,8 +2,8 @@
 
 The delta rule without a gate (arXiv 2406.06484).
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/deltanet.py --workdir runs/deltanet
 """
 

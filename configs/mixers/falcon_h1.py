@@ -2,8 +2,8 @@
 
 Falcon-H1 (arXiv 2507.22448): the sum of both branches.
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/falcon_h1.py --workdir runs/falcon_h1
 """
 

@@ -2,8 +2,8 @@
 
 An output gate after attention, partial RoPE (Qwen3-Next's attention, arXiv 2505.06708).
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/gated_attention.py --workdir runs/gated_attention
 """
 

@@ -2,8 +2,8 @@
 
 The delta rule with one decay a head, 3 to 1 (Qwen3-Next, Olmo Hybrid; arXiv 2412.06464).
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/gdn.py --workdir runs/gdn
 """
 

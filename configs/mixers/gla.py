@@ -2,8 +2,8 @@
 
 One decay a key channel (GLA, arXiv 2312.06635).
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/gla.py --workdir runs/gla
 """
 

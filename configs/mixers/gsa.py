@@ -2,8 +2,8 @@
 
 Softmax attention over 32 slots a head (arXiv 2409.07146).
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/gsa.py --workdir runs/gsa
 """
 

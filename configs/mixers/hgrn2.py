@@ -2,8 +2,8 @@
 
 Keys tied to forget gates (arXiv 2404.07904).
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/hgrn2.py --workdir runs/hgrn2
 """
 

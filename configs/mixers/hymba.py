@@ -2,8 +2,8 @@
 
 Hymba (arXiv 2411.13676): the mean of both branches, each normed.
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/hymba.py --workdir runs/hymba
 """
 

@@ -2,8 +2,8 @@
 
 The delta rule with one decay a channel, 3 to 1 with NoPE (Kimi Linear, arXiv 2510.26692).
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/kda.py --workdir runs/kda
 """
 

@@ -2,8 +2,8 @@
 
 A fixed decay a head (arXiv 2401.04658), 7 to 1 in MiniMax-01.
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/lightning.py --workdir runs/lightning
 """
 

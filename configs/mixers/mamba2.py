@@ -2,8 +2,8 @@
 
 State-space layers with one decay a head (SSD, arXiv 2405.21060).
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/mamba2.py --workdir runs/mamba2
 """
 

@@ -2,8 +2,8 @@
 
 xLSTM's matrix memory (arXiv 2405.04517).
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/mlstm.py --workdir runs/mlstm
 """
 

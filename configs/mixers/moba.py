@@ -2,8 +2,8 @@
 
 MoBA (arXiv 2502.13189): the own block of 32 keys and the 3 that match best.
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/moba.py --workdir runs/moba
 """
 

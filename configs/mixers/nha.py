@@ -2,8 +2,8 @@
 
 One softmax over 32 slots and a window of 32 (arXiv 2510.07019).
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/nha.py --workdir runs/nha
 """
 

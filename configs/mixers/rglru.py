@@ -2,8 +2,8 @@
 
 Griffin's recurrent block (arXiv 2402.19427).
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/rglru.py --workdir runs/rglru
 """
 

@@ -2,8 +2,8 @@
 
 LFM2's mixer (arXiv 2511.23404): nothing is remembered beyond two tokens.
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/short_conv.py --workdir runs/short_conv
 """
 

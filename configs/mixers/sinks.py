@@ -2,8 +2,8 @@
 
 The local layers of gpt-oss: a window and one more logit a head in the softmax's denominator.
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/sinks.py --workdir runs/sinks
 """
 

@@ -2,8 +2,8 @@
 
 RoPE near, NoPE far (RNoPE-SWA, arXiv 2501.18795).
 
-Hardware: 2 CPU cores, TIME.
-Expected: LOSS
+Hardware: 2 CPU cores; minutes.
+Expected: not measured yet.
 Run:      hybridlm train --config configs/mixers/sliding_window.py --workdir runs/sliding_window
 """
 
