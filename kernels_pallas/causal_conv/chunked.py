@@ -61,7 +61,8 @@ def _kernel_gradient(x_BSD, dy_BTD, reach_BT1, slots: int):
     were five to ten times slower on CPUs.
     """
     time = dy_BTD.shape[1]
-    blocks = time // BLOCK
+    block = min(BLOCK, time)
+    blocks = time // block
 
     def products(start, size):
         dy_BCD, reach_BC1 = (
@@ -73,11 +74,11 @@ def _kernel_gradient(x_BSD, dy_BTD, reach_BT1, slots: int):
             yield dy_tap_BCD * past_BSD[:, slots - tap : slots - tap + size]
 
     def step(i, sums):
-        return tuple(sum_BCD + p for sum_BCD, p in zip(sums, products(i * BLOCK, BLOCK)))
+        return tuple(sum_BCD + p for sum_BCD, p in zip(sums, products(i * block, block)))
 
-    zero_BCD = jnp.zeros((dy_BTD.shape[0], BLOCK, dy_BTD.shape[2]), dy_BTD.dtype)
+    zero_BCD = jnp.zeros((dy_BTD.shape[0], block, dy_BTD.shape[2]), dy_BTD.dtype)
     sums = jax.lax.fori_loop(0, blocks, step, (zero_BCD,) * (slots + 1))
-    rest = products(blocks * BLOCK, time - blocks * BLOCK)
+    rest = products(blocks * block, time - blocks * block)
     return jnp.stack(
         [jnp.sum(a, axis=(0, 1)) + jnp.sum(b, axis=(0, 1)) for a, b in zip(sums, rest)]
     )
