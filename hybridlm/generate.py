@@ -100,20 +100,20 @@ def generate_tokens(
         (_, _, state), tokens_TB = jax.lax.scan(one, (token_B, position, state), keys)
         return tokens_TB.T, state
 
-    keys = jax.random.split(jax.random.key(seed), max(count, 1))
+    # Whole pieces, the last one cut: a shorter piece would be another program to compile.
+    pieces = -(-max(count - 1, 0) // CHUNK)
+    keys = jax.random.split(jax.random.key(seed), 1 + pieces * CHUNK)
     tokens_BT = jnp.tile(jnp.asarray(prompt, jnp.int32)[None], (batch, 1))
-    state = jax.jit(lambda: model.bind(params).init_decode(batch, len(prompt) + count))()
+    capacity = len(prompt) + len(keys)
+    state = jax.jit(lambda: model.bind(params).init_decode(batch, capacity))()
     token_B, state = prefill(params, tokens_BT, state, keys[0])
     if count:
         yield np.asarray(token_B)[:, None]
-    made = 1
-    while made < count:
-        size = min(CHUNK, count - made)
+    for made in range(1, count, CHUNK):
         position = jnp.int32(len(prompt) + made - 1)
-        tokens_BN, state = decode(params, token_B, position, state, keys[made : made + size])
+        tokens_BN, state = decode(params, token_B, position, state, keys[made : made + CHUNK])
         token_B = tokens_BN[:, -1]
-        made += size
-        yield np.asarray(tokens_BN)
+        yield np.asarray(tokens_BN)[:, : count - made]
 
 
 def generate_text(

@@ -14,6 +14,8 @@ import zlib
 import jax
 import pytest
 
+from hybridlm import cli
+
 ROOT = pathlib.Path(__file__).parent.parent
 SLOW_SHARE = 25  # one in so many slow tests runs in CI, another one each day
 
@@ -53,6 +55,31 @@ def pytest_collection_modifyitems(config, items):
 def root() -> pathlib.Path:
     """The top of the checkout."""
     return ROOT
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs `hybridlm WORDS...` in this process; gives (exit code, output, errors)."""
+
+    def run(*words):
+        code = cli.main([str(word) for word in words])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def refusal(command):
+    """Runs what `hybridlm` must refuse with exit code 2; gives the one sentence that says why."""
+
+    def run(*words):
+        code, _, err = command(*words)
+        assert code == 2, f"exit code {code}"
+        assert err.startswith("hybridlm: ") and err.count("\n") == 1, f"not one line: {err}"
+        return err
+
+    return run
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ import sys
 
 import pytest
 
-from hybridlm import cli
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, request):
@@ -22,12 +20,6 @@ def run(tmp_path_factory, request):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
-
-
-def call(capsys, *words):
-    code = cli.main([str(w) for w in words])
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 def test_a_run_says_what_a_person_wants_to_know(run):
@@ -58,22 +50,22 @@ def test_nothing_in_a_run_is_a_pickle(run):
             assert not path.read_bytes()[:2] == b"\x80\x04", path
 
 
-def test_inspect_prints_state_and_hashes(run, capsys):
-    code, out, _ = call(capsys, "inspect", run[0])
+def test_inspect_prints_state_and_hashes(run, command):
+    code, out, _ = command("inspect", run[0])
     lines = dict(line.split(": ", 1) for line in out.splitlines())
     assert code == 0
     assert lines["steps"] == "8 of 8" and lines["checkpoints"] == "4 8"
     assert len(lines["parameters_sha256"]) == 64
-    assert call(capsys, "inspect", run[0])[1] == out
-    earlier = call(capsys, "inspect", run[0], "--step", 4)[1]
+    assert command("inspect", run[0])[1] == out
+    earlier = command("inspect", run[0], "--step", 4)[1]
     assert lines["parameters_sha256"] not in earlier
 
 
-def test_generate_continues_the_prompt(run, capsys):
+def test_generate_continues_the_prompt(run, command):
     words = ["generate", "--workdir", run[0], "--prompt", "We, ", "--tokens", 12]
-    code, out, _ = call(capsys, *words, "--seed", 3)
+    code, out, _ = command(*words, "--seed", 3)
     assert code == 0 and out.startswith("We, ")
-    assert call(capsys, *words, "--seed", 3)[1] == out
+    assert command(*words, "--seed", 3)[1] == out
 
 
 REFUSED = [
@@ -111,15 +103,12 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("words, sentence", REFUSED, ids=[" ".join(w) for w, _ in REFUSED])
-def test_what_cannot_be_done_is_one_sentence(run, in_root, tmp_path, capsys, words, sentence):
+def test_what_cannot_be_done_is_one_sentence(run, in_root, tmp_path, refusal, words, sentence):
     (tmp_path / "empty").mkdir()
     places = dict(
         run=run[0], none=tmp_path / "none", empty=tmp_path / "empty", new=tmp_path / "new"
     )
-    code, out, err = call(capsys, *(w.format(**places) for w in words))
-    assert code == 2
-    assert sentence in err
-    assert err.startswith("hybridlm: ") and err.count("\n") == 1
+    assert sentence in refusal(*(w.format(**places) for w in words))
 
 
 def test_a_workdir_in_use_is_refused(run, root):
@@ -150,17 +139,15 @@ def test_a_run_that_diverges_ends_with_a_sentence(root, tmp_path):
     assert "the run has diverged" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_no_command_shows_help(capsys):
-    code, out, _ = call(capsys)
+def test_no_command_shows_help(command):
+    code, out, _ = command()
     assert code == 2 and "train" in out and "generate" in out
 
 
-def test_a_start_that_failed_claims_no_workdir(in_root, tmp_path, capsys):
+def test_a_start_that_failed_claims_no_workdir(in_root, tmp_path, refusal):
     """After a mistake in the data, the mended config starts in the same workdir."""
     words = ["train", "--config", "configs/demo.py:smoke", "--workdir", tmp_path / "run"]
     bad = "--config.data.sources.addresses.path=gone.jsonl"
-    assert call(capsys, *words, bad)[0] == 2
-    code, _, err = call(
-        capsys, *words, "--config.train.wandb=x", "--config.train.tensorboard=False"
-    )
-    assert code == 2 and "pip install 'hybridlm[wandb]'" in err and "another config" not in err
+    refusal(*words, bad)
+    err = refusal(*words, "--config.train.wandb=x", "--config.train.tensorboard=False")
+    assert "pip install 'hybridlm[wandb]'" in err and "another config" not in err

@@ -114,7 +114,7 @@ def heads_at_once(
 
 def headed_layers(model: Model) -> list[int]:
     """The layers with attention heads."""
-    return [layer for layer, count in enumerate(head_counts(model, jnp.float32)) if count]
+    return [layer for layer, count in enumerate(head_counts(model)) if count]
 
 
 def _retrieval_table(

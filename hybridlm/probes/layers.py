@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybridlm.models.mixers import SequenceContext
+from hybridlm.models.mixers.base import Mixer
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
 from hybridlm.probes.prompts import Batch, Prompts
@@ -85,23 +86,26 @@ def _measured(model: Model, dtype: jnp.dtype, measure: Measure, layers: tuple[in
     return run
 
 
-@per_model
-def head_counts(model: Model, dtype: jnp.dtype) -> tuple[int, ...]:
-    """Attention heads of each layer; `dtype` plays no part."""
-    del dtype
-    counts: list[int] = []
+def of_each_mixer(model: Model, ask: Callable[[Mixer], Any]) -> tuple[Any, ...]:
+    """What `ask` says of each layer's mixer, bottom to top; no parameter is made."""
+    answers: list[Any] = []
 
-    def count() -> None:
+    def walk() -> None:
         abstract = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), model.abstract)
-        counts.extend(b.mixer.attention_heads for _, b in model.bind(abstract).blocks())
+        answers.extend(ask(block.mixer) for _, block in model.bind(abstract).blocks())
 
-    jax.eval_shape(count)
-    return tuple(counts)
+    jax.eval_shape(walk)
+    return tuple(answers)
+
+
+def head_counts(model: Model) -> tuple[int, ...]:
+    """Attention heads of each layer."""
+    return of_each_mixer(model, lambda mixer: mixer.attention_heads)
 
 
 def all_heads(model: Model) -> list[Head]:
     """Every attention head, bottom to top."""
-    counts = head_counts(model, jnp.float32)
+    counts = head_counts(model)
     return [Head(layer, h) for layer, count in enumerate(counts) for h in range(count)]
 
 

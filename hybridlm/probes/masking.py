@@ -43,7 +43,7 @@ def mask_heads(model: Model, params: Params, heads: Collection[Head]) -> Params:
     Raises:
       ValueError: for a head that is not there.
     """
-    counts = head_counts(model, jnp.float32)
+    counts = head_counts(model)
     scales = [np.ones(count, np.float32) for count in counts]
     for layer, head in heads:
         if not (0 <= layer < len(counts) and 0 <= head < counts[layer]):

@@ -3,13 +3,11 @@
 import dataclasses
 from collections.abc import Collection, Iterable
 
-import jax
 import jax.numpy as jnp
 
 from hybridlm.models.params import Model, Params
-from hybridlm.models.programs import per_model
 from hybridlm.probes.answers import Restriction, answers
-from hybridlm.probes.layers import mixer_names
+from hybridlm.probes.layers import mixer_names, of_each_mixer
 from hybridlm.probes.prompts import Prompts
 from hybridlm.probes.table import Table
 
@@ -75,7 +73,7 @@ def receptive_field(
         raise ValueError(
             f"a receptive field is at least 1 token, the query's own, not {min(windows)}"
         )
-    has_window = _has_window(model, jnp.float32)
+    has_window = of_each_mixer(model, lambda mixer: mixer.has_window)
     how = {i: "window" if has_window[i] and not truncate else "context" for i in chosen}
     methods = sorted(set(how.values()))
     first = answers(model, params, prompts, batch=batch, dtype=dtype)
@@ -91,17 +89,3 @@ def receptive_field(
         "arXiv 2606.15378",
         tuple(entries),
     )
-
-
-@per_model
-def _has_window(model: Model, dtype: jnp.dtype) -> tuple[bool, ...]:
-    """Whether each layer's mixer has a window of its own; `dtype` plays no part."""
-    del dtype
-    found: list[bool] = []
-
-    def look() -> None:
-        abstract = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), model.abstract)
-        found.extend(block.mixer.has_window for _, block in model.bind(abstract).blocks())
-
-    jax.eval_shape(look)
-    return tuple(found)

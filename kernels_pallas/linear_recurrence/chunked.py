@@ -1,6 +1,7 @@
-"""The linear recurrence in chunks: 2 sqrt(T) sequential steps instead of T.
+"""The linear recurrence in chunks: of T tokens, 2 sqrt(T) sequential steps instead of T.
 
-Time is cut into N chunks of C tokens. All chunks run side by side: a first sweep over the
+Time is cut into blocks of at most 1,024 tokens, one after the other, whose numbers fit the cache,
+and a block of T tokens into N chunks of C = sqrt(T). All chunks run side by side: a first sweep over the
 C positions gives every chunk's end state (from zero) and its product of decays, a scan
 over the N chunks gives every chunk's entering state, a second sweep runs the recurrence
 itself from there. Running it twice beats storing cumulative products, and every h comes out

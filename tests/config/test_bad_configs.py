@@ -81,13 +81,12 @@ BAD = [
 
 
 @pytest.mark.parametrize("override, sentence", BAD, ids=[b[0] for b in BAD])
-def test_sentence_and_exit_code(in_root, capsys, override, sentence):
-    code = cli.main(["train", "--config", "configs/demo.py", "--dry_run", f"--config.{override}"])
-    said = capsys.readouterr()
-    assert code == 2
-    assert said.out == ""
-    assert sentence in said.err
-    assert said.err.count("\n") == 1, f"more than one line: {said.err}"
+def test_sentence_and_exit_code(in_root, command, override, sentence):
+    words = ["train", "--config", "configs/demo.py", "--dry_run", f"--config.{override}"]
+    code, out, err = command(*words)
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert err.count("\n") == 1, f"more than one line: {err}"
 
 
 FILES = {

@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 
-from hybridlm import cli
 from hybridlm.analysis.evaluation import figures, table
 from hybridlm.config import read_json
 from hybridlm.data import open_pipeline
@@ -31,22 +30,16 @@ def place(tmp_path_factory, request):
     return top
 
 
-def call(capsys, *words):
-    code = cli.main([str(w) for w in words])
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
-def test_the_commands_of_the_page(place, root, monkeypatch, capsys):
+def test_the_commands_of_the_page(place, root, monkeypatch, command):
     """They run as written, say what the page says they say, and leave the files it names."""
     monkeypatch.chdir(place)
     text = (root / "docs" / "evals.md").read_text()
     lines = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
     commands = [line for line in lines if line.startswith(".venv/bin/hybridlm ")]
     assert len(commands) == 3
-    for command in commands:
-        code, out, err = call(capsys, *shlex.split(command)[1:])
-        said = lines[lines.index(command) + 1]
+    for line in commands:
+        code, out, err = command(*shlex.split(line)[1:])
+        said = lines[lines.index(line) + 1]
         if said.startswith("# hybridlm: "):
             assert (code, err) == (2, said.removeprefix("# ") + "\n")
         else:
@@ -88,20 +81,17 @@ BAD = [
 
 @pytest.mark.parametrize("words, sentence", BAD, ids=[" ".join(w) for w, _ in BAD])
 def test_what_cannot_be_evaluated_is_one_sentence(
-    place, monkeypatch, capsys, tmp_path, words, sentence
+    place, monkeypatch, refusal, tmp_path, words, sentence
 ):
     monkeypatch.chdir(place)
     settings = {"--workdir": "runs/demo", "--tasks": "needle", "--lengths": "512"}
     settings |= {"--out": str(tmp_path / "out")} | dict(zip(words[::2], words[1::2]))
-    code, _, err = call(capsys, "eval", *(w for item in settings.items() for w in item))
-    assert code == 2 and sentence in err
-    assert err.startswith("hybridlm: ") and err.count("\n") == 1
+    assert sentence in refusal("eval", *(w for item in settings.items() for w in item))
 
 
-def test_no_run_and_no_checkpoint(tmp_path, capsys):
+def test_no_run_and_no_checkpoint(tmp_path, refusal):
     words = ["--tasks", "needle", "--lengths", "512", "--out", tmp_path / "out"]
-    code, _, err = call(capsys, "eval", "--workdir", tmp_path, *words)
-    assert code == 2 and "is no run" in err and err.count("\n") == 1
+    assert "is no run" in refusal("eval", "--workdir", tmp_path, *words)
 
 
 def test_haystacks_are_what_a_run_does_not_train_on(place, monkeypatch):

@@ -7,7 +7,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from subjects import SUBJECTS
 
-from kernels_pallas.testing import LAWS
+from kernels_pallas import gated_linear, linear_recurrence
+from kernels_pallas.testing import LAWS, check_forms, draw_segment_ids
 
 seeds = st.integers(0, 2**32 - 1)
 by_law = pytest.mark.parametrize("law", LAWS)
@@ -35,3 +36,17 @@ def test_law(op, law, seed):
 @given(seed=seeds)
 def test_law_at_length(op, law, seed):
     hold(op, law, seed)
+
+
+#: Lengths that take several of the blocks by which an op goes through a long sequence.
+SEVERAL_BLOCKS = {
+    "gated_linear": 2 * gated_linear.chunked.BLOCK * gated_linear.chunked.CHUNK + 1,
+    "linear_recurrence": 2 * linear_recurrence.chunked.BLOCK + 1,
+}
+
+
+@pytest.mark.parametrize("op", SEVERAL_BLOCKS)
+def test_several_blocks(op, x64):
+    rng, time = np.random.default_rng(0), SEVERAL_BLOCKS[op]
+    subject, ids_BT = SUBJECTS[op](rng), draw_segment_ids(rng, 2, time)
+    check_forms(subject, rng, 2, time, segment_ids=ids_BT)
