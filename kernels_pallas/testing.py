@@ -142,6 +142,51 @@ def check_forms(
     assert_close(f"{subject.name}: {impl} = {oracle}", *results, tolerance)
 
 
+def check_bfloat16(
+    subject: Subject, rng, batch: int, time: int, segment_ids=None, with_state: bool = True,
+    factor: float = 1.5, impl: str = "chunked", baseline: str = "reference",
+) -> None:  # fmt: skip
+    """Law 1 in bfloat16: on inputs of bfloat16 (parameters and states stay float32) the root mean
+    square error of `impl` against float64 is at most `factor` times that of `baseline`, for the
+    outputs, the final state and the gradients of inputs, parameters and state, each as a whole."""
+    inputs, params = (
+        subject.inputs(rng, batch, time, jnp.bfloat16),
+        subject.params(rng, jnp.float32),
+    )
+    state = subject.state(rng, batch, jnp.bfloat16) if with_state else None
+    cotangents = draw_cotangents(rng, subject, baseline, inputs, params, segment_ids, state)
+    draw = inputs, params, segment_ids, state, cotangents
+    found = [runner(subject, form)(*draw) for form in (impl, baseline)]
+    exact = runner(subject, baseline)(*jax.tree.map(_widened, draw))
+    for part, want in _parts(exact).items():
+        mine, other = (_rms_error(_parts(x)[part], want) for x in found)
+        if not mine <= factor * other + 1e-6:
+            raise AssertionError(
+                f"{subject.name}: {part} in bfloat16: {impl} off by {mine:.2e} (rms),"
+                f" {baseline} by {other:.2e}"
+            )
+
+
+def _parts(result: dict) -> dict[str, Tree]:
+    names = ("of inputs", "of parameters", "of the state")
+    gradients = {f"gradient {n}": g for n, g in zip(names, result["gradients"], strict=True)}
+    return {"outputs": result["outputs"], "final state": _floats(result["final"])[0]} | gradients
+
+
+def _widened(x):
+    return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _rms_error(got: Tree, want: Tree) -> float:
+    """Over all entries of all leaves, each leaf relative to its own root mean square."""
+    squares = [
+        np.square((np.asarray(x, np.float64) - y) / max(1e-3, np.sqrt(np.mean(np.square(y)))))
+        for x, y in zip(jax.tree.leaves(got), map(np.asarray, jax.tree.leaves(want)), strict=True)
+        if y.size
+    ]
+    return _nan_is_inf(np.sqrt(np.mean(np.concatenate([s.ravel() for s in squares] or [[0.0]]))))
+
+
 def check_packed(
     subject: Subject, rng, lengths: Sequence[int], gaps: Sequence[int] | None = None,
     dtype=jnp.float64, tolerance: float = 1e-10, impl: str = "chunked",
@@ -397,7 +442,7 @@ def _law_deterministic(subject, rng) -> None:
 
 
 #: Laws 1 to 5 and 7 as functions of (subject, rng); float64 must be enabled (`jax.enable_x64`).
-#: Law 6 needs several devices: `check_sharded`.
+#: Law 6 needs several devices: `check_sharded`. Law 1 in bfloat16 is `check_bfloat16`.
 LAWS: dict[str, Callable[[Subject, np.random.Generator], None]] = {
     "chunked = reference": _law_forms,
     "chunked = reference, float32": _law_forms_float32,

@@ -13,7 +13,7 @@ from hybridlm.models.pattern import expand
 def hybrid_with_full_attention(arg: str | None, **mixer: Any) -> ConfigDict:
     """The recipe of every file in `configs/mixers`: `mixer` three times, full NoPE attention once.
 
-    8 layers of width 128 on the State of the Union addresses, bytes, 256 tokens: 200 steps of 2,048
+    4 layers of width 128 on the State of the Union addresses, bytes, 256 tokens: 150 steps of 2,048
     tokens, the same for every mixer, so that their held-out losses compare.
 
     Args:
@@ -24,7 +24,7 @@ def hybrid_with_full_attention(arg: str | None, **mixer: Any) -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.model = ConfigDict()
-    c.model.width, c.model.depth = 128, 8
+    c.model.width, c.model.depth = 128, 4
     c.model.pattern = "mixer*3 full"
     c.model.mixers = ConfigDict()
     c.model.mixers.mixer = mixer
@@ -37,8 +37,8 @@ def hybrid_with_full_attention(arg: str | None, **mixer: Any) -> ConfigDict:
     c.data.seq_len, c.data.batch_size = 256, 8
     c.optimizer = dict(lr=3e-3, schedule="cosine", warmup_steps=20, weight_decay=0.1)
     c.train = ConfigDict()
-    c.train.steps, c.train.log_every = 200, 10
-    c.train.eval_every, c.train.checkpoint_every, c.train.eval_sequences = 100, 100, 128
+    c.train.steps, c.train.log_every = 150, 10
+    c.train.eval_every, c.train.checkpoint_every, c.train.eval_sequences = 150, 150, 128
     return smoke(c) if flags["smoke"] else c
 
 

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from kernels_pallas.delta_rule import scores
 
-CHUNK = 64
+CHUNK = 64  # tokens
+BLOCK = 8 * CHUNK  # tokens whose chunks are made side by side
 
 
 def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BHKV, *, precision):
@@ -26,6 +27,29 @@ def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BH
 
     log_decay_BTHK is None, or has a last axis of 1 (per head) or K (per channel).
     """
+    batch, time, heads, value_size = v_BTHV.shape
+    blocks = -(-time // BLOCK)
+    tokens = q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT
+    if blocks == 1:
+        return _block(*tokens, s_BHKV, precision=precision)
+
+    def cut(x_BT):
+        """(blocks, B, T of a block, ...); added tokens are zeros: they change nothing."""
+        added = ((0, 0), (0, blocks * BLOCK - time)) + ((0, 0),) * (x_BT.ndim - 2)
+        return jnp.moveaxis(
+            jnp.pad(x_BT, added).reshape(batch, blocks, BLOCK, *x_BT.shape[2:]), 1, 0
+        )
+
+    def step(s_BHKV, tokens):
+        o_BTHV, s_BHKV = _block(*tokens, s_BHKV, precision=precision)
+        return s_BHKV, o_BTHV
+
+    s_BHKV, o = jax.lax.scan(step, s_BHKV, jax.tree.map(cut, tokens))
+    o_BTHV = jnp.moveaxis(o, 0, 1).reshape(batch, blocks * BLOCK, heads, value_size)
+    return o_BTHV[:, :time], s_BHKV
+
+
+def _block(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BHKV, *, precision):
     batch, time, heads, value_size = v_BTHV.shape
     length = chunk_length(time)
     kv_heads = k_BTGK.shape[2]

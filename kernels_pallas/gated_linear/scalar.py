@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from kernels_pallas.gated_linear.chunks import MASKED, Chunks, enter, inclusive_sums
 
+PART = 16  # tokens of a chunk whose sums of log-decays are made by themselves
+
 
 class TokenDecays(NamedTuple):
     """Sums of log-decays in a chunk, made by adding alone, as products with triangles of ones.
@@ -22,14 +24,28 @@ class TokenDecays(NamedTuple):
         return cls(_no_lower_than_underflow(g_NBGRC))
 
     def between(self):
-        """[i, j]: the sum over tokens j + 1 to i, 0 where i <= j."""
-        after_CC = _triangle(self.g_NBGRC, below=1)
-        g_NBGRCC = self.g_NBGRC[..., None] * after_CC[None, None, None, None]
-        return jnp.matmul(_triangle(self.g_NBGRC), g_NBGRCC, precision="highest")
+        """[i, j]: the sum over tokens j + 1 to i, where j <= i.
+
+        In parts: what follows j in its own, the parts between, and what leads to i in its own.
+        Triangles for the whole chunk at once would cost as much as one more Q K^T.
+        """
+        length = self.g_NBGRC.shape[-1]
+        part = min(PART, length)
+        g_NBGRPC = self.g_NBGRC.reshape(*self.g_NBGRC.shape[:-1], -1, part)
+        parts_NBGRPP = _sums_between(jnp.sum(g_NBGRPC, axis=-1), own=False)
+        across_NBGRPCPC = (
+            inclusive_sums(g_NBGRPC)[..., None, None]
+            + parts_NBGRPP[..., :, None, :, None]
+            + _sums_after(g_NBGRPC)[..., None, None, :, :]
+        )
+        inside_NBGRPCC = _sums_between(g_NBGRPC, own=True)
+        same_PP = jnp.eye(length // part, dtype=bool)[None, None, None, None, :, None, :, None]
+        sums = jnp.where(same_PP, inside_NBGRPCC[..., None, :], across_NBGRPCPC)
+        return sums.reshape(*self.g_NBGRC.shape, length)
 
     def to_end(self):
         """The sum over the tokens after each one."""
-        return jnp.matmul(self.g_NBGRC, _triangle(self.g_NBGRC, below=1), precision="highest")
+        return _sums_after(self.g_NBGRC)
 
     def from_start(self):
         """The sum up to each token, its own included."""
@@ -63,9 +79,20 @@ class FixedDecays(NamedTuple):
         return self.g_11GR1 * self.age_N111C
 
 
-def _triangle(g_NBGRC, below: int = 0):
-    """(C, C) of ones where row - column >= `below`, zeros elsewhere."""
-    return jnp.tril(jnp.ones((g_NBGRC.shape[-1],) * 2, g_NBGRC.dtype), -below)
+def _sums_after(g):
+    """Along the last axis, over the entries after each one."""
+    return jnp.matmul(g, _triangle(g, below=1), precision="highest")
+
+
+def _sums_between(g, own: bool):
+    """[..., i, j]: the sum over the entries after j and up to i, with i's `own` or without."""
+    after = jnp.einsum("...s,sj->...sj", g, _triangle(g, below=1))
+    return jnp.matmul(_triangle(g, below=0 if own else 1), after, precision="highest")
+
+
+def _triangle(g, below: int):
+    """(C, C) of ones where row - column >= `below`, zeros elsewhere, for C entries of `g`."""
+    return jnp.tril(jnp.ones((g.shape[-1],) * 2, g.dtype), -below)
 
 
 def _no_lower_than_underflow(g):

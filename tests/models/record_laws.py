@@ -1,6 +1,7 @@
 """Runs every law on every small mixer and writes which kinds passed: docs/laws.json.
 
-Run:  python tests/models/record_laws.py [--seeds 2] [--variants 1] [--kinds nha gsa] [--processes 2]
+Run:  python tests/models/record_laws.py [--seeds 2] [--variants 1] [--kinds nha gsa]
+          [--laws causal finite] [--processes 2]
 
 A kind passes a law where all its variants that were run do, on all seeds. `docs/mixers.md` shows the record; run
 this after a change of a mixer or an op.
@@ -24,7 +25,7 @@ os.environ["XLA_FLAGS"] = (
 
 HERE = pathlib.Path(__file__).resolve().parent
 RECORD = HERE.parents[1] / "docs" / "laws.json"
-SHARDED = "sharded = single device"
+BFLOAT16, SHARDED = "chunked = reference, bfloat16", "sharded = single device"
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 
@@ -39,15 +40,28 @@ def sharded(subject, rng) -> None:
     testing.check_sharded(subject, rng, mesh, 4, 70, segment_ids=ids, with_state=False)
 
 
-def hold(name: str, seeds: int) -> dict[str, bool]:
+def bfloat16(subject, rng) -> None:
+    """Law 1 on inputs of bfloat16."""
+    from kernels_pallas import testing
+
+    ids = testing.draw_segment_ids(rng, 2, 70, padding=0.1)
+    testing.check_bfloat16(subject, rng, 2, 70, ids)
+
+
+def all_laws() -> dict:
+    from kernels_pallas.testing import LAWS
+
+    return {**LAWS, BFLOAT16: bfloat16, SHARDED: sharded}
+
+
+def hold(name: str, laws: list[str], seeds: int) -> dict[str, bool]:
     """Law -> did the variant pass it on every seed."""
     import jax
     from mixer_subjects import seeded
 
-    from kernels_pallas.testing import LAWS
-
     passed = {}
-    for law, check in {**LAWS, SHARDED: sharded}.items():
+    for law in laws:
+        check = all_laws()[law]
         passed[law] = True
         for seed in range(seeds):
             try:
@@ -68,10 +82,16 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--variants", type=int, help="of a kind at most, the first ones; all")
     parser.add_argument("--kinds", nargs="+", help="only these; the others keep their record")
+    parser.add_argument(
+        "--laws", nargs="+", metavar="LAW", help="only these; the others keep their record"
+    )
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     import small
 
+    laws = options.laws or [*all_laws()]
+    if unknown := set(laws) - set(all_laws()):
+        parser.error(f"unknown law {min(unknown)!r}: there are {', '.join(all_laws())}")
     variants = {n: m["kind"] for n, m in small.MIXERS.items()}
     chosen = [n for n, kind in variants.items() if not options.kinds or kind in options.kinds]
     if options.variants:
@@ -80,17 +100,19 @@ def main() -> int:
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     passed, counts = record.get("passed", {}), record.get("variants", {})
     for kind in {variants[n] for n in chosen}:
-        passed.pop(kind, None)
-        counts.pop(kind, None)
+        for law in laws:
+            passed.setdefault(kind, {}).pop(law, None)
+        if not options.laws:
+            counts[kind] = 0
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.processes, mp_context=context) as pool:
-        tasks = {pool.submit(hold, name, options.seeds): name for name in chosen}
+        tasks = {pool.submit(hold, name, laws, options.seeds): name for name in chosen}
         for task in concurrent.futures.as_completed(tasks):
             name, result = tasks[task], task.result()
             kind = variants[name]
-            before = passed.get(kind, dict.fromkeys(result, True))
-            passed[kind] = {law: before[law] and ok for law, ok in result.items()}
-            counts[kind] = counts.get(kind, 0) + 1
+            for law, ok in result.items():
+                passed[kind][law] = passed[kind].get(law, True) and ok
+            counts[kind] += 0 if options.laws else 1
             print(f"{name}: {sum(result.values())} of {len(result)} laws", flush=True)
             write(passed, counts, options.seeds)
     return 0 if all(all(p.values()) for p in passed.values()) else 1
@@ -100,10 +122,8 @@ def write(passed: dict, counts: dict, seeds: int) -> None:
     """The record so far, so that an interrupted run keeps what it found."""
     import jax
 
-    from kernels_pallas.testing import LAWS
-
     record = dict(
-        date=time.strftime("%Y-%m-%d"), jax=jax.__version__, seeds=seeds, laws=[*LAWS, SHARDED],
+        date=time.strftime("%Y-%m-%d"), jax=jax.__version__, seeds=seeds, laws=[*all_laws()],
         variants=dict(sorted(counts.items())), passed=dict(sorted(passed.items())),
     )  # fmt: skip
     RECORD.write_text(json.dumps(record, indent=1) + "\n")

@@ -12,7 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from mixer_subjects import seeded
 
-from kernels_pallas.testing import LAWS
+from kernels_pallas.testing import LAWS, check_bfloat16, draw_segment_ids
 
 seeds = st.integers(0, 2**32 - 1)
 by_law = pytest.mark.parametrize("law", LAWS)
@@ -41,6 +41,16 @@ def test_law(mixer, law, seed):
 @given(seed=seeds)
 def test_every_law_of_every_variant(mixer, law, seed):
     hold(mixer, law, seed)
+
+
+@pytest.mark.slow
+@by_mixer
+@one_draw
+@given(seed=seeds)
+def test_bfloat16(mixer, seed):
+    with jax.enable_x64(True):
+        subject, rng = seeded(mixer, seed)
+        check_bfloat16(subject, rng, 2, 70, draw_segment_ids(rng, 2, 70, padding=0.1))
 
 
 PROGRAM = """
