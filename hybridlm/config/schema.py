@@ -242,8 +242,8 @@ class TrainConfig:
       spike_sigma: skip an update whose gradient norm lies this many standard deviations above
         its running mean (None: only non-finite ones are skipped).
       abort_after: end the run after this many skipped updates in a row.
-      hang_seconds: end a process that makes no progress for so long, saying where (None: never). A
-        step, an evaluation, a save and the compilation of each are progress.
+      hang_seconds: end a process that is so long in one step, evaluation or save, saying where
+        (None: never); the first evaluation compiles, too.
     """
 
     steps: int

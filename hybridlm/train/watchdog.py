@@ -12,7 +12,7 @@ EXIT_CODE = 75  # as after SIGTERM: launchers start it again
 
 
 class Watchdog:
-    """Ends the process when nobody has called `beat` for `seconds`. Use as a context manager.
+    """Ends the process when `beat` was called, and not again for `seconds`. A context manager.
 
     A step that waits for a lost host or a stuck disk never returns, so that no exception could tell
     of it; the stacks of all threads do.
@@ -20,12 +20,11 @@ class Watchdog:
 
     def __init__(self, seconds: float | None):
         self.seconds = seconds
-        self._doing, self._since = "starting", time.monotonic()
+        self._doing, self._since = "", None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
-        self.beat("starting")
         if self.seconds is not None:
             self._thread.start()
         return self
@@ -39,7 +38,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._done.wait(min(self.seconds / 4, 5.0)):
-            waited = time.monotonic() - self._since
+            waited = 0 if self._since is None else time.monotonic() - self._since
             if waited > self.seconds:
                 print(
                     f"hybridlm: host {jax.process_index()} of {jax.process_count()} has hung for"

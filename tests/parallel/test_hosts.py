@@ -142,13 +142,13 @@ def test_a_killed_host_ends_the_others_with_a_sentence(root, tmp_path):
 def test_a_host_that_hangs_trips_the_watchdog_of_the_others(root, tmp_path):
     workdir = tmp_path / "run"
     long = ("--config.train.steps=100000", "--config.train.eval_every=100000")
-    with started(root, workdir, 2, *long, "--config.train.hang_seconds=20.0") as processes:
+    with started(root, workdir, 2, *long, "--config.train.hang_seconds=10.0") as processes:
         wait_for_step(workdir, 10, processes)
         processes[1].send_signal(signal.SIGSTOP)
         assert codes(processes[:1], timeout=100) == [75]
         words = said(processes[0])
-    assert "host 0 of 2 has hung for" in words or "cannot be reached" in words
-    assert "in step" in words or "step " in words
+    assert "host 0 of 2 has hung for" in words and " s in step " in words
+    assert "train/loop.py" in words, "no stack says where"
 
 
 PROGRAM = """
@@ -161,11 +161,11 @@ from hybridlm.parallel import hosts
 
 address, count, index = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 hosts.start(hosts.Address(address, count, index), "auto", {})
-batch = np.random.default_rng(0).integers(0, 99, (2, 8, 6))
+batch = np.random.default_rng(0).integers(0, 99, (2, 8, 8))
 for shape, spec in (((count, 1), ("a", "b")), ((1, count), ("a", "b")), ((count, 1), (None, "a"))):
     mesh = jax.make_mesh(shape, ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     rows = hosts.Rows.of(NamedSharding(mesh, PartitionSpec(None, *spec)), batch.shape)
-    array = rows.array(batch.reshape(16, 6)[list(rows.indices)])
+    array = rows.array(batch.reshape(16, 8)[list(rows.indices)])
     np.testing.assert_array_equal(multihost_utils.process_allgather(array, tiled=True), batch)
     if spec[0] and shape[0] == count:
         assert len(rows.indices) == 16 // count, rows.indices  # only its share is loaded
