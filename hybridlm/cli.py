@@ -75,6 +75,14 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     train.add_argument(
         "--dry_run", action="store_true", help="print what would be trained, and what it costs"
     )
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, on many hosts")
+    train.add_argument("--num_processes", type=int, help="how many hosts there are")
+    train.add_argument("--process_id", type=int, help="which one this is, from 0")
+    train.add_argument(
+        "--cluster",
+        default="auto",
+        help="launcher that says all this: auto, none, slurm, ompi, tpu",
+    )
     train.epilog = "Any setting: --config.a.b=value (a Python literal, or text)."
 
     generate = command("generate", _generate, "continue a prompt with a trained model")
@@ -168,8 +176,11 @@ def _train(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> i
         return 0
     if arguments.workdir is None:
         raise UserError("train needs --workdir, the folder of the run (or --dry_run)")
+    from hybridlm.parallel import hosts
     from hybridlm.run import run
 
+    where = hosts.address(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    hosts.start(where, arguments.cluster, os.environ)
     return run(config, arguments.workdir)
 
 

@@ -7,7 +7,11 @@ import jax
 from hybridlm.analysis.live_probes import live_probes
 from hybridlm.analysis.report import write_report
 from hybridlm.config import Config
+from hybridlm.config.schema import MeshConfig
+from hybridlm.errors import ConfigError
 from hybridlm.generate import Sampling, generate_text, open_model
+from hybridlm.parallel import hosts
+from hybridlm.parallel.mesh import make_mesh
 from hybridlm.train import metrics
 from hybridlm.train.loop import train
 
@@ -18,9 +22,16 @@ def run(config: Config, path: pathlib.Path) -> int:
     Raises:
       UserError: see `hybridlm.train.loop.train`.
     """
+    if config.probes.which and jax.process_count() > 1:
+        raise ConfigError(
+            "probes.which: probes run while one host trains, not on"
+            f" {jax.process_count()}: set it to (), and use `hybridlm probe` on the checkpoints"
+        )
     code = train(config, path, watch=live_probes(config))
-    if code == 0 and jax.process_index() == 0:
-        _sample(config, path)
+    hosts.leave()
+    if code == 0 and hosts.is_first():
+        with jax.set_mesh(make_mesh(MeshConfig(), jax.local_devices()[:1])):
+            _sample(config, path)
         _summary(path)
         print(f"report: {write_report(path)}")
     return code

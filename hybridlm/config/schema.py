@@ -242,6 +242,8 @@ class TrainConfig:
       spike_sigma: skip an update whose gradient norm lies this many standard deviations above
         its running mean (None: only non-finite ones are skipped).
       abort_after: end the run after this many skipped updates in a row.
+      hang_seconds: end a process that is so long in one step, evaluation or save, saying where
+        (None: never); the first evaluation compiles, too.
     """
 
     steps: int
@@ -256,6 +258,7 @@ class TrainConfig:
     keep_every: int | None = None
     spike_sigma: float | None = None
     abort_after: int = 20
+    hang_seconds: float | None = 3600.0
     tensorboard: bool = True
     wandb: str | None = None
 
@@ -267,6 +270,11 @@ class TrainConfig:
             require(
                 getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}"
             )
+        require(
+            self.hang_seconds is None or self.hang_seconds > 0,
+            "hang_seconds",
+            f"must be positive, or None to wait for ever, not {self.hang_seconds}",
+        )
         require(self.steps < 2**31, "steps", f"must be below 2^31, not {self.steps}")
         require(self.keep_every is None or self.keep_every >= 1, "keep_every", "must be 1 or more")
         require(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,7 @@ class _Selection(grain.transforms.DatasetSelectionMap):
 class _Batches:
     """Batches by step (a Grain data source)."""
 
-    def __init__(self, pipeline: "Pipeline", rows: slice | None):
+    def __init__(self, pipeline: "Pipeline", rows: Sequence[int] | None):
         self._pipeline, self._rows = pipeline, rows
 
     def __len__(self) -> int:
@@ -157,15 +157,15 @@ class Pipeline:
         """The held-out split of each source, by name."""
         return {name: self._shards[name].heldout for name in self._names}
 
-    def batch(self, step: int, rows: slice | None = None) -> Batch:
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
         """The batch of `step` (from 0), or the given rows of it: a function of (seed, step)."""
         if step < 0:
             raise ValueError(f"step is {step}; the first is 0")
         first = step * self.batch_size
-        wanted = range(self.batch_size)[rows if rows is not None else slice(None)]
+        wanted = range(self.batch_size) if rows is None else rows
         return _stack([self._stream[first + row] for row in wanted], self.seq_len)
 
-    def iterate(self, start_step: int = 0, rows: slice | None = None) -> Iterator[Batch]:
+    def iterate(self, start_step: int = 0, rows: Sequence[int] | None = None) -> Iterator[Batch]:
         """Batches from `start_step` on, without end, read ahead by Grain's threads.
 
         The result is a `grain.DatasetIterator`; its `close()` stops the threads.

@@ -1,5 +1,6 @@
 """The training loop: build, restore, compile, then step, log the step before, evaluate, save."""
 
+import os
 import pathlib
 from typing import Any, Protocol
 
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 from hybridlm.config.schema import Config, to_dict
 from hybridlm.data import bigram_bits_per_byte
 from hybridlm.errors import RunError, UserError
+from hybridlm.parallel import hosts
 from hybridlm.train import metrics, preemption, setup, workdir
 from hybridlm.train.evaluate import evaluate
 from hybridlm.train.progress import Progress, duration
 from hybridlm.train.throughput import StepClock, memory_in_use, peak_flops
+from hybridlm.train.watchdog import Watchdog
 
 
 class TrainingAborted(UserError):
@@ -61,33 +64,35 @@ def train(
       UserError: for bad data, a workdir of another run, or a run that diverged.
     """
     config, _ = setup.resolve(config)
-    progress = progress or Progress(config.train.steps)
-    folder = workdir.Workdir.open(path, config)
+    first = hosts.is_first()
+    progress = progress or Progress(config.train.steps, None if first else open(os.devnull, "w"))
+    with hosts.together("opening the workdir"):
+        folder = workdir.Workdir.open(path, config) if first else None
+    with hosts.together("opening the workdir"):
+        folder = folder or workdir.Workdir.follow(path, config)
     try:
-        with preemption.StopSignal() as stop:
-            return _train(config, folder, progress, stop, watch)
+        with preemption.StopSignal() as stop, Watchdog(config.train.hang_seconds) as watchdog:
+            return _train(config, folder, progress, stop, watchdog, watch)
     finally:
         folder.close()
 
 
 def _train(
     config: Config, folder: workdir.Workdir, progress: Progress, stop: preemption.StopSignal,
-    watch: Watch,
+    watchdog: Watchdog, watch: Watch,
 ) -> int:  # fmt: skip
     # --- build, restore, compile ---------------------------------------------------------------
     path = folder.path
     progress.say("reading the data and compiling the training step")
     trainer = setup.build(config, path)
-    folder.begin(config)
     steps, start = config.train.steps, trainer.start_step
-    workdir.record_environment(path, jax.devices())
-    metrics.cut_back(path / metrics.FILE, start)
-    writers = _writers(config, path, start)
+    with hosts.together("beginning the run"):
+        writers = _begin(config, folder, start) if hosts.is_first() else metrics.Writers([])
     peak, peak_source = peak_flops(jax.devices())
     clock = StepClock(config.tokens_per_step, trainer.program.flops_per_step, peak)
     heldout = trainer.heldout()
     _say_start(progress, config, trainer, peak, peak_source)
-    if not any(r["kind"] == "run" for r in metrics.read(path / metrics.FILE)):
+    if hosts.is_first() and not any(r["kind"] == "run" for r in metrics.read(path / metrics.FILE)):
         writers.write({"kind": "run", "step": start, **_facts(trainer, peak, peak_source)})
 
     def log(step: int, values: dict[str, jax.Array]) -> None:
@@ -122,11 +127,13 @@ def _train(
 
     # --- loop ----------------------------------------------------------------------------------
     state, pending, saved = trainer.state, None, start
-    batches = trainer.pipeline.iterate(start)
+    batches = trainer.batches()
+    vote = hosts.Vote(trainer.program.mesh)
     watch.begin(path, start)
     clock.restart()
     try:
         for step in range(start + 1, steps + 1):
+            watchdog.beat(f"step {step}")
             with clock.waiting():
                 batch = trainer.device_batch(next(batches))
             state, values = trainer.program.train_step(state, batch)
@@ -134,7 +141,7 @@ def _train(
                 log(*pending)
             pending = (step, values)
 
-            stopping = bool(stop.received)  # asked once: a later signal is the next step's
+            stopping = vote.stop(bool(stop.received))  # asked once: a later signal is the next's
             evaluate_now = step % config.train.eval_every == 0 or step == steps
             save_now = step % config.train.checkpoint_every == 0 or step == steps or stopping
             watch_now = watch.due(step)
@@ -143,17 +150,24 @@ def _train(
                 pending = None
                 with clock.paused():
                     if evaluate_now:
+                        watchdog.beat(f"the evaluation after step {step}")
                         figures = evaluate(trainer.program.eval_step, state["params"], heldout)
                         writers.write({"kind": "eval", "step": step, **figures})
                         progress.say(_eval_line(step, figures))
                     if watch_now:
                         progress.say(watch.look(step, state["params"]))
                     if save_now:
+                        watchdog.beat(f"the checkpoint of step {step}")
                         save(step, state)
                         saved = step
             if stopping:
                 break
+        watchdog.beat(f"the end of the checkpoint of step {saved}")
         trainer.checkpoints.wait()
+    except Exception as error:
+        if jax.process_count() > 1:
+            hosts.end(error, f"step {step}")
+        raise
     finally:
         batches.close()
         trainer.checkpoints.close()
@@ -161,11 +175,19 @@ def _train(
         writers.close()
     if saved < steps:
         progress.say(
-            f"{stop.received} received: saved step {saved} of {steps} in {path}; the same command"
-            " goes on from there"
+            f"{stop.received or 'a signal to another host'} received: saved step {saved} of {steps}"
+            f" in {path}; the same command goes on from there"
         )
         return preemption.EXIT_CODE
     return 0
+
+
+def _begin(config: Config, folder: workdir.Workdir, start: int) -> metrics.Writers:
+    """Makes the folder the run's, and its records those up to step `start`."""
+    folder.begin(config)
+    workdir.record_environment(folder.path, jax.devices())
+    metrics.cut_back(folder.path / metrics.FILE, start)
+    return _writers(config, folder.path, start)
 
 
 def _writers(config: Config, path: pathlib.Path, start: int) -> metrics.Writers:

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from hybridlm.data import Pipeline, Tokenizer, open_pipeline, open_tokenizer
 from hybridlm.errors import RunError
 from hybridlm.models.accounting import train_flops_per_token, with_vocab
 from hybridlm.models.params import Model
+from hybridlm.parallel import hosts
 from hybridlm.parallel import mesh as meshes
 from hybridlm.train import checkpoint, host_memory, metrics
 from hybridlm.train.checkpoint import Checkpoints
@@ -94,7 +95,9 @@ def compile_program(config: Config, token_bytes_V: np.ndarray) -> Program:
         mesh=mesh,
         abstract=abstract,
         train_step=train_step,
-        eval_step=jax.jit(make_eval_step(model, token_bytes_V, dtype)),
+        eval_step=jax.jit(
+            make_eval_step(model, token_bytes_V, dtype), out_shardings=meshes.replicated(mesh)
+        ),
         init=jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=shardings),
         flops_per_step=train_flops_per_token(model, config.data.seq_len) * config.tokens_per_step,
         compile_seconds=time.perf_counter() - start,
@@ -111,20 +114,22 @@ class Trainer:
     checkpoints: Checkpoints
     start_step: int
     state: TrainState
+    rows: hosts.Rows
+
+    def batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """This host's rows of every batch from the next step on, (rows, time)."""
+        return self.pipeline.iterate(self.start_step, self.rows.indices)
 
     def device_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """A training batch (batch, time) on the mesh, as (accumulate, micro-batch, time)."""
-        sharding = meshes.batch_sharding(self.program.mesh)
-        parts = self.config.train.accumulate
-        split = {k: v.reshape(parts, -1, v.shape[-1]) for k, v in batch.items()}
-        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in split.items()}
+        """A training batch on the mesh, (accumulate, micro-batch, time), of the hosts' rows."""
+        return {name: self.rows.array(local) for name, local in batch.items()}
 
     def heldout(self) -> list[dict[str, jax.Array]]:
         """The batches of one evaluation, (batch, time) on the mesh."""
         rows = self.config.data.batch_size // self.config.train.accumulate
         sharding = meshes.sharding(self.program.mesh, ("batch", "time"))
         batches = self.pipeline.heldout_batches(rows, self.config.train.eval_sequences)
-        return [jax.device_put(batch, sharding) for batch in batches]
+        return [{k: hosts.whole(v, sharding) for k, v in batch.items()} for batch in batches]
 
 
 def build(config: Config, workdir: pathlib.Path) -> Trainer:
@@ -134,16 +139,23 @@ def build(config: Config, workdir: pathlib.Path) -> Trainer:
       UserError: for a mesh or data that do not fit, and where the run there read other data.
     """
     meshes.check_divides(config, meshes.mesh_shape(config.mesh, len(_devices())))
-    pipeline = open_pipeline(config.data, seed=config.seed, workdir=workdir)
-    _check_same_data(pipeline, workdir)
+
+    def open_data() -> Pipeline:
+        pipeline = open_pipeline(config.data, seed=config.seed, workdir=workdir)
+        _check_same_data(pipeline, workdir)
+        return pipeline
+
+    pipeline = hosts.in_turn("reading the data", open_data)
     program = compile_program(config, pipeline.tokenizer.token_bytes())
+    rows = hosts.Rows.of(meshes.batch_sharding(program.mesh), batch_shape(config))
     checkpoints = Checkpoints(workdir, config.train)
     start_step = checkpoints.latest_step or 0
-    if start_step:
-        state = checkpoints.restore(program.abstract)
-    else:
-        state = program.init(jax.random.key(config.seed))
-    return Trainer(config, pipeline, program, checkpoints, start_step, state)
+    with hosts.together("opening the checkpoint"):
+        if start_step:
+            state = checkpoints.restore(program.abstract)
+        else:
+            state = program.init(jax.random.key(config.seed))
+    return Trainer(config, pipeline, program, checkpoints, start_step, state, rows)
 
 
 def _devices() -> list[jax.Device]:
@@ -172,10 +184,15 @@ def _check_same_data(pipeline: Pipeline, workdir: pathlib.Path) -> None:
         )
 
 
+def batch_shape(config: Config) -> tuple[int, int, int]:
+    """(accumulate, micro-batch, time) of a step's batch, over all hosts."""
+    parts = config.train.accumulate
+    return (parts, config.data.batch_size // parts, config.data.seq_len)
+
+
 def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of a training batch on the mesh."""
-    parts = config.train.accumulate
-    shape = (parts, config.data.batch_size // parts, config.data.seq_len)
+    shape = batch_shape(config)
     sharding = meshes.batch_sharding(mesh)
     names = ("tokens", "targets", "segment_ids", "positions")
     batch = {n: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for n in names}

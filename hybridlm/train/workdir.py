@@ -22,7 +22,7 @@ CONFIG, ENVIRONMENT, REPORT = "config.json", "environment.json", "report.html"
 FREE_ON_RESUME = (
     "mesh.", "sample.", "probes.", "data.prefetch", "data.verify", "data.token_cache",
     "train.log_every", "train.keep_checkpoints", "train.keep_every", "train.checkpoint_every",
-    "train.tensorboard", "train.wandb", "train.abort_after",
+    "train.tensorboard", "train.wandb", "train.abort_after", "train.hang_seconds",
 )  # fmt: skip
 
 
@@ -32,6 +32,18 @@ class Workdir:
 
     path: pathlib.Path
     lock: Any
+
+    @classmethod
+    def follow(cls, path: pathlib.Path, config: Config) -> "Workdir":
+        """The folder of a run that another host has opened and writes to.
+
+        Raises:
+          RunError: where the run there is of another config, or the folder is not shared.
+        """
+        if not path.is_dir():
+            raise RunError(f"--workdir {path} is not there: all hosts need the same, shared folder")
+        _check_same_run(path, config)
+        return cls(path, None)
 
     @classmethod
     def open(cls, path: os.PathLike[str] | str, config: Config) -> "Workdir":
@@ -60,7 +72,8 @@ class Workdir:
         write_json(self.path / CONFIG, to_dict(config))
 
     def close(self) -> None:
-        self.lock.close()
+        if self.lock is not None:
+            self.lock.close()
 
 
 def _check_same_run(path: pathlib.Path, config: Config) -> None:

@@ -1,0 +1,231 @@
+"""Many hosts as real processes on this machine, killed and stopped for real."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from hybridlm.errors import UserError
+from hybridlm.parallel import hosts
+from hybridlm.train import metrics
+from hybridlm.train.checkpoint import steps as checkpoint_steps
+
+ENVIRONMENT = os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_backend_optimization_level=0")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def started(root, workdir: pathlib.Path, count: int, *overrides: str):
+    """A run on `count` hosts; what is left of them at the end is killed."""
+    workdir.parent.mkdir(exist_ok=True)
+    words = [sys.executable, "-m", "hybridlm.cli", "train", "--config", "configs/demo.py:smoke"]
+    words += ["--workdir", str(workdir), "--config.data.bigram_baseline=False"]
+    words += ["--config.sample.tokens=0", "--config.train.tensorboard=False", *overrides]
+    coordinator = f"localhost:{free_port()}"
+    processes = []
+    for index in range(count):
+        place = ["--coordinator", coordinator, "--num_processes", str(count)]
+        place += ["--process_id", str(index)] if count > 1 else []
+        log = workdir.with_name(f"{workdir.name}.{count}.{index}.log").open("w+")
+        processes.append(
+            subprocess.Popen(
+                words + (place if count > 1 else []), cwd=root, env=ENVIRONMENT,
+                stdout=log, stderr=subprocess.STDOUT,
+            )
+        )  # fmt: skip
+        processes[-1].log = log
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+            process.log.close()
+
+
+def said(process) -> str:
+    process.log.seek(0)
+    return process.log.read()
+
+
+def codes(processes, timeout: float = 240) -> list[int]:
+    """Exit codes, in order; what a process said comes with one that does not end."""
+    end = time.monotonic() + timeout
+    try:
+        return [p.wait(max(0.1, end - time.monotonic())) for p in processes]
+    except subprocess.TimeoutExpired:
+        raise AssertionError("\n---\n".join(said(p)[-2000:] for p in processes)) from None
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+    records = metrics.read(workdir / metrics.FILE)
+    return {r["step"]: r["loss"] for r in records if r["kind"] == "train"}
+
+
+def wait_for_step(workdir: pathlib.Path, step: int, processes) -> None:
+    end = time.monotonic() + 240
+    while time.monotonic() < end:
+        if max(losses(workdir), default=0) >= step:
+            return
+        assert all(p.poll() is None for p in processes), [said(p)[-2000:] for p in processes]
+        time.sleep(0.2)
+    raise AssertionError(f"step {step} was not reached: {[said(p)[-2000:] for p in processes]}")
+
+
+def run(root, workdir, count, *overrides):
+    with started(root, workdir, count, *overrides) as processes:
+        assert codes(processes) == [0] * count, [said(p)[-3000:] for p in processes]
+        return [said(p) for p in processes]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> pathlib.Path:
+    """The run on one host that the others are held to."""
+    root, workdir = pathlib.Path(__file__).parents[2], tmp_path_factory.mktemp("hosts") / "alone"
+    run(root, workdir, 1)
+    return workdir
+
+
+def test_two_hosts_train_as_one(root, tmp_path, alone):
+    """The same curve, one record of it, one talker, and a report of the first host."""
+    first, second = run(root, tmp_path / "two", 2)
+    ours, theirs = losses(tmp_path / "two"), losses(alone)
+    assert list(ours) == list(theirs)
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+    assert "report: " in first and "step 8/8" in first
+    assert "step" not in second.replace("[Gloo]", "")
+    environment = json.loads((tmp_path / "two" / "environment.json").read_text())
+    assert len(environment["devices"]) == 2
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_four_saves_once_and_two_go_on(root, tmp_path, alone):
+    workdir, slower = tmp_path / "run", "--config.train.checkpoint_every=1000"
+    with started(root, workdir, 4, slower, "--config.train.log_every=1") as processes:
+        wait_for_step(workdir, 1, processes)
+        processes[2].send_signal(signal.SIGTERM)
+        found = codes(processes)
+    (step,) = checkpoint_steps(workdir)
+    # The run is short: the signal may come too late to stop it before its last step.
+    assert found == ([75] * 4 if step < 8 else [0] * 4)
+    run(root, workdir, 2, slower)
+    np.testing.assert_allclose(losses(workdir)[8], losses(alone)[8], rtol=1e-4)
+
+
+def test_a_killed_host_ends_the_others_with_a_sentence(root, tmp_path):
+    workdir = tmp_path / "run"
+    long = ("--config.train.steps=100000", "--config.train.eval_every=100000")
+    with started(root, workdir, 2, *long, "--config.train.checkpoint_every=5") as processes:
+        wait_for_step(workdir, 10, processes)
+        processes[1].kill()
+        processes[1].wait()
+        assert codes(processes[:1], timeout=60) == [75]
+        assert "another host has ended or cannot be reached" in said(processes[0])
+    assert checkpoint_steps(workdir), "nothing to go on from"
+
+
+@pytest.mark.slow
+def test_a_host_that_hangs_trips_the_watchdog_of_the_others(root, tmp_path):
+    workdir = tmp_path / "run"
+    long = ("--config.train.steps=100000", "--config.train.eval_every=100000")
+    with started(root, workdir, 2, *long, "--config.train.hang_seconds=10.0") as processes:
+        wait_for_step(workdir, 10, processes)
+        processes[1].send_signal(signal.SIGSTOP)
+        assert codes(processes[:1], timeout=100) == [75]
+        words = said(processes[0])
+    assert "host 0 of 2 has hung for" in words and " s in step " in words
+    assert "train/loop.py" in words, "no stack says where"
+
+
+PROGRAM = """
+import sys
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from hybridlm.errors import UserError
+from hybridlm.parallel import hosts
+
+address, count, index = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+hosts.start(hosts.Address(address, count, index), "auto", {})
+batch = np.random.default_rng(0).integers(0, 99, (2, 8, 8))
+for shape, spec in (((count, 1), ("a", "b")), ((1, count), ("a", "b")), ((count, 1), (None, "a"))):
+    mesh = jax.make_mesh(shape, ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    rows = hosts.Rows.of(NamedSharding(mesh, PartitionSpec(None, *spec)), batch.shape)
+    array = rows.array(batch.reshape(16, 8)[list(rows.indices)])
+    np.testing.assert_array_equal(multihost_utils.process_allgather(array, tiled=True), batch)
+    if spec[0] and shape[0] == count:
+        assert len(rows.indices) == 16 // count, rows.indices  # only its share is loaded
+vote = hosts.Vote(mesh)
+heard = [vote.stop(raised=step == 2 and index == count - 1) for step in range(5)]
+assert heard == [False, False, False, True, False], heard
+try:
+    with hosts.together("the test"):
+        if index == 1:
+            raise UserError("mine")
+except UserError as error:
+    assert str(error) == ("mine" if index == 1 else "the test failed on host 1: its messages say why")
+else:
+    raise AssertionError("nobody was told")
+print("well")
+"""
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_hosts_share_rows_and_agree(root, count):
+    address = f"localhost:{free_port()}"
+    command = [sys.executable, "-c", PROGRAM, address, str(count)]
+    processes = [
+        subprocess.Popen(
+            [*command, str(i)], cwd=root, env=ENVIRONMENT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for i in range(count)
+    ]  # fmt: skip
+    for process in processes:
+        out, _ = process.communicate(timeout=240)
+        assert process.returncode == 0 and "well" in out, out[-3000:]
+
+
+@pytest.mark.parametrize(
+    "environment, cluster",
+    [
+        ({}, None),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, "slurm"),
+        ({"SLURM_NTASKS": "4"}, None),  # the batch script itself, not a task of srun
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "ompi"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "tpu"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, None),
+    ],
+)
+def test_launchers_are_known_by_their_variables(environment, cluster):
+    assert hosts.find(environment) == cluster
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        (("localhost:1", 2, None), "are given together"),
+        (("localhost", 2, 0), "must be HOST:PORT of process 0, not 'localhost'"),
+        (("localhost:1", 0, 0), "--num_processes must be at least 1"),
+        (("localhost:1", 2, 2), "--process_id must lie in [0, 2), not 2"),
+    ],
+)
+def test_a_wrong_address_is_one_sentence(given, sentence):
+    with pytest.raises(UserError) as caught:
+        hosts.address(*given)
+    assert sentence in str(caught.value)
