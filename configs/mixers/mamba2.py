@@ -2,8 +2,8 @@
 
 State-space layers with one decay a head (SSD, arXiv 2405.21060).
 
-Hardware: 2 CPU cores; minutes.
-Expected: not measured yet.
+Hardware: 2 CPU cores, 170 seconds of CPU time.
+Expected: held-out loss of 1.52 nats (2.19 bits per byte).
 Run:      hybridlm train --config configs/mixers/mamba2.py --workdir runs/mamba2
 """
 
