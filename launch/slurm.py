@@ -90,6 +90,7 @@ class Slurm:
 
     def _submit(self, jobs: Sequence[Job], root: pathlib.Path) -> list[str]:
         """Job numbers, in order."""
+        errors = self._submitit.core.utils
         executor = self._submitit.SlurmExecutor(
             folder=root / FOLDER / "%j", max_num_timeout=self._site.max_num_timeout
         )
@@ -101,7 +102,7 @@ class Slurm:
             executor.update_parameters(job_name=f"hybridlm-{root.name}", **self.parameters())
             with executor.batch():
                 submitted = [executor.submit(call) for call in calls]
-        except (self._submitit.core.utils.FailedSubmissionError, ValueError) as error:
+        except (errors.FailedJobError, errors.FailedSubmissionError, ValueError) as error:
             said = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
             why = (said or [" ".join(str(error).split())])[0]
             raise UserError(f"SLURM does not take the jobs: {why}") from None

@@ -83,7 +83,7 @@ def _configuration(folder: pathlib.Path) -> str:
 ClusterName=one
 SlurmctldHost={host}(127.0.0.1)
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=2
+AuthInfo=socket={folder}/munge.socket
 CryptoType=crypto/munge
 SlurmUser={user}
 SlurmdUser={user}

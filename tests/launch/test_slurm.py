@@ -3,6 +3,7 @@
 Skipped, saying what is missing, where SLURM or submitit is not installed.
 """
 
+import importlib
 import importlib.util
 import os
 import pathlib
@@ -18,9 +19,10 @@ from launch.site import SlurmSite
 from launch.slurm import Slurm
 from launch.slurm_job import RunJob
 
+# Imported before any test: its logger keeps the stderr that it finds, and a test's is closed.
+submitit = importlib.import_module("submitit") if importlib.util.find_spec("submitit") else None
 needs_submitit = pytest.mark.skipif(
-    importlib.util.find_spec("submitit") is None,
-    reason="no submitit: pip install 'hybridlm[launch]'",
+    submitit is None, reason="no submitit: pip install 'hybridlm[launch]'"
 )
 
 
@@ -57,7 +59,7 @@ def queue():
     return dict(line.split() for line in asked.stdout.splitlines())
 
 
-def wait_for(what, holds, seconds=120):
+def wait_for(what, holds, seconds=240):
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s; the queue: {queue()}"
@@ -65,7 +67,12 @@ def wait_for(what, holds, seconds=120):
 
 
 def trained(workdir, steps):
-    """Whether the stub has saved that it is at its end."""
+    """Whether the stub has saved that it is at its end; hurries jobs that were queued again."""
+    for number, state in queue().items():
+        if state == "PENDING":  # SLURM lets them wait for two minutes
+            subprocess.run(
+                ["scontrol", "update", f"JobId={number}", "StartTime=now"], capture_output=True
+            )
     saved = workdir / "saved"
     return saved.exists() and saved.read_text() == str(steps)
 

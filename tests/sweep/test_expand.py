@@ -201,7 +201,9 @@ def test_the_dry_run_counts_as_train_does_and_touches_nothing(recipe, command, t
     code, out, err = command("sweep", "--config", spec, "--root", root, "--dry_run")
     assert code == 0 and not err and not root.exists()
     shown = command("train", "--config", spec, "--dry_run")[1]
-    facts = {line[:20].strip(): line[20:].split()[0] for line in shown.splitlines() if line[:1]}
+    names = ("parameters", "training tokens", "training FLOPs")
+    lines = [line for line in shown.splitlines() if line.startswith(names)]
+    facts = {line[:20].strip(): line[20:].split()[0] for line in lines}
     rows = [line.split() for line in out.splitlines()]
     expected = ["new", facts["parameters"], facts["training tokens"]]
     for row, name in zip(rows[3:5], ("lr=0.001", "lr=0.01")):
