@@ -1,4 +1,7 @@
-"""The command line: `hybridlm train|sweep|generate|eval|probe|inspect|report|tokenize|...`."""
+"""The command line.
+
+`hybridlm train|sweep|generate|eval|probe|inspect|report|tokenize|train-tokenizer`
+"""
 
 import argparse
 import dataclasses

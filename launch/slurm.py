@@ -3,7 +3,6 @@
 A job that is preempted, or nears its time limit, lets its run save, and is queued again.
 """
 
-import json
 import pathlib
 import shlex
 import shutil
@@ -16,6 +15,7 @@ from hybridlm.train.workdir import write_json
 from launch.job import PROGRAM, Job, child_environment
 from launch.site import SlurmSite
 from launch.slurm_job import RunJob
+from launch.submission import read_record
 
 FOLDER, RECORD = "slurm", "slurm.json"
 
@@ -68,7 +68,7 @@ class Slurm:
                     " node of the cluster"
                 )
         root = root.absolute()
-        record = _read_record(root)
+        record = read_record(root / RECORD)
         queued = _queue()
         wanted = []
         for job in jobs:
@@ -116,16 +116,3 @@ def _queue() -> dict[str, str]:
     if asked.returncode:
         raise UserError(f"SLURM does not answer: {asked.stderr.strip().splitlines()[-1]}")
     return dict(line.split() for line in asked.stdout.splitlines() if line.strip())
-
-
-def _read_record(root: pathlib.Path) -> dict[str, str]:
-    """Job number by run name, of earlier submissions."""
-    path = root / RECORD
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}): remove it once `squeue` shows none of its jobs"
-        ) from None

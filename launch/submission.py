@@ -49,7 +49,7 @@ def submit_all(
         (folder / name).write_text(text, encoding="utf-8")
     script = folder / "submit.sh"
     record_path = root / f"{tool}.json"
-    record = json.loads(record_path.read_bytes()) if record_path.exists() else {}
+    record = read_record(record_path)
     for submission in submissions:
         if submission.name in record:
             print(
@@ -78,3 +78,20 @@ def submit_all(
     for sentence in refused:
         print(sentence, file=sys.stderr)
     return 1 if refused else 0
+
+
+def read_record(path: pathlib.Path) -> dict[str, str]:
+    """What was submitted before, by run name; nothing where there is no such file.
+
+    Raises:
+      UserError: where it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(
+            f"{path}, which says what was submitted, is damaged ({error}): mend it, or remove it"
+            " once none of it is queued or running"
+        ) from None

@@ -137,3 +137,9 @@ def test_without_the_tool_the_files_are_there(jobs, tmp_path, monkeypatch, name,
     script = (tmp_path / name / "submit.sh").read_text()
     assert script.count("# lr=") == 2
     assert len(list((tmp_path / name).glob("*.yaml"))) == (2 if name == "sky" else 0)
+
+
+def test_a_damaged_record_is_one_sentence(jobs, tool, tmp_path):
+    (tmp_path / "sky.json").write_text("{")
+    with pytest.raises(UserError, match="sky.json, which says what was submitted, is damaged"):
+        Sky(SKY).submit(jobs(tmp_path, 0.1), tmp_path)
