@@ -1,4 +1,7 @@
-"""The command line: `hybridlm train|generate|eval|probe|inspect|report|tokenize|train-tokenizer`."""
+"""The command line.
+
+`hybridlm train|sweep|generate|eval|probe|inspect|report|tokenize|train-tokenizer`
+"""
 
 import argparse
 import dataclasses
@@ -84,6 +87,18 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         help="launcher that says all this: auto, none, slurm, ompi, tpu",
     )
     train.epilog = "Any setting: --config.a.b=value (a Python literal, or text)."
+
+    sweep = command(
+        "sweep", _sweep, "train every run that the sweep() of a config yields", takes_overrides=True
+    )
+    sweep.add_argument("--config", required=True, help="recipe: file.py or file.py:argument")
+    sweep.add_argument("--root", type=_path, required=True, help="folder of the runs' folders")
+    sweep.add_argument("--to", default="local", help="local (default), slurm, xpk or sky")
+    sweep.add_argument("--site", type=_path, help="TOML file: a table of settings for each target")
+    sweep.add_argument("--parallel", type=int, help="runs at one time (local: 1 by default)")
+    sweep.add_argument("--dry_run", action="store_true", help="only show the runs and their cost")
+    sweep.add_argument("--yes", action="store_true", help="submit without being asked")
+    sweep.epilog = "A setting of every run: --config.a.b=value. Exit code 75: stopped; go on."
 
     generate = command("generate", _generate, "continue a prompt with a trained model")
     generate.add_argument("--workdir", type=_path, required=True, help="folder of a run")
@@ -182,6 +197,14 @@ def _train(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> i
     where = hosts.address(arguments.coordinator, arguments.num_processes, arguments.process_id)
     hosts.start(where, arguments.cluster, os.environ)
     return run(config, arguments.workdir)
+
+
+def _sweep(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    # The one place below `launch` that knows it: asked for by a person, when it is asked for.
+    from launch.command import run_sweep
+
+    given = {name: value for name, value in vars(arguments).items() if name not in _NOT_OPTIONS}
+    return run_sweep(**given, overrides=overrides)
 
 
 def _generate(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:

@@ -28,7 +28,7 @@ def test_the_page_of_mixers_is_the_generated_one(root):
     assert all(all(laws.values()) for laws in record["passed"].values()), record["passed"]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/runs.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/runs.md", "docs/sweeps.md"])
 def test_links_lead_somewhere(root, name):
     text = (root / name).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -1,6 +1,6 @@
 """Configs: what a run depends on, read and checked before any device is touched."""
 
-from hybridlm.config.load import load, read, read_json
+from hybridlm.config.load import load, read, read_json, sweep
 from hybridlm.config.recipes import smoke
 from hybridlm.config.schema import (
     Config,
@@ -14,6 +14,7 @@ from hybridlm.config.schema import (
     SourceConfig,
     TokenizerConfig,
     TrainConfig,
+    flat,
     to_dict,
 )
 
@@ -29,9 +30,11 @@ __all__ = [
     "SourceConfig",
     "TokenizerConfig",
     "TrainConfig",
+    "flat",
     "load",
     "read",
     "read_json",
     "smoke",
+    "sweep",
     "to_dict",
 ]

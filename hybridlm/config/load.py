@@ -1,14 +1,17 @@
 """From `file.py:arg` and `--config.a.b=value` to a validated Config, before a device is touched."""
 
 import ast
+import contextlib
 import importlib.util
 import inspect
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from hybridlm.config.schema import Config
 from hybridlm.dataclass_reader import nearest, read_dataclass
@@ -54,24 +57,74 @@ def read_json(path: os.PathLike[str] | str) -> Config:
 
 def recipe(spec: str) -> Any:
     """Runs `get_config` of the file named by `spec`; what it returned, as nested plain dicts."""
+    path, arg = _split(spec)
+    get_config = getattr(_module(path), "get_config", None)
+    if not callable(get_config):
+        raise ConfigError(f"{path} defines no function get_config(arg)")
+    takes_arg = _takes_arg(get_config)
+    if arg and not takes_arg:
+        raise ConfigError(f"get_config of {path} takes no argument, and --config gives it {arg!r}")
+    where = f"get_config({arg!r})" if takes_arg else "get_config()"
+    with _told(f"{where} of {path}"):
+        return plain(get_config(arg) if takes_arg else get_config())
+
+
+def sweep(spec: str) -> list[dict[str, str]]:
+    """Runs `sweep()` of the file named by `spec`; the overrides of each run that it yields.
+
+    `sweep` may take the argument of `spec`, as `get_config` may.
+
+    Returns:
+      a dict for each run, in order: dotted key -> text of the value, as `load` takes them.
+
+    Raises:
+      ConfigError: where the file has no `sweep`, or it yields what no command line can say.
+    """
+    path, arg = _split(spec)
+    function = getattr(_module(path), "sweep", None)
+    if not callable(function):
+        raise ConfigError(
+            f"{path} defines no function sweep(), which yields the overrides of each run as a"
+            ' dict, e.g. {"optimizer.lr": 1e-3}'
+        )
+    with _told(f"sweep() of {path}"):
+        runs = list(function(arg) if _takes_arg(function) else function())
+    if not runs:
+        raise ConfigError(f"sweep() of {path} yields no run")
+    for number, run in enumerate(runs, start=1):
+        if not isinstance(run, Mapping) or not all(isinstance(key, str) for key in run):
+            raise ConfigError(
+                f"run {number} of sweep() of {path} is {run!r}, and not a dict of dotted keys to"
+                " values"
+            )
+    try:
+        return [{key: text(value, key) for key, value in run.items()} for run in runs]
+    except ConfigError as error:
+        raise ConfigError(f"sweep() of {path}: {error}") from None
+
+
+def _split(spec: str) -> tuple[pathlib.Path, str]:
+    """(file, argument) of "file.py" or "file.py:argument"."""
     path, _, arg = spec.partition(".py:")
     path = pathlib.Path(path + ".py" if arg or spec.endswith(".py:") else spec)
     if not path.is_file():
         raise ConfigError(f"--config names {path}, which is not a file{_nearby(path)}")
-    module = _module(path)
-    get_config = getattr(module, "get_config", None)
-    if not callable(get_config):
-        raise ConfigError(f"{path} defines no function get_config(arg)")
-    takes_arg = bool(inspect.signature(get_config).parameters)
-    if arg and not takes_arg:
-        raise ConfigError(f"get_config of {path} takes no argument, and --config gives it {arg!r}")
+    return path, arg
+
+
+def _takes_arg(function: Callable[..., Any]) -> bool:
+    return bool(inspect.signature(function).parameters)
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """An error of a recipe's own code becomes one sentence about `what`."""
     try:
-        return plain(get_config(arg) if takes_arg else get_config())
+        yield
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
-        where = f"get_config({arg!r})" if takes_arg else "get_config()"
-        raise ConfigError(f"{where} of {path} failed: {_in_a_line(error)}") from error
+        raise ConfigError(f"{what} failed: {_in_a_line(error)}") from error
 
 
 def plain(settings: Any) -> Any:
@@ -110,6 +163,23 @@ def literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
+
+
+def text(value: Any, key: str) -> str:
+    """What to write after `--config.KEY=` for `value`: the text that `literal` reads back.
+
+    Raises:
+      ConfigError: for a value that has none.
+    """
+    value = plain(value.item() if isinstance(value, np.generic) else value)
+    for written in (value, repr(value)):
+        if isinstance(written, str) and (read := literal(written)) == value:
+            if type(read) is type(value):
+                return written
+    raise ConfigError(
+        f"{key} is {value!r} ({type(value).__name__}), which no command line can say: use numbers,"
+        " text, True, False, None, and lists or dicts of them"
+    )
 
 
 def _module(path: pathlib.Path) -> Any:

@@ -396,3 +396,11 @@ def to_dict(config: Any) -> Any:
     if isinstance(config, tuple | list):
         return [to_dict(v) for v in config]
     return config
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested plain settings as {dotted key: value}; an empty mapping is a value."""
+    if isinstance(settings, dict) and settings:
+        items = [flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in settings.items()]
+        return {k: v for item in items for k, v in item.items()}
+    return {prefix: settings}

@@ -305,7 +305,11 @@ def _tokenized(
         size = sum(file["bytes"] for file in description["files"])
         processes = min(os.cpu_count() or 1, 16) if size >= _PARALLEL_BYTES else 1
         _log.info("tokenizing %s (%.1f MB) into %s", name, size / 1e6, folder)
-        tokenize(source, tokenizer, folder, heldout_fraction, processes)
+        try:
+            tokenize(source, tokenizer, folder, heldout_fraction, processes)
+        except DataError:
+            if not folder.exists():  # else another run of the same text was there first
+                raise
     manifest = read_manifest(folder)
     if {key: manifest[key] for key in wanted} != wanted:
         raise DataError(

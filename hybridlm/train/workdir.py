@@ -13,7 +13,7 @@ import time
 from importlib import metadata
 from typing import Any
 
-from hybridlm.config.schema import Config, to_dict
+from hybridlm.config.schema import Config, flat, to_dict
 from hybridlm.errors import RunError
 
 CONFIG, ENVIRONMENT, REPORT = "config.json", "environment.json", "report.html"
@@ -64,7 +64,7 @@ class Workdir:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(f"another process is training in {path}") from None
-        _check_same_run(path, config)
+        check_same_run(path, config)
         return cls(path, lock)
 
     def begin(self, config: Config) -> None:
@@ -76,10 +76,15 @@ class Workdir:
             self.lock.close()
 
 
-def _check_same_run(path: pathlib.Path, config: Config) -> None:
+def check_same_run(path: pathlib.Path, config: Config) -> None:
+    """Holds a run that lies in `path`, if one does, to `config`, `FREE_ON_RESUME` aside.
+
+    Raises:
+      RunError: where it is of another config, naming the keys that differ.
+    """
     if not (path / CONFIG).exists():
         return
-    old, new = _flat(read_json(path / CONFIG)), _flat(to_dict(config))
+    old, new = flat(read_json(path / CONFIG)), flat(to_dict(config))
     changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     changed = [k for k in changed if not k.startswith(FREE_ON_RESUME)]
     if changed:
@@ -137,13 +142,6 @@ def read_json(path: pathlib.Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise RunError(f"{path} is damaged: {error}") from None
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        items = [_flat(v, f"{prefix}.{k}" if prefix else k) for k, v in value.items()]
-        return {k: v for item in items for k, v in item.items()}
-    return {prefix: value}
 
 
 def _version(name: str) -> str | None:

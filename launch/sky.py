@@ -1,0 +1,84 @@
+"""Runs of a sweep as SkyPilot managed jobs, which go on elsewhere when a spot machine is taken."""
+
+import pathlib
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from hybridlm.sweep.names import label
+from hybridlm.train.preemption import EXIT_CODE
+from launch.job import Job
+from launch.site import SkySite
+from launch.submission import Submission, submit_all
+
+_LONGEST_NAME = 60
+
+
+class Sky:
+    """Writes the task of each job as YAML, and launches it with `sky jobs launch`."""
+
+    confirms = True
+
+    def __init__(self, site: SkySite):
+        self._site = site
+
+    def preview(self, jobs: Sequence[Job], root: pathlib.Path) -> str:
+        task = self.task(jobs[0], root)
+        return f"by SkyPilot, from tasks that will be in {root / 'sky'}; the first one:\n{task}"
+
+    def submit(self, jobs: Sequence[Job], root: pathlib.Path) -> int:
+        files = {f"{job.name}.yaml": self.task(job, root) for job in jobs}
+        commands = [
+            Submission(job.name, ("sky", "jobs", "launch", "--yes", "--detach-run",
+                                  str(root / "sky" / f"{job.name}.yaml")))
+            for job in jobs
+        ]  # fmt: skip
+        return submit_all("sky", "uv tool install skypilot", commands, files, root)
+
+    def task(self, job: Job, root: pathlib.Path) -> str:
+        """The YAML of a job's task."""
+        site = self._site
+        words = ["exec", *shlex.split(site.program), *job.words(pathlib.PurePosixPath(site.root))]
+        recovery = {
+            "max_restarts_on_errors": site.max_restarts,
+            "recover_on_exit_codes": [EXIT_CODE],
+        }
+        resources = {
+            "infra": site.infra,
+            "accelerators": site.accelerators,
+            "image_id": site.image_id,
+            "disk_size": site.disk_size,
+            "use_spot": site.spot,
+            "job_recovery": recovery,
+        }
+        task = {
+            "name": label(f"{root.absolute().name}-{job.name}", _LONGEST_NAME),
+            "num_nodes": site.num_nodes,
+            "workdir": site.workdir,
+            "resources": {k: v for k, v in resources.items() if v is not None},
+            "file_mounts": {there: _mount(here) for there, here in site.file_mounts.items()},
+            "envs": dict(site.env),
+            "setup": "".join(f"{line}\n" for line in site.setup),
+            "run": shlex.join(words) + "\n",
+        }
+        given = {k: v for k, v in task.items() if v not in (None, {}, "")}
+        return yaml.dump(given, Dumper=_Dumper, sort_keys=False, width=10**6)
+
+
+def _mount(source: str) -> Any:
+    """A bucket is mounted, so that what a run writes outlives its machine; a path is copied."""
+    return {"source": source, "mode": "MOUNT"} if "://" in source else source
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text that ends in a newline as a block, as a person would."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = "|" if text.endswith("\n") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)

@@ -1,0 +1,118 @@
+"""Runs of a sweep as a SLURM job array, through submitit.
+
+A job that is preempted, or nears its time limit, lets its run save, and is queued again.
+"""
+
+import pathlib
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from hybridlm.errors import UserError
+from hybridlm.train.workdir import write_json
+from launch.job import PROGRAM, Job, child_environment
+from launch.site import SlurmSite
+from launch.slurm_job import RunJob
+from launch.submission import read_record
+
+FOLDER, RECORD = "slurm", "slurm.json"
+
+_SAME_NAME = (
+    "partition", "account", "qos", "nodes", "gpus_per_node", "cpus_per_task", "constraint",
+    "exclude", "signal_delay_s",
+)  # fmt: skip
+
+
+class Slurm:
+    """Submits jobs, `parallel` of them to run at a time."""
+
+    confirms = True
+
+    def __init__(self, site: SlurmSite, parallel: int):
+        self._site, self._parallel = site, parallel
+        try:
+            import submitit
+        except ModuleNotFoundError:
+            raise UserError("--to slurm needs submitit: pip install 'hybridlm[launch]'") from None
+        self._submitit = submitit
+
+    def preview(self, jobs: Sequence[Job], root: pathlib.Path) -> str:
+        settings = " ".join(f"{k}={v}" for k, v in self.parameters().items() if k != "setup")
+        command = shlex.join([*PROGRAM, *jobs[0].words(root.absolute())])
+        return (
+            f"on SLURM, as a job array with logs in {root / FOLDER}: {settings}\nthe first one:\n"
+            f"{command}"
+        )
+
+    def parameters(self) -> dict[str, Any]:
+        """submitit's parameters, as `SlurmExecutor` names them."""
+        site = self._site
+        given = {name: getattr(site, name) for name in _SAME_NAME}
+        given["time"] = site.timeout_min
+        given["mem"] = None if site.mem_gb is None else f"{round(site.mem_gb * 1024)}MB"
+        given["ntasks_per_node"] = 1  # one process drives all devices of its node
+        given["array_parallelism"] = self._parallel
+        given["additional_parameters"] = dict(site.additional_parameters) or None
+        path = child_environment({})["PYTHONPATH"]
+        given["setup"] = [f"export PYTHONPATH={shlex.quote(path)}", *site.setup]
+        return {name: value for name, value in given.items() if value is not None}
+
+    def submit(self, jobs: Sequence[Job], root: pathlib.Path) -> int:
+        """Submits the jobs that are not in the queue already; 0 once SLURM has them."""
+        for tool in ("sbatch", "srun", "squeue"):
+            if shutil.which(tool) is None:
+                raise UserError(
+                    f"--to slurm needs {tool}, which is not on this machine: submit from a login"
+                    " node of the cluster"
+                )
+        root = root.absolute()
+        record = read_record(root / RECORD)
+        queued = _queue()
+        wanted = []
+        for job in jobs:
+            number = record.get(job.name)
+            if number in queued:
+                print(f"{job.name}: already job {number} ({queued[number]})")
+            else:
+                wanted.append(job)
+        if wanted:
+            for job, number in zip(wanted, self._submit(wanted, root)):
+                print(f"{job.name}: job {number}")
+                record[job.name] = number
+            write_json(root / RECORD, record)
+            print(
+                f"submitted {len(wanted)}; `squeue --me` shows them, `scancel JOB` stops one, and the"
+                " same command submits what is neither queued nor finished"
+            )
+        return 0
+
+    def _submit(self, jobs: Sequence[Job], root: pathlib.Path) -> list[str]:
+        """Job numbers, in order."""
+        errors = self._submitit.core.utils
+        executor = self._submitit.SlurmExecutor(
+            folder=root / FOLDER / "%j", max_num_timeout=self._site.max_num_timeout
+        )
+        here = str(pathlib.Path.cwd())
+        calls = [
+            RunJob(job.name, [*PROGRAM, *job.words(root)], self._site.env, here) for job in jobs
+        ]
+        try:
+            executor.update_parameters(job_name=f"hybridlm-{root.name}", **self.parameters())
+            with executor.batch():
+                submitted = [executor.submit(call) for call in calls]
+        except (errors.FailedJobError, errors.FailedSubmissionError, ValueError) as error:
+            said = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
+            why = (said or [" ".join(str(error).split())])[0]
+            raise UserError(f"SLURM does not take the jobs: {why}") from None
+        return [job.job_id for job in submitted]
+
+
+def _queue() -> dict[str, str]:
+    """State by job number of this user's jobs that SLURM has not done with."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format", "%i %T"]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    if asked.returncode:
+        raise UserError(f"SLURM does not answer: {asked.stderr.strip().splitlines()[-1]}")
+    return dict(line.split() for line in asked.stdout.splitlines() if line.strip())

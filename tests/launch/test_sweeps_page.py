@@ -1,0 +1,105 @@
+"""docs/sweeps.md: its commands run as written; the real sweep is interrupted and goes on."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hybridlm.train import checkpoint, metrics
+
+
+@pytest.fixture
+def place(tmp_path, root, monkeypatch):
+    """A folder like the top of the checkout, and this checkout's programs."""
+    for name in ("configs", "data", "docs"):
+        (tmp_path / name).symlink_to(root / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{root}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    return tmp_path
+
+
+def page(root):
+    """The page's commands, each with the line below it."""
+    text = (root / "docs" / "sweeps.md").read_text()
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
+    found = [
+        (shlex.split(line)[1:], below)
+        for line, below in zip(lines, [*lines[1:], ""])
+        if line.startswith(".venv/bin/hybridlm ")
+    ]
+    assert len(found) == 6
+    return found
+
+
+def test_what_the_page_shows_and_refuses(place, root, command):
+    for words, below in page(root):
+        if "--parallel" in words:
+            continue  # the next test's
+        code, out, err = command(*words)
+        if below.startswith("# hybridlm: "):
+            assert (code, err) == (2, below.removeprefix("# ") + "\n")
+        elif "slurm" in words and importlib.util.find_spec("submitit") is None:
+            assert (code, "needs submitit" in err) == (2, True)
+        else:
+            assert code == 0, err
+            for window in (16, 64, 256):
+                assert f"swa.window={window} " in out
+    assert not (place / "runs").exists()
+
+
+def test_the_page_s_sweep_is_interrupted_and_goes_on(place, root):
+    (words,) = [words for words, _ in page(root) if "--parallel" in words]
+    runs = place / "runs" / "smoke"
+
+    def start():
+        return subprocess.Popen(
+            [sys.executable, "-m", "hybridlm.cli", *words], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    first = start()
+    deadline = time.monotonic() + 600
+    while first.poll() is None and time.monotonic() < deadline:
+        if any(path.stat().st_size for path in runs.glob("*/metrics.jsonl")):
+            first.send_signal(signal.SIGINT)
+            break
+        time.sleep(0.05)
+    out, err = first.communicate(timeout=600)
+    assert first.returncode == 75, out + err
+    assert "SIGINT received: the runs save and stop" in out and not err
+    assert not (runs / "swa.window=256").exists(), "it was waiting, and must not start"
+
+    second = start()
+    out, err = second.communicate(timeout=600)
+    assert second.returncode == 0, out + err
+    for window in (16, 64, 256):
+        workdir = runs / f"swa.window={window}"
+        assert checkpoint.steps(workdir)[-1] == 6 and (workdir / "report.html").exists()
+        steps = [r["step"] for r in metrics.read(workdir / metrics.FILE) if r["kind"] == "train"]
+        assert steps == [2, 4, 6]
+        config = json.loads((workdir / "config.json").read_text())
+        assert config["model"]["mixers"]["swa"]["window"] == window
+        assert f"swa.window={window}: finished" in out or f"swa.window={window}  finished" in out
+        assert not (workdir / "tokens").exists(), "tokens are shared"
+    assert len(list((runs / "tokens").iterdir())) == 1
+
+    third = start()
+    out, err = third.communicate(timeout=600)
+    assert third.returncode == 0 and "nothing to do" in out
+    assert out.count("finished, ") == 3 and out.count("nats held out") == 3
+
+    other = [*words, "--config.data.seq_len=32"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hybridlm.cli", *other], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("hybridlm: run swa.window=16: ") and "data.seq_len" in done.stderr
