@@ -25,6 +25,13 @@ def interpreted(subject: testing.Subject, interpret=True) -> testing.Subject:
     return dataclasses.replace(subject, apply=apply)
 
 
+def races_found() -> bool:
+    """Whether the last kernel run with `pltpu.InterpretParams(detect_races=True)` had a race."""
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    return interpret_pallas_call.races.races_found
+
+
 class Held:
     """A subject of `time` tokens and `batch` rows, to hold to the laws.
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
-from kernel_laws import LAWS, Held, interpreted
+from kernel_laws import LAWS, Held, interpreted, races_found
 from subjects.linear_recurrence import gated_subject, recurrence_subject
 
 from kernels_pallas import testing
@@ -34,12 +34,6 @@ def test_memory_is_initialised_and_raced_for_by_nobody(subject, monkeypatch):
     held = Held(SUBJECTS[subject](), np.random.default_rng(1), time=33, interpret=simulated)
     held.check_values()
     assert not races_found()
-
-
-def races_found():
-    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
-
-    return interpret_pallas_call.races.races_found
 
 
 @pytest.mark.slow
