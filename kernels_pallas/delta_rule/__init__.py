@@ -22,7 +22,7 @@ SUPPORT = (
         "pallas",
         dict(
             platform=("tpu",), dtype=("float32", "bfloat16"), accumulator=("float32",),
-            key_size=_SIZES, value_size=_SIZES, values_per_key=range(1, 65),
+            key_size=_SIZES, value_size=_SIZES, step_heads=range(1, 9),
             gate=("none", "head", "channel"),
         ),
     ),
@@ -98,9 +98,10 @@ def delta_rule(
     gate = "none" if log_decay is None else "head" if log_decay.ndim == 3 else "channel"
     gates = [] if log_decay is None else [log_decay]
     dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, beta_BTH, *gates)
+    step = tpu.step_heads(kv_heads, heads, key_size, value_size)
     case = dict(
         dtype=str(v_BTHV.dtype), accumulator=jnp.dtype(dtype).name, key_size=key_size,
-        value_size=value_size, values_per_key=heads // kv_heads, gate=gate,
+        value_size=value_size, step_heads=step.heads, gate=gate,
     )  # fmt: skip
     form = dispatch.resolve("delta_rule", impl, case, SUPPORT)
 

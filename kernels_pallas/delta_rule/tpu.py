@@ -55,7 +55,7 @@ def delta_rule(
     batch, time, groups, key_size = k_BTGK.shape
     heads, value_size = v_BTHV.shape[2:]
     plan = Plan(
-        heads=Heads.of(groups, heads // groups, key_size, value_size, HEADS),
+        heads=step_heads(groups, heads, key_size, value_size),
         length=chunk_length(time),
         key_size=key_size, value_size=value_size, per_channel=log_decay.ndim == 4, scale=scale,
         precision=resolve_precision(precision), interpret=interpret,
@@ -67,6 +67,11 @@ def delta_rule(
     s = plan.heads.split(s_BHKV.astype(jnp.float32), 1)
     o_BTV, s = _run(plan, flat(q), flat(k), flat(v), plan.rows(beta), g, s)
     return o_BTV.reshape(*v.shape)[:, :time], s.reshape(s_BHKV.shape)
+
+
+def step_heads(groups: int, heads: int, key_size: int, value_size: int) -> Heads:
+    """The heads that a grid step works on."""
+    return Heads.of(groups, heads // groups, key_size, value_size, HEADS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

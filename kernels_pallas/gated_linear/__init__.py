@@ -22,8 +22,7 @@ SUPPORT = (
         "pallas",
         dict(
             platform=("tpu",), dtype=("float32", "bfloat16"), accumulator=("float32",),
-            key_size=_SIZES, value_size=_SIZES, heads=range(1, 1025), groups=range(1, 1025),
-            decay_axes=(1, 3, 4),
+            key_size=_SIZES, value_size=_SIZES, step_heads=range(1, 9), decay_axes=(1, 3, 4),
         ),
     ),
 )  # fmt: skip
@@ -91,9 +90,10 @@ def gated_linear(
     batch, time, heads, value_size = v_BTHV.shape
     groups, key_size = k_BTGK.shape[2:]
     dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, log_decay)
+    step = tpu.step_heads(groups, heads, key_size, value_size, log_decay.ndim == 4)
     case = dict(
         dtype=str(v_BTHV.dtype), accumulator=jnp.dtype(dtype).name, key_size=key_size,
-        value_size=value_size, heads=heads, groups=groups, decay_axes=log_decay.ndim,
+        value_size=value_size, step_heads=step.heads, decay_axes=log_decay.ndim,
     )  # fmt: skip
     form = dispatch.resolve("gated_linear", impl, case, SUPPORT)
 

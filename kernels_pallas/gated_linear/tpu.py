@@ -47,9 +47,8 @@ def gated_linear(
     batch, time, groups, key_size = k_BTGK.shape
     heads, value_size = v_BTHV.shape[2:]
     per_channel = log_decay.ndim == 4
-    most = CHANNEL_HEADS if per_channel else HEADS
     plan = Plan(
-        heads=Heads.of(groups, heads // groups, key_size, value_size, most),
+        heads=step_heads(groups, heads, key_size, value_size, per_channel),
         length=chunk_length(time),
         key_size=key_size, value_size=value_size, per_channel=per_channel, scale=scale,
         precision=resolve_precision(precision), interpret=interpret,
@@ -60,6 +59,12 @@ def gated_linear(
     s = plan.heads.split(s_BHKV.astype(jnp.float32), 1)
     o_BTV, s = _attend(plan, flat(q), flat(k), flat(v), g, s)
     return o_BTV.reshape(*v.shape)[:, :time], s.reshape(s_BHKV.shape)
+
+
+def step_heads(groups: int, heads: int, key_size: int, value_size: int, per_channel: bool) -> Heads:
+    """The heads that a grid step works on."""
+    most = CHANNEL_HEADS if per_channel else HEADS
+    return Heads.of(groups, heads // groups, key_size, value_size, most)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -47,9 +47,10 @@ def test_memory_is_initialised_and_raced_for_by_nobody(gate, short_chunks):
 
 
 @pytest.mark.parametrize("gate", GATES)
-def test_rounded_products_err_no_more_than_the_chunked_form(gate):
+def test_rounded_products_err_no_more_than_the_chunked_form(gate, monkeypatch):
+    monkeypatch.setattr(tpu_grid, "CHUNK", 32)
     rng = np.random.default_rng(2)
-    assert_as_good_as_chunked(subject(gate), rng, batch=1, time=150)
+    assert_as_good_as_chunked(subject(gate), rng, batch=1, time=80)
 
 
 @pytest.mark.parametrize("size", [16, 128])
@@ -81,6 +82,7 @@ SIZES = (
 def test_sizes(gate, sizes, time):
     held = Held(subject(gate, **sizes), np.random.default_rng(time), batch=1, time=time)
     held.check_values()
+    held.check_no_gradient()
 
 
 @pytest.mark.slow

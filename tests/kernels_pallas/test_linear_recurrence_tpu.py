@@ -40,9 +40,12 @@ def test_memory_is_initialised_and_raced_for_by_nobody(subject, monkeypatch):
 @pytest.mark.parametrize("subject", SUBJECTS)
 @pytest.mark.parametrize("time, channels", [(1, 1), (16, 128), (127, 640), (1000, 256)])
 def test_sizes(subject, time, channels):
-    Held(SUBJECTS[subject](channels), np.random.default_rng(time), time=time).check_values()
+    held = Held(SUBJECTS[subject](channels), np.random.default_rng(time), time=time)
+    held.check_values()
+    held.check_no_gradient()
 
 
+@pytest.mark.slow
 def test_vmap():
     subject = interpreted(recurrence_subject())
     rng = np.random.default_rng(2)
