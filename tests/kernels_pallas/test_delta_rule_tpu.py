@@ -9,9 +9,11 @@ from kernel_laws import LAWS, Held, interpreted, races_found
 from rounding import assert_as_good_as_chunked
 from subjects.delta_rule import delta_subject
 
-from kernels_pallas import testing, tpu_grid
+from kernels_pallas import testing, tpu_decays, tpu_grid
 from kernels_pallas.delta_rule import tpu
 
+#: One by default, all among the slow tests.
+ONE = ("channel", pytest.param("head", marks=pytest.mark.slow))
 GATES = ("head", "channel")
 
 
@@ -38,7 +40,7 @@ def test_law(held, law):
     LAWS[law](held)
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", ONE)
 def test_memory_is_initialised_and_raced_for_by_nobody(gate, short_chunks):
     simulated = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
     rng = np.random.default_rng(1)
@@ -46,7 +48,7 @@ def test_memory_is_initialised_and_raced_for_by_nobody(gate, short_chunks):
     assert not races_found()
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", ONE)
 def test_rounded_products_err_no_more_than_the_chunked_form(gate, monkeypatch):
     monkeypatch.setattr(tpu_grid, "CHUNK", 32)
     rng = np.random.default_rng(2)
@@ -101,3 +103,20 @@ def test_vmap(short_chunks):
     mapped = interpreted(subject("head"))
     rng = np.random.default_rng(4)
     testing.check_vmap(mapped, rng, 2, 1, 20, jnp.float32, 1e-5, "pallas")
+
+
+FAULTS = {
+    "boundary dropped": ("with_resets", lambda g, resets: g.astype(jnp.float32), "packed"),
+    "inverse of half a chunk": ("levels", lambda length: tpu_decays.levels(length) - 1, "split"),
+    "decays transposed": ("to_column", lambda row: tpu_decays.to_column(row)[::-1], "split"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_caught(fault, short_chunks, monkeypatch):
+    name, replacement, law = FAULTS[fault]
+    monkeypatch.setattr(tpu, name, replacement)
+    held = Held(subject("head"), np.random.default_rng(5), time=38)
+    with pytest.raises(AssertionError, match="off by"):
+        LAWS[law](held)

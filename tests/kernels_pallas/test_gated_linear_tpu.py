@@ -10,6 +10,8 @@ from subjects.gated_linear import gated_subject
 
 from kernels_pallas import testing, tpu_grid
 
+#: One by default, all among the slow tests.
+ONE = ("token", pytest.param("channel", marks=pytest.mark.slow))
 DECAYS = ("token", "channel")
 
 
@@ -36,7 +38,7 @@ def test_law(held, law):
     LAWS[law](held)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("decay", ONE)
 def test_memory_is_initialised_and_raced_for_by_nobody(decay, short_chunks):
     simulated = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
     rng = np.random.default_rng(1)
@@ -44,7 +46,7 @@ def test_memory_is_initialised_and_raced_for_by_nobody(decay, short_chunks):
     assert not races_found()
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("decay", ONE)
 def test_rounded_products_err_no_more_than_the_chunked_form(decay, monkeypatch):
     monkeypatch.setattr(tpu_grid, "CHUNK", 32)
     rng = np.random.default_rng(2)

@@ -27,7 +27,7 @@ def test_law(held, law):
     LAWS[law](held)
 
 
-@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("subject", [pytest.param("linear", marks=pytest.mark.slow), "gated"])
 def test_memory_is_initialised_and_raced_for_by_nobody(subject, monkeypatch):
     monkeypatch.setattr(tpu, "TIME_BLOCK", 32)
     simulated = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
