@@ -12,9 +12,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import dispatch, segments
-from kernels_pallas.delta_rule import chunked, reference
+from kernels_pallas.delta_rule import chunked, reference, tpu
 
-SUPPORT = dispatch.XLA_ONLY
+_SIZES = (64, 128, 192, 256)
+SUPPORT = (
+    *dispatch.XLA_ONLY,
+    dispatch.Backend(
+        "tpu",
+        "pallas",
+        dict(
+            platform=("tpu",), dtype=("float32", "bfloat16"), accumulator=("float32",),
+            key_size=_SIZES, value_size=_SIZES, step_heads=range(1, 9),
+            gate=("none", "head", "channel"),
+        ),
+    ),
+)  # fmt: skip
 _FORMS = {"reference": reference.delta_rule, "chunked": chunked.delta_rule}
 
 
@@ -71,7 +83,9 @@ def delta_rule(
       return_state: also return the state after the last token.
       impl: "auto", "reference" (token by token), "chunked" or "pallas".
       precision: of the matrix products, as in `jax.lax.dot_general`; the chunked form inverts
-        its triangular systems in the highest precision in any case.
+        its triangular systems in the highest precision in any case. The TPU kernel rounds operands
+        to bfloat16 at the default precision, as XLA does there, and inverts in float32 (three
+        bfloat16 products for one, then).
 
     Returns o_BTHV in v's dtype, or (o_BTHV, DeltaRuleState); S and all sums are float32
     (float64 where an input is float64).
@@ -82,14 +96,15 @@ def delta_rule(
     batch, time, kv_heads, key_size = k_BTGK.shape
     heads, value_size = v_BTHV.shape[2:]
     gate = "none" if log_decay is None else "head" if log_decay.ndim == 3 else "channel"
-    case = dict(
-        dtype=str(v_BTHV.dtype), key_size=key_size, value_size=value_size,
-        values_per_key=heads // kv_heads, gate=gate,
-    )  # fmt: skip
-    form = _FORMS[dispatch.resolve("delta_rule", impl, case, SUPPORT)]
-
     gates = [] if log_decay is None else [log_decay]
     dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, beta_BTH, *gates)
+    step = tpu.step_heads(kv_heads, heads, key_size, value_size)
+    case = dict(
+        dtype=str(v_BTHV.dtype), accumulator=jnp.dtype(dtype).name, key_size=key_size,
+        value_size=value_size, step_heads=step.heads, gate=gate,
+    )  # fmt: skip
+    form = dispatch.resolve("delta_rule", impl, case, SUPPORT)
+
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     state = initial_state
     if state is None:
@@ -97,17 +112,29 @@ def delta_rule(
     padding_BT = ids_BT == 0
     resets_BT = segments.document_starts(ids_BT, state.segment_ids_B) | padding_BT
 
-    def unpadded(x):
-        mask = padding_BT.reshape(padding_BT.shape + (1,) * (x.ndim - 2))
-        return jnp.where(mask, 0, x.astype(dtype))
+    scale = key_size**-0.5 if scale is None else scale
+    s_BHKV = state.s_BHKV.astype(dtype)
+    if form == "tpu":
+        # The kernel takes padding for one-token documents; masks go on what leaves it.
+        g = jnp.zeros(beta_BTH.shape, jnp.float32) if log_decay is None else log_decay
+        o_BTHV, s_BHKV = tpu.delta_rule(
+            q_BTGK, k_BTGK, v_BTHV, beta_BTH, g, resets_BT, s_BHKV, precision, scale,
+            dispatch.target().interpret,
+        )  # fmt: skip
+        o_BTHV = jnp.where(padding_BT[:, :, None, None], 0, o_BTHV)
+        s_BHKV = jnp.where(padding_BT[:, -1, None, None, None], 0, s_BHKV)
+    else:
 
-    if log_decay is not None:
-        log_decay = unpadded(log_decay if log_decay.ndim == 4 else log_decay[..., None])
-    o_BTHV, s_BHKV = form(
-        unpadded(q_BTGK) * (key_size**-0.5 if scale is None else scale),
-        unpadded(k_BTGK), unpadded(v_BTHV), unpadded(beta_BTH), log_decay, resets_BT,
-        state.s_BHKV.astype(dtype), precision=precision,
-    )  # fmt: skip
+        def unpadded(x):
+            mask = padding_BT.reshape(padding_BT.shape + (1,) * (x.ndim - 2))
+            return jnp.where(mask, 0, x.astype(dtype))
+
+        if log_decay is not None:
+            log_decay = unpadded(log_decay if log_decay.ndim == 4 else log_decay[..., None])
+        o_BTHV, s_BHKV = _FORMS[form](
+            unpadded(q_BTGK) * scale, unpadded(k_BTGK), unpadded(v_BTHV), unpadded(beta_BTH),
+            log_decay, resets_BT, s_BHKV, precision=precision,
+        )  # fmt: skip
     o_BTHV = o_BTHV.astype(v_BTHV.dtype)
     if not return_state:
         return o_BTHV

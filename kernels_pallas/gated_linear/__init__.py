@@ -12,9 +12,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import dispatch, segments
-from kernels_pallas.gated_linear import chunked, reference
+from kernels_pallas.gated_linear import chunked, reference, tpu
 
-SUPPORT = dispatch.XLA_ONLY
+_SIZES = (64, 128, 192, 256)
+SUPPORT = (
+    *dispatch.XLA_ONLY,
+    dispatch.Backend(
+        "tpu",
+        "pallas",
+        dict(
+            platform=("tpu",), dtype=("float32", "bfloat16"), accumulator=("float32",),
+            key_size=_SIZES, value_size=_SIZES, step_heads=range(1, 9), decay_axes=(1, 3, 4),
+        ),
+    ),
+)  # fmt: skip
 _FORMS = {"reference": reference.gated_linear, "chunked": chunked.gated_linear}
 
 
@@ -69,7 +80,8 @@ def gated_linear(
       return_state: also return the state after the last token.
       impl: "auto", "reference" (token by token), "chunked" or "pallas".
       precision: of the matrix products, as in `jax.numpy.matmul`; they are float32 (float64
-        where an input is float64), as are sums, decays and states.
+        where an input is float64), as are sums, decays and states. The TPU kernel rounds
+        operands to bfloat16 at the default precision, as XLA does there.
 
     Returns o_BTHV in v's dtype, or (o_BTHV, GatedLinearState).
     Raises ValueError for shapes that do not agree, non-integer segment ids, unknown impl.
@@ -77,14 +89,15 @@ def gated_linear(
     _check(q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids, initial_state)
     batch, time, heads, value_size = v_BTHV.shape
     groups, key_size = k_BTGK.shape[2:]
+    dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, log_decay)
+    step = tpu.step_heads(groups, heads, key_size, value_size, log_decay.ndim == 4)
     case = dict(
-        dtype=str(v_BTHV.dtype), key_size=key_size, value_size=value_size, heads=heads,
-        groups=groups, decay_axes=log_decay.ndim,
+        dtype=str(v_BTHV.dtype), accumulator=jnp.dtype(dtype).name, key_size=key_size,
+        value_size=value_size, step_heads=step.heads, decay_axes=log_decay.ndim,
     )  # fmt: skip
-    form = _FORMS[dispatch.resolve("gated_linear", impl, case, SUPPORT)]
+    form = dispatch.resolve("gated_linear", impl, case, SUPPORT)
 
     out_dtype = v_BTHV.dtype
-    dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, log_decay)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     if initial_state is None:
         initial_state = empty_state(batch, heads, key_size, value_size, dtype)
@@ -94,14 +107,26 @@ def gated_linear(
     def masked(x):
         return jnp.where(padding_BT11, 0, x.astype(dtype))
 
-    log_decay = log_decay.astype(dtype)
-    if log_decay.ndim > 1:
-        mask = padding_BT11 if log_decay.ndim == 4 else padding_BT11[..., 0]
-        log_decay = jnp.where(mask, 0, log_decay)
-    q_BTGK = masked(q_BTGK) if scale is None else masked(q_BTGK) * scale
-    k_BTGK, v_BTHV = masked(k_BTGK), masked(v_BTHV)
     s_BHKV = initial_state.s_BHKV.astype(dtype)
-    o_BTHV, s_BHKV = form(q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, precision)
+    if form == "tpu":
+        # The kernel takes padding for one-token documents; masks go on what leaves it.
+        fixed = log_decay.ndim == 1
+        shape = (batch, time, heads) if fixed else log_decay.shape
+        o_BTHV, s_BHKV = tpu.gated_linear(
+            q_BTGK, k_BTGK, v_BTHV, jnp.broadcast_to(log_decay, shape), resets_BT | (ids_BT == 0),
+            s_BHKV, precision, 1.0 if scale is None else scale, dispatch.target().interpret,
+        )  # fmt: skip
+        s_BHKV = jnp.where((ids_BT[:, -1] == 0)[:, None, None, None], 0, s_BHKV)
+    else:
+        log_decay = log_decay.astype(dtype)
+        if log_decay.ndim > 1:
+            mask = padding_BT11 if log_decay.ndim == 4 else padding_BT11[..., 0]
+            log_decay = jnp.where(mask, 0, log_decay)
+        q_BTGK = masked(q_BTGK) if scale is None else masked(q_BTGK) * scale
+        k_BTGK, v_BTHV = masked(k_BTGK), masked(v_BTHV)
+        o_BTHV, s_BHKV = _FORMS[form](
+            q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, precision
+        )
     o_BTHV = masked(o_BTHV).astype(out_dtype)
     if not return_state:
         return o_BTHV

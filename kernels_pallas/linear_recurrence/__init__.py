@@ -5,13 +5,25 @@ Griffin (De et al. 2024, arXiv:2402.19427) section 2.4 is the form this op serve
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import dispatch, segments
-from kernels_pallas.linear_recurrence import chunked, reference
+from kernels_pallas.linear_recurrence import chunked, reference, tpu
 
-SUPPORT = dispatch.XLA_ONLY
+_DTYPES = ("float32", "bfloat16")
+SUPPORT = (
+    *dispatch.XLA_ONLY,
+    dispatch.Backend(
+        "tpu",
+        "pallas",
+        dict(
+            platform=("tpu",), dtype=_DTYPES, input_dtype=_DTYPES, state_dtype=("float32",),
+            channels=range(1, 1 << 16), gated=(False, True),
+        ),
+    ),
+)  # fmt: skip
 _FORMS = {"reference": reference.linear_recurrence, "chunked": chunked.linear_recurrence}
 
 
@@ -56,26 +68,83 @@ def linear_recurrence(
     Returns h_BTD in float32 (float64 where an input is float64), or (h_BTD, RecurrenceState).
     Raises ValueError for shapes that do not agree, non-integer segment ids, unknown impl.
     """
-    _check(a_BTD, b_BTD, segment_ids, initial_state)
-    batch, time, channels = a_BTD.shape
-    case = dict(dtype=str(a_BTD.dtype), channels=channels)
-    form = _FORMS[dispatch.resolve("linear_recurrence", impl, case, SUPPORT)]
+    return _run(False, a_BTD, b_BTD, segment_ids, initial_state, return_state, impl)
 
+
+def gated_recurrence(
+    log_a_BTD: Float[Array, "B T D"],
+    x_BTD: Float[Array, "B T D"],
+    *,
+    segment_ids: Int[Array, "B T"] | None = None,
+    initial_state: RecurrenceState | None = None,
+    return_state: bool = False,
+    impl: str = "auto",
+) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], RecurrenceState]:
+    """`linear_recurrence` with a_t = exp(log_a_t) and b_t = sqrt(1 - a_t^2) x_t: RG-LRU's gate.
+
+    A kernel makes a and b on the way and never stores them. A document's first x is not damped
+    (b_t = x_t: nothing is carried that it would have to make room for, recurrentgemma's
+    convention), and the slope of the root is bounded by 1,000 where a is 1.
+
+    Arguments:
+      log_a_BTD: logarithm of the decay, <= 0, any floating dtype.
+      x_BTD: input, any floating dtype.
+      segment_ids, initial_state, return_state, impl: as in `linear_recurrence`.
+
+    Returns and raises what `linear_recurrence` does.
+    """
+    return _run(True, log_a_BTD, x_BTD, segment_ids, initial_state, return_state, impl)
+
+
+def _run(gated, a_BTD, b_BTD, segment_ids, initial_state, return_state, impl):
+    op = "gated_recurrence" if gated else "linear_recurrence"
+    _check(op, a_BTD, b_BTD, segment_ids, initial_state)
+    batch, time, channels = a_BTD.shape
     dtype = dispatch.accumulator_dtype(a_BTD, b_BTD)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     state = initial_state if initial_state is not None else empty_state(batch, channels, dtype)
-    resets_BT = segments.document_starts(ids_BT, state.segment_ids_B)
+    case = dict(
+        dtype=str(a_BTD.dtype), input_dtype=str(b_BTD.dtype), state_dtype=str(state.h_BD.dtype),
+        channels=channels, gated=gated,
+    )  # fmt: skip
+    form = dispatch.resolve(op, impl, case, SUPPORT)
+    starts_BT = segments.document_starts(ids_BT, state.segment_ids_B)
     padding_BT = ids_BT == 0
-    a_BTD = jnp.where((resets_BT | padding_BT)[:, :, None], 0, a_BTD.astype(dtype))
-    b_BTD = jnp.where(padding_BT[:, :, None], 0, b_BTD.astype(dtype))
-    h_BTD = form(a_BTD, b_BTD, state.h_BD.astype(dtype))
+    if form == "tpu":
+        marks_BT = jnp.where(padding_BT, tpu.PADDING, jnp.where(starts_BT, tpu.STARTS, 0))
+        kernel = tpu.gated_recurrence if gated else tpu.linear_recurrence
+        interpret = dispatch.target().interpret
+        h_BTD = kernel(a_BTD, b_BTD, marks_BT, state.h_BD, interpret=interpret)
+    else:
+        a_BTD, b_BTD = a_BTD.astype(dtype), b_BTD.astype(dtype)
+        if gated:
+            # An infinite log-gate would meet a zero in the gradient of exp.
+            log_a_BTD = jnp.where(padding_BT[:, :, None], 0, jnp.maximum(a_BTD, -1e30))
+            a_BTD = jnp.exp(log_a_BTD)
+            room_BTD = sqrt_bounded(-jnp.expm1(2 * log_a_BTD))
+            b_BTD = jnp.where(starts_BT[:, :, None], 1, room_BTD) * b_BTD
+        a_BTD = jnp.where((starts_BT | padding_BT)[:, :, None], 0, a_BTD)
+        b_BTD = jnp.where(padding_BT[:, :, None], 0, b_BTD)
+        h_BTD = _FORMS[form](a_BTD, b_BTD, state.h_BD.astype(dtype))
     if not return_state:
         return h_BTD
     return h_BTD, RecurrenceState(h_BTD[:, -1], ids_BT[:, -1])
 
 
-def _check(a_BTD, b_BTD, segment_ids, initial_state) -> None:
-    op = "linear_recurrence"
+@jax.custom_jvp
+def sqrt_bounded(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """sqrt(x) with a slope of at most `tpu.MAX_SLOPE`, which is infinite at 0."""
+    return jnp.sqrt(x)
+
+
+@sqrt_bounded.defjvp
+def _sqrt_bounded_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    slope = jnp.minimum(0.5 * jax.lax.rsqrt(jnp.maximum(x, 1e-30)), tpu.MAX_SLOPE)
+    return jnp.sqrt(x), dx * slope
+
+
+def _check(op, a_BTD, b_BTD, segment_ids, initial_state) -> None:
     if a_BTD.ndim != 3 or a_BTD.shape[1] < 1:
         raise ValueError(f"{op}: a must have shape (B, T, D) with T >= 1, got {a_BTD.shape}.")
     batch, time, channels = a_BTD.shape

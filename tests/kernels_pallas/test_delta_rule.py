@@ -136,7 +136,7 @@ K, V, BETA = jnp.zeros((2, 5, 2, 3)), jnp.zeros((2, 5, 4, 6)), jnp.zeros((2, 5, 
         (dict(v=jnp.zeros((2, 5, 4, 6), jnp.int32)), "v must be floating point"),
         (dict(scale=jnp.ones(())), "scale must be None or a Python number"),
         (dict(segment_ids=jnp.ones((2, 5))), "segment_ids must be integers"),
-        (dict(impl="pallas"), "no kernel yet"),
+        (dict(impl="pallas"), "lacks platform=cpu"),
         (
             dict(initial_state=DeltaRuleState(jnp.zeros((2, 4, 6, 3)), jnp.zeros(2, jnp.int32))),
             "initial_state.s_BHKV must have shape",

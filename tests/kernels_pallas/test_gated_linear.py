@@ -113,7 +113,7 @@ def test_bfloat16_runs_in_float32():
         (dict(log_decay=jnp.zeros((2, 5, 2))), r"\(B, T, H\) = \(2, 5, 4\) or"),
         (dict(log_decay=jnp.zeros(4, jnp.int32)), "log_decay must be floating point"),
         (dict(segment_ids=jnp.ones((2, 5))), "segment_ids must be integers"),
-        (dict(impl="pallas"), "no kernel yet"),
+        (dict(impl="pallas"), "lacks platform=cpu"),
         (
             dict(initial_state=GatedLinearState(jnp.zeros((2, 4, 6, 3)), jnp.zeros(2, jnp.int32))),
             "initial_state.s_BHKV must have shape",

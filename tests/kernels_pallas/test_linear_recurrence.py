@@ -41,7 +41,7 @@ def test_bfloat16_gates_run_in_float32():
         (dict(b=jnp.zeros((2, 5, 4))), r"b must have shape \(B, T, D\) = \(2, 5, 3\)"),
         (dict(a=jnp.zeros((2, 5, 3), jnp.int32)), "a must be floating point"),
         (dict(segment_ids=jnp.ones((2, 5))), "segment_ids must be integers"),
-        (dict(impl="pallas"), "no kernel yet"),
+        (dict(impl="pallas"), "lacks platform=cpu"),
         (
             dict(initial_state=RecurrenceState(jnp.zeros((2, 4)), jnp.zeros(2, jnp.int32))),
             "initial_state.h_BD must have shape",

@@ -1,5 +1,7 @@
 """The linear recurrence wrapped for the laws, and the faults they must catch."""
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from kernels_pallas import linear_recurrence as recurrence
@@ -37,7 +39,37 @@ def recurrence_subject(channels=5) -> Subject:
     )
 
 
-SUBJECTS = {"linear_recurrence": lambda rng: recurrence_subject(int(rng.integers(1, 9)))}
+def gated_subject(channels=5) -> Subject:
+    """The recurrence with RG-LRU's gate, from log a."""
+
+    def apply(inputs, params, segment_ids, state, impl):
+        h, final = recurrence.gated_recurrence(
+            inputs["log_a"], inputs["x"], segment_ids=segment_ids, initial_state=state,
+            return_state=True, impl=impl,
+        )  # fmt: skip
+        return dict(h=h), final
+
+    def inputs(rng, batch, time, dtype):
+        shape = (batch, time, channels)
+        # Over some orders of magnitude, one in ten exactly 0 (a is 1) and one in ten -150.
+        log_a, pick = -jnp.exp(3 * normal(rng, shape, dtype) - 3), jnp.asarray(rng.random(shape))
+        log_a = jnp.where(pick < 0.1, 0, jnp.where(pick > 0.9, -150, log_a)).astype(dtype)
+        return dict(log_a=log_a, x=normal(rng, shape, dtype))
+
+    def gates(value):
+        return lambda x: dict(x, log_a=jnp.full_like(x["log_a"], value))
+
+    extremes = {"log-gate -150": gates(-150), "gate 0": gates(-jnp.inf), "gate 1": gates(0)}
+    return dataclasses.replace(
+        recurrence_subject(channels),
+        name="gated_recurrence", apply=apply, inputs=inputs, extremes=extremes,
+    )  # fmt: skip
+
+
+SUBJECTS = {
+    "linear_recurrence": lambda rng: recurrence_subject(int(rng.integers(1, 9))),
+    "gated_recurrence": lambda rng: gated_subject(int(rng.integers(1, 9))),
+}
 
 
 def decays_after_input(a_BTD, b_BTD, h_BD, original=chunked.linear_recurrence):

@@ -1,0 +1,42 @@
+"""Representative calls for the scorecard: 8,192 tokens, documents on."""
+
+import jax.numpy as jnp
+
+from kernels_pallas.aot.case import Array, Case, with_gradients
+from kernels_pallas.delta_rule import delta_rule
+
+BATCH, TIME = 1, 8192
+
+
+def _case(name: str, groups: int, heads: int, key_size: int, value_size: int, gate: str) -> Case:
+    def call(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, ids_BT):
+        return delta_rule(
+            q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids=ids_BT, impl="pallas"
+        )
+
+    keys = Array((BATCH, TIME, groups, key_size))
+    values = Array((BATCH, TIME, heads, value_size))
+    beta = BATCH, TIME, heads
+    gates = beta + ((key_size,) if gate == "channel" else ())
+    return Case(
+        name,
+        with_gradients(call, differentiated=5, others=1),
+        (
+            keys, keys, values, Array(beta, jnp.float32), Array(gates, jnp.float32),
+            Array((BATCH, TIME), jnp.int32), values,
+        ),
+        tokens=BATCH * TIME * heads,
+        # Reading the state for a key, writing it, reading it for a query; twice that backward.
+        flops=BATCH * TIME * heads * 6 * key_size * value_size * 3,
+    )  # fmt: skip
+
+
+CASES = (
+    _case("delta_rule scalar gate", 16, 16, 128, 128, "head"),
+    _case("delta_rule scalar gate 16 of 32 heads", 16, 32, 128, 128, "head"),
+    _case("delta_rule scalar gate K=64 V=128", 16, 16, 64, 128, "head"),
+    _case("delta_rule scalar gate K=256 V=256", 4, 4, 256, 256, "head"),
+    _case("delta_rule channel gate", 32, 32, 128, 128, "channel"),
+    _case("delta_rule channel gate K=64 V=128", 16, 16, 64, 128, "channel"),
+    _case("delta_rule channel gate K=256 V=256", 4, 4, 256, 256, "channel"),
+)

@@ -1,0 +1,369 @@
+"""The delta rule as Pallas TPU kernels, forward and backward.
+
+The grid is (batch, blocks of heads, chunks); chunks are walked in order, backward from the last,
+with the states of a block's heads (their cotangents) carried in vector memory. With w_ij the decay
+from after token j to token i, the errors e_i = v_i - S_i^T k_i within a chunk that S enters solve
+
+    e_i + sum_{j<i} (k_i . w_ij k_j) beta_j e_j = v_i - (w_i0 k_i)^T S,   (I + A) E = R
+
+and o = scale (q w_i0) S + (scale q_i . w_ij k_j beta_j) E, S <- keep S + (k decay_out beta)^T E.
+Taking errors for the unknowns, not the corrections beta e, has beta scale columns everywhere,
+which is what it is laid out for.
+
+The inverse of I + A is float32: pairs of blocks X, Y with A_21 between them make
+[[X, 0], [-Y A_21 X, Y]], from one token to the chunk; no power of A is formed, whose entries could
+grow large. It holds the gates: as no decay is divided by, strong ones only make A smaller, and
+its inverse the same for one gate per head and one per channel. It is kept for the backward pass,
+with E and the states that enter the chunks; the inverse's own cotangent is never needed, as
+dA = -(T^T dE) E^T.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+
+from kernels_pallas.mxu import NT, TN, dot, resolve_precision
+from kernels_pallas.tpu_decays import (
+    ChannelDecays,
+    HeadDecays,
+    Level,
+    grid_of,
+    levels,
+    square,
+    to_column,
+    to_row,
+    with_resets,
+)
+from kernels_pallas.tpu_grid import Heads, Plan, Specs, chunk_length, flat, head, pad_time
+
+HEADS = 2  # value heads of a grid step, at most
+
+
+def delta_rule(
+    q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, resets_BT, s_BHKV, precision=None, scale=1.0,
+    interpret=False,
+):  # fmt: skip
+    """(o_BTHV, final s_BHKV), as the reference form; inputs float32 or bfloat16.
+
+    log_decay is (B, T, H) or (B, T, H, K). Every padded token resets; what the kernel gives for
+    it, and a final state that ends in padding, are for the caller to mask.
+    """
+    batch, time, groups, key_size = k_BTGK.shape
+    heads, value_size = v_BTHV.shape[2:]
+    plan = Plan(
+        heads=step_heads(groups, heads, key_size, value_size),
+        length=chunk_length(time),
+        key_size=key_size, value_size=value_size, per_channel=log_decay.ndim == 4, scale=scale,
+        precision=resolve_precision(precision), interpret=interpret,
+    )  # fmt: skip
+    g, beta = with_resets(log_decay, resets_BT), beta_BTH.astype(jnp.float32)
+    q, k, v, g, beta = (pad_time(x, plan.length) for x in (q_BTGK, k_BTGK, v_BTHV, g, beta))
+
+    g = flat(g) if plan.per_channel else plan.rows(g)
+    s = plan.heads.split(s_BHKV.astype(jnp.float32), 1)
+    o_BTV, s = _run(plan, flat(q), flat(k), flat(v), plan.rows(beta), g, s)
+    return o_BTV.reshape(*v.shape)[:, :time], s.reshape(s_BHKV.shape)
+
+
+def step_heads(groups: int, heads: int, key_size: int, value_size: int) -> Heads:
+    """The heads that a grid step works on."""
+    return Heads.of(groups, heads // groups, key_size, value_size, HEADS)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV):
+    return _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV, keep=False)[0]
+
+
+def _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV, keep=True):
+    batch, time, _ = v_BTV.shape
+    specs = Specs(plan, time, reverse=False)
+    outs = [(specs.values, v_BTV.shape, v_BTV.dtype), (specs.state, s_BNRKV.shape, jnp.float32)]
+    if keep:
+        outs += [specs.kept(batch, *size) for size in _kept_sizes(plan)]
+    o_BTV, last, *kept = specs.call(
+        functools.partial(_forward_kernel, plan),
+        "delta_rule_forward",
+        [specs.keys, specs.keys, specs.values, specs.rows, specs.gates, specs.state],
+        outs,
+        scratch=[specs.state_scratch()] + specs.factor_scratch(),
+    )(q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV)
+    names = ("delta_rule_states", "delta_rule_inverse", "delta_rule_errors")
+    kept = [checkpoint_name(x, name) for x, name in zip(kept, names)]
+    return (o_BTV, last), (q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *kept)
+
+
+def _kept_sizes(plan):
+    """Of states, inverses and errors, per head and chunk."""
+    length, value_size = plan.length, plan.value_size
+    return (plan.key_size, value_size), (length, length), (length, value_size)
+
+
+def _backward(plan, residuals, cotangents):
+    q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *kept = residuals
+    do_BTV, ds = cotangents
+    batch, time, _ = v_BTV.shape
+    specs = Specs(plan, time, reverse=True)
+    key_shape = batch, time, plan.heads.blocks * plan.heads.groups * plan.key_size
+    shared = plan.heads.sharing > 1
+    dq, dk, dv, dbeta, dg, ds = specs.call(
+        functools.partial(_backward_kernel, plan),
+        "delta_rule_backward",
+        [specs.keys, specs.keys, specs.values, specs.rows, specs.gates]
+        + [specs.per_chunk(*size) for size in _kept_sizes(plan)]
+        + [specs.values, specs.state],
+        [
+            (specs.own_keys, key_shape, jnp.float32 if shared else q_BTK.dtype),
+            (specs.own_keys, key_shape, jnp.float32 if shared else k_BTK.dtype),
+            (specs.values, v_BTV.shape, v_BTV.dtype),
+            (specs.rows, beta_BNXRC.shape, jnp.float32),
+            (specs.gates, g.shape, jnp.float32),
+            (specs.state, ds.shape, jnp.float32),
+        ],
+        scratch=[specs.state_scratch()] + specs.factor_scratch(),
+    )(q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *kept, do_BTV, ds)
+    dq, dk = (
+        flat(plan.heads.sum_shared(dx, plan.key_size, x.dtype))
+        for dx, x in ((dq, q_BTK), (dk, k_BTK))
+    )
+    return dq, dk, dv, dbeta, dg, ds
+
+
+_run.defvjp(_forward, _backward)
+
+
+def unit_lower_inverse(a_CC, precision):
+    """(I + a)^-1 of a strictly lower triangular a, C a power of two, by doubling."""
+    length = a_CC.shape[0]
+    i, j = square(length)
+    inverse = jnp.where(i == j, 1, jnp.where(Level(0).pairs(length), -a_CC, 0))
+    for level in map(Level, range(1, levels(length))):
+        between = jnp.where(level.pairs(length), level.second(a_CC), 0)
+        between = level.put_second(jnp.zeros_like(a_CC), between)
+        second = level.second(inverse)
+        below = dot(dot(second, between, precision=precision), inverse, precision=precision)
+        inverse = level.put_second(inverse, second - below)
+    return inverse
+
+
+def _inverse_precision(plan):
+    """Three products of bfloat16 for each of float32, where the operands are rounded anyway."""
+    default = plan.precision == jax.lax.Precision.DEFAULT
+    return jax.lax.Precision.HIGH if default else jax.lax.Precision.HIGHEST
+
+
+class _Scores(NamedTuple):
+    """Products of one head under its decays: keys_CC below the diagonal, queries_CC with it.
+
+    into and out are the decays from before the chunk and to its end, (C, 1 or K); keep (1 or K, 1).
+    """
+
+    keys_CC: jax.Array
+    queries_CC: jax.Array
+    into: jax.Array
+    out: jax.Array
+    keep: jax.Array
+
+
+def _head_scores(plan, grams, g_ref, h) -> tuple[_Scores, HeadDecays]:
+    keys, queries = grams
+    decays = HeadDecays.of(g_ref[0, 0, 0, h : h + 1])
+    i, j = square(plan.length)
+    scores = _Scores(
+        jnp.where(i > j, keys * decays.between_CC, 0),
+        queries * (decays.between_CC * plan.scale),
+        decays.in_C1,
+        to_column(decays.out_1C),
+        decays.keep_11,
+    )
+    return scores, decays
+
+
+def _channel_scores(plan, q, k, g_ref, factors_ref, h) -> _Scores:
+    """The same; the factors lie in factors_ref[h]."""
+    mm = functools.partial(dot, precision=plan.precision)
+
+    def keep(n, factor):
+        factors_ref[h, n] = factor
+
+    decays = ChannelDecays(head(g_ref[0], h, plan.key_size), keep)
+    i, j = square(plan.length)
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    queries = jnp.where(i == j, jnp.sum(q * k, axis=1, keepdims=True), 0)
+    keys = jnp.zeros_like(queries)
+    for level in map(Level, range(levels(plan.length))):
+        factor = factors_ref[h, level.n]
+        pairs = level.pairs(plan.length)
+        k_n = k * factor
+
+        def merged(x, left, level=level, pairs=pairs, k_n=k_n):
+            product = jnp.where(pairs, mm(level.second(left), k_n, NT), level.second(x))
+            return level.put_second(x, product)
+
+        queries, keys = merged(queries, q * factor), merged(keys, k_n)
+    last = decays.in_CK[plan.length - 1 :]
+    return _Scores(keys, queries * plan.scale, decays.in_CK, decays.out_CK, to_column(last))
+
+
+def _forward_kernel(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, s0_ref, o_ref, last_ref, *refs):
+    *kept_refs, s_ref = refs[:-1] if plan.per_channel else refs
+    factors_ref = refs[-1] if plan.per_channel else None
+
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        s_ref[...] = s0_ref[0, 0]
+
+    mm = functools.partial(dot, precision=plan.precision)
+    for group, members in plan.heads.by_group():
+        q, k = (head(ref[0], group, plan.key_size) for ref in (q_ref, k_ref))
+        grams = None if plan.per_channel else (mm(k, k, NT), mm(q, k, NT))
+        for h in members:
+            v = head(v_ref[0], h, plan.value_size)
+            beta_1C = beta_ref[0, 0, 0, h : h + 1]
+            s = s_ref[h]
+            if plan.per_channel:
+                scores = _channel_scores(plan, q, k, g_ref, factors_ref, h)
+            else:
+                scores, _ = _head_scores(plan, grams, g_ref, h)
+            inverse = unit_lower_inverse(scores.keys_CC * beta_1C, _inverse_precision(plan))
+            errors = mm(inverse, v - mm(k * scores.into, s))
+            o = mm(scores.queries_CC * beta_1C, errors) + mm(q * (scores.into * plan.scale), s)
+            o_ref[0, :, h * plan.value_size : (h + 1) * plan.value_size] = o.astype(o_ref.dtype)
+            written = mm((k * scores.out).T * beta_1C, errors)
+            for ref, x in zip(kept_refs, (s, inverse, errors)):
+                ref[0, 0, 0, h] = x.astype(ref.dtype)
+            s_ref[h] = scores.keep * s + written
+
+    @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+    def _():
+        last_ref[0, 0] = s_ref[...]
+
+
+def _backward_kernel(
+    plan, q_ref, k_ref, v_ref, beta_ref, g_ref, states_ref, inverses_ref, errors_ref, do_ref,
+    dlast_ref, dq_ref, dk_ref, dv_ref, dbeta_ref, dg_ref, ds0_ref, ds_ref, *factors_ref,
+):  # fmt: skip
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        ds_ref[...] = dlast_ref[0, 0]
+
+    mm = functools.partial(dot, precision=plan.precision)
+    for group, members in plan.heads.by_group():
+        q, k = (head(ref[0], group, plan.key_size) for ref in (q_ref, k_ref))
+        grams = None if plan.per_channel else (mm(k, k, NT), mm(q, k, NT))
+        dq_group = dk_group = 0.0
+        for h in members:
+            values = slice(h * plan.value_size, (h + 1) * plan.value_size)
+            step = _Backward(
+                plan, q, k, beta_ref[0, 0, 0, h : h + 1], states_ref[0, 0, 0, h],
+                inverses_ref[0, 0, 0, h], errors_ref[0, 0, 0, h], do_ref[0, :, values], ds_ref[h],
+            )  # fmt: skip
+            if plan.per_channel:
+                scores = _channel_scores(plan, q, k, g_ref, *factors_ref, h)
+                dq, dk, dv, dbeta, dg, ds = step.per_channel(scores, factors_ref[0], h)
+                dg_ref[0, :, h * plan.key_size : (h + 1) * plan.key_size] = dg
+            else:
+                scores, decays = _head_scores(plan, grams, g_ref, h)
+                dq, dk, dv, dbeta, dg, ds = step.per_head(scores, decays)
+                dg_ref[0, 0, 0, h : h + 1] = dg
+            dv_ref[0, :, values] = dv.astype(dv_ref.dtype)
+            dbeta_ref[0, 0, 0, h : h + 1] = dbeta
+            ds_ref[h] = ds
+            dq_group, dk_group = dq_group + dq, dk_group + dk
+        columns = slice(group * plan.key_size, (group + 1) * plan.key_size)
+        dq_ref[0, :, columns] = dq_group.astype(dq_ref.dtype)
+        dk_ref[0, :, columns] = dk_group.astype(dk_ref.dtype)
+
+    @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+    def _():
+        ds0_ref[0, 0] = ds_ref[...]
+
+
+class _Backward(NamedTuple):
+    """One head of one chunk: what is kept of it, and the cotangents of its output and of the state
+    it leaves. The gradients returned are of q, k, v, beta, g and the state that enters."""
+
+    plan: Plan
+    q: jax.Array
+    k: jax.Array
+    beta_1C: jax.Array
+    s: jax.Array
+    inverse: jax.Array
+    errors: jax.Array
+    do: jax.Array
+    ds: jax.Array
+
+    def mm(self, x, y, dims=((1,), (0,))):
+        return dot(x, y, dims, self.plan.precision)
+
+    def _shared(self, scores):
+        """What does not depend on the kind of gate."""
+        mm, k, ds = self.mm, self.k, self.ds
+        i, j = square(self.plan.length)
+        written_C1 = to_column(self.beta_1C)
+        derrors = mm(scores.queries_CC * self.beta_1C, self.do, TN)
+        derrors += mm(k * (scores.out * written_C1), ds)
+        dv = mm(self.inverse, derrors, TN)
+        da = jnp.where(i > j, -mm(dv, self.errors, NT), 0)
+        dqueries = mm(self.do, self.errors, NT)
+        into = scores.into * self.plan.scale
+        dq = mm(self.do, self.s, NT) * into
+        dk_read = -mm(dv, self.s, NT) * scores.into
+        # Of k * decay_out * beta, times all but k, and times all but beta.
+        dk_out = mm(self.errors, ds, NT) * scores.out
+        dbeta = da * scores.keys_CC + dqueries * scores.queries_CC
+        dbeta += jnp.where(i == j, jnp.sum(k * dk_out, axis=1, keepdims=True), 0)
+        dbeta = jnp.sum(dbeta, axis=0, keepdims=True)
+        ds_before = scores.keep * ds + mm(self.q * into, self.do, TN)
+        ds_before -= mm(k * scores.into, dv, TN)
+        return dv, da * self.beta_1C, dqueries * self.beta_1C, dq, dk_read, dk_out * written_C1, (
+            dbeta, ds_before,
+        )  # fmt: skip
+
+    def per_head(self, scores: _Scores, decays: HeadDecays):
+        mm, q, k = self.mm, self.q, self.k
+        dv, dkeys, dqueries, dq, dk_read, dk_written, (dbeta, ds) = self._shared(scores)
+        dg = decays.gradient(
+            dkeys * scores.keys_CC + dqueries * scores.queries_CC,
+            jnp.sum(q * dq + k * dk_read, axis=1, keepdims=True),
+            jnp.sum(k * dk_written, axis=1, keepdims=True),
+            scores.keep * jnp.sum(self.ds * self.s.astype(jnp.float32), axis=(0, 1), keepdims=True),
+        )
+        dkeys = dkeys * decays.between_CC
+        dqueries = dqueries * (decays.between_CC * self.plan.scale)
+        dq = dq + mm(dqueries, k)
+        dk = dk_read + dk_written + mm(dkeys, k) + mm(dkeys, k, TN) + mm(dqueries, q, TN)
+        return dq, dk, dv, dbeta, dg, ds
+
+    def per_channel(self, scores: _Scores, factors_ref, h):
+        mm, length = self.mm, self.plan.length
+        q, k = self.q.astype(jnp.float32), self.k.astype(jnp.float32)
+        dv, dkeys, dqueries, dq, dk_read, dk_written, (dbeta, ds) = self._shared(scores)
+        dqueries = dqueries * self.plan.scale
+        i, j = square(length)
+        last = grid_of(q.shape, 0) == length - 1
+        ds_s = jnp.sum(self.ds * self.s.astype(jnp.float32), axis=1, keepdims=True)
+        din = q * dq + k * dk_read + jnp.where(last, to_row(scores.keep * ds_s), 0)
+        dout = k * dk_written
+        diagonal = jnp.sum(jnp.where(i == j, dqueries, 0), axis=1, keepdims=True)
+        dq, dk = dq + diagonal * k, dk_read + dk_written + diagonal * q
+
+        def dfactor(n):
+            nonlocal dq, dk
+            level, factor = Level(n), factors_ref[h, n]
+            pairs, zeros = level.pairs(length), jnp.zeros_like(q)
+            dqueries_n, dkeys_n = (jnp.where(pairs, level.second(x), 0) for x in (dqueries, dkeys))
+            q_n, k_n = q * factor, k * factor
+            dq_n = level.put_second(zeros, mm(dqueries_n, k_n)) * factor
+            dk_n = level.put_second(zeros, mm(dkeys_n, k_n)) * factor
+            dk_n += mm(dqueries_n, level.second(q_n), TN) * factor
+            dk_n += mm(dkeys_n, level.second(k_n), TN) * factor
+            dq, dk = dq + dq_n, dk + dk_n
+            return q * dq_n + k * dk_n
+
+        dg = ChannelDecays.gradient(dfactor, din, dout)
+        return dq, dk, dv, dbeta, dg, ds

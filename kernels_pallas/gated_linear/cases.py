@@ -1,0 +1,37 @@
+"""Representative calls for the scorecard: 8,192 tokens, documents on."""
+
+import jax.numpy as jnp
+
+from kernels_pallas.aot.case import Array, Case, with_gradients
+from kernels_pallas.gated_linear import gated_linear
+
+BATCH, TIME = 1, 8192
+
+
+def _case(name: str, groups: int, heads: int, key_size: int, value_size: int, gate: str) -> Case:
+    def call(q_BTGK, k_BTGK, v_BTHV, log_decay, ids_BT):
+        return gated_linear(
+            q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids=ids_BT, scale=key_size**-0.5,
+            impl="pallas",
+        )  # fmt: skip
+
+    keys = Array((BATCH, TIME, groups, key_size))
+    values = Array((BATCH, TIME, heads, value_size))
+    gates = (BATCH, TIME, heads) + ((key_size,) if gate == "channel" else ())
+    return Case(
+        name,
+        with_gradients(call, differentiated=4, others=1),
+        (keys, keys, values, Array(gates, jnp.float32), Array((BATCH, TIME), jnp.int32), values),
+        tokens=BATCH * TIME * heads,
+        # Writing and reading the state, and twice that backward.
+        flops=BATCH * TIME * heads * 4 * key_size * value_size * 3,
+    )
+
+
+CASES = (
+    _case("gated_linear scalar gate", 16, 16, 128, 128, "head"),
+    _case("gated_linear scalar gate Mamba-2", 1, 32, 128, 64, "head"),
+    _case("gated_linear scalar gate K=256 V=256", 4, 4, 256, 256, "head"),
+    _case("gated_linear channel gate", 16, 16, 128, 128, "channel"),
+    _case("gated_linear channel gate K=64 V=128", 16, 16, 64, 128, "channel"),
+)

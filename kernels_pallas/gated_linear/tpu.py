@@ -1,0 +1,277 @@
+"""Gated linear attention as Pallas TPU kernels, forward and backward.
+
+The grid is (batch, blocks of heads, chunks); chunks are walked in order, backward from the last,
+with the states of a block's heads (their cotangents) carried in vector memory. The states that
+enter the chunks are kept for the backward pass, rounded as the products that read them round
+them. A step does one chunk of a few heads:
+
+    o = (scale q k^T * decays) v + scale decay_in * (q S),   S <- keep S + (k * decay_out)^T v
+
+One gate per head makes `decays` a matrix of its own; with one per channel, q and k carry the
+decays, and the matrix is made level by level (`ChannelDecays`).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+
+from kernels_pallas.mxu import NT, TN, dot, resolve_precision
+from kernels_pallas.tpu_decays import (
+    ChannelDecays,
+    HeadDecays,
+    Level,
+    grid_of,
+    levels,
+    square,
+    to_column,
+    to_row,
+    with_resets,
+)
+from kernels_pallas.tpu_grid import Heads, Plan, Specs, chunk_length, flat, head, pad_time
+
+HEADS = 4  # value heads of a grid step, at most, with one gate per head
+CHANNEL_HEADS = 2  # the same with one gate per channel
+
+
+def gated_linear(
+    q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, precision=None, scale=1.0, interpret=False
+):
+    """(o_BTHV, final s_BHKV), as the reference form; inputs float32 or bfloat16.
+
+    log_decay is (B, T, H) or (B, T, H, K). Every padded token resets; what the kernel gives for
+    it, and a final state that ends in padding, are for the caller to mask.
+    """
+    batch, time, groups, key_size = k_BTGK.shape
+    heads, value_size = v_BTHV.shape[2:]
+    per_channel = log_decay.ndim == 4
+    plan = Plan(
+        heads=step_heads(groups, heads, key_size, value_size, per_channel),
+        length=chunk_length(time),
+        key_size=key_size, value_size=value_size, per_channel=per_channel, scale=scale,
+        precision=resolve_precision(precision), interpret=interpret,
+    )  # fmt: skip
+    g = with_resets(log_decay, resets_BT)
+    q, k, v, g = (pad_time(x, plan.length) for x in (q_BTGK, k_BTGK, v_BTHV, g))
+    g = flat(g) if per_channel else plan.rows(g)
+    s = plan.heads.split(s_BHKV.astype(jnp.float32), 1)
+    o_BTV, s = _attend(plan, flat(q), flat(k), flat(v), g, s)
+    return o_BTV.reshape(*v.shape)[:, :time], s.reshape(s_BHKV.shape)
+
+
+def step_heads(groups: int, heads: int, key_size: int, value_size: int, per_channel: bool) -> Heads:
+    """The heads that a grid step works on."""
+    most = CHANNEL_HEADS if per_channel else HEADS
+    return Heads.of(groups, heads // groups, key_size, value_size, most)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan, q_BTK, k_BTK, v_BTV, g, s_BNRKV):
+    return _forward(plan, q_BTK, k_BTK, v_BTV, g, s_BNRKV, keep_states=False)[0]
+
+
+def _forward(plan, q_BTK, k_BTK, v_BTV, g, s_BNRKV, keep_states=True):
+    specs = Specs(plan, v_BTV.shape[1], reverse=False)
+    outs = [(specs.values, v_BTV.shape, v_BTV.dtype), (specs.state, s_BNRKV.shape, jnp.float32)]
+    if keep_states:
+        outs.append(specs.kept_states(v_BTV.shape[0]))
+    o_BTV, last, *states = specs.call(
+        functools.partial(_forward_kernel, plan),
+        "gated_linear_forward",
+        [specs.keys, specs.keys, specs.values, specs.gates, specs.state],
+        outs,
+        scratch=[specs.state_scratch()] + specs.factor_scratch(),
+    )(q_BTK, k_BTK, v_BTV, g, s_BNRKV)
+    states = [checkpoint_name(x, "gated_linear_states") for x in states]
+    return (o_BTV, last), (q_BTK, k_BTK, v_BTV, g, *states)
+
+
+def _backward(plan, residuals, cotangents):
+    q_BTK, k_BTK, v_BTV, g, states = residuals
+    do_BTV, ds = cotangents
+    batch, time, _ = v_BTV.shape
+    specs = Specs(plan, time, reverse=True)
+    key_shape = batch, time, plan.heads.blocks * plan.heads.groups * plan.key_size
+    shared = plan.heads.sharing > 1
+    dq, dk, dv, dg, ds = specs.call(
+        functools.partial(_backward_kernel, plan),
+        "gated_linear_backward",
+        [
+            specs.keys,
+            specs.keys,
+            specs.values,
+            specs.gates,
+            specs.states,
+            specs.values,
+            specs.state,
+        ],
+        [
+            (specs.own_keys, key_shape, jnp.float32 if shared else q_BTK.dtype),
+            (specs.own_keys, key_shape, jnp.float32 if shared else k_BTK.dtype),
+            (specs.values, v_BTV.shape, v_BTV.dtype),
+            (specs.gates, g.shape, jnp.float32),
+            (specs.state, ds.shape, jnp.float32),
+        ],
+        scratch=[specs.state_scratch()] + specs.factor_scratch(),
+    )(q_BTK, k_BTK, v_BTV, g, states, do_BTV, ds)
+    dq, dk = (
+        flat(plan.heads.sum_shared(dx, plan.key_size, x.dtype))
+        for dx, x in ((dq, q_BTK), (dk, k_BTK))
+    )
+    return dq, dk, dv, dg, ds
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _forward_kernel(plan, q_ref, k_ref, v_ref, g_ref, s0_ref, o_ref, last_ref, *refs):
+    *states_ref, s_ref = refs[:-1] if plan.per_channel else refs
+    factors_ref = refs[-1] if plan.per_channel else None
+    chunk = pl.program_id(2)
+
+    @pl.when(chunk == 0)
+    def _():
+        s_ref[...] = s0_ref[0, 0]
+
+    for ref in states_ref:
+        ref[0, 0, 0] = s_ref[...].astype(ref.dtype)
+    mm = functools.partial(dot, precision=plan.precision)
+    for group, members in plan.heads.by_group():
+        q, k = (head(ref[0], group, plan.key_size) for ref in (q_ref, k_ref))
+        scores = None if plan.per_channel else mm(q, k, NT)
+        k_t = None if plan.per_channel else k.astype(jnp.float32).T
+        for h in members:
+            v = head(v_ref[0], h, plan.value_size)
+            s = s_ref[h]
+            if plan.per_channel:
+                weights, decays = _channel_weights(plan, q, k, g_ref, factors_ref, h)
+                read = mm(q * (decays.in_CK * plan.scale), s)
+                written = mm(k * decays.out_CK, v, TN)
+                keep = to_column(decays.in_CK[plan.length - 1 :])
+            else:
+                decays = HeadDecays.of(g_ref[0, 0, 0, h : h + 1])
+                weights = scores * (decays.between_CC * plan.scale)
+                read = mm(q, s) * (decays.in_C1 * plan.scale)
+                written = mm(k_t * decays.out_1C, v)
+                keep = decays.keep_11
+            o = mm(weights, v) + read
+            o_ref[0, :, h * plan.value_size : (h + 1) * plan.value_size] = o.astype(o_ref.dtype)
+            s_ref[h] = keep * s + written
+
+    @pl.when(chunk == pl.num_programs(2) - 1)
+    def _():
+        last_ref[0, 0] = s_ref[...]
+
+
+def _channel_weights(plan, q, k, g_ref, factors_ref, h):
+    """Weights (C, C) of one head, and its decays; the factors lie in factors_ref[h]."""
+    mm = functools.partial(dot, precision=plan.precision)
+
+    def keep(n, factor):
+        factors_ref[h, n] = factor
+
+    decays = ChannelDecays(head(g_ref[0], h, plan.key_size), keep)
+    i, j = square(plan.length)
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    weights = jnp.where(i == j, jnp.sum(q * k, axis=1, keepdims=True), 0)
+    for level in map(Level, range(levels(plan.length))):
+        factor = factors_ref[h, level.n]
+        product = mm(level.second(q * factor), k * factor, NT)
+        product = jnp.where(level.pairs(plan.length), product, level.second(weights))
+        weights = level.put_second(weights, product)
+    return weights * plan.scale, decays
+
+
+def _backward_kernel(
+    plan, q_ref, k_ref, v_ref, g_ref, states_ref, do_ref, dlast_ref,
+    dq_ref, dk_ref, dv_ref, dg_ref, ds0_ref, ds_ref, *factors_ref,
+):  # fmt: skip
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        ds_ref[...] = dlast_ref[0, 0]
+
+    step = _channel_backward if plan.per_channel else _head_backward
+    for group, members in plan.heads.by_group():
+        columns = slice(group * plan.key_size, (group + 1) * plan.key_size)
+        q, k = (head(ref[0], group, plan.key_size) for ref in (q_ref, k_ref))
+        dq = dk = None
+        for h in members:
+            v, do = (head(ref[0], h, plan.value_size) for ref in (v_ref, do_ref))
+            s = states_ref[0, 0, 0, h]
+            grads = step(plan, q, k, v, g_ref, s, do, ds_ref, h, *factors_ref)
+            dq, dk = (grads[0], grads[1]) if dq is None else (dq + grads[0], dk + grads[1])
+            dv_ref[0, :, h * plan.value_size : (h + 1) * plan.value_size] = grads[2].astype(
+                dv_ref.dtype
+            )
+            if plan.per_channel:
+                dg_ref[0, :, h * plan.key_size : (h + 1) * plan.key_size] = grads[3]
+            else:
+                dg_ref[0, 0, 0, h : h + 1] = grads[3]
+        dq_ref[0, :, columns] = dq.astype(dq_ref.dtype)
+        dk_ref[0, :, columns] = dk.astype(dk_ref.dtype)
+
+    @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+    def _():
+        ds0_ref[0, 0] = ds_ref[...]
+
+
+def _head_backward(plan, q, k, v, g_ref, s, do, ds_ref, h):
+    """Gradients of q, k, v and g of one head; ds_ref[h] moves on to the chunk before."""
+    mm = functools.partial(dot, precision=plan.precision)
+    decays = HeadDecays.of(g_ref[0, 0, 0, h : h + 1])
+    ds = ds_ref[h]
+    between = decays.between_CC * plan.scale
+    into = decays.in_C1 * plan.scale
+    out = to_column(decays.out_1C)
+    weights = mm(q, k, NT) * between
+    dweights = mm(do, v, NT)
+    dscores = dweights * between
+    dq_read = mm(do, s, NT) * into
+    dk_written = mm(v, ds, NT) * out
+    dq = mm(dscores, k) + dq_read
+    dk = mm(dscores, q, TN) + dk_written
+    dv = mm(weights, do, TN) + mm(k, ds) * out
+    s = s.astype(jnp.float32)
+    dkeep = decays.keep_11 * jnp.sum(ds * s, axis=(0, 1), keepdims=True)
+    dg = decays.gradient(
+        dweights * weights,
+        jnp.sum(q * dq_read, axis=1, keepdims=True),
+        jnp.sum(k * dk_written, axis=1, keepdims=True),
+        dkeep,
+    )
+    ds_ref[h] = decays.keep_11 * ds + mm(q * into, do, TN)
+    return dq, dk, dv, dg
+
+
+def _channel_backward(plan, q, k, v, g_ref, s, do, ds_ref, h, factors_ref):
+    """The same with one gate per channel."""
+    mm = functools.partial(dot, precision=plan.precision)
+    weights, decays = _channel_weights(plan, q, k, g_ref, factors_ref, h)
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    ds = ds_ref[h]
+    i, j = square(plan.length)
+    dweights = mm(do, v, NT) * plan.scale
+    diagonal = jnp.sum(jnp.where(i == j, dweights, 0), axis=1, keepdims=True)
+    read = decays.in_CK * plan.scale * mm(do, s, NT)
+    written = decays.out_CK * mm(v, ds, NT)
+    dq, dk = diagonal * k + read, diagonal * q + written
+    dv = mm(weights, do, TN) + mm(k * decays.out_CK, ds)
+    ds_s = jnp.sum(ds * s.astype(jnp.float32), axis=1, keepdims=True)
+    keep = decays.in_CK[plan.length - 1 :]
+    last = grid_of(q.shape, 0) == plan.length - 1
+    din = q * read + jnp.where(last, keep * to_row(ds_s), 0)
+    ds_ref[h] = to_column(keep) * ds + mm(q * (decays.in_CK * plan.scale), do, TN)
+
+    def dfactor(n):
+        nonlocal dq, dk
+        level, factor = Level(n), factors_ref[h, n]
+        pairs = jnp.where(level.pairs(plan.length), level.second(dweights), 0)
+        dq_n = level.put_second(jnp.zeros_like(q), mm(pairs, k * factor)) * factor
+        dk_n = mm(pairs, level.second(q * factor), TN) * factor
+        dq, dk = dq + dq_n, dk + dk_n
+        return q * dq_n + k * dk_n
+
+    dg = decays.gradient(dfactor, din, k * written)
+    return dq, dk, dv, dg

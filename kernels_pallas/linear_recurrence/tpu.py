@@ -1,0 +1,258 @@
+"""The linear recurrence as a Pallas TPU kernel: one pass over memory, forward and backward.
+
+The grid is (batch, channel blocks, time blocks); time is walked in order with h carried in
+vector memory. A vector register holds 8 tokens of 128 channels, so the 8 tokens are combined
+in three steps of doubling (h = a h' + b composes), and one multiply-add with the carried h gives
+all of them: about six bundles a register, below what reading a and b and writing h costs. Decays
+are only ever multiplied: gates of 0 and 1 are exact.
+
+Backward, c_t = a_t g_t obeys c_t = a_t c_{t+1} + a_t dh_t, the same recurrence from the end, and
+g_t = dh_t + c_{t+1} is the cotangent of b_t.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+TIME_BLOCK = 512  # tokens of a grid step
+CHANNEL_BLOCK = 512
+ROWS = 8  # tokens in a vector register
+LANES = 128
+STEP = 16  # tokens of a loop step: a tile of bfloat16
+
+CONTINUES, STARTS, PADDING = 0, 1, 2  # marks of tokens
+MAX_SLOPE = 1000.0  # of sqrt(1 - a^2) at a = 1, where it is infinite; recurrentgemma's bound
+
+
+def linear_recurrence(a_BTD, b_BTD, marks_BT, h_BD, *, interpret=False):
+    """h_BTD float32 of h_t = a_t h_{t-1} + b_t from h_BD; float32 or bfloat16 inputs.
+
+    marks_BT: `CONTINUES`, `STARTS` (a_t counts as 0) or `PADDING` (a_t and b_t count as 0).
+    """
+    return _padded(a_BTD, b_BTD, marks_BT, h_BD, False, interpret)
+
+
+def gated_recurrence(log_a_BTD, x_BTD, marks_BT, h_BD, *, interpret=False):
+    """The same with a_t = exp(log_a_t), b_t = sqrt(1 - a_t^2) x_t, made inside the kernel.
+
+    At a document's start b_t = x_t: nothing is carried that it would have to make room for.
+    """
+    return _padded(log_a_BTD, x_BTD, marks_BT, h_BD, True, interpret)
+
+
+def _padded(a_BTD, b_BTD, marks_BT, h_BD, gated, interpret):
+    """Whole blocks: tokens are added at the end, as padding, and channels of zeros."""
+    batch, time, channels = a_BTD.shape
+    add_time = -time % (STEP if time <= TIME_BLOCK else TIME_BLOCK)
+    add_channels = -channels % LANES
+    if add_time or add_channels:
+        padding = ((0, 0), (0, add_time), (0, add_channels))
+        a_BTD, b_BTD = (jnp.pad(x, padding) for x in (a_BTD, b_BTD))
+        marks_BT = jnp.pad(marks_BT, padding[:2], constant_values=PADDING)
+        h_BD = jnp.pad(h_BD, ((0, 0), (0, add_channels)))
+    marks_B1T = marks_BT.astype(jnp.float32)[:, None]
+    h_BTD = _recurrence(gated, interpret, a_BTD, b_BTD, marks_B1T, h_BD.astype(jnp.float32))
+    return h_BTD[:, :time, :channels]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _recurrence(gated, interpret, a_BTD, b_BTD, marks_B1T, h_BD):
+    return _forward(gated, interpret, a_BTD, b_BTD, marks_B1T, h_BD)[0]
+
+
+def _forward(gated, interpret, a_BTD, b_BTD, marks_B1T, h_BD):
+    call, block, marks, row, _, carry = _plan("forward", gated, a_BTD, reverse=False)
+    h_BTD = call(
+        functools.partial(_forward_kernel, gated),
+        in_specs=[block, block, marks, row],
+        out_specs=block,
+        out_shape=jax.ShapeDtypeStruct(a_BTD.shape, jnp.float32),
+        scratch_shapes=carry,
+        interpret=interpret,
+    )(a_BTD, b_BTD, marks_B1T, h_BD[:, None])
+    h_BTD = checkpoint_name(h_BTD, "linear_recurrence_h")
+    return h_BTD, (a_BTD, b_BTD, marks_B1T, h_BD, h_BTD)
+
+
+def _backward(gated, interpret, residuals, dh_BTD):
+    a_BTD, b_BTD, marks_B1T, h_BD, h_BTD = residuals
+    call, block, marks, row, before, carry = _plan("backward", gated, a_BTD, reverse=True)
+    # Only the fused gate needs its input again.
+    inputs = [b_BTD] if gated else []
+    da_BTD, db_BTD, dh_B1D = call(
+        functools.partial(_backward_kernel, gated),
+        in_specs=[block] * (3 + len(inputs)) + [before, marks, row],
+        out_specs=[block, block, row],
+        out_shape=[
+            jax.ShapeDtypeStruct(a_BTD.shape, a_BTD.dtype),
+            jax.ShapeDtypeStruct(b_BTD.shape, b_BTD.dtype),
+            jax.ShapeDtypeStruct((h_BD.shape[0], 1, h_BD.shape[1]), jnp.float32),
+        ],
+        scratch_shapes=carry,
+        interpret=interpret,
+    )(a_BTD, *inputs, h_BTD, dh_BTD, h_BTD, marks_B1T, h_BD[:, None])
+    return da_BTD, db_BTD, jnp.zeros_like(marks_B1T), dh_B1D[:, 0]
+
+
+_recurrence.defvjp(_forward, _backward)
+
+
+def _plan(direction, gated, a_BTD, reverse):
+    """(pallas_call, block specs of tokens, marks, a row and the 8 tokens before, scratch)."""
+    batch, time, channels = a_BTD.shape
+    width = next(w for w in (CHANNEL_BLOCK, 256, LANES) if channels % w == 0)
+    length = min(time, TIME_BLOCK)
+    steps = time // length
+    name = f"{'gated' if gated else 'linear'}_recurrence_{direction}"
+    call = functools.partial(
+        pl.pallas_call,
+        grid=(batch, channels // width, steps),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary")
+        ),
+        name=name,
+    )
+
+    def at(t):
+        return steps - 1 - t if reverse else t
+
+    block = pl.BlockSpec((1, length, width), lambda b, d, t: (b, at(t), d))
+    marks = pl.BlockSpec((1, 1, length), lambda b, d, t: (b, 0, at(t)))
+    row = pl.BlockSpec((1, 1, width), lambda b, d, t: (b, 0, d))
+    groups = length // ROWS
+    before = pl.BlockSpec(
+        (1, ROWS, width), lambda b, d, t: (b, jnp.maximum(at(t) * groups - 1, 0), d)
+    )
+    scratch = [pltpu.VMEM((ROWS, width), jnp.float32), pltpu.VMEM((length, LANES), jnp.float32)]
+    return call, block, marks, row, before, scratch
+
+
+def _forward_kernel(gated, a_ref, b_ref, marks_ref, h0_ref, h_ref, carry_ref, marks_scratch):
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        carry_ref[...] = jnp.broadcast_to(h0_ref[0], carry_ref.shape)
+
+    marks_scratch[...] = _column(marks_ref[0])
+
+    def step(i, carry):
+        start = pl.multiple_of(i * STEP, STEP)
+        marks = marks_scratch[pl.ds(start, STEP)]
+        a, b = (ref[0, pl.ds(start, STEP)].astype(jnp.float32) for ref in (a_ref, b_ref))
+        for part in _groups():
+            starts, padding = _marked(marks[part], a.shape[1])
+            a_8D, b_8D = a[part], b[part]
+            if gated:
+                a_8D, scale, _ = _gate(a_8D, starts)
+                b_8D = scale * b_8D
+            a_8D = jnp.where(starts | padding, 0, a_8D)
+            b_8D = jnp.where(padding, 0, b_8D)
+            decay, h_8D = _compose(a_8D, b_8D, reverse=False)
+            h_8D = decay * carry + h_8D
+            h_ref[0, pl.ds(start + part.start, ROWS)] = h_8D
+            carry = jnp.broadcast_to(h_8D[ROWS - 1 :], h_8D.shape)
+        return carry
+
+    carry_ref[...] = jax.lax.fori_loop(0, a_ref.shape[1] // STEP, step, carry_ref[...])
+
+
+def _backward_kernel(gated, a_ref, *refs):
+    x_ref, refs = (refs[0], refs[1:]) if gated else (None, refs)
+    h_ref, dh_ref, before_ref, marks_ref, h0_ref = refs[:5]
+    da_ref, db_ref, dh0_ref, carry_ref, marks_scratch = refs[5:]
+    steps = a_ref.shape[1] // STEP
+    first_block = pl.program_id(2) == pl.num_programs(2) - 1
+
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        carry_ref[...] = jnp.zeros_like(carry_ref)
+
+    marks_scratch[...] = _column(marks_ref[0])
+    h_before_block = jnp.where(first_block, h0_ref[0], before_ref[0, ROWS - 1 :])
+    row = jax.lax.broadcasted_iota(jnp.int32, carry_ref.shape, 0)
+
+    def step(i, carry):
+        start = pl.multiple_of((steps - 1 - i) * STEP, STEP)
+        marks = marks_scratch[pl.ds(start, STEP)]
+        a = a_ref[0, pl.ds(start, STEP)].astype(jnp.float32)
+        x = x_ref[0, pl.ds(start, STEP)].astype(jnp.float32) if gated else a
+        h, dh = (ref[0, pl.ds(start, STEP)] for ref in (h_ref, dh_ref))
+        earlier = h_ref[0, pl.ds(pl.multiple_of(jnp.maximum(start - ROWS, 0), ROWS), ROWS)]
+        h_before = jnp.where(start == 0, h_before_block, earlier[ROWS - 1 :])
+        gradients = []
+        for part in reversed(_groups()):
+            starts, padding = _marked(marks[part], a.shape[1])
+            cut = starts | padding
+            a_8D, dh_8D = a[part], dh[part]
+            if gated:
+                a_8D, scale, slope = _gate(a_8D, starts)
+            kept_8D = jnp.where(cut, 0, a_8D)
+            decay, c_8D = _compose(kept_8D, kept_8D * dh_8D, reverse=True)
+            c_8D = decay * carry + c_8D
+            g_8D = dh_8D + jnp.where(row == ROWS - 1, carry, _shifted(c_8D, -1))
+            carry = jnp.broadcast_to(c_8D[:1], c_8D.shape)
+            first = h_before if part.start == 0 else h[part.start - 1 : part.start]
+            h_before_8D = jnp.where(row == 0, first, _shifted(h[part], 1))
+            da_8D = jnp.where(cut, 0, g_8D * h_before_8D)
+            db_8D = jnp.where(padding, 0, g_8D)
+            if gated:
+                da_8D = a_8D * da_8D + slope * jnp.where(padding, 0, g_8D * x[part])
+                db_8D = scale * db_8D
+            gradients.append((da_8D, db_8D))
+        for ref, parts in zip((da_ref, db_ref), zip(*reversed(gradients))):
+            ref[0, pl.ds(start, STEP)] = jnp.concatenate(parts).astype(ref.dtype)
+        return carry
+
+    carry_ref[...] = jax.lax.fori_loop(0, steps, step, carry_ref[...])
+
+    @pl.when(first_block)
+    def _():
+        dh0_ref[0] = carry_ref[:1]
+
+
+def _groups():
+    return [slice(i, i + ROWS) for i in range(0, STEP, ROWS)]
+
+
+def _column(marks_1S):
+    """(S, 128): the mark of a token in every lane of its row."""
+    return jnp.broadcast_to(marks_1S, (LANES, marks_1S.shape[1])).T
+
+
+def _marked(marks_8, width):
+    """(starts, padding), each (8, width)."""
+    marks_8D = jnp.concatenate([marks_8] * (width // LANES), axis=1)
+    return marks_8D == STARTS, marks_8D == PADDING
+
+
+def _gate(log_a, starts):
+    """a, the factor sqrt(1 - a^2) of x and its derivative with respect to log_a, bounded.
+
+    1 - exp(y) = 2 t / (1 + t) with t = tanh(-y / 2) has no cancellation near y = 0.
+    """
+    a = jnp.exp(log_a)
+    tanh = jnp.tanh(-log_a)
+    room = 2 * tanh / (1 + tanh)
+    slope = jnp.minimum(0.5 * jax.lax.rsqrt(jnp.maximum(room, 1e-30)), MAX_SLOPE)
+    return a, jnp.where(starts, 1, jnp.sqrt(room)), jnp.where(starts, 0, -2 * a * a * slope)
+
+
+def _compose(a_8D, b_8D, reverse):
+    """For each of 8 tokens (A, B) such that h = A h_before_all + B; from the last if reverse."""
+    row = jax.lax.broadcasted_iota(jnp.int32, a_8D.shape, 0)
+    for distance in (1, 2, 4):
+        if reverse:
+            there, shift = row < ROWS - distance, -distance
+        else:
+            there, shift = row >= distance, distance
+        b_8D = b_8D + a_8D * jnp.where(there, _shifted(b_8D, shift), 0)
+        a_8D = a_8D * jnp.where(there, _shifted(a_8D, shift), 1)
+    return a_8D, b_8D
+
+
+def _shifted(x_8D, by):
+    """Row i becomes row i + by, around the ends."""
+    return pltpu.roll(x_8D, by % ROWS, 0)

@@ -1,0 +1,194 @@
+"""Decays within a chunk, for TPU kernels: sums of log-decays by adding alone.
+
+A difference of cumulative sums loses digits, and its gradient far more. One gate per head sums by
+products with triangles of ones, which a TPU does in bfloat16: three bfloat16 parts of a float32
+number are exact, and so is their product with ones. A boundary between documents is a log-decay of
+`RESET`: every sum across it is so low that its exp is 0, and no other sum has it as a part, so that
+no kernel needs a mask for documents.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+
+RESET = -1e30
+ROWS = 8  # of a register
+
+
+def with_resets(log_decay, resets_BT):
+    """log_decay (B, T, ...) in float32 with `RESET` where the state is emptied, and no -inf."""
+    resets = resets_BT.reshape(resets_BT.shape + (1,) * (log_decay.ndim - 2))
+    return jnp.where(resets, RESET, jnp.maximum(log_decay.astype(jnp.float32), RESET))
+
+
+def grid_of(shape, axis: int):
+    return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+
+
+def square(length: int):
+    """Row and column numbers of a (C, C) matrix."""
+    return grid_of((length, length), 0), grid_of((length, length), 1)
+
+
+def sum_products(x, ones):
+    """x @ ones for a matrix of zeros and ones, to float32 exactly: x in three bfloat16 parts."""
+    total = None
+    for _ in range(3):
+        part = x.astype(jnp.bfloat16)
+        product = jax.lax.dot_general(
+            part, ones, (((1,), (0,)), ((), ())),
+            precision=jax.lax.Precision.DEFAULT, preferred_element_type=jnp.float32,
+        )  # fmt: skip
+        total = product if total is None else total + product
+        x = x - part.astype(jnp.float32)
+    return total
+
+
+def to_column(row_1N):
+    """(N, 1) of a (1, N)."""
+    i, j = square(row_1N.shape[1])
+    return jnp.sum(jnp.where(i == j, row_1N, 0), axis=1, keepdims=True)
+
+
+def to_row(column_N1):
+    """(1, N) of an (N, 1)."""
+    i, j = square(column_N1.shape[0])
+    return jnp.sum(jnp.where(i == j, column_N1, 0), axis=0, keepdims=True)
+
+
+class HeadDecays(NamedTuple):
+    """Decays within a chunk for one gate per head.
+
+    Attributes:
+      between_CC: from after token j to token i, 1 on the diagonal, 0 where i < j.
+      in_C1: from before the chunk to after token i.
+      out_1C: from after token j to the chunk's end.
+      keep_11: over the whole chunk.
+    """
+
+    between_CC: jax.Array
+    in_C1: jax.Array
+    out_1C: jax.Array
+    keep_11: jax.Array
+
+    @classmethod
+    def of(cls, g_1C) -> "HeadDecays":
+        length = g_1C.shape[1]
+        i, j = square(length)
+        # [i, j]: the sum over l with j < l <= i.
+        sums_CC = sum_products(jnp.where(i >= j, g_1C, 0), (i > j).astype(jnp.bfloat16))
+        since_C1 = sums_CC[:, :1] + g_1C[:, :1]
+        return cls(
+            jnp.where(i >= j, jnp.exp(sums_CC), 0),
+            jnp.exp(since_C1),
+            jnp.exp(sums_CC[length - 1 :]),
+            jnp.exp(since_C1[length - 1 :]),
+        )
+
+    @staticmethod
+    def gradient(dbetween_CC, din_C1, dout_C1, dkeep_11):
+        """Gradient (1, C) of g from those of the sums, whatever stands on or above the diagonal
+        of dbetween_CC left out."""
+        length = dbetween_CC.shape[0]
+        i, l = square(length)
+        before_CC = sum_products(dbetween_CC, (i < l).astype(jnp.bfloat16))
+        din_C1 = din_C1 + jnp.where(grid_of(din_C1.shape, 0) == length - 1, dkeep_11, 0)
+        dg_CC = jnp.where(i >= l, before_CC + din_C1, dout_C1)
+        return jnp.sum(dg_CC, axis=0, keepdims=True)
+
+
+class Level(NamedTuple):
+    """Level n of a chunk put together from halves: blocks of two halves of 2^n tokens.
+
+    Products between halves have rows only for tokens of second halves. Where these fill
+    registers, `second` takes them out, (C / 2, K), and `put_second` puts them back; where they do
+    not, all rows are taken.
+    """
+
+    n: int
+
+    @property
+    def _taken(self) -> bool:
+        return 1 << self.n >= ROWS
+
+    def second(self, x_CK):
+        if not self._taken:
+            return x_CK
+        size = 1 << self.n
+        halves = x_CK.reshape(-1, 2, size, x_CK.shape[1])
+        return halves[:, 1:].reshape(-1, x_CK.shape[1])
+
+    def put_second(self, x_CK, second_CK):
+        """x with other rows in the second halves."""
+        if not self._taken:
+            return second_CK
+        size, width = 1 << self.n, x_CK.shape[1]
+        halves = x_CK.reshape(-1, 2, size, width)
+        other = second_CK.reshape(-1, 1, size, width)
+        return jnp.concatenate([halves[:, :1], other], axis=1).reshape(x_CK.shape)
+
+    def pairs(self, length: int):
+        """For `second` rows i and all columns j < i: whether i and j first meet at this level."""
+        i, j = (self.second(x) for x in square(length))
+        different = i ^ j
+        return (different >= 1 << self.n) & (different < 2 << self.n) & (i > j)
+
+
+def levels(length: int) -> int:
+    return int(math.log2(length))
+
+
+class ChannelDecays:
+    """Decays within a chunk for one gate per channel: chunks are put together from halves.
+
+    A pair of tokens i, j that first meet in a block of two halves of b tokens has the decay from
+    j to the middle times that from the middle to i, both exp of sums <= 0. `factors[n]`, b = 2^n,
+    has the one or the other, whichever half a token is in. `in_CK` is the decay from before the
+    chunk to after a token, `out_CK` that from after it to the chunk's end.
+    """
+
+    def __init__(self, g_CK, keep):
+        """`keep(n, factor)` stores a factor away, to be asked for again."""
+        up_CK, on_CK, total_CK = g_CK, jnp.zeros_like(g_CK), g_CK
+        for n in range(levels(g_CK.shape[0])):
+            size = 1 << n
+            second = _in_second_half(g_CK.shape, size)
+            keep(n, jnp.exp(jnp.where(second, up_CK, on_CK)))
+            other_CK = _swapped(total_CK, size)
+            up_CK = jnp.where(second, up_CK + other_CK, up_CK)
+            on_CK = jnp.where(second, on_CK, on_CK + other_CK)
+            total_CK = total_CK + other_CK
+        self.in_CK, self.out_CK = jnp.exp(up_CK), jnp.exp(on_CK)
+
+    @staticmethod
+    def gradient(dfactors, din_CK, dout_CK):
+        """Gradient of g from those of the sums in the exponents; `dfactors(n)` of factor n."""
+        dup_CK, don_CK, dtotal_CK = din_CK, dout_CK, jnp.zeros_like(din_CK)
+        for n in reversed(range(levels(din_CK.shape[0]))):
+            size = 1 << n
+            second = _in_second_half(din_CK.shape, size)
+            dother_CK = jnp.where(second, dup_CK, don_CK) + dtotal_CK
+            dtotal_CK = dtotal_CK + _swapped(dother_CK, size)
+            dfactor_CK = dfactors(n)
+            dup_CK = jnp.where(second, dup_CK + dfactor_CK, dup_CK)
+            don_CK = jnp.where(second, don_CK, don_CK + dfactor_CK)
+        return dup_CK + dtotal_CK
+
+
+def _in_second_half(shape, size: int):
+    return (grid_of(shape, 0) & size) != 0
+
+
+def _swapped(x_CK, size: int):
+    """The halves of every block of 2 * size rows change places."""
+    length, width = x_CK.shape
+    if size < ROWS:
+        x_N8K = x_CK.reshape(length // ROWS, ROWS, width)
+        down, up = (pltpu.roll(x_N8K, by % ROWS, 1) for by in (size, -size))
+        second = (grid_of(x_N8K.shape, 1) & size) != 0
+        return jnp.where(second, down, up).reshape(length, width)
+    halves = x_CK.reshape(length // (2 * size), 2, size, width)
+    return jnp.concatenate([halves[:, 1:], halves[:, :1]], axis=1).reshape(length, width)

@@ -1,0 +1,197 @@
+"""The grid of chunked TPU kernels: (batch, blocks of heads, chunks), and the blocks a step sees.
+
+Heads stay where projections leave them, side by side in the channels of a token, so that
+nothing is transposed in memory; a step takes a few of them. Chunks are walked in order, backward
+passes from the last, with the states of the step's heads in vector memory.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels_pallas.tpu_decays import levels
+
+LANES = 128
+SUBLANES = 16  # of a tile of bfloat16
+CHUNK = 128  # tokens: a side of the matrix unit
+
+
+def chunk_length(time: int) -> int:
+    """Tokens per chunk: a power of two, `CHUNK` where there are as many."""
+    return min(CHUNK, max(SUBLANES, 1 << max(0, time - 1).bit_length()))
+
+
+class Heads(NamedTuple):
+    """Which heads a grid step works on: `groups` key heads with `ratio` value heads each.
+
+    A step takes all value heads of some key heads, or some value heads of one key head.
+    """
+
+    all_groups: int
+    all_ratio: int
+    groups: int
+    ratio: int
+
+    @classmethod
+    def of(cls, groups: int, ratio: int, key_size: int, value_size: int, most: int) -> "Heads":
+        """As many value heads as possible, `most` or fewer, that lie in whole registers of 128
+        channels (or are all heads there are); more where no such number is small enough."""
+
+        def whole(count, all_count, size):
+            return count == all_count or count * size % LANES == 0
+
+        fitting = []
+        for g, r in ((g, r) for g in _divisors(groups) for r in _divisors(ratio)):
+            one_kind = g == 1 or r == ratio
+            keys = whole(g, groups, key_size)
+            values = all(whole(g * r, groups * ratio, size) for size in (key_size, value_size))
+            if one_kind and keys and values:
+                fitting.append(cls(groups, ratio, g, r))
+        small = [h for h in fitting if h.heads <= most]
+        return max(small, key=lambda h: h.heads) if small else min(fitting, key=lambda h: h.heads)
+
+    @property
+    def heads(self) -> int:
+        """Value heads of a step."""
+        return self.groups * self.ratio
+
+    @property
+    def blocks(self) -> int:
+        """Steps that all heads take."""
+        return self.all_groups * self.all_ratio // self.heads
+
+    @property
+    def sharing(self) -> int:
+        """Steps that read the same key heads."""
+        return self.all_ratio // self.ratio
+
+    def split(self, x, axis: int):
+        """Axis `axis` of all value heads as two: blocks and the heads of each."""
+        return x.reshape(*x.shape[:axis], self.blocks, self.heads, *x.shape[axis + 1 :])
+
+    def by_group(self):
+        """For each key head of a step its number and those of its value heads in the step."""
+        return [(g, range(g * self.ratio, (g + 1) * self.ratio)) for g in range(self.groups)]
+
+    def sum_shared(self, dx_BTK, size: int, dtype):
+        """Gradients (B, T, blocks * groups * size) of key heads, summed over steps that share."""
+        batch, time, _ = dx_BTK.shape
+        dx = dx_BTK.reshape(batch, time, self.all_groups, self.sharing, size)
+        return jnp.sum(dx, axis=3).astype(dtype) if self.sharing > 1 else dx[:, :, :, 0]
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+class Plan(NamedTuple):
+    """What is static of a call."""
+
+    heads: Heads
+    length: int  # of a chunk
+    key_size: int
+    value_size: int
+    per_channel: bool  # one gate per channel of the key, or one per head
+    scale: float
+    precision: jax.lax.Precision
+    interpret: Any
+
+    def rows(self, x_BTH):
+        """(B, N, chunks, R, C): numbers of value heads as rows of N blocks of R."""
+        batch, time, _ = x_BTH.shape
+        shape = batch, time // self.length, self.length, self.heads.blocks, self.heads.heads
+        return jnp.transpose(x_BTH.reshape(shape), (0, 3, 1, 4, 2))
+
+
+def pad_time(x_BT, length: int):
+    """Zeros at the end, up to whole chunks: tokens that change nothing."""
+    added = -x_BT.shape[1] % length
+    return jnp.pad(x_BT, ((0, 0), (0, added)) + ((0, 0),) * (x_BT.ndim - 2)) if added else x_BT
+
+
+def flat(x_BTHK):
+    """(B, T, H * K)"""
+    return x_BTHK.reshape(*x_BTHK.shape[:2], -1)
+
+
+def head(ref_or_array, number: int, size: int):
+    """Columns of one head of (C, heads * size)."""
+    return ref_or_array[:, number * size : (number + 1) * size]
+
+
+class Specs:
+    """Block specs of one call, walked forward or backward in time; H heads in N blocks of R."""
+
+    def __init__(self, plan, time: int, reverse: bool):
+        self.plan, self.chunks = plan, time // plan.length
+        heads, length, key_size = plan.heads, plan.length, plan.key_size
+
+        def at(c):
+            return self.chunks - 1 - c if reverse else c
+
+        width = heads.groups * key_size
+        self.at = at
+        self.keys = pl.BlockSpec((1, length, width), lambda b, h, c: (b, at(c), h // heads.sharing))
+        self.own_keys = pl.BlockSpec((1, length, width), lambda b, h, c: (b, at(c), h))
+        self.values = pl.BlockSpec(
+            (1, length, heads.heads * plan.value_size), lambda b, h, c: (b, at(c), h)
+        )
+        self.rows = self.per_chunk(length)
+        self.gates = (
+            pl.BlockSpec((1, length, heads.heads * key_size), lambda b, h, c: (b, at(c), h))
+            if plan.per_channel
+            else self.rows
+        )
+        state = heads.heads, key_size, plan.value_size
+        self.state = pl.BlockSpec((1, 1, *state), lambda b, h, c: (b, h, 0, 0, 0))
+        self.states = self.per_chunk(key_size, plan.value_size)
+
+    def per_chunk(self, *size):
+        """(B, N, chunks, R, *size): something of every head and chunk."""
+        heads, at = self.plan.heads.heads, self.at
+        block = (1, 1, 1, heads, *size)
+        return pl.BlockSpec(block, lambda b, h, c: (b, h, at(c), 0) + (0,) * len(size))
+
+    def kept(self, batch: int, *size):
+        """Spec, shape and dtype of what the backward pass reads again: as products round it."""
+        plan = self.plan
+        default = plan.precision == jax.lax.Precision.DEFAULT
+        shape = batch, plan.heads.blocks, self.chunks, plan.heads.heads, *size
+        return self.per_chunk(*size), shape, jnp.bfloat16 if default else jnp.float32
+
+    def kept_states(self, batch: int):
+        return self.kept(batch, self.plan.key_size, self.plan.value_size)
+
+    def state_scratch(self):
+        plan = self.plan
+        return pltpu.VMEM((plan.heads.heads, plan.key_size, plan.value_size), jnp.float32)
+
+    def factor_scratch(self):
+        """For the factors of `ChannelDecays` of one head."""
+        plan = self.plan
+        shape = plan.heads.heads, levels(plan.length), plan.length, plan.key_size
+        return [pltpu.VMEM(shape, jnp.float32)] if plan.per_channel else []
+
+    def call(self, kernel, name, in_specs, outs, scratch):
+        """The `pallas_call`; `outs` are (spec, shape, dtype)."""
+        plan = self.plan
+
+        def run(*arrays):
+            return pl.pallas_call(
+                kernel,
+                grid=(arrays[0].shape[0], plan.heads.blocks, self.chunks),
+                in_specs=in_specs,
+                out_specs=[spec for spec, _, _ in outs],
+                out_shape=[jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in outs],
+                scratch_shapes=scratch,
+                compiler_params=pltpu.CompilerParams(
+                    dimension_semantics=("parallel", "parallel", "arbitrary")
+                ),
+                interpret=plan.interpret,
+                name=name + ("_channel" if plan.per_channel else "_head"),
+            )(*arrays)
+
+        return run

@@ -1,0 +1,122 @@
+"""The TPU kernels of the delta rule, interpreted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from kernel_laws import LAWS, Held, interpreted, races_found
+from rounding import assert_as_good_as_chunked
+from subjects.delta_rule import delta_subject
+
+from kernels_pallas import testing, tpu_decays, tpu_grid
+from kernels_pallas.delta_rule import tpu
+
+#: One by default, all among the slow tests.
+ONE = ("channel", pytest.param("head", marks=pytest.mark.slow))
+GATES = ("head", "channel")
+
+
+def subject(gate, kv_heads=1, repeats=1, key_size=64, value_size=64, **options):
+    return delta_subject(gate, kv_heads, repeats, key_size, value_size, **options)
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    monkeypatch.setattr(tpu_grid, "CHUNK", 16)
+
+
+@pytest.fixture(scope="module", params=GATES)
+def held(request):
+    # More than one chunk, the last not full; value heads that share a key head.
+    length, tpu_grid.CHUNK = tpu_grid.CHUNK, 16
+    repeats = dict(head=2, channel=1)[request.param]
+    yield Held(subject(request.param, repeats=repeats), np.random.default_rng(0), time=38)
+    tpu_grid.CHUNK = length
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_law(held, law):
+    LAWS[law](held)
+
+
+@pytest.mark.parametrize("gate", ONE)
+def test_memory_is_initialised_and_raced_for_by_nobody(gate, short_chunks):
+    simulated = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+    rng = np.random.default_rng(1)
+    Held(subject(gate), rng, batch=1, time=20, interpret=simulated).check_values()
+    assert not races_found()
+
+
+@pytest.mark.parametrize("gate", ONE)
+def test_rounded_products_err_no_more_than_the_chunked_form(gate, monkeypatch):
+    monkeypatch.setattr(tpu_grid, "CHUNK", 32)
+    rng = np.random.default_rng(2)
+    assert_as_good_as_chunked(subject(gate), rng, batch=1, time=80)
+
+
+@pytest.mark.parametrize("size", [16, 128])
+def test_inverse(size):
+    """Also where powers of the matrix grow: beta 2 and equal keys make every entry a 2."""
+    keys = np.random.default_rng(size).standard_normal((size, 16))
+    keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
+    invert = jax.jit(lambda a: tpu.unit_lower_inverse(a, jax.lax.Precision.HIGHEST))
+    for a in (np.tril(2 * keys @ keys.T, -1), np.tril(np.full((size, size), 2.0), -1)):
+        got = np.asarray(invert(jnp.asarray(a, jnp.float32)))
+        np.testing.assert_array_equal(np.triu(got, 1), 0)
+        want = np.linalg.inv(np.eye(size) + a)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+SIZES = (
+    ("none", dict(kv_heads=2, repeats=1, key_size=64, value_size=128), 130),
+    ("head", dict(kv_heads=2, repeats=2, key_size=128, value_size=128), 63),
+    ("head", dict(kv_heads=1, repeats=3, key_size=128, value_size=64), 127),
+    ("head", dict(kv_heads=1, repeats=1, key_size=256, value_size=192), 200),
+    ("channel", dict(kv_heads=1, repeats=2, key_size=128, value_size=64), 1),
+    ("channel", dict(kv_heads=2, repeats=1, key_size=64, value_size=128), 300),
+    ("channel", dict(kv_heads=1, repeats=1, key_size=192, value_size=256), 127),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gate, sizes, time", SIZES)
+def test_sizes(gate, sizes, time):
+    held = Held(subject(gate, **sizes), np.random.default_rng(time), batch=1, time=time)
+    held.check_values()
+    held.check_no_gradient()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decay", (0.01, 1.0, 10.0))
+@pytest.mark.parametrize("longest_key", (0.3, 1.0, 3.0))
+@pytest.mark.parametrize("gate", GATES)
+def test_strengths(gate, longest_key, decay):
+    strong = subject(gate, longest_key=longest_key, decay=decay)
+    held = Held(strong, np.random.default_rng(3), time=260)
+    held.check_values()
+    held.check_finite()
+
+
+@pytest.mark.slow
+def test_vmap(short_chunks):
+    mapped = interpreted(subject("head"))
+    rng = np.random.default_rng(4)
+    testing.check_vmap(mapped, rng, 2, 1, 20, jnp.float32, 1e-5, "pallas")
+
+
+FAULTS = {
+    "boundary dropped": ("with_resets", lambda g, resets: g.astype(jnp.float32), "packed"),
+    "inverse of half a chunk": ("levels", lambda length: tpu_decays.levels(length) - 1, "split"),
+    "decays transposed": ("to_column", lambda row: tpu_decays.to_column(row)[::-1], "split"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_caught(fault, short_chunks, monkeypatch):
+    name, replacement, law = FAULTS[fault]
+    monkeypatch.setattr(tpu, name, replacement)
+    held = Held(subject("head"), np.random.default_rng(5), time=38)
+    with pytest.raises(AssertionError, match="off by"):
+        LAWS[law](held)
