@@ -2,19 +2,47 @@
 
 Each op declares its backends as data, a tuple of `Backend` rows. A row with `limits=None`
 is a plain XLA form that takes every valid call. A kernel's row lists, feature by feature,
-the values its tests cover; a feature the row does not mention is not covered.
+the values its tests cover; a feature the row does not mention is not covered. The platform is a
+feature of every case.
 """
 
 import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 IMPLS = ("auto", "reference", "chunked", "pallas")
 _AUTO = contextvars.ContextVar("auto", default="auto")
+_TARGET = contextvars.ContextVar("target", default=None)
+
+
+class Target(NamedTuple):
+    """What kernels are made for: `platform` ("cpu", "tpu", "gpu"), and how `pallas_call` interprets
+    them: False compiles, True or `pltpu.InterpretParams` runs them on any device."""
+
+    platform: str
+    interpret: Any = False
+
+
+@contextlib.contextmanager
+def kernels_for(platform: str, interpret: Any = False) -> Iterator[None]:
+    """Inside, ops traced take kernels of `platform`: to compile for a chip that is not there, or,
+    with `interpret`, to run its kernels without it. Ops carry the target into their gradients, so
+    that a backward pass may be traced outside."""
+    token = _TARGET.set(Target(platform, interpret))
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)
+
+
+def target() -> Target:
+    """What ops traced now are for: that of `kernels_for`, otherwise jax's default backend."""
+    return _TARGET.get() or Target(jax.default_backend())
 
 
 @contextlib.contextmanager
@@ -67,7 +95,8 @@ def resolve(
       op_name: for messages.
       impl: "auto" takes a kernel only where the table covers the case, otherwise chunked;
         "reference", "chunked" and "pallas" take exactly that.
-      case: what the call asks for, e.g. `dict(platform="tpu", dtype="bfloat16", window=128)`.
+      case: what the call asks for, e.g. `dict(dtype="bfloat16", window=128)`; the platform of
+        `target()` is added.
       support: the op's table.
 
     Raises ValueError for an unknown impl, and for "pallas" where no kernel covers the case.
@@ -75,6 +104,7 @@ def resolve(
     impl = _AUTO.get() if impl == "auto" else impl
     if impl not in IMPLS:
         raise ValueError(f"{op_name}: impl must be one of {', '.join(IMPLS)}, got {impl!r}.")
+    case = dict(platform=target().platform, **case)
     kernels = [b for b in support if b.impl == "pallas"]
     if impl in ("auto", "pallas"):
         for backend in kernels:

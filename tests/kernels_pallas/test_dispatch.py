@@ -2,13 +2,17 @@
 
 import pytest
 
-from kernels_pallas.dispatch import XLA_ONLY, Backend, resolve
+from kernels_pallas.dispatch import XLA_ONLY, Backend, kernels_for, resolve, target
 
-TABLE = (
-    *XLA_ONLY,
-    Backend("tpu", "pallas", dict(dtype=("bfloat16",), key_size=(64, 128), window=range(1, 4097))),
-)
+LIMITS = dict(platform=("tpu",), dtype=("bfloat16",), key_size=(64, 128), window=range(1, 4097))
+TABLE = (*XLA_ONLY, Backend("tpu", "pallas", LIMITS))
 COVERED = dict(dtype="bfloat16", key_size=64, window=128)
+
+
+@pytest.fixture(autouse=True)
+def on_a_tpu():
+    with kernels_for("tpu"):
+        yield
 
 
 def test_auto_takes_a_kernel_only_where_it_is_covered():
@@ -20,6 +24,17 @@ def test_auto_takes_a_kernel_only_where_it_is_covered():
 
 def test_a_feature_the_row_does_not_mention_is_not_covered():
     assert resolve("op", "auto", COVERED | dict(sinks=True), TABLE) == "chunked"
+
+
+def test_the_platform_is_part_of_every_case():
+    with kernels_for("cpu"):
+        assert resolve("op", "auto", COVERED, TABLE) == "chunked"
+        with pytest.raises(ValueError, match=r"platform in \('tpu',\).* lacks platform=cpu"):
+            resolve("op", "pallas", COVERED, TABLE)
+        with kernels_for("tpu", interpret=True):
+            assert resolve("op", "auto", COVERED, TABLE) == "tpu"
+            assert target() == ("tpu", True)
+        assert target() == ("cpu", False)
 
 
 def test_named_forms_are_taken_as_named():
