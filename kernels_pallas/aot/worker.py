@@ -1,0 +1,148 @@
+"""Compiles one call for one chip in a process of its own, and prints what came of it as JSON.
+
+libtpu reads its flags when a process starts, so every compilation is a process:
+`python -m kernels_pallas.aot.worker CHIP DUMP_DIRECTORY registered NAME`, or
+`... CHIP DUMP_DIRECTORY function MODULE:FUNCTION SHAPE ...`.
+"""
+
+import importlib
+import importlib.resources
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+import unittest.mock
+
+from kernels_pallas.aot.chips import CHIPS, Chip
+
+
+def set_environment(chip: Chip, dump: str) -> None:
+    """What must be set before jax is imported."""
+    os.environ.update(
+        JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost",
+        TPU_ACCELERATOR_TYPE="v5litepod-4", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+        MOSAIC_GPU_DUMP_PTXAS="1",
+        LIBTPU_INIT_ARGS=f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true",
+    )  # fmt: skip
+
+
+def compile_for(chip: Chip, function, arguments):
+    """The executable of `function` on one such chip, and the seconds it took to compile."""
+    import jax
+    import numpy as np
+    from jax.experimental import topologies
+
+    from kernels_pallas import dispatch
+
+    options = {}
+    if chip.platform == "cuda":
+        from jax._src import xla_bridge
+
+        xla_bridge.discover_pjrt_plugins()
+        target = importlib.resources.files("kernels_pallas.aot").joinpath(f"{chip.topology}.txtpb")
+        options = dict(target_config=target.read_text(), topology="1x1x1")
+    topology = topologies.get_topology_desc(
+        platform=chip.platform, topology_name=chip.topology, **options
+    )
+    mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ("chip",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in arguments]
+    platform = "gpu" if chip.platform == "cuda" else chip.platform
+    start = time.perf_counter()
+    # Other projects' kernels ask jax which backend there is.
+    backend = unittest.mock.patch("jax.default_backend", return_value=platform)
+    on_chip = jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+    with dispatch.kernels_for(platform), backend, on_chip:
+        executable = jax.jit(function).lower(*shapes).compile()
+    return executable, time.perf_counter() - start
+
+
+def array(text: str):
+    """ "bf16[8,128]" as an argument."""
+    from kernels_pallas.aot.case import Array
+
+    names = dict(bf16="bfloat16", f32="float32", f16="float16", s32="int32", s8="int8", pred="bool")
+    match = re.fullmatch(r"(\w+)\[([\d,\s]*)\]", text)
+    if not match:
+        raise ValueError(f"a shape is written like bf16[8,128], got {text!r}.")
+    shape = tuple(int(n) for n in match[2].replace(" ", "").split(",") if n)
+    return Array(shape, names.get(match[1], match[1]))
+
+
+def main(arguments: list[str]) -> None:
+    chip_name, dump, kind, name, *shapes = arguments
+    chip = CHIPS[chip_name]
+    set_environment(chip, dump)
+    from kernels_pallas.aot import cases
+    from kernels_pallas.aot.case import Case
+
+    if kind == "registered":
+        case = cases.by_name()[name]
+    else:
+        module, function = name.split(":")
+        sys.path.insert(0, os.getcwd())
+        function = getattr(importlib.import_module(module), function)
+        case = Case(name, function, tuple(map(array, shapes)), tokens=1)
+    try:
+        executable, seconds = compile_for(chip, case.function, case.arguments)
+    except Exception as error:
+        reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
+        print("RESULT " + json.dumps(dict(compiles=False, reason=reason[:400])))
+        return
+    memory = executable.memory_analysis()
+    moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    result = dict(
+        compiles=True, seconds=round(seconds, 2), bytes=moved,
+        kernels=tpu_kernels(pathlib.Path(dump), case) if chip.platform == "tpu" else {},
+    )  # fmt: skip
+    print("RESULT " + json.dumps(result))
+
+
+def tpu_kernels(dump: pathlib.Path, case) -> dict:
+    """What the dumps say of each Pallas kernel of the call."""
+    from kernels_pallas.aot import bundles
+
+    kernels = {}
+    for original in sorted(dump.glob("*-02-original.txt")):
+        text = original.read_text()
+        if "tpu_custom_call" not in _schedule(original):
+            continue
+        stem = original.name.removesuffix("-02-original.txt")
+        name = re.sub(r"^\d+-", "", stem).split(".")[0]
+        final = next(
+            p
+            for p in dump.glob(f"{_glob(stem)}-*-final_bundles.txt")
+            if "schedule-analysis" not in p.name
+        )
+        table = next(dump.glob(f"{_glob(stem)}-*-final_hlo-static-per-bundle-utilization.txt"))
+        trips = next((t for part, t in case.trips.items() if part in name), ())
+        active = next((share for part, share in case.active.items() if part in name), 1.0)
+        program = bundles.read(final, table, trips, active)
+        sizes = {space: _allocated(text, space) for space in ("vmem", "smem")}
+        while name in kernels:
+            name += "'"
+        kernels[name] = program._asdict() | sizes
+    return kernels
+
+
+def _schedule(original: pathlib.Path) -> str:
+    stem = original.name.removesuffix("-02-original.txt")
+    found = list(original.parent.glob(f"{_glob(stem)}-*-schedule-analysis_final_bundles.txt"))
+    return found[0].read_text() if found else ""
+
+
+def _glob(stem: str) -> str:
+    return re.sub(r"([\[\]*?])", r"[\1]", stem)
+
+
+def _allocated(text: str, space: str) -> int:
+    """Bytes that a kernel allocates in a memory space: windows of its blocks, scratch, spills'
+    not included."""
+    sizes = re.findall(rf"(#allocation\d+) \[[^\n]*space={space}, size = (0x[0-9a-f]+)", text)
+    return sum(int(size, 16) for size in dict(sizes).values())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
