@@ -21,7 +21,7 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels_pallas.aot", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--chips", default=",".join(CHIPS), help="separated by commas")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--only", default="", help="cases whose name contains one of these")
     parser.add_argument("--rivals", action=argparse.BooleanOptionalAction, default=True,
                         help="whether to compile other projects' kernels too")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="compilations at once")
@@ -43,14 +43,17 @@ def main(arguments=None) -> int:
     registered = cases.by_name()
     chosen = [
         case for case in registered.values()
-        if options.only in case.name and (options.rivals or case.rival_of is None)
+        if any(part in case.name for part in options.only.split(",")) and (options.rivals or case.rival_of is None)
     ]  # fmt: skip
-    results = scorecard.compile_all(chosen, chips, options.jobs)
     if options.check:
+        results = scorecard.compile_all(chosen, chips, options.jobs)
         found = scorecard.worse(results, scorecard.read(options.scorecard)["cases"])
         print("\n".join(found) or "nothing is worse than the committed scorecard")
         return bool(found)
-    scorecard.write(options.scorecard, results, list(registered))
+    results = scorecard.compile_all(
+        chosen, chips, options.jobs,
+        done=lambda results: scorecard.write(options.scorecard, results, list(registered)),
+    )  # fmt: skip
     failed = [
         name for name, chips in results.items() for result in chips.values()
         if not result["compiles"] and registered[name].rival_of is None

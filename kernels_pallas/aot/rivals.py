@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from kernels_pallas.aot.case import Array, Case, with_gradients
 from kernels_pallas.attention import cases as attention
 
-#: Queries and keys of a block, tried for every window: the scorecard shows all of them.
+#: Queries and keys of a block, and whether one backward kernel makes all gradients, by window. (It
+#: walks over all blocks of keys whatever the window, so only full attention has it.)
 SPLASH_BLOCKS = {
-    128: ((128, 128), (512, 128), (512, 512)),
-    512: ((512, 512), (1024, 512)),
-    2048: ((512, 512), (1024, 1024)),
-    None: ((512, 512), (1024, 1024)),
+    128: ((128, 128, False), (512, 512, False)),
+    512: ((512, 512, False),),
+    2048: ((512, 512, False), (1024, 1024, False)),
+    None: ((1024, 1024, False), (1024, 1024, True)),
 }
 
 
@@ -100,10 +101,7 @@ def _deltanet(function: str, heads: int, gate_size: int | None, rival_of: str) -
 
 
 _SPLASH = tuple(
-    _splash(window, *blocks, fused)
-    for window, tried in SPLASH_BLOCKS.items()
-    for blocks in tried
-    for fused in (False, True)
+    _splash(window, *options) for window, tried in SPLASH_BLOCKS.items() for options in tried
 )
 _DELTANET = (
     _deltanet("chunk_gdn", 16, None, "delta_rule scalar gate"),

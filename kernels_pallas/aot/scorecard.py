@@ -51,12 +51,12 @@ def gpu_kernels(text: str) -> dict:
     return kernels
 
 
-def compile_all(cases, chips, jobs: int = 1, log=print) -> dict:
-    """`{case name: {chip: result}}` of every case on every chip of its platforms."""
+def compile_all(cases, chips, jobs: int = 1, log=print, done=lambda results: None) -> dict:
+    """`{case name: {chip: result}}` of every case on every chip of its platforms; `done` is given
+    the results so far after each."""
     work = [
-        (case, chip) for case in cases for chip in chips
-        if CHIPS[chip].platform in case.platforms
-    ]  # fmt: skip
+        (case, chip) for chip in chips for case in cases if CHIPS[chip].platform in case.platforms
+    ]
     results: dict = {}
 
     def run(item):
@@ -66,7 +66,8 @@ def compile_all(cases, chips, jobs: int = 1, log=print) -> dict:
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         for case, chip, result in pool.map(run, work):
             results.setdefault(case.name, {})[chip] = rated(result, case, CHIPS[chip])
-            log(f"{case.name} on {chip}: {summary(results[case.name][chip])}")
+            log(f"{case.name} on {chip}: {summary(results[case.name][chip])}", flush=True)
+            done(results)
     return results
 
 
