@@ -22,8 +22,8 @@ SUPPORT = (
     dispatch.Backend(
         "tpu", "pallas",
         dict(
-            platform=("tpu",), dtype=("bfloat16", "float32"), key_size=range(1, 257),
-            value_size=range(1, 257), slots=range(1, 129), heads_per_kv=range(1, 9),
+            platform=("tpu",), dtype=("bfloat16", "float32", "bfloat16 and float32"),
+            key_size=range(1, 257), value_size=range(1, 257), slots=range(1, 129), heads_per_kv=range(1, 9),
             state=(False, True),
         ),
     ),

@@ -27,4 +27,4 @@ def _case(slots: int) -> Case:
     )  # fmt: skip
 
 
-CASES = tuple(map(_case, (32, 64, 128)))
+CASES = tuple(map(_case, (64, 128)))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from interpreted import check_against_float64, errors, kernels
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 from subjects.attention import attention_subject
 
@@ -24,6 +25,12 @@ SUBJECTS = {
 by_kind = pytest.mark.parametrize("kind", SUBJECTS)
 
 
+def mostly_slow(*kinds):
+    """The first kind by default, the others among the slow tests: each takes seconds to compile."""
+    rest = (pytest.param(kind, marks=pytest.mark.slow) for kind in kinds[1:])
+    return pytest.mark.parametrize("kind", [kinds[0], *rest])
+
+
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     monkeypatch.setattr(tpu, "BLOCKS", tpu.Blocks(tile=8, block=16, short=32, size=4))
@@ -35,7 +42,7 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-@by_kind
+@mostly_slow("loop", *(kind for kind in SUBJECTS if kind != "loop"))
 def test_kernel_is_the_reference(kind):
     subject = attention_subject(**SUBJECTS[kind])
     ids = draw_segment_ids(rng(), 2, 75)
@@ -51,12 +58,13 @@ def test_kernel_is_the_reference_at_any_length(kind, time):
     check_against_float64(subject, rng(time), 2, time, ids, with_state=True)
 
 
-@pytest.mark.parametrize("kind", ["band of tiles", "loop"])
+@mostly_slow("band of tiles", "loop")
 def test_packed_is_separate(kind):
     subject = attention_subject(**SUBJECTS[kind])
     testing.check_packed(subject, rng(), [1, 37, 37], [0, 3, 0], jnp.float32, 1e-5, impl="pallas")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["band of tiles", "loop"])
 def test_split_is_whole(kind):
     subject, ids = attention_subject(**SUBJECTS[kind]), draw_segment_ids(rng(), 1, 40, padding=0)
@@ -65,34 +73,34 @@ def test_split_is_whole(kind):
     )
 
 
-@pytest.mark.parametrize("kind", ["band of tiles", "full"])
+@mostly_slow("full", "band of tiles")
 def test_causal(kind):
     subject, ids = attention_subject(**SUBJECTS[kind]), draw_segment_ids(rng(1), 2, 40)
     testing.check_causal(subject, rng(), 2, 40, 19, ids, impl="pallas")
 
 
+@pytest.mark.slow
 def test_finite():
     subject, ids = attention_subject(**SUBJECTS["loop"]), draw_segment_ids(rng(), 1, 63)
     testing.check_finite(subject, rng(), 1, 63, impl="pallas", segment_ids=ids)
 
 
+@pytest.mark.slow
 def test_deterministic():
     subject = attention_subject(**SUBJECTS["band of tiles"])
     testing.check_deterministic(subject, rng(), 1, 40, impl="pallas")
 
 
-def test_uninitialised_memory_and_races():
-    """Memory that starts as NaN, and blocks in any order where the kernel allows it."""
-    for kind in ("band of tiles", "loop"):
-        subject = attention_subject(**SUBJECTS[kind], slots=2)
-        with kernels(pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")):
-            check_against_float64(subject, rng(), 1, 40, draw_segment_ids(rng(2), 1, 40))
-        from jax._src.pallas.mosaic.interpret import interpret_pallas_call
-
-        assert not interpret_pallas_call.races.races_found
+@mostly_slow("band of a tile", "loop")
+def test_uninitialised_memory_and_races(kind):
+    """Memory that starts as NaN, and a detector of races."""
+    subject = attention_subject(**SUBJECTS[kind])
+    with kernels(pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")):
+        check_against_float64(subject, rng(), 1, 40, draw_segment_ids(rng(2), 1, 40))
+    assert not interpret_pallas_call.races.races_found
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.slow)])
 def test_rounded_as_on_a_chip(dtype):
     """bf16 inputs, or float32 ones whose products round to it, err no more than 1.5 times as far
     from float64 as the chunked form of bf16 inputs."""

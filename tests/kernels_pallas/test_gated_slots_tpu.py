@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from interpreted import check_against_float64, errors, kernels
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 from subjects.gated_slots import slots_subject
 
@@ -31,7 +32,9 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-@by_kind
+@pytest.mark.parametrize(
+    "kind", ["tied", *(pytest.param(k, marks=pytest.mark.slow) for k in list(SUBJECTS)[1:])]
+)
 def test_kernel_is_the_reference(kind):
     subject, ids = slots_subject(**SUBJECTS[kind]), draw_segment_ids(rng(), 2, 41)
     check_against_float64(subject, rng(), 2, 41, ids, with_state=True)
@@ -46,11 +49,13 @@ def test_kernel_is_the_reference_at_any_length(kind, time, monkeypatch):
     check_against_float64(subject, rng(time), 2, time, ids, with_state=True)
 
 
+@pytest.mark.slow
 def test_packed_is_separate():
     subject = slots_subject(**SUBJECTS["tied"])
     testing.check_packed(subject, rng(), [1, 20, 20], [0, 3, 0], jnp.float32, 1e-5, impl="pallas")
 
 
+@pytest.mark.slow
 def test_split_is_whole():
     subject, ids = slots_subject(**SUBJECTS["gaps"]), draw_segment_ids(rng(), 1, 30, padding=0)
     testing.check_split(
@@ -58,15 +63,18 @@ def test_split_is_whole():
     )
 
 
+@pytest.mark.slow
 def test_causal():
     subject, ids = slots_subject(**SUBJECTS["tied"]), draw_segment_ids(rng(1), 2, 30)
     testing.check_causal(subject, rng(), 2, 30, 11, ids, impl="pallas")
 
 
+@pytest.mark.slow
 def test_finite():
     testing.check_finite(slots_subject(**SUBJECTS["tied"]), rng(), 1, 33, impl="pallas")
 
 
+@pytest.mark.slow
 def test_deterministic():
     testing.check_deterministic(slots_subject(**SUBJECTS["tied"]), rng(), 1, 33, impl="pallas")
 
@@ -75,11 +83,10 @@ def test_uninitialised_memory_and_races():
     subject, ids = slots_subject(**SUBJECTS["tied"]), draw_segment_ids(rng(2), 1, 33)
     with kernels(pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")):
         check_against_float64(subject, rng(), 1, 33, ids)
-    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
-
     assert not interpret_pallas_call.races.races_found
 
 
+@pytest.mark.slow
 def test_rounded_as_on_a_chip():
     """With products of bfloat16 the kernel errs no more than 1.5 times as far from float64 as the
     chunked form of bfloat16 inputs, all in bfloat16."""
