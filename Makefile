@@ -5,7 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help setup demo test test-slow lint mixers benchmark clean
+# Compilers of chips that are not there, kept out of the environment that runs things: with them
+# jax looks for the chips.
+AOT := .venv-aot
+AOT_READY := $(AOT)/.ready
+
+.PHONY: help setup demo test test-slow lint mixers benchmark aot scorecard clean
 
 help:
 	@echo "make demo       set up, and train the demo: 5 minutes on 2 CPU cores"
@@ -13,6 +18,8 @@ help:
 	@echo "make test-slow  all tests"
 	@echo "make lint       ruff"
 	@echo "make mixers     run every law on every mixer, and write docs/mixers.md: half an hour"
+	@echo "make aot        compile every kernel for every chip, hold them to the committed scorecard"
+	@echo "make scorecard  the same, and write benchmarks/scorecard.{json,md}"
 	@echo "make benchmark  speed on this CPU against PyTorch and jax-linear-attention"
 
 setup: $(READY)
@@ -44,5 +51,18 @@ benchmark: setup
 	$(BIN)/python benchmarks/train_cpu.py
 	$(BIN)/python benchmarks/mixers_cpu.py
 
+$(AOT_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(AOT)
+	$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[aot]'
+	$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  $$($(AOT)/bin/python -c 'import jax; print(*(f"jax-cuda13-{p}=={jax.__version__}" for p in ("plugin", "pjrt")))')
+	@touch $(AOT_READY)
+
+aot: $(AOT_READY)
+	$(AOT)/bin/python -m kernels_pallas.aot --check --no-rivals --jobs 2 $(AOT_ARGS)
+
+scorecard: $(AOT_READY)
+	$(AOT)/bin/python -m kernels_pallas.aot --jobs 2 $(AOT_ARGS)
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) $(AOT) build *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -56,6 +56,19 @@ def auto_means(impl: str) -> Iterator[None]:
         _AUTO.reset(token)
 
 
+class _Any:
+    """A container of everything: what a kernel takes whatever its value is."""
+
+    def __contains__(self, value) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return "anything"
+
+
+ANY = _Any()
+
+
 @dataclasses.dataclass(frozen=True)
 class Backend:
     """One row of an op's support table.

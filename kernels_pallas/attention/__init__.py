@@ -10,11 +10,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas import dispatch, segments
-from kernels_pallas.attention import chunked, reference
+from kernels_pallas.attention import chunked, reference, tpu
 from kernels_pallas.attention.decode import decode_attention as _decode_attention
 
-SUPPORT = dispatch.XLA_ONLY
-_FORMS = {"reference": reference.attention, "chunked": chunked.attention}
+_FORMS = {"reference": reference.attention, "chunked": chunked.attention, "tpu": tpu.attention}
+SUPPORT = (
+    *dispatch.XLA_ONLY,
+    dispatch.Backend(
+        "tpu", "pallas",
+        dict(
+            platform=("tpu",), dtype=("bfloat16", "float32"), key_size=range(1, 257),
+            value_size=range(1, 257), heads_per_kv=range(1, 129), window=dispatch.ANY,
+            sinks=(False, True), soft_cap=(False, True), state=(False, True),
+            vmem_mib=range(tpu.VMEM_MIB + 1),
+        ),
+    ),
+)  # fmt: skip
 
 
 class AttentionState(NamedTuple):
@@ -81,10 +92,14 @@ def attention(
     _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, scale, sinks_H, soft_cap, initial_state)
     batch, time, heads, key_size = q_BTHK.shape
     kv_heads, value_size = v_BTGV.shape[2:]
+    slots = 0 if initial_state is None else initial_state.k_BSGK.shape[1]
+    slots = slots if window is None else min(slots, window - 1)
+    dtypes = {str(x.dtype) for x in (q_BTHK, k_BTGK, v_BTGV)}
     case = dict(
-        dtype=str(q_BTHK.dtype), key_size=key_size, value_size=value_size,
+        dtype=" and ".join(sorted(dtypes)), key_size=key_size, value_size=value_size,
         heads_per_kv=heads // kv_heads, window=window, sinks=sinks_H is not None,
         soft_cap=soft_cap is not None, state=initial_state is not None,
+        vmem_mib=tpu.vmem_mib(time, slots, window, key_size, value_size, q_BTHK.dtype),
     )  # fmt: skip
     form = _FORMS[dispatch.resolve("attention", impl, case, SUPPORT)]
 

@@ -11,11 +11,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas import dispatch, segments
-from kernels_pallas.gated_slots import chunked, reference
+from kernels_pallas.gated_slots import chunked, reference, tpu
 
 NEGATIVE = -1e30  # the log-sum-exp of nothing
-SUPPORT = dispatch.XLA_ONLY
-_FORMS = {"reference": reference.gated_slots, "chunked": chunked.gated_slots}
+_FORMS = {
+    "reference": reference.gated_slots, "chunked": chunked.gated_slots, "tpu": tpu.gated_slots,
+}  # fmt: skip
+SUPPORT = (
+    *dispatch.XLA_ONLY,
+    dispatch.Backend(
+        "tpu", "pallas",
+        dict(
+            platform=("tpu",), dtype=("bfloat16", "float32", "bfloat16 and float32"),
+            key_size=range(1, 257), value_size=range(1, 257), slots=range(1, 129), heads_per_kv=range(1, 9),
+            state=(False, True),
+        ),
+    ),
+)  # fmt: skip
 
 
 class SlotState(NamedTuple):
@@ -99,7 +111,7 @@ def gated_slots(
     segments.check("gated_slots", segment_ids, batch, time)
     _check_state(initial_state, batch, kv_heads, slots, key_size, value_size)
     case = dict(
-        dtype=str(q_BTHK.dtype), key_size=key_size, value_size=value_size, slots=slots,
+        dtype=_dtypes(q_BTHK, k_BTGK, v_BTGV), key_size=key_size, value_size=value_size, slots=slots,
         heads_per_kv=heads // kv_heads, state=initial_state is not None,
     )  # fmt: skip
     form = _FORMS[dispatch.resolve("gated_slots", impl, case, SUPPORT)]
@@ -138,6 +150,10 @@ def gated_slots(
         return out_BTHV, lse_BTH
     final = SlotState(k_slots_BGMK, v_slots_BGMV, ids_BT[:, -1], filled_BT[:, -1])
     return out_BTHV, lse_BTH, final
+
+
+def _dtypes(*arrays) -> str:
+    return " and ".join(sorted({str(array.dtype) for array in arrays}))
 
 
 def _filled(starts_BT, update_BT, written_B) -> Bool[Array, "B T"]:

@@ -1,0 +1,65 @@
+"""The scorecard's command line.
+
+python -m kernels_pallas.aot                          every case, every chip: writes the scorecard
+python -m kernels_pallas.aot --check                  fails where it is worse than the committed
+python -m kernels_pallas.aot --only delta --chips v5e some of it
+python -m kernels_pallas.aot --kernel my.module:function --shapes bf16[8,128] f32[8]
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+from kernels_pallas.aot import cases, scorecard
+from kernels_pallas.aot.chips import CHIPS
+
+SCORECARD = pathlib.Path("benchmarks/scorecard.json")
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m kernels_pallas.aot", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--chips", default=",".join(CHIPS), help="separated by commas")
+    parser.add_argument("--only", default="", help="cases whose name contains one of these")
+    parser.add_argument("--rivals", action=argparse.BooleanOptionalAction, default=True,
+                        help="whether to compile other projects' kernels too")  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=1, help="compilations at once")
+    parser.add_argument("--scorecard", type=pathlib.Path, default=SCORECARD)
+    parser.add_argument("--check", action="store_true", help="compare, and write nothing")
+    parser.add_argument("--kernel", help="a function of your own, module:function")
+    parser.add_argument("--shapes", nargs="*", default=[], help="its arrays, like bf16[8,128]")
+    options = parser.parse_args(arguments)
+    chips = options.chips.split(",")
+    unknown = sorted(set(chips) - set(CHIPS))
+    if unknown:
+        parser.error(f"no chip is called {', '.join(unknown)}; there are {', '.join(CHIPS)}.")
+    if options.kernel:
+        for chip in chips:
+            result = scorecard.compile_one(chip, "function", options.kernel, options.shapes)
+            print(json.dumps({chip: result}, indent=1))
+        return 0
+
+    registered = cases.by_name()
+    chosen = [
+        case for case in registered.values()
+        if any(part in case.name for part in options.only.split(",")) and (options.rivals or case.rival_of is None)
+    ]  # fmt: skip
+    if options.check:
+        results = scorecard.compile_all(chosen, chips, options.jobs)
+        found = scorecard.worse(results, scorecard.read(options.scorecard)["cases"])
+        print("\n".join(found) or "nothing is worse than the committed scorecard")
+        return bool(found)
+    results = scorecard.compile_all(
+        chosen, chips, options.jobs,
+        done=lambda results: scorecard.write(options.scorecard, results, list(registered)),
+    )  # fmt: skip
+    failed = [
+        name for name, chips in results.items() for result in chips.values()
+        if not result["compiles"] and registered[name].rival_of is None
+    ]  # fmt: skip
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

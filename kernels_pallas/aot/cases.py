@@ -1,0 +1,16 @@
+"""Every call that the scorecard has: those that op folders state, and other projects' rivals."""
+
+import importlib
+import importlib.util
+
+from kernels_pallas.aot.case import Case
+
+#: Op folders that state cases, each as `CASES` in a module `cases`.
+OPS = ("attention", "linear_recurrence", "gated_linear", "delta_rule", "gated_slots")
+
+
+def by_name() -> dict[str, Case]:
+    """The cases that can be compiled here: rivals need the packages they come from."""
+    names = [f"kernels_pallas.{op}.cases" for op in OPS] + ["kernels_pallas.aot.rivals"]
+    modules = [importlib.import_module(n) for n in names if importlib.util.find_spec(n)]
+    return {case.name: case for module in modules for case in module.CASES}

@@ -1,0 +1,29 @@
+"""The chips that kernels are compiled for, and the figures of their data sheets."""
+
+from typing import NamedTuple
+
+
+class Chip(NamedTuple):
+    """What a compiler needs to know of a chip, and its rooflines.
+
+    Arguments:
+      platform: "tpu" or "cuda".
+      topology: the smallest slice of it, as the compiler names it.
+      flops: bfloat16 matrix products, FLOP/s of one core (a v5p and a v7x have two; a kernel runs
+        on one).
+      bandwidth: of HBM, bytes/s of one core.
+    """
+
+    platform: str
+    topology: str
+    flops: float
+    bandwidth: float
+
+
+CHIPS = {
+    "v5e": Chip("tpu", "v5e:2x2", 197e12, 819e9),
+    "v5p": Chip("tpu", "v5p:2x2x1", 459e12 / 2, 2765e9 / 2),
+    "v6e": Chip("tpu", "v6e:2x2", 918e12, 1640e9),
+    "v7x": Chip("tpu", "tpu7x:2x2x1", 2307e12 / 2, 7380e9 / 2),
+    "sm_90a": Chip("cuda", "h100", 989e12, 3352e9),
+}

@@ -1,0 +1,55 @@
+"""docs/kernels.md's generated tables: `python -m kernels_pallas.aot.document` rewrites them."""
+
+import importlib
+import pathlib
+import re
+import sys
+
+from kernels_pallas.aot.cases import OPS
+
+PAGE = pathlib.Path("docs/kernels.md")
+
+
+def support_table(op: str) -> str:
+    """What each kernel of an op covers, as its `SUPPORT` states it."""
+    support = importlib.import_module(f"kernels_pallas.{op}").SUPPORT
+    kernels = [backend for backend in support if backend.impl == "pallas"]
+    if not kernels:
+        return f"`{op}` has no kernel yet: `auto` is the chunked form everywhere."
+    lines = ["| feature | " + " | ".join(f"`{k.name}`" for k in kernels) + " |"]
+    lines.append("|---|" + "---|" * len(kernels))
+    features = dict.fromkeys(f for kernel in kernels for f in kernel.limits)
+    for feature in features:
+        cells = [_values(kernel.limits.get(feature, ())) for kernel in kernels]
+        lines.append(f"| {feature} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _values(values) -> str:
+    if isinstance(values, range):
+        step = f", multiples of {values.step}" if values.step > 1 else ""
+        return f"{values[0]} to {values[-1]}{step}"
+    if isinstance(values, tuple | list):
+        if set(values) == {False, True}:
+            return "with or without"
+        return ", ".join(map(str, values)) or "not covered"
+    return str(values)
+
+
+def filled(page: str) -> str:
+    """The page with each `<!-- support OP -->` table made anew."""
+    for op in OPS:
+        begin, end = f"<!-- support {op} -->", f"<!-- end of support {op} -->"
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
+        table = f"{begin}\n{support_table(op)}\n{end}"
+        page = pattern.sub(lambda _, table=table: table, page)
+    return page
+
+
+def main() -> int:
+    PAGE.write_text(filled(PAGE.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,331 @@
+"""The bodies of the TPU attention kernels: what one grid step does with its block of queries.
+
+Letters: C queries of a block, t of a tile; keys stand on sublanes, queries on lanes. Logits are
+kept times log2(e), so that the chip's own power of two makes the probabilities.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from kernels_pallas import mxu
+
+NEGATIVE = -1e30
+LOWEST_MAX = -1e20  # above NEGATIVE: a row without keys gets exp2(NEGATIVE - LOWEST_MAX) = 0
+NOTHING = 2**30  # the start of a query that sees no key
+LOG2E = math.log2(math.e)
+
+
+class Part(NamedTuple):
+    """A tile of queries, from column `query` of the block on, and the keys that it meets: `rows`
+    from row `key` of those visited."""
+
+    query: int
+    key: int
+    rows: int
+
+
+class Plan(NamedTuple):
+    """How one call is cut, and its options.
+
+    `reach` is how many keys before its own a block of queries brings with it, a multiple of
+    `tile`, and of `block` where it is longer; None is full attention. Key arrays have `front`
+    tokens before the first query.
+    """
+
+    tile: int
+    block: int
+    reach: int | None
+    front: int
+    scale: float
+    soft_cap: float | None
+    precision: Any
+
+    @property
+    def band(self) -> bool:
+        """Whether a block's whole reach is visited at once."""
+        return self.reach is not None and self.reach <= self.block
+
+    @property
+    def rows(self) -> int:
+        """Keys visited at once."""
+        return self.block + self.reach if self.band else self.block
+
+    @property
+    def own_first(self) -> int:
+        """Position of the first key of the block's own visit, relative to its first query."""
+        return -self.reach if self.band else 0
+
+    def own(self) -> list[Part]:
+        """The visit that includes the diagonal."""
+        tiles = range(0, self.block, self.tile)
+        if self.band:
+            return [Part(at, at, self.reach + self.tile) for at in tiles]
+        return [Part(at, 0, at + self.tile) for at in tiles]
+
+    def before(self) -> list[Part]:
+        """A visit to an earlier block of keys."""
+        return [Part(at, 0, self.block) for at in range(0, self.block, self.tile)]
+
+
+class _Visit(NamedTuple):
+    """Keys from row `row` of their array on, whose first stands `position` tokens after the
+    block's first query (before it: negative). `own` meets the diagonal; `clear` needs no mask."""
+
+    parts: list[Part]
+    row: Any
+    position: Any
+    own: bool = False
+    clear: bool = False
+
+    def keys(self, part: Part):
+        if isinstance(self.row, int):
+            return slice(self.row + part.key, self.row + part.key + part.rows)
+        return pl.ds(self.row + part.key, part.rows)
+
+
+def forward(
+    visits_ref, clear_ref, sinks_ref, q_ref, k_ref, vt_ref, start_ref, out_ref, lse_ref,
+    logits_ref, max_ref, sum_ref, acc_ref, *, plan: Plan, has_sinks: bool,
+):  # fmt: skip
+    """out^T (V, C) and lse (1, C) of a block of queries."""
+    block = pl.program_id(2)
+    index = pl.program_id(0) * pl.num_programs(2) + block
+    visits, clear = visits_ref[index], clear_ref[index]
+    head = pl.program_id(1) * pl.num_programs(3) + pl.program_id(3)
+    dot_of = dict(precision=plan.precision)
+
+    def visit(visit: _Visit, maxima=None):
+        """Maximum, sum and values of each part, over this visit's keys."""
+        tops, results = [], []
+        for part in visit.parts:
+            logits = _logits(q_ref, k_ref, start_ref, plan, visit, part)[0]
+            _store(logits_ref, visit, part, logits)
+            tops.append(jnp.max(logits, axis=0, keepdims=True))
+        for number, (part, top) in enumerate(zip(visit.parts, tops)):
+            top = jnp.maximum(top, LOWEST_MAX if maxima is None else maxima[number])
+            p = jnp.exp2(_load(logits_ref, visit, part) - top)
+            values = vt_ref[0, 0, :, visit.keys(part)]
+            out = mxu.dot(values, p.astype(values.dtype), mxu.NN, **dot_of)
+            results.append((top, jnp.sum(p, axis=0, keepdims=True), out))
+        return results
+
+    def finish(part: Part, top, total, out):
+        columns = _columns(plan, part)
+        if has_sinks:
+            sink = jnp.full_like(top, sinks_ref[head] * LOG2E)
+            highest = jnp.maximum(top, sink)
+            out, total = out * jnp.exp2(top - highest), total * jnp.exp2(top - highest)
+            top, total = highest, total + jnp.exp2(sink - highest)
+        empty = start_ref[0, :, columns] == NOTHING
+        total = jnp.where(empty, 1, total)
+        lse = (top + jnp.log2(total)) / LOG2E
+        out_ref[0, 0, :, columns] = jnp.where(empty, 0, out / total).astype(out_ref.dtype)
+        lse_ref[0, 0, :, columns] = jnp.where(empty, NEGATIVE, lse)
+
+    @pl.when(visits < 0)
+    def _():
+        out_ref[...] = jnp.zeros_like(out_ref)
+        lse_ref[...] = jnp.full_like(lse_ref, NEGATIVE)
+
+    @pl.when(visits >= 0)
+    def _():
+        own = visit(_own_visit(plan, block))
+        if plan.band:
+            for part, result in zip(plan.own(), own):
+                finish(part, *result)
+            return
+        for part, result in zip(plan.own(), own):
+            for ref, value in zip((max_ref, sum_ref, acc_ref), result):
+                ref[:, _columns(plan, part)] = value
+
+        def earlier(number, carry, is_clear):
+            columns = [_columns(plan, part) for part in plan.before()]
+            old = [max_ref[:, at] for at in columns]
+            results = visit(_earlier_visit(plan, block, number, is_clear), old)
+            for at, before, (top, total, out) in zip(columns, old, results):
+                shrink = jnp.exp2(before - top)
+                max_ref[:, at] = top
+                sum_ref[:, at] = sum_ref[:, at] * shrink + total
+                acc_ref[:, at] = acc_ref[:, at] * shrink + out
+            return carry
+
+        _for_earlier(clear, visits, earlier)
+        for part in plan.own():
+            columns = _columns(plan, part)
+            finish(part, max_ref[:, columns], sum_ref[:, columns], acc_ref[:, columns])
+
+
+def backward(
+    visits_ref, clear_ref, q_ref, do_ref, k_ref, kt_ref, v_ref, start_ref, lse_ref, delta_ref,
+    dqt_ref, dk_ref, dv_ref, p_ref, ds_ref, acc_ref, *sums_refs, plan: Plan,
+):  # fmt: skip
+    """dq^T (K, C) of a block of queries, and its part of dk and dv; `lse` is times log2(e)."""
+    block, head = pl.program_id(2), pl.program_id(3)
+    index = pl.program_id(0) * pl.num_programs(2) + block
+    visits, clear = visits_ref[index], clear_ref[index]
+    first_step = (block == 0) & (head == 0)
+    last_head = head == pl.num_programs(3) - 1
+    last_block = block == pl.num_programs(2) - 1
+    windowed = plan.reach is not None
+    dot_of = dict(precision=plan.precision)
+
+    if windowed:
+        dk_sum, dv_sum = sums_refs
+    else:  # the outputs hold a head's keys from its first block of queries to its last
+        dk_sum, dv_sum = dk_ref.at[0, 0], dv_ref.at[0, 0]
+
+    @pl.when(first_step)
+    def _():
+        for ref in (dk_sum, dv_sum):
+            ref[...] = jnp.zeros_like(ref)
+
+    if windowed:
+
+        @pl.when((block > 0) & (head == 0))
+        def _():
+            for ref in (dk_sum, dv_sum):
+                if plan.reach:
+                    ref[: plan.reach] = ref[plan.block :]
+                ref[plan.reach :] = jnp.zeros((plan.block, ref.shape[1]), ref.dtype)
+
+    def visit(visit: _Visit):
+        for part in visit.parts:
+            columns = _columns(plan, part)
+            logits, slope = _logits(q_ref, k_ref, start_ref, plan, visit, part)
+            p = jnp.exp2(logits - lse_ref[0, 0, :, columns])
+            dp = mxu.dot(v_ref[0, 0, visit.keys(part)], do_ref[0, 0, columns], mxu.NT, **dot_of)
+            ds = p * (dp - delta_ref[0, 0, :, columns])
+            if slope is not None:
+                ds *= slope
+            _store(p_ref, visit, part, p.astype(p_ref.dtype))
+            _store(ds_ref, visit, part, ds.astype(ds_ref.dtype))
+        for keys, queries in _by_keys(visit.parts):
+            pairs = slice(keys.start, keys.stop), queries
+            rows = visit.keys(Part(0, keys.start, keys.stop - keys.start))
+            dv_sum[rows] += mxu.dot(p_ref[pairs], do_ref[0, 0, queries], mxu.NN, **dot_of)
+            dk_sum[rows] += mxu.dot(ds_ref[pairs], q_ref[0, 0, queries], mxu.NN, **dot_of)
+        for part in visit.parts:
+            ds = _load(ds_ref, visit, part)
+            dq = mxu.dot(kt_ref[0, 0, :, visit.keys(part)], ds, mxu.NN, **dot_of)
+            if visit.own:
+                acc_ref[:, _columns(plan, part)] = dq
+            else:
+                acc_ref[:, _columns(plan, part)] += dq
+
+    @pl.when(visits < 0)
+    def _():
+        dqt_ref[...] = jnp.zeros_like(dqt_ref)
+
+    @pl.when(visits >= 0)
+    def _():
+        visit(_own_visit(plan, block))
+        if not plan.band:
+
+            def earlier(number, carry, is_clear):
+                visit(_earlier_visit(plan, block, number, is_clear))
+                return carry
+
+            _for_earlier(clear, visits, earlier)
+        dqt_ref[0, 0] = (acc_ref[...] * plan.scale).astype(dqt_ref.dtype)
+
+    @pl.when(last_head)
+    def _():
+        if windowed:  # no later block sees the oldest C keys
+            dk_ref[0, 0] = dk_sum[: plan.block] * plan.scale
+            dv_ref[0, 0] = dv_sum[: plan.block]
+
+    if not windowed:
+
+        @pl.when(last_head & last_block)
+        def _():
+            dk_sum[...] *= plan.scale
+
+
+def _logits(q_ref, k_ref, start_ref, plan: Plan, visit: _Visit, part: Part):
+    """Masked logits times log2(e), and d capped / d plain logits where there is a cap."""
+    columns = _columns(plan, part)
+    logits = mxu.dot(
+        k_ref[0, 0, visit.keys(part)], q_ref[0, 0, columns], mxu.NT, precision=plan.precision
+    )
+    slope = None
+    if plan.soft_cap is None:
+        # Scaled here, in float32: a scaled bf16 query would be rounded once more.
+        logits *= plan.scale * LOG2E
+    else:
+        tanh = jnp.tanh(logits * (plan.scale / plan.soft_cap))
+        logits, slope = tanh * (plan.soft_cap * LOG2E), 1 - tanh * tanh
+    if visit.clear:
+        return logits, slope
+    position = visit.position + part.key  # of the part's first key
+    start = start_ref[0, :, columns] - position
+    if not visit.own:
+        return _from(logits, start, 0), slope
+    earlier, diagonal = logits[: -plan.tile], logits[-plan.tile :]
+    first = part.rows - plan.tile
+    diagonal = _from(diagonal, start, first)
+    key = jax.lax.broadcasted_iota(jnp.int32, diagonal.shape, 0)
+    query = jax.lax.broadcasted_iota(jnp.int32, diagonal.shape, 1)
+    diagonal = jnp.where(key <= query, diagonal, NEGATIVE)
+    if not first:
+        return diagonal, slope
+    return jnp.concatenate([_from(earlier, start, 0), diagonal], axis=0), slope
+
+
+def _from(logits, start, first: int):
+    """Keys before each query's start masked; row 0 of `logits` is number `first`."""
+    key = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+    return jnp.where(key >= start - first, logits, NEGATIVE)
+
+
+def _own_visit(plan: Plan, block) -> _Visit:
+    if plan.reach is None:
+        row = pl.multiple_of(plan.front + block * plan.block, plan.block)
+    else:
+        row = 0 if plan.band else plan.reach
+    return _Visit(plan.own(), row, plan.own_first, own=True)
+
+
+def _earlier_visit(plan: Plan, block, number, clear: bool) -> _Visit:
+    """The block of keys that stands `number` blocks before the queries'."""
+    own_row = plan.reach
+    if plan.reach is None:
+        own_row = plan.front + block * plan.block
+    row = pl.multiple_of(own_row - number * plan.block, plan.block)
+    return _Visit(plan.before(), row, -number * plan.block, clear=clear)
+
+
+def _for_earlier(clear, visits, body) -> None:
+    """`body(number, carry, is_clear)` of the blocks before, the nearest first."""
+    jax.lax.fori_loop(1, clear + 1, lambda n, c: body(n, c, True), 0)
+    jax.lax.fori_loop(clear + 1, visits + 1, lambda n, c: body(n, c, False), 0)
+
+
+def _by_keys(parts: list[Part]):
+    """The same pairs the other way round: slices of keys, and the queries that meet them all."""
+    edges = sorted({p.key for p in parts} | {p.key + p.rows for p in parts})
+    tile = parts[1].query if len(parts) > 1 else None
+    for first, last in zip(edges, edges[1:]):
+        meet = [p.query for p in parts if p.key <= first and last <= p.key + p.rows]
+        stop = meet[-1] + tile if tile else None
+        yield slice(first, last), slice(meet[0], stop)
+
+
+def _columns(plan: Plan, part: Part) -> slice:
+    return slice(part.query, part.query + plan.tile)
+
+
+def _pairs(part: Part, tile: int):
+    return slice(part.key, part.key + part.rows), slice(part.query, part.query + tile)
+
+
+def _store(ref, visit: _Visit, part: Part, value) -> None:
+    ref[_pairs(part, value.shape[1])] = value
+
+
+def _load(ref, visit: _Visit, part: Part):
+    tile = visit.parts[1].query if len(visit.parts) > 1 else ref.shape[1]
+    return ref[_pairs(part, tile)]

@@ -1,0 +1,44 @@
+"""Running TPU kernels on a CPU: interpreted, in blocks of a few tokens so that few tokens are many
+blocks, and held to the float64 reference."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas import dispatch, testing
+
+
+@contextlib.contextmanager
+def kernels(interpret=True, precision="highest"):
+    """TPU kernels interpreted; their products rounded only at the precision "default"."""
+    with dispatch.kernels_for("tpu", interpret), jax.default_matmul_precision(precision):
+        yield
+
+
+def check_against_float64(
+    subject, rng, batch, time, segment_ids=None, with_state=False, impl="pallas", dtype=jnp.float32,
+    tolerance=1e-5,
+):  # fmt: skip
+    """Law 1: outputs, state and gradients of `dtype` inputs are those of the float64 reference of
+    the same values."""
+    wide, own = errors(subject, rng, batch, time, segment_ids, with_state, (impl,), dtype)
+    testing.assert_close(f"{subject.name}: {impl} = float64 reference", own[0], wide, tolerance)
+
+
+def errors(subject, rng, batch, time, segment_ids, with_state, impls, dtype):
+    """The float64 reference's results, and those of each of `impls`."""
+    inputs, params = subject.inputs(rng, batch, time, dtype), subject.params(rng, dtype)
+    state = subject.state(rng, batch, dtype) if with_state else None
+    cotangents = testing.draw_cotangents(
+        rng, subject, "reference", inputs, params, segment_ids, state
+    )
+    arguments = inputs, params, segment_ids, state, cotangents
+    with jax.enable_x64(True):
+        wide = jax.tree.map(_as_float64, arguments)
+        want = jax.device_get(testing.runner(subject, "reference")(*wide))
+    return want, [jax.device_get(testing.runner(subject, impl)(*arguments)) for impl in impls]
+
+
+def _as_float64(x):
+    return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x

@@ -1,0 +1,135 @@
+"""The TPU attention kernels obey the laws, interpreted: tiles of 8 tokens, blocks of 16 or 32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from interpreted import check_against_float64, errors, kernels
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental.pallas import tpu as pltpu
+from subjects.attention import attention_subject
+
+from kernels_pallas import attention as attn
+from kernels_pallas import testing
+from kernels_pallas.attention import tpu
+from kernels_pallas.testing import draw_segment_ids
+
+# A band within a tile, a band of tiles, a loop over blocks, full: each with other options.
+SUBJECTS = {
+    "band of a tile": dict(window=5, heads=2, kv_heads=1),
+    "band of tiles": dict(window=14, sinks=True),
+    "loop": dict(window=40, soft_cap=5.0, heads=2, kv_heads=2),
+    "loop, no edge": dict(window=33, heads=3, kv_heads=1, sinks=True),
+    "full": dict(window=None, sinks=True, soft_cap=5.0),
+}
+by_kind = pytest.mark.parametrize("kind", SUBJECTS)
+
+
+def mostly_slow(*kinds):
+    """The first kind by default, the others among the slow tests: each takes seconds to compile."""
+    rest = (pytest.param(kind, marks=pytest.mark.slow) for kind in kinds[1:])
+    return pytest.mark.parametrize("kind", [kinds[0], *rest])
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    monkeypatch.setattr(tpu, "BLOCKS", tpu.Blocks(tile=8, block=16, short=32, size=4))
+    with kernels():
+        yield
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@mostly_slow("loop", *(kind for kind in SUBJECTS if kind != "loop"))
+def test_kernel_is_the_reference(kind):
+    subject = attention_subject(**SUBJECTS[kind])
+    ids = draw_segment_ids(rng(), 2, 75)
+    check_against_float64(subject, rng(), 2, 75, ids, with_state=kind != "full")
+
+
+@pytest.mark.parametrize("time", [1, 15, 16, 63, 127])
+@pytest.mark.slow
+@by_kind
+def test_kernel_is_the_reference_at_any_length(kind, time):
+    subject = attention_subject(**SUBJECTS[kind])
+    ids = draw_segment_ids(rng(time), 2, time)
+    check_against_float64(subject, rng(time), 2, time, ids, with_state=True)
+
+
+@mostly_slow("band of tiles", "loop")
+def test_packed_is_separate(kind):
+    subject = attention_subject(**SUBJECTS[kind])
+    testing.check_packed(subject, rng(), [1, 37, 37], [0, 3, 0], jnp.float32, 1e-5, impl="pallas")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["band of tiles", "loop"])
+def test_split_is_whole(kind):
+    subject, ids = attention_subject(**SUBJECTS[kind]), draw_segment_ids(rng(), 1, 40, padding=0)
+    testing.check_split(
+        subject, rng(), 1, 40, [21], ids, jnp.float32, 1e-5, impl="pallas", with_state=False
+    )
+
+
+@mostly_slow("full", "band of tiles")
+def test_causal(kind):
+    subject, ids = attention_subject(**SUBJECTS[kind]), draw_segment_ids(rng(1), 2, 40)
+    testing.check_causal(subject, rng(), 2, 40, 19, ids, impl="pallas")
+
+
+@pytest.mark.slow
+def test_finite():
+    subject, ids = attention_subject(**SUBJECTS["loop"]), draw_segment_ids(rng(), 1, 63)
+    testing.check_finite(subject, rng(), 1, 63, impl="pallas", segment_ids=ids)
+
+
+@pytest.mark.slow
+def test_deterministic():
+    subject = attention_subject(**SUBJECTS["band of tiles"])
+    testing.check_deterministic(subject, rng(), 1, 40, impl="pallas")
+
+
+@mostly_slow("band of a tile", "loop")
+def test_uninitialised_memory_and_races(kind):
+    """Memory that starts as NaN, and a detector of races."""
+    subject = attention_subject(**SUBJECTS[kind])
+    with kernels(pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")):
+        check_against_float64(subject, rng(), 1, 40, draw_segment_ids(rng(2), 1, 40))
+    assert not interpret_pallas_call.races.races_found
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.slow)])
+def test_rounded_as_on_a_chip(dtype):
+    """bf16 inputs, or float32 ones whose products round to it, err no more than 1.5 times as far
+    from float64 as the chunked form of bf16 inputs."""
+    subject = attention_subject(window=40, heads=2, kv_heads=2, key_size=32, value_size=32)
+    ids = draw_segment_ids(rng(), 2, 130, padding=0)
+
+    def worst(impl, dtype):
+        with kernels(precision="default"):
+            want, (got,) = errors(subject, rng(), 2, 130, ids, False, (impl,), dtype)
+        return [testing.error(x, y) for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want))]
+
+    ours, chunked = worst("pallas", dtype), worst("chunked", jnp.bfloat16)
+    for got, allowed in zip(ours, chunked):
+        assert got <= 1.5 * allowed + 1e-6, (ours, chunked)
+
+
+def test_auto_takes_the_kernel_on_a_tpu_only():
+    shape = jnp.zeros((1, 16, 2, 8), jnp.bfloat16)
+
+    def text():
+        return str(jax.make_jaxpr(lambda x: attn.attention(x, x, x, window=4))(shape))
+
+    assert "pallas_call" in text()
+    with attn.dispatch.kernels_for("cpu"):
+        assert "pallas_call" not in text()
+
+
+def test_what_does_not_fit_is_refused():
+    long = jax.ShapeDtypeStruct((1, 2**17, 2, 128), jnp.bfloat16)
+    with pytest.raises(ValueError, match="lacks vmem_mib"):
+        jax.eval_shape(lambda x: attn.attention(x, x, x, impl="pallas"), long)
+    assert jax.eval_shape(lambda x: attn.attention(x, x, x, impl="pallas", window=2048), long)
