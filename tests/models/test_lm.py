@@ -102,9 +102,9 @@ def test_causal_and_padding_inert(pattern, seed):
     context = small.context(ids)
     t = int(rng.integers(1, TIME))
     later = np.concatenate([tokens[:, :t], rng.integers(0, 40, (2, TIME - t))], axis=1)
-    before, after = run(tokens, *context), run(later, *context)
+    before, after = run(tokens, *context[:2]), run(later, *context[:2])
     np.testing.assert_array_equal(before[:, :t], after[:, :t])
-    repadded = run(np.where(ids == 0, rng.integers(0, 40, (2, TIME)), tokens), *context)
+    repadded = run(np.where(ids == 0, rng.integers(0, 40, (2, TIME)), tokens), *context[:2])
     real = (ids != 0)[:, :, None]
     np.testing.assert_array_equal(np.where(real, before, 0), np.where(real, repadded, 0))
 
@@ -132,7 +132,7 @@ def test_cached_decoding_is_the_forward_pass(pattern, block):
         state, made, start = model.bind(params).init_decode(2, time, jnp.float64), [], 0
         for n in PIECES:
             part = slice(start, start + n)
-            piece = SequenceContext(*(x[:, part] for x in context))
+            piece = SequenceContext(*(x[:, part] for x in context[:2]))
             logits, state = extend(tokens[:, part], piece, state)
             made.append(logits)
             start += n
