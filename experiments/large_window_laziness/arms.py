@@ -13,7 +13,7 @@ import numpy as np
 from experiments.large_window_laziness import stream
 from hybridlm.config.schema import MLPConfig, ModelConfig, OptimizerConfig, TrainConfig
 
-WIDTH, DEPTH, HEADS, MLP = 64, 4, 2, 128
+WIDTH, DEPTH, HEADS, MLP = 32, 4, 1, 64
 FULL = stream.LENGTH  # a window that is none
 WINDOWS = (4, 16, 64, 128, FULL)
 LARGE = 128  # what the cures end with
@@ -81,8 +81,8 @@ class Arm:
         return ModelConfig(
             width=WIDTH, depth=DEPTH, pattern="local full", vocab_size=stream.VOCAB,
             mixers=dict(local=dict(self.local), full=full), mlp=MLPConfig(hidden=MLP),
-            # Embeddings of unit size, so that the layers' outputs do not drown them.
-            init_std=WIDTH**-0.5, embedding_scale=WIDTH**0.5,
+            # Embeddings of about the size of what a layer adds: neither drowns the other.
+            init_std=WIDTH**-0.5, embedding_scale=2.0,
         )  # fmt: skip
 
     def train(self) -> TrainConfig:

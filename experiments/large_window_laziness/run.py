@@ -57,6 +57,7 @@ def _train(
     # One thread a run: two runs side by side are faster than one run on two cores.
     flags = "--xla_cpu_multi_thread_eigen=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    signal.signal(signal.SIGTERM, _interrupt)
     start, context = time.perf_counter(), multiprocessing.get_context("spawn")
     work = functools.partial(_one, workdir=workdir, steps=steps)
     with context.Pool(jobs, initializer=_quiet) as pool:
@@ -80,13 +81,24 @@ def _one(unit: tuple[str, int], workdir: pathlib.Path, steps: int | None) -> Non
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     name, seed = unit
-    say = functools.partial(print, flush=True)
+    parent = os.getppid()
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        if os.getppid() != parent:  # killed: another command may soon go on with this run
+            os._exit(1)
+
     run(ARMS[name], seed, workdir / name / str(seed), steps, say)
 
 
 def _quiet() -> None:
-    """An interrupt is the parent's to answer."""
+    """An interrupt is the parent's to answer; it ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _done(workdir: pathlib.Path, unit: tuple[str, int]) -> bool:

@@ -36,11 +36,13 @@ def harness():
 def log_probs(harness):
     """ln p of every next token, by direct computation."""
     model, params = harness.opened.model, harness.opened.params
+    positions = np.arange(LENGTH, dtype=np.int32)[None]
+    forward = jax.jit(lambda t, ids: model.bind(params)(t, SequenceContext(ids, positions))[0])
 
     def run(tokens):
-        row = np.asarray(tokens, np.int32)[None]
-        context = SequenceContext(np.ones_like(row), np.arange(len(tokens), dtype=np.int32)[None])
-        return np.asarray(jax.nn.log_softmax(model.bind(params)(row, context)[0]))
+        row, ids = np.zeros((2, 1, LENGTH), np.int32)
+        row[0, : len(tokens)], ids[0, : len(tokens)] = tokens, 1
+        return np.asarray(jax.nn.log_softmax(forward(row, ids)))[: len(tokens)]
 
     return run
 
@@ -55,9 +57,9 @@ def test_loglikelihood(harness, log_probs):
     found = harness.loglikelihood(requests("loglikelihood", *pairs))
     tokenizer = ByteTokenizer()
     for (context, continuation), (log_p, greedy) in zip(pairs, found):
-        answer = tokenizer.encode(continuation)
-        room = LENGTH - 1 - len(tokenizer.encode(continuation))
-        kept = tokenizer.encode(context)[-room:] if context.strip() else []
+        bare = context.rstrip()  # its last spaces belong to the continuation, as in the harness
+        answer = tokenizer.encode(context[len(bare) :] + continuation)
+        kept = tokenizer.encode(bare)[-(LENGTH - 1 - len(answer)) :]
         whole = np.concatenate([[tokenizer.bos_id], kept, answer]).astype(int)
         table = log_probs(whole)
         places = np.arange(len(whole) - len(answer) - 1, len(whole) - 1)

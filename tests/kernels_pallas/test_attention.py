@@ -1,5 +1,7 @@
 """Attention against the laws, and what is its own: grouped heads, window, lse, sinks, errors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,9 +158,10 @@ def test_one_program_serves_all_windows(x64, impl):
         return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.where(lse > -1e20, lse, 0))
 
     program = jax.jit(jax.value_and_grad(summed, argnums=(0, 1, 2)))
-    for window in (1, 7, 130, 150, 999):
+    for window in (1, 140, 999):
         got = program(q, k, v, jnp.int32(window))
-        want = jax.value_and_grad(summed, argnums=(0, 1, 2))(q, k, v, window)
+        known = functools.partial(summed, window=window)
+        want = jax.jit(jax.value_and_grad(known, argnums=(0, 1, 2)))(q, k, v)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), got, want)
     assert program._cache_size() == 1
 
