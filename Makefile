@@ -10,10 +10,12 @@ export JAX_PLATFORMS ?= cpu
 AOT := .venv-aot
 AOT_READY := $(AOT)/.ready
 
-.PHONY: help setup demo test test-slow lint mixers benchmark aot scorecard clean
+.PHONY: help setup demo laziness laziness-all laziness-results test test-slow lint mixers benchmark \
+  aot scorecard clean
 
 help:
 	@echo "make demo       set up, and train the demo: 5 minutes on 2 CPU cores"
+	@echo "make laziness   see retrieval heads form in 30 small runs: an hour; it goes on where it stopped"
 	@echo "make test       set up, and run the tests (slow ones: a sample that rotates by the day)"
 	@echo "make test-slow  all tests"
 	@echo "make lint       ruff"
@@ -33,6 +35,21 @@ $(READY): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/hybridlm train --config configs/demo.py --workdir runs/demo
+
+RUNS := runs/laziness
+
+laziness: setup
+	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --sets core --jobs 2
+	$(MAKE) laziness-results
+
+# Recurrent mixers, cures and long budgets besides: about nine hours on 2 CPU cores.
+laziness-all: setup
+	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --sets core,cures,recurrent,long --jobs 2
+	$(MAKE) laziness-results
+
+# Tables, claims and figures of the runs that are done.
+laziness-results: setup
+	$(BIN)/python -m experiments.large_window_laziness.results --workdir $(RUNS)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)

@@ -114,7 +114,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     evaluation.add_argument("--workdir", type=_path, required=True, help="folder of a run")
     evaluation.add_argument(
         "--tasks", required=True,
-        help="names with commas between: perplexity, longppl, needle, niah_single_1, ..., qa_2",
+        help="names with commas between: perplexity, longppl, needle, niah_single_1, ..., qa_2,"
+        " mqar, fda, swde, squad, drop, nq, triviaqa",
     )  # fmt: skip
     evaluation.add_argument("--lengths", required=True, help="tokens, with commas between")
     evaluation.add_argument("--samples", type=int, default=20, help="of each task and length")
@@ -127,6 +128,15 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     evaluation.add_argument("--evaluator", type=_path, help="run that finds LongPPL's key tokens")
     evaluation.add_argument("--squad", type=_path, help="SQuAD JSON file for qa_1")
     evaluation.add_argument("--hotpotqa", type=_path, help="HotpotQA JSON file for qa_2")
+    evaluation.add_argument("--recall", type=_path, help="folder of recall files, NAME.jsonl")
+    evaluation.add_argument("--pairs", type=int, help="of mqar; a 16th of the length by default")
+    evaluation.add_argument(
+        "--logit_scale",
+        type=float,
+        help="a: NoPE layers' logits times log_a(t + a), beyond training",
+    )
+    evaluation.add_argument("--rope_theta", type=float, help="RoPE's base in global layers")
+    evaluation.add_argument("--yarn", type=float, help="YaRN's factor in global layers")
 
     probe = command("probe", _probe, "look inside a trained model, on one checkpoint or all")
     probe.add_argument("--workdir", type=_path, required=True, help="folder of a run")

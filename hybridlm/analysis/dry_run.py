@@ -1,9 +1,15 @@
 """`hybridlm train --dry_run`: the resolved config and what the run would cost, on no device."""
 
 import json
+from typing import Any
 
 from hybridlm.config import Config, to_dict
-from hybridlm.models.accounting import estimate_memory, layer_table, train_flops_per_token
+from hybridlm.models.accounting import (
+    MemoryEstimate,
+    estimate_memory,
+    layer_table,
+    train_flops_per_token,
+)
 from hybridlm.models.params import Model
 from hybridlm.train.setup import resolve
 
@@ -15,8 +21,7 @@ def describe(config: Config) -> str:
     seq_len = config.data.seq_len
     flops = train_flops_per_token(model, seq_len)
     tokens = config.tokens_per_step * config.train.steps
-    itemsize = 2 if config.train.dtype == "bfloat16" else 4
-    memory = estimate_memory(config, model, itemsize)
+    memory = _memory(config, model)
     lines = [json.dumps(to_dict(config), indent=2), "", "layer  mixer", ""]
     for i, row in enumerate(layer_table(model, seq_len)):
         lines.append(
@@ -35,6 +40,25 @@ def describe(config: Config) -> str:
         f" activations {_size(memory.activations)}",
     ]
     return "\n".join(lines)
+
+
+def cost(config: Config) -> dict[str, Any]:
+    """The same in figures: parameters, tokens, steps, FLOPs of training, estimated bytes."""
+    config, _ = resolve(config)
+    model = Model.of(config.model)
+    tokens = config.tokens_per_step * config.train.steps
+    return {
+        "parameters": model.count(),
+        "parameters_without_embedding": model.count(embeddings=False),
+        "steps": config.train.steps,
+        "tokens": tokens,
+        "flops": train_flops_per_token(model, config.data.seq_len) * tokens,
+        "memory_bytes": _memory(config, model).total,
+    }
+
+
+def _memory(config: Config, model: Model) -> MemoryEstimate:
+    return estimate_memory(config, model, 2 if config.train.dtype == "bfloat16" else 4)
 
 
 def _size(count: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hybridlm.config import schema
 from hybridlm.models import mixers
-from hybridlm.models.positional import RopeConfig, TemperatureConfig
+from hybridlm.models.positional import RopeConfig, TemperatureConfig, YarnConfig
 
 SECTIONS: list[tuple[str, type]] = [
     ("", schema.Config),
@@ -17,6 +17,7 @@ SECTIONS: list[tuple[str, type]] = [
     ("model.mlp", schema.MLPConfig),
     *((f"model.mixers.NAME, kind {k!r}", c) for k, c in mixers.KINDS.items()),
     ("model.mixers.NAME.rope", RopeConfig),
+    ("model.mixers.NAME.rope.yarn", YarnConfig),
     ("model.mixers.NAME.temperature", TemperatureConfig),
     ("data", schema.DataConfig),
     ("data.sources.NAME", schema.SourceConfig),

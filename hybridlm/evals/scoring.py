@@ -99,6 +99,14 @@ def continuation_likelihoods(
     return found
 
 
+def likeliest(
+    model: Model, params: Params, tokens_BT: np.ndarray, segment_ids_BT: np.ndarray,
+    positions_BT: np.ndarray, *, dtype: jnp.dtype = jnp.float32,
+) -> np.ndarray:  # fmt: skip
+    """The likeliest next token at each place, int32 (B, T)."""
+    return np.asarray(_likeliest(model, dtype)(params, tokens_BT, segment_ids_BT, positions_BT))
+
+
 def accuracy_table(title: str, rows: dict[str, dict[int, float]]) -> str:
     """A text table of per cent: a row a task, a column a length."""
     lengths = sorted({length for row in rows.values() for length in row})
@@ -151,6 +159,19 @@ def _greedy(model: Model, dtype: jnp.dtype, count: int):
         carry = (choose(logits_BTV[:, -1]), positions_BT[:, -1] + 1, state)
         _, made_NB = jax.lax.scan(one, carry, None, length=count)
         return made_NB.T
+
+    return run
+
+
+@per_model
+def _likeliest(model: Model, dtype: jnp.dtype):
+
+    @jax.jit
+    def run(params: Params, tokens_BT: jax.Array, ids_BT: jax.Array, positions_BT: jax.Array):
+        module = model.bind(params)
+        context = SequenceContext(ids_BT, positions_BT)
+        hidden_BTD = module.hidden(tokens_BT, context, dtype=dtype)
+        return jnp.argmax(module.logits(hidden_BTD), axis=-1).astype(jnp.int32)
 
     return run
 

@@ -13,9 +13,10 @@ from hybridlm.config import Config
 from hybridlm.data import Tokenizer
 from hybridlm.data.pipeline import Pipeline, open_pipeline
 from hybridlm.errors import UserError
-from hybridlm.evals import longppl, ruler
+from hybridlm.evals import longppl, mqar, recall, ruler
+from hybridlm.evals.extrapolation import Extrapolation
 from hybridlm.evals.needle import NeedleInAHaystack
-from hybridlm.evals.scoring import METRICS, complete
+from hybridlm.evals.scoring import METRICS, complete, likeliest
 from hybridlm.generate import open_model
 from hybridlm.models.params import Model, Params
 from hybridlm.train.evaluate import evaluate
@@ -23,7 +24,7 @@ from hybridlm.train.setup import compute_dtype
 from hybridlm.train.step import make_eval_step
 
 LOSSES = ("perplexity", "longppl")
-NAMES = (*LOSSES, "needle", *ruler.NAMES)
+NAMES = (*LOSSES, "needle", *ruler.NAMES, "mqar", *recall.NAMES)
 Record = dict[str, Any]
 
 
@@ -47,6 +48,9 @@ class Settings:
       trunc_len, sliding_window: of LongPPL. evaluator: workdir of the run that finds LongPPL's key
         tokens, None for the model itself.
       squad, hotpotqa: JSON files for qa_1 and qa_2; None for our own questions.
+      recall: folder of the recall tasks' files, NAME.jsonl.
+      pairs: of "mqar"; None is a 16th of the length.
+      logit_scale, rope_theta, yarn: see `Extrapolation`.
     """
 
     tasks: tuple[str, ...]
@@ -59,6 +63,15 @@ class Settings:
     evaluator: pathlib.Path | None = None
     squad: pathlib.Path | None = None
     hotpotqa: pathlib.Path | None = None
+    recall: pathlib.Path | None = None
+    pairs: int | None = None
+    logit_scale: float | None = None
+    rope_theta: float | None = None
+    yarn: float | None = None
+
+    @property
+    def extrapolation(self) -> Extrapolation:
+        return Extrapolation(self.logit_scale, self.rope_theta, self.yarn)
 
     def check(self) -> None:
         """Raises UserError for settings that mean nothing."""
@@ -75,6 +88,10 @@ class Settings:
             raise UserError(f"--lengths must be at least 2 tokens, not {min(self.lengths)}")
         if self.seed < 0:
             raise UserError(f"--seed must be at least 0, not {self.seed}")
+        named = [name for name in self.tasks if name in recall.NAMES]
+        if named and self.recall is None:
+            raise UserError(f"{named[0]} needs --recall, the folder with {named[0]}.jsonl")
+        self.extrapolation.check()
 
 
 def open_run(workdir: pathlib.Path, step: int | None = None) -> Opened:
@@ -96,6 +113,7 @@ def run_suite(
       Records with `task` and `length`, and
       "perplexity": `loss` (nats), `bits_per_byte`, `targets`, `by_position`;
       "longppl": `longppl`, `ppl`, `key_tokens`, `tokens`, `documents`;
+      "mqar": `accuracy` (of queries), `samples`, `pairs`;
       other tasks: `accuracy`, `samples`, `by_depth` ([{"depth", "accuracy", "samples"}], where a
       sample has one needle) and `answers` (text, references and score of each sample).
 
@@ -103,13 +121,16 @@ def run_suite(
       UserError: where a task does not fit a length, or data is missing.
     """
     settings.check()
+    run = run._replace(model=_extrapolated(run, settings))
     tasks = {**ruler.tasks(settings.squad, settings.hotpotqa), "needle": NeedleInAHaystack()}
+    if settings.recall is not None:
+        tasks |= recall.tasks(settings.recall)
     drawn = {
         (name, length): [
             tasks[name].sample(run.tokenizer, length, settings.seed, index)
             for index in range(settings.samples * (len(tasks[name].depths) if name == "needle" else 1))
         ]
-        for name in settings.tasks if name not in LOSSES
+        for name in settings.tasks if name not in (*LOSSES, "mqar")
         for length in settings.lengths
     }  # fmt: skip
     evaluator = None
@@ -123,8 +144,10 @@ def run_suite(
                 record = _perplexity(run, workdir, length, settings)
             elif name == "longppl":
                 record = _longppl(run, workdir, length, settings, evaluator)
+            elif name == "mqar":
+                record = _mqar(run, length, settings)
             else:
-                record = _accuracy(run, drawn[name, length], tasks[name].metric, settings.batch)
+                record = _accuracy(run, drawn[name, length], tasks[name], settings.batch)
             records.append({"task": name, "length": length, **record})
             report(headline(records[-1]))
     return records
@@ -141,10 +164,37 @@ def headline(record: Record) -> str:
     return head + f"{100 * record['accuracy']:.1f}% of {record['samples']} samples"
 
 
-def _accuracy(run: Opened, samples: Sequence[Any], metric: str, batch: int) -> Record:
+def _extrapolated(run: Opened, settings: Settings) -> Model:
+    """The run's model, or the one that reads further."""
+    changed = settings.extrapolation.apply(run.config)
+    return run.model if changed is run.config.model else Model.of(changed)
+
+
+def _mqar(run: Opened, length: int, settings: Settings) -> Record:
+    """Multi-query associative recall over the ids of the model's vocabulary."""
+    pairs = settings.pairs or max(length // 16, 1)
+    dtype = compute_dtype(run.config, jax.default_backend())
+    shares = []
+    for index in range(-(-settings.samples // settings.batch)):
+        made = mqar.mqar(
+            length, pairs, settings.batch, seed=settings.seed, index=index,
+            vocab_size=run.model.config.vocab_size,
+        )  # fmt: skip
+        best_BT = likeliest(
+            run.model, run.params, made.tokens, made.segment_ids, made.positions, dtype=dtype
+        )
+        right = (best_BT == made.targets) * made.loss_weights
+        shares += (right.sum(axis=1) / made.loss_weights.sum(axis=1)).tolist()
+    shares = shares[: settings.samples]
+    return {"accuracy": float(np.mean(shares)), "samples": len(shares), "pairs": pairs}
+
+
+def _accuracy(run: Opened, samples: Sequence[Any], task: Any, batch: int) -> Record:
     dtype = compute_dtype(run.config, jax.default_backend())
     texts = complete(run.model, run.params, run.tokenizer, samples, batch=batch, dtype=dtype)
-    scores = [METRICS[metric](text, s.references) for text, s in zip(texts, samples)]
+    if until := getattr(task, "until", None):
+        texts = [text.split(until)[0] for text in texts]
+    scores = [METRICS[task.metric](text, s.references) for text, s in zip(texts, samples)]
     by_depth: dict[float, list[float]] = {}
     if all(len(s.depths) == 1 for s in samples):
         for s, score in zip(samples, scores):

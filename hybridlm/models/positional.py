@@ -12,16 +12,56 @@ from hybridlm.models.layers import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
+class YarnConfig:
+    """YaRN (arXiv 2309.00071): a model trained on `length` tokens reads `factor` times as many.
+
+    Dimensions that turn more than `fast` times within `length` stay as they are, those that turn
+    less than `slow` times are slowed down by `factor`, and between the two there is a ramp. Queries
+    and keys are multiplied by 0.1 ln(factor) + 1 each.
+    """
+
+    factor: float
+    length: int
+    fast: float = 32.0
+    slow: float = 1.0
+
+    def __post_init__(self):
+        require(self.factor >= 1, "factor", f"must be at least 1, not {self.factor}")
+        require(self.length >= 1, "length", f"must be at least 1, not {self.length}")
+        require(0 < self.slow < self.fast, "slow", f"must lie between 0 and fast, not {self.slow}")
+
+    @property
+    def magnitude(self) -> float:
+        """What rotated queries and keys are multiplied by."""
+        return 0.1 * math.log(self.factor) + 1
+
+    def slowed(self, theta: float, rotated: int) -> np.ndarray:
+        """(rotated / 2,) float64, what each frequency theta^(-2i / rotated) is multiplied by."""
+
+        def dimension(turns: float) -> float:
+            """The i at which a frequency turns so often within `length` tokens."""
+            return rotated * math.log(self.length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+        first = max(math.floor(dimension(self.fast)), 0)
+        last = min(math.ceil(dimension(self.slow)), rotated - 1)
+        index = np.arange(rotated // 2)
+        share = np.clip((index - first) / max(last - first, 0.001), 0, 1)  # slowed altogether: 1
+        return (1 - share) + share / self.factor
+
+
+@dataclasses.dataclass(frozen=True)
 class RopeConfig:
     """RoPE's settings.
 
     Attributes:
       theta: base of the wavelengths 2 pi theta^(2i / rotated size).
       fraction: share of each head that is rotated, from its first dimension on.
+      yarn: YaRN's settings for contexts longer than those of training, or None.
     """
 
     theta: float = 10_000.0
     fraction: float = 1.0
+    yarn: YarnConfig | None = None
 
     def __post_init__(self):
         require(self.theta > 0, "theta", f"must be positive, not {self.theta}")
@@ -44,10 +84,14 @@ class Rope:
         half = self.rotated // 2
         exponents = jnp.arange(half, dtype=jnp.float32) / half
         frequencies = jnp.power(jnp.float32(self.config.theta), -exponents)
+        yarn, magnitude = self.config.yarn, 1.0
+        if yarn is not None:
+            frequencies *= yarn.slowed(self.config.theta, self.rotated).astype(np.float32)
+            magnitude = yarn.magnitude
         angles_BT1F = positions_BT[:, :, None, None] * frequencies[None, None, None, :]
         cos, sin = (
-            jnp.cos(angles_BT1F).astype(x_BTHK.dtype),
-            jnp.sin(angles_BT1F).astype(x_BTHK.dtype),
+            (magnitude * jnp.cos(angles_BT1F)).astype(x_BTHK.dtype),
+            (magnitude * jnp.sin(angles_BT1F)).astype(x_BTHK.dtype),
         )
         x1, x2, rest = jnp.split(x_BTHK, [half, 2 * half], axis=-1)
         return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], axis=-1)

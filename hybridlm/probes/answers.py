@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybridlm.models.loss import LossSettings, token_nll
-from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.mixers.last_tokens import LastTokens
 from hybridlm.models.mixers.rows import take
 from hybridlm.models.params import Model, Params
@@ -66,7 +65,7 @@ def _program(model: Model, dtype: jnp.dtype, restrictions: tuple[Restriction, ..
     def run(params: Params, batch: Batch):
         module = model.bind(params)
         ids_BT = batch.segment_ids_BT
-        context = SequenceContext(ids_BT, batch.positions_BT)
+        context = batch.context
         x_BTD = module.embed(batch.tokens_BT, dtype)
         if not by_layer:
             hidden_BTD = module.hidden_from(x_BTD, context)

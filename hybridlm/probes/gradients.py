@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.mixers.rows import take
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
@@ -77,7 +76,7 @@ def _norms(model: Model, dtype: jnp.dtype):
     def run(params: Params, batch: Batch):
         module = model.bind(params)
         ids_BT = batch.segment_ids_BT
-        context = SequenceContext(ids_BT, batch.positions_BT)
+        context = batch.context
         index_1T = jnp.arange(ids_BT.shape[1])[None]
         end_B1 = jnp.max(jnp.where(ids_BT != 0, index_1T, -1), axis=1, keepdims=True)
         document_BT = segments.document_number(ids_BT)

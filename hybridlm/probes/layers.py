@@ -25,7 +25,7 @@ class View(NamedTuple):
 
     @property
     def context(self) -> SequenceContext:
-        return SequenceContext(self.batch.segment_ids_BT, self.batch.positions_BT)
+        return self.batch.context
 
     @property
     def mixer_input_BTD(self) -> jax.Array:
@@ -73,7 +73,7 @@ def _measured(model: Model, dtype: jnp.dtype, measure: Measure, layers: tuple[in
     @jax.jit
     def run(params: Params, batch: Batch) -> list[Any]:
         module = model.bind(params)
-        context = SequenceContext(batch.segment_ids_BT, batch.positions_BT)
+        context = batch.context
 
         def look(index: int, block: Any, x_BTD: jax.Array, y_BTD: jax.Array) -> Any:
             if copies[index] & set(layers):

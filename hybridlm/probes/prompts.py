@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from hybridlm.models.mixers import SequenceContext
+
 Span = tuple[int, int]  # [first, end), in tokens
 
 
@@ -18,6 +20,7 @@ class Batch(NamedTuple):
       rows_BQ: int32, the tokens that predict the answer's, in order: the first is the end of the
         question, and row r's target is token r + 1. -1 for none.
       needle_BT: bool, the tokens that the answer repeats.
+      window: int32 scalar that narrows attention windows, or None (see `SequenceContext`).
     """
 
     tokens_BT: jax.Array
@@ -25,6 +28,11 @@ class Batch(NamedTuple):
     positions_BT: jax.Array
     rows_BQ: jax.Array
     needle_BT: jax.Array
+    window: jax.Array | None = None
+
+    @property
+    def context(self) -> SequenceContext:
+        return SequenceContext(self.segment_ids_BT, self.positions_BT, self.window)
 
 
 class Prompt(NamedTuple):
@@ -47,6 +55,7 @@ class Prompts:
     positions_NT: np.ndarray
     rows_NQ: np.ndarray
     needle_NT: np.ndarray
+    window: int | None = None
 
     def __post_init__(self):
         shape = self.tokens_NT.shape
@@ -91,7 +100,9 @@ class Prompts:
             self.needle_NT,
         )
         blank = (0, 0, 0, -1, False)
+        window = None if self.window is None else np.int32(self.window)
         for start in range(0, len(self), size):
             parts = [array[start : start + size] for array in arrays]
             missing = ((0, size - len(parts[0])), (0, 0))
-            yield Batch(*(np.pad(p, missing, constant_values=b) for p, b in zip(parts, blank)))
+            padded = (np.pad(p, missing, constant_values=b) for p, b in zip(parts, blank))
+            yield Batch(*padded, window=window)

@@ -31,6 +31,8 @@ def make_train_step(
 
     It takes a batch of (accumulate, batch, time) arrays, sums loss and gradient over
     micro-batches, and divides once by the weight of all targets: accumulation changes no loss.
+    A `window` in the batch, int32 (accumulate,), narrows the windows of attention (see
+    `SequenceContext`), so that a schedule of windows needs one program.
 
     Metrics, float32 scalars: `loss` (nats a target), `bits_per_byte`, `grad_norm` before
     clipping, `learning_rate`, `skipped`, `skipped_in_row` (updates), `targets`; and `aux_loss`,
@@ -159,7 +161,7 @@ def _summed_loss_and_mixers(
 
 
 def _context(batch: Batch) -> SequenceContext:
-    return SequenceContext(batch["segment_ids"], batch["positions"])
+    return SequenceContext(batch["segment_ids"], batch["positions"], batch.get("window"))
 
 
 def _summed_cross_entropy(

@@ -20,7 +20,7 @@ SUPPORT = (
         "tpu", "pallas",
         dict(
             platform=("tpu",), dtype=("bfloat16", "float32"), key_size=range(1, 257),
-            value_size=range(1, 257), heads_per_kv=range(1, 129), window=dispatch.ANY,
+            value_size=range(1, 257), heads_per_kv=range(1, 129), window=dispatch.ANY, traced_window=(False,),
             sinks=(False, True), soft_cap=(False, True), state=(False, True),
             vmem_mib=range(tpu.VMEM_MIB + 1),
         ),
@@ -56,7 +56,7 @@ def attention(
     v_BTGV: Float[Array, "B T G V"],
     *,
     segment_ids: Int[Array, "B T"] | None = None,
-    window: int | None = None,
+    window: int | Int[Array, ""] | None = None,
     scale: float | None = None,
     sinks_H: Float[Array, "H"] | None = None,
     soft_cap: float | None = None,
@@ -73,7 +73,9 @@ def attention(
     Arguments:
       q_BTHK, k_BTGK, v_BTGV: any floating dtype; H is a multiple of G.
       segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
-      window: keys a query sees, its own included, counted in time indices; None = all.
+      window: keys a query sees, its own included, counted in time indices; None = all. An int32
+        scalar array, which may be traced, serves any window of at least 1 with one program, at
+        the work of full attention, and goes with no state.
       scale: of the logits, K ** -0.5 if None.
       sinks_H: a learned logit per head that joins the denominator only (gpt-oss).
       soft_cap: logits become soft_cap * tanh(logits / soft_cap) (Gemma 2).
@@ -87,19 +89,25 @@ def attention(
     Returns (out_BTHV, lse_BTH), or (out_BTHV, lse_BTH, AttentionState). out has v's dtype;
     lse, sink included, is float32 (float64 where an input is float64).
     Raises ValueError for shapes that do not agree, H % G != 0, window < 1, soft_cap <= 0, a
-    scale that is no Python number, non-integer segment ids, unknown impl.
+    scale that is no Python number, non-integer segment ids, a window that is an array together
+    with a state, unknown impl.
     """
     _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, scale, sinks_H, soft_cap, initial_state)
+    traced = isinstance(window, jnp.ndarray)
+    if traced and (return_state or initial_state is not None):
+        raise ValueError("attention: a window that is an array goes with no state; use an int.")
     batch, time, heads, key_size = q_BTHK.shape
     kv_heads, value_size = v_BTGV.shape[2:]
+    bound = None if traced else window
     slots = 0 if initial_state is None else initial_state.k_BSGK.shape[1]
-    slots = slots if window is None else min(slots, window - 1)
+    slots = slots if bound is None else min(slots, bound - 1)
     dtypes = {str(x.dtype) for x in (q_BTHK, k_BTGK, v_BTGV)}
     case = dict(
         dtype=" and ".join(sorted(dtypes)), key_size=key_size, value_size=value_size,
-        heads_per_kv=heads // kv_heads, window=window, sinks=sinks_H is not None,
+        heads_per_kv=heads // kv_heads, window=bound, traced_window=traced,
+        sinks=sinks_H is not None,
         soft_cap=soft_cap is not None, state=initial_state is not None,
-        vmem_mib=tpu.vmem_mib(time, slots, window, key_size, value_size, q_BTHK.dtype),
+        vmem_mib=tpu.vmem_mib(time, slots, bound, key_size, value_size, q_BTHK.dtype),
     )  # fmt: skip
     form = _FORMS[dispatch.resolve("attention", impl, case, SUPPORT)]
 
@@ -179,9 +187,11 @@ def _check(
     kv_heads, key_size = k_BTGK.shape[2:]
     if k_BTGK.shape[1] != time:
         raise ValueError(f"{op}: q and k must have the same time, got {time}, {k_BTGK.shape[1]}.")
-    if window is not None and (not isinstance(window, int) or window < 1):
+    is_scalar = isinstance(window, jnp.ndarray) and window.shape == () and window.dtype == jnp.int32
+    if not is_scalar and window is not None and (not isinstance(window, int) or window < 1):
         raise ValueError(
-            f"{op}: window must be None or an int >= 1, own key included; got {window}."
+            f"{op}: window must be None, an int >= 1, own key included, or an int32 scalar array;"
+            f" got {window}."
         )
     if not isinstance(scale, (int, float, type(None))):
         raise ValueError(

@@ -94,7 +94,8 @@ def attention(
     start_BT = jnp.where(segment_ids_BS[:, slots:] == 0, slots + time, start_BT)
     # The barrier keeps XLA from recomputing the starts for every logit they mask.
     start_BT = jax.lax.optimization_barrier(start_BT)
-    if window is not None and window >= slots + time:
+    # A window that is an array bounds the mask alone: the plan of blocks must be known here.
+    if not isinstance(window, int) or window >= slots + time:
         window = None
     static = _Static(window, scale, soft_cap, precision)
     return _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static)

@@ -1,5 +1,7 @@
 """Attention against the laws, and what is its own: grouped heads, window, lse, sinks, errors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,6 +144,34 @@ def test_padding_has_zero_out_and_finite_lse():
             out, lse = attention(q, k, v, segment_ids=ids, sinks_H=sinks, impl=impl)
             assert np.all(np.asarray(out)[0, [2, 4, 5]] == 0)
             assert np.all(np.asarray(lse)[0, [2, 4, 5]] == np.float32(-1e30))
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+def test_one_program_serves_all_windows(x64, impl):
+    """A window that is traced gives what the same number does, gradients too; boundaries hold."""
+    rng = np.random.default_rng(2)
+    q, k, v = (normal(rng, (2, 150, heads, 8), jnp.float64) for heads in (4, 2, 2))
+    ids = testing.draw_segment_ids(rng, 2, 150)
+
+    def summed(q, k, v, window):
+        out, lse = attention(q, k, v, segment_ids=ids, window=window, impl=impl)
+        return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.where(lse > -1e20, lse, 0))
+
+    program = jax.jit(jax.value_and_grad(summed, argnums=(0, 1, 2)))
+    for window in (1, 140, 999):
+        got = program(q, k, v, jnp.int32(window))
+        known = functools.partial(summed, window=window)
+        want = jax.jit(jax.value_and_grad(known, argnums=(0, 1, 2)))(q, k, v)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), got, want)
+    assert program._cache_size() == 1
+
+
+def test_a_traced_window_keeps_no_state():
+    q = jnp.ones((1, 4, 1, 8))
+    with pytest.raises(ValueError, match="goes with no state"):
+        attention(q, q, q, window=jnp.int32(2), return_state=True)
+    with pytest.raises(ValueError, match="int32 scalar array"):
+        attention(q, q, q, window=jnp.float32(2))
 
 
 def test_window_counts_the_query_itself():

@@ -67,7 +67,7 @@ def test_packed_is_separate(pattern, seed):
         tokens = rng.integers(0, 40, (1, TIME))
         probe = rng.standard_normal((1, TIME, 40))
         ids = 1 + np.searchsorted(cuts, np.arange(TIME), side="right")[None]
-        packed = run(tokens, *small.context(ids), probe)
+        packed = run(tokens, *small.context(ids)[:2], probe)
         # Each document at the start of a row of its own, the rest padding that nothing weighs.
         alone_tokens = rng.integers(0, 40, (DOCUMENTS, TIME))
         alone_ids, alone_probe = np.zeros((DOCUMENTS, TIME), int), np.zeros((DOCUMENTS, TIME, 40))
@@ -75,7 +75,7 @@ def test_packed_is_separate(pattern, seed):
             alone_tokens[i, : end - start] = tokens[0, start:end]
             alone_ids[i, : end - start] = 1
             alone_probe[i, : end - start] = probe[0, start:end]
-        alone = run(alone_tokens, *small.context(alone_ids), alone_probe)
+        alone = run(alone_tokens, *small.context(alone_ids)[:2], alone_probe)
         for a, b in zip(jax.tree.leaves(packed), jax.tree.leaves(alone)):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9 * float(jnp.abs(b).max() + 1))
 
@@ -102,9 +102,9 @@ def test_causal_and_padding_inert(pattern, seed):
     context = small.context(ids)
     t = int(rng.integers(1, TIME))
     later = np.concatenate([tokens[:, :t], rng.integers(0, 40, (2, TIME - t))], axis=1)
-    before, after = run(tokens, *context), run(later, *context)
+    before, after = run(tokens, *context[:2]), run(later, *context[:2])
     np.testing.assert_array_equal(before[:, :t], after[:, :t])
-    repadded = run(np.where(ids == 0, rng.integers(0, 40, (2, TIME)), tokens), *context)
+    repadded = run(np.where(ids == 0, rng.integers(0, 40, (2, TIME)), tokens), *context[:2])
     real = (ids != 0)[:, :, None]
     np.testing.assert_array_equal(np.where(real, before, 0), np.where(real, repadded, 0))
 
@@ -132,7 +132,7 @@ def test_cached_decoding_is_the_forward_pass(pattern, block):
         state, made, start = model.bind(params).init_decode(2, time, jnp.float64), [], 0
         for n in PIECES:
             part = slice(start, start + n)
-            piece = SequenceContext(*(x[:, part] for x in context))
+            piece = SequenceContext(*(x[:, part] for x in context[:2]))
             logits, state = extend(tokens[:, part], piece, state)
             made.append(logits)
             start += n

@@ -143,3 +143,24 @@ def test_halves_from_pairs_maps_weights_of_interleaved_rope():
     rope, order = Rope(RopeConfig(theta=100.0), size), halves_from_pairs(size)
     ours = [rope(jnp.asarray(x[..., order], jnp.float32), jnp.asarray(positions)) for x in (q, k)]
     np.testing.assert_allclose(jnp.einsum("bthk,bshk->bts", *ours)[0], want, atol=1e-5)
+
+
+def test_the_contexts_window_narrows_windows_alone():
+    """One program for all windows: as if the mixer had been built so; full attention stays full."""
+    ids = np.array([[1] * 9 + [2] * 14 + [0] * 2])
+    context = small.context(ids)
+    x = jax.random.normal(jax.random.key(1), (*ids.shape, WIDTH))
+    _, windowed = build(kind="attention", heads=2, window=12)
+    _, full = build(kind="attention", heads=2, rope=None)
+    run = jax.jit(lambda mixer_x, window: windowed(mixer_x, context._replace(window=window)))
+    for window in (1, 3, 12, 40):
+        want = windowed.narrowed(window)(x, context)
+        np.testing.assert_allclose(run(x, jnp.int32(window)), want, atol=1e-6)
+    narrow = context._replace(window=jnp.int32(2))
+    np.testing.assert_array_equal(full(x, narrow), full(x, context))
+    rows = jnp.array([[5, 20]])
+    got = windowed.attention_rows(x, narrow, rows)
+    want = windowed.narrowed(2).attention_rows(x, context, rows)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
+    with pytest.raises(ValueError, match="parallel form"):
+        windowed.extend(x, narrow, windowed.init_state(1, 30, jnp.float32))

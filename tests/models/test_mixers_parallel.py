@@ -13,7 +13,7 @@ from hybridlm.config.recipes import smoke
 from hybridlm.config.schema import to_dict
 from hybridlm.dataclass_reader import Invalid
 from hybridlm.errors import ConfigError
-from hybridlm.models.mixers import LayerSpec, SequenceContext, read_mixer
+from hybridlm.models.mixers import LayerSpec, read_mixer
 from hybridlm.models.params import Model
 
 ATTENTION = dict(kind="attention", heads=2, window=4)
@@ -28,7 +28,7 @@ def parallel(**settings):
 
 def run(mixer, seed=0):
     x_BTD = jax.random.normal(jax.random.key(seed), (2, 12, 32))
-    context = SequenceContext(*map(jnp.asarray, small.context(np.ones((2, 12), int))))
+    context = jax.tree.map(jnp.asarray, small.context(np.ones((2, 12), int)))
     outputs = {n: b(x_BTD, context) for n, b in mixer.branches.items()}
     return mixer(x_BTD, context), outputs
 

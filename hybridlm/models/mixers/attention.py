@@ -175,7 +175,8 @@ class Attention(AttentionMixer):
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         q, k, v = self._project(x_BTD, context)
         ids_BT = self.span.segment_ids(context)
-        out_BTHV, _ = attention(q, k, v, segment_ids=ids_BT, **self._options())
+        window = self._window(context)
+        out_BTHV, _ = attention(q, k, v, segment_ids=ids_BT, window=window, **self._logit_options())
         return self._output(out_BTHV, x_BTD)
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> TokenCache:
@@ -187,6 +188,8 @@ class Attention(AttentionMixer):
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: TokenCache
     ) -> tuple[jax.Array, TokenCache]:
+        if context.window is not None:
+            raise ValueError("context.window is of the parallel form; use `narrowed` to decode")
         q, k, v = self._project(x_BTD, context)
         ids_BT = self.span.segment_ids(context)
         if x_BTD.shape[1] == 1:
@@ -198,8 +201,9 @@ class Attention(AttentionMixer):
             entries, past_ids_BS = token_cache.in_order(state)
             past = AttentionState(*entries, past_ids_BS)
             out_BTHV, _ = attention(
-                q, k, v, segment_ids=ids_BT, initial_state=past, **self._options()
-            )
+                q, k, v, segment_ids=ids_BT, initial_state=past, window=self.span.window,
+                **self._logit_options(),
+            )  # fmt: skip
             state = token_cache.write(state, (k, v), ids_BT)
         return self._output(out_BTHV, x_BTD), state
 
@@ -208,7 +212,7 @@ class Attention(AttentionMixer):
     ) -> rows.AttentionRows:
         q_BTHK, k_BTGK, _ = self._project(x_BTD, context)
         ids_BT = self.span.segment_ids(context)
-        visible_B1QT = rows.visible_keys(ids_BT, rows_BQ, self.span.window)
+        visible_B1QT = rows.visible_keys(ids_BT, rows_BQ, self._window(context))
         q_BQHK = rows.take(q_BTHK, rows_BQ)
         return rows.probabilities(q_BQHK, k_BTGK, visible_B1QT, **self._logit_options())
 
@@ -236,8 +240,11 @@ class Attention(AttentionMixer):
         gated_BTHV = self.gate(out_BTHV, x_BTD)
         return self.out(gated_BTHV.reshape(*x_BTD.shape[:2], -1))
 
-    def _options(self) -> dict[str, object]:
-        return dict(window=self.span.window, **self._logit_options())
+    def _window(self, context: SequenceContext) -> int | jax.Array | None:
+        """The window of the parallel form: the mixer's own, or the context's if that is less."""
+        if context.window is None or self.span.window is None:
+            return self.span.window
+        return jnp.minimum(context.window, self.span.window)
 
     def _logit_options(self) -> dict[str, object]:
         sinks_H = None if self.sinks is None else self.sinks.logits[...]

@@ -34,10 +34,14 @@ class SequenceContext(NamedTuple):
     Attributes:
       segment_ids_BT: int32; 0 is padding, a change of id is a document boundary.
       positions_BT: int32; index of the token in its document.
+      window: int32 scalar of at least 1, or None: the parallel form of `attention` mixers with a
+        window narrows theirs to it. Traced, so one program serves a schedule of windows; all
+        other mixers, full attention among them, stay as they are.
     """
 
     segment_ids_BT: jax.Array
     positions_BT: jax.Array
+    window: jax.Array | None = None
 
 
 class LayerSpec(NamedTuple):

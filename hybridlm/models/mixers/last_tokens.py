@@ -31,9 +31,12 @@ class LastTokens(Mixer):
         def at(t: jax.Array) -> jax.Array:
             index_W = t + jnp.arange(1 - window, 1)
             index_BW = jnp.broadcast_to(index_W[None], (x_BTD.shape[0], window))
-            ids_BW, positions_BW, document_BW = (take(x, index_BW) for x in (*context, document_BT))
+            known = (context.segment_ids_BT, context.positions_BT, document_BT)
+            ids_BW, positions_BW, document_BW = (take(x, index_BW) for x in known)
             own_BW = (document_BW == document_BW[:, -1:]) & (index_BW >= 0)
-            shown = SequenceContext(jnp.where(own_BW, ids_BW, 0), positions_BW)
+            shown = context._replace(
+                segment_ids_BT=jnp.where(own_BW, ids_BW, 0), positions_BT=positions_BW
+            )
             return self.mixer(take(x_BTD, index_BW), shown)[:, -1]
 
         y_TBD = jax.lax.map(at, jnp.arange(time), batch_size=int(np.ceil(_AT_ONCE / window)))

@@ -47,7 +47,7 @@ def take(x_BT: jax.Array, rows_BQ: jax.Array) -> jax.Array:
 
 
 def visible_keys(
-    segment_ids_BT: jax.Array, rows_BQ: jax.Array, window: int | None = None
+    segment_ids_BT: jax.Array, rows_BQ: jax.Array, window: int | jax.Array | None = None
 ) -> jax.Array:
     """bool (B, 1, Q, T): keys of the query's document up to itself, `window` of them at most.
 

@@ -1,0 +1,240 @@
+"""Tests the claims on the committed table, and says of each: holds, does not, or undecided.
+
+    python -m experiments.large_window_laziness.claims [--curves FILE.tsv] [--out FILE.tsv]
+
+A run is the sample: every run has initial weights and data of its own. Intervals are 95%
+percentile bootstraps over runs, tests are permutations of runs among arms, one-sided. A claim of a
+difference holds where p <= 0.05 (the least that 3 runs against 3 can reach) and the interval lies
+above 0, and does not hold where the interval lies below 0. A claim of no difference holds where the
+interval lies within its margin, and does not where it lies outside. All else is undecided. Nothing
+is said of arms with fewer than 2 runs.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.large_window_laziness import tables
+from experiments.large_window_laziness.statistics import (
+    Estimate,
+    Time,
+    difference,
+    increasing,
+    log_rank,
+    permutation,
+    restricted_mean,
+)
+from experiments.large_window_laziness.tables import Curve
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+P = 0.05
+ACCURACY_MARGIN = 0.05  # share of tokens, within which accuracies count as the same
+LOSS_MARGIN = 0.02  # nats a token of local text
+SMALL, LARGE, FULL = "w4", "w128", "full"
+ORDER = ("w4", "w16", "w64", "w128")
+CURES = ("curriculum", "stochastic", "dropout")
+RECURRENCES = ("gdn", "lightning", "mamba2", "nha")
+
+Arms = dict[str, list[Curve]]
+
+
+class Verdict(NamedTuple):
+    """A claim, what the runs say of it, and the figure."""
+
+    claim: str
+    outcome: str
+    figure: str
+
+
+def verdicts(curves: Sequence[Curve]) -> list[Verdict]:
+    """All claims that the runs can speak to; an arm with fewer than 2 runs is left out."""
+    arms: Arms = defaultdict(list)
+    for curve in curves:
+        arms[curve.arm].append(curve)
+    arms = {name: runs for name, runs in arms.items() if len(runs) > 1}
+    found = []
+    for positions in ("rope", "nope"):
+        found.append(ordering(arms, positions))
+        found.append(
+            _later(
+                arms,
+                f"{LARGE}-{positions}",
+                f"{SMALL}-{positions}",
+                f"window 128 forms retrieval later than window 4 ({positions})",
+            )
+        )
+    found.append(nope_gain(arms, (SMALL,), "NoPE helps at window 4"))
+    found.append(nope_gain(arms, ORDER, "NoPE helps, all windows together"))
+    for positions in ("rope", "nope"):
+        found.append(convergence(arms, positions))
+        found.append(same_local_loss(arms, positions))
+        for cure in CURES:
+            found.append(
+                _later(
+                    arms,
+                    f"{LARGE}-{positions}",
+                    f"{cure}-{positions}",
+                    f"{cure} cures window 128 ({positions})",
+                )
+            )
+    for name in RECURRENCES:
+        found.append(nope_gain(arms, (name,), f"NoPE helps a {name} hybrid"))
+    found.append(
+        _later(
+            arms,
+            "nha-rope",
+            f"{SMALL}-rope",
+            "NHA's slots make full layers lazy (rope, against window 4)",
+        )
+    )
+    return [verdict for verdict in found if verdict is not None]  # fmt: skip
+
+
+def ordering(arms: Arms, positions: str) -> Verdict | None:
+    """Larger windows, later retrieval: trend over the windows 4 to 128."""
+    names = [w for w in ORDER if f"{w}-{positions}" in arms]
+    if len(names) < 3:
+        return None
+    horizon = _horizon([arms[f"{w}-{positions}"] for w in names])
+    groups = [_times(arms[f"{w}-{positions}"]) for w in names]
+    p = permutation([[[min(t.step, horizon) for t in g] for g in groups]], increasing)
+    ends = difference(groups[0], groups[-1], lambda g: restricted_mean(g, horizon))
+    shown = ", ".join(f"{n} {restricted_mean(g, horizon):.0f}" for n, g in zip(names, groups))
+    figure = (
+        f"restricted mean steps to retrieval (up to {horizon:.0f}): {shown}; trend p = {p:.4f};"
+        f" {names[-1]} - {names[0]} = {ends}"
+    )
+    claim = f"the larger the window, the later retrieval forms ({positions})"
+    return Verdict(claim, _above(ends, p), figure)
+
+
+def nope_gain(arms: Arms, names: Sequence[str], claim: str) -> Verdict | None:
+    """Accuracy at far distances, averaged over training, with NoPE less with RoPE."""
+    pairs = [(arms.get(f"{n}-rope"), arms.get(f"{n}-nope")) for n in names]
+    pairs = [pair for pair in pairs if pair[0] and pair[1]]
+    if not pairs:
+        return None
+    horizon = _horizon([g for pair in pairs for g in pair])
+    strata = [[[c.area(tables.DISTANCES[-1], horizon) for c in g] for g in pair] for pair in pairs]
+    p = permutation(strata, lambda s: np.mean(s[1]) - np.mean(s[0]))
+    gain = _stratified(strata)
+    times = ", ".join(
+        f"{n} {restricted_mean(_times(a), horizon):.0f} to {restricted_mean(_times(b), horizon):.0f}"
+        for n, (a, b) in zip(names, pairs)
+    )
+    figure = (
+        f"mean accuracy at 128-255 over {horizon:.0f} steps, NoPE - RoPE = {gain}, p = {p:.4f};"
+        f" steps to retrieval, RoPE to NoPE: {times}"
+    )
+    return Verdict(claim, _above(gain, p), figure)
+
+
+def convergence(arms: Arms, positions: str) -> Verdict | None:
+    """With the longest budget there is, window 128 ends where window 4 does."""
+    for suffix in ("-long", ""):
+        small, large = (arms.get(f"{w}{suffix}-{positions}") for w in (SMALL, LARGE))
+        if small and large:
+            break
+    else:
+        return None
+    apart = difference([c.far[-1] for c in large], [c.far[-1] for c in small])
+    steps = int(_horizon([small, large]))
+    figure = (
+        f"accuracy at 128-255 after {steps} steps: window 4"
+        f" {np.mean([c.far[-1] for c in small]):.2f}, window 128"
+        f" {np.mean([c.far[-1] for c in large]):.2f}; difference {apart}"
+    )
+    return Verdict(
+        f"with enough training window 128 catches up with window 4 ({positions})",
+        _within(apart, ACCURACY_MARGIN), figure,
+    )  # fmt: skip
+
+
+def same_local_loss(arms: Arms, positions: str) -> Verdict | None:
+    """The loss of local text at the end, window 128 less window 4."""
+    small, large = (arms.get(f"{w}-{positions}") for w in (SMALL, LARGE))
+    if not small or not large:
+        return None
+    ends = [[c.values["local_nll"][-1] for c in g] for g in (small, large)]
+    apart = difference(*ends)
+    figure = (
+        f"nats a token of local text at the end: window 4 {np.mean(ends[0]):.4f}, window 128"
+        f" {np.mean(ends[1]):.4f}; difference {apart}, margin {LOSS_MARGIN}"
+    )
+    return Verdict(
+        f"windows do not differ in short-range loss ({positions})",
+        _within(apart, LOSS_MARGIN), figure,
+    )  # fmt: skip
+
+
+def _later(arms: Arms, late: str, early: str, claim: str) -> Verdict | None:
+    """Retrieval forms later in the runs of `late` than in those of `early`."""
+    if late not in arms or early not in arms:
+        return None
+    horizon = _horizon([arms[late], arms[early]])
+    slow, fast = _times(arms[late]), _times(arms[early])
+    p = permutation([[slow, fast]], lambda s: -log_rank(*s))
+    delay = difference(fast, slow, lambda g: restricted_mean(g, horizon))
+    never = [f"{sum(not t.seen for t in g)} of {len(g)}" for g in (slow, fast)]
+    figure = (
+        f"restricted mean steps to retrieval (up to {horizon:.0f}): {late}"
+        f" {restricted_mean(slow, horizon):.0f}, {early} {restricted_mean(fast, horizon):.0f}; later by"
+        f" {delay}; log-rank p = {p:.4f}; never formed: {never[0]} and {never[1]}"
+    )
+    return Verdict(claim, _above(delay, p), figure)
+
+
+def _horizon(groups: Sequence[Sequence[Curve]]) -> float:
+    """The steps that all the runs have."""
+    return min(float(c.steps[-1]) for group in groups for c in group)
+
+
+def _times(group: Sequence[Curve]) -> list[Time]:
+    return [curve.formed for curve in group]
+
+
+def _stratified(strata: Sequence[Sequence[Sequence[float]]], seed: int = 0) -> Estimate:
+    """The mean over strata of second group less first, resampled within each group."""
+    rng = np.random.default_rng(seed)
+
+    def gap(resample: Callable[[Sequence[float]], Sequence[float]]) -> float:
+        return float(np.mean([np.mean(resample(b)) - np.mean(resample(a)) for a, b in strata]))
+
+    draws = [gap(lambda x: rng.choice(x, len(x))) for _ in range(2000)]
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return Estimate(gap(lambda x: x), float(low), float(high))
+
+
+def _above(estimate: Estimate, p: float) -> str:
+    if estimate.low > 0 and p <= P + 1e-9:
+        return HOLDS
+    return FAILS if estimate.high < 0 else UNDECIDED
+
+
+def _within(estimate: Estimate, margin: float) -> str:
+    if -margin <= estimate.low and estimate.high <= margin:
+        return HOLDS
+    return FAILS if estimate.low > margin or estimate.high < -margin else UNDECIDED
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="claims", description=__doc__.split("\n")[0])
+    parser.add_argument("--curves", type=pathlib.Path, default=RESULTS / "curves.tsv")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "claims.tsv")
+    arguments = parser.parse_args(argv)
+    found = verdicts(tables.read_curves(tables.read(arguments.curves)))
+    tables.write(arguments.out, Verdict._fields, [v._asdict() for v in found])
+    for verdict in found:
+        print(f"{verdict.outcome:<13}  {verdict.claim}\n{'':<15}{verdict.figure}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""The figures, made from the committed tables alone.
+
+python -m experiments.large_window_laziness.figures [--results FOLDER]
+"""
+
+import argparse
+import pathlib
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.large_window_laziness import tables
+from experiments.large_window_laziness.arms import ARMS
+from experiments.large_window_laziness.claims import RESULTS
+from experiments.large_window_laziness.statistics import survival
+from experiments.large_window_laziness.tables import Curve
+from hybridlm.analysis.figures import INK, PALETTE, to_svg
+
+POSITIONS = {"rope": "RoPE in the full layers", "nope": "NoPE in the full layers"}
+LABELS = {"full": "full", "w4": "window 4", "w16": "window 16", "w64": "window 64",
+          "w128": "window 128"}  # fmt: skip
+HEADS = {
+    "mass": "attention mass on the needle", "entropy": "normalised entropy",
+    "qk_distance": "Q/K distance to the end",
+}  # fmt: skip
+
+
+def accuracy_figure(curves: Sequence[Curve]) -> Figure:
+    """Accuracy at each range of distances against the step; faint lines are single runs."""
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    grid = figure.subplots(2, len(tables.DISTANCES), sharex=True, sharey=True)
+    for row, (positions, title) in zip(grid, POSITIONS.items()):
+        for axes, column in zip(row, tables.DISTANCES):
+            _lines(axes, _of(curves, positions), column)
+            first, last = column.split("_")[1:]
+            axes.set_title(f"{first}-{last} tokens back", fontsize=9, color=INK)
+            axes.set_ylim(-0.03, 1.03)
+        row[0].set_ylabel(f"accuracy\n{title}", fontsize=9)
+    for axes in grid[-1]:
+        axes.set_xlabel("step", fontsize=9)
+    _legend(figure, grid[0][0])
+    return figure
+
+
+def heads_figure(curves: Sequence[Curve]) -> Figure:
+    """The retrieval heads (largest score at the end) along training."""
+    figure = Figure(figsize=(9.6, 4.8), layout="constrained")
+    grid = figure.subplots(2, len(HEADS), sharex=True)
+    for row, (positions, title) in zip(grid, POSITIONS.items()):
+        for axes, (column, name) in zip(row, HEADS.items()):
+            _lines(axes, _of(curves, positions), column)
+            axes.set_title(name, fontsize=9, color=INK)
+            axes.set_ylim(bottom=0)
+        row[0].set_ylabel(title, fontsize=9)
+    for axes in grid[-1]:
+        axes.set_xlabel("step", fontsize=9)
+    _legend(figure, grid[0][0])
+    return figure
+
+
+def survival_figure(curves: Sequence[Curve]) -> Figure:
+    """Share of runs in which retrieval has not formed yet (Kaplan and Meier)."""
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    row = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, (positions, title) in zip(row, POSITIONS.items()):
+        for number, (name, runs) in enumerate(_of(curves, positions).items()):
+            steps, share = survival([run.formed for run in runs])
+            end = max(run.steps[-1] for run in runs)
+            steps, share = np.append(steps, end), np.append(share, share[-1])
+            # Steps that lie on each other are told apart by a hair.
+            axes.step(steps, share + 0.008 * number, where="post", color=PALETTE[number % 8],
+                      linewidth=1.8, label=_label(name))  # fmt: skip
+        axes.set_title(title, fontsize=9, color=INK)
+        axes.set_xlabel("step", fontsize=9)
+        axes.set_ylim(-0.03, 1.07)
+        _plain(axes)
+    row[0].set_ylabel("runs without retrieval", fontsize=9)
+    _legend(figure, row[0])
+    return figure
+
+
+def local_figure(curves: Sequence[Curve]) -> Figure:
+    """The loss of local text along training, above its entropy."""
+    from experiments.large_window_laziness.stream import LOCAL_ENTROPY
+
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    row = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, (positions, title) in zip(row, POSITIONS.items()):
+        _lines(axes, _of(curves, positions), "local_nll", LOCAL_ENTROPY)
+        axes.set_title(title, fontsize=9, color=INK)
+        axes.set_xlabel("step", fontsize=9)
+        axes.set_yscale("log")
+    row[0].set_ylabel("local text: nats above its entropy", fontsize=9)
+    _legend(figure, row[0])
+    return figure
+
+
+FIGURES = {
+    "accuracy": accuracy_figure, "heads": heads_figure, "survival": survival_figure,
+    "local_loss": local_figure,
+}  # fmt: skip
+
+
+def _of(curves: Sequence[Curve], positions: str) -> dict[str, list[Curve]]:
+    """The runs by arm, without the ending that says the positions, in the order of `ARMS`."""
+    found: dict[str, list[Curve]] = defaultdict(list)
+    order = {name: i for i, name in enumerate(ARMS)}
+    for curve in sorted(curves, key=lambda c: order.get(c.arm, len(order))):
+        if curve.arm.endswith(f"-{positions}"):
+            found[curve.arm.removesuffix(f"-{positions}")].append(curve)
+    return found
+
+
+def _lines(axes: Axes, arms: dict[str, list[Curve]], column: str, less: float = 0.0) -> None:
+    for number, (name, runs) in enumerate(arms.items()):
+        color = PALETTE[number % len(PALETTE)]
+        for run in runs:
+            axes.plot(run.steps, run.values[column] - less, color=color, linewidth=0.7, alpha=0.35)
+        shared = min(len(run.steps) for run in runs)
+        mean = np.mean([run.values[column][:shared] for run in runs], axis=0)
+        axes.plot(runs[0].steps[:shared], mean - less, color=color, linewidth=1.8,
+                  label=_label(name))  # fmt: skip
+    _plain(axes)
+
+
+def _label(name: str) -> str:
+    return LABELS.get(name, name)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside upper center", fontsize=9,
+                  ncols=min(len(labels), 6) or 1)  # fmt: skip
+
+
+def _plain(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(labelsize=8, colors=INK)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="figures", description=__doc__.split("\n")[0])
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--set", default="core", help="runs to show: a set of arms")
+    parser.add_argument("--png", action="store_true", help="PNG in place of SVG")
+    arguments = parser.parse_args(argv)
+    from experiments.large_window_laziness.arms import SETS
+
+    wanted = {arm.name for arm in SETS[arguments.set]}
+    curves = tables.read_curves(tables.read(arguments.results / "curves.tsv"))
+    curves = [curve for curve in curves if curve.arm in wanted]
+    if not curves:
+        print(f"figures: no run of {arguments.set} in {arguments.results}", file=sys.stderr)
+        return 2
+    for name, make in FIGURES.items():
+        path = arguments.results / f"{arguments.set}_{name}"
+        if arguments.png:
+            make(curves).savefig(path.with_suffix(".png"), dpi=110)
+        else:
+            path.with_suffix(".svg").write_text(to_svg(make(curves)), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

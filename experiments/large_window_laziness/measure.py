@@ -1,0 +1,110 @@
+"""What is measured along a run: accuracy by distance, losses by kind of token, and the heads."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.large_window_laziness import stream
+from hybridlm.models.loss import token_nll
+from hybridlm.models.mixers import SequenceContext
+from hybridlm.models.params import Model, Params
+from hybridlm.models.programs import per_model
+from hybridlm.probes import Prompt, Prompts, heads_at_once
+
+HELD_OUT = 10**6  # seed of the sequences that are measured on, the same for all runs
+EACH, PROMPTS, AT_ONCE = 32, 32, 16  # sequences of each of two kinds; needles; at once
+FAR = stream.BINS[-1]  # the distances of the needles: farther than the largest window
+
+Record = dict[str, Any]
+
+
+def measure(model: Model, params: Params, window: int | None) -> Record:
+    """One line of a run's curve.
+
+    `accuracy`: share of the copied tokens that are the likeliest, by distance as in `stream.BINS`.
+    `local_nll`, `copied_nll`: nats a token of local text, and of copies (without their first
+    token). `heads`: [layer, head, mass, copy, entropy] of each attention head (see
+    `hybridlm.probes`), on needles at distances of at least 128.
+
+    Args:
+      window: of the attention mixers that have one; None leaves them as they are.
+    """
+    held_out, kind_NT, distance_NT = _held_out()
+    nll_NT, right_NT = _tokens(model, params, held_out, window)
+    copied_NT = kind_NT == stream.COPIED_TOKEN
+    by_distance = [copied_NT & (distance_NT >= a) & (distance_NT <= b) for a, b in stream.BINS]
+    scores, entropies = heads_at_once(model, params, needles(window), batch=AT_ONCE)
+    return {
+        "accuracy": [round(float(right_NT[chosen].mean()), 4) for chosen in by_distance],
+        "local_nll": round(float(nll_NT[kind_NT == stream.LOCAL_TOKEN].mean()), 4),
+        "copied_nll": round(float(nll_NT[copied_NT].mean()), 4),
+        "heads": [
+            [s.layer, s.head, round(s.mass, 4), round(s.copy, 4), round(e.entropy, 4)]
+            for s, e in zip(scores, entropies, strict=True)
+        ],
+    }
+
+
+@functools.cache
+def _held_out() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """A batch, and of each of its targets the kind and the distance; half has many far copies."""
+    near, far = (stream.sequences(HELD_OUT, 0, EACH, power) for power in (1.0, 0.0))
+    both = stream.Sequences(*(np.concatenate(parts) for parts in zip(near, far)))
+    batch = stream.batch(both)
+    kind_NT = np.roll(both.kind_NT, -1, axis=1)
+    kind_NT[:, -1] = -1
+    return batch, kind_NT, np.roll(both.distance_NT, -1, axis=1)
+
+
+@functools.cache
+def needles(window: int | None) -> Prompts:
+    """Sequences that end with a far copy: its source is the needle, its first token the question."""
+    found, first = [], EACH
+    while len(found) < PROMPTS:
+        made = stream.sequences(HELD_OUT, first, stream.AT_ONCE, 0.0)
+        first += stream.AT_ONCE
+        for tokens_T, kind_T, distance_T in zip(*made):
+            starts = np.flatnonzero(
+                (kind_T == stream.COPY_START) & (distance_T >= FAR[0]) & (distance_T <= FAR[1])
+            )
+            starts = starts[starts + stream.SPAN <= stream.LENGTH]
+            if len(starts) and len(found) < PROMPTS:
+                start = int(starts[-1])
+                source, end = start - int(distance_T[start]), start + stream.SPAN
+                needle = (source + 1, source + stream.SPAN)
+                found.append(Prompt(tokens_T[:end], [needle], (start + 1, end)))
+    made = Prompts.of(found, stream.LENGTH)
+    return Prompts(
+        made.tokens_NT, made.segment_ids_NT, made.positions_NT, made.rows_NQ, made.needle_NT, window
+    )
+
+
+def _tokens(
+    model: Model, params: Params, batch: dict[str, np.ndarray], window: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(nats, was it the likeliest) of each target."""
+    program = _program(model, jnp.float32)
+    bound = None if window is None else np.int32(window)
+    parts = []
+    for start in range(0, len(batch["tokens"]), AT_ONCE):
+        part = {name: x[start : start + AT_ONCE] for name, x in batch.items()}
+        parts.append(jax.device_get(program(params, part, bound)))
+    nll_NT, right_NT = (np.concatenate(xs) for xs in zip(*parts))
+    return nll_NT, right_NT
+
+
+@per_model
+def _program(model: Model, dtype: jnp.dtype):
+
+    @jax.jit
+    def run(params: Params, batch: dict[str, jax.Array], window: jax.Array | None):
+        module = model.bind(params)
+        context = SequenceContext(batch["segment_ids"], batch["positions"], window)
+        hidden_BTD = module.hidden(batch["tokens"], context, dtype=dtype)
+        nll_BT = token_nll(hidden_BTD, module.head_kernel(), batch["targets"])
+        return nll_BT, jnp.argmax(module.logits(hidden_BTD), axis=-1) == batch["targets"]
+
+    return run

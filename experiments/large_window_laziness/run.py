@@ -1,0 +1,125 @@
+"""Trains the experiment's runs, several at once; started again, it goes on where it was stopped.
+
+    python -m experiments.large_window_laziness.run --workdir runs/laziness --sets core
+    python -m experiments.large_window_laziness.run --workdir runs/laziness --arms w4-nope,gdn-rope
+
+A seed of all arms comes before the next seed, so that what is finished compares at any time.
+"""
+
+import argparse
+import datetime
+import functools
+import multiprocessing
+import os
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from experiments.large_window_laziness.arms import ARMS, SEEDS, SETS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns 2, with one sentence on stderr, for an arm that is not there."""
+    parser = argparse.ArgumentParser(prog="laziness", description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of all runs")
+    parser.add_argument("--sets", default="", help=f"with commas between: {', '.join(SETS)}")
+    parser.add_argument("--arms", default="", help="names with commas between")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs of each arm")
+    parser.add_argument("--steps", type=int, help="in place of each arm's own budget")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
+    parser.add_argument("--list", action="store_true", help="print the runs and how far they are")
+    arguments = parser.parse_args(argv)
+    unknown = [s for s in _words(arguments.sets) if s not in SETS]
+    unknown += [a for a in _words(arguments.arms) if a not in ARMS]
+    if unknown:
+        print(f"laziness: there is no {unknown[0]!r}; arms: {', '.join(ARMS)}", file=sys.stderr)
+        return 2
+    names = [arm.name for s in _words(arguments.sets) for arm in SETS[s]]
+    names += _words(arguments.arms)
+    units = [(name, seed) for seed in range(arguments.seeds) for name in dict.fromkeys(names)]
+    if not units:
+        print("laziness: nothing to run: name --sets or --arms", file=sys.stderr)
+        return 2
+    if arguments.list:
+        for name, seed in units:
+            print(f"{name:<20} seed {seed}: {_progress(arguments.workdir / name / str(seed))}")
+        return 0
+    return _train(units, arguments.workdir, arguments.steps, max(arguments.jobs, 1))
+
+
+def _train(
+    units: list[tuple[str, int]], workdir: pathlib.Path, steps: int | None, jobs: int
+) -> int:
+    left = [unit for unit in units if not _done(workdir, unit)]
+    print(f"{len(units)} runs, {len(units) - len(left)} of them done; {jobs} at once", flush=True)
+    # One thread a run: two runs side by side are faster than one run on two cores.
+    flags = "--xla_cpu_multi_thread_eigen=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    signal.signal(signal.SIGTERM, _interrupt)
+    start, context = time.perf_counter(), multiprocessing.get_context("spawn")
+    work = functools.partial(_one, workdir=workdir, steps=steps)
+    with context.Pool(jobs, initializer=_quiet) as pool:
+        try:
+            for number, _ in enumerate(pool.imap_unordered(work, left), start=1):
+                spent = time.perf_counter() - start
+                rest = datetime.timedelta(seconds=round(spent / number * (len(left) - number)))
+                print(f"{number} of {len(left)} runs done, about {rest} left", flush=True)
+        except KeyboardInterrupt:
+            pool.terminate()
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            return 130
+    return 0
+
+
+def _one(unit: tuple[str, int], workdir: pathlib.Path, steps: int | None) -> None:
+    import jax
+
+    from experiments.large_window_laziness.runs import run
+
+    jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    name, seed = unit
+    parent = os.getppid()
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        if os.getppid() != parent:  # killed: another command may soon go on with this run
+            os._exit(1)
+
+    run(ARMS[name], seed, workdir / name / str(seed), steps, say)
+
+
+def _quiet() -> None:
+    """An interrupt is the parent's to answer; it ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _done(workdir: pathlib.Path, unit: tuple[str, int]) -> bool:
+    name, seed = unit
+    return (workdir / name / str(seed) / "done.json").exists()
+
+
+def _progress(folder: pathlib.Path) -> str:
+    if (folder / "done.json").exists():
+        return "done"
+    if not (folder / "curve.jsonl").exists():
+        return "not begun"
+    import json
+
+    last = json.loads((folder / "curve.jsonl").read_text().splitlines()[-1])
+    return f"at step {last['step']}, accuracy by distance {last['accuracy']}"
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

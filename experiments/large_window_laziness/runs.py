@@ -1,0 +1,183 @@
+"""One run: an arm and a seed, trained and measured, going on where it was stopped.
+
+A run's folder holds `curve.jsonl` (a line a measurement), `state.npz` (where it goes on),
+`weights.npz` (the heads' query and key weights at each measurement) and, when it is done,
+`done.json` with its cost.
+"""
+
+import json
+import os
+import pathlib
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.large_window_laziness import stream
+from experiments.large_window_laziness.arms import BATCH, OPTIMIZER, Arm
+from experiments.large_window_laziness.measure import measure
+from hybridlm.config.schema import ModelConfig, OptimizerConfig, TrainConfig
+from hybridlm.models.params import Model, Params
+from hybridlm.probes import qk_distance
+from hybridlm.train.optimizer import make_optimizer
+from hybridlm.train.state import init_state
+from hybridlm.train.step import make_train_step
+
+EVERY = 100  # steps between two measurements; the state is saved as often
+
+Say = Callable[[str], None]
+
+
+class Settings(NamedTuple):
+    """What the training step takes from a config."""
+
+    model: ModelConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig
+
+
+class Program(NamedTuple):
+    """An arm's model and compiled step: the same for all windows and seeds."""
+
+    model: Model
+    init: Callable[[jax.Array], Any]
+    step: Callable[[Any, dict[str, np.ndarray]], tuple[Any, dict[str, jax.Array]]]
+
+
+_programs: dict[str, Program] = {}
+
+
+def program_of(arm: Arm) -> Program:
+    """The arm's program; arms with the same model get the same one."""
+    key = repr(arm.model())
+    if key not in _programs:
+        model, optimizer = Model.of(arm.model()), make_optimizer(OPTIMIZER)
+        settings = Settings(arm.model(), arm.train(), OPTIMIZER)
+        bytes_V = np.ones(stream.VOCAB, np.float32)
+        step = make_train_step(settings, model, optimizer, bytes_V, jnp.float32)
+        _programs[key] = Program(
+            model,
+            jax.jit(lambda key: init_state(model, optimizer, key)),
+            jax.jit(step, donate_argnums=0),
+        )
+    return _programs[key]
+
+
+def run(arm: Arm, seed: int, folder: pathlib.Path, steps: int | None = None, say: Say = print):
+    """Trains and measures one run, or goes on with it; returns when it is done.
+
+    Args:
+      steps: in place of the arm's own budget.
+    """
+    if (folder / "done.json").exists():
+        return
+    steps = arm.steps if steps is None else steps
+    folder.mkdir(parents=True, exist_ok=True)
+    model, init, train_step = program_of(arm)
+    own = zlib.crc32(f"{arm.name}/{seed}".encode())  # no two runs share weights or data
+    state = init(jax.random.key(own))
+    before = {"cpu": 0.0, "wall": 0.0, "curve": [], "weights": []}
+    if (folder / "state.npz").exists():
+        state, before = _restore(folder / "state.npz", state)
+    curve, weights = before["curve"], before["weights"]
+    cpu, wall = time.process_time() - before["cpu"], time.perf_counter() - before["wall"]
+    for step in range(int(state["step"]), steps + 1):
+        if step % EVERY == 0 or step == steps:
+            figures = measure(model, state["params"], arm.final)
+            costs = time.process_time() - cpu, time.perf_counter() - wall
+            seconds = {"cpu_seconds": round(costs[0], 1), "wall_seconds": round(costs[1], 1)}
+            curve.append({"step": step, **figures, **seconds})
+            weights.append(_attention_weights(state["params"]))
+            _save(folder / "state.npz", state, *costs, curve, weights)
+            _write(folder / "curve.jsonl", "".join(json.dumps(r) + "\n" for r in curve))
+            shown = " ".join(f"{a:.2f}" for a in figures["accuracy"])
+            say(
+                f"{arm.name} seed {seed}: step {step} of {steps}, accuracy by distance {shown},"
+                f" local {figures['local_nll']:.3f} nats, {costs[1]:.0f} s"
+            )
+        if step < steps:
+            window = arm.window(step, steps, seed)
+            state, _ = train_step(state, _batch(own, step, window))
+    for record, distances in zip(curve, _distances(model, state["params"], curve, weights)):
+        record["qk"] = distances
+    _write(folder / "curve.jsonl", "".join(json.dumps(r) + "\n" for r in curve))
+    _write(
+        folder / "done.json", json.dumps({"arm": arm.name, "seed": seed, "steps": steps, **seconds})
+    )
+    (folder / "state.npz").unlink()
+
+
+def _batch(seed: int, step: int, window: int) -> dict[str, np.ndarray]:
+    """The batch of a step, as the training step takes it: one micro-batch."""
+    batch = stream.batch(stream.sequences(seed, step * BATCH, BATCH))
+    split = {name: x[None] for name, x in batch.items()}
+    return {**split, "window": np.full(1, window, np.int32)}
+
+
+def _attention_weights(params: Params) -> list[np.ndarray]:
+    """The query and key weights, in the order of the tree."""
+    return [np.asarray(x) for path, x in _leaves(params) if _is_query_or_key(path)]
+
+
+def _distances(model: Model, final: Params, curve, weights) -> list[list[list[float]]]:
+    """At each measurement [layer, head, relative Q/K distance to the end] of each head."""
+    paths = [path for path, _ in _leaves(final)]
+    final = jax.tree.map(np.asarray, final)
+
+    def at(saved: list[np.ndarray]) -> Params:
+        left, tree = list(saved), jax.tree.structure(final)
+        leaves = [
+            left.pop(0) if _is_query_or_key(path) else x
+            for path, x in zip(paths, jax.tree.leaves(final))
+        ]
+        return jax.tree.unflatten(tree, leaves)
+
+    steps = [record["step"] for record in curve]
+    table = qk_distance(model, zip(steps, map(at, weights)), final)
+    by_step: dict[int, list[list[float]]] = {step: [] for step in steps}
+    for entry in table:
+        by_step[entry.step].append([entry.layer, entry.head, round(entry.relative, 4)])
+    return list(by_step.values())
+
+
+def _leaves(params: Params) -> list[tuple[str, Any]]:
+    return [
+        (jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(params)
+    ]
+
+
+def _is_query_or_key(path: str) -> bool:
+    return path.endswith(("['q']['kernel']", "['k']['kernel']"))
+
+
+def _save(path: pathlib.Path, state, cpu, wall, curve, weights) -> None:
+    arrays = {f"leaf{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+    for i, saved in enumerate(weights):
+        arrays |= {f"weights{i}_{j}": x for j, x in enumerate(saved)}
+    facts = json.dumps({"cpu": cpu, "wall": wall, "curve": curve, "weights": len(weights)})
+    draft = path.with_name("draft.npz")
+    np.savez(draft, facts=np.array(facts), **arrays)
+    os.replace(draft, path)
+
+
+def _restore(path: pathlib.Path, state):
+    with np.load(path) as file:
+        facts = json.loads(str(file["facts"]))
+        leaves = [jnp.asarray(file[f"leaf{i}"]) for i in range(len(jax.tree.leaves(state)))]
+        each = len([name for name in file.files if name.startswith("weights0_")])
+        weights = [[file[f"weights{i}_{j}"] for j in range(each)] for i in range(facts["weights"])]
+    # The measurement of this step is made again.
+    return jax.tree.unflatten(jax.tree.structure(state), leaves), {
+        "cpu": facts["cpu"], "wall": facts["wall"], "curve": facts["curve"][:-1],
+        "weights": weights[:-1],
+    }  # fmt: skip
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    draft = path.with_suffix(".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)

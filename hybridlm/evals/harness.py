@@ -1,0 +1,191 @@
+"""EleutherAI's lm-evaluation-harness on a run: its `LM` interface over a trained model.
+
+    python -m hybridlm.evals.harness --workdir runs/demo --tasks arc_easy,lambada_openai --limit 100
+
+Requests are sorted by length and run in batches; generation decodes from cached states. The harness
+is of the extra `eval`: pip install 'hybridlm[eval]'.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from hybridlm.errors import UserError
+from hybridlm.evals.sample import Sample
+from hybridlm.evals.scoring import Likelihood, complete, continuation_likelihoods
+from hybridlm.evals.suite import Opened, open_run
+from hybridlm.train.setup import compute_dtype
+
+try:
+    import lm_eval
+    from lm_eval import utils
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
+except ModuleNotFoundError as error:
+    if error.name != "lm_eval":
+        raise
+    raise UserError(
+        "this needs lm-evaluation-harness, which is not installed: pip install 'hybridlm[eval]'"
+    ) from None
+
+MAX_NEW_TOKENS = 256  # the harness's own default
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+class HarnessModel(LM):
+    """A run's model as the harness sees it."""
+
+    def __init__(self, run: Opened, *, batch: int = 8, max_length: int | None = None):
+        """Args:
+        batch: sequences at once.
+        max_length: tokens of prompt and answer; longer prompts lose their beginning. None: the
+          length of training.
+        """
+        super().__init__()
+        self.opened, self.batch = run, batch
+        self.max_length = max_length or run.config.data.seq_len
+        self.dtype: jnp.dtype = compute_dtype(run.config)
+
+    def loglikelihood(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """(ln p of the continuation, whether it is the greedy one) of (context, continuation)."""
+        pairs = [self._pair(*request.args) for request in requests]
+        return [(found.log_prob, found.greedy) for found in self._likelihoods(pairs)]
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """ln p of each whole text, in windows of `max_length` without overlap, after BOS."""
+        tokenizer, pieces, owner = self.opened.tokenizer, [], []
+        for number, request in enumerate(requests):
+            windows = utils.get_rolling_token_windows(
+                token_list=tokenizer.encode(request.args[0]).tolist(),
+                prefix_token=tokenizer.bos_id,
+                max_seq_len=self.max_length - 1,
+                context_len=1,
+            )
+            for context, continuation in map(utils.make_disjoint_window, windows):
+                pieces.append((np.array(context, np.int32), np.array(continuation, np.int32)))
+                owner.append(number)
+        sums = [0.0] * len(requests)
+        for number, found in zip(owner, self._likelihoods(pieces)):
+            sums[number] += found.log_prob
+        return sums
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Greedy continuations, each up to the first of its `until` strings.
+
+        Raises:
+          UserError: for settings that ask for sampling or beams.
+        """
+        settings = [self._generation(*request.args) for request in requests]
+        order = sorted(range(len(requests)), key=lambda i: (settings[i][2], len(settings[i][0])))
+        texts = [""] * len(requests)
+        for start in range(0, len(order), self.batch):
+            group = order[start : start + self.batch]
+            samples = [_sample(settings[i][0], settings[i][2]) for i in group]
+            made = complete(
+                self.opened.model, self.opened.params, self.opened.tokenizer, samples,
+                batch=self.batch, dtype=self.dtype,
+            )  # fmt: skip
+            for i, text in zip(group, made):
+                ends = [text.find(stop) for stop in settings[i][1] if stop in text]
+                texts[i] = text[: min(ends)] if ends else text
+        return texts
+
+    def _likelihoods(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        """Of all pairs, longest first in batches, in the order given."""
+        order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
+        run = self.opened
+        found = continuation_likelihoods(
+            run.model, run.params, [pairs[i] for i in order], batch=self.batch, dtype=self.dtype
+        )
+        back = dict(zip(order, found))
+        return [back[i] for i in range(len(pairs))]
+
+    def _pair(self, context: str, continuation: str) -> Pair:
+        """Tokens of both, cut where the context ends; it loses its beginning where too long.
+
+        Spaces at the context's end go with the continuation, as tokenizers have them there.
+        """
+        tokenizer = self.opened.tokenizer
+        bare = context.rstrip()
+        continuation = context[len(bare) :] + continuation
+        whole = tokenizer.encode(bare + continuation)
+        cut = len(tokenizer.encode(bare)) if bare else 0
+        if cut >= len(whole):  # the tokenizer merges across: the last token is the continuation's
+            cut = max(len(whole) - 1, 0)
+        answer = whole[cut:]
+        if not len(answer) or len(answer) >= self.max_length:
+            raise UserError(
+                f"a continuation has {len(answer)} tokens: it needs 1 to {self.max_length - 1}"
+            )
+        room = self.max_length - len(answer) - 1
+        kept = whole[max(cut - room, 0) : cut] if room else whole[:0]
+        return np.concatenate([[tokenizer.bos_id], kept]).astype(np.int32), answer
+
+    def _generation(self, context: str, settings: dict[str, Any]) -> tuple[np.ndarray, list, int]:
+        """(prompt tokens, strings to stop at, tokens to generate)."""
+        if settings.get("do_sample") and settings.get("temperature", 1.0) > 0:
+            raise UserError("the harness asks for sampling (do_sample), and only greedy is there")
+        if settings.get("num_beams", 1) > 1:
+            raise UserError(
+                f"the harness asks for {settings['num_beams']} beams, of which 1 is there"
+            )
+        until = settings.get("until") or []
+        until = [until] if isinstance(until, str) else list(until)
+        count = int(settings.get("max_gen_toks") or MAX_NEW_TOKENS)
+        room = self.max_length - count - 1
+        if room < 1:
+            raise UserError(
+                f"the harness asks for {count} new tokens, and max_length is {self.max_length}"
+            )
+        tokens = self.opened.tokenizer.encode(context)[-room:]
+        prompt = np.concatenate([[self.opened.tokenizer.bos_id], tokens]).astype(np.int32)
+        return prompt, [stop for stop in until if stop], count
+
+
+def _sample(prompt: np.ndarray, count: int) -> Sample:
+    # Lengths in steps of 64: few shapes, few programs.
+    length = -(-len(prompt) // 64) * 64 + count
+    return Sample("harness", length, 0, 0, "", "", (), (), prompt, (), (), count)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="harness", description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a run")
+    parser.add_argument("--tasks", required=True, help="the harness's names, commas between")
+    parser.add_argument("--step", type=int, help="checkpoint; the newest by default")
+    parser.add_argument("--limit", type=int, help="samples of each task; all by default")
+    parser.add_argument("--num_fewshot", type=int, help="each task's own by default")
+    parser.add_argument("--batch", type=int, default=8, help="sequences at once")
+    parser.add_argument("--max_length", type=int, help="tokens; those of training by default")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON file to write")
+    arguments = parser.parse_args(argv)
+    try:
+        opened = open_run(arguments.workdir, arguments.step)
+        model = HarnessModel(opened, batch=arguments.batch, max_length=arguments.max_length)
+        results = lm_eval.simple_evaluate(
+            model, tasks=arguments.tasks.split(","), limit=arguments.limit,
+            num_fewshot=arguments.num_fewshot,
+        )["results"]  # fmt: skip
+    except UserError as error:
+        print(f"harness: {error}", file=sys.stderr)
+        return 2
+    text = json.dumps(results, indent=2, default=str)
+    if arguments.out:
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

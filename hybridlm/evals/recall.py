@@ -1,0 +1,129 @@
+"""The recall tasks of BASED and JRT on local files: a document, then a cloze that it answers.
+
+FDA, SWDE, SQuAD, DROP, NQ and TriviaQA in the form of arXiv 2402.18668 and 2407.05483: a file
+NAME.jsonl with, in each line, the answer as `value` (or `answers`, a list) and either `context` and
+`question`, or a `text` that has both, the question after its last line break (as in the published
+sets). The prompt is context, ". " and question (a line break for `text`). The score is 1 where the
+answer's text, case aside, is in the greedy continuation up to its first line break.
+
+A context that is too long is cut as there: to (length - 50) tokens centred on the first occurrence
+of the answer, so that it always holds it. Scores of cut and uncut prompts do not compare.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from hybridlm.data.tokenizers import Tokenizer
+from hybridlm.errors import DataError, UserError
+from hybridlm.evals.sample import Sample, generator
+
+NAMES = ("fda", "swde", "squad", "drop", "nq", "triviaqa")
+TOKENS_TO_GENERATE = 48
+MARGIN = 50  # tokens that a cut leaves for question and answer
+
+
+class Cloze(NamedTuple):
+    """A line of a file: `joint` stands between context and question."""
+
+    context: str
+    joint: str
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recall:
+    """One of the tasks; sample `index` is line `index` of a permutation of the file's."""
+
+    name: str
+    folder: pathlib.Path
+    tokens_to_generate: int = TOKENS_TO_GENERATE
+    metric: str = "any"
+    until: str = "\n"
+
+    def sample(self, tokenizer: Tokenizer, length: int, seed: int, index: int) -> Sample:
+        """The sample `index`.
+
+        Raises:
+          UserError: where the question alone does not fit `length`. DataError: for the file.
+        """
+        lines = read(self.folder / f"{self.name}.jsonl")
+        order = generator(self.name, 0, seed, 0).permutation(len(lines))
+        cloze = lines[order[index % len(order)]]
+        room = length - self.tokens_to_generate - 1
+        prompt = cloze.context + cloze.joint + cloze.question
+        ids = tokenizer.encode(prompt)
+        if len(ids) > room:
+            tail = len(tokenizer.encode(cloze.joint + cloze.question))
+            window = min(length - MARGIN, room) - tail
+            if window < 1:
+                raise UserError(
+                    f"{self.name} does not fit {length} tokens: the question of sample {index}"
+                    f" has {tail}"
+                )
+            prompt = _cut(tokenizer, cloze, window) + cloze.joint + cloze.question
+            ids = tokenizer.encode(prompt)[-room:]
+        tokens = np.concatenate([[tokenizer.bos_id], ids]).astype(np.int32)
+        return Sample(
+            self.name, length, seed, index, prompt, "", cloze.answers, (), tokens, (), (),
+            self.tokens_to_generate,
+        )  # fmt: skip
+
+
+def tasks(folder: pathlib.Path) -> dict[str, Recall]:
+    """The six tasks by name, on the files of a folder."""
+    return {name: Recall(name, folder) for name in NAMES}
+
+
+@functools.lru_cache(maxsize=16)
+def read(path: pathlib.Path) -> tuple[Cloze, ...]:
+    """The lines of a file.
+
+    Raises:
+      DataError: for a file that cannot be read, or a line of another form; it says which.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise DataError(f"recall task {path}: cannot be read ({reason})") from None
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                found.append(_cloze(json.loads(line)))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise DataError(
+                    f"recall task {path}, line {number}: needs `value` or `answers`, and `text` or"
+                    " `context` with `question`"
+                ) from None
+    if not found:
+        raise DataError(f"recall task {path}: has no line")
+    return tuple(found)
+
+
+def _cloze(entry: dict) -> Cloze:
+    answers = tuple(str(a) for a in entry["answers"]) if "answers" in entry else (entry["value"],)
+    answers = tuple(answer.strip() for answer in answers)
+    if not answers or not all(answers):
+        raise ValueError("no answer")
+    if "context" in entry and "question" in entry:
+        context = entry["context"].strip().removesuffix(".")
+        return Cloze(context, ". ", entry["question"].strip(), answers)
+    context, joint, question = entry["text"].rstrip().rpartition("\n")
+    return Cloze(context, joint, question, answers)
+
+
+def _cut(tokenizer: Tokenizer, cloze: Cloze, window: int) -> str:
+    """`window` tokens of the context around the first answer there, or its last ones."""
+    places = [cloze.context.lower().find(answer.lower()) for answer in cloze.answers]
+    places = [place for place in places if place >= 0]
+    ids = tokenizer.encode(cloze.context)
+    middle = len(tokenizer.encode(cloze.context[: min(places)])) if places else len(ids)
+    first = min(max(middle - window // 2, 0), max(len(ids) - window, 0))
+    return tokenizer.decode(ids[first : first + window])

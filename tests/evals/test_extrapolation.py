@@ -1,0 +1,108 @@
+"""Settings for contexts beyond training: what they change, against formulas, and what they leave."""
+
+import dataclasses
+import math
+import pathlib
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "models"))
+import small
+
+from hybridlm import config as configs
+from hybridlm.errors import UserError
+from hybridlm.evals.extrapolation import Extrapolation
+from hybridlm.models.mixers import SequenceContext
+from hybridlm.models.params import Model
+from hybridlm.models.positional import Rope, RopeConfig, YarnConfig
+
+MIXERS = {
+    "near": dict(kind="attention", heads=2, window=4),
+    "nope": dict(kind="attention", heads=2, rope=None),
+    "rope": dict(kind="attention", heads=2),
+}
+
+
+@pytest.fixture
+def config(in_root):
+    """A run's settings with one layer of each kind, 64 tokens."""
+    base = configs.load("configs/demo.py:smoke", [])
+    model = dataclasses.replace(
+        base.model, width=32, depth=3, pattern="near nope rope", mixers=MIXERS, vocab_size=40
+    )
+    return dataclasses.replace(base, model=model)
+
+
+def test_nothing_set_changes_nothing(config):
+    assert Extrapolation().apply(config) is config.model
+
+
+def test_each_setting_reaches_its_layers_alone(config):
+    changed = Extrapolation(logit_scale=64.0, rope_theta=5e5).apply(config).mixers
+    assert changed["near"] == config.model.mixers["near"]
+    assert changed["nope"].temperature.scale == 64 and changed["nope"].rope is None
+    assert changed["rope"].rope.theta == 5e5 and changed["rope"].temperature is None
+    yarn = Extrapolation(yarn=4.0).apply(config).mixers
+    assert yarn["rope"].rope.yarn == YarnConfig(4.0, config.data.seq_len)
+    assert yarn["near"].rope.yarn is None
+
+
+def test_the_same_parameters_serve(config):
+    """A scale of the logits is 1 at the first position and changes what comes later."""
+    model, far = Model.of(config.model), Model.of(Extrapolation(logit_scale=3.0).apply(config))
+    _, params = small.make(config.model)
+    tokens = np.arange(12, dtype=np.int32)[None] % 40
+    context = SequenceContext(np.ones_like(tokens), np.arange(12, dtype=np.int32)[None])
+    a, b = (np.asarray(m.bind(params)(tokens, context)) for m in (model, far))
+    np.testing.assert_allclose(a[:, 0], b[:, 0], atol=1e-5)
+    assert np.abs(a[:, -1] - b[:, -1]).max() > 1e-4
+
+
+def test_yarn_is_its_papers_formula():
+    """Eq. 17-23: the ramp over the turns within the trained length, and the factor on logits."""
+    theta, size, length, factor = 10_000.0, 64, 4096, 8.0
+    yarn = YarnConfig(factor, length)
+    slowed = yarn.slowed(theta, size)
+    frequencies = theta ** (-np.arange(0, size, 2) / size)
+    turns = length * frequencies / (2 * math.pi)
+    assert (slowed[turns > 40] == 1).all() and (slowed[turns > 40]).size > 5
+    np.testing.assert_allclose(slowed[turns < 0.8], 1 / factor)
+    assert (np.diff(slowed) <= 1e-12).all()
+    x = np.ones((1, 2, 1, size), np.float32)
+    positions = np.array([[0, 7]])
+    out = np.asarray(Rope(RopeConfig(theta, yarn=yarn), size)(jnp.asarray(x), positions))
+    magnitude = 0.1 * math.log(factor) + 1
+    np.testing.assert_allclose(out[0, 0], magnitude, rtol=1e-6)
+    angle = 7 * frequencies * slowed
+    np.testing.assert_allclose(
+        out[0, 1, 0, : size // 2], magnitude * (np.cos(angle) - np.sin(angle)), atol=1e-5
+    )
+    one = Rope(RopeConfig(theta, yarn=YarnConfig(1.0, length)), size)(jnp.asarray(x), positions)
+    plain = Rope(RopeConfig(theta), size)(jnp.asarray(x), positions)
+    np.testing.assert_allclose(one, plain, atol=1e-6)
+
+
+BAD = [
+    (dict(logit_scale=1.0), "--logit_scale must exceed 1"),
+    (dict(yarn=0.5), "--yarn must exceed 1"),
+    (dict(rope_theta=-1.0), "--rope_theta must exceed 0"),
+    (dict(rope_theta=1e6, yarn=2.0), "both stretch RoPE"),
+]
+
+
+@pytest.mark.parametrize("given, sentence", BAD, ids=[s for _, s in BAD])
+def test_settings_that_mean_nothing(config, given, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Extrapolation(**given).apply(config)
+
+
+def test_a_setting_without_its_layer(config):
+    model = dataclasses.replace(config.model, pattern="near nope", depth=2, mixers={
+        name: MIXERS[name] for name in ("near", "nope")
+    })  # fmt: skip
+    bare = dataclasses.replace(config, model=model)
+    with pytest.raises(UserError, match="no global attention layer with RoPE"):
+        Extrapolation(yarn=2.0).apply(bare)

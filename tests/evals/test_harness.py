@@ -1,0 +1,146 @@
+"""The lm-evaluation-harness adapter with a tiny model, on the harness's own interface and loop."""
+
+import pathlib
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness (lm_eval) is not installed")
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "models"))
+import small
+from lm_eval.api.instance import Instance
+
+from hybridlm.data.tokenizers import ByteTokenizer
+from hybridlm.errors import UserError
+from hybridlm.evals.harness import HarnessModel
+from hybridlm.evals.suite import Opened
+from hybridlm.models.mixers import SequenceContext
+
+LENGTH = 96
+
+
+@pytest.fixture(scope="module")
+def harness():
+    model, params = small.make(small.model_config("swa full rec", vocab_size=264))
+    config = types.SimpleNamespace(
+        data=types.SimpleNamespace(seq_len=LENGTH), train=types.SimpleNamespace(dtype="float32")
+    )
+    return HarnessModel(Opened(config, model, params, ByteTokenizer(), 1), batch=3)
+
+
+@pytest.fixture(scope="module")
+def log_probs(harness):
+    """ln p of every next token, by direct computation."""
+    model, params = harness.opened.model, harness.opened.params
+    positions = np.arange(LENGTH, dtype=np.int32)[None]
+    forward = jax.jit(lambda t, ids: model.bind(params)(t, SequenceContext(ids, positions))[0])
+
+    def run(tokens):
+        row, ids = np.zeros((2, 1, LENGTH), np.int32)
+        row[0, : len(tokens)], ids[0, : len(tokens)] = tokens, 1
+        return np.asarray(jax.nn.log_softmax(forward(row, ids)))[: len(tokens)]
+
+    return run
+
+
+def requests(kind, *arguments):
+    return [Instance(kind, {}, args, i) for i, args in enumerate(arguments)]
+
+
+def test_loglikelihood(harness, log_probs):
+    """Pairs of many lengths: sums of the forward pass, in the order asked for."""
+    pairs = [("One two", " three"), ("", "x"), ("abc ", "d"), ("q" * 200, "longer than fits")]
+    found = harness.loglikelihood(requests("loglikelihood", *pairs))
+    tokenizer = ByteTokenizer()
+    for (context, continuation), (log_p, greedy) in zip(pairs, found):
+        bare = context.rstrip()  # its last spaces belong to the continuation, as in the harness
+        answer = tokenizer.encode(context[len(bare) :] + continuation)
+        kept = tokenizer.encode(bare)[-(LENGTH - 1 - len(answer)) :]
+        whole = np.concatenate([[tokenizer.bos_id], kept, answer]).astype(int)
+        table = log_probs(whole)
+        places = np.arange(len(whole) - len(answer) - 1, len(whole) - 1)
+        assert log_p == pytest.approx(table[places, answer].sum(), rel=1e-4, abs=1e-3)
+        assert greedy == bool((table[places].argmax(-1) == answer).all())
+
+
+def test_rolling_is_the_sum_of_windows(harness, log_probs):
+    tokenizer, text = ByteTokenizer(), "The road is long. " * 15
+    short = "Nothing."
+    found = harness.loglikelihood_rolling(requests("loglikelihood_rolling", (text,), (short,)))
+    ids = tokenizer.encode(short)
+    whole = np.concatenate([[tokenizer.bos_id], ids])
+    want = log_probs(whole)[np.arange(len(ids)), ids].sum()
+    assert found[1] == pytest.approx(want, rel=1e-4)
+    assert found[0] < found[1] and np.isfinite(found[0])
+
+
+def test_generation_is_greedy_and_stops(harness, log_probs):
+    """Cached, batched decoding is the argmax of each prompt alone, cut at the first `until`."""
+    tokenizer = harness.opened.tokenizer
+    prompts = ["One", "Another, longer", "x"]
+    settings = {"until": [], "max_gen_toks": 6}
+    made = harness.generate_until(requests("generate_until", *((p, settings) for p in prompts)))
+    for prompt, text in zip(prompts, made):
+        tokens, chosen = [tokenizer.bos_id, *tokenizer.encode(prompt)], []
+        for _ in range(6):
+            scores = log_probs(tokens)[-1].copy()
+            scores[258:] = scores[256] = -np.inf
+            if scores.argmax() == tokenizer.eos_id:
+                break
+            chosen.append(int(scores.argmax()))
+            tokens.append(chosen[-1])
+        assert text == tokenizer.decode(chosen)
+    stop = made[1][2:3]
+    cut = harness.generate_until(
+        requests("generate_until", (prompts[1], {"until": [stop], "max_gen_toks": 6}))
+    )
+    assert cut == [made[1].split(stop)[0]]
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({"do_sample": True, "temperature": 0.7}, "only greedy"),
+        ({"num_beams": 4}, "4 beams"),
+        ({"max_gen_toks": LENGTH}, "new tokens"),
+    ],
+)
+def test_what_is_not_there_is_said(harness, settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        harness.generate_until(requests("generate_until", ("a", settings)))
+
+
+def test_the_harness_runs_a_task_on_it(harness, tmp_path):
+    """`simple_evaluate` on a task of our own: its requests, its metrics, its bookkeeping."""
+    import json
+
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    lines = [{"q": f"{i} and {i}", "a": " yes", "b": " no", "gold": i % 2} for i in range(6)]
+    data = tmp_path / "lines.jsonl"
+    data.write_text("\n".join(json.dumps(line) for line in lines))
+    (tmp_path / "tiny.yaml").write_text(
+        f"""task: tiny_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}"}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{q}}}}"
+doc_to_target: gold
+doc_to_choice: ["{{{{a}}}}", "{{{{b}}}}"]
+metric_list: [{{metric: acc}}]
+"""
+    )
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    found = lm_eval.simple_evaluate(
+        harness, tasks=["tiny_choice"], task_manager=manager, bootstrap_iters=0
+    )["results"]["tiny_choice"]
+    pairs = [(line["q"], line[c]) for line in lines for c in ("a", "b")]
+    scored = harness.loglikelihood(requests("loglikelihood", *pairs))
+    right = [int(np.argmax([scored[2 * i][0], scored[2 * i + 1][0]]) == i % 2) for i in range(6)]
+    assert found["acc,none"] == pytest.approx(np.mean(right))

@@ -1,0 +1,89 @@
+"""The paper's matrix: published parameter counts, budgets, and a dry run of every point."""
+
+import json
+
+import pytest
+
+from experiments.large_window_laziness import sweep, text
+from hybridlm import config as configs
+from hybridlm.analysis.dry_run import cost
+from hybridlm.config.laziness import BUDGETS, CONTEXT, LOCAL, SIZES
+from hybridlm.errors import ConfigError
+
+PUBLISHED = {"S1": 14_999_424, "S2": 31_470_080, "S3": 64_901_760, "S4": 104_427_264}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_shapes_have_the_published_parameters(in_root, size):
+    """Exactly for S1 to S4 without embeddings, and 71M and 665M with them for S1 and S5."""
+    figures = cost(configs.load(f"configs/laziness/swa128.py:{size}", []))
+    assert figures["parameters_without_embedding"] == PUBLISHED.get(size, SIZES[size].params)
+    whole = {"S1": 71e6, "S5": 665e6}
+    if size in whole:
+        assert figures["parameters"] == pytest.approx(whole[size], rel=0.01)
+
+
+@pytest.mark.parametrize("architecture", LOCAL)
+def test_architectures_are_matched_and_budgets_met(in_root, architecture):
+    assert architecture in {p.stem for p in (in_root / "configs/laziness").glob("*.py")}
+    for budget in (100, 1000):
+        config = configs.load(f"configs/laziness/{architecture}.py:S1,{budget}n", [])
+        figures = cost(config)
+        assert figures["parameters_without_embedding"] == pytest.approx(PUBLISHED["S1"], rel=0.03)
+        assert figures["tokens"] == pytest.approx(budget * PUBLISHED["S1"], rel=0.001)
+        assert config.data.seq_len == CONTEXT
+
+
+def test_nope_is_in_the_full_layers_alone(in_root):
+    mixers = configs.load("configs/laziness/swa128.py:S2,200n,nope", []).model.mixers
+    assert mixers["full"].rope is None and mixers["local"].rope is not None
+
+
+@pytest.mark.parametrize("architecture", LOCAL)
+def test_sweeps_are_flat_overrides_of_the_recipe(in_root, architecture):
+    """30 points, each the same config as its argument gives."""
+    path = f"configs/laziness/{architecture}.py"
+    module = configs.load.__globals__["_module"](in_root / path)
+    found = list(module.sweep())
+    assert len(found) == len(SIZES) * len(BUDGETS)
+    overrides = [(key, repr(value)) for key, value in found[-1].items()]
+    assert configs.load(path, overrides) == configs.load(f"{path}:S5,1000n", [])
+
+
+def test_a_wrong_argument_is_one_sentence(in_root):
+    for argument in ("S6", "S1,S2", "150n"):
+        with pytest.raises(ConfigError, match="give at most one of S1, S2"):
+            configs.load(f"configs/laziness/gdn.py:{argument}", [])
+
+
+def test_one_command_sweeps(in_root, capsys):
+    """Every point in a dry run of one size; commands; and what is wrong in a sentence."""
+    words = ["--workdir", "runs/m", "--sizes", "S1", "--budgets", "100,1000"]
+    assert sweep.main([*words, "--dry_run"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 2 * len(LOCAL) and all(line["flops"] > 1e17 for line in lines)
+    assert sweep.main(["--workdir", "runs/m", "--print_commands", "--nope"]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == len(LOCAL) * len(SIZES) * len(BUDGETS) == 210
+    assert commands[0] == (
+        "hybridlm train --config configs/laziness/full.py:S1,100n,nope"
+        " --workdir runs/m/full-nope-S1-100n"
+    )
+    assert sweep.main([*words, "--architectures", "rnn"]) == 2
+    assert "--architectures 'rnn' is unknown" in capsys.readouterr().err
+
+
+def test_text_matrix_dry_run(in_root, capsys):
+    assert text.main(["--workdir", "runs/t", "--dry_run", "--seeds", "1"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["run"] for line in lines][:2] == ["w16-rope-0", "w128-rope-0"]
+    assert len({line["parameters"] for line in lines}) == 1 and len(lines) == 10
+
+
+@pytest.mark.slow
+def test_text_runs_and_makes_its_table(in_root, tmp_path, capsys):
+    words = ["--workdir", str(tmp_path), "--smoke", "--only", "w16-nope-0", "--steps", "4"]
+    assert text.main(words) == 0
+    assert text.main(["--workdir", str(tmp_path), "--table"]) == 0
+    rows = (tmp_path / "text.tsv").read_text().splitlines()
+    assert rows[0].split("\t") == list(text.COLUMNS) and len(rows) == 5

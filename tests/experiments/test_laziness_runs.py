@@ -1,0 +1,95 @@
+"""A run of the experiment: stopped and gone on with it is the same run; arms and schedules."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.large_window_laziness import arms, measure, run, runs, stream, tables
+from experiments.large_window_laziness.arms import ARMS, SETS
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Measurements of seconds."""
+    monkeypatch.setattr(runs, "EVERY", 2)
+    monkeypatch.setattr(runs, "BATCH", 2)
+    monkeypatch.setattr(measure, "EACH", 2)
+    monkeypatch.setattr(measure, "PROMPTS", 2)
+    monkeypatch.setattr(measure, "AT_ONCE", 2)
+    measure._held_out.cache_clear()
+    measure.needles.cache_clear()
+    yield
+    measure._held_out.cache_clear()
+    measure.needles.cache_clear()
+
+
+def curve(folder):
+    kept = [json.loads(line) for line in (folder / "curve.jsonl").open()]
+    return [{k: v for k, v in r.items() if not k.endswith("seconds")} for r in kept]
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_run_that_was_killed_ends_as_if_it_was_not(small, tmp_path):
+    arm, silent = ARMS["w4-nope"], lambda line: None
+    runs.run(arm, 0, tmp_path / "whole", 4, silent)
+    said = []
+
+    def killed(line):
+        said.append(line)
+        if len(said) == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        runs.run(arm, 0, tmp_path / "parts", 4, killed)
+    runs.run(arm, 0, tmp_path / "parts", 4, silent)
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert [record["step"] for record in curve(tmp_path / "whole")] == [0, 2, 4]
+    last = curve(tmp_path / "whole")[-1]
+    assert len(last["heads"]) == arms.DEPTH * arms.HEADS == len(last["qk"])
+    assert all(relative == 0 for *_, relative in last["qk"])
+    (tmp_path / "w4-nope").mkdir()
+    (tmp_path / "parts").rename(tmp_path / "w4-nope" / "0")
+    rows, (facts,) = tables.collect(tmp_path)
+    assert len(rows) == 3 and facts["formed"] == 0 and facts["formed_step"] == 4
+    assert run.main(["--workdir", str(tmp_path), "--arms", "w4-nope", "--seeds", "1"]) == 0
+
+
+def test_needles_lie_beyond_every_window(small):
+    made = measure.needles(None)
+    for tokens, rows, needle in zip(made.tokens_NT, made.rows_NQ, made.needle_NT):
+        (places,) = np.nonzero(needle)
+        answer = tokens[rows[rows >= 0] + 1]
+        np.testing.assert_array_equal(tokens[places], answer)
+        assert rows[0] - places[0] + 1 >= stream.BINS[-1][0] >= arms.LARGE
+
+
+def test_one_program_serves_all_windows():
+    windowed = [arm for arm in ARMS.values() if arm.final is not None]
+    assert len({repr(arm.model()) for arm in windowed}) == 2  # RoPE and NoPE
+
+
+def test_schedules_end_at_the_large_window():
+    curriculum = arms.curriculum(4, 128)
+    seen = [curriculum(step, 1000, 0) for step in range(1000)]
+    assert seen[0] == 4 and set(seen) == {4, 8, 16, 32, 64, 128} and seen == sorted(seen)
+    assert seen[500:] == [128] * 500
+    drawn = [arms.stochastic(4, 128)(step, 1000, 3) for step in range(1000)]
+    assert set(drawn) == {4, 128} and 400 < drawn.count(4) < 600
+    assert drawn == [arms.stochastic(4, 128)(step, 1000, 3) for step in range(1000)]
+    assert set(arms.dropout(128)(step, 1000, 3) for step in range(50)) == {1, 128}
+
+
+def test_every_arm_has_a_model():
+    assert len(ARMS) == sum(map(len, SETS.values()))
+    for arm in ARMS.values():
+        assert arm.model().layout.names == ("local", "full") * 2
+        assert (arm.model().mixers["full"].rope is None) == arm.nope
+
+
+def test_an_unknown_arm_is_one_sentence(tmp_path, capsys):
+    assert run.main(["--workdir", str(tmp_path), "--arms", "w5"]) == 2
+    assert "there is no 'w5'" in capsys.readouterr().err

@@ -1,0 +1,111 @@
+"""Survival, permutation and claims on cases whose answers are known."""
+
+import numpy as np
+import pytest
+
+from experiments.large_window_laziness import claims, figures, tables
+from experiments.large_window_laziness import statistics as st
+from experiments.large_window_laziness.statistics import Time
+
+
+def test_a_crossing_must_last():
+    assert st.first_crossing([0, 10, 20, 30], [0, 0.6, 0.2, 0.7], 0.5) == Time(30, True)
+    assert st.first_crossing([0, 10, 20, 30], [0, 0.6, 0.5, 0.7], 0.5) == Time(10, True)
+    assert st.first_crossing([0, 10, 20], [0, 0.1, 0.2], 0.5) == Time(20, False)
+
+
+def test_survival_is_kaplan_and_meiers():
+    """The textbook's: a censored run leaves the risk set and lowers nothing."""
+    times = [Time(3, True), Time(5, False), Time(7, True), Time(7, True), Time(9, False)]
+    steps, share = st.survival(times)
+    np.testing.assert_array_equal(steps, [0, 3, 7])
+    np.testing.assert_allclose(share, [1, 4 / 5, 4 / 5 * 1 / 3])
+    want = 3 * 1 + 4 * 4 / 5 + 3 * 4 / 15
+    assert st.restricted_mean(times, 10) == pytest.approx(want)
+
+
+def test_restricted_mean_of_whole_data_is_a_mean():
+    times = [Time(t, t < 50) for t in (10, 20, 50)]
+    assert st.restricted_mean(times, 50) == pytest.approx(80 / 3)
+
+
+def test_log_rank_by_hand():
+    """Two against two, no censoring: O - E = (1 - 1/2) + (1 - 1/3) = 7/6, V = 1/4 + 2/9."""
+    a, b = [Time(1, True), Time(2, True)], [Time(3, True), Time(4, True)]
+    assert st.log_rank(a, b) == pytest.approx((7 / 6) / np.sqrt(1 / 4 + 2 / 9))
+    assert st.log_rank(b, a) == pytest.approx(-st.log_rank(a, b))
+
+
+def test_permutation_of_three_against_three_is_exact():
+    p = st.permutation([[[1, 2, 3], [7, 8, 9]]], lambda s: np.mean(s[1]) - np.mean(s[0]))
+    assert p == pytest.approx(1 / 20)
+    trend = st.permutation([[[1, 2], [3, 4], [5, 6]]], st.increasing, samples=2000)
+    assert trend == pytest.approx(1 / 90, abs=0.01)
+    assert st.increasing([[1], [1], [2]]) == 2.5
+
+
+def curve(arm, seed, formed, local=1.30, steps=(0, 100, 200, 300, 400)):
+    """A run whose far accuracy jumps from 0 to 0.9 at `formed`."""
+    steps = np.array(steps, float)
+    values = {name: np.zeros(len(steps)) for name in tables.CURVE[2:]}
+    values["step"] = steps
+    values[tables.DISTANCES[-1]] = np.where(steps >= formed, 0.9, 0.0)
+    values["local_nll"] = np.full(len(steps), local + 0.001 * seed)
+    return tables.Curve(arm, seed, steps, values)
+
+
+def runs(arm, formed, **options):
+    return [curve(arm, seed, at, **options) for seed, at in enumerate(formed)]
+
+
+NEVER = 9999
+
+
+def outcome(curves, claim):
+    (found,) = [v for v in claims.verdicts(curves) if v.claim == claim]
+    return found.outcome
+
+
+def test_claims_hold_where_they_are_planted():
+    curves = runs("w4-rope", (100, 100, 200)) + runs("w16-rope", (200, 200, 300))
+    curves += runs("w64-rope", (300, 300, 400)) + runs("w128-rope", (NEVER,) * 3)
+    curves += runs("w4-nope", (100, 100, 100))
+    assert outcome(curves, "the larger the window, the later retrieval forms (rope)") == "holds"
+    later = "window 128 forms retrieval later than window 4 (rope)"
+    assert outcome(curves, later) == "holds"
+    catches = "with enough training window 128 catches up with window 4 (rope)"
+    assert outcome(curves, catches) == "does not hold"
+    assert outcome(curves, "windows do not differ in short-range loss (rope)") == "holds"
+    assert outcome(curves, "NoPE helps at window 4") == "undecided"
+
+
+def test_claims_fail_where_the_opposite_is_planted():
+    curves = runs("w4-rope", (400, 400, 400)) + runs("w16-rope", (300,) * 3)
+    curves += runs("w64-rope", (200,) * 3) + runs("w128-rope", (100, 100, 100), local=1.5)
+    assert outcome(curves, "the larger the window, the later retrieval forms (rope)") == (
+        "does not hold"
+    )
+    assert outcome(curves, "windows do not differ in short-range loss (rope)") == "does not hold"
+    catches = "with enough training window 128 catches up with window 4 (rope)"
+    assert outcome(curves, catches) == "holds"
+
+
+def test_nothing_is_said_of_single_runs():
+    assert claims.verdicts(runs("w4-rope", (100,)) + runs("w128-rope", (100,))) == []
+
+
+def test_tables_read_back_what_was_written(tmp_path):
+    rows = [
+        {"arm": "w4-rope", "seed": 1, "step": step, **{n: step / 10 for n in tables.CURVE[3:]}}
+        for step in (0, 100)
+    ]
+    tables.write(tmp_path / "a" / "curves.tsv", tables.CURVE, rows)
+    (read,) = tables.read_curves(tables.read(tmp_path / "a" / "curves.tsv"))
+    assert (read.arm, read.seed) == ("w4-rope", 1)
+    np.testing.assert_array_equal(read.values["mass"], [0, 10])
+
+
+def test_figures_are_made_of_any_runs():
+    curves = runs("w4-rope", (100, 200)) + runs("w128-nope", (NEVER, 300))
+    for make in figures.FIGURES.values():
+        assert len(make(curves).axes) >= 2
