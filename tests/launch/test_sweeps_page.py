@@ -56,7 +56,9 @@ def test_what_the_page_shows_and_refuses(place, root, command):
     assert not (place / "runs").exists()
 
 
-def test_the_page_s_sweep_is_interrupted_and_goes_on(place, root):
+@pytest.mark.slow
+def test_the_page_s_sweep_is_interrupted_and_goes_on(place, root, command, refusal):
+    """Real runs. `test_local.py` does the same with runs that train nothing, and always."""
     (words,) = [words for words, _ in page(root) if "--parallel" in words]
     runs = place / "runs" / "smoke"
 
@@ -92,14 +94,8 @@ def test_the_page_s_sweep_is_interrupted_and_goes_on(place, root):
         assert not (workdir / "tokens").exists(), "tokens are shared"
     assert len(list((runs / "tokens").iterdir())) == 1
 
-    third = start()
-    out, err = third.communicate(timeout=600)
-    assert third.returncode == 0 and "nothing to do" in out
+    code, out, _ = command(*words)
+    assert code == 0 and "nothing to do" in out
     assert out.count("finished, ") == 3 and out.count("nats held out") == 3
-
-    other = [*words, "--config.data.seq_len=32"]
-    done = subprocess.run(
-        [sys.executable, "-m", "hybridlm.cli", *other], capture_output=True, text=True
-    )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("hybridlm: run swa.window=16: ") and "data.seq_len" in done.stderr
+    said = refusal(*words, "--config.data.seq_len=32")
+    assert said.startswith("hybridlm: run swa.window=16: ") and "data.seq_len 64 -> 32" in said
