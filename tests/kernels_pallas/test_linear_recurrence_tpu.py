@@ -14,7 +14,11 @@ from kernels_pallas.linear_recurrence import tpu
 SUBJECTS = {"linear": recurrence_subject, "gated": gated_subject}
 
 
-@pytest.fixture(scope="module", params=SUBJECTS)
+#: The gated kernel is the other and more; that runs among the slow tests.
+ONE = ("gated", pytest.param("linear", marks=pytest.mark.slow))
+
+
+@pytest.fixture(scope="module", params=ONE)
 def held(request):
     # More than one time block, the last not full, and channels that fill no register.
     time, tpu.TIME_BLOCK = tpu.TIME_BLOCK, 32
@@ -27,7 +31,7 @@ def test_law(held, law):
     LAWS[law](held)
 
 
-@pytest.mark.parametrize("subject", [pytest.param("linear", marks=pytest.mark.slow), "gated"])
+@pytest.mark.parametrize("subject", ONE)
 def test_memory_is_initialised_and_raced_for_by_nobody(subject, monkeypatch):
     monkeypatch.setattr(tpu, "TIME_BLOCK", 32)
     simulated = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
