@@ -260,7 +260,7 @@ def test_memory_is_linear_in_time(monkeypatch):
         (dict(sinks_H=jnp.ones(3)), "sinks_H must have shape"),
         (dict(soft_cap=0.0), "soft_cap must be"),
         (dict(impl="fast"), "impl must be one of auto, reference, chunked, pallas"),
-        (dict(impl="pallas"), "no kernel yet"),
+        (dict(impl="pallas"), "lacks platform=cpu"),
         (dict(initial_state="short"), "initial_state.v_BSGV must have shape"),
     ],
 )

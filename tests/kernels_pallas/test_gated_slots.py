@@ -110,7 +110,7 @@ def test_bfloat16_runs_in_float32():
         (dict(written_BT=jnp.zeros((1, 5))), "written must be boolean"),
         (dict(segment_ids=jnp.ones((1, 5))), "segment_ids must be integers"),
         (dict(scale=jnp.float32(1)), "scale must be None or a Python number"),
-        (dict(impl="pallas"), "no kernel yet"),
+        (dict(impl="pallas"), "lacks platform=cpu"),
         (
             dict(initial_state=empty_state(1, 2, 5, 4, 3)),
             "initial_state.k_slots_BGMK must have shape",

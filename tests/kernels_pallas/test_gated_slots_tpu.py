@@ -87,10 +87,19 @@ def test_uninitialised_memory_and_races():
 
 
 @pytest.mark.slow
-def test_rounded_as_on_a_chip():
+def test_rounded_as_on_a_chip(monkeypatch):
     """With products of bfloat16 the kernel errs no more than 1.5 times as far from float64 as the
-    chunked form of bfloat16 inputs, all in bfloat16."""
+    chunked form does with them, as it would on a TPU."""
     subject = slots_subject(heads=2, kv_heads=1, slots=32, key_size=32, value_size=32)
+    matmul = jnp.matmul
+
+    def rounded(x, y, **options):
+        if x.dtype == jnp.float64:
+            return matmul(x, y, **options)
+        x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+        return matmul(x, y, preferred_element_type=jnp.float32, **options)
+
+    monkeypatch.setattr(jnp, "matmul", rounded)
 
     def worst(impl):
         with kernels(precision="default"):
@@ -98,5 +107,5 @@ def test_rounded_as_on_a_chip():
         return [testing.error(x, y) for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want))]
 
     ours, chunked = worst("pallas"), worst("chunked")
-    for got, allowed in zip(ours, chunked):
-        assert got <= max(1.5 * allowed, 2**-8), (ours, chunked)
+    figures = [f"{got:.2e} of {allowed:.2e}" for got, allowed in zip(ours, chunked)]
+    assert all(got <= 1.5 * allowed + 1e-6 for got, allowed in zip(ours, chunked)), figures
