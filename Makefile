@@ -10,8 +10,8 @@ export JAX_PLATFORMS ?= cpu
 AOT := .venv-aot
 AOT_READY := $(AOT)/.ready
 
-.PHONY: help setup demo laziness laziness-all laziness-results test test-slow lint mixers benchmark \
-  aot scorecard clean
+.PHONY: help setup demo laziness laziness-pilot laziness-all laziness-results test test-slow lint \
+  mixers benchmark aot scorecard clean
 
 help:
 	@echo "make demo       set up, and train the demo: 5 minutes on 2 CPU cores"
@@ -41,6 +41,11 @@ RUNS := runs/laziness
 laziness: setup
 	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --sets core --jobs 2
 	$(MAKE) laziness-results
+
+# The same at 96 tokens: minutes.
+laziness-pilot: setup
+	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --scale pilot --sets core,cures --jobs 2
+	$(BIN)/python -m experiments.large_window_laziness.results --workdir $(RUNS) --scale pilot
 
 # Recurrent mixers, cures and long budgets besides: about nine hours on 2 CPU cores.
 laziness-all: setup

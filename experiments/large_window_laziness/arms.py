@@ -6,21 +6,46 @@ differ in windows alone are one program: the window is an input of the step.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.large_window_laziness import stream
+from experiments.large_window_laziness.stream import Task
 from hybridlm.config.schema import MLPConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 WIDTH, DEPTH, HEADS, MLP = 32, 4, 1, 64
-FULL = stream.LENGTH  # a window that is none
-WINDOWS = (4, 16, 64, 128, FULL)
-LARGE = 128  # what the cures end with
-BATCH = 8  # sequences a step
 OPTIMIZER = OptimizerConfig(
     lr=3e-3, schedule="constant", warmup_steps=50, weight_decay=0.0, b2=0.98
 )
+SEEDS = (0, 1, 2)
+SMALL = 4  # the window that the cures begin with
+
+
+class Scale(NamedTuple):
+    """A task, and how the models of its arms are trained.
+
+    Attributes:
+      windows: of the arms; the last is as long as a sequence, hence none.
+      batch: sequences a step. every: steps between two measurements.
+      core, long: steps of the arms' budgets.
+    """
+
+    task: Task
+    windows: tuple[int, ...]
+    batch: int
+    every: int
+    core: int
+    long: int
+
+    @property
+    def large(self) -> int:
+        """What the cures end with."""
+        return self.windows[-2]
+
+
+MAIN = Scale(stream.MAIN, (4, 16, 64, 128, 256), 8, 100, 2000, 8000)
+PILOT = Scale(stream.PILOT, (4, 16, 32, 64, 96), 16, 50, 900, 3000)
 
 Window = Callable[[int, int, int], int]  # (step, steps, seed) -> the window of that step
 
@@ -60,6 +85,7 @@ class Arm:
     """One row of the experiment; its runs differ in seeds.
 
     Attributes:
+      scale: task, batch and measurements.
       local: settings of the mixer in the efficient layers.
       nope: no RoPE in the full layers.
       final: window that the trained model has, and is measured with; None for a recurrence.
@@ -68,6 +94,7 @@ class Arm:
     """
 
     name: str
+    scale: Scale
     local: Mapping[str, Any]
     nope: bool
     final: int | None
@@ -76,10 +103,9 @@ class Arm:
 
     def model(self) -> ModelConfig:
         """The same for all arms that share a program."""
-        rope = None if self.nope else {}
-        full = dict(kind="attention", heads=HEADS, rope=rope)
+        full = dict(kind="attention", heads=HEADS, rope=None if self.nope else {})
         return ModelConfig(
-            width=WIDTH, depth=DEPTH, pattern="local full", vocab_size=stream.VOCAB,
+            width=WIDTH, depth=DEPTH, pattern="local full", vocab_size=self.scale.task.vocab,
             mixers=dict(local=dict(self.local), full=full), mlp=MLPConfig(hidden=MLP),
             # Embeddings of about the size of what a layer adds: neither drowns the other.
             init_std=WIDTH**-0.5, embedding_scale=2.0,
@@ -89,51 +115,40 @@ class Arm:
         return TrainConfig(steps=self.steps)
 
 
-ATTENTION = dict(kind="attention", heads=HEADS, window=FULL)
 RECURRENT = {
     "gdn": dict(kind="gdn", heads=HEADS),
     "lightning": dict(kind="lightning", heads=HEADS),
     "mamba2": dict(kind="mamba2", head_dim=32, state_dim=32),
     "nha": dict(kind="nha", heads=HEADS, slots=16, window=16),
 }
-CORE_STEPS, LONG_STEPS = 2000, 8000
-SEEDS = (0, 1, 2)
 
 
-def windowed(name: str, nope: bool, final: int, window: Window, steps: int) -> Arm:
-    return Arm(f"{name}-{'nope' if nope else 'rope'}", ATTENTION, nope, final, window, steps)
+def sets(scale: Scale) -> dict[str, list[Arm]]:
+    """All arms of a scale: "core" (the windows), "cures", "recurrent", "long"."""
+    large, none = scale.large, scale.windows[-1]
+    found: dict[str, list[Arm]] = {"core": [], "cures": [], "recurrent": [], "long": []}
+    for nope in (False, True):
+        ending = "nope" if nope else "rope"
+        attention = dict(kind="attention", heads=HEADS, window=none)
+
+        def arm(name, final, window, steps, local=attention, nope=nope, ending=ending):
+            return Arm(f"{name}-{ending}", scale, local, nope, final, window, steps)
+
+        for width in scale.windows:
+            name = "full" if width == none else f"w{width}"
+            found["core"].append(arm(name, width, constant(width), scale.core))
+            if width in (SMALL, large, none):
+                found["long"].append(arm(f"{name}-long", width, constant(width), scale.long))
+        for name, window in (
+            ("curriculum", curriculum(SMALL, large)), ("stochastic", stochastic(SMALL, large)),
+            ("dropout", dropout(large)),
+        ):  # fmt: skip
+            found["cures"].append(arm(name, large, window, scale.core))
+        for name, local in RECURRENT.items():
+            found["recurrent"].append(arm(name, None, constant(none), scale.core, local))
+    return found
 
 
-def _positions(make: Callable[[bool], list[Arm]]) -> list[Arm]:
-    return make(False) + make(True)
-
-
-def _name(window: int) -> str:
-    return "full" if window == FULL else f"w{window}"
-
-
-CORE = _positions(
-    lambda nope: [windowed(_name(w), nope, w, constant(w), CORE_STEPS) for w in WINDOWS]
-)
-LONG = _positions(
-    lambda nope: [
-        windowed(f"{_name(w)}-long", nope, w, constant(w), LONG_STEPS) for w in (4, LARGE, FULL)
-    ]
-)
-RECURRENCES = _positions(
-    lambda nope: [
-        Arm(
-            f"{name}-{'nope' if nope else 'rope'}", local, nope, None, constant(FULL), CORE_STEPS
-        )
-        for name, local in RECURRENT.items()
-    ]
-)  # fmt: skip
-CURES = _positions(
-    lambda nope: [
-        windowed("curriculum", nope, LARGE, curriculum(4, LARGE), CORE_STEPS),
-        windowed("stochastic", nope, LARGE, stochastic(4, LARGE), CORE_STEPS),
-        windowed("dropout", nope, LARGE, dropout(LARGE), CORE_STEPS),
-    ]
-)
-SETS = {"core": CORE, "cures": CURES, "recurrent": RECURRENCES, "long": LONG}
-ARMS = {arm.name: arm for arms in SETS.values() for arm in arms}
+SCALES = {scale.task.name: scale for scale in (MAIN, PILOT)}
+SETS = {name: sets(scale) for name, scale in SCALES.items()}
+ARMS = {name: {a.name: a for arms in s.values() for a in arms} for name, s in SETS.items()}

@@ -1,6 +1,6 @@
 """Tests the claims on the committed table, and says of each: holds, does not, or undecided.
 
-    python -m experiments.large_window_laziness.claims [--curves FILE.tsv] [--out FILE.tsv]
+    python -m experiments.large_window_laziness.claims [--scale main] [--results FOLDER]
 
 A run is the sample: every run has initial weights and data of its own. Intervals are 95%
 percentile bootstraps over runs, tests are permutations of runs among arms, one-sided. A claim of a
@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.large_window_laziness import tables
+from experiments.large_window_laziness.arms import MAIN, RECURRENT, SCALES, SMALL, Scale
 from experiments.large_window_laziness.statistics import (
     Estimate,
     Time,
@@ -36,10 +37,7 @@ HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 P = 0.05
 ACCURACY_MARGIN = 0.05  # share of tokens, within which accuracies count as the same
 LOSS_MARGIN = 0.02  # nats a token of local text
-SMALL, LARGE, FULL = "w4", "w128", "full"
-ORDER = ("w4", "w16", "w64", "w128")
 CURES = ("curriculum", "stochastic", "dropout")
-RECURRENCES = ("gdn", "lightning", "mamba2", "nha")
 
 Arms = dict[str, list[Curve]]
 
@@ -52,53 +50,38 @@ class Verdict(NamedTuple):
     figure: str
 
 
-def verdicts(curves: Sequence[Curve]) -> list[Verdict]:
+def verdicts(curves: Sequence[Curve], scale: Scale = MAIN) -> list[Verdict]:
     """All claims that the runs can speak to; an arm with fewer than 2 runs is left out."""
     arms: Arms = defaultdict(list)
     for curve in curves:
         arms[curve.arm].append(curve)
     arms = {name: runs for name, runs in arms.items() if len(runs) > 1}
+    order = [f"w{window}" for window in scale.windows[:-1]]
+    small, large = order[0], order[-1]
     found = []
     for positions in ("rope", "nope"):
-        found.append(ordering(arms, positions))
-        found.append(
-            _later(
-                arms,
-                f"{LARGE}-{positions}",
-                f"{SMALL}-{positions}",
-                f"window 128 forms retrieval later than window 4 ({positions})",
-            )
-        )
-    found.append(nope_gain(arms, (SMALL,), "NoPE helps at window 4"))
-    found.append(nope_gain(arms, ORDER, "NoPE helps, all windows together"))
+        late, early = f"{large}-{positions}", f"{small}-{positions}"
+        claim = f"window {scale.large} forms retrieval later than window {SMALL} ({positions})"
+        found.append(ordering(arms, order, positions))
+        found.append(_later(arms, late, early, claim))
+    found.append(nope_gain(arms, (small,), f"NoPE helps at window {SMALL}"))
+    found.append(nope_gain(arms, order, "NoPE helps, all windows together"))
     for positions in ("rope", "nope"):
-        found.append(convergence(arms, positions))
-        found.append(same_local_loss(arms, positions))
+        found.append(convergence(arms, small, large, positions))
+        found.append(same_local_loss(arms, small, large, positions))
         for cure in CURES:
-            found.append(
-                _later(
-                    arms,
-                    f"{LARGE}-{positions}",
-                    f"{cure}-{positions}",
-                    f"{cure} cures window 128 ({positions})",
-                )
-            )
-    for name in RECURRENCES:
+            claim = f"{cure} cures window {scale.large} ({positions})"
+            found.append(_later(arms, f"{large}-{positions}", f"{cure}-{positions}", claim))
+    for name in RECURRENT:
         found.append(nope_gain(arms, (name,), f"NoPE helps a {name} hybrid"))
-    found.append(
-        _later(
-            arms,
-            "nha-rope",
-            f"{SMALL}-rope",
-            "NHA's slots make full layers lazy (rope, against window 4)",
-        )
-    )
-    return [verdict for verdict in found if verdict is not None]  # fmt: skip
+    claim = f"NHA's slots make full layers lazy (rope, against window {SMALL})"
+    found.append(_later(arms, "nha-rope", f"{small}-rope", claim))
+    return [verdict for verdict in found if verdict is not None]
 
 
-def ordering(arms: Arms, positions: str) -> Verdict | None:
-    """Larger windows, later retrieval: trend over the windows 4 to 128."""
-    names = [w for w in ORDER if f"{w}-{positions}" in arms]
+def ordering(arms: Arms, order: Sequence[str], positions: str) -> Verdict | None:
+    """Larger windows, later retrieval: trend over the windows."""
+    names = [w for w in order if f"{w}-{positions}" in arms]
     if len(names) < 3:
         return None
     horizon = _horizon([arms[f"{w}-{positions}"] for w in names])
@@ -129,42 +112,43 @@ def nope_gain(arms: Arms, names: Sequence[str], claim: str) -> Verdict | None:
         for n, (a, b) in zip(names, pairs)
     )
     figure = (
-        f"mean accuracy at 128-255 over {horizon:.0f} steps, NoPE - RoPE = {gain}, p = {p:.4f};"
+        f"mean accuracy at the largest distances over {horizon:.0f} steps, NoPE - RoPE = {gain}, p = {p:.4f};"
         f" steps to retrieval, RoPE to NoPE: {times}"
     )
     return Verdict(claim, _above(gain, p), figure)
 
 
-def convergence(arms: Arms, positions: str) -> Verdict | None:
-    """With the longest budget there is, window 128 ends where window 4 does."""
+def convergence(arms: Arms, small: str, large: str, positions: str) -> Verdict | None:
+    """With the longest budget there is, the largest window ends where the smallest does."""
+    names = small, large
     for suffix in ("-long", ""):
-        small, large = (arms.get(f"{w}{suffix}-{positions}") for w in (SMALL, LARGE))
-        if small and large:
+        few, many = (arms.get(f"{w}{suffix}-{positions}") for w in names)
+        if few and many:
             break
     else:
         return None
-    apart = difference([c.far[-1] for c in large], [c.far[-1] for c in small])
-    steps = int(_horizon([small, large]))
+    apart = difference([c.far[-1] for c in many], [c.far[-1] for c in few])
+    steps = int(_horizon([few, many]))
     figure = (
-        f"accuracy at 128-255 after {steps} steps: window 4"
-        f" {np.mean([c.far[-1] for c in small]):.2f}, window 128"
-        f" {np.mean([c.far[-1] for c in large]):.2f}; difference {apart}"
+        f"accuracy at the largest distances after {steps} steps: {small}"
+        f" {np.mean([c.far[-1] for c in few]):.2f}, {large}"
+        f" {np.mean([c.far[-1] for c in many]):.2f}; difference {apart}"
     )
     return Verdict(
-        f"with enough training window 128 catches up with window 4 ({positions})",
+        f"with enough training {large} catches up with {small} ({positions})",
         _within(apart, ACCURACY_MARGIN), figure,
     )  # fmt: skip
 
 
-def same_local_loss(arms: Arms, positions: str) -> Verdict | None:
-    """The loss of local text at the end, window 128 less window 4."""
-    small, large = (arms.get(f"{w}-{positions}") for w in (SMALL, LARGE))
-    if not small or not large:
+def same_local_loss(arms: Arms, small: str, large: str, positions: str) -> Verdict | None:
+    """The loss of local text at the end, the largest window's less the smallest's."""
+    groups = [arms.get(f"{w}-{positions}") for w in (small, large)]
+    if not all(groups):
         return None
-    ends = [[c.values["local_nll"][-1] for c in g] for g in (small, large)]
+    ends = [[c.values["local_nll"][-1] for c in g] for g in groups]
     apart = difference(*ends)
     figure = (
-        f"nats a token of local text at the end: window 4 {np.mean(ends[0]):.4f}, window 128"
+        f"nats a token of local text at the end: {small} {np.mean(ends[0]):.4f}, {large}"
         f" {np.mean(ends[1]):.4f}; difference {apart}, margin {LOSS_MARGIN}"
     )
     return Verdict(
@@ -226,11 +210,13 @@ def _within(estimate: Estimate, margin: float) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="claims", description=__doc__.split("\n")[0])
-    parser.add_argument("--curves", type=pathlib.Path, default=RESULTS / "curves.tsv")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "claims.tsv")
+    parser.add_argument("--scale", choices=tuple(SCALES), default="main")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     arguments = parser.parse_args(argv)
-    found = verdicts(tables.read_curves(tables.read(arguments.curves)))
-    tables.write(arguments.out, Verdict._fields, [v._asdict() for v in found])
+    folder = arguments.results / arguments.scale
+    curves = tables.read_curves(tables.read(folder / "curves.tsv"))
+    found = verdicts(curves, SCALES[arguments.scale])
+    tables.write(folder / "claims.tsv", Verdict._fields, [v._asdict() for v in found])
     for verdict in found:
         print(f"{verdict.outcome:<13}  {verdict.claim}\n{'':<15}{verdict.figure}")
     return 0

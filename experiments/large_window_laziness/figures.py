@@ -5,6 +5,7 @@ python -m experiments.large_window_laziness.figures [--results FOLDER]
 
 import argparse
 import pathlib
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,29 +15,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.large_window_laziness import tables
-from experiments.large_window_laziness.arms import ARMS
+from experiments.large_window_laziness.arms import ARMS, MAIN, SCALES, SETS, Scale
 from experiments.large_window_laziness.claims import RESULTS
 from experiments.large_window_laziness.statistics import survival
 from experiments.large_window_laziness.tables import Curve
 from hybridlm.analysis.figures import INK, PALETTE, to_svg
 
 POSITIONS = {"rope": "RoPE in the full layers", "nope": "NoPE in the full layers"}
-LABELS = {"full": "full", "w4": "window 4", "w16": "window 16", "w64": "window 64",
-          "w128": "window 128"}  # fmt: skip
 HEADS = {
     "mass": "attention mass on the needle", "entropy": "normalised entropy",
     "qk_distance": "Q/K distance to the end",
 }  # fmt: skip
 
 
-def accuracy_figure(curves: Sequence[Curve]) -> Figure:
+def accuracy_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
     """Accuracy at each range of distances against the step; faint lines are single runs."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     grid = figure.subplots(2, len(tables.DISTANCES), sharex=True, sharey=True)
     for row, (positions, title) in zip(grid, POSITIONS.items()):
-        for axes, column in zip(row, tables.DISTANCES):
+        for axes, column, (first, last) in zip(row, tables.DISTANCES, scale.task.bins):
             _lines(axes, _of(curves, positions), column)
-            first, last = column.split("_")[1:]
             axes.set_title(f"{first}-{last} tokens back", fontsize=9, color=INK)
             axes.set_ylim(-0.03, 1.03)
         row[0].set_ylabel(f"accuracy\n{title}", fontsize=9)
@@ -46,7 +44,7 @@ def accuracy_figure(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def heads_figure(curves: Sequence[Curve]) -> Figure:
+def heads_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
     """The retrieval heads (largest score at the end) along training."""
     figure = Figure(figsize=(9.6, 4.8), layout="constrained")
     grid = figure.subplots(2, len(HEADS), sharex=True)
@@ -62,7 +60,7 @@ def heads_figure(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def survival_figure(curves: Sequence[Curve]) -> Figure:
+def survival_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
     """Share of runs in which retrieval has not formed yet (Kaplan and Meier)."""
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     row = figure.subplots(1, 2, sharex=True, sharey=True)
@@ -83,7 +81,7 @@ def survival_figure(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def local_figure(curves: Sequence[Curve]) -> Figure:
+def local_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
     """The loss of local text along training, above its entropy."""
     from experiments.large_window_laziness.stream import LOCAL_ENTROPY
 
@@ -108,7 +106,7 @@ FIGURES = {
 def _of(curves: Sequence[Curve], positions: str) -> dict[str, list[Curve]]:
     """The runs by arm, without the ending that says the positions, in the order of `ARMS`."""
     found: dict[str, list[Curve]] = defaultdict(list)
-    order = {name: i for i, name in enumerate(ARMS)}
+    order = {name: i for i, name in enumerate({**ARMS["main"], **ARMS["pilot"]})}
     for curve in sorted(curves, key=lambda c: order.get(c.arm, len(order))):
         if curve.arm.endswith(f"-{positions}"):
             found[curve.arm.removesuffix(f"-{positions}")].append(curve)
@@ -128,7 +126,8 @@ def _lines(axes: Axes, arms: dict[str, list[Curve]], column: str, less: float = 
 
 
 def _label(name: str) -> str:
-    return LABELS.get(name, name)
+    width = re.fullmatch(r"w(\d+)(-long)?", name)
+    return f"window {width[1]}{', long' if width[2] else ''}" if width else name
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -146,24 +145,24 @@ def _plain(axes: Axes) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="figures", description=__doc__.split("\n")[0])
+    parser.add_argument("--scale", choices=tuple(SCALES), default="main")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--set", default="core", help="runs to show: a set of arms")
     parser.add_argument("--png", action="store_true", help="PNG in place of SVG")
     arguments = parser.parse_args(argv)
-    from experiments.large_window_laziness.arms import SETS
-
-    wanted = {arm.name for arm in SETS[arguments.set]}
-    curves = tables.read_curves(tables.read(arguments.results / "curves.tsv"))
+    folder, scale = arguments.results / arguments.scale, SCALES[arguments.scale]
+    wanted = {arm.name for arm in SETS[arguments.scale][arguments.set]}
+    curves = tables.read_curves(tables.read(folder / "curves.tsv"))
     curves = [curve for curve in curves if curve.arm in wanted]
     if not curves:
-        print(f"figures: no run of {arguments.set} in {arguments.results}", file=sys.stderr)
+        print(f"figures: no run of {arguments.set} in {folder}", file=sys.stderr)
         return 2
     for name, make in FIGURES.items():
-        path = arguments.results / f"{arguments.set}_{name}"
+        path = folder / f"{arguments.set}_{name}"
         if arguments.png:
-            make(curves).savefig(path.with_suffix(".png"), dpi=110)
+            make(curves, scale).savefig(path.with_suffix(".png"), dpi=110)
         else:
-            path.with_suffix(".svg").write_text(to_svg(make(curves)), encoding="utf-8")
+            path.with_suffix(".svg").write_text(to_svg(make(curves, scale)), encoding="utf-8")
     return 0
 
 

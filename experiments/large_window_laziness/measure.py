@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.large_window_laziness import stream
+from experiments.large_window_laziness.stream import Task
 from hybridlm.models.loss import token_nll
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model, Params
@@ -16,27 +17,26 @@ from hybridlm.probes import Prompt, Prompts, heads_at_once
 
 HELD_OUT = 10**6  # seed of the sequences that are measured on, the same for all runs
 EACH, PROMPTS, AT_ONCE = 32, 32, 16  # sequences of each of two kinds; needles; at once
-FAR = stream.BINS[-1]  # the distances of the needles: farther than the largest window
 
 Record = dict[str, Any]
 
 
-def measure(model: Model, params: Params, window: int | None) -> Record:
+def measure(task: Task, model: Model, params: Params, window: int | None) -> Record:
     """One line of a run's curve.
 
-    `accuracy`: share of the copied tokens that are the likeliest, by distance as in `stream.BINS`.
+    `accuracy`: share of the copied tokens that are the likeliest, by distance as in `task.bins`.
     `local_nll`, `copied_nll`: nats a token of local text, and of copies (without their first
     token). `heads`: [layer, head, mass, copy, entropy] of each attention head (see
-    `hybridlm.probes`), on needles at distances of at least 128.
+    `hybridlm.probes`), on needles at the largest distances.
 
     Args:
       window: of the attention mixers that have one; None leaves them as they are.
     """
-    held_out, kind_NT, distance_NT = _held_out()
+    held_out, kind_NT, distance_NT = _held_out(task)
     nll_NT, right_NT = _tokens(model, params, held_out, window)
     copied_NT = kind_NT == stream.COPIED_TOKEN
-    by_distance = [copied_NT & (distance_NT >= a) & (distance_NT <= b) for a, b in stream.BINS]
-    scores, entropies = heads_at_once(model, params, needles(window), batch=AT_ONCE)
+    by_distance = [copied_NT & (distance_NT >= a) & (distance_NT <= b) for a, b in task.bins]
+    scores, entropies = heads_at_once(model, params, needles(task, window), batch=AT_ONCE)
     return {
         "accuracy": [round(float(right_NT[chosen].mean()), 4) for chosen in by_distance],
         "local_nll": round(float(nll_NT[kind_NT == stream.LOCAL_TOKEN].mean()), 4),
@@ -49,9 +49,9 @@ def measure(model: Model, params: Params, window: int | None) -> Record:
 
 
 @functools.cache
-def _held_out() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+def _held_out(task: Task) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """A batch, and of each of its targets the kind and the distance; half has many far copies."""
-    near, far = (stream.sequences(HELD_OUT, 0, EACH, power) for power in (1.0, 0.0))
+    near, far = (stream.sequences(task, HELD_OUT, 0, EACH, power) for power in (1.0, 0.0))
     both = stream.Sequences(*(np.concatenate(parts) for parts in zip(near, far)))
     batch = stream.batch(both)
     kind_NT = np.roll(both.kind_NT, -1, axis=1)
@@ -60,23 +60,23 @@ def _held_out() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def needles(window: int | None) -> Prompts:
+def needles(task: Task, window: int | None) -> Prompts:
     """Sequences that end with a far copy: its source is the needle, its first token the question."""
-    found, first = [], EACH
+    found, first, far = [], EACH, task.bins[-1]
     while len(found) < PROMPTS:
-        made = stream.sequences(HELD_OUT, first, stream.AT_ONCE, 0.0)
+        made = stream.sequences(task, HELD_OUT, first, stream.AT_ONCE, 0.0)
         first += stream.AT_ONCE
         for tokens_T, kind_T, distance_T in zip(*made):
             starts = np.flatnonzero(
-                (kind_T == stream.COPY_START) & (distance_T >= FAR[0]) & (distance_T <= FAR[1])
+                (kind_T == stream.COPY_START) & (distance_T >= far[0]) & (distance_T <= far[1])
             )
-            starts = starts[starts + stream.SPAN <= stream.LENGTH]
+            starts = starts[starts + task.span <= task.length]
             if len(starts) and len(found) < PROMPTS:
                 start = int(starts[-1])
-                source, end = start - int(distance_T[start]), start + stream.SPAN
-                needle = (source + 1, source + stream.SPAN)
+                source, end = start - int(distance_T[start]), start + task.span
+                needle = (source + 1, source + task.span)
                 found.append(Prompt(tokens_T[:end], [needle], (start + 1, end)))
-    made = Prompts.of(found, stream.LENGTH)
+    made = Prompts.of(found, task.length)
     return Prompts(
         made.tokens_NT, made.segment_ids_NT, made.positions_NT, made.rows_NQ, made.needle_NT, window
     )

@@ -16,27 +16,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="results", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of all runs")
+    parser.add_argument("--scale", choices=tuple(SETS), default="main")
     parser.add_argument("--out", type=pathlib.Path, default=claims.RESULTS)
     arguments = parser.parse_args(argv)
-    curves, runs = tables.collect(arguments.workdir)
+    curves, runs = tables.collect(arguments.workdir / arguments.scale)
     if not runs:
         print(f"results: no run in {arguments.workdir} is done", file=sys.stderr)
         return 2
-    tables.write(arguments.out / "curves.tsv", tables.CURVE, curves)
-    tables.write(arguments.out / "runs.tsv", tables.RUNS, runs)
-    paths = [
-        "--curves",
-        str(arguments.out / "curves.tsv"),
-        "--out",
-        str(arguments.out / "claims.tsv"),
-    ]
-    claims.main(paths)
+    folder = arguments.out / arguments.scale
+    tables.write(folder / "curves.tsv", tables.CURVE, curves)
+    tables.write(folder / "runs.tsv", tables.RUNS, runs)
+    where = ["--results", str(arguments.out), "--scale", arguments.scale]
+    claims.main(where)
     present = {row["arm"] for row in runs}
-    for name, arms in SETS.items():
+    for name, arms in SETS[arguments.scale].items():
         if any(arm.name in present for arm in arms):
-            figures.main(["--results", str(arguments.out), "--set", name])
+            figures.main([*where, "--set", name])
     cost = sum(row["cpu_seconds"] for row in runs)
-    print(f"{len(runs)} runs, {cost / 60:.0f} minutes of one core; written to {arguments.out}")
+    print(f"{len(runs)} runs, {cost / 60:.0f} minutes of one core; written to {folder}")
     return 0
 
 

@@ -17,26 +17,30 @@ import sys
 import time
 from collections.abc import Sequence
 
-from experiments.large_window_laziness.arms import ARMS, SEEDS, SETS
+from experiments.large_window_laziness.arms import ARMS, SCALES, SEEDS, SETS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 2, with one sentence on stderr, for an arm that is not there."""
     parser = argparse.ArgumentParser(prog="laziness", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of all runs")
-    parser.add_argument("--sets", default="", help=f"with commas between: {', '.join(SETS)}")
+    parser.add_argument("--scale", choices=tuple(SCALES), default="main", help="of the task")
+    parser.add_argument(
+        "--sets", default="", help="of core, cures, recurrent, long; commas between"
+    )
     parser.add_argument("--arms", default="", help="names with commas between")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs of each arm")
     parser.add_argument("--steps", type=int, help="in place of each arm's own budget")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
     parser.add_argument("--list", action="store_true", help="print the runs and how far they are")
     arguments = parser.parse_args(argv)
-    unknown = [s for s in _words(arguments.sets) if s not in SETS]
-    unknown += [a for a in _words(arguments.arms) if a not in ARMS]
+    sets, arms = SETS[arguments.scale], ARMS[arguments.scale]
+    unknown = [s for s in _words(arguments.sets) if s not in sets]
+    unknown += [a for a in _words(arguments.arms) if a not in arms]
     if unknown:
-        print(f"laziness: there is no {unknown[0]!r}; arms: {', '.join(ARMS)}", file=sys.stderr)
+        print(f"laziness: there is no {unknown[0]!r}; arms: {', '.join(arms)}", file=sys.stderr)
         return 2
-    names = [arm.name for s in _words(arguments.sets) for arm in SETS[s]]
+    names = [arm.name for s in _words(arguments.sets) for arm in sets[s]]
     names += _words(arguments.arms)
     units = [(name, seed) for seed in range(arguments.seeds) for name in dict.fromkeys(names)]
     if not units:
@@ -44,22 +48,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if arguments.list:
         for name, seed in units:
-            print(f"{name:<20} seed {seed}: {_progress(arguments.workdir / name / str(seed))}")
+            folder = arguments.workdir / arguments.scale / name / str(seed)
+            print(f"{name:<20} seed {seed}: {_progress(folder)}")
         return 0
-    return _train(units, arguments.workdir, arguments.steps, max(arguments.jobs, 1))
+    return _train(
+        arguments.scale, units, arguments.workdir, arguments.steps, max(arguments.jobs, 1)
+    )
 
 
 def _train(
-    units: list[tuple[str, int]], workdir: pathlib.Path, steps: int | None, jobs: int
+    scale: str, units: list[tuple[str, int]], workdir: pathlib.Path, steps: int | None, jobs: int
 ) -> int:
-    left = [unit for unit in units if not _done(workdir, unit)]
+    left = [unit for unit in units if not _done(workdir / scale, unit)]
     print(f"{len(units)} runs, {len(units) - len(left)} of them done; {jobs} at once", flush=True)
     # One thread a run: two runs side by side are faster than one run on two cores.
     flags = "--xla_cpu_multi_thread_eigen=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     signal.signal(signal.SIGTERM, _interrupt)
     start, context = time.perf_counter(), multiprocessing.get_context("spawn")
-    work = functools.partial(_one, workdir=workdir, steps=steps)
+    work = functools.partial(_one, scale=scale, workdir=workdir, steps=steps)
     with context.Pool(jobs, initializer=_quiet) as pool:
         try:
             for number, _ in enumerate(pool.imap_unordered(work, left), start=1):
@@ -73,7 +80,7 @@ def _train(
     return 0
 
 
-def _one(unit: tuple[str, int], workdir: pathlib.Path, steps: int | None) -> None:
+def _one(unit: tuple[str, int], scale: str, workdir: pathlib.Path, steps: int | None) -> None:
     import jax
 
     from experiments.large_window_laziness.runs import run
@@ -88,7 +95,7 @@ def _one(unit: tuple[str, int], workdir: pathlib.Path, steps: int | None) -> Non
         if os.getppid() != parent:  # killed: another command may soon go on with this run
             os._exit(1)
 
-    run(ARMS[name], seed, workdir / name / str(seed), steps, say)
+    run(ARMS[scale][name], seed, workdir / scale / name / str(seed), steps, say)
 
 
 def _quiet() -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.large_window_laziness import stream
-from experiments.large_window_laziness.arms import BATCH, OPTIMIZER, Arm
+from experiments.large_window_laziness.arms import OPTIMIZER, Arm
 from experiments.large_window_laziness.measure import measure
 from hybridlm.config.schema import ModelConfig, OptimizerConfig, TrainConfig
 from hybridlm.models.params import Model, Params
@@ -26,8 +26,6 @@ from hybridlm.probes import qk_distance
 from hybridlm.train.optimizer import make_optimizer
 from hybridlm.train.state import init_state
 from hybridlm.train.step import make_train_step
-
-EVERY = 100  # steps between two measurements; the state is saved as often
 
 Say = Callable[[str], None]
 
@@ -57,7 +55,7 @@ def program_of(arm: Arm) -> Program:
     if key not in _programs:
         model, optimizer = Model.of(arm.model()), make_optimizer(OPTIMIZER)
         settings = Settings(arm.model(), arm.train(), OPTIMIZER)
-        bytes_V = np.ones(stream.VOCAB, np.float32)
+        bytes_V = np.ones(arm.scale.task.vocab, np.float32)
         step = make_train_step(settings, model, optimizer, bytes_V, jnp.float32)
         _programs[key] = Program(
             model,
@@ -86,8 +84,8 @@ def run(arm: Arm, seed: int, folder: pathlib.Path, steps: int | None = None, say
     curve, weights = before["curve"], before["weights"]
     cpu, wall = time.process_time() - before["cpu"], time.perf_counter() - before["wall"]
     for step in range(int(state["step"]), steps + 1):
-        if step % EVERY == 0 or step == steps:
-            figures = measure(model, state["params"], arm.final)
+        if step % arm.scale.every == 0 or step == steps:
+            figures = measure(arm.scale.task, model, state["params"], arm.final)
             costs = time.process_time() - cpu, time.perf_counter() - wall
             seconds = {"cpu_seconds": round(costs[0], 1), "wall_seconds": round(costs[1], 1)}
             curve.append({"step": step, **figures, **seconds})
@@ -101,7 +99,7 @@ def run(arm: Arm, seed: int, folder: pathlib.Path, steps: int | None = None, say
             )
         if step < steps:
             window = arm.window(step, steps, seed)
-            state, _ = train_step(state, _batch(own, step, window))
+            state, _ = train_step(state, _batch(arm, own, step, window))
     for record, distances in zip(curve, _distances(model, state["params"], curve, weights)):
         record["qk"] = distances
     _write(folder / "curve.jsonl", "".join(json.dumps(r) + "\n" for r in curve))
@@ -111,9 +109,10 @@ def run(arm: Arm, seed: int, folder: pathlib.Path, steps: int | None = None, say
     (folder / "state.npz").unlink()
 
 
-def _batch(seed: int, step: int, window: int) -> dict[str, np.ndarray]:
+def _batch(arm: Arm, seed: int, step: int, window: int) -> dict[str, np.ndarray]:
     """The batch of a step, as the training step takes it: one micro-batch."""
-    batch = stream.batch(stream.sequences(seed, step * BATCH, BATCH))
+    size = arm.scale.batch
+    batch = stream.batch(stream.sequences(arm.scale.task, seed, step * size, size))
     split = {name: x[None] for name, x in batch.items()}
     return {**split, "window": np.full(1, window, np.int32)}
 

@@ -1,15 +1,15 @@
 """The task stream: what must be copied lies at log-uniform distances, among short-range text.
 
-A sequence is a chain of chunks of `SPAN` tokens, each after a piece of local text, without marks:
+A sequence is a chain of chunks of `span` tokens, each after a piece of local text, without marks:
 
-- local text: a walk of `LOCAL` symbols in which each has four likely successors, the same in every
+- local text: a walk of `local` symbols in which each has four likely successors, the same in every
   sequence. Any window of two tokens is enough to predict it, and its entropy is known.
 - a new chunk: symbols of another alphabet, drawn without replacement, so that a symbol stands in
-  one chunk of the sequence (in two, where more than CONTENT / SPAN chunks are new). What is left
+  one chunk of the sequence (in two, where more than content / span chunks are new). What is left
   of the alphabet is all that is known of them.
-- a copy: a chunk of the sequence once more. Its first token says which; the other seven can be
+- a copy: a chunk of the sequence once more. Its first token says which; the others can be
   copied. d is the distance to where that chunk stood last, hence to the nearest tokens that hold
-  the answer. A d is drawn log-uniformly from 9 to 255 and moved to the nearest one there is; where
+  the answer. A d is drawn log-uniformly from span + 1 to length - 1 and moved to the nearest one there is; where
   none is near (as where a sequence has not got so far) the chunk is a new one.
 
 A sequence is a function of (seed, index) and of nothing else.
@@ -20,18 +20,52 @@ from typing import NamedTuple
 
 import numpy as np
 
-LOCAL, CONTENT = 16, 112  # symbols of the two alphabets: 0 to 15, and 16 to 127
-VOCAB = LOCAL + CONTENT
-LENGTH = 256
-SPAN = 8
 SUCCESSORS = (0.4, 0.3, 0.2, 0.1)
 LOCAL_ENTROPY = float(-np.sum(np.array(SUCCESSORS) * np.log(SUCCESSORS)))  # nats a token
-LOCAL_PIECE = (1, 4)  # tokens, shortest and longest
 NEW_CHUNK = 0.15  # share of chunks that are new without a distance being drawn
-NEAREST, FURTHEST = SPAN + 1, LENGTH - 1  # distances
 NEAR_ENOUGH = 0.25  # of ln d, between the distance drawn and one that is there
-BINS = ((9, 15), (16, 31), (32, 63), (64, 127), (128, 255))  # of distances, both ends in
 AT_ONCE = 512  # sequences made together
+
+
+class Task(NamedTuple):
+    """The sizes of a stream.
+
+    Attributes:
+      length: of a sequence. span: of a chunk.
+      local, content: symbols of the two alphabets; local text has ids from 0, chunks those above.
+      local_piece: tokens of a piece of local text, shortest and longest.
+    """
+
+    name: str
+    length: int
+    span: int
+    local: int
+    content: int
+    local_piece: tuple[int, int]
+
+    @property
+    def vocab(self) -> int:
+        return self.local + self.content
+
+    @property
+    def nearest(self) -> int:
+        return self.span + 1
+
+    @property
+    def furthest(self) -> int:
+        return self.length - 1
+
+    @property
+    def bins(self) -> tuple[tuple[int, int], ...]:
+        """Ranges of distances, both ends in, cut at powers of 2."""
+        cuts = [2**i for i in range(1, 20) if self.nearest < 2**i < self.furthest]
+        edges = [self.nearest, *cuts, self.furthest + 1]
+        return tuple((first, end - 1) for first, end in zip(edges, edges[1:]))
+
+
+MAIN = Task("main", 256, 8, 16, 112, (1, 4))
+PILOT = Task("pilot", 96, 4, 8, 56, (1, 2))
+TASKS = {task.name: task for task in (MAIN, PILOT)}
 
 LOCAL_TOKEN, NEW_TOKEN, COPY_START, COPIED_TOKEN = range(4)  # kinds
 
@@ -55,14 +89,14 @@ class Sequences(NamedTuple):
         return Sequences(*(x[chosen] for x in self))
 
 
-def sequences(seed: int, first: int, count: int, power: float = 1.0) -> Sequences:
+def sequences(task: Task, seed: int, first: int, count: int, power: float = 1.0) -> Sequences:
     """Sequences `first` to first + count - 1 of the stream `seed`.
 
     Args:
       power: density d^-power of what is drawn: 1 is log-uniform, 0 uniform (more far copies).
     """
     blocks = range(first // AT_ONCE, (first + count - 1) // AT_ONCE + 1)
-    made = [_block(seed, block, power) for block in blocks]
+    made = [_block(task, seed, block, power) for block in blocks]
     whole = Sequences(*(np.concatenate(parts) for parts in zip(*made)))
     start = first - blocks[0] * AT_ONCE
     return whole.take(np.arange(start, start + count))
@@ -87,71 +121,74 @@ def batch(sequences: Sequences) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def successors() -> np.ndarray:
-    """(LOCAL, 4) int32: the likely successors of each local symbol, likeliest first."""
+def successors(local: int) -> np.ndarray:
+    """(local, 4) int32: the likely successors of each local symbol, likeliest first."""
     rng = np.random.default_rng(2606_15378)
-    rows = [rng.permutation(LOCAL)[: len(SUCCESSORS)] for _ in range(LOCAL)]
+    rows = [rng.permutation(local)[: len(SUCCESSORS)] for _ in range(local)]
     return np.stack(rows).astype(np.int32)
 
 
 @functools.lru_cache(maxsize=32)
-def _block(seed: int, block: int, power: float) -> Sequences:
+def _block(task: Task, seed: int, block: int, power: float) -> Sequences:
     """AT_ONCE sequences, made side by side, a chunk of each at a time."""
     rng = np.random.default_rng([seed, block, round(1000 * power)])
-    longest = LENGTH + LOCAL_PIECE[1] + SPAN
-    most = LENGTH // (LOCAL_PIECE[0] + SPAN) + 1  # chunks of a sequence
+    shortest_piece, longest_piece = task.local_piece
+    longest = task.length + longest_piece + task.span
+    most = task.length // (shortest_piece + task.span) + 1  # chunks of a sequence
     tokens, distance = np.zeros((2, AT_ONCE, longest), np.int32)
     kind = np.full((AT_ONCE, longest), NEW_TOKEN, np.int8)
-    chunks = _chunks(rng, most)
+    chunks = _chunks(task, rng, most)
     last = np.full((AT_ONCE, most), -1)  # where each chunk stood last
     row, at, new = np.arange(AT_ONCE), np.zeros(AT_ONCE, int), np.zeros(AT_ONCE, int)
-    walk = _walk(rng, longest)
+    walk = _walk(task, rng, longest)
     for _ in range(most):
-        at = np.minimum(at, LENGTH)  # what comes behind the end is cut off
-        size = rng.integers(LOCAL_PIECE[0], LOCAL_PIECE[1] + 1, AT_ONCE)
-        for t in range(LOCAL_PIECE[1]):
+        at = np.minimum(at, task.length)  # what comes behind the end is cut off
+        size = rng.integers(shortest_piece, longest_piece + 1, AT_ONCE)
+        for t in range(longest_piece):
             rows = row[t < size]
             tokens[rows, at[rows] + t] = walk[rows, at[rows] + t]
             kind[rows, at[rows] + t] = LOCAL_TOKEN if t else NEW_TOKEN
         at = at + size
 
         far = np.where(last >= 0, at[:, None] - last, 0)
-        wanted = _draw(rng, AT_ONCE, power)
+        wanted = _draw(task, rng, power)
         off = np.abs(np.log(np.maximum(far, 1)) - np.log(wanted)[:, None])
-        off[(far < NEAREST) | (far > FURTHEST)] = np.inf
+        off[(far < task.nearest) | (far > task.furthest)] = np.inf
         copied = (off.min(axis=1) < NEAR_ENOUGH) & (rng.random(AT_ONCE) >= NEW_CHUNK)
         chosen = np.where(copied, off.argmin(axis=1), new)
-        place = at[:, None] + np.arange(SPAN)
+        place = at[:, None] + np.arange(task.span)
         tokens[row[:, None], place] = chunks[row, chosen]
         kind[row[:, None], place] = np.where(copied, COPIED_TOKEN, NEW_TOKEN)[:, None]
         kind[row, at] = np.where(copied, COPY_START, NEW_TOKEN)
         distance[row[:, None], place] = np.where(copied, far[row, chosen], 0)[:, None]
         last[row, chosen] = at
         new = new + ~copied
-        at = at + SPAN
-    return Sequences(tokens[:, :LENGTH], kind[:, :LENGTH], distance[:, :LENGTH])
+        at = at + task.span
+    return Sequences(tokens[:, : task.length], kind[:, : task.length], distance[:, : task.length])
 
 
-def _chunks(rng: np.random.Generator, count: int) -> np.ndarray:
-    """(AT_ONCE, count, SPAN) chunks to choose from, in the order in which they are used."""
-    rounds = -(-count * SPAN // CONTENT)
-    symbols = np.tile(np.arange(LOCAL, VOCAB, dtype=np.int32), (AT_ONCE, rounds, 1))
-    return rng.permuted(symbols, axis=2).reshape(AT_ONCE, -1, SPAN)[:, :count]
+def _chunks(task: Task, rng: np.random.Generator, count: int) -> np.ndarray:
+    """(AT_ONCE, count, span) chunks to choose from, in the order in which they are used."""
+    rounds = -(-count * task.span // task.content)
+    alphabet = np.arange(task.local, task.vocab, dtype=np.int32)
+    symbols = rng.permuted(np.tile(alphabet, (AT_ONCE, rounds, 1)), axis=2)
+    whole = task.content // task.span * task.span  # a chunk does not reach into the next round
+    return symbols[:, :, :whole].reshape(AT_ONCE, -1, task.span)[:, :count]
 
 
-def _draw(rng: np.random.Generator, count: int, power: float) -> np.ndarray:
-    """Distances with density d^-power, power 1 or 0."""
-    share = rng.random(count)
+def _draw(task: Task, rng: np.random.Generator, power: float) -> np.ndarray:
+    """A distance for each sequence, with density d^-power, power 1 or 0."""
+    share = rng.random(AT_ONCE)
     if power == 1:
-        return NEAREST * (FURTHEST / NEAREST) ** share
-    return NEAREST + (FURTHEST - NEAREST) * share
+        return task.nearest * (task.furthest / task.nearest) ** share
+    return task.nearest + (task.furthest - task.nearest) * share
 
 
-def _walk(rng: np.random.Generator, length: int) -> np.ndarray:
+def _walk(task: Task, rng: np.random.Generator, length: int) -> np.ndarray:
     """(AT_ONCE, length) walks over the local symbols; a piece of local text is a cut of one."""
     symbols = np.zeros((AT_ONCE, length), np.int32)
-    symbols[:, 0] = rng.integers(0, LOCAL, AT_ONCE)
+    symbols[:, 0] = rng.integers(0, task.local, AT_ONCE)
     choice = rng.choice(len(SUCCESSORS), p=SUCCESSORS, size=symbols.shape)
     for t in range(1, length):
-        symbols[:, t] = successors()[symbols[:, t - 1], choice[:, t]]
+        symbols[:, t] = successors(task.local)[symbols[:, t - 1], choice[:, t]]
     return symbols

@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.large_window_laziness import stream
 from experiments.large_window_laziness.statistics import Time, first_crossing
 
 TOP_K = 2  # heads that are followed: those with the largest score at the end of a run
-FORMED = 0.5  # accuracy at distances of at least 128, from which on retrieval has formed
-DISTANCES = tuple(f"accuracy_{a}_{b}" for a, b in stream.BINS)
+FORMED = 0.5  # accuracy at the largest distances, from which on retrieval has formed
+DISTANCES = tuple(f"accuracy_{i}" for i in range(1, 6))  # ranges of `Task.bins`, nearest first
 CURVE = (
     "arm", "seed", "step", *DISTANCES, "local_nll", "copied_nll", "mass", "copy",
     "entropy", "qk_distance",

@@ -132,6 +132,7 @@ test_split: test
 output_type: multiple_choice
 doc_to_text: "{{{{q}}}}"
 doc_to_target: gold
+target_delimiter: ""
 doc_to_choice: ["{{{{a}}}}", "{{{{b}}}}"]
 metric_list: [{{metric: acc}}]
 """

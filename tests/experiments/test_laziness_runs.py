@@ -1,19 +1,18 @@
 """A run of the experiment: stopped and gone on with it is the same run; arms and schedules."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from experiments.large_window_laziness import arms, measure, run, runs, stream, tables
+from experiments.large_window_laziness import arms, measure, run, runs, tables
 from experiments.large_window_laziness.arms import ARMS, SETS
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Measurements of seconds."""
-    monkeypatch.setattr(runs, "EVERY", 2)
-    monkeypatch.setattr(runs, "BATCH", 2)
     monkeypatch.setattr(measure, "EACH", 2)
     monkeypatch.setattr(measure, "PROMPTS", 2)
     monkeypatch.setattr(measure, "AT_ONCE", 2)
@@ -34,7 +33,8 @@ class Stop(Exception):
 
 
 def test_a_run_that_was_killed_ends_as_if_it_was_not(small, tmp_path):
-    arm, silent = ARMS["w4-nope"], lambda line: None
+    arm, silent = ARMS["pilot"]["w4-nope"], lambda line: None
+    arm = dataclasses.replace(arm, scale=arm.scale._replace(batch=2, every=2))
     runs.run(arm, 0, tmp_path / "whole", 4, silent)
     said = []
 
@@ -51,24 +51,26 @@ def test_a_run_that_was_killed_ends_as_if_it_was_not(small, tmp_path):
     last = curve(tmp_path / "whole")[-1]
     assert len(last["heads"]) == arms.DEPTH * arms.HEADS == len(last["qk"])
     assert all(relative == 0 for *_, relative in last["qk"])
-    (tmp_path / "w4-nope").mkdir()
-    (tmp_path / "parts").rename(tmp_path / "w4-nope" / "0")
-    rows, (facts,) = tables.collect(tmp_path)
+    (tmp_path / "pilot" / "w4-nope").mkdir(parents=True)
+    (tmp_path / "parts").rename(tmp_path / "pilot" / "w4-nope" / "0")
+    rows, (facts,) = tables.collect(tmp_path / "pilot")
     assert len(rows) == 3 and facts["formed"] == 0 and facts["formed_step"] == 4
-    assert run.main(["--workdir", str(tmp_path), "--arms", "w4-nope", "--seeds", "1"]) == 0
+    words = ["--workdir", str(tmp_path), "--scale", "pilot"]
+    assert run.main([*words, "--arms", "w4-nope", "--seeds", "1"]) == 0
 
 
-def test_needles_lie_beyond_every_window(small):
-    made = measure.needles(None)
+@pytest.mark.parametrize("scale", arms.SCALES.values(), ids=list(arms.SCALES))
+def test_needles_lie_beyond_every_window(small, scale):
+    made = measure.needles(scale.task, None)
     for tokens, rows, needle in zip(made.tokens_NT, made.rows_NQ, made.needle_NT):
         (places,) = np.nonzero(needle)
         answer = tokens[rows[rows >= 0] + 1]
         np.testing.assert_array_equal(tokens[places], answer)
-        assert rows[0] - places[0] + 1 >= stream.BINS[-1][0] >= arms.LARGE
+        assert rows[0] - places[0] + 1 >= scale.task.bins[-1][0] >= scale.large
 
 
 def test_one_program_serves_all_windows():
-    windowed = [arm for arm in ARMS.values() if arm.final is not None]
+    windowed = [arm for arm in ARMS["main"].values() if arm.final is not None]
     assert len({repr(arm.model()) for arm in windowed}) == 2  # RoPE and NoPE
 
 
@@ -84,8 +86,8 @@ def test_schedules_end_at_the_large_window():
 
 
 def test_every_arm_has_a_model():
-    assert len(ARMS) == sum(map(len, SETS.values()))
-    for arm in ARMS.values():
+    assert len(ARMS["main"]) == sum(map(len, SETS["main"].values())) == 30
+    for arm in (*ARMS["main"].values(), *ARMS["pilot"].values()):
         assert arm.model().layout.names == ("local", "full") * 2
         assert (arm.model().mixers["full"].rope is None) == arm.nope
 

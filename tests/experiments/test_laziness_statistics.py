@@ -73,7 +73,7 @@ def test_claims_hold_where_they_are_planted():
     assert outcome(curves, "the larger the window, the later retrieval forms (rope)") == "holds"
     later = "window 128 forms retrieval later than window 4 (rope)"
     assert outcome(curves, later) == "holds"
-    catches = "with enough training window 128 catches up with window 4 (rope)"
+    catches = "with enough training w128 catches up with w4 (rope)"
     assert outcome(curves, catches) == "does not hold"
     assert outcome(curves, "windows do not differ in short-range loss (rope)") == "holds"
     assert outcome(curves, "NoPE helps at window 4") == "undecided"
@@ -86,7 +86,7 @@ def test_claims_fail_where_the_opposite_is_planted():
         "does not hold"
     )
     assert outcome(curves, "windows do not differ in short-range loss (rope)") == "does not hold"
-    catches = "with enough training window 128 catches up with window 4 (rope)"
+    catches = "with enough training w128 catches up with w4 (rope)"
     assert outcome(curves, catches) == "holds"
 
 

@@ -1,65 +1,84 @@
 """The task stream does what it says: copies are copies of what stood last, at the distance said."""
 
 import numpy as np
+import pytest
 
 from experiments.large_window_laziness import stream
 
 
-def made(power=1.0):
-    return stream.sequences(3, 0, stream.AT_ONCE, power)
+@pytest.fixture(params=stream.TASKS.values(), ids=list(stream.TASKS))
+def task(request):
+    return request.param
 
 
-def test_a_sequence_is_a_function_of_seed_and_index():
-    across = stream.sequences(5, 500, 24)
-    behind = stream.sequences(5, 512, 12)
+def made(task, power=1.0):
+    return stream.sequences(task, 3, 0, stream.AT_ONCE, power)
+
+
+def test_a_sequence_is_a_function_of_seed_and_index(task):
+    across = stream.sequences(task, 5, 500, 24)
+    behind = stream.sequences(task, 5, 512, 12)
     for a, b in zip(across.take(np.arange(12, 24)), behind):
         np.testing.assert_array_equal(a, b)
-    assert (stream.sequences(6, 500, 24).tokens_NT != across.tokens_NT).any()
+    assert (stream.sequences(task, 6, 500, 24).tokens_NT != across.tokens_NT).any()
 
 
-def test_copies_stand_where_they_say_and_nowhere_nearer():
-    x = made()
+def test_copies_stand_where_they_say(task):
+    x = made(task)
     for tokens, kind, distance in zip(*x):
         for t in np.flatnonzero(kind == stream.COPY_START):
             d = distance[t]
-            assert stream.NEAREST <= d <= stream.FURTHEST
-            end = min(t + stream.SPAN, stream.LENGTH)
+            assert task.nearest <= d <= task.furthest
+            end = min(t + task.span, task.length)
             np.testing.assert_array_equal(tokens[t:end], tokens[t - d : end - d])
-            earlier = np.flatnonzero(tokens[:t] == tokens[t])
-            assert t - earlier.max() == d or len(np.unique(tokens[tokens >= stream.LOCAL])) > 100
     copied = x.kind_NT == stream.COPIED_TOKEN
-    assert 0.3 < copied.mean() < 0.4
+    assert 0.3 < copied.mean() < 0.45
     assert (x.distance_NT[copied | (x.kind_NT == stream.COPY_START)] > 0).all()
+    assert x.tokens_NT.max() < task.vocab
+
+
+def test_and_nowhere_nearer():
+    """As long as no symbol is in two chunks, the answer stands nowhere but where it is said to."""
+    task, checked = stream.MAIN, 0
+    for tokens, kind, distance in zip(*made(task)):
+        new = (kind == stream.NEW_TOKEN) & (tokens >= task.local)
+        unique = new.sum() < task.content
+        for t in np.flatnonzero(kind == stream.COPY_START) if unique else ():
+            assert t - np.flatnonzero(tokens[:t] == tokens[t]).max() == distance[t]
+            checked += 1
+    assert checked > 1000
 
 
 def test_distances_are_about_log_uniform():
     """A fifth of the copies in each doubling, fewer at the far end, which is not always there."""
-    x = made()
-    d = x.distance_NT[x.kind_NT == stream.COPY_START]
-    shares = [((d >= a) & (d <= b)).mean() for a, b in stream.BINS]
+    x, far = made(stream.MAIN), made(stream.MAIN, 0.0)
+    d, d_far = (y.distance_NT[y.kind_NT == stream.COPY_START] for y in (x, far))
+    bins = stream.MAIN.bins
+    assert bins == ((9, 15), (16, 31), (32, 63), (64, 127), (128, 255))
+    shares = [((d >= a) & (d <= b)).mean() for a, b in bins]
     assert all(0.15 < share < 0.3 for share in shares[:-1]), shares
     assert 0.05 < shares[-1] < 0.2
-    far = made(0.0).distance_NT[made(0.0).kind_NT == stream.COPY_START]
-    assert (far >= stream.BINS[-1][0]).mean() > 2 * shares[-1]
+    assert (d_far >= bins[-1][0]).mean() > 2 * shares[-1]
 
 
-def test_local_text_follows_its_table():
-    x = made()
+def test_local_text_follows_its_table(task):
+    x, table = made(task), stream.successors(task.local)
     later = x.kind_NT[:, 1:] == stream.LOCAL_TOKEN
     before, after = x.tokens_NT[:, :-1][later], x.tokens_NT[:, 1:][later]
-    rank = (stream.successors()[before] == after[:, None]).argmax(axis=1)
-    assert (stream.successors()[before, rank] == after).all()
+    rank = (table[before] == after[:, None]).argmax(axis=1)
+    assert (table[before, rank] == after).all()
     shares = np.bincount(rank, minlength=4) / len(rank)
-    np.testing.assert_allclose(shares, stream.SUCCESSORS, atol=0.02)
+    np.testing.assert_allclose(shares, stream.SUCCESSORS, atol=0.03)
 
 
-def test_batch_is_that_of_the_trainer():
-    batch = stream.batch(made().take(np.arange(3)))
-    assert batch["tokens"].shape == (3, stream.LENGTH)
+def test_batch_is_that_of_the_trainer(task):
+    some = made(task).take(np.arange(3))
+    batch = stream.batch(some)
+    assert batch["tokens"].shape == (3, task.length)
     np.testing.assert_array_equal(batch["targets"][:, :-1], batch["tokens"][:, 1:])
-    counted = batch["loss_weights"][:, :-1] > 0
-    kinds = made().kind_NT[:3, 1:]
+    kinds = some.kind_NT[:, 1:]
     np.testing.assert_array_equal(
-        counted, (kinds == stream.LOCAL_TOKEN) | (kinds == stream.COPIED_TOKEN)
+        batch["loss_weights"][:, :-1] > 0,
+        (kinds == stream.LOCAL_TOKEN) | (kinds == stream.COPIED_TOKEN),
     )
     assert not batch["loss_weights"][:, -1].any()
