@@ -251,7 +251,7 @@ def test_memory_is_linear_in_time(monkeypatch):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(window=0), "window must be None or an int >= 1"),
+        (dict(window=0), "window must be None, an int >= 1"),
         (dict(k=(2, 5, 3, 8), v=(2, 5, 3, 8)), "multiple of key/value heads, got 4 and 3"),
         (dict(k=(2, 5, 2, 7)), "k must have shape"),
         (dict(v=(2, 4, 2, 8)), "v must agree with k"),
