@@ -1,7 +1,12 @@
 """The task stream does what it says: copies are copies of what stood last, at the distance said."""
 
+import pathlib
+import sys
+
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments.large_window_laziness import stream
 
