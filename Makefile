@@ -15,7 +15,7 @@ AOT_READY := $(AOT)/.ready
 
 help:
 	@echo "make demo       set up, and train the demo: 5 minutes on 2 CPU cores"
-	@echo "make laziness   see retrieval heads form in 30 small runs: an hour; it goes on where it stopped"
+	@echo "make laziness   see retrieval heads form in 30 small runs; it goes on where it stopped"
 	@echo "make test       set up, and run the tests (slow ones: a sample that rotates by the day)"
 	@echo "make test-slow  all tests"
 	@echo "make lint       ruff"
@@ -42,12 +42,12 @@ laziness: setup
 	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --sets core --jobs 2
 	$(MAKE) laziness-results
 
-# The same at 96 tokens: minutes.
+# The same at 96 tokens.
 laziness-pilot: setup
 	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --scale pilot --sets core,cures --jobs 2
 	$(BIN)/python -m experiments.large_window_laziness.results --workdir $(RUNS) --scale pilot
 
-# Recurrent mixers, cures and long budgets besides: about nine hours on 2 CPU cores.
+# Recurrent mixers, cures and long budgets besides.
 laziness-all: setup
 	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --sets core,cures,recurrent,long --jobs 2
 	$(MAKE) laziness-results

@@ -139,9 +139,14 @@ metric_list: [{{metric: acc}}]
     )
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     found = lm_eval.simple_evaluate(
-        harness, tasks=["tiny_choice"], task_manager=manager, bootstrap_iters=0
-    )["results"]["tiny_choice"]
-    pairs = [(line["q"], line[c]) for line in lines for c in ("a", "b")]
-    scored = harness.loglikelihood(requests("loglikelihood", *pairs))
-    right = [int(np.argmax([scored[2 * i][0], scored[2 * i + 1][0]]) == i % 2) for i in range(6)]
-    assert found["acc,none"] == pytest.approx(np.mean(right))
+        harness, tasks=["tiny_choice"], task_manager=manager, bootstrap_iters=0, log_samples=True
+    )
+    right = []
+    for sample in found["samples"]["tiny_choice"]:
+        given = [(a["arg_0"], a["arg_1"]) for a in sample["arguments"].values()] if isinstance(
+            sample["arguments"], dict
+        ) else [tuple(a) for a in sample["arguments"]]  # fmt: skip
+        scores = [score for score, _ in harness.loglikelihood(requests("loglikelihood", *given))]
+        right.append(int(np.argmax(scores)) == sample["target"])
+    assert len(right) == len(lines)
+    assert found["results"]["tiny_choice"]["acc,none"] == pytest.approx(np.mean(right))

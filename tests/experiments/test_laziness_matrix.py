@@ -1,8 +1,12 @@
 """The paper's matrix: published parameter counts, budgets, and a dry run of every point."""
 
 import json
+import pathlib
+import sys
 
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments.large_window_laziness import sweep, text
 from hybridlm import config as configs

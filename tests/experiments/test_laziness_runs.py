@@ -2,9 +2,13 @@
 
 import dataclasses
 import json
+import pathlib
+import sys
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments.large_window_laziness import arms, measure, run, runs, tables
 from experiments.large_window_laziness.arms import ARMS, SETS

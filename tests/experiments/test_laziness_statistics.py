@@ -1,7 +1,12 @@
 """Survival, permutation and claims on cases whose answers are known."""
 
+import pathlib
+import sys
+
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments.large_window_laziness import claims, figures, tables
 from experiments.large_window_laziness import statistics as st

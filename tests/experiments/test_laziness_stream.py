@@ -1,7 +1,12 @@
 """The task stream does what it says: copies are copies of what stood last, at the distance said."""
 
+import pathlib
+import sys
+
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments.large_window_laziness import stream
 
@@ -32,7 +37,7 @@ def test_copies_stand_where_they_say(task):
             end = min(t + task.span, task.length)
             np.testing.assert_array_equal(tokens[t:end], tokens[t - d : end - d])
     copied = x.kind_NT == stream.COPIED_TOKEN
-    assert 0.3 < copied.mean() < 0.45
+    assert 0.25 < copied.mean() < 0.4
     assert (x.distance_NT[copied | (x.kind_NT == stream.COPY_START)] > 0).all()
     assert x.tokens_NT.max() < task.vocab
 
