@@ -42,7 +42,7 @@ class Workdir:
         """
         if not path.is_dir():
             raise RunError(f"--workdir {path} is not there: all hosts need the same, shared folder")
-        _check_same_run(path, config)
+        check_same_run(path, config)
         return cls(path, None)
 
     @classmethod
