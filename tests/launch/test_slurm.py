@@ -21,6 +21,7 @@ from launch.slurm_job import RunJob
 
 # Imported before any test: its logger keeps the stderr that it finds, and a test's is closed.
 submitit = importlib.import_module("submitit") if importlib.util.find_spec("submitit") else None
+pytestmark = pytest.mark.slow  # minutes, on a machine that does other things
 needs_submitit = pytest.mark.skipif(
     submitit is None, reason="no submitit: pip install 'hybridlm[launch]'"
 )
