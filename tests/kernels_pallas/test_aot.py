@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from kernels_pallas.aot import bundles, cases, document, scorecard
+from kernels_pallas.aot.chips import CHIPS
 
 # A grid of (4, 2): at each step a region of 3 bundles at the first of 2, then a loop of 3 bundles 5
 # times, with a spill; then a region of 2 that data decides about.
