@@ -80,7 +80,7 @@ class _Selection(grain.transforms.DatasetSelectionMap):
 class _Batches:
     """Batches by step (a Grain data source)."""
 
-    def __init__(self, pipeline: "Pipeline", rows: Sequence[int] | None):
+    def __init__(self, pipeline: "Pipeline", rows: Sequence[int] | slice):
         self._pipeline, self._rows = pipeline, rows
 
     def __len__(self) -> int:
@@ -157,15 +157,17 @@ class Pipeline:
         """The held-out split of each source, by name."""
         return {name: self._shards[name].heldout for name in self._names}
 
-    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+    def batch(self, step: int, rows: Sequence[int] | slice = slice(None)) -> Batch:
         """The batch of `step` (from 0), or the given rows of it: a function of (seed, step)."""
         if step < 0:
             raise ValueError(f"step is {step}; the first is 0")
         first = step * self.batch_size
-        wanted = range(self.batch_size) if rows is None else rows
+        wanted = np.arange(self.batch_size)[rows].tolist()
         return _stack([self._stream[first + row] for row in wanted], self.seq_len)
 
-    def iterate(self, start_step: int = 0, rows: Sequence[int] | None = None) -> Iterator[Batch]:
+    def iterate(
+        self, start_step: int = 0, rows: Sequence[int] | slice = slice(None)
+    ) -> Iterator[Batch]:
         """Batches from `start_step` on, without end, read ahead by Grain's threads.
 
         The result is a `grain.DatasetIterator`; its `close()` stops the threads.

@@ -30,14 +30,14 @@ def test_rows_are_slices_of_the_same_batch(packing, tmp_path):
     for step in (0, 7, 10**9):
         whole = pipeline.batch(step)
         assert {v.shape for v in whole.values()} == {(6, 32)}
-        for rows in (slice(0, 3), slice(3, 6), slice(1, 6, 2), slice(6, 6)):
+        for rows in (slice(0, 3), slice(3, 6), slice(1, 6, 2), slice(6, 6), [5, 0], range(2, 4)):
             assert_batches_equal(pipeline.batch(step, rows), {k: v[rows] for k, v in whole.items()})
 
 
 @PACKINGS
 def test_iterating_gives_the_batches_from_any_step(packing, tmp_path):
     pipeline = two_sources(tmp_path, packing=packing)
-    for start, rows, prefetch in ((0, None, 1), (3, slice(2, 4), 4), (10**8, None, 16)):
+    for start, rows, prefetch in ((0, slice(None), 1), (3, [2, 3], 4), (10**8, slice(1, 5), 16)):
         pipeline._prefetch = prefetch
         iterator = pipeline.iterate(start, rows)
         for step in range(start, start + 12):

@@ -94,7 +94,8 @@ def dense(module, x, context):
     else:
         q, k, _ = module._project(x, context)
         ids = module.span.segment_ids(context)
-        out, _ = attention(q, k, units(k), segment_ids=ids, **module._options())
+        options = dict(window=module._window(context), **module._logit_options())
+        out, _ = attention(q, k, units(k), segment_ids=ids, **options)
     return jnp.moveaxis(out, 1, 2)
 
 

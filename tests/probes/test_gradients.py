@@ -6,7 +6,6 @@ import numpy as np
 import small
 
 from hybridlm import probes
-from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model
 from hybridlm.probes import Prompts
 
@@ -34,8 +33,7 @@ def test_it_is_the_derivative_of_the_summed_logits():
         @jax.jit
         def score(x):
             module = model.bind(params)
-            ids, positions = map(jnp.asarray, context)
-            logits = module.logits(module.hidden_from(x, SequenceContext(ids, positions)))
+            logits = module.logits(module.hidden_from(x, jax.tree.map(jnp.asarray, context)))
             return jnp.stack([logits[b, last[b]].sum(-1).mean() for b in range(2)])
 
         x = np.asarray(model.bind(params).embed(tokens, jnp.float64))
