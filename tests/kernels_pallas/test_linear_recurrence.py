@@ -1,12 +1,13 @@
 """What is the linear recurrence's own beside the laws: exact gates, float32 states, errors."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from subjects.linear_recurrence import recurrence_subject
 
 from kernels_pallas import testing
-from kernels_pallas.linear_recurrence import RecurrenceState, linear_recurrence
+from kernels_pallas.linear_recurrence import RecurrenceState, linear_recurrence, sqrt_bounded
 
 
 @pytest.mark.parametrize("time", [1000])
@@ -21,6 +22,11 @@ def test_gates_0_and_1_are_exact():
     b = jnp.asarray(np.random.default_rng(6).integers(-8, 9, (2, 500, 3)), jnp.float32)
     np.testing.assert_array_equal(linear_recurrence(jnp.zeros_like(b), b), b)
     np.testing.assert_array_equal(linear_recurrence(jnp.ones_like(b), b), jnp.cumsum(b, 1))
+
+
+def test_the_slope_of_the_gates_root_is_bounded():
+    assert float(jax.grad(sqrt_bounded)(0.0)) == 1000.0
+    assert float(jax.grad(sqrt_bounded)(0.25)) == 1.0
 
 
 def test_vmap(x64):

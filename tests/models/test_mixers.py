@@ -13,7 +13,6 @@ from hybridlm.models.accounting import layer_table, train_flops_per_token
 from hybridlm.models.layers import RMSNorm
 from hybridlm.models.mixers import LayerSpec, read_mixer
 from hybridlm.models.mixers.attention import mean_keys
-from hybridlm.models.mixers.rglru import _sqrt_bounded
 from hybridlm.models.params import Model
 from hybridlm.models.positional import Rope, RopeConfig
 
@@ -29,11 +28,9 @@ def test_rglru_decays_start_between_0_9_and_0_999():
     assert abs(np.mean(a**2) - (0.81 + 0.998001) / 2) < 0.01
 
 
-def test_rglru_gates_start_unbiased_and_slope_is_bounded():
+def test_rglru_gates_start_unbiased():
     mixer = read_mixer(dict(kind="rglru"), "m").build(SPEC, rngs=nnx.Rngs(0))
     assert not np.any(mixer.recurrence_gate.bias[...])
-    assert float(jax.grad(_sqrt_bounded)(0.0)) == 1000.0
-    assert float(jax.grad(_sqrt_bounded)(0.25)) == 1.0
 
 
 def test_linear_maps_start_at_unit_gain_and_outputs_smaller():

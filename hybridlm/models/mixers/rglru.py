@@ -11,11 +11,10 @@ from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, at_least_float32
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import ShortConv
-from kernels_pallas import linear_recurrence, segments
+from kernels_pallas import linear_recurrence
 from kernels_pallas.causal_conv import ConvState
 
 DECAY_POWER = 8.0  # c in a_t = a^(c r_t), the paper's constant
-MAX_SLOPE = 1000.0  # of sqrt(1 - a^2) at a = 1, where it is infinite; recurrentgemma's bound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,25 +115,24 @@ class RGLRU(Mixer):
         ids_BT = context.segment_ids_BT
         conv_state, recurrence_state = state or (None, None)
         u_BTW, conv_state = self.conv(self.input(x_BTD), ids_BT, conv_state)
-        previous_B = None if recurrence_state is None else recurrence_state.segment_ids_B
-        starts_BT = segments.document_starts(ids_BT, previous_B)
-        a_BTW, b_BTW = self._gate(u_BTW, starts_BT)
-        h_BTW, recurrence_state = linear_recurrence.linear_recurrence(
-            a_BTW, b_BTW, segment_ids=ids_BT, initial_state=recurrence_state, return_state=True
+        log_a_BTW, gated_BTW = self._gate(u_BTW)
+        h_BTW, recurrence_state = linear_recurrence.gated_recurrence(
+            log_a_BTW,
+            gated_BTW,
+            segment_ids=ids_BT,
+            initial_state=recurrence_state,
+            return_state=True,
         )
         branch_BTW = jax.nn.gelu(self.branch(x_BTD), approximate=True)
         y_BTD = self.out(branch_BTW * h_BTW.astype(x_BTD.dtype))
         return y_BTD, RGLRUState(conv_state, recurrence_state)
 
-    def _gate(self, u_BTW: jax.Array, starts_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Decay a and input b of the recurrence, float32; eq. 3-4, in log space."""
+    def _gate(self, u_BTW: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Logarithm of the decay and gated input i_t x_t, float32; eq. 1-3."""
         r_BTW = jax.nn.sigmoid(at_least_float32(self.recurrence_gate(u_BTW)))
         i_BTW = jax.nn.sigmoid(at_least_float32(self.input_gate(u_BTW)))
         log_a_BTW = -DECAY_POWER * r_BTW * jax.nn.softplus(self.decay[...])[None, None, :]
-        # A document's first input is not damped: nothing is carried that it would have to
-        # make room for (recurrentgemma's convention).
-        scale_BTW = jnp.where(starts_BT[:, :, None], 1.0, _sqrt_bounded(-jnp.expm1(2 * log_a_BTW)))
-        return jnp.exp(log_a_BTW), scale_BTW * i_BTW * at_least_float32(u_BTW)
+        return log_a_BTW, i_BTW * at_least_float32(u_BTW)
 
 
 class BlockDiagonal(nnx.Module):
@@ -158,14 +156,3 @@ def _initial_decay(key: jax.Array, channels: int, low: float = 0.9, high: float 
     squared = jax.random.uniform(key, (channels,), minval=low**2, maxval=high**2)
     softplus = -0.5 * jnp.log(squared)
     return jnp.log(jnp.expm1(softplus))
-
-
-@jax.custom_jvp
-def _sqrt_bounded(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(x)
-
-
-@_sqrt_bounded.defjvp
-def _sqrt_bounded_jvp(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    return jnp.sqrt(x), dx * jnp.minimum(0.5 * jax.lax.rsqrt(jnp.maximum(x, 1e-30)), MAX_SLOPE)
