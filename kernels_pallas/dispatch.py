@@ -3,7 +3,8 @@
 Each op declares its backends as data, a tuple of `Backend` rows. A row with `limits=None`
 is a plain XLA form that takes every valid call. A kernel's row lists, feature by feature,
 the values its tests cover; a feature the row does not mention is not covered. The platform is a
-feature of every case.
+feature of every case, and so is a mesh over which XLA would have to partition a kernel, which it
+cannot: inside a `jax.shard_map` over its axes there is nothing left to partition.
 """
 
 import contextlib
@@ -109,7 +110,7 @@ def resolve(
       impl: "auto" takes a kernel only where the table covers the case, otherwise chunked;
         "reference", "chunked" and "pallas" take exactly that.
       case: what the call asks for, e.g. `dict(dtype="bfloat16", window=128)`; the platform of
-        `target()` is added.
+        `target()` is added, and the axes of the mesh in force that XLA partitions over.
       support: the op's table.
 
     Raises ValueError for an unknown impl, and for "pallas" where no kernel covers the case.
@@ -117,7 +118,7 @@ def resolve(
     impl = _AUTO.get() if impl == "auto" else impl
     if impl not in IMPLS:
         raise ValueError(f"{op_name}: impl must be one of {', '.join(IMPLS)}, got {impl!r}.")
-    case = dict(platform=target().platform, **case)
+    case = dict(platform=target().platform, **_partitioned(), **case)
     kernels = [b for b in support if b.impl == "pallas"]
     if impl in ("auto", "pallas"):
         for backend in kernels:
@@ -134,6 +135,13 @@ def resolve(
     return next(b.name for b in support if b.impl == wanted)
 
 
+def _partitioned() -> dict[str, str]:
+    mesh, manual = jax.sharding.get_abstract_mesh(), jax.sharding.AxisType.Manual
+    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
+    split = [f"{name} {size}" for name, size, kind in axes if size > 1 and kind != manual]
+    return dict(partitioned_over=", ".join(split)) if split else {}
+
+
 def check_shape(op_name: str, name: str, array, shape: tuple[int, ...], dims: str) -> None:
     """Raises ValueError unless `array.shape == shape`; `dims` names the axes, "B T D"."""
     if array.shape != shape:
@@ -148,6 +156,11 @@ def check_floating(op_name: str, **arrays) -> None:
     for name, array in arrays.items():
         if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{op_name}: {name} must be floating point, got {array.dtype}.")
+
+
+def dtypes(*arrays) -> str:
+    """The dtypes of the arrays as one feature of a case: "bfloat16", "bfloat16 and float32"."""
+    return " and ".join(sorted({str(array.dtype) for array in arrays}))
 
 
 def accumulator_dtype(*arrays):

@@ -101,9 +101,8 @@ def attention(
     bound = None if traced else window
     slots = 0 if initial_state is None else initial_state.k_BSGK.shape[1]
     slots = slots if bound is None else min(slots, bound - 1)
-    dtypes = {str(x.dtype) for x in (q_BTHK, k_BTGK, v_BTGV)}
     case = dict(
-        dtype=" and ".join(sorted(dtypes)), key_size=key_size, value_size=value_size,
+        dtype=dispatch.dtypes(q_BTHK, k_BTGK, v_BTGV), key_size=key_size, value_size=value_size,
         heads_per_kv=heads // kv_heads, window=bound, traced_window=traced,
         sinks=sinks_H is not None,
         soft_cap=soft_cap is not None, state=initial_state is not None,

@@ -111,7 +111,7 @@ def gated_slots(
     segments.check("gated_slots", segment_ids, batch, time)
     _check_state(initial_state, batch, kv_heads, slots, key_size, value_size)
     case = dict(
-        dtype=_dtypes(q_BTHK, k_BTGK, v_BTGV), key_size=key_size, value_size=value_size, slots=slots,
+        dtype=dispatch.dtypes(q_BTHK, k_BTGK, v_BTGV), key_size=key_size, value_size=value_size, slots=slots,
         heads_per_kv=heads // kv_heads, state=initial_state is not None,
     )  # fmt: skip
     form = _FORMS[dispatch.resolve("gated_slots", impl, case, SUPPORT)]
@@ -150,10 +150,6 @@ def gated_slots(
         return out_BTHV, lse_BTH
     final = SlotState(k_slots_BGMK, v_slots_BGMV, ids_BT[:, -1], filled_BT[:, -1])
     return out_BTHV, lse_BTH, final
-
-
-def _dtypes(*arrays) -> str:
-    return " and ".join(sorted({str(array.dtype) for array in arrays}))
 
 
 def _filled(starts_BT, update_BT, written_B) -> Bool[Array, "B T"]:

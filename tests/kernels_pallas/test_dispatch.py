@@ -1,5 +1,6 @@
 """Dispatch is fail-closed: a kernel runs only what its row of the support table names."""
 
+import jax
 import pytest
 
 from kernels_pallas.dispatch import XLA_ONLY, Backend, kernels_for, resolve, target
@@ -35,6 +36,17 @@ def test_the_platform_is_part_of_every_case():
             assert resolve("op", "auto", COVERED, TABLE) == "tpu"
             assert target() == ("tpu", True)
         assert target() == ("cpu", False)
+
+
+def test_no_kernel_where_xla_would_have_to_partition_it():
+    auto, manual = jax.sharding.AxisType.Auto, jax.sharding.AxisType.Manual
+    for size, kind, form in ((2, auto, "chunked"), (1, auto, "tpu"), (2, manual, "tpu")):
+        mesh = jax.sharding.AbstractMesh((size, 1), ("data", "tensor"), axis_types=(kind, auto))
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert resolve("op", "auto", COVERED, TABLE) == form
+            if form == "chunked":
+                with pytest.raises(ValueError, match="lacks partitioned_over=data 2"):
+                    resolve("op", "pallas", COVERED, TABLE)
 
 
 def test_named_forms_are_taken_as_named():
