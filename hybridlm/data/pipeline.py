@@ -162,7 +162,7 @@ class Pipeline:
         if step < 0:
             raise ValueError(f"step is {step}; the first is 0")
         first = step * self.batch_size
-        wanted = np.arange(self.batch_size)[rows].tolist()
+        wanted = range(self.batch_size)[rows] if isinstance(rows, slice) else rows
         return _stack([self._stream[first + row] for row in wanted], self.seq_len)
 
     def iterate(
