@@ -1,5 +1,7 @@
 """Errors that a user can mend: the CLI prints their one sentence and exits with code 2."""
 
+TRY_AGAIN = 75  # exit code of a run that stopped and can go on; launchers start it again
+
 
 class UserError(Exception):
     """Something the user gave was wrong; the message says what, where, and what would be right."""

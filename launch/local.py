@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hybridlm.errors import RunError, UserError
+from hybridlm.errors import TRY_AGAIN, RunError, UserError
 from hybridlm.sweep.progress import RunProgress, newest
 from hybridlm.train import preemption
 from launch.job import PROGRAM, Job, child_environment
@@ -88,7 +88,7 @@ class Local:
             print(f"hybridlm: run {attempt.job.name} {attempt.failure}", file=sys.stderr)
         if failed:
             return 1
-        return 0 if all(a.state == "finished" for a in attempts) else preemption.EXIT_CODE
+        return 0 if all(a.state == "finished" for a in attempts) else TRY_AGAIN
 
     def _run(
         self, attempts: list[_Attempt], root: pathlib.Path, lock: Any, stop: preemption.StopSignal
@@ -150,7 +150,7 @@ class Local:
         attempt.reached = _seen(attempt)
         if code == 0:
             attempt.state = "finished"
-        elif code == preemption.EXIT_CODE or (asked and code == -signal.SIGTERM):
+        elif code == TRY_AGAIN or (asked and code == -signal.SIGTERM):
             attempt.state = "stopped"  # before there was anything to save, in the second case
         else:
             attempt.state = "failed"

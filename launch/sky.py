@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from hybridlm.errors import TRY_AGAIN
 from hybridlm.sweep.names import label
-from hybridlm.train.preemption import EXIT_CODE
 from launch.job import Job
 from launch.site import SkySite
 from launch.submission import Submission, submit_all
@@ -43,7 +43,7 @@ class Sky:
         words = ["exec", *shlex.split(site.program), *job.words(pathlib.PurePosixPath(site.root))]
         recovery = {
             "max_restarts_on_errors": site.max_restarts,
-            "recover_on_exit_codes": [EXIT_CODE],
+            "recover_on_exit_codes": [TRY_AGAIN],
         }
         resources = {
             "infra": site.infra,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-SAVED = 75  # hybridlm.train.preemption.EXIT_CODE: stopped, and can go on
+from hybridlm.errors import TRY_AGAIN
 
 # SLURM signals every process of a job. SIGUSR2 is submitit's, and would kill the run.
 _SHIELD = ("sh", "-c", 'trap "" USR2; exec "$@"', "sh")
@@ -41,7 +41,7 @@ class RunJob:
         )
         _await(self._process.pid)
         code = self._process.wait()
-        if code == SAVED:
+        if code == TRY_AGAIN:
             self._requeue()
         if code:
             raise RunFailed(f"run {self.name} ended with exit code {code}")
@@ -80,7 +80,7 @@ class RunJob:
         )  # fmt: skip
         if asked.stdout.strip() == "RUNNING":
             subprocess.run(["scontrol", "requeue", job.job_id], check=True)
-            sys.exit(SAVED)
+            sys.exit(TRY_AGAIN)
 
 
 def _await(pid: int) -> None:

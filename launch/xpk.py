@@ -4,8 +4,8 @@ import pathlib
 import shlex
 from collections.abc import Sequence
 
+from hybridlm.errors import TRY_AGAIN
 from hybridlm.sweep.names import label
-from hybridlm.train.preemption import EXIT_CODE
 from launch.job import Job
 from launch.site import XpkSite
 from launch.submission import Submission, submit_all
@@ -46,7 +46,7 @@ class Xpk:
             "script-dir": site.script_dir,
             "priority": site.priority,
             "max-restarts": site.max_restarts,
-            "restart-on-exit-codes": EXIT_CODE,
+            "restart-on-exit-codes": TRY_AGAIN,
             "termination-grace-period-seconds": site.grace_seconds,
         }
         given = [f"--{name}={value}" for name, value in options.items() if value is not None]

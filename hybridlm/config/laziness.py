@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from hybridlm.config import recipes
+from hybridlm.config.schema import flat
 from hybridlm.errors import ConfigError
 
 CONTEXT, VOCAB, KV_HEADS, HEAD_DIM = 16_384, 73_448, 2, 64
@@ -93,10 +94,10 @@ def recipe(arg: str | None, architecture: str) -> ConfigDict:
 
 def sweep(architecture: str) -> Iterator[dict[str, Any]]:
     """Flat overrides of the recipe without argument for each size and budget of the matrix."""
-    base = _flat(recipe("", architecture))
+    base = flat(recipe("", architecture).to_dict())
     for name in SIZES:
         for budget in BUDGETS:
-            point = _flat(recipe(f"{name},{budget}n", architecture))
+            point = flat(recipe(f"{name},{budget}n", architecture).to_dict())
             yield {key: value for key, value in point.items() if base.get(key) != value}
 
 
@@ -136,12 +137,3 @@ def _smoke(c: ConfigDict) -> ConfigDict:
     c.train.dtype, c.train.remat, c.train.keep_every = "auto", "none", None
     c.probes = dict(which=[])
     return recipes.smoke(c)
-
-
-def _flat(node: Any, path: str = "") -> dict[str, Any]:
-    if not hasattr(node, "items"):
-        return {path: node}
-    flat = {}
-    for name, value in node.items():
-        flat |= _flat(value, f"{path}.{name}" if path else name)
-    return flat

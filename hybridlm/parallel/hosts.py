@@ -19,10 +19,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from hybridlm.errors import RunError, UserError
+from hybridlm.errors import TRY_AGAIN, RunError, UserError
 
 CLUSTERS = ("auto", "none", "slurm", "ompi", "tpu")
-EXIT_CODE = 75  # "temporary failure, try again", as after SIGTERM
 HEARTBEAT_SECONDS = 30  # a host that is silent for so long counts as lost
 
 
@@ -167,8 +166,6 @@ class Rows(NamedTuple):
     def array(self, local: np.ndarray) -> jax.Array:
         """The global array of which `local` (len(indices), time) are this host's rows."""
         parts, rows, time = self.shape
-        if len(self.indices) == parts * rows:
-            return jax.device_put(local.reshape(self.shape), self.sharding)
         local = local.reshape(parts, -1, time)
         place = {row: i for i, row in enumerate(self.indices[: local.shape[1]])}
 
@@ -213,7 +210,7 @@ def end(error: Exception, doing: str) -> NoReturn:
         message, code = str(error), error.exit_code
     else:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        code = EXIT_CODE
+        code = TRY_AGAIN
         message = (
             f"{doing} failed on host {jax.process_index()} of {jax.process_count()}, as it does when"
             f" another host has ended or cannot be reached ({reason}); start the same command again"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from hybridlm.config.schema import Config, to_dict
 from hybridlm.data import bigram_bits_per_byte
-from hybridlm.errors import RunError, UserError
+from hybridlm.errors import TRY_AGAIN, RunError, UserError
 from hybridlm.parallel import hosts
 from hybridlm.train import metrics, preemption, setup, workdir
 from hybridlm.train.evaluate import evaluate
@@ -66,10 +66,8 @@ def train(
     config, _ = setup.resolve(config)
     first = hosts.is_first()
     progress = progress or Progress(config.train.steps, None if first else open(os.devnull, "w"))
-    with hosts.together("opening the workdir"):
-        folder = workdir.Workdir.open(path, config) if first else None
-    with hosts.together("opening the workdir"):
-        folder = folder or workdir.Workdir.follow(path, config)
+    enter = workdir.Workdir.open if first else workdir.Workdir.follow
+    folder = hosts.in_turn("opening the workdir", lambda: enter(path, config))
     try:
         with preemption.StopSignal() as stop, Watchdog(config.train.hang_seconds) as watchdog:
             return _train(config, folder, progress, stop, watchdog, watch)
@@ -178,7 +176,7 @@ def _train(
             f"{stop.received or 'a signal to another host'} received: saved step {saved} of {steps}"
             f" in {path}; the same command goes on from there"
         )
-        return preemption.EXIT_CODE
+        return TRY_AGAIN
     return 0
 
 

@@ -3,8 +3,6 @@
 import signal
 from types import FrameType
 
-EXIT_CODE = 75  # "temporary failure, try again": launchers requeue on it
-
 
 class StopSignal:
     """Remembers that the process was asked to stop. Use as a context manager."""

@@ -8,7 +8,7 @@ import time
 
 import jax
 
-EXIT_CODE = 75  # as after SIGTERM: launchers start it again
+from hybridlm.errors import TRY_AGAIN
 
 
 class Watchdog:
@@ -48,4 +48,4 @@ class Watchdog:
                     file=sys.stderr,
                 )
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-                os._exit(EXIT_CODE)
+                os._exit(TRY_AGAIN)
