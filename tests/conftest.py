@@ -1,14 +1,23 @@
 """Tests run on the CPU, and say which part of the slow ones they ran."""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: a chip, if any, is left alone
 # Most of a test's time is LLVM optimising programs that run once, for milliseconds.
 FAST_COMPILE = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}".strip()
+# And many processes compile the same programs: what one has compiled in this session the others
+# load. Workers and the commands that tests run inherit it.
+CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    CACHE = tempfile.mkdtemp(prefix="hybridlm-tests-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import datetime
 import pathlib
+import shutil
 import zlib
 
 import jax
@@ -17,7 +26,7 @@ import pytest
 from hybridlm import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
-SLOW_SHARE = 25  # one in so many slow tests runs in CI, another one each day
+SLOW_SHARE = 40  # one in so many slow tests runs in CI, another one each day
 
 jax.config.update("jax_platforms", "cpu")
 
@@ -35,6 +44,11 @@ def pytest_addoption(parser):
         metavar="DIR",
         help="fixtures that tests/oracles/make_fixtures.py wrote there, in place of the committed",
     )
+
+
+def pytest_unconfigure(config):
+    if CACHE:
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -5,7 +5,6 @@ the middle of start-up. The moments are drawn afresh from a seed that the test p
 """
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -28,7 +27,7 @@ CLOCK = {
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """Folders that all runs share: token shards, and compiled programs (to save the tests time)."""
+    """A folder that all runs share, for token shards."""
     return tmp_path_factory.mktemp("shared")
 
 
@@ -41,16 +40,8 @@ def command(workdir, shared):
 
 
 def start(workdir, shared, root):
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     log = open(workdir.with_suffix(".log"), "a")
-    return subprocess.Popen(
-        command(workdir, shared), cwd=root, env=environment, stdout=log, stderr=log
-    )
+    return subprocess.Popen(command(workdir, shared), cwd=root, stdout=log, stderr=log)
 
 
 def finish(workdir, shared, root):
@@ -67,7 +58,7 @@ def outcome(workdir, root):
     """The record without clock readings, and the hashes that `hybridlm inspect` prints."""
     done = subprocess.run(
         [sys.executable, "-m", "hybridlm.cli", "inspect", str(workdir)],
-        cwd=root, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        cwd=root, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     hashes = [line for line in done.stdout.splitlines() if "sha256" in line]
