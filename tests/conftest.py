@@ -17,6 +17,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import datetime
 import pathlib
+import re
+import shlex
 import shutil
 import zlib
 
@@ -69,6 +71,22 @@ def pytest_collection_modifyitems(config, items):
 def root() -> pathlib.Path:
     """The top of the checkout."""
     return ROOT
+
+
+@pytest.fixture
+def page_commands(root):
+    """Gives the `hybridlm` commands of a page of docs/: [(words, the line below)]."""
+
+    def read(name):
+        text = (root / "docs" / name).read_text()
+        lines = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
+        return [
+            (shlex.split(line)[1:], below)
+            for line, below in zip(lines, [*lines[1:], ""])
+            if line.startswith(".venv/bin/hybridlm ")
+        ]
+
+    return read
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """`hybridlm probe` on a run with two checkpoints: its files, what it refuses, its page."""
 
 import json
-import re
-import shlex
 
 import jax
 import numpy as np
@@ -44,20 +42,16 @@ def place(tmp_path_factory, request):
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_page(place, root, monkeypatch, command):
+def test_the_commands_of_the_page(place, monkeypatch, command, page_commands):
     """They run as written, say what the page says they say, and leave what it names."""
     monkeypatch.chdir(place)
-    text = (root / "docs" / "probes.md").read_text()
-    lines = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
-    commands = [line for line in lines if line.startswith(".venv/bin/hybridlm ")]
+    commands = page_commands("probes.md")
     assert len(commands) == 6
-    (train,) = (c for c in commands if " train " in c)  # its setting is test_live_probes's
-    commands.remove(train)
     with dispatch.auto_means("reference"):
-        for line, said in zip(lines, [*lines[1:], ""]):
-            if line not in commands:
-                continue
-            code, out, err = command(*shlex.split(line)[1:])
+        for words, said in commands:
+            if words[0] == "train":
+                continue  # its setting is test_live_probes's
+            code, out, err = command(*words)
             if said.startswith("# hybridlm: "):
                 assert (code, err) == (2, said.removeprefix("# ") + "\n")
             else:

@@ -1,8 +1,6 @@
 """`hybridlm eval` on a real, tiny run: its files, what it refuses, and the commands of its page."""
 
 import json
-import re
-import shlex
 import subprocess
 import sys
 
@@ -30,16 +28,13 @@ def place(tmp_path_factory, request):
     return top
 
 
-def test_the_commands_of_the_page(place, root, monkeypatch, command):
+def test_the_commands_of_the_page(place, monkeypatch, command, page_commands):
     """They run as written, say what the page says they say, and leave the files it names."""
     monkeypatch.chdir(place)
-    text = (root / "docs" / "evals.md").read_text()
-    lines = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
-    commands = [line for line in lines if line.startswith(".venv/bin/hybridlm ")]
+    commands = page_commands("evals.md")
     assert len(commands) == 3
-    for line in commands:
-        code, out, err = command(*shlex.split(line)[1:])
-        said = lines[lines.index(line) + 1]
+    for words, said in commands:
+        code, out, err = command(*words)
         if said.startswith("# hybridlm: "):
             assert (code, err) == (2, said.removeprefix("# ") + "\n")
         else:

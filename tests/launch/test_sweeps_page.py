@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import os
-import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -22,26 +20,19 @@ def place(tmp_path, root, monkeypatch):
         (tmp_path / name).symlink_to(root / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{root}:{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     return tmp_path
 
 
-def page(root):
+@pytest.fixture
+def page(page_commands):
     """The page's commands, each with the line below it."""
-    text = (root / "docs" / "sweeps.md").read_text()
-    lines = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
-    found = [
-        (shlex.split(line)[1:], below)
-        for line, below in zip(lines, [*lines[1:], ""])
-        if line.startswith(".venv/bin/hybridlm ")
-    ]
+    found = page_commands("sweeps.md")
     assert len(found) == 6
     return found
 
 
-def test_what_the_page_shows_and_refuses(place, root, command):
-    for words, below in page(root):
+def test_what_the_page_shows_and_refuses(place, page, command):
+    for words, below in page:
         if "--parallel" in words:
             continue  # the next test's
         code, out, err = command(*words)
@@ -57,9 +48,9 @@ def test_what_the_page_shows_and_refuses(place, root, command):
 
 
 @pytest.mark.slow
-def test_the_page_s_sweep_is_interrupted_and_goes_on(place, root, command, refusal):
+def test_the_page_s_sweep_is_interrupted_and_goes_on(place, page, command, refusal):
     """Real runs. `test_local.py` does the same with runs that train nothing, and always."""
-    (words,) = [words for words, _ in page(root) if "--parallel" in words]
+    (words,) = [words for words, _ in page if "--parallel" in words]
     runs = place / "runs" / "smoke"
 
     def start():
