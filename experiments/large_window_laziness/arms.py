@@ -14,10 +14,7 @@ from experiments.large_window_laziness import stream
 from experiments.large_window_laziness.stream import Task
 from hybridlm.config.schema import MLPConfig, ModelConfig, OptimizerConfig, TrainConfig
 
-WIDTH, DEPTH, HEADS, MLP = 32, 4, 1, 64
-OPTIMIZER = OptimizerConfig(
-    lr=3e-3, schedule="constant", warmup_steps=50, weight_decay=0.0, b2=0.98
-)
+DEPTH, HEADS, MLP = 4, 1, 64
 SEEDS = (0, 1, 2)
 SMALL = 4  # the window that the cures begin with
 
@@ -27,12 +24,14 @@ class Scale(NamedTuple):
 
     Attributes:
       windows: of the arms; the last is as long as a sequence, hence none.
+      width: of the models.
       batch: sequences a step. every: steps between two measurements.
       core, long: steps of the arms' budgets.
     """
 
     task: Task
     windows: tuple[int, ...]
+    width: int
     batch: int
     every: int
     core: int
@@ -44,8 +43,8 @@ class Scale(NamedTuple):
         return self.windows[-2]
 
 
-MAIN = Scale(stream.MAIN, (4, 16, 64, 128, 256), 8, 100, 2000, 8000)
-PILOT = Scale(stream.PILOT, (4, 16, 32, 64, 96), 16, 50, 900, 3000)
+MAIN = Scale(stream.MAIN, (4, 16, 64, 128, 256), 64, 16, 100, 800, 3000)
+PILOT = Scale(stream.PILOT, (4, 16, 32, 64, 96), 32, 16, 50, 900, 3000)
 
 Window = Callable[[int, int, int], int]  # (step, steps, seed) -> the window of that step
 
@@ -105,14 +104,20 @@ class Arm:
         """The same for all arms that share a program."""
         full = dict(kind="attention", heads=HEADS, rope=None if self.nope else {})
         return ModelConfig(
-            width=WIDTH, depth=DEPTH, pattern="local full", vocab_size=self.scale.task.vocab,
+            width=self.scale.width, depth=DEPTH, pattern="local full", vocab_size=self.scale.task.vocab,
             mixers=dict(local=dict(self.local), full=full), mlp=MLPConfig(hidden=MLP),
             # Embeddings of about the size of what a layer adds: neither drowns the other.
-            init_std=WIDTH**-0.5, embedding_scale=2.0,
+            init_std=self.scale.width**-0.5, embedding_scale=2.0,
         )  # fmt: skip
 
     def train(self) -> TrainConfig:
         return TrainConfig(steps=self.steps)
+
+    def optimizer(self) -> OptimizerConfig:
+        """The same for all arms."""
+        return OptimizerConfig(
+            lr=3e-3, schedule="constant", warmup_steps=50, weight_decay=0.0, b2=0.98
+        )
 
 
 RECURRENT = {

@@ -119,13 +119,9 @@ def nope_gain(arms: Arms, names: Sequence[str], claim: str) -> Verdict | None:
 
 
 def convergence(arms: Arms, small: str, large: str, positions: str) -> Verdict | None:
-    """With the longest budget there is, the largest window ends where the smallest does."""
-    names = small, large
-    for suffix in ("-long", ""):
-        few, many = (arms.get(f"{w}{suffix}-{positions}") for w in names)
-        if few and many:
-            break
-    else:
+    """With the long budget, the largest window ends where the smallest does."""
+    few, many = (arms.get(f"{window}-long-{positions}") for window in (small, large))
+    if not (few and many):
         return None
     apart = difference([c.far[-1] for c in many], [c.far[-1] for c in few])
     steps = int(_horizon([few, many]))

@@ -34,7 +34,7 @@ def accuracy_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
     grid = figure.subplots(2, len(tables.DISTANCES), sharex=True, sharey=True)
     for row, (positions, title) in zip(grid, POSITIONS.items()):
         for axes, column, (first, last) in zip(row, tables.DISTANCES, scale.task.bins):
-            _lines(axes, _of(curves, positions), column)
+            _lines(axes, _of(curves, positions, scale), column)
             axes.set_title(f"{first}-{last} tokens back", fontsize=9, color=INK)
             axes.set_ylim(-0.03, 1.03)
         row[0].set_ylabel(f"accuracy\n{title}", fontsize=9)
@@ -50,7 +50,7 @@ def heads_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
     grid = figure.subplots(2, len(HEADS), sharex=True)
     for row, (positions, title) in zip(grid, POSITIONS.items()):
         for axes, (column, name) in zip(row, HEADS.items()):
-            _lines(axes, _of(curves, positions), column)
+            _lines(axes, _of(curves, positions, scale), column)
             axes.set_title(name, fontsize=9, color=INK)
             axes.set_ylim(bottom=0)
         row[0].set_ylabel(title, fontsize=9)
@@ -65,7 +65,7 @@ def survival_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     row = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, (positions, title) in zip(row, POSITIONS.items()):
-        for number, (name, runs) in enumerate(_of(curves, positions).items()):
+        for number, (name, runs) in enumerate(_of(curves, positions, scale).items()):
             steps, share = survival([run.formed for run in runs])
             end = max(run.steps[-1] for run in runs)
             steps, share = np.append(steps, end), np.append(share, share[-1])
@@ -88,7 +88,7 @@ def local_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     row = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, (positions, title) in zip(row, POSITIONS.items()):
-        _lines(axes, _of(curves, positions), "local_nll", LOCAL_ENTROPY)
+        _lines(axes, _of(curves, positions, scale), "local_nll", LOCAL_ENTROPY)
         axes.set_title(title, fontsize=9, color=INK)
         axes.set_xlabel("step", fontsize=9)
         axes.set_yscale("log")
@@ -103,10 +103,10 @@ FIGURES = {
 }  # fmt: skip
 
 
-def _of(curves: Sequence[Curve], positions: str) -> dict[str, list[Curve]]:
+def _of(curves: Sequence[Curve], positions: str, scale: Scale) -> dict[str, list[Curve]]:
     """The runs by arm, without the ending that says the positions, in the order of `ARMS`."""
     found: dict[str, list[Curve]] = defaultdict(list)
-    order = {name: i for i, name in enumerate({**ARMS["main"], **ARMS["pilot"]})}
+    order = {name: i for i, name in enumerate(ARMS[scale.task.name])}
     for curve in sorted(curves, key=lambda c: order.get(c.arm, len(order))):
         if curve.arm.endswith(f"-{positions}"):
             found[curve.arm.removesuffix(f"-{positions}")].append(curve)

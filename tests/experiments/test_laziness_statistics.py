@@ -75,6 +75,7 @@ def test_claims_hold_where_they_are_planted():
     curves = runs("w4-rope", (100, 100, 200)) + runs("w16-rope", (200, 200, 300))
     curves += runs("w64-rope", (300, 300, 400)) + runs("w128-rope", (NEVER,) * 3)
     curves += runs("w4-nope", (100, 100, 100))
+    curves += runs("w4-long-rope", (100, 100, 100)) + runs("w128-long-rope", (NEVER,) * 3)
     assert outcome(curves, "the larger the window, the later retrieval forms (rope)") == "holds"
     later = "window 128 forms retrieval later than window 4 (rope)"
     assert outcome(curves, later) == "holds"
@@ -87,6 +88,7 @@ def test_claims_hold_where_they_are_planted():
 def test_claims_fail_where_the_opposite_is_planted():
     curves = runs("w4-rope", (400, 400, 400)) + runs("w16-rope", (300,) * 3)
     curves += runs("w64-rope", (200,) * 3) + runs("w128-rope", (100, 100, 100), local=1.5)
+    curves += runs("w4-long-rope", (300,) * 3) + runs("w128-long-rope", (100,) * 3)
     assert outcome(curves, "the larger the window, the later retrieval forms (rope)") == (
         "does not hold"
     )
