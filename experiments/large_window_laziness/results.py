@@ -1,15 +1,29 @@
-"""Writes the tables, the claims and the figures of the runs that are done.
+"""Writes the tables, the claims, the figures, and the README's table, of the runs that are done.
 
 python -m experiments.large_window_laziness.results --workdir runs/laziness
 """
 
 import argparse
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 
 from experiments.large_window_laziness import claims, figures, tables
 from experiments.large_window_laziness.arms import SETS
+
+
+README = pathlib.Path(__file__).with_name("README.md")
+
+
+def filled(page: str, scale: str, results: pathlib.Path = claims.RESULTS) -> str:
+    """The page with the table of claims of a scale made anew, from the committed one."""
+    rows = tables.read(results / scale / "claims.tsv")
+    lines = ["| claim | here | figure |", "|---|---|---|"]
+    lines += ["| {claim} | **{outcome}** | {figure} |".format(**row) for row in rows]
+    begin, end = f"<!-- claims {scale} -->", f"<!-- end of claims {scale} -->"
+    table = "\n".join([begin, *lines, end])
+    return re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: table, page, flags=re.S)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, arms in SETS[arguments.scale].items():
         if any(arm.name in present for arm in arms):
             figures.main([*where, "--set", name])
+    if arguments.out == claims.RESULTS:
+        README.write_text(filled(README.read_text(encoding="utf-8"), arguments.scale))
     cost = sum(row["cpu_seconds"] for row in runs)
     print(f"{len(runs)} runs, {cost / 60:.0f} minutes of one core; written to {folder}")
     return 0

@@ -8,8 +8,9 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from experiments.large_window_laziness import claims, figures, tables
+from experiments.large_window_laziness import claims, figures, results, tables
 from experiments.large_window_laziness import statistics as st
+from experiments.large_window_laziness.arms import SCALES
 from experiments.large_window_laziness.statistics import Time
 
 
@@ -116,3 +117,12 @@ def test_figures_are_made_of_any_runs():
     curves = runs("w4-rope", (100, 200)) + runs("w128-nope", (NEVER, 300))
     for make in figures.FIGURES.values():
         assert len(make(curves).axes) >= 2
+
+
+@pytest.mark.parametrize("scale", ["pilot"])
+def test_the_page_has_the_committed_claims(scale):
+    curves = tables.read_curves(tables.read(claims.RESULTS / scale / "curves.tsv"))
+    verdicts = [v._asdict() for v in claims.verdicts(curves, SCALES[scale])]
+    assert tables.read(claims.RESULTS / scale / "claims.tsv") == verdicts
+    page = results.README.read_text(encoding="utf-8")
+    assert len(verdicts) > 10 and results.filled(page, scale) == page
