@@ -134,6 +134,3 @@ def size(count: float) -> str:
             return f"{count:.4g} {unit}"
         count /= 1024
     return f"{count:,.2f} GiB"
-
-
-assert GIB == 2**30
