@@ -63,6 +63,7 @@ class Compiled(NamedTuple):
     """
 
     step: jax.stages.Compiled
+    lowered: setup.LoweredStep
     memory: Memory
     program: hlo.Program
     roofline: Roofline
@@ -130,7 +131,7 @@ def compile_step(config: Config, target: Target) -> Compiled | TooLarge:
         sum(c.sent for c in program.collectives.values()) / target.interconnect,
     )
     flops = train_flops_per_token(lowered.model, config.data.seq_len) * config.tokens_per_step
-    return Compiled(step, memory, program, roofline, flops, lower_seconds, seconds)
+    return Compiled(step, lowered, memory, program, roofline, flops, lower_seconds, seconds)
 
 
 def too_large(reason: str, state: float, seconds: float) -> TooLarge:

@@ -1,79 +1,14 @@
 """What a compiled program's text says, read from small programs of both compilers' kinds."""
 
+import pathlib
+
 import pytest
 
 from hybridlm.ahead import hlo
 
 # As TPUs' programs look: memory spaces, a loop that counts to 5, a collective carried on by
 # fusions, a reduce-scatter as a fusion, a batched product as a dilated convolution.
-TPU = """
-HloModule step, is_scheduled=true
-
-%add (a: f32[], b: f32[]) -> f32[] {
-  %a = f32[] parameter(0)
-  %b = f32[] parameter(1)
-  ROOT %sum = f32[] add(%a, %b)
-}
-
-%begin.1 (p: bf16[64,128]) -> (bf16[64,128], bf16[256,128]) {
-  %p = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(0)
-  %all-gather.1 = bf16[256,128]{1,0:T(8,128)(2,1)S(1)} all-gather(%p), channel_id=1, replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, dimensions={0}
-  ROOT %start = (bf16[64,128]{1,0}, bf16[256,128]{1,0:S(1)}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
-}
-
-%async_collective_fusion.1 (q: bf16[64,128]) -> bf16[256,128] {
-  %q = bf16[64,128]{1,0} parameter(0)
-  ROOT %all-gather.2 = bf16[256,128]{1,0:S(1)} all-gather(%q), channel_id=1, replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, dimensions={0}
-}
-
-%all-reduce-scatter.1 (r: f32[16,8]) -> f32[4,8] {
-  %r = f32[16,8]{1,0} parameter(0)
-  %zero = s32[] constant(0)
-  %all-reduce.1 = f32[16,8]{1,0} all-reduce(%r), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
-  ROOT %part = f32[4,8]{1,0} dynamic-slice(%all-reduce.1, %zero, %zero), dynamic_slice_sizes={4,8}
-}
-
-%layer (w: f32[5,32,32], i: s32[]) -> f32[32,32] {
-  %w = f32[5,32,32]{2,1,0} parameter(0)
-  %i = s32[] parameter(1)
-  %zero.1 = s32[] constant(0)
-  %slice = f32[1,32,32]{2,1,0} dynamic-slice(%w, %i, %zero.1, %zero.1), dynamic_slice_sizes={1,32,32}
-  ROOT %flat = f32[32,32]{1,0:S(1)} bitcast(%slice)
-}
-
-%body (state: (s32[], f32[5,32,32])) -> (s32[], f32[5,32,32]) {
-  %state = (s32[]{:T(128)}, f32[5,32,32]{2,1,0}) parameter(0)
-  %n = s32[]{:T(128)} get-tuple-element(%state), index=0
-  %all = f32[5,32,32]{2,1,0} get-tuple-element(%state), index=1
-  %one = s32[]{:T(128)} constant(1)
-  %next = s32[]{:S(4)} add(%n, %one)
-  %weights = f32[32,32]{1,0:S(1)} fusion(%all, %n), kind=kLoop, calls=%layer
-  %product = f32[32,32]{1,0:S(1)} dot(%weights, %weights), lhs_contracting_dims={1}, rhs_contracting_dims={0}
-  %kernel.7 = f32[32,32]{1,0:S(1)} custom-call(%product), custom_call_target="tpu_custom_call"
-  %permuted = f32[32,32]{1,0:S(1)} collective-permute(%kernel.7), channel_id=3, source_target_pairs={{0,1},{1,0}}
-  ROOT %result = (s32[]{:T(128)}, f32[5,32,32]{2,1,0}) tuple(%next, %all)
-}
-
-%condition (state.1: (s32[], f32[5,32,32])) -> pred[] {
-  %bound = s32[]{:T(128)} constant(5)
-  %state.1 = (s32[]{:T(128)}, f32[5,32,32]{2,1,0}) parameter(0)
-  %n.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
-  ROOT %less = pred[]{:T(512)} compare(%n.1, %bound), direction=LT
-}
-
-ENTRY %main (x: bf16[64,128], y: f32[16,8], z: (s32[], f32[5,32,32]), l: f32[4,2,64,32], m: f32[4,2,32,16]) -> f32[4,8] {
-  %x = bf16[64,128]{1,0} parameter(0)
-  %y = f32[16,8]{1,0} parameter(1)
-  %z = (s32[]{:T(128)}, f32[5,32,32]{2,1,0}) parameter(2)
-  %l = f32[4,2,64,32]{3,2,1,0} parameter(3)
-  %m = f32[4,2,32,16]{3,2,1,0} parameter(4)
-  %started = (bf16[64,128]{1,0}, bf16[256,128]{1,0:S(1)}) fusion(%x), kind=kOutput, calls=%begin.1
-  %carried = bf16[256,128]{1,0:S(1)} fusion(%x), kind=kOutput, calls=%async_collective_fusion.1
-  %loop = (s32[]{:T(128)}, f32[5,32,32]{2,1,0}) while(%z), condition=%condition, body=%body
-  %batched = f32[4,2,64,16]{3,2,1,0:S(1)} convolution(%l, %m), window={size=4x2 stride=3x1 lhs_dilate=4x2}, dim_labels=01bf_01io->01bf
-  ROOT %scattered = f32[4,8]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
-}
-"""
+TPU = (pathlib.Path(__file__).parent / "step.hlo.txt").read_text()
 
 
 def test_loops_count_as_often_as_they_run():
