@@ -8,7 +8,13 @@ import sys
 
 import pytest
 
-OVERRIDES = [("mesh.data", "1"), ("mesh.fsdp", "4"), ("train.remat", "full")]
+OVERRIDES = [
+    ("mesh.data", "1"),
+    ("mesh.fsdp", "4"),
+    ("train.remat", "full"),
+    ("model.pattern", "swa"),
+    ("model.depth", "2"),
+]
 
 SCRIPT = f"""
 import pathlib, sys
