@@ -3,8 +3,8 @@
 Sharded over all chips with `mesh.fsdp`, 262,144 tokens a step, 20B tokens in all. The corpus of
 the checkout and a byte tokenizer stand in for yours: set `data.sources` and `data.tokenizer`.
 
-Hardware: v5e:4x4 (16 chips); what the compiler says of it stands in docs/scale.md.
-Expected: no loss is known: it was compiled for that slice, and trained on none.
+Hardware: v5e:4x4 (16 chips); docs/scale.md has what the compiler has said of it so far.
+Expected: no loss is known: no such slice was at hand, and it has not trained.
 Run:      hybridlm train --config configs/scale/hybrid_1b.py --workdir runs/hybrid_1b
 Compile:  hybridlm compile --config configs/scale/hybrid_1b.py --topology v5e:4x4
 """

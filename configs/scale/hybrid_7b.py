@@ -3,8 +3,8 @@
 Sharded over all chips with `mesh.fsdp`, 1,048,576 tokens a step, 136B tokens in all. The corpus of
 the checkout and a byte tokenizer stand in for yours: set `data.sources` and `data.tokenizer`.
 
-Hardware: v5p:4x4x4 (64 chips); what the compiler says of it stands in docs/scale.md.
-Expected: no loss is known: it was compiled for that slice, and trained on none.
+Hardware: v5p:4x4x4 (64 chips); docs/scale.md has what the compiler has said of it so far.
+Expected: no loss is known: no such slice was at hand, and it has not trained.
 Run:      hybridlm train --config configs/scale/hybrid_7b.py --workdir runs/hybrid_7b
 Compile:  hybridlm compile --config configs/scale/hybrid_7b.py --topology v5p:4x4x4
 """
