@@ -1,6 +1,6 @@
 """The command line.
 
-`hybridlm train|sweep|generate|eval|probe|inspect|report|tokenize|train-tokenizer`
+`hybridlm train|compile|sweep|generate|eval|probe|inspect|report|tokenize|train-tokenizer`
 """
 
 import argparse
@@ -87,6 +87,15 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         help="launcher that says all this: auto, none, slurm, ompi, tpu",
     )
     train.epilog = "Any setting: --config.a.b=value (a Python literal, or text)."
+
+    ahead = command(
+        "compile", _compile, "compile the training step for TPUs that are not there, and say what"
+        " it needs of them", takes_overrides=True,
+    )  # fmt: skip
+    ahead.add_argument("--config", required=True, help="recipe: file.py or file.py:argument")
+    ahead.add_argument("--topology", required=True, help="chip:shape, e.g. v5e:4x4, v5p:8x8x8")
+    ahead.add_argument("--out", type=_path, help="folder for report.json and the compiled step")
+    ahead.epilog = "Any setting: --config.a.b=value. Exit code 1: it does not fit."
 
     sweep = command(
         "sweep", _sweep, "train every run that the sweep() of a config yields", takes_overrides=True
@@ -207,6 +216,13 @@ def _train(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> i
     where = hosts.address(arguments.coordinator, arguments.num_processes, arguments.process_id)
     hosts.start(where, arguments.cluster, os.environ)
     return run(config, arguments.workdir)
+
+
+def _compile(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    from hybridlm import config as configs
+    from hybridlm.ahead.run import run
+
+    return run(configs.load(arguments.config, overrides), arguments.topology, arguments.out)
 
 
 def _sweep(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:

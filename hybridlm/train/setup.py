@@ -3,8 +3,8 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,47 @@ class Program:
     compile_seconds: float
 
 
+class LoweredStep(NamedTuple):
+    """The training step on a mesh, not compiled yet.
+
+    abstract: the train state's shapes, dtypes and shardings.
+    step: (state, batch) -> (state, metrics); donates the state.
+    """
+
+    model: Model
+    mesh: jax.sharding.Mesh
+    abstract: TrainState
+    step: jax.stages.Lowered
+
+
+def lower_step(
+    config: Config, token_bytes_V: np.ndarray, devices: Sequence[jax.Device]
+) -> LoweredStep:
+    """The training step of `config` for `devices`, which need not be there.
+
+    Args:
+      config: with its vocabulary size filled in.
+      token_bytes_V: bytes that each token stands for, as `Tokenizer.token_bytes` gives them.
+
+    Raises:
+      ConfigError: where the mesh, the batch and the parameters do not divide.
+    """
+    meshes.check_divides(config, meshes.mesh_shape(config.mesh, len(devices)))
+    mesh = meshes.make_mesh(config.mesh, devices)
+    with jax.set_mesh(mesh):
+        model = Model.of(config.model)
+        optimizer = make_optimizer(config.optimizer)
+        abstract = abstract_state(model, optimizer, mesh)
+        shardings = jax.tree.map(lambda x: x.sharding, abstract)
+        token_bytes_V = _padded(token_bytes_V, config.model.vocab_size)
+        dtype = compute_dtype(config, devices[0].platform)
+        step = make_train_step(config, model, optimizer, token_bytes_V, dtype)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
+        return LoweredStep(
+            model, mesh, abstract, jitted.lower(abstract, abstract_batch(config, mesh))
+        )
+
+
 def compile_program(config: Config, token_bytes_V: np.ndarray) -> Program:
     """Makes the mesh and compiles the training step of `config` for the devices at hand.
 
@@ -73,20 +114,15 @@ def compile_program(config: Config, token_bytes_V: np.ndarray) -> Program:
       ConfigError: where the mesh, the batch and the parameters do not divide.
     """
     devices = _devices()
-    meshes.check_divides(config, meshes.mesh_shape(config.mesh, len(devices)))
-    mesh = meshes.make_mesh(config.mesh, devices)
+    start = time.perf_counter()
+    lowered = lower_step(config, token_bytes_V, devices)
+    mesh, model, abstract = lowered.mesh, lowered.model, lowered.abstract
     jax.set_mesh(mesh)
-    model = Model.of(config.model)
     optimizer = make_optimizer(config.optimizer)
-    abstract = abstract_state(model, optimizer, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     token_bytes_V = _padded(token_bytes_V, config.model.vocab_size)
     dtype = compute_dtype(config, devices[0].platform)
-
-    start = time.perf_counter()
-    step = make_train_step(config, model, optimizer, token_bytes_V, dtype)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
-    train_step = jitted.lower(abstract, abstract_batch(config, mesh)).compile()
+    train_step = lowered.step.compile()
     if devices[0].platform == "cpu":
         temporaries = train_step.memory_analysis().temp_size_in_bytes
         host_memory.reserve_huge_pages(2 * temporaries)

@@ -1,0 +1,32 @@
+"""A hybrid of 1.0B parameters: Gated DeltaNet, windowed attention with RoPE, full attention with NoPE.
+
+Sharded over all chips with `mesh.fsdp`, 262,144 tokens a step, 20B tokens in all. The corpus of
+the checkout and a byte tokenizer stand in for yours: set `data.sources` and `data.tokenizer`.
+
+Hardware: v5e:4x4 (16 chips); docs/scale.md has what the compiler has said of it so far.
+Expected: no loss is known: no such slice was at hand, and it has not trained.
+Run:      hybridlm train --config configs/scale/hybrid_1b.py --workdir runs/hybrid_1b
+Compile:  hybridlm compile --config configs/scale/hybrid_1b.py --topology v5e:4x4
+"""
+
+from ml_collections import ConfigDict
+
+from hybridlm.config import scale
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg`: "" or "smoke" (seconds, on any machine)."""
+    return scale.hybrid(
+        arg,
+        width=2048,
+        units=6,
+        hidden=5632,
+        kv_heads=4,
+        window=1024,
+        seq_len=4096,
+        batch_size=64,
+        accumulate=4,
+        lr=4e-4,
+        steps=76_000,
+        tie_embeddings=True,
+    )

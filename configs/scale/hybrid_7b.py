@@ -1,0 +1,30 @@
+"""A hybrid of 6.8B parameters: Gated DeltaNet, windowed attention with RoPE, full attention with NoPE.
+
+Sharded over all chips with `mesh.fsdp`, 1,048,576 tokens a step, 136B tokens in all. The corpus of
+the checkout and a byte tokenizer stand in for yours: set `data.sources` and `data.tokenizer`.
+
+Hardware: v5p:4x4x4 (64 chips); docs/scale.md has what the compiler has said of it so far.
+Expected: no loss is known: no such slice was at hand, and it has not trained.
+Run:      hybridlm train --config configs/scale/hybrid_7b.py --workdir runs/hybrid_7b
+Compile:  hybridlm compile --config configs/scale/hybrid_7b.py --topology v5p:4x4x4
+"""
+
+from ml_collections import ConfigDict
+
+from hybridlm.config import scale
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg`: "" or "smoke" (seconds, on any machine)."""
+    return scale.hybrid(
+        arg,
+        width=4096,
+        units=11,
+        hidden=11_008,
+        kv_heads=8,
+        window=2048,
+        seq_len=8192,
+        batch_size=128,
+        lr=3e-4,
+        steps=130_000,
+    )

@@ -1,0 +1,63 @@
+"""What would make a step fit: each change compiled, so that what is said is so."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from hybridlm.ahead.measure import Compiled, TooLarge
+from hybridlm.ahead.topology import Target
+from hybridlm.config.schema import Config
+from hybridlm.parallel import mesh as meshes
+
+Change = dict[str, object]
+
+
+def changes(config: Config, devices: int) -> Iterator[Change]:
+    """Settings that save memory and change no loss, the cheapest first, then all together."""
+    found: list[Change] = []
+    if config.train.remat == "none":
+        found.append({"train.remat": "dots"})
+    if config.train.remat != "full":
+        found.append({"train.remat": "full"})
+    sizes = dict(zip(meshes.AXES, meshes.mesh_shape(config.mesh, devices)))
+    if sizes["data"] > 1:
+        found.append({"mesh.data": 1, "mesh.fsdp": sizes["data"] * sizes["fsdp"]})
+    ways = sizes["data"] * sizes["fsdp"]
+    rows = config.data.batch_size // config.train.accumulate // ways
+    if rows > 1:  # the same batch, one sequence at a time
+        found.append({"train.accumulate": config.train.accumulate * rows})
+    yield from found
+    if len(found) > 1:
+        yield {key: value for change in found for key, value in change.items()}
+
+
+def apply(config: Config, change: Change) -> Config:
+    """`config` with settings of its parts changed, {"train.remat": "full"}."""
+    for key, value in change.items():
+        part, field = key.split(".")
+        inner = dataclasses.replace(getattr(config, part), **{field: value})
+        config = dataclasses.replace(config, **{part: inner})
+    return config
+
+
+def overrides(change: Change) -> str:
+    """As the command line takes it."""
+    return " ".join(f"--config.{key}={value}" for key, value in change.items())
+
+
+def search(
+    config: Config,
+    target: Target,
+    fits: Callable[[Compiled | TooLarge], bool],
+    compile_step: Callable[[Config, Target], Compiled | TooLarge],
+    say: Callable[[str], None],
+) -> list[tuple[Change, Compiled | TooLarge]]:
+    """Compiles each change in turn; all together only where none alone fits."""
+    tried: list[tuple[Change, Compiled | TooLarge]] = []
+    listed = list(changes(config, len(target.devices)))
+    for change in listed:
+        together = change is listed[-1] and len(listed) > 2
+        if together and any(fits(result) for _, result in tried):
+            break
+        say(f"compiling with {overrides(change)}")
+        tried.append((change, compile_step(apply(config, change), target)))
+    return tried

@@ -1,0 +1,48 @@
+"""`hybridlm compile`: the training step of a config, for chips that are not there."""
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+
+from hybridlm.ahead import measure, remedies, report, saved, topology
+from hybridlm.config.schema import Config, to_dict
+from hybridlm.train.setup import resolve
+
+DOES_NOT_FIT = 1  # exit code
+
+
+def run(
+    config: Config, topology_name: str, out: pathlib.Path | None, say: Callable[[str], None] = print
+) -> int:
+    """Compiles, reports, and saves into `out`; returns 0, or 1 where the step does not fit.
+
+    Raises:
+      UserError: for a topology that does not exist, a mesh that does not divide, or no libtpu.
+    """
+    jax.config.update("jax_platforms", "cpu")  # the chips are described, not looked for
+    target = topology.find(topology_name)
+    config, _ = resolve(config)
+    result = measure.compile_step(config, target)
+    say(report.text(result, config, target))
+    fits = report.fits(result, target)
+    tried: list[tuple[remedies.Change, report.Result]] = []
+    if not fits:
+        tried = remedies.search(
+            config, target, lambda r: report.fits(r, target), measure.compile_step, say
+        )
+        say(report.remedy_text(tried, config, target))
+    if out is not None:
+        figures = {
+            "topology": target.name, "chip": target.chip, "devices": len(target.devices),
+            "jax": jax.__version__, "config": to_dict(config),
+            "step": report.figures(result, config, target),
+            "remedies": [
+                {"change": change, **report.figures(r, remedies.apply(config, change), target)}
+                for change, r in tried
+            ],
+        }  # fmt: skip
+        step = result.step if isinstance(result, measure.Compiled) else None
+        saved.save(out, figures, step)
+        say(f"written to {out}")
+    return 0 if fits else DOES_NOT_FIT

@@ -1,0 +1,128 @@
+"""Slices of TPU chips that are not there, by name: their devices, and their data sheets' figures."""
+
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+
+from hybridlm.dataclass_reader import nearest
+from hybridlm.errors import UserError
+from kernels_pallas.aot.chips import CHIPS
+
+GIB = 2**30
+
+
+class _Kind(NamedTuple):
+    """A kind of chip.
+
+    Attributes:
+      known_as: what the compiler calls it.
+      sides: of its torus.
+      cores: cores of one jax device, which `CHIPS` has the figures of.
+      hbm: bytes of one jax device. interconnect: bytes/s that it sends over all its links.
+      example: the smallest slices of it.
+    """
+
+    known_as: str
+    sides: int
+    cores: int
+    hbm: int
+    interconnect: float
+    example: str
+
+
+# Data sheets: 1,600, 4,800, 3,584 and 9,600 Gbit/s a chip. A v7x chip is two jax devices.
+_KINDS = {
+    "v5e": _Kind("v5e", 2, 1, 16 * GIB, 200e9, "v5e:2x2"),
+    "v5p": _Kind("v5p", 3, 2, 95 * GIB, 600e9, "v5p:2x2x1"),
+    "v6e": _Kind("v6e", 2, 1, 32 * GIB, 448e9, "v6e:2x2"),
+    "v7x": _Kind("tpu7x", 3, 1, 96 * GIB, 600e9, "v7x:2x2x1"),
+}
+
+
+class Target(NamedTuple):
+    """What a step is compiled for, and the figures of one of its devices.
+
+    Attributes:
+      name: as the user wrote it. chip: "v5e", ...
+      devices: for a mesh; they compile and run nothing.
+      hbm: bytes. flops: bfloat16 matrix products, FLOP/s. bandwidth: of HBM, bytes/s.
+      interconnect: bytes/s that a device sends over all its links.
+    """
+
+    name: str
+    chip: str
+    devices: Sequence[jax.Device]
+    hbm: int
+    flops: float
+    bandwidth: float
+    interconnect: float
+
+
+def find(name: str) -> Target:
+    """The slice of that name, e.g. "v5p:8x8x8" (512 chips).
+
+    Raises:
+      UserError: for a name, chip or shape that does not exist, and where libtpu is missing.
+    """
+    chip, kind, sides = _read(name)
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "compile needs libtpu, the compiler of TPUs, which this environment does not have:"
+            " `make aot` builds one that does, .venv-aot (run .venv-aot/bin/hybridlm compile ...)"
+        )
+    devices = _devices(kind, sides, name)
+    figures = CHIPS[chip]
+    return Target(
+        name, chip, devices, kind.hbm, kind.cores * figures.flops, kind.cores * figures.bandwidth,
+        kind.interconnect,
+    )  # fmt: skip
+
+
+def _read(name: str) -> tuple[str, _Kind, tuple[int, ...]]:
+    chip, colon, shape = name.partition(":")
+    chip = {"tpu7x": "v7x", "v5litepod": "v5e"}.get(chip, chip)
+    examples = ", ".join(kind.example for kind in _KINDS.values())
+    if chip not in _KINDS:
+        raise UserError(
+            f"--topology {name!r} names no chip that compile knows: {nearest(chip, _KINDS)}"
+            f" (chip:shape, e.g. {examples})"
+        )
+    kind = _KINDS[chip]
+    sides = tuple(map(int, shape.split("x"))) if re.fullmatch(r"\d+(x\d+)*", shape) else ()
+    if not colon or len(sides) != kind.sides or not all(sides):
+        raise UserError(
+            f"--topology {name!r} has no shape of {chip}, which has {kind.sides} sides, e.g."
+            f" {kind.example}"
+        )
+    if sides[:2] != (1, 1) and (sides[0] % 2 or sides[1] % 2):
+        raise UserError(
+            f"--topology {name!r} is not made of whole hosts of 2 x 2 chips: the first two sides of"
+            f" {chip} must be even, e.g. {kind.example}, or all 1"
+        )
+    if sides[:2] == (1, 1) and len(sides) == 3 and sides[2] != 1:
+        raise UserError(f"--topology {name!r} is no slice of {chip}: one chip is {chip}:1x1x1")
+    return chip, kind, sides
+
+
+def _devices(kind: _Kind, sides: tuple[int, ...], name: str) -> Sequence[jax.Device]:
+    from jax.experimental import topologies
+
+    # libtpu would look for a chip, a metadata server and other processes otherwise.
+    os.environ.update(
+        TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost",
+        TPU_ACCELERATOR_TYPE="v5litepod-4", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    )  # fmt: skip
+    options = {"chips_per_host_bounds": (1, 1, 1)} if set(sides) == {1} else {}
+    try:
+        return topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=f"{kind.known_as}:{'x'.join(map(str, sides))}",
+            **options,
+        ).devices
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--topology {name!r} is refused by libtpu: {reason}") from error

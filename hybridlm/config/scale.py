@@ -1,0 +1,59 @@
+"""What the recipes of `configs/scale` share: a hybrid of three mixers at the size of a real run."""
+
+from ml_collections import ConfigDict
+
+from hybridlm.config import recipes
+
+HEAD_DIM = 128
+
+
+def hybrid(
+    arg: str | None, *, width: int, units: int, hidden: int, kv_heads: int, window: int,
+    seq_len: int, batch_size: int, lr: float, steps: int, accumulate: int = 1, tie_embeddings: bool = False,
+) -> ConfigDict:  # fmt: skip
+    """Gated DeltaNet, sliding-window attention with RoPE and full attention with NoPE, in turn.
+
+    Heads of 128 in all three. The text of the checkout stands in for a corpus, and bytes for its
+    tokens, in a vocabulary of the size that a real tokenizer has: name your own with
+    `data.sources` and `data.tokenizer`.
+
+    Args:
+      arg: "" or "smoke".
+      units: how often the three layers repeat.
+      hidden: of the MLP. kv_heads: of both kinds of attention. window: in tokens.
+      batch_size: sequences of `seq_len` tokens in a step, over all chips; `accumulate` parts of it
+        go through one after another.
+    """
+    flags = recipes.parse_arg(arg, smoke=False)
+    heads = width // HEAD_DIM
+    if flags["smoke"]:
+        heads = kv_heads = 2
+    c = ConfigDict()
+    c.seed = 0
+
+    c.model = ConfigDict()
+    c.model.width, c.model.depth, c.model.pattern = width, 3 * units, "rec swa full"
+    c.model.mixers = ConfigDict()
+    attention = dict(kind="attention", heads=heads, kv_heads=kv_heads, head_dim=HEAD_DIM)
+    c.model.mixers.rec = dict(kind="gdn", heads=heads, head_dim=HEAD_DIM, value_dim=HEAD_DIM)
+    c.model.mixers.swa = dict(attention, window=window, qk_norm=True)
+    c.model.mixers.full = dict(attention, rope=None, qk_norm=True)
+    c.model.mlp = dict(kind="swiglu", hidden=hidden)
+    c.model.tie_embeddings = tie_embeddings
+    c.model.vocab_size = None if flags["smoke"] else 65_536
+    c.model.z_loss = 1e-4
+
+    c.data = ConfigDict()
+    c.data.sources = dict(
+        addresses=dict(kind="jsonl", path="data/corpora/state_of_the_union.jsonl.gz")
+    )
+    c.data.seq_len, c.data.batch_size = seq_len, batch_size
+
+    c.optimizer = dict(lr=lr, schedule="cosine", warmup_steps=2000, weight_decay=0.1)
+    c.train = ConfigDict()
+    c.train.steps, c.train.remat, c.train.dtype = steps, "full", "auto"
+    c.train.accumulate = 1 if flags["smoke"] else accumulate
+    c.train.log_every, c.train.eval_every, c.train.checkpoint_every = 10, 1000, 1000
+    c.train.eval_sequences = 2 * batch_size
+    c.mesh = dict(data=-1) if flags["smoke"] else dict(data=1, fsdp=-1)
+    return recipes.smoke(c) if flags["smoke"] else c

@@ -1,0 +1,70 @@
+"""What a compiled program's text says, read from small programs of both compilers' kinds."""
+
+import pathlib
+
+import pytest
+
+from hybridlm.ahead import hlo
+
+# As TPUs' programs look: memory spaces, a loop that counts to 5, a collective carried on by
+# fusions, a reduce-scatter as a fusion, a batched product as a dilated convolution.
+TPU = (pathlib.Path(__file__).parent / "step.hlo.txt").read_text()
+
+
+def test_loops_count_as_often_as_they_run():
+    program = hlo.read(TPU)
+    batched = 2 * 4 * 2 * 64 * 32 * 16
+    assert program.flops == batched + 5 * 2 * 32**3
+    assert program.kernels == {"kernel": 5}
+    assert program.unknown_loops == 0
+
+
+def test_collectives_count_where_they_begin():
+    found = hlo.read(TPU).collectives
+    assert set(found) == {"all-gather", "reduce-scatter", "collective-permute"}
+    gathered = 2 * 256 * 128
+    assert found["all-gather"] == (1, 1, gathered, gathered * 3 / 4)
+    assert found["reduce-scatter"] == (1, 1, 4 * 16 * 8, 4 * 16 * 8 * 3 / 4)
+    assert found["collective-permute"] == (1, 5, 5 * 4 * 32**2, 5 * 4 * 32**2)
+
+
+def test_traffic_is_of_slices():
+    """Of stacked layers each turn of the loop reads one, however many there are."""
+    assert hlo.read(TPU).hbm_bytes == hlo.read(TPU.replace("[5,32,32]", "[5000,32,32]")).hbm_bytes
+
+
+def test_traffic_is_of_hbm():
+    """What lies in on-chip memory, S(1), is none; in HBM it is written once and read once."""
+    product = "%product = f32[32,32]{1,0:S(1)}"
+    in_hbm = TPU.replace(product, product.replace(":S(1)", ""))
+    assert hlo.read(in_hbm).hbm_bytes - hlo.read(TPU).hbm_bytes == 5 * 2 * 4 * 32**2
+
+
+def test_an_all_reduce_sends_twice():
+    text = TPU.replace("%all-reduce-scatter.1", "%sum_of_chips.1").replace(
+        "calls=%sum_of_chips.1", "to_apply=%sum_of_chips.1"
+    )
+    text = text.replace("fusion(%y), kind=kCustom, to_apply", "call(%y), to_apply")
+    payload = 4 * 16 * 8
+    assert hlo.read(text).collectives["all-reduce"] == (1, 1, payload, 2 * payload * 3 / 4)
+
+
+def test_a_loop_of_unknown_length_is_said():
+    program = hlo.read(TPU.replace("%bound = s32[]{:T(128)} constant(5)", "").replace(
+        "compare(%n.1, %bound)", "compare(%n.1, %n.1)"))  # fmt: skip
+    assert (program.unknown_loops, program.kernels) == (1, {"kernel": 1})
+
+
+@pytest.mark.parametrize(
+    "groups, size",
+    [
+        ("replica_groups={{0,1,2,3}}", 4),
+        ("replica_groups={{0,4},{1,5},{2,6},{3,7}}", 2),
+        ("replica_groups=[2,8]<=[16]", 8),
+        ("replica_groups=mesh['axis_0'=16] {'axis_0'}", 16),
+        ("replica_groups=mesh['data'=2,'fsdp'=4] {'data','fsdp'}", 8),
+        ("replica_groups=mesh['axis_0'=16] {'axis_0':(1)4}", 4),
+    ],
+)
+def test_group_sizes(groups, size):
+    assert hlo.group_size(groups) == size

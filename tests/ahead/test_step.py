@@ -1,0 +1,108 @@
+"""The real training step, compiled ahead: for simulated devices, and for a TPU slice."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+OVERRIDES = [
+    ("mesh.data", "1"),
+    ("mesh.fsdp", "4"),
+    ("train.remat", "full"),
+    ("model.pattern", "swa"),
+    ("model.depth", "2"),
+]
+
+SCRIPT = f"""
+import pathlib, sys
+import jax, jax.numpy as jnp
+import numpy as np
+from hybridlm import config as configs
+from hybridlm.ahead import measure, saved, topology
+from hybridlm.train import setup
+
+config = configs.load("configs/demo.py:smoke", {OVERRIDES!r})
+config, _ = setup.resolve(config)
+target = topology.Target("cpu", "cpu", jax.devices(), 2**30, 1e12, 1e11, 1e10)
+compiled = measure.compile_step(config, target)
+
+memory, sizes = compiled.memory, compiled.step.memory_analysis()
+arguments = memory.parameters + memory.optimizer + memory.batch + memory.padding
+assert arguments == sizes.argument_size_in_bytes
+assert memory.padding == 0
+count = compiled.lowered.model.count()
+assert count <= memory.parameters < 1.1 * count, (count, memory)  # 4 bytes each, in 4 shards
+assert 2 * memory.parameters <= memory.optimizer < 2 * memory.parameters + 64
+assert memory.batch == 5 * 4 * config.tokens_per_step / 4
+assert memory.temporaries == sizes.temp_size_in_bytes > 0
+
+# Remat adds a third; a loop over layers is not counted once.
+share = compiled.model_flops / 4
+assert share < compiled.program.flops < 3 * share, (share, compiled.program)
+assert compiled.program.unknown_loops == 0, compiled.program
+assert compiled.program.collectives and compiled.program.kernels == {{}}
+
+# It loads, and does what it did.
+folder = pathlib.Path(sys.argv[1])
+saved.save(folder, {{"said": 1}}, compiled.step)
+loaded = saved.load(folder)
+
+def zeros(tree):
+    return jax.tree.map(lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding), tree)
+
+batch = zeros(setup.abstract_batch(config, compiled.lowered.mesh))
+results = [step(zeros(compiled.lowered.abstract), batch) for step in (compiled.step, loaded)]
+jax.tree.map(np.testing.assert_array_equal, *results)
+print("all holds")
+"""
+
+
+def test_on_four_simulated_devices(root, tmp_path):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "out")], cwd=root, text=True,
+        capture_output=True, env=os.environ | {"XLA_FLAGS": flags.strip()},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.endswith("all holds\n")
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == {"said": 1}
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: `make aot` makes an environment that has it",
+)
+
+
+def compile_in_process(root, out, *words):
+    """`hybridlm compile`, in a process of its own: libtpu reads its settings once."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hybridlm.cli", "compile", "--out", str(out), *words], cwd=root,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr[-2000:]
+    return done, json.loads((out / "report.json").read_text())
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_small_step_for_four_chips(root, tmp_path):
+    words = ("--config", "configs/demo.py:smoke", "--config.mesh.data=1", "--config.mesh.fsdp=4")
+    done, said = compile_in_process(root, tmp_path, *words, "--topology", "v5e:2x2")
+    assert done.returncode == 0 and "it fits" in done.stdout
+    assert said["step"]["fits"] and said["step"]["collectives"]
+    assert said["step"]["kernels"] == {}  # XLA cannot partition a kernel
+    assert (tmp_path / "step.pickle").stat().st_size > 0
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_recipe_of_1b_compiles_or_says_why_not(root, tmp_path):
+    words = ("--config", "configs/scale/hybrid_1b.py", "--topology", "v5e:4x4")
+    done, said = compile_in_process(root, tmp_path, *words)
+    assert said["devices"] == 16
+    assert said["step"]["fits"] == (done.returncode == 0)
+    assert said["step"]["fits"] or said["step"]["memory"]["total"] or said["step"]["reason"]

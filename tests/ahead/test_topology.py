@@ -1,0 +1,43 @@
+"""Slices that do not exist are refused in a sentence that names those that do."""
+
+import importlib.util
+
+import pytest
+
+from hybridlm.ahead import topology
+
+NO_LIBTPU = importlib.util.find_spec("libtpu") is None
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("v9:2x2", "valid are: v5e, v5p, v6e, v7x"),
+        ("v5ee:2x2", "did you mean 'v5e'?"),
+        ("v5e", "has no shape of v5e, which has 2 sides, e.g. v5e:2x2"),
+        ("v5p:8x8", "has no shape of v5p, which has 3 sides, e.g. v5p:2x2x1"),
+        ("v5e:4xfour", "has no shape of v5e"),
+        ("v6e:0x2", "has no shape of v6e"),
+        ("v5e:3x2", "the first two sides of v5e must be even, e.g. v5e:2x2, or all 1"),
+        ("v5p:1x1x8", "one chip is v5p:1x1x1"),
+    ],
+)
+def test_a_wrong_topology_is_refused(refusal, in_root, name, said):
+    message = refusal("compile", "--config", "configs/demo.py:smoke", "--topology", name)
+    assert f"--topology {name!r}" in message and said in message
+
+
+@pytest.mark.skipif(not NO_LIBTPU, reason="libtpu is installed")
+def test_without_libtpu_the_way_to_it_is_named(refusal, in_root):
+    message = refusal("compile", "--config", "configs/demo.py:smoke", "--topology", "v5e:2x2")
+    assert "needs libtpu" in message and "`make aot`" in message
+
+
+@pytest.mark.skipif(NO_LIBTPU, reason="libtpu is not installed: `make aot` has an environment")
+@pytest.mark.parametrize(
+    "name, devices, flops",
+    [("v5e:1x1", 1, 197e12), ("v5p:8x8x8", 512, 459e12), ("v7x:2x2x1", 8, 2307e12 / 2)],
+)
+def test_devices_and_their_figures(name, devices, flops):
+    target = topology.find(name)
+    assert (len(target.devices), target.flops) == (devices, flops)
