@@ -47,12 +47,16 @@ def attention(
     """
     options = dict(scale=scale, soft_cap=soft_cap, impl=impl, precision=precision)
     if isinstance(window, jnp.ndarray):
-        raise ValueError("context.attention: a window that is an array is not supported; use an int.")
+        raise ValueError(
+            "context.attention: a window that is an array is not supported; use an int."
+        )
     batch, time = k_BTGK.shape[:2]
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     if window is None:
         if return_state or initial_state is not None:
-            raise ValueError("context.attention: a state goes with a window; full attention has none.")
+            raise ValueError(
+                "context.attention: a state goes with a window; full attention has none."
+            )
         own = op.attention(
             q_BTHK, k_BTGK, v_BTGV, segment_ids=segment_ids, sinks_H=sinks_H, **options
         )

@@ -232,7 +232,9 @@ def delta_rule(
             impl=impl, precision=precision,
         )  # fmt: skip
 
-    identity_BHKK = jnp.broadcast_to(jnp.eye(key_size, dtype=dtype), (batch, heads) + (key_size,) * 2)
+    identity_BHKK = jnp.broadcast_to(
+        jnp.eye(key_size, dtype=dtype), (batch, heads) + (key_size,) * 2
+    )
     wide_v = jnp.pad(v_BTHV, ((0, 0),) * 3 + ((0, key_size),))
     wide_s = jnp.pad(identity_BHKK, ((0, 0),) * 3 + ((value_size, 0),))
     end, transition = jnp.split(run(wide_v, wide_s)[1].s_BHKV, [value_size], axis=-1)

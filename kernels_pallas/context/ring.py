@@ -114,9 +114,7 @@ def _backward(static, residuals, cotangents):
             def rectangle(q_BCHK, k_BTGK, v_BTGV):
                 return _rectangle(q_BCHK, Visitor(k_BTGK, v_BTGV, visitor.numbers_BT), static)
 
-            (its_out, its_lse), vjp = jax.vjp(
-                rectangle, q_BCHK, visitor.k_BTGK, visitor.v_BTGV
-            )
+            (its_out, its_lse), vjp = jax.vjp(rectangle, q_BCHK, visitor.k_BTGK, visitor.v_BTGV)
             its_share = jnp.exp(jnp.where(sees_BC1, its_lse - lse_BCH, NEGATIVE))
             pull_BCH = jnp.sum(dout_BCHV * its_out.astype(dtype), axis=-1) - delta_BCH
             dits_out = (its_share[..., None] * dout_BCHV).astype(its_out.dtype)
@@ -137,8 +135,9 @@ def _backward(static, residuals, cotangents):
         )
         return visitor, *gradients
 
-    start = Visitor(k_BTGK, v_BTGV, numbers_BT), *(
-        jnp.zeros(x.shape, dtype) for x in (k_BTGK, v_BTGV, parts[0])
+    start = (
+        Visitor(k_BTGK, v_BTGV, numbers_BT),
+        *(jnp.zeros(x.shape, dtype) for x in (k_BTGK, v_BTGV, parts[0])),
     )
     size = jax.lax.axis_size(static.axis)
     _, dk_BTGK, dv_BTGV, dq_NBCHK = jax.lax.fori_loop(1, size, hop, start)

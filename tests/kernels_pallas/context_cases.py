@@ -39,6 +39,11 @@ class Case:
     stateful: bool = True
 
 
+def with_state(result) -> tuple:
+    """(output, state or None) of an op that returns the output alone where no state is asked for."""
+    return result if isinstance(result, tuple) else (result, None)
+
+
 def attention_case(stateful, window=None, soft_cap=None, **sizes) -> Case:
     def call(op, x, params, **common):
         options = dict(window=window, soft_cap=soft_cap, sinks_H=params.get("sinks"))
@@ -53,7 +58,7 @@ def attention_case(stateful, window=None, soft_cap=None, **sizes) -> Case:
 
 def conv_case(width, bias=True) -> Case:
     def call(op, x, params, **common):
-        y, state = op(x["x"], params["kernel"], params.get("bias"), **common)
+        y, state = with_state(op(x["x"], params["kernel"], params.get("bias"), **common))
         return dict(y=y), state
 
     subject = conv_subject(width=width, bias=bias)
@@ -62,7 +67,7 @@ def conv_case(width, bias=True) -> Case:
 
 def diagonal_case(subject, name, *inputs) -> Case:
     def call(op, x, params, **common):
-        h, state = op(*(x[i] for i in inputs), **common)
+        h, state = with_state(op(*(x[i] for i in inputs), **common))
         return dict(h=h), state
 
     return Case(subject, call, getattr(recurrence, name), getattr(context, name))
@@ -71,7 +76,8 @@ def diagonal_case(subject, name, *inputs) -> Case:
 def gated_case(**options) -> Case:
     def call(op, x, params, **common):
         decay = params.get("decay", x.get("decay"))
-        o, state = op(x["q"], x["k"], x["v"], decay, scale=options.get("scale"), **common)
+        common |= dict(scale=options.get("scale"))
+        o, state = with_state(op(x["q"], x["k"], x["v"], decay, **common))
         return dict(o=o), state
 
     subject = gated_subject(strength=0.01, **options)
@@ -80,7 +86,8 @@ def gated_case(**options) -> Case:
 
 def delta_case(**options) -> Case:
     def call(op, x, params, **common):
-        o, state = op(x["q"], x["k"], x["v"], x["beta"], x.get("log_decay"), **common)
+        arrays = x["q"], x["k"], x["v"], x["beta"], x.get("log_decay")
+        o, state = with_state(op(*arrays, **common))
         return dict(o=o), state
 
     return Case(delta_subject(**options), call, delta_rule.delta_rule, context.delta_rule)
@@ -188,11 +195,11 @@ COLLECTIVE = re.compile(
 
 
 def collectives(name: str, rng, mesh, time: int) -> dict[str, list[tuple[int, ...]]]:
-    """Shapes that the compiled value and gradient exchange between devices, by kind."""
-    case = CASES[name]
+    """Shapes that the compiled value and gradient of training exchange between devices, by kind."""
+    case = dataclasses.replace(CASES[name], stateful=False)
     ids = documents(rng, time, mesh.shape[AXIS])
-    drawn = arguments(case, rng, time, ids, case.stateful, jnp.float32)
-    text = runners(case, mesh, True, case.stateful)[1].lower(*drawn).compile().as_text()
+    drawn = arguments(case, rng, time, ids, False, jnp.float32)
+    text = runners(case, mesh, True, False)[1].lower(*drawn).compile().as_text()
     found: dict[str, list[tuple[int, ...]]] = {}
     for line in text.splitlines():
         if match := COLLECTIVE.search(line):
