@@ -12,16 +12,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from kernels_pallas import attention, causal_conv, context, delta_rule, gated_linear
-from kernels_pallas import linear_recurrence as recurrence
-from kernels_pallas import testing
 from subjects.attention import attention_subject
 from subjects.causal_conv import conv_subject
 from subjects.delta_rule import delta_subject
 from subjects.gated_linear import gated_subject
 from subjects.linear_recurrence import gated_subject as rglru_subject
 from subjects.linear_recurrence import recurrence_subject
+
+from kernels_pallas import attention, causal_conv, context, delta_rule, gated_linear, testing
+from kernels_pallas import linear_recurrence as recurrence
 
 AXIS = "context"
 SHARD, BATCH = jax.P(None, AXIS), 6
