@@ -65,10 +65,8 @@ def linear_recurrence(
 
     Returns and raises what the op does.
     """
-    dtype = dispatch.accumulator_dtype(a_BTD, b_BTD)
-    decay_BD = jnp.prod(a_BTD.astype(dtype), axis=1)
     return _diagonal(
-        diagonal_op.linear_recurrence, a_BTD, b_BTD, decay_BD,
+        diagonal_op.linear_recurrence, lambda a_BTD: jnp.prod(a_BTD, axis=1), a_BTD, b_BTD,
         axis, segment_ids, initial_state, return_state, impl,
     )  # fmt: skip
 
@@ -87,16 +85,15 @@ def gated_recurrence(
 
     Takes, returns and raises what `linear_recurrence` here does, log_a and x in place of a and b.
     """
-    dtype = dispatch.accumulator_dtype(log_a_BTD, x_BTD)
-    decay_BD = jnp.exp(jnp.sum(log_a_BTD.astype(dtype), axis=1))
     return _diagonal(
-        diagonal_op.gated_recurrence, log_a_BTD, x_BTD, decay_BD,
+        diagonal_op.gated_recurrence, lambda log_a_BTD: jnp.exp(jnp.sum(log_a_BTD, axis=1)),
+        log_a_BTD, x_BTD,
         axis, segment_ids, initial_state, return_state, impl,
     )  # fmt: skip
 
 
 def _diagonal(
-    op, a_BTD, b_BTD, decay_BD, axis, segment_ids, initial_state, return_state, impl
+    op, product, a_BTD, b_BTD, axis, segment_ids, initial_state, return_state, impl
 ):  # fmt: skip
     batch, time, channels = a_BTD.shape
     dtype = dispatch.accumulator_dtype(a_BTD, b_BTD)
@@ -108,6 +105,7 @@ def _diagonal(
     _, end = op(
         a_BTD, b_BTD, segment_ids=ids_BT, initial_state=nothing, return_state=True, impl=impl
     )
+    decay_BD = product(jnp.where((ids_BT == 0)[:, :, None], 0, a_BTD.astype(dtype)))
     decay_BD = jnp.where(_unbroken(ids_BT, before_B)[:, None], decay_BD, 0)
     h_BD = entering_state(decay_BD, end.h_BD, first.h_BD.astype(dtype), jnp.multiply, axis)
     state = diagonal_op.RecurrenceState(h_BD, before_B)
@@ -156,6 +154,7 @@ def gated_linear(
         per_token = jnp.broadcast_to(per_token, (batch, time, heads))
     if log_decay.ndim < 4:
         per_token = per_token[..., None]
+    per_token = jnp.where((ids_BT == 0)[:, :, None, None], 0, per_token)
     # From the last token backwards: sums of few decays are exact where they matter.
     sums_BTHK = jax.lax.cumsum(per_token, axis=1, reverse=True)
     unbroken_B111 = _unbroken(ids_BT, before_B)[:, None, None, None]

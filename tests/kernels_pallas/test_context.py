@@ -82,10 +82,10 @@ def run_on_devices(devices: int, program: str, **values) -> str:
         " --xla_backend_optimization_level=0",
         PYTHONPATH=os.pathsep.join([str(HERE), str(HERE.parents[1])]),
     )
+    program = START.format(devices=devices) + program.format(**values)
     done = subprocess.run(
-        [sys.executable, "-c", START.format(devices=devices) + (program.format(**values) if values else program)],
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 
