@@ -19,7 +19,7 @@ import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 import context_cases as cases
-from kernels_pallas.context import halo, recurrence
+from kernels_pallas.context import halo
 
 mesh = jax.make_mesh(({devices},), (cases.AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 rng = np.random.default_rng(0)
