@@ -1,0 +1,26 @@
+"""Context parallelism: the ops with time split over the devices of a mesh axis.
+
+Each is called inside `jax.shard_map(..., check_vma=False)` with this shard's tokens and the name of
+the axis, and gives this shard's part of what the op of the same name gives for the whole rows:
+documents, states and gradients included. No shard ever holds the sequence: windows and
+convolutions fetch a halo from the left, recurrences exchange states, full attention passes keys
+and values round a ring.
+"""
+
+from kernels_pallas.context.attention import attention
+from kernels_pallas.context.causal_conv import causal_conv
+from kernels_pallas.context.recurrence import (
+    delta_rule,
+    gated_linear,
+    gated_recurrence,
+    linear_recurrence,
+)
+
+__all__ = [
+    "attention",
+    "causal_conv",
+    "delta_rule",
+    "gated_linear",
+    "gated_recurrence",
+    "linear_recurrence",
+]

@@ -1,0 +1,85 @@
+"""Attention with time split over devices: a halo for a window, a ring for full attention."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kernels_pallas import attention as op
+from kernels_pallas import segments
+from kernels_pallas.context import ring
+from kernels_pallas.context.halo import document_numbers, halo, of_last_shard
+
+
+def attention(
+    q_BTHK: Float[Array, "B T H K"],
+    k_BTGK: Float[Array, "B T G K"],
+    v_BTGV: Float[Array, "B T G V"],
+    *,
+    axis: str,
+    segment_ids: Int[Array, "B T"] | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    sinks_H: Float[Array, "H"] | None = None,
+    soft_cap: float | None = None,
+    initial_state: op.AttentionState | None = None,
+    return_state: bool = False,
+    impl: str = "auto",
+    precision=None,
+) -> tuple:
+    """`kernels_pallas.attention.attention` of this shard's tokens of longer rows.
+
+    With a window each shard gets the window - 1 keys before its own, from as many shards to the
+    left as they lie in, and the op does the rest. Without one, keys and values go round a ring:
+    a device holds one visitor's at a time, forward and backward, and what each shard adds is
+    merged by its log-sum-exp. Later shards' keys and other documents' are passed on unread.
+
+    Arguments:
+      q_BTHK, k_BTGK, v_BTGV, segment_ids: this shard's tokens.
+      axis: the mesh axis that splits time.
+      window: as in the op, but no array.
+      initial_state: the tokens before the rows begin, the same on every shard; for a window only.
+      return_state: also return the state after the rows' last token, on every shard; for a
+        window only: without one the state is all there is.
+      scale, sinks_H, soft_cap, impl, precision: as in the op; sinks_H is the same on every shard.
+
+    Returns and raises what the op does, and ValueError for a window that is an array and a state
+    without a window.
+    """
+    options = dict(scale=scale, soft_cap=soft_cap, impl=impl, precision=precision)
+    if isinstance(window, jnp.ndarray):
+        raise ValueError(
+            "context.attention: a window that is an array is not supported; use an int."
+        )
+    batch, time = k_BTGK.shape[:2]
+    ids_BT = segments.or_one_document(segment_ids, batch, time)
+    if window is None:
+        if return_state or initial_state is not None:
+            raise ValueError(
+                "context.attention: a state goes with a window; full attention has none."
+            )
+        own = op.attention(
+            q_BTHK, k_BTGK, v_BTGV, segment_ids=segment_ids, sinks_H=sinks_H, **options
+        )
+        if jax.lax.axis_size(axis) == 1:
+            return own
+        scale = k_BTGK.shape[3] ** -0.5 if scale is None else scale
+        static = ring.Static(axis, scale, soft_cap, impl, precision)
+        numbers_BT = document_numbers(ids_BT, axis)
+        others = ring.attention_to_the_left(q_BTHK, k_BTGK, v_BTGV, numbers_BT, static)
+        out_BTHV, lse_BTH = ring.merge(own, others)
+        return out_BTHV.astype(v_BTGV.dtype), lse_BTH
+
+    reachable = (jax.lax.axis_size(axis) - 1) * time
+    before = op.AttentionState(None, None, None)
+    if initial_state is not None:
+        reachable, before = reachable + initial_state.k_BSGK.shape[1], initial_state
+    slots = min(window - 1, reachable)
+    tokens = op.AttentionState(k_BTGK, v_BTGV, ids_BT)
+    state = op.AttentionState(*(halo(x, slots, axis, past) for x, past in zip(tokens, before)))
+    out_BTHV, lse_BTH, state = op.attention(
+        q_BTHK, k_BTGK, v_BTGV, segment_ids=segment_ids, window=window, sinks_H=sinks_H,
+        initial_state=state, return_state=True, **options,
+    )  # fmt: skip
+    if not return_state:
+        return out_BTHV, lse_BTH
+    return out_BTHV, lse_BTH, jax.tree.map(lambda x: of_last_shard(x, axis), state)

@@ -1,0 +1,82 @@
+"""What a shard of time needs of the shards to its left, and only that.
+
+Everything here is called inside `jax.shard_map` with time split over the mesh axis `axis`: shard i
+holds the tokens [i T, (i + 1) T) of every row, T tokens a shard.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from kernels_pallas import segments
+
+
+def from_left(x: Array, hops: int, axis: str) -> Array:
+    """`x` of the shard `hops` to the left; zeros (segment id 0) where there is none."""
+    size = jax.lax.axis_size(axis)
+    if hops >= size:
+        return jnp.zeros_like(x)
+    return jax.lax.ppermute(x, axis, [(i, i + hops) for i in range(size - hops)])
+
+
+def of_first_shard(first: Array, others: Array, axis: str) -> Array:
+    """`first` on the shard that begins the rows, `others` on the rest."""
+    return jnp.where(jax.lax.axis_index(axis) == 0, first, others)
+
+
+def of_last_shard(x: Array, axis: str) -> Array:
+    """The `x` of the shard that ends the rows, on every shard: at the cost of a sum of x's size."""
+    is_last = jax.lax.axis_index(axis) == jax.lax.axis_size(axis) - 1
+    return jax.lax.psum(jnp.where(is_last, x, jnp.zeros_like(x)), axis)
+
+
+def halo(x_BT: Array, tokens: int, axis: str, before_BS: Array | None = None) -> Array:
+    """The `tokens` tokens directly before this shard's first one, oldest first.
+
+    They may reach over several shards: each sends what is asked of it straight to whom it is for.
+
+    Arguments:
+      x_BT: this shard's tokens, (B, T, ...).
+      tokens: how many.
+      axis: the mesh axis that splits time.
+      before_BS: the S tokens directly before the rows begin, (B, S, ...), the same on every shard.
+
+    Returns (B, tokens, ...); zeros, hence empty slots for segment ids, where there are none.
+    """
+    time = x_BT.shape[1]
+    pieces = []
+    for hops in range(1, -(-tokens // time) + 1):
+        first = max(0, hops * time - tokens)
+        pieces.append(from_left(x_BT[:, first:], hops, axis))
+    halo_BS = jnp.concatenate([x_BT[:, :0], *reversed(pieces)], axis=1)
+    if before_BS is None or before_BS.shape[1] == 0 or tokens == 0:
+        return halo_BS
+    # Slot s of shard i stands at time i T - tokens + s; below 0 it is slot i T + s of `before`.
+    slots = before_BS.shape[1]
+    before_BS = before_BS[:, max(0, slots - tokens) :].astype(x_BT.dtype)
+    missing = [(0, 0), (max(0, tokens - slots), tokens)] + [(0, 0)] * (x_BT.ndim - 2)
+    start = jnp.minimum(jax.lax.axis_index(axis) * time, tokens)
+    before_BS = jax.lax.dynamic_slice_in_dim(jnp.pad(before_BS, missing), start, tokens, 1)
+    is_before_S = jnp.arange(tokens, dtype=jnp.int32) < tokens - start
+    return jnp.where(is_before_S.reshape(1, -1, *[1] * (x_BT.ndim - 2)), before_BS, halo_BS)
+
+
+def ids_before(segment_ids_BT: Int[Array, "B T"], axis: str, first_B=None) -> Int[Array, "B"]:
+    """The segment id of the token directly before this shard's first: of the shard to the left,
+    or `first_B` (None = 0) where the rows begin."""
+    before_B = from_left(segment_ids_BT[:, -1], 1, axis)
+    return before_B if first_B is None else of_first_shard(first_B, before_B, axis)
+
+
+def document_numbers(segment_ids_BT: Int[Array, "B T"], axis: str) -> Int[Array, "B T"]:
+    """Ids that no two documents of a row share, over all shards; padding stays 0.
+
+    A count of documents: what the shards exchange is one number a row.
+    """
+    before_B = ids_before(segment_ids_BT, axis)
+    starts_BT = segments.document_starts(jax.lax.optimization_barrier(segment_ids_BT), before_B)
+    count_BT = jnp.cumsum(starts_BT, axis=1, dtype=jnp.int32)
+    counts_PB = jax.lax.all_gather(count_BT[:, -1], axis)
+    is_left_P = jnp.arange(counts_PB.shape[0]) < jax.lax.axis_index(axis)
+    left_B = jnp.sum(jnp.where(is_left_P[:, None], counts_PB, 0), axis=0, dtype=jnp.int32)
+    return jnp.where(segment_ids_BT == 0, 0, count_BT + left_B[:, None])

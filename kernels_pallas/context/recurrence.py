@@ -1,0 +1,258 @@
+"""Recurrences with time split over devices: shards exchange states, never tokens.
+
+What a shard does to the state that enters it is one affine map, S -> A S + B: B is the state it
+ends with from an empty one, A what its decays leave of the entering one (0 as soon as a document
+ends in the shard). The maps are composed over the shards in a prefix scan of logarithmic depth,
+which gives each shard the state it begins with, and the op runs from there.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from kernels_pallas import delta_rule as delta_op
+from kernels_pallas import dispatch, segments
+from kernels_pallas import gated_linear as gated_op
+from kernels_pallas import linear_recurrence as diagonal_op
+from kernels_pallas.context.halo import from_left, ids_before, of_first_shard, of_last_shard
+
+
+def entering_state(
+    transition: Array, end: Array, first: Array, multiply: Callable, axis: str
+) -> Array:
+    """The state that enters this shard.
+
+    Arguments:
+      transition, end: the shard's A and B.
+      first: the state that enters the first shard.
+      multiply: (A, A or B) -> their product; associative, and linear in the second.
+      axis: the mesh axis that splits time.
+    """
+    # Each shard takes its left neighbour's map and the first one the constant `first`, so the
+    # composition of all up to here is the constant that is asked for.
+    transition, end = from_left(transition, 1, axis), from_left(end, 1, axis)
+    end = of_first_shard(first, end, axis)
+    hops = 1
+    while hops < jax.lax.axis_size(axis):
+        # What comes from beyond the first shard is A = B = 0: right, as A is already 0 there.
+        left, left_end = from_left(transition, hops, axis), from_left(end, hops, axis)
+        end = multiply(transition, left_end) + end
+        transition = multiply(transition, left)
+        hops *= 2
+    return end
+
+
+def linear_recurrence(
+    a_BTD: Float[Array, "B T D"],
+    b_BTD: Float[Array, "B T D"],
+    *,
+    axis: str,
+    segment_ids: Int[Array, "B T"] | None = None,
+    initial_state: diagonal_op.RecurrenceState | None = None,
+    return_state: bool = False,
+    impl: str = "auto",
+) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], diagonal_op.RecurrenceState]:
+    """`kernels_pallas.linear_recurrence.linear_recurrence` of this shard's tokens of longer rows.
+
+    Arguments:
+      a_BTD, b_BTD, segment_ids: this shard's tokens.
+      axis: the mesh axis that splits time.
+      initial_state: the state before the rows begin, the same on every shard.
+      return_state: also return the state after the rows' last token, on every shard.
+      impl: as in the op, which does the work, in two runs.
+
+    Returns and raises what the op does.
+    """
+    return _diagonal(
+        diagonal_op.linear_recurrence, lambda a_BTD: jnp.prod(a_BTD, axis=1), a_BTD, b_BTD,
+        axis, segment_ids, initial_state, return_state, impl,
+    )  # fmt: skip
+
+
+def gated_recurrence(
+    log_a_BTD: Float[Array, "B T D"],
+    x_BTD: Float[Array, "B T D"],
+    *,
+    axis: str,
+    segment_ids: Int[Array, "B T"] | None = None,
+    initial_state: diagonal_op.RecurrenceState | None = None,
+    return_state: bool = False,
+    impl: str = "auto",
+) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], diagonal_op.RecurrenceState]:
+    """`kernels_pallas.linear_recurrence.gated_recurrence` of this shard's tokens of longer rows.
+
+    Takes, returns and raises what `linear_recurrence` here does, log_a and x in place of a and b.
+    """
+    return _diagonal(
+        diagonal_op.gated_recurrence, lambda log_a_BTD: jnp.exp(jnp.sum(log_a_BTD, axis=1)),
+        log_a_BTD, x_BTD,
+        axis, segment_ids, initial_state, return_state, impl,
+    )  # fmt: skip
+
+
+def _diagonal(
+    op, product, a_BTD, b_BTD, axis, segment_ids, initial_state, return_state, impl
+):  # fmt: skip
+    batch, time, channels = a_BTD.shape
+    dtype = dispatch.accumulator_dtype(a_BTD, b_BTD)
+    first = initial_state or diagonal_op.empty_state(batch, channels, dtype)
+    ids_BT = segments.or_one_document(segment_ids, batch, time)
+    before_B = ids_before(ids_BT, axis, first.segment_ids_B)
+    # Not `empty_state`: a document that goes on from the left does not start in this shard.
+    nothing = diagonal_op.RecurrenceState(jnp.zeros((batch, channels), dtype), before_B)
+    _, end = op(
+        a_BTD, b_BTD, segment_ids=ids_BT, initial_state=nothing, return_state=True, impl=impl
+    )
+    decay_BD = product(jnp.where((ids_BT == 0)[:, :, None], 0, a_BTD.astype(dtype)))
+    decay_BD = jnp.where(_unbroken(ids_BT, before_B)[:, None], decay_BD, 0)
+    h_BD = entering_state(decay_BD, end.h_BD, first.h_BD.astype(dtype), jnp.multiply, axis)
+    state = diagonal_op.RecurrenceState(h_BD, before_B)
+    h_BTD, state = op(
+        a_BTD, b_BTD, segment_ids=ids_BT, initial_state=state, return_state=True, impl=impl
+    )
+    return _result(h_BTD, state, return_state, axis)
+
+
+def gated_linear(
+    q_BTGK: Float[Array, "B T G K"],
+    k_BTGK: Float[Array, "B T G K"],
+    v_BTHV: Float[Array, "B T H V"],
+    log_decay: Float[Array, "*any H_or_K"],
+    *,
+    axis: str,
+    segment_ids: Int[Array, "B T"] | None = None,
+    scale: float | None = None,
+    initial_state: gated_op.GatedLinearState | None = None,
+    return_state: bool = False,
+    impl: str = "auto",
+    precision: jax.lax.PrecisionLike = None,
+) -> Float[Array, "B T H V"] | tuple[Float[Array, "B T H V"], gated_op.GatedLinearState]:
+    """`kernels_pallas.gated_linear.gated_linear` of this shard's tokens of longer rows.
+
+    Arguments:
+      q_BTGK, k_BTGK, v_BTHV, segment_ids: this shard's tokens; log_decay likewise, where it has
+        a time axis.
+      axis: the mesh axis that splits time.
+      initial_state: the state before the rows begin, the same on every shard.
+      return_state: also return the state after the rows' last token, on every shard.
+      scale, impl, precision: as in the op, which runs once, beside one product k^T v.
+
+    Returns and raises what the op does.
+    """
+    batch, time, heads, value_size = v_BTHV.shape
+    dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, log_decay)
+    first = initial_state
+    if first is None:
+        first = gated_op.empty_state(batch, heads, k_BTGK.shape[3], value_size, dtype)
+    ids_BT = segments.or_one_document(segment_ids, batch, time)
+    before_B = ids_before(ids_BT, axis, first.segment_ids_B)
+
+    per_token = log_decay.astype(dtype)
+    if log_decay.ndim == 1:
+        per_token = jnp.broadcast_to(per_token, (batch, time, heads))
+    if log_decay.ndim < 4:
+        per_token = per_token[..., None]
+    per_token = jnp.where((ids_BT == 0)[:, :, None, None], 0, per_token)
+    # From the last token backwards: sums of few decays are exact where they matter.
+    sums_BTHK = jax.lax.cumsum(per_token, axis=1, reverse=True)
+    unbroken_B111 = _unbroken(ids_BT, before_B)[:, None, None, None]
+    decay_BHK1 = jnp.where(unbroken_B111, jnp.exp(sums_BTHK[:, 0])[..., None], 0)
+    end_BHKV = _last_document(k_BTGK, v_BTHV, sums_BTHK, ids_BT, precision)
+    s_BHKV = entering_state(decay_BHK1, end_BHKV, first.s_BHKV.astype(dtype), jnp.multiply, axis)
+    o_BTHV, state = gated_op.gated_linear(
+        q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids=ids_BT, scale=scale,
+        initial_state=gated_op.GatedLinearState(s_BHKV, before_B), return_state=True,
+        impl=impl, precision=precision,
+    )  # fmt: skip
+    return _result(o_BTHV, state, return_state, axis)
+
+
+def _last_document(k_BTGK, v_BTHV, sums_BTHK, ids_BT, precision):
+    """S after the last token from an empty state: each k v^T of the last document, decayed by
+    what comes after it."""
+    batch, time, groups, key_size = k_BTGK.shape
+    heads, value_size = v_BTHV.shape[2:]
+    dtype = sums_BTHK.dtype
+    number_BT = segments.document_number(ids_BT)
+    is_last_BT11 = ((number_BT == number_BT[:, -1:]) & (ids_BT != 0))[:, :, None, None]
+    after_BTHK = jnp.concatenate([sums_BTHK[:, 1:], jnp.zeros_like(sums_BTHK[:, :1])], axis=1)
+    weight_BTHK = jnp.where(is_last_BT11, jnp.exp(jnp.where(is_last_BT11, after_BTHK, 0)), 0)
+    shape = (batch, time, groups, heads // groups)
+    k_BTGRK = k_BTGK.astype(dtype)[:, :, :, None] * weight_BTHK.reshape(*shape, -1)
+    v_BTGRV = jnp.where(is_last_BT11, v_BTHV.astype(dtype), 0).reshape(*shape, value_size)
+    s_BGRKV = jnp.einsum("btgrk,btgrv->bgrkv", k_BTGRK, v_BTGRV, precision=precision)
+    return s_BGRKV.reshape(batch, heads, key_size, value_size)
+
+
+def delta_rule(
+    q_BTGK: Float[Array, "B T G K"],
+    k_BTGK: Float[Array, "B T G K"],
+    v_BTHV: Float[Array, "B T H V"],
+    beta_BTH: Float[Array, "B T H"],
+    log_decay: Float[Array, "B T H"] | Float[Array, "B T H K"] | None = None,
+    *,
+    axis: str,
+    segment_ids: Int[Array, "B T"] | None = None,
+    scale: float | None = None,
+    initial_state: delta_op.DeltaRuleState | None = None,
+    return_state: bool = False,
+    impl: str = "auto",
+    precision=None,
+) -> Float[Array, "B T H V"] | tuple[Float[Array, "B T H V"], delta_op.DeltaRuleState]:
+    """`kernels_pallas.delta_rule.delta_rule` of this shard's tokens of longer rows.
+
+    The shard's transition, a K x K matrix a head, is the op's own: the state it ends with from
+    the identity when it writes zeros. So the first of two runs has V + K value channels.
+
+    Arguments:
+      q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids: this shard's tokens.
+      axis: the mesh axis that splits time.
+      initial_state: the state before the rows begin, the same on every shard.
+      return_state: also return the state after the rows' last token, on every shard.
+      scale, impl, precision: as in the op, which does the work; transitions are multiplied in
+        the highest precision.
+
+    Returns and raises what the op does.
+    """
+    batch, time, heads, value_size = v_BTHV.shape
+    key_size = k_BTGK.shape[3]
+    gates = [] if log_decay is None else [log_decay]
+    dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, beta_BTH, *gates)
+    first = initial_state or delta_op.empty_state(batch, heads, key_size, value_size, dtype)
+    ids_BT = segments.or_one_document(segment_ids, batch, time)
+    before_B = ids_before(ids_BT, axis, first.segment_ids_B)
+
+    def run(v_BTHV, s_BHKV):
+        return delta_op.delta_rule(
+            q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids=ids_BT, scale=scale,
+            initial_state=delta_op.DeltaRuleState(s_BHKV, before_B), return_state=True,
+            impl=impl, precision=precision,
+        )  # fmt: skip
+
+    identity_BHKK = jnp.broadcast_to(
+        jnp.eye(key_size, dtype=dtype), (batch, heads) + (key_size,) * 2
+    )
+    wide_v = jnp.pad(v_BTHV, ((0, 0),) * 3 + ((0, key_size),))
+    wide_s = jnp.pad(identity_BHKK, ((0, 0),) * 3 + ((value_size, 0),))
+    end, transition = jnp.split(run(wide_v, wide_s)[1].s_BHKV, [value_size], axis=-1)
+    transition = jnp.where(_unbroken(ids_BT, before_B)[:, None, None, None], transition, 0)
+    s_BHKV = entering_state(transition, end, first.s_BHKV.astype(dtype), _matmul, axis)
+    return _result(*run(v_BTHV, s_BHKV), return_state, axis)
+
+
+def _matmul(a, b):
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _unbroken(ids_BT, before_B) -> Bool[Array, "B"]:
+    """True where the document before the shard is still going on after it."""
+    starts_BT = segments.document_starts(ids_BT, before_B)
+    return ~jnp.any(starts_BT | (ids_BT == 0), axis=1)
+
+
+def _result(out, state, return_state: bool, axis: str):
+    if not return_state:
+        return out
+    return out, jax.tree.map(lambda x: of_last_shard(x, axis), state)

@@ -1,0 +1,225 @@
+"""Law 6 over time: each op with its rows split over a mesh axis equals the op on one device.
+
+Run in a process with several devices; `test_context.py` does.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from subjects.attention import attention_subject
+from subjects.causal_conv import conv_subject
+from subjects.delta_rule import delta_subject
+from subjects.gated_linear import gated_subject
+from subjects.linear_recurrence import gated_subject as rglru_subject
+from subjects.linear_recurrence import recurrence_subject
+
+from kernels_pallas import attention, causal_conv, context, delta_rule, gated_linear, testing
+from kernels_pallas import linear_recurrence as recurrence
+
+AXIS = "context"
+SHARD, BATCH = jax.P(None, AXIS), 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """`call(op, inputs, params, **common) -> (outputs, state or None)`, for the op on one device
+    and for that of the same name in `context`; `subject` draws what it takes."""
+
+    subject: testing.Subject
+    call: Callable
+    single: Callable
+    sharded: Callable
+    stateful: bool = True
+
+
+def with_state(result) -> tuple:
+    """(output, state or None) of an op that returns the output alone where no state is asked for."""
+    return result if isinstance(result, tuple) else (result, None)
+
+
+def attention_case(stateful, window=None, soft_cap=None, **sizes) -> Case:
+    def call(op, x, params, **common):
+        options = dict(window=window, soft_cap=soft_cap, sinks_H=params.get("sinks"))
+        out, lse, *state = op(x["q"], x["k"], x["v"], **options, **common)
+        if common["segment_ids"] is not None:
+            lse = jnp.where((common["segment_ids"] == 0)[..., None], 0, lse)
+        return dict(out=out, lse=lse), state[0] if state else None
+
+    subject = attention_subject(window=window, soft_cap=soft_cap, **sizes)
+    return Case(subject, call, attention.attention, context.attention, stateful)
+
+
+def conv_case(width, bias=True) -> Case:
+    def call(op, x, params, **common):
+        y, state = with_state(op(x["x"], params["kernel"], params.get("bias"), **common))
+        return dict(y=y), state
+
+    subject = conv_subject(width=width, bias=bias)
+    return Case(subject, call, causal_conv.causal_conv, context.causal_conv)
+
+
+def diagonal_case(subject, name, *inputs) -> Case:
+    def call(op, x, params, **common):
+        h, state = with_state(op(*(x[i] for i in inputs), **common))
+        return dict(h=h), state
+
+    return Case(subject, call, getattr(recurrence, name), getattr(context, name))
+
+
+def gated_case(**options) -> Case:
+    def call(op, x, params, **common):
+        decay = params.get("decay", x.get("decay"))
+        common |= dict(scale=options.get("scale"))
+        o, state = with_state(op(x["q"], x["k"], x["v"], decay, **common))
+        return dict(o=o), state
+
+    subject = gated_subject(strength=0.01, **options)
+    return Case(subject, call, gated_linear.gated_linear, context.gated_linear)
+
+
+def delta_case(**options) -> Case:
+    def call(op, x, params, **common):
+        arrays = x["q"], x["k"], x["v"], x["beta"], x.get("log_decay")
+        o, state = with_state(op(*arrays, **common))
+        return dict(o=o), state
+
+    return Case(delta_subject(**options), call, delta_rule.delta_rule, context.delta_rule)
+
+
+CASES = {
+    "attention": attention_case(stateful=False, sinks=True),
+    "attention, capped": attention_case(stateful=False, soft_cap=5.0, heads=3, kv_heads=3),
+    "attention, window in the neighbour": attention_case(stateful=True, window=7, slots=3),
+    "attention, window over neighbours": attention_case(stateful=True, window=30, sinks=True, slots=9),
+    "attention, window over all": attention_case(stateful=True, window=500, slots=2),
+    "causal_conv": conv_case(4),
+    "causal_conv, 8 taps": conv_case(8, bias=False),
+    "linear_recurrence": diagonal_case(recurrence_subject(), "linear_recurrence", "a", "b"),
+    "gated_recurrence": diagonal_case(rglru_subject(), "gated_recurrence", "log_a", "x"),
+    "gated_linear, fixed": gated_case(decay="head"),
+    "gated_linear, head": gated_case(decay="token", scale=0.25),
+    "gated_linear, channel": gated_case(decay="channel"),
+    "delta_rule, none": delta_case(gate="none"),
+    "delta_rule, head": delta_case(gate="head", decay=0.05),
+    "delta_rule, channel": delta_case(gate="channel", decay=0.05),
+}  # fmt: skip
+
+
+def documents(rng, time: int, shards: int) -> jax.Array:
+    """(6, T) ids: one document over all shards; one in each shard; the same id twice, with another
+    document or padding between them; a shard of padding; and two rows drawn."""
+    shard = time // shards
+    ids = np.zeros((BATCH, time), np.int32)
+    ids[0] = 1
+    ids[1] = np.arange(time) // shard + 1
+    ids[1, shard // 2 : shard] = 0
+    ids[2] = 1
+    ids[2, shard + 1 : shard + 3] = 2  # the two documents 1 meet nowhere and share an id
+    ids[3] = 1
+    ids[3, shard : 2 * shard] = 0
+    ids[4:] = testing.draw_segment_ids(rng, 2, time)
+    return jnp.asarray(ids)
+
+
+def runners(case: Case, mesh, with_ids: bool, with_state: bool, impl="chunked") -> tuple:
+    """Compiled functions of (inputs, params, ids, state, cotangents): on one device and sharded."""
+
+    def forward(op, inputs, params, ids, state):
+        common = dict(segment_ids=ids, impl=impl)
+        if case.stateful:
+            common |= dict(initial_state=state, return_state=True)
+        outputs, final = case.call(op, inputs, params, **common)
+        return (outputs, testing._floats(final)[0]), final
+
+    def gradients(forward):
+        def run(inputs, params, ids, state, cotangents):
+            floats, rebuild = testing._floats(state)
+            (outputs, _), vjp, final = jax.vjp(
+                lambda *args: forward(*args[:2], ids, rebuild(args[2])),
+                inputs, params, floats, has_aux=True,
+            )  # fmt: skip
+            return dict(outputs=outputs, final=final, gradients=vjp(cotangents))
+
+        return jax.jit(run)
+
+    sharded = jax.shard_map(
+        partial(forward, partial(case.sharded, axis=AXIS)),
+        mesh=mesh,
+        in_specs=(SHARD, jax.P(), SHARD if with_ids else None, jax.P() if with_state else None),
+        out_specs=((SHARD, jax.P()), jax.P()),
+        check_vma=False,
+    )
+    return gradients(partial(forward, case.single)), gradients(sharded)
+
+
+def arguments(case: Case, rng, time, ids, with_state, dtype) -> tuple:
+    inputs, params = case.subject.inputs(rng, BATCH, time, dtype), case.subject.params(rng, dtype)
+    state = case.subject.state(rng, BATCH, dtype) if with_state else None
+    common = dict(segment_ids=ids)
+    if case.stateful:
+        common |= dict(initial_state=state, return_state=True)
+
+    def outputs(inputs, params):
+        outputs, final = case.call(case.single, inputs, params, **common)
+        return outputs, testing._floats(final)[0]
+
+    shapes = jax.eval_shape(outputs, inputs, params)
+    cotangents = jax.tree.map(lambda s: testing.normal(rng, s.shape, s.dtype), shapes)
+    return inputs, params, ids, state, cotangents
+
+
+def check(name: str, rng, mesh, time: int, with_ids=True, with_state=True, **options) -> float:
+    """Sharded = single device, outputs, final state and gradients; returns the largest error."""
+    case = CASES[name]
+    with_state = with_state and case.stateful
+    ids = documents(rng, time, mesh.shape[AXIS]) if with_ids else None
+    drawn = arguments(case, rng, time, ids, with_state, jnp.float64)
+    want, got = (
+        jax.device_get(run(*drawn)) for run in runners(case, mesh, with_ids, with_state, **options)
+    )
+    testing.assert_close(f"{name}: sharded over time = single device", got, want, 1e-10)
+    return testing.error(got, want)
+
+
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute|"
+    r"collective-broadcast)(?:-start)?\("
+)
+
+
+def collectives(name: str, rng, mesh, time: int) -> dict[str, list[tuple[int, ...]]]:
+    """Shapes that the compiled value and gradient of training exchange between devices, by kind."""
+    case = dataclasses.replace(CASES[name], stateful=False)
+    ids = documents(rng, time, mesh.shape[AXIS])
+    drawn = arguments(case, rng, time, ids, False, jnp.float32)
+    text = runners(case, mesh, True, False)[1].lower(*drawn).compile().as_text()
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for line in text.splitlines():
+        if match := COLLECTIVE.search(line):
+            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            found.setdefault(match[2], []).extend(
+                tuple(int(n) for n in shape.split(",") if n) for shape in shapes
+            )
+    return found
+
+
+def check_never_gathers(name: str, rng, mesh, shard: int) -> dict[str, int]:
+    """No collective moves the sequence: none but a permute holds the tokens of a shard, and none
+    at all those of two. Returns the bytes of each kind, 4 a number.
+
+    `shard` is a number of tokens that no other dimension has.
+    """
+    moved = collectives(name, rng, mesh, shard * mesh.shape[AXIS])
+    for kind, shapes in moved.items():
+        for shape in shapes:
+            if any(n > shard for n in shape) or (kind != "collective-permute" and shard in shape):
+                raise AssertionError(f"{name}: {kind} of {shape}, where a shard has {shard} tokens")
+    if "collective-permute" not in moved:
+        raise AssertionError(f"{name}: no shard tells the next one anything")
+    return {kind: 4 * sum(map(math.prod, shapes)) for kind, shapes in moved.items()}
