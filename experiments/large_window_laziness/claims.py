@@ -74,8 +74,12 @@ def verdicts(curves: Sequence[Curve], scale: Scale = MAIN) -> list[Verdict]:
             found.append(_later(arms, f"{large}-{positions}", f"{cure}-{positions}", claim))
     for name in RECURRENT:
         found.append(nope_gain(arms, (name,), f"NoPE helps a {name} hybrid"))
-    claim = f"NHA's slots make full layers lazy (rope, against window {SMALL})"
-    found.append(_later(arms, "nha-rope", f"{small}-rope", claim))
+    window = RECURRENT["nha"]["window"]
+    for positions in ("rope", "nope"):
+        claim = (
+            f"NHA's slots make full layers lazier than its window of {window} alone ({positions})"
+        )
+        found.append(_later(arms, f"nha-{positions}", f"w{window}-{positions}", claim))
     return [verdict for verdict in found if verdict is not None]
 
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from experiments.large_window_laziness import claims, figures, tables
 from experiments.large_window_laziness.arms import SETS
 
-
 README = pathlib.Path(__file__).with_name("README.md")
 
 

@@ -11,6 +11,7 @@ from hybridlm.config.schema import ModelConfig
 from hybridlm.models.block import Block, build_block
 from hybridlm.models.layers import Linear, RMSNorm
 from hybridlm.models.mixers import SequenceContext
+from hybridlm.parallel.mesh import split_over_batch
 
 Remat = Callable[[Callable[..., Any]], Callable[..., Any]]
 DecodeState = dict[str, Any]
@@ -65,7 +66,7 @@ class HybridLM(nnx.Module):
 
     def embed(self, tokens_BT: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         """The residual stream (B, T, D) that enters the first layer."""
-        x_BTD = self.embedding[...].astype(dtype)[tokens_BT]
+        x_BTD = split_over_batch(self.embedding[...].astype(dtype)[tokens_BT])
         scale = self.config.embedding_scale
         return x_BTD if scale == 1.0 else x_BTD * jnp.asarray(scale, dtype)
 
@@ -273,7 +274,7 @@ def _scale_heads(blocks: nnx.Dict, scales: Sequence[jax.Array]) -> None:
 
 def _apply(blocks: nnx.Dict, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
     for _, block in _items(blocks):
-        x_BTD = block(x_BTD, context)
+        x_BTD = split_over_batch(block(x_BTD, context))
     return x_BTD
 
 
@@ -283,6 +284,7 @@ def _apply_with_loss(
     x_BTD, total = carry
     for _, block in _items(blocks):
         x_BTD, loss = block.with_loss(x_BTD, context)
+        x_BTD = split_over_batch(x_BTD)
         total += loss.astype(total.dtype)
     return x_BTD, total
 

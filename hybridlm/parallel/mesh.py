@@ -77,6 +77,18 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
     return PartitionSpec(*(RULES.get(name) if name else None for name in axes))
 
 
+def split_over_batch(x_BTD: jax.Array) -> jax.Array:
+    """`x_BTD` held split over the batch (and time) by the mesh in force.
+
+    Left alone XLA keeps the parameters split where they are and gathers activations of the whole
+    batch; held so, it gathers a layer's parameters when they are needed, which is what FSDP means.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.axis_names != AXES or any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return x_BTD
+    return jax.lax.with_sharding_constraint(x_BTD, spec(("batch", "time", None)))
+
+
 def shardings(mesh: Mesh, abstract: Any, axes: Any) -> Any:
     """A NamedSharding for each parameter.
 

@@ -1,0 +1,39 @@
+"""What a step split over devices sends: parameters and gradients, no activations of the batch."""
+
+import os
+import re
+import subprocess
+import sys
+
+PROGRAM = """
+import jax, numpy as np
+from hybridlm import config
+from hybridlm.train import setup
+
+overrides = [
+    ("mesh.data", "1"), ("mesh.fsdp", "4"), ("data.batch_size", "12"), ("data.seq_len", "96"),
+]
+made, _ = setup.resolve(config.load("configs/demo.py:smoke", overrides))
+lowered = setup.lower_step(made, np.ones(made.model.vocab_size, np.float32), jax.devices())
+print(lowered.step.compile().as_text())
+"""
+COLLECTIVE = re.compile(
+    r" = (.*?) (?:all-gather|all-reduce|all-to-all|reduce-scatter)(?:-start)?\("
+)
+
+
+def test_no_device_gets_the_whole_batch(root):
+    environment = os.environ | dict(
+        XLA_FLAGS="--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    shapes = [
+        tuple(map(int, sizes.split(",")))
+        for types in COLLECTIVE.findall(done.stdout)
+        for sizes in re.findall(r"f\d+\[([\d,]+)\]", types)  # token ids are gathered: they are few
+    ]
+    assert len(shapes) > 20, "the parameters are gathered"
+    assert not any(12 in shape for shape in shapes), shapes
