@@ -192,36 +192,45 @@ def check_packed(
     dtype=jnp.float64, tolerance: float = 1e-10, impl: str = "chunked",
 ) -> None:  # fmt: skip
     """Law 2: documents of `lengths`, packed into one row with `gaps[i]` padded tokens after
-    document i, have the outputs and gradients they have alone."""
+    document i, have the outputs and gradients they have alone: each in a row of its own, padded to
+    the longest."""
     gaps = [0] * len(lengths) if gaps is None else gaps
-    params = subject.params(rng, dtype)
-    alone, row, ids, spans, at = [], [], [], [], 0
+    rows, longest = len(lengths), max(lengths)
+    params, inputs = subject.params(rng, dtype), subject.inputs(rng, rows, longest, dtype)
+    ids_alone = np.arange(longest) < np.asarray(lengths)[:, None]
+    drawn = draw_cotangents(rng, subject, impl, inputs, params, ids_alone.astype(np.int32), None)
+    cotangents = drawn[0], jax.tree.map(jnp.zeros_like, drawn[1])
+
+    pieces, filler, ids, spans, at = [], subject.inputs(rng, 1, 1 + max(gaps), dtype), [], [], 0
     for number, (length, gap) in enumerate(zip(lengths, gaps, strict=True)):
-        inputs = subject.inputs(rng, 1, length, dtype)
-        cotangents = draw_cotangents(rng, subject, impl, inputs, params, None, None)
-        cotangents = jax.tree.map(jnp.zeros_like, cotangents[1]), cotangents[0]
-        alone.append((inputs, cotangents))
-        row += [inputs] + ([subject.inputs(rng, 1, gap, dtype)] if gap else [])
+        pieces += [_part_of(inputs, number, length), _part_of(filler, 0, gap)]
         ids += [1 + number % 2] * length + [0] * gap  # ids repeat, documents do not
         spans.append(slice(at, at + length))
         at += length + gap
-    packed_inputs = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *row)
+    packed_inputs = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *pieces)
     ids = jnp.asarray([ids], jnp.int32)
-    zero = draw_cotangents(rng, subject, impl, packed_inputs, params, ids, None)
-    out_cotangents, final_cotangents = zero[0], jax.tree.map(jnp.zeros_like, zero[1])
-    for span, (_, (_, own)) in zip(spans, alone):
-        out_cotangents = jax.tree.map(lambda c, o, s=span: c.at[:, s].set(o), out_cotangents, own)
+    drawn = draw_cotangents(rng, subject, impl, packed_inputs, params, ids, None)
+    own = [_part_of(cotangents[0], number, length) for number, length in enumerate(lengths)]
+    out_cotangents = drawn[0]
+    for span, c in zip(spans, own):
+        out_cotangents = jax.tree.map(lambda x, y, s=span: x.at[:, s].set(y), out_cotangents, c)
+    packed_cotangents = out_cotangents, jax.tree.map(jnp.zeros_like, drawn[1])
+
     run = runner(subject, impl)
-    packed = run(packed_inputs, params, ids, None, (out_cotangents, final_cotangents))
-    total = jax.tree.map(jnp.zeros_like, params)
-    for number, (span, (inputs, (final, own))) in enumerate(zip(spans, alone)):
-        single = run(inputs, params, None, None, (own, final))
-        got = jax.tree.map(lambda x, s=span: x[:, s], (packed["outputs"], packed["gradients"][0]))
-        want = single["outputs"], single["gradients"][0]
+    packed = run(packed_inputs, params, ids, None, packed_cotangents)
+    alone = run(inputs, params, jnp.asarray(ids_alone, jnp.int32), None, cotangents)
+    by_token = packed["outputs"], packed["gradients"][0]
+    for number, (span, length) in enumerate(zip(spans, lengths)):
+        got = jax.tree.map(lambda x, s=span: x[:, s], by_token)
+        want = _part_of((alone["outputs"], alone["gradients"][0]), number, length)
         assert_close(f"{subject.name}: packed = separate, document {number}", got, want, tolerance)
-        total = jax.tree.map(jnp.add, total, single["gradients"][1])
     law = f"{subject.name}: packed = separate, parameters"
-    assert_close(law, packed["gradients"][1], total, tolerance)
+    assert_close(law, packed["gradients"][1], alone["gradients"][1], tolerance)
+
+
+def _part_of(tree: Tree, row: int, length: int) -> Tree:
+    """The first `length` tokens of one row, (1, length, ...)."""
+    return jax.tree.map(lambda x: x[row : row + 1, :length], tree)
 
 
 def check_split(

@@ -67,6 +67,12 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in left_out]
 
 
+@pytest.fixture(autouse=True)
+def no_mesh_is_left():
+    yield
+    assert jax.sharding.get_abstract_mesh().empty, "a mesh is still set after the test"
+
+
 @pytest.fixture
 def root() -> pathlib.Path:
     """The top of the checkout."""

@@ -15,6 +15,9 @@ from experiments.large_window_laziness.stream import Task
 from hybridlm.config.schema import MLPConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 DEPTH, HEADS, MLP = 4, 1, 64
+OPTIMIZER = OptimizerConfig(
+    lr=3e-3, schedule="constant", warmup_steps=50, weight_decay=0.0, b2=0.98
+)
 SEEDS = (0, 1, 2)
 SMALL = 4  # the window that the cures begin with
 
@@ -112,12 +115,6 @@ class Arm:
 
     def train(self) -> TrainConfig:
         return TrainConfig(steps=self.steps)
-
-    def optimizer(self) -> OptimizerConfig:
-        """The same for all arms."""
-        return OptimizerConfig(
-            lr=3e-3, schedule="constant", warmup_steps=50, weight_decay=0.0, b2=0.98
-        )
 
 
 RECURRENT = {

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.large_window_laziness import stream
-from experiments.large_window_laziness.arms import Arm
+from experiments.large_window_laziness.arms import OPTIMIZER, Arm
 from experiments.large_window_laziness.measure import measure
 from hybridlm.config.schema import ModelConfig, OptimizerConfig, TrainConfig
 from hybridlm.models.params import Model, Params
@@ -53,8 +53,8 @@ def program_of(arm: Arm) -> Program:
     """The arm's program; arms with the same model get the same one."""
     key = repr(arm.model())
     if key not in _programs:
-        model, optimizer = Model.of(arm.model()), make_optimizer(arm.optimizer())
-        settings = Settings(arm.model(), arm.train(), arm.optimizer())
+        model, optimizer = Model.of(arm.model()), make_optimizer(OPTIMIZER)
+        settings = Settings(arm.model(), arm.train(), OPTIMIZER)
         bytes_V = np.ones(arm.scale.task.vocab, np.float32)
         step = make_train_step(settings, model, optimizer, bytes_V, jnp.float32)
         _programs[key] = Program(

@@ -70,19 +70,20 @@ def train(
     folder = hosts.in_turn("opening the workdir", lambda: enter(path, config))
     try:
         with preemption.StopSignal() as stop, Watchdog(config.train.hang_seconds) as watchdog:
-            return _train(config, folder, progress, stop, watchdog, watch)
+            progress.say("reading the data and compiling the training step")
+            trainer = setup.build(config, folder.path)
+            with jax.set_mesh(trainer.program.mesh):
+                return _train(trainer, folder, progress, stop, watchdog, watch)
     finally:
         folder.close()
 
 
 def _train(
-    config: Config, folder: workdir.Workdir, progress: Progress, stop: preemption.StopSignal,
-    watchdog: Watchdog, watch: Watch,
+    trainer: setup.Trainer, folder: workdir.Workdir, progress: Progress,
+    stop: preemption.StopSignal, watchdog: Watchdog, watch: Watch,
 ) -> int:  # fmt: skip
-    # --- build, restore, compile ---------------------------------------------------------------
-    path = folder.path
-    progress.say("reading the data and compiling the training step")
-    trainer = setup.build(config, path)
+    # --- begin ---------------------------------------------------------------------------------
+    config, path = trainer.config, folder.path
     steps, start = config.train.steps, trainer.start_step
     with hosts.together("beginning the run"):
         writers = _begin(config, folder, start) if hosts.is_first() else metrics.Writers([])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from hybridlm.config.schema import Config
 from hybridlm.data import Pipeline, Tokenizer, open_pipeline, open_tokenizer
@@ -46,8 +47,9 @@ class Program:
     Attributes:
       abstract: the train state's shapes, dtypes and shardings.
       train_step: (state, batch) -> (state, metrics); donates the state.
-      eval_step: (params, batch) -> sums by position; compiled when first called.
-      init: key -> fresh state, placed as `abstract` says.
+      eval_step: (params, batch) -> sums by position; compiled when first called, which must be
+        under `jax.set_mesh(mesh)`.
+      init: key -> fresh state, placed as `abstract` says; as `eval_step`.
       flops_per_step: model FLOPs of forward and backward.
       compile_seconds: what compiling `train_step` took.
     """
@@ -63,16 +65,27 @@ class Program:
 
 
 class LoweredStep(NamedTuple):
-    """The training step on a mesh, not compiled yet.
+    """The training step on a mesh, not compiled yet, and what it is made of.
 
-    abstract: the train state's shapes, dtypes and shardings.
-    step: (state, batch) -> (state, metrics); donates the state.
+    Attributes:
+      abstract: the train state's shapes, dtypes and shardings.
+      token_bytes_V: with zeros for what the vocabulary has besides the tokenizer's tokens.
+      dtype: of activations.
+      step: (state, batch) -> (state, metrics); donates the state.
     """
 
     model: Model
+    optimizer: optax.GradientTransformation
     mesh: jax.sharding.Mesh
     abstract: TrainState
+    token_bytes_V: np.ndarray
+    dtype: jnp.dtype
     step: jax.stages.Lowered
+
+    @property
+    def shardings(self) -> TrainState:
+        """Of the train state."""
+        return jax.tree.map(lambda x: x.sharding, self.abstract)
 
 
 def lower_step(
@@ -98,9 +111,8 @@ def lower_step(
         dtype = compute_dtype(config, devices[0].platform)
         step = make_train_step(config, model, optimizer, token_bytes_V, dtype)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
-        return LoweredStep(
-            model, mesh, abstract, jitted.lower(abstract, abstract_batch(config, mesh))
-        )
+        lowered = jitted.lower(abstract, abstract_batch(config, mesh))
+        return LoweredStep(model, optimizer, mesh, abstract, token_bytes_V, dtype, lowered)
 
 
 def compile_program(config: Config, token_bytes_V: np.ndarray) -> Program:
@@ -116,12 +128,7 @@ def compile_program(config: Config, token_bytes_V: np.ndarray) -> Program:
     devices = _devices()
     start = time.perf_counter()
     lowered = lower_step(config, token_bytes_V, devices)
-    mesh, model, abstract = lowered.mesh, lowered.model, lowered.abstract
-    jax.set_mesh(mesh)
-    optimizer = make_optimizer(config.optimizer)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    token_bytes_V = _padded(token_bytes_V, config.model.vocab_size)
-    dtype = compute_dtype(config, devices[0].platform)
+    model, optimizer, mesh = lowered.model, lowered.optimizer, lowered.mesh
     train_step = lowered.step.compile()
     if devices[0].platform == "cpu":
         temporaries = train_step.memory_analysis().temp_size_in_bytes
@@ -129,12 +136,15 @@ def compile_program(config: Config, token_bytes_V: np.ndarray) -> Program:
     return Program(
         model=model,
         mesh=mesh,
-        abstract=abstract,
+        abstract=lowered.abstract,
         train_step=train_step,
         eval_step=jax.jit(
-            make_eval_step(model, token_bytes_V, dtype), out_shardings=meshes.replicated(mesh)
+            make_eval_step(model, lowered.token_bytes_V, lowered.dtype),
+            out_shardings=meshes.replicated(mesh),
         ),
-        init=jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=shardings),
+        init=jax.jit(
+            lambda key: init_state(model, optimizer, key), out_shardings=lowered.shardings
+        ),
         flops_per_step=train_flops_per_token(model, config.data.seq_len) * config.tokens_per_step,
         compile_seconds=time.perf_counter() - start,
     )
@@ -190,7 +200,8 @@ def build(config: Config, workdir: pathlib.Path) -> Trainer:
         if start_step:
             state = checkpoints.restore(program.abstract)
         else:
-            state = program.init(jax.random.key(config.seed))
+            with jax.set_mesh(program.mesh):
+                state = program.init(jax.random.key(config.seed))
     return Trainer(config, pipeline, program, checkpoints, start_step, state, rows)
 
 
