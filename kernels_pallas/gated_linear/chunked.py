@@ -17,7 +17,7 @@ from kernels_pallas.gated_linear import channel, scalar
 from kernels_pallas.gated_linear.chunks import Chunks, by_group, inclusive_sums, join, split
 
 CHUNK = 64  # tokens, or fewer in a short sequence
-BLOCK = 8  # chunks side by side, at most
+BLOCK = 8  # chunks side by side, or all where there are no more than twice as many
 
 
 def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, precision):
@@ -25,7 +25,7 @@ def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, precision
     batch, time, groups = k_BTGK.shape[:3]
     length = chunk_length(time)
     chunks = -(-time // length)
-    blocks = -(-chunks // BLOCK)
+    blocks = 1 if chunks <= 2 * BLOCK else -(-chunks // BLOCK)
     block = -(-chunks // blocks) * length
     added = blocks * block - time
 
@@ -35,9 +35,9 @@ def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, precision
         x_BT = jnp.pad(x_BT, ((0, 0), (added, 0)) + ((0, 0),) * (x_BT.ndim - 2))
         return jnp.moveaxis(x_BT.reshape(batch, blocks, block, *x_BT.shape[2:]), 1, 0)
 
-    fixed = log_decay.ndim == 1
-    there_BT = jnp.ones((batch, time), v_BTHV.dtype)
-    tokens = (q_BTGK, k_BTGK, v_BTHV, resets_BT, there_BT if fixed else log_decay)
+    if log_decay.ndim == 1:
+        log_decay = jnp.broadcast_to(log_decay, (batch, time, *log_decay.shape))
+    tokens = (q_BTGK, k_BTGK, v_BTHV, resets_BT, log_decay)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(s_BGRKV, tokens):
@@ -48,14 +48,9 @@ def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, precision
             v_NBGRCV=split(by_group(v_BTHV, groups, axis=2), length, axis=4),
             number_NBC=inclusive_sums(split(resets_BT.astype(v_BTHV.dtype), length, axis=2)),
         )
-        if fixed:
-            there_NBC = split(decays, length, axis=2)
-            decays = scalar.FixedDecays.of(by_group(log_decay, groups, axis=0), there_NBC)
-            o_NBGRCV, s_BGRKV = scalar.attend(chunks, decays, s_BGRKV, precision)
-        elif decays.ndim == 3:
+        if decays.ndim == 3:
             g_NBGRC = split(by_group(decays, groups, axis=2), length, axis=4)
-            decays = scalar.TokenDecays.of(g_NBGRC)
-            o_NBGRCV, s_BGRKV = scalar.attend(chunks, decays, s_BGRKV, precision)
+            o_NBGRCV, s_BGRKV = scalar.attend(chunks, g_NBGRC, s_BGRKV, precision)
         else:
             g_NBGRCK = split(by_group(decays, groups, axis=2), length, axis=4)
             o_NBGRCV, s_BGRKV = channel.attend(chunks, g_NBGRCK, s_BGRKV, precision)

@@ -1,82 +1,77 @@
-"""One decay per head: (Q K^T) times a matrix of decays, as in Mamba-2's SSD."""
+"""One decay per head: (Q K^T) times a matrix of decays, as in Mamba-2's SSD.
 
+The gradient is written out, and keeps only the inputs: every matrix of a chunk is made again.
+"""
+
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.gated_linear.chunks import MASKED, Chunks, enter, inclusive_sums
+from kernels_pallas.gated_linear.chunks import Chunks, enter, inclusive_sums
 
 PART = 16  # tokens of a chunk whose sums of log-decays are made by themselves
 
 
-class TokenDecays(NamedTuple):
-    """Sums of log-decays in a chunk, made by adding alone, as products with triangles of ones.
+class Decays(NamedTuple):
+    """Products of the decays of a chunk, 0 across a boundary.
 
-    A difference of two cumulative sums would lose to rounding what a few weak gates add behind a
-    strong one, and its gradient, which is made of the same differences, loses far more.
+    Sums of log-decays are made by adding alone, as products with triangles of ones. A difference
+    of two cumulative sums would lose to rounding what a few weak gates add behind a strong one,
+    and its gradient, which is made of the same differences, loses far more.
+
+    Attributes:
+      between_NBGRCC: [i, j] over tokens j + 1 to i, 1 at i = j, 0 above it.
+      from_start_NBGRC: up to each token, its own included.
+      to_end_NBGRC: over the tokens after each one.
     """
 
-    g_NBGRC: jax.Array
+    between_NBGRCC: jax.Array
+    from_start_NBGRC: jax.Array
+    to_end_NBGRC: jax.Array
 
     @classmethod
-    def of(cls, g_NBGRC):
-        return cls(_no_lower_than_underflow(g_NBGRC))
-
-    def between(self):
-        """[i, j]: the sum over tokens j + 1 to i, where j <= i.
-
-        In parts: what follows j in its own, the parts between, and what leads to i in its own.
-        Triangles for the whole chunk at once would cost as much as one more Q K^T.
-        """
-        length = self.g_NBGRC.shape[-1]
-        part = min(PART, length)
-        g_NBGRPC = self.g_NBGRC.reshape(*self.g_NBGRC.shape[:-1], -1, part)
-        parts_NBGRPP = _sums_between(jnp.sum(g_NBGRPC, axis=-1), own=False)
-        across_NBGRPCPC = (
-            inclusive_sums(g_NBGRPC)[..., None, None]
-            + parts_NBGRPP[..., :, None, :, None]
-            + _sums_after(g_NBGRPC)[..., None, None, :, :]
+    def of(cls, g_NBGRC, number_NBC):
+        number_NB11C = number_NBC[:, :, None, None]
+        same_NB11CC = number_NB11C[..., :, None] == number_NB11C[..., None, :]
+        from_start = jnp.exp(inclusive_sums(g_NBGRC))
+        to_end = jnp.exp(_sums_after(g_NBGRC))
+        return cls(
+            jnp.where(same_NB11CC, _between(g_NBGRC), 0),
+            jnp.where(number_NB11C == 0, from_start, 0),
+            jnp.where(number_NB11C == number_NB11C[..., -1:], to_end, 0),
         )
-        inside_NBGRPCC = _sums_between(g_NBGRPC, own=True)
-        same_PP = jnp.eye(length // part, dtype=bool)[None, None, None, None, :, None, :, None]
-        sums = jnp.where(same_PP, inside_NBGRPCC[..., None, :], across_NBGRPCPC)
-        return sums.reshape(*self.g_NBGRC.shape, length)
 
-    def to_end(self):
-        """The sum over the tokens after each one."""
-        return _sums_after(self.g_NBGRC)
-
-    def from_start(self):
-        """The sum up to each token, its own included."""
-        return inclusive_sums(self.g_NBGRC)
+    @property
+    def keep_NBG1R1(self):
+        """What a whole chunk leaves of the state that enters it."""
+        return self.from_start_NBGRC[..., -1][:, :, :, None, :, None]
 
 
-class FixedDecays(NamedTuple):
-    """The same of decays that do not change: one matrix for all chunks, and no sums.
-
-    age_N111C counts the tokens of a chunk up to each one, without those added in front.
-    """
-
-    g_11GR1: jax.Array
-    age_N111C: jax.Array
-
-    @classmethod
-    def of(cls, g_GR, there_NBC):
-        g_GR = _no_lower_than_underflow(g_GR)
-        age_NBC = inclusive_sums(there_NBC[:, :1])
-        return cls(g_GR[None, None, :, :, None], age_NBC[:, :, None, None])
-
-    def between(self):
-        age_C = jnp.arange(self.age_N111C.shape[-1], dtype=self.g_11GR1.dtype)
-        age_CC = age_C[:, None] - age_C[None, :]
-        return self.g_11GR1[..., None] * age_CC[None, None, None, None]
-
-    def to_end(self):
-        return self.g_11GR1 * (self.age_N111C[..., -1:] - self.age_N111C)
-
-    def from_start(self):
-        return self.g_11GR1 * self.age_N111C
+def _between(g_NBGRC):
+    """Within a part of the chunk by its own sums; from part to part as what follows j in its own,
+    times the parts between, times what leads to i in its own: C^2 products, few exponentials."""
+    length = g_NBGRC.shape[-1]
+    part = min(PART, length)
+    g_NBGRPC = g_NBGRC.reshape(*g_NBGRC.shape[:-1], -1, part)
+    # Kept from being fused into what is C times as large, and made C times over.
+    inside_NBGRPCC, parts_NBGRPP, lead_NBGRPC, follow_NBGRPC = jax.lax.optimization_barrier(
+        (
+            jnp.tril(jnp.exp(_sums_between(g_NBGRPC, own=True))),
+            jnp.tril(jnp.exp(_sums_between(jnp.sum(g_NBGRPC, axis=-1), own=False)), -1),
+            jnp.exp(inclusive_sums(g_NBGRPC)),
+            jnp.exp(_sums_after(g_NBGRPC)),
+        )
+    )
+    across_NBGRPCPC = (
+        lead_NBGRPC[..., None, None]
+        * parts_NBGRPP[..., :, None, :, None]
+        * follow_NBGRPC[..., None, None, :, :]
+    )
+    same_PP = jnp.eye(length // part, dtype=bool)[None, None, None, None, :, None, :, None]
+    products = jnp.where(same_PP, inside_NBGRPCC[..., None, :], across_NBGRPCPC)
+    return products.reshape(*g_NBGRC.shape, length)
 
 
 def _sums_after(g):
@@ -100,34 +95,105 @@ def _no_lower_than_underflow(g):
     return jnp.maximum(g, -104 if g.dtype == jnp.float32 else -746)
 
 
-def attend(chunks: Chunks, decays: TokenDecays | FixedDecays, s_BGRKV, precision):
+def attend(chunks: Chunks, g_NBGRC, s_BGRKV, precision):
     """(o_NBGRCV, final s_BGRKV) from the state s_BGRKV."""
-    q_NBGCK, k_NBGCK, v_NBGRCV, number_NBC = chunks
-    length = number_NBC.shape[-1]
+    # Laid out in chunks once: XLA's CPU backend would do it again for every product.
+    chunks = jax.lax.optimization_barrier(chunks)
+    return _attend(precision, chunks, _no_lower_than_underflow(g_NBGRC), s_BGRKV)
 
-    # A token's weight on itself is 1, and no decay gets a gradient from it: left in the
-    # difference it would be a large term that cancels in the sums of the backward pass.
-    i, j = (jax.lax.broadcasted_iota(jnp.int32, (length, length), axis) for axis in (0, 1))
-    earlier, itself = ((i > j)[None, None, None, None], (i == j)[None, None, None, None])
-    decay = jnp.exp(jnp.where(earlier, decays.between(), MASKED))
-    decay = jnp.where(itself, 1, decay)  # of shape NBGRCC, or 11GRCC where it is fixed
-    same_NBCC = number_NBC[..., :, None] == number_NBC[..., None, :]
-    decay_NBGRCC = jnp.where(same_NBCC[:, :, None, None], decay, 0)
-    scores_NBGCC = jnp.einsum("nbgik,nbgjk->nbgij", q_NBGCK, k_NBGCK, precision=precision)
-    weights_NBGRCC = scores_NBGCC[:, :, :, None] * decay_NBGRCC
-    o_NBGRCV = jnp.matmul(weights_NBGRCC, v_NBGRCV, precision=precision)
 
-    number_NB11C = number_NBC[:, :, None, None, :]
-    last = (jnp.arange(length) == length - 1)[None, None, None, None]
-    reaches_end = (number_NB11C == number_NB11C[..., -1:]) & ~last
-    to_end_NBGRC = jnp.exp(jnp.where(reaches_end, decays.to_end(), MASKED))
-    to_end_NBGRC = jnp.where(last, 1, to_end_NBGRC)
-    from_start_NBGRC = jnp.exp(jnp.where(number_NB11C == 0, decays.from_start(), MASKED))
-    added_NBGKRV = jnp.einsum(
-        "nbgck,nbgrcv->nbgkrv", k_NBGCK, to_end_NBGRC[..., None] * v_NBGRCV, precision=precision
-    )
-    keep_NBG1R1 = from_start_NBGRC[..., -1][:, :, :, None, :, None]
-    s_BGKRV, s_NBGKRV = enter(keep_NBG1R1, added_NBGKRV, jnp.swapaxes(s_BGRKV, 2, 3))
-    read_NBGRCV = jnp.einsum("nbgck,nbgkrv->nbgrcv", q_NBGCK, s_NBGKRV, precision=precision)
-    o_NBGRCV += from_start_NBGRC[..., None] * read_NBGRCV
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(precision, chunks, g_NBGRC, s_BGRKV):
+    decays, scores_NBGCC = _pairs(precision, chunks, g_NBGRC)
+    weights_NBGRCC = scores_NBGCC[:, :, :, None] * decays.between_NBGRCC
+    o_NBGRCV = jnp.matmul(weights_NBGRCC, chunks.v_NBGRCV, precision=precision)
+    s_BGKRV, s_NBGKRV = _states(precision, chunks, decays, s_BGRKV)
+    read_NBGRCV = jnp.einsum("nbgck,nbgkrv->nbgrcv", chunks.q_NBGCK, s_NBGKRV, precision=precision)
+    o_NBGRCV += decays.from_start_NBGRC[..., None] * read_NBGRCV
     return o_NBGRCV, jnp.swapaxes(s_BGKRV, 2, 3)
+
+
+def _pairs(precision, chunks, g_NBGRC):
+    """The decays, and q_i . k_j of every pair of a chunk's tokens."""
+    scores_NBGCC = jnp.einsum(
+        "nbgik,nbgjk->nbgij", chunks.q_NBGCK, chunks.k_NBGCK, precision=precision
+    )
+    return Decays.of(g_NBGRC, chunks.number_NBC), scores_NBGCC
+
+
+def _states(precision, chunks, decays, s_BGRKV):
+    """(final state, the state that enters each chunk)."""
+    reaching_NBGRCV = decays.to_end_NBGRC[..., None] * chunks.v_NBGRCV
+    added_NBGKRV = jnp.einsum(
+        "nbgck,nbgrcv->nbgkrv", chunks.k_NBGCK, reaching_NBGRCV, precision=precision
+    )
+    return enter(decays.keep_NBG1R1, added_NBGKRV, jnp.swapaxes(s_BGRKV, 2, 3))
+
+
+def _forward(precision, *inputs):
+    return _attend(precision, *inputs), inputs
+
+
+def _backward(precision, inputs, cotangents):
+    """Cotangents are named d_*; those of log-decays l are d_* = (cotangent of exp l) * exp l."""
+    chunks, g_NBGRC, s_BGRKV = inputs
+    q_NBGCK, k_NBGCK, v_NBGRCV, number_NBC = chunks
+    d_o_NBGRCV, d_s_BGRKV = jax.lax.optimization_barrier(cotangents)
+    einsum = functools.partial(jnp.einsum, precision=precision)
+
+    # --- pairs of a chunk ------------------------------------------------------------------------
+    decays, scores_NBGCC = _pairs(precision, chunks, g_NBGRC)
+    scores_NBG1CC = scores_NBGCC[:, :, :, None]
+    d_weights_NBGRCC = einsum("nbgriv,nbgrjv->nbgrij", d_o_NBGRCV, v_NBGRCV)
+    weights_NBGRCC = scores_NBG1CC * decays.between_NBGRCC
+    d_v_NBGRCV = einsum("nbgrij,nbgriv->nbgrjv", weights_NBGRCC, d_o_NBGRCV)
+    d_by_head_NBGRCC = d_weights_NBGRCC * decays.between_NBGRCC
+    d_scores_NBGCC = jnp.sum(d_by_head_NBGRCC, axis=3)
+    d_q_NBGCK = einsum("nbgij,nbgjk->nbgik", d_scores_NBGCC, k_NBGCK)
+    d_k_NBGCK = einsum("nbgij,nbgik->nbgjk", d_scores_NBGCC, q_NBGCK)
+    # A token's weight on itself is 1, and no decay gets a gradient from it.
+    d_between_NBGRCC = jnp.tril(d_by_head_NBGRCC * scores_NBG1CC, -1)
+
+    # --- what the states give and get ------------------------------------------------------------
+    _, s_NBGKRV = _states(precision, chunks, decays, s_BGRKV)
+    d_read_NBGRCV = decays.from_start_NBGRC[..., None] * d_o_NBGRCV
+    d_q_by_head_NBGRCK = einsum("nbgrcv,nbgkrv->nbgrck", d_read_NBGRCV, s_NBGKRV)
+    d_q_NBGCK += jnp.sum(d_q_by_head_NBGRCK, axis=3)
+    d_from_start_NBGRC = jnp.sum(d_q_by_head_NBGRCK * q_NBGCK[:, :, :, None], axis=-1)
+
+    def step(d_s_BGKRV, chunk):
+        keep_BG1R1, d_entering_BGKRV = chunk
+        return keep_BG1R1 * d_s_BGKRV + d_entering_BGKRV, d_s_BGKRV
+
+    d_entering_NBGKRV = einsum("nbgck,nbgrcv->nbgkrv", q_NBGCK, d_read_NBGRCV)
+    d_s_BGKRV, d_added_NBGKRV = jax.lax.scan(
+        step, jnp.swapaxes(d_s_BGRKV, 2, 3), (decays.keep_NBG1R1, d_entering_NBGKRV), reverse=True
+    )
+    d_keep_NBGR = jnp.sum(d_added_NBGKRV * s_NBGKRV * decays.keep_NBG1R1, axis=(3, 5))
+    to_end_NBGRC1 = decays.to_end_NBGRC[..., None]
+    d_k_NBGCK += einsum("nbgrcv,nbgkrv->nbgck", to_end_NBGRC1 * v_NBGRCV, d_added_NBGKRV)
+    d_reaching_NBGRCV = to_end_NBGRC1 * einsum("nbgck,nbgkrv->nbgrcv", k_NBGCK, d_added_NBGKRV)
+    d_v_NBGRCV += d_reaching_NBGRCV
+    d_to_end_NBGRC = jnp.sum(d_reaching_NBGRCV * v_NBGRCV, axis=-1)
+
+    # --- decays: each gets what the sums that it is in get -------------------------------------
+    d_from_start_NBGRC = d_from_start_NBGRC.at[..., -1].add(d_keep_NBGR)
+    d_g_NBGRC = (
+        _sums_of_spans(d_between_NBGRCC)
+        + jnp.matmul(d_from_start_NBGRC, _triangle(g_NBGRC, below=0), precision="highest")
+        + jnp.matmul(d_to_end_NBGRC, _triangle(g_NBGRC, below=1).T, precision="highest")
+    )
+    d_chunks = Chunks(d_q_NBGCK, d_k_NBGCK, d_v_NBGRCV, jnp.zeros_like(number_NBC))
+    return d_chunks, d_g_NBGRC, jnp.swapaxes(d_s_BGKRV, 2, 3)
+
+
+def _sums_of_spans(d_CC):
+    """[..., s]: the sum over [i, j] of all spans j < s <= i."""
+    # XLA's CPU backend would make the spans' gradients inside the product, again and again.
+    d_CC = jax.lax.optimization_barrier(d_CC)
+    upper_CC = jnp.broadcast_to(_triangle(d_CC, below=0).T, d_CC.shape)
+    after_CC = jnp.matmul(upper_CC, d_CC, precision="highest")  # [s, j]: s <= i
+    return jnp.sum(jnp.tril(after_CC, -1), axis=-1)
+
+
+_attend.defvjp(_forward, _backward)
