@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from kernels_pallas.delta_rule import scores
 
 CHUNK = 64  # tokens
-BLOCK = 8 * CHUNK  # tokens whose chunks are made side by side
+BLOCK = 8 * CHUNK  # tokens whose chunks are made side by side, or all of up to twice as many
 
 
 def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BHKV, *, precision):
@@ -28,7 +28,7 @@ def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BH
     log_decay_BTHK is None, or has a last axis of 1 (per head) or K (per channel).
     """
     batch, time, heads, value_size = v_BTHV.shape
-    blocks = -(-time // BLOCK)
+    blocks = 1 if time <= 2 * BLOCK else -(-time // BLOCK)
     tokens = q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT
     if blocks == 1:
         return _block(*tokens, s_BHKV, precision=precision)
@@ -64,6 +64,8 @@ def _block(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BHKV, 
     q, k = (chunks(x, 1) for x in (q_BTGK, k_BTGK))
     v, beta = (chunks(x, repeats) for x in (v_BTHV, beta_BTH[..., None]))
     g = None if log_decay_BTHK is None else chunks(log_decay_BTHK, repeats)
+    # Laid out in chunks once: XLA's CPU backend would do it again for every product.
+    q, k, v, beta, g = jax.lax.optimization_barrier((q, k, v, beta, g))
     documents = _documents(resets_BT, length)
     part = scores.of(q, k, g, documents, precision)
 
