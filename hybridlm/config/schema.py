@@ -299,11 +299,6 @@ class MeshConfig:
             require(size >= 1 or size == -1, name, f"must be at least 1, or -1, not {size}")
         free = [name for name, size in sizes.items() if size == -1]
         require(len(free) <= 1, free[-1] if free else "data", "is -1, and so is another axis")
-        require(
-            self.context == 1,
-            "context",
-            f"is {self.context}: context parallelism is not there yet; use 1",
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,6 +374,14 @@ class Config:
             "optimizer.warmup_steps",
             f"and decay_steps together exceed train.steps {train.steps}",
         )
+        for name in self.model.layout.names if self.mesh.context != 1 else ():
+            mixer = self.model.mixers[name]
+            require(
+                mixer.splits_time,
+                "mesh.context",
+                f"is {self.mesh.context}, and mixer {name!r} ({mixer.kind_name}) cannot have its"
+                " time split over devices: use 1",
+            )
 
     @property
     def tokens_per_step(self) -> int:

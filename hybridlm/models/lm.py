@@ -11,7 +11,7 @@ from hybridlm.config.schema import ModelConfig
 from hybridlm.models.block import Block, build_block
 from hybridlm.models.layers import Linear, RMSNorm
 from hybridlm.models.mixers import SequenceContext
-from hybridlm.parallel.mesh import split_over_batch
+from hybridlm.parallel.axes import split_over_batch
 
 Remat = Callable[[Callable[..., Any]], Callable[..., Any]]
 DecodeState = dict[str, Any]

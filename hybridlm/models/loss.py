@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hybridlm.models.layers import at_least_float32
+from hybridlm.parallel.axes import time_by_device
 
 MAX_SLICE_LOGITS = 2**22  # elements: 16 MiB of float32
 MIN_SLICES = 4
@@ -42,7 +43,11 @@ def summed_cross_entropy(
       (total, nll): float32 scalars in nats. Only `total` has a gradient, with respect to
       hidden_BTD and head_DV.
     """
-    return _summed(settings, hidden_BTD, head_DV, targets_BT, weights_BT)
+    parts = time_by_device(hidden_BTD, targets_BT, weights_BT)
+    if parts is None:
+        return _summed(settings, hidden_BTD, head_DV, targets_BT, weights_BT)
+    total_C, nll_C = jax.vmap(lambda h, t, w: _summed(settings, h, head_DV, t, w))(*parts)
+    return jnp.sum(total_C), jnp.sum(nll_C)
 
 
 def token_nll(
@@ -53,14 +58,11 @@ def token_nll(
 ) -> jax.Array:
     """The negative log-likelihood of each target, (B, T) float32 nats; a slice at a time."""
 
-    def one_slice(_: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-        logits, _ = _logits(xs[0], head_DV, settings)
-        return None, jax.nn.logsumexp(logits, axis=-1) - _pick(logits, xs[1])
-
-    time = targets_BT.shape[1]
-    slices = _slices(head_DV.shape[1], hidden_BTD, targets_BT)
-    _, nll_SBC = jax.lax.scan(one_slice, None, slices)
-    return jnp.moveaxis(nll_SBC, 0, 1).reshape(targets_BT.shape[0], -1)[:, :time]
+    parts = time_by_device(hidden_BTD, targets_BT)
+    if parts is None:
+        return _nll_and_normalizer(settings, hidden_BTD, head_DV, targets_BT)[0]
+    nll_CBT = jax.vmap(lambda h, t: _nll_and_normalizer(settings, h, head_DV, t)[0])(*parts)
+    return jnp.moveaxis(nll_CBT, 0, 1).reshape(targets_BT.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,4 +1,4 @@
-"""The device mesh, and the one table from logical axes to mesh axes."""
+"""The device mesh, and where it puts parameters and batches."""
 
 import math
 from collections.abc import Sequence
@@ -9,19 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hybridlm.config.schema import Config, MeshConfig
 from hybridlm.errors import ConfigError
-
-AXES = ("data", "fsdp", "tensor", "context")
-
-# Logical axis of an array dimension -> mesh axes it is split over. What is not named is whole.
-RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "time": ("context",),
-    "embed": ("fsdp",),
-    "heads": ("tensor",),
-    "kv_heads": ("tensor",),
-    "mlp": ("tensor",),
-    "vocab": ("tensor",),
-}
+from hybridlm.parallel.axes import AXES, RULES, spec
 
 
 def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, ...]:
@@ -55,38 +43,24 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def check_divides(config: Config, shape: Sequence[int]) -> None:
-    """Refuses a batch that the mesh cannot split evenly, proposing sizes that it can.
+    """Refuses a batch and a length that the mesh cannot split evenly, proposing some that it can.
 
     Raises:
-      ConfigError: naming `data.batch_size`.
+      ConfigError: naming `data.batch_size` or `data.seq_len`.
     """
-    ways = math.prod(size for name, size in zip(AXES, shape) if name in RULES["batch"])
-    ways *= config.train.accumulate
-    size = config.data.batch_size
-    if size % ways:
-        below, above = size // ways * ways, -(-size // ways) * ways
-        fits = " or ".join(str(s) for s in (below, above) if s)
-        raise ConfigError(
-            f"data.batch_size {size} does not divide over {ways} shards (data x fsdp x"
-            f" accumulate): use {fits}"
-        )
-
-
-def spec(axes: Sequence[str | None]) -> PartitionSpec:
-    """The PartitionSpec of an array whose dimensions have these logical names."""
-    return PartitionSpec(*(RULES.get(name) if name else None for name in axes))
-
-
-def split_over_batch(x_BTD: jax.Array) -> jax.Array:
-    """`x_BTD` held split over the batch (and time) by the mesh in force.
-
-    Left alone XLA keeps the parameters split where they are and gathers activations of the whole
-    batch; held so, it gathers a layer's parameters when they are needed, which is what FSDP means.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.axis_names != AXES or any(kind != AxisType.Auto for kind in mesh.axis_types):
-        return x_BTD
-    return jax.lax.with_sharding_constraint(x_BTD, spec(("batch", "time", None)))
+    ways = {name: math.prod(dict(zip(AXES, shape))[axis] for axis in RULES[name])
+            for name in ("batch", "time")}  # fmt: skip
+    for key, size, shards, what in (
+        ("batch_size", config.data.batch_size, ways["batch"] * config.train.accumulate,
+         "data x fsdp x accumulate"),
+        ("seq_len", config.data.seq_len, ways["time"], "context"),
+    ):  # fmt: skip
+        if size % shards:
+            below, above = size // shards * shards, -(-size // shards) * shards
+            fits = " or ".join(str(s) for s in (below, above) if s)
+            raise ConfigError(
+                f"data.{key} {size} does not divide over {shards} shards ({what}): use {fits}"
+            )
 
 
 def shardings(mesh: Mesh, abstract: Any, axes: Any) -> Any:

@@ -57,7 +57,6 @@ BAD = [
     ("optimizer.name='adamW'", "optimizer.name is 'adamW' (str): did you mean 'adamw'?"),
     ("optimizer.schedule='wsd'", 'optimizer.decay_steps goes with schedule "wsd"'),
     ("optimizer.warmup_steps=100000", "optimizer.warmup_steps and decay_steps together exceed"),
-    ("mesh.context=2", "mesh.context is 2: context parallelism is not there yet; use 1"),
     ("mesh.fsdp=-1", "mesh.fsdp is -1, and so is another axis"),
     ("seed=-1", "seed must lie in [0, 2^31), not -1"),
     ("optimizer.lr=1e999", "optimizer.lr must be a finite number, not inf"),

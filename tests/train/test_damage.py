@@ -163,7 +163,8 @@ def test_a_signal_in_an_evaluation_is_served_by_the_next_step(whole, tmp_path, m
 
 def test_evaluation_batches_lie_on_the_mesh(whole):
     """Each device evaluates its own rows."""
-    from hybridlm.parallel.mesh import AXES, sharding
+    from hybridlm.parallel.axes import AXES
+    from hybridlm.parallel.mesh import sharding
 
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), AXES)
     assert sharding(mesh, ("batch", "time")).spec == jax.P(("data", "fsdp"), ("context",))

@@ -21,7 +21,8 @@ from hybridlm.models.positional import (
     no_rope,
     no_temperature,
 )
-from kernels_pallas.attention import AttentionState, attention, decode_attention
+from hybridlm.parallel import ops
+from kernels_pallas.attention import AttentionState, decode_attention
 
 __all__ = ["Attention", "AttentionConfig", "mean_keys"]
 
@@ -176,7 +177,9 @@ class Attention(AttentionMixer):
         q, k, v = self._project(x_BTD, context)
         ids_BT = self.span.segment_ids(context)
         window = self._window(context)
-        out_BTHV, _ = attention(q, k, v, segment_ids=ids_BT, window=window, **self._logit_options())
+        out_BTHV, _ = ops.attention(
+            q, k, v, segment_ids=ids_BT, window=window, **self._logit_options()
+        )
         return self._output(out_BTHV, x_BTD)
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> TokenCache:
@@ -200,7 +203,7 @@ class Attention(AttentionMixer):
         else:
             entries, past_ids_BS = token_cache.in_order(state)
             past = AttentionState(*entries, past_ids_BS)
-            out_BTHV, _ = attention(
+            out_BTHV, _ = ops.attention(
                 q, k, v, segment_ids=ids_BT, initial_state=past, window=self.span.window,
                 **self._logit_options(),
             )  # fmt: skip

@@ -15,6 +15,7 @@ from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, RMSNorm, at_least_float32
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm, ShortConv, initial_dt_bias, l2_normalize
+from hybridlm.parallel import ops
 from kernels_pallas import delta_rule
 from kernels_pallas.causal_conv import ConvState
 
@@ -144,7 +145,7 @@ class Delta(Mixer):
         k_BTGK, k_conv = self._convolved(self.k, self.k_conv, x_BTD, ids_BT, state.k_conv)
         v_BTHV, v_conv = self._convolved(self.v, self.v_conv, x_BTD, ids_BT, state.v_conv)
         beta_BTH = self.largest_beta * jax.nn.sigmoid(at_least_float32(self.beta(x_BTD)))
-        o_BTHV, recurrence = delta_rule.delta_rule(
+        o_BTHV, recurrence = ops.delta_rule(
             l2_normalize(q_BTGK.reshape(*q_BTGK.shape[:2], -1, self.sizes.key_size)),
             l2_normalize(k_BTGK.reshape(*k_BTGK.shape[:2], -1, self.sizes.key_size)),
             v_BTHV.reshape(*v_BTHV.shape[:2], -1, self.sizes.value_size),

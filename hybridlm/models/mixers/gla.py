@@ -11,7 +11,8 @@ from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, at_least_float32
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm
-from kernels_pallas.gated_linear import GatedLinearState, empty_state, gated_linear
+from hybridlm.parallel import ops
+from kernels_pallas.gated_linear import GatedLinearState, empty_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,7 @@ class GLA(Mixer):
         def heads(y_BTF):
             return y_BTF.reshape(*y_BTF.shape[:2], self.config.heads, -1)
 
-        o_BTHV, state = gated_linear(
+        o_BTHV, state = ops.gated_linear(
             heads(self.q(x_BTD)),
             heads(self.k(x_BTD)),
             heads(self.v(x_BTD)),

@@ -10,6 +10,7 @@ from flax import nnx
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Identity, Linear, RMSNorm, at_least_float32
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.parallel import ops
 from kernels_pallas import gated_slots
 from kernels_pallas.gated_slots import SlotState
 
@@ -75,6 +76,10 @@ class GSAConfig(MixerConfig):
     def head_size(self, width: int) -> int:
         return self.head_dim or width // self.heads
 
+    @property
+    def splits_time(self) -> bool:
+        return False
+
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "GSA":
         return GSA(self, spec, rngs=rngs)
 
@@ -130,7 +135,7 @@ class GSA(Mixer):
         self, x_BTD: jax.Array, context: SequenceContext, state: SlotState | None
     ) -> tuple[jax.Array, SlotState]:
         q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM = self._project(x_BTD)
-        out_BTHV, _, state = gated_slots.gated_slots(
+        out_BTHV, _, state = ops.gated_slots(
             self.feature_map(q_BTHK),
             self.feature_map(k_BTGK),
             v_BTGV,

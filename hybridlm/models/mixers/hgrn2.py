@@ -10,7 +10,8 @@ from flax import nnx
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, RMSNorm, at_least_float32
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
-from kernels_pallas.gated_linear import GatedLinearState, empty_state, gated_linear
+from hybridlm.parallel import ops
+from kernels_pallas.gated_linear import GatedLinearState, empty_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,7 @@ class HGRN2(Mixer):
             return y_BTF.reshape(*y_BTF.shape[:2], self.heads, self.config.expand)
 
         k_BTF, log_forget_BTF = self._gate(x_BTD)
-        o_BTHV, state = gated_linear(
+        o_BTHV, state = ops.gated_linear(
             heads(jax.nn.silu(self.q(x_BTD))),
             heads(k_BTF.astype(x_BTD.dtype)),
             heads(self.input(x_BTD)),

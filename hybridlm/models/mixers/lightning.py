@@ -13,7 +13,8 @@ from hybridlm.models.layers import Identity, Linear, RMSNorm
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
-from kernels_pallas.gated_linear import GatedLinearState, empty_state, gated_linear
+from hybridlm.parallel import ops
+from kernels_pallas.gated_linear import GatedLinearState, empty_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Lightning(Mixer):
         def rotate(y_BTHK):
             return self.rope(y_BTHK, context.positions_BT)
 
-        o_BTHV, state = gated_linear(
+        o_BTHV, state = ops.gated_linear(
             rotate(self.q_norm(heads(self.q(x_BTD)))),
             rotate(self.k_norm(heads(self.k(x_BTD)))),
             heads(self.v(x_BTD)),

@@ -11,6 +11,7 @@ from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, at_least_float32
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm, ShortConv, initial_dt_bias
+from hybridlm.parallel import ops
 from kernels_pallas import gated_linear
 from kernels_pallas.causal_conv import MAX_WIDTH, ConvState
 
@@ -174,7 +175,7 @@ class Mamba2(Mixer):
             jax.nn.silu(shared).reshape(batch, time, 2 * config.groups, config.state_dim), 2, axis=2
         )
         dt_BTH, log_decay_BTH = self._steps(x_BTD)
-        y_BTHV, memory = gated_linear.gated_linear(
+        y_BTHV, memory = ops.gated_linear(
             q_BTGK,
             k_BTGK,
             dt_BTH[..., None] * v_BTHV,

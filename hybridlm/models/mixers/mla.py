@@ -20,7 +20,8 @@ from hybridlm.models.mixers.base import (
 from hybridlm.models.mixers.spans import mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
-from kernels_pallas.attention import AttentionState, attention, decode_attention
+from hybridlm.parallel import ops
+from kernels_pallas.attention import AttentionState, decode_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,7 @@ class MLA(AttentionMixer):
         q_BTHK, latent_BTL = self._project(x_BTD, context)
         k_BTHK, v_BTHV = self._expand(latent_BTL)
         ids_BT = context.segment_ids_BT
-        out_BTHV, _ = attention(
+        out_BTHV, _ = ops.attention(
             q_BTHK, k_BTHK, v_BTHV, segment_ids=ids_BT, window=self.window, scale=self.scale
         )
         return self._output(out_BTHV)
@@ -158,7 +159,7 @@ class MLA(AttentionMixer):
             valid_BS = token_cache.visible(state, ids_BT, self.window)
             return self._output(self._decode(q_BTHK, state.entries[0], valid_BS)), state
         (past_BSL,), past_ids_BS = token_cache.in_order(state)
-        out_BTHV, _ = attention(
+        out_BTHV, _ = ops.attention(
             q_BTHK,
             *self._expand(latent_BTL),
             segment_ids=ids_BT,

@@ -10,6 +10,7 @@ from flax import nnx
 from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, at_least_float32
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.parallel import ops
 from kernels_pallas import gated_linear, segments
 
 NORMALIZER_EPS = 1e-6  # added to the normaliser after stabilisation, as the published code does
@@ -66,6 +67,10 @@ class MLSTMConfig(MixerConfig):
         """(size of a query and key head, size of a value head)."""
         sizes = self.qk_dim_factor * width, self.v_dim_factor * width
         return int(sizes[0]) // self.heads, int(sizes[1]) // self.heads
+
+    @property
+    def splits_time(self) -> bool:
+        return False
 
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "MLSTM":
         return MLSTM(self, spec, rngs=rngs)
@@ -135,7 +140,7 @@ class MLSTM(Mixer):
         v_BTHV = at_least_float32(self.v(x_BTD)).reshape(batch, time, heads, self.value_size)
         # The normaliser n is what the memory would hold if every value had one more entry, 1.
         v_BTHV = jnp.concatenate([v_BTHV, jnp.ones_like(v_BTHV[..., :1])], axis=-1)
-        o_BTHV, memory = gated_linear.gated_linear(
+        o_BTHV, memory = ops.gated_linear(
             q_BTHK,
             at_least_float32(k_BTHK) * write_BTH[..., None],
             v_BTHV,

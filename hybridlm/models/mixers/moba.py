@@ -13,9 +13,9 @@ from hybridlm.models.mixers import rows, token_cache
 from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
+from hybridlm.parallel import ops
 from kernels_pallas.block_sparse import (
     BlockSparseState,
-    block_sparse_attention,
     decode_block_sparse_attention,
     update_means,
     visible_keys,
@@ -89,6 +89,10 @@ class MoBAConfig(MixerConfig):
 
     def head_size(self, width: int) -> int:
         return self.head_dim or width // self.heads
+
+    @property
+    def splits_time(self) -> bool:
+        return False
 
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "MoBA":
         return MoBA(self, spec, rngs=rngs)
@@ -221,7 +225,7 @@ class MoBA(AttentionMixer):
         context: SequenceContext,
         past: BlockSparseState | None,
     ) -> jax.Array:
-        out_BTHV, _ = block_sparse_attention(
+        out_BTHV, _ = ops.block_sparse_attention(
             q_BTHK,
             k_BTGK,
             v_BTGV,

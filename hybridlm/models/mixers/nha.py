@@ -14,9 +14,10 @@ from hybridlm.models.mixers.attention import mean_keys
 from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, SequenceContext
 from hybridlm.models.mixers.gsa import GSA, GSAConfig
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
+from hybridlm.parallel import ops
 from kernels_pallas import segments
-from kernels_pallas.attention import AttentionState, attention
-from kernels_pallas.gated_slots import NEGATIVE, SlotState, gated_slots
+from kernels_pallas.attention import AttentionState
+from kernels_pallas.gated_slots import NEGATIVE, SlotState
 
 Pair = tuple[jax.Array, jax.Array]  # (out_BTHV, lse_BTH) of a softmax over some of the entries
 
@@ -236,7 +237,7 @@ class NHA(AttentionMixer, GSA):
         # A token that its document ended before is never written: the slots are the query's.
         same_BT = document_BS[:, :time] == document_BS[:, -time:]
         leaving = jax.tree.map(lambda x: x[:, :time], tokens)
-        out_BTHV, lse_BTH, state = gated_slots(
+        out_BTHV, lse_BTH, state = ops.gated_slots(
             self.feature_map(q_BTHK),
             self.feature_map(leaving.k_BSGK),
             leaving.v_BSGV,
@@ -262,7 +263,7 @@ class NHA(AttentionMixer, GSA):
         if self.config.window == 0:
             dtype = jnp.promote_types(q_BTHK.dtype, jnp.float32)
             return jnp.zeros_like(q_BTHK), jnp.full(q_BTHK.shape[:3], NEGATIVE, dtype)
-        return attention(
+        return ops.attention(
             self.rope(q_BTHK, tokens.positions_BS),
             self._rotated(tokens),
             tokens.v_BSGV,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.layers import at_least_float32
+from hybridlm.parallel import ops
 from kernels_pallas import causal_conv
 
 
@@ -26,7 +27,7 @@ class ShortConv(nnx.Module):
         self, x_BTD: jax.Array, segment_ids_BT: jax.Array, state: causal_conv.ConvState | None
     ) -> tuple[jax.Array, causal_conv.ConvState]:
         """(convolved, state after the last token), continuing from `state`; None is the start."""
-        return causal_conv.causal_conv(
+        return ops.causal_conv(
             x_BTD,
             self.kernel[...],
             None if self.bias is None else self.bias[...],

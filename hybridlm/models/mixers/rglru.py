@@ -11,6 +11,7 @@ from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, at_least_float32
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import ShortConv
+from hybridlm.parallel import ops
 from kernels_pallas import linear_recurrence
 from kernels_pallas.causal_conv import ConvState
 
@@ -116,7 +117,7 @@ class RGLRU(Mixer):
         conv_state, recurrence_state = state or (None, None)
         u_BTW, conv_state = self.conv(self.input(x_BTD), ids_BT, conv_state)
         log_a_BTW, gated_BTW = self._gate(u_BTW)
-        h_BTW, recurrence_state = linear_recurrence.gated_recurrence(
+        h_BTW, recurrence_state = ops.gated_recurrence(
             log_a_BTW,
             gated_BTW,
             segment_ids=ids_BT,

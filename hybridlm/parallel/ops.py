@@ -1,0 +1,150 @@
+"""The ops of `kernels_pallas`, each device running them on its own part.
+
+XLA cannot partition a kernel, and would gather what a scan over split time reads. So under a mesh
+of several devices an op runs inside `jax.shard_map`: rows split as the batch is, heads over
+`tensor`, and time over `context` in the form of `kernels_pallas.context`, whose devices exchange
+halos, states or keys. Without a mesh, inside another `shard_map`, and where rows or time do not
+divide (as one token does not), the op is called as it is.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from hybridlm.parallel.axes import RULES, mesh_in_force
+from kernels_pallas import attention as attention_op
+from kernels_pallas import block_sparse as block_sparse_op
+from kernels_pallas import causal_conv as conv_op
+from kernels_pallas import context
+from kernels_pallas import delta_rule as delta_op
+from kernels_pallas import gated_linear as gated_op
+from kernels_pallas import gated_slots as slots_op
+from kernels_pallas import linear_recurrence as recurrence_op
+
+# A letter for each dimension of an array: B rows, T time, H heads or channels, "-" never split.
+LETTERS = {"B": RULES["batch"], "T": RULES["time"], "H": RULES["heads"], "-": ()}
+(TIME,) = LETTERS["T"]
+
+
+def per_shard(
+    op: Callable[..., Any],
+    split_time: Callable[..., Any] | None,
+    arguments: Mapping[str, Any],
+    results: tuple[str, ...],
+    state: Any,
+) -> Callable[..., Any]:
+    """`op`, run by each device on its part; same arguments, same results.
+
+    Args:
+      op: gives its results, a tuple where there are several, and its state with `return_state`.
+      split_time: the form that also takes the mesh axis that splits time; None if there is none.
+      arguments: letters of every argument that is an array, or a state of them. A tuple of them
+        for one of several ranks.
+      results, state: letters of what it gives.
+    """
+    signature = inspect.signature(op)
+
+    @functools.wraps(op)
+    def run(*positional: Any, **named: Any) -> Any:
+        given = signature.bind(*positional, **named).arguments
+        mesh = mesh_in_force()
+        if mesh is None:
+            return op(**given)
+        arrays = {n: x for n, x in given.items() if n in arguments and _is_array(x)}
+        letters = {n: _letters_of(arguments[n], x) for n, x in arrays.items()}
+        undivided = _undivided(arrays, letters, mesh)
+        if undivided & {"B", "T"}:
+            return op(**given)
+        form = op
+        if mesh[TIME] > 1:
+            if split_time is None:
+                raise ValueError(f"{op.__name__} has no form with time split over devices")
+            form = functools.partial(split_time, axis=TIME)
+        options = {n: x for n, x in given.items() if n not in arrays}
+        out = (*results, state) if given.get("return_state") else results
+
+        def specs(tree: Any) -> Any:
+            return jax.tree.map(lambda text: _spec(text, undivided), tree)
+
+        return jax.shard_map(
+            lambda arrays: form(**arrays, **options),
+            in_specs=(specs(letters),),
+            out_specs=specs(out if len(out) > 1 else out[0]),
+            check_vma=False,
+        )(arrays)
+
+    return run
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array | tuple)  # a tuple is a state
+
+
+def _letters_of(letters: Any, x: Any) -> Any:
+    if type(letters) is tuple:  # not a state, which is a NamedTuple
+        return next(text for text in letters if len(text) == x.ndim)
+    return letters
+
+
+def _undivided(arrays: Any, letters: Any, sizes: Mapping[str, int]) -> set[str]:
+    """Letters of which some dimension does not divide over its mesh axes."""
+    found = set()
+    for x, text in zip(jax.tree.leaves(arrays), jax.tree.leaves(letters), strict=True):
+        for size, letter in zip(x.shape, text, strict=True):
+            if size % math.prod(sizes[axis] for axis in LETTERS[letter]):
+                found.add(letter)
+    return found
+
+
+def _spec(text: str, undivided: set[str]) -> PartitionSpec:
+    return PartitionSpec(*(() if letter in undivided else LETTERS[letter] for letter in text))
+
+
+_QKV = dict(q_BTHK="BTH-", k_BTGK="BTH-", v_BTGV="BTH-", segment_ids="BT")
+_QKV_STATES = dict(q_BTGK="BTH-", k_BTGK="BTH-", v_BTHV="BTH-", segment_ids="BT")
+_KEYS = attention_op.AttentionState("B-H-", "B-H-", "B-")
+_BLOCKS = block_sparse_op.BlockSparseState("B-H-", "B-H-", "B-", "B-")
+_CONV = conv_op.ConvState("B-H", "B-")
+_CHANNELS = recurrence_op.RecurrenceState("BH", "B")
+_GATED = gated_op.GatedLinearState("BH--", "B")
+_DELTA = delta_op.DeltaRuleState("BH--", "B")
+_SLOTS = slots_op.SlotState("BH--", "BH--", "B", "B")
+
+attention = per_shard(
+    attention_op.attention, context.attention,
+    dict(_QKV, window="", sinks_H="H", initial_state=_KEYS), ("BTH-", "BTH"), _KEYS,
+)  # fmt: skip
+block_sparse_attention = per_shard(
+    block_sparse_op.block_sparse_attention, None,
+    dict(_QKV, initial_state=_BLOCKS), ("BTH-", "BTH"), _BLOCKS,
+)  # fmt: skip
+causal_conv = per_shard(
+    conv_op.causal_conv, context.causal_conv,
+    dict(x_BTD="BTH", kernel_WD="-H", bias_D="H", segment_ids="BT", initial_state=_CONV),
+    ("BTH",), _CONV,
+)  # fmt: skip
+delta_rule = per_shard(
+    delta_op.delta_rule, context.delta_rule,
+    dict(_QKV_STATES, beta_BTH="BTH", log_decay=("BTH", "BTH-"), initial_state=_DELTA),
+    ("BTH-",), _DELTA,
+)  # fmt: skip
+gated_linear = per_shard(
+    gated_op.gated_linear, context.gated_linear,
+    dict(_QKV_STATES, log_decay=("H", "BTH", "BTH-"), initial_state=_GATED), ("BTH-",), _GATED,
+)  # fmt: skip
+gated_recurrence = per_shard(
+    recurrence_op.gated_recurrence, context.gated_recurrence,
+    dict(log_a_BTD="BTH", x_BTD="BTH", segment_ids="BT", initial_state=_CHANNELS),
+    ("BTH",), _CHANNELS,
+)  # fmt: skip
+gated_slots = per_shard(
+    slots_op.gated_slots, None,
+    dict(
+        _QKV, log_gate_BTGM="BTH-", write_BTGM="BTH-", written_BT="BT", initial_state=_SLOTS
+    ), ("BTH-", "BTH"), _SLOTS,
+)  # fmt: skip

@@ -1,0 +1,71 @@
+"""Time split over devices: the results of one device, and no device that gets the sequence."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from hybridlm import config
+from hybridlm.errors import ConfigError
+from hybridlm.parallel.mesh import check_divides
+
+PROGRAM = pathlib.Path(__file__).with_name("context_program.py")
+COLLECTIVE = re.compile(
+    r" = (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
+)
+# One of each kind that splits time; the first few in every run.
+MIXERS = ["swa", "full", "rec", "gdn", "ssd"]
+MORE = ["chunked", "sink", "growing", "mla", "deltanet", "kda", "short", "gla", "hgrn2"]
+MORE += ["lightning", "hymba", "nested"]
+
+
+def run(root, *arguments):
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), *arguments], cwd=root, capture_output=True, text=True,
+        env=os.environ | dict(XLA_FLAGS=flags),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_split_mixers_are_single_device(root):
+    assert run(root, "equal", *MIXERS).split() == MIXERS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", MORE)
+def test_split_mixer_is_single_device(mixer, root):
+    assert run(root, "equal", mixer).split() == [mixer]
+
+
+def test_no_device_gets_the_sequence(root):
+    """A hybrid at context 8: neighbours' tokens and states go round; 176 tokens meet nowhere."""
+    found = [
+        (kind, tuple(map(int, sizes.split(","))))
+        for types, kind in COLLECTIVE.findall(run(root, "collectives"))
+        for sizes in re.findall(r"f\d+\[([\d,]+)\]", types)
+    ]
+    assert sum(kind == "collective-permute" for kind, _ in found) > 10
+    assert not [x for x in found if {176, 3 * 176} & set(x[1])], found
+    assert not [x for x in found if x[0] in ("all-gather", "all-to-all") and 22 in x[1]], found
+
+
+def test_a_mixer_that_cannot_split_time_is_refused_by_name(refusal, in_root, tmp_path):
+    said = refusal(
+        "train", "--config", "configs/mixers/nha.py:smoke", "--config.mesh.context=2",
+        "--workdir", tmp_path / "run",
+    )  # fmt: skip
+    assert said == (
+        "hybridlm: mesh.context is 2, and mixer 'mixer' (nha) cannot have its time split over"
+        " devices: use 1\n"
+    )
+
+
+def test_a_length_that_does_not_divide_is_refused_with_those_that_do():
+    made = config.load("configs/demo.py:smoke", [("data.seq_len", "130")])
+    with pytest.raises(ConfigError, match=r"data.seq_len 130 does not divide over 4 .* 128 or 132"):
+        check_divides(made, (1, 1, 1, 4))
