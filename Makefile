@@ -57,10 +57,10 @@ laziness-results: setup
 	$(BIN)/python -m experiments.large_window_laziness.results --workdir $(RUNS)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 test-slow: setup
-	$(BIN)/python -m pytest -n 2 --slow all $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --slow all $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -197,9 +197,7 @@ def check_packed(
     gaps = [0] * len(lengths) if gaps is None else gaps
     rows, longest = len(lengths), max(lengths)
     params, inputs = subject.params(rng, dtype), subject.inputs(rng, rows, longest, dtype)
-    ids_alone = np.arange(longest) < np.asarray(lengths)[:, None]
-    drawn = draw_cotangents(rng, subject, impl, inputs, params, ids_alone.astype(np.int32), None)
-    cotangents = drawn[0], jax.tree.map(jnp.zeros_like, drawn[1])
+    ids_alone = jnp.asarray(np.arange(longest) < np.asarray(lengths)[:, None], jnp.int32)
 
     pieces, filler, ids, spans, at = [], subject.inputs(rng, 1, 1 + max(gaps), dtype), [], [], 0
     for number, (length, gap) in enumerate(zip(lengths, gaps, strict=True)):
@@ -209,23 +207,34 @@ def check_packed(
         at += length + gap
     packed_inputs = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *pieces)
     ids = jnp.asarray([ids], jnp.int32)
-    drawn = draw_cotangents(rng, subject, impl, packed_inputs, params, ids, None)
-    own = [_part_of(cotangents[0], number, length) for number, length in enumerate(lengths)]
-    out_cotangents = drawn[0]
-    for span, c in zip(spans, own):
-        out_cotangents = jax.tree.map(lambda x, y, s=span: x.at[:, s].set(y), out_cotangents, c)
-    packed_cotangents = out_cotangents, jax.tree.map(jnp.zeros_like, drawn[1])
 
-    run = runner(subject, impl)
-    packed = run(packed_inputs, params, ids, None, packed_cotangents)
-    alone = run(inputs, params, jnp.asarray(ids_alone, jnp.int32), None, cotangents)
-    by_token = packed["outputs"], packed["gradients"][0]
+    @jax.jit
+    def run(inputs, params, segment_ids, cotangents):
+        def outputs(inputs, params):
+            return subject.apply(inputs, params, segment_ids, None, impl)[0]
+
+        found, vjp = jax.vjp(outputs, inputs, params)
+        return found, *vjp(cotangents)
+
+    own, _ = draw_cotangents(rng, subject, impl, inputs, params, ids_alone, None)
+    own = jax.tree.map(lambda c: jnp.where(_as_wide(ids_alone, c) != 0, c, 0), own)
+    together = jax.tree.map(lambda c: jnp.zeros((1, at, *c.shape[2:]), c.dtype), own)
     for number, (span, length) in enumerate(zip(spans, lengths)):
-        got = jax.tree.map(lambda x, s=span: x[:, s], by_token)
-        want = _part_of((alone["outputs"], alone["gradients"][0]), number, length)
+        together = jax.tree.map(
+            lambda x, y, s=span: x.at[:, s].set(y), together, _part_of(own, number, length)
+        )
+    *packed, packed_params = run(packed_inputs, params, ids, together)
+    *alone, alone_params = run(inputs, params, ids_alone, own)
+    for number, (span, length) in enumerate(zip(spans, lengths)):
+        got = jax.tree.map(lambda x, s=span: x[:, s], packed)
+        want = _part_of(alone, number, length)
         assert_close(f"{subject.name}: packed = separate, document {number}", got, want, tolerance)
     law = f"{subject.name}: packed = separate, parameters"
-    assert_close(law, packed["gradients"][1], alone["gradients"][1], tolerance)
+    assert_close(law, packed_params, alone_params, tolerance)
+
+
+def _as_wide(ids_BT, x):
+    return ids_BT.reshape(ids_BT.shape + (1,) * (x.ndim - 2))
 
 
 def _part_of(tree: Tree, row: int, length: int) -> Tree:

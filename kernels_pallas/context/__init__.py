@@ -9,18 +9,22 @@ and values round a ring.
 
 from kernels_pallas.context.attention import attention
 from kernels_pallas.context.causal_conv import causal_conv
+from kernels_pallas.context.halo import delay
 from kernels_pallas.context.recurrence import (
     delta_rule,
     gated_linear,
     gated_recurrence,
+    gated_slots,
     linear_recurrence,
 )
 
 __all__ = [
     "attention",
     "causal_conv",
+    "delay",
     "delta_rule",
     "gated_linear",
     "gated_recurrence",
+    "gated_slots",
     "linear_recurrence",
 ]

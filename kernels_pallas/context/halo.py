@@ -6,7 +6,7 @@ holds the tokens [i T, (i + 1) T) of every row, T tokens a shard.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from kernels_pallas import segments
 
@@ -59,6 +59,22 @@ def halo(x_BT: Array, tokens: int, axis: str, before_BS: Array | None = None) ->
     before_BS = jax.lax.dynamic_slice_in_dim(jnp.pad(before_BS, missing), start, tokens, 1)
     is_before_S = jnp.arange(tokens, dtype=jnp.int32) < tokens - start
     return jnp.where(is_before_S.reshape(1, -1, *[1] * (x_BT.ndim - 2)), before_BS, halo_BS)
+
+
+def delay(tokens: PyTree, by: int, *, axis: str | None = None) -> PyTree:
+    """Every (B, T, ...) array of `tokens` as it was `by` tokens earlier; zeros come first.
+
+    With `axis` they are this shard's tokens of rows that the mesh axis splits.
+    """
+
+    def one(x_BT: Array) -> Array:
+        if axis is None:
+            before_BS = jnp.zeros((x_BT.shape[0], by, *x_BT.shape[2:]), x_BT.dtype)
+        else:
+            before_BS = halo(x_BT, by, axis)
+        return jnp.concatenate([before_BS, x_BT], axis=1)[:, : x_BT.shape[1]]
+
+    return jax.tree.map(one, tokens)
 
 
 def ids_before(segment_ids_BT: Int[Array, "B T"], axis: str, first_B=None) -> Int[Array, "B"]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from kernels_pallas import delta_rule as delta_op
 from kernels_pallas import dispatch, segments
 from kernels_pallas import gated_linear as gated_op
+from kernels_pallas import gated_slots as slots_op
 from kernels_pallas import linear_recurrence as diagonal_op
 from kernels_pallas.context.halo import from_left, ids_before, of_first_shard, of_last_shard
 
@@ -240,6 +241,74 @@ def delta_rule(
     transition = jnp.where(_unbroken(ids_BT, before_B)[:, None, None, None], transition, 0)
     s_BHKV = entering_state(transition, end, first.s_BHKV.astype(dtype), _matmul, axis)
     return _result(*run(v_BTHV, s_BHKV), return_state, axis)
+
+
+def gated_slots(
+    q_BTHK: Float[Array, "B T H K"],
+    k_BTGK: Float[Array, "B T G K"],
+    v_BTGV: Float[Array, "B T G V"],
+    log_gate_BTGM: Float[Array, "B T G M"],
+    write_BTGM: Float[Array, "B T G M"] | None = None,
+    *,
+    axis: str,
+    written_BT: Bool[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    scale: float | None = None,
+    mask_empty: bool = False,
+    initial_state: slots_op.SlotState | None = None,
+    return_state: bool = False,
+    impl: str = "auto",
+    precision=None,
+) -> tuple:
+    """`kernels_pallas.gated_slots.gated_slots` of this shard's tokens of longer rows.
+
+    Arguments:
+      q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM, written_BT, segment_ids: this shard's
+        tokens.
+      axis: the mesh axis that splits time.
+      initial_state: the state before the rows begin, the same on every shard.
+      return_state: also return the state after the rows' last token, on every shard.
+      scale, mask_empty, impl, precision: as in the op, which runs once, beside one product
+        write^T [k v].
+
+    Returns and raises what the op does.
+    """
+    batch, time, groups, key_size = k_BTGK.shape
+    slots, value_size = log_gate_BTGM.shape[-1], v_BTGV.shape[-1]
+    dtype = dispatch.accumulator_dtype(q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM)
+    first = initial_state
+    if first is None:
+        first = slots_op.empty_state(batch, groups, slots, key_size, value_size, dtype)
+    ids_BT = segments.or_one_document(segment_ids, batch, time)
+    before_B = ids_before(ids_BT, axis, first.segment_ids_B)
+    starts_BT, unbroken_B = segments.document_starts(ids_BT, before_B), _unbroken(ids_BT, before_B)
+    updates_BT = ids_BT != 0 if written_BT is None else written_BT & (ids_BT != 0)
+    updates_BT11 = updates_BT[:, :, None, None]
+
+    gate_BTGM = jnp.where(updates_BT11, log_gate_BTGM.astype(dtype), 0)
+    strength_BTGM = -jnp.expm1(gate_BTGM) if write_BTGM is None else write_BTGM.astype(dtype)
+    sums_BTGM = jax.lax.cumsum(gate_BTGM, axis=1, reverse=True)
+    decay_BGM1 = jnp.where(unbroken_B[:, None, None], jnp.exp(sums_BTGM[:, 0]), 0)[..., None]
+    # Keys and values in one, as their slots are written and decay alike.
+    both_BTGF = jnp.concatenate([k_BTGK.astype(dtype), v_BTGV.astype(dtype)], axis=-1)
+    strength_BTGM = jnp.where(updates_BT11, strength_BTGM, 0)
+    end_BGMF = _last_document(strength_BTGM, both_BTGF, sums_BTGM, ids_BT, precision)
+    first_BGMF = jnp.concatenate([first.k_slots_BGMK, first.v_slots_BGMV], axis=-1).astype(dtype)
+    entered_BGMF = entering_state(decay_BGM1, end_BGMF, first_BGMF, jnp.multiply, axis)
+    k_slots_BGMK, v_slots_BGMV = jnp.split(entered_BGMF, [key_size], axis=-1)
+
+    filled_B = slots_op.filled(starts_BT, updates_BT, jnp.zeros(batch, bool))[:, -1]
+    as_floats = (x.astype(jnp.float32) for x in (unbroken_B, filled_B, first.written_B))
+    written_B = entering_state(*as_floats, jnp.multiply, axis) > 0
+    out_BTHV, lse_BTH, state = slots_op.gated_slots(
+        q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM, written_BT=written_BT,
+        segment_ids=ids_BT, scale=scale, mask_empty=mask_empty, impl=impl, precision=precision,
+        initial_state=slots_op.SlotState(k_slots_BGMK, v_slots_BGMV, before_B, written_B),
+        return_state=True,
+    )  # fmt: skip
+    if not return_state:
+        return out_BTHV, lse_BTH
+    return out_BTHV, lse_BTH, jax.tree.map(lambda x: of_last_shard(x, axis), state)
 
 
 def _matmul(a, b):

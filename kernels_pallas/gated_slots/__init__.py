@@ -141,7 +141,7 @@ def gated_slots(
         scale=key_size**-0.5 if scale is None else scale,
         precision=precision,
     )
-    filled_BT = _filled(starts_BT, update_BT, state.written_B)
+    filled_BT = filled(starts_BT, update_BT, state.written_B)
     seen_BT1 = (real_BT & filled_BT if mask_empty else real_BT)[:, :, None]
     out_BTHV = out_BTGRV.reshape(batch, time, heads, value_size)
     out_BTHV = jnp.where(seen_BT1[..., None], out_BTHV, 0).astype(v_BTGV.dtype)
@@ -152,7 +152,7 @@ def gated_slots(
     return out_BTHV, lse_BTH, final
 
 
-def _filled(starts_BT, update_BT, written_B) -> Bool[Array, "B T"]:
+def filled(starts_BT, update_BT, written_B) -> Bool[Array, "B T"]:
     """Whether the token's document has written a token by then; `written_B` of one carried on."""
     index_1T = jnp.arange(starts_BT.shape[1], dtype=jnp.int32)[None]
     start_BT = jax.lax.cummax(jnp.where(starts_BT, index_1T, -1), axis=1)

@@ -12,6 +12,8 @@ from hybridlm.config import read_json
 from hybridlm.data import open_pipeline
 from hybridlm.evals import haystack
 
+pytestmark = pytest.mark.xdist_group("suite")  # one run for all tests
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, request):

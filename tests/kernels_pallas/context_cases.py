@@ -16,10 +16,19 @@ from subjects.attention import attention_subject
 from subjects.causal_conv import conv_subject
 from subjects.delta_rule import delta_subject
 from subjects.gated_linear import gated_subject
+from subjects.gated_slots import slots_subject
 from subjects.linear_recurrence import gated_subject as rglru_subject
 from subjects.linear_recurrence import recurrence_subject
 
-from kernels_pallas import attention, causal_conv, context, delta_rule, gated_linear, testing
+from kernels_pallas import (
+    attention,
+    causal_conv,
+    context,
+    delta_rule,
+    gated_linear,
+    gated_slots,
+    testing,
+)
 from kernels_pallas import linear_recurrence as recurrence
 
 AXIS = "context"
@@ -92,6 +101,18 @@ def delta_case(**options) -> Case:
     return Case(delta_subject(**options), call, delta_rule.delta_rule, context.delta_rule)
 
 
+def slots_case(mask_empty=False, gaps=False, **sizes) -> Case:
+    def call(op, x, params, **common):
+        out, lse, *state = op(
+            x["q"], x["k"], x["v"], x["log_gate"], x.get("write"), mask_empty=mask_empty,
+            written_BT=x["mark"][..., 0] > 0 if gaps else None, **common,
+        )  # fmt: skip
+        return dict(out=out, lse=jnp.maximum(lse, -1e3)), state[0] if state else None
+
+    subject = slots_subject(mask_empty=mask_empty, gaps=gaps, strength=0.05, **sizes)
+    return Case(subject, call, gated_slots.gated_slots, context.gated_slots)
+
+
 CASES = {
     "attention": attention_case(stateful=False, sinks=True),
     "attention, capped": attention_case(stateful=False, soft_cap=5.0, heads=3, kv_heads=3),
@@ -105,6 +126,8 @@ CASES = {
     "gated_linear, fixed": gated_case(decay="head"),
     "gated_linear, head": gated_case(decay="token", scale=0.25),
     "gated_linear, channel": gated_case(decay="channel"),
+    "gated_slots": slots_case(),
+    "gated_slots, not all written": slots_case(mask_empty=True, gaps=True, tied=False),
     "delta_rule, none": delta_case(gate="none"),
     "delta_rule, head": delta_case(gate="head", decay=0.05),
     "delta_rule, channel": delta_case(gate="channel", decay=0.05),

@@ -17,9 +17,9 @@ COLLECTIVE = re.compile(
     r" = (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
 )
 # One of each kind that splits time; the first few in every run.
-MIXERS = ["swa", "full", "rec", "gdn", "ssd"]
+MIXERS = ["swa", "full", "rec", "gdn", "ssd", "nha"]
 MORE = ["chunked", "sink", "growing", "mla", "deltanet", "kda", "short", "gla", "hgrn2"]
-MORE += ["lightning", "hymba", "nested"]
+MORE += ["lightning", "hymba", "nested", "gsa", "nha_full"]
 
 
 def run(root, *arguments):
@@ -56,11 +56,11 @@ def test_no_device_gets_the_sequence(root):
 
 def test_a_mixer_that_cannot_split_time_is_refused_by_name(refusal, in_root, tmp_path):
     said = refusal(
-        "train", "--config", "configs/mixers/nha.py:smoke", "--config.mesh.context=2",
+        "train", "--config", "configs/mixers/moba.py:smoke", "--config.mesh.context=2",
         "--workdir", tmp_path / "run",
     )  # fmt: skip
     assert said == (
-        "hybridlm: mesh.context is 2, and mixer 'mixer' (nha) cannot have its time split over"
+        "hybridlm: mesh.context is 2, and mixer 'mixer' (moba) cannot have its time split over"
         " devices: use 1\n"
     )
 

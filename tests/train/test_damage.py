@@ -15,6 +15,7 @@ from hybridlm.generate import open_model
 from hybridlm.train import checkpoint, metrics
 from hybridlm.train.loop import train
 
+pytestmark = pytest.mark.xdist_group("damage")  # one run for all tests
 TEXTS = [f"Document {i} tells of the year {1790 + i} and of what came then." * 4 for i in range(40)]
 
 

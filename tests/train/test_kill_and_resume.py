@@ -4,6 +4,8 @@ Real processes are killed for real: in a step, in a save, in an evaluation, in t
 the middle of start-up. The moments are drawn afresh from a seed that the test prints.
 """
 
+import contextlib
+import io
 import json
 import random
 import signal
@@ -12,6 +14,10 @@ import sys
 import time
 
 import pytest
+
+from hybridlm import cli
+
+pytestmark = pytest.mark.xdist_group("kill_and_resume")  # one uninterrupted run for all
 
 SETTINGS = [
     "--config.train.steps=40", "--config.train.log_every=1", "--config.train.checkpoint_every=5",
@@ -54,14 +60,13 @@ def records(workdir):
     return [{k: v for k, v in json.loads(line).items() if k not in CLOCK} for line in lines]
 
 
-def outcome(workdir, root):
+def outcome(workdir):
     """The record without clock readings, and the hashes that `hybridlm inspect` prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "hybridlm.cli", "inspect", str(workdir)],
-        cwd=root, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    hashes = [line for line in done.stdout.splitlines() if "sha256" in line]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert cli.main(["inspect", str(workdir)]) == 0
+    hashes = [line for line in said.getvalue().splitlines() if "sha256" in line]
+    assert hashes
     kept = [{k: v for k, v in r.items() if k != "data"} for r in records(workdir)]
     return kept, hashes
 
@@ -71,7 +76,7 @@ def uninterrupted(tmp_path_factory, shared, request):
     root = request.config.rootpath
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     finish(workdir, shared, root)
-    return outcome(workdir, root)
+    return outcome(workdir)
 
 
 def reached(workdir, step):
@@ -120,7 +125,7 @@ def test_killed_and_resumed_is_uninterrupted(phase, uninterrupted, shared, tmp_p
     workdir = tmp_path / "run"
     assert kill_in(phase, workdir, shared, root, rng)
     finish(workdir, shared, root)
-    kept, hashes = outcome(workdir, root)
+    kept, hashes = outcome(workdir)
     assert hashes == uninterrupted[1]
     assert kept == uninterrupted[0]
 
@@ -136,7 +141,7 @@ def test_killed_many_times(uninterrupted, shared, tmp_path, root):
         process.kill()
         process.wait()
     finish(workdir, shared, root)
-    assert outcome(workdir, root) == uninterrupted
+    assert outcome(workdir) == uninterrupted
 
 
 def test_sigterm_saves_and_exits_75(uninterrupted, shared, tmp_path, root):
@@ -149,7 +154,7 @@ def test_sigterm_saves_and_exits_75(uninterrupted, shared, tmp_path, root):
     log = workdir.with_suffix(".log").read_text()
     assert "SIGTERM received: saved step" in log and "the same command goes on from there" in log
     finish(workdir, shared, root)
-    kept, hashes = outcome(workdir, root)
+    kept, hashes = outcome(workdir)
     assert hashes == uninterrupted[1]
     assert kept == uninterrupted[0]
 
@@ -157,7 +162,7 @@ def test_sigterm_saves_and_exits_75(uninterrupted, shared, tmp_path, root):
 def test_a_finished_run_started_again_changes_nothing(shared, tmp_path, root):
     workdir = tmp_path / "run"
     finish(workdir, shared, root)
-    before = outcome(workdir, root)
+    before = outcome(workdir)
     finish(workdir, shared, root)
-    assert outcome(workdir, root) == before
+    assert outcome(workdir) == before
     assert "already done" in workdir.with_suffix(".log").read_text()

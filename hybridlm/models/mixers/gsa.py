@@ -76,10 +76,6 @@ class GSAConfig(MixerConfig):
     def head_size(self, width: int) -> int:
         return self.head_dim or width // self.heads
 
-    @property
-    def splits_time(self) -> bool:
-        return False
-
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "GSA":
         return GSA(self, spec, rngs=rngs)
 

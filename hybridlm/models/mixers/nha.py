@@ -17,6 +17,7 @@ from hybridlm.models.positional import Rope, RopeConfig, no_rope
 from hybridlm.parallel import ops
 from kernels_pallas import segments
 from kernels_pallas.attention import AttentionState
+from kernels_pallas.context import delay
 from kernels_pallas.gated_slots import NEGATIVE, SlotState
 
 Pair = tuple[jax.Array, jax.Array]  # (out_BTHV, lse_BTH) of a softmax over some of the entries
@@ -205,8 +206,12 @@ class NHA(AttentionMixer, GSA):
     ) -> tuple[jax.Array, NHAState]:
         q_BTHK, new = self._tokens(x_BTD, context)
         before, entries = state.recent, state.recent.k_BSGK.shape[1]
-        tokens = _concatenated(before, new)
-        slots, slot_state = self._read_slots(q_BTHK, tokens, context, state.slots)
+        tokens, time = _concatenated(before, new), x_BTD.shape[1]
+        number_BS = _document_numbers(tokens.segment_ids_BS)
+        leaving = jax.tree.map(lambda x: x[:, :time], tokens._replace(segment_ids_BS=number_BS))
+        slots, slot_state = self._read_slots(
+            q_BTHK, leaving, number_BS[:, -time:], context, state.slots
+        )
         past = AttentionState(self._rotated(before), before.v_BSGV, before.segment_ids_BS)
         window = self._attend(q_BTHK, new, past)
         recent = jax.tree.map(lambda x: x[:, x.shape[1] - entries :], tokens)
@@ -216,33 +221,33 @@ class NHA(AttentionMixer, GSA):
         """Slots and window of whole sequences."""
         q_BTHK, tokens = self._tokens(x_BTD, context)
         window_pair = self._attend(q_BTHK, tokens, None)
-        batch, time = x_BTD.shape[:2]
         window = self.config.window
-        if window is None or window >= time:  # nothing ever leaves the window
+        if window is None or window >= x_BTD.shape[1]:  # nothing ever leaves the window
             return self._null_slots(q_BTHK, context), window_pair
-        tokens = _concatenated(self._no_tokens(batch, window, x_BTD.dtype), tokens)
-        return self._read_slots(q_BTHK, tokens, context, None)[0], window_pair
+        number_BT = _document_numbers(context.segment_ids_BT)
+        leaving = _delay(tokens._replace(segment_ids_BS=number_BT), window)
+        return self._read_slots(q_BTHK, leaving, number_BT, context, None)[0], window_pair
 
     def _tokens(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, RecentTokens]:
         q_BTHK, *tokens = self._project(x_BTD)
         return q_BTHK, RecentTokens(*tokens, context.segment_ids_BT, context.positions_BT)
 
     def _read_slots(
-        self, q_BTHK: jax.Array, tokens: RecentTokens, context: SequenceContext,
-        state: SlotState | None,
+        self, q_BTHK: jax.Array, leaving: RecentTokens, number_BT: jax.Array,
+        context: SequenceContext, state: SlotState | None,
     ) -> tuple[Pair, SlotState]:  # fmt: skip
-        """Query t reads the slots after token t - S was written, S tokens standing before it."""
-        time = q_BTHK.shape[1]
-        document_BS = segments.document_number(tokens.segment_ids_BS)
+        """Query t reads the slots after the token that leaves its window was written.
+
+        `number_BT` counts documents, 0 for padding; in `leaving` too, in place of the ids.
+        """
         # A token that its document ended before is never written: the slots are the query's.
-        same_BT = document_BS[:, :time] == document_BS[:, -time:]
-        leaving = jax.tree.map(lambda x: x[:, :time], tokens)
+        same_BT = leaving.segment_ids_BS == number_BT
         out_BTHV, lse_BTH, state = ops.gated_slots(
             self.feature_map(q_BTHK),
             self.feature_map(leaving.k_BSGK),
             leaving.v_BSGV,
             leaving.log_gate_BSGM,
-            written_BT=same_BT & (leaving.segment_ids_BS != 0),
+            written_BT=same_BT & (number_BT != 0),
             segment_ids=context.segment_ids_BT,
             initial_state=state,
             return_state=True,
@@ -304,3 +309,13 @@ def merge(a: Pair, b: Pair) -> jax.Array:
 
 def _concatenated(before: RecentTokens, new: RecentTokens) -> RecentTokens:
     return jax.tree.map(lambda b, n: jnp.concatenate([b, n.astype(b.dtype)], axis=1), before, new)
+
+
+def _document_numbers(ids_BS: jax.Array) -> jax.Array:
+    """int32, a count of documents from 1; 0 for padding."""
+    return jnp.where(ids_BS == 0, 0, segments.document_number(ids_BS))
+
+
+_LETTERS = RecentTokens("BTH-", "BTH-", "BTH-", "BT", "BT")
+# Each token's place taken by the one that leaves its window.
+_delay = ops.per_shard(delay, delay, dict(tokens=_LETTERS), (_LETTERS,), None)

@@ -138,7 +138,7 @@ def half_too_far(self, half, *arguments, original=chunked._Level.__init__):
     self.prefix_JhM = jnp.roll(self.prefix_JhM, 1, axis=-2).at[..., 0, :].set(1)
 
 
-def fill_not_carried(starts_BT, update_BT, written_B, original=slots_op._filled):
+def fill_not_carried(starts_BT, update_BT, written_B, original=slots_op.filled):
     return original(starts_BT, update_BT, jnp.zeros_like(written_B))
 
 
@@ -158,6 +158,6 @@ FAULTS = {
     "exp(-cumsum)": Fault(slots_op._FORMS, "chunked", factors_over_the_sequence, finite(plain)),
     "dlse ignored": Fault(chunked._slots, "bwd", lse_gradient_ignored, forms(plain)),
     "a gate missed between halves": Fault(chunked._Level, "__init__", half_too_far, forms(plain)),
-    "emptiness not carried": Fault(slots_op, "_filled", fill_not_carried, split(masked)),
+    "emptiness not carried": Fault(slots_op, "filled", fill_not_carried, split(masked)),
     "one future token": Fault(slots_op._FORMS, "chunked", next_token_written, causal(plain)),
 }
