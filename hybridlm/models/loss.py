@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hybridlm.models.layers import at_least_float32
-from hybridlm.parallel.axes import time_by_device
+from hybridlm.parallel.ops import per_shard
 
 MAX_SLICE_LOGITS = 2**22  # elements: 16 MiB of float32
 MIN_SLICES = 4
@@ -43,11 +43,8 @@ def summed_cross_entropy(
       (total, nll): float32 scalars in nats. Only `total` has a gradient, with respect to
       hidden_BTD and head_DV.
     """
-    parts = time_by_device(hidden_BTD, targets_BT, weights_BT)
-    if parts is None:
-        return _summed(settings, hidden_BTD, head_DV, targets_BT, weights_BT)
-    total_C, nll_C = jax.vmap(lambda h, t, w: _summed(settings, h, head_DV, t, w))(*parts)
-    return jnp.sum(total_C), jnp.sum(nll_C)
+    total_N, nll_N = _sums_by_shard(hidden_BTD, head_DV, targets_BT, weights_BT, settings=settings)
+    return jnp.sum(total_N), jnp.sum(nll_N)
 
 
 def token_nll(
@@ -57,12 +54,7 @@ def token_nll(
     settings: LossSettings = LossSettings(),
 ) -> jax.Array:
     """The negative log-likelihood of each target, (B, T) float32 nats; a slice at a time."""
-
-    parts = time_by_device(hidden_BTD, targets_BT)
-    if parts is None:
-        return _nll_and_normalizer(settings, hidden_BTD, head_DV, targets_BT)[0]
-    nll_CBT = jax.vmap(lambda h, t: _nll_and_normalizer(settings, h, head_DV, t)[0])(*parts)
-    return jnp.moveaxis(nll_CBT, 0, 1).reshape(targets_BT.shape)
+    return _nll_by_shard(hidden_BTD, head_DV, targets_BT, settings=settings)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -153,3 +145,19 @@ def _slices(vocab: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
         return jnp.moveaxis(jnp.pad(x, padding).reshape(batch, count, length, *x.shape[2:]), 1, 0)
 
     return tuple(cut(x) for x in arrays)
+
+
+def _sums(hidden_BTD, head_DV, targets_BT, weights_BT, *, settings):
+    total, nll = _summed(settings, hidden_BTD, head_DV, targets_BT, weights_BT)
+    return total[None], nll[None]
+
+
+def _nll(hidden_BTD, head_DV, targets_BT, *, settings):
+    return _nll_and_normalizer(settings, hidden_BTD, head_DV, targets_BT)[0]
+
+
+# Each device goes through its own tokens: left to itself XLA would gather the head, and add up its
+# gradient over all devices, at every slice. The vocabulary stays split over `tensor` as it is.
+_TOKENS = dict(hidden_BTD="BT-", head_DV="--", targets_BT="BT", weights_BT="BT")
+_sums_by_shard = per_shard(_sums, _sums, _TOKENS, ("N", "N"), each_token=True)
+_nll_by_shard = per_shard(_nll, _nll, _TOKENS, ("BT",), each_token=True)

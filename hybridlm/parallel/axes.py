@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor", "context")
@@ -42,21 +41,3 @@ def split_over_batch(x_BTD: jax.Array) -> jax.Array:
     if mesh_in_force() is None:
         return x_BTD
     return jax.lax.with_sharding_constraint(x_BTD, spec(("batch", "time", None)))
-
-
-def time_by_device(*arrays: jax.Array) -> tuple[jax.Array, ...] | None:
-    """(B, T, ...) arrays as (C, B, T / C, ...), C being the devices that split time, each of which
-    keeps its part; None where time is not split, or does not divide.
-
-    For what goes over time in slices: XLA would gather each slice on all devices.
-    """
-    mesh, (axis,) = mesh_in_force(), RULES["time"]
-    time = arrays[0].shape[1]
-    if mesh is None or mesh[axis] == 1 or time % mesh[axis]:
-        return None
-
-    def cut(x: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(x.reshape(x.shape[0], mesh[axis], -1, *x.shape[2:]), 1, 0)
-        return jax.lax.with_sharding_constraint(x, PartitionSpec(axis, RULES["batch"]))
-
-    return tuple(map(cut, arrays))

@@ -48,13 +48,13 @@ def check_divides(config: Config, shape: Sequence[int]) -> None:
     Raises:
       ConfigError: naming `data.batch_size` or `data.seq_len`.
     """
-    ways = {name: math.prod(dict(zip(AXES, shape))[axis] for axis in RULES[name])
-            for name in ("batch", "time")}  # fmt: skip
+    data, sizes = config.data, dict(zip(AXES, shape))
+    rows, parts = (math.prod(sizes[axis] for axis in RULES[name]) for name in ("batch", "time"))
+    rows *= config.train.accumulate
     for key, size, shards, what in (
-        ("batch_size", config.data.batch_size, ways["batch"] * config.train.accumulate,
-         "data x fsdp x accumulate"),
-        ("seq_len", config.data.seq_len, ways["time"], "context"),
-    ):  # fmt: skip
+        ("batch_size", data.batch_size, rows, "data x fsdp x accumulate"),
+        ("seq_len", data.seq_len, parts, "context"),
+    ):
         if size % shards:
             below, above = size // shards * shards, -(-size // shards) * shards
             fits = " or ".join(str(s) for s in (below, above) if s)

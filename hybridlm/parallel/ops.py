@@ -26,8 +26,12 @@ from kernels_pallas import gated_linear as gated_op
 from kernels_pallas import gated_slots as slots_op
 from kernels_pallas import linear_recurrence as recurrence_op
 
-# A letter for each dimension of an array: B rows, T time, H heads or channels, "-" never split.
-LETTERS = {"B": RULES["batch"], "T": RULES["time"], "H": RULES["heads"], "-": ()}
+# A letter for each dimension of an array: B rows, T time, H heads or channels, N one entry for each
+# device that rows and time are split over, "-" what is not split.
+LETTERS = {
+    "B": RULES["batch"], "T": RULES["time"], "H": RULES["heads"],
+    "N": (*RULES["batch"], *RULES["time"]), "-": (),
+}  # fmt: skip
 (TIME,) = LETTERS["T"]
 
 
@@ -35,8 +39,9 @@ def per_shard(
     op: Callable[..., Any],
     split_time: Callable[..., Any] | None,
     arguments: Mapping[str, Any],
-    results: tuple[str, ...],
-    state: Any,
+    results: tuple[Any, ...],
+    state: Any = None,
+    each_token: bool = False,
 ) -> Callable[..., Any]:
     """`op`, run by each device on its part; same arguments, same results.
 
@@ -46,6 +51,8 @@ def per_shard(
       arguments: letters of every argument that is an array, or a state of them. A tuple of them
         for one of several ranks.
       results, state: letters of what it gives.
+      each_token: `op` treats tokens one by one, so that `split_time` needs no axis; what rows and
+        time are not split over (`tensor`) is left to XLA.
     """
     signature = inspect.signature(op)
 
@@ -64,7 +71,7 @@ def per_shard(
         if mesh[TIME] > 1:
             if split_time is None:
                 raise ValueError(f"{op.__name__} has no form with time split over devices")
-            form = functools.partial(split_time, axis=TIME)
+            form = split_time if each_token else functools.partial(split_time, axis=TIME)
         options = {n: x for n, x in given.items() if n not in arrays}
         out = (*results, state) if given.get("return_state") else results
 
@@ -75,6 +82,7 @@ def per_shard(
             lambda arrays: form(**arrays, **options),
             in_specs=(specs(letters),),
             out_specs=specs(out if len(out) > 1 else out[0]),
+            axis_names=set(LETTERS["N"] if each_token and mesh["tensor"] > 1 else mesh),
             check_vma=False,
         )(arrays)
 

@@ -19,7 +19,7 @@ COLLECTIVE = re.compile(
 # One of each kind that splits time; the first few in every run.
 MIXERS = ["swa", "full", "rec", "gdn", "ssd", "nha"]
 MORE = ["chunked", "sink", "growing", "mla", "deltanet", "kda", "short", "gla", "hgrn2"]
-MORE += ["lightning", "hymba", "nested", "gsa", "nha_full"]
+MORE += ["lightning", "hymba", "nested", "gsa", "nha_full", "mlstm"]
 
 
 def run(root, *arguments):

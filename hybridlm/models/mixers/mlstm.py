@@ -68,10 +68,6 @@ class MLSTMConfig(MixerConfig):
         sizes = self.qk_dim_factor * width, self.v_dim_factor * width
         return int(sizes[0]) // self.heads, int(sizes[1]) // self.heads
 
-    @property
-    def splits_time(self) -> bool:
-        return False
-
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "MLSTM":
         return MLSTM(self, spec, rngs=rngs)
 
@@ -198,17 +194,36 @@ def _stabilized_gates(
     starts_BT1 = segments.document_starts(ids_BT, state.memory.segment_ids_B)[..., None]
     input_BTH = jnp.where(padding_BT1, 0, input_BTH)
     log_f_BTH = jnp.where(padding_BT1, 0, jax.nn.log_sigmoid(forget_BTH))
+    before_BH = jnp.where(starts_BT1[:, 0], 0, state.stabilizer_BH.astype(log_f_BTH.dtype))
+    a_BTH = jnp.where(starts_BT1, RESET, log_f_BTH)
+    b_BTH = jnp.where(starts_BT1, jnp.maximum(log_f_BTH, input_BTH), input_BTH)
+    m_BTH, m_before_BTH = _running_maximum(a_BTH, b_BTH, before_BH)
+    m_before_BTH = jnp.where(starts_BT1, 0, m_before_BTH)
+    return jnp.exp(input_BTH - m_BTH), log_f_BTH + m_before_BTH - m_BTH, m_BTH
+
+
+def _scan_maximum(
+    a_BTH: jax.Array, b_BTH: jax.Array, before_BH: jax.Array, *, axis: str | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """m_t = max(a_t + m_{t-1}, b_t) and m_{t-1}, from `before`; `axis` is that which splits time."""
 
     def then(first, second):
         """m -> max(a + m, b), one after the other, is of that form again."""
         (a1, b1), (a2, b2) = first, second
         return a1 + a2, jnp.maximum(b1 + a2, b2)
 
-    before_BH = jnp.where(starts_BT1[:, 0], 0, state.stabilizer_BH.astype(log_f_BTH.dtype))
-    a_BTH = jnp.where(starts_BT1, RESET, log_f_BTH)
-    b_BTH = jnp.where(starts_BT1, jnp.maximum(log_f_BTH, input_BTH), input_BTH)
     a_BTH, b_BTH = jax.lax.associative_scan(then, (a_BTH, b_BTH), axis=1)
+    if axis is not None:
+        shards = jax.lax.all_gather(jnp.stack([a_BTH[:, -1], b_BTH[:, -1]]), axis)
+        entering_BH = before_BH
+        for index, (a_BH, b_BH) in enumerate(shards[:-1], start=1):
+            entering_BH = jnp.maximum(a_BH + entering_BH, b_BH)
+            before_BH = jnp.where(jax.lax.axis_index(axis) == index, entering_BH, before_BH)
     m_BTH = jnp.maximum(a_BTH + before_BH[:, None], b_BTH)
-    m_before_BTH = jnp.concatenate([before_BH[:, None], m_BTH[:, :-1]], axis=1)
-    m_before_BTH = jnp.where(starts_BT1, 0, m_before_BTH)
-    return jnp.exp(input_BTH - m_BTH), log_f_BTH + m_before_BTH - m_BTH, m_BTH
+    return m_BTH, jnp.concatenate([before_BH[:, None], m_BTH[:, :-1]], axis=1)
+
+
+_running_maximum = ops.per_shard(
+    _scan_maximum, _scan_maximum,
+    dict(a_BTH="BTH", b_BTH="BTH", before_BH="BH"), ("BTH", "BTH"),
+)  # fmt: skip

@@ -318,4 +318,4 @@ def _document_numbers(ids_BS: jax.Array) -> jax.Array:
 
 _LETTERS = RecentTokens("BTH-", "BTH-", "BTH-", "BT", "BT")
 # Each token's place taken by the one that leaves its window.
-_delay = ops.per_shard(delay, delay, dict(tokens=_LETTERS), (_LETTERS,), None)
+_delay = ops.per_shard(delay, delay, dict(tokens=_LETTERS), (_LETTERS,))
