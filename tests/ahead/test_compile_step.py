@@ -94,15 +94,15 @@ def test_a_small_step_for_four_chips(root, tmp_path):
     done, said = compile_in_process(root, tmp_path, *words, "--topology", "v5e:2x2")
     assert done.returncode == 0 and "it fits" in done.stdout
     assert said["step"]["fits"] and said["step"]["collectives"]
-    assert said["step"]["kernels"] == {}  # XLA cannot partition a kernel
     assert (tmp_path / "step.pickle").stat().st_size > 0
 
 
 @pytest.mark.slow
 @needs_libtpu
-def test_the_recipe_of_1b_compiles_or_says_why_not(root, tmp_path):
+def test_the_recipe_of_1b_fits_its_slice(root, tmp_path):
     words = ("--config", "configs/scale/hybrid_1b.py", "--topology", "v5e:4x4")
     done, said = compile_in_process(root, tmp_path, *words)
     assert said["devices"] == 16
-    assert said["step"]["fits"] == (done.returncode == 0)
-    assert said["step"]["fits"] or said["step"]["memory"]["total"] or said["step"]["reason"]
+    assert done.returncode == 0 and said["step"]["fits"], said["step"]
+    kernels = said["step"]["kernels"]  # each chip runs them on its own part
+    assert any("attention" in k for k in kernels) and any("delta_rule" in k for k in kernels)
