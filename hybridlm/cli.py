@@ -94,6 +94,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     )  # fmt: skip
     ahead.add_argument("--config", required=True, help="recipe: file.py or file.py:argument")
     ahead.add_argument("--topology", required=True, help="chip:shape, e.g. v5e:4x4, v5p:8x8x8")
+    ahead.add_argument("--slices", type=int, default=1, help="of that topology; default 1")
     ahead.add_argument("--out", type=_path, help="folder for report.json and the compiled step")
     ahead.epilog = "Any setting: --config.a.b=value. Exit code 1: it does not fit."
 
@@ -222,7 +223,8 @@ def _compile(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) ->
     from hybridlm import config as configs
     from hybridlm.ahead.run import run
 
-    return run(configs.load(arguments.config, overrides), arguments.topology, arguments.out)
+    config = configs.load(arguments.config, overrides)
+    return run(config, arguments.topology, arguments.slices, arguments.out)
 
 
 def _sweep(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:

@@ -13,15 +13,16 @@ DOES_NOT_FIT = 1  # exit code
 
 
 def run(
-    config: Config, topology_name: str, out: pathlib.Path | None, say: Callable[[str], None] = print
-) -> int:
+    config: Config, topology_name: str, slices: int, out: pathlib.Path | None,
+    say: Callable[[str], None] = print,
+) -> int:  # fmt: skip
     """Compiles, reports, and saves into `out`; returns 0, or 1 where the step does not fit.
 
     Raises:
       UserError: for a topology that does not exist, a mesh that does not divide, or no libtpu.
     """
     jax.config.update("jax_platforms", "cpu")  # the chips are described, not looked for
-    target = topology.find(topology_name)
+    target = topology.find(topology_name, slices)
     config, _ = resolve(config)
     result = measure.compile_step(config, target)
     say(report.text(result, config, target))
@@ -34,7 +35,7 @@ def run(
         say(report.remedy_text(tried, config, target))
     if out is not None:
         figures = {
-            "topology": target.name, "chip": target.chip, "devices": len(target.devices),
+            "topology": target.name, "slices": slices, "chip": target.chip, "devices": len(target.devices),
             "jax": jax.__version__, "config": to_dict(config),
             "step": report.figures(result, config, target),
             "remedies": [

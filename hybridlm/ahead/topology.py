@@ -62,24 +62,31 @@ class Target(NamedTuple):
     interconnect: float
 
 
-def find(name: str) -> Target:
-    """The slice of that name, e.g. "v5p:8x8x8" (512 chips).
+def find(name: str, slices: int = 1) -> Target:
+    """That many slices of that name, e.g. "v5p:8x8x8" (512 chips each).
 
     Raises:
       UserError: for a name, chip or shape that does not exist, and where libtpu is missing.
     """
     chip, kind, sides = _read(name)
+    if slices < 1:
+        raise UserError(f"--slices must be at least 1, not {slices}")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "compile needs libtpu, the compiler of TPUs, which this environment does not have:"
             " `make aot` builds one that does, .venv-aot (run .venv-aot/bin/hybridlm compile ...)"
         )
-    devices = _devices(kind, sides, name)
+    devices = _devices(kind, sides, name, slices)
     figures = CHIPS[chip]
     return Target(
-        name, chip, devices, kind.hbm, kind.cores * figures.flops, kind.cores * figures.bandwidth,
-        kind.interconnect,
-    )  # fmt: skip
+        name=f"{slices} of {name}" if slices > 1 else name,
+        chip=chip,
+        devices=devices,
+        hbm=kind.hbm,
+        flops=kind.cores * figures.flops,
+        bandwidth=kind.cores * figures.bandwidth,
+        interconnect=kind.interconnect,
+    )
 
 
 def _read(name: str) -> tuple[str, _Kind, tuple[int, ...]]:
@@ -108,7 +115,7 @@ def _read(name: str) -> tuple[str, _Kind, tuple[int, ...]]:
     return chip, kind, sides
 
 
-def _devices(kind: _Kind, sides: tuple[int, ...], name: str) -> Sequence[jax.Device]:
+def _devices(kind: _Kind, sides: tuple[int, ...], name: str, slices: int) -> Sequence[jax.Device]:
     from jax.experimental import topologies
 
     # libtpu would look for a chip, a metadata server and other processes otherwise.
@@ -117,6 +124,8 @@ def _devices(kind: _Kind, sides: tuple[int, ...], name: str) -> Sequence[jax.Dev
         TPU_ACCELERATOR_TYPE="v5litepod-4", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
     )  # fmt: skip
     options = {"chips_per_host_bounds": (1, 1, 1)} if set(sides) == {1} else {}
+    if slices > 1:
+        options["num_slices"] = slices
     try:
         return topologies.get_topology_desc(
             platform="tpu",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hybridlm.config.schema import Config, MeshConfig
@@ -36,10 +37,41 @@ def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, ...]:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices (or `devices`), its axes `AXES`, sharding decided by XLA."""
+    """The mesh over all devices (or `devices`), its axes `AXES`, sharding decided by XLA.
+
+    Several slices of TPUs are laid along `data`: between them only gradients pass.
+
+    Raises:
+      ConfigError: where the axes do not multiply to the number of devices, or `data` does not
+        divide over the slices.
+    """
     devices = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(config, len(devices))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    slices = _by_slice(devices)
+    data, *others = shape
+    if data % len(slices):
+        raise ConfigError(
+            f"mesh.data {data} does not divide over the {len(slices)} slices that there are, and"
+            f" nothing else may reach from one to another: use a multiple of {len(slices)}"
+        )
+    grids = [_grid(of_slice, (data // len(slices), *others)) for of_slice in slices]
+    return Mesh(np.concatenate(grids), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _by_slice(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+    """The devices of each slice of TPUs; all of them elsewhere (jax calls a GPU host a slice)."""
+    found: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        index = device.slice_index if device.platform == "tpu" else 0
+        found.setdefault(index, []).append(device)
+    return [found[index] for index in sorted(found)]
+
+
+def _grid(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
+    """Where neighbours in the mesh are neighbours in the slice's torus, as far as it goes."""
+    if devices[0].platform != "tpu":
+        return np.array(devices).reshape(shape)
+    return jax.make_mesh(shape, AXES, devices=devices).devices
 
 
 def check_divides(config: Config, shape: Sequence[int]) -> None:
