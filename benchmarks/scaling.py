@@ -1,0 +1,222 @@
+"""What splitting a step costs in communication, depth in compiling, and Python in a step.
+
+- Bytes that devices send per token of a step, along each axis of the mesh: on 1, 2, 4 and 8
+  simulated CPU devices, and by the TPU compiler for slices of chips that are not there (--chips,
+  with the environment of `make aot`). Rows grow with the devices where they are split; the tokens
+  of a device stay the same, or with `context` and `tensor` the whole step does.
+- Seconds to compile a scanned model of 6 to 48 layers.
+- Milliseconds a step of what Python does around the compiled step, on a model that takes no time.
+
+Run:     python benchmarks/scaling.py --json benchmarks/scaling.json
+Chips:   .venv-aot/bin/python benchmarks/scaling.py --chips v5e:2x4 v5e:8x8 --json benchmarks/scaling.json
+Table:   python benchmarks/scaling.py --render benchmarks/scaling.json      (into the README)
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+import train_cpu
+
+BEGIN, END = "<!-- scaling: begin -->", "<!-- scaling: end -->"
+DEVICES, DEPTHS = (1, 2, 4, 8), (6, 12, 24, 48)
+AXES = ("data", "fsdp", "tensor", "context")
+ROWS = 2  # of a device
+SHAPE = {
+    "model.width": "256", "model.depth": "6", "model.mlp.hidden": "768", "model.vocab_size": "512",
+    "model.mixers.swa.heads": "8", "model.mixers.swa.kv_heads": "8",
+    "model.mixers.full.heads": "8", "model.mixers.full.kv_heads": "8",
+    "model.mixers.rec.heads": "8", "data.seq_len": "1024", "mesh.data": "1",
+}  # fmt: skip
+
+
+# --- workers: one process each, as a process has one number of devices ------------------------------
+
+
+def config_of(overrides: dict[str, str]):
+    from hybridlm import config
+    from hybridlm.train import setup
+
+    return setup.resolve(config.load("configs/demo.py", list(overrides.items())))[0]
+
+
+def split(axis: str, count: int) -> dict[str, str]:
+    rows = ROWS * count if axis in ("data", "fsdp") else ROWS
+    return SHAPE | {f"mesh.{axis}": str(count), "data.batch_size": str(rows)}
+
+
+def sent(text: str, count: int, tokens: int) -> dict:
+    """Bytes that all devices together send per token of a step, by kind of collective."""
+    from hybridlm.ahead import hlo
+
+    found = hlo.read(text).collectives
+    return {kind: c.sent * count / tokens for kind, c in found.items()}
+
+
+def simulated(count: int) -> Iterator[dict]:
+    import jax
+    import numpy as np
+
+    from hybridlm.train import setup
+
+    for axis in AXES if count > 1 else ("data",):
+        made = config_of(split(axis, count))
+        bytes_V = np.ones(made.model.vocab_size, np.float32)
+        lowered = setup.lower_step(made, bytes_V, jax.devices())
+        by_kind = sent(lowered.step.compile().as_text(), count, made.tokens_per_step)
+        yield {"kind": "simulated", "axis": axis, "devices": count, "sent": by_kind}
+
+
+def on_chips(name: str, slices: int = 1) -> Iterator[dict]:
+    import jax
+
+    from hybridlm.ahead import measure, topology
+
+    jax.config.update("jax_platforms", "cpu")
+    target = topology.find(name, slices)
+    count = len(target.devices)
+    made = config_of(split("fsdp", count))
+    start = time.perf_counter()
+    compiled = measure.compile_step(made, target)
+    by_kind = sent(compiled.step.as_text(), count, made.tokens_per_step)
+    yield {
+        "kind": "chips", "axis": "fsdp", "topology": name, "devices": count, "sent": by_kind,
+        "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+
+
+def depth(layers: int) -> Iterator[dict]:
+    import jax
+    import numpy as np
+
+    from hybridlm.train import setup
+
+    made = config_of({"model.depth": str(layers)})
+    start = time.perf_counter()
+    lowered = setup.lower_step(made, np.ones(made.model.vocab_size, np.float32), jax.devices())
+    traced = time.perf_counter()
+    lowered.step.compile()
+    seconds = {"trace": traced - start, "compile": time.perf_counter() - traced}
+    yield {"kind": "depth", "layers": layers, **seconds}
+
+
+def overhead(steps: int = 400) -> Iterator[dict]:
+    """The loop's step, less the compiled step called with nothing around it."""
+    import jax
+
+    from hybridlm.train import loop, metrics, setup
+
+    tiny = {
+        "model.width": "16", "model.depth": "3", "model.mlp.hidden": "16", "data.seq_len": "16",
+        "data.batch_size": "2", "train.steps": str(steps), "train.log_every": "100",
+        "train.eval_every": str(steps), "train.checkpoint_every": str(steps),
+        "train.eval_sequences": "2", "train.tensorboard": "False", "data.bigram_baseline": "False",
+    }  # fmt: skip
+    made = config_of(tiny)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "run"
+        loop.train(made, path)
+        records = [r for r in metrics.read(path / metrics.FILE) if r["kind"] == "train"]
+        trainer = setup.build(made, path)
+        batch, state = trainer.device_batch(next(trainer.batches())), trainer.state
+        times = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            state, values = trainer.program.train_step(state, batch)
+            jax.block_until_ready(values)
+            times.append(time.perf_counter() - start)
+        trainer.checkpoints.close()
+    whole, alone = records[-1]["step_seconds_p50"], sorted(times)[len(times) // 2]
+    yield {"kind": "overhead", "step_ms": 1e3 * whole, "compiled_step_ms": 1e3 * alone}
+
+
+WORKERS = {"simulated": simulated, "chips": on_chips, "depth": depth, "overhead": overhead}
+
+
+# --- the run, and its tables ---------------------------------------------------------------------------
+
+
+def run(worker: str, *arguments: str, devices: int = 1) -> list[dict]:
+    """What a worker yields, from a process of its own."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [sys.executable, __file__, "--worker", worker, *arguments],
+        env=os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS=flags),
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    for record in records:
+        train_cpu.say(json.dumps(record))
+    return records
+
+
+def render(results: dict) -> str:
+    """Tables in Markdown."""
+    records = results["records"]
+    of = {kind: [r for r in records if r["kind"] == kind] for kind in WORKERS}
+    lines = [
+        "| split along | devices | sent per token, KiB | by |",
+        "|---|--:|--:|---|",
+    ]
+    for record in of["simulated"] + of["chips"]:
+        kinds = ", ".join(f"{k} {v / 1024:.1f}" for k, v in record["sent"].items() if v >= 51.2)
+        where = record.get("topology", "simulated")
+        total = sum(record["sent"].values()) / 1024
+        lines.append(
+            f"| `{record['axis']}` | {record['devices']} ({where}) | {total:,.1f} | {kinds or '-'} |"
+        )
+    lines += ["", "| layers | tracing, s | compiling, s |", "|--:|--:|--:|"]
+    for record in of["depth"]:
+        lines.append(f"| {record['layers']} | {record['trace']:.1f} | {record['compile']:.1f} |")
+    for record in of["overhead"]:
+        extra = record["step_ms"] - record["compiled_step_ms"]
+        lines += [
+            "", f"A step of a tiny model takes {record['step_ms']:.2f} ms in the loop and"
+            f" {record['compiled_step_ms']:.2f} ms alone: Python adds {extra:.2f} ms."
+        ]  # fmt: skip
+    machine = results["machine"]
+    lines += ["", f"- {results['date']}, {machine['cpu']}, {machine['cores']} cores."]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="add the records there")
+    parser.add_argument("--render", type=pathlib.Path, metavar="JSON", help="only fill the README")
+    parser.add_argument("--chips", nargs="+", default=[], help="topologies, in place of the CPU's")
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.worker:
+        name, *values = options.worker
+        for record in WORKERS[name](*(int(v) if v.isdigit() else v for v in values)):
+            print(json.dumps(record), flush=True)
+        return 0
+    if options.render:
+        train_cpu.write_between(BEGIN, END, render(json.loads(options.render.read_text())))
+        return 0
+    if options.chips:
+        records = [r for name in options.chips for r in run("chips", name)]
+    else:
+        records = [r for n in DEVICES for r in run("simulated", str(n), devices=n)]
+        records += [r for n in DEPTHS for r in run("depth", str(n))] + run("overhead")
+    results = {"date": time.strftime("%Y-%m-%d"), "machine": train_cpu.machine(), "records": []}
+    kinds = {r["kind"] for r in records}
+    if options.json and options.json.exists():
+        before = json.loads(options.json.read_text())["records"]
+        results["records"] = [r for r in before if r["kind"] not in kinds]
+    results["records"] += records
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    print(render(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
