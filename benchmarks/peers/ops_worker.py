@@ -171,8 +171,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     # As in the trainer, for both libraries: what is measured is the ops, not the page faults.
-    jax.devices()
     host_memory.keep_large_buffers()
+    jax.devices()
     host_memory.reserve_huge_pages(4 * 2**30)
     versions = {p: importlib.metadata.version(p) for p in ("jax", "jax-linear-attention")}
     print(json.dumps({"versions": versions}), flush=True)

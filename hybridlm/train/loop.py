@@ -11,7 +11,7 @@ from hybridlm.config.schema import Config, to_dict
 from hybridlm.data import bigram_bits_per_byte
 from hybridlm.errors import TRY_AGAIN, RunError, UserError
 from hybridlm.parallel import hosts
-from hybridlm.train import metrics, preemption, setup, workdir
+from hybridlm.train import host_memory, metrics, preemption, setup, workdir
 from hybridlm.train.evaluate import evaluate
 from hybridlm.train.progress import Progress, duration
 from hybridlm.train.throughput import StepClock, memory_in_use, peak_flops
@@ -63,6 +63,8 @@ def train(
     Raises:
       UserError: for bad data, a workdir of another run, or a run that diverged.
     """
+    if jax.config.jax_platforms == "cpu":
+        host_memory.keep_large_buffers()  # before jax has threads: some would not heed it later
     config, _ = setup.resolve(config)
     first = hosts.is_first()
     progress = progress or Progress(config.train.steps, None if first else open(os.devnull, "w"))
