@@ -51,40 +51,40 @@ def split(axis: str, count: int) -> dict[str, str]:
     return SHAPE | {f"mesh.{axis}": str(count), "data.batch_size": str(rows)}
 
 
-def sent(text: str, count: int, tokens: int) -> dict:
-    """Bytes that all devices together send per token of a step, by kind of collective."""
-    from hybridlm.ahead import hlo
-
-    found = hlo.read(text).collectives
-    return {kind: c.sent * count / tokens for kind, c in found.items()}
+def sent(program, count: int, tokens: int) -> dict:
+    """Bytes that all devices together send per token of a step, by kind of collective, of a
+    `hybridlm.ahead.hlo.Program`."""
+    return {kind: c.sent * count / tokens for kind, c in program.collectives.items()}
 
 
 def simulated(count: int) -> Iterator[dict]:
     import jax
     import numpy as np
 
+    from hybridlm.ahead import hlo
     from hybridlm.train import setup
 
     for axis in AXES if count > 1 else ("data",):
         made = config_of(split(axis, count))
         bytes_V = np.ones(made.model.vocab_size, np.float32)
         lowered = setup.lower_step(made, bytes_V, jax.devices())
-        by_kind = sent(lowered.step.compile().as_text(), count, made.tokens_per_step)
+        program = hlo.read(lowered.step.compile().as_text())
+        by_kind = sent(program, count, made.tokens_per_step)
         yield {"kind": "simulated", "axis": axis, "devices": count, "sent": by_kind}
 
 
-def on_chips(name: str, slices: int = 1) -> Iterator[dict]:
+def on_chips(name: str) -> Iterator[dict]:
     import jax
 
     from hybridlm.ahead import measure, topology
 
     jax.config.update("jax_platforms", "cpu")
-    target = topology.find(name, slices)
+    target = topology.find(name)
     count = len(target.devices)
     made = config_of(split("fsdp", count))
     start = time.perf_counter()
     compiled = measure.compile_step(made, target)
-    by_kind = sent(compiled.step.as_text(), count, made.tokens_per_step)
+    by_kind = sent(compiled.program, count, made.tokens_per_step)
     yield {
         "kind": "chips", "axis": "fsdp", "topology": name, "devices": count, "sent": by_kind,
         "seconds": time.perf_counter() - start,

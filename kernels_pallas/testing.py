@@ -20,6 +20,7 @@ A subject whose outputs are not 0 at padding by nature (a log-sum-exp) masks the
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,6 +92,24 @@ def assert_close(law: str, got: Tree, want: Tree, tolerance: float) -> None:
     worst = int(np.argmax(errors)) if errors else 0
     if errors and not errors[worst] <= tolerance:
         raise AssertionError(f"{law}: {names[worst]} off by {errors[worst]:.3e} > {tolerance:.1e}")
+
+
+_COLLECTIVE = re.compile(
+    r" = (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute|"
+    r"collective-broadcast)(?:-start)?\("
+)
+
+
+def collectives(text: str) -> list[tuple[str, str, tuple[int, ...]]]:
+    """(kind, dtype, shape) of every array in the result of a collective of a compiled program.
+
+    `text` is what `jax.stages.Compiled.as_text()` gives; dtypes are written as there, "f32".
+    """
+    return [
+        (kind, dtype, tuple(int(n) for n in sizes.split(",") if n))
+        for types, kind in _COLLECTIVE.findall(text)
+        for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", types)
+    ]
 
 
 def runner(subject: Subject, impl: str) -> Callable:

@@ -159,5 +159,5 @@ def _nll(hidden_BTD, head_DV, targets_BT, *, settings):
 # Each device goes through its own tokens: left to itself XLA would gather the head, and add up its
 # gradient over all devices, at every slice. The vocabulary stays split over `tensor` as it is.
 _TOKENS = dict(hidden_BTD="BT-", head_DV="--", targets_BT="BT", weights_BT="BT")
-_sums_by_shard = per_shard(_sums, _sums, _TOKENS, ("N", "N"), each_token=True)
-_nll_by_shard = per_shard(_nll, _nll, _TOKENS, ("BT",), each_token=True)
+_sums_by_shard = per_shard(_sums, None, _TOKENS, ("N", "N"), each_token=True)
+_nll_by_shard = per_shard(_nll, None, _TOKENS, ("BT",), each_token=True)

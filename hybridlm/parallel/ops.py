@@ -51,8 +51,8 @@ def per_shard(
       arguments: letters of every argument that is an array, or a state of them. A tuple of them
         for one of several ranks.
       results, state: letters of what it gives.
-      each_token: `op` treats tokens one by one, so that `split_time` needs no axis; what rows and
-        time are not split over (`tensor`) is left to XLA.
+      each_token: `op` treats tokens one by one, so that it needs no other form for split time;
+        what rows and time are not split over (`tensor`) is left to XLA.
     """
     signature = inspect.signature(op)
 
@@ -68,10 +68,10 @@ def per_shard(
         if undivided & {"B", "T"}:
             return op(**given)
         form = op
-        if mesh[TIME] > 1:
+        if mesh[TIME] > 1 and not each_token:
             if split_time is None:
                 raise ValueError(f"{op.__name__} has no form with time split over devices")
-            form = split_time if each_token else functools.partial(split_time, axis=TIME)
+            form = functools.partial(split_time, axis=TIME)
         options = {n: x for n, x in given.items() if n not in arrays}
         out = (*results, state) if given.get("return_state") else results
 

@@ -5,7 +5,6 @@ Run in a process with several devices; `test_context.py` does.
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable
 from functools import partial
 
@@ -210,12 +209,6 @@ def check(name: str, rng, mesh, time: int, with_ids=True, with_state=True, **opt
     return testing.error(got, want)
 
 
-COLLECTIVE = re.compile(
-    r"= (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute|"
-    r"collective-broadcast)(?:-start)?\("
-)
-
-
 def collectives(name: str, rng, mesh, time: int) -> dict[str, list[tuple[int, ...]]]:
     """Shapes that the compiled value and gradient of training exchange between devices, by kind."""
     case = dataclasses.replace(CASES[name], stateful=False)
@@ -223,12 +216,8 @@ def collectives(name: str, rng, mesh, time: int) -> dict[str, list[tuple[int, ..
     drawn = arguments(case, rng, time, ids, False, jnp.float32)
     text = runners(case, mesh, True, False)[1].lower(*drawn).compile().as_text()
     found: dict[str, list[tuple[int, ...]]] = {}
-    for line in text.splitlines():
-        if match := COLLECTIVE.search(line):
-            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
-            found.setdefault(match[2], []).extend(
-                tuple(int(n) for n in shape.split(",") if n) for shape in shapes
-            )
+    for kind, _, shape in testing.collectives(text):
+        found.setdefault(kind, []).append(shape)
     return found
 
 

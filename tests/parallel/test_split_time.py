@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -11,11 +10,9 @@ import pytest
 from hybridlm import config
 from hybridlm.errors import ConfigError
 from hybridlm.parallel.mesh import check_divides
+from kernels_pallas.testing import collectives
 
 PROGRAM = pathlib.Path(__file__).with_name("context_program.py")
-COLLECTIVE = re.compile(
-    r" = (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
-)
 # One of each kind that splits time; the first few in every run.
 MIXERS = ["swa", "full", "rec", "gdn", "ssd", "nha"]
 MORE = ["chunked", "sink", "growing", "mla", "deltanet", "kda", "short", "gla", "hgrn2"]
@@ -45,9 +42,9 @@ def test_split_mixer_is_single_device(mixer, root):
 def test_no_device_gets_the_sequence(root):
     """A hybrid at context 8: neighbours' tokens and states go round; 176 tokens meet nowhere."""
     found = [
-        (kind, tuple(map(int, sizes.split(","))))
-        for types, kind in COLLECTIVE.findall(run(root, "collectives"))
-        for sizes in re.findall(r"f\d+\[([\d,]+)\]", types)
+        (kind, shape)
+        for kind, dtype, shape in collectives(run(root, "collectives"))
+        if dtype[0] == "f" and shape
     ]
     assert sum(kind == "collective-permute" for kind, _ in found) > 10
     assert not [x for x in found if {176, 3 * 176} & set(x[1])], found
