@@ -65,7 +65,8 @@ def per_shard(
         arrays = {n: x for n, x in given.items() if n in arguments and _is_array(x)}
         letters = {n: _letters_of(arguments[n], x) for n, x in arrays.items()}
         undivided = _undivided(arrays, letters, mesh)
-        if undivided & {"B", "T"}:
+        ours = LETTERS["N"] if each_token and mesh["tensor"] > 1 else tuple(mesh)
+        if undivided & {"B", "T"} or math.prod(mesh[axis] for axis in ours) == 1:
             return op(**given)
         form = op
         if mesh[TIME] > 1 and not each_token:
@@ -82,7 +83,7 @@ def per_shard(
             lambda arrays: form(**arrays, **options),
             in_specs=(specs(letters),),
             out_specs=specs(out if len(out) > 1 else out[0]),
-            axis_names=set(LETTERS["N"] if each_token and mesh["tensor"] > 1 else mesh),
+            axis_names=set(ours),
             check_vma=False,
         )(arrays)
 

@@ -155,7 +155,7 @@ def test_clipping_bounds_the_gradient_and_reports_it_unclipped():
 
 
 SHARDED = """
-import json, sys
+import json, math, sys
 sys.path.insert(0, {here!r})
 import jax, numpy as np
 from test_step import batch_of, tiny
@@ -167,8 +167,9 @@ from hybridlm.train.state import abstract_state, init_state
 from hybridlm.train.step import make_train_step
 import jax.numpy as jnp
 config = tiny()
-for shape in (dict(), dict(data=2, fsdp=2), dict(data=1, tensor=2, fsdp=2), dict(data=1, fsdp=4)):
-    devices = jax.devices() if shape else jax.devices()[:1]
+shapes = dict(), dict(data=2, fsdp=2), dict(tensor=2, fsdp=2), dict(fsdp=4), dict(tensor=2)
+for shape in [dict(data=1) | shape for shape in shapes]:
+    devices = jax.devices()[: math.prod(shape.values())]
     mesh = meshes.make_mesh(MeshConfig(**shape), devices)
     jax.set_mesh(mesh)
     model, optimizer = Model.of(config.model), make_optimizer(config.optimizer)
@@ -198,4 +199,10 @@ def test_sharded_training_is_single_device_training(root):
     runs = [json.loads(line) for line in done.stdout.splitlines()]
     for losses, _, _ in runs[1:]:
         np.testing.assert_allclose(losses, runs[0][0], rtol=2e-5)
-    assert [shape for _, _, shape in runs] == [[1, 16, 16], [1, 8, 16], [1, 8, 8], [1, 4, 16]]
+    assert [shape for _, _, shape in runs] == [
+        [1, 16, 16],
+        [1, 8, 16],
+        [1, 8, 8],
+        [1, 4, 16],
+        [1, 16, 8],
+    ]
