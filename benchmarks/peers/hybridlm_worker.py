@@ -14,7 +14,7 @@ import hybridlm  # noqa: F401 - its version is reported
 from hybridlm import config as configs
 from hybridlm.data.packing import concat_window
 from hybridlm.parallel import mesh as meshes
-from hybridlm.train import setup
+from hybridlm.train import host_memory, setup
 from hybridlm.train.throughput import measured_matmul_flops
 
 MEAN_DOCUMENT = 256  # tokens; a document begins at each with this reciprocal probability
@@ -50,6 +50,7 @@ def settings(options: argparse.Namespace) -> dict:
 
 
 def run(options: argparse.Namespace) -> dict:
+    host_memory.keep_large_buffers()  # where `train` does it: before jax has threads
     config, tokenizer = setup.resolve(configs.read(settings(options)))
     program = setup.compile_program(config, tokenizer.token_bytes())
     sharding = meshes.batch_sharding(program.mesh)
