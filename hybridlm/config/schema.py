@@ -374,14 +374,6 @@ class Config:
             "optimizer.warmup_steps",
             f"and decay_steps together exceed train.steps {train.steps}",
         )
-        for name in self.model.layout.names if self.mesh.context != 1 else ():
-            mixer = self.model.mixers[name]
-            require(
-                mixer.splits_time,
-                "mesh.context",
-                f"is {self.mesh.context}, and mixer {name!r} ({mixer.kind_name}) cannot have its"
-                " time split over devices: use 1",
-            )
 
     @property
     def tokens_per_step(self) -> int:

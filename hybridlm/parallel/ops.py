@@ -47,7 +47,7 @@ def per_shard(
 
     Args:
       op: gives its results, a tuple where there are several, and its state with `return_state`.
-      split_time: the form that also takes the mesh axis that splits time; None if there is none.
+      split_time: the form that also takes the mesh axis that splits time; None with `each_token`.
       arguments: letters of every argument that is an array, or a state of them. A tuple of them
         for one of several ranks.
       results, state: letters of what it gives.
@@ -70,8 +70,6 @@ def per_shard(
             return op(**given)
         form = op
         if mesh[TIME] > 1 and not each_token:
-            if split_time is None:
-                raise ValueError(f"{op.__name__} has no form with time split over devices")
             form = functools.partial(split_time, axis=TIME)
         options = {n: x for n, x in given.items() if n not in arrays}
         out = (*results, state) if given.get("return_state") else results
@@ -129,7 +127,7 @@ attention = per_shard(
     dict(_QKV, window="", sinks_H="H", initial_state=_KEYS), ("BTH-", "BTH"), _KEYS,
 )  # fmt: skip
 block_sparse_attention = per_shard(
-    block_sparse_op.block_sparse_attention, None,
+    block_sparse_op.block_sparse_attention, context.block_sparse_attention,
     dict(_QKV, initial_state=_BLOCKS), ("BTH-", "BTH"), _BLOCKS,
 )  # fmt: skip
 causal_conv = per_shard(

@@ -194,6 +194,8 @@ def _backward(static, residuals, cotangents):
     tokens = k_BSGK.shape[1]
     dk_BSGK = jnp.transpose(dk_BGKS[..., :tokens], (0, 3, 1, 2)) * static.scale
     dv_BSGV = jnp.transpose(dv_BGVS[..., :tokens], (0, 3, 1, 2))
+    # Read by a rotation's gradient, transposes would be done anew for each of its four terms.
+    dq_BTHK, dk_BSGK, dv_BSGV = jax.lax.optimization_barrier((dq_BTHK, dk_BSGK, dv_BSGV))
     return (
         dq_BTHK.astype(q_BTHK.dtype), dk_BSGK.astype(k_BSGK.dtype), dv_BSGV.astype(v_BSGV.dtype),
         dsinks_H, None,

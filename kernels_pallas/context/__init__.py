@@ -2,12 +2,13 @@
 
 Each is called inside `jax.shard_map(..., check_vma=False)` with this shard's tokens and the name of
 the axis, and gives this shard's part of what the op of the same name gives for the whole rows:
-documents, states and gradients included. No shard ever holds the sequence: windows and
-convolutions fetch a halo from the left, recurrences exchange states, full attention passes keys
-and values round a ring.
+documents, states and gradients included. Windows and convolutions fetch a halo from the left,
+recurrences exchange states, full attention passes keys and values round a ring: no shard ever holds
+the sequence, but for the keys and values of block-sparse attention.
 """
 
 from kernels_pallas.context.attention import attention
+from kernels_pallas.context.block_sparse import block_sparse_attention
 from kernels_pallas.context.causal_conv import causal_conv
 from kernels_pallas.context.halo import delay
 from kernels_pallas.context.recurrence import (
@@ -20,6 +21,7 @@ from kernels_pallas.context.recurrence import (
 
 __all__ = [
     "attention",
+    "block_sparse_attention",
     "causal_conv",
     "delay",
     "delta_rule",

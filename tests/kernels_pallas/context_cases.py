@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from subjects.attention import attention_subject
+from subjects.block_sparse import block_sparse_subject
 from subjects.causal_conv import conv_subject
 from subjects.delta_rule import delta_subject
 from subjects.gated_linear import gated_subject
@@ -21,6 +22,7 @@ from subjects.linear_recurrence import recurrence_subject
 
 from kernels_pallas import (
     attention,
+    block_sparse,
     causal_conv,
     context,
     delta_rule,
@@ -61,6 +63,17 @@ def attention_case(stateful, window=None, soft_cap=None, **sizes) -> Case:
 
     subject = attention_subject(window=window, soft_cap=soft_cap, **sizes)
     return Case(subject, call, attention.attention, context.attention, stateful)
+
+
+def block_sparse_case(**sizes) -> Case:
+    def call(op, x, params, **common):
+        out, lse = op(x["q"], x["k"], x["v"], block=sizes["block"], top_k=sizes["top_k"], **common)
+        if common["segment_ids"] is not None:
+            lse = jnp.where((common["segment_ids"] == 0)[..., None], 0, lse)
+        return dict(out=out, lse=lse), None
+
+    single, sharded = block_sparse.block_sparse_attention, context.block_sparse_attention
+    return Case(block_sparse_subject(**sizes), call, single, sharded, stateful=False)
 
 
 def conv_case(width, bias=True) -> Case:
@@ -118,6 +131,7 @@ CASES = {
     "attention, window in the neighbour": attention_case(stateful=True, window=7, slots=3),
     "attention, window over neighbours": attention_case(stateful=True, window=30, sinks=True, slots=9),
     "attention, window over all": attention_case(stateful=True, window=500, slots=2),
+    "block_sparse_attention": block_sparse_case(block=5, top_k=3),
     "causal_conv": conv_case(4),
     "causal_conv, 8 taps": conv_case(8, bias=False),
     "linear_recurrence": diagonal_case(recurrence_subject(), "linear_recurrence", "a", "b"),

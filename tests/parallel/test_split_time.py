@@ -13,10 +13,10 @@ from hybridlm.parallel.mesh import check_divides
 from kernels_pallas.testing import collectives
 
 PROGRAM = pathlib.Path(__file__).with_name("context_program.py")
-# One of each kind that splits time; the first few in every run.
+# One of each kind; the first few in every run.
 MIXERS = ["swa", "full", "rec", "gdn", "ssd", "nha"]
 MORE = ["chunked", "sink", "growing", "mla", "deltanet", "kda", "short", "gla", "hgrn2"]
-MORE += ["lightning", "hymba", "nested", "gsa", "nha_full", "mlstm"]
+MORE += ["lightning", "hymba", "nested", "gsa", "nha_full", "mlstm", "moba"]
 
 
 def run(root, *arguments):
@@ -49,17 +49,6 @@ def test_no_device_gets_the_sequence(root):
     assert sum(kind == "collective-permute" for kind, _ in found) > 10
     assert not [x for x in found if {176, 3 * 176} & set(x[1])], found
     assert not [x for x in found if x[0] in ("all-gather", "all-to-all") and 22 in x[1]], found
-
-
-def test_a_mixer_that_cannot_split_time_is_refused_by_name(refusal, in_root, tmp_path):
-    said = refusal(
-        "train", "--config", "configs/mixers/moba.py:smoke", "--config.mesh.context=2",
-        "--workdir", tmp_path / "run",
-    )  # fmt: skip
-    assert said == (
-        "hybridlm: mesh.context is 2, and mixer 'mixer' (moba) cannot have its time split over"
-        " devices: use 1\n"
-    )
 
 
 def test_a_length_that_does_not_divide_is_refused_with_those_that_do():

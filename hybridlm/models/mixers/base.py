@@ -104,11 +104,6 @@ class MixerConfig(abc.ABC):
         return None
 
     @property
-    def splits_time(self) -> bool:
-        """Whether devices can share a sequence's tokens among them (mesh axis `context`)."""
-        return True
-
-    @property
     def has_loss(self) -> bool:
         """Whether the mixer adds a loss of its own to the training objective."""
         return False

@@ -90,10 +90,6 @@ class MoBAConfig(MixerConfig):
     def head_size(self, width: int) -> int:
         return self.head_dim or width // self.heads
 
-    @property
-    def splits_time(self) -> bool:
-        return False
-
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "MoBA":
         return MoBA(self, spec, rngs=rngs)
 

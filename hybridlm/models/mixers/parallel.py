@@ -70,10 +70,6 @@ class ParallelConfig(MixerConfig):
         return max(branch.reach(seq_len) or 0 for branch in self.branches.values()) or None
 
     @property
-    def splits_time(self) -> bool:
-        return all(branch.splits_time for branch in self.branches.values())
-
-    @property
     def has_loss(self) -> bool:
         return any(branch.has_loss for branch in self.branches.values())
 
