@@ -89,11 +89,13 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     train.epilog = "Any setting: --config.a.b=value (a Python literal, or text)."
 
     ahead = command(
-        "compile", _compile, "compile the training step for TPUs that are not there, and say what"
-        " it needs of them", takes_overrides=True,
+        "compile", _compile, "compile the training step for TPUs or GPUs that are not there, and say"
+        " what it needs of them", takes_overrides=True,
     )  # fmt: skip
     ahead.add_argument("--config", required=True, help="recipe: file.py or file.py:argument")
-    ahead.add_argument("--topology", required=True, help="chip:shape, e.g. v5e:4x4, v5p:8x8x8")
+    ahead.add_argument(
+        "--topology", required=True, help="chip:shape, e.g. v5e:4x4, v5p:8x8x8, h100:8"
+    )
     ahead.add_argument("--slices", type=int, default=1, help="of that topology; default 1")
     ahead.add_argument("--out", type=_path, help="folder for report.json and the compiled step")
     ahead.epilog = "Any setting: --config.a.b=value. Exit code 1: it does not fit."

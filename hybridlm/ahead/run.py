@@ -19,7 +19,7 @@ def run(
     """Compiles, reports, and saves into `out`; returns 0, or 1 where the step does not fit.
 
     Raises:
-      UserError: for a topology that does not exist, a mesh that does not divide, or no libtpu.
+      UserError: for a topology that does not exist, a mesh that does not divide, or no compiler.
     """
     jax.config.update("jax_platforms", "cpu")  # the chips are described, not looked for
     target = topology.find(topology_name, slices)

@@ -1,5 +1,6 @@
-"""Slices of TPU chips that are not there, by name: their devices, and their data sheets' figures."""
+"""Chips that are not there, by name: slices of TPUs and hosts of GPUs, and their figures."""
 
+import importlib.resources
 import importlib.util
 import os
 import re
@@ -43,11 +44,16 @@ _KINDS = {
 }
 
 
+# H100 SXM: what it says of its memory, and NVLink's bytes/s one way.
+_GPU = _Kind("h100", 1, 1, 84_942_979_072, 450e9, "h100:8")
+_OF_A_HOST = (1, 2, 4, 8)
+
+
 class Target(NamedTuple):
     """What a step is compiled for, and the figures of one of its devices.
 
     Attributes:
-      name: as the user wrote it. chip: "v5e", ...
+      name: as the user wrote it. chip: "v5e", ... or "sm_90a".
       devices: for a mesh; they compile and run nothing.
       hbm: bytes. flops: bfloat16 matrix products, FLOP/s. bandwidth: of HBM, bytes/s.
       interconnect: bytes/s that a device sends over all its links.
@@ -63,20 +69,21 @@ class Target(NamedTuple):
 
 
 def find(name: str, slices: int = 1) -> Target:
-    """That many slices of that name, e.g. "v5p:8x8x8" (512 chips each).
+    """That many slices of that name, e.g. "v5p:8x8x8" (512 chips each), or a host: "h100:8".
 
     Raises:
-      UserError: for a name, chip or shape that does not exist, and where libtpu is missing.
+      UserError: for a name, chip or shape that does not exist, and where the compiler is missing.
     """
-    chip, kind, sides = _read(name)
     if slices < 1:
         raise UserError(f"--slices must be at least 1, not {slices}")
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
-            "compile needs libtpu, the compiler of TPUs, which this environment does not have:"
-            " `make aot` builds one that does, .venv-aot (run .venv-aot/bin/hybridlm compile ...)"
-        )
-    devices = _devices(kind, sides, name, slices)
+    if name.partition(":")[0] == _GPU.known_as:
+        if slices > 1:
+            raise UserError("--slices is for TPUs: compile knows a single host of GPUs")
+        chip, kind, devices = "sm_90a", _GPU, _gpus(name)
+    else:
+        chip, kind, sides = _read(name)
+        _need("libtpu", "libtpu, the compiler of TPUs")
+        devices = _devices(kind, sides, name, slices)
     figures = CHIPS[chip]
     return Target(
         name=f"{slices} of {name}" if slices > 1 else name,
@@ -89,13 +96,41 @@ def find(name: str, slices: int = 1) -> Target:
     )
 
 
+def _need(module: str, what: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UserError(
+            f"compile needs {what}, which this environment does not have: `make aot` builds one"
+            " that does, .venv-aot (run .venv-aot/bin/hybridlm compile ...)"
+        )
+
+
+def _gpus(name: str) -> Sequence[jax.Device]:
+    """A host's H100s, known to the compiler by a description of one."""
+    from jax.experimental import topologies
+
+    count = name.partition(":")[2]
+    if count not in map(str, _OF_A_HOST):
+        raise UserError(
+            f"--topology {name!r} is no host of {_GPU.known_as}, which has"
+            f" {', '.join(map(str, _OF_A_HOST))} of them, e.g. {_GPU.example}"
+        )
+    _need("jax_cuda13_plugin", "jax's CUDA plugin, the compiler of GPUs")
+    jax.devices()  # has jax look for its plugins
+    described = importlib.resources.files("kernels_pallas.aot").joinpath("h100.txtpb")
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name=_GPU.known_as, topology=f"1x1x{count}",
+        target_config=described.read_text(),
+    ).devices  # fmt: skip
+
+
 def _read(name: str) -> tuple[str, _Kind, tuple[int, ...]]:
     chip, colon, shape = name.partition(":")
     chip = {"tpu7x": "v7x", "v5litepod": "v5e"}.get(chip, chip)
-    examples = ", ".join(kind.example for kind in _KINDS.values())
+    examples = ", ".join(kind.example for kind in (*_KINDS.values(), _GPU))
     if chip not in _KINDS:
+        known = [*_KINDS, _GPU.known_as]
         raise UserError(
-            f"--topology {name!r} names no chip that compile knows: {nearest(chip, _KINDS)}"
+            f"--topology {name!r} names no chip that compile knows: {nearest(chip, known)}"
             f" (chip:shape, e.g. {examples})"
         )
     kind = _KINDS[chip]

@@ -62,7 +62,8 @@ def _by_slice(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
     """The devices of each slice of TPUs; all of them elsewhere (jax calls a GPU host a slice)."""
     found: dict[int, list[jax.Device]] = {}
     for device in devices:
-        index = device.slice_index if device.platform == "tpu" else 0
+        # A described slice that is alone has no index.
+        index = getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
         found.setdefault(index, []).append(device)
     return [found[index] for index in sorted(found)]
 

@@ -87,12 +87,22 @@ def compile_in_process(root, out, *words):
     return done, json.loads((out / "report.json").read_text())
 
 
+needs_cuda_plugin = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason="jax's CUDA plugin is not installed: `make aot` makes an environment that has it",
+)
+
+
 @pytest.mark.slow
-@needs_libtpu
-def test_a_small_step_for_four_chips(root, tmp_path):
+@pytest.mark.parametrize(
+    "topology",
+    [pytest.param("v5e:2x2", marks=needs_libtpu), pytest.param("h100:4", marks=needs_cuda_plugin)],
+)
+def test_a_small_step_for_four_chips(root, tmp_path, topology):
     words = ("--config", "configs/demo.py:smoke", "--config.mesh.data=1", "--config.mesh.fsdp=4")
-    done, said = compile_in_process(root, tmp_path, *words, "--topology", "v5e:2x2")
+    done, said = compile_in_process(root, tmp_path, *words, "--topology", topology)
     assert done.returncode == 0 and "it fits" in done.stdout
+    assert said["devices"] == 4 and said["step"]["flops"] >= 0.9 * said["step"]["model_flops"]
     assert said["step"]["fits"] and said["step"]["collectives"]
     assert (tmp_path / "step.pickle").stat().st_size > 0
 

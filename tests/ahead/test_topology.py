@@ -7,12 +7,13 @@ import pytest
 from hybridlm.ahead import topology
 
 NO_LIBTPU = importlib.util.find_spec("libtpu") is None
+NO_CUDA_PLUGIN = importlib.util.find_spec("jax_cuda13_plugin") is None
 
 
 @pytest.mark.parametrize(
     "name, said",
     [
-        ("v9:2x2", "valid are: v5e, v5p, v6e, v7x"),
+        ("v9:2x2", "valid are: h100, v5e, v5p, v6e, v7x"),
         ("v5ee:2x2", "did you mean 'v5e'?"),
         ("v5e", "has no shape of v5e, which has 2 sides, e.g. v5e:2x2"),
         ("v5p:8x8", "has no shape of v5p, which has 3 sides, e.g. v5p:2x2x1"),
@@ -20,6 +21,8 @@ NO_LIBTPU = importlib.util.find_spec("libtpu") is None
         ("v6e:0x2", "has no shape of v6e"),
         ("v5e:3x2", "the first two sides of v5e must be even, e.g. v5e:2x2, or all 1"),
         ("v5p:1x1x8", "one chip is v5p:1x1x1"),
+        ("h100:3", "is no host of h100, which has 1, 2, 4, 8 of them, e.g. h100:8"),
+        ("h100", "is no host of h100"),
     ],
 )
 def test_a_wrong_topology_is_refused(refusal, in_root, name, said):
@@ -41,3 +44,21 @@ def test_without_libtpu_the_way_to_it_is_named(refusal, in_root):
 def test_devices_and_their_figures(name, devices, flops):
     target = topology.find(name)
     assert (len(target.devices), target.flops) == (devices, flops)
+
+
+@pytest.mark.skipif(NO_CUDA_PLUGIN, reason="jax's CUDA plugin is not installed: see `make aot`")
+def test_a_host_of_gpus():
+    target = topology.find("h100:8")
+    assert (len(target.devices), target.flops, target.chip) == (8, 989e12, "sm_90a")
+
+
+def test_gpus_have_no_slices(refusal, in_root):
+    words = ("--topology", "h100:8", "--slices", "2")
+    message = refusal("compile", "--config", "configs/demo.py:smoke", *words)
+    assert "--slices is for TPUs" in message
+
+
+@pytest.mark.skipif(not NO_CUDA_PLUGIN, reason="jax's CUDA plugin is installed")
+def test_without_the_cuda_plugin_the_way_to_it_is_named(refusal, in_root):
+    message = refusal("compile", "--config", "configs/demo.py:smoke", "--topology", "h100:8")
+    assert "needs jax's CUDA plugin" in message and "`make aot`" in message
