@@ -211,21 +211,28 @@ def check_packed(
     dtype=jnp.float64, tolerance: float = 1e-10, impl: str = "chunked",
 ) -> None:  # fmt: skip
     """Law 2: documents of `lengths`, packed into one row with `gaps[i]` padded tokens after
-    document i, have the outputs and gradients they have alone: each in a row of its own, padded to
-    the longest."""
-    gaps = [0] * len(lengths) if gaps is None else gaps
-    rows, longest = len(lengths), max(lengths)
-    params, inputs = subject.params(rng, dtype), subject.inputs(rng, rows, longest, dtype)
-    ids_alone = jnp.asarray(np.arange(longest) < np.asarray(lengths)[:, None], jnp.int32)
+    document i, have the outputs and gradients they have alone, each in a row of its own.
 
-    pieces, filler, ids, spans, at = [], subject.inputs(rng, 1, 1 + max(gaps), dtype), [], [], 0
+    Both are batches of one shape, filled up with padding, so that one program runs them.
+    """
+    gaps = [0] * len(lengths) if gaps is None else gaps
+    rows, time = len(lengths), sum(lengths) + sum(gaps)
+    params, inputs = subject.params(rng, dtype), subject.inputs(rng, rows, time, dtype)
+    filler = subject.inputs(rng, rows, time, dtype)
+    ids_alone = jnp.asarray(np.arange(time) < np.asarray(lengths)[:, None], jnp.int32)
+
+    ids_packed, spans, at = np.zeros((rows, time), np.int32), [], 0
     for number, (length, gap) in enumerate(zip(lengths, gaps, strict=True)):
-        pieces += [_part_of(inputs, number, length), _part_of(filler, 0, gap)]
-        ids += [1 + number % 2] * length + [0] * gap  # ids repeat, documents do not
         spans.append(slice(at, at + length))
+        ids_packed[0, spans[-1]] = 1 + number % 2  # ids repeat, documents do not
         at += length + gap
-    packed_inputs = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *pieces)
-    ids = jnp.asarray([ids], jnp.int32)
+
+    def pack(alone: Tree, around: Tree) -> Tree:
+        for number, (span, length) in enumerate(zip(spans, lengths)):
+            around = jax.tree.map(
+                lambda x, y, n=number, s=span, l=length: x.at[0, s].set(y[n, :l]), around, alone
+            )
+        return around
 
     @jax.jit
     def run(inputs, params, segment_ids, cotangents):
@@ -237,16 +244,14 @@ def check_packed(
 
     own, _ = draw_cotangents(rng, subject, impl, inputs, params, ids_alone, None)
     own = jax.tree.map(lambda c: jnp.where(_as_wide(ids_alone, c) != 0, c, 0), own)
-    together = jax.tree.map(lambda c: jnp.zeros((1, at, *c.shape[2:]), c.dtype), own)
-    for number, (span, length) in enumerate(zip(spans, lengths)):
-        together = jax.tree.map(
-            lambda x, y, s=span: x.at[:, s].set(y), together, _part_of(own, number, length)
-        )
-    *packed, packed_params = run(packed_inputs, params, ids, together)
+    together = pack(own, jax.tree.map(jnp.zeros_like, own))
+    *packed, packed_params = run(
+        pack(inputs, filler), params, jnp.asarray(ids_packed), together
+    )  # fmt: skip
     *alone, alone_params = run(inputs, params, ids_alone, own)
     for number, (span, length) in enumerate(zip(spans, lengths)):
-        got = jax.tree.map(lambda x, s=span: x[:, s], packed)
-        want = _part_of(alone, number, length)
+        got = jax.tree.map(lambda x, s=span: x[:1, s], packed)
+        want = jax.tree.map(lambda x, n=number, l=length: x[n : n + 1, :l], alone)
         assert_close(f"{subject.name}: packed = separate, document {number}", got, want, tolerance)
     law = f"{subject.name}: packed = separate, parameters"
     assert_close(law, packed_params, alone_params, tolerance)
@@ -254,11 +259,6 @@ def check_packed(
 
 def _as_wide(ids_BT, x):
     return ids_BT.reshape(ids_BT.shape + (1,) * (x.ndim - 2))
-
-
-def _part_of(tree: Tree, row: int, length: int) -> Tree:
-    """The first `length` tokens of one row, (1, length, ...)."""
-    return jax.tree.map(lambda x: x[row : row + 1, :length], tree)
 
 
 def check_split(
