@@ -20,6 +20,7 @@ A subject whose outputs are not 0 at padding by nature (a log-sum-exp) masks the
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -204,6 +205,20 @@ def _rms_error(got: Tree, want: Tree) -> float:
         if y.size
     ]
     return _nan_is_inf(np.sqrt(np.mean(np.concatenate([s.ravel() for s in squares] or [[0.0]]))))
+
+
+def compiled(op: Callable) -> Callable:
+    """`op` as one program, its arguments that are no arrays known while it is compiled.
+
+    A call without `jax.jit` compiles every operation in it by itself, which takes longer.
+    """
+
+    def run(*arrays, **options):
+        traced = {n: x for n, x in options.items() if isinstance(x, jax.Array | tuple)}
+        known = {n: x for n, x in options.items() if n not in traced}
+        return jax.jit(functools.partial(op, **known))(*arrays, **traced)
+
+    return run
 
 
 def check_packed(

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hybridlm.config.schema import Config, MeshConfig
@@ -72,7 +73,7 @@ def _grid(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
     """Where neighbours in the mesh are neighbours in the slice's torus, as far as it goes."""
     if devices[0].platform != "tpu":
         return np.array(devices).reshape(shape)
-    return jax.make_mesh(shape, AXES, devices=devices).devices
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def check_divides(config: Config, shape: Sequence[int]) -> None:

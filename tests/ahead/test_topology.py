@@ -5,6 +5,8 @@ import importlib.util
 import pytest
 
 from hybridlm.ahead import topology
+from hybridlm.config import MeshConfig
+from hybridlm.parallel.mesh import make_mesh
 
 NO_LIBTPU = importlib.util.find_spec("libtpu") is None
 NO_CUDA_PLUGIN = importlib.util.find_spec("jax_cuda13_plugin") is None
@@ -44,6 +46,13 @@ def test_without_libtpu_the_way_to_it_is_named(refusal, in_root):
 def test_devices_and_their_figures(name, devices, flops):
     target = topology.find(name)
     assert (len(target.devices), target.flops) == (devices, flops)
+
+
+@pytest.mark.skipif(NO_LIBTPU, reason="libtpu is not installed: see `make aot`")
+@pytest.mark.parametrize("sizes", [dict(fsdp=128, tensor=4), dict(data=2, fsdp=4, context=64)])
+def test_a_mesh_may_split_a_side_of_the_torus(sizes):
+    grid = make_mesh(MeshConfig(**dict(data=1) | sizes), topology.find("v5p:8x8x8").devices).devices
+    assert sorted(d.id for d in grid.flat) == list(range(512))
 
 
 @pytest.mark.skipif(NO_CUDA_PLUGIN, reason="jax's CUDA plugin is not installed: see `make aot`")

@@ -18,6 +18,7 @@ from kernels_pallas.block_sparse import (
 from kernels_pallas.testing import normal
 
 FORMS = ("reference", "chunked")
+attend, attend_full = testing.compiled(block_sparse_attention), testing.compiled(attention)
 
 
 def draw(rng, time, heads=4, kv_heads=2, size=5, batch=2):
@@ -55,7 +56,7 @@ def test_equals_loops_over_tokens(x64, form, block, top_k):
     rng = np.random.default_rng(block)
     q, k, v = draw(rng, 33)
     ids = testing.draw_segment_ids(rng, 2, 33, documents=3)
-    got, _ = block_sparse_attention(
+    got, _ = attend(
         q, k, v, block=block, top_k=top_k, segment_ids=ids, impl=form
     )  # fmt: skip
     np.testing.assert_allclose(got, in_loops(q, k, v, ids, block, top_k), atol=1e-12)
@@ -68,10 +69,10 @@ def test_all_blocks_are_full_attention(x64, form):
     arrays, ids = draw(rng, 50), testing.draw_segment_ids(rng, 2, 50)
 
     def sparse(q, k, v):
-        return block_sparse_attention(q, k, v, block=7, top_k=8, segment_ids=ids, impl=form)
+        return attend(q, k, v, block=7, top_k=8, segment_ids=ids, impl=form)
 
     def full(q, k, v):
-        return attention(q, k, v, segment_ids=ids, impl="reference")
+        return attend_full(q, k, v, segment_ids=ids, impl="reference")
 
     results = []
     for function in (sparse, full):
@@ -86,8 +87,8 @@ def test_one_block_is_attention_within_blocks(x64, form):
     rng = np.random.default_rng(1)
     q, k, v = draw(rng, 20)
     blocks = jnp.tile(1 + jnp.arange(20)[None] // 6, (2, 1))
-    got = block_sparse_attention(q, k, v, block=6, top_k=1, impl=form)
-    want = attention(q, k, v, segment_ids=blocks, impl="reference")
+    got = attend(q, k, v, block=6, top_k=1, impl=form)
+    want = attend_full(q, k, v, segment_ids=blocks, impl="reference")
     testing.assert_close("top_k = 1", got, want, 1e-10)
 
 
@@ -96,7 +97,7 @@ def test_of_equal_blocks_the_earlier_is_seen(form):
     """With keys all alike every score is a tie; values say which blocks were seen."""
     q, k = jnp.ones((1, 12, 2, 4)), jnp.ones((1, 12, 1, 4))
     v = jnp.arange(12.0).reshape(1, 12, 1, 1)
-    out, _ = block_sparse_attention(q, k, v, block=2, top_k=3, impl=form)
+    out, _ = attend(q, k, v, block=2, top_k=3, impl=form)
     for t in range(12):
         own = t // 2 * 2
         want = np.mean([*range(min(own, 4)), *range(own, t + 1)])
@@ -124,12 +125,12 @@ def test_positions_of_the_state_say_where_blocks_begin(x64):
     """The last tokens of a document as a state equal the whole, as long as blocks are whole."""
     rng = np.random.default_rng(4)
     q, k, v = draw(rng, 30)
-    whole, _ = block_sparse_attention(q, k, v, block=6, top_k=99, impl="reference")
+    whole, _ = attend(q, k, v, block=6, top_k=99, impl="reference")
     positions = jnp.tile(jnp.arange(20)[None], (2, 1))
     state = BlockSparseState(k[:, :20], v[:, :20], jnp.ones((2, 20), jnp.int32), positions)
     last = [x[:, 20:] for x in (q, k, v)]
     for form in FORMS:
-        out, _ = block_sparse_attention(*last, block=6, top_k=99, initial_state=state, impl=form)
+        out, _ = attend(*last, block=6, top_k=99, initial_state=state, impl=form)
         testing.assert_close("state", out, whole[:, 20:], 1e-10)
 
 
@@ -138,7 +139,7 @@ def test_decode_is_the_last_query_of_a_ring_that_has_wrapped(x64):
     rng = np.random.default_rng(5)
     time, slots, block, first = 23, 25, 4, 12
     q, k, v = draw(rng, time)
-    want, _ = block_sparse_attention(q, k, v, block=block, top_k=3, impl="reference")
+    want, _ = attend(q, k, v, block=block, top_k=3, impl="reference")
     at = (first + np.arange(time)) % slots
     k_ring, v_ring = (jnp.zeros((2, slots, *x.shape[2:])).at[:, at].set(x) for x in (k, v))
     first_B, zero = jnp.full(2, first, jnp.int32), jnp.zeros((2, 7, *k.shape[2:]))
@@ -164,7 +165,7 @@ def test_memory_is_linear_in_time():
         shape = jax.ShapeDtypeStruct((1, time, 1, 16), jnp.float32)
 
         def loss(q, k, v):
-            return block_sparse_attention(q, k, v, block=64, top_k=3, impl="chunked")[0].sum()
+            return attend(q, k, v, block=64, top_k=3, impl="chunked")[0].sum()
 
         compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape).compile()
         return compiled.memory_analysis().temp_size_in_bytes

@@ -40,6 +40,7 @@ def test_law_at_length(op, law, seed):
 
 #: Attention rounds the weights of its product with v as XLA's own does, which its reference does not:
 #: test_attention holds it to XLA's.
+@pytest.mark.slow
 @pytest.mark.parametrize("op", sorted(SUBJECTS.keys() - {"attention"}))
 @settings(max_examples=1, deadline=None, phases=[Phase.generate])
 @given(seed=seeds)

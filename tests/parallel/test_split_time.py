@@ -14,8 +14,21 @@ from kernels_pallas.testing import collectives
 
 PROGRAM = pathlib.Path(__file__).with_name("context_program.py")
 # One of each kind; the first few in every run.
-MIXERS = ["swa", "full", "rec", "gdn", "ssd", "nha"]
-MORE = ["chunked", "sink", "growing", "mla", "deltanet", "kda", "short", "gla", "hgrn2"]
+MIXERS = ["full", "gdn", "nha"]
+MORE = [
+    "swa",
+    "rec",
+    "ssd",
+    "chunked",
+    "sink",
+    "growing",
+    "mla",
+    "deltanet",
+    "kda",
+    "short",
+    "gla",
+    "hgrn2",
+]
 MORE += ["lightning", "hymba", "nested", "gsa", "nha_full", "mlstm", "moba"]
 
 
