@@ -213,10 +213,14 @@ def compiled(op: Callable) -> Callable:
     A call without `jax.jit` compiles every operation in it by itself, which takes longer.
     """
 
+    @functools.cache
+    def program(**known):
+        return jax.jit(functools.partial(op, **known))
+
     def run(*arrays, **options):
         traced = {n: x for n, x in options.items() if isinstance(x, jax.Array | tuple)}
         known = {n: x for n, x in options.items() if n not in traced}
-        return jax.jit(functools.partial(op, **known))(*arrays, **traced)
+        return program(**known)(*arrays, **traced)
 
     return run
 

@@ -19,6 +19,7 @@ from kernels_pallas.testing import normal
 
 FORMS = ("reference", "chunked")
 attend, attend_full = testing.compiled(block_sparse_attention), testing.compiled(attention)
+new_means = testing.compiled(update_means)
 
 
 def draw(rng, time, heads=4, kv_heads=2, size=5, batch=2):
@@ -144,10 +145,10 @@ def test_decode_is_the_last_query_of_a_ring_that_has_wrapped(x64):
     k_ring, v_ring = (jnp.zeros((2, slots, *x.shape[2:])).at[:, at].set(x) for x in (k, v))
     first_B, zero = jnp.full(2, first, jnp.int32), jnp.zeros((2, 7, *k.shape[2:]))
     known = jnp.zeros(2, jnp.int32)
-    means = update_means(zero, k_ring, first_B, known, known + time, time=time, block=block)
+    means = new_means(zero, k_ring, first_B, known, known + time, time=time, block=block)
     stepwise = zero
     for n in range(time):
-        stepwise = update_means(
+        stepwise = new_means(
             stepwise, k_ring, first_B, known + n, known + n + 1, time=1, block=block
         )  # fmt: skip
     testing.assert_close("means", stepwise, means, 1e-12)

@@ -15,6 +15,7 @@ from hybridlm.models.mixers import SequenceContext
 
 PATTERNS = ["swa full rec", "sink wide", "full", "rec"]
 BLOCKS = ["prenorm", "sandwich", "parallel"]
+slow = pytest.mark.slow
 
 
 def logits_of(model, params, tokens, ids, **options):
@@ -111,7 +112,8 @@ def test_causal_and_padding_inert(pattern, seed):
 
 @pytest.mark.parametrize(
     "pattern, block",
-    [(p, "prenorm") for p in PATTERNS] + [("swa full rec", b) for b in BLOCKS[1:]],
+    [(p, "prenorm") for p in PATTERNS]
+    + [pytest.param("swa full rec", b, marks=slow) for b in BLOCKS[1:]],
 )
 def test_cached_decoding_is_the_forward_pass(pattern, block):
     """Prefill in pieces and token-by-token decoding give the parallel form's logits."""
@@ -141,7 +143,7 @@ def test_cached_decoding_is_the_forward_pass(pattern, block):
         np.testing.assert_allclose(np.where(real, made, 0), np.where(real, expected, 0), atol=1e-10)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", ["prenorm", *(pytest.param(b, marks=slow) for b in BLOCKS[1:])])
 def test_scan_is_unrolled(block):
     """The scanned unit gives what its layers one by one give."""
     config = small.model_config("swa rec", depth=6, block=block, prefix="full", suffix="full")
