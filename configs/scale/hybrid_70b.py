@@ -1,7 +1,8 @@
 """A hybrid of 70B parameters: Gated DeltaNet, windowed attention with RoPE, full attention with NoPE.
 
-Sharded over all chips with `mesh.fsdp`, 4,194,304 tokens a step, 1.4T tokens in all. The corpus of
-the checkout and a byte tokenizer stand in for yours: set `data.sources` and `data.tokenizer`.
+Heads and hidden units are shared by 4 chips (`mesh.tensor`), parameters by all; 4,194,304 tokens a
+step, 1.4T tokens in all. The corpus of the checkout and a byte tokenizer stand in for yours: set
+`data.sources` and `data.tokenizer`.
 
 Hardware: v5p:8x8x8 (512 chips); docs/scale.md has what the compiler has said of it so far.
 Expected: no loss is known: no such slice was at hand, and it has not trained.
@@ -25,6 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
         window=4096,
         seq_len=8192,
         batch_size=512,
+        tensor=4,
         lr=1.5e-4,
         steps=334_000,
     )

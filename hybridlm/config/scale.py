@@ -9,7 +9,8 @@ HEAD_DIM = 128
 
 def hybrid(
     arg: str | None, *, width: int, units: int, hidden: int, kv_heads: int, window: int,
-    seq_len: int, batch_size: int, lr: float, steps: int, accumulate: int = 1, tie_embeddings: bool = False,
+    seq_len: int, batch_size: int, lr: float, steps: int, accumulate: int = 1, tensor: int = 1,
+    tie_embeddings: bool = False,
 ) -> ConfigDict:  # fmt: skip
     """Gated DeltaNet, sliding-window attention with RoPE and full attention with NoPE, in turn.
 
@@ -22,7 +23,8 @@ def hybrid(
       units: how often the three layers repeat.
       hidden: of the MLP. kv_heads: of both kinds of attention. window: in tokens.
       batch_size: sequences of `seq_len` tokens in a step, over all chips; `accumulate` parts of it
-        go through one after another.
+        go through one after another. tensor: chips that share heads and hidden units; the others
+        share the parameters.
     """
     flags = recipes.parse_arg(arg, smoke=False)
     heads = width // HEAD_DIM
@@ -55,5 +57,5 @@ def hybrid(
     c.train.accumulate = 1 if flags["smoke"] else accumulate
     c.train.log_every, c.train.eval_every, c.train.checkpoint_every = 10, 1000, 1000
     c.train.eval_sequences = 2 * batch_size
-    c.mesh = dict(data=-1) if flags["smoke"] else dict(data=1, fsdp=-1)
+    c.mesh = dict(data=-1) if flags["smoke"] else dict(data=1, fsdp=-1, tensor=tensor)
     return recipes.smoke(c) if flags["smoke"] else c

@@ -168,7 +168,7 @@ class Trainer:
 
     def device_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """A training batch on the mesh, (accumulate, micro-batch, time), of the hosts' rows."""
-        return {name: self.rows.array(local) for name, local in batch.items()}
+        return self.rows.arrays(batch)
 
     def heldout(self) -> list[dict[str, jax.Array]]:
         """The batches of one evaluation, (batch, time) on the mesh."""

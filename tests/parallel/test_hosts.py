@@ -140,6 +140,38 @@ def test_a_killed_host_ends_the_others_with_a_sentence(root, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_hosts_of_which_one_was_killed_go_on_as_four_on_another_mesh(root, tmp_path):
+    settings = [f"--config.train.{key}={value}" for key, value in dict(
+        steps=80, eval_every=80, checkpoint_every=10, log_every=10).items()]  # fmt: skip
+    run(root, tmp_path / "alone", 1, *settings)
+    workdir = tmp_path / "run"
+    with started(root, workdir, 2, *settings) as processes:
+        wait_for_step(workdir, 30, processes)
+        processes[1].kill()
+        assert codes(processes[:1], timeout=60) == [75]
+    assert 20 <= max(checkpoint_steps(workdir)) < 80
+    run(root, workdir, 4, *settings, "--config.mesh.data=2", "--config.mesh.fsdp=2")
+    ours, theirs = losses(workdir), losses(tmp_path / "alone")
+    assert list(ours) == list(theirs)
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_updates_that_are_not_finite_are_skipped_on_all_hosts_alike(root, tmp_path):
+    """The first update throws the parameters out of range; no gradient is finite from then on."""
+    wild = ["--config.optimizer.lr=1e38", "--config.optimizer.warmup_steps=0"]
+    wild += ["--config.train.log_every=1", "--config.train.abort_after=4"]
+    found = {}
+    for count in (1, 2):
+        with started(root, tmp_path / str(count), count, *wild) as processes:
+            assert codes(processes) == [1] * count
+            assert "not finite" in said(processes[0]) or "skipped" in said(processes[0])
+        records = metrics.read(tmp_path / str(count) / metrics.FILE)
+        found[count] = [r["skipped"] for r in records if r["kind"] == "train"]
+    assert found[1] == found[2] and found[1][-1] >= 3
+
+
+@pytest.mark.slow
 def test_a_host_that_hangs_trips_the_watchdog_of_the_others(root, tmp_path):
     workdir = tmp_path / "run"
     long = ("--config.train.steps=100000", "--config.train.eval_every=100000")
@@ -166,7 +198,7 @@ batch = np.random.default_rng(0).integers(0, 99, (2, 8, 8))
 for shape, spec in (((count, 1), ("a", "b")), ((1, count), ("a", "b")), ((count, 1), (None, "a"))):
     mesh = jax.make_mesh(shape, ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     rows = hosts.Rows.of(NamedSharding(mesh, PartitionSpec(None, *spec)), batch.shape)
-    array = rows.array(batch.reshape(16, 8)[list(rows.indices)])
+    array = rows.arrays({"x": batch.reshape(16, 8)[list(rows.indices)]})["x"]
     np.testing.assert_array_equal(multihost_utils.process_allgather(array, tiled=True), batch)
     if spec[0] and shape[0] == count:
         assert len(rows.indices) == 16 // count, rows.indices  # only its share is loaded
