@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ import train_cpu
 
 BEGIN, END = "<!-- scaling: begin -->", "<!-- scaling: end -->"
 DEVICES, DEPTHS = (1, 2, 4, 8), (6, 12, 24, 48)
+RUNS = 5  # of what varies most
 AXES = ("data", "fsdp", "tensor", "context")
 ROWS = 2  # of a device
 SHAPE = {
@@ -174,11 +176,12 @@ def render(results: dict) -> str:
     lines += ["", "| layers | tracing, s | compiling, s |", "|--:|--:|--:|"]
     for record in of["depth"]:
         lines.append(f"| {record['layers']} | {record['trace']:.1f} | {record['compile']:.1f} |")
-    for record in of["overhead"]:
-        extra = record["step_ms"] - record["compiled_step_ms"]
+    if of["overhead"]:
+        extra = sorted(r["step_ms"] - r["compiled_step_ms"] for r in of["overhead"])
         lines += [
-            "", f"A step of a tiny model takes {record['step_ms']:.2f} ms in the loop and"
-            f" {record['compiled_step_ms']:.2f} ms alone: Python adds {extra:.2f} ms."
+            "", "Of a step of a tiny model in the loop, Python takes"
+            f" {statistics.median(extra):.1f} ms (median of {len(extra)} runs, {extra[0]:.1f} to"
+            f" {extra[-1]:.1f})."
         ]  # fmt: skip
     machine = results["machine"]
     lines += ["", f"- {results['date']}, {machine['cpu']}, {machine['cores']} cores."]
@@ -205,7 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         records = [r for name in options.chips for r in run("chips", name)]
     else:
         records = [r for n in DEVICES for r in run("simulated", str(n), devices=n)]
-        records += [r for n in DEPTHS for r in run("depth", str(n))] + run("overhead")
+        records += [r for n in DEPTHS for r in run("depth", str(n))]
+        records += [r for _ in range(RUNS) for r in run("overhead")]
     results = {"date": time.strftime("%Y-%m-%d"), "machine": train_cpu.machine(), "records": []}
     kinds = {r["kind"] for r in records}
     if options.json and options.json.exists():
