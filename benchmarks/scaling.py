@@ -8,7 +8,8 @@
 - Milliseconds a step of what Python does around the compiled step, on a model that takes no time.
 
 Run:     python benchmarks/scaling.py --json benchmarks/scaling.json
-Chips:   .venv-aot/bin/python benchmarks/scaling.py --chips v5e:2x4 v5e:8x8 --json benchmarks/scaling.json
+Chips:   .venv-aot/bin/python benchmarks/scaling.py --chips v5e:2x4 v5e:8x8 v5e:16x16 v5p:8x16x16 \
+             --json benchmarks/scaling.json
 Table:   python benchmarks/scaling.py --render benchmarks/scaling.json      (into the README)
 """
 
@@ -30,8 +31,9 @@ DEVICES, DEPTHS = (1, 2, 4, 8), (6, 12, 24, 48)
 RUNS = 5  # of what varies most
 AXES = ("data", "fsdp", "tensor", "context")
 ROWS = 2  # of a device
+WIDTH = 256
 SHAPE = {
-    "model.width": "256", "model.depth": "6", "model.mlp.hidden": "768", "model.vocab_size": "512",
+    "model.width": str(WIDTH), "model.depth": "6", "model.mlp.hidden": "768", "model.vocab_size": "512",
     "model.mixers.swa.heads": "8", "model.mixers.swa.kv_heads": "8",
     "model.mixers.full.heads": "8", "model.mixers.full.kv_heads": "8",
     "model.mixers.rec.heads": "8", "data.seq_len": "1024", "mesh.data": "1",
@@ -83,7 +85,9 @@ def on_chips(name: str) -> Iterator[dict]:
     jax.config.update("jax_platforms", "cpu")
     target = topology.find(name)
     count = len(target.devices)
-    made = config_of(split("fsdp", count))
+    # Parameters are as wide as that; more chips hold copies.
+    mesh = {"mesh.fsdp": str(min(count, WIDTH)), "mesh.data": str(max(1, count // WIDTH))}
+    made = config_of(split("fsdp", count) | mesh)
     start = time.perf_counter()
     compiled = measure.compile_step(made, target)
     by_kind = sent(compiled.program, count, made.tokens_per_step)
