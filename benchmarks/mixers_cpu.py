@@ -107,10 +107,7 @@ def failures(results: dict) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write everything there")
-    parser.add_argument("--render", type=pathlib.Path, metavar="JSON", help="only fill the README")
+    parser = train_cpu.argument_parser(__doc__)
     parser.add_argument("--env", type=pathlib.Path, metavar="DIR", help="jax-linear-attention's")
     parser.add_argument("--ops", nargs="+", help="only these")
     parser.add_argument("--repeats", type=int, default=3)

@@ -193,10 +193,7 @@ def render(results: dict) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="add the records there")
-    parser.add_argument("--render", type=pathlib.Path, metavar="JSON", help="only fill the README")
+    parser = train_cpu.argument_parser(__doc__)
     parser.add_argument("--chips", nargs="+", default=[], help="topologies, in place of the CPU's")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -10,7 +10,6 @@ Table:   python benchmarks/step_parts.py --render benchmarks/step_parts.json   (
 
 import argparse
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -139,10 +138,7 @@ def render(results: dict) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write everything there")
-    parser.add_argument("--render", type=pathlib.Path, metavar="JSON", help="only fill the README")
+    parser = train_cpu.argument_parser(__doc__)
     options = parser.parse_args(arguments)
     if options.render:
         results = json.loads(options.render.read_text())

@@ -321,11 +321,17 @@ def _env(text: str) -> tuple[str, pathlib.Path]:
     return key, pathlib.Path(folder)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """One with what all these scripts take: where results go, and whether they are only shown."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write everything there")
+    parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
+    parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="keep the results there")
     parser.add_argument("--render", type=pathlib.Path, metavar="JSON", help="only fill the README")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argument_parser(__doc__)
     parser.add_argument(
         "--env", type=_env, action="append", default=[], metavar="NAME=DIR",
         help="use this virtual environment for hybridlm, torch or jla",

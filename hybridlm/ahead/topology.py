@@ -1,6 +1,5 @@
 """Chips that are not there, by name: slices of TPUs and hosts of GPUs, and their figures."""
 
-import importlib.resources
 import importlib.util
 import os
 import re
@@ -11,7 +10,7 @@ import jax
 
 from hybridlm.dataclass_reader import nearest
 from hybridlm.errors import UserError
-from kernels_pallas.aot.chips import CHIPS
+from kernels_pallas.aot.chips import CHIPS, host_of_gpus
 
 GIB = 2**30
 
@@ -105,9 +104,7 @@ def _need(module: str, what: str) -> None:
 
 
 def _gpus(name: str) -> Sequence[jax.Device]:
-    """A host's H100s, known to the compiler by a description of one."""
-    from jax.experimental import topologies
-
+    """A host's H100s."""
     count = name.partition(":")[2]
     if count not in map(str, _OF_A_HOST):
         raise UserError(
@@ -116,11 +113,7 @@ def _gpus(name: str) -> Sequence[jax.Device]:
         )
     _need("jax_cuda13_plugin", "jax's CUDA plugin, the compiler of GPUs")
     jax.devices()  # has jax look for its plugins
-    described = importlib.resources.files("kernels_pallas.aot").joinpath("h100.txtpb")
-    return topologies.get_topology_desc(
-        platform="cuda", topology_name=_GPU.known_as, topology=f"1x1x{count}",
-        target_config=described.read_text(),
-    ).devices  # fmt: skip
+    return host_of_gpus(CHIPS["sm_90a"], int(count)).devices
 
 
 def _read(name: str) -> tuple[str, _Kind, tuple[int, ...]]:

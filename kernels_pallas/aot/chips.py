@@ -1,5 +1,6 @@
 """The chips that kernels are compiled for, and the figures of their data sheets."""
 
+import importlib.resources
 from typing import NamedTuple
 
 
@@ -27,3 +28,17 @@ CHIPS = {
     "v7x": Chip("tpu", "tpu7x:2x2x1", 2307e12 / 2, 7380e9 / 2),
     "sm_90a": Chip("cuda", "h100", 989e12, 3352e9),
 }
+
+
+def host_of_gpus(chip: Chip, count: int = 1):
+    """The topology of a host with `count` of them, known to the compiler by a description of one.
+
+    jax must have looked for its plugins, as it does when it is asked for devices.
+    """
+    from jax.experimental import topologies
+
+    described = importlib.resources.files("kernels_pallas.aot").joinpath(f"{chip.topology}.txtpb")
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name=chip.topology, topology=f"1x1x{count}",
+        target_config=described.read_text(),
+    )  # fmt: skip

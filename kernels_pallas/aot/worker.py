@@ -6,7 +6,6 @@ libtpu reads its flags when a process starts, so every compilation is a process:
 """
 
 import importlib
-import importlib.resources
 import json
 import os
 import pathlib
@@ -15,7 +14,7 @@ import sys
 import time
 import unittest.mock
 
-from kernels_pallas.aot.chips import CHIPS, Chip
+from kernels_pallas.aot.chips import CHIPS, Chip, host_of_gpus
 
 
 def set_environment(chip: Chip, dump: str) -> None:
@@ -36,16 +35,15 @@ def compile_for(chip: Chip, function, arguments) -> float:
 
     from kernels_pallas import dispatch
 
-    options = {}
     if chip.platform == "cuda":
         from jax._src import xla_bridge
 
         xla_bridge.discover_pjrt_plugins()
-        target = importlib.resources.files("kernels_pallas.aot").joinpath(f"{chip.topology}.txtpb")
-        options = dict(target_config=target.read_text(), topology="1x1x1")
-    topology = topologies.get_topology_desc(
-        platform=chip.platform, topology_name=chip.topology, **options
-    )
+        topology = host_of_gpus(chip)
+    else:
+        topology = topologies.get_topology_desc(
+            platform=chip.platform, topology_name=chip.topology
+        )  # fmt: skip
     mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ("chip",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     platform = "gpu" if chip.platform == "cuda" else chip.platform

@@ -15,21 +15,8 @@ from kernels_pallas.testing import collectives
 PROGRAM = pathlib.Path(__file__).with_name("context_program.py")
 # One of each kind; the first few in every run.
 MIXERS = ["full", "gdn", "nha"]
-MORE = [
-    "swa",
-    "rec",
-    "ssd",
-    "chunked",
-    "sink",
-    "growing",
-    "mla",
-    "deltanet",
-    "kda",
-    "short",
-    "gla",
-    "hgrn2",
-]
-MORE += ["lightning", "hymba", "nested", "gsa", "nha_full", "mlstm", "moba"]
+MORE = ["swa", "rec", "ssd", "chunked", "sink", "growing", "mla", "deltanet", "kda", "short"]
+MORE += ["gla", "hgrn2", "lightning", "hymba", "nested", "gsa", "nha_full", "mlstm", "moba"]
 
 
 def run(root, *arguments):
