@@ -79,11 +79,14 @@ class Backend:
       impl: the public name it answers to: "reference", "chunked" or "pallas".
       limits: for each feature of a case the values covered (any container, `range`
         included); None covers every case.
+      auto: whether "auto" takes it too; not where nobody has measured it ahead of the
+        chunked form on its chip.
     """
 
     name: str
     impl: str
     limits: Mapping[str, Collection] | None = None
+    auto: bool = True
 
     def uncovered(self, case: Mapping[str, Any]) -> list[str]:
         """The features of `case` outside this backend's limits, each as `name=value`."""
@@ -122,7 +125,7 @@ def resolve(
     kernels = [b for b in support if b.impl == "pallas"]
     if impl in ("auto", "pallas"):
         for backend in kernels:
-            if not backend.uncovered(case):
+            if (backend.auto or impl == "pallas") and not backend.uncovered(case):
                 return backend.name
     if impl == "pallas":
         if not kernels:

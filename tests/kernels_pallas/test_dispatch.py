@@ -23,6 +23,12 @@ def test_auto_takes_a_kernel_only_where_it_is_covered():
         assert resolve("op", "auto", COVERED | {key: value}, TABLE) == "chunked"
 
 
+def test_auto_leaves_a_kernel_that_is_not_the_faster_form():
+    slower = (*XLA_ONLY, Backend("tpu", "pallas", LIMITS, auto=False))
+    assert resolve("op", "auto", COVERED, slower) == "chunked"
+    assert resolve("op", "pallas", COVERED, slower) == "tpu"
+
+
 def test_a_feature_the_row_does_not_mention_is_not_covered():
     assert resolve("op", "auto", COVERED | dict(sinks=True), TABLE) == "chunked"
 
