@@ -14,7 +14,7 @@ from experiments.large_window_laziness import stream
 from experiments.large_window_laziness.stream import Task
 from hybridlm.config.schema import MLPConfig, ModelConfig, OptimizerConfig, TrainConfig
 
-DEPTH, HEADS, MLP = 4, 1, 64
+DEPTH, MLP = 4, 64
 OPTIMIZER = OptimizerConfig(
     lr=3e-3, schedule="constant", warmup_steps=50, weight_decay=0.0, b2=0.98
 )
@@ -27,7 +27,7 @@ class Scale(NamedTuple):
 
     Attributes:
       windows: of the arms; the last is as long as a sequence, hence none.
-      width: of the models.
+      width, heads: of the models.
       batch: sequences a step. every: steps between two measurements.
       core, long: steps of the arms' budgets.
     """
@@ -35,6 +35,7 @@ class Scale(NamedTuple):
     task: Task
     windows: tuple[int, ...]
     width: int
+    heads: int
     batch: int
     every: int
     core: int
@@ -46,8 +47,8 @@ class Scale(NamedTuple):
         return self.windows[-2]
 
 
-MAIN = Scale(stream.MAIN, (4, 16, 64, 128, 256), 64, 16, 100, 800, 3000)
-PILOT = Scale(stream.PILOT, (4, 16, 32, 64, 96), 32, 16, 50, 900, 3000)
+MAIN = Scale(stream.MAIN, (4, 16, 64, 128, 256), 64, 2, 8, 100, 1500, 6000)
+PILOT = Scale(stream.PILOT, (4, 16, 32, 64, 96), 32, 1, 16, 50, 900, 3000)
 
 Window = Callable[[int, int, int], int]  # (step, steps, seed) -> the window of that step
 
@@ -105,7 +106,7 @@ class Arm:
 
     def model(self) -> ModelConfig:
         """The same for all arms that share a program."""
-        full = dict(kind="attention", heads=HEADS, rope=None if self.nope else {})
+        full = dict(kind="attention", heads=self.scale.heads, rope=None if self.nope else {})
         return ModelConfig(
             width=self.scale.width, depth=DEPTH, pattern="local full", vocab_size=self.scale.task.vocab,
             mixers=dict(local=dict(self.local), full=full), mlp=MLPConfig(hidden=MLP),
@@ -117,12 +118,14 @@ class Arm:
         return TrainConfig(steps=self.steps)
 
 
-RECURRENT = {
-    "gdn": dict(kind="gdn", heads=HEADS),
-    "lightning": dict(kind="lightning", heads=HEADS),
-    "mamba2": dict(kind="mamba2", head_dim=32, state_dim=32),
-    "nha": dict(kind="nha", heads=HEADS, slots=16, window=16),
-}
+def recurrent(scale: Scale) -> dict[str, dict[str, Any]]:
+    """The mixers that stand in place of the window, of this scale's heads."""
+    return {
+        "gdn": dict(kind="gdn", heads=scale.heads),
+        "lightning": dict(kind="lightning", heads=scale.heads),
+        "mamba2": dict(kind="mamba2", head_dim=32, state_dim=32),
+        "nha": dict(kind="nha", heads=scale.heads, slots=16, window=16),
+    }
 
 
 def sets(scale: Scale) -> dict[str, list[Arm]]:
@@ -131,7 +134,7 @@ def sets(scale: Scale) -> dict[str, list[Arm]]:
     found: dict[str, list[Arm]] = {"core": [], "cures": [], "recurrent": [], "long": []}
     for nope in (False, True):
         ending = "nope" if nope else "rope"
-        attention = dict(kind="attention", heads=HEADS, window=none)
+        attention = dict(kind="attention", heads=scale.heads, window=none)
 
         def arm(name, final, window, steps, local=attention, nope=nope, ending=ending):
             return Arm(f"{name}-{ending}", scale, local, nope, final, window, steps)
@@ -146,7 +149,7 @@ def sets(scale: Scale) -> dict[str, list[Arm]]:
             ("dropout", dropout(large)),
         ):  # fmt: skip
             found["cures"].append(arm(name, large, window, scale.core))
-        for name, local in RECURRENT.items():
+        for name, local in recurrent(scale).items():
             found["recurrent"].append(arm(name, None, constant(none), scale.core, local))
     return found
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.large_window_laziness import tables
-from experiments.large_window_laziness.arms import MAIN, RECURRENT, SCALES, SMALL, Scale
+from experiments.large_window_laziness.arms import MAIN, SCALES, SMALL, Scale, recurrent
 from experiments.large_window_laziness.statistics import (
     Estimate,
     Time,
@@ -72,9 +72,10 @@ def verdicts(curves: Sequence[Curve], scale: Scale = MAIN) -> list[Verdict]:
         for cure in CURES:
             claim = f"{cure} cures window {scale.large} ({positions})"
             found.append(_later(arms, f"{large}-{positions}", f"{cure}-{positions}", claim))
-    for name in RECURRENT:
+    mixers = recurrent(scale)
+    for name in mixers:
         found.append(nope_gain(arms, (name,), f"NoPE helps a {name} hybrid"))
-    window = RECURRENT["nha"]["window"]
+    window = mixers["nha"]["window"]
     for positions in ("rope", "nope"):
         claim = (
             f"NHA's slots make full layers lazier than its window of {window} alone ({positions})"

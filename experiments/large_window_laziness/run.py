@@ -84,7 +84,9 @@ def _one(unit: tuple[str, int], scale: str, workdir: pathlib.Path, steps: int | 
     import jax
 
     from experiments.large_window_laziness.runs import run
+    from hybridlm.train import host_memory
 
+    host_memory.keep_large_buffers()
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     name, seed = unit

@@ -97,12 +97,16 @@ def _train(
         writers.write({"kind": "run", "step": start, **_facts(trainer, peak, peak_source)})
 
     def log(step: int, values: dict[str, jax.Array]) -> None:
-        """Fetches the metrics of a step and records them; ends a run that diverges."""
-        fetched = {name: value.item() for name, value in jax.device_get(values).items()}
+        """Waits for a step, records the metrics of those to log; ends a run that diverges."""
+        diverged = int(values["skipped_in_row"]) >= config.train.abort_after
         clock.tick()
-        if fetched["skipped_in_row"] >= config.train.abort_after:
+        logged = step % config.train.log_every == 0 or step == steps
+        if not logged and not diverged:
+            return
+        fetched = {name: value.item() for name, value in jax.device_get(values).items()}
+        if diverged:
             raise _aborted(step, fetched, trainer, path)
-        if step % config.train.log_every == 0 or step == steps:
+        if logged:
             speed = clock.summary()
             remaining = (steps - step) * speed["step_seconds_p50"]
             writers.write(
