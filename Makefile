@@ -42,15 +42,16 @@ laziness: setup
 	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --sets core --jobs 2
 	$(MAKE) laziness-results
 
-# The same at 96 tokens.
+# Smaller models, 96 tokens: windows and cures.
 laziness-pilot: setup
 	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --scale pilot --sets core,cures --jobs 2
 	$(BIN)/python -m experiments.large_window_laziness.results --workdir $(RUNS) --scale pilot
 
-# Recurrent mixers, cures and long budgets besides.
+# Recurrent mixers and long budgets too, at 96 tokens, beside the windows at 256.
 laziness-all: setup
-	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --sets core,cures,recurrent,long --jobs 2
-	$(MAKE) laziness-results
+	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --scale pilot --sets core,cures,recurrent,long --jobs 2
+	$(BIN)/python -m experiments.large_window_laziness.results --workdir $(RUNS) --scale pilot
+	$(MAKE) laziness
 
 # Tables, claims and figures of the runs that are done.
 laziness-results: setup
