@@ -1,5 +1,6 @@
 """A bad config is one sentence that names the key, and exit code 2, before any device."""
 
+import re
 import subprocess
 import sys
 
@@ -166,7 +167,9 @@ def test_overrides_of_both_forms_and_last_one_wins(in_root, capsys):
     words = ["--config.train.steps=77", "--config.train.steps", "78", "--config.model.z_loss=0"]
     code = cli.main(["train", "--config", "configs/demo.py", "--dry_run", *words])
     assert code == 0
-    assert "in 78 steps" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "in 78 steps" in out
+    assert re.search(r"^ +embedding .*\n +0  swa .*(\n.*){4}\n +5  rec .*\n +head", out, re.M)
 
 
 def test_a_saved_config_reads_back_the_same(in_root):
