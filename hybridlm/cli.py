@@ -5,6 +5,7 @@
 
 import argparse
 import dataclasses
+import io
 import logging
 import os
 import pathlib
@@ -25,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     logging.getLogger("absl").setLevel(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):  # a sample may hold what the terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         if argv[0] not in commands and not argv[0].startswith("-"):
             raise UserError(f"unknown command {argv[0]!r}: {nearest(argv[0], commands)}")
@@ -41,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"hybridlm: {error.filename}: {error.strerror}", file=sys.stderr)
+        return UserError.exit_code
 
 
 class _Parser(argparse.ArgumentParser):

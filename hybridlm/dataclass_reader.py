@@ -7,13 +7,15 @@ raising `Invalid(field, message)`; the reader puts the path in front.
 
 import dataclasses
 import difflib
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 from hybridlm.errors import ConfigError
+
+LARGEST = 2**31 - 1  # whole number
 
 
 class Invalid(Exception):
@@ -52,7 +54,7 @@ def read_dataclass(cls: type, value: Any, path: str) -> Any:
       ConfigError: one sentence naming the key, what was wrong and the nearest valid one.
     """
     if not isinstance(value, Mapping) and not hasattr(value, "items"):
-        raise ConfigError(f"{path} must be a mapping of settings, not {_show(value)}")
+        raise ConfigError(f"{path or 'config'} must be a mapping of settings, not {_show(value)}")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     read = {}
@@ -72,7 +74,10 @@ def read_dataclass(cls: type, value: Any, path: str) -> Any:
 
 
 def read_value(hint: Any, value: Any, path: str) -> Any:
-    """Reads `value` as type `hint`; an int is a valid float, a bool is no number."""
+    """Reads `value` as type `hint`; an int is a valid float, a bool is no number.
+
+    Whole numbers lie below 2^31 and floats are finite: sizes and positions are int32 on devices.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -98,13 +103,15 @@ def read_value(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else read_dataclass(hint, value, path)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise ConfigError(f"{path} must be a finite number, not {value}")
+        if not abs(value) <= sys.float_info.max:
+            raise ConfigError(f"{path} must be a finite number, not {_show(value)}")
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
+        value = int(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{path} must be {_NAMES.get(hint, hint.__name__)}, not {_show(value)}")
+        raise ConfigError(f"{path} must be {_name(hint)}, not {_show(value)}")
+    if hint is int and not -LARGEST <= value <= LARGEST:
+        raise ConfigError(f"{path} must be below 2^31, not {_show(value)}")
     return value
 
 
@@ -114,15 +121,22 @@ def _read_first(options: list[Any], value: Any, path: str) -> Any:
             return read_value(option, value, path)
         except ConfigError:
             continue
-    names = " or ".join(_NAMES.get(o, getattr(o, "__name__", str(o))) for o in options)
-    raise ConfigError(f"{path} must be {names}, not {_show(value)}")
+    raise ConfigError(f"{path} must be {' or '.join(map(_name, options))}, not {_show(value)}")
 
 
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
+def _name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
 def _show(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"  # Python refuses to write the longest
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 

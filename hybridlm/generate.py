@@ -39,7 +39,8 @@ def sample_token(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> ja
     """Draws (B,) int32 from (B, V) logits."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logits_BV = logits_BV / sampling.temperature
+    # Beyond these a float32 would be 0 or infinite; within, no quotient of logits is.
+    logits_BV = logits_BV / min(max(sampling.temperature, 1e-30), 1e30)
     vocab = logits_BV.shape[-1]
     if sampling.top_k is not None and sampling.top_k < vocab:
         kth_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
@@ -48,7 +49,7 @@ def sample_token(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> ja
         ordered_BV = -jnp.sort(-logits_BV, axis=-1)
         p_BV = jax.nn.softmax(ordered_BV, axis=-1)
         # A token stays while those before it do not yet reach top_p; the likeliest always does.
-        stays_BV = jnp.cumsum(p_BV, axis=-1) - p_BV < sampling.top_p
+        stays_BV = (jnp.cumsum(p_BV, axis=-1) - p_BV < sampling.top_p).at[:, 0].set(True)
         least_B1 = jnp.min(jnp.where(stays_BV, ordered_BV, jnp.inf), axis=-1, keepdims=True)
         logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
     return jax.random.categorical(key, logits_BV, axis=-1).astype(jnp.int32)

@@ -72,6 +72,7 @@ def test_generate_continues_the_prompt(run, command):
 
 REFUSED = [
     (["inspect", "{none}"], "is not a folder"),
+    (["inspect", "x" * 300], "xxx: File name too long"),
     (["inspect", "{empty}"], "is no run: it has no config.json"),
     (["inspect", "{run}", "--step", "5"], "holds no checkpoint of step 5: it has 4, 8"),
     (["generate", "--workdir", "{empty}"], "is no run: it has no config.json"),
@@ -104,7 +105,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("words, sentence", REFUSED, ids=[" ".join(w) for w, _ in REFUSED])
+@pytest.mark.parametrize("words, sentence", REFUSED, ids=[" ".join(w)[:90] for w, _ in REFUSED])
 def test_what_cannot_be_done_is_one_sentence(run, in_root, tmp_path, refusal, words, sentence):
     (tmp_path / "empty").mkdir()
     places = dict(

@@ -66,6 +66,21 @@ def test_draws_stay_within_top_k_and_top_p(seed, top_k, top_p):
     assert set(sample_token(many, key, Sampling(1.0, None, top_p)).tolist()) <= within_p
 
 
+@pytest.mark.parametrize(
+    "sampling", [Sampling(1e-40), Sampling(1e-300), Sampling(1.0, None, 1e-40)]
+)
+def test_settings_next_to_nothing_are_greedy(sampling):
+    """What float32 rounds to 0 divides nothing, and leaves the likeliest token."""
+    logits = jnp.asarray([[0.1, 3.0, 2.9, -jnp.inf], [5.0, -1.0, 4.9, -jnp.inf]])
+    assert sample_token(logits, jax.random.key(0), sampling).tolist() == [1, 0]
+
+
+def test_a_temperature_beyond_float32_draws_what_is_allowed():
+    logits = jnp.broadcast_to(jnp.asarray([0.1, 3.0, 2.9, -jnp.inf]), (200, 4))
+    draws = sample_token(logits, jax.random.key(0), Sampling(1e300)).tolist()
+    assert set(draws) == {0, 1, 2}
+
+
 def test_temperature_one_draws_the_models_distribution():
     p = np.array([0.5, 0.3, 0.15, 0.05])
     logits = jnp.broadcast_to(jnp.log(jnp.asarray(p, jnp.float32)), (20_000, 4))

@@ -23,7 +23,8 @@ def describe(config: Config) -> str:
     tokens = config.tokens_per_step * config.train.steps
     memory = _memory(config, model)
     lines = [json.dumps(to_dict(config), indent=2), "", "layer  mixer", ""]
-    for i, row in enumerate(layer_table(model, seq_len)):
+    rows = layer_table(model, seq_len)
+    for i, row in zip(["", *range(len(rows) - 2), ""], rows):  # as the report and probes number
         lines.append(
             f"{i:>5}  {row.name:<12} {row.mechanism:<32} {row.parameters:>14,} parameters"
             f" {row.flops_per_token / 1e6:>10,.3f} MFLOP/token"

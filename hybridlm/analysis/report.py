@@ -37,7 +37,8 @@ def write_report(workdir: pathlib.Path | str) -> pathlib.Path:
     page = PAGE.format(title=name, style=STYLE, body="\n".join(s for s in sections if s))
     target = run.path / REPORT
     draft = target.with_suffix(".html.tmp")
-    draft.write_text(page, encoding="utf-8")
+    # A path of the command may be no UTF-8.
+    draft.write_text(page, encoding="utf-8", errors="backslashreplace")
     draft.replace(target)
     return target
 

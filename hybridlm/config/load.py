@@ -50,9 +50,12 @@ def read_json(path: os.PathLike[str] | str) -> Config:
     """
     try:
         settings = json.loads(pathlib.Path(path).read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: {error}") from None
-    return read(settings)
+    try:
+        return read(settings)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def recipe(spec: str) -> Any:
@@ -113,7 +116,10 @@ def _split(spec: str) -> tuple[pathlib.Path, str]:
 
 
 def _takes_arg(function: Callable[..., Any]) -> bool:
-    return bool(inspect.signature(function).parameters)
+    try:
+        return bool(inspect.signature(function).parameters)
+    except ValueError:  # a builtin that does not say
+        return False
 
 
 @contextlib.contextmanager

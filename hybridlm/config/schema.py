@@ -59,6 +59,11 @@ class ModelConfig:
             require(
                 getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}"
             )
+        require(
+            self.depth <= patterns.MAX_LAYERS,
+            "depth",
+            f"must be at most {patterns.MAX_LAYERS:,}, not {self.depth}",
+        )
         require(self.vocab_size is None or self.vocab_size >= 2, "vocab_size", "must be at least 2")
         for name in ("norm_eps", "embedding_scale", "init_std"):
             require(getattr(self, name) > 0, name, f"must be positive, not {getattr(self, name)}")
@@ -161,7 +166,6 @@ class DataConfig:
             require(
                 getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}"
             )
-        require(self.seq_len < 2**31, "seq_len", f"must be below 2^31, not {self.seq_len}")
         require(
             0 < self.heldout_fraction < 1,
             "heldout_fraction",
@@ -275,7 +279,6 @@ class TrainConfig:
             "hang_seconds",
             f"must be positive, or None to wait for ever, not {self.hang_seconds}",
         )
-        require(self.steps < 2**31, "steps", f"must be below 2^31, not {self.steps}")
         require(self.keep_every is None or self.keep_every >= 1, "keep_every", "must be 1 or more")
         require(
             self.spike_sigma is None or self.spike_sigma > 0,
@@ -312,6 +315,10 @@ class SampleConfig:
     top_p: float | None = None
 
     def __post_init__(self):
+        try:
+            self.prompt.encode("utf-8")
+        except UnicodeEncodeError:
+            raise Invalid("prompt", "is not valid UTF-8") from None
         require(self.tokens >= 0, "tokens", "must be 0 or more")
         require(self.temperature >= 0, "temperature", "must be 0 (greedy) or more")
         require(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1, or None")

@@ -27,6 +27,8 @@ _EOS_NAMES = (
     "<｜end▁of▁sentence｜> [EOS] [SEP]"
 ).split()
 
+_MAX_VOCAB = 1 << 24  # the library takes memory for all of a BPE's merges before it has one
+
 
 class Tokenizer(Protocol):
     """What a tokenizer offers.
@@ -85,6 +87,8 @@ def _fingerprint(kind: str, content: bytes, bos_id: int, eos_id: int) -> str:
 def _read_file(path: str | None, what: str) -> bytes:
     try:
         return Path(os.path.expanduser(path)).read_bytes()
+    except ValueError as error:  # a NUL in the path
+        raise DataError(f"tokenizer {path!r}: {what} cannot be read ({error})") from None
     except OSError as error:
         raise DataError(f"tokenizer {path}: {what} cannot be read ({error.strerror})") from None
 
@@ -264,7 +268,7 @@ def _named_specials(path: Path) -> dict[str, str]:
         return {}
     try:
         config = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: malformed JSON ({error})") from None
     named = {}
     for role in ("bos_token", "eos_token"):
@@ -287,13 +291,15 @@ def train_bpe(documents: Iterable[str], vocab_size: int, path: str | Path) -> HF
       The tokenizer, opened from the file.
 
     Raises:
-      DataError: if `vocab_size` is below 258, the file exists, there is no document, or the text
+      DataError: if `vocab_size` is below 258 or above 2^24, the file exists, there is no document, or the text
         is too short for that many merges.
     """
     module = require_module("tokenizers", "hf", "training a BPE")
     path = Path(os.path.expanduser(path))
     if vocab_size < 258:
         raise DataError(f"vocab_size is {vocab_size}; 256 bytes and 2 specials need at least 258")
+    if vocab_size > _MAX_VOCAB:
+        raise DataError(f"vocab_size is {vocab_size}; it must be at most {_MAX_VOCAB} (2^24)")
     if path.exists():
         raise DataError(f"{path} exists; name another file for the tokenizer")
     tokenizer = module.Tokenizer(module.models.BPE())

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from hybridlm.dataclass_reader import nearest, require
 
+MAX_LAYERS = 10_000  # what is beyond is a slip, and would be laid out name by name
 _TERM = re.compile(r"^(?P<name>[A-Za-z_][A-Za-z0-9_]*)(\*(?P<times>[0-9]+))?$")
 
 
@@ -56,6 +57,11 @@ def expand(text: str, field: str = "pattern") -> tuple[str, ...]:
         )
         times = int(match["times"] or 1)
         require(times >= 1, field, f"has {term!r}: the count must be at least 1")
+        require(
+            len(names) + times <= MAX_LAYERS,
+            field,
+            f"has {term!r}: there may be {MAX_LAYERS:,} layers at most",
+        )
         names += [match["name"]] * times
     return tuple(names)
 

@@ -122,8 +122,10 @@ def read(path: pathlib.Path) -> list[Record]:
     records = []
     for number, line in enumerate(whole, start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
+            record = json.loads(line)
+            record["kind"], record["step"]  # every reader asks for them
+            records.append(record)
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise RunError(
                 f"{path} is damaged in line {number} ({error}): remove that line"
             ) from None

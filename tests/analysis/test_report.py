@@ -134,6 +134,14 @@ def test_a_damaged_file_is_named(finished, name, sentence):
         Run.open(finished)
 
 
+@pytest.mark.parametrize("line", ["5", "null", '{"kind": "train"}', "[" * 10**5])
+def test_a_line_that_is_no_record_is_named(finished, line):
+    with (finished / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match="metrics.jsonl is damaged in line 7"):
+        Run.open(finished)
+
+
 def test_a_line_that_a_kill_cut_off_is_no_damage(finished):
     with (finished / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')

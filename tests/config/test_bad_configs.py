@@ -1,5 +1,6 @@
 """A bad config is one sentence that names the key, and exit code 2, before any device."""
 
+import re
 import subprocess
 import sys
 
@@ -65,6 +66,19 @@ BAD = [
     ("optimizer.muon_lr=0", "optimizer.muon_lr must be positive, or None to take lr"),
     ("model.init_std=-1", "model.init_std must be positive, not -1.0"),
     ("model.z_loss=1e999", "model.z_loss must be a finite number, not inf"),
+    (
+        "optimizer.lr=" + "1" * 400,
+        "optimizer.lr must be a finite number, not a number of 1326 bits",
+    ),
+    ("model.mlp.hidden=1e30", "model.mlp.hidden must be below 2^31, not 1000000000000000019"),
+    ("model.mixers.full.chunk=4294967297", "model.mixers.full.chunk must be below 2^31"),
+    (
+        "model.width=2147483647",
+        "heads is 4 and does not divide model.width 2147483647: use 1, 2147",
+    ),
+    ("model.depth=1000000000", "model.depth must be at most 10,000, not 1000000000"),
+    ("model.pattern='swa*999999999'", "'swa*999999999': there may be 10,000 layers at most"),
+    ("model.mixers.swa.qk_norm='l1'", "swa.qk_norm must be True or False or 'l2', not 'l1' (str)"),
     ("model.pattern=['swa']", "model.pattern must be text, not ['swa'] (list)"),
     ("model.mixers.swa.kind=[1]", "model.mixers.swa.kind is [1]: valid are: attention"),
     ("model.mixers.swa.window=10000000000", "model.mixers.swa.window must be below 2^31"),
@@ -73,13 +87,14 @@ BAD = [
     ("train.steps={[]:1}", "train.steps must be a whole number, not '{[]:1}' (str)"),
     ("train.steps=", "train.steps must be a whole number, not '' (str)"),
     ("=3", "--config. has an empty name in its key"),
+    ("sample.prompt=a\udcff", "sample.prompt is not valid UTF-8"),
     ("sample.top_p=0", "sample.top_p must lie in (0, 1], or be None"),
     ("model.width.x=3", "model.width is 128, a value: it has no key x"),
     ("train..steps=3", "--config.train..steps has an empty name in its key"),
 ]
 
 
-@pytest.mark.parametrize("override, sentence", BAD, ids=[b[0] for b in BAD])
+@pytest.mark.parametrize("override, sentence", BAD, ids=[b[0][:60] for b in BAD])
 def test_sentence_and_exit_code(in_root, command, override, sentence):
     words = ["train", "--config", "configs/demo.py", "--dry_run", f"--config.{override}"]
     code, out, err = command(*words)
@@ -103,6 +118,7 @@ FILES = {
         "failed: RequiredValueError",
     ),
     "raises.py": ("def get_config(arg=''):\n    return 1 / 0\n", "failed: ZeroDivisionError"),
+    "builtin.py": ("get_config = dict\n", "model is missing"),
     "number.py": ("def get_config(arg=''):\n    return 5\n", "returned 5"),
     "nothing.py": ("def get_config(arg=''):\n    return {}\n", "model is missing"),
 }
@@ -151,9 +167,21 @@ def test_overrides_of_both_forms_and_last_one_wins(in_root, capsys):
     words = ["--config.train.steps=77", "--config.train.steps", "78", "--config.model.z_loss=0"]
     code = cli.main(["train", "--config", "configs/demo.py", "--dry_run", *words])
     assert code == 0
-    assert "in 78 steps" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "in 78 steps" in out
+    assert re.search(r"^ +embedding .*\n +0  swa .*(\n.*){4}\n +5  rec .*\n +head", out, re.M)
 
 
 def test_a_saved_config_reads_back_the_same(in_root):
     first = config.load("configs/demo.py")
     assert config.read(config.to_dict(first)) == first
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [("[]", "must be a mapping"), ('{"sed": 1}', "unknown key sed"), ("[" * 10**5, "is damaged")],
+)
+def test_a_saved_config_that_is_none_is_named(tmp_path, text, sentence):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"config\.json.* {sentence}"):
+        config.read_json(tmp_path / "config.json")

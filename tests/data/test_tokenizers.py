@@ -131,6 +131,8 @@ def test_bpe_training_is_deterministic(tmp_path):
 def test_bpe_training_refuses(tmp_path):
     with pytest.raises(DataError, match="at least 258"):
         train_bpe(["a"], 257, tmp_path / "a.json")
+    with pytest.raises(DataError, match="is 4294967296; it must be at most 16777216"):
+        train_bpe(["a"], 2**32, tmp_path / "a.json")
     with pytest.raises(DataError, match="no document to train"):
         train_bpe([], 300, tmp_path / "a.json")
     with pytest.raises(DataError, match="yields a vocabulary of 260, not 1000"):
@@ -152,6 +154,11 @@ def rewrite(bpe, folder, change):
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
+
+
+def test_a_path_that_cannot_be_one_is_named():
+    with pytest.raises(DataError, match="null byte"):
+        open_tokenizer(TokenizerConfig("hf", "a\0b"))
 
 
 def open_hf(path):

@@ -1,6 +1,7 @@
 """Softmax attention: full, windowed or in chunks, MHA/GQA/MQA, RoPE or NoPE, with its options."""
 
 import dataclasses
+import math
 from typing import ClassVar, Literal
 
 import jax
@@ -91,11 +92,6 @@ class AttentionConfig(MixerConfig):
             self.chunk is None or self.window is None,
             "chunk",
             "goes without window: attention is local in one way or the other",
-        )
-        require(
-            self.window is None or self.window < 2**31,
-            "window",
-            f"must be below 2^31, or None for full attention, not {self.window}",
         )
         for name in ("head_dim", "soft_cap", "scale"):
             value = getattr(self, name)
@@ -304,4 +300,5 @@ OUTPUT_GATES = {
 
 
 def _divisors(n: int) -> str:
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return ", ".join(str(d) for d in sorted({*small, *(n // d for d in small)}))
