@@ -64,6 +64,16 @@ def test_equals_loops_over_tokens(x64, form, block, top_k):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_ids_of_any_size_are_ids(x64, form):
+    """Neighbours 2^31 apart are two documents, and the least integer is no padding."""
+    q, k, v = draw(np.random.default_rng(6), 24)
+    ids = jnp.repeat(jnp.asarray([[1, 1 - 2**31, -(2**31), 2**31 - 1]], jnp.int32), 6, axis=1)
+    ids = jnp.tile(ids, (2, 1))
+    got, _ = attend(q, k, v, block=4, top_k=2, segment_ids=ids, impl=form)
+    np.testing.assert_allclose(got, in_loops(q, k, v, ids, 4, 2), atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_all_blocks_are_full_attention(x64, form):
     """Outputs, log-sum-exps and gradients."""
     rng = np.random.default_rng(0)
