@@ -269,6 +269,7 @@ def test_flops_are_those_of_the_matrices(name):
     "settings, message",
     [
         (dict(window=-1), "window must be at least 0"),
+        (dict(window=2**31 + 1), r"window must be below 2\^31"),
         (dict(heads=4, kv_heads=3), "kv_heads is 3 and does not divide heads 4"),
         (dict(slots=0), "slots must be at least 1"),
         (dict(head_dim=5), "rope rotates 5 of 5"),

@@ -92,11 +92,13 @@ class AttentionConfig(MixerConfig):
             "chunk",
             "goes without window: attention is local in one way or the other",
         )
-        require(
-            self.window is None or self.window < 2**31,
-            "window",
-            f"must be below 2^31, or None for full attention, not {self.window}",
-        )
+        for name in ("window", "chunk"):
+            value = getattr(self, name)
+            require(
+                value is None or value < 2**31,
+                name,
+                f"must be below 2^31, or None for full attention, not {value}",
+            )
         for name in ("head_dim", "soft_cap", "scale"):
             value = getattr(self, name)
             require(value is None or value > 0, name, f"must be positive, or None, not {value}")

@@ -59,6 +59,7 @@ class MoBAConfig(MixerConfig):
         for name in ("heads", "block", "top_k"):
             value = getattr(self, name)
             require(value >= 1, name, f"must be at least 1, not {value}")
+        require(self.block < 2**31, "block", f"must be below 2^31, not {self.block}")
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
         require(
             kv_heads >= 1 and self.heads % kv_heads == 0,

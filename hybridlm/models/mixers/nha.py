@@ -60,6 +60,11 @@ class NHAConfig(GSAConfig):
             f"must be at least 0 (gated slot attention), or None for all tokens, not {self.window}",
         )
         require(
+            self.window is None or self.window < 2**31,
+            "window",
+            f"must be below 2^31, or None for all tokens, not {self.window}",
+        )
+        require(
             self.slot_usage_weight >= 0,
             "slot_usage_weight",
             f"must be at least 0 (no loss), not {self.slot_usage_weight}",
