@@ -208,3 +208,22 @@ def test_errors(change, message):
         change = dict(initial_state=BlockSparseState(past, past, ids, ids[:, :2]))
     with pytest.raises(ValueError, match=message):
         block_sparse_attention(*arrays, **(dict(block=2, top_k=2) | change))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(q=(2, 8)), r"q must have shape \(B, H, K\), got \(2, 8\)"),
+        (dict(k=(3, 5, 2, 8)), "k must have shape"),
+        (dict(k=(2, 5)), "k must have shape"),
+        (dict(means=(2, 3, 1, 8)), "means_BNGK must have shape"),
+        (dict(first=(2, 1)), r"first_B must have shape \(B\) = \(2,\), got \(2, 1\)"),
+        (dict(position=()), "position_B must have shape"),
+    ],
+)
+def test_errors_of_decoding(change, message):
+    shapes = dict(q=(2, 4, 8), k=(2, 5, 2, 8), v=(2, 5, 2, 8), means=(2, 3, 2, 8))
+    arrays = [jnp.zeros(change.get(name, shape)) for name, shape in shapes.items()]
+    arrays += [jnp.zeros(change.get(name, (2,)), jnp.int32) for name in ("first", "position")]
+    with pytest.raises(ValueError, match=message):
+        decode_block_sparse_attention(*arrays, block=2, top_k=2)
