@@ -141,8 +141,12 @@ def decode_block_sparse_attention(
     Raises ValueError for shapes that do not agree, block < 1, top_k < 1.
     """
     op = "decode_block_sparse_attention"
-    batch, slots = k_BSGK.shape[:2]
+    if q_BHK.ndim != 3:
+        raise ValueError(f"{op}: q must have shape (B, H, K), got {q_BHK.shape}.")
+    batch, slots = q_BHK.shape[0], k_BSGK.shape[1] if k_BSGK.ndim > 1 else 0
     _check_heads(op, q_BHK[:, None], k_BSGK, v_BSGV, batch, slots)
+    for name, array in (("first_B", first_B), ("position_B", position_B)):
+        dispatch.check_shape(op, name, array, (batch,), "B")
     _check_blocks(op, block, top_k, scale)
     shape = (batch, means_BNGK.shape[1], *k_BSGK.shape[2:])
     dispatch.check_shape(op, "means_BNGK", means_BNGK, shape, "B N G K")

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas import dispatch
+from kernels_pallas import dispatch, segments
 from kernels_pallas.attention import AttentionState
 from kernels_pallas.attention import attention as causal_attention
 from kernels_pallas.block_sparse import blocks as blocks_
@@ -65,10 +65,10 @@ def attention(
 def _own_block(q_BTHK, k_BSGK, v_BSGV, segment_ids_BS, positions_BS, block, scale, precision):
     """Causal attention that looks across no beginning of a block."""
     slots = k_BSGK.shape[1] - q_BTHK.shape[1]
-    # Ids are compared with their neighbours' alone, so one bit for the block is enough.
-    ids_BS = jnp.where(
-        segment_ids_BS == 0, 0, 2 * segment_ids_BS + positions_BS // block % 2
-    )  # fmt: skip
+    # Ids are compared with their neighbours' alone, so one bit for the block is enough. Numbers of
+    # documents have room for it, which ids of any size do not.
+    number_BS = segments.document_number(segment_ids_BS)
+    ids_BS = jnp.where(segment_ids_BS == 0, 0, 2 * number_BS + positions_BS // block % 2)
     state = AttentionState(k_BSGK[:, :slots], v_BSGV[:, :slots], ids_BS[:, :slots])
     return causal_attention(
         q_BTHK, k_BSGK[:, slots:], v_BSGV[:, slots:], segment_ids=ids_BS[:, slots:],

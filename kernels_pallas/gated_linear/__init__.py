@@ -143,7 +143,7 @@ def _check(q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids, initial_state) -> Non
     heads, value_size = v_BTHV.shape[2:]
     dispatch.check_shape(op, "k", k_BTGK, q_BTGK.shape, "B T G K")
     dispatch.check_shape(op, "v", v_BTHV, (batch, time, heads, value_size), "B T H V")
-    if heads % groups:
+    if groups < 1 or heads % groups:
         raise ValueError(
             f"{op}: the value's heads must be a multiple of the {groups} query/key heads, "
             f"got {heads}."

@@ -179,10 +179,11 @@ def _check(q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM, written_BT, scale)
         raise ValueError(
             f"{op}: query heads must be a multiple of key/value heads, got {heads} and {kv_heads}."
         )
-    if log_gate_BTGM.ndim != 4 or log_gate_BTGM.shape[:3] != k_BTGK.shape[:3]:
+    leading, shape = k_BTGK.shape[:3], log_gate_BTGM.shape
+    if log_gate_BTGM.ndim != 4 or shape[:3] != leading or shape[3] < 1:
         raise ValueError(
-            f"{op}: log_gate must have shape (B, T, G, M) with (B, T, G) = {k_BTGK.shape[:3]}, "
-            f"got {log_gate_BTGM.shape}."
+            f"{op}: log_gate must have shape (B, T, G, M) with (B, T, G) = {leading} and M >= 1, "
+            f"got {shape}."
         )
     if write_BTGM is not None:
         dispatch.check_shape(op, "write", write_BTGM, log_gate_BTGM.shape, "B T G M")

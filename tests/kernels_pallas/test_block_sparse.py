@@ -64,6 +64,16 @@ def test_equals_loops_over_tokens(x64, form, block, top_k):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_ids_of_any_size_are_ids(x64, form):
+    """Neighbours 2^31 apart are two documents, and the least integer is no padding."""
+    q, k, v = draw(np.random.default_rng(6), 24)
+    ids = jnp.repeat(jnp.asarray([[1, 1 - 2**31, -(2**31), 2**31 - 1]], jnp.int32), 6, axis=1)
+    ids = jnp.tile(ids, (2, 1))
+    got, _ = attend(q, k, v, block=4, top_k=2, segment_ids=ids, impl=form)
+    np.testing.assert_allclose(got, in_loops(q, k, v, ids, 4, 2), atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_all_blocks_are_full_attention(x64, form):
     """Outputs, log-sum-exps and gradients."""
     rng = np.random.default_rng(0)
@@ -198,3 +208,22 @@ def test_errors(change, message):
         change = dict(initial_state=BlockSparseState(past, past, ids, ids[:, :2]))
     with pytest.raises(ValueError, match=message):
         block_sparse_attention(*arrays, **(dict(block=2, top_k=2) | change))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(q=(2, 8)), r"q must have shape \(B, H, K\), got \(2, 8\)"),
+        (dict(k=(3, 5, 2, 8)), "k must have shape"),
+        (dict(k=(2, 5)), "k must have shape"),
+        (dict(means=(2, 3, 1, 8)), "means_BNGK must have shape"),
+        (dict(first=(2, 1)), r"first_B must have shape \(B\) = \(2,\), got \(2, 1\)"),
+        (dict(position=()), "position_B must have shape"),
+    ],
+)
+def test_errors_of_decoding(change, message):
+    shapes = dict(q=(2, 4, 8), k=(2, 5, 2, 8), v=(2, 5, 2, 8), means=(2, 3, 2, 8))
+    arrays = [jnp.zeros(change.get(name, shape)) for name, shape in shapes.items()]
+    arrays += [jnp.zeros(change.get(name, (2,)), jnp.int32) for name in ("first", "position")]
+    with pytest.raises(ValueError, match=message):
+        decode_block_sparse_attention(*arrays, block=2, top_k=2)

@@ -109,6 +109,10 @@ def test_bfloat16_runs_in_float32():
         (dict(q=jnp.zeros((2, 5, 3))), r"q must have shape \(B, T, G, K\)"),
         (dict(k=jnp.zeros((2, 5, 1, 3))), r"k must have shape \(B, T, G, K\) = \(2, 5, 2, 3\)"),
         (dict(v=jnp.zeros((2, 5, 3, 6))), "must be a multiple of the 2 query/key heads, got 3"),
+        (
+            dict(q=jnp.zeros((2, 5, 0, 3)), k=jnp.zeros((2, 5, 0, 3))),
+            "must be a multiple of the 0 query/key heads, got 4",
+        ),
         (dict(v=jnp.zeros((2, 6, 4, 6))), r"v must have shape \(B, T, H, V\) = \(2, 5, 4, 6\)"),
         (dict(log_decay=jnp.zeros((2, 5, 2))), r"\(B, T, H\) = \(2, 5, 4\) or"),
         (dict(log_decay=jnp.zeros(4, jnp.int32)), "log_decay must be floating point"),

@@ -105,6 +105,7 @@ def test_bfloat16_runs_in_float32():
         (dict(k_BTGK=jnp.zeros((1, 5, 2, 3))), r"k must have shape \(B, T, G, K\)"),
         (dict(v_BTGV=jnp.zeros((1, 4, 2, 3))), "v must agree with k"),
         (dict(log_gate_BTGM=jnp.zeros((1, 5, 1, 6))), "log_gate must have shape"),
+        (dict(log_gate_BTGM=jnp.zeros((1, 5, 2, 0))), r"log_gate must .* and M >= 1"),
         (dict(write_BTGM=jnp.zeros((1, 5, 2, 5))), "write must have shape"),
         (dict(log_gate_BTGM=jnp.zeros((1, 5, 2, 6), jnp.int32)), "log_gate must be floating"),
         (dict(written_BT=jnp.zeros((1, 5))), "written must be boolean"),

@@ -77,6 +77,8 @@ def test_chunk_goes_without_window():
         read_mixer(dict(kind="attention", heads=2, chunk=4, window=4), "m")
     with pytest.raises(ConfigError, match="m.chunk must be at least 1"):
         read_mixer(dict(kind="attention", heads=2, chunk=0), "m")
+    with pytest.raises(ConfigError, match="m.chunk must be below 2"):
+        read_mixer(dict(kind="attention", heads=2, chunk=2**31), "m")
     with pytest.raises(ConfigError, match="m.qk_norm must be True or False or"):
         read_mixer(dict(kind="attention", heads=2, qk_norm="l1"), "m")
 

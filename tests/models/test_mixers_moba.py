@@ -53,6 +53,7 @@ def test_flops_are_those_of_the_matrices_and_what_is_seen():
 def test_settings_that_are_refused():
     for change, sentence in (
         (dict(block=0), "m.block must be at least 1, not 0"),
+        (dict(block=2**31), r"m.block must be below 2\^31"),
         (dict(top_k=0), "m.top_k must be at least 1, not 0"),
         (dict(kv_heads=3), "m.kv_heads is 3 and does not divide heads 4"),
         (dict(head_dim=0), "m.head_dim must be at least 1, or None, not 0"),

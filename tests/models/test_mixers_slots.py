@@ -265,10 +265,22 @@ def test_flops_are_those_of_the_matrices(name):
     assert config.flops_per_token(32, seq_len) == pytest.approx(matrices + 4 * size * entries)
 
 
+def test_a_window_of_everything_costs_what_full_attention_does():
+    """Slots that nothing is written into are not read."""
+
+    def flops(window, seq_len):
+        config = read_mixer(dict(kind="nha", heads=2, slots=3, window=window), "m")
+        return config.flops_per_token(32, seq_len)
+
+    assert flops(64, 64) == flops(100, 64) == flops(None, 64)
+    assert flops(64, 65) > flops(64, 64) + 4 * 3 * 32
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
         (dict(window=-1), "window must be at least 0"),
+        (dict(window=2**31 + 1), r"window must be below 2\^31"),
         (dict(heads=4, kv_heads=3), "kv_heads is 3 and does not divide heads 4"),
         (dict(slots=0), "slots must be at least 1"),
         (dict(head_dim=5), "rope rotates 5 of 5"),

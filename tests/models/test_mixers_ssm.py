@@ -180,6 +180,10 @@ BAD = {
     "limits": (dict(kind="mamba2", dt_limits=[0.5, 0.1]), "dt_limits must be two numbers, 0 <="),
     "conv": (dict(kind="mamba2", conv_width=9), "conv_width must lie in 1 to 8, not 9"),
     "heads": (dict(kind="mlstm", heads=5), "qk_dim_factor times width 32 is 16, which heads 5 do"),
+    "small": (
+        dict(kind="mlstm", qk_dim_factor=0.01),
+        "qk_dim_factor times width 32 is 0.32, which",
+    ),
     "factor": (dict(kind="mlstm", v_dim_factor=0), "v_dim_factor must be positive, not 0"),
     "cap": (dict(kind="mlstm", gate_soft_cap=90), "gate_soft_cap must lie in (0, 80], not 90"),
 }
@@ -192,3 +196,10 @@ def test_bad_settings(case):
         read_mixer(settings, "m").check_width(32)
     field = f"{error.value.field} " if isinstance(error.value, Invalid) else ""
     assert sentence in field + str(error.value)
+
+
+def test_a_factor_is_no_binary_fraction():
+    """0.29 * 100 is 29, whatever a float makes of it."""
+    config = read_mixer(dict(kind="mlstm", heads=1, qk_dim_factor=0.29, v_dim_factor=1.1), "m")
+    config.check_width(100)
+    assert config.head_sizes(100) == (29, 110)

@@ -55,18 +55,20 @@ class MLSTMConfig(MixerConfig):
         )
 
     def check_width(self, width: int) -> None:
-        for name in ("qk_dim_factor", "v_dim_factor"):
+        for name, head_size in zip(
+            ("qk_dim_factor", "v_dim_factor"), self.head_sizes(width), strict=True
+        ):
             size = getattr(self, name) * width
             require(
-                size % self.heads == 0,
+                head_size >= 1 and abs(head_size * self.heads - size) < 1e-6,
                 name,
                 f"times width {width} is {size:g}, which heads {self.heads} do not divide",
             )
 
     def head_sizes(self, width: int) -> tuple[int, int]:
         """(size of a query and key head, size of a value head)."""
-        sizes = self.qk_dim_factor * width, self.v_dim_factor * width
-        return int(sizes[0]) // self.heads, int(sizes[1]) // self.heads
+        factors = self.qk_dim_factor, self.v_dim_factor
+        return tuple(round(width * factor) // self.heads for factor in factors)
 
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "MLSTM":
         return MLSTM(self, spec, rngs=rngs)

@@ -105,7 +105,9 @@ class NHAConfig(GSAConfig):
         if self.window is None or self.window > 0:
             keys = mean_keys(seq_len, self.window)
             flops += 4 * self.heads * self.head_size(width) * keys
-        return flops if self.window is None else flops + self.slot_flops(width)
+        if self.window is None or self.window >= seq_len:  # nothing ever leaves the window
+            return flops
+        return flops + self.slot_flops(width)
 
     def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
         tokens = seq_len if self.window is None else min(seq_len, self.window)
