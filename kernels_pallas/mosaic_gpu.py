@@ -113,7 +113,8 @@ def store(source, target) -> None:
 
 
 def publish() -> None:
-    """Makes what this warpgroup wrote to shared memory visible to copies and products."""
+    """Makes what this warpgroup wrote to shared memory visible to copies and products, and what it
+    read by itself (not by products) free to be overwritten by copies."""
     plgpu.commit_smem()
 
 
@@ -160,7 +161,9 @@ def matmuls(*terms) -> tuple[jax.Array, ...]:
 def matmul(a, b) -> jax.Array:
     """float32 `a @ b`: one term of `matmuls` from zero."""
     if _INTERPRETED.get() and isinstance(a, jax.Array):
-        return jnp.dot(a, b[...], preferred_element_type=jnp.float32)
+        product = jnp.dot(a, b[...], preferred_element_type=jnp.float32)
+        plgpu.commit_smem()  # wgmma reads as copies do: no fence stands between the two
+        return product
 
     def run(ref):
         plgpu.wgmma(ref, a, b)
