@@ -145,7 +145,7 @@ def matmuls(*terms) -> tuple[jax.Array, ...]:
     """For each term `(sum, a, b)` the float32 `sum + a @ b`, started together, then waited for.
 
     `sum` is (M, N) float32 in registers or None for zero, `a` (M, K) a tile or bfloat16 in
-    registers, `b` (K, N) a tile; M is a multiple of 64, K and N of 8, where a tile is whole.
+    registers, `b` (K, N) a tile; M and K are multiples of 64 and N of 8.
     """
     if _INTERPRETED.get():
         return tuple(_interpreted_matmul(*term) for term in terms)

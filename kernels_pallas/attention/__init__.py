@@ -34,7 +34,7 @@ SUPPORT = (
         "hopper", "pallas",
         dict(
             platform=("gpu",), dtype=("bfloat16",), key_size=range(1, hopper.MAX_SIZE + 1),
-            value_size=range(1, hopper.MAX_SIZE + 1), heads_per_kv=range(1, 129), window=dispatch.ANY,
+            value_size=range(1, hopper.MAX_SIZE + 1), heads_per_kv=range(1, 9), window=dispatch.ANY,
             traced_window=(False, True), sinks=(False, True), soft_cap=(False, True),
             state=(False, True), vmem_mib=dispatch.ANY,
         ),
