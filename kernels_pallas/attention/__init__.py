@@ -10,10 +10,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas import dispatch, segments
-from kernels_pallas.attention import chunked, reference, tpu
+from kernels_pallas.attention import chunked, hopper, reference, tpu
 from kernels_pallas.attention.decode import decode_attention as _decode_attention
 
-_FORMS = {"reference": reference.attention, "chunked": chunked.attention, "tpu": tpu.attention}
+_FORMS = {
+    "reference": reference.attention,
+    "chunked": chunked.attention,
+    "tpu": tpu.attention,
+    "hopper": hopper.attention,
+}
 SUPPORT = (
     *dispatch.XLA_ONLY,
     dispatch.Backend(
@@ -24,6 +29,16 @@ SUPPORT = (
             sinks=(False, True), soft_cap=(False, True), state=(False, True),
             vmem_mib=range(tpu.VMEM_MIB + 1),
         ),
+    ),
+    dispatch.Backend(
+        "hopper", "pallas",
+        dict(
+            platform=("gpu",), dtype=("bfloat16",), key_size=range(1, hopper.MAX_SIZE + 1),
+            value_size=range(1, hopper.MAX_SIZE + 1), heads_per_kv=range(1, 9), window=dispatch.ANY,
+            traced_window=(False, True), sinks=(False, True), soft_cap=(False, True),
+            state=(False, True), vmem_mib=dispatch.ANY,
+        ),
+        auto=False,
     ),
 )  # fmt: skip
 

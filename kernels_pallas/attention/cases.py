@@ -1,4 +1,6 @@
-"""Representative calls for the scorecard: 8,192 tokens, heads of 128, documents on."""
+"""Representative calls for the scorecard: 8,192 tokens, heads of 128, documents on.
+
+A Hopper kernel is one program for every window."""
 
 import jax.numpy as jnp
 
@@ -16,14 +18,14 @@ def pairs(window: int | None) -> int:
     return TIME * window - window * (window - 1) // 2
 
 
-def flops(window: int | None) -> int:
+def flops(window: int | None, size: int = SIZE) -> int:
     """Two products forward and five backward over the pairs that are seen."""
-    return BATCH * HEADS * pairs(window) * 2 * SIZE * (2 + 5)
+    return BATCH * HEADS * pairs(window) * 2 * size * (2 + 5)
 
 
-def arguments(kv_heads: int = HEADS, dtype=jnp.bfloat16) -> tuple[Array, ...]:
+def arguments(kv_heads: int = HEADS, size: int = SIZE, dtype=jnp.bfloat16) -> tuple[Array, ...]:
     """q, k, v, segment ids, and the cotangents of out and log-sum-exp."""
-    queries, keys = (BATCH, TIME, HEADS, SIZE), (BATCH, TIME, kv_heads, SIZE)
+    queries, keys = (BATCH, TIME, HEADS, size), (BATCH, TIME, kv_heads, size)
     return (
         Array(queries, dtype), Array(keys, dtype), Array(keys, dtype),
         Array((BATCH, TIME), jnp.int32), Array(queries, dtype),
@@ -42,19 +44,33 @@ def trips(window: int | None) -> tuple[float, ...]:
     return clear, sum(min(i, reach) for i in range(blocks)) / blocks - clear
 
 
-def _case(window: int | None, **options) -> Case:
+def _case(window: int | None, soft_cap=None, platform: str = "tpu", **options) -> Case:
     def call(q_BTHK, k_BTGK, v_BTGV, ids_BT):
-        return attention(q_BTHK, k_BTGK, v_BTGV, segment_ids=ids_BT, window=window, impl="pallas")
+        return attention(
+            q_BTHK, k_BTGK, v_BTGV, segment_ids=ids_BT, window=window, soft_cap=soft_cap,
+            impl="pallas",
+        )  # fmt: skip
 
     loops = {} if window is not None and window <= BLOCK else {"attention": trips(window)}
+    named = options if soft_cap is None else options | dict(soft_cap=soft_cap)
     return Case(
-        f"attention W={window or 'all'}" + "".join(f" {k}={v}" for k, v in options.items()),
+        f"attention W={window or 'all'}"
+        + "".join(f" {k}={v}" for k, v in named.items())
+        + (", Hopper" if platform == "cuda" else ""),
         with_gradients(call, differentiated=3, others=1),
         arguments(**options),
         tokens=BATCH * TIME * HEADS,
-        flops=flops(window),
+        flops=flops(window, options.get("size", SIZE)),
         trips=loops,
+        platforms=(platform,),
     )
 
 
-CASES = (*map(_case, WINDOWS), _case(2048, kv_heads=2))
+CASES = (
+    *map(_case, WINDOWS),
+    _case(2048, kv_heads=2),
+    _case(512, platform="cuda"),
+    _case(2048, kv_heads=2, platform="cuda"),
+    _case(512, size=64, platform="cuda"),
+    _case(512, kv_heads=2, soft_cap=50.0, platform="cuda"),
+)

@@ -29,9 +29,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels_pallas import dispatch, mxu, segments
+from kernels_pallas import dispatch, mxu
+from kernels_pallas.attention import intervals
 from kernels_pallas.attention import tpu_kernels as kernels
-from kernels_pallas.attention.tpu_kernels import LOG2E, NEGATIVE, NOTHING, Plan
+from kernels_pallas.attention.intervals import NOTHING
+from kernels_pallas.attention.tpu_kernels import LOG2E, Plan
 
 MIB = 2**20
 #: VMEM that a kernel may plan for: a v7x core has 64 MiB, v5e and v6e have 128.
@@ -92,11 +94,7 @@ def attention(
     slots = k_BSGK.shape[1] - time
     precision = mxu.resolve_precision(precision)
     plan = make_plan(time, slots, window, scale, soft_cap, precision)
-    start_BT = segments.first_token_index(segment_ids_BS)[:, slots:]
-    if window is not None:
-        query_1T = jnp.arange(time, dtype=jnp.int32)[None] + slots
-        start_BT = jnp.maximum(start_BT, query_1T - (window - 1))
-    start_BT = jnp.where(segment_ids_BS[:, slots:] == 0, NOTHING, start_BT - slots)
+    start_BT = intervals.starts(segment_ids_BS, slots, window)
     static = _Static(plan, dispatch.target().interpret)
     return _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static)
 
@@ -149,15 +147,9 @@ def _backward(static, residuals, cotangents):
     q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, out_BTHV, lse_BTH = residuals
     dout_BTHV, dlse_BTH = cotangents
     plan = static.plan
-    # d logits = p * (dp - delta): the row sum that softmax subtracts, less lse's own pull.
-    products_BTHV = dout_BTHV.astype(jnp.float32) * out_BTHV.astype(jnp.float32)
-    delta_BTH = jnp.sum(products_BTHV, axis=-1) - dlse_BTH
-    empty_BT1 = (start_BT == NOTHING)[..., None]
-    lse_BTH = jnp.where(empty_BT1, -NEGATIVE, lse_BTH)  # p = exp(s - lse) = 0 in padding
-    dsinks_H = None
-    if sinks_H is not None:
-        p_sink_BTH = jnp.exp(sinks_H.astype(jnp.float32)[None, None] - lse_BTH)
-        dsinks_H = -jnp.sum(p_sink_BTH * delta_BTH, axis=(0, 1)).astype(sinks_H.dtype)
+    lse_BTH, delta_BTH, dsinks_H = intervals.pulls(
+        dout_BTHV, dlse_BTH, out_BTHV, lse_BTH, sinks_H, start_BT
+    )
 
     # Blocks of queries beyond the last see nothing: they push the last sums of dk and dv out.
     call = _Call(q_BTHK, k_BSGK, v_BSGV, start_BT, static, beyond=plan.front)

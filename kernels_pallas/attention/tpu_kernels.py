@@ -12,10 +12,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels_pallas import mxu
+from kernels_pallas.attention.intervals import LOWEST_MAX, NEGATIVE, NOTHING
 
-NEGATIVE = -1e30
-LOWEST_MAX = -1e20  # above NEGATIVE: a row without keys gets exp2(NEGATIVE - LOWEST_MAX) = 0
-NOTHING = 2**30  # the start of a query that sees no key
 LOG2E = math.log2(math.e)
 
 

@@ -1,0 +1,180 @@
+"""The Hopper attention kernels obey the laws, interpreted with races looked for: blocks of 128 queries
+against tiles of 32 keys, so that slots are used again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from interpreted import errors
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from subjects.attention import attention_subject
+
+from kernels_pallas import attention as attn
+from kernels_pallas import dispatch, testing
+from kernels_pallas import mosaic_gpu as mg
+from kernels_pallas.attention import hopper
+from kernels_pallas.testing import draw_segment_ids
+
+BF16 = jnp.bfloat16
+SUBJECTS = {
+    "window, grouped heads": dict(window=40, heads=2, kv_heads=1),
+    "window, all options": dict(window=50, heads=3, kv_heads=1, sinks=True, soft_cap=5.0),
+    "window of one": dict(window=1, heads=1, kv_heads=1, sinks=True),
+    "full": dict(window=None, heads=1, kv_heads=1),
+    "full, all options": dict(window=None, heads=2, kv_heads=2, sinks=True, soft_cap=5.0),
+    "sizes": dict(window=60, heads=1, kv_heads=1, key_size=64, value_size=96),
+}
+
+
+def mostly_slow(*kinds):
+    """The first kind by default, the others among the slow tests: each takes seconds to interpret."""
+    rest = (pytest.param(kind, marks=pytest.mark.slow) for kind in kinds[1:])
+    return pytest.mark.parametrize("kind", [kinds[0], *rest])
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    tiles = hopper.Tiles((32, 2), (32, 2), (32, 2))
+    monkeypatch.setattr(hopper, "TILES", dict.fromkeys(hopper.TILES, tiles))
+    with dispatch.kernels_for("gpu", plgpu.InterpretGPUParams(detect_races=True)):
+        yield
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def check_as_near_as_chunked(subject, seed, time, with_state, batch=1, ids=None):
+    """Law 1 in bfloat16: every output and gradient errs no more than 1.5 times as far from the float64
+    reference as the chunked form does, and nothing races."""
+    ids = draw_segment_ids(rng(seed), batch, time) if ids is None else ids
+    impls = "pallas", "chunked"
+    want, found = errors(subject, rng(seed), batch, time, ids, with_state, impls, BF16)
+    assert not mg.races_found()
+    flat, _ = jax.tree_util.tree_flatten_with_path(want)
+    for (path, true), ours, theirs in zip(flat, *map(jax.tree.leaves, found), strict=True):
+        got, allowed = testing.error(ours, true), testing.error(theirs, true)
+        assert got <= 1.5 * allowed + 1e-6, (jax.tree_util.keystr(path), got, allowed)
+
+
+@mostly_slow(*SUBJECTS)
+def test_kernel_is_the_reference(kind):
+    check_as_near_as_chunked(attention_subject(**SUBJECTS[kind]), 0, 150, with_state=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("time", [1, 63, 128, 200])
+@pytest.mark.parametrize("kind", ["window, all options", "full"])
+def test_kernel_is_the_reference_at_any_length(kind, time):
+    check_as_near_as_chunked(attention_subject(**SUBJECTS[kind]), time, time, True, batch=2)
+
+
+@mostly_slow("window, grouped heads", "full, all options")
+def test_a_state_and_its_gradient(kind):
+    ids = jnp.ones((1, 90), jnp.int32)
+    check_as_near_as_chunked(attention_subject(**SUBJECTS[kind], slots=37), 3, 90, True, ids=ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["window, grouped heads", "full"])
+def test_packed_is_separate(kind):
+    subject = attention_subject(**SUBJECTS[kind])
+    testing.check_packed(subject, rng(), [1, 97, 40], [0, 3, 0], BF16, 1e-2, impl="pallas")
+
+
+@pytest.mark.slow
+def test_split_is_whole():
+    subject = attention_subject(**SUBJECTS["window, grouped heads"])
+    ids = draw_segment_ids(rng(), 1, 80, padding=0)
+    testing.check_split(
+        subject, rng(), 1, 80, [43], ids, BF16, 1e-2, impl="pallas", with_state=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["window, grouped heads", "full"])
+def test_causal(kind):
+    subject, ids = attention_subject(**SUBJECTS[kind]), draw_segment_ids(rng(1), 1, 140)
+    testing.check_causal(subject, rng(), 1, 140, 71, ids, BF16, impl="pallas")
+
+
+@pytest.mark.slow
+def test_finite():
+    subject = attention_subject(**SUBJECTS["window, all options"])
+    ids = draw_segment_ids(rng(), 1, 63)
+    testing.check_finite(subject, rng(), 1, 63, BF16, impl="pallas", segment_ids=ids)
+
+
+@pytest.mark.slow
+def test_deterministic():
+    subject = attention_subject(**SUBJECTS["window, grouped heads"])
+    testing.check_deterministic(subject, rng(), 1, 140, BF16, impl="pallas")
+
+
+@pytest.mark.slow
+def test_one_program_serves_all_windows():
+    q, k, v = (jnp.asarray(rng(i).standard_normal((1, 140, 1, 8)), BF16) for i in range(3))
+    run = jax.jit(lambda window: attn.attention(q, k, v, window=window, impl="pallas")[0])
+    for window in (1, 33, 1000):
+        want = attn.attention(q, k, v, window=window, impl="chunked")[0]
+        testing.assert_close(f"window {window}", run(jnp.int32(window)), want, 1e-2)
+
+
+def visits(time, window, ids=None, slots=0, tile=32):
+    """`Visits` of queries and of keys, as arrays of their fields."""
+    ids = jnp.ones((1, time + slots), jnp.int32) if ids is None else ids
+    start = hopper.intervals.starts(ids, slots, window)
+    q, k = jnp.zeros((1, time, 1, 64), BF16), jnp.zeros((1, time + slots, 1, 64), BF16)
+    call = hopper._Call(q, k, k, start, hopper._Static(1.0, None, False))
+    plan = call.plan((tile, 2))
+    seen = np.asarray(call.start_BT)[0]
+    return call.visits_of_queries(plan)[0], call.visits_of_keys(plan)[0], seen
+
+
+@pytest.mark.parametrize("window,slots", [(1, 0), (40, 0), (300, 37), (None, 0), (None, 500)])
+def test_visits_are_the_tiles_with_pairs_and_clear_ones_are_full(window, slots):
+    """Against the mask itself: every tile with a pair is visited, and one without a mask is all pairs;
+    both kernels see the same pairs."""
+    time, tile, block = 700, 32, 128
+    ids = draw_segment_ids(rng(slots), 1, time + slots)
+    by_queries, by_keys, start = visits(time, window, ids, slots, tile)
+    own = np.arange(len(start)) + slots
+    tokens = block * len(by_keys)
+    mask = (np.arange(tokens) >= start[:, None]) & (np.arange(tokens) <= own[:, None])
+    for pairs, table in ((mask, by_queries), (mask.T, by_keys)):
+        for number, (first, low, clear, masked) in enumerate(np.asarray(table)):
+            rows = pairs[number * block : (number + 1) * block]
+            tiles = rows.reshape(block, -1, tile)
+            seen, full = tiles.any(axis=(0, 2)), tiles.all(axis=(0, 2))
+            visited = np.zeros_like(seen)
+            visited[first : first + clear + masked] = True
+            assert not (seen & ~visited).any()
+            assert full[first + low : first + low + clear].all()
+            if not (ids == 0).any():
+                assert visited.sum() <= seen.sum() + 1
+
+
+def test_work_follows_the_window_and_the_documents():
+    time = 128 * 64
+    for window, most in ((128, 8), (512, 20)):
+        by_queries, by_keys, _ = visits(time, window)
+        assert np.asarray(by_queries)[:, 2:].sum(axis=1).max() <= most
+        assert np.asarray(by_keys)[:, 2:].sum(axis=1).max() <= most
+    documents = jnp.arange(time)[None] // 256 + 1
+    by_queries, by_keys, _ = visits(time, None, documents)
+    assert np.asarray(by_queries)[:, 2:].sum(axis=1).max() <= 8
+    assert np.asarray(by_keys)[:, 2:].sum(axis=1).max() <= 8
+
+
+def test_only_who_asks_by_name_gets_the_kernel():
+    shape = jnp.zeros((1, 16, 2, 8), BF16)
+
+    def text(impl, x=shape):
+        return str(jax.make_jaxpr(lambda x: attn.attention(x, x, x, window=4, impl=impl))(x))
+
+    assert "attention_forward" in text("pallas")
+    assert "attention_forward" not in text("auto")
+    with pytest.raises(ValueError, match="hopper.*lacks dtype=float32"):
+        text("pallas", shape.astype(jnp.float32))
+    with pytest.raises(ValueError, match="hopper.*lacks key_size=160"):
+        text("pallas", jnp.zeros((1, 16, 2, 160), BF16))
