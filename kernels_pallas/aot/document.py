@@ -23,7 +23,9 @@ def support_table(op: str) -> str:
         cells = [_values(kernel.limits.get(feature, ())) for kernel in kernels]
         lines.append(f"| {feature} | " + " | ".join(cells) + " |")
     if not all(kernel.auto for kernel in kernels):
-        taken = ("yes" if kernel.auto else "no: not measured ahead of `chunked`" for kernel in kernels)
+        taken = (
+            "yes" if kernel.auto else "no: not measured ahead of `chunked`" for kernel in kernels
+        )
         lines.append("| taken by `auto` | " + " | ".join(taken) + " |")
     return "\n".join(lines)
 
