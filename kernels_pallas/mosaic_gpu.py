@@ -122,6 +122,11 @@ def wait_for_stores() -> None:
     plgpu.wait_smem_to_gmem(0)
 
 
+def wait_for_reads(unfinished: int = 0) -> None:
+    """Waits until all but the last `unfinished` stores of this warpgroup have read their tiles."""
+    plgpu.wait_smem_to_gmem(unfinished, wait_read_only=True)
+
+
 def arrive(barrier) -> None:
     plgpu.barrier_arrive(barrier)
 
@@ -144,15 +149,17 @@ def matmuls(*terms) -> tuple[jax.Array, ...]:
     """For each term `(sum, a, b)` the float32 `sum + a @ b`, started together, then waited for.
 
     `sum` is (M, N) float32 in registers or None for zero, `a` (M, K) a tile or bfloat16 in
-    registers, `b` (K, N) a tile; M is a multiple of 64, K and N of 8, where a tile is whole.
+    registers, `b` (K, N) a tile; M is a multiple of 64, K and N of 8, where a tile is whole. More
+    pairs in a term, `(sum, a, b, c, d)`, add to the same sum: `sum + a @ b + c @ d`.
     """
     if _INTERPRETED.get():
         return tuple(_interpreted_matmul(*term) for term in terms)
-    sums = [zeros((a.shape[0], b.shape[1])) if s is None else s for s, a, b in terms]
+    sums = [zeros((a.shape[0], b.shape[1])) if s is None else s for s, a, b, *_ in terms]
 
     def start(refs):
-        for ref, (_, a, b) in zip(refs, terms):
-            plgpu.wgmma(ref, a, b)
+        for ref, (_, *operands) in zip(refs, terms):
+            for a, b in zip(operands[::2], operands[1::2]):
+                plgpu.wgmma(ref, a, b)
 
     return pl.run_state(start)(tuple(plgpu.ACC.init(s) for s in sums))
 
@@ -169,9 +176,11 @@ def matmul(a, b) -> jax.Array:
     return pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
 
 
-def _interpreted_matmul(total, a, b):
-    product = matmul(a, b)
-    return product if total is None else total + product
+def _interpreted_matmul(total, *operands):
+    for a, b in zip(operands[::2], operands[1::2]):
+        product = matmul(a, b)
+        total = product if total is None else total + product
+    return total
 
 
 def zeros(shape: tuple[int, int]) -> jax.Array:
@@ -182,6 +191,16 @@ def full(shape: tuple[int, ...], value, dtype=jnp.float32) -> jax.Array:
     """A matrix in registers as products leave it, or for one axis, a number of each of its rows."""
     layout = plgpu.Layout.WGMMA if len(shape) == 2 else plgpu.Layout.WGMMA.reduce(1)
     return plgpu.layout_cast(jnp.full(shape, value, dtype), layout)
+
+
+def of_tile(ref) -> jax.Array:
+    """A tile in registers as products leave it."""
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA)
+
+
+def of_global(ref) -> jax.Array:
+    """A matrix straight from global memory, as products leave it: for what is read once."""
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA, optimized=False)
 
 
 def of_rows(ref) -> jax.Array:
