@@ -96,7 +96,7 @@ def delta_rule(
       precision: of the matrix products, as in `jax.lax.dot_general`; the chunked form inverts
         its triangular systems in the highest precision in any case. The TPU kernel rounds operands
         to bfloat16 at the default precision, as XLA does there, and inverts in float32 (three
-        bfloat16 products for one, then).
+        bfloat16 products for one, then). The Hopper kernels have that precision alone.
 
     Returns o_BTHV in v's dtype, or (o_BTHV, DeltaRuleState); S and all sums are float32
     (float64 where an input is float64).
