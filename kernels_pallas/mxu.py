@@ -33,6 +33,14 @@ def resolve_precision(precision) -> Precision:
         ) from None
 
 
+def precision_name(precision) -> str:
+    """`precision` as a feature of a case: "default", "high", "highest", or what else it is."""
+    try:
+        return resolve_precision(precision).name.lower()
+    except ValueError:
+        return str(precision)
+
+
 def dot(x, y, dims=NN, precision: Precision = Precision.DEFAULT, out=jnp.float32):
     """The product of two matrices, accumulated and returned in `out`.
 

@@ -8,11 +8,12 @@ Delta Attention (Kimi Team 2025, arXiv:2510.26692).
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas import dispatch, segments
-from kernels_pallas.delta_rule import chunked, reference, tpu
+from kernels_pallas import dispatch, mxu, segments
+from kernels_pallas.delta_rule import chunked, hopper, reference, tpu
 
 _SIZES = (64, 128, 192, 256)
 SUPPORT = (
@@ -23,8 +24,18 @@ SUPPORT = (
         dict(
             platform=("tpu",), dtype=("float32", "bfloat16"), accumulator=("float32",),
             key_size=_SIZES, value_size=_SIZES, step_heads=range(1, 9),
-            gate=("none", "head", "channel"),
+            gate=("none", "head", "channel"), key_dtype=dispatch.ANY, precision=dispatch.ANY,
         ),
+    ),
+    dispatch.Backend(
+        "hopper",
+        "pallas",
+        dict(
+            platform=("gpu",), dtype=("bfloat16",), accumulator=("float32",),
+            key_size=(64, 128), value_size=(64, 128), step_heads=dispatch.ANY,
+            gate=("none", "head", "channel"), key_dtype=("bfloat16",), precision=("default",),
+        ),
+        auto=False,
     ),
 )  # fmt: skip
 _FORMS = {"reference": reference.delta_rule, "chunked": chunked.delta_rule}
@@ -85,7 +96,7 @@ def delta_rule(
       precision: of the matrix products, as in `jax.lax.dot_general`; the chunked form inverts
         its triangular systems in the highest precision in any case. The TPU kernel rounds operands
         to bfloat16 at the default precision, as XLA does there, and inverts in float32 (three
-        bfloat16 products for one, then).
+        bfloat16 products for one, then). The Hopper kernels have that precision alone.
 
     Returns o_BTHV in v's dtype, or (o_BTHV, DeltaRuleState); S and all sums are float32
     (float64 where an input is float64).
@@ -102,6 +113,7 @@ def delta_rule(
     case = dict(
         dtype=str(v_BTHV.dtype), accumulator=jnp.dtype(dtype).name, key_size=key_size,
         value_size=value_size, step_heads=step.heads, gate=gate,
+        key_dtype=dispatch.dtypes(q_BTGK, k_BTGK), precision=mxu.precision_name(precision),
     )  # fmt: skip
     form = dispatch.resolve("delta_rule", impl, case, SUPPORT)
 
@@ -127,14 +139,21 @@ def delta_rule(
 
         def unpadded(x):
             mask = padding_BT.reshape(padding_BT.shape + (1,) * (x.ndim - 2))
-            return jnp.where(mask, 0, x.astype(dtype))
+            return jnp.where(mask, 0, x)
 
-        if log_decay is not None:
-            log_decay = unpadded(log_decay if log_decay.ndim == 4 else log_decay[..., None])
-        o_BTHV, s_BHKV = _FORMS[form](
-            unpadded(q_BTGK) * scale, unpadded(k_BTGK), unpadded(v_BTHV), unpadded(beta_BTH),
-            log_decay, resets_BT, s_BHKV, precision=precision,
-        )  # fmt: skip
+        if log_decay is not None and log_decay.ndim == 3:
+            log_decay = log_decay[..., None]
+        inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay
+        if form == "hopper":
+            o_BTHV, s_BHKV = hopper.delta_rule(
+                *jax.tree.map(unpadded, inputs), resets_BT, s_BHKV, precision=precision,
+                scale=scale, output=v_BTHV.dtype, interpret=dispatch.target().interpret,
+            )  # fmt: skip
+        else:
+            q, *others = jax.tree.map(lambda x: unpadded(x.astype(dtype)), inputs)
+            o_BTHV, s_BHKV = _FORMS[form](
+                q * scale, *others, resets_BT, s_BHKV, precision=precision
+            )
     o_BTHV = o_BTHV.astype(v_BTHV.dtype)
     if not return_state:
         return o_BTHV

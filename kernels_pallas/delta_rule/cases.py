@@ -8,7 +8,9 @@ from kernels_pallas.delta_rule import delta_rule
 BATCH, TIME = 1, 8192
 
 
-def _case(name: str, groups: int, heads: int, key_size: int, value_size: int, gate: str) -> Case:
+def _case(
+    name: str, groups: int, heads: int, key_size: int, value_size: int, gate: str, platform="tpu"
+) -> Case:
     def call(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, ids_BT):
         return delta_rule(
             q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids=ids_BT, impl="pallas"
@@ -28,6 +30,7 @@ def _case(name: str, groups: int, heads: int, key_size: int, value_size: int, ga
         tokens=BATCH * TIME * heads,
         # Reading the state for a key, writing it, reading it for a query; twice that backward.
         flops=BATCH * TIME * heads * 6 * key_size * value_size * 3,
+        platforms=(platform,),
     )  # fmt: skip
 
 
@@ -39,4 +42,9 @@ CASES = (
     _case("delta_rule channel gate", 32, 32, 128, 128, "channel"),
     _case("delta_rule channel gate K=64 V=128", 16, 16, 64, 128, "channel"),
     _case("delta_rule channel gate K=256 V=256", 4, 4, 256, 256, "channel"),
+    _case("delta_rule scalar gate, Hopper", 16, 16, 128, 128, "head", "cuda"),
+    _case("delta_rule scalar gate 16 of 32 heads, Hopper", 16, 32, 128, 128, "head", "cuda"),
+    _case("delta_rule scalar gate K=64 V=64, Hopper", 16, 16, 64, 64, "head", "cuda"),
+    _case("delta_rule channel gate, Hopper", 32, 32, 128, 128, "channel", "cuda"),
+    _case("delta_rule channel gate K=64 V=128, Hopper", 16, 16, 64, 128, "channel", "cuda"),
 )

@@ -51,14 +51,30 @@ def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BH
 
 def _block(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BHKV, *, precision):
     batch, time, heads, value_size = v_BTHV.shape
-    length = chunk_length(time)
-    kv_heads = k_BTGK.shape[2]
+    tokens = q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK
+    system, read = prepare(*tokens, resets_BT, precision=precision)
+    o_NBHCV, s_BHKV = _solve_and_read(precision, system, read, s_BHKV)
+    o_BTHV = jnp.transpose(o_NBHCV, (1, 0, 3, 2, 4)).reshape(batch, -1, heads, value_size)
+    return o_BTHV[:, :time], s_BHKV
+
+
+def prepare(
+    q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, *, precision, chunks_first=True
+):  # fmt: skip
+    """(`System`, what reads S (C, K) and D (C, C)) of all chunks: what does not know the state.
+
+    Arrays have the leading axes (N, B, H), or (B, H, N) where not `chunks_first`.
+    """
+    time, heads = v_BTHV.shape[1:3]
+    length, kv_heads = chunk_length(time), k_BTGK.shape[2]
 
     def chunks(x_BTHK, heads_per_group):
         """(B, T, H, K) -> (N, B, G, R, C, K); added tokens are zeros: they change nothing."""
         x_BTHK = jnp.pad(x_BTHK, ((0, 0), (0, -time % length), (0, 0), (0, 0)))
-        shape = (batch, -1, length, x_BTHK.shape[2] // heads_per_group, heads_per_group)
-        return jnp.transpose(x_BTHK.reshape(*shape, x_BTHK.shape[3]), (1, 0, 3, 4, 2, 5))
+        groups = x_BTHK.shape[2] // heads_per_group
+        shape = (x_BTHK.shape[0], -1, length, groups, heads_per_group, x_BTHK.shape[3])
+        order = (1, 0, 3, 4, 2, 5) if chunks_first else (0, 3, 4, 1, 2, 5)
+        return jnp.transpose(x_BTHK.reshape(shape), order)
 
     repeats = heads // kv_heads
     q, k = (chunks(x, 1) for x in (q_BTGK, k_BTGK))
@@ -67,24 +83,25 @@ def _block(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BHKV, 
     # Laid out in chunks once: XLA's CPU backend would do it again for every product.
     q, k, v, beta, g = jax.lax.optimization_barrier((q, k, v, beta, g))
     documents = _documents(resets_BT, length)
+    if not chunks_first:
+        documents = jax.tree.map(lambda mask: jnp.moveaxis(mask, 0, 3), documents)
     part = scores.of(q, k, g, documents, precision)
 
     def per_head(x):
         """(N, B, G, R or 1, C, K) -> (N, B, H, C, K)"""
-        shape = x.shape[:2] + (kv_heads, repeats) + x.shape[4:]
-        return jnp.broadcast_to(x, shape).reshape(x.shape[:2] + (heads,) + x.shape[4:])
+        at = 2 if chunks_first else 1  # the axis of G
+        shape = x.shape[:at] + (kv_heads, repeats) + x.shape[at + 2 :]
+        heads_joined = shape[:at] + (heads,) + shape[at + 2 :]
+        return jnp.broadcast_to(x, shape).reshape(heads_joined)
 
-    system = _System(
+    system = System(
         a=per_head(beta * part.keys),
         u=per_head(beta * v),
         w=per_head(beta * part.decay_in * k),
         write=per_head(part.decay_out * k),
         decay=per_head(jnp.swapaxes(part.decay_in[..., -1:, :], -1, -2)),
     )
-    read = per_head(part.decay_in * q), per_head(part.queries)
-    o_NBHCV, s_BHKV = _solve_and_read(precision, system, read, s_BHKV)
-    o_BTHV = jnp.transpose(o_NBHCV, (1, 0, 3, 2, 4)).reshape(batch, -1, heads, value_size)
-    return o_BTHV[:, :time], s_BHKV
+    return system, (per_head(part.decay_in * q), per_head(part.queries))
 
 
 def chunk_length(time: int) -> int:
@@ -108,7 +125,7 @@ def _documents(resets_BT, length):
     )
 
 
-class _System(NamedTuple):
+class System(NamedTuple):
     """D = (I + a)^-1 (u - w S), then S <- decay * S + write^T D; each (N, B, H, ...)."""
 
     a: jax.Array  # (C, C), strictly lower triangular
@@ -162,7 +179,7 @@ def _backward(precision, kept, cotangents):
     ddecay = jnp.sum(ds_NBHKV * s_NBHKV, axis=-1, keepdims=True)
     if decay.shape[-2] == 1:
         ddecay = jnp.sum(ddecay, axis=-2, keepdims=True)
-    dsystem = _System(
+    dsystem = System(
         a=-jnp.tril(dot(drhs_NBHCV, d_t), -1),
         u=drhs_NBHCV,
         w=-dot(drhs_NBHCV, s_t),

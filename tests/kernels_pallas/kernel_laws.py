@@ -15,11 +15,11 @@ from kernels_pallas import dispatch, testing
 from kernels_pallas.testing import assert_close
 
 
-def interpreted(subject: testing.Subject, interpret=True) -> testing.Subject:
-    """The subject with the kernels of a TPU, interpreted, wherever it is traced."""
+def interpreted(subject: testing.Subject, interpret=True, platform="tpu") -> testing.Subject:
+    """The subject with the kernels of `platform`, interpreted, wherever it is traced."""
 
     def apply(*arguments):
-        with dispatch.kernels_for("tpu", interpret):
+        with dispatch.kernels_for(platform, interpret):
             return subject.apply(*arguments)
 
     return dataclasses.replace(subject, apply=apply)
@@ -38,18 +38,19 @@ class Held:
     Arguments:
       precision: of matrix products, as `jax_default_matmul_precision`.
       dtype: of inputs and outputs.
-      interpret: True, or `pltpu.InterpretParams`.
+      interpret: True, or `pltpu.InterpretParams`; `plgpu.InterpretGPUParams` for platform "gpu".
     """
 
     def __init__(
-        self, subject, rng, batch=2, time=70, precision="highest", dtype=jnp.float32, interpret=True
-    ):
+        self, subject, rng, batch=2, time=70, precision="highest", dtype=jnp.float32,
+        interpret=True, platform="tpu",
+    ):  # fmt: skip
         self.subject, self.rng, self.batch, self.time = subject, rng, batch, time
         self.dtype, self.precision = dtype, precision
         # What is interpreted takes seconds to compile and moments to run.
         quickly = dict(compiler_options=dict(xla_backend_optimization_level=0))
-        kernels, reference = interpreted(subject, interpret), testing.runner(subject, "reference")
-        kernels = testing.runner(kernels, "pallas")
+        kernels = testing.runner(interpreted(subject, interpret, platform), "pallas")
+        reference = testing.runner(subject, "reference")
         self._run = jax.jit(lambda *arguments: kernels(*arguments), **quickly)
         self._reference = jax.jit(lambda *arguments: reference(*arguments), **quickly)
 
