@@ -82,6 +82,16 @@ def warpgroup():
     return jax.lax.axis_index(WARPGROUP)
 
 
+def span(start, size: int):
+    """`size` places of an axis from `start` on."""
+    return pl.ds(start, size)
+
+
+def when(condition) -> Callable:
+    """Decorates what runs only where a scalar condition holds."""
+    return pl.when(condition)
+
+
 def tile(shape: tuple[int, ...], dtype=jnp.bfloat16):
     """Shared memory for matrices (the last two axes) that products read: rows in 8s, columns in
     multiples of 128 bytes (64 or 32 where there are fewer), swizzled."""
@@ -214,6 +224,16 @@ def of_rows(ref) -> jax.Array:
 def of_columns(ref) -> jax.Array:
     """A vector in shared memory as a number of each column of a matrix."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(0))
+
+
+def spread(ref) -> jax.Array:
+    """An array in plain shared memory for what goes element by element, in runs of 4 a thread."""
+    return plgpu.load(ref, layout=plgpu.Layout.WG_STRIDED(ref.shape, vec_size=4))
+
+
+def line(ref) -> jax.Array:
+    """A vector of 128 in shared memory, one number a thread."""
+    return plgpu.load(ref, layout=plgpu.Layout.WG_STRIDED(ref.shape, vec_size=1))
 
 
 def along_rows(numbers, shape: tuple[int, int]) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import dispatch, segments
-from kernels_pallas.linear_recurrence import chunked, reference, tpu
+from kernels_pallas.linear_recurrence import blocks, chunked, hopper, reference, tpu
 
 _DTYPES = ("float32", "bfloat16")
 SUPPORT = (
@@ -23,7 +23,17 @@ SUPPORT = (
             channels=range(1, 1 << 16), gated=(False, True),
         ),
     ),
+    dispatch.Backend(
+        "hopper",
+        "pallas",
+        dict(
+            platform=("gpu",), dtype=_DTYPES, input_dtype=_DTYPES, state_dtype=("float32",),
+            channels=range(1, 1 << 16), gated=(False, True),
+        ),
+        auto=False,  # nobody has measured it
+    ),
 )  # fmt: skip
+_KERNELS = {"tpu": tpu, "hopper": hopper}
 _FORMS = {"reference": reference.linear_recurrence, "chunked": chunked.linear_recurrence}
 
 
@@ -110,9 +120,10 @@ def _run(gated, a_BTD, b_BTD, segment_ids, initial_state, return_state, impl):
     form = dispatch.resolve(op, impl, case, SUPPORT)
     starts_BT = segments.document_starts(ids_BT, state.segment_ids_B)
     padding_BT = ids_BT == 0
-    if form == "tpu":
-        marks_BT = jnp.where(padding_BT, tpu.PADDING, jnp.where(starts_BT, tpu.STARTS, 0))
-        kernel = tpu.gated_recurrence if gated else tpu.linear_recurrence
+    if form in _KERNELS:
+        marks_BT = jnp.where(padding_BT, blocks.PADDING, jnp.where(starts_BT, blocks.STARTS, 0))
+        kernels = _KERNELS[form]
+        kernel = kernels.gated_recurrence if gated else kernels.linear_recurrence
         interpret = dispatch.target().interpret
         h_BTD = kernel(a_BTD, b_BTD, marks_BT, state.h_BD, interpret=interpret)
     else:
@@ -133,14 +144,14 @@ def _run(gated, a_BTD, b_BTD, segment_ids, initial_state, return_state, impl):
 
 @jax.custom_jvp
 def sqrt_bounded(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """sqrt(x) with a slope of at most `tpu.MAX_SLOPE`, which is infinite at 0."""
+    """sqrt(x) with a slope of at most `blocks.MAX_SLOPE`, which is infinite at 0."""
     return jnp.sqrt(x)
 
 
 @sqrt_bounded.defjvp
 def _sqrt_bounded_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
-    slope = jnp.minimum(0.5 * jax.lax.rsqrt(jnp.maximum(x, 1e-30)), tpu.MAX_SLOPE)
+    slope = jnp.minimum(0.5 * jax.lax.rsqrt(jnp.maximum(x, 1e-30)), blocks.MAX_SLOPE)
     return jnp.sqrt(x), dx * slope
 
 

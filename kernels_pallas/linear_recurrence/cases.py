@@ -22,6 +22,7 @@ def _case(name: str, function, dtype) -> Case:
         ),
         tokens=BATCH * TIME * (CHANNELS // 128),  # of 128 channels
         flops=BATCH * TIME * CHANNELS * 2 * (1 + 2),
+        platforms=("tpu", "cuda"),
     )  # fmt: skip
 
 

@@ -18,14 +18,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels_pallas.linear_recurrence.blocks import MAX_SLOPE, PADDING, STARTS, whole
+
 TIME_BLOCK = 512  # tokens of a grid step
 CHANNEL_BLOCK = 512
 ROWS = 8  # tokens in a vector register
 LANES = 128
 STEP = 16  # tokens of a loop step: a tile of bfloat16
-
-CONTINUES, STARTS, PADDING = 0, 1, 2  # marks of tokens
-MAX_SLOPE = 1000.0  # of sqrt(1 - a^2) at a = 1, where it is infinite; recurrentgemma's bound
 
 
 def linear_recurrence(a_BTD, b_BTD, marks_BT, h_BD, *, interpret=False):
@@ -45,17 +44,11 @@ def gated_recurrence(log_a_BTD, x_BTD, marks_BT, h_BD, *, interpret=False):
 
 
 def _padded(a_BTD, b_BTD, marks_BT, h_BD, gated, interpret):
-    """Whole blocks: tokens are added at the end, as padding, and channels of zeros."""
-    batch, time, channels = a_BTD.shape
-    add_time = -time % (STEP if time <= TIME_BLOCK else TIME_BLOCK)
-    add_channels = -channels % LANES
-    if add_time or add_channels:
-        padding = ((0, 0), (0, add_time), (0, add_channels))
-        a_BTD, b_BTD = (jnp.pad(x, padding) for x in (a_BTD, b_BTD))
-        marks_BT = jnp.pad(marks_BT, padding[:2], constant_values=PADDING)
-        h_BD = jnp.pad(h_BD, ((0, 0), (0, add_channels)))
+    time, channels = a_BTD.shape[1:]
+    tokens = STEP if time <= TIME_BLOCK else TIME_BLOCK
+    a_BTD, b_BTD, marks_BT, h_BD = whole(a_BTD, b_BTD, marks_BT, h_BD, tokens, LANES)
     marks_B1T = marks_BT.astype(jnp.float32)[:, None]
-    h_BTD = _recurrence(gated, interpret, a_BTD, b_BTD, marks_B1T, h_BD.astype(jnp.float32))
+    h_BTD = _recurrence(gated, interpret, a_BTD, b_BTD, marks_B1T, h_BD)
     return h_BTD[:, :time, :channels]
 
 
