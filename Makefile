@@ -11,7 +11,7 @@ AOT := .venv-aot
 AOT_READY := $(AOT)/.ready
 
 .PHONY: help setup demo laziness laziness-pilot laziness-all laziness-results test test-slow lint \
-  mixers benchmark aot scorecard clean
+  mixers benchmark aot aot-environment scorecard clean
 
 help:
 	@echo "make demo       set up, and train the demo: 5 minutes on 2 CPU cores"
@@ -74,6 +74,8 @@ benchmark: setup
 	$(BIN)/python benchmarks/train_cpu.py
 	$(BIN)/python benchmarks/mixers_cpu.py
 
+aot-environment: $(AOT_READY)
+
 $(AOT_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(AOT)
 	$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[aot]'
@@ -82,7 +84,7 @@ $(AOT_READY): pyproject.toml constraints.txt
 	@touch $(AOT_READY)
 
 aot: $(AOT_READY)
-	$(AOT)/bin/python -m kernels_pallas.aot --check --no-rivals --jobs 2 $(AOT_ARGS)
+	$(AOT)/bin/python -m pytest -n 2 tests/kernels_pallas/test_compiled_kernels.py $(PYTEST_ARGS)
 
 scorecard: $(AOT_READY)
 	$(AOT)/bin/python -m kernels_pallas.aot --jobs 2 $(AOT_ARGS)
