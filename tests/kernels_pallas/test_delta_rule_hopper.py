@@ -48,7 +48,9 @@ def held(request):
     yield Held(subject(request.param, repeats=repeats), rng, batch=1, time=70, **ON_A_HOPPER)
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize(
+    "law", [law if law == "packed" else pytest.param(law, marks=pytest.mark.slow) for law in LAWS]
+)
 def test_law(held, law, float32_too):
     LAWS[law](held)
 
