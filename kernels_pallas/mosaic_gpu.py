@@ -23,8 +23,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 LOG2E = math.log2(math.e)
-#: Shared memory of a block on an H100 or H200.
-SHARED_BYTES = 232448
 WARPGROUP = "warpgroup"
 
 _INTERPRETED = contextvars.ContextVar("interpreted", default=False)

@@ -85,15 +85,9 @@ def forward(
 
     @pl.when(worker == FETCHER)
     def _():
-        mg.registers(24, more=False)
         kv_head = jax.lax.div(head, plan.group)
-
-        def copies(turn, tile):
-            keys = pl.ds(tile * plan.tile, plan.tile)
-            pairs = (k_ref, k_tile), (v_ref, v_tile)
-            return [(ref.at[batch, keys, kv_head], tiles) for ref, tiles in pairs]
-
-        _fetch(visits, 1, copies, ready, free, plan.stages)
+        pairs = (k_ref, k_tile), (v_ref, v_tile)
+        _fetch_keys(visits, pairs, batch, kv_head, ready, free, plan)
 
     @pl.when(worker < MULTIPLIERS)
     def _():
@@ -158,15 +152,9 @@ def dqueries(
 
     @pl.when(worker == FETCHER)
     def _():
-        mg.registers(24, more=False)
         kv_head = jax.lax.div(head, plan.group)
-
-        def copies(turn, tile):
-            keys = pl.ds(tile * plan.tile, plan.tile)
-            pairs = (k_ref, k_tile), (v_ref, v_tile)
-            return [(ref.at[batch, keys, kv_head], tiles) for ref, tiles in pairs]
-
-        _fetch(visits, 1, copies, ready, free, plan.stages)
+        pairs = (k_ref, k_tile), (v_ref, v_tile)
+        _fetch_keys(visits, pairs, batch, kv_head, ready, free, plan)
 
     @pl.when(worker < MULTIPLIERS)
     def _():
@@ -218,8 +206,6 @@ def dkeys(
 
     @pl.when(worker == FETCHER)
     def _():
-        mg.registers(24, more=False)
-
         def copies(turn, tile):
             head, queries = kv_head * plan.group + turn, pl.ds(tile * plan.tile, plan.tile)
             return (
@@ -274,8 +260,21 @@ def dkeys(
         mg.wait_for_stores()
 
 
+def _fetch_keys(visits: Visits, pairs, batch, kv_head, ready, free, plan: Plan) -> None:
+    """Brings the tiles of keys and of values that a block of queries visits; `pairs` are source and
+    slotted target of both."""
+
+    def copies(turn, tile):
+        keys = pl.ds(tile * plan.tile, plan.tile)
+        return [(ref.at[batch, keys, kv_head], tiles) for ref, tiles in pairs]
+
+    _fetch(visits, 1, copies, ready, free, plan.stages)
+
+
 def _fetch(visits: Visits, turns: int, copies, ready, free, stages: int) -> None:
-    """Starts the `copies(turn, tile)`, pairs of source and slotted target, of each visit."""
+    """What the fetching warpgroup does: the `copies(turn, tile)`, pairs of source and slotted
+    target, of each visit."""
+    mg.registers(24, more=False)
 
     def fetch(step, turn, tile, masked, carry):
         slot = _slot(step, stages)
