@@ -13,26 +13,16 @@ from kernels_pallas import dispatch, segments
 from kernels_pallas.linear_recurrence import blocks, chunked, hopper, reference, tpu
 
 _DTYPES = ("float32", "bfloat16")
+_COVERED = dict(
+    dtype=_DTYPES, input_dtype=_DTYPES, state_dtype=("float32",), channels=range(1, 1 << 16),
+    gated=(False, True),
+)  # fmt: skip
 SUPPORT = (
     *dispatch.XLA_ONLY,
-    dispatch.Backend(
-        "tpu",
-        "pallas",
-        dict(
-            platform=("tpu",), dtype=_DTYPES, input_dtype=_DTYPES, state_dtype=("float32",),
-            channels=range(1, 1 << 16), gated=(False, True),
-        ),
-    ),
-    dispatch.Backend(
-        "hopper",
-        "pallas",
-        dict(
-            platform=("gpu",), dtype=_DTYPES, input_dtype=_DTYPES, state_dtype=("float32",),
-            channels=range(1, 1 << 16), gated=(False, True),
-        ),
-        auto=False,  # nobody has measured it
-    ),
-)  # fmt: skip
+    dispatch.Backend("tpu", "pallas", dict(platform=("tpu",)) | _COVERED),
+    # Not by itself: nobody has measured it.
+    dispatch.Backend("hopper", "pallas", dict(platform=("gpu",)) | _COVERED, auto=False),
+)
 _KERNELS = {"tpu": tpu, "hopper": hopper}
 _FORMS = {"reference": reference.linear_recurrence, "chunked": chunked.linear_recurrence}
 
@@ -122,10 +112,9 @@ def _run(gated, a_BTD, b_BTD, segment_ids, initial_state, return_state, impl):
     padding_BT = ids_BT == 0
     if form in _KERNELS:
         marks_BT = jnp.where(padding_BT, blocks.PADDING, jnp.where(starts_BT, blocks.STARTS, 0))
-        kernels = _KERNELS[form]
-        kernel = kernels.gated_recurrence if gated else kernels.linear_recurrence
-        interpret = dispatch.target().interpret
-        h_BTD = kernel(a_BTD, b_BTD, marks_BT, state.h_BD, interpret=interpret)
+        h_BTD = _KERNELS[form].recurrence(
+            gated, a_BTD, b_BTD, marks_BT, state.h_BD, interpret=dispatch.target().interpret
+        )
     else:
         a_BTD, b_BTD = a_BTD.astype(dtype), b_BTD.astype(dtype)
         if gated:

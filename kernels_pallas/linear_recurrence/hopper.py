@@ -30,23 +30,15 @@ BACKWARD_ROWS = 16  # the same; more arrays come in
 WARPGROUPS = 3
 
 
-def linear_recurrence(a_BTD, b_BTD, marks_BT, h_BD, *, interpret=False):
+def recurrence(gated, a_BTD, b_BTD, marks_BT, h_BD, *, interpret=False):
     """h_BTD float32 of h_t = a_t h_{t-1} + b_t from h_BD; float32 or bfloat16 inputs.
 
-    marks_BT: `CONTINUES`, `STARTS` (a_t counts as 0) or `PADDING` (a_t and b_t count as 0).
+    Arguments:
+      gated: whether a_BTD and b_BTD are log_a and x, of which a_t = exp(log_a_t) and
+        b_t = sqrt(1 - a_t^2) x_t are made inside the kernel. At a document's start b_t = x_t:
+        nothing is carried that it would have to make room for.
+      marks_BT: `CONTINUES`, `STARTS` (a_t counts as 0) or `PADDING` (a_t and b_t count as 0).
     """
-    return _padded(a_BTD, b_BTD, marks_BT, h_BD, False, interpret)
-
-
-def gated_recurrence(log_a_BTD, x_BTD, marks_BT, h_BD, *, interpret=False):
-    """The same with a_t = exp(log_a_t), b_t = sqrt(1 - a_t^2) x_t, made inside the kernel.
-
-    At a document's start b_t = x_t: nothing is carried that it would have to make room for.
-    """
-    return _padded(log_a_BTD, x_BTD, marks_BT, h_BD, True, interpret)
-
-
-def _padded(a_BTD, b_BTD, marks_BT, h_BD, gated, interpret):
     time, channels = a_BTD.shape[1:]
     rows = max(ROWS, BACKWARD_ROWS)
     a_BTD, b_BTD, marks_BT, h_BD = whole(a_BTD, b_BTD, marks_BT, h_BD, rows, CHANNELS)
