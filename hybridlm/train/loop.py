@@ -106,17 +106,15 @@ def _train(
         fetched = {name: value.item() for name, value in jax.device_get(values).items()}
         if diverged:
             raise _aborted(step, fetched, trainer, path)
-        if logged:
-            speed = clock.summary()
-            remaining = (steps - step) * speed["step_seconds_p50"]
-            writers.write(
-                record := {
-                    "kind": "train", "step": step, "tokens": step * config.tokens_per_step,
-                    **fetched, **speed, "eta_seconds": remaining,
-                    "compile_seconds": trainer.program.compile_seconds, "memory_bytes": memory_in_use(),
-                }
-            )  # fmt: skip
-            progress.update(record)
+        speed = clock.summary()
+        remaining = (steps - step) * speed["step_seconds_p50"]
+        record = {
+            "kind": "train", "step": step, "tokens": step * config.tokens_per_step,
+            **fetched, **speed, "eta_seconds": remaining,
+            "compile_seconds": trainer.program.compile_seconds, "memory_bytes": memory_in_use(),
+        }  # fmt: skip
+        writers.write(record)
+        progress.update(record)
 
     def save(step: int, state: Any) -> None:
         """Starts a checkpoint; every record up to its step is on disk before."""

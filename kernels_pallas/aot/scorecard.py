@@ -22,11 +22,11 @@ def compile_one(chip: str, kind: str, name: str, shapes=()) -> dict:
     with tempfile.TemporaryDirectory(prefix="aot-") as dump:
         command = [sys.executable, "-m", "kernels_pallas.aot.worker", chip, dump, kind, name]
         # Figures are those of the compiler's own settings, and a cache would leave nothing to read.
-        others = {k: v for k, v in os.environ.items() if k not in CALLERS}
+        environment = {k: v for k, v in os.environ.items() if k not in CALLERS}
         try:
             done = subprocess.run(
                 command + list(shapes), capture_output=True, text=True, timeout=TIMEOUT,
-                env=others,
+                env=environment,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return dict(compiles=False, reason=f"no result within {TIMEOUT} s")
