@@ -20,24 +20,63 @@ BLOCK = 1024  # tokens
 @jax.custom_vjp
 def linear_recurrence(a_BTD, b_BTD, h_BD):
     """h_t = a_t h_{t-1} + b_t from h_BD; boundaries are already zeros in a_BTD."""
-    return _recurrence(a_BTD, b_BTD, h_BD)
+    time, size, blocks, (a_BTD, b_BTD) = _whole_blocks(a_BTD, b_BTD)
+
+    def step(i, carry):
+        h_BD, h_BTD = carry
+        a_BSD, b_BSD = (_slice(x_BTD, size * i, size) for x_BTD in (a_BTD, b_BTD))
+        h_BSD = _block(a_BSD, b_BSD, h_BD, reverse=False)
+        return h_BSD[:, -1], _put(h_BTD, h_BSD, size * i)
+
+    _, h_BTD = jax.lax.fori_loop(0, blocks, step, (h_BD, jnp.zeros_like(b_BTD)))
+    return h_BTD[:, :time]
 
 
 def _forward(a_BTD, b_BTD, h_BD):
-    h_BTD = _recurrence(a_BTD, b_BTD, h_BD)
+    h_BTD = linear_recurrence(a_BTD, b_BTD, h_BD)
     return h_BTD, (a_BTD, h_BTD, h_BD)
 
 
 def _backward(residuals, dh_BTD):
     # The adjoint g_t = dh_t + a_{t+1} g_{t+1} is the same recurrence run from the end.
     a_BTD, h_BTD, h_BD = residuals
-    a_next_BTD = jnp.concatenate([a_BTD[:, 1:], jnp.zeros_like(a_BTD[:, :1])], axis=1)
-    g_BTD = _recurrence(a_next_BTD, dh_BTD, jnp.zeros_like(h_BD), reverse=True)
-    h_before_BTD = jnp.concatenate([h_BD[:, None], h_BTD[:, :-1]], axis=1)
-    return g_BTD * h_before_BTD, g_BTD, a_BTD[:, 0] * g_BTD[:, 0]
+    time, size, blocks, (a_BTD, h_BTD, dh_BTD) = _whole_blocks(a_BTD, h_BTD, dh_BTD)
+
+    def step(i, carry):
+        a_later_BD, g_later_BD, da_BTD, g_BTD = carry
+        start = size * (blocks - 1 - i)
+        a_BSD, h_BSD, dh_BSD = (_slice(x_BTD, start, size) for x_BTD in (a_BTD, h_BTD, dh_BTD))
+        a_next_BSD = jnp.concatenate([a_BSD[:, 1:], a_later_BD[:, None]], axis=1)
+        g_BSD = _block(a_next_BSD, dh_BSD, g_later_BD, reverse=True)
+        entering_BD = jnp.where(start == 0, h_BD, h_BTD[:, jnp.maximum(start - 1, 0)])
+        h_before_BSD = jnp.concatenate([entering_BD[:, None], h_BSD[:, :-1]], axis=1)
+        da_BTD, g_BTD = _put(da_BTD, g_BSD * h_before_BSD, start), _put(g_BTD, g_BSD, start)
+        return a_BSD[:, 0], g_BSD[:, 0], da_BTD, g_BTD
+
+    nothing = jnp.zeros_like(h_BD), jnp.zeros_like(h_BD)
+    results = jnp.zeros_like(a_BTD), jnp.zeros_like(dh_BTD)
+    a_BD, g_BD, da_BTD, g_BTD = jax.lax.fori_loop(0, blocks, step, (*nothing, *results))
+    return da_BTD[:, :time], g_BTD[:, :time], a_BD * g_BD
 
 
 linear_recurrence.defvjp(_forward, _backward)
+
+
+def _whole_blocks(*arrays_BTD):
+    """(tokens, tokens of a block, blocks, the arrays with zeros at the end to whole blocks)."""
+    time = arrays_BTD[0].shape[1]
+    size = min(time, BLOCK)
+    blocks = -(-time // size)
+    padding = ((0, 0), (0, blocks * size - time), (0, 0))
+    return time, size, blocks, [jnp.pad(x_BTD, padding) for x_BTD in arrays_BTD]
+
+
+def _slice(x_BTD, start, size: int):
+    return jax.lax.dynamic_slice_in_dim(x_BTD, start, size, axis=1)
+
+
+def _put(x_BTD, x_BSD, start):
+    return jax.lax.dynamic_update_slice_in_dim(x_BTD, x_BSD, start, axis=1)
 
 
 def chunk_length(time: int) -> int:
@@ -45,38 +84,15 @@ def chunk_length(time: int) -> int:
     return 2 ** math.ceil(math.log2(max(time, 1)) / 2)
 
 
-def _recurrence(a_BTD, b_BTD, h_BD, reverse=False):
-    """From h_BD forward in time, or backward from the last token to the first.
-
-    Long sequences go block by block: what a block reads in strides stays in the cache.
-    """
-    time = a_BTD.shape[1]
-    blocks = -(-time // BLOCK)
-    if blocks == 1:
-        return _block(a_BTD, b_BTD, h_BD, reverse)[1]
-    padding = ((0, 0), (0, blocks * BLOCK - time), (0, 0))
-    a_BTD, b_BTD = (jnp.pad(x, padding) for x in (a_BTD, b_BTD))
-
-    def step(i, carry):
-        h_BD, h_BTD = carry
-        start = BLOCK * (blocks - 1 - i if reverse else i)
-        a_BSD, b_BSD = (
-            jax.lax.dynamic_slice_in_dim(x, start, BLOCK, axis=1) for x in (a_BTD, b_BTD)
-        )
-        h_BD, h_BSD = _block(a_BSD, b_BSD, h_BD, reverse)
-        return h_BD, jax.lax.dynamic_update_slice_in_dim(h_BTD, h_BSD, start, axis=1)
-
-    _, h_BTD = jax.lax.fori_loop(0, blocks, step, (h_BD, jnp.zeros_like(b_BTD)))
-    return h_BTD[:, :time]
-
-
 def _block(a_BTD, b_BTD, h_BD, reverse):
-    """(h after the last step, every h)."""
+    """Every h of the chunked recurrence from h_BD, which stands before the first token or, where
+    reverse, after the last."""
     batch, time, channels = a_BTD.shape
     length = chunk_length(time)
     chunks = -(-time // length)
     # Added tokens have a = b = 0: they end the sequence (reverse: they restart from h = 0,
-    # which is exact because the adjoint enters with h_BD = 0). They are cut off again.
+    # which is exact: a block that is not whole is the last, where the adjoint enters with 0).
+    # They are cut off again.
     padding = ((0, 0), (0, chunks * length - time), (0, 0))
     a_BNCD, b_BNCD = (
         jnp.pad(x, padding).reshape(batch, chunks, length, channels) for x in (a_BTD, b_BTD)
@@ -111,5 +127,4 @@ def _block(a_BTD, b_BTD, h_BD, reverse):
 
     start = jnp.moveaxis(enter_NBD, 0, 1), jnp.zeros_like(b_BNCD)
     _, h_BNCD = jax.lax.fori_loop(0, length, step, start)
-    h_BTD = h_BNCD.reshape(batch, chunks * length, channels)[:, :time]
-    return h_BTD[:, 0 if reverse else -1], h_BTD
+    return h_BNCD.reshape(batch, chunks * length, channels)[:, :time]
