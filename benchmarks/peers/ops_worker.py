@@ -31,7 +31,7 @@ from kernels_pallas.gated_linear import gated_linear
 from kernels_pallas.gated_slots import gated_slots
 from kernels_pallas.linear_recurrence import linear_recurrence
 
-BATCH, HEADS, SIZE, SLOTS, WINDOW, CHANNELS, TAPS = 1, 4, 64, 64, 128, 256, 4
+BATCH, HEADS, SIZE, SLOTS, WINDOW, CHANNELS, TAPS = 1, 4, 64, 64, 128, 1024, 4
 BLOCK, BLOCKS = 256, 4  # of the block-sparse attention: keys of a block, blocks chosen
 
 Arrays = dict[str, jax.Array]

@@ -68,14 +68,21 @@ def wait_for(what, holds, seconds=240):
 
 
 def trained(workdir, steps):
-    """Whether the stub has saved that it is at its end; hurries jobs that were queued again."""
-    for number, state in queue().items():
-        if state == "PENDING":  # SLURM lets them wait for two minutes
-            subprocess.run(
-                ["scontrol", "update", f"JobId={number}", "StartTime=now"], capture_output=True
-            )
+    """Whether the stub has saved that it is at its end; hurries jobs that were queued again.
+
+    SLURM lets them wait for two minutes. Within the second in which it revoked a job's credential its
+    node would refuse to start the job again, and SLURM drop it.
+    """
     saved = workdir / "saved"
-    return saved.exists() and saved.read_text() == str(steps)
+    if not saved.exists():
+        return False
+    if time.time() - saved.stat().st_mtime > 3:
+        for number, state in queue().items():
+            if state == "PENDING":
+                subprocess.run(
+                    ["scontrol", "update", f"JobId={number}", "StartTime=now"], capture_output=True
+                )
+    return saved.read_text() == str(steps)
 
 
 @needs_submitit
