@@ -20,7 +20,8 @@ help:
 	@echo "make test-slow  all tests"
 	@echo "make lint       ruff"
 	@echo "make mixers     run every law on every mixer, and write docs/mixers.md: half an hour"
-	@echo "make aot        compile every kernel for every chip, hold them to the committed scorecard"
+	@echo "make aot        compile every kernel for every chip, hold them to the committed scorecard,"
+	@echo "                and the training step of configs/scale/hybrid_1b.py for its slice"
 	@echo "make scorecard  the same, and write benchmarks/scorecard.{json,md}"
 	@echo "make benchmark  speed on this CPU against PyTorch and jax-linear-attention"
 
@@ -84,7 +85,8 @@ $(AOT_READY): pyproject.toml constraints.txt
 	@touch $(AOT_READY)
 
 aot: $(AOT_READY)
-	$(AOT)/bin/python -m pytest -n 2 tests/kernels_pallas/test_compiled_kernels.py $(PYTEST_ARGS)
+	$(AOT)/bin/python -m pytest -n 2 --slow all tests/kernels_pallas/test_compiled_kernels.py tests/ahead \
+	  $(PYTEST_ARGS)
 
 scorecard: $(AOT_READY)
 	$(AOT)/bin/python -m kernels_pallas.aot --jobs 2 $(AOT_ARGS)
