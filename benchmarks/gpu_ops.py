@@ -1,0 +1,287 @@
+"""The calls that `gpu.py` times: inputs, our forms, what else does the job, and the work in them.
+
+Shapes are those of a layer of a 1B hybrid: one row, 16 heads of 128 (4 of keys and values where an
+op shares them), 4,096 channels of the linear recurrence, 64 slots; bfloat16, gates in float32.
+"""
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels_pallas.attention import attention
+from kernels_pallas.context.ring import merge
+from kernels_pallas.delta_rule import delta_rule
+from kernels_pallas.gated_linear import gated_linear
+from kernels_pallas.gated_slots import gated_slots
+from kernels_pallas.linear_recurrence import gated_recurrence
+
+WINDOWS = (128, 512, 1024, None)
+#: Of one document of the packed rows, tokens on average.
+DOCUMENT = 1024
+
+Arrays = dict[str, jax.Array]
+Form = Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    heads: int = 16
+    kv_heads: int = 4
+    size: int = 128
+    channels: int = 4096
+    slots: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Rival:
+    """Another project's form of the same op.
+
+    Attributes:
+      form: of the op's inputs, returning its output; None where `torch_form` is given.
+      torch_form: the same on torch tensors.
+      documents: whether it takes segment ids, and so the packed row.
+    """
+
+    form: Form | None = None
+    torch_form: Callable | None = None
+    documents: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One row of the tables.
+
+    Attributes:
+      inputs: names of what `draw` makes, in the order that forms take them; gradients go to all.
+      ours: of impl, the inputs and segment ids (or None), the output.
+      rivals: by name, functions that make them (and so import what they need).
+      flops: of (a forward pass, forward and backward) over so many tokens, matrix products alone.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    ours: Callable[..., jax.Array]
+    rivals: Mapping[str, Callable[[Sizes], Rival]]
+    flops: Callable[[int, Sizes], tuple[float, float]]
+
+
+def draw(tokens: int, sizes: Sizes, seed: int = 0) -> Arrays:
+    """Inputs of every op, (1, tokens, ...): normal, keys normalised, decays of a fresh model."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int):
+        return rng.standard_normal((1, tokens, *shape), np.float32)
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    heads, size = sizes.heads, sizes.size
+    k, k_shared = normal(heads, size), normal(sizes.kv_heads, size)
+    made = dict(
+        q=normal(heads, size) * size**-0.5,
+        k=k / np.linalg.norm(k, axis=-1, keepdims=True),
+        v=normal(heads, size),
+        k_shared=k_shared,
+        v_shared=normal(sizes.kv_heads, size),
+        x=normal(sizes.channels),
+    )
+    gates = dict(
+        head_decay=-np.exp(normal(heads) - 3),
+        channel_decay=-np.exp(normal(heads, size) - 3),
+        slot_decay=-np.exp(normal(sizes.kv_heads, sizes.slots) - 3),
+        beta=sigmoid(normal(heads)),
+        log_a=-np.exp(normal(sizes.channels) - 3),
+    )
+    cuts = rng.random(tokens) < 1 / DOCUMENT
+    return (
+        {name: jnp.asarray(x, jnp.bfloat16) for name, x in made.items()}
+        | {name: jnp.asarray(x, jnp.float32) for name, x in gates.items()}
+        | {"segment_ids": jnp.asarray(1 + np.cumsum(cuts), jnp.int32)[None]}
+    )
+
+
+# --- ours --------------------------------------------------------------------------------------
+
+
+def _attention(window, impl, q, k, v, ids):
+    return attention(q, k, v, segment_ids=ids, window=window, scale=1.0, impl=impl)
+
+
+def _gated_linear(impl, q, k, v, decay, ids):
+    return gated_linear(q, k, v, decay, segment_ids=ids, scale=1.0, impl=impl)
+
+
+def _delta_rule(impl, q, k, v, beta, decay, ids):
+    return delta_rule(q, k, v, beta, decay, segment_ids=ids, scale=1.0, impl=impl)
+
+
+def _slots(impl, q, k, v, decay, ids):
+    return gated_slots(q, k, v, decay, segment_ids=ids, scale=1.0, impl=impl)
+
+
+def _native_hybrid(impl, q, k, v, decay, ids):
+    """Slots and a window of 512 under one softmax; that the slots lag the window costs nothing."""
+    return merge(_slots(impl, q, k, v, decay, ids), _attention(512, impl, q, k, v, ids))[0]
+
+
+# --- rivals ------------------------------------------------------------------------------------
+
+
+def _cudnn(window, sizes: Sizes) -> Rival:
+    options = {} if window is None else dict(local_window_size=(window - 1, 0))
+
+    def form(q, k, v):
+        return jax.nn.dot_product_attention(
+            q, k, v, scale=1.0, is_causal=True, implementation="cudnn", **options
+        )
+
+    return Rival(form)
+
+
+def _jla_attention(window, sizes: Sizes) -> Rival:
+    theirs = importlib.import_module("jla.layers.attention").attention
+
+    def form(q, k, v, segment_ids=None):
+        return theirs(
+            q, k, v, segment_ids=segment_ids, sliding_window=window, scale=1.0,
+            implementation="mosaic_gpu",
+        )  # fmt: skip
+
+    return Rival(form, documents=True)
+
+
+def _jla(kind: str, gates: tuple[str, ...], sizes: Sizes) -> Rival:
+    theirs = importlib.import_module("jla.ops").linear_attention
+
+    def form(q, k, v, *values, segment_ids=None):
+        options = dict(zip(gates, values))
+        return theirs(
+            kind, q, k, v, impl="mosaic_gpu", scale=1.0, segment_ids=segment_ids, **options
+        )[0]
+
+    return Rival(form, documents=True)
+
+
+def _fla(module: str, function: str, arguments: tuple[str, ...], sizes: Sizes, **options) -> Rival:
+    theirs = getattr(importlib.import_module(f"fla.ops.{module}"), function)
+
+    def torch_form(*tensors):
+        return theirs(**dict(zip(arguments, tensors)), scale=1.0, **options)[0]
+
+    return Rival(torch_form=torch_form)
+
+
+# --- work --------------------------------------------------------------------------------------
+
+
+def pairs(tokens: int, window: int | None) -> int:
+    """Queries times keys that they see, in a row that is one document."""
+    window = tokens if window is None else min(window, tokens)
+    return tokens * window - window * (window - 1) // 2
+
+
+def _attention_flops(window, tokens: int, sizes: Sizes) -> tuple[float, float]:
+    """Two products of the pairs that are seen, and five backward."""
+    product = 2.0 * pairs(tokens, window) * sizes.heads * sizes.size
+    return 2 * product, 7 * product
+
+
+def _states_flops(of_token: float, tokens: int) -> tuple[float, float]:
+    """A backward pass does each write and read of a state twice over, for either factor."""
+    return tokens * of_token, 3 * tokens * of_token
+
+
+def _state_flops(tokens: int, sizes: Sizes) -> tuple[float, float]:
+    """Of one write and one read of a K x V state a token."""
+    return _states_flops(4.0 * sizes.heads * sizes.size**2, tokens)
+
+
+def _delta_flops(tokens: int, sizes: Sizes) -> tuple[float, float]:
+    """One read more, of what the state holds for the key."""
+    return _states_flops(6.0 * sizes.heads * sizes.size**2, tokens)
+
+
+def _slot_flops(tokens: int, sizes: Sizes) -> tuple[float, float]:
+    """Two writes for a head of keys and values, two reads for a head."""
+    return _states_flops(4.0 * (sizes.kv_heads + sizes.heads) * sizes.size * sizes.slots, tokens)
+
+
+def _native_hybrid_flops(tokens: int, sizes: Sizes) -> tuple[float, float]:
+    parts = _slot_flops(tokens, sizes), _attention_flops(512, tokens, sizes)
+    return tuple(map(sum, zip(*parts)))
+
+
+def _of_window(window: int | None) -> Op:
+    return Op(
+        "attention, full" if window is None else f"attention, window {window}",
+        ("q", "k_shared", "v_shared"),
+        lambda impl, *inputs: _attention(window, impl, *inputs)[0],
+        {
+            "cuDNN": functools.partial(_cudnn, window),
+            "jax-linear-attention": functools.partial(_jla_attention, window),
+        },
+        functools.partial(_attention_flops, window),
+    )
+
+
+OPS = (
+    *map(_of_window, WINDOWS),
+    Op(
+        "gated_linear, gate per head", ("q", "k", "v", "head_decay"), _gated_linear,
+        {
+            "jax-linear-attention": functools.partial(_jla, "simple_gla", ("g",)),
+            "flash-linear-attention": functools.partial(
+                _fla, "simple_gla", "chunk_simple_gla", ("q", "k", "v", "g")
+            ),
+        },
+        _state_flops,
+    ),
+    Op(
+        "gated_linear, gate per channel", ("q", "k", "v", "channel_decay"), _gated_linear,
+        {
+            "jax-linear-attention": functools.partial(_jla, "gla", ("g",)),
+            "flash-linear-attention": functools.partial(
+                _fla, "gla", "chunk_gla", ("q", "k", "v", "g")
+            ),
+        },
+        _state_flops,
+    ),
+    Op(
+        "delta_rule, gate per head", ("q", "k", "v", "beta", "head_decay"), _delta_rule,
+        {
+            "jax-linear-attention": functools.partial(_jla, "gated_deltanet", ("beta", "g")),
+            "flash-linear-attention": functools.partial(
+                _fla, "gated_delta_rule", "chunk_gated_delta_rule", ("q", "k", "v", "beta", "g")
+            ),
+        },
+        _delta_flops,
+    ),
+    Op(
+        "delta_rule, gate per channel", ("q", "k", "v", "beta", "channel_decay"), _delta_rule,
+        {
+            "jax-linear-attention": functools.partial(_jla, "kda", ("beta", "g")),
+            "flash-linear-attention": functools.partial(
+                _fla, "kda", "chunk_kda", ("q", "k", "v", "beta", "g")
+            ),
+        },
+        _delta_flops,
+    ),
+    Op(
+        "linear_recurrence, RG-LRU's gate", ("log_a", "x"),
+        lambda impl, log_a, x, ids: gated_recurrence(log_a, x, segment_ids=ids, impl=impl),
+        {}, lambda tokens, sizes: (0.0, 0.0),
+    ),
+    Op(
+        "gated_slots", ("q", "k_shared", "v_shared", "slot_decay"),
+        lambda impl, *inputs: _slots(impl, *inputs)[0], {}, _slot_flops,
+    ),
+    Op(
+        "Native Hybrid Attention, window 512",
+        ("q", "k_shared", "v_shared", "slot_decay"), _native_hybrid, {}, _native_hybrid_flops,
+    ),
+)  # fmt: skip
