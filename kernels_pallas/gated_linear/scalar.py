@@ -81,7 +81,7 @@ def _sums_after(g):
 
 def _sums_between(g, own: bool):
     """[..., i, j]: the sum over the entries after j and up to i, with i's `own` or without."""
-    after = jnp.einsum("...s,sj->...sj", g, _triangle(g, below=1))
+    after = jnp.einsum("...s,sj->...sj", g, _triangle(g, below=1), precision="highest")
     return jnp.matmul(_triangle(g, below=0 if own else 1), after, precision="highest")
 
 
