@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from kernel_laws import LAWS, Held
+from kernel_laws import LAWS, Held, interpreted
 from rounding import assert_as_good_as_chunked
 from subjects.gated_linear import gated_subject
 
-from kernels_pallas import dispatch, mosaic_gpu
+from kernels_pallas import dispatch, mosaic_gpu, testing
 from kernels_pallas import gated_linear as op
 
 #: One by default, all among the slow tests.
@@ -98,6 +98,14 @@ def test_strengths(decay, strength, float32_too):
     held = Held(strong, np.random.default_rng(3), batch=1, time=130, **ON_A_HOPPER)
     held.check_values()
     held.check_finite()
+
+
+@pytest.mark.slow
+def test_vmap(float32_too):
+    mapped = interpreted(subject("token"), **ON_A_HOPPER)
+    rng = np.random.default_rng(4)
+    with jax.default_matmul_precision("highest"):
+        testing.check_vmap(mapped, rng, 2, 1, 20, jnp.float32, 1e-5, "pallas")
 
 
 def test_only_a_call_by_name_takes_the_kernel_and_only_where_it_is_covered():

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from kernel_laws import LAWS, Held
+from kernel_laws import LAWS, Held, interpreted
 from rounding import assert_as_good_as_chunked
 from subjects.gated_slots import slots_subject
 
-from kernels_pallas import dispatch, mosaic_gpu
+from kernels_pallas import dispatch, mosaic_gpu, testing
 from kernels_pallas import gated_slots as op
 
 ON_A_HOPPER = dict(platform="gpu", interpret=plgpu.InterpretGPUParams())
@@ -77,6 +77,25 @@ def test_sizes(sizes, time, float32_too):
     held = Held(slots_subject(**sizes), rng, batch=1, time=time, **ON_A_HOPPER)
     held.check_values()
     held.check_no_gradient()
+
+
+@pytest.mark.slow
+def test_vmap(float32_too):
+    mapped = interpreted(slots_subject(**SHARED), **ON_A_HOPPER)
+    rng = np.random.default_rng(4)
+    with jax.default_matmul_precision("highest"):
+        testing.check_vmap(mapped, rng, 2, 1, 20, jnp.float32, 1e-5, "pallas")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fence", ("publish", "wait_for_reads"))
+def test_a_missing_fence_is_a_race(fence, monkeypatch):
+    monkeypatch.setattr(mosaic_gpu, fence, lambda *unfinished: None)
+    simulated = plgpu.InterpretGPUParams(detect_races=True)
+    settings = dict(ON_A_HOPPER, interpret=simulated, precision=None, dtype=jnp.bfloat16)
+    held = Held(slots_subject(), np.random.default_rng(7), batch=1, time=260, **settings)
+    jax.block_until_ready(held.run(*held.draw()))
+    assert mosaic_gpu.races_found()
 
 
 def test_only_a_call_by_name_takes_the_kernel_and_only_where_it_is_covered():
