@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from kernels_pallas.delta_rule import chunked, hopper_kernels
-from kernels_pallas.delta_rule.hopper_kernels import CHUNK, Plan
+from kernels_pallas.hopper_walk import CHUNK, Plan
 from kernels_pallas.mxu import resolve_precision
 
 

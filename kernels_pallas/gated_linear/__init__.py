@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas import dispatch, segments
-from kernels_pallas.gated_linear import chunked, reference, tpu
+from kernels_pallas import dispatch, mxu, segments
+from kernels_pallas.gated_linear import chunked, hopper, reference, tpu
 
 _SIZES = (64, 128, 192, 256)
 SUPPORT = (
@@ -23,7 +23,19 @@ SUPPORT = (
         dict(
             platform=("tpu",), dtype=("float32", "bfloat16"), accumulator=("float32",),
             key_size=_SIZES, value_size=_SIZES, step_heads=range(1, 9), decay_axes=(1, 3, 4),
+            key_dtype=dispatch.ANY, precision=dispatch.ANY, scale=("number",),
         ),
+    ),
+    dispatch.Backend(
+        "hopper",
+        "pallas",
+        dict(
+            platform=("gpu",), dtype=("bfloat16",), accumulator=("float32",),
+            key_size=range(1, 257), value_size=range(1, 257), step_heads=dispatch.ANY,
+            decay_axes=(1, 3, 4), key_dtype=("bfloat16",), precision=("default",),
+            scale=("number",),
+        ),
+        auto=False,
     ),
 )  # fmt: skip
 _FORMS = {"reference": reference.gated_linear, "chunked": chunked.gated_linear}
@@ -74,14 +86,15 @@ def gated_linear(
       log_decay: logarithm of the decay, <= 0; its shape decides: (H,) fixed per head,
         (B, T, H) per token and head, (B, T, H, K) per token, head and channel of the key.
       segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
-      scale: factor on the output; None is 1.
+      scale: factor on the output, a number or an array of no axes; None is 1. Kernels take numbers.
       initial_state: state of the tokens directly before; carried on only into the document
         whose id it holds.
       return_state: also return the state after the last token.
       impl: "auto", "reference" (token by token), "chunked" or "pallas".
       precision: of the matrix products, as in `jax.numpy.matmul`; they are float32 (float64
         where an input is float64), as are sums, decays and states. The TPU kernel rounds
-        operands to bfloat16 at the default precision, as XLA does there.
+        operands to bfloat16 at the default precision, as XLA does there; the Hopper kernel has
+        that precision alone.
 
     Returns o_BTHV in v's dtype, or (o_BTHV, GatedLinearState).
     Raises ValueError for shapes that do not agree, non-integer segment ids, unknown impl.
@@ -94,6 +107,8 @@ def gated_linear(
     case = dict(
         dtype=str(v_BTHV.dtype), accumulator=jnp.dtype(dtype).name, key_size=key_size,
         value_size=value_size, step_heads=step.heads, decay_axes=log_decay.ndim,
+        key_dtype=dispatch.dtypes(q_BTGK, k_BTGK), precision=mxu.precision_name(precision),
+        scale="number" if isinstance(scale, (int, float, type(None))) else "array",
     )  # fmt: skip
     form = dispatch.resolve("gated_linear", impl, case, SUPPORT)
 
@@ -108,25 +123,33 @@ def gated_linear(
         return jnp.where(padding_BT11, 0, x.astype(dtype))
 
     s_BHKV = initial_state.s_BHKV.astype(dtype)
+    if log_decay.ndim == 1 and form in ("tpu", "hopper"):
+        # Wide before it is spread: what a fixed decay gets is a sum over all tokens.
+        log_decay = jnp.broadcast_to(log_decay.astype(dtype), (batch, time, heads))
     if form == "tpu":
         # The kernel takes padding for one-token documents; masks go on what leaves it.
-        fixed = log_decay.ndim == 1
-        shape = (batch, time, heads) if fixed else log_decay.shape
         o_BTHV, s_BHKV = tpu.gated_linear(
-            q_BTGK, k_BTGK, v_BTHV, jnp.broadcast_to(log_decay, shape), resets_BT | (ids_BT == 0),
-            s_BHKV, precision, 1.0 if scale is None else scale, dispatch.target().interpret,
+            q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT | (ids_BT == 0), s_BHKV, precision,
+            1.0 if scale is None else scale, dispatch.target().interpret,
         )  # fmt: skip
         s_BHKV = jnp.where((ids_BT[:, -1] == 0)[:, None, None, None], 0, s_BHKV)
     else:
-        log_decay = log_decay.astype(dtype)
         if log_decay.ndim > 1:
             mask = padding_BT11 if log_decay.ndim == 4 else padding_BT11[..., 0]
             log_decay = jnp.where(mask, 0, log_decay)
-        q_BTGK = masked(q_BTGK) if scale is None else masked(q_BTGK) * scale
-        k_BTGK, v_BTHV = masked(k_BTGK), masked(v_BTHV)
-        o_BTHV, s_BHKV = _FORMS[form](
-            q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, precision
-        )
+        if form == "hopper":
+            o_BTHV, s_BHKV = hopper.gated_linear(
+                *(jnp.where(padding_BT11, 0, x) for x in (q_BTGK, k_BTGK, v_BTHV)),
+                log_decay, resets_BT, s_BHKV, precision=precision,
+                scale=1.0 if scale is None else scale, output=out_dtype,
+                interpret=dispatch.target().interpret,
+            )  # fmt: skip
+        else:
+            q_BTGK = masked(q_BTGK) if scale is None else masked(q_BTGK) * scale
+            o_BTHV, s_BHKV = _FORMS[form](
+                q_BTGK, masked(k_BTGK), masked(v_BTHV), log_decay.astype(dtype), resets_BT, s_BHKV,
+                precision,
+            )  # fmt: skip
     o_BTHV = masked(o_BTHV).astype(out_dtype)
     if not return_state:
         return o_BTHV

@@ -8,7 +8,9 @@ from kernels_pallas.gated_linear import gated_linear
 BATCH, TIME = 1, 8192
 
 
-def _case(name: str, groups: int, heads: int, key_size: int, value_size: int, gate: str) -> Case:
+def _case(
+    name: str, groups: int, heads: int, key_size: int, value_size: int, gate: str, platform="tpu"
+) -> Case:
     def call(q_BTGK, k_BTGK, v_BTHV, log_decay, ids_BT):
         return gated_linear(
             q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids=ids_BT, scale=key_size**-0.5,
@@ -25,6 +27,7 @@ def _case(name: str, groups: int, heads: int, key_size: int, value_size: int, ga
         tokens=BATCH * TIME * heads,
         # Writing and reading the state, and twice that backward.
         flops=BATCH * TIME * heads * 4 * key_size * value_size * 3,
+        platforms=(platform,),
     )
 
 
@@ -34,4 +37,9 @@ CASES = (
     _case("gated_linear scalar gate K=256 V=256", 4, 4, 256, 256, "head"),
     _case("gated_linear channel gate", 16, 16, 128, 128, "channel"),
     _case("gated_linear channel gate K=64 V=128", 16, 16, 64, 128, "channel"),
+    _case("gated_linear scalar gate, Hopper", 16, 16, 128, 128, "head", "cuda"),
+    _case("gated_linear scalar gate Mamba-2, Hopper", 1, 32, 128, 64, "head", "cuda"),
+    _case("gated_linear scalar gate K=256 V=256, Hopper", 4, 4, 256, 256, "head", "cuda"),
+    _case("gated_linear channel gate, Hopper", 16, 16, 128, 128, "channel", "cuda"),
+    _case("gated_linear channel gate K=64 V=128, Hopper", 16, 16, 64, 128, "channel", "cuda"),
 )

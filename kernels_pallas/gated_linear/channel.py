@@ -17,7 +17,9 @@ def attend(chunks: Chunks, g_NBGRCK, s_BGRKV, precision):
     """(o_NBGRCV, final s_BGRKV) from the state s_BGRKV."""
     q_NBGCK, k_NBGCK, v_NBGRCV, number_NBC = chunks
     q_NBG1CK, k_NBG1CK = q_NBGCK[:, :, :, None], k_NBGCK[:, :, :, None]
-    weights_NBGRCC, since_NBGRCK, until_NBGRCK = _weights(q_NBG1CK, k_NBG1CK, g_NBGRCK, precision)
+    weights_NBGRCC, since_NBGRCK, until_NBGRCK = pair_weights(
+        q_NBG1CK, k_NBG1CK, g_NBGRCK, precision
+    )
     same_NBCC = number_NBC[..., :, None] == number_NBC[..., None, :]
     weights_NBGRCC = jnp.where(same_NBCC[:, :, None, None], weights_NBGRCC, 0)
     o_NBGRCV = jnp.matmul(weights_NBGRCC, v_NBGRCV, precision=precision)
@@ -35,7 +37,7 @@ def attend(chunks: Chunks, g_NBGRCK, s_BGRKV, precision):
     return o_NBGRCV, s_BGRKV
 
 
-def _weights(q, k, g, precision):
+def pair_weights(q, k, g, precision):
     """(..., C, C) weights, boundaries ignored; and for each token the sums of g since the
     chunk's start, its own included, and until the chunk's end, its own left out."""
     length = g.shape[-2]

@@ -32,8 +32,8 @@ class Decays(NamedTuple):
     to_end_NBGRC: jax.Array
 
     @classmethod
-    def of(cls, g_NBGRC, number_NBC):
-        number_NB11C = number_NBC[:, :, None, None]
+    def of(cls, g_NBGRC, number_NB11C):
+        """Any leading axes in place of NBGR."""
         same_NB11CC = number_NB11C[..., :, None] == number_NB11C[..., None, :]
         from_start = jnp.exp(inclusive_sums(g_NBGRC))
         to_end = jnp.exp(_sums_after(g_NBGRC))
@@ -81,7 +81,7 @@ def _sums_after(g):
 
 def _sums_between(g, own: bool):
     """[..., i, j]: the sum over the entries after j and up to i, with i's `own` or without."""
-    after = jnp.einsum("...s,sj->...sj", g, _triangle(g, below=1))
+    after = jnp.einsum("...s,sj->...sj", g, _triangle(g, below=1), precision="highest")
     return jnp.matmul(_triangle(g, below=0 if own else 1), after, precision="highest")
 
 
@@ -90,7 +90,7 @@ def _triangle(g, below: int):
     return jnp.tril(jnp.ones((g.shape[-1],) * 2, g.dtype), -below)
 
 
-def _no_lower_than_underflow(g):
+def no_lower_than_underflow(g):
     """g where exp(g) > 0, and a number whose exp is 0 in place of all below."""
     return jnp.maximum(g, -104 if g.dtype == jnp.float32 else -746)
 
@@ -99,7 +99,7 @@ def attend(chunks: Chunks, g_NBGRC, s_BGRKV, precision):
     """(o_NBGRCV, final s_BGRKV) from the state s_BGRKV."""
     # Laid out in chunks once: XLA's CPU backend would do it again for every product.
     chunks = jax.lax.optimization_barrier(chunks)
-    return _attend(precision, chunks, _no_lower_than_underflow(g_NBGRC), s_BGRKV)
+    return _attend(precision, chunks, no_lower_than_underflow(g_NBGRC), s_BGRKV)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -118,7 +118,7 @@ def _pairs(precision, chunks, g_NBGRC):
     scores_NBGCC = jnp.einsum(
         "nbgik,nbgjk->nbgij", chunks.q_NBGCK, chunks.k_NBGCK, precision=precision
     )
-    return Decays.of(g_NBGRC, chunks.number_NBC), scores_NBGCC
+    return Decays.of(g_NBGRC, chunks.number_NBC[:, :, None, None]), scores_NBGCC
 
 
 def _states(precision, chunks, decays, s_BGRKV):

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels_pallas import dispatch, segments
-from kernels_pallas.gated_slots import chunked, reference, tpu
+from kernels_pallas import dispatch, mxu, segments
+from kernels_pallas.gated_slots import chunked, hopper, reference, tpu
 
 NEGATIVE = -1e30  # the log-sum-exp of nothing
 _FORMS = {
     "reference": reference.gated_slots, "chunked": chunked.gated_slots, "tpu": tpu.gated_slots,
+    "hopper": hopper.gated_slots,
 }  # fmt: skip
 SUPPORT = (
     *dispatch.XLA_ONLY,
@@ -24,8 +25,17 @@ SUPPORT = (
         dict(
             platform=("tpu",), dtype=("bfloat16", "float32", "bfloat16 and float32"),
             key_size=range(1, 257), value_size=range(1, 257), slots=range(1, 129), heads_per_kv=range(1, 9),
-            state=(False, True),
+            state=(False, True), accumulator=("float32",), precision=dispatch.ANY,
         ),
+    ),
+    dispatch.Backend(
+        "hopper", "pallas",
+        dict(
+            platform=("gpu",), dtype=("bfloat16",),
+            key_size=range(1, 257), value_size=range(1, 257), slots=range(1, 129), heads_per_kv=range(1, 5),
+            state=(False, True), accumulator=("float32",), precision=("default",),
+        ),
+        auto=False,
     ),
 )  # fmt: skip
 
@@ -97,7 +107,8 @@ def gated_slots(
         whose id it holds.
       return_state: also return the state after the last token.
       impl: "auto", "reference" (token by token), "chunked" or "pallas".
-      precision: of the matrix products, as in `jax.lax.dot_general`.
+      precision: of the matrix products, as in `jax.lax.dot_general`. The Hopper kernel has the
+        default one alone.
 
     Returns (out_BTHV, lse_BTH), both differentiable, or (out_BTHV, lse_BTH, SlotState). out has
     v's dtype; lse is float32 (float64 where an input is float64).
@@ -110,14 +121,15 @@ def gated_slots(
     slots = log_gate_BTGM.shape[-1]
     segments.check("gated_slots", segment_ids, batch, time)
     _check_state(initial_state, batch, kv_heads, slots, key_size, value_size)
+    inputs = (q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM)
+    dtype = dispatch.accumulator_dtype(*inputs)
     case = dict(
         dtype=dispatch.dtypes(q_BTHK, k_BTGK, v_BTGV), key_size=key_size, value_size=value_size, slots=slots,
         heads_per_kv=heads // kv_heads, state=initial_state is not None,
+        accumulator=jnp.dtype(dtype).name, precision=mxu.precision_name(precision),
     )  # fmt: skip
     form = _FORMS[dispatch.resolve("gated_slots", impl, case, SUPPORT)]
 
-    inputs = (q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM)
-    dtype = dispatch.accumulator_dtype(*inputs)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     state = initial_state
     if state is None:

@@ -105,7 +105,7 @@ def boundaries_inside_chunks_dropped(chunks, *arguments, original=channel.attend
     return original(chunks._replace(number_NBC=jnp.zeros_like(chunks.number_NBC)), *arguments)
 
 
-def sees_the_future(q, k, g, precision, original=channel._weights):
+def sees_the_future(q, k, g, precision, original=channel.pair_weights):
     weights, since, until = original(q, k, g, precision)
     return weights + jnp.swapaxes(weights, -1, -2), since, until
 
@@ -121,5 +121,5 @@ FAULTS = {
     "boundary inside a chunk dropped": Fault(
         channel, "attend", boundaries_inside_chunks_dropped, packed(by_channel)
     ),
-    "future keys": Fault(channel, "_weights", sees_the_future, causal(by_channel)),
+    "future keys": Fault(channel, "pair_weights", sees_the_future, causal(by_channel)),
 }

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas import gated_slots as slots_op
-from kernels_pallas.gated_slots import chunked
+from kernels_pallas.gated_slots import chunked, passes
 from kernels_pallas.testing import Subject, normal
 from subjects.faults import Fault, boundary_dropped, causal, finite, forms, split
 
@@ -132,7 +132,7 @@ def lse_gradient_ignored(precision, residuals, cotangents, original=chunked._bac
     return original(precision, residuals, (dout, jnp.zeros_like(dlse), dlast))
 
 
-def half_too_far(self, half, *arguments, original=chunked._Level.__init__):
+def half_too_far(self, half, *arguments, original=passes._Level.__init__):
     """The right halves' products miss their first gate."""
     original(self, half, *arguments)
     self.prefix_JhM = jnp.roll(self.prefix_JhM, 1, axis=-2).at[..., 0, :].set(1)
@@ -157,7 +157,7 @@ FAULTS = {
     "decay order": Fault(slots_op._FORMS, "chunked", writes_before_decaying, forms(untied)),
     "exp(-cumsum)": Fault(slots_op._FORMS, "chunked", factors_over_the_sequence, finite(plain)),
     "dlse ignored": Fault(chunked._slots, "bwd", lse_gradient_ignored, forms(plain)),
-    "a gate missed between halves": Fault(chunked._Level, "__init__", half_too_far, forms(plain)),
+    "a gate missed between halves": Fault(passes._Level, "__init__", half_too_far, forms(plain)),
     "emptiness not carried": Fault(slots_op, "filled", fill_not_carried, split(masked)),
     "one future token": Fault(slots_op._FORMS, "chunked", next_token_written, causal(plain)),
 }

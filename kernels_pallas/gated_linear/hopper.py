@@ -1,0 +1,168 @@
+"""Gated linear attention with the walk over chunks as a Hopper kernel, forward and backward.
+
+What does not know the state is made by XLA for all chunks side by side, from the chunked form's code:
+decays, the weights of the pairs of a chunk, and queries and keys that carry the decays. The kernel
+(`hopper_walk.walk`) walks the chunks with the state on chip: o = read_s S + read_d v, S <- keep S +
+write^T v; and back, with the state's cotangent, for that of v. The gradients of what was prepared are
+products of all chunks side by side again, and those of q, k and the decays are its vjp.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from kernels_pallas import hopper_walk
+from kernels_pallas.gated_linear import channel, scalar
+from kernels_pallas.gated_linear.chunks import by_group, inclusive_sums
+from kernels_pallas.hopper_walk import CHUNK, TILE, Plan, Steps
+from kernels_pallas.mxu import resolve_precision
+
+
+def gated_linear(
+    q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, *, precision, scale, output, interpret
+):
+    """(o_BTHV, final s_BHKV), as the reference form; padding is zeros with decay 1.
+
+    log_decay is (B, T, H) or (B, T, H, K), scale a number; o has the dtype `output`. Products read
+    bfloat16 at the default precision; float32 at "highest" is for an interpreter: the chip has no
+    such products.
+    """
+    batch, time, heads, value_size = v_BTHV.shape
+    key_size = k_BTGK.shape[3]
+    default = resolve_precision(precision) == jax.lax.Precision.DEFAULT
+    plan = Plan(
+        batch, heads, -(-time // CHUNK), -(-key_size // TILE) * TILE, -(-value_size // TILE) * TILE,
+        operand=jnp.bfloat16 if default else jnp.float32, output=output, interpret=interpret,
+    )  # fmt: skip
+
+    def whole(x_BT, size=None):
+        """Whole chunks and tiles by zeros, which change nothing."""
+        last = 0 if size is None else size - x_BT.shape[-1]
+        between = ((0, 0),) * (x_BT.ndim - 3)
+        added = ((0, 0), (0, plan.time - time)) + between + ((0, last),) * (x_BT.ndim > 2)
+        return jnp.pad(x_BT, added)
+
+    gates = whole(log_decay, plan.key_size if log_decay.ndim == 4 else None)
+    keys = (whole(x, plan.key_size) for x in (q_BTGK, k_BTGK))
+    values = whole(v_BTHV, plan.value_size)
+    added = (0, 0), (0, 0), (0, plan.key_size - key_size), (0, plan.value_size - value_size)
+    o_BTHV, s_BHKV = _run(
+        plan, precision, scale, (*keys, gates), values, whole(resets_BT), jnp.pad(s_BHKV, added)
+    )
+    return o_BTHV[:, :time, :, :value_size], s_BHKV[:, :, :key_size, :value_size]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _run(plan, precision, scale, inputs, v_BTHV, resets_BT, s_BHKV):
+    return _forward(plan, precision, scale, inputs, v_BTHV, resets_BT, s_BHKV, kept=False)[0]
+
+
+def _forward(plan, precision, scale, inputs, v_BTHV, resets_BT, s_BHKV, kept=True):
+    prepared = _prepare(precision, scale, inputs, resets_BT)
+    s = s_BHKV.reshape(-1, plan.key_size, plan.value_size)
+    o_BTHV, last, *states = hopper_walk.walk(
+        plan, "gated_linear_forward", _steps(plan, prepared, v_BTHV), s, kept=kept
+    )
+    states = [checkpoint_name(x, "gated_linear_states") for x in states]
+    return (o_BTHV, last.reshape(s_BHKV.shape)), (inputs, v_BTHV, resets_BT, *states)
+
+
+def _backward(plan, precision, scale, kept, cotangents):
+    inputs, v_BTHV, resets_BT, s = kept
+    do_BTHV, ds_BHKV = cotangents
+    prepare = functools.partial(_prepare, precision, scale, resets_BT=resets_BT)
+    prepared, from_inputs = jax.vjp(prepare, inputs)
+    do_BTHV = do_BTHV.astype(plan.operand)
+    dv_BTHV, first, ds = hopper_walk.walk(
+        plan, "gated_linear_backward", _steps(plan, prepared, v_BTHV).backward(do_BTHV),
+        ds_BHKV.reshape(-1, plan.key_size, plan.value_size), kept=True, reverse=True,
+    )  # fmt: skip
+
+    # --- of what was prepared, from the states that enter the chunks and the cotangents of those
+    # that leave them ------------------------------------------------------------------------------
+    do, v = (_chunks(x.astype(plan.operand), plan.heads)[:, :, 0] for x in (do_BTHV, v_BTHV))
+    states = plan.batch, plan.heads, plan.chunks, plan.key_size, plan.value_size
+    s, ds = s.reshape(states), ds.reshape(states)
+    dkeep = jnp.sum(ds.astype(jnp.float32) * s.astype(jnp.float32), axis=-1)[..., None, :]
+    if prepared.keep.shape[-1] == 1:
+        dkeep = jnp.sum(dkeep, axis=-1, keepdims=True)
+    dprepared = Prepared(
+        read_s=_dot(plan, "bhncv,bhnkv->bhnck", do, s),
+        read_d=_dot(plan, "bhniv,bhnjv->bhnij", do, v),
+        write=_dot(plan, "bhncv,bhnkv->bhnck", v, ds),
+        keep=dkeep,
+    )
+    (dinputs,) = from_inputs(dprepared)
+    return dinputs, dv_BTHV.astype(v_BTHV.dtype), None, first.reshape(ds_BHKV.shape)
+
+
+_run.defvjp(_forward, _backward)
+
+
+class Prepared(NamedTuple):
+    """What a walk reads besides the values, (B, H, N, ...) float32; N chunks of C tokens.
+
+    Attributes:
+      read_s: (C, K), scaled queries with the decay since the chunk's start.
+      read_d: (C, C), scaled weights of the pairs of tokens.
+      write: (C, K), keys with the decay until the chunk's end.
+      keep: (1, K), or (1, 1) for one decay per head.
+    """
+
+    read_s: jax.Array
+    read_d: jax.Array
+    write: jax.Array
+    keep: jax.Array
+
+
+def _prepare(precision, scale, inputs, resets_BT) -> Prepared:
+    """From q, k (B, T, G, K) and log-decays (B, T, H) or (B, T, H, K)."""
+    q_BTGK, k_BTGK, g_BTH = (x.astype(jnp.float32) for x in inputs)
+    groups = k_BTGK.shape[2]
+    q_BG1NCK, k_BG1NCK, g_BGRNC = (_chunks(x, groups) for x in (q_BTGK, k_BTGK, g_BTH))
+    # Counted within the chunk: 0 is the document that the entering state belongs to.
+    number_B11NC = inclusive_sums(_chunks(resets_BT[:, :, None].astype(jnp.float32), 1))
+    if g_BTH.ndim == 3:
+        decays = scalar.Decays.of(scalar.no_lower_than_underflow(g_BGRNC), number_B11NC)
+        scores = jnp.einsum("bgrnik,bgrnjk->bgrnij", q_BG1NCK, k_BG1NCK, precision=precision)
+        weights = scores * decays.between_NBGRCC
+        since, until = decays.from_start_NBGRC[..., None], decays.to_end_NBGRC[..., None]
+    else:
+        weights, since, until = channel.pair_weights(q_BG1NCK, k_BG1NCK, g_BGRNC, precision)
+        number = number_B11NC[..., None]
+        weights = jnp.where(number == jnp.swapaxes(number, -1, -2), weights, 0)
+        since = jnp.where(number == 0, jnp.exp(since), 0)
+        until = jnp.where(number == number[..., -1:, :], jnp.exp(until), 0)
+    prepared = Prepared(
+        q_BG1NCK * (since * scale), weights * scale, k_BG1NCK * until, since[..., -1:, :]
+    )
+    return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), prepared)
+
+
+def _chunks(x_BTHK, groups: int):
+    """(B, T, H, ...) -> (B, G, R, N, C, ...)"""
+    batch, time, heads, *rest = x_BTHK.shape
+    x_BNCHK = x_BTHK.reshape(batch, time // CHUNK, CHUNK, heads, *rest)
+    return jnp.moveaxis(by_group(x_BNCHK, groups, axis=3), (3, 4), (1, 2))
+
+
+def _steps(plan, prepared: Prepared, v_BTHV) -> Steps:
+    """As the kernel reads them."""
+    read_s, read_d, write = (
+        x.astype(plan.operand).reshape(-1, plan.time, x.shape[-1])
+        for x in (prepared.read_s, prepared.read_d, prepared.write)
+    )
+    keep = jnp.broadcast_to(prepared.keep, (*prepared.keep.shape[:-1], plan.key_size))
+    keep = keep.reshape(-1, plan.chunks * plan.key_size)
+    return Steps(write, keep, v_BTHV.astype(plan.operand), read_s, read_d)
+
+
+def _dot(plan, spec, x, y):
+    """float32 products of operands as the kernel's are."""
+    return jnp.einsum(
+        spec, x, y, preferred_element_type=jnp.float32,
+        precision=jax.lax.Precision.HIGHEST if plan.operand == jnp.float32 else None,
+    )  # fmt: skip
