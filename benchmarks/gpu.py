@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     for op in OPS:
         if not any(part in op.name for part in options.ops):
             continue
-        for record in measure(op, sizes, lengths, 128 if options.smoke else CHECKED):
+        for record in measure(op, sizes, lengths, 192 if options.smoke else CHECKED):
             print(json.dumps(record), flush=True)
             results["records"].append(record)
         if options.json:
@@ -92,7 +92,7 @@ def measure(op: Op, sizes: Sizes, lengths, checked: int) -> Iterator[dict]:
         except ImportError as error:
             yield {"op": op.name, "form": name, "failed": f"not installed: {error}"}
     right = []
-    for record in check(op, rivals, gpu_ops.draw(checked, sizes, seed=1)):
+    for record in check(op, rivals, gpu_ops.draw(checked, sizes, seed=1, document=checked // 8)):
         yield record
         right += [record["form"]] * ("errors" in record)
         if "failed" in record and record["form"] in right:

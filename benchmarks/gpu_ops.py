@@ -21,8 +21,7 @@ from kernels_pallas.gated_slots import gated_slots
 from kernels_pallas.linear_recurrence import gated_recurrence
 
 WINDOWS = (128, 512, 1024, None)
-#: Of one document of the packed rows, tokens on average.
-DOCUMENT = 1024
+DOCUMENT = 1024  # tokens, on average
 
 Arrays = dict[str, jax.Array]
 Form = Callable[..., jax.Array]
@@ -70,8 +69,9 @@ class Op:
     flops: Callable[[int, Sizes], tuple[float, float]]
 
 
-def draw(tokens: int, sizes: Sizes, seed: int = 0) -> Arrays:
-    """Inputs of every op, (1, tokens, ...): normal, keys normalised, decays of a fresh model."""
+def draw(tokens: int, sizes: Sizes, seed: int = 0, document: int = DOCUMENT) -> Arrays:
+    """Inputs of every op, (1, tokens, ...): normal, keys normalised, decays of a fresh model; and
+    the segment ids of documents of `document` tokens on average."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int):
@@ -97,7 +97,7 @@ def draw(tokens: int, sizes: Sizes, seed: int = 0) -> Arrays:
         beta=sigmoid(normal(heads)),
         log_a=-np.exp(normal(sizes.channels) - 3),
     )
-    cuts = rng.random(tokens) < 1 / DOCUMENT
+    cuts = rng.random(tokens) < 1 / document
     return (
         {name: jnp.asarray(x, jnp.bfloat16) for name, x in made.items()}
         | {name: jnp.asarray(x, jnp.float32) for name, x in gates.items()}
