@@ -84,9 +84,11 @@ def gated_linear(
         operands to bfloat16 at the default precision, as XLA does there.
 
     Returns o_BTHV in v's dtype, or (o_BTHV, GatedLinearState).
-    Raises ValueError for shapes that do not agree, non-integer segment ids, unknown impl.
+    Raises ValueError for shapes that do not agree, a scale that is no Python number, non-integer
+    segment ids, unknown impl.
     """
     _check(q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids, initial_state)
+    scale = dispatch.number("gated_linear", "scale", scale)
     batch, time, heads, value_size = v_BTHV.shape
     groups, key_size = k_BTGK.shape[2:]
     dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, log_decay)
@@ -154,11 +156,7 @@ def _check(q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids, initial_state) -> Non
             f"{op}: log_decay must have shape (H,) = {shapes[1]}, (B, T, H) = {shapes[3]} or "
             f"(B, T, H, K) = {shapes[4]}, got {log_decay.shape}."
         )
-    dispatch.check_floating(op, q=q_BTGK, k=k_BTGK, v=v_BTHV, log_decay=log_decay)
+    dispatch.check_arrays(op, q=q_BTGK, k=k_BTGK, v=v_BTHV, log_decay=log_decay)
     segments.check(op, segment_ids, batch, time)
-    if initial_state is not None:
-        s_shape = (batch, heads, key_size, value_size)
-        dispatch.check_shape(op, "initial_state.s_BHKV", initial_state.s_BHKV, s_shape, "B H K V")
-        dispatch.check_shape(
-            op, "initial_state.segment_ids_B", initial_state.segment_ids_B, (batch,), "B"
-        )
+    sizes = dict(B=batch, H=heads, K=key_size, V=value_size)
+    dispatch.check_state(op, initial_state, GatedLinearState, **sizes)

@@ -160,10 +160,6 @@ def _check(op, a_BTD, b_BTD, segment_ids, initial_state) -> None:
         raise ValueError(f"{op}: a must have shape (B, T, D) with T >= 1, got {a_BTD.shape}.")
     batch, time, channels = a_BTD.shape
     dispatch.check_shape(op, "b", b_BTD, a_BTD.shape, "B T D")
-    dispatch.check_floating(op, a=a_BTD, b=b_BTD)
+    dispatch.check_arrays(op, a=a_BTD, b=b_BTD)
     segments.check(op, segment_ids, batch, time)
-    if initial_state is not None:
-        dispatch.check_shape(op, "initial_state.h_BD", initial_state.h_BD, (batch, channels), "B D")
-        dispatch.check_shape(
-            op, "initial_state.segment_ids_B", initial_state.segment_ids_B, (batch,), "B"
-        )
+    dispatch.check_state(op, initial_state, RecurrenceState, B=batch, D=channels)
