@@ -72,13 +72,15 @@ def in_order(cache: TokenCache) -> tuple[tuple[jax.Array, ...], jax.Array]:
     return tuple(unroll(x) for x in cache.entries), unroll(cache.segment_ids_BS)
 
 
-def visible(cache: TokenCache, segment_ids_B1: jax.Array, window: int | None = None) -> jax.Array:
+def visible(
+    cache: TokenCache, segment_ids_B1: jax.Array, window: int | jax.Array | None = None
+) -> jax.Array:
     """bool (B, S): the places that the token written last sees, its own included.
 
     Args:
       cache: with that token in it.
       segment_ids_B1: the token's segment id; padding sees nothing.
-      window: keys it sees at most; None for all of its document.
+      window: keys it sees at most, a number or one for each row; None for all of its document.
     """
     first_B = cache.document_start_B
     if window is not None:
