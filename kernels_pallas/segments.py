@@ -43,6 +43,18 @@ def document_starts(
     return jnp.concatenate([first_B1, changes_BT], axis=1)
 
 
+def of_first_document(
+    state_B: Array, state_ids_B: Int[Array, "B"], segment_ids_BT: Int[Array, "B T"]
+) -> Array:
+    """A state's array (B, ...), zeros where the first token is of another document.
+
+    Nothing of a foreign state is read then. Multiplied by a decay of 0, its infinities would be:
+    one sequence that overflowed would spoil all that are decoded in its row after it.
+    """
+    carried_B = (segment_ids_BT[:, 0] == state_ids_B) & (state_ids_B != 0)
+    return jnp.where(carried_B.reshape(-1, *[1] * (state_B.ndim - 1)), state_B, 0)
+
+
 def document_number(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """Counts documents from 1; unlike the ids, no two documents of a row share a number."""
     starts_BT = document_starts(_not_folded(segment_ids_BT))

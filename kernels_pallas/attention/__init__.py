@@ -115,8 +115,9 @@ def attention(
         raise ValueError("attention: a window that is an array goes with no state; use an int.")
     batch, time, heads, key_size = q_BTHK.shape
     kv_heads, value_size = v_BTGV.shape[2:]
-    bound = None if traced else window
     slots = 0 if initial_state is None else initial_state.k_BSGK.shape[1]
+    # No longer than there are keys: a window of any length, then, is an int32.
+    bound = min(window, slots + time) if isinstance(window, int) else None
     slots = slots if bound is None else min(slots, bound - 1)
     case = dict(
         dtype=dispatch.dtypes(q_BTHK, k_BTGK, v_BTGV), key_size=key_size, value_size=value_size,
@@ -130,13 +131,13 @@ def attention(
     ids_BS = segments.or_one_document(segment_ids, batch, time)
     k_BSGK, v_BSGV = k_BTGK, v_BTGV
     if initial_state is not None:
-        old = _last_slots(initial_state, None if window is None else window - 1)
+        old = _last_slots(initial_state, None if bound is None else slots)
         k_BSGK = jnp.concatenate([old.k_BSGK.astype(k_BTGK.dtype), k_BTGK], axis=1)
         v_BSGV = jnp.concatenate([old.v_BSGV.astype(v_BTGV.dtype), v_BTGV], axis=1)
         ids_BS = jnp.concatenate([old.segment_ids_BS.astype(jnp.int32), ids_BS], axis=1)
     out_BTHV, lse_BTH = form(
         q_BTHK, k_BSGK, v_BSGV, ids_BS, sinks_H,
-        window=window, scale=key_size**-0.5 if scale is None else scale,
+        window=window if traced else bound, scale=key_size**-0.5 if scale is None else scale,
         soft_cap=soft_cap, precision=precision,
     )  # fmt: skip
     if not return_state:

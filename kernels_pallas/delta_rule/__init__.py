@@ -126,7 +126,7 @@ def delta_rule(
     resets_BT = segments.document_starts(ids_BT, state.segment_ids_B) | padding_BT
 
     scale = key_size**-0.5 if scale is None else scale
-    s_BHKV = state.s_BHKV.astype(dtype)
+    s_BHKV = segments.of_first_document(*state, ids_BT).astype(dtype)
     if form == "tpu":
         # The kernel takes padding for one-token documents; masks go on what leaves it.
         g = jnp.zeros(beta_BTH.shape, jnp.float32) if log_decay is None else log_decay

@@ -109,7 +109,7 @@ def gated_linear(
     def masked(x):
         return jnp.where(padding_BT11, 0, x.astype(dtype))
 
-    s_BHKV = initial_state.s_BHKV.astype(dtype)
+    s_BHKV = segments.of_first_document(*initial_state, ids_BT).astype(dtype)
     if form == "tpu":
         # The kernel takes padding for one-token documents; masks go on what leaves it.
         fixed = log_decay.ndim == 1

@@ -125,6 +125,10 @@ def gated_slots(
     if state is None:
         state = empty_state(batch, kv_heads, slots, key_size, value_size, dtype)
     starts_BT = segments.document_starts(ids_BT, state.segment_ids_B)
+    k_slots_BGMK, v_slots_BGMV = (
+        segments.of_first_document(x, state.segment_ids_B, ids_BT).astype(dtype)
+        for x in (state.k_slots_BGMK, state.v_slots_BGMV)
+    )
     real_BT = ids_BT != 0
     update_BT = real_BT if written_BT is None else real_BT & written_BT
 
@@ -138,8 +142,8 @@ def gated_slots(
         jnp.where(update_BT11, log_gate_BTGM, 0),
         jnp.where(update_BT11, write_BTGM, 0),
         starts_BT | ~real_BT,
-        state.k_slots_BGMK.astype(dtype),
-        state.v_slots_BGMV.astype(dtype),
+        k_slots_BGMK,
+        v_slots_BGMV,
         scale=key_size**-0.5 if scale is None else scale,
         precision=precision,
     )

@@ -120,12 +120,13 @@ def _run(gated, a_BTD, b_BTD, segment_ids, initial_state, return_state, impl):
     form = dispatch.resolve(op, impl, case, SUPPORT)
     starts_BT = segments.document_starts(ids_BT, state.segment_ids_B)
     padding_BT = ids_BT == 0
+    h_BD = segments.of_first_document(state.h_BD, state.segment_ids_B, ids_BT)
     if form in _KERNELS:
         marks_BT = jnp.where(padding_BT, blocks.PADDING, jnp.where(starts_BT, blocks.STARTS, 0))
         kernels = _KERNELS[form]
         kernel = kernels.gated_recurrence if gated else kernels.linear_recurrence
         interpret = dispatch.target().interpret
-        h_BTD = kernel(a_BTD, b_BTD, marks_BT, state.h_BD, interpret=interpret)
+        h_BTD = kernel(a_BTD, b_BTD, marks_BT, h_BD, interpret=interpret)
     else:
         a_BTD, b_BTD = a_BTD.astype(dtype), b_BTD.astype(dtype)
         if gated:
@@ -136,7 +137,7 @@ def _run(gated, a_BTD, b_BTD, segment_ids, initial_state, return_state, impl):
             b_BTD = jnp.where(starts_BT[:, :, None], 1, room_BTD) * b_BTD
         a_BTD = jnp.where((starts_BT | padding_BT)[:, :, None], 0, a_BTD)
         b_BTD = jnp.where(padding_BT[:, :, None], 0, b_BTD)
-        h_BTD = _FORMS[form](a_BTD, b_BTD, state.h_BD.astype(dtype))
+        h_BTD = _FORMS[form](a_BTD, b_BTD, h_BD.astype(dtype))
     if not return_state:
         return h_BTD
     return h_BTD, RecurrenceState(h_BTD[:, -1], ids_BT[:, -1])

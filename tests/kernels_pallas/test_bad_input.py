@@ -150,3 +150,30 @@ def test_a_scale_of_numpy_makes_no_float64(name, x64):
         return [x.dtype for x in jax.tree.leaves(out)]
 
     assert dtypes(np.float64(0.5)) == dtypes(0.5) == [jnp.float32] * len(dtypes(0.5))
+
+
+RECURRENT = sorted(OPS.keys() - {"attention", "block_sparse", "causal_conv"})
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_state_of_another_document_is_not_read(name, impl):
+    """Were it multiplied by a decay of 0, one sequence that overflowed would spoil the next ones."""
+    op, dims, others, _ = OPS[name]
+    arrays = [jnp.full(shape(x), -0.1) for x in dims.split()]
+    ids_BT = jnp.asarray([[2, 2, 2, 2, 2], [0, 0, 1, 1, 1]], jnp.int32)
+
+    @jax.jit
+    @jax.value_and_grad
+    def run(arrays, value):
+        foreign = jax.tree.map(
+            lambda x: value * x if jnp.issubdtype(x.dtype, jnp.floating) else x, state(name)
+        )
+        out = op(
+            *arrays, **others, segment_ids=ids_BT, initial_state=foreign, return_state=True,
+            impl=impl,
+        )  # fmt: skip
+        return sum(jnp.sum(jnp.cos(x)) for x in jax.tree.leaves(out) if x.dtype == jnp.float32)
+
+    for got, want in zip(*(jax.tree.leaves(run(arrays, x)) for x in (jnp.nan, 0.0)), strict=True):
+        np.testing.assert_array_equal(got, want)
