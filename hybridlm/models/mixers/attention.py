@@ -192,7 +192,7 @@ class Attention(AttentionMixer):
         q, k, v = self._project(x_BTD, context)
         ids_BT = context.segment_ids_BT
         if x_BTD.shape[1] == 1:
-            state = token_cache.write(state, (k, v), ids_BT)
+            state = token_cache.write(state, (k, v), ids_BT, self.span.window)
             seen_B = self.span.keys_at(context.positions_BT[:, 0])
             valid_BS = token_cache.visible(state, ids_BT, seen_B)
             out_BHV = decode_attention(q[:, 0], *state.entries, valid_BS, **self._logit_options())
@@ -205,7 +205,7 @@ class Attention(AttentionMixer):
                 q, k, v, segment_ids=span_ids_BT, window=self.span.window,
                 initial_state=AttentionState(*entries, past_ids_BS), **self._logit_options(),
             )  # fmt: skip
-            state = token_cache.write(state, (k, v), ids_BT)
+            state = token_cache.write(state, (k, v), ids_BT, self.span.window)
         return self._output(out_BTHV, x_BTD), state
 
     def attention_rows(
