@@ -10,6 +10,7 @@ cannot: inside a `jax.shard_map` over its axes there is nothing left to partitio
 import contextlib
 import contextvars
 import dataclasses
+import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -154,11 +155,73 @@ def check_shape(op_name: str, name: str, array, shape: tuple[int, ...], dims: st
         )
 
 
-def check_floating(op_name: str, **arrays) -> None:
-    """Raises ValueError unless every array given (None is skipped) has a floating dtype."""
+def check_arrays(op_name: str, **arrays) -> None:
+    """Raises ValueError unless every array given (None is skipped) is of a floating dtype and has
+    no dimension of size 0."""
     for name, array in arrays.items():
-        if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{op_name}: {name} must be floating point, got {array.dtype}.")
+        if array is None:
+            continue
+        check_dtype(op_name, name, array, "floating point")
+        if 0 in array.shape:
+            raise ValueError(
+                f"{op_name}: {name} must have no dimension of size 0, got shape {array.shape}."
+            )
+
+
+def number(op_name: str, name: str, value: float | None) -> float | None:
+    """`value` as a Python float, or None; raises ValueError unless it is None or a finite number.
+
+    A number of numpy would make float64 of float32 arrays, and an array would be differentiated.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, int | float):
+        raise ValueError(
+            f"{op_name}: {name} must be None or a Python number, got {type(value).__name__}."
+        )
+    if not math.isfinite(value):
+        raise ValueError(f"{op_name}: {name} must be a finite number, got {value}.")
+    return float(value)
+
+
+#: What the arrays of a state are, by their names, where they are not floating point.
+_OF_STATES = {"segment_ids": "ids", "positions": "integers", "written": "booleans"}
+
+
+def check_state(op_name: str, state: Any, kind: type, **sizes: int) -> None:
+    """Raises ValueError unless `state` is None or a `kind`, whose fields' names say what they hold.
+
+    A field `name_BSK` has the shape (B, S, K), whose letters `sizes` gives, or else the first field
+    that has them; it holds floating point numbers, or what `_OF_STATES` says.
+    """
+    if state is None:
+        return
+    if not isinstance(state, kind):
+        raise ValueError(
+            f"{op_name}: initial_state must be a {kind.__name__}, or None, "
+            f"got a {type(state).__name__}."
+        )
+    for field, array in state._asdict().items():
+        name, dims = field.rsplit("_", 1)
+        if len(dims) == array.ndim:
+            sizes = dict(zip(dims, array.shape)) | sizes
+        shape = tuple(sizes.get(letter, letter) for letter in dims)
+        check_shape(op_name, f"initial_state.{field}", array, shape, " ".join(dims))
+        holds = _OF_STATES.get(name, "floating point")
+        check_dtype(op_name, f"initial_state.{field}", array, holds)
+
+
+def check_dtype(op_name: str, name: str, array, holds: str) -> None:
+    """Raises ValueError unless `array` holds "floating point", "booleans", "integers" or "ids":
+    integers of at most 32 bits, for cut to these ids of 64 would no longer tell documents apart."""
+    kind = dict(booleans=jnp.bool_, integers=jnp.integer, ids=jnp.integer).get(holds, jnp.floating)
+    said = "integers (0 = padding)" if holds == "ids" else holds
+    if not jnp.issubdtype(array.dtype, kind):
+        raise ValueError(f"{op_name}: {name} must be {said}, got {array.dtype}.")
+    if holds == "ids" and array.dtype.itemsize > 4:
+        raise ValueError(
+            f"{op_name}: {name} must be integers of at most 32 bits, got {array.dtype}."
+        )
 
 
 def dtypes(*arrays) -> str:

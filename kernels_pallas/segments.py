@@ -1,28 +1,23 @@
 """Document boundaries from segment ids: the one place that says what a document is.
 
-`segment_ids` is int32 (B, T). 0 is padding; a change of id between neighbouring positions
-is a boundary. A run of padding is a "document" of its own here; the ops additionally zero
-its outputs.
+`segment_ids` is int32 (B, T), or other integers of at most 32 bits. 0 is padding; a change of id
+between neighbouring positions is a boundary. A run of padding is a "document" of its own here; the
+ops additionally zero its outputs.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from kernels_pallas import dispatch
+
 
 def check(op: str, segment_ids, batch: int, time: int) -> None:
-    """Raises ValueError unless `segment_ids` is None or an integer array (batch, time)."""
+    """Raises ValueError unless `segment_ids` is None or integers of at most 32 bits (batch, time)."""
     if segment_ids is None:
         return
-    if not jnp.issubdtype(segment_ids.dtype, jnp.integer):
-        raise ValueError(
-            f"{op}: segment_ids must be integers (0 = padding), got dtype {segment_ids.dtype}."
-        )
-    if segment_ids.shape != (batch, time):
-        raise ValueError(
-            f"{op}: segment_ids must have shape (batch, time) = {(batch, time)}, "
-            f"got {segment_ids.shape}."
-        )
+    dispatch.check_dtype(op, "segment_ids", segment_ids, "ids")
+    dispatch.check_shape(op, "segment_ids", segment_ids, (batch, time), "batch time")
 
 
 def or_one_document(segment_ids, batch: int, time: int) -> Int[Array, "B T"]:
@@ -46,6 +41,18 @@ def document_starts(
         first_B1 = segment_ids_BT[:, :1] != previous_ids_B[:, None]
     changes_BT = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
     return jnp.concatenate([first_B1, changes_BT], axis=1)
+
+
+def of_first_document(
+    state_B: Array, state_ids_B: Int[Array, "B"], segment_ids_BT: Int[Array, "B T"]
+) -> Array:
+    """A state's array (B, ...), zeros where the first token is of another document.
+
+    Nothing of a foreign state is read then. Multiplied by a decay of 0, its infinities would be:
+    one sequence that overflowed would spoil all that are decoded in its row after it.
+    """
+    carried_B = (segment_ids_BT[:, 0] == state_ids_B) & (state_ids_B != 0)
+    return jnp.where(carried_B.reshape(-1, *[1] * (state_B.ndim - 1)), state_B, 0)
 
 
 def document_number(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:

@@ -107,14 +107,17 @@ def attention(
     scale that is no Python number, non-integer segment ids, a window that is an array together
     with a state, unknown impl.
     """
-    _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, scale, sinks_H, soft_cap, initial_state)
+    _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, sinks_H, initial_state)
+    scale = dispatch.number("attention", "scale", scale)
+    soft_cap = _soft_cap("attention", soft_cap)
     traced = isinstance(window, jnp.ndarray)
     if traced and (return_state or initial_state is not None):
         raise ValueError("attention: a window that is an array goes with no state; use an int.")
     batch, time, heads, key_size = q_BTHK.shape
     kv_heads, value_size = v_BTGV.shape[2:]
-    bound = None if traced else window
     slots = 0 if initial_state is None else initial_state.k_BSGK.shape[1]
+    # No longer than there are keys: a window of any length, then, is an int32.
+    bound = min(window, slots + time) if isinstance(window, int) else None
     slots = slots if bound is None else min(slots, bound - 1)
     case = dict(
         dtype=dispatch.dtypes(q_BTHK, k_BTGK, v_BTGV), key_size=key_size, value_size=value_size,
@@ -128,13 +131,13 @@ def attention(
     ids_BS = segments.or_one_document(segment_ids, batch, time)
     k_BSGK, v_BSGV = k_BTGK, v_BTGV
     if initial_state is not None:
-        old = _last_slots(initial_state, None if window is None else window - 1)
+        old = _last_slots(initial_state, None if bound is None else slots)
         k_BSGK = jnp.concatenate([old.k_BSGK.astype(k_BTGK.dtype), k_BTGK], axis=1)
         v_BSGV = jnp.concatenate([old.v_BSGV.astype(v_BTGV.dtype), v_BTGV], axis=1)
         ids_BS = jnp.concatenate([old.segment_ids_BS.astype(jnp.int32), ids_BS], axis=1)
     out_BTHV, lse_BTH = form(
         q_BTHK, k_BSGK, v_BSGV, ids_BS, sinks_H,
-        window=window, scale=key_size**-0.5 if scale is None else scale,
+        window=window if traced else bound, scale=key_size**-0.5 if scale is None else scale,
         soft_cap=soft_cap, precision=precision,
     )  # fmt: skip
     if not return_state:
@@ -174,7 +177,8 @@ def decode_attention(
     op = "decode_attention"
     if q_BHK.ndim != 3:
         raise ValueError(f"{op}: q must have shape (B, H, K), got {q_BHK.shape}.")
-    _check_heads(op, q_BHK[:, None], k_BSGK, v_BSGV, sinks_H, soft_cap)
+    _check_heads(op, q_BHK[:, None], k_BSGK, v_BSGV, sinks_H)
+    scale, soft_cap = dispatch.number(op, "scale", scale), _soft_cap(op, soft_cap)
     dispatch.check_shape(op, "valid_BS", valid_BS, k_BSGK.shape[:2], "B S")
     if valid_BS.dtype != bool:
         raise ValueError(f"{op}: valid_BS must be boolean, got {valid_BS.dtype}.")
@@ -190,13 +194,11 @@ def _last_slots(state: AttentionState, slots: int | None) -> AttentionState:
     return AttentionState(*(array[:, first:] for array in state))
 
 
-def _check(
-    q_BTHK, k_BTGK, v_BTGV, segment_ids, window, scale, sinks_H, soft_cap, initial_state
-) -> None:
+def _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, sinks_H, initial_state) -> None:
     op = "attention"
     if q_BTHK.ndim != 4 or q_BTHK.shape[1] < 1:
         raise ValueError(f"{op}: q must have shape (B, T, H, K) with T >= 1, got {q_BTHK.shape}.")
-    _check_heads(op, q_BTHK, k_BTGK, v_BTGV, sinks_H, soft_cap)
+    _check_heads(op, q_BTHK, k_BTGK, v_BTGV, sinks_H)
     batch, time = q_BTHK.shape[:2]
     kv_heads, key_size = k_BTGK.shape[2:]
     if k_BTGK.shape[1] != time:
@@ -207,23 +209,19 @@ def _check(
             f"{op}: window must be None, an int >= 1, own key included, or an int32 scalar array;"
             f" got {window}."
         )
-    if not isinstance(scale, (int, float, type(None))):
-        raise ValueError(
-            f"{op}: scale must be None or a Python number, got {type(scale).__name__}."
-        )
     segments.check(op, segment_ids, batch, time)
-    if initial_state is not None:
-        slots = initial_state.k_BSGK.shape[1]
-        k_shape = (batch, slots, kv_heads, key_size)
-        v_shape = (batch, slots, kv_heads, v_BTGV.shape[3])
-        dispatch.check_shape(op, "initial_state.k_BSGK", initial_state.k_BSGK, k_shape, "B S G K")
-        dispatch.check_shape(op, "initial_state.v_BSGV", initial_state.v_BSGV, v_shape, "B S G V")
-        dispatch.check_shape(
-            op, "initial_state.segment_ids_BS", initial_state.segment_ids_BS, k_shape[:2], "B S"
-        )
+    sizes = dict(B=batch, G=kv_heads, K=key_size, V=v_BTGV.shape[3])
+    dispatch.check_state(op, initial_state, AttentionState, **sizes)
 
 
-def _check_heads(op, q_BTHK, k_BSGK, v_BSGV, sinks_H, soft_cap) -> None:
+def _soft_cap(op, soft_cap) -> float | None:
+    soft_cap = dispatch.number(op, "soft_cap", soft_cap)
+    if soft_cap is not None and not soft_cap > 0:
+        raise ValueError(f"{op}: soft_cap must be None or > 0, got {soft_cap}.")
+    return soft_cap
+
+
+def _check_heads(op, q_BTHK, k_BSGK, v_BSGV, sinks_H) -> None:
     batch, _, heads, key_size = q_BTHK.shape
     if k_BSGK.ndim != 4 or (k_BSGK.shape[0], k_BSGK.shape[3]) != (batch, key_size):
         raise ValueError(
@@ -241,6 +239,4 @@ def _check_heads(op, q_BTHK, k_BSGK, v_BSGV, sinks_H, soft_cap) -> None:
         )
     if sinks_H is not None:
         dispatch.check_shape(op, "sinks_H", sinks_H, (heads,), "H")
-    if soft_cap is not None and not soft_cap > 0:
-        raise ValueError(f"{op}: soft_cap must be None or > 0, got {soft_cap}.")
-    dispatch.check_floating(op, q=q_BTHK, k=k_BSGK, v=v_BSGV, sinks_H=sinks_H)
+    dispatch.check_arrays(op, q=q_BTHK, k=k_BSGK, v=v_BSGV, sinks_H=sinks_H)

@@ -86,7 +86,8 @@ def block_sparse_attention(
     Raises ValueError for shapes that do not agree, H % G != 0, block < 1, top_k < 1, a scale that
     is no Python number, non-integer segment ids, unknown impl.
     """
-    _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, block, top_k, scale, initial_state)
+    _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, block, top_k, initial_state)
+    scale = dispatch.number("block_sparse_attention", "scale", scale)
     batch, time, heads, key_size = q_BTHK.shape
     kv_heads, value_size = v_BTGV.shape[2:]
     case = dict(
@@ -147,8 +148,12 @@ def decode_block_sparse_attention(
     _check_heads(op, q_BHK[:, None], k_BSGK, v_BSGV, batch, slots)
     for name, array in (("first_B", first_B), ("position_B", position_B)):
         dispatch.check_shape(op, name, array, (batch,), "B")
-    _check_blocks(op, block, top_k, scale)
-    shape = (batch, means_BNGK.shape[1], *k_BSGK.shape[2:])
+        dispatch.check_dtype(op, name, array, "integers")
+    _check_blocks(op, block, top_k)
+    scale = dispatch.number(op, "scale", scale)
+    # The block a query lies in is seen without its mean.
+    places = max((slots - 1) // block if top_k > 1 else 0, *means_BNGK.shape[1:2])
+    shape = (batch, places, *k_BSGK.shape[2:])
     dispatch.check_shape(op, "means_BNGK", means_BNGK, shape, "B N G K")
     scale = q_BHK.shape[-1] ** -0.5 if scale is None else scale
     return _decode(q_BHK, k_BSGK, v_BSGV, means_BNGK, first_B, position_B, block, top_k, scale)
@@ -192,25 +197,16 @@ def _positions(segment_ids_BS, old_positions_BS):
     return jnp.concatenate([begin_BS[:, :slots], positions_BS[:, slots:]], axis=1)
 
 
-def _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, block, top_k, scale, initial_state) -> None:
+def _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, block, top_k, initial_state) -> None:
     op = "block_sparse_attention"
     if q_BTHK.ndim != 4 or q_BTHK.shape[1] < 1:
         raise ValueError(f"{op}: q must have shape (B, T, H, K) with T >= 1, got {q_BTHK.shape}.")
     batch, time = q_BTHK.shape[:2]
     _check_heads(op, q_BTHK, k_BTGK, v_BTGV, batch, time)
-    _check_blocks(op, block, top_k, scale)
+    _check_blocks(op, block, top_k)
     segments.check(op, segment_ids, batch, time)
-    if initial_state is not None:
-        slots = initial_state.k_BSGK.shape[1]
-        shapes = BlockSparseState(
-            (batch, slots, *k_BTGK.shape[2:]),
-            (batch, slots, *v_BTGV.shape[2:]),
-            (batch, slots),
-            (batch, slots),
-        )
-        dims = ("B S G K", "B S G V", "B S", "B S")
-        for name, array, shape, dim in zip(shapes._fields, initial_state, shapes, dims):
-            dispatch.check_shape(op, f"initial_state.{name}", array, shape, dim)
+    sizes = dict(B=batch, G=k_BTGK.shape[2], K=k_BTGK.shape[3], V=v_BTGV.shape[3])
+    dispatch.check_state(op, initial_state, BlockSparseState, **sizes)
 
 
 def _check_heads(op, q_BTHK, k_BTGK, v_BTGV, batch, time) -> None:
@@ -229,14 +225,10 @@ def _check_heads(op, q_BTHK, k_BTGK, v_BTGV, batch, time) -> None:
         raise ValueError(
             f"{op}: query heads must be a multiple of key/value heads, got {heads} and {kv_heads}."
         )
-    dispatch.check_floating(op, q=q_BTHK, k=k_BTGK, v=v_BTGV)
+    dispatch.check_arrays(op, q=q_BTHK, k=k_BTGK, v=v_BTGV)
 
 
-def _check_blocks(op, block, top_k, scale) -> None:
+def _check_blocks(op, block, top_k) -> None:
     for name, value in (("block", block), ("top_k", top_k)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{op}: {name} must be an int >= 1, got {value}.")
-    if not isinstance(scale, (int, float, type(None))):
-        raise ValueError(
-            f"{op}: scale must be None or a Python number, got {type(scale).__name__}."
-        )

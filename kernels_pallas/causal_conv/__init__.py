@@ -92,11 +92,6 @@ def _check(x_BTD, kernel_WD, bias_D, segment_ids, initial_state) -> None:
     dispatch.check_shape(op, "kernel", kernel_WD, (width, channels), "W D")
     if bias_D is not None:
         dispatch.check_shape(op, "bias", bias_D, (channels,), "D")
-    dispatch.check_floating(op, x=x_BTD, kernel=kernel_WD, bias=bias_D)
+    dispatch.check_arrays(op, x=x_BTD, kernel=kernel_WD, bias=bias_D)
     segments.check(op, segment_ids, batch, time)
-    if initial_state is not None:
-        x_shape = (batch, width - 1, channels)
-        dispatch.check_shape(op, "initial_state.x_BSD", initial_state.x_BSD, x_shape, "B W-1 D")
-        dispatch.check_shape(
-            op, "initial_state.segment_ids_BS", initial_state.segment_ids_BS, x_shape[:2], "B W-1"
-        )
+    dispatch.check_state(op, initial_state, ConvState, B=batch, S=width - 1, D=channels)

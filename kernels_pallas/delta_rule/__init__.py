@@ -103,7 +103,8 @@ def delta_rule(
     Raises ValueError for shapes that do not agree, H % G != 0, a scale that is no Python
     number, non-integer segment ids, unknown impl.
     """
-    _check(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids, scale, initial_state)
+    _check(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids, initial_state)
+    scale = dispatch.number("delta_rule", "scale", scale)
     batch, time, kv_heads, key_size = k_BTGK.shape
     heads, value_size = v_BTHV.shape[2:]
     gate = "none" if log_decay is None else "head" if log_decay.ndim == 3 else "channel"
@@ -125,7 +126,7 @@ def delta_rule(
     resets_BT = segments.document_starts(ids_BT, state.segment_ids_B) | padding_BT
 
     scale = key_size**-0.5 if scale is None else scale
-    s_BHKV = state.s_BHKV.astype(dtype)
+    s_BHKV = segments.of_first_document(*state, ids_BT).astype(dtype)
     if form == "tpu":
         # The kernel takes padding for one-token documents; masks go on what leaves it.
         g = jnp.zeros(beta_BTH.shape, jnp.float32) if log_decay is None else log_decay
@@ -160,7 +161,7 @@ def delta_rule(
     return o_BTHV, DeltaRuleState(s_BHKV, ids_BT[:, -1])
 
 
-def _check(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids, scale, initial_state) -> None:
+def _check(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids, initial_state) -> None:
     op = "delta_rule"
     if k_BTGK.ndim != 4 or k_BTGK.shape[1] < 1:
         raise ValueError(f"{op}: k must have shape (B, T, G, K) with T >= 1, got {k_BTGK.shape}.")
@@ -182,15 +183,7 @@ def _check(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids, scale, init
         dispatch.check_shape(op, "log_decay", log_decay, shape, "B T H K")
     elif log_decay is not None:
         dispatch.check_shape(op, "log_decay", log_decay, (batch, time, heads), "B T H")
-    dispatch.check_floating(op, q=q_BTGK, k=k_BTGK, v=v_BTHV, beta=beta_BTH, log_decay=log_decay)
-    if not isinstance(scale, (int, float, type(None))):
-        raise ValueError(
-            f"{op}: scale must be None or a Python number, got {type(scale).__name__}."
-        )
+    dispatch.check_arrays(op, q=q_BTGK, k=k_BTGK, v=v_BTHV, beta=beta_BTH, log_decay=log_decay)
     segments.check(op, segment_ids, batch, time)
-    if initial_state is not None:
-        shape = (batch, heads, key_size, value_size)
-        dispatch.check_shape(op, "initial_state.s_BHKV", initial_state.s_BHKV, shape, "B H K V")
-        dispatch.check_shape(
-            op, "initial_state.segment_ids_B", initial_state.segment_ids_B, (batch,), "B"
-        )
+    sizes = dict(B=batch, H=heads, K=key_size, V=value_size)
+    dispatch.check_state(op, initial_state, DeltaRuleState, **sizes)

@@ -23,7 +23,7 @@ SUPPORT = (
         dict(
             platform=("tpu",), dtype=("float32", "bfloat16"), accumulator=("float32",),
             key_size=_SIZES, value_size=_SIZES, step_heads=range(1, 9), decay_axes=(1, 3, 4),
-            key_dtype=dispatch.ANY, precision=dispatch.ANY, scale=("number",),
+            key_dtype=dispatch.ANY, precision=dispatch.ANY,
         ),
     ),
     dispatch.Backend(
@@ -33,7 +33,6 @@ SUPPORT = (
             platform=("gpu",), dtype=("bfloat16",), accumulator=("float32",),
             key_size=range(1, 257), value_size=range(1, 257), step_heads=dispatch.ANY,
             decay_axes=(1, 3, 4), key_dtype=("bfloat16",), precision=("default",),
-            scale=("number",),
         ),
         auto=False,
     ),
@@ -86,7 +85,7 @@ def gated_linear(
       log_decay: logarithm of the decay, <= 0; its shape decides: (H,) fixed per head,
         (B, T, H) per token and head, (B, T, H, K) per token, head and channel of the key.
       segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
-      scale: factor on the output, a number or an array of no axes; None is 1. Kernels take numbers.
+      scale: factor on the output; None is 1.
       initial_state: state of the tokens directly before; carried on only into the document
         whose id it holds.
       return_state: also return the state after the last token.
@@ -97,9 +96,11 @@ def gated_linear(
         that precision alone.
 
     Returns o_BTHV in v's dtype, or (o_BTHV, GatedLinearState).
-    Raises ValueError for shapes that do not agree, non-integer segment ids, unknown impl.
+    Raises ValueError for shapes that do not agree, a scale that is no Python number, non-integer
+    segment ids, unknown impl.
     """
     _check(q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids, initial_state)
+    scale = dispatch.number("gated_linear", "scale", scale)
     batch, time, heads, value_size = v_BTHV.shape
     groups, key_size = k_BTGK.shape[2:]
     dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, log_decay)
@@ -108,7 +109,6 @@ def gated_linear(
         dtype=str(v_BTHV.dtype), accumulator=jnp.dtype(dtype).name, key_size=key_size,
         value_size=value_size, step_heads=step.heads, decay_axes=log_decay.ndim,
         key_dtype=dispatch.dtypes(q_BTGK, k_BTGK), precision=mxu.precision_name(precision),
-        scale="number" if isinstance(scale, (int, float, type(None))) else "array",
     )  # fmt: skip
     form = dispatch.resolve("gated_linear", impl, case, SUPPORT)
 
@@ -122,7 +122,7 @@ def gated_linear(
     def masked(x):
         return jnp.where(padding_BT11, 0, x.astype(dtype))
 
-    s_BHKV = initial_state.s_BHKV.astype(dtype)
+    s_BHKV = segments.of_first_document(*initial_state, ids_BT).astype(dtype)
     if log_decay.ndim == 1 and form in ("tpu", "hopper"):
         # Wide before it is spread: what a fixed decay gets is a sum over all tokens.
         log_decay = jnp.broadcast_to(log_decay.astype(dtype), (batch, time, heads))
@@ -177,11 +177,7 @@ def _check(q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids, initial_state) -> Non
             f"{op}: log_decay must have shape (H,) = {shapes[1]}, (B, T, H) = {shapes[3]} or "
             f"(B, T, H, K) = {shapes[4]}, got {log_decay.shape}."
         )
-    dispatch.check_floating(op, q=q_BTGK, k=k_BTGK, v=v_BTHV, log_decay=log_decay)
+    dispatch.check_arrays(op, q=q_BTGK, k=k_BTGK, v=v_BTHV, log_decay=log_decay)
     segments.check(op, segment_ids, batch, time)
-    if initial_state is not None:
-        s_shape = (batch, heads, key_size, value_size)
-        dispatch.check_shape(op, "initial_state.s_BHKV", initial_state.s_BHKV, s_shape, "B H K V")
-        dispatch.check_shape(
-            op, "initial_state.segment_ids_B", initial_state.segment_ids_B, (batch,), "B"
-        )
+    sizes = dict(B=batch, H=heads, K=key_size, V=value_size)
+    dispatch.check_state(op, initial_state, GatedLinearState, **sizes)

@@ -115,12 +115,14 @@ def gated_slots(
     Raises ValueError for shapes that do not agree, H % G != 0, a scale that is no Python number,
     a written_BT that is not boolean, non-integer segment ids, unknown impl.
     """
-    _check(q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM, written_BT, scale)
+    _check(q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM, written_BT)
+    scale = dispatch.number("gated_slots", "scale", scale)
     batch, time, heads, key_size = q_BTHK.shape
     kv_heads, value_size = v_BTGV.shape[2:]
     slots = log_gate_BTGM.shape[-1]
     segments.check("gated_slots", segment_ids, batch, time)
-    _check_state(initial_state, batch, kv_heads, slots, key_size, value_size)
+    sizes = dict(B=batch, G=kv_heads, M=slots, K=key_size, V=value_size)
+    dispatch.check_state("gated_slots", initial_state, SlotState, **sizes)
     inputs = (q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM)
     dtype = dispatch.accumulator_dtype(*inputs)
     case = dict(
@@ -135,6 +137,10 @@ def gated_slots(
     if state is None:
         state = empty_state(batch, kv_heads, slots, key_size, value_size, dtype)
     starts_BT = segments.document_starts(ids_BT, state.segment_ids_B)
+    k_slots_BGMK, v_slots_BGMV = (
+        segments.of_first_document(x, state.segment_ids_B, ids_BT).astype(dtype)
+        for x in (state.k_slots_BGMK, state.v_slots_BGMV)
+    )
     real_BT = ids_BT != 0
     update_BT = real_BT if written_BT is None else real_BT & written_BT
 
@@ -148,8 +154,8 @@ def gated_slots(
         jnp.where(update_BT11, log_gate_BTGM, 0),
         jnp.where(update_BT11, write_BTGM, 0),
         starts_BT | ~real_BT,
-        state.k_slots_BGMK.astype(dtype),
-        state.v_slots_BGMV.astype(dtype),
+        k_slots_BGMK,
+        v_slots_BGMV,
         scale=key_size**-0.5 if scale is None else scale,
         precision=precision,
     )
@@ -172,7 +178,7 @@ def filled(starts_BT, update_BT, written_B) -> Bool[Array, "B T"]:
     return (newest_BT >= start_BT) | ((start_BT < 0) & written_B[:, None])
 
 
-def _check(q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM, written_BT, scale) -> None:
+def _check(q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM, written_BT) -> None:
     op = "gated_slots"
     if q_BTHK.ndim != 4 or q_BTHK.shape[1] < 1:
         raise ValueError(f"{op}: q must have shape (B, T, H, K) with T >= 1, got {q_BTHK.shape}.")
@@ -200,25 +206,7 @@ def _check(q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM, written_BT, scale)
     if write_BTGM is not None:
         dispatch.check_shape(op, "write", write_BTGM, log_gate_BTGM.shape, "B T G M")
     arrays = dict(q=q_BTHK, k=k_BTGK, v=v_BTGV, log_gate=log_gate_BTGM, write=write_BTGM)
-    dispatch.check_floating(op, **arrays)
+    dispatch.check_arrays(op, **arrays)
     if written_BT is not None:
         dispatch.check_shape(op, "written", written_BT, (batch, time), "B T")
-        if written_BT.dtype != bool:
-            raise ValueError(f"{op}: written must be boolean, got {written_BT.dtype}.")
-    if not isinstance(scale, (int, float, type(None))):
-        raise ValueError(
-            f"{op}: scale must be None or a Python number, got {type(scale).__name__}."
-        )
-
-
-def _check_state(state, batch, kv_heads, slots, key_size, value_size) -> None:
-    if state is None:
-        return
-    op, leading = "gated_slots", (batch, kv_heads, slots)
-    for name, shape, dims in (
-        ("k_slots_BGMK", (*leading, key_size), "B G M K"),
-        ("v_slots_BGMV", (*leading, value_size), "B G M V"),
-        ("segment_ids_B", (batch,), "B"),
-        ("written_B", (batch,), "B"),
-    ):
-        dispatch.check_shape(op, f"initial_state.{name}", getattr(state, name), shape, dims)
+        dispatch.check_dtype(op, "written", written_BT, "booleans")

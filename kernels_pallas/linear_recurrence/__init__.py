@@ -110,10 +110,11 @@ def _run(gated, a_BTD, b_BTD, segment_ids, initial_state, return_state, impl):
     form = dispatch.resolve(op, impl, case, SUPPORT)
     starts_BT = segments.document_starts(ids_BT, state.segment_ids_B)
     padding_BT = ids_BT == 0
+    h_BD = segments.of_first_document(state.h_BD, state.segment_ids_B, ids_BT)
     if form in _KERNELS:
         marks_BT = jnp.where(padding_BT, blocks.PADDING, jnp.where(starts_BT, blocks.STARTS, 0))
         h_BTD = _KERNELS[form].recurrence(
-            gated, a_BTD, b_BTD, marks_BT, state.h_BD, interpret=dispatch.target().interpret
+            gated, a_BTD, b_BTD, marks_BT, h_BD, interpret=dispatch.target().interpret
         )
     else:
         a_BTD, b_BTD = a_BTD.astype(dtype), b_BTD.astype(dtype)
@@ -125,7 +126,7 @@ def _run(gated, a_BTD, b_BTD, segment_ids, initial_state, return_state, impl):
             b_BTD = jnp.where(starts_BT[:, :, None], 1, room_BTD) * b_BTD
         a_BTD = jnp.where((starts_BT | padding_BT)[:, :, None], 0, a_BTD)
         b_BTD = jnp.where(padding_BT[:, :, None], 0, b_BTD)
-        h_BTD = _FORMS[form](a_BTD, b_BTD, state.h_BD.astype(dtype))
+        h_BTD = _FORMS[form](a_BTD, b_BTD, h_BD.astype(dtype))
     if not return_state:
         return h_BTD
     return h_BTD, RecurrenceState(h_BTD[:, -1], ids_BT[:, -1])
@@ -149,10 +150,6 @@ def _check(op, a_BTD, b_BTD, segment_ids, initial_state) -> None:
         raise ValueError(f"{op}: a must have shape (B, T, D) with T >= 1, got {a_BTD.shape}.")
     batch, time, channels = a_BTD.shape
     dispatch.check_shape(op, "b", b_BTD, a_BTD.shape, "B T D")
-    dispatch.check_floating(op, a=a_BTD, b=b_BTD)
+    dispatch.check_arrays(op, a=a_BTD, b=b_BTD)
     segments.check(op, segment_ids, batch, time)
-    if initial_state is not None:
-        dispatch.check_shape(op, "initial_state.h_BD", initial_state.h_BD, (batch, channels), "B D")
-        dispatch.check_shape(
-            op, "initial_state.segment_ids_B", initial_state.segment_ids_B, (batch,), "B"
-        )
+    dispatch.check_state(op, initial_state, RecurrenceState, B=batch, D=channels)

@@ -174,6 +174,15 @@ def test_a_traced_window_keeps_no_state():
         attention(q, q, q, window=jnp.float32(2))
 
 
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+def test_a_window_of_any_length(impl):
+    """From the keys there are on it is full attention, also where it is no int32."""
+    q = jax.random.normal(jax.random.key(0), (1, 6, 1, 4))
+    want = attention(q, q, q, impl=impl)
+    for window in (6, 2**31 + 1, 2**40):
+        testing.assert_close("window", attention(q, q, q, window=window, impl=impl), want, 0)
+
+
 def test_window_counts_the_query_itself():
     """With window W token t sees exactly W keys: all values equal the mean of the last W."""
     v = jnp.arange(10.0).reshape(1, 10, 1, 1)

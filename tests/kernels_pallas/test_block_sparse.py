@@ -97,7 +97,7 @@ def test_all_blocks_are_full_attention(x64, form):
 def test_one_block_is_attention_within_blocks(x64, form):
     rng = np.random.default_rng(1)
     q, k, v = draw(rng, 20)
-    blocks = jnp.tile(1 + jnp.arange(20)[None] // 6, (2, 1))
+    blocks = jnp.tile(1 + jnp.arange(20, dtype=jnp.int32)[None] // 6, (2, 1))
     got = attend(q, k, v, block=6, top_k=1, impl=form)
     want = attend_full(q, k, v, segment_ids=blocks, impl="reference")
     testing.assert_close("top_k = 1", got, want, 1e-10)

@@ -124,23 +124,6 @@ def test_only_a_call_by_name_takes_the_kernel_and_only_where_it_is_covered():
             kernels_of("pallas", **uncovered)
 
 
-@pytest.mark.parametrize("platform", ("tpu", "gpu"))
-def test_a_kernel_refuses_a_scale_that_is_an_array(platform):
-    drawn = subject("token")
-    x = drawn.inputs(np.random.default_rng(6), 1, 64, jnp.bfloat16)
-
-    def run(impl, scale):
-        arrays = x["q"], x["k"], x["v"], x["decay"]
-        return op.gated_linear(*arrays, scale=scale, impl=impl)
-
-    with dispatch.kernels_for(platform):
-        with pytest.raises(ValueError, match="scale=array"):
-            jax.make_jaxpr(functools.partial(run, "pallas"))(jnp.float32(0.25))
-        assert "pallas" not in str(
-            jax.make_jaxpr(functools.partial(run, "auto"))(jnp.float32(0.25))
-        )
-
-
 @pytest.mark.slow
 def test_a_planted_fault_is_caught(float32_too, monkeypatch):
     monkeypatch.setattr(mosaic_gpu, "along_rows", lambda numbers, shape: jnp.ones(shape))

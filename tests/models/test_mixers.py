@@ -74,6 +74,23 @@ def test_state_bytes_are_those_of_the_state(name):
         assert sum(x.nbytes for x in floats) == config.state_bytes(32, length)
 
 
+@pytest.mark.parametrize("name", ["swa", "full", "chunked", "mla", "moba", "nha", "nha_full"])
+def test_more_tokens_at_once_than_a_state_was_made_for(name):
+    """They would overwrite each other; in the ring of a whole window they may."""
+    mixer = read_mixer(small.MIXERS[name], "m").build(LayerSpec(32, 1e-6, 1.0), rngs=nnx.Rngs(0))
+    context = small.context(np.ones((1, 9)))
+
+    def extend(max_len):
+        state = mixer.init_state(1, max_len, jnp.float32)
+        return mixer.extend(jnp.zeros((1, 9, 32)), context, state)
+
+    jax.eval_shape(lambda: extend(9))
+    with pytest.raises(ValueError, match="9 tokens at once do not fit a state made for max_len 4"):
+        jax.eval_shape(lambda: extend(4))
+    if mixer.config.reach(100) < 9:
+        jax.eval_shape(lambda: extend(mixer.config.reach(100)))
+
+
 def test_layer_table_adds_up():
     config = small.model_config("swa full rec", depth=8, prefix="full", suffix="rec")
     model = Model.of(config)

@@ -166,3 +166,25 @@ def test_the_contexts_window_narrows_windows_alone():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
     with pytest.raises(ValueError, match="parallel form"):
         windowed.extend(x, narrow, windowed.init_state(1, 30, jnp.float32))
+
+
+def test_chunks_of_any_ids():
+    """Ids that differ by 2^31, as one bit to the left they would not, in both forms."""
+    small_ids = np.repeat([1, 2, 1, 0, 3], [5, 7, 4, 2, 6])[None]
+    huge = np.array([0, 1, 1 - 2**31, -(2**31)])[small_ids]
+    _, mixer = build(kind="attention", heads=2, chunk=4)
+    x = jax.random.normal(jax.random.key(0), (*small_ids.shape, WIDTH))
+
+    @jax.jit
+    def run(context):
+        state, outs = mixer.init_state(1, 24, jnp.float32), []
+        for piece in (slice(0, 6), slice(6, 7), slice(7, 8), slice(8, 21), slice(21, 24)):
+            part = jax.tree.map(lambda y, s=piece: y[:, s], context)
+            out, state = mixer.extend(x[:, piece], part, state)
+            outs.append(out)
+        return mixer(x, context), jnp.concatenate(outs, axis=1)
+
+    want, want_in_parts = run(small.context(small_ids))
+    np.testing.assert_allclose(want_in_parts, want, atol=1e-5)
+    for got in run(small.context(huge)):
+        np.testing.assert_allclose(got, want, atol=1e-5)

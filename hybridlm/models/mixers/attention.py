@@ -190,20 +190,22 @@ class Attention(AttentionMixer):
         if context.window is not None:
             raise ValueError("context.window is of the parallel form; use `narrowed` to decode")
         q, k, v = self._project(x_BTD, context)
-        ids_BT = self.span.segment_ids(context)
+        ids_BT = context.segment_ids_BT
         if x_BTD.shape[1] == 1:
-            state = token_cache.write(state, (k, v), ids_BT)
-            valid_BS = token_cache.visible(state, ids_BT, self.span.window)
+            state = token_cache.write(state, (k, v), ids_BT, self.span.window)
+            seen_B = self.span.keys_at(context.positions_BT[:, 0])
+            valid_BS = token_cache.visible(state, ids_BT, seen_B)
             out_BHV = decode_attention(q[:, 0], *state.entries, valid_BS, **self._logit_options())
             out_BTHV = out_BHV[:, None]
         else:
             entries, past_ids_BS = token_cache.in_order(state)
-            past = AttentionState(*entries, past_ids_BS)
+            span_ids_BS = self.span.segment_ids(_with_past(context, past_ids_BS))
+            past_ids_BS, span_ids_BT = jnp.split(span_ids_BS, [past_ids_BS.shape[1]], axis=1)
             out_BTHV, _ = ops.attention(
-                q, k, v, segment_ids=ids_BT, initial_state=past, window=self.span.window,
-                **self._logit_options(),
+                q, k, v, segment_ids=span_ids_BT, window=self.span.window,
+                initial_state=AttentionState(*entries, past_ids_BS), **self._logit_options(),
             )  # fmt: skip
-            state = token_cache.write(state, (k, v), ids_BT)
+            state = token_cache.write(state, (k, v), ids_BT, self.span.window)
         return self._output(out_BTHV, x_BTD), state
 
     def attention_rows(
@@ -297,6 +299,18 @@ OUTPUT_GATES = {
     True: SigmoidGate,
     "head": HeadGate,
 }
+
+
+def _with_past(context: SequenceContext, past_ids_BS: jax.Array) -> SequenceContext:
+    """The context of past and new tokens; positions are right where the first new one's document
+    is the past one's, and no token sees another document."""
+    back_1S = jnp.arange(past_ids_BS.shape[1], 0, -1, dtype=jnp.int32)[None]
+    return context._replace(
+        segment_ids_BT=jnp.concatenate([past_ids_BS, context.segment_ids_BT], axis=1),
+        positions_BT=jnp.concatenate(
+            [context.positions_BT[:, :1] - back_1S, context.positions_BT], axis=1
+        ),
+    )
 
 
 def _divisors(n: int) -> str:

@@ -155,7 +155,7 @@ class MLA(AttentionMixer):
         ids_BT = context.segment_ids_BT
         q_BTHK, latent_BTL = self._project(x_BTD, context)
         if x_BTD.shape[1] == 1:
-            state = token_cache.write(state, (latent_BTL,), ids_BT)
+            state = token_cache.write(state, (latent_BTL,), ids_BT, self.window)
             valid_BS = token_cache.visible(state, ids_BT, self.window)
             return self._output(self._decode(q_BTHK, state.entries[0], valid_BS)), state
         (past_BSL,), past_ids_BS = token_cache.in_order(state)
@@ -167,7 +167,7 @@ class MLA(AttentionMixer):
             scale=self.scale,
             initial_state=AttentionState(*self._expand(past_BSL), past_ids_BS),
         )
-        return self._output(out_BTHV), token_cache.write(state, (latent_BTL,), ids_BT)
+        return self._output(out_BTHV), token_cache.write(state, (latent_BTL,), ids_BT, self.window)
 
     def attention_rows(
         self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array

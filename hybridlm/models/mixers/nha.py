@@ -13,6 +13,7 @@ from hybridlm.models.mixers import rows
 from hybridlm.models.mixers.attention import mean_keys
 from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, SequenceContext
 from hybridlm.models.mixers.gsa import GSA, GSAConfig
+from hybridlm.models.mixers.token_cache import check_room
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
 from hybridlm.parallel import ops
 from kernels_pallas import segments
@@ -206,8 +207,9 @@ class NHA(AttentionMixer, GSA):
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: NHAState
     ) -> tuple[jax.Array, NHAState]:
-        q_BTHK, new = self._tokens(x_BTD, context)
         before, entries = state.recent, state.recent.k_BSGK.shape[1]
+        check_room(entries, x_BTD.shape[1], self.config.window)
+        q_BTHK, new = self._tokens(x_BTD, context)
         tokens, time = _concatenated(before, new), x_BTD.shape[1]
         number_BS = _document_numbers(tokens.segment_ids_BS)
         leaving = jax.tree.map(lambda x: x[:, :time], tokens._replace(segment_ids_BS=number_BS))

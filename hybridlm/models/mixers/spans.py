@@ -1,7 +1,7 @@
 """Which keys of its document a causal query sees: all, a window of the last, or its own chunk.
 
 A span turns into two things that the attention op already knows: a window, and segment ids
-whose changes are the boundaries that no query looks across.
+whose changes are the boundaries that no query looks across. Of one query it is a number of keys.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hybridlm.models.mixers.base import SequenceContext
+from kernels_pallas import segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Window:
     def segment_ids(self, context: SequenceContext) -> jax.Array:
         """int32 (B, T), the ids to attend within."""
         return context.segment_ids_BT
+
+    def keys_at(self, positions_B: jax.Array) -> int | None:
+        """How many keys of its document a query sees at most, None for all."""
+        return self.window
 
     def mean_keys(self, seq_len: int) -> float:
         """Keys a query attends to, its own included, averaged over a document."""
@@ -47,10 +52,18 @@ class Chunk:
     def segment_ids(self, context: SequenceContext) -> jax.Array:
         """int32 (B, T): ids that change wherever a document or a chunk begins, padding still 0.
 
-        One bit for the chunk is enough, since ids are compared with their neighbours' alone.
+        They count from 1 where in the row the chunk begins: ids of documents, which may be any
+        int32, have no room for the chunk.
         """
-        odd_BT = context.positions_BT // self.window % 2
-        return jnp.where(context.segment_ids_BT == 0, 0, 2 * context.segment_ids_BT + odd_BT)
+        ids_BT = context.segment_ids_BT
+        index_1T = jnp.arange(ids_BT.shape[1], dtype=jnp.int32)[None]
+        begin_BT = index_1T - context.positions_BT % self.window
+        begin_BT = jnp.maximum(segments.first_token_index(ids_BT), begin_BT)
+        return jnp.where(ids_BT == 0, 0, 1 + begin_BT)
+
+    def keys_at(self, positions_B: jax.Array) -> jax.Array:
+        """How many keys of its document a query sees at most."""
+        return positions_B % self.window + 1
 
     def mean_keys(self, seq_len: int) -> float:
         """Keys a query attends to, its own included, averaged over a document."""
@@ -75,6 +88,10 @@ class WindowInChunk:
     def segment_ids(self, context: SequenceContext) -> jax.Array:
         """int32 (B, T), the ids to attend within."""
         return self.chunk.segment_ids(context)
+
+    def keys_at(self, positions_B: jax.Array) -> jax.Array:
+        """How many keys of its document a query sees at most."""
+        return jnp.minimum(self.window, self.chunk.keys_at(positions_B))
 
     def mean_keys(self, seq_len: int) -> float:
         """Keys a query attends to, its own included, averaged over a document."""

@@ -38,10 +38,18 @@ def empty(batch: int, places: int, shapes: tuple[tuple[int, ...], ...], dtype: A
 
 
 def write(
-    cache: TokenCache, entries: tuple[jax.Array, ...], segment_ids_BT: jax.Array
+    cache: TokenCache,
+    entries: tuple[jax.Array, ...],
+    segment_ids_BT: jax.Array,
+    window: int | None = None,
 ) -> TokenCache:
-    """Puts the newest tokens into the ring, each at its index modulo the ring's size."""
+    """Puts the newest tokens into the ring, each at its index modulo the ring's size.
+
+    Raises:
+      ValueError: as `check_room`, for the window that later tokens see.
+    """
     places, time = cache.segment_ids_BS.shape[1], segment_ids_BT.shape[1]
+    check_room(places, time, window)
     newest_B = cache.segment_ids_BS[:, (cache.length - 1) % places]
     starts_BT = segments.document_starts(segment_ids_BT, newest_B)
     start_indices_BT = jnp.where(
@@ -62,6 +70,18 @@ def write(
     )
 
 
+def check_room(places: int, time: int, window: int | None) -> None:
+    """Raises ValueError for more tokens at once than an entry for each was made for.
+
+    With `places` for a whole window there is room for any number.
+    """
+    if time > places and (window is None or window > places):
+        raise ValueError(
+            f"{time} tokens at once do not fit a state made for max_len {places}: make it for as"
+            " many tokens as are to come"
+        )
+
+
 def in_order(cache: TokenCache) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """(entries, segment ids) oldest first: the newest stands directly before the next token."""
     shift = -(cache.length % cache.segment_ids_BS.shape[1])
@@ -72,13 +92,15 @@ def in_order(cache: TokenCache) -> tuple[tuple[jax.Array, ...], jax.Array]:
     return tuple(unroll(x) for x in cache.entries), unroll(cache.segment_ids_BS)
 
 
-def visible(cache: TokenCache, segment_ids_B1: jax.Array, window: int | None = None) -> jax.Array:
+def visible(
+    cache: TokenCache, segment_ids_B1: jax.Array, window: int | jax.Array | None = None
+) -> jax.Array:
     """bool (B, S): the places that the token written last sees, its own included.
 
     Args:
       cache: with that token in it.
       segment_ids_B1: the token's segment id; padding sees nothing.
-      window: keys it sees at most; None for all of its document.
+      window: keys it sees at most, a number or one for each row; None for all of its document.
     """
     first_B = cache.document_start_B
     if window is not None:
