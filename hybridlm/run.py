@@ -8,7 +8,6 @@ from hybridlm.analysis.live_probes import live_probes
 from hybridlm.analysis.report import write_report
 from hybridlm.config import Config
 from hybridlm.config.schema import MeshConfig
-from hybridlm.errors import ConfigError
 from hybridlm.generate import Sampling, generate_text, open_model
 from hybridlm.parallel import hosts
 from hybridlm.parallel.mesh import make_mesh
@@ -22,11 +21,6 @@ def run(config: Config, path: pathlib.Path) -> int:
     Raises:
       UserError: see `hybridlm.train.loop.train`.
     """
-    if config.probes.which and jax.process_count() > 1:
-        raise ConfigError(
-            "probes.which: probes run while one host trains, not on"
-            f" {jax.process_count()}: set it to (), and use `hybridlm probe` on the checkpoints"
-        )
     code = train(config, path, watch=live_probes(config))
     hosts.leave()
     if code == 0 and hosts.is_first():

@@ -5,11 +5,15 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from hybridlm import probes
 from hybridlm.analysis.probing import FILE, needle_prompts
 from hybridlm.config import Config, ProbesConfig
+from hybridlm.config.schema import MeshConfig
 from hybridlm.models.params import Model, Params
+from hybridlm.parallel import hosts
+from hybridlm.parallel.mesh import make_mesh
 from hybridlm.train import metrics, setup
 from hybridlm.train.loop import NoWatch, Watch
 
@@ -20,7 +24,9 @@ def live_probes(config: Config) -> Watch:
     Raises:
       UserError: where the prompts do not fit.
     """
-    return LiveProbes(config) if config.probes.which else NoWatch()
+    if not config.probes.which:
+        return NoWatch()
+    return LiveProbes(config) if jax.process_count() == 1 else FirstHostProbes(config)
 
 
 class LiveProbes:
@@ -81,6 +87,33 @@ class LiveProbes:
             return None
         self.spent += seconds
         return self.spent / (now - self.first_done)
+
+
+class FirstHostProbes(LiveProbes):
+    """The same on many hosts: all of them give their parts of the parameters, the first looks.
+
+    It does so on one of its devices, which must have room for the whole model.
+    """
+
+    def begin(self, path: pathlib.Path, step: int) -> None:
+        if hosts.is_first():
+            super().begin(path, step)
+
+    def look(self, step: int, params: Params) -> str:
+        if hosts.is_first():
+            return super().look(step, params)
+        _gathered(params)
+        return ""
+
+    def _tables(self, params: Params) -> list[probes.Table[Any]]:
+        params = _gathered(params)
+        with jax.set_mesh(make_mesh(MeshConfig(), jax.local_devices()[:1])):
+            return super()._tables(params)
+
+
+def _gathered(params: Params) -> Params:
+    """Whole on every host, in its memory; one after the other, so that a device has but one whole."""
+    return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), params)
 
 
 def _headline(tables: list[probes.Table[Any]]) -> str:

@@ -158,6 +158,7 @@ def _train(
                         writers.write({"kind": "eval", "step": step, **figures})
                         progress.say(_eval_line(step, figures))
                     if watch_now:
+                        watchdog.beat(f"the probes after step {step}")
                         progress.say(watch.look(step, state["params"]))
                     if save_now:
                         watchdog.beat(f"the checkpoint of step {step}")

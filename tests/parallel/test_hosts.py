@@ -114,6 +114,25 @@ def test_two_hosts_train_as_one(root, tmp_path, alone):
 
 
 @pytest.mark.slow
+def test_probes_see_the_parameters_of_all_hosts(root, tmp_path):
+    """Split over two hosts as on one: every head, at every step that they are due."""
+    settings = [f"--config.{key}={value}" for key, value in {
+        "probes.which": "['heads']", "probes.length": 256, "probes.samples": 2, "probes.interval": 4,
+        "model.depth": 3,
+    }.items()]  # fmt: skip
+    found = []
+    for count in (1, 2):
+        workdir = tmp_path / str(count)
+        talk = run(root, workdir, count, *settings, f"--config.mesh.fsdp={count}")
+        assert "probes at step 8: best mass" in talk[0] and "probes at" not in "".join(talk[1:])
+        records = metrics.read(workdir / "probes.jsonl")
+        assert [r["step"] for r in records if r["kind"] == "cost"] == [4, 8]
+        found.append([r["mass"] for r in records if r["kind"] == "retrieval_heads"])
+    assert len(found[0]) > 8
+    np.testing.assert_allclose(*found, rtol=1e-3)
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_of_four_saves_once_and_two_go_on(root, tmp_path, alone):
     workdir, slower = tmp_path / "run", "--config.train.checkpoint_every=1000"
     with started(root, workdir, 4, slower, "--config.train.log_every=1") as processes:
