@@ -305,27 +305,26 @@ def _logits(q_ref, k_ref, start_ref, plan: Plan, visit: _Visit, part: Part):
         logits, slope = tanh * (plan.soft_cap * LOG2E), 1 - tanh * tanh
     if visit.clear:
         return logits, slope
-    position = visit.position + part.key  # of the part's first key
-    start = start_ref[0, :, columns] - position
+    start = start_ref[0, :, columns] - visit.position
     if not visit.own:
-        return _from(logits, start, 0), slope
+        return _from(logits, start, part.key), slope
     earlier, diagonal = logits[: -plan.tile], logits[-plan.tile :]
     first = part.rows - plan.tile
-    diagonal = _from(diagonal, start, first)
+    diagonal = _from(diagonal, start, part.key + first)
     key = jax.lax.broadcasted_iota(jnp.int32, diagonal.shape, 0)
     query = jax.lax.broadcasted_iota(jnp.int32, diagonal.shape, 1)
     diagonal = jnp.where(key <= query, diagonal, NEGATIVE)
     if not first:
         return diagonal, slope
-    return jnp.concatenate([_from(earlier, start, 0), diagonal], axis=0), slope
+    return jnp.concatenate([_from(earlier, start, part.key), diagonal], axis=0), slope
 
 
 def _from(logits, start, first: int):
-    """Keys before each query's start masked; row 0 of `logits` is number `first`."""
+    """Keys before each query's start masked; row 0 of `logits` is the visit's key `first`."""
     # One row of registers is compared with a constant per register: no register holds key numbers.
     rows = _registers(logits)
-    ahead = start - first - jax.lax.broadcasted_iota(jnp.int32, rows.shape[1:], 0)
-    seen = ahead[None] <= SUBLANES * jax.lax.broadcasted_iota(jnp.int32, rows.shape, 0)
+    ahead = start - jax.lax.broadcasted_iota(jnp.int32, rows.shape[1:], 0)
+    seen = ahead[None] <= SUBLANES * jax.lax.broadcasted_iota(jnp.int32, rows.shape, 0) + first
     return jnp.where(seen, rows, NEGATIVE).reshape(logits.shape)
 
 
