@@ -69,9 +69,7 @@ def make_plan(time, slots, window, scale, soft_cap, precision) -> Plan:
     if reach is not None and reach > block:
         reach = _up(reach, block)
     front = _up(slots, block) if reach is None else reach
-    unit, strip = (
-        size if block % size == 0 else tile for size in (tile * mxu.tiles(), 2 * tile)
-    )
+    unit, strip = (size if block % size == 0 else tile for size in (tile * mxu.tiles(), 2 * tile))
     return Plan(tile, unit, strip, block, reach, front, scale, soft_cap, precision)
 
 

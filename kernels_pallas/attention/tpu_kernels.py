@@ -36,6 +36,10 @@ class Part(NamedTuple):
     def pairs(self) -> tuple[slice, slice]:
         return slice(self.key, self.key + self.rows), self.columns
 
+    def cut(self, rows: int) -> list["Part"]:
+        """The same queries, `rows` keys at a time."""
+        return [self._replace(key=self.key + at, rows=rows) for at in range(0, self.rows, rows)]
+
 
 class Plan(NamedTuple):
     """How one call is cut, and its options.
@@ -80,14 +84,7 @@ class Plan(NamedTuple):
 
     def before(self) -> list[Part]:
         """A visit to an earlier block of keys."""
-        return [Part(at, self.tile, 0, self.block) for at in range(0, self.block, self.tile)]
-
-    def units(self, keys: int) -> list[list[Part]]:
-        """The same, cut into `unit` queries, each a list of parts of `keys` keys."""
-        return [
-            [Part(at, self.unit, key, keys) for key in range(0, self.block, keys)]
-            for at in range(0, self.block, self.unit)
-        ]
+        return [Part(at, self.unit, 0, self.block) for at in range(0, self.block, self.unit)]
 
 
 class _Visit(NamedTuple):
@@ -132,12 +129,12 @@ def forward(
             results.append((top, jnp.sum(p, axis=0, keepdims=True), out))
         return results
 
-    def score(visit: _Visit, parts: list[Part]):
-        """The logits of some queries, a strip of keys at a time, and the maximum they make."""
-        columns, highest = parts[0].columns, []
-        for part in parts:
-            logits = _logits(q_ref, k_ref, start_ref, plan, visit, part)[0]
-            logits_ref[part.pairs] = logits
+    def score(visit: _Visit, part: Part):
+        """The logits of a part, a strip of keys at a time, and the maximum they make."""
+        columns, highest = part.columns, []
+        for strip in part.cut(plan.strip):
+            logits = _logits(q_ref, k_ref, start_ref, plan, visit, strip)[0]
+            logits_ref[strip.pairs] = logits
             highest.append(jnp.max(_registers(logits), axis=0))
         old = max_ref[:, columns]
         highest = functools.reduce(jnp.maximum, highest)
@@ -190,12 +187,12 @@ def forward(
 
         def earlier(number, carry, is_clear):
             visit = _earlier_visit(plan, block, number, is_clear)
-            for parts in plan.units(plan.strip):
-                score(visit, parts)
+            for part in visit.parts:
+                score(visit, part)
             # Keys outermost: a product's results are added up and gone before the next one of the
             # same queries, so that sums of `unit` keys, not of a block, are in registers.
-            totals = [jnp.zeros((SUBLANES, plan.unit), jnp.float32)] * (plan.block // plan.unit)
-            for parts in zip(*plan.units(plan.unit)):
+            totals = [jnp.zeros((SUBLANES, plan.unit), jnp.float32)] * len(visit.parts)
+            for parts in zip(*(part.cut(plan.unit) for part in visit.parts)):
                 totals = [weigh(visit, part, total) for part, total in zip(parts, totals)]
             return carry
 
@@ -249,11 +246,12 @@ def backward(
                 ds *= slope
             p_ref[part.pairs] = p.astype(p_ref.dtype)
             ds_ref[part.pairs] = ds.astype(ds_ref.dtype)
-        for keys, queries in _by_keys(visit.parts):
-            pairs = slice(keys.start, keys.stop), queries
-            rows = visit.keys(Part(0, plan.block, keys.start, keys.stop - keys.start))
-            dv_sum[rows] += mxu.dot(p_ref[pairs], do_ref[0, 0, queries], mxu.NN, **dot_of)
-            dk_sum[rows] += mxu.dot(ds_ref[pairs], q_ref[0, 0, queries], mxu.NN, **dot_of)
+        # By the diagonal tiles of queries meet unequal numbers of keys, and cut by keys the products
+        # are wider. Elsewhere a unit of queries at a time is fewer bundles than all of them.
+        for part in _by_keys(visit.parts) if visit.own else visit.parts:
+            rows, queries = visit.keys(part), part.columns
+            dv_sum[rows] += mxu.dot(p_ref[part.pairs], do_ref[0, 0, queries], mxu.NN, **dot_of)
+            dk_sum[rows] += mxu.dot(ds_ref[part.pairs], q_ref[0, 0, queries], mxu.NN, **dot_of)
         for part in visit.parts:
             dq = mxu.dot(kt_ref[0, 0, :, visit.keys(part)], ds_ref[part.pairs], mxu.NN, **dot_of)
             if visit.own:
@@ -361,4 +359,5 @@ def _by_keys(parts: list[Part]):
     edges = sorted({p.key for p in parts} | {p.key + p.rows for p in parts})
     for first, last in zip(edges, edges[1:]):
         meet = [p for p in parts if p.key <= first and last <= p.key + p.rows]
-        yield slice(first, last), slice(meet[0].query, meet[-1].columns.stop)
+        query = meet[0].query
+        yield Part(query, meet[-1].columns.stop - query, first, last - first)
