@@ -8,10 +8,20 @@ inputs, and tests at "highest" hold the algebra to float32.
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
 from jax.lax import Precision
 
 #: Contracted dimensions of `x @ y`, `x @ y.T` and `x.T @ y`.
 NN, NT, TN = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))
+
+
+def tiles() -> int:
+    """Columns of the matrix unit in tiles of 128, of the chip that is traced for: 1 up to v5p, 2
+    from v6e on, and 1 where no chip says."""
+    try:
+        return pltpu.get_tpu_info().mxu_column_size // 128
+    except ValueError:  # neither a device nor a mesh that names one: interpreted, or only traced
+        return 1
 
 
 def resolve_precision(precision) -> Precision:

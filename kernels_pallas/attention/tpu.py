@@ -69,7 +69,8 @@ def make_plan(time, slots, window, scale, soft_cap, precision) -> Plan:
     if reach is not None and reach > block:
         reach = _up(reach, block)
     front = _up(slots, block) if reach is None else reach
-    return Plan(tile, block, reach, front, scale, soft_cap, precision)
+    unit, strip = (size if block % size == 0 else tile for size in (tile * mxu.tiles(), 2 * tile))
+    return Plan(tile, unit, strip, block, reach, front, scale, soft_cap, precision)
 
 
 def vmem_mib(time, slots, window, key_size, value_size, dtype) -> int:
@@ -121,7 +122,7 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
             ],
             out_specs=[call.per_query_row(size), call.per_query_row(1)],
             scratch_shapes=[
-                pltpu.VMEM((plan.rows, plan.block), jnp.float32), state, state,
+                pltpu.VMEM((plan.rows, plan.block), jnp.float32), state, state, state,
                 pltpu.VMEM((size, plan.block), jnp.float32),
             ],
         ),

@@ -4,6 +4,7 @@ Letters: C queries of a block, t of a tile; keys stand on sublanes, queries on l
 kept times log2(e), so that the chip's own power of two makes the probabilities.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -15,15 +16,29 @@ from kernels_pallas import mxu
 from kernels_pallas.attention.intervals import LOWEST_MAX, NEGATIVE, NOTHING
 
 LOG2E = math.log2(math.e)
+SUBLANES = 8
 
 
 class Part(NamedTuple):
-    """A tile of queries, from column `query` of the block on, and the keys that it meets: `rows`
+    """`width` queries, from column `query` of the block on, and the keys that they meet: `rows`
     from row `key` of those visited."""
 
     query: int
+    width: int
     key: int
     rows: int
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.query, self.query + self.width)
+
+    @property
+    def pairs(self) -> tuple[slice, slice]:
+        return slice(self.key, self.key + self.rows), self.columns
+
+    def cut(self, rows: int) -> list["Part"]:
+        """The same queries, `rows` keys at a time."""
+        return [self._replace(key=self.key + at, rows=rows) for at in range(0, self.rows, rows)]
 
 
 class Plan(NamedTuple):
@@ -31,10 +46,13 @@ class Plan(NamedTuple):
 
     `reach` is how many keys before its own a block of queries brings with it, a multiple of
     `tile`, and of `block` where it is longer; None is full attention. Key arrays have `front`
-    tokens before the first query.
+    tokens before the first query. `unit` is what the matrix unit multiplies at once, queries and
+    keys, and `strip` the keys whose logits are made at once; both divide `block`.
     """
 
     tile: int
+    unit: int
+    strip: int
     block: int
     reach: int | None
     front: int
@@ -61,12 +79,12 @@ class Plan(NamedTuple):
         """The visit that includes the diagonal."""
         tiles = range(0, self.block, self.tile)
         if self.band:
-            return [Part(at, at, self.reach + self.tile) for at in tiles]
-        return [Part(at, 0, at + self.tile) for at in tiles]
+            return [Part(at, self.tile, at, self.reach + self.tile) for at in tiles]
+        return [Part(at, self.tile, 0, at + self.tile) for at in tiles]
 
     def before(self) -> list[Part]:
         """A visit to an earlier block of keys."""
-        return [Part(at, 0, self.block) for at in range(0, self.block, self.tile)]
+        return [Part(at, self.unit, 0, self.block) for at in range(0, self.block, self.unit)]
 
 
 class _Visit(NamedTuple):
@@ -87,7 +105,7 @@ class _Visit(NamedTuple):
 
 def forward(
     visits_ref, clear_ref, sinks_ref, q_ref, k_ref, vt_ref, start_ref, out_ref, lse_ref,
-    logits_ref, max_ref, sum_ref, acc_ref, *, plan: Plan, has_sinks: bool,
+    logits_ref, max_ref, shrink_ref, sum_ref, acc_ref, *, plan: Plan, has_sinks: bool,
 ):  # fmt: skip
     """out^T (V, C) and lse (1, C) of a block of queries."""
     block = pl.program_id(2)
@@ -96,23 +114,50 @@ def forward(
     head = pl.program_id(1) * pl.num_programs(3) + pl.program_id(3)
     dot_of = dict(precision=plan.precision)
 
-    def visit(visit: _Visit, maxima=None):
-        """Maximum, sum and values of each part, over this visit's keys."""
-        tops, results = [], []
+    def own_keys():
+        """Maximum, sum and values of each part, over the keys of the block's own visit."""
+        visit, tops, results = _own_visit(plan, block), [], []
         for part in visit.parts:
             logits = _logits(q_ref, k_ref, start_ref, plan, visit, part)[0]
-            _store(logits_ref, visit, part, logits)
+            logits_ref[part.pairs] = logits
             tops.append(jnp.max(logits, axis=0, keepdims=True))
-        for number, (part, top) in enumerate(zip(visit.parts, tops)):
-            top = jnp.maximum(top, LOWEST_MAX if maxima is None else maxima[number])
-            p = jnp.exp2(_load(logits_ref, visit, part) - top)
+        for part, top in zip(visit.parts, tops):
+            top = jnp.maximum(top, LOWEST_MAX)
+            p = jnp.exp2(logits_ref[part.pairs] - top)
             values = vt_ref[0, 0, :, visit.keys(part)]
             out = mxu.dot(values, p.astype(values.dtype), mxu.NN, **dot_of)
             results.append((top, jnp.sum(p, axis=0, keepdims=True), out))
         return results
 
+    def score(visit: _Visit, part: Part):
+        """The logits of a part, a strip of keys at a time, and the maximum they make."""
+        columns, highest = part.columns, []
+        for strip in part.cut(plan.strip):
+            logits = _logits(q_ref, k_ref, start_ref, plan, visit, strip)[0]
+            logits_ref[strip.pairs] = logits
+            highest.append(jnp.max(_registers(logits), axis=0))
+        old = max_ref[:, columns]
+        highest = functools.reduce(jnp.maximum, highest)
+        top = jnp.maximum(old, jnp.max(highest, axis=0, keepdims=True))
+        max_ref[:, columns] = top
+        shrink_ref[:, columns] = jnp.exp2(old - top)
+
+    def weigh(visit: _Visit, part: Part, total):
+        """Adds the values of some keys, weighted; returns the sum of weights per sublane."""
+        columns, shrink = part.columns, shrink_ref[:, part.columns]
+        p = jnp.exp2(logits_ref[part.pairs] - max_ref[:, columns])
+        values = vt_ref[0, 0, :, visit.keys(part)]
+        out = mxu.dot(values, p.astype(values.dtype), mxu.NN, **dot_of)
+        total += jnp.sum(_registers(p), axis=0)
+        before = acc_ref[:, columns]
+        acc_ref[:, columns] = (before if part.key else before * shrink) + out
+        if part.key + part.rows == plan.block:
+            total = jnp.sum(total, axis=0, keepdims=True)
+            sum_ref[:, columns] = sum_ref[:, columns] * shrink + total
+        return total
+
     def finish(part: Part, top, total, out):
-        columns = _columns(plan, part)
+        columns = part.columns
         if has_sinks:
             sink = jnp.full_like(top, sinks_ref[head] * LOG2E)
             highest = jnp.maximum(top, sink)
@@ -131,29 +176,29 @@ def forward(
 
     @pl.when(visits >= 0)
     def _():
-        own = visit(_own_visit(plan, block))
+        own = own_keys()
         if plan.band:
             for part, result in zip(plan.own(), own):
                 finish(part, *result)
             return
         for part, result in zip(plan.own(), own):
             for ref, value in zip((max_ref, sum_ref, acc_ref), result):
-                ref[:, _columns(plan, part)] = value
+                ref[:, part.columns] = value
 
         def earlier(number, carry, is_clear):
-            columns = [_columns(plan, part) for part in plan.before()]
-            old = [max_ref[:, at] for at in columns]
-            results = visit(_earlier_visit(plan, block, number, is_clear), old)
-            for at, before, (top, total, out) in zip(columns, old, results):
-                shrink = jnp.exp2(before - top)
-                max_ref[:, at] = top
-                sum_ref[:, at] = sum_ref[:, at] * shrink + total
-                acc_ref[:, at] = acc_ref[:, at] * shrink + out
+            visit = _earlier_visit(plan, block, number, is_clear)
+            for part in visit.parts:
+                score(visit, part)
+            # Keys outermost: a product's results are added up and gone before the next one of the
+            # same queries, so that sums of `unit` keys, not of a block, are in registers.
+            totals = [jnp.zeros((SUBLANES, plan.unit), jnp.float32)] * len(visit.parts)
+            for parts in zip(*(part.cut(plan.unit) for part in visit.parts)):
+                totals = [weigh(visit, part, total) for part, total in zip(parts, totals)]
             return carry
 
         _for_earlier(clear, visits, earlier)
         for part in plan.own():
-            columns = _columns(plan, part)
+            columns = part.columns
             finish(part, max_ref[:, columns], sum_ref[:, columns], acc_ref[:, columns])
 
 
@@ -192,27 +237,27 @@ def backward(
 
     def visit(visit: _Visit):
         for part in visit.parts:
-            columns = _columns(plan, part)
+            columns = part.columns
             logits, slope = _logits(q_ref, k_ref, start_ref, plan, visit, part)
             p = jnp.exp2(logits - lse_ref[0, 0, :, columns])
             dp = mxu.dot(v_ref[0, 0, visit.keys(part)], do_ref[0, 0, columns], mxu.NT, **dot_of)
             ds = p * (dp - delta_ref[0, 0, :, columns])
             if slope is not None:
                 ds *= slope
-            _store(p_ref, visit, part, p.astype(p_ref.dtype))
-            _store(ds_ref, visit, part, ds.astype(ds_ref.dtype))
-        for keys, queries in _by_keys(visit.parts):
-            pairs = slice(keys.start, keys.stop), queries
-            rows = visit.keys(Part(0, keys.start, keys.stop - keys.start))
-            dv_sum[rows] += mxu.dot(p_ref[pairs], do_ref[0, 0, queries], mxu.NN, **dot_of)
-            dk_sum[rows] += mxu.dot(ds_ref[pairs], q_ref[0, 0, queries], mxu.NN, **dot_of)
+            p_ref[part.pairs] = p.astype(p_ref.dtype)
+            ds_ref[part.pairs] = ds.astype(ds_ref.dtype)
+        # By the diagonal tiles of queries meet unequal numbers of keys, and cut by keys the products
+        # are wider. Elsewhere a unit of queries at a time is fewer bundles than all of them.
+        for part in _by_keys(visit.parts) if visit.own else visit.parts:
+            rows, queries = visit.keys(part), part.columns
+            dv_sum[rows] += mxu.dot(p_ref[part.pairs], do_ref[0, 0, queries], mxu.NN, **dot_of)
+            dk_sum[rows] += mxu.dot(ds_ref[part.pairs], q_ref[0, 0, queries], mxu.NN, **dot_of)
         for part in visit.parts:
-            ds = _load(ds_ref, visit, part)
-            dq = mxu.dot(kt_ref[0, 0, :, visit.keys(part)], ds, mxu.NN, **dot_of)
+            dq = mxu.dot(kt_ref[0, 0, :, visit.keys(part)], ds_ref[part.pairs], mxu.NN, **dot_of)
             if visit.own:
-                acc_ref[:, _columns(plan, part)] = dq
+                acc_ref[:, part.columns] = dq
             else:
-                acc_ref[:, _columns(plan, part)] += dq
+                acc_ref[:, part.columns] += dq
 
     @pl.when(visits < 0)
     def _():
@@ -245,7 +290,7 @@ def backward(
 
 def _logits(q_ref, k_ref, start_ref, plan: Plan, visit: _Visit, part: Part):
     """Masked logits times log2(e), and d capped / d plain logits where there is a cap."""
-    columns = _columns(plan, part)
+    columns = part.columns
     logits = mxu.dot(
         k_ref[0, 0, visit.keys(part)], q_ref[0, 0, columns], mxu.NT, precision=plan.precision
     )
@@ -258,25 +303,32 @@ def _logits(q_ref, k_ref, start_ref, plan: Plan, visit: _Visit, part: Part):
         logits, slope = tanh * (plan.soft_cap * LOG2E), 1 - tanh * tanh
     if visit.clear:
         return logits, slope
-    position = visit.position + part.key  # of the part's first key
-    start = start_ref[0, :, columns] - position
+    start = start_ref[0, :, columns] - visit.position
     if not visit.own:
-        return _from(logits, start, 0), slope
+        return _from(logits, start, part.key), slope
     earlier, diagonal = logits[: -plan.tile], logits[-plan.tile :]
     first = part.rows - plan.tile
-    diagonal = _from(diagonal, start, first)
+    diagonal = _from(diagonal, start, part.key + first)
     key = jax.lax.broadcasted_iota(jnp.int32, diagonal.shape, 0)
     query = jax.lax.broadcasted_iota(jnp.int32, diagonal.shape, 1)
     diagonal = jnp.where(key <= query, diagonal, NEGATIVE)
     if not first:
         return diagonal, slope
-    return jnp.concatenate([_from(earlier, start, 0), diagonal], axis=0), slope
+    return jnp.concatenate([_from(earlier, start, part.key), diagonal], axis=0), slope
 
 
 def _from(logits, start, first: int):
-    """Keys before each query's start masked; row 0 of `logits` is number `first`."""
-    key = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
-    return jnp.where(key >= start - first, logits, NEGATIVE)
+    """Keys before each query's start masked; row 0 of `logits` is the visit's key `first`."""
+    # One row of registers is compared with a constant per register: no register holds key numbers.
+    rows = _registers(logits)
+    ahead = start - jax.lax.broadcasted_iota(jnp.int32, rows.shape[1:], 0)
+    seen = ahead[None] <= SUBLANES * jax.lax.broadcasted_iota(jnp.int32, rows.shape, 0) + first
+    return jnp.where(seen, rows, NEGATIVE).reshape(logits.shape)
+
+
+def _registers(x):
+    """(rows, columns) -> (rows / 8, 8, columns): the first axis counts whole registers."""
+    return x.reshape(-1, SUBLANES, x.shape[1])
 
 
 def _own_visit(plan: Plan, block) -> _Visit:
@@ -305,25 +357,7 @@ def _for_earlier(clear, visits, body) -> None:
 def _by_keys(parts: list[Part]):
     """The same pairs the other way round: slices of keys, and the queries that meet them all."""
     edges = sorted({p.key for p in parts} | {p.key + p.rows for p in parts})
-    tile = parts[1].query if len(parts) > 1 else None
     for first, last in zip(edges, edges[1:]):
-        meet = [p.query for p in parts if p.key <= first and last <= p.key + p.rows]
-        stop = meet[-1] + tile if tile else None
-        yield slice(first, last), slice(meet[0], stop)
-
-
-def _columns(plan: Plan, part: Part) -> slice:
-    return slice(part.query, part.query + plan.tile)
-
-
-def _pairs(part: Part, tile: int):
-    return slice(part.key, part.key + part.rows), slice(part.query, part.query + tile)
-
-
-def _store(ref, visit: _Visit, part: Part, value) -> None:
-    ref[_pairs(part, value.shape[1])] = value
-
-
-def _load(ref, visit: _Visit, part: Part):
-    tile = visit.parts[1].query if len(visit.parts) > 1 else ref.shape[1]
-    return ref[_pairs(part, tile)]
+        meet = [p for p in parts if p.key <= first and last <= p.key + p.rows]
+        query = meet[0].query
+        yield Part(query, meet[-1].columns.stop - query, first, last - first)

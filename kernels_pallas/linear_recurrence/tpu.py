@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels_pallas import mxu
 from kernels_pallas.linear_recurrence.blocks import MAX_SLOPE, PADDING, STARTS, whole
 
 TIME_BLOCK = 512  # tokens of a grid step
@@ -25,6 +26,9 @@ CHANNEL_BLOCK = 512
 ROWS = 8  # tokens in a vector register
 LANES = 128
 STEP = 16  # tokens of a loop step: a tile of bfloat16
+#: Channels of a block that the fused gate's backward pass takes at once up to v5p, where more need
+#: more registers than there are. Later chips take fewer bundles over all of them, and spill some.
+CHANNELS_AT_ONCE = 256
 
 
 def recurrence(gated, a_BTD, b_BTD, marks_BT, h_BD, *, interpret=False):
@@ -157,16 +161,30 @@ def _backward_kernel(gated, a_ref, *refs):
 
     marks_scratch[...] = _column(marks_ref[0])
     h_before_block = jnp.where(first_block, h0_ref[0], before_ref[0, ROWS - 1 :])
-    row = jax.lax.broadcasted_iota(jnp.int32, carry_ref.shape, 0)
+
+    whole_block = carry_ref.shape[1]
+    width = min(whole_block, CHANNELS_AT_ONCE) if gated and mxu.tiles() == 1 else whole_block
+    row = jax.lax.broadcasted_iota(jnp.int32, (ROWS, width), 0)
 
     def step(i, carry):
         start = pl.multiple_of((steps - 1 - i) * STEP, STEP)
         marks = marks_scratch[pl.ds(start, STEP)]
-        a = a_ref[0, pl.ds(start, STEP)].astype(jnp.float32)
-        x = x_ref[0, pl.ds(start, STEP)].astype(jnp.float32) if gated else a
-        h, dh = (ref[0, pl.ds(start, STEP)] for ref in (h_ref, dh_ref))
-        earlier = h_ref[0, pl.ds(pl.multiple_of(jnp.maximum(start - ROWS, 0), ROWS), ROWS)]
-        h_before = jnp.where(start == 0, h_before_block, earlier[ROWS - 1 :])
+        return jnp.concatenate(
+            [
+                channels(start, marks, columns, carry[:, columns])
+                for columns in _slices(carry.shape[1], width)
+            ],
+            axis=1,
+        )
+
+    def channels(start, marks, columns, carry):
+        tokens = pl.ds(start, STEP)
+        a = a_ref[0, tokens, columns].astype(jnp.float32)
+        x = x_ref[0, tokens, columns].astype(jnp.float32) if gated else a
+        h, dh = (ref[0, tokens, columns] for ref in (h_ref, dh_ref))
+        before = pl.multiple_of(jnp.maximum(start - ROWS, 0), ROWS)
+        earlier = h_ref[0, pl.ds(before, ROWS), columns]
+        h_before = jnp.where(start == 0, h_before_block[:, columns], earlier[ROWS - 1 :])
         gradients = []
         for part in reversed(_groups()):
             starts, padding = _marked(marks[part], a.shape[1])
@@ -188,7 +206,7 @@ def _backward_kernel(gated, a_ref, *refs):
                 db_8D = scale * db_8D
             gradients.append((da_8D, db_8D))
         for ref, parts in zip((da_ref, db_ref), zip(*reversed(gradients))):
-            ref[0, pl.ds(start, STEP)] = jnp.concatenate(parts).astype(ref.dtype)
+            ref[0, tokens, columns] = jnp.concatenate(parts).astype(ref.dtype)
         return carry
 
     carry_ref[...] = jax.lax.fori_loop(0, steps, step, carry_ref[...])
@@ -199,7 +217,11 @@ def _backward_kernel(gated, a_ref, *refs):
 
 
 def _groups():
-    return [slice(i, i + ROWS) for i in range(0, STEP, ROWS)]
+    return _slices(STEP, ROWS)
+
+
+def _slices(whole: int, length: int):
+    return [slice(i, i + length) for i in range(0, whole, length)]
 
 
 def _column(marks_1S):

@@ -10,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 from subjects.attention import attention_subject
 
 from kernels_pallas import attention as attn
-from kernels_pallas import testing
+from kernels_pallas import mxu, testing
 from kernels_pallas.attention import tpu
 from kernels_pallas.testing import draw_segment_ids
 
@@ -56,6 +56,14 @@ def test_kernel_is_the_reference_at_any_length(kind, time):
     subject = attention_subject(**SUBJECTS[kind])
     ids = draw_segment_ids(rng(time), 2, time)
     check_against_float64(subject, rng(time), 2, time, ids, with_state=True)
+
+
+def test_wider_matrix_unit(monkeypatch):
+    """From v6e on products are two tiles wide: here two units of 16 in a block of 32."""
+    monkeypatch.setattr(mxu, "tiles", lambda: 2)
+    monkeypatch.setattr(tpu, "BLOCKS", tpu.Blocks(tile=8, block=32, short=64, size=4))
+    subject = attention_subject(**SUBJECTS["loop"])
+    check_against_float64(subject, rng(), 2, 139, draw_segment_ids(rng(), 2, 139))
 
 
 @mostly_slow("band of tiles", "loop")
