@@ -249,6 +249,16 @@ def iota(shape: tuple[int, int], axis: int) -> jax.Array:
     return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
 
 
+def iota_of_rows(rows: int) -> jax.Array:
+    """int32 numbers of the rows of a matrix, one of each row."""
+    return plgpu.broadcasted_iota(jnp.int32, (rows,), 0, layout=plgpu.Layout.WGMMA.reduce(1))
+
+
+def iota_of_columns(columns: int) -> jax.Array:
+    """int32 numbers of the columns of a matrix, one of each column."""
+    return plgpu.broadcasted_iota(jnp.int32, (columns,), 0, layout=plgpu.Layout.WGMMA.reduce(0))
+
+
 def races_found() -> bool:
     """Whether the last kernel interpreted with `detect_races=True` had a race."""
     from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call

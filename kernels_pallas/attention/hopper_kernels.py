@@ -7,6 +7,7 @@ log2(e), so that the chip's own power of two makes the probabilities.
 Letters: C queries or keys of a block, t of a fetched tile, D the padded head size.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -60,18 +61,20 @@ class Visits(NamedTuple):
         """`carry = body(step, turn, tile, is_masked, carry)` of all visits, for each of `turns`
         heads: first those with a mask, then those without, `step` counting them all."""
 
-        def masked(step, carry):
-            turn, visit = _divided(step, self.masked, turns)
-            tile = self.first + visit + jnp.where(visit < self.low, 0, self.clear)
-            return body(step, turn, tile, True, carry)
+        def of_kind(is_masked, number, before, carry):
+            def one(turn, visit, carry):
+                skipped = jnp.where(visit < self.low, 0, self.clear) if is_masked else self.low
+                step = before + turn * number + visit
+                return body(step, turn, self.first + visit + skipped, is_masked, carry)
 
-        def clear(number, carry):
-            turn, visit = _divided(number, self.clear, turns)
-            step = turns * self.masked + number
-            return body(step, turn, self.first + self.low + visit, False, carry)
+            def head(turn, carry):
+                return jax.lax.fori_loop(0, number, functools.partial(one, turn), carry)
 
-        carry = jax.lax.fori_loop(0, turns * self.masked, masked, carry)
-        return jax.lax.fori_loop(0, turns * self.clear, clear, carry)
+            # One loop inside the other: one alone would divide at every step.
+            return head(0, carry) if turns == 1 else jax.lax.fori_loop(0, turns, head, carry)
+
+        carry = of_kind(True, self.masked, 0, carry)
+        return of_kind(False, self.clear, turns * self.masked, carry)
 
 
 def forward(
@@ -97,7 +100,8 @@ def forward(
         mg.load(q_ref.at[batch, rows, head], q_tile.at[worker], q_ready.at[worker])
         mg.load(start_ref.at[batch, rows], start.at[worker], q_ready.at[worker])
         mg.wait(q_ready.at[worker])
-        starts, own = mg.of_rows(start.at[worker]), first + plan.slots
+        starts = mg.of_rows(start.at[worker])
+        widths = _widths(starts, mg.iota_of_rows(plan.rows) + (first + plan.slots))
         size = q_tile.shape[-1]
 
         def visit(step, turn, tile, masked, carry):
@@ -107,7 +111,7 @@ def forward(
             raw = mg.matmul(q_tile.at[worker], mg.transposed(k_tile.at[slot]))
             logits, _ = _capped(raw, plan)
             if masked:
-                seen = _seen(starts, own, tile * plan.tile, (plan.rows, plan.tile))
+                seen = _seen(starts, widths, tile * plan.tile, logits.shape)
                 logits = jnp.where(seen, logits, NEGATIVE)
             higher = jnp.maximum(top, jnp.max(logits, axis=1))
             shrink = jnp.exp2(top - higher)
@@ -168,7 +172,8 @@ def dqueries(
         mg.load(delta_ref.at[batch, head, rows], delta.at[worker], at)
         mg.wait(at)
         shape = plan.rows, plan.tile
-        starts, own = mg.of_rows(start.at[worker]), first + plan.slots
+        starts = mg.of_rows(start.at[worker])
+        widths = _widths(starts, mg.iota_of_rows(plan.rows) + (first + plan.slots))
         lses, deltas = mg.of_rows(lse.at[worker]), mg.of_rows(delta.at[worker])
 
         def visit(step, turn, tile, masked, dq):
@@ -181,7 +186,7 @@ def dqueries(
             logits, slope = _capped(raw, plan)
             p = jnp.exp2(logits - mg.along_rows(lses, shape))
             if masked:
-                seen = _seen(starts, own, tile * plan.tile, shape)
+                seen = _seen(starts, widths, tile * plan.tile, shape)
                 p = jnp.where(seen, p, 0.0)
             ds = p * (dp - mg.along_rows(deltas, shape))
             ds = ds if slope is None else ds * slope
@@ -237,10 +242,11 @@ def dkeys(
             logits, slope = _capped(raw, plan)
             p = jnp.exp2(logits - mg.along_columns(mg.of_columns(lse.at[slot]), shape))
             if masked:
-                key = mg.iota(shape, 0) + first
-                own = mg.iota(shape, 1) + tile * plan.tile + plan.slots
-                starts = mg.along_columns(mg.of_columns(start.at[slot]), shape)
-                p = jnp.where((key >= starts) & (key <= own), p, 0.0)
+                starts = mg.of_columns(start.at[slot])
+                own = mg.iota_of_columns(plan.tile) + (tile * plan.tile + plan.slots)
+                widths = mg.along_columns(_widths(starts, own), shape)
+                distance = mg.iota(shape, 0) - mg.along_columns(starts - first, shape)
+                p = jnp.where(_within(distance, widths), p, 0.0)
             ds = p * (dp - mg.along_columns(mg.of_columns(delta.at[slot]), shape))
             ds = ds if slope is None else ds * slope
             mg.publish()  # the numbers of columns are read
@@ -295,14 +301,6 @@ def _fetch(visits: Visits, turns: int, copies, ready, free, stages: int) -> None
             mg.wait(free.at[slot])
 
 
-def _divided(number, divisor, turns: int):
-    """Quotient and rest, below `turns` and below `divisor`."""
-    if turns == 1:
-        return 0, number
-    quotient = jax.lax.div(number, divisor)
-    return quotient, number - quotient * divisor
-
-
 def _slot(step, stages: int):
     return jax.lax.rem(step, jnp.int32(stages))
 
@@ -317,7 +315,18 @@ def _capped(raw, plan: Plan):
     return tanh * (plan.soft_cap * LOG2E), 1.0 - tanh * tanh
 
 
-def _seen(starts, own, key, shape):
-    """Which keys, from number `key` on, the queries see; the first query's own is number `own`."""
-    query, column = mg.iota(shape, 0) + (own - key), mg.iota(shape, 1)
-    return (column >= mg.along_rows(starts - key, shape)) & (column <= query)
+def _widths(starts, own):
+    """Of how many keys, from its start on, the interval of each query is: 0 where it sees none."""
+    return jnp.maximum(own + 1 - starts, 0)
+
+
+def _within(distances, widths):
+    """Which keys, so far from a query's start, are in its interval."""
+    # Unsigned, one comparison tells of both ends and holds fewer numbers through the loop.
+    return distances.astype(jnp.uint32) < widths.astype(jnp.uint32)
+
+
+def _seen(starts, widths, key, shape):
+    """Which keys, from number `key` on, the queries of rows see."""
+    distances = mg.iota(shape, 1) - mg.along_rows(starts - key, shape)
+    return _within(distances, mg.along_rows(widths, shape))
