@@ -2,7 +2,7 @@
 
 Windows and recurrences must grow linearly: at 32k tokens at most 9 times the time at 4k. Where
 jax-linear-attention has the op in plain JAX it runs in the same process, call by call in turn.
-Shape: batch 1, 4 heads of key and value size 64 (256 channels), float32, gradients to all inputs.
+Shape: batch 1, 4 heads of key and value size 64 (1,024 channels), float32, gradients to all inputs.
 
 Run:     python benchmarks/mixers_cpu.py --json benchmarks/mixers_cpu.json
 Table:   python benchmarks/mixers_cpu.py --render benchmarks/mixers_cpu.json   (into the README)

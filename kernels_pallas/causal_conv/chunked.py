@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from kernels_pallas import dispatch, segments
 
-BLOCK = 32  # tokens
+BLOCK = 64  # tokens
 
 
 @jax.custom_vjp
