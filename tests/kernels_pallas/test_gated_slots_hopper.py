@@ -1,50 +1,42 @@
-"""The Hopper kernel of gated slots, interpreted.
-
-Its products are of bfloat16. An interpreter multiplies float32 too, which no chip would: tests that
-hold the algebra to float32 widen the support table for it.
-"""
-
-import dataclasses
-import functools
+"""The Hopper kernel of gated slots, interpreted."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from kernel_laws import LAWS, Held, interpreted
-from rounding import assert_as_good_as_chunked
+from kernel_laws import LAWS, Held
 from subjects.gated_slots import slots_subject
+from walks import (
+    ON_A_HOPPER,
+    check_coverage,
+    check_planted_fault,
+    check_rounding_and_races,
+    check_vmap,
+    each_law,
+    hold,
+    widened,
+)
 
-from kernels_pallas import dispatch, mosaic_gpu, testing
 from kernels_pallas import gated_slots as op
+from kernels_pallas import mosaic_gpu
 
-ON_A_HOPPER = dict(platform="gpu", interpret=plgpu.InterpretGPUParams())
 #: Query heads that share slots; sizes that are padded to the kernel's.
 SHARED = dict(heads=2, kv_heads=1, slots=12, key_size=24, value_size=40)
 
 
-def any_dtype(row: dispatch.Backend) -> dispatch.Backend:
-    if row.name != "hopper":
-        return row
-    features = dict.fromkeys(("dtype", "precision"), dispatch.ANY)
-    return dataclasses.replace(row, limits=row.limits | features)
-
-
 @pytest.fixture
 def float32_too(monkeypatch):
-    monkeypatch.setattr(op, "SUPPORT", tuple(map(any_dtype, op.SUPPORT)))
+    monkeypatch.setattr(op, "SUPPORT", widened(op.SUPPORT))
 
 
 @pytest.fixture(scope="module")
 def held():
     # More than one chunk, the last not full.
-    yield Held(slots_subject(**SHARED), np.random.default_rng(0), batch=1, time=70, **ON_A_HOPPER)
+    yield hold(slots_subject(**SHARED), 0, 70)
 
 
-@pytest.mark.parametrize(
-    "law", [law if law == "packed" else pytest.param(law, marks=pytest.mark.slow) for law in LAWS]
-)
+@each_law
 def test_law(held, law, float32_too):
     LAWS[law](held)
 
@@ -55,11 +47,9 @@ def test_without_a_gradient(held, float32_too):
 
 
 def test_bfloat16_errs_no_more_than_the_chunked_form_and_races_for_no_memory():
-    simulated = plgpu.InterpretGPUParams(detect_races=True)
-    settings = dict(ON_A_HOPPER, interpret=simulated, batch=1, time=130)
-    drawn = slots_subject(heads=1, kv_heads=1, slots=32, key_size=32, value_size=32)
-    assert_as_good_as_chunked(drawn, np.random.default_rng(2), **settings)
-    assert not mosaic_gpu.races_found()
+    check_rounding_and_races(
+        slots_subject(heads=1, kv_heads=1, slots=32, key_size=32, value_size=32)
+    )
 
 
 SIZES = (
@@ -73,18 +63,14 @@ SIZES = (
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes, time", SIZES)
 def test_sizes(sizes, time, float32_too):
-    rng = np.random.default_rng(time)
-    held = Held(slots_subject(**sizes), rng, batch=1, time=time, **ON_A_HOPPER)
+    held = hold(slots_subject(**sizes), time, time)
     held.check_values()
     held.check_no_gradient()
 
 
 @pytest.mark.slow
 def test_vmap(float32_too):
-    mapped = interpreted(slots_subject(**SHARED), **ON_A_HOPPER)
-    rng = np.random.default_rng(4)
-    with jax.default_matmul_precision("highest"):
-        testing.check_vmap(mapped, rng, 2, 1, 20, jnp.float32, 1e-5, "pallas")
+    check_vmap(slots_subject(**SHARED))
 
 
 @pytest.mark.slow
@@ -99,26 +85,9 @@ def test_a_missing_fence_is_a_race(fence, monkeypatch):
 
 
 def test_only_a_call_by_name_takes_the_kernel_and_only_where_it_is_covered():
-    rng = np.random.default_rng(5)
-
-    def kernels_of(impl, dtype=jnp.bfloat16, precision=None, **sizes):
-        drawn = slots_subject(**sizes)
-        inputs = drawn.inputs(rng, 1, 64, dtype)
-        run = functools.partial(drawn.apply, params={}, segment_ids=None, state=None, impl=impl)
-        with dispatch.kernels_for("gpu"), jax.default_matmul_precision(precision):
-            return str(jax.make_jaxpr(run)(inputs)).count("gated_slots_forward")
-
-    assert kernels_of("pallas") and not kernels_of("auto")
-    for uncovered in (
-        dict(dtype=jnp.float32), dict(precision="highest"), dict(slots=129), dict(heads=10),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match="does not support this call"):
-            kernels_of("pallas", **uncovered)
+    check_coverage(slots_subject, "gated_slots_forward", dict(slots=129), dict(heads=10))
 
 
 @pytest.mark.slow
 def test_a_planted_fault_is_caught(float32_too, monkeypatch):
-    monkeypatch.setattr(mosaic_gpu, "along_rows", lambda numbers, shape: jnp.ones(shape))
-    held = Held(slots_subject(), np.random.default_rng(6), batch=1, time=70, **ON_A_HOPPER)
-    with pytest.raises(AssertionError, match="off by"):
-        LAWS["split"](held)
+    check_planted_fault(slots_subject(), monkeypatch)
