@@ -77,23 +77,30 @@ def _grid(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
 
 
 def check_divides(config: Config, shape: Sequence[int]) -> None:
-    """Refuses a batch and a length that the mesh cannot split evenly, proposing some that it can.
+    """Refuses a batch, a length and heads that the mesh cannot split evenly, proposing some that it
+    can.
 
     Raises:
-      ConfigError: naming `data.batch_size` or `data.seq_len`.
+      ConfigError: naming `data.batch_size`, `data.seq_len` or a mixer's setting.
     """
     data, sizes = config.data, dict(zip(AXES, shape))
-    rows, parts = (math.prod(sizes[axis] for axis in RULES[name]) for name in ("batch", "time"))
+    rows, parts, heads = (
+        math.prod(sizes[axis] for axis in RULES[name]) for name in ("batch", "time", "heads")
+    )
     rows *= config.train.accumulate
-    for key, size, shards, what in (
-        ("batch_size", data.batch_size, rows, "data x fsdp x accumulate"),
-        ("seq_len", data.seq_len, parts, "context"),
-    ):
+    counts = [
+        ("data.batch_size", data.batch_size, rows, "data x fsdp x accumulate"),
+        ("data.seq_len", data.seq_len, parts, "context"),
+    ]
+    for name, mixer in dict(config.model.layer_mixers()).items():
+        for setting, count in mixer.head_counts(config.model.width).items():
+            counts.append((f"model.mixers.{name}.{setting}", count, heads, "tensor"))
+    for key, size, shards, what in counts:
         if size % shards:
             below, above = size // shards * shards, -(-size // shards) * shards
             fits = " or ".join(str(s) for s in (below, above) if s)
             raise ConfigError(
-                f"data.{key} {size} does not divide over {shards} shards ({what}): use {fits}"
+                f"{key} {size} does not divide over {shards} shards ({what}): use {fits}"
             )
 
 

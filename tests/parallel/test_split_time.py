@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -55,3 +56,16 @@ def test_a_length_that_does_not_divide_is_refused_with_those_that_do():
     made = config.load("configs/demo.py:smoke", [("data.seq_len", "130")])
     with pytest.raises(ConfigError, match=r"data.seq_len 130 does not divide over 4 .* 128 or 132"):
         check_divides(made, (1, 1, 1, 4))
+
+
+@pytest.mark.parametrize("recipe, sentence", [
+    ("demo", "model.mixers.swa.kv_heads 2 does not divide over 4 shards (tensor): use 4"),
+    ("mixers/mamba2", "model.mixers.mixer.groups 1 does not divide"),
+    ("mixers/hgrn2", "model.mixers.mixer.heads (model.width / expand) 2 does not divide"),
+    ("mixers/hymba", "model.mixers.mixer.branches.ssm.groups 1 does not divide"),
+])  # fmt: skip
+def test_heads_that_do_not_divide_are_refused(recipe, sentence):
+    made = config.load(f"configs/{recipe}.py:smoke")
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        check_divides(made, (1, 1, 4, 1))
+    check_divides(made, (4, 1, 1, 1))

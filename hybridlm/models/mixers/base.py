@@ -96,6 +96,11 @@ class MixerConfig(abc.ABC):
         Keys and values count `itemsize` bytes an element, recurrent states 4 (they are float32).
         """
 
+    def head_counts(self, width: int) -> dict[str, int]:
+        """By setting, the numbers of heads that devices share where `mesh.tensor` splits them."""
+        settings = ("heads", "kv_heads", "value_heads", "groups")
+        return {name: getattr(self, name) for name in settings if hasattr(self, name)}
+
     def reach(self, seq_len: int) -> int | None:
         """Tokens a query attends to at most, its own included, in a sequence of `seq_len`.
 

@@ -49,6 +49,9 @@ class HGRN2Config(MixerConfig):
             f"is {self.expand} and does not divide model.width {width}",
         )
 
+    def head_counts(self, width: int) -> dict[str, int]:
+        return {"heads (model.width / expand)": width // self.expand}
+
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "HGRN2":
         return HGRN2(self, spec, rngs=rngs)
 

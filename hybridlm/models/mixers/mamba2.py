@@ -87,6 +87,9 @@ class Mamba2Config(MixerConfig):
     def head_count(self, width: int) -> int:
         return self.heads or self.expand * width // self.head_dim
 
+    def head_counts(self, width: int) -> dict[str, int]:
+        return {"heads": self.head_count(width), "groups": self.groups}
+
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "Mamba2":
         return Mamba2(self, spec, rngs=rngs)
 

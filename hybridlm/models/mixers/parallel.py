@@ -66,6 +66,13 @@ class ParallelConfig(MixerConfig):
     def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
         return sum(b.state_bytes(width, seq_len, itemsize) for b in self.branches.values())
 
+    def head_counts(self, width: int) -> dict[str, int]:
+        return {
+            f"branches.{branch}.{name}": count
+            for branch, config in self.branches.items()
+            for name, count in config.head_counts(width).items()
+        }
+
     def reach(self, seq_len: int) -> int | None:
         return max(branch.reach(seq_len) or 0 for branch in self.branches.values()) or None
 
