@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv:
         parser.print_help()
         return 2
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax logs the traceback of each of its threads over a full disk; what it raises is said here.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     for stream in (sys.stdout, sys.stderr):  # a sample may hold what the terminal's encoding lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -46,8 +46,12 @@ class Checkpoints:
         """Starts a save and returns; waits first for one that is still under way.
 
         The arrays are copied before this returns, so the step may then donate them.
+
+        Raises:
+          RunError: where it, or the one before, cannot be written.
         """
-        self._checkpointer.save_async(step, state, custom_metadata=metadata)
+        with self._writing():
+            self._checkpointer.save_async(step, state, custom_metadata=metadata)
 
     def restore(self, abstract: Any) -> Any:
         """The newest checkpoint, placed as `abstract` says (another mesh than the saver's is fine).
@@ -60,11 +64,31 @@ class Checkpoints:
             return self._checkpointer.load(step, abstract)
 
     def wait(self) -> None:
-        """Returns when no save is under way; raises what a failed one raised."""
-        self._checkpointer.wait()
+        """Returns when no save is under way; raises RunError where one could not be written."""
+        with self._writing():
+            self._checkpointer.wait()
 
     def close(self) -> None:
-        self._checkpointer.close()
+        """As `wait`, and the last call."""
+        with self._writing():
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what Orbax raises over a full or unwritable disk into a RunError."""
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            # What the disk refuses Orbax's tensors is no OSError.
+            if not isinstance(error, OSError) and "os_error_code" not in reason:
+                raise
+            found = steps(self._folder.parent)
+            last = f"that of step {found[-1]} is the newest" if found else "there is none yet"
+            raise RunError(
+                f"a checkpoint cannot be written to {self._folder} ({reason[-300:]}): {last}; with room"
+                " to write, the same command goes on from there"
+            ) from error
 
 
 def steps(workdir: pathlib.Path) -> list[int]:

@@ -1,5 +1,6 @@
 """The training loop: build, restore, compile, then step, log the step before, evaluate, save."""
 
+import contextlib
 import os
 import pathlib
 from typing import Any, Protocol
@@ -123,10 +124,7 @@ def _train(
             # A host view of a CPU array shares its memory, which the next step would overwrite.
             state = jax.tree.map(jnp.copy, state)
         facts = {"step": step, "next_batch": step, "tokens": step * config.tokens_per_step}
-        try:
-            trainer.checkpoints.save(step, state, {**facts, "config": to_dict(config)})
-        except OSError as error:
-            raise RunError(f"the checkpoint of step {step} cannot be written: {error}") from error
+        trainer.checkpoints.save(step, state, {**facts, "config": to_dict(config)})
 
     # --- loop ----------------------------------------------------------------------------------
     state, pending, saved = trainer.state, None, start
@@ -174,7 +172,8 @@ def _train(
         raise
     finally:
         batches.close()
-        trainer.checkpoints.close()
+        with contextlib.suppress(RunError):  # where a save failed, that was said
+            trainer.checkpoints.close()
         watch.close()
         writers.close()
     if saved < steps:

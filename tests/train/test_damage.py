@@ -1,6 +1,7 @@
 """What was damaged or exchanged in a workdir is named in a sentence; nothing older is taken unasked."""
 
 import json
+import resource
 import shutil
 
 import jax
@@ -90,6 +91,23 @@ def test_a_run_with_a_damaged_checkpoint_goes_on_when_it_is_removed(whole, folde
     with pytest.raises(UserError, match="checkpoints/4 cannot be read"):
         train(load(folder), folder / "run")
     shutil.rmtree(step)  # as the sentence proposes
+    assert train(load(folder), folder / "run") == 0
+    ends = [checkpoint.load_numpy(f / "run")[1] for f in (whole, folder)]
+    assert checkpoint.digest(ends[0]) == checkpoint.digest(ends[1])
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_a_sentence(whole, folder):
+    """No file may grow to the size of a checkpoint's; when it may again, the run goes on."""
+    sizes = [p.stat().st_size for p in (whole / "run" / "checkpoints").rglob("*") if p.is_file()]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) // 2, hard))
+    try:
+        with pytest.raises(
+            UserError, match="cannot be written to .*too large.*: that of step 2 is the newest"
+        ):
+            train(load(folder), folder / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert train(load(folder), folder / "run") == 0
     ends = [checkpoint.load_numpy(f / "run")[1] for f in (whole, folder)]
     assert checkpoint.digest(ends[0]) == checkpoint.digest(ends[1])
