@@ -27,7 +27,7 @@ ROWS = 8  # tokens in a vector register
 LANES = 128
 STEP = 16  # tokens of a loop step: a tile of bfloat16
 #: Channels of a block that the fused gate's backward pass takes at once up to v5p, where more need
-#: more registers than there are. Later chips take fewer bundles over all of them, and spill some.
+#: more registers than there are. Later chips take all of them at once, in fewer bundles.
 CHANNELS_AT_ONCE = 256
 
 
@@ -166,31 +166,31 @@ def _backward_kernel(gated, a_ref, *refs):
     width = min(whole_block, CHANNELS_AT_ONCE) if gated and mxu.tiles() == 1 else whole_block
     row = jax.lax.broadcasted_iota(jnp.int32, (ROWS, width), 0)
 
-    def step(i, carry):
+    # What would wait in registers stays in memory, so that none is spilled: the carry, inputs until
+    # their 8 tokens' turn, and gradients narrower than float32, stored 8 tokens at a time.
+    store_groups = da_ref.dtype.itemsize < 4
+
+    def step(i, _):
         start = pl.multiple_of((steps - 1 - i) * STEP, STEP)
         marks = marks_scratch[pl.ds(start, STEP)]
-        return jnp.concatenate(
-            [
-                channels(start, marks, columns, carry[:, columns])
-                for columns in _slices(carry.shape[1], width)
-            ],
-            axis=1,
-        )
+        for columns in _slices(whole_block, width):
+            carry_ref[:, columns] = channels(start, marks, columns, carry_ref[:, columns])
+        return 0
 
     def channels(start, marks, columns, carry):
         tokens = pl.ds(start, STEP)
-        a = a_ref[0, tokens, columns].astype(jnp.float32)
-        x = x_ref[0, tokens, columns].astype(jnp.float32) if gated else a
         h, dh = (ref[0, tokens, columns] for ref in (h_ref, dh_ref))
         before = pl.multiple_of(jnp.maximum(start - ROWS, 0), ROWS)
         earlier = h_ref[0, pl.ds(before, ROWS), columns]
         h_before = jnp.where(start == 0, h_before_block[:, columns], earlier[ROWS - 1 :])
         gradients = []
         for part in reversed(_groups()):
-            starts, padding = _marked(marks[part], a.shape[1])
+            group = pl.ds(pl.multiple_of(start + part.start, ROWS), ROWS)
+            starts, padding = _marked(marks[part], width)
             cut = starts | padding
-            a_8D, dh_8D = a[part], dh[part]
+            a_8D, dh_8D = a_ref[0, group, columns].astype(jnp.float32), dh[part]
             if gated:
+                x_8D = x_ref[0, group, columns].astype(jnp.float32)
                 a_8D, scale, slope = _gate(a_8D, starts)
             kept_8D = jnp.where(cut, 0, a_8D)
             decay, c_8D = _compose(kept_8D, kept_8D * dh_8D, reverse=True)
@@ -202,14 +202,18 @@ def _backward_kernel(gated, a_ref, *refs):
             da_8D = jnp.where(cut, 0, g_8D * h_before_8D)
             db_8D = jnp.where(padding, 0, g_8D)
             if gated:
-                da_8D = a_8D * da_8D + slope * jnp.where(padding, 0, g_8D * x[part])
+                da_8D = a_8D * da_8D + slope * jnp.where(padding, 0, g_8D * x_8D)
                 db_8D = scale * db_8D
             gradients.append((da_8D, db_8D))
-        for ref, parts in zip((da_ref, db_ref), zip(*reversed(gradients))):
-            ref[0, tokens, columns] = jnp.concatenate(parts).astype(ref.dtype)
+            if store_groups:
+                da_ref[0, group, columns] = da_8D.astype(da_ref.dtype)
+                db_ref[0, group, columns] = db_8D.astype(db_ref.dtype)
+        if not store_groups:
+            for ref, parts in zip((da_ref, db_ref), zip(*reversed(gradients))):
+                ref[0, tokens, columns] = jnp.concatenate(parts).astype(ref.dtype)
         return carry
 
-    carry_ref[...] = jax.lax.fori_loop(0, steps, step, carry_ref[...])
+    jax.lax.fori_loop(0, steps, step, 0)
 
     @pl.when(first_block)
     def _():
