@@ -12,7 +12,6 @@ Needs:   jax with its CUDA plugin, jaxtyping; jax-linear-attention, torch and fl
 
 import argparse
 import contextlib
-import functools
 import importlib.metadata
 import json
 import os
@@ -88,15 +87,14 @@ def measure(op: Op, sizes: Sizes, lengths, checked: int) -> Iterator[dict]:
     rivals = {}
     for name, make in op.rivals.items():
         try:
-            rivals[name] = make(sizes)
+            rivals[name] = make()
         except ImportError as error:
             yield {"op": op.name, "form": name, "failed": f"not installed: {error}"}
-    right = []
+    said = {}
     for record in check(op, rivals, gpu_ops.draw(checked, sizes, seed=1, document=checked // 8)):
         yield record
-        right += [record["form"]] * ("errors" in record)
-        if "failed" in record and record["form"] in right:
-            right.remove(record["form"])
+        said[record["form"]] = record  # the last of a wrong form is `failed`
+    right = [name for name, record in said.items() if "errors" in record]
     for tokens in lengths:
         inputs = gpu_ops.draw(tokens, sizes)
         for name in right:
@@ -165,8 +163,12 @@ def gradients(form: Callable, op: Op, inputs: Arrays) -> dict[str, jax.Array]:
     """The output of a form, and its gradients from one fixed cotangent, as float32 on the host."""
     values = [inputs[name] for name in op.inputs]
     out, pulled = jax.jit(_both(form))(_cotangent(form, values), *values)
-    named = {"out": out} | {f"d{name}": x for name, x in zip(op.inputs, pulled)}
+    named = _named(op, out, pulled)
     return {name: jax.device_get(x.astype(jnp.float32)) for name, x in named.items()}
+
+
+def _named(op: Op, out, gradients) -> dict:
+    return {"out": out} | {f"d{name}": x for name, x in zip(op.inputs, gradients)}
 
 
 def _both(form: Callable) -> Callable:
@@ -191,8 +193,7 @@ def reference(op: Op, inputs: Arrays, ids: jax.Array | None) -> dict[str, jax.Ar
         with jax.enable_x64(True):
             wide = [x.astype(jnp.float64) for x in (d_out, *values)]
             out, pulled = jax.jit(_both(lambda *a: op.ours("reference", *a, ids)))(*wide)
-            named = {"out": out} | {f"d{name}": x for name, x in zip(op.inputs, pulled)}
-            return jax.device_get(named)
+            return jax.device_get(_named(op, out, pulled))
 
 
 def errors(found: dict, want: dict) -> dict[str, float]:
@@ -210,7 +211,7 @@ def rival_gradients(rival: Rival, op: Op, inputs: Arrays) -> dict[str, jax.Array
     out = rival.torch_form(*tensors)
     d_out = _cotangent(lambda *a: op.ours("chunked", *a, None), values)
     out.backward(_torch([d_out])[0].to(out.dtype))
-    named = {"out": out} | {f"d{name}": x.grad for name, x in zip(op.inputs, tensors)}
+    named = _named(op, out, [x.grad for x in tensors])
     return {name: x.detach().float().cpu().numpy() for name, x in named.items()}
 
 
@@ -262,21 +263,20 @@ def time_jax(form: Callable, op: Op, inputs: Arrays) -> dict[str, float]:
     """Seconds of a call, forward and with gradients to every input."""
     values = [inputs[name] for name in op.inputs]
     d_out = _cotangent(form, values)
-    programs = {
-        FORWARD: functools.partial(jax.jit(form).lower(*values).compile(), *values),
-        BOTH: functools.partial(
-            jax.jit(_both(form)).lower(d_out, *values).compile(), d_out, *values
-        ),
+    return {
+        FORWARD: seconds(jax.jit(form).lower(*values).compile(), *values),
+        BOTH: seconds(jax.jit(_both(form)).lower(d_out, *values).compile(), d_out, *values),
     }
-    found = {}
-    for name, program in programs.items():
-        last = []
 
-        def call(program=program, last=last):
-            last[:] = [program()]
 
-        found[name] = median(call, lambda last=last: jax.block_until_ready(last))
-    return found
+def seconds(program: Callable, *values) -> float:
+    """`median` of a compiled program."""
+    last = []
+
+    def call():
+        last[:] = [program(*values)]
+
+    return median(call, lambda: jax.block_until_ready(last))
 
 
 def median(call: Callable[[], None], wait: Callable[[], None], rounds: int = 7) -> float:
@@ -314,17 +314,10 @@ def peaks(size: int = 8192) -> dict[str, float]:
     product = jax.jit(lambda x, y: x @ y).lower(a, a).compile()
     flat = jnp.zeros(2**29, jnp.float32)
     copy = jax.jit(lambda x: x + 1).lower(flat).compile()
-    last = []
-
-    def timed(program, *values):
-        def call():
-            last[:] = [program(*values)]
-
-        return median(call, lambda: jax.block_until_ready(last))
-
     return {
-        "flops": 2 * size**3 / timed(product, a, a), "bandwidth": 2 * flat.nbytes / timed(copy, flat),
-    }  # fmt: skip
+        "flops": 2 * size**3 / seconds(product, a, a),
+        "bandwidth": 2 * flat.nbytes / seconds(copy, flat),
+    }
 
 
 def card() -> dict[str, str]:

@@ -65,7 +65,7 @@ class Op:
     name: str
     inputs: tuple[str, ...]
     ours: Callable[..., jax.Array]
-    rivals: Mapping[str, Callable[[Sizes], Rival]]
+    rivals: Mapping[str, Callable[[], Rival]]
     flops: Callable[[int, Sizes], tuple[float, float]]
 
 
@@ -132,7 +132,7 @@ def _native_hybrid(impl, q, k, v, decay, ids):
 # --- rivals ------------------------------------------------------------------------------------
 
 
-def _cudnn(window, sizes: Sizes) -> Rival:
+def _cudnn(window) -> Rival:
     options = {} if window is None else dict(local_window_size=(window - 1, 0))
 
     def form(q, k, v):
@@ -143,7 +143,7 @@ def _cudnn(window, sizes: Sizes) -> Rival:
     return Rival(form)
 
 
-def _jla_attention(window, sizes: Sizes) -> Rival:
+def _jla_attention(window) -> Rival:
     theirs = importlib.import_module("jla.layers.attention").attention
 
     def form(q, k, v, segment_ids=None):
@@ -155,7 +155,7 @@ def _jla_attention(window, sizes: Sizes) -> Rival:
     return Rival(form, documents=True)
 
 
-def _jla(kind: str, gates: tuple[str, ...], sizes: Sizes) -> Rival:
+def _jla(kind: str, gates: tuple[str, ...]) -> Rival:
     theirs = importlib.import_module("jla.ops").linear_attention
 
     def form(q, k, v, *values, segment_ids=None):
@@ -167,11 +167,11 @@ def _jla(kind: str, gates: tuple[str, ...], sizes: Sizes) -> Rival:
     return Rival(form, documents=True)
 
 
-def _fla(module: str, function: str, arguments: tuple[str, ...], sizes: Sizes, **options) -> Rival:
+def _fla(module: str, function: str, gates: tuple[str, ...]) -> Rival:
     theirs = getattr(importlib.import_module(f"fla.ops.{module}"), function)
 
     def torch_form(*tensors):
-        return theirs(**dict(zip(arguments, tensors)), scale=1.0, **options)[0]
+        return theirs(**dict(zip(("q", "k", "v", *gates), tensors)), scale=1.0)[0]
 
     return Rival(torch_form=torch_form)
 
@@ -229,47 +229,35 @@ def _of_window(window: int | None) -> Op:
     )
 
 
+def _of_state(name, ours, inputs, gates, kind, module, function, flops) -> Op:
+    """An op of q, k, v and `inputs`, which two other projects have and call `gates`."""
+    return Op(
+        name, ("q", "k", "v", *inputs), ours,
+        {
+            "jax-linear-attention": functools.partial(_jla, kind, gates),
+            "flash-linear-attention": functools.partial(_fla, module, function, gates),
+        },
+        flops,
+    )  # fmt: skip
+
+
 OPS = (
     *map(_of_window, WINDOWS),
-    Op(
-        "gated_linear, gate per head", ("q", "k", "v", "head_decay"), _gated_linear,
-        {
-            "jax-linear-attention": functools.partial(_jla, "simple_gla", ("g",)),
-            "flash-linear-attention": functools.partial(
-                _fla, "simple_gla", "chunk_simple_gla", ("q", "k", "v", "g")
-            ),
-        },
-        _state_flops,
+    _of_state(
+        "gated_linear, gate per head", _gated_linear, ("head_decay",), ("g",),
+        "simple_gla", "simple_gla", "chunk_simple_gla", _state_flops,
     ),
-    Op(
-        "gated_linear, gate per channel", ("q", "k", "v", "channel_decay"), _gated_linear,
-        {
-            "jax-linear-attention": functools.partial(_jla, "gla", ("g",)),
-            "flash-linear-attention": functools.partial(
-                _fla, "gla", "chunk_gla", ("q", "k", "v", "g")
-            ),
-        },
-        _state_flops,
+    _of_state(
+        "gated_linear, gate per channel", _gated_linear, ("channel_decay",), ("g",),
+        "gla", "gla", "chunk_gla", _state_flops,
     ),
-    Op(
-        "delta_rule, gate per head", ("q", "k", "v", "beta", "head_decay"), _delta_rule,
-        {
-            "jax-linear-attention": functools.partial(_jla, "gated_deltanet", ("beta", "g")),
-            "flash-linear-attention": functools.partial(
-                _fla, "gated_delta_rule", "chunk_gated_delta_rule", ("q", "k", "v", "beta", "g")
-            ),
-        },
-        _delta_flops,
+    _of_state(
+        "delta_rule, gate per head", _delta_rule, ("beta", "head_decay"), ("beta", "g"),
+        "gated_deltanet", "gated_delta_rule", "chunk_gated_delta_rule", _delta_flops,
     ),
-    Op(
-        "delta_rule, gate per channel", ("q", "k", "v", "beta", "channel_decay"), _delta_rule,
-        {
-            "jax-linear-attention": functools.partial(_jla, "kda", ("beta", "g")),
-            "flash-linear-attention": functools.partial(
-                _fla, "kda", "chunk_kda", ("q", "k", "v", "beta", "g")
-            ),
-        },
-        _delta_flops,
+    _of_state(
+        "delta_rule, gate per channel", _delta_rule, ("beta", "channel_decay"), ("beta", "g"),
+        "kda", "kda", "chunk_kda", _delta_flops,
     ),
     Op(
         "linear_recurrence, RG-LRU's gate", ("log_a", "x"),

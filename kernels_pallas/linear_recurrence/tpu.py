@@ -204,11 +204,12 @@ def _backward_kernel(gated, a_ref, *refs):
             if gated:
                 da_8D = a_8D * da_8D + slope * jnp.where(padding, 0, g_8D * x_8D)
                 db_8D = scale * db_8D
-            gradients.append((da_8D, db_8D))
             if store_groups:
                 da_ref[0, group, columns] = da_8D.astype(da_ref.dtype)
                 db_ref[0, group, columns] = db_8D.astype(db_ref.dtype)
-        if not store_groups:
+            else:
+                gradients.append((da_8D, db_8D))
+        if gradients:
             for ref, parts in zip((da_ref, db_ref), zip(*reversed(gradients))):
                 ref[0, tokens, columns] = jnp.concatenate(parts).astype(ref.dtype)
         return carry

@@ -32,10 +32,10 @@ def test_numbers_come_first_and_ours_are_right(root):
 def test_a_form_with_wrong_numbers_is_not_timed(gpu, monkeypatch):
     """A rival that forgets to scale, and one that is missing."""
 
-    def wrong(sizes):
+    def wrong():
         return gpu.Rival(lambda log_a, x: 2 * op.ours("chunked", log_a, x, None))
 
-    def missing(sizes):
+    def missing():
         raise ImportError("No module named 'nothing'")
 
     op = next(op for op in gpu.OPS if "recurrence" in op.name)
