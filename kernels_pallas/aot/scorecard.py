@@ -132,7 +132,7 @@ def worse(new: dict, committed: dict) -> list[str]:
                 if now is None:
                     found.append(f"{where}: kernel {kernel} is gone")
                     continue
-                for key in ("per_token", "spills", "spill_stores"):
+                for key in ("per_token", "spills", "inner_spills", "spill_stores"):
                     if key in was and now[key] > GROWTH * was[key]:
                         found.append(f"{where}: {kernel} has {key} {now[key]}, had {was[key]}")
     return found

@@ -41,9 +41,11 @@ VMEM_MIB = 48
 
 
 class Blocks(NamedTuple):
-    """Tokens of a tile (the matrix unit's 128), and of a block of queries; `short` of the latter
-    where the window is no longer than a tile. Head sizes are padded to multiples of `size`."""
+    """Tokens of a slice of keys, of a tile (the matrix unit's 128), and of a block of queries;
+    `short` of the latter where the window is no longer than a tile. Head sizes are padded to
+    multiples of `size`."""
 
+    slice: int = 32
     tile: int = 128
     block: int = 512
     short: int = 1024
@@ -69,8 +71,10 @@ def make_plan(time, slots, window, scale, soft_cap, precision) -> Plan:
     if reach is not None and reach > block:
         reach = _up(reach, block)
     front = _up(slots, block) if reach is None else reach
-    unit, strip = (size if block % size == 0 else tile for size in (tile * mxu.tiles(), 2 * tile))
-    return Plan(tile, unit, strip, block, reach, front, scale, soft_cap, precision)
+    unit = tile * mxu.tiles()
+    if block % unit:
+        unit = tile
+    return Plan(tile, unit, blocks.slice, block, reach, front, scale, soft_cap, precision)
 
 
 def vmem_mib(time, slots, window, key_size, value_size, dtype) -> int:

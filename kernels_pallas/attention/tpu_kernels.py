@@ -4,7 +4,6 @@ Letters: C queries of a block, t of a tile; keys stand on sublanes, queries on l
 kept times log2(e), so that the chip's own power of two makes the probabilities.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -47,12 +46,13 @@ class Plan(NamedTuple):
     `reach` is how many keys before its own a block of queries brings with it, a multiple of
     `tile`, and of `block` where it is longer; None is full attention. Key arrays have `front`
     tokens before the first query. `unit` is what the matrix unit multiplies at once, queries and
-    keys, and `strip` the keys whose logits are made at once; both divide `block`.
+    keys, and `slice` the keys of it whose logits or weights are made at once (with more of them,
+    registers spill); each divides the one before.
     """
 
     tile: int
     unit: int
-    strip: int
+    slice: int
     block: int
     reach: int | None
     front: int
@@ -85,6 +85,24 @@ class Plan(NamedTuple):
     def before(self) -> list[Part]:
         """A visit to an earlier block of keys."""
         return [Part(at, self.unit, 0, self.block) for at in range(0, self.block, self.unit)]
+
+    def turns(self, value_size: int) -> list[tuple[str, Part]]:
+        """What the forward pass does at a visit to an earlier block, a unit of queries and of keys
+        at a time: "score" makes logits, "weigh" adds up values.
+
+        The compiler stays near this order, found by compiling hundreds. Two units of queries are
+        weighed key by key, in turn: a product's results are added up and gone before the next one
+        of the same queries, and sums of two units, not of a block, are in registers. Where more
+        units follow, values of 128 spill nothing if the first are weighed before the last logits
+        are made, and other sizes less if not.
+        """
+        units = [part.cut(self.unit) for part in self.before()]
+        scores = [("score", part) for unit in units for part in unit]
+        pairs = [units[at : at + 2] for at in range(0, len(units), 2)]
+        weights = [("weigh", part) for pair in pairs for parts in zip(*pair) for part in parts]
+        if len(pairs) == 1 or value_size != 128:
+            return scores + weights
+        return [*scores[:-1], weights[0], scores[-1], *weights[1:]]
 
 
 class _Visit(NamedTuple):
@@ -129,26 +147,32 @@ def forward(
             results.append((top, jnp.sum(p, axis=0, keepdims=True), out))
         return results
 
-    def score(visit: _Visit, part: Part):
-        """The logits of a part, a strip of keys at a time, and the maximum they make."""
-        columns, highest = part.columns, []
-        for strip in part.cut(plan.strip):
-            logits = _logits(q_ref, k_ref, start_ref, plan, visit, strip)[0]
-            logits_ref[strip.pairs] = logits
-            highest.append(jnp.max(_registers(logits), axis=0))
-        old = max_ref[:, columns]
-        highest = functools.reduce(jnp.maximum, highest)
-        top = jnp.maximum(old, jnp.max(highest, axis=0, keepdims=True))
-        max_ref[:, columns] = top
-        shrink_ref[:, columns] = jnp.exp2(old - top)
+    def score(visit: _Visit, part: Part, highest):
+        """Makes the logits of some keys; returns the maximum per sublane. The last keys of a block
+        make the queries' new maximum."""
+        columns = part.columns
+        products = _products(q_ref, k_ref, plan, visit, part)
+        for cut in part.cut(plan.slice):
+            rows = slice(cut.key - part.key, cut.key - part.key + cut.rows)
+            logits = _masked(products[rows], start_ref, plan, visit, cut)[0]
+            logits_ref[cut.pairs] = logits
+            highest = jnp.maximum(highest, jnp.max(_registers(logits), axis=0))
+        if part.key + part.rows == plan.block:
+            old = max_ref[:, columns]
+            top = jnp.maximum(old, jnp.max(highest, axis=0, keepdims=True))
+            max_ref[:, columns] = top
+            shrink_ref[:, columns] = jnp.exp2(old - top)
+        return highest
 
     def weigh(visit: _Visit, part: Part, total):
         """Adds the values of some keys, weighted; returns the sum of weights per sublane."""
         columns, shrink = part.columns, shrink_ref[:, part.columns]
-        p = jnp.exp2(logits_ref[part.pairs] - max_ref[:, columns])
-        values = vt_ref[0, 0, :, visit.keys(part)]
-        out = mxu.dot(values, p.astype(values.dtype), mxu.NN, **dot_of)
-        total += jnp.sum(_registers(p), axis=0)
+        top, values, weights = max_ref[:, columns], vt_ref[0, 0, :, visit.keys(part)], []
+        for cut in part.cut(plan.slice):
+            p = jnp.exp2(logits_ref[cut.pairs] - top)
+            total += jnp.sum(_registers(p), axis=0)
+            weights.append(p.astype(values.dtype))
+        out = mxu.dot(values, jnp.concatenate(weights), mxu.NN, **dot_of)
         before = acc_ref[:, columns]
         acc_ref[:, columns] = (before if part.key else before * shrink) + out
         if part.key + part.rows == plan.block:
@@ -187,13 +211,14 @@ def forward(
 
         def earlier(number, carry, is_clear):
             visit = _earlier_visit(plan, block, number, is_clear)
-            for part in visit.parts:
-                score(visit, part)
-            # Keys outermost: a product's results are added up and gone before the next one of the
-            # same queries, so that sums of `unit` keys, not of a block, are in registers.
-            totals = [jnp.zeros((SUBLANES, plan.unit), jnp.float32)] * len(visit.parts)
-            for parts in zip(*(part.cut(plan.unit) for part in visit.parts)):
-                totals = [weigh(visit, part, total) for part, total in zip(parts, totals)]
+            shape = SUBLANES, plan.unit
+            highest = {part.query: jnp.full(shape, NEGATIVE) for part in visit.parts}
+            totals = {part.query: jnp.zeros(shape) for part in visit.parts}
+            for turn, part in plan.turns(vt_ref.shape[2]):
+                if turn == "score":
+                    highest[part.query] = score(visit, part, highest[part.query])
+                else:
+                    totals[part.query] = weigh(visit, part, totals[part.query])
             return carry
 
         _for_earlier(clear, visits, earlier)
@@ -289,21 +314,27 @@ def backward(
 
 
 def _logits(q_ref, k_ref, start_ref, plan: Plan, visit: _Visit, part: Part):
+    """As `_masked`, of all keys of a part at once."""
+    return _masked(_products(q_ref, k_ref, plan, visit, part), start_ref, plan, visit, part)
+
+
+def _products(q_ref, k_ref, plan: Plan, visit: _Visit, part: Part):
+    queries = q_ref[0, 0, part.columns]
+    return mxu.dot(k_ref[0, 0, visit.keys(part)], queries, mxu.NT, precision=plan.precision)
+
+
+def _masked(products, start_ref, plan: Plan, visit: _Visit, part: Part):
     """Masked logits times log2(e), and d capped / d plain logits where there is a cap."""
-    columns = part.columns
-    logits = mxu.dot(
-        k_ref[0, 0, visit.keys(part)], q_ref[0, 0, columns], mxu.NT, precision=plan.precision
-    )
     slope = None
     if plan.soft_cap is None:
         # Scaled here, in float32: a scaled bf16 query would be rounded once more.
-        logits *= plan.scale * LOG2E
+        logits = products * (plan.scale * LOG2E)
     else:
-        tanh = jnp.tanh(logits * (plan.scale / plan.soft_cap))
+        tanh = jnp.tanh(products * (plan.scale / plan.soft_cap))
         logits, slope = tanh * (plan.soft_cap * LOG2E), 1 - tanh * tanh
     if visit.clear:
         return logits, slope
-    start = start_ref[0, :, columns] - visit.position
+    start = start_ref[0, :, part.columns] - visit.position
     if not visit.own:
         return _from(logits, start, part.key), slope
     earlier, diagonal = logits[: -plan.tile], logits[-plan.tile :]

@@ -90,6 +90,29 @@ def test_growth_is_found():
     ]
 
 
+def test_the_committed_scorecard_meets_its_bars(root):
+    """Everything compiles, no loop spills, attention and the delta rule are ahead of their peers."""
+    committed = scorecard.read(root / "benchmarks/scorecard.json")["cases"]
+    for name, case in cases.by_name().items():
+        for chip in CHIPS if case.rival_of is None else ():
+            if CHIPS[chip].platform in case.platforms:
+                result = committed[name][chip]
+                assert result["compiles"], f"{name} on {chip}"
+                for kernel in result["kernels"].values():
+                    assert kernel.get("inner_spills", 0) == 0, f"{name} on {chip}"
+                    assert kernel.get("spill_stores", 0) == 0, f"{name} on {chip}"
+    for chip in (name for name, chip in CHIPS.items() if chip.platform == "tpu"):
+        for window in (128, 512, 2048):
+            splash = min(
+                results[chip]["per_token"] for name, results in committed.items()
+                if name.startswith(f"splash W={window} ") and chip in results
+            )  # fmt: skip
+            assert committed[f"attention W={window}"][chip]["per_token"] <= splash
+        for ours, peer in (("scalar", "gdn 16 heads"), ("channel", "kda 32 heads")):
+            bundles = committed[f"deltanet-tpu {peer}"][chip]["per_token"]
+            assert committed[f"delta_rule {ours} gate"][chip]["per_token"] <= 0.7 * bundles
+
+
 def test_support_tables_on_the_page_are_current(root):
     page = (root / document.PAGE).read_text()
     assert document.filled(page) == page, "run `python -m kernels_pallas.aot.document`"

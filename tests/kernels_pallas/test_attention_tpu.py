@@ -36,7 +36,7 @@ def mostly_slow(*kinds):
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-    monkeypatch.setattr(tpu, "BLOCKS", tpu.Blocks(tile=8, block=16, short=32, size=4))
+    monkeypatch.setattr(tpu, "BLOCKS", tpu.Blocks(slice=8, tile=8, block=16, short=32, size=4))
     with kernels():
         yield
 
@@ -64,9 +64,31 @@ def test_kernel_is_the_reference_at_any_length(kind, time):
 def test_wider_matrix_unit(monkeypatch):
     """From v6e on products are two tiles wide: here two units of 16 in a block of 32."""
     monkeypatch.setattr(mxu, "tiles", lambda: 2)
-    monkeypatch.setattr(tpu, "BLOCKS", tpu.Blocks(tile=8, block=32, short=64, size=4))
+    monkeypatch.setattr(tpu, "BLOCKS", tpu.Blocks(slice=8, tile=8, block=32, short=64, size=4))
     subject = attention_subject(**SUBJECTS["loop"])
     check_against_float64(subject, rng(), 2, 139, draw_segment_ids(rng(), 2, 139))
+
+
+@pytest.mark.parametrize("time", [107, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("value_size", [128, pytest.param(8, marks=pytest.mark.slow)])
+def test_several_pairs_of_units(monkeypatch, time, value_size):
+    """Units of 8 in blocks of 32, or of 24; values of 128 are weighed before the last logits."""
+    monkeypatch.setattr(tpu, "BLOCKS", tpu.Blocks(slice=8, tile=8, block=32, short=64, size=4))
+    subject = attention_subject(**SUBJECTS["loop"], value_size=value_size)
+    ids = draw_segment_ids(rng(), 1, time)
+    check_against_float64(subject, rng(), 1, time, ids, with_state=True)
+
+
+def test_turns():
+    """Every unit of keys has its logits once and is weighed once, after all logits of its queries."""
+    plan = tpu.make_plan(1000, 0, None, 1.0, None, mxu.Precision.DEFAULT)
+    for value_size in (64, 128):
+        turns, units = plan.turns(value_size), plan.block // plan.unit
+        for queries in range(0, plan.block, plan.unit):
+            own = [(turn, part.key) for turn, part in turns if part.query == queries]
+            keys = range(0, plan.block, plan.unit)
+            assert own == [(turn, key) for turn in ("score", "weigh") for key in keys]
+        assert len(turns) == 2 * units**2
 
 
 @mostly_slow("band of tiles", "loop")
