@@ -7,7 +7,7 @@ op shares them), 4,096 channels of the linear recurrence, 64 slots; bfloat16, ga
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class Rival:
     Attributes:
       form: of the op's inputs, returning its output; None where `torch_form` is given.
       torch_form: the same on torch tensors.
-      documents: whether it takes segment ids, and so the packed row.
+      documents: whether it takes segment ids, and so the row of several documents.
     """
 
     form: Form | None = None
@@ -59,14 +59,15 @@ class Op:
       inputs: names of what `draw` makes, in the order that forms take them; gradients go to all.
       ours: of impl, the inputs and segment ids (or None), the output.
       rivals: by name, functions that make them (and so import what they need).
-      flops: of (a forward pass, forward and backward) over so many tokens, matrix products alone.
+      flops: of (a forward pass, forward and backward) over documents of so many tokens each, matrix
+        products alone.
     """
 
     name: str
     inputs: tuple[str, ...]
     ours: Callable[..., jax.Array]
     rivals: Mapping[str, Callable[[], Rival]]
-    flops: Callable[[int, Sizes], tuple[float, float]]
+    flops: Callable[[Sequence[int], Sizes], tuple[float, float]]
 
 
 def draw(tokens: int, sizes: Sizes, seed: int = 0, document: int = DOCUMENT) -> Arrays:
@@ -179,40 +180,45 @@ def _fla(module: str, function: str, gates: tuple[str, ...]) -> Rival:
 # --- work --------------------------------------------------------------------------------------
 
 
+def documents(segment_ids: jax.Array) -> list[int]:
+    """Tokens of each document of a row."""
+    return np.unique(jax.device_get(segment_ids), return_counts=True)[1].tolist()
+
+
 def pairs(tokens: int, window: int | None) -> int:
-    """Queries times keys that they see, in a row that is one document."""
+    """Queries times keys that they see, in a document."""
     window = tokens if window is None else min(window, tokens)
     return tokens * window - window * (window - 1) // 2
 
 
-def _attention_flops(window, tokens: int, sizes: Sizes) -> tuple[float, float]:
+def _attention_flops(window, lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
     """Two products of the pairs that are seen, and five backward."""
-    product = 2.0 * pairs(tokens, window) * sizes.heads * sizes.size
+    product = 2.0 * sum(pairs(n, window) for n in lengths) * sizes.heads * sizes.size
     return 2 * product, 7 * product
 
 
-def _states_flops(of_token: float, tokens: int) -> tuple[float, float]:
+def _states_flops(of_token: float, lengths: Sequence[int]) -> tuple[float, float]:
     """A backward pass does each write and read of a state twice over, for either factor."""
-    return tokens * of_token, 3 * tokens * of_token
+    return sum(lengths) * of_token, 3 * sum(lengths) * of_token
 
 
-def _state_flops(tokens: int, sizes: Sizes) -> tuple[float, float]:
+def _state_flops(lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
     """Of one write and one read of a K x V state a token."""
-    return _states_flops(4.0 * sizes.heads * sizes.size**2, tokens)
+    return _states_flops(4.0 * sizes.heads * sizes.size**2, lengths)
 
 
-def _delta_flops(tokens: int, sizes: Sizes) -> tuple[float, float]:
+def _delta_flops(lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
     """One read more, of what the state holds for the key."""
-    return _states_flops(6.0 * sizes.heads * sizes.size**2, tokens)
+    return _states_flops(6.0 * sizes.heads * sizes.size**2, lengths)
 
 
-def _slot_flops(tokens: int, sizes: Sizes) -> tuple[float, float]:
+def _slot_flops(lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
     """Two writes for a head of keys and values, two reads for a head."""
-    return _states_flops(4.0 * (sizes.kv_heads + sizes.heads) * sizes.size * sizes.slots, tokens)
+    return _states_flops(4.0 * (sizes.kv_heads + sizes.heads) * sizes.size * sizes.slots, lengths)
 
 
-def _native_hybrid_flops(tokens: int, sizes: Sizes) -> tuple[float, float]:
-    parts = _slot_flops(tokens, sizes), _attention_flops(512, tokens, sizes)
+def _native_hybrid_flops(lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
+    parts = _slot_flops(lengths, sizes), _attention_flops(512, lengths, sizes)
     return tuple(map(sum, zip(*parts)))
 
 
@@ -262,7 +268,7 @@ OPS = (
     Op(
         "linear_recurrence, RG-LRU's gate", ("log_a", "x"),
         lambda impl, log_a, x, ids: gated_recurrence(log_a, x, segment_ids=ids, impl=impl),
-        {}, lambda tokens, sizes: (0.0, 0.0),
+        {}, lambda lengths, sizes: (0.0, 0.0),
     ),
     Op(
         "gated_slots", ("q", "k_shared", "v_shared", "slot_decay"),

@@ -29,6 +29,27 @@ def test_numbers_come_first_and_ours_are_right(root):
     assert not any("seconds" in r for r in records)
 
 
+def test_forms_without_documents_have_one_and_so_has_our_kernel(gpu, monkeypatch):
+    """Work is of what the documents' tokens see of each other."""
+
+    def rival():
+        return gpu.Rival(lambda q, k, v: op.ours("chunked", q, k, v, None))
+
+    op = next(op for op in gpu.OPS if "full" in op.name)
+    op = gpu.Op(op.name, op.inputs, op.ours, {"rival": rival}, op.flops)
+    monkeypatch.setattr(gpu, "OURS", {gpu.KERNEL: "chunked", "XLA": "chunked"})
+    monkeypatch.setattr(gpu, "SECONDS", 1e-4)
+    monkeypatch.setattr(gpu.gpu_ops.draw, "__defaults__", (0, 50))
+    records = list(gpu.measure(op, gpu.SMOKE, (200,), 64))
+    flops = {r["form"]: r["work"][gpu.FORWARD]["flops"] for r in records if "seconds" in r}
+    assert list(flops) == [
+        gpu.KERNEL, "XLA", "rival, one document", f"{gpu.KERNEL}, one document",
+    ]  # fmt: skip
+    whole = 2 * 2 * (200 * 201 // 2) * gpu.SMOKE.heads * gpu.SMOKE.size
+    assert flops[gpu.KERNEL] < 0.8 * whole
+    assert flops["rival, one document"] == flops[f"{gpu.KERNEL}, one document"] == whole
+
+
 def test_a_form_with_wrong_numbers_is_not_timed(gpu, monkeypatch):
     """A rival that forgets to scale, and one that is missing."""
 
