@@ -9,6 +9,7 @@ python -m kernels_pallas.aot --kernel my.module:function --shapes bf16[8,128] f3
 import argparse
 import json
 import pathlib
+import re
 import sys
 
 from kernels_pallas.aot import cases, scorecard
@@ -35,16 +36,22 @@ def main(arguments=None) -> int:
     if unknown:
         parser.error(f"no chip is called {', '.join(unknown)}; there are {', '.join(CHIPS)}.")
     if options.kernel:
-        for chip in chips:
-            result = scorecard.compile_one(chip, "function", options.kernel, options.shapes)
-            print(json.dumps({chip: result}, indent=1))
-        return 0
+        if not re.fullmatch(r"[\w.]+:\w+", options.kernel):
+            parser.error(f"--kernel is written like my.module:function, got {options.kernel!r}.")
+        results = {
+            chip: scorecard.compile_one(chip, "function", options.kernel, options.shapes)
+            for chip in chips
+        }
+        print(json.dumps(results, indent=1))
+        return any(not result["compiles"] for result in results.values())
 
     registered = cases.by_name()
     chosen = [
         case for case in registered.values()
         if any(part in case.name for part in options.only.split(",")) and (options.rivals or case.rival_of is None)
     ]  # fmt: skip
+    if not chosen:
+        parser.error(f"no case has {options.only!r} in its name; there are {'; '.join(registered)}.")
     if options.check:
         results = scorecard.compile_all(chosen, chips, options.jobs)
         found = scorecard.worse(results, scorecard.read(options.scorecard)["cases"])
