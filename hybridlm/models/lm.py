@@ -183,7 +183,10 @@ class HybridLM(nnx.Module):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def init_decode(self, batch: int, max_len: int, dtype: jnp.dtype = jnp.float32) -> DecodeState:
-        """Empty per-layer states for sequences of at most `max_len` tokens."""
+        """Empty per-layer states for documents of at most `max_len` tokens.
+
+        Any number more may follow where no mixer attends further back than that many.
+        """
 
         def group(blocks: nnx.Dict) -> DecodeState:
             return {n: b.mixer.init_state(batch, max_len, dtype) for n, b in _items(blocks)}
@@ -194,7 +197,11 @@ class HybridLM(nnx.Module):
             graphdef, stacked = nnx.split(self.unit)
             one = group(nnx.merge(graphdef, jax.tree.map(lambda p: p[0], stacked)))
             unit = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.repeats, *x.shape)), one)
-        return {"prefix": group(self.prefix), "unit": unit, "suffix": group(self.suffix)}
+        groups = {"prefix": group(self.prefix), "unit": unit, "suffix": group(self.suffix)}
+        mixers = (self.config.mixers[name] for name in self.config.layout.names)
+        farthest = max(mixer.reach(max_len + 1) or 0 for mixer in mixers)
+        room = max_len if farthest > max_len else jnp.iinfo(jnp.int32).max
+        return groups | {"room": jnp.int32(room)}
 
     def extend(
         self,
@@ -204,7 +211,11 @@ class HybridLM(nnx.Module):
         *,
         dtype: jnp.dtype = jnp.float32,
     ) -> tuple[jax.Array, DecodeState]:
-        """Logits (B, T, V) of the next T tokens, continuing from `state`, and the new state."""
+        """Logits (B, T, V) of the next T tokens, continuing from `state`, and the new state.
+
+        They are NaN for tokens that stand further into their document than the state has room
+        for: some of what they attend to was overwritten.
+        """
         x_BTD = self.embed(tokens_BT, dtype)
         x_BTD, prefix = _extend(self.prefix, x_BTD, context, state["prefix"])
         unit = state["unit"]
@@ -217,8 +228,9 @@ class HybridLM(nnx.Module):
 
             x_BTD, unit = jax.lax.scan(body, x_BTD, (stacked, unit))
         x_BTD, suffix = _extend(self.suffix, x_BTD, context, state["suffix"])
-        logits_BTV = self.logits(self.final_norm(x_BTD))
-        return logits_BTV, {"prefix": prefix, "unit": unit, "suffix": suffix}
+        lost_BT1 = (context.positions_BT >= state["room"])[:, :, None]
+        logits_BTV = jnp.where(lost_BT1, jnp.nan, self.logits(self.final_norm(x_BTD)))
+        return logits_BTV, {"prefix": prefix, "unit": unit, "suffix": suffix, "room": state["room"]}
 
     def _layers(
         self, apply: Callable[..., Any], carry: Any, context: SequenceContext, remat: Remat,

@@ -143,6 +143,22 @@ def test_cached_decoding_is_the_forward_pass(pattern, block):
         np.testing.assert_allclose(np.where(real, made, 0), np.where(real, expected, 0), atol=1e-10)
 
 
+@pytest.mark.parametrize("pattern, lasts", [("swa full", False), ("swa rec", True)])
+def test_decoding_past_the_room_is_not_silent(pattern, lasts):
+    """A cache for 8 tokens: the ninth of a document is NaN where a layer would attend to the first,
+    and a new document has room again."""
+    model, params = small.make(small.model_config(pattern))
+    extend = jax.jit(lambda *args: model.bind(params).extend(*args))
+    state, nans = model.bind(params).init_decode(1, 8), []
+    for position in [*range(10), 0, 1]:
+        ids = jnp.full((1, 1), 1 if len(nans) < 10 else 2)
+        context = SequenceContext(ids, jnp.full((1, 1), position))
+        logits, state = extend(jnp.ones((1, 1), jnp.int32), context, state)
+        nans.append(bool(jnp.isnan(logits).all()))
+        assert nans[-1] or jnp.isfinite(logits).all()
+    assert nans == [False] * 8 + [not lasts] * 2 + [False] * 2
+
+
 @pytest.mark.parametrize("block", ["prenorm", *(pytest.param(b, marks=slow) for b in BLOCKS[1:])])
 def test_scan_is_unrolled(block):
     """The scanned unit gives what its layers one by one give."""
