@@ -229,7 +229,7 @@ class HybridLM(nnx.Module):
             x_BTD, unit = jax.lax.scan(body, x_BTD, (stacked, unit))
         x_BTD, suffix = _extend(self.suffix, x_BTD, context, state["suffix"])
         lost_BT1 = (context.positions_BT >= state["room"])[:, :, None]
-        logits_BTV = jnp.where(lost_BT1, jnp.nan, self.logits(self.final_norm(x_BTD)))
+        logits_BTV = self.logits(jnp.where(lost_BT1, jnp.nan, self.final_norm(x_BTD)))
         return logits_BTV, {"prefix": prefix, "unit": unit, "suffix": suffix, "room": state["room"]}
 
     def _layers(
