@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 
 from kernels_pallas.aot.case import Case
+from kernels_pallas.aot.chips import CHIPS
 
 #: Op folders that state cases, each as `CASES` in a module `cases`.
 OPS = ("attention", "linear_recurrence", "gated_linear", "delta_rule", "gated_slots")
@@ -14,3 +15,11 @@ def by_name() -> dict[str, Case]:
     names = [f"kernels_pallas.{op}.cases" for op in OPS] + ["kernels_pallas.aot.rivals"]
     modules = [importlib.import_module(n) for n in names if importlib.util.find_spec(n)]
     return {case.name: case for module in modules for case in module.CASES}
+
+
+def ours() -> list[tuple[str, str]]:
+    """(name, chip) of each compilation of this project's kernels."""
+    return [
+        (name, chip) for name, case in by_name().items() if case.rival_of is None
+        for chip in CHIPS if CHIPS[chip].platform in case.platforms
+    ]  # fmt: skip
