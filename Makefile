@@ -18,7 +18,7 @@ help:
 	@echo "make laziness   see retrieval heads form in 30 small runs; it goes on where it stopped"
 	@echo "make test       set up, and run the tests (slow ones: a sample that rotates by the day)"
 	@echo "make test-slow  all tests"
-	@echo "make lint       ruff"
+	@echo "make lint       ruff: rules and format"
 	@echo "make mixers     run every law on every mixer, and write docs/mixers.md: half an hour"
 	@echo "make aot        compile every kernel for every chip, hold them to the committed scorecard,"
 	@echo "                and the training step of configs/scale/hybrid_1b.py for its slice"
@@ -66,6 +66,7 @@ test-slow: setup
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 mixers: setup
 	$(BIN)/python tests/models/record_laws.py

@@ -20,10 +20,20 @@ def compile_recipe(name: str) -> dict:
     """The report of one recipe, without its config."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
-            [sys.executable, "-m", "hybridlm.cli", "compile", "--topology", TARGETS[name],
-             "--config", f"configs/scale/{name}.py", "--out", folder],
+            [
+                sys.executable,
+                "-m",
+                "hybridlm.cli",
+                "compile",
+                "--topology",
+                TARGETS[name],
+                "--config",
+                f"configs/scale/{name}.py",
+                "--out",
+                folder,
+            ],
             check=False,
-        )  # fmt: skip
+        )
         report = json.loads((pathlib.Path(folder) / "report.json").read_text())
     del report["config"]
     return report
@@ -40,9 +50,10 @@ def row(name: str, report: dict) -> str:
         sent = sum(c["sent"] for c in step["collectives"].values())
         limit = step["roofline"]["limit"]
         cells += [
-            f"{step['flops']:.3g}", f"{sent / GIB:.2f}",
+            f"{step['flops']:.3g}",
+            f"{sent / GIB:.2f}",
             f"{step['step_seconds_at_least']:.3g} ({limit})",
-        ]  # fmt: skip
+        ]
     else:
         cells += ["", "", ""]
     return "| " + " | ".join([*cells, f"{step['compile_seconds']:.0f}"]) + " |"
@@ -53,8 +64,10 @@ def main(names: list[str]) -> None:
     for name in names or TARGETS:
         results[name] = compile_recipe(name)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    print("| recipe | slice | HBM of a device, GiB | fits | FLOPs | GiB sent | step at least, s |"
-          " compile s |\n|---|---|--:|---|--:|--:|--:|--:|")  # fmt: skip
+    print(
+        "| recipe | slice | HBM of a device, GiB | fits | FLOPs | GiB sent | step at least, s |"
+        " compile s |\n|---|---|--:|---|--:|--:|--:|--:|"
+    )
     for name, report in results.items():
         print(row(name, report))
 

@@ -66,9 +66,11 @@ def refuse_cuda_torch(python: str) -> None:
 
 
 def make(
-    folder: pathlib.Path, base: str, requirements: Sequence[Sequence[str]],
+    folder: pathlib.Path,
+    base: str,
+    requirements: Sequence[Sequence[str]],
     check: Callable[[str], None] = lambda python: None,
-) -> str:  # fmt: skip
+) -> str:
     """The Python of the environment in `folder`, which is made by `base` where it is missing.
 
     Arguments:

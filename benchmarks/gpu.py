@@ -96,7 +96,9 @@ def measure(op: Op, sizes: Sizes, lengths, checked: int) -> Iterator[dict]:
     for record in check(op, rivals, gpu_ops.draw(checked, sizes, seed=1, document=checked // 8)):
         yield record
         said[record["form"]] = record  # the last of a wrong form is `failed`
-    right = {name: name in OURS or rivals[name].documents for name in said if "errors" in said[name]}
+    right = {
+        name: name in OURS or rivals[name].documents for name in said if "errors" in said[name]
+    }
     timed = list(right.items())
     if KERNEL in right and not all(right.values()):
         timed.append((KERNEL, False))
@@ -231,9 +233,10 @@ def _torch(arrays) -> list:
     kinds = {jnp.dtype("bfloat16"): torch.bfloat16, jnp.dtype("float32"): torch.float32}
     return [
         torch.from_numpy(jax.device_get(x.astype(jnp.float32)))
-        .to("cuda", kinds[x.dtype]).requires_grad_()
+        .to("cuda", kinds[x.dtype])
+        .requires_grad_()
         for x in arrays
-    ]  # fmt: skip
+    ]
 
 
 def sentence(error: Exception) -> str:
@@ -334,8 +337,10 @@ def card() -> dict[str, str]:
     fields = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
     asked = subprocess.run(
         ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "--id=0"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return dict(zip(fields.split(","), asked.stdout.strip().split(", ")))
 
 
@@ -365,13 +370,15 @@ def render(results: dict) -> str:
     tested = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     peak = results["peaks"]
     lines = [
-        "# On a Hopper GPU", "",
-        f"Made by `benchmarks/gpu.py` on {results['date']}: {machine}; {tested}.", "",
+        "# On a Hopper GPU",
+        "",
+        f"Made by `benchmarks/gpu.py` on {results['date']}: {machine}; {tested}.",
+        "",
         f"Measured in the same run: {peak['flops'] / 1e12:.0f} TFLOP/s of a bfloat16 product,"
         f" {peak['bandwidth'] / 1e12:.2f} TB/s of a copy. Medians in ms; in brackets the share of the"
         f" roofline. A row has documents of {gpu_ops.DOCUMENT:,} tokens on average, or one where that is"
         " said. What was not measured is blank, and why stands below its table.",
-    ]  # fmt: skip
+    ]
     records = results["records"]
     for op in dict.fromkeys(r["op"] for r in records):
         mine = [r for r in records if r["op"] == op]

@@ -149,9 +149,14 @@ def _jla_attention(window) -> Rival:
 
     def form(q, k, v, segment_ids=None):
         return theirs(
-            q, k, v, segment_ids=segment_ids, sliding_window=window, scale=1.0,
+            q,
+            k,
+            v,
+            segment_ids=segment_ids,
+            sliding_window=window,
+            scale=1.0,
             implementation="mosaic_gpu",
-        )  # fmt: skip
+        )
 
     return Rival(form, documents=True)
 
@@ -238,44 +243,78 @@ def _of_window(window: int | None) -> Op:
 def _of_state(name, ours, inputs, gates, kind, module, function, flops) -> Op:
     """An op of q, k, v and `inputs`, which two other projects have and call `gates`."""
     return Op(
-        name, ("q", "k", "v", *inputs), ours,
+        name,
+        ("q", "k", "v", *inputs),
+        ours,
         {
             "jax-linear-attention": functools.partial(_jla, kind, gates),
             "flash-linear-attention": functools.partial(_fla, module, function, gates),
         },
         flops,
-    )  # fmt: skip
+    )
 
 
 OPS = (
     *map(_of_window, WINDOWS),
     _of_state(
-        "gated_linear, gate per head", _gated_linear, ("head_decay",), ("g",),
-        "simple_gla", "simple_gla", "chunk_simple_gla", _state_flops,
+        "gated_linear, gate per head",
+        _gated_linear,
+        ("head_decay",),
+        ("g",),
+        "simple_gla",
+        "simple_gla",
+        "chunk_simple_gla",
+        _state_flops,
     ),
     _of_state(
-        "gated_linear, gate per channel", _gated_linear, ("channel_decay",), ("g",),
-        "gla", "gla", "chunk_gla", _state_flops,
+        "gated_linear, gate per channel",
+        _gated_linear,
+        ("channel_decay",),
+        ("g",),
+        "gla",
+        "gla",
+        "chunk_gla",
+        _state_flops,
     ),
     _of_state(
-        "delta_rule, gate per head", _delta_rule, ("beta", "head_decay"), ("beta", "g"),
-        "gated_deltanet", "gated_delta_rule", "chunk_gated_delta_rule", _delta_flops,
+        "delta_rule, gate per head",
+        _delta_rule,
+        ("beta", "head_decay"),
+        ("beta", "g"),
+        "gated_deltanet",
+        "gated_delta_rule",
+        "chunk_gated_delta_rule",
+        _delta_flops,
     ),
     _of_state(
-        "delta_rule, gate per channel", _delta_rule, ("beta", "channel_decay"), ("beta", "g"),
-        "kda", "kda", "chunk_kda", _delta_flops,
+        "delta_rule, gate per channel",
+        _delta_rule,
+        ("beta", "channel_decay"),
+        ("beta", "g"),
+        "kda",
+        "kda",
+        "chunk_kda",
+        _delta_flops,
     ),
     Op(
-        "linear_recurrence, RG-LRU's gate", ("log_a", "x"),
+        "linear_recurrence, RG-LRU's gate",
+        ("log_a", "x"),
         lambda impl, log_a, x, ids: gated_recurrence(log_a, x, segment_ids=ids, impl=impl),
-        {}, lambda lengths, sizes: (0.0, 0.0),
+        {},
+        lambda lengths, sizes: (0.0, 0.0),
     ),
     Op(
-        "gated_slots", ("q", "k_shared", "v_shared", "slot_decay"),
-        lambda impl, *inputs: _slots(impl, *inputs)[0], {}, _slot_flops,
+        "gated_slots",
+        ("q", "k_shared", "v_shared", "slot_decay"),
+        lambda impl, *inputs: _slots(impl, *inputs)[0],
+        {},
+        _slot_flops,
     ),
     Op(
         "Native Hybrid Attention, window 512",
-        ("q", "k_shared", "v_shared", "slot_decay"), _native_hybrid, {}, _native_hybrid_flops,
+        ("q", "k_shared", "v_shared", "slot_decay"),
+        _native_hybrid,
+        {},
+        _native_hybrid_flops,
     ),
-)  # fmt: skip
+)

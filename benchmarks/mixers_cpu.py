@@ -34,9 +34,12 @@ def run(options: argparse.Namespace) -> dict:
     if options.ops:
         command += ["--ops", *options.ops]
     results = {
-        "date": time.strftime("%Y-%m-%d"), "machine": train_cpu.machine(),
-        "load_at_start": train_cpu.load(), "repeats": options.repeats, "records": [],
-    }  # fmt: skip
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": train_cpu.machine(),
+        "load_at_start": train_cpu.load(),
+        "repeats": options.repeats,
+        "records": [],
+    }
     worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables())
     for line in worker.stdout:
         record = json.loads(line)

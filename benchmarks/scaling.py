@@ -33,11 +33,18 @@ AXES = ("data", "fsdp", "tensor", "context")
 ROWS = 2  # of a device
 WIDTH = 256
 SHAPE = {
-    "model.width": str(WIDTH), "model.depth": "6", "model.mlp.hidden": "768", "model.vocab_size": "512",
-    "model.mixers.swa.heads": "8", "model.mixers.swa.kv_heads": "8",
-    "model.mixers.full.heads": "8", "model.mixers.full.kv_heads": "8",
-    "model.mixers.rec.heads": "8", "data.seq_len": "1024", "mesh.data": "1",
-}  # fmt: skip
+    "model.width": str(WIDTH),
+    "model.depth": "6",
+    "model.mlp.hidden": "768",
+    "model.vocab_size": "512",
+    "model.mixers.swa.heads": "8",
+    "model.mixers.swa.kv_heads": "8",
+    "model.mixers.full.heads": "8",
+    "model.mixers.full.kv_heads": "8",
+    "model.mixers.rec.heads": "8",
+    "data.seq_len": "1024",
+    "mesh.data": "1",
+}
 
 
 # --- workers: one process each, as a process has one number of devices ------------------------------
@@ -92,9 +99,13 @@ def on_chips(name: str) -> Iterator[dict]:
     compiled = measure.compile_step(made, target)
     by_kind = sent(compiled.program, count, made.tokens_per_step)
     yield {
-        "kind": "chips", "axis": "fsdp", "topology": name, "devices": count, "sent": by_kind,
+        "kind": "chips",
+        "axis": "fsdp",
+        "topology": name,
+        "devices": count,
+        "sent": by_kind,
         "seconds": time.perf_counter() - start,
-    }  # fmt: skip
+    }
 
 
 def depth(layers: int) -> Iterator[dict]:
@@ -119,11 +130,19 @@ def overhead(steps: int = 400) -> Iterator[dict]:
     from hybridlm.train import loop, metrics, setup
 
     tiny = {
-        "model.width": "16", "model.depth": "3", "model.mlp.hidden": "16", "data.seq_len": "16",
-        "data.batch_size": "2", "train.steps": str(steps), "train.log_every": "100",
-        "train.eval_every": str(steps), "train.checkpoint_every": str(steps),
-        "train.eval_sequences": "2", "train.tensorboard": "False", "data.bigram_baseline": "False",
-    }  # fmt: skip
+        "model.width": "16",
+        "model.depth": "3",
+        "model.mlp.hidden": "16",
+        "data.seq_len": "16",
+        "data.batch_size": "2",
+        "train.steps": str(steps),
+        "train.log_every": "100",
+        "train.eval_every": str(steps),
+        "train.checkpoint_every": str(steps),
+        "train.eval_sequences": "2",
+        "train.tensorboard": "False",
+        "data.bigram_baseline": "False",
+    }
     made = config_of(tiny)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "run"
@@ -154,8 +173,10 @@ def run(worker: str, *arguments: str, devices: int = 1) -> list[dict]:
     done = subprocess.run(
         [sys.executable, __file__, "--worker", worker, *arguments],
         env=os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS=flags),
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     for record in records:
         train_cpu.say(json.dumps(record))
@@ -166,10 +187,7 @@ def render(results: dict) -> str:
     """Tables in Markdown."""
     records = results["records"]
     of = {kind: [r for r in records if r["kind"] == kind] for kind in WORKERS}
-    lines = [
-        "| split along | devices | sent per token, KiB | by |",
-        "|---|--:|--:|---|",
-    ]
+    lines = ["| split along | devices | sent per token, KiB | by |", "|---|--:|--:|---|"]
     for record in of["simulated"] + of["chips"]:
         kinds = ", ".join(f"{k} {v / 1024:.1f}" for k, v in record["sent"].items() if v >= 51.2)
         where = record.get("topology", "simulated")
@@ -183,10 +201,11 @@ def render(results: dict) -> str:
     if of["overhead"]:
         extra = sorted(r["step_ms"] - r["compiled_step_ms"] for r in of["overhead"])
         lines += [
-            "", "Of a step of a tiny model in the loop, Python takes"
+            "",
+            "Of a step of a tiny model in the loop, Python takes"
             f" {statistics.median(extra):.1f} ms (median of {len(extra)} runs, {extra[0]:.1f} to"
-            f" {extra[-1]:.1f})."
-        ]  # fmt: skip
+            f" {extra[-1]:.1f}).",
+        ]
     machine = results["machine"]
     lines += ["", f"- {results['date']}, {machine['cpu']}, {machine['cores']} cores."]
     return "\n".join(lines)

@@ -103,11 +103,13 @@ def measured() -> dict:
         records.append({"part": name, "often": often, "flops": flops, "seconds": seconds})
         train_cpu.say(f"{name}: {1e3 * seconds:.1f} ms")
     return {
-        "date": time.strftime("%Y-%m-%d"), "machine": train_cpu.machine(), "records": records,
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": train_cpu.machine(),
+        "records": records,
         "step_seconds": min(whole["cases"][train_cpu.ONE_DOCUMENT]["step_seconds"]),
         "matmul_flops": max(measured_matmul_flops() for _ in range(3)),
         "versions": whole["versions"],
-    }  # fmt: skip
+    }
 
 
 def render(results: dict) -> str:
@@ -132,8 +134,10 @@ def render(results: dict) -> str:
         f"- A product of two 1,024 x 1,024 matrices: {peak / 1e9:.0f} GFLOP/s. At that rate all"
         f" products of a step would take {flops / peak:.2f} s.",
         f"- {results['date']}, {results['machine']['cpu']}, {results['machine']['cores']} cores;"
-        " the best of several calls; " + ", ".join(f"{n} {v}" for n, v in results["versions"].items()) + ".",
-    ]  # fmt: skip
+        " the best of several calls; "
+        + ", ".join(f"{n} {v}" for n, v in results["versions"].items())
+        + ".",
+    ]
     return "\n".join(lines)
 
 

@@ -59,16 +59,22 @@ class Library:
 LIBRARIES = (
     Library(OURS, "hybridlm", "hybridlm_worker.py", lambda: sys.executable),
     Library(
-        "torch", "PyTorch + transformers", "torch_gemma3.py", environments.python_311,
+        "torch",
+        "PyTorch + transformers",
+        "torch_gemma3.py",
+        environments.python_311,
         # torch first and alone: another package's range would bring the newest CUDA build.
         ((TORCH,), (TORCH, "transformers==5.23.0", "numpy", "setuptools")),
         environments.refuse_cuda_torch,
     ),
     Library(
-        "jla", "jax-linear-attention", "jla_hybrid.py", lambda: sys.executable,
+        "jla",
+        "jax-linear-attention",
+        "jla_hybrid.py",
+        lambda: sys.executable,
         (("jax==0.11.2", "jax-linear-attention==0.1.0", "optax"),),
     ),
-)  # fmt: skip
+)
 
 
 def interpreter(library: Library, given: pathlib.Path | None) -> str:
@@ -114,9 +120,17 @@ def fastest_variant(library: Library, python: str, options: argparse.Namespace) 
     for name in names:
         try:
             figures = work(
-                library, python, "--variant", name, "--steps", str(options.trial_steps),
-                "--warmup", str(options.warmup), "--seed", str(options.seed),
-            )  # fmt: skip
+                library,
+                python,
+                "--variant",
+                name,
+                "--steps",
+                str(options.trial_steps),
+                "--warmup",
+                str(options.warmup),
+                "--seed",
+                str(options.seed),
+            )
         except Unavailable as error:
             tried[name] = str(error)
         else:
@@ -133,10 +147,14 @@ def fastest_variant(library: Library, python: str, options: argparse.Namespace) 
 def measure(options: argparse.Namespace) -> dict:
     """Environments, variants, then the rounds: every library once in each, in turn."""
     results: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"), "machine": machine(), "load_at_start": load(),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "load_at_start": load(),
         "options": {n: getattr(options, n) for n in ("rounds", "steps", "warmup", "seed")},
-        "libraries": {}, "skipped": {}, "rounds": [],
-    }  # fmt: skip
+        "libraries": {},
+        "skipped": {},
+        "rounds": [],
+    }
     pythons, start = {}, time.monotonic()
     for library in LIBRARIES:
         if options.only and library.key not in options.only:
@@ -150,8 +168,10 @@ def measure(options: argparse.Namespace) -> dict:
             say(f"skipping {library.name}: {error}")
             continue
         results["libraries"][library.key] = {
-            "name": library.name, "variant": variant, "variants_tried": tried,
-        }  # fmt: skip
+            "name": library.name,
+            "variant": variant,
+            "variants_tried": tried,
+        }
     for number in range(options.rounds):
         figures = {}
         for library in LIBRARIES:
@@ -159,9 +179,17 @@ def measure(options: argparse.Namespace) -> dict:
                 continue
             variant = results["libraries"][library.key]["variant"]
             figures[library.key] = work(
-                library, pythons[library.key], "--variant", variant, "--steps", str(options.steps),
-                "--warmup", str(options.warmup), "--seed", str(options.seed),
-            )  # fmt: skip
+                library,
+                pythons[library.key],
+                "--variant",
+                variant,
+                "--steps",
+                str(options.steps),
+                "--warmup",
+                str(options.warmup),
+                "--seed",
+                str(options.seed),
+            )
             for case, timing in figures[library.key]["cases"].items():
                 say(f"round {number + 1}: {library.name}, {case}: {_timing(timing)}")
         results["rounds"].append(figures)
@@ -333,9 +361,13 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__)
     parser.add_argument(
-        "--env", type=_env, action="append", default=[], metavar="NAME=DIR",
+        "--env",
+        type=_env,
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
         help="use this virtual environment for hybridlm, torch or jla",
-    )  # fmt: skip
+    )
     parser.add_argument("--only", action="append", choices=[x.key for x in LIBRARIES])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="timed steps of a round")

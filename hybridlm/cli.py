@@ -99,9 +99,12 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     train.epilog = "Any setting: --config.a.b=value (a Python literal, or text)."
 
     ahead = command(
-        "compile", _compile, "compile the training step for TPUs or GPUs that are not there, and say"
-        " what it needs of them", takes_overrides=True,
-    )  # fmt: skip
+        "compile",
+        _compile,
+        "compile the training step for TPUs or GPUs that are not there, and say"
+        " what it needs of them",
+        takes_overrides=True,
+    )
     ahead.add_argument("--config", required=True, help="recipe: file.py or file.py:argument")
     ahead.add_argument(
         "--topology", required=True, help="chip:shape, e.g. v5e:4x4, v5p:8x8x8, h100:8"
@@ -135,10 +138,11 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     evaluation = command("eval", _eval, "evaluate a trained model on long-context tasks")
     evaluation.add_argument("--workdir", type=_path, required=True, help="folder of a run")
     evaluation.add_argument(
-        "--tasks", required=True,
+        "--tasks",
+        required=True,
         help="names with commas between: perplexity, longppl, needle, niah_single_1, ..., qa_2,"
         " mqar, fda, swde, squad, drop, nq, triviaqa",
-    )  # fmt: skip
+    )
     evaluation.add_argument("--lengths", required=True, help="tokens, with commas between")
     evaluation.add_argument("--samples", type=int, default=20, help="of each task and length")
     evaluation.add_argument("--seed", type=int, default=0, help="of the samples")
@@ -163,10 +167,11 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     probe = command("probe", _probe, "look inside a trained model, on one checkpoint or all")
     probe.add_argument("--workdir", type=_path, required=True, help="folder of a run")
     probe.add_argument(
-        "--probes", required=True,
+        "--probes",
+        required=True,
         help="names with commas between: retrieval_heads, entropy, qk_distance,"
         " gradient_influence, receptive_field, layer_probing, head_masking, slot_share",
-    )  # fmt: skip
+    )
     probe.add_argument("--out", type=_path, required=True, help="folder to write")
     probe.add_argument("--step", help="checkpoint, or all; the newest by default")
     probe.add_argument("--length", type=int, help="tokens; those of training by default")
@@ -354,9 +359,7 @@ def _train_tokenizer(arguments: argparse.Namespace, _: list[tuple[str, str]]) ->
 def _source(arguments: argparse.Namespace):
     from hybridlm.config import SourceConfig
 
-    settings = {
-        "kind": arguments.kind, "path": arguments.source, "text_key": arguments.text_key
-    }  # fmt: skip
+    settings = {"kind": arguments.kind, "path": arguments.source, "text_key": arguments.text_key}
     return _read(SourceConfig, settings, "source")
 
 

@@ -50,13 +50,14 @@ class Plan(NamedTuple):
         stages = {name: self._staged(*shape) for name, shape in moving.items()}
         scratch = {name: mg.tile(shape, self.operand) for name, shape in tiles.items()}
         return mg.launch(
-            body, *operands,
+            body,
+            *operands,
             name=name,
             grid=dict(columns=self.value_size // COLUMNS, head=self.heads, batch=self.batch),
             outputs=[jax.ShapeDtypeStruct(*output) for output in outputs],
             scratch=dict(stages, **scratch, ready=mg.barriers(STAGES, arrivals=len(moving))),
             interpret=self.interpret,
-        )  # fmt: skip
+        )
 
     def _staged(self, shape, dtype):
         kind = mg.tile if len(shape) == 2 else mg.vector
@@ -199,9 +200,11 @@ def walk(plan: Plan, name: str, steps: Steps, s, *, kept: bool, reverse: bool = 
     last = [((all_rows, key_size, plan.value_size), jnp.float32)]
     states = [((all_rows, plan.chunks * key_size, plan.value_size), operand)]
     return plan.launch(
-        body, *(x for x in steps if x is not None), s,
+        body,
+        *(x for x in steps if x is not None),
+        s,
         name=name,
         outputs=o + last + states * kept,
         tiles=dict(s_tile=state) | (dict(o_tile=values) if reads else {}),
         moving=moving,
-    )  # fmt: skip
+    )

@@ -148,9 +148,17 @@ def draw_cotangents(rng, subject, impl, inputs, params, segment_ids, state) -> t
 
 
 def check_forms(
-    subject: Subject, rng, batch: int, time: int, dtype=jnp.float64, tolerance: float = 1e-10,
-    segment_ids=None, with_state: bool = True, impl: str = "chunked", oracle: str = "reference",
-) -> None:  # fmt: skip
+    subject: Subject,
+    rng,
+    batch: int,
+    time: int,
+    dtype=jnp.float64,
+    tolerance: float = 1e-10,
+    segment_ids=None,
+    with_state: bool = True,
+    impl: str = "chunked",
+    oracle: str = "reference",
+) -> None:
     """Law 1: `impl` equals `oracle` in outputs, final state and every gradient."""
     inputs, params = subject.inputs(rng, batch, time, dtype), subject.params(rng, dtype)
     state = subject.state(rng, batch, dtype) if with_state else None
@@ -163,9 +171,16 @@ def check_forms(
 
 
 def check_bfloat16(
-    subject: Subject, rng, batch: int, time: int, segment_ids=None, with_state: bool = True,
-    factor: float = 1.5, impl: str = "chunked", baseline: str = "reference",
-) -> None:  # fmt: skip
+    subject: Subject,
+    rng,
+    batch: int,
+    time: int,
+    segment_ids=None,
+    with_state: bool = True,
+    factor: float = 1.5,
+    impl: str = "chunked",
+    baseline: str = "reference",
+) -> None:
     """Law 1 in bfloat16: on inputs of bfloat16 (parameters and states stay float32) the root mean
     square error of `impl` against float64 is at most `factor` times that of `baseline`, for the
     outputs, the final state and the gradients of inputs, parameters and state, each as a whole."""
@@ -226,9 +241,14 @@ def compiled(op: Callable) -> Callable:
 
 
 def check_packed(
-    subject: Subject, rng, lengths: Sequence[int], gaps: Sequence[int] | None = None,
-    dtype=jnp.float64, tolerance: float = 1e-10, impl: str = "chunked",
-) -> None:  # fmt: skip
+    subject: Subject,
+    rng,
+    lengths: Sequence[int],
+    gaps: Sequence[int] | None = None,
+    dtype=jnp.float64,
+    tolerance: float = 1e-10,
+    impl: str = "chunked",
+) -> None:
     """Law 2: documents of `lengths`, packed into one row with `gaps[i]` padded tokens after
     document i, have the outputs and gradients they have alone, each in a row of its own.
 
@@ -264,9 +284,7 @@ def check_packed(
     own, _ = draw_cotangents(rng, subject, impl, inputs, params, ids_alone, None)
     own = jax.tree.map(lambda c: jnp.where(_as_wide(ids_alone, c) != 0, c, 0), own)
     together = pack(own, jax.tree.map(jnp.zeros_like, own))
-    *packed, packed_params = run(
-        pack(inputs, filler), params, jnp.asarray(ids_packed), together
-    )  # fmt: skip
+    *packed, packed_params = run(pack(inputs, filler), params, jnp.asarray(ids_packed), together)
     *alone, alone_params = run(inputs, params, ids_alone, own)
     for number, (span, length) in enumerate(zip(spans, lengths)):
         got = jax.tree.map(lambda x, s=span: x[:1, s], packed)
@@ -281,9 +299,17 @@ def _as_wide(ids_BT, x):
 
 
 def check_split(
-    subject: Subject, rng, batch: int, time: int, cuts: Sequence[int], segment_ids=None,
-    dtype=jnp.float64, tolerance: float = 1e-10, impl: str = "chunked", with_state: bool = True,
-) -> None:  # fmt: skip
+    subject: Subject,
+    rng,
+    batch: int,
+    time: int,
+    cuts: Sequence[int],
+    segment_ids=None,
+    dtype=jnp.float64,
+    tolerance: float = 1e-10,
+    impl: str = "chunked",
+    with_state: bool = True,
+) -> None:
     """Law 3: the calls between `cuts`, each given the state of the one before, equal one
     call, gradients through the carried state included. `cuts=range(1, time)` is decoding."""
 
@@ -308,9 +334,15 @@ def check_split(
 
 
 def check_causal(
-    subject: Subject, rng, batch: int, time: int, cut: int, segment_ids,
-    dtype=jnp.float32, impl: str = "chunked",
-) -> None:  # fmt: skip
+    subject: Subject,
+    rng,
+    batch: int,
+    time: int,
+    cut: int,
+    segment_ids,
+    dtype=jnp.float32,
+    impl: str = "chunked",
+) -> None:
     """Law 4, exactly: new tokens from `cut` on change no output before it and get no gradient
     from there; new padded tokens change no output and no gradient, and have output 0."""
     inputs, params = subject.inputs(rng, batch, time, dtype), subject.params(rng, dtype)
@@ -353,9 +385,14 @@ def check_causal(
 
 
 def check_finite(
-    subject: Subject, rng, batch: int, time: int, dtype=jnp.float32, impl: str = "chunked",
+    subject: Subject,
+    rng,
+    batch: int,
+    time: int,
+    dtype=jnp.float32,
+    impl: str = "chunked",
     segment_ids=None,
-) -> None:  # fmt: skip
+) -> None:
     """Law 5: values and gradients are finite on the subject's extreme inputs."""
     run = runner(subject, impl)
     for name, extreme in {"plain": lambda x: x, **subject.extremes}.items():
@@ -374,10 +411,18 @@ def check_finite(
 
 
 def check_sharded(
-    subject: Subject, rng, mesh: jax.sharding.Mesh, batch: int, time: int, axis: str = "data",
-    dtype=jnp.float32, tolerance: float = 1e-5, impl: str = "chunked", segment_ids=None,
+    subject: Subject,
+    rng,
+    mesh: jax.sharding.Mesh,
+    batch: int,
+    time: int,
+    axis: str = "data",
+    dtype=jnp.float32,
+    tolerance: float = 1e-5,
+    impl: str = "chunked",
+    segment_ids=None,
     with_state: bool = True,
-) -> None:  # fmt: skip
+) -> None:
     """Law 6: with the batch split over `axis` of `mesh`, results equal a single device's."""
     inputs, params = subject.inputs(rng, batch, time, dtype), subject.params(rng, dtype)
     state = subject.state(rng, batch, dtype) if subject.state and with_state else None
@@ -398,9 +443,14 @@ def check_sharded(
 
 
 def check_deterministic(
-    subject: Subject, rng, batch: int, time: int, dtype=jnp.float32, impl: str = "chunked",
+    subject: Subject,
+    rng,
+    batch: int,
+    time: int,
+    dtype=jnp.float32,
+    impl: str = "chunked",
     segment_ids=None,
-) -> None:  # fmt: skip
+) -> None:
     """Law 7: two runs of values and gradients have the same bits."""
     inputs, params = subject.inputs(rng, batch, time, dtype), subject.params(rng, dtype)
     state = subject.state(rng, batch, dtype) if subject.state else None
@@ -411,9 +461,15 @@ def check_deterministic(
 
 
 def check_vmap(
-    subject: Subject, rng, size: int, batch: int, time: int, dtype=jnp.float64,
-    tolerance: float = 1e-10, impl: str = "chunked",
-) -> None:  # fmt: skip
+    subject: Subject,
+    rng,
+    size: int,
+    batch: int,
+    time: int,
+    dtype=jnp.float64,
+    tolerance: float = 1e-10,
+    impl: str = "chunked",
+) -> None:
     """jax.vmap over a leading axis of everything, gradients included, equals a loop over it."""
     draws = []
     for _ in range(size):

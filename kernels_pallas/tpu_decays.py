@@ -39,9 +39,12 @@ def sum_products(x, ones):
     for _ in range(3):
         part = x.astype(jnp.bfloat16)
         product = jax.lax.dot_general(
-            part, ones, (((1,), (0,)), ((), ())),
-            precision=jax.lax.Precision.DEFAULT, preferred_element_type=jnp.float32,
-        )  # fmt: skip
+            part,
+            ones,
+            (((1,), (0,)), ((), ())),
+            precision=jax.lax.Precision.DEFAULT,
+            preferred_element_type=jnp.float32,
+        )
         total = product if total is None else total + product
         x = x - part.astype(jnp.float32)
     return total

@@ -9,9 +9,16 @@ from launch.targets import launcher
 
 
 def run_sweep(
-    *, config: str, root: pathlib.Path, to: str, site: pathlib.Path | None, parallel: int | None,
-    dry_run: bool, yes: bool, overrides: list[tuple[str, str]],
-) -> int:  # fmt: skip
+    *,
+    config: str,
+    root: pathlib.Path,
+    to: str,
+    site: pathlib.Path | None,
+    parallel: int | None,
+    dry_run: bool,
+    yes: bool,
+    overrides: list[tuple[str, str]],
+) -> int:
     """Expands the sweep of recipe `config`, prints it, and submits what is not finished.
 
     Args:

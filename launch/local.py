@@ -71,10 +71,11 @@ class Local:
     def submit(self, jobs: Sequence[Job], root: pathlib.Path) -> int:
         """Runs the jobs to their end; 0 if all finished, 1 if any failed, 75 if stopped."""
         attempts = [
-            _Attempt(job, job.workdir(root), root / "logs" / f"{job.name}.log",
-                     job.planned.progress)
+            _Attempt(
+                job, job.workdir(root), root / "logs" / f"{job.name}.log", job.planned.progress
+            )
             for job in jobs
-        ]  # fmt: skip
+        ]
         with _held(root) as lock, preemption.StopSignal() as stop:
             try:
                 self._run(attempts, root, lock, stop)
@@ -137,12 +138,15 @@ class Local:
             attempt.log_start = log.tell()
             attempt.process = subprocess.Popen(
                 [*PROGRAM, *attempt.job.words(root)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
                 # Ctrl-C reaches this process alone, which passes on one signal: two stop at once.
                 start_new_session=True,
                 # While a run lives, whatever became of this process, the root is taken.
                 pass_fds=(lock.fileno(),),
-            )  # fmt: skip
+            )
         attempt.state, attempt.slot = "running", slot
 
     def _end(self, attempt: _Attempt, asked: bool) -> None:

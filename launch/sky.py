@@ -31,10 +31,19 @@ class Sky:
     def submit(self, jobs: Sequence[Job], root: pathlib.Path) -> int:
         files = {f"{job.name}.yaml": self.task(job, root) for job in jobs}
         commands = [
-            Submission(job.name, ("sky", "jobs", "launch", "--yes", "--detach-run",
-                                  str(root / "sky" / f"{job.name}.yaml")))
+            Submission(
+                job.name,
+                (
+                    "sky",
+                    "jobs",
+                    "launch",
+                    "--yes",
+                    "--detach-run",
+                    str(root / "sky" / f"{job.name}.yaml"),
+                ),
+            )
             for job in jobs
-        ]  # fmt: skip
+        ]
         return submit_all("sky", "uv tool install skypilot", commands, files, root)
 
     def task(self, job: Job, root: pathlib.Path) -> str:

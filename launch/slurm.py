@@ -20,9 +20,16 @@ from launch.submission import read_record
 FOLDER, RECORD = "slurm", "slurm.json"
 
 _SAME_NAME = (
-    "partition", "account", "qos", "nodes", "gpus_per_node", "cpus_per_task", "constraint",
-    "exclude", "signal_delay_s",
-)  # fmt: skip
+    "partition",
+    "account",
+    "qos",
+    "nodes",
+    "gpus_per_node",
+    "cpus_per_task",
+    "constraint",
+    "exclude",
+    "signal_delay_s",
+)
 
 
 class Slurm:

@@ -76,8 +76,9 @@ class RunJob:
             return  # the first of the job's processes speaks for all
         asked = subprocess.run(
             ["squeue", "--noheader", "--jobs", job.job_id, "--format", "%T"],
-            capture_output=True, text=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+        )
         if asked.stdout.strip() == "RUNNING":
             subprocess.run(["scontrol", "requeue", job.job_id], check=True)
             sys.exit(TRY_AGAIN)

@@ -23,9 +23,12 @@ class Submission:
 
 
 def submit_all(
-    tool: str, install: str, submissions: Sequence[Submission], files: Mapping[str, str],
+    tool: str,
+    install: str,
+    submissions: Sequence[Submission],
+    files: Mapping[str, str],
     root: pathlib.Path,
-) -> int:  # fmt: skip
+) -> int:
     """Writes `files` and `submit.sh` into `root`/TOOL, and runs the commands that were not run yet.
 
     Which runs were submitted is kept in `root`/TOOL.json: these tools do not say it, and two jobs

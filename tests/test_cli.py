@@ -16,10 +16,20 @@ def run(tmp_path_factory, request):
     workdir = tmp_path_factory.mktemp("cli") / "run"
     root = request.config.rootpath
     done = subprocess.run(
-        [sys.executable, "-m", "hybridlm.cli", "train", "--config", "configs/demo.py:smoke",
-         "--workdir", str(workdir)],
-        cwd=root, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "hybridlm.cli",
+            "train",
+            "--config",
+            "configs/demo.py:smoke",
+            "--workdir",
+            str(workdir),
+        ],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
 
@@ -86,23 +96,40 @@ REFUSED = [
     (["generate", "--workdir", "{run}", "--temperature", "hot"], "invalid float value: 'hot'"),
     (["inspect"], "the following arguments are required: WORKDIR"),
     (["train", "--config", "configs/demo.py:smoke", "--workdir", ""], "a path is empty"),
-    (["train", "--config", "configs/demo.py:smoke", "--workdir", "{run}/config.json"],
-     "config.json is a file: name a folder"),
+    (
+        ["train", "--config", "configs/demo.py:smoke", "--workdir", "{run}/config.json"],
+        "config.json is a file: name a folder",
+    ),
     (["train", "--config", "configs/demo.py"], "train needs --workdir"),
     (["train", "--config", "configs/demo.py", "--dry_run", "--config.seed"], "has no value"),
     (["train", "--config", "configs/demo.py", "--dry_run", "now"], "unknown argument 'now'"),
     (["train", "--config", "configs/dem.py", "--dry_run"], "did you mean 'demo.py'?"),
-    (["train", "--config", "configs/demo.py:smoke", "--workdir", "{run}", "--config.seed=1"],
-     "holds a run of another config (seed 0 -> 1): use another --workdir"),
-    (["train", "--config", "configs/demo.py:smoke", "--workdir", "/proc/none"],
-     "--workdir /proc/none cannot be written"),
-    (["train", "--config", "configs/demo.py:smoke", "--workdir", "{new}",
-      "--config.data.sources.addresses.path=gone.jsonl"], "gone.jsonl"),
+    (
+        ["train", "--config", "configs/demo.py:smoke", "--workdir", "{run}", "--config.seed=1"],
+        "holds a run of another config (seed 0 -> 1): use another --workdir",
+    ),
+    (
+        ["train", "--config", "configs/demo.py:smoke", "--workdir", "/proc/none"],
+        "--workdir /proc/none cannot be written",
+    ),
+    (
+        [
+            "train",
+            "--config",
+            "configs/demo.py:smoke",
+            "--workdir",
+            "{new}",
+            "--config.data.sources.addresses.path=gone.jsonl",
+        ],
+        "gone.jsonl",
+    ),
     (["tokenize", "--source", "gone.txt", "--out", "{new}"], "gone.txt"),
     (["tokenize", "--source", "x", "--kind", "csv", "--out", "{new}"], "source.kind is 'csv'"),
-    (["tokenize", "--source", "x", "--tokenizer", "bpe", "--out", "{new}"],
-     "tokenizer.kind is 'bpe'"),
-]  # fmt: skip
+    (
+        ["tokenize", "--source", "x", "--tokenizer", "bpe", "--out", "{new}"],
+        "tokenizer.kind is 'bpe'",
+    ),
+]
 
 
 @pytest.mark.parametrize("words, sentence", REFUSED, ids=[" ".join(w)[:90] for w, _ in REFUSED])
@@ -121,22 +148,45 @@ def test_a_workdir_in_use_is_refused(run, root):
     with open(run[0] / ".lock", "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = subprocess.run(
-            [sys.executable, "-m", "hybridlm.cli", "train", "--config", "configs/demo.py:smoke",
-             "--workdir", str(run[0])],
-            cwd=root, capture_output=True, text=True, env=dict(os.environ),
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "hybridlm.cli",
+                "train",
+                "--config",
+                "configs/demo.py:smoke",
+                "--workdir",
+                str(run[0]),
+            ],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            env=dict(os.environ),
+        )
     assert done.returncode == 2
     assert done.stderr.endswith(f"another process is training in {run[0]}\n")
 
 
 def test_a_run_that_diverges_ends_with_a_sentence(root, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "hybridlm.cli", "train", "--config", "configs/demo.py:smoke",
-         "--workdir", str(tmp_path / "run"), "--config.train.abort_after=3",
-         "--config.optimizer.lr=1e30", "--config.optimizer.schedule='constant'",
-         "--config.data.bigram_baseline=False"],
-        cwd=root, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "hybridlm.cli",
+            "train",
+            "--config",
+            "configs/demo.py:smoke",
+            "--workdir",
+            str(tmp_path / "run"),
+            "--config.train.abort_after=3",
+            "--config.optimizer.lr=1e30",
+            "--config.optimizer.schedule='constant'",
+            "--config.data.bigram_baseline=False",
+        ],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert "3 updates in a row were skipped" in done.stderr
     assert "the run has diverged" in done.stderr and done.stderr.count("\n") == 1

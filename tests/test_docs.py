@@ -55,9 +55,11 @@ def test_every_command_of_the_readme_runs(root, tmp_path):
     def run(command):
         words = shlex.split(command)[1:]
         return subprocess.run(
-            [sys.executable, "-m", "hybridlm.cli", *words], cwd=tmp_path, capture_output=True,
+            [sys.executable, "-m", "hybridlm.cli", *words],
+            cwd=tmp_path,
+            capture_output=True,
             text=True,
-        )  # fmt: skip
+        )
 
     demo = run(".venv/bin/hybridlm train --config configs/demo.py:smoke --workdir runs/demo")
     assert demo.returncode == 0, demo.stderr

@@ -11,13 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridlm.errors import UserError
-from hybridlm.generate import (
-    Sampling,
-    check_sampling,
-    generate_text,
-    generate_tokens,
-    sample_token,
-)
+from hybridlm.generate import Sampling, check_sampling, generate_text, generate_tokens, sample_token
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "models"))
 import small
@@ -120,9 +114,12 @@ def test_settings_that_mean_nothing_are_refused(sampling, count, sentence):
 
 @pytest.mark.parametrize(
     "prompt, seed, sentence",
-    [("a\udcff", 0, "--prompt is not valid UTF-8"), ("a", -1, "--seed must lie in [0, 2^31), not -1"),
-     ("a", 2**40, "--seed must lie in [0, 2^31)")],
-)  # fmt: skip
+    [
+        ("a\udcff", 0, "--prompt is not valid UTF-8"),
+        ("a", -1, "--seed must lie in [0, 2^31), not -1"),
+        ("a", 2**40, "--seed must lie in [0, 2^31)"),
+    ],
+)
 def test_prompts_and_seeds_that_cannot_be_are_refused(prompt, seed, sentence):
     with pytest.raises(UserError) as error:
         check_sampling(Sampling(), 1, prompt, seed)

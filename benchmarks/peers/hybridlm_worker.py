@@ -27,26 +27,35 @@ def settings(options: argparse.Namespace) -> dict:
     return dict(
         seed=options.seed,
         model=dict(
-            width=measure.WIDTH, depth=measure.DEPTH, vocab_size=measure.VOCAB,
+            width=measure.WIDTH,
+            depth=measure.DEPTH,
+            vocab_size=measure.VOCAB,
             pattern="swa full",
             mixers=dict(
                 swa=dict(attention, window=measure.WINDOW, rope=rope),
                 full=dict(attention, window=None, rope=rope),
             ),
             mlp=dict(kind="swiglu", hidden=measure.MLP),
-            norm_eps=measure.NORM_EPS, init_std=measure.INIT_STD,
+            norm_eps=measure.NORM_EPS,
+            init_std=measure.INIT_STD,
         ),
         data=dict(
             sources=dict(random=dict(kind="text", path="made in memory, never opened")),
-            seq_len=measure.TIME, batch_size=measure.BATCH,
+            seq_len=measure.TIME,
+            batch_size=measure.BATCH,
         ),
         optimizer=dict(
-            name="adamw", schedule="constant", lr=measure.LEARNING_RATE, b1=measure.B1,
-            b2=measure.B2, eps=measure.ADAM_EPS, weight_decay=measure.WEIGHT_DECAY,
+            name="adamw",
+            schedule="constant",
+            lr=measure.LEARNING_RATE,
+            b1=measure.B1,
+            b2=measure.B2,
+            eps=measure.ADAM_EPS,
+            weight_decay=measure.WEIGHT_DECAY,
             clip_norm=measure.CLIP_NORM,
         ),
         train=dict(steps=options.steps + options.warmup),
-    )  # fmt: skip
+    )
 
 
 def run(options: argparse.Namespace) -> dict:

@@ -23,17 +23,29 @@ from jla.training.step import LossConfig, build_train_step, lm_loss
 def model_config(**choices: object) -> ModelConfig:
     def attention(window: int | None) -> AttentionConfig:
         return AttentionConfig(
-            num_heads=measure.HEADS, num_kv_heads=measure.HEADS, head_dim=measure.HEAD_DIM,
-            rope_theta=measure.ROPE_THETA, qk_norm=True, sliding_window=window,
-        )  # fmt: skip
+            num_heads=measure.HEADS,
+            num_kv_heads=measure.HEADS,
+            head_dim=measure.HEAD_DIM,
+            rope_theta=measure.ROPE_THETA,
+            qk_norm=True,
+            sliding_window=window,
+        )
 
     return ModelConfig(
-        vocab_size=measure.VOCAB, d_model=measure.WIDTH, n_layers=measure.DEPTH, d_ff=measure.MLP,
-        local_attention=attention(measure.WINDOW), attention=attention(None),
+        vocab_size=measure.VOCAB,
+        d_model=measure.WIDTH,
+        n_layers=measure.DEPTH,
+        d_ff=measure.MLP,
+        local_attention=attention(measure.WINDOW),
+        attention=attention(None),
         layer_types=("local_attention", "attention") * (measure.DEPTH // 2),
-        norm_eps=measure.NORM_EPS, initializer_range=measure.INIT_STD, tie_embeddings=True,
-        param_dtype="float32", compute_dtype="float32", **choices,
-    )  # fmt: skip
+        norm_eps=measure.NORM_EPS,
+        initializer_range=measure.INIT_STD,
+        tie_embeddings=True,
+        param_dtype="float32",
+        compute_dtype="float32",
+        **choices,
+    )
 
 
 def run(options: argparse.Namespace, **choices: object) -> dict:
@@ -44,9 +56,12 @@ def run(options: argparse.Namespace, **choices: object) -> dict:
     arrays = jax.jit(lambda key: eqx.filter(build(key=key), eqx.is_array))(model_key)
     model = eqx.combine(arrays, eqx.filter(abstract, is_shape, inverse=True))
     optimizer = create_optimizer(
-        lr=measure.LEARNING_RATE, weight_decay=measure.WEIGHT_DECAY,
-        betas=(measure.B1, measure.B2), eps=measure.ADAM_EPS, max_grad_norm=measure.CLIP_NORM,
-    )  # fmt: skip
+        lr=measure.LEARNING_RATE,
+        weight_decay=measure.WEIGHT_DECAY,
+        betas=(measure.B1, measure.B2),
+        eps=measure.ADAM_EPS,
+        max_grad_norm=measure.CLIP_NORM,
+    )
     params = eqx.filter(model, eqx.is_inexact_array)
     parameters = sum(x.size for x in jax.tree.leaves(params))
     opt_state = jax.jit(optimizer.init)(params)

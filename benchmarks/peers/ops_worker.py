@@ -84,39 +84,48 @@ def peer_window(q, k, v):
 #: Op: the inputs it takes, our form, and the peer's where it has one.
 OPS: dict[str, tuple[str, Form, Form | None]] = {
     "attention, window 128": (
-        "q k v", lambda q, k, v: attention(q, k, v, window=WINDOW, scale=1.0)[0], peer_window,
+        "q k v",
+        lambda q, k, v: attention(q, k, v, window=WINDOW, scale=1.0)[0],
+        peer_window,
     ),
     "linear_recurrence": ("a x", lambda a, x: linear_recurrence(a, x), None),
     "causal_conv": ("x taps", lambda x, taps: causal_conv(x, taps), peer_conv),
     "gated_linear, gate per head": (
-        "q k v head_decay", lambda q, k, v, g: gated_linear(q, k, v, g, scale=1.0),
+        "q k v head_decay",
+        lambda q, k, v, g: gated_linear(q, k, v, g, scale=1.0),
         peer("simple_gla", g="head_decay"),
     ),
     "gated_linear, gate per channel": (
-        "q k v channel_decay", lambda q, k, v, g: gated_linear(q, k, v, g, scale=1.0),
+        "q k v channel_decay",
+        lambda q, k, v, g: gated_linear(q, k, v, g, scale=1.0),
         peer("gla", g="channel_decay"),
     ),
     "delta_rule": (
-        "q k v beta", lambda q, k, v, b: delta_rule(q, k, v, b, scale=1.0),
+        "q k v beta",
+        lambda q, k, v, b: delta_rule(q, k, v, b, scale=1.0),
         peer("deltanet", beta="beta"),
     ),
     "delta_rule, gate per head": (
-        "q k v beta head_decay", lambda q, k, v, b, g: delta_rule(q, k, v, b, g, scale=1.0),
+        "q k v beta head_decay",
+        lambda q, k, v, b, g: delta_rule(q, k, v, b, g, scale=1.0),
         peer("gated_deltanet", beta="beta", g="head_decay"),
     ),
     "delta_rule, gate per channel": (
-        "q k v beta channel_decay", lambda q, k, v, b, g: delta_rule(q, k, v, b, g, scale=1.0),
+        "q k v beta channel_decay",
+        lambda q, k, v, b, g: delta_rule(q, k, v, b, g, scale=1.0),
         peer("kda", beta="beta", g="channel_decay"),
     ),
     "block_sparse_attention": (
-        "q k v", lambda q, k, v: block_sparse_attention(
-            q, k, v, block=BLOCK, top_k=BLOCKS, scale=1.0
-        )[0], None,
+        "q k v",
+        lambda q, k, v: block_sparse_attention(q, k, v, block=BLOCK, top_k=BLOCKS, scale=1.0)[0],
+        None,
     ),
     "gated_slots": (
-        "q k v slot_decay", lambda q, k, v, g: gated_slots(q, k, v, g, scale=1.0)[0], None,
+        "q k v slot_decay",
+        lambda q, k, v, g: gated_slots(q, k, v, g, scale=1.0)[0],
+        None,
     ),
-}  # fmt: skip
+}
 
 
 def compiled(form: Form, arrays: Arrays, names: list[str]) -> Callable[[], None]:

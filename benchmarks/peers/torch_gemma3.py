@@ -25,24 +25,36 @@ from transformers import (
 )
 
 COMMON = dict(
-    vocab_size=measure.VOCAB, hidden_size=measure.WIDTH, intermediate_size=measure.MLP,
-    num_hidden_layers=measure.DEPTH, num_attention_heads=measure.HEADS,
-    num_key_value_heads=measure.HEADS, head_dim=measure.HEAD_DIM,
+    vocab_size=measure.VOCAB,
+    hidden_size=measure.WIDTH,
+    intermediate_size=measure.MLP,
+    num_hidden_layers=measure.DEPTH,
+    num_attention_heads=measure.HEADS,
+    num_key_value_heads=measure.HEADS,
+    head_dim=measure.HEAD_DIM,
     sliding_window=measure.WINDOW,
     layer_types=["sliding_attention", "full_attention"] * (measure.DEPTH // 2),
-    max_position_embeddings=measure.TIME, rms_norm_eps=measure.NORM_EPS,
-    initializer_range=measure.INIT_STD, tie_word_embeddings=True, attention_dropout=0.0,
-    use_cache=False, pad_token_id=None, bos_token_id=None, eos_token_id=None,
+    max_position_embeddings=measure.TIME,
+    rms_norm_eps=measure.NORM_EPS,
+    initializer_range=measure.INIT_STD,
+    tie_word_embeddings=True,
+    attention_dropout=0.0,
+    use_cache=False,
+    pad_token_id=None,
+    bos_token_id=None,
+    eos_token_id=None,
     attn_implementation="sdpa",
-)  # fmt: skip
+)
 
 
 def gemma3() -> PreTrainedModel:
     rope = {"rope_type": "default", "rope_theta": measure.ROPE_THETA}
     config = Gemma3TextConfig(
-        hidden_activation="silu", query_pre_attn_scalar=measure.HEAD_DIM,
-        rope_parameters={"sliding_attention": rope, "full_attention": rope}, **COMMON,
-    )  # fmt: skip
+        hidden_activation="silu",
+        query_pre_attn_scalar=measure.HEAD_DIM,
+        rope_parameters={"sliding_attention": rope, "full_attention": rope},
+        **COMMON,
+    )
     return Gemma3ForCausalLM(config)
 
 
@@ -104,9 +116,12 @@ def make_adamw(model: torch.nn.Module, implementation: str) -> torch.optim.AdamW
         {"params": rest, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        groups, lr=measure.LEARNING_RATE, betas=(measure.B1, measure.B2), eps=measure.ADAM_EPS,
+        groups,
+        lr=measure.LEARNING_RATE,
+        betas=(measure.B1, measure.B2),
+        eps=measure.ADAM_EPS,
         **{implementation: True},
-    )  # fmt: skip
+    )
 
 
 def adamw_seconds(model: torch.nn.Module) -> dict[str, float]:

@@ -14,10 +14,4 @@ from hybridlm.config import recipes
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "" or "smoke" (seconds, on any machine)."""
-    return recipes.hybrid_with_full_attention(
-        arg,
-        kind="gdn",
-        heads=4,
-        head_dim=32,
-        value_dim=32,
-    )
+    return recipes.hybrid_with_full_attention(arg, kind="gdn", heads=4, head_dim=32, value_dim=32)

@@ -14,8 +14,4 @@ from hybridlm.config import recipes
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "" or "smoke" (seconds, on any machine)."""
-    return recipes.hybrid_with_full_attention(
-        arg,
-        kind="lightning",
-        heads=4,
-    )
+    return recipes.hybrid_with_full_attention(arg, kind="lightning", heads=4)

@@ -15,11 +15,5 @@ from hybridlm.config import recipes
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "" or "smoke" (seconds, on any machine)."""
     return recipes.hybrid_with_full_attention(
-        arg,
-        kind="mla",
-        heads=4,
-        kv_rank=64,
-        qk_nope=32,
-        qk_rope=16,
-        value_dim=32,
+        arg, kind="mla", heads=4, kv_rank=64, qk_nope=32, qk_rope=16, value_dim=32
     )

@@ -15,10 +15,5 @@ from hybridlm.config import recipes
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "" or "smoke" (seconds, on any machine)."""
     return recipes.hybrid_with_full_attention(
-        arg,
-        kind="moba",
-        heads=4,
-        kv_heads=2,
-        block=32,
-        top_k=4,
+        arg, kind="moba", heads=4, kv_heads=2, block=32, top_k=4
     )

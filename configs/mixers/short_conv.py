@@ -14,7 +14,4 @@ from hybridlm.config import recipes
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "" or "smoke" (seconds, on any machine)."""
-    return recipes.hybrid_with_full_attention(
-        arg,
-        kind="short_conv",
-    )
+    return recipes.hybrid_with_full_attention(arg, kind="short_conv")

@@ -108,11 +108,16 @@ class Arm:
         """The same for all arms that share a program."""
         full = dict(kind="attention", heads=self.scale.heads, rope=None if self.nope else {})
         return ModelConfig(
-            width=self.scale.width, depth=DEPTH, pattern="local full", vocab_size=self.scale.task.vocab,
-            mixers=dict(local=dict(self.local), full=full), mlp=MLPConfig(hidden=MLP),
+            width=self.scale.width,
+            depth=DEPTH,
+            pattern="local full",
+            vocab_size=self.scale.task.vocab,
+            mixers=dict(local=dict(self.local), full=full),
+            mlp=MLPConfig(hidden=MLP),
             # Embeddings of about the size of what a layer adds: neither drowns the other.
-            init_std=self.scale.width**-0.5, embedding_scale=2.0,
-        )  # fmt: skip
+            init_std=self.scale.width**-0.5,
+            embedding_scale=2.0,
+        )
 
     def train(self) -> TrainConfig:
         return TrainConfig(steps=self.steps)
@@ -145,9 +150,10 @@ def sets(scale: Scale) -> dict[str, list[Arm]]:
             if width in (SMALL, large, none):
                 found["long"].append(arm(f"{name}-long", width, constant(width), scale.long))
         for name, window in (
-            ("curriculum", curriculum(SMALL, large)), ("stochastic", stochastic(SMALL, large)),
+            ("curriculum", curriculum(SMALL, large)),
+            ("stochastic", stochastic(SMALL, large)),
             ("dropout", dropout(large)),
-        ):  # fmt: skip
+        ):
             found["cures"].append(arm(name, large, window, scale.core))
         for name, local in recurrent(scale).items():
             found["recurrent"].append(arm(name, None, constant(none), scale.core, local))

@@ -137,8 +137,9 @@ def convergence(arms: Arms, small: str, large: str, positions: str) -> Verdict |
     )
     return Verdict(
         f"with enough training {large} catches up with {small} ({positions})",
-        _within(apart, ACCURACY_MARGIN), figure,
-    )  # fmt: skip
+        _within(apart, ACCURACY_MARGIN),
+        figure,
+    )
 
 
 def same_local_loss(arms: Arms, small: str, large: str, positions: str) -> Verdict | None:
@@ -154,8 +155,9 @@ def same_local_loss(arms: Arms, small: str, large: str, positions: str) -> Verdi
     )
     return Verdict(
         f"windows do not differ in short-range loss ({positions})",
-        _within(apart, LOSS_MARGIN), figure,
-    )  # fmt: skip
+        _within(apart, LOSS_MARGIN),
+        figure,
+    )
 
 
 def _later(arms: Arms, late: str, early: str, claim: str) -> Verdict | None:

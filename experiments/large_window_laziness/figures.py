@@ -23,9 +23,10 @@ from hybridlm.analysis.figures import INK, PALETTE, to_svg
 
 POSITIONS = {"rope": "RoPE in the full layers", "nope": "NoPE in the full layers"}
 HEADS = {
-    "mass": "attention mass on the needle", "entropy": "normalised entropy",
+    "mass": "attention mass on the needle",
+    "entropy": "normalised entropy",
     "qk_distance": "Q/K distance to the end",
-}  # fmt: skip
+}
 
 
 def accuracy_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
@@ -70,8 +71,14 @@ def survival_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
             end = max(run.steps[-1] for run in runs)
             steps, share = np.append(steps, end), np.append(share, share[-1])
             # Steps that lie on each other are told apart by a hair.
-            axes.step(steps, share + 0.008 * number, where="post", color=PALETTE[number % 8],
-                      linewidth=1.8, label=_label(name))  # fmt: skip
+            axes.step(
+                steps,
+                share + 0.008 * number,
+                where="post",
+                color=PALETTE[number % 8],
+                linewidth=1.8,
+                label=_label(name),
+            )
         axes.set_title(title, fontsize=9, color=INK)
         axes.set_xlabel("step", fontsize=9)
         axes.set_ylim(-0.03, 1.07)
@@ -98,9 +105,11 @@ def local_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
 
 
 FIGURES = {
-    "accuracy": accuracy_figure, "heads": heads_figure, "survival": survival_figure,
+    "accuracy": accuracy_figure,
+    "heads": heads_figure,
+    "survival": survival_figure,
     "local_loss": local_figure,
-}  # fmt: skip
+}
 
 
 def _of(curves: Sequence[Curve], positions: str, scale: Scale) -> dict[str, list[Curve]]:
@@ -120,8 +129,9 @@ def _lines(axes: Axes, arms: dict[str, list[Curve]], column: str, less: float = 
             axes.plot(run.steps, run.values[column] - less, color=color, linewidth=0.7, alpha=0.35)
         shared = min(len(run.steps) for run in runs)
         mean = np.mean([run.values[column][:shared] for run in runs], axis=0)
-        axes.plot(runs[0].steps[:shared], mean - less, color=color, linewidth=1.8,
-                  label=_label(name))  # fmt: skip
+        axes.plot(
+            runs[0].steps[:shared], mean - less, color=color, linewidth=1.8, label=_label(name)
+        )
     _plain(axes)
 
 
@@ -132,8 +142,14 @@ def _label(name: str) -> str:
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside upper center", fontsize=9,
-                  ncols=min(len(labels), 6) or 1)  # fmt: skip
+    figure.legend(
+        handles,
+        labels,
+        frameon=False,
+        loc="outside upper center",
+        fontsize=9,
+        ncols=min(len(labels), 6) or 1,
+    )
 
 
 def _plain(axes: Axes) -> None:

@@ -171,9 +171,11 @@ def _restore(path: pathlib.Path, state):
         weights = [[file[f"weights{i}_{j}"] for j in range(each)] for i in range(facts["weights"])]
     # The measurement of this step is made again.
     return jax.tree.unflatten(jax.tree.structure(state), leaves), {
-        "cpu": facts["cpu"], "wall": facts["wall"], "curve": facts["curve"][:-1],
+        "cpu": facts["cpu"],
+        "wall": facts["wall"],
+        "curve": facts["curve"][:-1],
         "weights": weights[:-1],
-    }  # fmt: skip
+    }
 
 
 def _write(path: pathlib.Path, text: str) -> None:

@@ -210,9 +210,11 @@ class _Objective:
     def law(self, point: np.ndarray) -> Law:
         log_b, log_c, alpha, beta = (float(x) for x in point)
         return Law(
-            math.exp(log_b + alpha * self.centre_n), math.exp(log_c + beta * self.centre_d),
-            alpha, beta,
-        )  # fmt: skip
+            math.exp(log_b + alpha * self.centre_n),
+            math.exp(log_c + beta * self.centre_d),
+            alpha,
+            beta,
+        )
 
 
 def _grid(rows: Rows) -> list[np.ndarray]:
@@ -226,9 +228,14 @@ def _grid(rows: Rows) -> list[np.ndarray]:
 def _descend(objective: _Objective, point: np.ndarray, epsilon: float) -> tuple[float, np.ndarray]:
     bounds = [(-30.0, 30.0), (-30.0, 30.0), ALPHA_BOUNDS, BETA_BOUNDS]
     done = minimize(
-        objective, point, args=(epsilon,), jac=True, method="L-BFGS-B", bounds=bounds,
+        objective,
+        point,
+        args=(epsilon,),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
         options={"maxiter": 300, "ftol": 1e-10, "gtol": 1e-9},
-    )  # fmt: skip
+    )
     return float(done.fun), done.x
 
 

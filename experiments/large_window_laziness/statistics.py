@@ -90,9 +90,11 @@ def difference(
 
 
 def permutation(
-    groups: Sequence[Sequence[Sequence]], statistic: Callable[[Sequence[Sequence]], float],
-    seed: int = 0, samples: int = SAMPLES,
-) -> float:  # fmt: skip
+    groups: Sequence[Sequence[Sequence]],
+    statistic: Callable[[Sequence[Sequence]], float],
+    seed: int = 0,
+    samples: int = SAMPLES,
+) -> float:
     """One-sided p: how often the summed statistic is as large when labels mean nothing.
 
     Args:

@@ -15,9 +15,17 @@ TOP_K = 2  # heads that are followed: those with the largest score at the end of
 FORMED = 0.5  # accuracy at the largest distances, from which on retrieval has formed
 DISTANCES = tuple(f"accuracy_{i}" for i in range(1, 6))  # ranges of `Task.bins`, nearest first
 CURVE = (
-    "arm", "seed", "step", *DISTANCES, "local_nll", "copied_nll", "mass", "copy",
-    "entropy", "qk_distance",
-)  # fmt: skip
+    "arm",
+    "seed",
+    "step",
+    *DISTANCES,
+    "local_nll",
+    "copied_nll",
+    "mass",
+    "copy",
+    "entropy",
+    "qk_distance",
+)
 RUNS = ("arm", "seed", "steps", "formed_step", "formed", "cpu_seconds", "wall_seconds")
 
 Row = dict[str, float | str | int]
@@ -63,11 +71,15 @@ def collect(workdir: pathlib.Path) -> tuple[list[Row], list[Row]]:
         formed = read_curves(rows)[0].formed
         runs.append(
             {
-                "arm": facts["arm"], "seed": facts["seed"], "steps": facts["steps"],
-                "formed_step": int(formed.step), "formed": int(formed.seen),
-                "cpu_seconds": facts["cpu_seconds"], "wall_seconds": facts["wall_seconds"],
+                "arm": facts["arm"],
+                "seed": facts["seed"],
+                "steps": facts["steps"],
+                "formed_step": int(formed.step),
+                "formed": int(formed.seen),
+                "cpu_seconds": facts["cpu_seconds"],
+                "wall_seconds": facts["wall_seconds"],
             }
-        )  # fmt: skip
+        )
     return curves, runs
 
 
@@ -82,13 +94,17 @@ def _curve_rows(arm: str, seed: int, records: Sequence[dict]) -> list[Row]:
         mass, copy, entropy = chosen.mean(axis=0)
         rows.append(
             {
-                "arm": arm, "seed": seed, "step": record["step"],
+                "arm": arm,
+                "seed": seed,
+                "step": record["step"],
                 **dict(zip(DISTANCES, record["accuracy"])),
                 **{name: record[name] for name in ("local_nll", "copied_nll")},
-                "mass": round(float(mass), 4), "copy": round(float(copy), 4),
-                "entropy": round(float(entropy), 4), "qk_distance": round(float(moved), 4),
+                "mass": round(float(mass), 4),
+                "copy": round(float(copy), 4),
+                "entropy": round(float(entropy), 4),
+                "qk_distance": round(float(moved), 4),
             }
-        )  # fmt: skip
+        )
     return rows
 
 

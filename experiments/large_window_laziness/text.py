@@ -56,22 +56,32 @@ def settings(
         {
             "seed": seed,
             "model": {
-                "width": width, "depth": depth, "pattern": "local full",
+                "width": width,
+                "depth": depth,
+                "pattern": "local full",
                 "mixers": {"local": dict(attention, window=window), "full": full},
                 "mlp": {"hidden": 8 * width // 3 // 16 * 16},
             },
             "data": {**data, "seq_len": seq_len, "batch_size": batch},
             "optimizer": {
-                "lr": 1e-3, "schedule": "wsd", "warmup_steps": steps // 20,
-                "decay_steps": max(steps // 10, 1), "weight_decay": 0.1,
+                "lr": 1e-3,
+                "schedule": "wsd",
+                "warmup_steps": steps // 20,
+                "decay_steps": max(steps // 10, 1),
+                "weight_decay": 0.1,
             },
             "train": {
-                "steps": steps, "log_every": every, "eval_every": every, "eval_sequences": 64,
-                "checkpoint_every": every, "keep_every": every, "tensorboard": False,
+                "steps": steps,
+                "log_every": every,
+                "eval_every": every,
+                "eval_sequences": 64,
+                "checkpoint_every": every,
+                "keep_every": every,
+                "tensorboard": False,
             },
             "probes": {"which": ["heads"], "interval": every, "samples": 16},
         }
-    )  # fmt: skip
+    )
 
 
 def table(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -80,10 +90,14 @@ def table(workdir: pathlib.Path) -> list[dict[str, Any]]:
     for folder in sorted(path.parent for path in workdir.glob(f"*/{metrics.FILE}")):
         evals = [r for r in metrics.read(folder / metrics.FILE) if r["kind"] == "eval"]
         probed = metrics.read(folder / "probes.jsonl")
-        scores = {(r["step"], r["layer"], r["head"]): r for r in probed
-                  if r["kind"] == "retrieval_heads"}  # fmt: skip
-        entropies = {(r["step"], r["layer"], r["head"]): r["entropy"] for r in probed
-                     if r["kind"] == "entropy"}  # fmt: skip
+        scores = {
+            (r["step"], r["layer"], r["head"]): r for r in probed if r["kind"] == "retrieval_heads"
+        }
+        entropies = {
+            (r["step"], r["layer"], r["head"]): r["entropy"]
+            for r in probed
+            if r["kind"] == "entropy"
+        }
         last = max((step for step, *_ in scores), default=0)
         final = sorted((key for key in scores if key[0] == last), key=lambda k: -scores[k]["mass"])
         heads = [key[1:] for key in final[:TOP_K]]
@@ -92,13 +106,15 @@ def table(workdir: pathlib.Path) -> list[dict[str, Any]]:
             seen = [(step, *head) for head in heads if (step, *head) in scores]
             rows.append(
                 {
-                    "run": folder.name, "step": step, "loss": record["loss"],
+                    "run": folder.name,
+                    "step": step,
+                    "loss": record["loss"],
                     "bits_per_byte": record["bits_per_byte"],
                     "last_positions_loss": record["by_position"][-1]["loss"],
                     **{k: _mean([scores[key][k] for key in seen]) for k in ("mass", "copy")},
                     "entropy": _mean([entropies[key] for key in seen if key in entropies]),
                 }
-            )  # fmt: skip
+            )
     return rows
 
 

@@ -13,9 +13,24 @@ from typing import NamedTuple
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
 _BITS = {
-    "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16,
-    "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128,
-}  # fmt: skip
+    "pred": 8,
+    "s4": 4,
+    "u4": 4,
+    "s8": 8,
+    "u8": 8,
+    "s16": 16,
+    "u16": 16,
+    "bf16": 16,
+    "f16": 16,
+    "s32": 32,
+    "u32": 32,
+    "f32": 32,
+    "s64": 64,
+    "u64": 64,
+    "f64": 64,
+    "c64": 64,
+    "c128": 128,
+}
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _HEAD = re.compile(r"^(?:ENTRY )?%([\w.\-]+) \(.*\{$")
@@ -102,9 +117,12 @@ def read(text: str) -> Program:
             if 'custom_call_target="tpu_custom_call"' in i.attributes:
                 kernels[_kernel_name(i)] += times
     return Program(
-        flops, traffic, {k: Collective(*found[k]) for k in KINDS if k in found}, dict(kernels),
+        flops,
+        traffic,
+        {k: Collective(*found[k]) for k in KINDS if k in found},
+        dict(kernels),
         unknown,
-    )  # fmt: skip
+    )
 
 
 # --- the text ------------------------------------------------------------------------------------
@@ -250,8 +268,9 @@ def _convolution_flops(i: Instruction, body: dict[str, Instruction]) -> float:
     left, right = (_arrays(body[name].shape)[0].dims for name in i.operands[:2])
     out = _arrays(i.shape)[0].dims
     size = dict(zip(labels[1], left)), dict(zip(labels[2], right)), dict(zip(labels[3], out))
-    window = dict(re.findall(r"(\w+)=([\w\-]+)", (re.search(r"window=\{(.*?)\}", i.attributes) or " "
-                                                 )[0]))  # fmt: skip
+    window = dict(
+        re.findall(r"(\w+)=([\w\-]+)", (re.search(r"window=\{(.*?)\}", i.attributes) or " ")[0])
+    )
     spatial = sorted(c for c in labels[1] if c.isdigit())
     pairs = 1
     for axis, label in enumerate(spatial):
@@ -261,9 +280,14 @@ def _convolution_flops(i: Instruction, body: dict[str, Instruction]) -> float:
 
         pads = [int(p) for p in re.findall(r"-?\d+", setting("pad", "0_0").replace("_", " "))]
         pairs *= _valid_pairs(
-            size[0][label], size[1][label], size[2][label], int(setting("stride", "1")), pads[0],
-            int(setting("lhs_dilate", "1")), int(setting("rhs_dilate", "1")),
-        )  # fmt: skip
+            size[0][label],
+            size[1][label],
+            size[2][label],
+            int(setting("stride", "1")),
+            pads[0],
+            int(setting("lhs_dilate", "1")),
+            int(setting("rhs_dilate", "1")),
+        )
     return 2.0 * size[2]["b"] * size[2]["f"] * size[1]["i"] * pairs
 
 
@@ -366,9 +390,11 @@ def _collectives(
     it on: it counts where it starts. A reduce-scatter is a fusion of an all-reduce and a slice.
     """
     begun = {
-        name for i in body.values() if '"AsyncCollectiveStart"' in i.attributes
+        name
+        for i in body.values()
+        if '"AsyncCollectiveStart"' in i.attributes
         for name in i.operands
-    }  # fmt: skip
+    }
     scatter = "all-reduce-scatter" in computation
     for i in body.values():
         kind = i.opcode.removesuffix("-start")
@@ -403,5 +429,5 @@ def group_size(attributes: str) -> int:
 
 
 def _kernel_name(i: Instruction) -> str:
-    stated = re.search(r'kernel_name\W+(\w+)', i.attributes)  # fmt: skip
+    stated = re.search(r"kernel_name\W+(\w+)", i.attributes)
     return stated[1] if stated else re.sub(r"[.\d]+$", "", i.name)

@@ -118,12 +118,14 @@ def compile_step(config: Config, target: Target) -> Compiled | TooLarge:
     seconds = time.perf_counter() - start
     sizes = step.memory_analysis()
     memory = Memory(
-        parameters, optimizer, batch,
+        parameters,
+        optimizer,
+        batch,
         sizes.argument_size_in_bytes - parameters - optimizer - batch,
         sizes.temp_size_in_bytes,
         sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
         sizes.generated_code_size_in_bytes,
-    )  # fmt: skip
+    )
     program = hlo.read(step.as_text())
     roofline = Roofline(
         program.flops / target.flops,

@@ -22,10 +22,12 @@ def figures(result: Result, config: Config, target: Target) -> dict[str, Any]:
         return known | {
             "reason": result.reason,
             "memory": {
-                "state": result.state, "temporaries": result.temporaries, "total": result.total,
+                "state": result.state,
+                "temporaries": result.temporaries,
+                "total": result.total,
                 "available": result.available,
             },
-        }  # fmt: skip
+        }
     seconds = max(result.roofline)
     peak = target.flops * len(target.devices)
     return known | {

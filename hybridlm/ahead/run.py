@@ -13,9 +13,12 @@ DOES_NOT_FIT = 1  # exit code
 
 
 def run(
-    config: Config, topology_name: str, slices: int, out: pathlib.Path | None,
+    config: Config,
+    topology_name: str,
+    slices: int,
+    out: pathlib.Path | None,
     say: Callable[[str], None] = print,
-) -> int:  # fmt: skip
+) -> int:
     """Compiles, reports, and saves into `out`; returns 0, or 1 where the step does not fit.
 
     Raises:
@@ -35,14 +38,18 @@ def run(
         say(report.remedy_text(tried, config, target))
     if out is not None:
         figures = {
-            "topology": target.name, "slices": slices, "chip": target.chip, "devices": len(target.devices),
-            "jax": jax.__version__, "config": to_dict(config),
+            "topology": target.name,
+            "slices": slices,
+            "chip": target.chip,
+            "devices": len(target.devices),
+            "jax": jax.__version__,
+            "config": to_dict(config),
             "step": report.figures(result, config, target),
             "remedies": [
                 {"change": change, **report.figures(r, remedies.apply(config, change), target)}
                 for change, r in tried
             ],
-        }  # fmt: skip
+        }
         step = result.step if isinstance(result, measure.Compiled) else None
         saved.save(out, figures, step)
         say(f"written to {out}")

@@ -148,17 +148,17 @@ def _devices(kind: _Kind, sides: tuple[int, ...], name: str, slices: int) -> Seq
 
     # libtpu would look for a chip, a metadata server and other processes otherwise.
     os.environ.update(
-        TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost",
-        TPU_ACCELERATOR_TYPE="v5litepod-4", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-    )  # fmt: skip
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_WORKER_HOSTNAMES="localhost",
+        TPU_ACCELERATOR_TYPE="v5litepod-4",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    )
     options = {"chips_per_host_bounds": (1, 1, 1)} if set(sides) == {1} else {}
     if slices > 1:
         options["num_slices"] = slices
     try:
         return topologies.get_topology_desc(
-            platform="tpu",
-            topology_name=f"{kind.known_as}:{'x'.join(map(str, sides))}",
-            **options,
+            platform="tpu", topology_name=f"{kind.known_as}:{'x'.join(map(str, sides))}", **options
         ).devices
     except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split())[:200]

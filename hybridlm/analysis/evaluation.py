@@ -48,8 +48,9 @@ def table(records: list[Record]) -> str:
     if accuracies:
         parts.append(accuracy_table("accuracy, %", accuracies))
     for task, key, title in (
-        ("perplexity", "bits_per_byte", "bits per byte"), ("longppl", "longppl", "LongPPL"),
-    ):  # fmt: skip
+        ("perplexity", "bits_per_byte", "bits per byte"),
+        ("longppl", "longppl", "LongPPL"),
+    ):
         chosen = [r for r in records if r["task"] == task]
         if chosen:
             cells = ("none" if r[key] is None else f"{r[key]:.4f}" for r in chosen)
@@ -66,10 +67,12 @@ def figures(records: list[Record]) -> dict[str, Any]:
         rows = {
             f"{cell['depth']:g}%": {
                 r["length"]: c["accuracy"]
-                for r in needles for c in r["by_depth"] if c["depth"] == cell["depth"]
+                for r in needles
+                for c in r["by_depth"]
+                if c["depth"] == cell["depth"]
             }
             for cell in needles[0]["by_depth"]
-        }  # fmt: skip
+        }
         made["needle"] = heat_map_figure(rows, "Needle in a haystack", "depth of the needle")
     accuracies = _rows(records, "accuracy")
     if accuracies:

@@ -37,10 +37,15 @@ def loss_figure(
         shown.append(bigram["bits_per_byte"])
         axes.axhline(bigram["bits_per_byte"], color=PALETTE[1], linewidth=1.2, linestyle="--")
         axes.annotate(
-            f"bigram model {bigram['bits_per_byte']:.2f}", (1, bigram["bits_per_byte"]),
-            xycoords=("axes fraction", "data"), xytext=(-4, 4), textcoords="offset points",
-            ha="right", color=PALETTE[1], fontsize=9,
-        )  # fmt: skip
+            f"bigram model {bigram['bits_per_byte']:.2f}",
+            (1, bigram["bits_per_byte"]),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 4),
+            textcoords="offset points",
+            ha="right",
+            color=PALETTE[1],
+            fontsize=9,
+        )
     if shown:
         axes.set_ylim(0.95 * min(shown), min(max(shown), 3 * min(shown)) * 1.03)
         axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.88))
@@ -77,17 +82,22 @@ def position_figure(evals: Sequence[Record]) -> Figure:
         axes.plot(x, y, color=color, linewidth=width, marker="o", markersize=3.5)
         if bins:
             axes.annotate(
-                f"step {record['step']}", (x[-1], y[-1]), xytext=(6, 0),
-                textcoords="offset points", va="center", color=color if width > 1.5 else INK,
+                f"step {record['step']}",
+                (x[-1], y[-1]),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                color=color if width > 1.5 else INK,
                 fontsize=9,
-            )  # fmt: skip
+            )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.margins(x=0.12)
     axes.set(
-        xlabel="position in the context (tokens)", ylabel="bits per byte",
+        xlabel="position in the context (tokens)",
+        ylabel="bits per byte",
         title="Held-out loss by position",
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -105,10 +115,14 @@ def pattern_figure(layers: Sequence[tuple[str, MixerConfig]], seq_len: int) -> F
         axes.add_patch(Rectangle((0, i - 0.42), 0.16, 0.84, color=colors[name], linewidth=0))
         axes.add_patch(
             Rectangle(
-                (1 - 0.8 * reach, i - 0.42), 0.8 * reach, 0.84, facecolor=colors[name],
-                alpha=0.35 if attends else 0.15, linewidth=0,
+                (1 - 0.8 * reach, i - 0.42),
+                0.8 * reach,
+                0.84,
+                facecolor=colors[name],
+                alpha=0.35 if attends else 0.15,
+                linewidth=0,
             )
-        )  # fmt: skip
+        )
         if labelled:
             style = dict(va="center", fontsize=9)
             axes.text(0.08, i, name, color="white", ha="center", fontweight="bold", **style)
@@ -139,9 +153,14 @@ def state_figure(layers: Sequence[tuple[str, MixerConfig]], width: int) -> Figur
         y = [count * mixer.state_bytes(width, n) / 2**20 for n in lengths]
         axes.plot(lengths, y, color=colors[name], linewidth=2)
         axes.annotate(
-            f"{name} x{count}", (lengths[-1], y[-1]), xytext=(6, 0),
-            textcoords="offset points", va="center", color=colors[name], fontsize=9,
-        )  # fmt: skip
+            f"{name} x{count}",
+            (lengths[-1], y[-1]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=colors[name],
+            fontsize=9,
+        )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.margins(x=0.12)
@@ -165,8 +184,9 @@ def heat_map_figure(rows: dict[str, dict[int, float]], title: str, ylabel: str) 
         for x, value in enumerate(row):
             if _finite(value):
                 color = "white" if value < 0.6 else INK
-                axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", color=color,
-                          fontsize=8)  # fmt: skip
+                axes.text(
+                    x, y, f"{100 * value:.0f}", ha="center", va="center", color=color, fontsize=8
+                )
     axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
     axes.set_yticks(range(len(rows)), list(rows))
     axes.tick_params(length=0, colors=INK, labelsize=9)

@@ -195,9 +195,12 @@ class _Subject:
     def classified(self) -> tuple[Prompts, np.ndarray]:
         settings = self.settings
         return needle_prompts(
-            self.run.tokenizer, self.length, settings.classified, settings.seed,
+            self.run.tokenizer,
+            self.length,
+            settings.classified,
+            settings.seed,
             CLASSES[settings.classes],
-        )  # fmt: skip
+        )
 
     @functools.cached_property
     def texts(self) -> Prompts:
@@ -269,9 +272,14 @@ def _gradient_influence(subject: _Subject, step: int, params: Params) -> Tables:
 def _receptive_field(subject: _Subject, step: int, params: Params) -> Tables:
     for layers in subject.restricted:
         yield probes.receptive_field(
-            subject.model, params, subject.prompts, layers, subject.windows,
-            truncate=subject.settings.truncate, **subject.options,
-        )  # fmt: skip
+            subject.model,
+            params,
+            subject.prompts,
+            layers,
+            subject.windows,
+            truncate=subject.settings.truncate,
+            **subject.options,
+        )
 
 
 def _layer_probing(subject: _Subject, step: int, params: Params) -> Tables:
@@ -283,9 +291,14 @@ def _layer_probing(subject: _Subject, step: int, params: Params) -> Tables:
 def _head_masking(subject: _Subject, step: int, params: Params) -> Tables:
     settings = subject.settings
     yield probes.head_masking(
-        subject.model, params, subject.prompts, subject.heads, draws=settings.draws,
-        seed=settings.seed, **subject.options,
-    )  # fmt: skip
+        subject.model,
+        params,
+        subject.prompts,
+        subject.heads,
+        draws=settings.draws,
+        seed=settings.seed,
+        **subject.options,
+    )
 
 
 def _slot_share(subject: _Subject, step: int, params: Params) -> Tables:

@@ -90,9 +90,12 @@ def _model(run: Run) -> str:
         for place, row, count in _folded(rows)
     ]
     sums = LayerCost(
-        "", "", sum(r.parameters for r in rows), total_flops,
+        "",
+        "",
+        sum(r.parameters for r in rows),
+        total_flops,
         tuple(map(sum, zip(*(r.state_bytes for r in rows)))),
-    )  # fmt: skip
+    )
     body.append(["", "all", "", *_cost(sums, 1, total_flops)])
     return (
         "<h2>Model</h2>"
@@ -138,9 +141,16 @@ def _data(run: Run) -> str:
             counts = source[split]
             epochs = f"{source.get('epochs', 0):.3g}" if split == "train" else ""
             body.append(
-                [name, f"{source['weight']:.1%}", {"heldout": "held out"}.get(split, split),
-                 f"{counts['documents']:,}", f"{counts['tokens']:,}", _bytes(counts["bytes"]), epochs]
-            )  # fmt: skip
+                [
+                    name,
+                    f"{source['weight']:.1%}",
+                    {"heldout": "held out"}.get(split, split),
+                    f"{counts['documents']:,}",
+                    f"{counts['tokens']:,}",
+                    _bytes(counts["bytes"]),
+                    epochs,
+                ]
+            )
     data = run.config.data
     note = (
         f"Tokenizer: {data.tokenizer.kind}. Sequences of {data.seq_len:,} tokens, {data.batch_size}"

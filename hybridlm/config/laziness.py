@@ -123,7 +123,7 @@ LOCAL = {
         kind="mamba2", heads=lambda heads: 3 * heads // 4 or 1, head_dim=64, state_dim=64
     ),
     "gdn": _recurrent(kind="gdn", heads=lambda heads: heads, head_dim=32, value_dim=32),
-}  # fmt: skip
+}
 
 
 def _smoke(c: ConfigDict) -> ConfigDict:

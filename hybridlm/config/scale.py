@@ -8,10 +8,21 @@ HEAD_DIM = 128
 
 
 def hybrid(
-    arg: str | None, *, width: int, units: int, hidden: int, kv_heads: int, window: int,
-    seq_len: int, batch_size: int, lr: float, steps: int, accumulate: int = 1, tensor: int = 1,
+    arg: str | None,
+    *,
+    width: int,
+    units: int,
+    hidden: int,
+    kv_heads: int,
+    window: int,
+    seq_len: int,
+    batch_size: int,
+    lr: float,
+    steps: int,
+    accumulate: int = 1,
+    tensor: int = 1,
     tie_embeddings: bool = False,
-) -> ConfigDict:  # fmt: skip
+) -> ConfigDict:
     """Gated DeltaNet, sliding-window attention with RoPE and full attention with NoPE, in turn.
 
     Heads of 128 in all three. The text of the checkout stands in for a corpus, and bytes for its

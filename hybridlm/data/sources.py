@@ -114,11 +114,7 @@ def describe_source(source: "SourceConfig") -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from None
     keyed = source.kind in ("jsonl", "parquet")
-    return {
-        "kind": source.kind,
-        "text_key": source.text_key if keyed else None,
-        "files": files,
-    }
+    return {"kind": source.kind, "text_key": source.text_key if keyed else None, "files": files}
 
 
 def file_sha256(path: str | Path) -> str:

@@ -118,9 +118,7 @@ def _encode(
         return
     # Not Pool.imap: it reads its whole input at once.
     pool = concurrent.futures.ProcessPoolExecutor(
-        processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_end_with_parent,
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
     )
     waiting: collections.deque = collections.deque()
     try:

@@ -48,9 +48,7 @@ class Extrapolation:
             name: self._mixer(mixer, config.data.seq_len, applied)
             for name, mixer in config.model.mixers.items()
         }
-        for name, about in (
-            ("logit_scale", "NoPE"), ("rope_theta", "RoPE"), ("yarn", "RoPE"),
-        ):  # fmt: skip
+        for name, about in (("logit_scale", "NoPE"), ("rope_theta", "RoPE"), ("yarn", "RoPE")):
             if getattr(self, name) is not None and name not in applied:
                 raise UserError(f"--{name}: the model has no global attention layer with {about}")
         return dataclasses.replace(config.model, mixers=mixers) if applied else config.model

@@ -92,9 +92,13 @@ class HarnessModel(LM):
             group = order[start : start + self.batch]
             samples = [_sample(settings[i][0], settings[i][2]) for i in group]
             made = complete(
-                self.opened.model, self.opened.params, self.opened.tokenizer, samples,
-                batch=self.batch, dtype=self.dtype,
-            )  # fmt: skip
+                self.opened.model,
+                self.opened.params,
+                self.opened.tokenizer,
+                samples,
+                batch=self.batch,
+                dtype=self.dtype,
+            )
             for i, text in zip(group, made):
                 ends = [text.find(stop) for stop in settings[i][1] if stop in text]
                 texts[i] = text[: min(ends)] if ends else text
@@ -174,9 +178,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         opened = open_run(arguments.workdir, arguments.step)
         model = HarnessModel(opened, batch=arguments.batch, max_length=arguments.max_length)
         results = lm_eval.simple_evaluate(
-            model, tasks=arguments.tasks.split(","), limit=arguments.limit,
+            model,
+            tasks=arguments.tasks.split(","),
+            limit=arguments.limit,
             num_fewshot=arguments.num_fewshot,
-        )["results"]  # fmt: skip
+        )["results"]
     except UserError as error:
         print(f"harness: {error}", file=sys.stderr)
         return 2

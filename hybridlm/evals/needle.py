@@ -44,11 +44,21 @@ class NeedleInAHaystack:
             filled = insert(source.sentences(units), [sentence], [depth])
             ((first, end),) = filled.spans
             return Draft(
-                filled.text, f"\nThe magic number for {key} is", (value,), ((first, end),),
-                ((end - 1 - len(value), end - 1),), (depth,),
-            )  # fmt: skip
+                filled.text,
+                f"\nThe magic number for {key} is",
+                (value,),
+                ((first, end),),
+                ((end - 1 - len(value), end - 1),),
+                (depth,),
+            )
 
         return fit(
-            make, tokenizer, task=self.name, length=length, seed=seed, index=index,
-            tokens_to_generate=self.tokens_to_generate, least=1,
-        )  # fmt: skip
+            make,
+            tokenizer,
+            task=self.name,
+            length=length,
+            seed=seed,
+            index=index,
+            tokens_to_generate=self.tokens_to_generate,
+            least=1,
+        )

@@ -70,9 +70,19 @@ class Recall:
             ids = tokenizer.encode(prompt)[-room:]
         tokens = np.concatenate([[tokenizer.bos_id], ids]).astype(np.int32)
         return Sample(
-            self.name, length, seed, index, prompt, "", cloze.answers, (), tokens, (), (),
+            self.name,
+            length,
+            seed,
+            index,
+            prompt,
+            "",
+            cloze.answers,
+            (),
+            tokens,
+            (),
+            (),
             self.tokens_to_generate,
-        )  # fmt: skip
+        )
 
 
 def tasks(folder: pathlib.Path) -> dict[str, Recall]:

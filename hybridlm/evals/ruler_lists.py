@@ -60,14 +60,23 @@ class VariableTracking:
             names_at = [(first + 4, first + 4 + len(r)) for (first, _), r in zip(spans, references)]
             prefix = f" The {len(references)} variables that hold the value {values[0]} are:"
             return Draft(
-                head + filled.text + question, prefix, references, tuple(spans), tuple(names_at),
+                head + filled.text + question,
+                prefix,
+                references,
+                tuple(spans),
+                tuple(names_at),
                 tuple(depths[i] for i in asked),
-            )  # fmt: skip
+            )
 
         return fit(
-            make, tokenizer, task=self.name, length=length, seed=seed, index=index,
+            make,
+            tokenizer,
+            task=self.name,
+            length=length,
+            seed=seed,
+            index=index,
             tokens_to_generate=self.tokens_to_generate,
-        )  # fmt: skip
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +122,15 @@ class CommonWords:
             return Draft(head + body + question, prefix, tuple(common))
 
         return fit(
-            make, tokenizer, task=self.name, length=length, seed=seed, index=index,
-            tokens_to_generate=self.tokens_to_generate, least=self.least_uncommon,
-        )  # fmt: skip
+            make,
+            tokenizer,
+            task=self.name,
+            length=length,
+            seed=seed,
+            index=index,
+            tokens_to_generate=self.tokens_to_generate,
+            least=self.least_uncommon,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +172,15 @@ class FrequentWords:
             return Draft(f"{head}{' '.join(listed)}{question}", prefix, references)
 
         return fit(
-            make, tokenizer, task=self.name, length=length, seed=seed, index=index,
-            tokens_to_generate=self.tokens_to_generate, least=least,
-        )  # fmt: skip
+            make,
+            tokenizer,
+            task=self.name,
+            length=length,
+            seed=seed,
+            index=index,
+            tokens_to_generate=self.tokens_to_generate,
+            least=least,
+        )
 
     def shares(self, count: int) -> np.ndarray:
         """rank^-alpha / zeta(alpha) of the first ranks."""

@@ -79,9 +79,15 @@ class Needles:
             )
 
         return fit(
-            make, tokenizer, task=self.name, length=length, seed=seed, index=index,
-            tokens_to_generate=self.tokens_to_generate, least=1,
-        )  # fmt: skip
+            make,
+            tokenizer,
+            task=self.name,
+            length=length,
+            seed=seed,
+            index=index,
+            tokens_to_generate=self.tokens_to_generate,
+            least=1,
+        )
 
     def _source(self, rng: np.random.Generator, taken: set[str]):
         if self.haystack == "needles":

@@ -57,13 +57,19 @@ class QuestionAnswering:
                 if place in question.gold:
                     spans.append((len(body), len(body) + len(known.documents[place])))
                 body += known.documents[place] + "\n"
-            return Draft(f"{body}\nQuestion: {question.text}", " Answer:", question.answers,
-                         tuple(spans))  # fmt: skip
+            return Draft(
+                f"{body}\nQuestion: {question.text}", " Answer:", question.answers, tuple(spans)
+            )
 
         return fit(
-            make, tokenizer, task=self.name, length=length, seed=seed, index=index,
+            make,
+            tokenizer,
+            task=self.name,
+            length=length,
+            seed=seed,
+            index=index,
             tokens_to_generate=self.tokens_to_generate,
-        )  # fmt: skip
+        )
 
 
 TASKS = (QuestionAnswering("qa_1", 1), QuestionAnswering("qa_2", 2))

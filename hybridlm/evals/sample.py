@@ -101,10 +101,19 @@ def fit(
     ids = tokenizer.encode(text)
     tokens = np.concatenate([[tokenizer.bos_id], ids]).astype(np.int32)
     return Sample(
-        task, length, seed, index, draft.prompt, draft.answer_prefix, draft.references,
-        draft.depths, tokens, token_spans(tokenizer, ids, text, draft.needles),
-        token_spans(tokenizer, ids, text, draft.values), tokens_to_generate,
-    )  # fmt: skip
+        task,
+        length,
+        seed,
+        index,
+        draft.prompt,
+        draft.answer_prefix,
+        draft.references,
+        draft.depths,
+        tokens,
+        token_spans(tokenizer, ids, text, draft.needles),
+        token_spans(tokenizer, ids, text, draft.values),
+        tokens_to_generate,
+    )
 
 
 def token_spans(

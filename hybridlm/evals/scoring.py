@@ -100,9 +100,14 @@ def continuation_likelihoods(
 
 
 def likeliest(
-    model: Model, params: Params, tokens_BT: np.ndarray, segment_ids_BT: np.ndarray,
-    positions_BT: np.ndarray, *, dtype: jnp.dtype = jnp.float32,
-) -> np.ndarray:  # fmt: skip
+    model: Model,
+    params: Params,
+    tokens_BT: np.ndarray,
+    segment_ids_BT: np.ndarray,
+    positions_BT: np.ndarray,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+) -> np.ndarray:
     """The likeliest next token at each place, int32 (B, T)."""
     return np.asarray(_likeliest(model, dtype)(params, tokens_BT, segment_ids_BT, positions_BT))
 
@@ -136,9 +141,12 @@ def _greedy(model: Model, dtype: jnp.dtype, count: int):
 
     @jax.jit
     def run(
-        params: Params, tokens_BT: jax.Array, ids_BT: jax.Array, positions_BT: jax.Array,
+        params: Params,
+        tokens_BT: jax.Array,
+        ids_BT: jax.Array,
+        positions_BT: jax.Array,
         allowed_V: jax.Array,
-    ) -> jax.Array:  # fmt: skip
+    ) -> jax.Array:
         module = model.bind(params)
         batch, time = tokens_BT.shape
 

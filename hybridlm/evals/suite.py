@@ -128,11 +128,14 @@ def run_suite(
     drawn = {
         (name, length): [
             tasks[name].sample(run.tokenizer, length, settings.seed, index)
-            for index in range(settings.samples * (len(tasks[name].depths) if name == "needle" else 1))
+            for index in range(
+                settings.samples * (len(tasks[name].depths) if name == "needle" else 1)
+            )
         ]
-        for name in settings.tasks if name not in (*LOSSES, "mqar")
+        for name in settings.tasks
+        if name not in (*LOSSES, "mqar")
         for length in settings.lengths
-    }  # fmt: skip
+    }
     evaluator = None
     if "longppl" in settings.tasks:
         evaluator = _evaluator(run, settings)
@@ -177,9 +180,13 @@ def _mqar(run: Opened, length: int, settings: Settings) -> Record:
     shares = []
     for index in range(-(-settings.samples // settings.batch)):
         made = mqar.mqar(
-            length, pairs, settings.batch, seed=settings.seed, index=index,
+            length,
+            pairs,
+            settings.batch,
+            seed=settings.seed,
+            index=index,
             vocab_size=run.model.config.vocab_size,
-        )  # fmt: skip
+        )
         best_BT = likeliest(
             run.model, run.params, made.tokens, made.segment_ids, made.positions, dtype=dtype
         )
@@ -203,16 +210,24 @@ def _accuracy(run: Opened, samples: Sequence[Any], task: Any, batch: int) -> Rec
         "accuracy": float(np.mean(scores)),
         "samples": len(samples),
         "by_depth": [
-            {"depth": depth, "accuracy": float(np.mean(by_depth[depth])),
-             "samples": len(by_depth[depth])}
+            {
+                "depth": depth,
+                "accuracy": float(np.mean(by_depth[depth])),
+                "samples": len(by_depth[depth]),
+            }
             for depth in sorted(by_depth)
         ],
         "answers": [
-            {"index": s.index, "depths": list(s.depths), "references": list(s.references),
-             "answer": text, "score": score}
+            {
+                "index": s.index,
+                "depths": list(s.depths),
+                "references": list(s.references),
+                "answer": text,
+                "score": score,
+            }
             for s, text, score in zip(samples, texts, scores)
         ],
-    }  # fmt: skip
+    }
 
 
 def _perplexity(run: Opened, workdir: pathlib.Path, length: int, settings: Settings) -> Record:
@@ -223,18 +238,25 @@ def _perplexity(run: Opened, workdir: pathlib.Path, length: int, settings: Setti
 
 
 def _longppl(
-    run: Opened, workdir: pathlib.Path, length: int, settings: Settings,
+    run: Opened,
+    workdir: pathlib.Path,
+    length: int,
+    settings: Settings,
     evaluator: tuple[Model, Params] | None,
-) -> Record:  # fmt: skip
+) -> Record:
     pipeline = _pipeline(run, workdir, length)
     documents = heldout_documents(pipeline, length, settings.samples)
     if not documents:
         raise UserError(f"longppl: no held-out document has {length:,} tokens: take less")
     result = longppl.model_longppl(
-        run.model, run.params, documents, evaluator, trunc_len=settings.trunc_len,
+        run.model,
+        run.params,
+        documents,
+        evaluator,
+        trunc_len=settings.trunc_len,
         sliding_window=settings.sliding_window,
         dtype=compute_dtype(run.config, jax.default_backend()),
-    )  # fmt: skip
+    )
     figures = {k: None if math.isnan(v) else v for k, v in result._asdict().items()}
     return {**figures, "documents": len(documents)}
 

@@ -23,7 +23,7 @@ ADJECTIVES = (
     "soft solar solid southern spare steady steep still stout strict strong subtle sudden sunny "
     "sweet swift tall tame tender thick thin tidy tiny tough tranquil true upper urban useful "
     "vast vivid warm wary weary western white whole wide wild windy wise witty wooden young"
-).split()  # fmt: skip
+).split()
 NOUNS = (
     "acorn anchor ankle apple apron arch arrow attic badge bakery balcony banner barn barrel basin "
     "basket beacon beam bear bell bench berry blanket boat bottle bowl branch brick bridge broom "
@@ -41,7 +41,7 @@ NOUNS = (
     "spoon squirrel stable statue stone stool stream swan table teapot temple thimble thunder "
     "ticket tiger torch tower trail train trumpet tulip tunnel turtle umbrella valley vase velvet "
     "village violin wagon walnut wheel whistle willow window wolf"
-).split()  # fmt: skip
+).split()
 
 
 def word_keys(rng: np.random.Generator, count: int) -> list[str]:

@@ -139,8 +139,10 @@ class HybridLM(nnx.Module):
         _scale_heads(self.prefix, scales[:first])
         if self.repeats:
             graphdef, stacked = nnx.split(self.unit)
-            unit = [jnp.stack(scales[first + i : first + self.repeats * count : count])
-                    for i in range(count)]  # fmt: skip
+            unit = [
+                jnp.stack(scales[first + i : first + self.repeats * count : count])
+                for i in range(count)
+            ]
 
             def one(state: nnx.State, scales: list[jax.Array]) -> nnx.State:
                 blocks = nnx.merge(graphdef, state)
@@ -233,9 +235,13 @@ class HybridLM(nnx.Module):
         return logits_BTV, {"prefix": prefix, "unit": unit, "suffix": suffix, "room": state["room"]}
 
     def _layers(
-        self, apply: Callable[..., Any], carry: Any, context: SequenceContext, remat: Remat,
+        self,
+        apply: Callable[..., Any],
+        carry: Any,
+        context: SequenceContext,
+        remat: Remat,
         scan: bool,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """`carry = apply(blocks, carry, context)` through prefix, repeated unit and suffix."""
         carry = apply(self.prefix, carry, context)
         if self.repeats:

@@ -29,9 +29,12 @@ from kernels_pallas import linear_recurrence as recurrence_op
 # A letter for each dimension of an array: B rows, T time, H heads or channels, N one entry for each
 # device that rows and time are split over, "-" what is not split.
 LETTERS = {
-    "B": RULES["batch"], "T": RULES["time"], "H": RULES["heads"],
-    "N": (*RULES["batch"], *RULES["time"]), "-": (),
-}  # fmt: skip
+    "B": RULES["batch"],
+    "T": RULES["time"],
+    "H": RULES["heads"],
+    "N": (*RULES["batch"], *RULES["time"]),
+    "-": (),
+}
 (TIME,) = LETTERS["T"]
 
 
@@ -123,35 +126,51 @@ _DELTA = delta_op.DeltaRuleState("BH--", "B")
 _SLOTS = slots_op.SlotState("BH--", "BH--", "B", "B")
 
 attention = per_shard(
-    attention_op.attention, context.attention,
-    dict(_QKV, window="", sinks_H="H", initial_state=_KEYS), ("BTH-", "BTH"), _KEYS,
-)  # fmt: skip
+    attention_op.attention,
+    context.attention,
+    dict(_QKV, window="", sinks_H="H", initial_state=_KEYS),
+    ("BTH-", "BTH"),
+    _KEYS,
+)
 block_sparse_attention = per_shard(
-    block_sparse_op.block_sparse_attention, context.block_sparse_attention,
-    dict(_QKV, initial_state=_BLOCKS), ("BTH-", "BTH"), _BLOCKS,
-)  # fmt: skip
+    block_sparse_op.block_sparse_attention,
+    context.block_sparse_attention,
+    dict(_QKV, initial_state=_BLOCKS),
+    ("BTH-", "BTH"),
+    _BLOCKS,
+)
 causal_conv = per_shard(
-    conv_op.causal_conv, context.causal_conv,
+    conv_op.causal_conv,
+    context.causal_conv,
     dict(x_BTD="BTH", kernel_WD="-H", bias_D="H", segment_ids="BT", initial_state=_CONV),
-    ("BTH",), _CONV,
-)  # fmt: skip
+    ("BTH",),
+    _CONV,
+)
 delta_rule = per_shard(
-    delta_op.delta_rule, context.delta_rule,
+    delta_op.delta_rule,
+    context.delta_rule,
     dict(_QKV_STATES, beta_BTH="BTH", log_decay=("BTH", "BTH-"), initial_state=_DELTA),
-    ("BTH-",), _DELTA,
-)  # fmt: skip
+    ("BTH-",),
+    _DELTA,
+)
 gated_linear = per_shard(
-    gated_op.gated_linear, context.gated_linear,
-    dict(_QKV_STATES, log_decay=("H", "BTH", "BTH-"), initial_state=_GATED), ("BTH-",), _GATED,
-)  # fmt: skip
+    gated_op.gated_linear,
+    context.gated_linear,
+    dict(_QKV_STATES, log_decay=("H", "BTH", "BTH-"), initial_state=_GATED),
+    ("BTH-",),
+    _GATED,
+)
 gated_recurrence = per_shard(
-    recurrence_op.gated_recurrence, context.gated_recurrence,
+    recurrence_op.gated_recurrence,
+    context.gated_recurrence,
     dict(log_a_BTD="BTH", x_BTD="BTH", segment_ids="BT", initial_state=_CHANNELS),
-    ("BTH",), _CHANNELS,
-)  # fmt: skip
+    ("BTH",),
+    _CHANNELS,
+)
 gated_slots = per_shard(
-    slots_op.gated_slots, context.gated_slots,
-    dict(
-        _QKV, log_gate_BTGM="BTH-", write_BTGM="BTH-", written_BT="BT", initial_state=_SLOTS
-    ), ("BTH-", "BTH"), _SLOTS,
-)  # fmt: skip
+    slots_op.gated_slots,
+    context.gated_slots,
+    dict(_QKV, log_gate_BTGM="BTH-", write_BTGM="BTH-", written_BT="BT", initial_state=_SLOTS),
+    ("BTH-", "BTH"),
+    _SLOTS,
+)

@@ -40,9 +40,14 @@ class Answers(NamedTuple):
 
 
 def answers(
-    model: Model, params: Params, prompts: Prompts, restrictions: tuple[Restriction, ...] = (), *,
-    batch: int = 8, dtype: jnp.dtype = jnp.float32,
-) -> Answers:  # fmt: skip
+    model: Model,
+    params: Params,
+    prompts: Prompts,
+    restrictions: tuple[Restriction, ...] = (),
+    *,
+    batch: int = 8,
+    dtype: jnp.dtype = jnp.float32,
+) -> Answers:
     """Runs the prompts, the layers of `restrictions` with a bounded receptive field."""
     program = _program(model, dtype, tuple(sorted(restrictions)))
     parts = [jax.device_get(program(params, part)) for part in prompts.batches(batch)]
@@ -92,9 +97,11 @@ def _program(model: Model, dtype: jnp.dtype, restrictions: tuple[Restriction, ..
         predicts_BT = predicts_BT.at[:, -1].set(False)
         is_row_BT = functools.reduce(
             jnp.logical_or,
-            (jnp.arange(ids_BT.shape[1])[None] == rows_BQ[:, q, None]
-             for q in range(rows_BQ.shape[1])),
-        )  # fmt: skip
+            (
+                jnp.arange(ids_BT.shape[1])[None] == rows_BQ[:, q, None]
+                for q in range(rows_BQ.shape[1])
+            ),
+        )
         other_BT = predicts_BT & ~is_row_BT
         sums = jnp.sum(jnp.where(other_BT, nll_BT, 0), axis=1), jnp.sum(other_BT, axis=1)
         return nll_BQ, right_BQ, asked_BQ, *sums

@@ -32,9 +32,13 @@ class Influence:
 
 
 def gradient_influence(
-    model: Model, params: Params, prompts: Prompts, *, batch: int = 4,
+    model: Model,
+    params: Params,
+    prompts: Prompts,
+    *,
+    batch: int = 4,
     dtype: jnp.dtype = jnp.float32,
-) -> Table[Influence]:  # fmt: skip
+) -> Table[Influence]:
     """G(d) = E || ds / de_{T-d} ||, for d = 0, 1, 2-3, 4-7, ... (arXiv 2606.15378, its code).
 
     s is the sum of the logits over the vocabulary, averaged over the last 20 positions; e are the
@@ -60,9 +64,13 @@ def gradient_influence(
 
 
 def influence_norms(
-    model: Model, params: Params, prompts: Prompts, *, batch: int = 4,
+    model: Model,
+    params: Params,
+    prompts: Prompts,
+    *,
+    batch: int = 4,
     dtype: jnp.dtype = jnp.float32,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray]:
     """(norm of ds / de, distance d to the last token), each (N, T); d is -1 outside its document."""
     parts = [jax.device_get(_norms(model, dtype)(params, part)) for part in prompts.batches(batch)]
     norms, distance = (np.concatenate(xs)[: len(prompts)] for xs in zip(*parts))

@@ -35,9 +35,13 @@ class RetrievalHead:
 
 
 def retrieval_heads(
-    model: Model, params: Params, prompts: Prompts, *, batch: int = 8,
+    model: Model,
+    params: Params,
+    prompts: Prompts,
+    *,
+    batch: int = 8,
     dtype: jnp.dtype = jnp.float32,
-) -> Table[RetrievalHead]:  # fmt: skip
+) -> Table[RetrievalHead]:
     """Scores every attention head.
 
     `mass` (arXiv 2606.15378, its code): the probability that the query at the end of the question -
@@ -81,9 +85,14 @@ class HeadEntropy:
 
 
 def attention_entropy(
-    model: Model, params: Params, prompts: Prompts, heads: Collection[Head] | None = None, *,
-    batch: int = 8, dtype: jnp.dtype = jnp.float32,
-) -> Table[HeadEntropy]:  # fmt: skip
+    model: Model,
+    params: Params,
+    prompts: Prompts,
+    heads: Collection[Head] | None = None,
+    *,
+    batch: int = 8,
+    dtype: jnp.dtype = jnp.float32,
+) -> Table[HeadEntropy]:
     """H = -sum p ln p over the keys a query sees, and H / ln(number of them).
 
     Averaged over prompts and the last 4 queries of the question (arXiv 2606.15378, its code). A
@@ -102,9 +111,13 @@ def attention_entropy(
 
 
 def heads_at_once(
-    model: Model, params: Params, prompts: Prompts, *, batch: int = 8,
+    model: Model,
+    params: Params,
+    prompts: Prompts,
+    *,
+    batch: int = 8,
     dtype: jnp.dtype = jnp.float32,
-) -> tuple[Table[RetrievalHead], Table[HeadEntropy]]:  # fmt: skip
+) -> tuple[Table[RetrievalHead], Table[HeadEntropy]]:
     """`retrieval_heads` and `attention_entropy` of every head, in one pass."""
     layers = headed_layers(model)
     found = over_layers(model, params, prompts, _both, layers=layers, batch=batch, dtype=dtype)
@@ -125,11 +138,16 @@ def _retrieval_table(
     names = mixer_names(model)
     entries = [
         RetrievalHead(
-            layer, names[layer], h, float(mass[asked, h].mean()), float(copy[asked, h].mean()),
+            layer,
+            names[layer],
+            h,
+            float(mass[asked, h].mean()),
+            float(copy[asked, h].mean()),
             int(asked.sum()),
         )
-        for layer, (mass, copy) in found.items() for h in range(mass.shape[1])
-    ]  # fmt: skip
+        for layer, (mass, copy) in found.items()
+        for h in range(mass.shape[1])
+    ]
     return Table(
         "retrieval_heads",
         "attention from the question's end to the needle (mass); answer tokens whose source gets"

@@ -21,9 +21,13 @@ class SlotShare:
 
 
 def slot_share(
-    model: Model, params: Params, prompts: Prompts, *, batch: int = 8,
+    model: Model,
+    params: Params,
+    prompts: Prompts,
+    *,
+    batch: int = 8,
     dtype: jnp.dtype = jnp.float32,
-) -> Table[SlotShare]:  # fmt: skip
+) -> Table[SlotShare]:
     """sigmoid(lse of the slots - lse of the window): the slots' part of NHA's one softmax.
 
     (arXiv 2510.07019.) Layers without slots beside a window have no entry.
@@ -32,8 +36,9 @@ def slot_share(
     names, real = mixer_names(model), max(int((prompts.segment_ids_NT != 0).sum()), 1)
     entries = [
         SlotShare(layer, names[layer], h, float(sums[:, h].sum() / real))
-        for layer, sums in found.items() for h in range(sums.shape[1])
-    ]  # fmt: skip
+        for layer, sums in found.items()
+        for h in range(sums.shape[1])
+    ]
     return Table(
         "slot_share",
         "part of each softmax on the slots, mean over tokens",

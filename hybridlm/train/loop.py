@@ -82,9 +82,13 @@ def train(
 
 
 def _train(
-    trainer: setup.Trainer, folder: workdir.Workdir, progress: Progress,
-    stop: preemption.StopSignal, watchdog: Watchdog, watch: Watch,
-) -> int:  # fmt: skip
+    trainer: setup.Trainer,
+    folder: workdir.Workdir,
+    progress: Progress,
+    stop: preemption.StopSignal,
+    watchdog: Watchdog,
+    watch: Watch,
+) -> int:
     # --- begin ---------------------------------------------------------------------------------
     config, path = trainer.config, folder.path
     steps, start = config.train.steps, trainer.start_step
@@ -110,10 +114,15 @@ def _train(
         speed = clock.summary()
         remaining = (steps - step) * speed["step_seconds_p50"]
         record = {
-            "kind": "train", "step": step, "tokens": step * config.tokens_per_step,
-            **fetched, **speed, "eta_seconds": remaining,
-            "compile_seconds": trainer.program.compile_seconds, "memory_bytes": memory_in_use(),
-        }  # fmt: skip
+            "kind": "train",
+            "step": step,
+            "tokens": step * config.tokens_per_step,
+            **fetched,
+            **speed,
+            "eta_seconds": remaining,
+            "compile_seconds": trainer.program.compile_seconds,
+            "memory_bytes": memory_in_use(),
+        }
         writers.write(record)
         progress.update(record)
 

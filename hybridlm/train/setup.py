@@ -221,9 +221,10 @@ def _check_same_data(pipeline: Pipeline, workdir: pathlib.Path) -> None:
         return
     now = pipeline.counts()
     changed = [
-        f"data.sources.{name}" for name, source in now["sources"].items()
+        f"data.sources.{name}"
+        for name, source in now["sources"].items()
         if before["sources"].get(name, {}).get("sha256") != source["sha256"]
-    ]  # fmt: skip
+    ]
     if changed:
         raise RunError(
             f"the text, tokenizer or token shards of {', '.join(changed)} are not those that the"
@@ -243,9 +244,7 @@ def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.Sha
     sharding = meshes.batch_sharding(mesh)
     names = ("tokens", "targets", "segment_ids", "positions")
     batch = {n: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for n in names}
-    return {
-        **batch, "loss_weights": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding),
-    }  # fmt: skip
+    return {**batch, "loss_weights": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)}
 
 
 def _padded(token_bytes_V: np.ndarray, vocab_size: int) -> np.ndarray:

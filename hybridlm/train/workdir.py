@@ -20,10 +20,21 @@ CONFIG, ENVIRONMENT, REPORT = "config.json", "environment.json", "report.html"
 
 # Settings that change how a run is carried out and watched, not what it computes.
 FREE_ON_RESUME = (
-    "mesh.", "sample.", "probes.", "data.prefetch", "data.verify", "data.token_cache",
-    "train.log_every", "train.keep_checkpoints", "train.keep_every", "train.checkpoint_every",
-    "train.tensorboard", "train.wandb", "train.abort_after", "train.hang_seconds",
-)  # fmt: skip
+    "mesh.",
+    "sample.",
+    "probes.",
+    "data.prefetch",
+    "data.verify",
+    "data.token_cache",
+    "train.log_every",
+    "train.keep_checkpoints",
+    "train.keep_every",
+    "train.checkpoint_every",
+    "train.tensorboard",
+    "train.wandb",
+    "train.abort_after",
+    "train.hang_seconds",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +131,16 @@ def record_environment(path: pathlib.Path, devices: list[Any]) -> dict[str, Any]
 
 
 PACKAGES = (
-    "hybridlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml-collections",
+    "hybridlm",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "ml-collections",
     "numpy",
-)  # fmt: skip
+)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

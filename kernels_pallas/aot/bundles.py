@@ -17,8 +17,17 @@ import re
 from typing import NamedTuple
 
 SLOTS = (
-    "MXU", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "VLOAD:FILL", "VSTORE", "VSTORE:SPILL", "SALU",
-)  # fmt: skip
+    "MXU",
+    "XLU",
+    "VALU",
+    "VPOP",
+    "EUP",
+    "VLOAD",
+    "VLOAD:FILL",
+    "VSTORE",
+    "VSTORE:SPILL",
+    "SALU",
+)
 DELAY_SLOTS = 4  # bundles after a branch that still execute
 
 _BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(\w\w)?\s*:\s*(>*(?:\s*>)*)\s*\{(.*)")
@@ -99,9 +108,7 @@ def read(final_bundles: pathlib.Path, utilization: pathlib.Path, trips=(), activ
         inner += row[SLOTS.index("VSTORE:SPILL")] * (bundle.depth > 1)
     spills = sum(row[SLOTS.index("VSTORE:SPILL")] for row in table)
     total = sum(weights)
-    return Program(
-        steps, total, slots, capacity, len(bundles), spills, inner, unknown, open_loops
-    )  # fmt: skip
+    return Program(steps, total, slots, capacity, len(bundles), spills, inner, unknown, open_loops)
 
 
 def _bundles(text):
@@ -199,9 +206,13 @@ def _probability(name, definitions, grid):
             return None
         value = int(constant[1])
         tests = dict(
-            eq=lambda i: i == value, ne=lambda i: i != value, lt=lambda i: i < value,
-            le=lambda i: i <= value, gt=lambda i: i > value, ge=lambda i: i >= value,
-        )  # fmt: skip
+            eq=lambda i: i == value,
+            ne=lambda i: i != value,
+            lt=lambda i: i < value,
+            le=lambda i: i <= value,
+            gt=lambda i: i > value,
+            ge=lambda i: i >= value,
+        )
         if compared[1] in tests:
             return sum(map(tests[compared[1]], range(bound))) / bound
     return None

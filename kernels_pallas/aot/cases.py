@@ -20,6 +20,9 @@ def by_name() -> dict[str, Case]:
 def ours() -> list[tuple[str, str]]:
     """(name, chip) of each compilation of this project's kernels."""
     return [
-        (name, chip) for name, case in by_name().items() if case.rival_of is None
-        for chip in CHIPS if CHIPS[chip].platform in case.platforms
-    ]  # fmt: skip
+        (name, chip)
+        for name, case in by_name().items()
+        if case.rival_of is None
+        for chip in CHIPS
+        if CHIPS[chip].platform in case.platforms
+    ]

@@ -39,6 +39,8 @@ def host_of_gpus(chip: Chip, count: int = 1):
 
     described = importlib.resources.files("kernels_pallas.aot").joinpath(f"{chip.topology}.txtpb")
     return topologies.get_topology_desc(
-        platform="cuda", topology_name=chip.topology, topology=f"1x1x{count}",
+        platform="cuda",
+        topology_name=chip.topology,
+        topology=f"1x1x{count}",
         target_config=described.read_text(),
-    )  # fmt: skip
+    )

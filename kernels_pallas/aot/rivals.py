@@ -37,9 +37,12 @@ def _splash(window: int | None, queries: int, keys: int, fused: bool) -> Case:
         if not fused:
             backward |= dict(block_q_dq=queries, block_kv_dq=keys)
         sizes = splash.BlockSizes(
-            block_q=queries, block_kv=keys, block_kv_compute=keys, use_fused_bwd_kernel=fused,
+            block_q=queries,
+            block_kv=keys,
+            block_kv_compute=keys,
+            use_fused_bwd_kernel=fused,
             **backward,
-        )  # fmt: skip
+        )
         kernel = splash.make_splash_mha(
             masks.MultiHeadMask([one] * heads), head_shards=1, q_seq_shards=1, block_sizes=sizes
         )
@@ -70,9 +73,10 @@ def _active(window: int | None, queries: int, keys: int) -> tuple[float, float]:
     window = attention.TIME if window is None else window
     rows, columns = attention.TIME // queries, attention.TIME // keys
     seen = [
-        (i, j) for i, j in itertools.product(range(rows), range(columns))
+        (i, j)
+        for i, j in itertools.product(range(rows), range(columns))
         if j * keys < (i + 1) * queries and (j + 1) * keys > i * queries - window + 1
-    ]  # fmt: skip
+    ]
     by_row = [sum(i == row for i, _ in seen) for row in range(rows)]
     by_column = [sum(j == column for _, j in seen) for column in range(columns)]
     return tuple(sum(n) / (len(n) * max(n)) for n in (by_row, by_column))

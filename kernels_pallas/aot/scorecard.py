@@ -25,9 +25,12 @@ def compile_one(chip: str, kind: str, name: str, shapes=()) -> dict:
         environment = {k: v for k, v in os.environ.items() if k not in CALLERS}
         try:
             done = subprocess.run(
-                command + list(shapes), capture_output=True, text=True, timeout=TIMEOUT,
+                command + list(shapes),
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
                 env=environment,
-            )  # fmt: skip
+            )
         except subprocess.TimeoutExpired:
             return dict(compiles=False, reason=f"no result within {TIMEOUT} s")
     found = re.search(r"^RESULT (.*)$", done.stdout, re.M)
@@ -49,9 +52,11 @@ def gpu_kernels(text: str) -> dict:
     )
     for name, stack, stores, loads, registers in re.findall(pattern, text, re.S):
         kernels[name] = dict(
-            stack=int(stack), spill_stores=int(stores), spill_loads=int(loads),
+            stack=int(stack),
+            spill_stores=int(stores),
+            spill_loads=int(loads),
             registers=int(registers),
-        )  # fmt: skip
+        )
     return kernels
 
 
@@ -187,12 +192,14 @@ def markdown(content: dict) -> str:
         if not rows:
             continue
         lines += [
-            "", f"## {chip}", "",
+            "",
+            f"## {chip}",
+            "",
             "| call | kernel | bundles per token | per step | MXU slots | spills (inner) | VMEM MiB "
             "| compile s | roofline µs: compute, memory |",
             "|---|---|--:|--:|--:|--:|--:|--:|--:|",
             *rows,
-        ]  # fmt: skip
+        ]
     return "\n".join(lines) + "\n"
 
 

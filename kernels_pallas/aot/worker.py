@@ -20,11 +20,14 @@ from kernels_pallas.aot.chips import CHIPS, Chip, host_of_gpus
 def set_environment(chip: Chip, dump: str) -> None:
     """What must be set before jax is imported."""
     os.environ.update(
-        JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost",
-        TPU_ACCELERATOR_TYPE="v5litepod-4", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+        JAX_PLATFORMS="cpu",
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_WORKER_HOSTNAMES="localhost",
+        TPU_ACCELERATOR_TYPE="v5litepod-4",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
         MOSAIC_GPU_DUMP_PTXAS="1",
         LIBTPU_INIT_ARGS=f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true",
-    )  # fmt: skip
+    )
 
 
 def compile_for(chip: Chip, function, arguments) -> float:
@@ -41,9 +44,7 @@ def compile_for(chip: Chip, function, arguments) -> float:
         xla_bridge.discover_pjrt_plugins()
         topology = host_of_gpus(chip)
     else:
-        topology = topologies.get_topology_desc(
-            platform=chip.platform, topology_name=chip.topology
-        )  # fmt: skip
+        topology = topologies.get_topology_desc(platform=chip.platform, topology_name=chip.topology)
     mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ("chip",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     platform = "gpu" if chip.platform == "cuda" else chip.platform

@@ -22,25 +22,41 @@ _FORMS = {
 SUPPORT = (
     *dispatch.XLA_ONLY,
     dispatch.Backend(
-        "tpu", "pallas",
+        "tpu",
+        "pallas",
         dict(
-            platform=("tpu",), dtype=("bfloat16", "float32"), key_size=range(1, 257),
-            value_size=range(1, 257), heads_per_kv=range(1, 129), window=dispatch.ANY, traced_window=(False,),
-            sinks=(False, True), soft_cap=(False, True), state=(False, True),
+            platform=("tpu",),
+            dtype=("bfloat16", "float32"),
+            key_size=range(1, 257),
+            value_size=range(1, 257),
+            heads_per_kv=range(1, 129),
+            window=dispatch.ANY,
+            traced_window=(False,),
+            sinks=(False, True),
+            soft_cap=(False, True),
+            state=(False, True),
             vmem_mib=range(tpu.VMEM_MIB + 1),
         ),
     ),
     dispatch.Backend(
-        "hopper", "pallas",
+        "hopper",
+        "pallas",
         dict(
-            platform=("gpu",), dtype=("bfloat16",), key_size=range(1, hopper.MAX_SIZE + 1),
-            value_size=range(1, hopper.MAX_SIZE + 1), heads_per_kv=range(1, 9), window=dispatch.ANY,
-            traced_window=(False, True), sinks=(False, True), soft_cap=(False, True),
-            state=(False, True), vmem_mib=dispatch.ANY,
+            platform=("gpu",),
+            dtype=("bfloat16",),
+            key_size=range(1, hopper.MAX_SIZE + 1),
+            value_size=range(1, hopper.MAX_SIZE + 1),
+            heads_per_kv=range(1, 9),
+            window=dispatch.ANY,
+            traced_window=(False, True),
+            sinks=(False, True),
+            soft_cap=(False, True),
+            state=(False, True),
+            vmem_mib=dispatch.ANY,
         ),
         auto=False,
     ),
-)  # fmt: skip
+)
 
 
 class AttentionState(NamedTuple):
@@ -120,12 +136,17 @@ def attention(
     bound = min(window, slots + time) if isinstance(window, int) else None
     slots = slots if bound is None else min(slots, bound - 1)
     case = dict(
-        dtype=dispatch.dtypes(q_BTHK, k_BTGK, v_BTGV), key_size=key_size, value_size=value_size,
-        heads_per_kv=heads // kv_heads, window=bound, traced_window=traced,
+        dtype=dispatch.dtypes(q_BTHK, k_BTGK, v_BTGV),
+        key_size=key_size,
+        value_size=value_size,
+        heads_per_kv=heads // kv_heads,
+        window=bound,
+        traced_window=traced,
         sinks=sinks_H is not None,
-        soft_cap=soft_cap is not None, state=initial_state is not None,
+        soft_cap=soft_cap is not None,
+        state=initial_state is not None,
         vmem_mib=tpu.vmem_mib(time, slots, bound, key_size, value_size, q_BTHK.dtype),
-    )  # fmt: skip
+    )
     form = _FORMS[dispatch.resolve("attention", impl, case, SUPPORT)]
 
     ids_BS = segments.or_one_document(segment_ids, batch, time)
@@ -136,10 +157,16 @@ def attention(
         v_BSGV = jnp.concatenate([old.v_BSGV.astype(v_BTGV.dtype), v_BTGV], axis=1)
         ids_BS = jnp.concatenate([old.segment_ids_BS.astype(jnp.int32), ids_BS], axis=1)
     out_BTHV, lse_BTH = form(
-        q_BTHK, k_BSGK, v_BSGV, ids_BS, sinks_H,
-        window=window if traced else bound, scale=key_size**-0.5 if scale is None else scale,
-        soft_cap=soft_cap, precision=precision,
-    )  # fmt: skip
+        q_BTHK,
+        k_BSGK,
+        v_BSGV,
+        ids_BS,
+        sinks_H,
+        window=window if traced else bound,
+        scale=key_size**-0.5 if scale is None else scale,
+        soft_cap=soft_cap,
+        precision=precision,
+    )
     if not return_state:
         return out_BTHV, lse_BTH
     state = AttentionState(k_BSGK, v_BSGV, ids_BS)

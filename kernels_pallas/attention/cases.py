@@ -27,10 +27,13 @@ def arguments(kv_heads: int = HEADS, size: int = SIZE, dtype=jnp.bfloat16) -> tu
     """q, k, v, segment ids, and the cotangents of out and log-sum-exp."""
     queries, keys = (BATCH, TIME, HEADS, size), (BATCH, TIME, kv_heads, size)
     return (
-        Array(queries, dtype), Array(keys, dtype), Array(keys, dtype),
-        Array((BATCH, TIME), jnp.int32), Array(queries, dtype),
+        Array(queries, dtype),
+        Array(keys, dtype),
+        Array(keys, dtype),
+        Array((BATCH, TIME), jnp.int32),
+        Array(queries, dtype),
         Array((BATCH, TIME, HEADS), jnp.float32),
-    )  # fmt: skip
+    )
 
 
 def trips(window: int | None) -> tuple[float, ...]:
@@ -47,9 +50,14 @@ def trips(window: int | None) -> tuple[float, ...]:
 def _case(window: int | None, soft_cap=None, platform: str = "tpu", **options) -> Case:
     def call(q_BTHK, k_BTGK, v_BTGV, ids_BT):
         return attention(
-            q_BTHK, k_BTGK, v_BTGV, segment_ids=ids_BT, window=window, soft_cap=soft_cap,
+            q_BTHK,
+            k_BTGK,
+            v_BTGV,
+            segment_ids=ids_BT,
+            window=window,
+            soft_cap=soft_cap,
             impl="pallas",
-        )  # fmt: skip
+        )
 
     loops = {} if window is not None and window <= BLOCK else {"attention": trips(window)}
     named = options if soft_cap is None else options | dict(soft_cap=soft_cap)

@@ -197,9 +197,12 @@ def _backward(static, residuals, cotangents):
     # Read by a rotation's gradient, transposes would be done anew for each of its four terms.
     dq_BTHK, dk_BSGK, dv_BSGV = jax.lax.optimization_barrier((dq_BTHK, dk_BSGK, dv_BSGV))
     return (
-        dq_BTHK.astype(q_BTHK.dtype), dk_BSGK.astype(k_BSGK.dtype), dv_BSGV.astype(v_BSGV.dtype),
-        dsinks_H, None,
-    )  # fmt: skip
+        dq_BTHK.astype(q_BTHK.dtype),
+        dk_BSGK.astype(k_BSGK.dtype),
+        dv_BSGV.astype(v_BSGV.dtype),
+        dsinks_H,
+        None,
+    )
 
 
 _attention.defvjp(_forward, _backward)

@@ -32,7 +32,9 @@ def decode_attention(q_BHK, k_BSGK, v_BSGV, valid_BS, sinks_H, scale, soft_cap):
         sum_BGR1 += jnp.exp(sink_1GR1 - max_BGR1)
     sum_BGR1 = jnp.where(jnp.any(mask_BGRS, axis=-1, keepdims=True), sum_BGR1, 1)
     out_BGRV = jnp.einsum(
-        "bgrs,bsgv->bgrv", (weights_BGRS / sum_BGR1).astype(v_BSGV.dtype), v_BSGV,
+        "bgrs,bsgv->bgrv",
+        (weights_BGRS / sum_BGR1).astype(v_BSGV.dtype),
+        v_BSGV,
         preferred_element_type=dtype,
-    )  # fmt: skip
+    )
     return out_BGRV.reshape(batch, heads, value_size).astype(v_BSGV.dtype)

@@ -47,10 +47,7 @@ class Tiles(NamedTuple):
 
 
 #: By padded head size: what fits registers and shared memory.
-TILES = {
-    64: Tiles((128, 4), (128, 2), (64, 4)),
-    128: Tiles((128, 2), (64, 2), (64, 2)),
-}
+TILES = {64: Tiles((128, 4), (128, 2), (64, 4)), 128: Tiles((128, 2), (64, 2), (64, 2))}
 
 
 def attention(
@@ -75,17 +72,25 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
     sinks = jnp.zeros(call.heads, jnp.float32) if sinks_H is None else sinks_H.astype(jnp.float32)
     out_BTHV, lse_BHT = call.launch(
         functools.partial(kernels.forward, plan=plan, has_sinks=sinks_H is not None),
-        call.visits_of_queries(plan), sinks, call.start_BT, call.queries(q_BTHK),
-        call.keys(k_BSGK), call.keys(v_BSGV),
+        call.visits_of_queries(plan),
+        sinks,
+        call.start_BT,
+        call.queries(q_BTHK),
+        call.keys(k_BSGK),
+        call.keys(v_BSGV),
         name="attention_forward",
         grid=dict(head=call.heads, block=call.tokens // call.block, batch=call.batch),
         outputs=[call.shape(call.tokens, call.heads), call.row_shape()],
         scratch=dict(
-            q_tile=call.own_tile(), k_tile=call.tiles(plan), v_tile=call.tiles(plan),
-            start=mg.vector((MULTIPLIERS, ROWS), jnp.int32), lse=mg.vector((MULTIPLIERS, ROWS)),
-            q_ready=mg.barriers(MULTIPLIERS, arrivals=2), **_pipeline(plan, arrivals=2),
+            q_tile=call.own_tile(),
+            k_tile=call.tiles(plan),
+            v_tile=call.tiles(plan),
+            start=mg.vector((MULTIPLIERS, ROWS), jnp.int32),
+            lse=mg.vector((MULTIPLIERS, ROWS)),
+            q_ready=mg.barriers(MULTIPLIERS, arrivals=2),
+            **_pipeline(plan, arrivals=2),
         ),
-    )  # fmt: skip
+    )
     out_BTHV = checkpoint_name(out_BTHV[:, : call.time, :, : v_BSGV.shape[-1]], "attention_out")
     lse_BTH = jnp.transpose(lse_BHT[:, :, : call.time], (0, 2, 1))
     lse_BTH = checkpoint_name(lse_BTH, "attention_lse")
@@ -101,36 +106,55 @@ def _backward(static, residuals, cotangents):
     call = _Call(q_BTHK, k_BSGK, v_BSGV, start_BT, static)
     plan = call.plan(TILES[call.size].dqueries)
     operands = (
-        call.start_BT, call.queries(q_BTHK), call.queries(dout_BTHV.astype(v_BSGV.dtype)),
-        call.keys(k_BSGK), call.keys(v_BSGV), call.rows(lse_BTH * LOG2E), call.rows(delta_BTH),
-    )  # fmt: skip
+        call.start_BT,
+        call.queries(q_BTHK),
+        call.queries(dout_BTHV.astype(v_BSGV.dtype)),
+        call.keys(k_BSGK),
+        call.keys(v_BSGV),
+        call.rows(lse_BTH * LOG2E),
+        call.rows(delta_BTH),
+    )
     rows = mg.vector((MULTIPLIERS, ROWS))
     (dq_BTHK,) = call.launch(
-        functools.partial(kernels.dqueries, plan=plan), call.visits_of_queries(plan), *operands,
+        functools.partial(kernels.dqueries, plan=plan),
+        call.visits_of_queries(plan),
+        *operands,
         name="attention_dqueries",
         grid=dict(head=call.heads, block=call.tokens // call.block, batch=call.batch),
         outputs=[call.shape(call.tokens, call.heads)],
         scratch=dict(
-            q_tile=call.own_tile(), do_tile=call.own_tile(),
-            k_tile=call.tiles(plan), v_tile=call.tiles(plan),
-            start=mg.vector((MULTIPLIERS, ROWS), jnp.int32), lse=rows, delta=rows,
-            q_ready=mg.barriers(MULTIPLIERS, arrivals=5), **_pipeline(plan, arrivals=2),
+            q_tile=call.own_tile(),
+            do_tile=call.own_tile(),
+            k_tile=call.tiles(plan),
+            v_tile=call.tiles(plan),
+            start=mg.vector((MULTIPLIERS, ROWS), jnp.int32),
+            lse=rows,
+            delta=rows,
+            q_ready=mg.barriers(MULTIPLIERS, arrivals=5),
+            **_pipeline(plan, arrivals=2),
         ),
-    )  # fmt: skip
+    )
     plan = call.plan(TILES[call.size].dkeys)
     rows = mg.vector((plan.stages, plan.tile))
     dk_BSGK, dv_BSGV = call.launch(
-        functools.partial(kernels.dkeys, plan=plan), call.visits_of_keys(plan), *operands,
+        functools.partial(kernels.dkeys, plan=plan),
+        call.visits_of_keys(plan),
+        *operands,
         name="attention_dkeys",
         grid=dict(head=call.kv_heads, block=call.key_tokens // call.block, batch=call.batch),
         outputs=[call.shape(call.key_tokens, call.kv_heads)] * 2,
         scratch=dict(
-            q_tile=call.tiles(plan), do_tile=call.tiles(plan),
-            k_tile=call.own_tile(), v_tile=call.own_tile(),
-            start=mg.vector((plan.stages, plan.tile), jnp.int32), lse=rows, delta=rows,
-            k_ready=mg.barriers(MULTIPLIERS, arrivals=2), **_pipeline(plan, arrivals=5),
+            q_tile=call.tiles(plan),
+            do_tile=call.tiles(plan),
+            k_tile=call.own_tile(),
+            v_tile=call.own_tile(),
+            start=mg.vector((plan.stages, plan.tile), jnp.int32),
+            lse=rows,
+            delta=rows,
+            k_ready=mg.barriers(MULTIPLIERS, arrivals=2),
+            **_pipeline(plan, arrivals=5),
         ),
-    )  # fmt: skip
+    )
     dq_BTHK = dq_BTHK[:, : call.time, :, : q_BTHK.shape[-1]]
     dk_BSGK = dk_BSGK[:, : k_BSGK.shape[1], :, : k_BSGK.shape[-1]]
     dv_BSGV = dv_BSGV[:, : v_BSGV.shape[1], :, : v_BSGV.shape[-1]]

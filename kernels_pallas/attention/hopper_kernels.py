@@ -78,9 +78,26 @@ class Visits(NamedTuple):
 
 
 def forward(
-    visits_ref, sinks_ref, start_ref, q_ref, k_ref, v_ref, out_ref, lse_ref, *,
-    q_tile, k_tile, v_tile, start, lse, q_ready, ready, free, plan: Plan, has_sinks: bool,
-):  # fmt: skip
+    visits_ref,
+    sinks_ref,
+    start_ref,
+    q_ref,
+    k_ref,
+    v_ref,
+    out_ref,
+    lse_ref,
+    *,
+    q_tile,
+    k_tile,
+    v_tile,
+    start,
+    lse,
+    q_ready,
+    ready,
+    free,
+    plan: Plan,
+    has_sinks: bool,
+):
     """out (C, D) and lse (C,) of a block of queries of one head, the last blocks first."""
     head, batch = mg.index("head"), mg.index("batch")
     block = visits_ref.shape[1] - 1 - mg.index("block")
@@ -146,9 +163,28 @@ def forward(
 
 
 def dqueries(
-    visits_ref, start_ref, q_ref, do_ref, k_ref, v_ref, lse_ref, delta_ref, dq_ref, *,
-    q_tile, do_tile, k_tile, v_tile, start, lse, delta, q_ready, ready, free, plan: Plan,
-):  # fmt: skip
+    visits_ref,
+    start_ref,
+    q_ref,
+    do_ref,
+    k_ref,
+    v_ref,
+    lse_ref,
+    delta_ref,
+    dq_ref,
+    *,
+    q_tile,
+    do_tile,
+    k_tile,
+    v_tile,
+    start,
+    lse,
+    delta,
+    q_ready,
+    ready,
+    free,
+    plan: Plan,
+):
     """dq (C, D) of a block of queries of one head; `lse` is times log2(e)."""
     head, batch = mg.index("head"), mg.index("batch")
     block = visits_ref.shape[1] - 1 - mg.index("block")
@@ -202,9 +238,29 @@ def dqueries(
 
 
 def dkeys(
-    visits_ref, start_ref, q_ref, do_ref, k_ref, v_ref, lse_ref, delta_ref, dk_ref, dv_ref, *,
-    q_tile, do_tile, k_tile, v_tile, start, lse, delta, k_ready, ready, free, plan: Plan,
-):  # fmt: skip
+    visits_ref,
+    start_ref,
+    q_ref,
+    do_ref,
+    k_ref,
+    v_ref,
+    lse_ref,
+    delta_ref,
+    dk_ref,
+    dv_ref,
+    *,
+    q_tile,
+    do_tile,
+    k_tile,
+    v_tile,
+    start,
+    lse,
+    delta,
+    k_ready,
+    ready,
+    free,
+    plan: Plan,
+):
     """dk and dv (C, D) of a block of keys of one key/value head, over the heads of its group."""
     kv_head, batch, block = mg.index("head"), mg.index("batch"), mg.index("block")
     visits, worker = Visits.read(visits_ref, batch, block), mg.warpgroup()
@@ -214,10 +270,12 @@ def dkeys(
         def copies(turn, tile):
             head, queries = kv_head * plan.group + turn, pl.ds(tile * plan.tile, plan.tile)
             return (
-                (q_ref.at[batch, queries, head], q_tile), (do_ref.at[batch, queries, head], do_tile),
-                (start_ref.at[batch, queries], start), (lse_ref.at[batch, head, queries], lse),
+                (q_ref.at[batch, queries, head], q_tile),
+                (do_ref.at[batch, queries, head], do_tile),
+                (start_ref.at[batch, queries], start),
+                (lse_ref.at[batch, head, queries], lse),
                 (delta_ref.at[batch, head, queries], delta),
-            )  # fmt: skip
+            )
 
         _fetch(visits, plan.group, copies, ready, free, plan.stages)
 

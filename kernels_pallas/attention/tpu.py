@@ -121,12 +121,17 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
             num_scalar_prefetch=3,
             grid=call.grid,
             in_specs=[
-                call.per_query(call.key_size), call.per_key(call.key_size),
-                call.per_key_row(size), call.document_row(),
+                call.per_query(call.key_size),
+                call.per_key(call.key_size),
+                call.per_key_row(size),
+                call.document_row(),
             ],
             out_specs=[call.per_query_row(size), call.per_query_row(1)],
             scratch_shapes=[
-                pltpu.VMEM((plan.rows, plan.block), jnp.float32), state, state, state,
+                pltpu.VMEM((plan.rows, plan.block), jnp.float32),
+                state,
+                state,
+                state,
                 pltpu.VMEM((size, plan.block), jnp.float32),
             ],
         ),
@@ -138,9 +143,13 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
         interpret=static.interpret,
         name="attention_forward",
     )(
-        *call.visits, sinks, call.queries(q_BTHK), call.keys(k_BSGK, (0, 2, 1, 3)),
-        call.keys(v_BSGV, (0, 2, 3, 1)), call.start_B1T,
-    )  # fmt: skip
+        *call.visits,
+        sinks,
+        call.queries(q_BTHK),
+        call.keys(k_BSGK, (0, 2, 1, 3)),
+        call.keys(v_BSGV, (0, 2, 3, 1)),
+        call.start_B1T,
+    )
     out_BTHV = call.from_query_rows(out_BHVT, v_BSGV.shape[-1])
     lse_BTH = call.from_query_rows(lse_BH1T, 1)[..., 0]
     out_BTHV = checkpoint_name(out_BTHV, "attention_out")
@@ -171,14 +180,17 @@ def _backward(static, residuals, cotangents):
             num_scalar_prefetch=2,
             grid=call.grid,
             in_specs=[
-                call.per_query(key_size), call.per_query(value_size), call.per_key(key_size),
-                call.per_key_row(key_size), call.per_key(value_size), call.document_row(),
-                call.per_query_row(1), call.per_query_row(1),
+                call.per_query(key_size),
+                call.per_query(value_size),
+                call.per_key(key_size),
+                call.per_key_row(key_size),
+                call.per_key(value_size),
+                call.document_row(),
+                call.per_query_row(1),
+                call.per_query_row(1),
             ],
             out_specs=[call.per_query_row(key_size), dkey.spec, dvalue.spec],
-            scratch_shapes=[
-                pairs, pairs, pltpu.VMEM((key_size, plan.block), jnp.float32), *sums,
-            ],
+            scratch_shapes=[pairs, pairs, pltpu.VMEM((key_size, plan.block), jnp.float32), *sums],
         ),
         out_shape=[
             jax.ShapeDtypeStruct((call.batch, call.heads, key_size, tokens), q_BTHK.dtype),
@@ -189,11 +201,16 @@ def _backward(static, residuals, cotangents):
         interpret=static.interpret,
         name="attention_backward",
     )(
-        *call.visits, call.queries(q_BTHK), call.queries(dout_BTHV.astype(v_BSGV.dtype)),
-        call.keys(k_BSGK, (0, 2, 1, 3)), call.keys(k_BSGK, (0, 2, 3, 1)),
-        call.keys(v_BSGV, (0, 2, 1, 3)), call.start_B1T,
-        call.query_rows(lse_BTH * LOG2E), call.query_rows(delta_BTH),
-    )  # fmt: skip
+        *call.visits,
+        call.queries(q_BTHK),
+        call.queries(dout_BTHV.astype(v_BSGV.dtype)),
+        call.keys(k_BSGK, (0, 2, 1, 3)),
+        call.keys(k_BSGK, (0, 2, 3, 1)),
+        call.keys(v_BSGV, (0, 2, 1, 3)),
+        call.start_B1T,
+        call.query_rows(lse_BTH * LOG2E),
+        call.query_rows(delta_BTH),
+    )
     dq_BTHK = call.from_query_rows(dq_BHKT, q_BTHK.shape[-1])
     dk_BSGK = call.from_keys(dk_BGSK, k_BSGK)
     dv_BSGV = call.from_keys(dv_BGSV, v_BSGV)

@@ -122,9 +122,24 @@ class _Visit(NamedTuple):
 
 
 def forward(
-    visits_ref, clear_ref, sinks_ref, q_ref, k_ref, vt_ref, start_ref, out_ref, lse_ref,
-    logits_ref, max_ref, shrink_ref, sum_ref, acc_ref, *, plan: Plan, has_sinks: bool,
-):  # fmt: skip
+    visits_ref,
+    clear_ref,
+    sinks_ref,
+    q_ref,
+    k_ref,
+    vt_ref,
+    start_ref,
+    out_ref,
+    lse_ref,
+    logits_ref,
+    max_ref,
+    shrink_ref,
+    sum_ref,
+    acc_ref,
+    *,
+    plan: Plan,
+    has_sinks: bool,
+):
     """out^T (V, C) and lse (1, C) of a block of queries."""
     block = pl.program_id(2)
     index = pl.program_id(0) * pl.num_programs(2) + block
@@ -228,9 +243,25 @@ def forward(
 
 
 def backward(
-    visits_ref, clear_ref, q_ref, do_ref, k_ref, kt_ref, v_ref, start_ref, lse_ref, delta_ref,
-    dqt_ref, dk_ref, dv_ref, p_ref, ds_ref, acc_ref, *sums_refs, plan: Plan,
-):  # fmt: skip
+    visits_ref,
+    clear_ref,
+    q_ref,
+    do_ref,
+    k_ref,
+    kt_ref,
+    v_ref,
+    start_ref,
+    lse_ref,
+    delta_ref,
+    dqt_ref,
+    dk_ref,
+    dv_ref,
+    p_ref,
+    ds_ref,
+    acc_ref,
+    *sums_refs,
+    plan: Plan,
+):
     """dq^T (K, C) of a block of queries, and its part of dk and dv; `lse` is times log2(e)."""
     block, head = pl.program_id(2), pl.program_id(3)
     index = pl.program_id(0) * pl.num_programs(2) + block

@@ -91,9 +91,14 @@ def block_sparse_attention(
     batch, time, heads, key_size = q_BTHK.shape
     kv_heads, value_size = v_BTGV.shape[2:]
     case = dict(
-        dtype=str(q_BTHK.dtype), key_size=key_size, value_size=value_size,
-        heads_per_kv=heads // kv_heads, block=block, top_k=top_k, state=initial_state is not None,
-    )  # fmt: skip
+        dtype=str(q_BTHK.dtype),
+        key_size=key_size,
+        value_size=value_size,
+        heads_per_kv=heads // kv_heads,
+        block=block,
+        top_k=top_k,
+        state=initial_state is not None,
+    )
     form = _FORMS[dispatch.resolve("block_sparse_attention", impl, case, SUPPORT)]
 
     old = initial_state
@@ -109,9 +114,13 @@ def block_sparse_attention(
         _positions(ids_BS, old.positions_BS),
     )
     out_BTHV, lse_BTH = form(
-        q_BTHK, *state, block=block, top_k=top_k,
-        scale=key_size**-0.5 if scale is None else scale, precision=precision,
-    )  # fmt: skip
+        q_BTHK,
+        *state,
+        block=block,
+        top_k=top_k,
+        scale=key_size**-0.5 if scale is None else scale,
+        precision=precision,
+    )
     return (out_BTHV, lse_BTH, state) if return_state else (out_BTHV, lse_BTH)
 
 

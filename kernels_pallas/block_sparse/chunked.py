@@ -71,9 +71,15 @@ def _own_block(q_BTHK, k_BSGK, v_BSGV, segment_ids_BS, positions_BS, block, scal
     ids_BS = jnp.where(segment_ids_BS == 0, 0, 2 * number_BS + positions_BS // block % 2)
     state = AttentionState(k_BSGK[:, :slots], v_BSGV[:, :slots], ids_BS[:, :slots])
     return causal_attention(
-        q_BTHK, k_BSGK[:, slots:], v_BSGV[:, slots:], segment_ids=ids_BS[:, slots:],
-        window=block, scale=scale, initial_state=state if slots else None, precision=precision,
-    )  # fmt: skip
+        q_BTHK,
+        k_BSGK[:, slots:],
+        v_BSGV[:, slots:],
+        segment_ids=ids_BS[:, slots:],
+        window=block,
+        scale=scale,
+        initial_state=state if slots else None,
+        precision=precision,
+    )
 
 
 def _choose(q_BTHK, k_BSGK, blocks, others, block):
@@ -177,9 +183,12 @@ def _backward(static, residuals, cotangents):
     dk_BSGK = shape.from_blocks(dk_ENKC) * static.scale
     dv_BSGV = shape.from_blocks(dv_ENVC)
     return (
-        dq_BTHK.astype(q_BTHK.dtype), dk_BSGK.astype(k_BSGK.dtype), dv_BSGV.astype(v_BSGV.dtype),
-        None, None,
-    )  # fmt: skip
+        dq_BTHK.astype(q_BTHK.dtype),
+        dk_BSGK.astype(k_BSGK.dtype),
+        dv_BSGV.astype(v_BSGV.dtype),
+        None,
+        None,
+    )
 
 
 _chosen.defvjp(_forward, _backward)

@@ -77,9 +77,16 @@ def attention(
     tokens = op.AttentionState(k_BTGK, v_BTGV, ids_BT)
     state = op.AttentionState(*(halo(x, slots, axis, past) for x, past in zip(tokens, before)))
     out_BTHV, lse_BTH, state = op.attention(
-        q_BTHK, k_BTGK, v_BTGV, segment_ids=segment_ids, window=window, sinks_H=sinks_H,
-        initial_state=state, return_state=True, **options,
-    )  # fmt: skip
+        q_BTHK,
+        k_BTGK,
+        v_BTGV,
+        segment_ids=segment_ids,
+        window=window,
+        sinks_H=sinks_H,
+        initial_state=state,
+        return_state=True,
+        **options,
+    )
     if not return_state:
         return out_BTHV, lse_BTH
     return out_BTHV, lse_BTH, jax.tree.map(lambda x: of_last_shard(x, axis), state)

@@ -48,6 +48,14 @@ def block_sparse_attention(
         halo(k_BTGK, slots, axis), halo(v_BTGV, slots, axis), ids_BS, positions_BS
     )
     return op.block_sparse_attention(
-        q_BTHK, k_BTGK, v_BTGV, block=block, top_k=top_k, segment_ids=ids_BT, scale=scale,
-        initial_state=past, impl=impl, precision=precision,
-    )  # fmt: skip
+        q_BTHK,
+        k_BTGK,
+        v_BTGV,
+        block=block,
+        top_k=top_k,
+        segment_ids=ids_BT,
+        scale=scale,
+        initial_state=past,
+        impl=impl,
+        precision=precision,
+    )

@@ -36,9 +36,14 @@ def causal_conv(
     x_BSD, ids_BS = (None, None) if initial_state is None else initial_state
     state = op.ConvState(halo(x_BTD, slots, axis, x_BSD), halo(ids_BT, slots, axis, ids_BS))
     y_BTD, state = op.causal_conv(
-        x_BTD, kernel_WD, bias_D,
-        segment_ids=ids_BT, initial_state=state, return_state=True, impl=impl,
-    )  # fmt: skip
+        x_BTD,
+        kernel_WD,
+        bias_D,
+        segment_ids=ids_BT,
+        initial_state=state,
+        return_state=True,
+        impl=impl,
+    )
     if not return_state:
         return y_BTD
     return y_BTD, jax.tree.map(lambda x: of_last_shard(x, axis), state)

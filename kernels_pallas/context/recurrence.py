@@ -67,9 +67,16 @@ def linear_recurrence(
     Returns and raises what the op does.
     """
     return _diagonal(
-        diagonal_op.linear_recurrence, lambda a_BTD: jnp.prod(a_BTD, axis=1), a_BTD, b_BTD,
-        axis, segment_ids, initial_state, return_state, impl,
-    )  # fmt: skip
+        diagonal_op.linear_recurrence,
+        lambda a_BTD: jnp.prod(a_BTD, axis=1),
+        a_BTD,
+        b_BTD,
+        axis,
+        segment_ids,
+        initial_state,
+        return_state,
+        impl,
+    )
 
 
 def gated_recurrence(
@@ -87,15 +94,19 @@ def gated_recurrence(
     Takes, returns and raises what `linear_recurrence` here does, log_a and x in place of a and b.
     """
     return _diagonal(
-        diagonal_op.gated_recurrence, lambda log_a_BTD: jnp.exp(jnp.sum(log_a_BTD, axis=1)),
-        log_a_BTD, x_BTD,
-        axis, segment_ids, initial_state, return_state, impl,
-    )  # fmt: skip
+        diagonal_op.gated_recurrence,
+        lambda log_a_BTD: jnp.exp(jnp.sum(log_a_BTD, axis=1)),
+        log_a_BTD,
+        x_BTD,
+        axis,
+        segment_ids,
+        initial_state,
+        return_state,
+        impl,
+    )
 
 
-def _diagonal(
-    op, product, a_BTD, b_BTD, axis, segment_ids, initial_state, return_state, impl
-):  # fmt: skip
+def _diagonal(op, product, a_BTD, b_BTD, axis, segment_ids, initial_state, return_state, impl):
     batch, time, channels = a_BTD.shape
     dtype = dispatch.accumulator_dtype(a_BTD, b_BTD)
     first = initial_state or diagonal_op.empty_state(batch, channels, dtype)
@@ -163,10 +174,17 @@ def gated_linear(
     end_BHKV = _last_document(k_BTGK, v_BTHV, sums_BTHK, ids_BT, precision)
     s_BHKV = entering_state(decay_BHK1, end_BHKV, first.s_BHKV.astype(dtype), jnp.multiply, axis)
     o_BTHV, state = gated_op.gated_linear(
-        q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids=ids_BT, scale=scale,
-        initial_state=gated_op.GatedLinearState(s_BHKV, before_B), return_state=True,
-        impl=impl, precision=precision,
-    )  # fmt: skip
+        q_BTGK,
+        k_BTGK,
+        v_BTHV,
+        log_decay,
+        segment_ids=ids_BT,
+        scale=scale,
+        initial_state=gated_op.GatedLinearState(s_BHKV, before_B),
+        return_state=True,
+        impl=impl,
+        precision=precision,
+    )
     return _result(o_BTHV, state, return_state, axis)
 
 
@@ -227,10 +245,18 @@ def delta_rule(
 
     def run(v_BTHV, s_BHKV):
         return delta_op.delta_rule(
-            q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids=ids_BT, scale=scale,
-            initial_state=delta_op.DeltaRuleState(s_BHKV, before_B), return_state=True,
-            impl=impl, precision=precision,
-        )  # fmt: skip
+            q_BTGK,
+            k_BTGK,
+            v_BTHV,
+            beta_BTH,
+            log_decay,
+            segment_ids=ids_BT,
+            scale=scale,
+            initial_state=delta_op.DeltaRuleState(s_BHKV, before_B),
+            return_state=True,
+            impl=impl,
+            precision=precision,
+        )
 
     identity_BHKK = jnp.broadcast_to(
         jnp.eye(key_size, dtype=dtype), (batch, heads) + (key_size,) * 2
@@ -301,11 +327,20 @@ def gated_slots(
     as_floats = (x.astype(jnp.float32) for x in (unbroken_B, filled_B, first.written_B))
     written_B = entering_state(*as_floats, jnp.multiply, axis) > 0
     out_BTHV, lse_BTH, state = slots_op.gated_slots(
-        q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM, written_BT=written_BT,
-        segment_ids=ids_BT, scale=scale, mask_empty=mask_empty, impl=impl, precision=precision,
+        q_BTHK,
+        k_BTGK,
+        v_BTGV,
+        log_gate_BTGM,
+        write_BTGM,
+        written_BT=written_BT,
+        segment_ids=ids_BT,
+        scale=scale,
+        mask_empty=mask_empty,
+        impl=impl,
+        precision=precision,
         initial_state=slots_op.SlotState(k_slots_BGMK, v_slots_BGMV, before_B, written_B),
         return_state=True,
-    )  # fmt: skip
+    )
     if not return_state:
         return out_BTHV, lse_BTH
     return out_BTHV, lse_BTH, jax.tree.map(lambda x: of_last_shard(x, axis), state)

@@ -144,9 +144,11 @@ def _backward(static, residuals, cotangents):
     dk_BTGK, dv_BTGV = _pass_on((dk_BTGK, dv_BTGV), static.axis)  # home
     dq_BTHK = _from_blocks(dq_NBCHK, q_BTHK.shape[1])
     return (
-        dq_BTHK.astype(q_BTHK.dtype), dk_BTGK.astype(k_BTGK.dtype), dv_BTGV.astype(v_BTGV.dtype),
+        dq_BTHK.astype(q_BTHK.dtype),
+        dk_BTGK.astype(k_BTGK.dtype),
+        dv_BTGV.astype(v_BTGV.dtype),
         None,
-    )  # fmt: skip
+    )
 
 
 attention_to_the_left.defvjp(_forward, _backward)
@@ -181,11 +183,16 @@ def _rectangle(q_BCHK, visitor: Visitor, static: Static) -> tuple:
 
     q_BGCRK = fold(q_BCHK.reshape(batch, tokens, kv_heads, group, key_size))
     out, lse = op.attention(
-        q_BGCRK.reshape(batch, 1, -1, key_size), k_BTGK[:, -1:], v_BTGV[:, -1:],
+        q_BGCRK.reshape(batch, 1, -1, key_size),
+        k_BTGK[:, -1:],
+        v_BTGV[:, -1:],
         segment_ids=numbers_BT[:, -1:],
         initial_state=op.AttentionState(k_BTGK[:, :-1], v_BTGV[:, :-1], numbers_BT[:, :-1]),
-        scale=static.scale, soft_cap=static.soft_cap, impl=static.impl, precision=static.precision,
-    )  # fmt: skip
+        scale=static.scale,
+        soft_cap=static.soft_cap,
+        impl=static.impl,
+        precision=static.precision,
+    )
     out_BCGRV = fold(out.reshape(batch, kv_heads, tokens, group, value_size))
     lse_BCGR = fold(lse.reshape(batch, kv_heads, tokens, group))
     return out_BCGRV.reshape(batch, tokens, heads, -1), lse_BCGR.reshape(batch, tokens, heads)

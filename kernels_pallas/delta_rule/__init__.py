@@ -22,22 +22,34 @@ SUPPORT = (
         "tpu",
         "pallas",
         dict(
-            platform=("tpu",), dtype=("float32", "bfloat16"), accumulator=("float32",),
-            key_size=_SIZES, value_size=_SIZES, step_heads=range(1, 9),
-            gate=("none", "head", "channel"), key_dtype=dispatch.ANY, precision=dispatch.ANY,
+            platform=("tpu",),
+            dtype=("float32", "bfloat16"),
+            accumulator=("float32",),
+            key_size=_SIZES,
+            value_size=_SIZES,
+            step_heads=range(1, 9),
+            gate=("none", "head", "channel"),
+            key_dtype=dispatch.ANY,
+            precision=dispatch.ANY,
         ),
     ),
     dispatch.Backend(
         "hopper",
         "pallas",
         dict(
-            platform=("gpu",), dtype=("bfloat16",), accumulator=("float32",),
-            key_size=(64, 128), value_size=(64, 128), step_heads=dispatch.ANY,
-            gate=("none", "head", "channel"), key_dtype=("bfloat16",), precision=("default",),
+            platform=("gpu",),
+            dtype=("bfloat16",),
+            accumulator=("float32",),
+            key_size=(64, 128),
+            value_size=(64, 128),
+            step_heads=dispatch.ANY,
+            gate=("none", "head", "channel"),
+            key_dtype=("bfloat16",),
+            precision=("default",),
         ),
         auto=False,
     ),
-)  # fmt: skip
+)
 _FORMS = {"reference": reference.delta_rule, "chunked": chunked.delta_rule}
 
 
@@ -112,10 +124,15 @@ def delta_rule(
     dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, beta_BTH, *gates)
     step = tpu.step_heads(kv_heads, heads, key_size, value_size)
     case = dict(
-        dtype=str(v_BTHV.dtype), accumulator=jnp.dtype(dtype).name, key_size=key_size,
-        value_size=value_size, step_heads=step.heads, gate=gate,
-        key_dtype=dispatch.dtypes(q_BTGK, k_BTGK), precision=mxu.precision_name(precision),
-    )  # fmt: skip
+        dtype=str(v_BTHV.dtype),
+        accumulator=jnp.dtype(dtype).name,
+        key_size=key_size,
+        value_size=value_size,
+        step_heads=step.heads,
+        gate=gate,
+        key_dtype=dispatch.dtypes(q_BTGK, k_BTGK),
+        precision=mxu.precision_name(precision),
+    )
     form = dispatch.resolve("delta_rule", impl, case, SUPPORT)
 
     ids_BT = segments.or_one_document(segment_ids, batch, time)
@@ -131,9 +148,17 @@ def delta_rule(
         # The kernel takes padding for one-token documents; masks go on what leaves it.
         g = jnp.zeros(beta_BTH.shape, jnp.float32) if log_decay is None else log_decay
         o_BTHV, s_BHKV = tpu.delta_rule(
-            q_BTGK, k_BTGK, v_BTHV, beta_BTH, g, resets_BT, s_BHKV, precision, scale,
+            q_BTGK,
+            k_BTGK,
+            v_BTHV,
+            beta_BTH,
+            g,
+            resets_BT,
+            s_BHKV,
+            precision,
+            scale,
             dispatch.target().interpret,
-        )  # fmt: skip
+        )
         o_BTHV = jnp.where(padding_BT[:, :, None, None], 0, o_BTHV)
         s_BHKV = jnp.where(padding_BT[:, -1, None, None, None], 0, s_BHKV)
     else:
@@ -147,9 +172,14 @@ def delta_rule(
         inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay
         if form == "hopper":
             o_BTHV, s_BHKV = hopper.delta_rule(
-                *jax.tree.map(unpadded, inputs), resets_BT, s_BHKV, precision=precision,
-                scale=scale, output=v_BTHV.dtype, interpret=dispatch.target().interpret,
-            )  # fmt: skip
+                *jax.tree.map(unpadded, inputs),
+                resets_BT,
+                s_BHKV,
+                precision=precision,
+                scale=scale,
+                output=v_BTHV.dtype,
+                interpret=dispatch.target().interpret,
+            )
         else:
             q, *others = jax.tree.map(lambda x: unpadded(x.astype(dtype)), inputs)
             o_BTHV, s_BHKV = _FORMS[form](

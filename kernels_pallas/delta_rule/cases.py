@@ -24,14 +24,19 @@ def _case(
         name,
         with_gradients(call, differentiated=5, others=1),
         (
-            keys, keys, values, Array(beta, jnp.float32), Array(gates, jnp.float32),
-            Array((BATCH, TIME), jnp.int32), values,
+            keys,
+            keys,
+            values,
+            Array(beta, jnp.float32),
+            Array(gates, jnp.float32),
+            Array((BATCH, TIME), jnp.int32),
+            values,
         ),
         tokens=BATCH * TIME * heads,
         # Reading the state for a key, writing it, reading it for a query; twice that backward.
         flops=BATCH * TIME * heads * 6 * key_size * value_size * 3,
         platforms=(platform,),
-    )  # fmt: skip
+    )
 
 
 CASES = (

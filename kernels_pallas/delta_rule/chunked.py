@@ -60,7 +60,7 @@ def _block(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BHKV, 
 
 def prepare(
     q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, *, precision, chunks_first=True
-):  # fmt: skip
+):
     """(`System`, what reads S (C, K) and D (C, C)) of all chunks: what does not know the state.
 
     Arrays have the leading axes (N, B, H), or (B, H, N) where not `chunks_first`.

@@ -18,9 +18,19 @@ from kernels_pallas.mxu import resolve_precision
 
 
 def delta_rule(
-    q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BHKV, *, precision, scale, output,
+    q_BTGK,
+    k_BTGK,
+    v_BTHV,
+    beta_BTH,
+    log_decay_BTHK,
+    resets_BT,
+    s_BHKV,
+    *,
+    precision,
+    scale,
+    output,
     interpret,
-):  # fmt: skip
+):
     """(o, last state), as the chunked form: padding is zeros and resets.
 
     o has the dtype `output`. Products read bfloat16 at the default precision; float32 at "highest"
@@ -29,9 +39,15 @@ def delta_rule(
     batch, time, heads, value_size = v_BTHV.shape
     default = resolve_precision(precision) == jax.lax.Precision.DEFAULT
     plan = Plan(
-        batch, heads, -(-time // CHUNK), k_BTGK.shape[3], value_size,
-        operand=jnp.bfloat16 if default else jnp.float32, output=output, interpret=interpret,
-    )  # fmt: skip
+        batch,
+        heads,
+        -(-time // CHUNK),
+        k_BTGK.shape[3],
+        value_size,
+        operand=jnp.bfloat16 if default else jnp.float32,
+        output=output,
+        interpret=interpret,
+    )
 
     def whole_chunks(x_BT):
         """Zeros at the end, which change nothing."""
@@ -130,7 +146,8 @@ def _rows(plan, x_BHNCK):
 def _dot(plan, x, y):
     """float32 products of operands as the kernels' are."""
     return jnp.matmul(
-        x.astype(plan.operand), y.astype(plan.operand),
+        x.astype(plan.operand),
+        y.astype(plan.operand),
         precision=jax.lax.Precision.HIGHEST if plan.operand == jnp.float32 else None,
         preferred_element_type=jnp.float32,
-    )  # fmt: skip
+    )

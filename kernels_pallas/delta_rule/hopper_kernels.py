@@ -20,9 +20,27 @@ def forward(plan: Plan, u, w, write, keep, read_s, read_d, s, kept: bool):
     square, keys, values = (CHUNK, CHUNK), (CHUNK, key_size), (CHUNK, COLUMNS)
 
     def delta_rule_forward(
-        u, w, write, keep, read_s, read_d, s, o, last, *refs,
-        us, ws, writes, keeps, reads_s, reads_d, s_tile, d_tile, o_tile, ready,
-    ):  # fmt: skip
+        u,
+        w,
+        write,
+        keep,
+        read_s,
+        read_d,
+        s,
+        o,
+        last,
+        *refs,
+        us,
+        ws,
+        writes,
+        keeps,
+        reads_s,
+        reads_d,
+        s_tile,
+        d_tile,
+        o_tile,
+        ready,
+    ):
         head, batch = mg.index("head"), mg.index("batch")
         row = batch * plan.heads + head
         columns = pl.ds(mg.index("columns") * COLUMNS, COLUMNS)
@@ -63,14 +81,26 @@ def forward(plan: Plan, u, w, write, keep, read_s, read_d, s, kept: bool):
             ((rows, plan.time, value_size), operand),
         ]
     return plan.launch(
-        delta_rule_forward, u, w, write, keep, read_s, read_d, s,
-        name="delta_rule_forward", outputs=outputs,
+        delta_rule_forward,
+        u,
+        w,
+        write,
+        keep,
+        read_s,
+        read_d,
+        s,
+        name="delta_rule_forward",
+        outputs=outputs,
         tiles=dict(s_tile=(key_size, COLUMNS), d_tile=values, o_tile=values),
         moving=dict(
-            us=(values, jnp.float32), ws=(keys, operand), writes=(keys, operand),
-            keeps=((key_size,), jnp.float32), reads_s=(keys, operand), reads_d=(square, operand),
+            us=(values, jnp.float32),
+            ws=(keys, operand),
+            writes=(keys, operand),
+            keeps=((key_size,), jnp.float32),
+            reads_s=(keys, operand),
+            reads_d=(square, operand),
         ),
-    )  # fmt: skip
+    )
 
 
 def backward(plan: Plan, w, write, keep, read_s, read_d, do, ds):
@@ -84,9 +114,26 @@ def backward(plan: Plan, w, write, keep, read_s, read_d, do, ds):
     square, keys, values = (CHUNK, CHUNK), (CHUNK, key_size), (CHUNK, COLUMNS)
 
     def delta_rule_backward(
-        w, write, keep, read_s, read_d, do, ds, dd, after, first,
-        ws, writes, keeps, reads_s, reads_d, dos, ds_tile, dd_tile, ready,
-    ):  # fmt: skip
+        w,
+        write,
+        keep,
+        read_s,
+        read_d,
+        do,
+        ds,
+        dd,
+        after,
+        first,
+        ws,
+        writes,
+        keeps,
+        reads_s,
+        reads_d,
+        dos,
+        ds_tile,
+        dd_tile,
+        ready,
+    ):
         head, batch = mg.index("head"), mg.index("batch")
         row = batch * plan.heads + head
         columns = pl.ds(mg.index("columns") * COLUMNS, COLUMNS)
@@ -115,15 +162,27 @@ def backward(plan: Plan, w, write, keep, read_s, read_d, do, ds):
         mg.wait_for_stores()
 
     return plan.launch(
-        delta_rule_backward, w, write, keep, read_s, read_d, do, ds,
-        name="delta_rule_backward", outputs=[
+        delta_rule_backward,
+        w,
+        write,
+        keep,
+        read_s,
+        read_d,
+        do,
+        ds,
+        name="delta_rule_backward",
+        outputs=[
             ((rows, plan.time, value_size), operand),
             ((rows, plan.chunks * key_size, value_size), operand),
             ((rows, key_size, value_size), jnp.float32),
         ],
         tiles=dict(ds_tile=(key_size, COLUMNS), dd_tile=values),
         moving=dict(
-            ws=(keys, operand), writes=(keys, operand), keeps=((key_size,), jnp.float32),
-            reads_s=(keys, operand), reads_d=(square, operand), dos=(values, operand),
+            ws=(keys, operand),
+            writes=(keys, operand),
+            keeps=((key_size,), jnp.float32),
+            reads_s=(keys, operand),
+            reads_d=(square, operand),
+            dos=(values, operand),
         ),
-    )  # fmt: skip
+    )

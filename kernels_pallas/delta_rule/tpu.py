@@ -44,9 +44,17 @@ HEADS = 2  # value heads of a grid step, at most
 
 
 def delta_rule(
-    q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, resets_BT, s_BHKV, precision=None, scale=1.0,
+    q_BTGK,
+    k_BTGK,
+    v_BTHV,
+    beta_BTH,
+    log_decay,
+    resets_BT,
+    s_BHKV,
+    precision=None,
+    scale=1.0,
     interpret=False,
-):  # fmt: skip
+):
     """(o_BTHV, final s_BHKV), as the reference form; inputs float32 or bfloat16.
 
     log_decay is (B, T, H) or (B, T, H, K). Every padded token resets; what the kernel gives for
@@ -57,9 +65,13 @@ def delta_rule(
     plan = Plan(
         heads=step_heads(groups, heads, key_size, value_size),
         length=chunk_length(time),
-        key_size=key_size, value_size=value_size, per_channel=log_decay.ndim == 4, scale=scale,
-        precision=resolve_precision(precision), interpret=interpret,
-    )  # fmt: skip
+        key_size=key_size,
+        value_size=value_size,
+        per_channel=log_decay.ndim == 4,
+        scale=scale,
+        precision=resolve_precision(precision),
+        interpret=interpret,
+    )
     g, beta = with_resets(log_decay, resets_BT), beta_BTH.astype(jnp.float32)
     q, k, v, g, beta = (pad_time(x, plan.length) for x in (q_BTGK, k_BTGK, v_BTHV, g, beta))
 
@@ -244,9 +256,26 @@ def _forward_kernel(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, s0_ref, o_ref, l
 
 
 def _backward_kernel(
-    plan, q_ref, k_ref, v_ref, beta_ref, g_ref, states_ref, inverses_ref, errors_ref, do_ref,
-    dlast_ref, dq_ref, dk_ref, dv_ref, dbeta_ref, dg_ref, ds0_ref, ds_ref, *factors_ref,
-):  # fmt: skip
+    plan,
+    q_ref,
+    k_ref,
+    v_ref,
+    beta_ref,
+    g_ref,
+    states_ref,
+    inverses_ref,
+    errors_ref,
+    do_ref,
+    dlast_ref,
+    dq_ref,
+    dk_ref,
+    dv_ref,
+    dbeta_ref,
+    dg_ref,
+    ds0_ref,
+    ds_ref,
+    *factors_ref,
+):
     @pl.when(pl.program_id(2) == 0)
     def _():
         ds_ref[...] = dlast_ref[0, 0]
@@ -259,9 +288,16 @@ def _backward_kernel(
         for h in members:
             values = slice(h * plan.value_size, (h + 1) * plan.value_size)
             step = _Backward(
-                plan, q, k, beta_ref[0, 0, 0, h : h + 1], states_ref[0, 0, 0, h],
-                inverses_ref[0, 0, 0, h], errors_ref[0, 0, 0, h], do_ref[0, :, values], ds_ref[h],
-            )  # fmt: skip
+                plan,
+                q,
+                k,
+                beta_ref[0, 0, 0, h : h + 1],
+                states_ref[0, 0, 0, h],
+                inverses_ref[0, 0, 0, h],
+                errors_ref[0, 0, 0, h],
+                do_ref[0, :, values],
+                ds_ref[h],
+            )
             if plan.per_channel:
                 scores = _channel_scores(plan, q, k, g_ref, *factors_ref, h)
                 dq, dk, dv, dbeta, dg, ds = step.per_channel(scores, factors_ref[0], h)
@@ -320,9 +356,15 @@ class _Backward(NamedTuple):
         dbeta = jnp.sum(dbeta, axis=0, keepdims=True)
         ds_before = scores.keep * ds + mm(self.q * into, self.do, TN)
         ds_before -= mm(k * scores.into, dv, TN)
-        return dv, da * self.beta_1C, dqueries * self.beta_1C, dq, dk_read, dk_out * written_C1, (
-            dbeta, ds_before,
-        )  # fmt: skip
+        return (
+            dv,
+            da * self.beta_1C,
+            dqueries * self.beta_1C,
+            dq,
+            dk_read,
+            dk_out * written_C1,
+            (dbeta, ds_before),
+        )
 
     def per_head(self, scores: _Scores, decays: HeadDecays):
         mm, q, k = self.mm, self.q, self.k

@@ -21,22 +21,34 @@ SUPPORT = (
         "tpu",
         "pallas",
         dict(
-            platform=("tpu",), dtype=("float32", "bfloat16"), accumulator=("float32",),
-            key_size=_SIZES, value_size=_SIZES, step_heads=range(1, 9), decay_axes=(1, 3, 4),
-            key_dtype=dispatch.ANY, precision=dispatch.ANY,
+            platform=("tpu",),
+            dtype=("float32", "bfloat16"),
+            accumulator=("float32",),
+            key_size=_SIZES,
+            value_size=_SIZES,
+            step_heads=range(1, 9),
+            decay_axes=(1, 3, 4),
+            key_dtype=dispatch.ANY,
+            precision=dispatch.ANY,
         ),
     ),
     dispatch.Backend(
         "hopper",
         "pallas",
         dict(
-            platform=("gpu",), dtype=("bfloat16",), accumulator=("float32",),
-            key_size=range(1, 257), value_size=range(1, 257), step_heads=dispatch.ANY,
-            decay_axes=(1, 3, 4), key_dtype=("bfloat16",), precision=("default",),
+            platform=("gpu",),
+            dtype=("bfloat16",),
+            accumulator=("float32",),
+            key_size=range(1, 257),
+            value_size=range(1, 257),
+            step_heads=dispatch.ANY,
+            decay_axes=(1, 3, 4),
+            key_dtype=("bfloat16",),
+            precision=("default",),
         ),
         auto=False,
     ),
-)  # fmt: skip
+)
 _FORMS = {"reference": reference.gated_linear, "chunked": chunked.gated_linear}
 
 
@@ -106,10 +118,15 @@ def gated_linear(
     dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, log_decay)
     step = tpu.step_heads(groups, heads, key_size, value_size, log_decay.ndim == 4)
     case = dict(
-        dtype=str(v_BTHV.dtype), accumulator=jnp.dtype(dtype).name, key_size=key_size,
-        value_size=value_size, step_heads=step.heads, decay_axes=log_decay.ndim,
-        key_dtype=dispatch.dtypes(q_BTGK, k_BTGK), precision=mxu.precision_name(precision),
-    )  # fmt: skip
+        dtype=str(v_BTHV.dtype),
+        accumulator=jnp.dtype(dtype).name,
+        key_size=key_size,
+        value_size=value_size,
+        step_heads=step.heads,
+        decay_axes=log_decay.ndim,
+        key_dtype=dispatch.dtypes(q_BTGK, k_BTGK),
+        precision=mxu.precision_name(precision),
+    )
     form = dispatch.resolve("gated_linear", impl, case, SUPPORT)
 
     out_dtype = v_BTHV.dtype
@@ -129,9 +146,16 @@ def gated_linear(
     if form == "tpu":
         # The kernel takes padding for one-token documents; masks go on what leaves it.
         o_BTHV, s_BHKV = tpu.gated_linear(
-            q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT | (ids_BT == 0), s_BHKV, precision,
-            1.0 if scale is None else scale, dispatch.target().interpret,
-        )  # fmt: skip
+            q_BTGK,
+            k_BTGK,
+            v_BTHV,
+            log_decay,
+            resets_BT | (ids_BT == 0),
+            s_BHKV,
+            precision,
+            1.0 if scale is None else scale,
+            dispatch.target().interpret,
+        )
         s_BHKV = jnp.where((ids_BT[:, -1] == 0)[:, None, None, None], 0, s_BHKV)
     else:
         if log_decay.ndim > 1:
@@ -140,16 +164,25 @@ def gated_linear(
         if form == "hopper":
             o_BTHV, s_BHKV = hopper.gated_linear(
                 *(jnp.where(padding_BT11, 0, x) for x in (q_BTGK, k_BTGK, v_BTHV)),
-                log_decay, resets_BT, s_BHKV, precision=precision,
-                scale=1.0 if scale is None else scale, output=out_dtype,
+                log_decay,
+                resets_BT,
+                s_BHKV,
+                precision=precision,
+                scale=1.0 if scale is None else scale,
+                output=out_dtype,
                 interpret=dispatch.target().interpret,
-            )  # fmt: skip
+            )
         else:
             q_BTGK = masked(q_BTGK) if scale is None else masked(q_BTGK) * scale
             o_BTHV, s_BHKV = _FORMS[form](
-                q_BTGK, masked(k_BTGK), masked(v_BTHV), log_decay.astype(dtype), resets_BT, s_BHKV,
+                q_BTGK,
+                masked(k_BTGK),
+                masked(v_BTHV),
+                log_decay.astype(dtype),
+                resets_BT,
+                s_BHKV,
                 precision,
-            )  # fmt: skip
+            )
     o_BTHV = masked(o_BTHV).astype(out_dtype)
     if not return_state:
         return o_BTHV

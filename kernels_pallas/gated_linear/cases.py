@@ -13,9 +13,14 @@ def _case(
 ) -> Case:
     def call(q_BTGK, k_BTGK, v_BTHV, log_decay, ids_BT):
         return gated_linear(
-            q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids=ids_BT, scale=key_size**-0.5,
+            q_BTGK,
+            k_BTGK,
+            v_BTHV,
+            log_decay,
+            segment_ids=ids_BT,
+            scale=key_size**-0.5,
             impl="pallas",
-        )  # fmt: skip
+        )
 
     keys = Array((BATCH, TIME, groups, key_size))
     values = Array((BATCH, TIME, heads, value_size))

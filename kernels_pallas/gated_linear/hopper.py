@@ -34,9 +34,15 @@ def gated_linear(
     key_size = k_BTGK.shape[3]
     default = resolve_precision(precision) == jax.lax.Precision.DEFAULT
     plan = Plan(
-        batch, heads, -(-time // CHUNK), -(-key_size // TILE) * TILE, -(-value_size // TILE) * TILE,
-        operand=jnp.bfloat16 if default else jnp.float32, output=output, interpret=interpret,
-    )  # fmt: skip
+        batch,
+        heads,
+        -(-time // CHUNK),
+        -(-key_size // TILE) * TILE,
+        -(-value_size // TILE) * TILE,
+        operand=jnp.bfloat16 if default else jnp.float32,
+        output=output,
+        interpret=interpret,
+    )
 
     def whole(x_BT, size=None):
         """Whole chunks and tiles by zeros, which change nothing."""
@@ -77,9 +83,13 @@ def _backward(plan, precision, scale, kept, cotangents):
     prepared, from_inputs = jax.vjp(prepare, inputs)
     do_BTHV = do_BTHV.astype(plan.operand)
     dv_BTHV, first, ds = hopper_walk.walk(
-        plan, "gated_linear_backward", _steps(plan, prepared, v_BTHV).backward(do_BTHV),
-        ds_BHKV.reshape(-1, plan.key_size, plan.value_size), kept=True, reverse=True,
-    )  # fmt: skip
+        plan,
+        "gated_linear_backward",
+        _steps(plan, prepared, v_BTHV).backward(do_BTHV),
+        ds_BHKV.reshape(-1, plan.key_size, plan.value_size),
+        kept=True,
+        reverse=True,
+    )
 
     # --- of what was prepared, from the states that enter the chunks and the cotangents of those
     # that leave them ------------------------------------------------------------------------------
@@ -163,6 +173,9 @@ def _steps(plan, prepared: Prepared, v_BTHV) -> Steps:
 def _dot(plan, spec, x, y):
     """float32 products of operands as the kernel's are."""
     return jnp.einsum(
-        spec, x, y, preferred_element_type=jnp.float32,
+        spec,
+        x,
+        y,
+        preferred_element_type=jnp.float32,
         precision=jax.lax.Precision.HIGHEST if plan.operand == jnp.float32 else None,
-    )  # fmt: skip
+    )

@@ -50,9 +50,13 @@ def gated_linear(
     plan = Plan(
         heads=step_heads(groups, heads, key_size, value_size, per_channel),
         length=chunk_length(time),
-        key_size=key_size, value_size=value_size, per_channel=per_channel, scale=scale,
-        precision=resolve_precision(precision), interpret=interpret,
-    )  # fmt: skip
+        key_size=key_size,
+        value_size=value_size,
+        per_channel=per_channel,
+        scale=scale,
+        precision=resolve_precision(precision),
+        interpret=interpret,
+    )
     g = with_resets(log_decay, resets_BT)
     q, k, v, g = (pad_time(x, plan.length) for x in (q_BTGK, k_BTGK, v_BTHV, g))
     g = flat(g) if per_channel else plan.rows(g)
@@ -185,9 +189,22 @@ def _channel_weights(plan, q, k, g_ref, factors_ref, h):
 
 
 def _backward_kernel(
-    plan, q_ref, k_ref, v_ref, g_ref, states_ref, do_ref, dlast_ref,
-    dq_ref, dk_ref, dv_ref, dg_ref, ds0_ref, ds_ref, *factors_ref,
-):  # fmt: skip
+    plan,
+    q_ref,
+    k_ref,
+    v_ref,
+    g_ref,
+    states_ref,
+    do_ref,
+    dlast_ref,
+    dq_ref,
+    dk_ref,
+    dv_ref,
+    dg_ref,
+    ds0_ref,
+    ds_ref,
+    *factors_ref,
+):
     @pl.when(pl.program_id(2) == 0)
     def _():
         ds_ref[...] = dlast_ref[0, 0]

@@ -15,29 +15,45 @@ from kernels_pallas.gated_slots import chunked, hopper, reference, tpu
 
 NEGATIVE = -1e30  # the log-sum-exp of nothing
 _FORMS = {
-    "reference": reference.gated_slots, "chunked": chunked.gated_slots, "tpu": tpu.gated_slots,
+    "reference": reference.gated_slots,
+    "chunked": chunked.gated_slots,
+    "tpu": tpu.gated_slots,
     "hopper": hopper.gated_slots,
-}  # fmt: skip
+}
 SUPPORT = (
     *dispatch.XLA_ONLY,
     dispatch.Backend(
-        "tpu", "pallas",
+        "tpu",
+        "pallas",
         dict(
-            platform=("tpu",), dtype=("bfloat16", "float32", "bfloat16 and float32"),
-            key_size=range(1, 257), value_size=range(1, 257), slots=range(1, 129), heads_per_kv=range(1, 9),
-            state=(False, True), accumulator=("float32",), precision=dispatch.ANY,
+            platform=("tpu",),
+            dtype=("bfloat16", "float32", "bfloat16 and float32"),
+            key_size=range(1, 257),
+            value_size=range(1, 257),
+            slots=range(1, 129),
+            heads_per_kv=range(1, 9),
+            state=(False, True),
+            accumulator=("float32",),
+            precision=dispatch.ANY,
         ),
     ),
     dispatch.Backend(
-        "hopper", "pallas",
+        "hopper",
+        "pallas",
         dict(
-            platform=("gpu",), dtype=("bfloat16",),
-            key_size=range(1, 257), value_size=range(1, 257), slots=range(1, 129), heads_per_kv=range(1, 5),
-            state=(False, True), accumulator=("float32",), precision=("default",),
+            platform=("gpu",),
+            dtype=("bfloat16",),
+            key_size=range(1, 257),
+            value_size=range(1, 257),
+            slots=range(1, 129),
+            heads_per_kv=range(1, 5),
+            state=(False, True),
+            accumulator=("float32",),
+            precision=("default",),
         ),
         auto=False,
     ),
-)  # fmt: skip
+)
 
 
 class SlotState(NamedTuple):
@@ -126,10 +142,15 @@ def gated_slots(
     inputs = (q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM)
     dtype = dispatch.accumulator_dtype(*inputs)
     case = dict(
-        dtype=dispatch.dtypes(q_BTHK, k_BTGK, v_BTGV), key_size=key_size, value_size=value_size, slots=slots,
-        heads_per_kv=heads // kv_heads, state=initial_state is not None,
-        accumulator=jnp.dtype(dtype).name, precision=mxu.precision_name(precision),
-    )  # fmt: skip
+        dtype=dispatch.dtypes(q_BTHK, k_BTGK, v_BTGV),
+        key_size=key_size,
+        value_size=value_size,
+        slots=slots,
+        heads_per_kv=heads // kv_heads,
+        state=initial_state is not None,
+        accumulator=jnp.dtype(dtype).name,
+        precision=mxu.precision_name(precision),
+    )
     form = _FORMS[dispatch.resolve("gated_slots", impl, case, SUPPORT)]
 
     ids_BT = segments.or_one_document(segment_ids, batch, time)

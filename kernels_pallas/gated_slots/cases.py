@@ -18,14 +18,19 @@ def _case(name: str, slots: int, kv_heads: int = HEADS, platform: str = "tpu") -
         name,
         with_gradients(call, differentiated=4, others=1),
         (
-            query, vector, vector, Array((*kv_tokens, slots), jnp.float32),
-            Array((BATCH, TIME), jnp.int32), query, Array(tokens, jnp.float32),
+            query,
+            vector,
+            vector,
+            Array((*kv_tokens, slots), jnp.float32),
+            Array((BATCH, TIME), jnp.int32),
+            query,
+            Array(tokens, jnp.float32),
         ),
         tokens=BATCH * TIME * HEADS,
         # A token writes into, and a query reads from, both slots; twice that backward.
         flops=3 * BATCH * TIME * (HEADS + kv_heads) * 4 * slots * SIZE,
         platforms=(platform,),
-    )  # fmt: skip
+    )
 
 
 CASES = (

@@ -31,9 +31,18 @@ def plan(chunks: int, rows: int) -> tuple[int, int]:
 
 
 def gated_slots(
-    q_BTGRK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM, resets_BT, k_slots_BGMK, v_slots_BGMV,
-    *, scale, precision,
-):  # fmt: skip
+    q_BTGRK,
+    k_BTGK,
+    v_BTGV,
+    log_gate_BTGM,
+    write_BTGM,
+    resets_BT,
+    k_slots_BGMK,
+    v_slots_BGMV,
+    *,
+    scale,
+    precision,
+):
     """(out_BTGRV, lse_BTGR, last k slots, last v slots); at a reset the slots before count as 0."""
     time = q_BTGRK.shape[1]
     length = chunk_length(time)

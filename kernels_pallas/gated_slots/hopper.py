@@ -21,9 +21,18 @@ from kernels_pallas.mxu import resolve_precision
 
 
 def gated_slots(
-    q_BTGRK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM, resets_BT, k_slots_BGMK, v_slots_BGMV,
-    *, scale, precision,
-):  # fmt: skip
+    q_BTGRK,
+    k_BTGK,
+    v_BTGV,
+    log_gate_BTGM,
+    write_BTGM,
+    resets_BT,
+    k_slots_BGMK,
+    v_slots_BGMV,
+    *,
+    scale,
+    precision,
+):
     """As the chunked form. The kernel's products read bfloat16 at the default precision; float32 at
     "highest" is for an interpreter: the chip has no such products."""
     default = resolve_precision(precision) == jax.lax.Precision.DEFAULT
@@ -87,9 +96,16 @@ def _carry(static, total_BGNM, writes, first_BGMZ, reverse=False):
     for weights, x in writes:
         size, rows = x.shape[-1], weights.shape[-2]
         plan = Plan(
-            heads, 1, chunks, padded, -(-size // TILE) * TILE, operand=static.operand, output=None,
-            interpret=static.interpret, rows=rows,
-        )  # fmt: skip
+            heads,
+            1,
+            chunks,
+            padded,
+            -(-size // TILE) * TILE,
+            operand=static.operand,
+            output=None,
+            interpret=static.interpret,
+            rows=rows,
+        )
         weights, x = _pad(weights, 4, padded), _pad(x, 4, plan.value_size)
         steps = Steps(
             write=weights.astype(static.operand).reshape(heads, plan.time, padded),
@@ -99,9 +115,13 @@ def _carry(static, total_BGNM, writes, first_BGMZ, reverse=False):
         first = first_BGMZ[..., columns : columns + size]
         first = _pad(_pad(first, 2, padded), 3, plan.value_size)
         last, found = hopper_walk.walk(
-            plan, f"gated_slots_{'backward' if reverse else 'forward'}", steps,
-            first.reshape(heads, padded, -1), kept=True, reverse=reverse,
-        )  # fmt: skip
+            plan,
+            f"gated_slots_{'backward' if reverse else 'forward'}",
+            steps,
+            first.reshape(heads, padded, -1),
+            kept=True,
+            reverse=reverse,
+        )
         shape = batch, kv_heads, padded, plan.value_size
         lasts.append(last.reshape(shape)[:, :, :slots, :size])
         found = found.reshape(*shape[:2], chunks, *shape[2:])[..., :slots, :size]

@@ -47,9 +47,7 @@ class Form(NamedTuple):
     carry: Callable
 
 
-def forward(
-    form: Form, q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC, slots_BGMZ
-):  # fmt: skip
+def forward(form: Form, q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC, slots_BGMZ):
     """(out, lse, last slots), and what `backward` takes besides: (entering slots, logits without
     each query's own write)."""
     k_BGNCK, v_BGNCV = _split(kv_BGNCZ, q_BGNCRK)

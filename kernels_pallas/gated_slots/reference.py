@@ -5,9 +5,18 @@ import jax.numpy as jnp
 
 
 def gated_slots(
-    q_BTGRK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM, resets_BT, k_slots_BGMK, v_slots_BGMV,
-    *, scale, precision,
-):  # fmt: skip
+    q_BTGRK,
+    k_BTGK,
+    v_BTGV,
+    log_gate_BTGM,
+    write_BTGM,
+    resets_BT,
+    k_slots_BGMK,
+    v_slots_BGMV,
+    *,
+    scale,
+    precision,
+):
     """(out_BTGRV, lse_BTGR, last k slots, last v slots); at a reset the slots before count as 0."""
     gate_BTGM = jnp.where(resets_BT[:, :, None, None], 0, jnp.exp(log_gate_BTGM))
 

@@ -36,9 +36,18 @@ class _Static(NamedTuple):
 
 
 def gated_slots(
-    q_BTGRK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM, resets_BT, k_slots_BGMK, v_slots_BGMV,
-    *, scale, precision,
-):  # fmt: skip
+    q_BTGRK,
+    k_BTGK,
+    v_BTGV,
+    log_gate_BTGM,
+    write_BTGM,
+    resets_BT,
+    k_slots_BGMK,
+    v_slots_BGMV,
+    *,
+    scale,
+    precision,
+):
     """(out_BTGRV, lse_BTGR, last k slots, last v slots); at a reset the slots before count as 0."""
     time = q_BTGRK.shape[1]
     chunk = min(CHUNK, 1 << max(3, (time - 1).bit_length()))
@@ -55,12 +64,16 @@ def gated_slots(
     # The gate itself is computed from its logarithm inside: the gradient is the logarithm's.
     resets_BT1M = jnp.broadcast_to(resets_BT11, (*resets_BT.shape, 1, log_gate_BTGM.shape[-1]))
     out_BGRTV, lse_BGTR, k_last_BGKM, v_last_BGVM = _slots(
-        laid_out(q_BTGRK * scale, by_query), laid_out(k_BTGK, by_token),
-        laid_out(v_BTGV, by_token), laid_out(log_gate_BTGM, by_token),
+        laid_out(q_BTGRK * scale, by_query),
+        laid_out(k_BTGK, by_token),
+        laid_out(v_BTGV, by_token),
+        laid_out(log_gate_BTGM, by_token),
         laid_out(write_BTGM, by_token),
         laid_out(resets_BT1M.astype(jnp.float32), by_token),
-        jnp.swapaxes(k_slots_BGMK, 2, 3), jnp.swapaxes(v_slots_BGMV, 2, 3), static,
-    )  # fmt: skip
+        jnp.swapaxes(k_slots_BGMK, 2, 3),
+        jnp.swapaxes(v_slots_BGMV, 2, 3),
+        static,
+    )
     out_BTGRV = jnp.transpose(out_BGRTV, (0, 3, 1, 2, 4))[:, :time]
     lse_BTGR = jnp.transpose(lse_BGTR, (0, 2, 1, 3))[:, :time]
     return out_BTGRV, lse_BTGR, jnp.swapaxes(k_last_BGKM, 2, 3), jnp.swapaxes(v_last_BGVM, 2, 3)
@@ -77,18 +90,28 @@ def _forward(q, k, v, log_gate, write, resets, k_slots, v_slots, static):
         functools.partial(kernels.forward, precision=static.precision),
         grid=call.grid,
         in_specs=[
-            call.queries(call.key_size), call.tokens(call.key_size), call.tokens(call.value_size),
-            call.tokens(call.slots), call.tokens(call.slots), call.shared(call.slots),
-            call.state(call.key_size), call.state(call.value_size),
+            call.queries(call.key_size),
+            call.tokens(call.key_size),
+            call.tokens(call.value_size),
+            call.tokens(call.slots),
+            call.tokens(call.slots),
+            call.shared(call.slots),
+            call.state(call.key_size),
+            call.state(call.value_size),
         ],
         out_specs=[
-            call.queries(call.value_size), call.tokens(call.group),
-            call.state(call.key_size), call.state(call.value_size),
-            call.states(call.key_size), call.states(call.value_size),
+            call.queries(call.value_size),
+            call.tokens(call.group),
+            call.state(call.key_size),
+            call.state(call.value_size),
+            call.states(call.key_size),
+            call.states(call.value_size),
         ],
         out_shape=[
-            call.shape(call.group, call.time, call.value_size), call.shape(call.time, call.group),
-            call.shape(call.key_size, call.slots), call.shape(call.value_size, call.slots),
+            call.shape(call.group, call.time, call.value_size),
+            call.shape(call.time, call.group),
+            call.shape(call.key_size, call.slots),
+            call.shape(call.value_size, call.slots),
             call.shape(call.chunks, call.key_size, call.slots),
             call.shape(call.chunks, call.value_size, call.slots),
         ],
@@ -99,13 +122,22 @@ def _forward(q, k, v, log_gate, write, resets, k_slots, v_slots, static):
         compiler_params=call.compiler_params,
         interpret=static.interpret,
         name="gated_slots_forward",
-    )(q, k, v, log_gate, write, resets, k_slots, v_slots)  # fmt: skip
+    )(q, k, v, log_gate, write, resets, k_slots, v_slots)
     out, lse = checkpoint_name(out, "gated_slots_out"), checkpoint_name(lse, "gated_slots_lse")
     k_enter = checkpoint_name(k_enter, "gated_slots_k")
     v_enter = checkpoint_name(v_enter, "gated_slots_v")
     return (out, lse, k_last, v_last), (
-        q, k, v, log_gate, write, resets, out, lse, k_enter, v_enter,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        log_gate,
+        write,
+        resets,
+        out,
+        lse,
+        k_enter,
+        v_enter,
+    )
 
 
 def _backward(static, residuals, cotangents):
@@ -119,29 +151,46 @@ def _backward(static, residuals, cotangents):
         functools.partial(kernels.backward, precision=static.precision),
         grid=call.grid,
         in_specs=[
-            call.queries(key), call.tokens(key), call.tokens(value), call.tokens(slots),
-            call.tokens(slots), call.shared(slots), call.queries(value), call.tokens(call.group),
-            call.tokens(call.group), call.states(key), call.states(value),
-            call.state(key), call.state(value),
+            call.queries(key),
+            call.tokens(key),
+            call.tokens(value),
+            call.tokens(slots),
+            call.tokens(slots),
+            call.shared(slots),
+            call.queries(value),
+            call.tokens(call.group),
+            call.tokens(call.group),
+            call.states(key),
+            call.states(value),
+            call.state(key),
+            call.state(value),
         ],
         out_specs=[
-            call.queries(key), call.tokens(key), call.tokens(value), call.tokens(slots),
-            call.tokens(slots), call.state(key), call.state(value),
+            call.queries(key),
+            call.tokens(key),
+            call.tokens(value),
+            call.tokens(slots),
+            call.tokens(slots),
+            call.state(key),
+            call.state(value),
         ],
         out_shape=[
-            call.shape(call.group, call.time, key), call.shape(call.time, key),
-            call.shape(call.time, value), call.shape(call.time, slots),
-            call.shape(call.time, slots), call.shape(key, slots), call.shape(value, slots),
+            call.shape(call.group, call.time, key),
+            call.shape(call.time, key),
+            call.shape(call.time, value),
+            call.shape(call.time, slots),
+            call.shape(call.time, slots),
+            call.shape(key, slots),
+            call.shape(value, slots),
         ],
         scratch_shapes=[
-            pltpu.VMEM((key, slots), jnp.float32), pltpu.VMEM((value, slots), jnp.float32),
+            pltpu.VMEM((key, slots), jnp.float32),
+            pltpu.VMEM((value, slots), jnp.float32),
         ],
         compiler_params=call.compiler_params,
         interpret=static.interpret,
         name="gated_slots_backward",
-    )(
-        q, k, v, log_gate, write, resets, dout, lse, delta, k_enter, v_enter, dk_last, dv_last
-    )  # fmt: skip
+    )(q, k, v, log_gate, write, resets, dout, lse, delta, k_enter, v_enter, dk_last, dv_last)
     return dq, dk, dv, dlog_gate, dwrite, None, dk_slots, dv_slots
 
 

@@ -12,10 +12,25 @@ from kernels_pallas import mxu
 
 
 def forward(
-    q_ref, k_ref, v_ref, log_gate_ref, write_ref, resets_ref, k_first_ref, v_first_ref,
-    out_ref, lse_ref, k_last_ref, v_last_ref, k_enter_ref, v_enter_ref, k_slots_ref, v_slots_ref,
-    *, precision,
-):  # fmt: skip
+    q_ref,
+    k_ref,
+    v_ref,
+    log_gate_ref,
+    write_ref,
+    resets_ref,
+    k_first_ref,
+    v_first_ref,
+    out_ref,
+    lse_ref,
+    k_last_ref,
+    v_last_ref,
+    k_enter_ref,
+    v_enter_ref,
+    k_slots_ref,
+    v_slots_ref,
+    *,
+    precision,
+):
     """Outputs and log-sum-exps of a chunk's queries, and the slots before and after it."""
     number, last = pl.program_id(2), pl.num_programs(2) - 1
 
@@ -49,11 +64,31 @@ def forward(
 
 
 def backward(
-    q_ref, k_ref, v_ref, log_gate_ref, write_ref, resets_ref, dout_ref, lse_ref, delta_ref,
-    k_enter_ref, v_enter_ref, dk_last_ref, dv_last_ref,
-    dq_ref, dk_ref, dv_ref, dlog_gate_ref, dwrite_ref, dk_first_ref, dv_first_ref,
-    dk_slots_ref, dv_slots_ref, *, precision,
-):  # fmt: skip
+    q_ref,
+    k_ref,
+    v_ref,
+    log_gate_ref,
+    write_ref,
+    resets_ref,
+    dout_ref,
+    lse_ref,
+    delta_ref,
+    k_enter_ref,
+    v_enter_ref,
+    dk_last_ref,
+    dv_last_ref,
+    dq_ref,
+    dk_ref,
+    dv_ref,
+    dlog_gate_ref,
+    dwrite_ref,
+    dk_first_ref,
+    dv_first_ref,
+    dk_slots_ref,
+    dv_slots_ref,
+    *,
+    precision,
+):
     """Gradients of a chunk's inputs, and of the slots that enter it from those that leave it."""
     number, last = pl.program_id(2), pl.num_programs(2) - 1
 

@@ -14,9 +14,12 @@ from kernels_pallas.linear_recurrence import blocks, chunked, hopper, reference,
 
 _DTYPES = ("float32", "bfloat16")
 _COVERED = dict(
-    dtype=_DTYPES, input_dtype=_DTYPES, state_dtype=("float32",), channels=range(1, 1 << 16),
+    dtype=_DTYPES,
+    input_dtype=_DTYPES,
+    state_dtype=("float32",),
+    channels=range(1, 1 << 16),
     gated=(False, True),
-)  # fmt: skip
+)
 SUPPORT = (
     *dispatch.XLA_ONLY,
     dispatch.Backend("tpu", "pallas", dict(platform=("tpu",)) | _COVERED),
@@ -104,9 +107,12 @@ def _run(gated, a_BTD, b_BTD, segment_ids, initial_state, return_state, impl):
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     state = initial_state if initial_state is not None else empty_state(batch, channels, dtype)
     case = dict(
-        dtype=str(a_BTD.dtype), input_dtype=str(b_BTD.dtype), state_dtype=str(state.h_BD.dtype),
-        channels=channels, gated=gated,
-    )  # fmt: skip
+        dtype=str(a_BTD.dtype),
+        input_dtype=str(b_BTD.dtype),
+        state_dtype=str(state.h_BD.dtype),
+        channels=channels,
+        gated=gated,
+    )
     form = dispatch.resolve(op, impl, case, SUPPORT)
     starts_BT = segments.document_starts(ids_BT, state.segment_ids_B)
     padding_BT = ids_BT == 0

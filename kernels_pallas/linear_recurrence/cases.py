@@ -17,13 +17,15 @@ def _case(name: str, function, dtype) -> Case:
         name,
         with_gradients(call, differentiated=2, others=1),
         (
-            Array(shape, dtype), Array(shape, dtype), Array(shape[:2], jnp.int32),
+            Array(shape, dtype),
+            Array(shape, dtype),
+            Array(shape[:2], jnp.int32),
             Array(shape, jnp.float32),
         ),
         tokens=BATCH * TIME * (CHANNELS // 128),  # of 128 channels
         flops=BATCH * TIME * CHANNELS * 2 * (1 + 2),
         platforms=("tpu", "cuda"),
-    )  # fmt: skip
+    )
 
 
 CASES = (

@@ -57,12 +57,19 @@ def _recurrence(gated, interpret, a_BTD, b_BTD, marks_BTD, h_BD):
 
 def _forward(gated, interpret, a_BTD, b_BTD, marks_BTD, h_BD):
     (h_BTD,) = _launch(
-        forward_kernel, gated, interpret, ROWS, a_BTD.shape,
-        a_BTD, b_BTD, marks_BTD, h_BD,
+        forward_kernel,
+        gated,
+        interpret,
+        ROWS,
+        a_BTD.shape,
+        a_BTD,
+        b_BTD,
+        marks_BTD,
+        h_BD,
         outputs=[jax.ShapeDtypeStruct(a_BTD.shape, jnp.float32)],
         scratch=dict(in_tiles=[_tiles(ROWS, x.dtype) for x in (a_BTD, b_BTD)]),
         arrivals=3,
-    )  # fmt: skip
+    )
     h_BTD = checkpoint_name(h_BTD, "linear_recurrence_h")
     return h_BTD, (a_BTD, b_BTD, marks_BTD, h_BD, h_BTD)
 
@@ -77,8 +84,15 @@ def _backward(gated, interpret, residuals, dh_BTD):
         jax.ShapeDtypeStruct(h_BD.shape, jnp.float32),
     ]
     da_BTD, db_BTD, dh_BD = _launch(
-        backward_kernel, gated, interpret, BACKWARD_ROWS, a_BTD.shape,
-        *inputs, h_BTD, marks_BTD, h_BD,
+        backward_kernel,
+        gated,
+        interpret,
+        BACKWARD_ROWS,
+        a_BTD.shape,
+        *inputs,
+        h_BTD,
+        marks_BTD,
+        h_BD,
         outputs=outputs,
         scratch=dict(
             in_tiles=[_tiles(BACKWARD_ROWS, x.dtype) for x in inputs],
@@ -87,7 +101,7 @@ def _backward(gated, interpret, residuals, dh_BTD):
             ends=mg.vector((CHANNELS,)),
         ),
         arrivals=3 + len(inputs),
-    )  # fmt: skip
+    )
     return da_BTD, db_BTD, jnp.zeros_like(marks_BTD), dh_BD
 
 

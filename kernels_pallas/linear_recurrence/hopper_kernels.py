@@ -73,9 +73,22 @@ class Walk(NamedTuple):
 
 
 def forward_kernel(
-    gated, walk, a_ref, b_ref, marks_ref, h0_ref, h_ref, *,
-    in_tiles, marks, decays, values, carry, loaded, turn,
-):  # fmt: skip
+    gated,
+    walk,
+    a_ref,
+    b_ref,
+    marks_ref,
+    h0_ref,
+    h_ref,
+    *,
+    in_tiles,
+    marks,
+    decays,
+    values,
+    carry,
+    loaded,
+    turn,
+):
     own, batch = mg.warpgroup(), mg.index("batch")
     channels = mg.span(mg.index("channels") * CHANNELS, CHANNELS)
     own_marks, decays, values = (x.at[own] for x in (marks, decays, values))
@@ -115,9 +128,20 @@ def forward_kernel(
 
 
 def backward_kernel(
-    gated, walk, *refs,
-    in_tiles, h_tiles, marks, decays, values, out_tiles, ends, carry, loaded, turn,
-):  # fmt: skip
+    gated,
+    walk,
+    *refs,
+    in_tiles,
+    h_tiles,
+    marks,
+    decays,
+    values,
+    out_tiles,
+    ends,
+    carry,
+    loaded,
+    turn,
+):
     *in_refs, h_ref, marks_ref, h0_ref, da_ref, db_ref, dh0_ref = refs
     own, batch = mg.warpgroup(), mg.index("batch")
     channels = mg.span(mg.index("channels") * CHANNELS, CHANNELS)

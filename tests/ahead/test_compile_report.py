@@ -54,13 +54,14 @@ def test_the_other_refusal_counts_the_state_once():
 
 def test_changes_save_memory_and_keep_the_batch(config):
     """A batch of 32 on 4 chips: 8 sequences a chip, which 8 micro-batches make one."""
-    last = {
-        "train.remat": "full", "mesh.data": 1, "mesh.fsdp": 4, "train.accumulate": 8,
-    }  # fmt: skip
+    last = {"train.remat": "full", "mesh.data": 1, "mesh.fsdp": 4, "train.accumulate": 8}
     assert list(remedies.changes(config, 4)) == [
-        {"train.remat": "dots"}, {"train.remat": "full"}, {"mesh.data": 1, "mesh.fsdp": 4},
-        {"train.accumulate": 8}, last,
-    ]  # fmt: skip
+        {"train.remat": "dots"},
+        {"train.remat": "full"},
+        {"mesh.data": 1, "mesh.fsdp": 4},
+        {"train.accumulate": 8},
+        last,
+    ]
     assert list(remedies.changes(remedies.apply(config, last), 4)) == []
     assert remedies.overrides({"mesh.data": 1}) == "--config.mesh.data=1"
 

@@ -63,9 +63,12 @@ print("all holds")
 def test_on_four_simulated_devices(root, tmp_path):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "out")], cwd=root, text=True,
-        capture_output=True, env=os.environ | {"XLA_FLAGS": flags.strip()},
-    )  # fmt: skip
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "out")],
+        cwd=root,
+        text=True,
+        capture_output=True,
+        env=os.environ | {"XLA_FLAGS": flags.strip()},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.endswith("all holds\n")
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == {"said": 1}
@@ -80,9 +83,11 @@ needs_libtpu = pytest.mark.skipif(
 def compile_in_process(root, out, *words):
     """`hybridlm compile`, in a process of its own: libtpu reads its settings once."""
     done = subprocess.run(
-        [sys.executable, "-m", "hybridlm.cli", "compile", "--out", str(out), *words], cwd=root,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "hybridlm.cli", "compile", "--out", str(out), *words],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode in (0, 1), done.stderr[-2000:]
     return done, json.loads((out / "report.json").read_text())
 

@@ -50,8 +50,11 @@ def test_an_all_reduce_sends_twice():
 
 
 def test_a_loop_of_unknown_length_is_said():
-    program = hlo.read(TPU.replace("%bound = s32[]{:T(128)} constant(5)", "").replace(
-        "compare(%n.1, %bound)", "compare(%n.1, %n.1)"))  # fmt: skip
+    program = hlo.read(
+        TPU.replace("%bound = s32[]{:T(128)} constant(5)", "").replace(
+            "compare(%n.1, %bound)", "compare(%n.1, %n.1)"
+        )
+    )
     assert (program.unknown_loops, program.kernels) == (1, {"kernel": 1})
 
 

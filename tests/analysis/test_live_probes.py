@@ -12,10 +12,15 @@ from hybridlm.train.loop import NoWatch, train
 from kernels_pallas import dispatch
 
 SETTINGS = [
-    ("model.width", "16"), ("model.depth", "3"), ("model.mlp.hidden", "16"),
-    ("probes.length", "256"), ("probes.samples", "2"), ("probes.interval", "3"),
-    ("data.bigram_baseline", "False"), ("sample.tokens", "0"),
-]  # fmt: skip
+    ("model.width", "16"),
+    ("model.depth", "3"),
+    ("model.mlp.hidden", "16"),
+    ("probes.length", "256"),
+    ("probes.samples", "2"),
+    ("probes.interval", "3"),
+    ("data.bigram_baseline", "False"),
+    ("sample.tokens", "0"),
+]
 
 
 def small_config(*overrides):
@@ -44,8 +49,10 @@ def test_what_is_written_said_and_cut_back(in_root, tmp_path):
     first, second = (r for r in records if r["kind"] == "cost")
     assert first["share"] is None and 0 < second["share"] <= 1 and second["seconds"] > 0
     for kind in ("retrieval_heads", "entropy"):
-        here, there = ([{**r, "step": 0} for r in records if (r["kind"], r["step"]) == (kind, s)]
-                       for s in (3, 6))  # fmt: skip
+        here, there = (
+            [{**r, "step": 0} for r in records if (r["kind"], r["step"]) == (kind, s)]
+            for s in (3, 6)
+        )
         assert here == there  # the same parameters, the same figures
     live.begin(tmp_path, 5)  # a run that goes on from step 5 looks at step 6 again
     live.close()

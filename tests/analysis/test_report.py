@@ -20,35 +20,68 @@ POSITIONS = [
 
 def train_record(step, **changes):
     return {
-        "kind": "train", "step": step, "loss": 3.0 - step / 10, "bits_per_byte": 4.0 - step / 10,
-        "grad_norm": 1.0, "learning_rate": 1e-3, "skipped": 0, "skipped_in_row": 0,
-        "tokens_per_second": 4321.0, "mfu": 0.21, "step_seconds_p50": 0.5,
-        "step_seconds_p90": 0.75, "data_wait_share": 0.01, "compile_seconds": 9.0,
-        "memory_bytes": 2**30, **changes,
-    }  # fmt: skip
+        "kind": "train",
+        "step": step,
+        "loss": 3.0 - step / 10,
+        "bits_per_byte": 4.0 - step / 10,
+        "grad_norm": 1.0,
+        "learning_rate": 1e-3,
+        "skipped": 0,
+        "skipped_in_row": 0,
+        "tokens_per_second": 4321.0,
+        "mfu": 0.21,
+        "step_seconds_p50": 0.5,
+        "step_seconds_p90": 0.75,
+        "data_wait_share": 0.01,
+        "compile_seconds": 9.0,
+        "memory_bytes": 2**30,
+        **changes,
+    }
 
 
 def eval_record(step):
     return {
-        "kind": "eval", "step": step, "loss": 1.2345, "bits_per_byte": 1.7891,
+        "kind": "eval",
+        "step": step,
+        "loss": 1.2345,
+        "bits_per_byte": 1.7891,
         "by_position": POSITIONS,
-    }  # fmt: skip
+    }
 
 
 FACTS = {
-    "kind": "run", "step": 0, "parameters": 1234567, "flops_per_token": 7e6, "peak_flops": 2e11,
-    "peak_source": "measured", "bigram": {"loss": 2.3, "bits_per_byte": 3.4321},
-    "data": {"sources": {"a<b": {"weight": 1.0, "epochs": 0.5,
-        "train": {"documents": 11, "tokens": 22222, "bytes": 33333},
-        "heldout": {"documents": 3, "tokens": 444, "bytes": 555}}}},
-}  # fmt: skip
+    "kind": "run",
+    "step": 0,
+    "parameters": 1234567,
+    "flops_per_token": 7e6,
+    "peak_flops": 2e11,
+    "peak_source": "measured",
+    "bigram": {"loss": 2.3, "bits_per_byte": 3.4321},
+    "data": {
+        "sources": {
+            "a<b": {
+                "weight": 1.0,
+                "epochs": 0.5,
+                "train": {"documents": 11, "tokens": 22222, "bytes": 33333},
+                "heldout": {"documents": 3, "tokens": 444, "bytes": 555},
+            }
+        }
+    },
+}
 SAMPLE = {"kind": "sample", "step": 8, "prompt": "<script>alert(1)</script>", "text": "a & b\x00"}
 ENVIRONMENT = {
-    "command": "hybridlm train --config 'x>y.py'", "started": "2026-01-01T00:00:00Z",
-    "python": "3.12.1", "system": "Linux x86_64", "cpus": 2, "devices": ["cpu (cpu)"],
-    "git_commit": "abc123", "git_changes": True, "packages": {"jax": "0.11.2"}, "variables": {},
+    "command": "hybridlm train --config 'x>y.py'",
+    "started": "2026-01-01T00:00:00Z",
+    "python": "3.12.1",
+    "system": "Linux x86_64",
+    "cpus": 2,
+    "devices": ["cpu (cpu)"],
+    "git_commit": "abc123",
+    "git_changes": True,
+    "packages": {"jax": "0.11.2"},
+    "variables": {},
     "sessions": ["2026-01-01T00:00:00Z"],
-}  # fmt: skip
+}
 
 
 def make(root, folder, records, environment=ENVIRONMENT, **model):

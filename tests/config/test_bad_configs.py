@@ -155,10 +155,22 @@ def test_a_recipe_argument_that_is_not_one(in_root):
 def test_no_device_is_touched(root):
     """A bad config fails where devices cannot be had at all."""
     done = subprocess.run(
-        [sys.executable, "-m", "hybridlm.cli", "train", "--config", "configs/demo.py",
-         "--workdir", "/nonexistent/x", "--config.train.steps=0"],
-        capture_output=True, text=True, cwd=root, env={"PATH": "", "JAX_PLATFORMS": "tpu"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "hybridlm.cli",
+            "train",
+            "--config",
+            "configs/demo.py",
+            "--workdir",
+            "/nonexistent/x",
+            "--config.train.steps=0",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={"PATH": "", "JAX_PLATFORMS": "tpu"},
+    )
     assert done.returncode == 2
     assert done.stderr == "hybridlm: train.steps must be at least 1, not 0\n"
 

@@ -13,9 +13,15 @@ weights = st.lists(st.integers(1, 30), min_size=1, max_size=5)
 
 @pytest.mark.parametrize(
     "given_weights, expected",
-    [([0.7, 0.3], (7, 3)), ([1, 1], (1, 1)), ([0.1, 0.2, 0.25], (2, 4, 5)), ([5.0], (1,)),
-     ([1e-6, 1.0], (1, 10**6)), ([2, 0.5], (4, 1))],
-)  # fmt: skip
+    [
+        ([0.7, 0.3], (7, 3)),
+        ([1, 1], (1, 1)),
+        ([0.1, 0.2, 0.25], (2, 4, 5)),
+        ([5.0], (1,)),
+        ([1e-6, 1.0], (1, 10**6)),
+        ([2, 0.5], (4, 1)),
+    ],
+)
 def test_weights_are_read_as_decimals(given_weights, expected):
     assert integer_weights(given_weights) == expected
 

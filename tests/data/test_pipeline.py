@@ -68,8 +68,9 @@ def test_another_process_makes_the_same_batch(tmp_path):
         "from jax._src import xla_bridge; assert not xla_bridge._backends, 'a device was touched'\n"
     )
     here = str(pathlib.Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), here],
-                          cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), here], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     import hashlib
 

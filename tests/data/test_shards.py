@@ -163,8 +163,20 @@ def wrong_counts(folder):
     return ["the counts of split 'train' are not those of its shards"]
 
 
-BOTH = [truncate, lengthen, remove, remove_index, pickled_index, edit_manifest, break_manifest,
-        foreign_manifest, other_version, half_written, no_folder, wrong_counts]  # fmt: skip
+BOTH = [
+    truncate,
+    lengthen,
+    remove,
+    remove_index,
+    pickled_index,
+    edit_manifest,
+    break_manifest,
+    foreign_manifest,
+    other_version,
+    half_written,
+    no_folder,
+    wrong_counts,
+]
 CASES = [(d, v) for d in BOTH for v in ("checksum", "size")] + [(flip_tokens, "checksum")]
 
 
@@ -221,8 +233,12 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     import subprocess
     import sys
 
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
-                          capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
     mine = tmp_path / f"t.partial-{socket.gethostname()}-{dead}-abcd"
     theirs = tmp_path / f"t.partial-another-host-{dead}-abcd"
     for folder in (mine, theirs):

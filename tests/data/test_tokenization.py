@@ -128,9 +128,11 @@ def test_the_processes_of_a_killed_one_end_too(tmp_path):
     )
     root = str(pathlib.Path(__file__).parents[2])
     parent = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": root},
-    )  # fmt: skip
+    )
     children = [int(pid) for pid in parent.stdout.readline().split()]
     assert children and all(map(running, children))
     parent.kill()
@@ -175,8 +177,11 @@ def test_unknown_tokens_are_counted(tmp_path):
 
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(draw_texts(np.random.default_rng(), 300)),
-        model_prefix=str(tmp_path / "sp"), vocab_size=60, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
+        model_prefix=str(tmp_path / "sp"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
     tokenizer = open_tokenizer(TokenizerConfig("sentencepiece", str(tmp_path / "sp.model")))
     source = write_jsonl(tmp_path / "a.jsonl", ["the union Ω", "a state"])
     tokenize(source, tokenizer, tmp_path / "out", 0.1)

@@ -193,12 +193,19 @@ def test_hf_file_without_specials_gets_ids_past_its_vocabulary(bpe, tmp_path):
 def test_hf_truncation_and_padding_in_the_file_are_ignored(bpe, tmp_path):
     def change(content):
         content["truncation"] = {
-            "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0
-        }  # fmt: skip
+            "direction": "Right",
+            "max_length": 4,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        }
         content["padding"] = {
-            "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None,
-            "pad_id": 0, "pad_type_id": 0, "pad_token": "<|bos|>",
-        }  # fmt: skip
+            "strategy": {"Fixed": 64},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "<|bos|>",
+        }
 
     check_round_trip(open_hf(rewrite(bpe, tmp_path, change)), "the states of the union " * 9)
 

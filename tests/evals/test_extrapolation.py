@@ -100,9 +100,12 @@ def test_settings_that_mean_nothing(config, given, sentence):
 
 
 def test_a_setting_without_its_layer(config):
-    model = dataclasses.replace(config.model, pattern="near nope", depth=2, mixers={
-        name: MIXERS[name] for name in ("near", "nope")
-    })  # fmt: skip
+    model = dataclasses.replace(
+        config.model,
+        pattern="near nope",
+        depth=2,
+        mixers={name: MIXERS[name] for name in ("near", "nope")},
+    )
     bare = dataclasses.replace(config, model=model)
     with pytest.raises(UserError, match="no global attention layer with RoPE"):
         Extrapolation(yarn=2.0).apply(bare)

@@ -143,9 +143,11 @@ metric_list: [{{metric: acc}}]
     )
     right = []
     for sample in found["samples"]["tiny_choice"]:
-        given = [(a["arg_0"], a["arg_1"]) for a in sample["arguments"].values()] if isinstance(
-            sample["arguments"], dict
-        ) else [tuple(a) for a in sample["arguments"]]  # fmt: skip
+        given = (
+            [(a["arg_0"], a["arg_1"]) for a in sample["arguments"].values()]
+            if isinstance(sample["arguments"], dict)
+            else [tuple(a) for a in sample["arguments"]]
+        )
         scores = [score for score, _ in harness.loglikelihood(requests("loglikelihood", *given))]
         right.append(int(np.argmax(scores)) == sample["target"])
     assert len(right) == len(lines)

@@ -97,9 +97,15 @@ def test_a_models_longppl_is_the_direct_one(models, given):
                 terms.append(own)
     assert 3 <= len(terms) < len(total)
     result = longppl.model_longppl(
-        model, params, documents, evaluator if given else None,
-        trunc_len=6, sliding_window=4, alpha=alpha, beta=beta,
-    )  # fmt: skip
+        model,
+        params,
+        documents,
+        evaluator if given else None,
+        trunc_len=6,
+        sliding_window=4,
+        alpha=alpha,
+        beta=beta,
+    )
     assert (result.key_tokens, result.tokens) == (len(terms), len(total))
     assert result.longppl == pytest.approx(math.exp(-np.mean(terms)), rel=1e-4)
     assert result.ppl == pytest.approx(math.exp(-np.mean(total)), rel=1e-4)

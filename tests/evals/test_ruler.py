@@ -172,13 +172,33 @@ def test_own_questions_are_answered_by_their_documents(tokenizers):
 
 
 def test_files_of_squad_and_hotpotqa(tokenizers, tmp_path):
-    squad = {"data": [{"paragraphs": [
-        {"context": f"City {i} lies on river {i * 7}.", "qas": [
-            {"question": f"On which river lies city {i}?", "answers": [{"text": f"river {i * 7}"}]},
-            {"question": "Impossible?", "answers": [], "is_impossible": True}]}
-        for i in range(1, 40)]}]}  # fmt: skip
-    hotpot = [{"question": "q?", "answer": "yes", "supporting_facts": [["A", 0], ["B", 0]],
-               "context": [["A", ["a1.", " a2."]], ["B", ["b."]], ["C", ["c."]]]}]  # fmt: skip
+    squad = {
+        "data": [
+            {
+                "paragraphs": [
+                    {
+                        "context": f"City {i} lies on river {i * 7}.",
+                        "qas": [
+                            {
+                                "question": f"On which river lies city {i}?",
+                                "answers": [{"text": f"river {i * 7}"}],
+                            },
+                            {"question": "Impossible?", "answers": [], "is_impossible": True},
+                        ],
+                    }
+                    for i in range(1, 40)
+                ]
+            }
+        ]
+    }
+    hotpot = [
+        {
+            "question": "q?",
+            "answer": "yes",
+            "supporting_facts": [["A", 0], ["B", 0]],
+            "context": [["A", ["a1.", " a2."]], ["B", ["b."]], ["C", ["c."]]],
+        }
+    ]
     (tmp_path / "squad.json").write_text(json.dumps(squad))
     (tmp_path / "hotpot.json").write_text(json.dumps(hotpot))
     tasks = ruler.tasks(tmp_path / "squad.json", tmp_path / "hotpot.json")

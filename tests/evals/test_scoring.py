@@ -106,5 +106,7 @@ def test_string_matches(text, references, every, one):
 def test_the_table_has_a_row_a_task_and_a_column_a_length():
     text = scoring.accuracy_table("task", {"vt": {1024: 0.25, 256: 1.0}, "needle": {256: 0.0}})
     assert text.splitlines() == [
-        "task        256    1,024", "vt        100.0     25.0", "needle      0.0         "
-    ]  # fmt: skip
+        "task        256    1,024",
+        "vt        100.0     25.0",
+        "needle      0.0         ",
+    ]

@@ -22,10 +22,21 @@ def place(tmp_path_factory, request):
     for name in ("configs", "data", "docs", "experiments"):
         (top / name).symlink_to(root / name)
     done = subprocess.run(
-        [sys.executable, "-m", "hybridlm.cli", "train", "--config", "configs/demo.py:smoke",
-         "--workdir", "runs/demo", "--config.data.bigram_baseline=False"],
-        cwd=top, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "hybridlm.cli",
+            "train",
+            "--config",
+            "configs/demo.py:smoke",
+            "--workdir",
+            "runs/demo",
+            "--config.data.bigram_baseline=False",
+        ],
+        cwd=top,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return top
 
@@ -71,9 +82,11 @@ BAD = [
     (["--step", "3"], "3"),
     (["--tasks", "qa_1", "--squad", "gone.json"], "gone.json: cannot be read"),
     (["--tasks", "longppl"], "longppl does not fit 512 tokens: with --trunc_len 4096"),
-    (["--tasks", "longppl", "--trunc_len", "8", "--sliding_window", "8", "--evaluator", "gone"],
-     "gone is no run"),
-]  # fmt: skip
+    (
+        ["--tasks", "longppl", "--trunc_len", "8", "--sliding_window", "8", "--evaluator", "gone"],
+        "gone is no run",
+    ),
+]
 
 
 @pytest.mark.parametrize("words, sentence", BAD, ids=[" ".join(w) for w, _ in BAD])
@@ -107,10 +120,15 @@ def test_haystacks_are_what_a_run_does_not_train_on(place, monkeypatch):
 def test_tables_and_figures_from_records():
     """Accuracies by task and length; the needle's heat map has a row a depth."""
     needle = [
-        {"task": "needle", "length": n, "accuracy": 0.5, "samples": 4,
-         "by_depth": [{"depth": d, "accuracy": d / 100, "samples": 2} for d in (0.0, 100.0)]}
+        {
+            "task": "needle",
+            "length": n,
+            "accuracy": 0.5,
+            "samples": 4,
+            "by_depth": [{"depth": d, "accuracy": d / 100, "samples": 2} for d in (0.0, 100.0)],
+        }
         for n in (256, 1024)
-    ]  # fmt: skip
+    ]
     longppl = {"task": "longppl", "length": 512, "longppl": None, "key_tokens": 0, "tokens": 9}
     text = table([*needle, longppl])
     assert text.splitlines()[1].split() == ["needle", "50.0", "50.0"]

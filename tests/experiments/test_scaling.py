@@ -115,10 +115,22 @@ def test_intervals_cover_the_truth():
 def test_the_command(tmp_path):
     out = tmp_path / "out.json"
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.large_window_laziness.scaling", str(DATA),
-         "--held_out", "S4", "--json", str(out), "--bootstrap", "4"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "experiments.large_window_laziness.scaling",
+            str(DATA),
+            "--held_out",
+            "S4",
+            "--json",
+            str(out),
+            "--bootstrap",
+            "4",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert set(result["constants"]) == set(result["intervals"]) == {"b", "c", "alpha", "beta"}

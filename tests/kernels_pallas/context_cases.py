@@ -116,9 +116,15 @@ def delta_case(**options) -> Case:
 def slots_case(mask_empty=False, gaps=False, **sizes) -> Case:
     def call(op, x, params, **common):
         out, lse, *state = op(
-            x["q"], x["k"], x["v"], x["log_gate"], x.get("write"), mask_empty=mask_empty,
-            written_BT=x["mark"][..., 0] > 0 if gaps else None, **common,
-        )  # fmt: skip
+            x["q"],
+            x["k"],
+            x["v"],
+            x["log_gate"],
+            x.get("write"),
+            mask_empty=mask_empty,
+            written_BT=x["mark"][..., 0] > 0 if gaps else None,
+            **common,
+        )
         return dict(out=out, lse=jnp.maximum(lse, -1e3)), state[0] if state else None
 
     subject = slots_subject(mask_empty=mask_empty, gaps=gaps, strength=0.05, **sizes)
@@ -129,7 +135,9 @@ CASES = {
     "attention": attention_case(stateful=False, sinks=True),
     "attention, capped": attention_case(stateful=False, soft_cap=5.0, heads=3, kv_heads=3),
     "attention, window in the neighbour": attention_case(stateful=True, window=7, slots=3),
-    "attention, window over neighbours": attention_case(stateful=True, window=30, sinks=True, slots=9),
+    "attention, window over neighbours": attention_case(
+        stateful=True, window=30, sinks=True, slots=9
+    ),
     "attention, window over all": attention_case(stateful=True, window=500, slots=2),
     "block_sparse_attention": block_sparse_case(block=5, top_k=3),
     "causal_conv": conv_case(4),
@@ -144,7 +152,7 @@ CASES = {
     "delta_rule, none": delta_case(gate="none"),
     "delta_rule, head": delta_case(gate="head", decay=0.05),
     "delta_rule, channel": delta_case(gate="channel", decay=0.05),
-}  # fmt: skip
+}
 
 
 def documents(rng, time: int, shards: int) -> jax.Array:
@@ -178,8 +186,11 @@ def runners(case: Case, mesh, with_ids: bool, with_state: bool, impl="chunked") 
             floats, rebuild = testing._floats(state)
             (outputs, _), vjp, final = jax.vjp(
                 lambda *args: forward(*args[:2], ids, rebuild(args[2])),
-                inputs, params, floats, has_aux=True,
-            )  # fmt: skip
+                inputs,
+                params,
+                floats,
+                has_aux=True,
+            )
             return dict(outputs=outputs, final=final, gradients=vjp(cotangents))
 
         return jax.jit(run)

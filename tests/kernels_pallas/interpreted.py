@@ -17,9 +17,16 @@ def kernels(interpret=True, precision="highest"):
 
 
 def check_against_float64(
-    subject, rng, batch, time, segment_ids=None, with_state=False, impl="pallas", dtype=jnp.float32,
+    subject,
+    rng,
+    batch,
+    time,
+    segment_ids=None,
+    with_state=False,
+    impl="pallas",
+    dtype=jnp.float32,
     tolerance=1e-5,
-):  # fmt: skip
+):
     """Law 1: outputs, state and gradients of `dtype` inputs are those of the float64 reference of
     the same values."""
     wide, own = errors(subject, rng, batch, time, segment_ids, with_state, (impl,), dtype)

@@ -42,9 +42,16 @@ class Held:
     """
 
     def __init__(
-        self, subject, rng, batch=2, time=70, precision="highest", dtype=jnp.float32,
-        interpret=True, platform="tpu",
-    ):  # fmt: skip
+        self,
+        subject,
+        rng,
+        batch=2,
+        time=70,
+        precision="highest",
+        dtype=jnp.float32,
+        interpret=True,
+        platform="tpu",
+    ):
         self.subject, self.rng, self.batch, self.time = subject, rng, batch, time
         self.dtype, self.precision = dtype, precision
         # What is interpreted takes seconds to compile and moments to run.
@@ -128,9 +135,12 @@ class Held:
             return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *trees)
 
         whole = self.reference(
-            joined(first_inputs, second_inputs), params, ids, state,
+            joined(first_inputs, second_inputs),
+            params,
+            ids,
+            state,
             (joined(first[4][0], second[4][0]), second[4][1]),
-        )  # fmt: skip
+        )
         parts = before["gradients"], after["gradients"]
         got = dict(
             outputs=joined(before["outputs"], after["outputs"]),

@@ -102,9 +102,10 @@ def test_the_committed_scorecard_meets_its_bars(root):
     for chip in (name for name, chip in CHIPS.items() if chip.platform == "tpu"):
         for window in (128, 512, 2048):
             splash = min(
-                results[chip]["per_token"] for name, results in committed.items()
+                results[chip]["per_token"]
+                for name, results in committed.items()
                 if name.startswith(f"splash W={window} ") and chip in results
-            )  # fmt: skip
+            )
             assert committed[f"attention W={window}"][chip]["per_token"] <= splash
         for ours, peer in (("scalar", "gdn 16 heads"), ("channel", "kda 32 heads")):
             bundles = committed[f"deltanet-tpu {peer}"][chip]["per_token"]

@@ -21,10 +21,14 @@ windows = st.sampled_from([None, 1, 2, 33, 128, 200, 5000])
 
 @few
 @given(
-    seed=seeds, time=st.integers(1, 400), window=windows,
+    seed=seeds,
+    time=st.integers(1, 400),
+    window=windows,
     heads=st.sampled_from([(4, 4), (4, 2), (3, 1)]),
-    sinks=st.booleans(), soft_cap=st.sampled_from([None, 3.0]), slots=st.sampled_from([0, 1, 150]),
-)  # fmt: skip
+    sinks=st.booleans(),
+    soft_cap=st.sampled_from([None, 3.0]),
+    slots=st.sampled_from([0, 1, 150]),
+)
 def test_chunked_is_reference(seed, time, window, heads, sinks, soft_cap, slots):
     with jax.enable_x64(True):
         rng = np.random.default_rng(seed)
@@ -38,9 +42,13 @@ def test_chunked_is_reference(seed, time, window, heads, sinks, soft_cap, slots)
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
-    seed=seeds, time=st.integers(1, 1200), window=windows, sinks=st.booleans(),
-    soft_cap=st.sampled_from([None, 3.0]), slots=st.sampled_from([0, 1, 127, 300]),
-)  # fmt: skip
+    seed=seeds,
+    time=st.integers(1, 1200),
+    window=windows,
+    sinks=st.booleans(),
+    soft_cap=st.sampled_from([None, 3.0]),
+    slots=st.sampled_from([0, 1, 127, 300]),
+)
 def test_chunked_is_reference_widely(seed, time, window, sinks, soft_cap, slots):
     with jax.enable_x64(True):
         rng = np.random.default_rng(seed)

@@ -22,43 +22,51 @@ BLOCKS = dict(block=2, top_k=2)
 OPS = {
     "attention": (attention.attention, "BTHK BTGK BTGV", {}, attention.AttentionState),
     "block_sparse": (
-        block_sparse.block_sparse_attention, "BTHK BTGK BTGV", BLOCKS,
+        block_sparse.block_sparse_attention,
+        "BTHK BTGK BTGV",
+        BLOCKS,
         block_sparse.BlockSparseState,
     ),
     "causal_conv": (causal_conv.causal_conv, "BTD WD D", {}, causal_conv.ConvState),
-    "delta_rule": (
-        delta_rule.delta_rule, "BTGK BTGK BTHV BTH BTHK", {}, delta_rule.DeltaRuleState,
-    ),
+    "delta_rule": (delta_rule.delta_rule, "BTGK BTGK BTHV BTH BTHK", {}, delta_rule.DeltaRuleState),
     "gated_linear": (
-        gated_linear.gated_linear, "BTGK BTGK BTHV BTH", {}, gated_linear.GatedLinearState,
+        gated_linear.gated_linear,
+        "BTGK BTGK BTHV BTH",
+        {},
+        gated_linear.GatedLinearState,
     ),
-    "gated_slots": (
-        gated_slots.gated_slots, "BTHK BTGK BTGV BTGM", {}, gated_slots.SlotState,
-    ),
+    "gated_slots": (gated_slots.gated_slots, "BTHK BTGK BTGV BTGM", {}, gated_slots.SlotState),
     "gated_recurrence": (
-        linear_recurrence.gated_recurrence, "BTD BTD", {}, linear_recurrence.RecurrenceState,
+        linear_recurrence.gated_recurrence,
+        "BTD BTD",
+        {},
+        linear_recurrence.RecurrenceState,
     ),
     "linear_recurrence": (
-        linear_recurrence.linear_recurrence, "BTD BTD", {}, linear_recurrence.RecurrenceState,
+        linear_recurrence.linear_recurrence,
+        "BTD BTD",
+        {},
+        linear_recurrence.RecurrenceState,
     ),
-}  # fmt: skip
+}
 #: The ops of one token, which have neither segment ids nor states.
 OF_ONE_TOKEN = {
     "decode_attention": (
-        attention.decode_attention, "BHK BSGK BSGV", dict(valid_BS=np.ones((2, 3), bool)),
+        attention.decode_attention,
+        "BHK BSGK BSGV",
+        dict(valid_BS=np.ones((2, 3), bool)),
     ),
     "decode_block_sparse": (
-        block_sparse.decode_block_sparse_attention, "BHK BSGK BSGV BNGK",
+        block_sparse.decode_block_sparse_attention,
+        "BHK BSGK BSGV BNGK",
         BLOCKS | dict(first_B=np.zeros(2, np.int32), position_B=np.zeros(2, np.int32)),
     ),
-}  # fmt: skip
+}
 ALL = {name: row[:3] for name, row in OPS.items()} | OF_ONE_TOKEN
 SCALED = sorted(ALL.keys() - {"causal_conv", "gated_recurrence", "linear_recurrence"})
 DIMENSIONS = [
-    (name, letter)
-    for name, (_, dims, _) in ALL.items()
-    for letter in sorted(set(dims) - {" "})
-]  # fmt: skip
+    (name, letter) for name, (_, dims, _) in ALL.items() for letter in sorted(set(dims) - {" "})
+]
 
 
 def shape(dims, sizes=SIZES):
@@ -170,9 +178,13 @@ def test_a_state_of_another_document_is_not_read(name, impl):
             lambda x: value * x if jnp.issubdtype(x.dtype, jnp.floating) else x, state(name)
         )
         out = op(
-            *arrays, **others, segment_ids=ids_BT, initial_state=foreign, return_state=True,
+            *arrays,
+            **others,
+            segment_ids=ids_BT,
+            initial_state=foreign,
+            return_state=True,
             impl=impl,
-        )  # fmt: skip
+        )
         return sum(jnp.sum(jnp.cos(x)) for x in jax.tree.leaves(out) if x.dtype == jnp.float32)
 
     for got, want in zip(*(jax.tree.leaves(run(arrays, x)) for x in (jnp.nan, 0.0)), strict=True):

@@ -57,9 +57,7 @@ def test_equals_loops_over_tokens(x64, form, block, top_k):
     rng = np.random.default_rng(block)
     q, k, v = draw(rng, 33)
     ids = testing.draw_segment_ids(rng, 2, 33, documents=3)
-    got, _ = attend(
-        q, k, v, block=block, top_k=top_k, segment_ids=ids, impl=form
-    )  # fmt: skip
+    got, _ = attend(q, k, v, block=block, top_k=top_k, segment_ids=ids, impl=form)
     np.testing.assert_allclose(got, in_loops(q, k, v, ids, block, top_k), atol=1e-12)
 
 
@@ -160,11 +158,11 @@ def test_decode_is_the_last_query_of_a_ring_that_has_wrapped(x64):
     for n in range(time):
         stepwise = new_means(
             stepwise, k_ring, first_B, known + n, known + n + 1, time=1, block=block
-        )  # fmt: skip
+        )
     testing.assert_close("means", stepwise, means, 1e-12)
     got = decode_block_sparse_attention(
         q[:, -1], k_ring, v_ring, means, first_B, jnp.array([time - 1, -1]), block=block, top_k=3
-    )  # fmt: skip
+    )
     testing.assert_close("decode", got[0], want[0, -1], 1e-10)
     assert np.all(np.asarray(got[1]) == 0)
 

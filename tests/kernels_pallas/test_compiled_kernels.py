@@ -48,8 +48,10 @@ def test_a_kernel_of_ones_own(root, tmp_path, monkeypatch):
         command = ["-m", "kernels_pallas.aot", "--chips", "v5e,v7x", "--kernel", name]
         return subprocess.run(
             [sys.executable, *command, "--shapes", shape],
-            cwd=tmp_path, capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
 
     done = run("own:double")
     assert done.returncode == 0, done.stderr

@@ -126,9 +126,11 @@ def test_bfloat16_runs_in_float32():
 )
 def test_errors(change, message):
     arrays = dict(
-        q=jnp.zeros((2, 5, 2, 3)), k=jnp.zeros((2, 5, 2, 3)), v=jnp.zeros((2, 5, 4, 6)),
+        q=jnp.zeros((2, 5, 2, 3)),
+        k=jnp.zeros((2, 5, 2, 3)),
+        v=jnp.zeros((2, 5, 4, 6)),
         log_decay=jnp.zeros(4),
-    )  # fmt: skip
+    )
     options = {name: value for name, value in change.items() if name not in arrays}
     arrays |= {name: value for name, value in change.items() if name in arrays}
     with pytest.raises(ValueError, match=message):

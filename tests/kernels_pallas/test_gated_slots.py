@@ -66,9 +66,15 @@ def test_slots_before_the_first_write(mask_empty):
     ids = jnp.asarray([[1, 1, 1, 2, 2, 0]])
     written = jnp.asarray([[False, True, False, False, False, True]])
     out, lse, state = gated_slots(
-        q, k, v, log_gate, written_BT=written, segment_ids=ids, mask_empty=mask_empty,
+        q,
+        k,
+        v,
+        log_gate,
+        written_BT=written,
+        segment_ids=ids,
+        mask_empty=mask_empty,
         return_state=True,
-    )  # fmt: skip
+    )
     empty = NEGATIVE if mask_empty else np.float32(np.log(3))
     np.testing.assert_allclose(lse[0, [0, 3, 4], 0], [empty] * 3, rtol=1e-6)
     np.testing.assert_array_equal(out[0, [0, 3, 4, 5]], 0)
@@ -124,8 +130,10 @@ def test_bfloat16_runs_in_float32():
 )
 def test_errors(change, message):
     arguments = dict(
-        q_BTHK=jnp.zeros((1, 5, 4, 4)), k_BTGK=jnp.zeros((1, 5, 2, 4)),
-        v_BTGV=jnp.zeros((1, 5, 2, 3)), log_gate_BTGM=jnp.zeros((1, 5, 2, 6)),
-    )  # fmt: skip
+        q_BTHK=jnp.zeros((1, 5, 4, 4)),
+        k_BTGK=jnp.zeros((1, 5, 2, 4)),
+        v_BTGV=jnp.zeros((1, 5, 2, 3)),
+        log_gate_BTGM=jnp.zeros((1, 5, 2, 6)),
+    )
     with pytest.raises(ValueError, match=message):
         gated_slots(**(arguments | change))

@@ -56,8 +56,11 @@ SIZES = (
     (dict(heads=4, kv_heads=1, slots=128, key_size=64, value_size=128), 130),
     (dict(heads=2, kv_heads=2, slots=64, key_size=128, value_size=64, tied=False), 63),
     (dict(heads=3, kv_heads=1, slots=1, key_size=3, value_size=200, strength=20.0), 1),
-    (dict(heads=1, kv_heads=1, slots=40, key_size=16, value_size=8, gaps=True, mask_empty=True), 300),
-)  # fmt: skip
+    (
+        dict(heads=1, kv_heads=1, slots=40, key_size=16, value_size=8, gaps=True, mask_empty=True),
+        300,
+    ),
+)
 
 
 @pytest.mark.slow

@@ -20,8 +20,10 @@ def test_numbers_come_first_and_ours_are_right(root):
     """Kernels interpreted; what is not installed is said, and nothing is timed."""
     done = subprocess.run(
         [sys.executable, "benchmarks/gpu.py", "--smoke", "--ops", "window 128", "gate per head"],
-        cwd=root, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert len([r for r in records if r["form"].startswith("hybridlm") and "errors" in r]) == 6
@@ -42,9 +44,7 @@ def test_forms_without_documents_have_one_and_so_has_our_kernel(gpu, monkeypatch
     monkeypatch.setattr(gpu.gpu_ops.draw, "__defaults__", (0, 50))
     records = list(gpu.measure(op, gpu.SMOKE, (200,), 64))
     flops = {r["form"]: r["work"][gpu.FORWARD]["flops"] for r in records if "seconds" in r}
-    assert list(flops) == [
-        gpu.KERNEL, "XLA", "rival, one document", f"{gpu.KERNEL}, one document",
-    ]  # fmt: skip
+    assert list(flops) == [gpu.KERNEL, "XLA", "rival, one document", f"{gpu.KERNEL}, one document"]
     whole = 2 * 2 * (200 * 201 // 2) * gpu.SMOKE.heads * gpu.SMOKE.size
     assert flops[gpu.KERNEL] < 0.8 * whole
     assert flops["rival, one document"] == flops[f"{gpu.KERNEL}, one document"] == whole
@@ -70,13 +70,20 @@ def test_a_form_with_wrong_numbers_is_not_timed(gpu, monkeypatch):
 
 def test_the_page_has_shares_and_leaves_blank_what_was_not_measured(gpu):
     work = {"flops": 2e12, "bytes": 1e9}
-    timed = {"op": "attention", "form": "ours", "tokens": 2048, "work": dict.fromkeys(
-        (gpu.FORWARD, gpu.BOTH), work), "seconds": {gpu.FORWARD: 4e-3, gpu.BOTH: 8e-3}}  # fmt: skip
+    timed = {
+        "op": "attention",
+        "form": "ours",
+        "tokens": 2048,
+        "work": dict.fromkeys((gpu.FORWARD, gpu.BOTH), work),
+        "seconds": {gpu.FORWARD: 4e-3, gpu.BOTH: 8e-3},
+    }
     results = {
-        "date": "today", "machine": {"name": "H200"}, "versions": {"jax": "0"},
+        "date": "today",
+        "machine": {"name": "H200"},
+        "versions": {"jax": "0"},
         "peaks": {"flops": 1e15, "bandwidth": 4e12},
         "records": [timed, {"op": "attention", "form": "cuDNN", "failed": "it is not there"}],
-    }  # fmt: skip
+    }
     page = gpu.render(results)
     assert "| ours | 4.000 (50%) |" in page and "| ours | 8.000 (25%) |" in page
     assert "| cuDNN |  |" in page and "- cuDNN: it is not there" in page

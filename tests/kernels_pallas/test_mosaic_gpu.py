@@ -37,15 +37,21 @@ def grams(x, turns, scale, racing=False):
         mg.wait_for_stores()
 
     return mg.launch(
-        body, x, turns, scale,
-        name="grams", grid=dict(block=x.shape[0] // ROWS),
+        body,
+        x,
+        turns,
+        scale,
+        name="grams",
+        grid=dict(block=x.shape[0] // ROWS),
         outputs=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
         scratch=dict(
-            x_tile=mg.tile((ROWS, SIZE)), out_tile=mg.tile((ROWS, SIZE)),
-            scales=mg.vector((ROWS,)), ready=mg.barriers(1, arrivals=2),
+            x_tile=mg.tile((ROWS, SIZE)),
+            out_tile=mg.tile((ROWS, SIZE)),
+            scales=mg.vector((ROWS,)),
+            ready=mg.barriers(1, arrivals=2),
         ),
         interpret=plgpu.InterpretGPUParams(detect_races=True),
-    )[0]  # fmt: skip
+    )[0]
 
 
 def operands():

@@ -12,8 +12,7 @@ FIRST = {name.partition(":")[0]: name for name in reversed(FAULTS)}  # of each o
 
 
 @pytest.mark.parametrize(
-    "name",
-    [n if n in FIRST.values() else pytest.param(n, marks=pytest.mark.slow) for n in FAULTS],
+    "name", [n if n in FIRST.values() else pytest.param(n, marks=pytest.mark.slow) for n in FAULTS]
 )
 def test_fault_is_caught(x64, monkeypatch, name):
     fault = FAULTS[name]

@@ -39,10 +39,15 @@ def one_node_slurm(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     key.write_bytes(secrets.token_bytes(1024))
     key.chmod(0o600)
     munged = [
-        "munged", "--force", "--foreground", f"--key-file={key}", f"--socket={folder}/munge.socket",
-        f"--pid-file={folder}/munge.pid", f"--log-file={folder}/munged.log",
+        "munged",
+        "--force",
+        "--foreground",
+        f"--key-file={key}",
+        f"--socket={folder}/munge.socket",
+        f"--pid-file={folder}/munge.pid",
+        f"--log-file={folder}/munged.log",
         f"--seed-file={folder}/munge.seed",
-    ]  # fmt: skip
+    ]
     environment = {**os.environ, "PATH": path, "SLURM_CONF": str(conf)}
     daemons: list[subprocess.Popen] = []
 
@@ -58,9 +63,11 @@ def one_node_slurm(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
         def idle() -> bool:
             asked = subprocess.run(
-                ["sinfo", "--noheader", "--format=%t"], env=environment, capture_output=True,
+                ["sinfo", "--noheader", "--format=%t"],
+                env=environment,
+                capture_output=True,
                 text=True,
-            )  # fmt: skip
+            )
             return "idle" in asked.stdout.split()
 
         _until(idle, "the node does not come up", folder)

@@ -15,13 +15,23 @@ from launch.sky import Sky
 from launch.xpk import Xpk
 
 XPK = XpkSite(
-    cluster="v5e", tpu_type="v5litepod-16", root="/gcs/runs", project="lab", zone="us-west4-a",
-    docker_image="registry/hybridlm:1", num_slices=2, env={"XLA_FLAGS": "--a=1 --b=2"},
-)  # fmt: skip
+    cluster="v5e",
+    tpu_type="v5litepod-16",
+    root="/gcs/runs",
+    project="lab",
+    zone="us-west4-a",
+    docker_image="registry/hybridlm:1",
+    num_slices=2,
+    env={"XLA_FLAGS": "--a=1 --b=2"},
+)
 SKY = SkySite(
-    accelerators="tpu-v5e-8", root="/runs/sweep", file_mounts={"/runs": "gs://bucket"},
-    infra="gcp", setup=("pip install -e '.[tpu]'", "true"), env={"XLA_FLAGS": "--a=1 --b=2"},
-)  # fmt: skip
+    accelerators="tpu-v5e-8",
+    root="/runs/sweep",
+    file_mounts={"/runs": "gs://bucket"},
+    infra="gcp",
+    setup=("pip install -e '.[tpu]'", "true"),
+    env={"XLA_FLAGS": "--a=1 --b=2"},
+)
 
 
 def tool_python(name):

@@ -54,9 +54,11 @@ def slurm(cluster, stub, monkeypatch):
 
 def queue():
     asked = subprocess.run(
-        ["squeue", "--me", "--noheader", "--array", "--format=%i %T"], capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
+        ["squeue", "--me", "--noheader", "--array", "--format=%i %T"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return dict(line.split() for line in asked.stdout.splitlines())
 
 
@@ -163,10 +165,19 @@ def test_a_real_sweep(cluster, monkeypatch, in_root, tmp_path, command):
     site = tmp_path / "site.toml"
     site.write_text('[slurm]\npartition = "low"\ntimeout_min = 30\n')
     words = [
-        "sweep", "--config", "configs/sweeps/window.py:smoke", "--root", tmp_path / "runs",
-        "--to", "slurm", "--site", site, "--config.train.steps=4", "--config.sample.tokens=0",
+        "sweep",
+        "--config",
+        "configs/sweeps/window.py:smoke",
+        "--root",
+        tmp_path / "runs",
+        "--to",
+        "slurm",
+        "--site",
+        site,
+        "--config.train.steps=4",
+        "--config.sample.tokens=0",
         "--config.data.bigram_baseline=False",
-    ]  # fmt: skip
+    ]
     code, out, err = command(*words)
     assert code == 0, err
     assert "submitted 3" in out

@@ -55,9 +55,11 @@ def test_the_page_s_sweep_is_interrupted_and_goes_on(place, page, command, refus
 
     def start():
         return subprocess.Popen(
-            [sys.executable, "-m", "hybridlm.cli", *words], stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "hybridlm.cli", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     first = start()
     deadline = time.monotonic() + 600

@@ -123,9 +123,13 @@ def write(passed: dict, counts: dict, seeds: int) -> None:
     import jax
 
     record = dict(
-        date=time.strftime("%Y-%m-%d"), jax=jax.__version__, seeds=seeds, laws=[*all_laws()],
-        variants=dict(sorted(counts.items())), passed=dict(sorted(passed.items())),
-    )  # fmt: skip
+        date=time.strftime("%Y-%m-%d"),
+        jax=jax.__version__,
+        seeds=seeds,
+        laws=[*all_laws()],
+        variants=dict(sorted(counts.items())),
+        passed=dict(sorted(passed.items())),
+    )
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
 
 

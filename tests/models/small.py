@@ -12,17 +12,26 @@ MIXERS = {
     "swa": dict(kind="attention", heads=4, kv_heads=2, window=5, qk_norm=True),
     "full": dict(kind="attention", heads=4, kv_heads=1, rope=None, output_gate=True),
     "sink": dict(
-        kind="attention", heads=2, head_dim=8, window=7, sinks=True, soft_cap=20.0,
+        kind="attention",
+        heads=2,
+        head_dim=8,
+        window=7,
+        sinks=True,
+        soft_cap=20.0,
         rope=dict(theta=500.0, fraction=0.5),
     ),
     "chunked": dict(
         kind="attention", heads=4, kv_heads=2, chunk=6, qk_norm="l2", output_gate="head"
     ),
-    "growing": dict(
-        kind="attention", heads=2, head_dim=12, rope=None, temperature=dict(scale=5.0)
-    ),
+    "growing": dict(kind="attention", heads=2, head_dim=12, rope=None, temperature=dict(scale=5.0)),
     "mla": dict(
-        kind="mla", heads=3, kv_rank=10, q_rank=12, qk_nope=6, qk_rope=4, value_dim=7,
+        kind="mla",
+        heads=3,
+        kv_rank=10,
+        q_rank=12,
+        qk_nope=6,
+        qk_rope=4,
+        value_dim=7,
         rope=dict(theta=500.0),
     ),
     "mla_nope": dict(kind="mla", heads=2, kv_rank=9, qk_nope=5, qk_rope=3, value_dim=4, rope=None),
@@ -34,8 +43,18 @@ MIXERS = {
     "nha0": dict(kind="nha", heads=2, slots=3, window=0, empty_slots="masked"),
     "nha_full": dict(kind="nha", heads=2, kv_heads=1, slots=3, window=None, head_dim=10),
     "nha_llm": dict(
-        kind="nha", heads=4, kv_heads=1, slots=4, window=3, empty_slots="masked", swish_qk=False,
-        swish_v=False, output_norm=False, scale=None, gate_normalizer=2.0, slot_usage_weight=0.3,
+        kind="nha",
+        heads=4,
+        kv_heads=1,
+        slots=4,
+        window=3,
+        empty_slots="masked",
+        swish_qk=False,
+        swish_v=False,
+        output_norm=False,
+        scale=None,
+        gate_normalizer=2.0,
+        slot_usage_weight=0.3,
         rope=dict(theta=500.0, fraction=0.5),
     ),
     "rec": dict(kind="rglru", heads=2),
@@ -43,7 +62,12 @@ MIXERS = {
     "deltanet": dict(kind="deltanet", heads=2, value_dim=5, negative_eigenvalues=True),
     "gdn": dict(kind="gdn", heads=4),
     "gdn_grouped": dict(
-        kind="gdn", heads=2, value_heads=6, head_dim=5, value_dim=7, conv_width=3,
+        kind="gdn",
+        heads=2,
+        value_heads=6,
+        head_dim=5,
+        value_dim=7,
+        conv_width=3,
         negative_eigenvalues=True,
     ),
     "kda": dict(kind="kda", heads=2, head_dim=7),
@@ -52,8 +76,14 @@ MIXERS = {
     "short5": dict(kind="short_conv", conv_width=5),
     "ssd": dict(kind="mamba2", head_dim=16, state_dim=12),
     "ssd_groups": dict(
-        kind="mamba2", heads=6, head_dim=5, state_dim=7, groups=3, conv_width=3,
-        norm="before_gate", dt_limits=(0.01, 0.5),
+        kind="mamba2",
+        heads=6,
+        head_dim=5,
+        state_dim=7,
+        groups=3,
+        conv_width=3,
+        norm="before_gate",
+        dt_limits=(0.01, 0.5),
     ),
     "ssd_falcon": dict(kind="mamba2", heads=3, head_dim=8, state_dim=16, groups=1, norm="none"),
     "mlstm": dict(kind="mlstm"),
@@ -68,7 +98,9 @@ MIXERS = {
         ),
     ),
     "nested": dict(
-        kind="parallel", combine="sum", multipliers=dict(pair=0.5, conv=-1.5),
+        kind="parallel",
+        combine="sum",
+        multipliers=dict(pair=0.5, conv=-1.5),
         branches=dict(
             full=dict(kind="attention", heads=4, rope=None),
             conv=dict(kind="short_conv", conv_width=2),
@@ -89,10 +121,17 @@ MIXERS = {
     "hgrn2_bound": dict(kind="hgrn2", expand=16, lower_bound=0.3),
     "lightning": dict(kind="lightning", heads=4),
     "hypenet": dict(
-        kind="lightning", heads=3, head_dim=6, decay="retnet", decay_scale=4.0,
-        activation="none", rope=dict(theta=500.0), qk_norm=True, scale=0.4,
+        kind="lightning",
+        heads=3,
+        head_dim=6,
+        decay="retnet",
+        decay_scale=4.0,
+        activation="none",
+        rope=dict(theta=500.0),
+        qk_norm=True,
+        scale=0.4,
     ),
-}  # fmt: skip
+}
 
 
 def model_config(pattern="swa full rec", depth=None, **settings) -> ModelConfig:

@@ -31,8 +31,9 @@ def test_equals_the_direct_form(batch, time, vocab, cap, z_loss):
         weights = jnp.asarray(rng.integers(0, 2, (batch, time)) * rng.random((batch, time)))
         (total, nll), grads = jax.value_and_grad(
             lambda h, w: summed_cross_entropy(h, w, targets, weights, options),
-            argnums=(0, 1), has_aux=True,
-        )(hidden, head)  # fmt: skip
+            argnums=(0, 1),
+            has_aux=True,
+        )(hidden, head)
         (expected, nll_BT), expected_grads = jax.value_and_grad(
             lambda h, w: direct(h, w, targets, weights, options), argnums=(0, 1), has_aux=True
         )(hidden, head)

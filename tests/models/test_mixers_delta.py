@@ -47,9 +47,10 @@ def test_outputs_start_small_and_norms_at_1(kind):
     out = mixer.out.kernel[...]
     assert abs(float(jnp.std(out)) * out.shape[0] ** 0.5 - 0.5) < 0.03
     scales = [
-        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(mixer))
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(mixer))
         if "scale" in jax.tree_util.keystr(path)
-    ]  # fmt: skip
+    ]
     assert len(scales) == 1 and np.all(np.asarray(scales[0]) == 1)
 
 
@@ -59,9 +60,10 @@ def test_flops_are_those_of_the_matrices(name):
     config = read_mixer(small.MIXERS[name], "m")
     mixer = config.build(LayerSpec(32, 1e-6, 1.0), rngs=nnx.Rngs(0))
     kernels = sum(
-        leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(mixer))
+        leaf.size
+        for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(mixer))
         if "kernel" in jax.tree_util.keystr(path)
-    )  # fmt: skip
+    )
     sizes = mixer.sizes
     state = sizes.value_heads * sizes.key_size * sizes.value_size
     assert config.flops_per_token(32, 99) == 2 * kernels + 2 * 3 * state

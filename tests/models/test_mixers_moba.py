@@ -21,9 +21,7 @@ def build(**settings):
     return config, config.build(LayerSpec(WIDTH, 1e-6, 1.0), rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize(
-    "blocks, same", [(dict(top_k=9), dict()), (dict(top_k=1), dict(chunk=4))]
-)  # fmt: skip
+@pytest.mark.parametrize("blocks, same", [(dict(top_k=9), dict()), (dict(top_k=1), dict(chunk=4))])
 def test_its_ends_are_full_attention_and_attention_in_chunks(blocks, same):
     """The same seed draws the same parameters for all three."""
     _, sparse = build(kind="moba", heads=4, kv_heads=2, block=4, **blocks)

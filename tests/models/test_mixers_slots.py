@@ -96,9 +96,17 @@ def plain_nha(module, x, ids, positions):
 
 SCRATCH = dict(heads=4, kv_heads=2, slots=3)
 HYBRIDISED = dict(
-    heads=2, kv_heads=1, slots=5, head_dim=6, swish_qk=False, swish_v=False, output_norm=False,
-    scale=None, gate_normalizer=2.0, rope=dict(theta=100.0),
-)  # fmt: skip
+    heads=2,
+    kv_heads=1,
+    slots=5,
+    head_dim=6,
+    swish_qk=False,
+    swish_v=False,
+    output_norm=False,
+    scale=None,
+    gate_normalizer=2.0,
+    rope=dict(theta=100.0),
+)
 
 
 @pytest.mark.parametrize("empty_slots", ["null", "masked"])

@@ -69,9 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "fixtures", metavar="DIR")
     parser.add_argument(
-        "--env", type=pathlib.Path, metavar="DIR",
+        "--env",
+        type=pathlib.Path,
+        metavar="DIR",
         help="use this virtual environment, which has torch, transformers, numpy and einops",
-    )  # fmt: skip
+    )
     parser.add_argument("--only", metavar="TEXT", default="", help="fixtures with TEXT in the name")
     options = parser.parse_args(arguments)
     naive = HERE / ".naive"

@@ -156,9 +156,14 @@ def mamba2(w: Weights, s: dict[str, Any], prefix: str = "", multipliers=(1,) * 5
         norm=dict(norm=dict(scale=w[f"{prefix}norm.weight"])),
     )
     config = dict(
-        kind="mamba2", heads=s["heads"], head_dim=s["head_dim"], state_dim=s["state"],
-        groups=s["groups"], conv_width=s["conv_width"], norm="after_gate",
-    )  # fmt: skip
+        kind="mamba2",
+        heads=s["heads"],
+        head_dim=s["head_dim"],
+        state_dim=s["state"],
+        groups=s["groups"],
+        conv_width=s["conv_width"],
+        norm="after_gate",
+    )
     return config, params
 
 
@@ -179,9 +184,11 @@ def falcon_h1_pair(w, s):
     attention_params["out"] = linear(w["self_attn.o_proj.weight"])
     attention = attention_config(s | dict(heads=s["attention_heads"], window=None))
     config = dict(
-        kind="parallel", branches=dict(attention=attention, ssm=ssm), combine="sum",
+        kind="parallel",
+        branches=dict(attention=attention, ssm=ssm),
+        combine="sum",
         multipliers=dict(attention=s["attention_out_multiplier"], ssm=s["ssm_out_multiplier"]),
-    )  # fmt: skip
+    )
     return config, dict(branches=dict(attention=attention_params, ssm=ssm_params))
 
 
@@ -195,9 +202,11 @@ def minimax_lightning_attention(w, s):
     params = {n: linear(weight) for n, weight in kernels.items()}
     params["norm"] = dict(norm=dict(scale=w["norm.weight"]))
     config = dict(
-        kind="lightning", heads=s["heads"], head_dim=s["head_dim"],
+        kind="lightning",
+        heads=s["heads"],
+        head_dim=s["head_dim"],
         decay_scale=1 - s["layer"] / (s["layers"] - 1 + 1e-5) + 1e-5,
-    )  # fmt: skip
+    )
     return config, params
 
 
@@ -268,9 +277,13 @@ def qwen3_next_gated_delta_net(w, s):
     b, a = by_head(w["in_proj_ba.weight"], shared, shared)
     params = delta(w, q, k, v, b, w["out_proj.weight"]) | head_decay(w, a)
     config = dict(
-        kind="gdn", heads=groups, value_heads=s["value_heads"], head_dim=s["key_dim"],
-        value_dim=s["value_dim"], conv_width=s["conv_width"],
-    )  # fmt: skip
+        kind="gdn",
+        heads=groups,
+        value_heads=s["value_heads"],
+        head_dim=s["key_dim"],
+        value_dim=s["value_dim"],
+        conv_width=s["conv_width"],
+    )
     return config, params | gated_output(linear(z), w["norm.weight"])
 
 
@@ -279,9 +292,13 @@ def olmo_hybrid_gated_delta_net(w, s):
     q, k, v, a, b, g = (w[f"{n}_proj.weight"] for n in "qkvabg")
     params = delta(w, q, k, v, b, w["o_proj.weight"]) | head_decay(w, a)
     config = dict(
-        kind="gdn", heads=s["heads"], head_dim=s["key_dim"], value_dim=s["value_dim"],
-        conv_width=s["conv_width"], negative_eigenvalues=True,
-    )  # fmt: skip
+        kind="gdn",
+        heads=s["heads"],
+        head_dim=s["key_dim"],
+        value_dim=s["value_dim"],
+        conv_width=s["conv_width"],
+        negative_eigenvalues=True,
+    )
     return config, params | gated_output(linear(g), w["o_norm.weight"])
 
 
@@ -300,9 +317,12 @@ def kimi_linear_delta_attention(w, s):
     )
     params = delta(w, q, k, v, b, w["o_proj.weight"]) | dict(decay=decay)
     config = dict(
-        kind="kda", heads=s["heads"], head_dim=s["head_dim"], conv_width=s["conv_width"],
+        kind="kda",
+        heads=s["heads"],
+        head_dim=s["head_dim"],
+        conv_width=s["conv_width"],
         lower_bound=s.get("lower_bound"),
-    )  # fmt: skip
+    )
     return config, params | gated_output(gate, w["o_norm.weight"])
 
 
@@ -334,9 +354,15 @@ def latent(w: Weights, s: dict[str, Any], rope: dict | None) -> Mapped:
         out=linear(w["o_proj.weight"]),
     )
     config = dict(
-        kind="mla", heads=s["heads"], kv_rank=s["kv_rank"], q_rank=s["q_rank"],
-        qk_nope=s["nope_dim"], qk_rope=s["rope_dim"], value_dim=s["value_dim"], rope=rope,
-    )  # fmt: skip
+        kind="mla",
+        heads=s["heads"],
+        kv_rank=s["kv_rank"],
+        q_rank=s["q_rank"],
+        qk_nope=s["nope_dim"],
+        qk_rope=s["rope_dim"],
+        value_dim=s["value_dim"],
+        rope=rope,
+    )
     return config, params
 
 

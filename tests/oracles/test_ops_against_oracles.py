@@ -59,18 +59,25 @@ def rnn_scan(x, weights, settings, impl):
     ids = 1 + jnp.cumsum(x["starts"], axis=1, dtype=jnp.int32)
     # Row 0 goes on with the state's document, row 1 starts one at once.
     h, final = linear_recurrence(
-        x["a"], x["b"], segment_ids=ids, return_state=True, impl=impl,
+        x["a"],
+        x["b"],
+        segment_ids=ids,
+        return_state=True,
+        impl=impl,
         initial_state=RecurrenceState(x["state"], carried(ids)),
-    )  # fmt: skip
+    )
     return dict(h=h, final=final.h_BD)
 
 
 @op("op_hgrn")
 def hgrn(x, weights, settings, impl):
     h, final = linear_recurrence(
-        jnp.exp(x["g"]), x["x"], return_state=True, impl=impl,
+        jnp.exp(x["g"]),
+        x["x"],
+        return_state=True,
+        impl=impl,
         initial_state=RecurrenceState(x["state"], carried(x["state"])),
-    )  # fmt: skip
+    )
     return dict(h=h, final=final.h_BD)
 
 
@@ -81,9 +88,15 @@ def conv(x, weights, settings, impl):
 
 def linear(q, k, v, log_decay, state, impl, **options):
     o, final = gated_linear(
-        q, k, v, log_decay, return_state=True, impl=impl,
-        initial_state=GatedLinearState(state, carried(state)), **options,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        log_decay,
+        return_state=True,
+        impl=impl,
+        initial_state=GatedLinearState(state, carried(state)),
+        **options,
+    )
     return o, final.s_BHKV
 
 
@@ -115,14 +128,23 @@ def mamba2(x, weights, settings, impl):
 
 
 @op(
-    "op_delta_rule", "op_gated_delta_rule", "op_gated_delta_rule_naive",
-    "op_kimi_delta_attention", "op_kimi_delta_attention_naive",
-)  # fmt: skip
+    "op_delta_rule",
+    "op_gated_delta_rule",
+    "op_gated_delta_rule_naive",
+    "op_kimi_delta_attention",
+    "op_kimi_delta_attention_naive",
+)
 def delta(x, weights, settings, impl):
     o, final = delta_rule(
-        x["q"], x["k"], x["v"], x["beta"], x.get("g"), return_state=True, impl=impl,
+        x["q"],
+        x["k"],
+        x["v"],
+        x["beta"],
+        x.get("g"),
+        return_state=True,
+        impl=impl,
         initial_state=DeltaRuleState(x["state"], carried(x["state"])),
-    )  # fmt: skip
+    )
     return dict(o=o, final=final.s_BHKV)
 
 
@@ -132,9 +154,16 @@ def slots(x, weights, settings, impl):
         x["k_state"].swapaxes(2, 3), x["v_state"], carried(x["q"]), jnp.ones(len(x["q"]), bool)
     )
     o, _, final = gated_slots(
-        x["q"], x["k"], x["v"], x["g"], x["s"], scale=settings["scale"],
-        initial_state=state, return_state=True, impl=impl,
-    )  # fmt: skip
+        x["q"],
+        x["k"],
+        x["v"],
+        x["g"],
+        x["s"],
+        scale=settings["scale"],
+        initial_state=state,
+        return_state=True,
+        impl=impl,
+    )
     return dict(o=o, final_k=final.k_slots_BGMK.swapaxes(2, 3), final_v=final.v_slots_BGMV)
 
 

@@ -28,9 +28,13 @@ HYBRID = {
     "model.mixers.gdn": "{'kind': 'gdn', 'heads': 4}",
     "model.mixers.ssd": "{'kind': 'mamba2', 'head_dim': 16, 'state_dim': 16}",
     "model.mixers.conv": "{'kind': 'short_conv'}",
-    "model.pattern": "rec swa full gdn ssd conv", "model.depth": "12",
-    "data.batch_size": "3", "data.seq_len": "176", "mesh.data": "1", "mesh.context": "8",
-}  # fmt: skip
+    "model.pattern": "rec swa full gdn ssd conv",
+    "model.depth": "12",
+    "data.batch_size": "3",
+    "data.seq_len": "176",
+    "mesh.data": "1",
+    "mesh.context": "8",
+}
 
 
 def equal(name: str) -> None:

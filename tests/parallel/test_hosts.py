@@ -43,10 +43,13 @@ def started(root, workdir: pathlib.Path, count: int, *overrides: str):
         log = workdir.with_name(f"{workdir.name}.{count}.{index}.log").open("w+")
         processes.append(
             subprocess.Popen(
-                words + (place if count > 1 else []), cwd=root, env=ENVIRONMENT,
-                stdout=log, stderr=subprocess.STDOUT,
+                words + (place if count > 1 else []),
+                cwd=root,
+                env=ENVIRONMENT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
-        )  # fmt: skip
+        )
         processes[-1].log = log
     try:
         yield processes
@@ -116,10 +119,16 @@ def test_two_hosts_train_as_one(root, tmp_path, alone):
 @pytest.mark.slow
 def test_probes_see_the_parameters_of_all_hosts(root, tmp_path):
     """Split over two hosts as on one: every head, at every step that they are due."""
-    settings = [f"--config.{key}={value}" for key, value in {
-        "probes.which": "['heads']", "probes.length": 256, "probes.samples": 2, "probes.interval": 4,
-        "model.depth": 3,
-    }.items()]  # fmt: skip
+    settings = [
+        f"--config.{key}={value}"
+        for key, value in {
+            "probes.which": "['heads']",
+            "probes.length": 256,
+            "probes.samples": 2,
+            "probes.interval": 4,
+            "model.depth": 3,
+        }.items()
+    ]
     found = []
     for count in (1, 2):
         workdir = tmp_path / str(count)
@@ -160,8 +169,10 @@ def test_a_killed_host_ends_the_others_with_a_sentence(root, tmp_path):
 
 @pytest.mark.slow
 def test_two_hosts_of_which_one_was_killed_go_on_as_four_on_another_mesh(root, tmp_path):
-    settings = [f"--config.train.{key}={value}" for key, value in dict(
-        steps=80, eval_every=80, checkpoint_every=10, log_every=10).items()]  # fmt: skip
+    settings = [
+        f"--config.train.{key}={value}"
+        for key, value in dict(steps=80, eval_every=80, checkpoint_every=10, log_every=10).items()
+    ]
     run(root, tmp_path / "alone", 1, *settings)
     workdir = tmp_path / "run"
     with started(root, workdir, 2, *settings) as processes:
@@ -242,11 +253,15 @@ def test_hosts_share_rows_and_agree(root, count):
     command = [sys.executable, "-c", PROGRAM, address, str(count)]
     processes = [
         subprocess.Popen(
-            [*command, str(i)], cwd=root, env=ENVIRONMENT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [*command, str(i)],
+            cwd=root,
+            env=ENVIRONMENT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         for i in range(count)
-    ]  # fmt: skip
+    ]
     for process in processes:
         out, _ = process.communicate(timeout=240)
         assert process.returncode == 0 and "well" in out, out[-3000:]

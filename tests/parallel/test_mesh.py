@@ -21,8 +21,11 @@ CHIPS = [Chip(i % 2, i) for i in range(16)]  # two slices, in no order
 
 @pytest.fixture(autouse=True)
 def no_torus(monkeypatch):
-    monkeypatch.setattr(mesh, "_grid", lambda devices, shape: np.array(
-        [d.slice_index for d in devices]).reshape(shape))  # fmt: skip
+    monkeypatch.setattr(
+        mesh,
+        "_grid",
+        lambda devices, shape: np.array([d.slice_index for d in devices]).reshape(shape),
+    )
     monkeypatch.setattr(mesh, "Mesh", lambda grid, axes, axis_types: grid)
 
 

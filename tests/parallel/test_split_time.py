@@ -23,9 +23,12 @@ MORE += ["gla", "hgrn2", "lightning", "hymba", "nested", "gsa", "nha_full", "mls
 def run(root, *arguments):
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), *arguments], cwd=root, capture_output=True, text=True,
+        [sys.executable, str(PROGRAM), *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
         env=os.environ | dict(XLA_FLAGS=flags),
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -58,12 +61,15 @@ def test_a_length_that_does_not_divide_is_refused_with_those_that_do():
         check_divides(made, (1, 1, 1, 4))
 
 
-@pytest.mark.parametrize("recipe, sentence", [
-    ("demo", "model.mixers.swa.kv_heads 2 does not divide over 4 shards (tensor): use 4"),
-    ("mixers/mamba2", "model.mixers.mixer.groups 1 does not divide"),
-    ("mixers/hgrn2", "model.mixers.mixer.heads (model.width / expand) 2 does not divide"),
-    ("mixers/hymba", "model.mixers.mixer.branches.ssm.groups 1 does not divide"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "recipe, sentence",
+    [
+        ("demo", "model.mixers.swa.kv_heads 2 does not divide over 4 shards (tensor): use 4"),
+        ("mixers/mamba2", "model.mixers.mixer.groups 1 does not divide"),
+        ("mixers/hgrn2", "model.mixers.mixer.heads (model.width / expand) 2 does not divide"),
+        ("mixers/hymba", "model.mixers.mixer.branches.ssm.groups 1 does not divide"),
+    ],
+)
 def test_heads_that_do_not_divide_are_refused(recipe, sentence):
     made = config.load(f"configs/{recipe}.py:smoke")
     with pytest.raises(ConfigError, match=re.escape(sentence)):

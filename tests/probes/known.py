@@ -22,9 +22,13 @@ def induction():
     the query's token, and adds that token. Head 1.1 has no queries, so it is uniform, and no output.
     """
     config = ModelConfig(
-        width=2 * VOCAB, depth=2, pattern="two full", mixers=MIXERS, mlp=MLPConfig(2),
+        width=2 * VOCAB,
+        depth=2,
+        pattern="two full",
+        mixers=MIXERS,
+        mlp=MLPConfig(2),
         vocab_size=VOCAB,
-    )  # fmt: skip
+    )
     model = Model.of(config)
     params = jax.tree.map(lambda p: np.zeros(p.shape, np.float32), model.abstract)
     one, none = np.eye(VOCAB), np.zeros((VOCAB, VOCAB))

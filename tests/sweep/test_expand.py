@@ -51,13 +51,18 @@ def test_runs_are_named_by_what_they_set_and_none_is_there_twice(recipe):
     )
     sweep = sweeps.expand(spec)
     assert [run.name for run in sweep.runs] == [
-        "swa.window=8,lr=0.001", "swa.window=16,lr=0.001", "swa.window=8,lr=0.01",
-        "swa.window=16,lr=0.01", "pattern=swa@2+full,schedule=linear", "rec.heads=4,rec.kind=gla",
-    ]  # fmt: skip
+        "swa.window=8,lr=0.001",
+        "swa.window=16,lr=0.001",
+        "swa.window=8,lr=0.01",
+        "swa.window=16,lr=0.01",
+        "pattern=swa@2+full,schedule=linear",
+        "rec.heads=4,rec.kind=gla",
+    ]
     assert sweep.duplicates == 3
     assert sweep.runs[0].differences == (
-        ("model.mixers.swa.window", 16, 8), ("optimizer.lr", 3e-3, 1e-3),
-    )  # fmt: skip
+        ("model.mixers.swa.window", 16, 8),
+        ("optimizer.lr", 3e-3, 1e-3),
+    )
     assert differences(sweep.runs[3]) == "optimizer.lr 0.003 -> 0.01"
     assert "model.mixers.rec.kind 'rglru' -> 'gla'" in differences(sweep.runs[5])
 
@@ -92,8 +97,14 @@ def test_keys_that_go_without_their_section_are_unique():
 
 
 WORDS = st.text("ab1_-+*@ ,/.", min_size=1, max_size=6)
-VALUES = st.one_of(st.booleans(), st.none(), st.integers(-3, 10**6), WORDS, st.lists(WORDS),
-                   st.floats(allow_nan=False, allow_infinity=False))  # fmt: skip
+VALUES = st.one_of(
+    st.booleans(),
+    st.none(),
+    st.integers(-3, 10**6),
+    WORDS,
+    st.lists(WORDS),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
 SETTINGS = st.dictionaries(st.sampled_from(["optimizer.lr", "seed", "model.pattern"]), VALUES)
 
 
@@ -103,8 +114,9 @@ def test_names_are_folders_and_differ_where_settings_do(one, other):
     """Numbers of one text aside (1 and '1'), which cannot both be valid."""
 
     def shown(setting):
-        return json.dumps({k: v if isinstance(v, list) else str(v) for k, v in setting.items()},
-                          sort_keys=True)  # fmt: skip
+        return json.dumps(
+            {k: v if isinstance(v, list) else str(v) for k, v in setting.items()}, sort_keys=True
+        )
 
     names = [run_name(one), run_name(other)]
     for name in names:
@@ -136,14 +148,21 @@ BAD = {
     "empty": ("yield from ()", "yields no run"),
     "not a dict": ("yield 3", "run 1 of sweep() of {} is 3, and not a dict"),
     "raises": ("raise ValueError('why')\nyield", "sweep() of {} failed: ValueError: why"),
-    "unknown key": ('yield {}\nyield {"optimizer.lrr": 1}',
-                    "run 2 of sweep() of {} (optimizer.lrr=1): unknown key optimizer.lrr: did you"
-                    " mean 'lr'?"),
-    "bad value": ('yield {"model.mixers.swa.window": 0}', "run 1 of sweep() of {} (model.mixers.swa"),
+    "unknown key": (
+        'yield {}\nyield {"optimizer.lrr": 1}',
+        "run 2 of sweep() of {} (optimizer.lrr=1): unknown key optimizer.lrr: did you mean 'lr'?",
+    ),
+    "bad value": (
+        'yield {"model.mixers.swa.window": 0}',
+        "run 1 of sweep() of {} (model.mixers.swa",
+    ),
     "no text": ('yield {"optimizer.lr": object()}', "which no command line can say"),
     "taken": ('yield {"train.steps": 4}', "--config.train.steps is set by sweep() too"),
-    "under a taken one": ('yield {"train": dict(steps=3)}', "--config.train.steps is set by sweep()"),
-}  # fmt: skip
+    "under a taken one": (
+        'yield {"train": dict(steps=3)}',
+        "--config.train.steps is set by sweep()",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -24,19 +24,28 @@ def load(folder):
     """A run of seconds on text and a tokenizer of its own, both in `folder`."""
     settings = dict(
         model=dict(
-            width=16, depth=1, pattern="rec", mixers=dict(rec=dict(kind="rglru", heads=2)),
+            width=16,
+            depth=1,
+            pattern="rec",
+            mixers=dict(rec=dict(kind="rglru", heads=2)),
             mlp=dict(hidden=16),
         ),
         data=dict(
-            sources=dict(a=dict(kind="jsonl", path=str(folder / "a.jsonl"))), seq_len=32, batch_size=4,
+            sources=dict(a=dict(kind="jsonl", path=str(folder / "a.jsonl"))),
+            seq_len=32,
+            batch_size=4,
             tokenizer=dict(kind="hf", path=str(folder / "tokenizer.json")),
         ),
         optimizer=dict(lr=0.01),
         train=dict(
-            steps=4, log_every=1, eval_every=4, checkpoint_every=2, eval_sequences=4,
+            steps=4,
+            log_every=1,
+            eval_every=4,
+            checkpoint_every=2,
+            eval_sequences=4,
             tensorboard=False,
         ),
-    )  # fmt: skip
+    )
     return configs.read(settings)
 
 

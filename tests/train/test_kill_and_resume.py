@@ -20,15 +20,27 @@ from hybridlm import cli
 pytestmark = pytest.mark.xdist_group("kill_and_resume")  # one uninterrupted run for all
 
 SETTINGS = [
-    "--config.train.steps=40", "--config.train.log_every=1", "--config.train.checkpoint_every=5",
-    "--config.train.eval_every=10", "--config.train.eval_sequences=4", "--config.sample.tokens=20",
-    "--config.data.bigram_baseline=False", "--config.train.tensorboard=False",
-]  # fmt: skip
+    "--config.train.steps=40",
+    "--config.train.log_every=1",
+    "--config.train.checkpoint_every=5",
+    "--config.train.eval_every=10",
+    "--config.train.eval_sequences=4",
+    "--config.sample.tokens=20",
+    "--config.data.bigram_baseline=False",
+    "--config.train.tensorboard=False",
+]
 # Clock readings may differ between two runs; nothing else may.
 CLOCK = {
-    "step_seconds_p50", "step_seconds_p90", "tokens_per_second", "data_wait_share", "mfu",
-    "eta_seconds", "compile_seconds", "memory_bytes", "peak_flops",
-}  # fmt: skip
+    "step_seconds_p50",
+    "step_seconds_p90",
+    "tokens_per_second",
+    "data_wait_share",
+    "mfu",
+    "eta_seconds",
+    "compile_seconds",
+    "memory_bytes",
+    "peak_flops",
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +52,17 @@ def shared(tmp_path_factory):
 def command(workdir, shared):
     cache = f"--config.data.token_cache={shared / 'tokens'}"
     return [
-        sys.executable, "-m", "hybridlm.cli", "train", "--config", "configs/demo.py:smoke",
-        "--workdir", str(workdir), cache, *SETTINGS,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "hybridlm.cli",
+        "train",
+        "--config",
+        "configs/demo.py:smoke",
+        "--workdir",
+        str(workdir),
+        cache,
+        *SETTINGS,
+    ]
 
 
 def start(workdir, shared, root):

@@ -7,9 +7,14 @@ import pytest
 from hybridlm.train.progress import Progress
 
 RECORD = dict(
-    step=600, loss=1.23456, bits_per_byte=1.78109, tokens_per_second=4321.0, mfu=0.21,
-    eta_seconds=185.0, skipped=0,
-)  # fmt: skip
+    step=600,
+    loss=1.23456,
+    bits_per_byte=1.78109,
+    tokens_per_second=4321.0,
+    mfu=0.21,
+    eta_seconds=185.0,
+    skipped=0,
+)
 
 
 class Terminal(io.StringIO):

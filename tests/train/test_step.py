@@ -23,13 +23,19 @@ from hybridlm.train.step import make_train_step
 def tiny(**train):
     settings = dict(
         model=dict(
-            width=16, depth=2, pattern="swa rec", vocab_size=32, mlp=dict(hidden=24),
-            mixers=dict(swa=dict(kind="attention", heads=2, window=4), rec=dict(kind="rglru", heads=2)),
+            width=16,
+            depth=2,
+            pattern="swa rec",
+            vocab_size=32,
+            mlp=dict(hidden=24),
+            mixers=dict(
+                swa=dict(kind="attention", heads=2, window=4), rec=dict(kind="rglru", heads=2)
+            ),
         ),
         data=dict(sources=dict(a=dict(kind="text", path="x")), seq_len=12, batch_size=4),
         optimizer=dict(lr=0.01),
         train=dict(steps=50, **train),
-    )  # fmt: skip
+    )
     return configs.read(settings)
 
 
@@ -44,9 +50,12 @@ def batch_of(config, seed=0):
     weights = jnp.asarray(rng.integers(0, 2, (4, 12)), jnp.float32).reshape(shape)
     positions = jnp.broadcast_to(jnp.arange(12, dtype=jnp.int32), shape)
     return {
-        "tokens": ints(32), "targets": ints(32), "segment_ids": jnp.ones(shape, jnp.int32),
-        "positions": positions, "loss_weights": weights,
-    }  # fmt: skip
+        "tokens": ints(32),
+        "targets": ints(32),
+        "segment_ids": jnp.ones(shape, jnp.int32),
+        "positions": positions,
+        "loss_weights": weights,
+    }
 
 
 def make(config):
@@ -192,9 +201,12 @@ def test_sharded_training_is_single_device_training(root):
     code = textwrap.dedent(SHARDED).format(here=str(root / "tests" / "train"))
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=root,
         env={"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PATH": ""},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     runs = [json.loads(line) for line in done.stdout.splitlines()]
     for losses, _, _ in runs[1:]:

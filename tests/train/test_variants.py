@@ -10,25 +10,42 @@ from hybridlm.train.loop import train
 
 VARIANTS = {
     "bfloat16, full remat, Muon, sandwich blocks, untied": [
-        ("train.dtype", "bfloat16"), ("train.remat", "full"), ("optimizer.name", "muon"),
-        ("model.block", "sandwich"), ("model.tie_embeddings", "False"),
+        ("train.dtype", "bfloat16"),
+        ("train.remat", "full"),
+        ("optimizer.name", "muon"),
+        ("model.block", "sandwich"),
+        ("model.tie_embeddings", "False"),
     ],
     "dots remat, Adafactor, accumulation, WSD, parallel blocks": [
-        ("train.remat", "dots"), ("optimizer.name", "adafactor"), ("train.accumulate", "2"),
-        ("optimizer.schedule", "wsd"), ("optimizer.decay_steps", "3"), ("model.block", "parallel"),
+        ("train.remat", "dots"),
+        ("optimizer.name", "adafactor"),
+        ("train.accumulate", "2"),
+        ("optimizer.schedule", "wsd"),
+        ("optimizer.decay_steps", "3"),
+        ("model.block", "parallel"),
         ("optimizer.lr", "0.01"),
     ],
     "best-fit packing, soft caps, sinks, gates, GeGLU, prefix and suffix": [
-        ("data.packing", "best_fit"), ("model.logit_soft_cap", "30.0"), ("model.mlp.kind", "geglu"),
-        ("model.mixers.swa.sinks", "True"), ("model.mixers.full.output_gate", "True"),
-        ("model.mixers.full.soft_cap", "50.0"), ("model.prefix", "rec"), ("model.suffix", "full"),
-        ("model.depth", "5"), ("train.spike_sigma", "6"),
+        ("data.packing", "best_fit"),
+        ("model.logit_soft_cap", "30.0"),
+        ("model.mlp.kind", "geglu"),
+        ("model.mixers.swa.sinks", "True"),
+        ("model.mixers.full.output_gate", "True"),
+        ("model.mixers.full.soft_cap", "50.0"),
+        ("model.prefix", "rec"),
+        ("model.suffix", "full"),
+        ("model.depth", "5"),
+        ("train.spike_sigma", "6"),
     ],
     "a window of 1, odd lengths, one layer, attention across documents": [
-        ("model.mixers.swa.window", "1"), ("data.seq_len", "61"), ("model.pattern", "swa"),
-        ("model.depth", "1"), ("data.cross_document_attention", "True"), ("data.batch_size", "3"),
+        ("model.mixers.swa.window", "1"),
+        ("data.seq_len", "61"),
+        ("model.pattern", "swa"),
+        ("model.depth", "1"),
+        ("data.cross_document_attention", "True"),
+        ("data.batch_size", "3"),
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

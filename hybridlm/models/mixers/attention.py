@@ -202,9 +202,14 @@ class Attention(AttentionMixer):
             span_ids_BS = self.span.segment_ids(_with_past(context, past_ids_BS))
             past_ids_BS, span_ids_BT = jnp.split(span_ids_BS, [past_ids_BS.shape[1]], axis=1)
             out_BTHV, _ = ops.attention(
-                q, k, v, segment_ids=span_ids_BT, window=self.span.window,
-                initial_state=AttentionState(*entries, past_ids_BS), **self._logit_options(),
-            )  # fmt: skip
+                q,
+                k,
+                v,
+                segment_ids=span_ids_BT,
+                window=self.span.window,
+                initial_state=AttentionState(*entries, past_ids_BS),
+                **self._logit_options(),
+            )
             state = token_cache.write(state, (k, v), ids_BT, self.span.window)
         return self._output(out_BTHV, x_BTD), state
 

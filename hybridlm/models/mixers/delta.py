@@ -101,9 +101,14 @@ class Delta(Mixer):
     """
 
     def __init__(
-        self, config: DeltaConfig, spec: LayerSpec, decay: nnx.Module, output: nnx.Module, *,
+        self,
+        config: DeltaConfig,
+        spec: LayerSpec,
+        decay: nnx.Module,
+        output: nnx.Module,
+        *,
         rngs: nnx.Rngs,
-    ):  # fmt: skip
+    ):
         width, sizes = spec.width, config.sizes(spec.width)
         self.config = config
         self.sizes = sizes
@@ -131,10 +136,13 @@ class Delta(Mixer):
             self.k_conv.init_state(batch, dtype),
             self.v_conv.init_state(batch, dtype),
             delta_rule.empty_state(
-                batch, sizes.value_heads, sizes.key_size, sizes.value_size,
+                batch,
+                sizes.value_heads,
+                sizes.key_size,
+                sizes.value_size,
                 jnp.promote_types(dtype, jnp.float32),
             ),
-        )  # fmt: skip
+        )
 
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: DeltaState | None
@@ -161,9 +169,12 @@ class Delta(Mixer):
 
     @staticmethod
     def _convolved(
-        project: Linear, conv: ShortConv, x_BTD: jax.Array, ids_BT: jax.Array,
+        project: Linear,
+        conv: ShortConv,
+        x_BTD: jax.Array,
+        ids_BT: jax.Array,
         state: ConvState | None,
-    ) -> tuple[jax.Array, ConvState]:  # fmt: skip
+    ) -> tuple[jax.Array, ConvState]:
         y, state = conv(project(x_BTD), ids_BT, state)
         return jax.nn.silu(y), state
 

@@ -46,8 +46,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "Hymba": dict(
         kind="parallel",
         branches=dict(
-            swa=dict(kind="attention", heads=HEADS, kv_heads=2, window=512),
-            ssm=dict(kind="mamba2"),
+            swa=dict(kind="attention", heads=HEADS, kv_heads=2, window=512), ssm=dict(kind="mamba2")
         ),
     ),
 }

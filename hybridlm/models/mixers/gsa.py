@@ -165,9 +165,13 @@ class GSA(Mixer):
 
     def _empty_slots(self, batch: int, dtype: jnp.dtype) -> SlotState:
         return gated_slots.empty_state(
-            batch, self.config.kv_heads, self.config.slots, self.size, self.size,
+            batch,
+            self.config.kv_heads,
+            self.config.slots,
+            self.size,
+            self.size,
             jnp.promote_types(dtype, jnp.float32),
-        )  # fmt: skip
+        )
 
 
 class SwishNorm(nnx.Module):

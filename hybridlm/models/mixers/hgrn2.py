@@ -37,9 +37,7 @@ class HGRN2Config(MixerConfig):
     def __post_init__(self):
         require(self.expand >= 1, "expand", f"must be at least 1, not {self.expand}")
         require(
-            0 <= self.lower_bound < 1,
-            "lower_bound",
-            f"must lie in [0, 1), not {self.lower_bound}",
+            0 <= self.lower_bound < 1, "lower_bound", f"must lie in [0, 1), not {self.lower_bound}"
         )
 
     def check_width(self, width: int) -> None:

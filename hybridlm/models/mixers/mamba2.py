@@ -212,11 +212,7 @@ def _output_norm(config: Mamba2Config, inner: int, eps: float) -> nnx.Module:
     if config.norm == "none":
         return SiluGate()
     return GatedRMSNorm(
-        inner,
-        eps,
-        norm_last=config.norm == "after_gate",
-        groups=config.groups,
-        axes=("heads",),
+        inner, eps, norm_last=config.norm == "after_gate", groups=config.groups, axes=("heads",)
     )
 
 

@@ -226,6 +226,5 @@ def _scan_maximum(
 
 
 _running_maximum = ops.per_shard(
-    _scan_maximum, _scan_maximum,
-    dict(a_BTH="BTH", b_BTH="BTH", before_BH="BH"), ("BTH", "BTH"),
-)  # fmt: skip
+    _scan_maximum, _scan_maximum, dict(a_BTH="BTH", b_BTH="BTH", before_BH="BH"), ("BTH", "BTH")
+)

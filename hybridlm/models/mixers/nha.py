@@ -237,9 +237,13 @@ class NHA(AttentionMixer, GSA):
         return q_BTHK, RecentTokens(*tokens, context.segment_ids_BT, context.positions_BT)
 
     def _read_slots(
-        self, q_BTHK: jax.Array, leaving: RecentTokens, number_BT: jax.Array,
-        context: SequenceContext, state: SlotState | None,
-    ) -> tuple[Pair, SlotState]:  # fmt: skip
+        self,
+        q_BTHK: jax.Array,
+        leaving: RecentTokens,
+        number_BT: jax.Array,
+        context: SequenceContext,
+        state: SlotState | None,
+    ) -> tuple[Pair, SlotState]:
         """Query t reads the slots after the token that leaves its window was written.
 
         `number_BT` counts documents, 0 for padding; in `leaving` too, in place of the ids.

@@ -16,9 +16,14 @@ class ShortConv(nnx.Module):
     """
 
     def __init__(
-        self, channels: int, width: int, *, bias: bool = False, axes: tuple[str] = ("heads",),
+        self,
+        channels: int,
+        width: int,
+        *,
+        bias: bool = False,
+        axes: tuple[str] = ("heads",),
         rngs: nnx.Rngs,
-    ):  # fmt: skip
+    ):
         kernel = jax.random.normal(rngs.params(), (width, channels)) * width**-0.5
         self.kernel = nnx.Param(kernel, axes=("conv", *axes))
         self.bias = nnx.Param(jnp.zeros(channels), axes=axes) if bias else None
@@ -63,9 +68,15 @@ class GatedRMSNorm(nnx.Module):
     """
 
     def __init__(
-        self, size: int, eps: float, *, act=jax.nn.silu, norm_last: bool = False,
-        groups: int = 1, axes: tuple[str] = ("norm",),
-    ):  # fmt: skip
+        self,
+        size: int,
+        eps: float,
+        *,
+        act=jax.nn.silu,
+        norm_last: bool = False,
+        groups: int = 1,
+        axes: tuple[str] = ("norm",),
+    ):
         self.norm = GroupRMSNorm(size, eps, groups, axes)
         self.act = act
         self.norm_last = norm_last
@@ -83,9 +94,12 @@ def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
 
 
 def initial_dt_bias(
-    key: jax.Array, shape: tuple[int, ...], low: float = 1e-3, high: float = 0.1,
+    key: jax.Array,
+    shape: tuple[int, ...],
+    low: float = 1e-3,
+    high: float = 0.1,
     floor: float = 1e-4,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """b with softplus(b) log-uniform in [low, high] (Mamba-2, arXiv 2405.21060's code)."""
     log_dt = jax.random.uniform(key, shape, minval=jnp.log(low), maxval=jnp.log(high))
     dt = jnp.maximum(jnp.exp(log_dt), floor)

@@ -13,10 +13,17 @@ def attention_subject(
 ) -> Subject:
     def apply(inputs, params, segment_ids, state, impl):
         out, lse, final = attn.attention(
-            inputs["q"], inputs["k"], inputs["v"], segment_ids=segment_ids, window=window,
-            soft_cap=soft_cap, sinks_H=params.get("sinks"), initial_state=state,
-            return_state=True, impl=impl,
-        )  # fmt: skip
+            inputs["q"],
+            inputs["k"],
+            inputs["v"],
+            segment_ids=segment_ids,
+            window=window,
+            soft_cap=soft_cap,
+            sinks_H=params.get("sinks"),
+            initial_state=state,
+            return_state=True,
+            impl=impl,
+        )
         if segment_ids is not None:
             lse = jnp.where((segment_ids == 0)[..., None], 0, lse)
         return dict(out=out, lse=lse), final

@@ -13,9 +13,16 @@ def block_sparse_subject(
 ) -> Subject:
     def apply(inputs, params, segment_ids, state, impl):
         out, lse, final = block_sparse.block_sparse_attention(
-            inputs["q"], inputs["k"], inputs["v"], block=block, top_k=top_k,
-            segment_ids=segment_ids, initial_state=state, return_state=True, impl=impl,
-        )  # fmt: skip
+            inputs["q"],
+            inputs["k"],
+            inputs["v"],
+            block=block,
+            top_k=top_k,
+            segment_ids=segment_ids,
+            initial_state=state,
+            return_state=True,
+            impl=impl,
+        )
         if segment_ids is not None:
             lse = jnp.where((segment_ids == 0)[..., None], 0, lse)
         return dict(out=out, lse=lse), final
@@ -92,8 +99,6 @@ FAULTS = {
     "one block less": Fault(block_sparse._FORMS, "chunked", one_block_less, forms(subject)),
     "state dropped": Fault(block_sparse._FORMS, "chunked", slots_dropped, split(subject)),
     "own block ranked": Fault(chunked, "_choose", own_block_ranked, causal(subject)),
-    "other documents ranked": Fault(
-        chunked, "_choose", documents_ranked_together, packed(subject)
-    ),
+    "other documents ranked": Fault(chunked, "_choose", documents_ranked_together, packed(subject)),
     "dlse ignored": Fault(chunked._chosen, "bwd", lse_gradient_ignored, forms(subject)),
-}  # fmt: skip
+}

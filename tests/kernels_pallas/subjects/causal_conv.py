@@ -10,9 +10,14 @@ from subjects.faults import boundary_dropped
 def conv_subject(channels=5, width=4, bias=True) -> Subject:
     def apply(inputs, params, segment_ids, state, impl):
         y, final = conv.causal_conv(
-            inputs["x"], params["kernel"], params.get("bias"), segment_ids=segment_ids,
-            initial_state=state, return_state=True, impl=impl,
-        )  # fmt: skip
+            inputs["x"],
+            params["kernel"],
+            params.get("bias"),
+            segment_ids=segment_ids,
+            initial_state=state,
+            return_state=True,
+            impl=impl,
+        )
         return dict(y=y), final
 
     def params(rng, dtype):

@@ -21,9 +21,16 @@ def delta_subject(
 
     def apply(inputs, params, segment_ids, state, impl):
         o, final = delta.delta_rule(
-            inputs["q"], inputs["k"], inputs["v"], inputs["beta"], inputs.get("log_decay"),
-            segment_ids=segment_ids, initial_state=state, return_state=True, impl=impl,
-        )  # fmt: skip
+            inputs["q"],
+            inputs["k"],
+            inputs["v"],
+            inputs["beta"],
+            inputs.get("log_decay"),
+            segment_ids=segment_ids,
+            initial_state=state,
+            return_state=True,
+            impl=impl,
+        )
         return dict(o=o), final
 
     def inputs(rng, batch, time, dtype):
@@ -64,8 +71,7 @@ def delta_subject(
         apply=apply,
         inputs=inputs,
         state=lambda rng, batch, dtype: delta.DeltaRuleState(
-            normal(rng, (batch, heads, key_size, value_size), dtype),
-            jnp.ones((batch,), jnp.int32),
+            normal(rng, (batch, heads, key_size, value_size), dtype), jnp.ones((batch,), jnp.int32)
         ),
         extremes=extremes,
     )

@@ -17,10 +17,16 @@ def gated_subject(
 
     def apply(inputs, params, segment_ids, state, impl):
         o, final = gated.gated_linear(
-            inputs["q"], inputs["k"], inputs["v"], params.get("decay", inputs.get("decay")),
-            segment_ids=segment_ids, scale=scale, initial_state=state, return_state=True,
+            inputs["q"],
+            inputs["k"],
+            inputs["v"],
+            params.get("decay", inputs.get("decay")),
+            segment_ids=segment_ids,
+            scale=scale,
+            initial_state=state,
+            return_state=True,
             impl=impl,
-        )  # fmt: skip
+        )
         return dict(o=o), final
 
     def log_decay(rng, shape, dtype):
@@ -53,8 +59,7 @@ def gated_subject(
             dict(decay=log_decay(rng, (heads,), dtype)) if decay == "head" else {}
         ),
         state=lambda rng, batch, dtype: gated.GatedLinearState(
-            normal(rng, (batch, heads, key_size, value_size), dtype),
-            jnp.ones((batch,), jnp.int32),
+            normal(rng, (batch, heads, key_size, value_size), dtype), jnp.ones((batch,), jnp.int32)
         ),
         extremes={
             "log-gate -150": with_decay(-150),

@@ -10,18 +10,35 @@ from subjects.faults import Fault, boundary_dropped, causal, finite, forms, spli
 
 
 def slots_subject(
-    heads=4, kv_heads=2, slots=6, key_size=8, value_size=5, strength=1.0, tied=True,
-    mask_empty=False, gaps=False, scale=None,
-) -> Subject:  # fmt: skip
+    heads=4,
+    kv_heads=2,
+    slots=6,
+    key_size=8,
+    value_size=5,
+    strength=1.0,
+    tied=True,
+    mask_empty=False,
+    gaps=False,
+    scale=None,
+) -> Subject:
     """`strength` scales the log-gates; `tied` writes 1 - gate; `gaps` writes not every token."""
 
     def apply(inputs, params, segment_ids, state, impl):
         written_BT = inputs["mark"][..., 0] > 0 if gaps else None
         out, lse, final = slots_op.gated_slots(
-            inputs["q"], inputs["k"], inputs["v"], inputs["log_gate"], inputs.get("write"),
-            written_BT=written_BT, segment_ids=segment_ids, scale=scale, mask_empty=mask_empty,
-            initial_state=state, return_state=True, impl=impl,
-        )  # fmt: skip
+            inputs["q"],
+            inputs["k"],
+            inputs["v"],
+            inputs["log_gate"],
+            inputs.get("write"),
+            written_BT=written_BT,
+            segment_ids=segment_ids,
+            scale=scale,
+            mask_empty=mask_empty,
+            initial_state=state,
+            return_state=True,
+            impl=impl,
+        )
         nothing_BTH = lse == slots_op.NEGATIVE
         outputs = dict(out=out, lse=jnp.where(nothing_BTH, 0, lse), found=1.0 - nothing_BTH)
         return outputs, final

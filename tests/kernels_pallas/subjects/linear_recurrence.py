@@ -13,9 +13,13 @@ from subjects.faults import Fault, boundary_dropped, finite, forms, split
 def recurrence_subject(channels=5) -> Subject:
     def apply(inputs, params, segment_ids, state, impl):
         h, final = recurrence.linear_recurrence(
-            inputs["a"], inputs["b"], segment_ids=segment_ids, initial_state=state,
-            return_state=True, impl=impl,
-        )  # fmt: skip
+            inputs["a"],
+            inputs["b"],
+            segment_ids=segment_ids,
+            initial_state=state,
+            return_state=True,
+            impl=impl,
+        )
         return dict(h=h), final
 
     def inputs(rng, batch, time, dtype):
@@ -44,9 +48,13 @@ def gated_subject(channels=5) -> Subject:
 
     def apply(inputs, params, segment_ids, state, impl):
         h, final = recurrence.gated_recurrence(
-            inputs["log_a"], inputs["x"], segment_ids=segment_ids, initial_state=state,
-            return_state=True, impl=impl,
-        )  # fmt: skip
+            inputs["log_a"],
+            inputs["x"],
+            segment_ids=segment_ids,
+            initial_state=state,
+            return_state=True,
+            impl=impl,
+        )
         return dict(h=h), final
 
     def inputs(rng, batch, time, dtype):
@@ -62,8 +70,11 @@ def gated_subject(channels=5) -> Subject:
     extremes = {"log-gate -150": gates(-150), "gate 0": gates(-jnp.inf), "gate 1": gates(0)}
     return dataclasses.replace(
         recurrence_subject(channels),
-        name="gated_recurrence", apply=apply, inputs=inputs, extremes=extremes,
-    )  # fmt: skip
+        name="gated_recurrence",
+        apply=apply,
+        inputs=inputs,
+        extremes=extremes,
+    )
 
 
 SUBJECTS = {

@@ -264,10 +264,18 @@ def op_mamba2_chunk_scan(draw: Draw) -> Case:
 
     def run(inputs, weights):
         y, final = function(
-            inputs["x"], inputs["dt"], -torch.exp(weights["A_log"]), inputs["B"], inputs["C"],
-            chunk_size=16, D=weights["D"], dt_bias=weights["dt_bias"], dt_softplus=True,
-            initial_states=inputs["state"], return_final_states=True,
-        )  # fmt: skip
+            inputs["x"],
+            inputs["dt"],
+            -torch.exp(weights["A_log"]),
+            inputs["B"],
+            inputs["C"],
+            chunk_size=16,
+            D=weights["D"],
+            dt_bias=weights["dt_bias"],
+            dt_softplus=True,
+            initial_states=inputs["state"],
+            return_final_states=True,
+        )
         return dict(y=y, final=final)
 
     inputs = dict(
@@ -322,9 +330,10 @@ def _run_delta(function):
         names = dict(initial_state="state", **{n: n for n in ("g", "beta")})
         # transformers and fla call q, k and v differently, and order g and beta differently
         o, final = function(
-            *(inputs[n] for n in "qkv"), output_final_state=True,
+            *(inputs[n] for n in "qkv"),
+            output_final_state=True,
             **{theirs: inputs[n] for theirs, n in names.items()},
-        )  # fmt: skip
+        )
         return dict(o=o, final=final)
 
     return run
@@ -366,9 +375,11 @@ def op_gated_slots(draw: Draw) -> Case:
     def run(inputs, weights):
         k_state, v_state = inputs["k_state"], inputs["v_state"]
         o, final = function(
-            *(inputs[n] for n in "qkvsg"), scale=scale, initial_state=(k_state, v_state),
+            *(inputs[n] for n in "qkvsg"),
+            scale=scale,
+            initial_state=(k_state, v_state),
             output_final_state=True,
-        )  # fmt: skip
+        )
         return dict(o=o, final_k=final[0], final_v=final[1])
 
     inputs = dict(
