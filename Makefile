@@ -86,7 +86,7 @@ $(AOT_READY): pyproject.toml constraints.txt
 	@touch $(AOT_READY)
 
 aot: $(AOT_READY)
-	$(AOT)/bin/python -m pytest -n 2 --slow all tests/kernels_pallas/test_compiled_kernels.py tests/ahead \
+	$(AOT)/bin/python -m pytest -n 2 --slow all tests/kernels_pallas/test_compiled_kernels.py tests/aot \
 	  $(PYTEST_ARGS)
 
 scorecard: $(AOT_READY)

@@ -64,7 +64,7 @@ def split(axis: str, count: int) -> dict[str, str]:
 
 def sent(program, count: int, tokens: int) -> dict:
     """Bytes that all devices together send per token of a step, by kind of collective, of a
-    `hybridlm.ahead.hlo.Program`."""
+    `hybridlm.aot.hlo.Program`."""
     return {kind: c.sent * count / tokens for kind, c in program.collectives.items()}
 
 
@@ -72,7 +72,7 @@ def simulated(count: int) -> Iterator[dict]:
     import jax
     import numpy as np
 
-    from hybridlm.ahead import hlo
+    from hybridlm.aot import hlo
     from hybridlm.train import setup
 
     for axis in AXES if count > 1 else ("data",):
@@ -87,7 +87,7 @@ def simulated(count: int) -> Iterator[dict]:
 def on_chips(name: str) -> Iterator[dict]:
     import jax
 
-    from hybridlm.ahead import measure, topology
+    from hybridlm.aot import measure, topology
 
     jax.config.update("jax_platforms", "cpu")
     target = topology.find(name)
@@ -127,7 +127,8 @@ def overhead(steps: int = 400) -> Iterator[dict]:
     """The loop's step, less the compiled step called with nothing around it."""
     import jax
 
-    from hybridlm.train import loop, metrics, setup
+    from hybridlm.runs import metrics
+    from hybridlm.train import loop, setup
 
     tiny = {
         "model.width": "16",

@@ -14,8 +14,8 @@ from collections.abc import Collection, Sequence
 from typing import NoReturn
 
 from hybridlm import __version__
-from hybridlm.dataclass_reader import nearest
 from hybridlm.errors import UserError
+from hybridlm.settings.reader import nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -238,7 +238,7 @@ def _train(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> i
 
 def _compile(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     from hybridlm import config as configs
-    from hybridlm.ahead.run import run
+    from hybridlm.aot.run import run
 
     config = configs.load(arguments.config, overrides)
     return run(config, arguments.topology, arguments.slices, arguments.out)
@@ -253,14 +253,21 @@ def _sweep(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> i
 
 
 def _generate(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:
-    from hybridlm import generate
+    from hybridlm.generation import text as generation
+    from hybridlm.runs import open_model
 
-    sampling = generate.Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-    generate.check_sampling(sampling, arguments.tokens, arguments.prompt, arguments.seed)
-    _, model, params, tokenizer, _ = generate.open_model(arguments.workdir, arguments.step)
+    sampling = generation.Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    generation.check_sampling(sampling, arguments.tokens, arguments.prompt, arguments.seed)
+    opened = open_model(arguments.workdir, arguments.step)
     print(arguments.prompt, end="", flush=True)
-    for text in generate.generate_text(
-        model, params, tokenizer, arguments.prompt, arguments.tokens, sampling, seed=arguments.seed
+    for text in generation.generate_text(
+        opened.model,
+        opened.params,
+        opened.tokenizer,
+        arguments.prompt,
+        arguments.tokens,
+        sampling,
+        seed=arguments.seed,
     ):
         print(text, end="", flush=True)
     print()
@@ -281,7 +288,7 @@ def _eval(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:
 
 
 def _probe(arguments: argparse.Namespace, _: list[tuple[str, str]]) -> int:
-    from hybridlm.analysis.probing import Settings, probe_run
+    from hybridlm.probes.suite import Settings, probe_run
 
     names = [f.name for f in dataclasses.fields(Settings)]
     given = {name: getattr(arguments, name) for name in names}
@@ -364,7 +371,7 @@ def _source(arguments: argparse.Namespace):
 
 
 def _read(cls, settings, path):
-    from hybridlm.dataclass_reader import read_dataclass
+    from hybridlm.settings.reader import read_dataclass
 
     return read_dataclass(cls, settings, path)
 

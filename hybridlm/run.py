@@ -4,15 +4,15 @@ import pathlib
 
 import jax
 
-from hybridlm.analysis.live_probes import live_probes
 from hybridlm.analysis.report import write_report
-from hybridlm.config import Config
-from hybridlm.config.schema import MeshConfig
-from hybridlm.generate import Sampling, generate_text, open_model
+from hybridlm.generation.text import Sampling, generate_text
 from hybridlm.parallel import hosts
 from hybridlm.parallel.mesh import make_mesh
-from hybridlm.train import metrics
+from hybridlm.parallel.settings import MeshConfig
+from hybridlm.runs import metrics, open_model
+from hybridlm.train.live_probes import live_probes
 from hybridlm.train.loop import train
+from hybridlm.train.settings import Config
 
 
 def run(config: Config, path: pathlib.Path) -> int:
@@ -36,14 +36,20 @@ def _sample(config: Config, path: pathlib.Path) -> None:
     settings, file = config.sample, path / metrics.FILE
     if not settings.tokens or any(r["kind"] == "sample" for r in metrics.read(file)):
         return
-    _, model, params, tokenizer, step = open_model(path)
+    opened = open_model(path)
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
     pieces = generate_text(
-        model, params, tokenizer, settings.prompt, settings.tokens, sampling, seed=config.seed
+        opened.model,
+        opened.params,
+        opened.tokenizer,
+        settings.prompt,
+        settings.tokens,
+        sampling,
+        seed=config.seed,
     )
     text = "".join(pieces)
     writer = metrics.JsonlWriter(file)
-    writer.write({"kind": "sample", "step": step, "prompt": settings.prompt, "text": text})
+    writer.write({"kind": "sample", "step": opened.step, "prompt": settings.prompt, "text": text})
     writer.close()
     print(f"\nsample: {settings.prompt}{text}\n")
 

@@ -5,8 +5,8 @@ import pathlib
 import tomllib
 from typing import Literal
 
-from hybridlm.dataclass_reader import read_dataclass, require
 from hybridlm.errors import ConfigError, UserError
+from hybridlm.settings.reader import read_dataclass, require
 
 Priority = Literal["very-low", "low", "medium", "high", "very-high"]
 

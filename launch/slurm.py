@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridlm.errors import UserError
-from hybridlm.train.workdir import write_json
+from hybridlm.runs.json_files import write_json
 from launch.job import PROGRAM, Job, child_environment
 from launch.site import SlurmSite
 from launch.slurm_job import RunJob

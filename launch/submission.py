@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from hybridlm.errors import UserError
-from hybridlm.train.workdir import write_json
+from hybridlm.runs.json_files import write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import pathlib
 from collections.abc import Callable
 
-from hybridlm.dataclass_reader import nearest
 from hybridlm.errors import UserError
+from hybridlm.settings.reader import nearest
 from launch.job import Launcher
 from launch.local import Local
 from launch.site import Site, read_site

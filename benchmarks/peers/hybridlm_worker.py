@@ -13,6 +13,7 @@ import numpy as np
 import hybridlm  # noqa: F401 - its version is reported
 from hybridlm import config as configs
 from hybridlm.data.packing import concat_window
+from hybridlm.models.dtypes import compute_dtype
 from hybridlm.parallel import mesh as meshes
 from hybridlm.train import host_memory, setup
 from hybridlm.train.throughput import measured_matmul_flops
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace) -> dict:
         "matmul_flops": measured_matmul_flops(),
         "compile_seconds": program.compile_seconds,
         "threads": f"XLA's pool on {measure.cores()} cores",
-        "dtype": str(setup.compute_dtype(config)),
+        "dtype": str(compute_dtype(config.train.dtype)),
         "versions": measure.versions("hybridlm", "jax", "jaxlib", "numpy"),
     }
 

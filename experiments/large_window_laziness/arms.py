@@ -12,7 +12,8 @@ import numpy as np
 
 from experiments.large_window_laziness import stream
 from experiments.large_window_laziness.stream import Task
-from hybridlm.config.schema import MLPConfig, ModelConfig, OptimizerConfig, TrainConfig
+from hybridlm.models.settings import MLPConfig, ModelConfig
+from hybridlm.train.settings import OptimizerConfig, TrainConfig
 
 DEPTH, MLP = 4, 64
 OPTIMIZER = OptimizerConfig(

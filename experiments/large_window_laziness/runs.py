@@ -20,10 +20,11 @@ import numpy as np
 from experiments.large_window_laziness import stream
 from experiments.large_window_laziness.arms import OPTIMIZER, Arm
 from experiments.large_window_laziness.measure import measure
-from hybridlm.config.schema import ModelConfig, OptimizerConfig, TrainConfig
 from hybridlm.models.params import Model, Params
+from hybridlm.models.settings import ModelConfig
 from hybridlm.probes import qk_distance
 from hybridlm.train.optimizer import make_optimizer
+from hybridlm.train.settings import OptimizerConfig, TrainConfig
 from hybridlm.train.state import init_state
 from hybridlm.train.step import make_train_step
 
@@ -54,9 +55,8 @@ def program_of(arm: Arm) -> Program:
     key = repr(arm.model())
     if key not in _programs:
         model, optimizer = Model.of(arm.model()), make_optimizer(OPTIMIZER)
-        settings = Settings(arm.model(), arm.train(), OPTIMIZER)
         bytes_V = np.ones(arm.scale.task.vocab, np.float32)
-        step = make_train_step(settings, model, optimizer, bytes_V, jnp.float32)
+        step = make_train_step(model, optimizer, arm.train(), OPTIMIZER, bytes_V, jnp.float32)
         _programs[key] = Program(
             model,
             jax.jit(lambda key: init_state(model, optimizer, key)),

@@ -25,7 +25,7 @@ import numpy as np
 from experiments.large_window_laziness import tables
 from hybridlm.config import Config, read
 from hybridlm.errors import UserError
-from hybridlm.train import metrics
+from hybridlm.runs import metrics
 
 WINDOWS = (16, 128, 512, 2048, None)  # None: full attention in place of the windows
 POSITIONS = ("rope", "nope")

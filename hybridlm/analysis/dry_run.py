@@ -3,14 +3,12 @@
 import json
 from typing import Any
 
-from hybridlm.config import Config, to_dict
-from hybridlm.models.accounting import (
-    MemoryEstimate,
-    estimate_memory,
-    layer_table,
-    train_flops_per_token,
-)
+from hybridlm.models.accounting import layer_table, train_flops_per_token
 from hybridlm.models.params import Model
+from hybridlm.settings.plain import to_dict
+from hybridlm.train.memory import MemoryEstimate, estimate_memory
+from hybridlm.train.optimizer import make_optimizer
+from hybridlm.train.settings import Config
 from hybridlm.train.setup import resolve
 
 
@@ -59,7 +57,13 @@ def cost(config: Config) -> dict[str, Any]:
 
 
 def _memory(config: Config, model: Model) -> MemoryEstimate:
-    return estimate_memory(config, model, 2 if config.train.dtype == "bfloat16" else 4)
+    return estimate_memory(
+        model,
+        make_optimizer(config.optimizer),
+        config.tokens_per_step // config.train.accumulate,
+        config.train.remat,
+        2 if config.train.dtype == "bfloat16" else 4,
+    )
 
 
 def _size(count: float) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 from hybridlm.analysis.figures import heat_map_figure, to_svg
 from hybridlm.errors import UserError
 from hybridlm.evals.scoring import accuracy_table
-from hybridlm.evals.suite import Settings, open_run, run_suite
-from hybridlm.train.workdir import write_json
+from hybridlm.evals.suite import Settings, run_suite
+from hybridlm.runs import open_model
+from hybridlm.runs.json_files import write_json
 
 Record = dict[str, Any]
 
@@ -26,7 +27,7 @@ def evaluate_run(
         written.
     """
     settings.check()
-    run = open_run(workdir, step)
+    run = open_model(workdir, step)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -3,7 +3,7 @@
 import pathlib
 
 from hybridlm.analysis.run import Run
-from hybridlm.train.checkpoint import digest, load_numpy, steps
+from hybridlm.runs.checkpoint import digest, load_numpy, steps
 
 
 def describe(workdir: pathlib.Path, step: int | None = None) -> str:

@@ -13,8 +13,8 @@ from hybridlm.analysis.run import Run
 from hybridlm.config import to_dict
 from hybridlm.models.accounting import STATE_LENGTHS, LayerCost, layer_table
 from hybridlm.models.params import Model
+from hybridlm.runs.workdir import REPORT
 from hybridlm.train.progress import duration
-from hybridlm.train.workdir import REPORT
 
 
 def write_report(workdir: pathlib.Path | str) -> pathlib.Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hybridlm.config import Config, read_json
 from hybridlm.errors import RunError
-from hybridlm.train import checkpoint, metrics, workdir
+from hybridlm.runs import checkpoint, json_files, metrics, workdir
 
 Record = dict[str, Any]
 
@@ -45,7 +45,7 @@ class Run:
             path,
             read_json(path / workdir.CONFIG),
             metrics.read(path / metrics.FILE),
-            workdir.read_json(environment) if environment.exists() else {},
+            json_files.read_json(environment) if environment.exists() else {},
         )
 
     @property

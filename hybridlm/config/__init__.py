@@ -2,21 +2,13 @@
 
 from hybridlm.config.load import load, read, read_json, sweep
 from hybridlm.config.recipes import smoke
-from hybridlm.config.schema import (
-    Config,
-    DataConfig,
-    MeshConfig,
-    MLPConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ProbesConfig,
-    SampleConfig,
-    SourceConfig,
-    TokenizerConfig,
-    TrainConfig,
-    flat,
-    to_dict,
-)
+from hybridlm.data.settings import DataConfig, SourceConfig, TokenizerConfig
+from hybridlm.generation.settings import SampleConfig
+from hybridlm.models.settings import MLPConfig, ModelConfig
+from hybridlm.parallel.settings import MeshConfig
+from hybridlm.probes.settings import ProbesConfig
+from hybridlm.settings.plain import flat, to_dict
+from hybridlm.train.settings import Config, OptimizerConfig, TrainConfig
 
 __all__ = [
     "Config",

@@ -7,26 +7,31 @@ import types
 import typing
 from typing import Any
 
-from hybridlm.config import schema
+from hybridlm.data import settings as data
+from hybridlm.generation.settings import SampleConfig
 from hybridlm.models import mixers
+from hybridlm.models import settings as models
 from hybridlm.models.positional import RopeConfig, TemperatureConfig, YarnConfig
+from hybridlm.parallel.settings import MeshConfig
+from hybridlm.probes.settings import ProbesConfig
+from hybridlm.train import settings as train
 
 SECTIONS: list[tuple[str, type]] = [
-    ("", schema.Config),
-    ("model", schema.ModelConfig),
-    ("model.mlp", schema.MLPConfig),
+    ("", train.Config),
+    ("model", models.ModelConfig),
+    ("model.mlp", models.MLPConfig),
     *((f"model.mixers.NAME, kind {k!r}", c) for k, c in mixers.KINDS.items()),
     ("model.mixers.NAME.rope", RopeConfig),
     ("model.mixers.NAME.rope.yarn", YarnConfig),
     ("model.mixers.NAME.temperature", TemperatureConfig),
-    ("data", schema.DataConfig),
-    ("data.sources.NAME", schema.SourceConfig),
-    ("data.tokenizer", schema.TokenizerConfig),
-    ("optimizer", schema.OptimizerConfig),
-    ("train", schema.TrainConfig),
-    ("mesh", schema.MeshConfig),
-    ("sample", schema.SampleConfig),
-    ("probes", schema.ProbesConfig),
+    ("data", data.DataConfig),
+    ("data.sources.NAME", data.SourceConfig),
+    ("data.tokenizer", data.TokenizerConfig),
+    ("optimizer", train.OptimizerConfig),
+    ("train", train.TrainConfig),
+    ("mesh", MeshConfig),
+    ("sample", SampleConfig),
+    ("probes", ProbesConfig),
 ]
 
 HEAD = """# Settings

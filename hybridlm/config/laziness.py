@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from hybridlm.config import recipes
-from hybridlm.config.schema import flat
 from hybridlm.errors import ConfigError
+from hybridlm.settings.plain import flat
 
 CONTEXT, VOCAB, KV_HEADS, HEAD_DIM = 16_384, 73_448, 2, 64
 BUDGETS = (100, 200, 300, 400, 500, 1000)  # tokens a parameter

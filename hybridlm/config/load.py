@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from hybridlm.config.schema import Config
-from hybridlm.dataclass_reader import nearest, read_dataclass
 from hybridlm.errors import ConfigError
+from hybridlm.settings.reader import nearest, read_dataclass
+from hybridlm.train.settings import Config
 
 
 def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:

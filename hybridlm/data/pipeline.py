@@ -12,13 +12,14 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grain
 import numpy as np
 
 from hybridlm.data import mixture, packing
 from hybridlm.data.packing import Window
+from hybridlm.data.settings import DataConfig, SourceConfig
 from hybridlm.data.shards import (
     VERSION,
     Shards,
@@ -31,9 +32,6 @@ from hybridlm.data.sources import describe_source
 from hybridlm.data.tokenization import tokenize
 from hybridlm.data.tokenizers import Tokenizer, open_tokenizer
 from hybridlm.errors import DataError
-
-if TYPE_CHECKING:
-    from hybridlm.config.schema import DataConfig, SourceConfig
 
 _log = logging.getLogger(__name__)
 _INFINITE = 2**62
@@ -103,7 +101,7 @@ class Pipeline:
     """
 
     def __init__(
-        self, data: "DataConfig", shards: dict[str, Shards], tokenizer: Tokenizer, *, seed: int
+        self, data: DataConfig, shards: dict[str, Shards], tokenizer: Tokenizer, *, seed: int
     ):
         self.tokenizer, self.seq_len, self.batch_size = tokenizer, data.seq_len, data.batch_size
         # Sorted, so that the order in which a config names its sources does not matter.
@@ -264,7 +262,7 @@ def _stack(windows: list[Window], seq_len: int) -> Batch:
 # --- opening ----------------------------------------------------------------------------------
 
 
-def open_pipeline(data: "DataConfig", *, seed: int, workdir: str | Path) -> Pipeline:
+def open_pipeline(data: DataConfig, *, seed: int, workdir: str | Path) -> Pipeline:
     """Opens every source, tokenizing raw text where no earlier run has.
 
     Tokens of raw text go to `data.token_cache`, or `workdir`/tokens, in a folder named by the
@@ -290,7 +288,7 @@ def open_pipeline(data: "DataConfig", *, seed: int, workdir: str | Path) -> Pipe
 
 
 def _tokenized(
-    name: str, source: "SourceConfig", tokenizer: Tokenizer, cache: Path, heldout_fraction: float
+    name: str, source: SourceConfig, tokenizer: Tokenizer, cache: Path, heldout_fraction: float
 ) -> Path:
     """The folder of a raw-text source's tokens, written if it is not there."""
     description = describe_source(source)

@@ -14,12 +14,10 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from hybridlm.data.settings import SourceConfig
 from hybridlm.errors import DataError
-
-if TYPE_CHECKING:
-    from hybridlm.config.schema import SourceConfig
 
 _CHUNK = 1 << 20  # bytes read at once
 
@@ -52,7 +50,7 @@ def require_module(module: str, extra: str, purpose: str) -> ModuleType:
         ) from None
 
 
-def source_files(source: "SourceConfig") -> list[SourceFile]:
+def source_files(source: SourceConfig) -> list[SourceFile]:
     """The files of a raw-text source, sorted by name.
 
     `source.path` is a file, a folder (every file below it whose name does not begin with a dot) or
@@ -104,7 +102,7 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def describe_source(source: "SourceConfig") -> dict[str, Any]:
+def describe_source(source: SourceConfig) -> dict[str, Any]:
     """What a source's documents depend on, JSON-ready: kind, text key, and the files' SHA-256."""
     try:
         files = [
@@ -123,7 +121,7 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_documents(source: "SourceConfig") -> Iterator[Document]:
+def read_documents(source: SourceConfig) -> Iterator[Document]:
     """Streams the documents of a raw-text source, file by file in order of name.
 
     Args:

@@ -10,24 +10,21 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hybridlm.data.settings import SourceConfig
 from hybridlm.data.shards import SHARD_TOKENS, ShardWriter
 from hybridlm.data.sources import Document, describe_source, read_documents
 from hybridlm.data.tokenizers import Tokenizer, open_kind
 from hybridlm.errors import DataError
-
-if TYPE_CHECKING:
-    from hybridlm.config.schema import SourceConfig
 
 _CHUNK_CHARS = 1 << 20  # text sent to a process at once
 _CHUNK_DOCUMENTS = 4096
 
 
 def tokenize(
-    source: "SourceConfig",
+    source: SourceConfig,
     tokenizer: Tokenizer,
     folder: str | Path,
     heldout_fraction: float,

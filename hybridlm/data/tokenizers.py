@@ -6,15 +6,13 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from hybridlm.data.settings import TokenizerConfig
 from hybridlm.data.sources import require_module
 from hybridlm.errors import DataError
-
-if TYPE_CHECKING:
-    from hybridlm.config.schema import TokenizerConfig
 
 # A tokenizer.json does not say which of its special tokens begins and ends a document; where no
 # tokenizer_config.json lies beside it, these names do (SentencePiece models name theirs).
@@ -63,7 +61,7 @@ class Tokenizer(Protocol):
         """
 
 
-def open_tokenizer(config: "TokenizerConfig") -> Tokenizer:
+def open_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """Opens the tokenizer that `config` describes.
 
     Raises:

@@ -13,10 +13,10 @@ Layers with a window stay as they are: none of their distances is new to them.
 import dataclasses
 from typing import Any
 
-from hybridlm.config.schema import Config, ModelConfig
 from hybridlm.errors import UserError
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.positional import TemperatureConfig, YarnConfig
+from hybridlm.models.settings import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,11 @@ class Extrapolation:
         if self.rope_theta is not None and self.yarn is not None:
             raise UserError("--rope_theta and --yarn both stretch RoPE: give one of them")
 
-    def apply(self, config: Config) -> ModelConfig:
+    def apply(self, config: ModelConfig, length: int) -> ModelConfig:
         """The model's settings with these in place.
+
+        Args:
+          length: tokens of a sequence in training.
 
         Raises:
           UserError: where no layer has what a setting is about.
@@ -45,13 +48,12 @@ class Extrapolation:
         self.check()
         applied: set[str] = set()
         mixers = {
-            name: self._mixer(mixer, config.data.seq_len, applied)
-            for name, mixer in config.model.mixers.items()
+            name: self._mixer(mixer, length, applied) for name, mixer in config.mixers.items()
         }
         for name, about in (("logit_scale", "NoPE"), ("rope_theta", "RoPE"), ("yarn", "RoPE")):
             if getattr(self, name) is not None and name not in applied:
                 raise UserError(f"--{name}: the model has no global attention layer with {about}")
-        return dataclasses.replace(config.model, mixers=mixers) if applied else config.model
+        return dataclasses.replace(config, mixers=mixers) if applied else config
 
     def _mixer(self, mixer: Any, length: int, applied: set[str]) -> Any:
         branches = getattr(mixer, "branches", None)

@@ -19,8 +19,7 @@ import numpy as np
 from hybridlm.errors import UserError
 from hybridlm.evals.sample import Sample
 from hybridlm.evals.scoring import Likelihood, complete, continuation_likelihoods
-from hybridlm.evals.suite import Opened, open_run
-from hybridlm.train.setup import compute_dtype
+from hybridlm.runs import OpenedModel, open_model
 
 try:
     import lm_eval
@@ -41,7 +40,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 class HarnessModel(LM):
     """A run's model as the harness sees it."""
 
-    def __init__(self, run: Opened, *, batch: int = 8, max_length: int | None = None):
+    def __init__(self, run: OpenedModel, *, batch: int = 8, max_length: int | None = None):
         """Args:
         batch: sequences at once.
         max_length: tokens of prompt and answer; longer prompts lose their beginning. None: the
@@ -49,8 +48,8 @@ class HarnessModel(LM):
         """
         super().__init__()
         self.opened, self.batch = run, batch
-        self.max_length = max_length or run.config.data.seq_len
-        self.dtype: jnp.dtype = compute_dtype(run.config)
+        self.max_length = max_length or run.length
+        self.dtype: jnp.dtype = run.dtype
 
     def loglikelihood(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
@@ -175,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=pathlib.Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
     try:
-        opened = open_run(arguments.workdir, arguments.step)
+        opened = open_model(arguments.workdir, arguments.step)
         model = HarnessModel(opened, batch=arguments.batch, max_length=arguments.max_length)
         results = lm_eval.simple_evaluate(
             model,

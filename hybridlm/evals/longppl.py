@@ -21,11 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybridlm.errors import UserError
-from hybridlm.models.loss import token_nll
+from hybridlm.models.loss import loss_settings, token_nll
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
-from hybridlm.train.step import loss_settings
 
 ALPHA, BETA = 2.0, -2.0  # nats
 TRUNC_LEN, SLIDING_WINDOW = 4096, 1024  # tokens
@@ -178,6 +177,8 @@ def _program(model: Model, dtype: jnp.dtype):
         )
         context = SequenceContext(ids_BT, positions_BT)
         hidden_BTD = module.hidden(tokens_BT, context, dtype=dtype)[:, :-1]
-        return -token_nll(hidden_BTD, module.head_kernel(), tokens_BT[:, 1:], loss_settings(model))
+        return -token_nll(
+            hidden_BTD, module.head_kernel(), tokens_BT[:, 1:], loss_settings(model.config)
+        )
 
     return run

@@ -9,11 +9,10 @@ import numpy as np
 
 from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.evals.sample import Sample
-from hybridlm.models.loss import token_nll
+from hybridlm.models.loss import loss_settings, token_nll
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
-from hybridlm.train.step import loss_settings
 
 
 def string_match_all(text: str, references: Sequence[str]) -> float:
@@ -194,7 +193,9 @@ def _scored(model: Model, dtype: jnp.dtype):
         context = SequenceContext(ids_BT, positions_BT)
         hidden_BTD = module.hidden(tokens_BT, context, dtype=dtype)[:, :-1]
         targets_BT = tokens_BT[:, 1:]
-        nll_BT = token_nll(hidden_BTD, module.head_kernel(), targets_BT, loss_settings(model))
+        nll_BT = token_nll(
+            hidden_BTD, module.head_kernel(), targets_BT, loss_settings(model.config)
+        )
         best_BT = jnp.argmax(module.logits(hidden_BTD), -1)
         return nll_BT, best_BT == targets_BT
 

@@ -4,38 +4,24 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from hybridlm.config import Config
-from hybridlm.data import Tokenizer
 from hybridlm.data.pipeline import Pipeline, open_pipeline
 from hybridlm.errors import UserError
 from hybridlm.evals import longppl, mqar, recall, ruler
 from hybridlm.evals.extrapolation import Extrapolation
 from hybridlm.evals.needle import NeedleInAHaystack
+from hybridlm.evals.perplexity import evaluate, make_eval_step
 from hybridlm.evals.scoring import METRICS, complete, likeliest
-from hybridlm.generate import open_model
 from hybridlm.models.params import Model, Params
-from hybridlm.train.evaluate import evaluate
-from hybridlm.train.setup import compute_dtype
-from hybridlm.train.step import make_eval_step
+from hybridlm.runs import OpenedModel, open_model
 
 LOSSES = ("perplexity", "longppl")
 NAMES = (*LOSSES, "needle", *ruler.NAMES, "mqar", *recall.NAMES)
 Record = dict[str, Any]
-
-
-class Opened(NamedTuple):
-    """A run's model, ready to be evaluated."""
-
-    config: Config
-    model: Model
-    params: Params
-    tokenizer: Tokenizer
-    step: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +80,8 @@ class Settings:
         self.extrapolation.check()
 
 
-def open_run(workdir: pathlib.Path, step: int | None = None) -> Opened:
-    """Opens the newest or given checkpoint. Raises RunError where there is none."""
-    return Opened(*open_model(workdir, step))
-
-
 def run_suite(
-    run: Opened,
+    run: OpenedModel,
     workdir: pathlib.Path,
     settings: Settings,
     report: Callable[[str], None] = lambda line: None,
@@ -121,7 +102,7 @@ def run_suite(
       UserError: where a task does not fit a length, or data is missing.
     """
     settings.check()
-    run = run._replace(model=_extrapolated(run, settings))
+    run = dataclasses.replace(run, model=_extrapolated(run, settings))
     tasks = {**ruler.tasks(settings.squad, settings.hotpotqa), "needle": NeedleInAHaystack()}
     if settings.recall is not None:
         tasks |= recall.tasks(settings.recall)
@@ -167,16 +148,16 @@ def headline(record: Record) -> str:
     return head + f"{100 * record['accuracy']:.1f}% of {record['samples']} samples"
 
 
-def _extrapolated(run: Opened, settings: Settings) -> Model:
+def _extrapolated(run: OpenedModel, settings: Settings) -> Model:
     """The run's model, or the one that reads further."""
-    changed = settings.extrapolation.apply(run.config)
-    return run.model if changed is run.config.model else Model.of(changed)
+    changed = settings.extrapolation.apply(run.config, run.length)
+    return run.model if changed is run.config else Model.of(changed)
 
 
-def _mqar(run: Opened, length: int, settings: Settings) -> Record:
+def _mqar(run: OpenedModel, length: int, settings: Settings) -> Record:
     """Multi-query associative recall over the ids of the model's vocabulary."""
     pairs = settings.pairs or max(length // 16, 1)
-    dtype = compute_dtype(run.config, jax.default_backend())
+    dtype = run.dtype
     shares = []
     for index in range(-(-settings.samples // settings.batch)):
         made = mqar.mqar(
@@ -196,8 +177,8 @@ def _mqar(run: Opened, length: int, settings: Settings) -> Record:
     return {"accuracy": float(np.mean(shares)), "samples": len(shares), "pairs": pairs}
 
 
-def _accuracy(run: Opened, samples: Sequence[Any], task: Any, batch: int) -> Record:
-    dtype = compute_dtype(run.config, jax.default_backend())
+def _accuracy(run: OpenedModel, samples: Sequence[Any], task: Any, batch: int) -> Record:
+    dtype = run.dtype
     texts = complete(run.model, run.params, run.tokenizer, samples, batch=batch, dtype=dtype)
     if until := getattr(task, "until", None):
         texts = [text.split(until)[0] for text in texts]
@@ -230,15 +211,15 @@ def _accuracy(run: Opened, samples: Sequence[Any], task: Any, batch: int) -> Rec
     }
 
 
-def _perplexity(run: Opened, workdir: pathlib.Path, length: int, settings: Settings) -> Record:
+def _perplexity(run: OpenedModel, workdir: pathlib.Path, length: int, settings: Settings) -> Record:
     pipeline = _pipeline(run, workdir, length)
-    dtype = compute_dtype(run.config, jax.default_backend())
+    dtype = run.dtype
     step = jax.jit(make_eval_step(run.model, run.tokenizer.token_bytes(), dtype))
     return evaluate(step, run.params, pipeline.heldout_batches(settings.batch, settings.samples))
 
 
 def _longppl(
-    run: Opened,
+    run: OpenedModel,
     workdir: pathlib.Path,
     length: int,
     settings: Settings,
@@ -255,7 +236,7 @@ def _longppl(
         evaluator,
         trunc_len=settings.trunc_len,
         sliding_window=settings.sliding_window,
-        dtype=compute_dtype(run.config, jax.default_backend()),
+        dtype=run.dtype,
     )
     figures = {k: None if math.isnan(v) else v for k, v in result._asdict().items()}
     return {**figures, "documents": len(documents)}
@@ -272,15 +253,15 @@ def heldout_documents(pipeline: Pipeline, length: int, count: int) -> list[np.nd
     return found
 
 
-def _pipeline(run: Opened, workdir: pathlib.Path, length: int) -> Pipeline:
-    data = dataclasses.replace(run.config.data, seq_len=length)
-    return open_pipeline(data, seed=run.config.seed, workdir=workdir)
+def _pipeline(run: OpenedModel, workdir: pathlib.Path, length: int) -> Pipeline:
+    data = dataclasses.replace(run.training_data(), seq_len=length)
+    return open_pipeline(data, seed=run.seed, workdir=workdir)
 
 
-def _evaluator(run: Opened, settings: Settings) -> tuple[Model, Params] | None:
+def _evaluator(run: OpenedModel, settings: Settings) -> tuple[Model, Params] | None:
     if settings.evaluator is None:
         return None
-    other = open_run(settings.evaluator)
+    other = open_model(settings.evaluator)
     if other.tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise UserError(
             f"--evaluator {settings.evaluator} has another tokenizer than the run: LongPPL compares"

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs and state by layer, and an estimate of training memory."""
+"""What a model costs: parameters, FLOPs and state by layer."""
 
 import dataclasses
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from hybridlm.config.schema import Config, ModelConfig
 from hybridlm.errors import ConfigError
 from hybridlm.models.params import Model
+from hybridlm.models.settings import ModelConfig
 
 STATE_LENGTHS = (4_096, 131_072, 1_048_576)
 
@@ -60,42 +60,6 @@ def layer_table(model: Model, seq_len: int) -> list[LayerCost]:
 def train_flops_per_token(model: Model, seq_len: int) -> float:
     """FLOPs of forward and backward: 3 times the forward's; recomputation is not counted."""
     return 3 * sum(row.flops_per_token for row in layer_table(model, seq_len))
-
-
-@dataclasses.dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes for the whole job, before it is divided over devices."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        return self.parameters + self.gradients + self.optimizer + self.activations
-
-
-def estimate_memory(config: Config, model: Model, itemsize: int) -> MemoryEstimate:
-    """A rough estimate from shapes; `hybridlm compile` will have the compiler's own figure.
-
-    Activations are what one micro-batch keeps for the backward pass: per layer and token some
-    10 residual streams, 3 MLP widths, or with remat the residual stream alone.
-    """
-    count = model.count()
-    moments = {"adamw": 2, "muon": 1, "adafactor": 0}[config.optimizer.name]
-    tokens = config.tokens_per_step // config.train.accumulate
-    per_layer = {
-        "none": 10 * config.model.width + 3 * config.model.mlp.hidden,
-        "dots": 6 * config.model.width + 2 * config.model.mlp.hidden,
-        "full": config.model.width,
-    }[config.train.remat]
-    return MemoryEstimate(
-        parameters=4 * count,
-        gradients=4 * count,
-        optimizer=4 * moments * count,
-        activations=itemsize * tokens * config.model.depth * per_layer,
-    )
 
 
 def _layer_parameters(model: Model) -> list[int]:

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from hybridlm.config.schema import MLPConfig, ModelConfig
 from hybridlm.models.layers import GatedMLP, RMSNorm
 from hybridlm.models.mixers import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.settings import MLPConfig, ModelConfig
 
 
 class Block(nnx.Module):

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.config.schema import ModelConfig
 from hybridlm.models.block import Block, build_block
 from hybridlm.models.layers import Linear, RMSNorm
 from hybridlm.models.mixers import SequenceContext
+from hybridlm.models.settings import ModelConfig
 from hybridlm.parallel.axes import split_over_batch
 
 Remat = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hybridlm.models.layers import at_least_float32
+from hybridlm.models.settings import ModelConfig
 from hybridlm.parallel.ops import per_shard
 
 MAX_SLICE_LOGITS = 2**22  # elements: 16 MiB of float32
@@ -19,10 +20,15 @@ MIN_SLICES = 4
 
 
 class LossSettings(NamedTuple):
-    """What the loss takes from the model's config."""
+    """Settings of the loss."""
 
     logit_soft_cap: float | None = None
     z_loss: float = 0.0
+
+
+def loss_settings(config: ModelConfig) -> LossSettings:
+    """The part of the model's settings that the loss reads."""
+    return LossSettings(config.logit_soft_cap, config.z_loss)
 
 
 def summed_cross_entropy(

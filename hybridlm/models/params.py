@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from hybridlm.config.schema import ModelConfig
 from hybridlm.models.lm import HybridLM
+from hybridlm.models.settings import ModelConfig
 
 Params = dict[str, Any]
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from hybridlm.dataclass_reader import nearest, require
+from hybridlm.settings.reader import nearest, require
 
 MAX_LAYERS = 10_000  # what is beyond is a slip, and would be laid out name by name
 _TERM = re.compile(r"^(?P<name>[A-Za-z_][A-Za-z0-9_]*)(\*(?P<times>[0-9]+))?$")

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import at_least_float32
+from hybridlm.settings.reader import require
 
 
 @dataclasses.dataclass(frozen=True)

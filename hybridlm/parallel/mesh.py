@@ -1,17 +1,17 @@
 """The device mesh, and where it puts parameters and batches."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from hybridlm.config.schema import Config, MeshConfig
 from hybridlm.errors import ConfigError
 from hybridlm.parallel.axes import AXES, RULES, spec
+from hybridlm.parallel.settings import MeshConfig
 
 
 def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, ...]:
@@ -76,26 +76,33 @@ def _grid(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
-def check_divides(config: Config, shape: Sequence[int]) -> None:
-    """Refuses a batch, a length and heads that the mesh cannot split evenly, proposing some that it
-    can.
+class Split(NamedTuple):
+    """A number that the mesh splits evenly, or refuses.
+
+    Attributes:
+      key: the setting that holds it, e.g. "data.seq_len".
+      size: its value.
+      axis: the logical axis that is split, of `RULES`.
+      parts: how many more equal parts it is cut into beforehand.
+      what: what splits it, in words.
+    """
+
+    key: str
+    size: int
+    axis: str
+    what: str
+    parts: int = 1
+
+
+def check_divides(splits: Iterable[Split], shape: Sequence[int]) -> None:
+    """Refuses sizes that a mesh of `shape` cannot split evenly, and proposes some that it can.
 
     Raises:
-      ConfigError: naming `data.batch_size`, `data.seq_len` or a mixer's setting.
+      ConfigError: naming the first setting that does not divide.
     """
-    data, sizes = config.data, dict(zip(AXES, shape))
-    rows, parts, heads = (
-        math.prod(sizes[axis] for axis in RULES[name]) for name in ("batch", "time", "heads")
-    )
-    rows *= config.train.accumulate
-    counts = [
-        ("data.batch_size", data.batch_size, rows, "data x fsdp x accumulate"),
-        ("data.seq_len", data.seq_len, parts, "context"),
-    ]
-    for name, mixer in dict(config.model.layer_mixers()).items():
-        for setting, count in mixer.head_counts(config.model.width).items():
-            counts.append((f"model.mixers.{name}.{setting}", count, heads, "tensor"))
-    for key, size, shards, what in counts:
+    devices = dict(zip(AXES, shape))
+    for key, size, axis, what, parts in splits:
+        shards = math.prod(devices[name] for name in RULES[axis]) * parts
         if size % shards:
             below, above = size // shards * shards, -(-size // shards) * shards
             fits = " or ".join(str(s) for s in (below, above) if s)

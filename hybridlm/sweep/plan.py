@@ -10,9 +10,9 @@ from hybridlm.config import to_dict
 from hybridlm.errors import RunError, UserError
 from hybridlm.models.accounting import train_flops_per_token
 from hybridlm.models.params import Model
+from hybridlm.runs.json_files import write_json
 from hybridlm.sweep.expand import ABSENT, Run, Sweep
 from hybridlm.sweep.progress import RunProgress, progress
-from hybridlm.train.workdir import write_json
 
 RECORD = "sweep.json"
 _SHOWN = 6  # differences of a run, in a table

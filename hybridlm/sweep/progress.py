@@ -6,9 +6,9 @@ import os
 import pathlib
 from typing import Any, Literal
 
-from hybridlm.config import Config
-from hybridlm.train import checkpoint, metrics
-from hybridlm.train.workdir import CONFIG, REPORT, check_same_run
+from hybridlm.runs import checkpoint, metrics
+from hybridlm.runs.workdir import CONFIG, REPORT, check_same_run
+from hybridlm.train.settings import Config, run_settings
 
 _TAIL = 1 << 16  # bytes that hold the newest records of any run
 
@@ -38,7 +38,7 @@ def progress(workdir: pathlib.Path, config: Config) -> RunProgress:
     """
     if not (workdir / CONFIG).exists():
         return RunProgress("new")
-    check_same_run(workdir, config)
+    check_same_run(workdir, run_settings(config))
     found = newest(workdir)
     saved = checkpoint.steps(workdir)
     whole = bool(saved) and saved[-1] >= config.train.steps and (workdir / REPORT).exists()

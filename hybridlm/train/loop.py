@@ -8,13 +8,15 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from hybridlm.config.schema import Config, to_dict
 from hybridlm.data import bigram_bits_per_byte
 from hybridlm.errors import TRY_AGAIN, RunError, UserError
+from hybridlm.evals.perplexity import evaluate
 from hybridlm.parallel import hosts
-from hybridlm.train import host_memory, metrics, preemption, setup, workdir
-from hybridlm.train.evaluate import evaluate
+from hybridlm.runs import metrics, workdir
+from hybridlm.settings.plain import to_dict
+from hybridlm.train import host_memory, preemption, setup
 from hybridlm.train.progress import Progress, duration
+from hybridlm.train.settings import Config, run_settings
 from hybridlm.train.throughput import StepClock, memory_in_use, peak_flops
 from hybridlm.train.watchdog import Watchdog
 
@@ -70,7 +72,7 @@ def train(
     first = hosts.is_first()
     progress = progress or Progress(config.train.steps, None if first else open(os.devnull, "w"))
     enter = workdir.Workdir.open if first else workdir.Workdir.follow
-    folder = hosts.in_turn("opening the workdir", lambda: enter(path, config))
+    folder = hosts.in_turn("opening the workdir", lambda: enter(path, run_settings(config)))
     try:
         with preemption.StopSignal() as stop, Watchdog(config.train.hang_seconds) as watchdog:
             progress.say("reading the data and compiling the training step")
@@ -196,7 +198,7 @@ def _train(
 
 def _begin(config: Config, folder: workdir.Workdir, start: int) -> metrics.Writers:
     """Makes the folder the run's, and its records those up to step `start`."""
-    folder.begin(config)
+    folder.begin(to_dict(config))
     workdir.record_environment(folder.path, jax.devices())
     metrics.cut_back(folder.path / metrics.FILE, start)
     return _writers(config, folder.path, start)

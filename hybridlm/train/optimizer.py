@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from hybridlm.config.schema import OptimizerConfig
+from hybridlm.train.settings import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array) -> jax.Array:

@@ -11,18 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hybridlm.config.schema import Config
 from hybridlm.data import Pipeline, Tokenizer, open_pipeline, open_tokenizer
 from hybridlm.errors import RunError
+from hybridlm.evals.perplexity import make_eval_step
 from hybridlm.models.accounting import train_flops_per_token, with_vocab
+from hybridlm.models.dtypes import compute_dtype
 from hybridlm.models.params import Model
 from hybridlm.parallel import hosts
 from hybridlm.parallel import mesh as meshes
-from hybridlm.train import checkpoint, host_memory, metrics
-from hybridlm.train.checkpoint import Checkpoints
+from hybridlm.runs import checkpoint, metrics
+from hybridlm.runs.checkpoint import Checkpoints
+from hybridlm.train import host_memory
 from hybridlm.train.optimizer import make_optimizer
+from hybridlm.train.settings import Config
 from hybridlm.train.state import TrainState, abstract_state, init_state
-from hybridlm.train.step import make_eval_step, make_train_step
+from hybridlm.train.step import make_train_step
 
 
 def resolve(config: Config) -> tuple[Config, Tokenizer]:
@@ -32,12 +35,21 @@ def resolve(config: Config) -> tuple[Config, Tokenizer]:
     return dataclasses.replace(config, model=model), tokenizer
 
 
-def compute_dtype(config: Config, platform: str | None = None) -> jnp.dtype:
-    """The dtype of activations: `train.dtype`, "auto" decided by the platform."""
-    name = config.train.dtype
-    if name == "auto":
-        name = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
-    return jnp.dtype(name)
+def check_divides(config: Config, shape: Sequence[int]) -> None:
+    """Refuses a batch, a length and heads that a mesh of `shape` cannot split evenly.
+
+    Raises:
+      ConfigError: naming `data.batch_size`, `data.seq_len` or a mixer's setting.
+    """
+    data, model, parts = config.data, config.model, config.train.accumulate
+    rows = meshes.Split(
+        "data.batch_size", data.batch_size, "batch", "data x fsdp x accumulate", parts
+    )
+    splits = [rows, meshes.Split("data.seq_len", data.seq_len, "time", "context")]
+    for name, mixer in dict(model.layer_mixers()).items():
+        for setting, count in mixer.head_counts(model.width).items():
+            splits.append(meshes.Split(f"model.mixers.{name}.{setting}", count, "heads", "tensor"))
+    meshes.check_divides(splits, shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +112,7 @@ def lower_step(
     Raises:
       ConfigError: where the mesh, the batch and the parameters do not divide.
     """
-    meshes.check_divides(config, meshes.mesh_shape(config.mesh, len(devices)))
+    check_divides(config, meshes.mesh_shape(config.mesh, len(devices)))
     mesh = meshes.make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
         model = Model.of(config.model)
@@ -108,8 +120,10 @@ def lower_step(
         abstract = abstract_state(model, optimizer, mesh)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
         token_bytes_V = _padded(token_bytes_V, config.model.vocab_size)
-        dtype = compute_dtype(config, devices[0].platform)
-        step = make_train_step(config, model, optimizer, token_bytes_V, dtype)
+        dtype = compute_dtype(config.train.dtype, devices[0].platform)
+        step = make_train_step(
+            model, optimizer, config.train, config.optimizer, token_bytes_V, dtype
+        )
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
         lowered = jitted.lower(abstract, abstract_batch(config, mesh))
         return LoweredStep(model, optimizer, mesh, abstract, token_bytes_V, dtype, lowered)
@@ -184,7 +198,7 @@ def build(config: Config, workdir: pathlib.Path) -> Trainer:
     Raises:
       UserError: for a mesh or data that do not fit, and where the run there read other data.
     """
-    meshes.check_divides(config, meshes.mesh_shape(config.mesh, len(_devices())))
+    check_divides(config, meshes.mesh_shape(config.mesh, len(_devices())))
 
     def open_data() -> Pipeline:
         pipeline = open_pipeline(config.data, seed=config.seed, workdir=workdir)
@@ -194,7 +208,7 @@ def build(config: Config, workdir: pathlib.Path) -> Trainer:
     pipeline = hosts.in_turn("reading the data", open_data)
     program = compile_program(config, pipeline.tokenizer.token_bytes())
     rows = hosts.Rows.of(meshes.batch_sharding(program.mesh), batch_shape(config))
-    checkpoints = Checkpoints(workdir, config.train)
+    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.keep_every)
     start_step = checkpoints.latest_step or 0
     with hosts.together("opening the checkpoint"):
         if start_step:

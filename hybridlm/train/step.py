@@ -1,4 +1,4 @@
-"""One optimizer step and one evaluation step, as pure functions of state and batch."""
+"""One optimizer step, as a pure function of state and batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hybridlm.config.schema import Config
-from hybridlm.models.loss import LossSettings, summed_cross_entropy, token_nll
+from hybridlm.models.loss import loss_settings, summed_cross_entropy
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model
 from hybridlm.train import guard
 from hybridlm.train.optimizer import learning_rate
+from hybridlm.train.settings import OptimizerConfig, TrainConfig
 from hybridlm.train.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -21,9 +21,10 @@ Metrics = dict[str, jax.Array]
 
 
 def make_train_step(
-    config: Config,
     model: Model,
     optimizer: optax.GradientTransformation,
+    train: TrainConfig,
+    schedule: OptimizerConfig,
     token_bytes_V: np.ndarray,
     dtype: jnp.dtype,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -38,8 +39,8 @@ def make_train_step(
     clipping, `learning_rate`, `skipped`, `skipped_in_row` (updates), `targets`; and `aux_loss`,
     what the mixers' own losses add to the objective, where some mixer has one.
     """
-    remat = REMAT[config.train.remat]
-    has_loss = any(mixer.has_loss for _, mixer in config.model.layer_mixers())
+    remat = REMAT[train.remat]
+    has_loss = any(mixer.has_loss for _, mixer in model.config.layer_mixers())
     micro_loss = _summed_loss_and_mixers if has_loss else _summed_loss
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -67,13 +68,13 @@ def make_train_step(
         target_bytes = jnp.sum(jnp.asarray(token_bytes_V)[batch["targets"]] * batch["loss_weights"])
         loss = nll / targets
         grad_norm = optax.global_norm(grads) / targets
-        clip = config.optimizer.clip_norm
+        clip = schedule.clip_norm
         scale = 1.0 if clip is None else jnp.minimum(1.0, clip / jnp.maximum(grad_norm, 1e-12))
-        ok, guard_state = guard.judge(state["guard"], loss, grad_norm, config.train.spike_sigma)
+        ok, guard_state = guard.judge(state["guard"], loss, grad_norm, train.spike_sigma)
 
         grads = jax.tree.map(lambda g: g * (scale / targets), grads)
         directions, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-        rate = learning_rate(config.optimizer, config.train.steps, state["step"])
+        rate = learning_rate(schedule, train.steps, state["step"])
         params = jax.tree.map(lambda p, d: p - rate * d, state["params"], directions)
 
         def keep(new: jax.Array, old: jax.Array) -> jax.Array:
@@ -99,39 +100,6 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
-
-
-def make_eval_step(
-    model: Model, token_bytes_V: np.ndarray, dtype: jnp.dtype
-) -> Callable[[Any, Batch], dict[str, jax.Array]]:
-    """Sums over a batch of (batch, time) arrays, float32, each by position in the document.
-
-    `nll_T` nats, `targets_T` their number, `bytes_T` the UTF-8 bytes they stand for.
-    """
-
-    def eval_step(params: Any, batch: Batch) -> dict[str, jax.Array]:
-        module = model.bind(params)
-        hidden_BTD = module.hidden(batch["tokens"], _context(batch), dtype=dtype)
-        nll_BT = token_nll(hidden_BTD, module.head_kernel(), batch["targets"], loss_settings(model))
-        weights_BT = batch["loss_weights"]
-        bytes_BT = jnp.asarray(token_bytes_V)[batch["targets"]] * weights_BT
-        time = nll_BT.shape[1]
-
-        def by_position(x_BT: jax.Array) -> jax.Array:
-            return jnp.zeros(time).at[batch["positions"]].add(x_BT)
-
-        return {
-            "nll_T": by_position(nll_BT * weights_BT),
-            "targets_T": by_position(weights_BT),
-            "bytes_T": by_position(bytes_BT),
-        }
-
-    return eval_step
-
-
-def loss_settings(model: Model) -> LossSettings:
-    """The loss's share of the model's settings."""
-    return LossSettings(model.config.logit_soft_cap, model.config.z_loss)
 
 
 def _summed_loss(
@@ -172,7 +140,7 @@ def _summed_cross_entropy(
         module.head_kernel(),
         batch["targets"],
         batch["loss_weights"],
-        loss_settings(model),
+        loss_settings(model.config),
     )
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridlm.dataclass_reader import Invalid
 from hybridlm.models.pattern import expand, parse
+from hybridlm.settings.reader import Invalid
 
 NAMES = ("swa", "full", "rec")
 

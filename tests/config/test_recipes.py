@@ -8,7 +8,7 @@ import pytest
 from hybridlm import config as configs
 from hybridlm.models.accounting import train_flops_per_token, with_vocab
 from hybridlm.models.params import Model
-from hybridlm.train import metrics
+from hybridlm.runs import metrics
 from hybridlm.train.loop import train
 
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 from hypothesis import strategies as st
 
-from hybridlm.config.schema import DataConfig, SourceConfig, TokenizerConfig
 from hybridlm.data import open_pipeline, open_tokenizer, tokenize
+from hybridlm.data.settings import DataConfig, SourceConfig, TokenizerConfig
 
 BYTES = TokenizerConfig()
 WORDS = "the union of states shall be a hybrid and its windows are short – naïve 数 🙂".split()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from data_helpers import BYTES, assert_batches_equal, draw_texts, make_pipeline, write_shards
 
-from hybridlm.config.schema import DataConfig, SourceConfig
 from hybridlm.data import open_pipeline, open_tokenizer
+from hybridlm.data.settings import DataConfig, SourceConfig
 from hybridlm.errors import DataError
 
 PACKINGS = pytest.mark.parametrize("packing", ["concat", "best_fit"])

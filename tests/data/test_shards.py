@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from data_helpers import BYTES, draw_texts, write_shards
 
-from hybridlm.config.schema import TokenizerConfig
 from hybridlm.data import open_shards, open_tokenizer, train_bpe
+from hybridlm.data.settings import TokenizerConfig
 from hybridlm.data.shards import MANIFEST, ShardWriter, read_manifest, write_manifest
 from hybridlm.errors import DataError
 

@@ -10,7 +10,7 @@ from data_helpers import draw_texts, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlm.config.schema import SourceConfig
+from hybridlm.data.settings import SourceConfig
 from hybridlm.data.sources import read_documents, source_files
 from hybridlm.errors import DataError
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from data_helpers import BYTES, draw_texts, write_jsonl, write_shards
 
-from hybridlm.config.schema import TokenizerConfig
 from hybridlm.data import open_shards, open_tokenizer, tokenization, tokenize, train_bpe
+from hybridlm.data.settings import TokenizerConfig
 from hybridlm.data.tokenization import Splitter, text_digest
 from hybridlm.errors import DataError
 

@@ -8,7 +8,7 @@ from data_helpers import BYTES, draw_texts, texts, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlm.config.schema import TokenizerConfig
+from hybridlm.data.settings import TokenizerConfig
 from hybridlm.data.sources import read_documents
 from hybridlm.data.tokenizers import open_tokenizer, train_bpe
 from hybridlm.errors import DataError

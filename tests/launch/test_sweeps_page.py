@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from hybridlm.train import checkpoint, metrics
+from hybridlm.runs import checkpoint, metrics
 
 
 @pytest.fixture

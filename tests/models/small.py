@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybridlm.config.schema import MLPConfig, ModelConfig
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model
+from hybridlm.models.settings import MLPConfig, ModelConfig
 
 MIXERS = {
     "swa": dict(kind="attention", heads=4, kv_heads=2, window=5, qk_norm=True),

@@ -9,9 +9,9 @@ import pytest
 import small
 from flax import nnx
 
-from hybridlm.dataclass_reader import Invalid
 from hybridlm.errors import ConfigError
 from hybridlm.models.mixers import LayerSpec, read_mixer
+from hybridlm.settings.reader import Invalid
 from kernels_pallas.gated_linear import gated_linear
 
 NAMES = ["gla", "gla_odd", "hgrn2", "hgrn2_bound", "lightning", "hypenet"]

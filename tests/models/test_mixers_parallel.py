@@ -10,11 +10,11 @@ from flax import nnx
 
 from hybridlm import config as run_config
 from hybridlm.config.recipes import smoke
-from hybridlm.config.schema import to_dict
-from hybridlm.dataclass_reader import Invalid
 from hybridlm.errors import ConfigError
 from hybridlm.models.mixers import LayerSpec, read_mixer
 from hybridlm.models.params import Model
+from hybridlm.settings.plain import to_dict
+from hybridlm.settings.reader import Invalid
 
 ATTENTION = dict(kind="attention", heads=2, window=4)
 RGLRU = dict(kind="rglru", heads=2)

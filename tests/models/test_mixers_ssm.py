@@ -7,10 +7,10 @@ import pytest
 import small
 from flax import nnx
 
-from hybridlm.dataclass_reader import Invalid
 from hybridlm.errors import ConfigError
 from hybridlm.models.mixers import LayerSpec, read_mixer
 from hybridlm.models.mixers.mlstm import MLSTMState, _stabilized_gates
+from hybridlm.settings.reader import Invalid
 from kernels_pallas.gated_linear import empty_state
 
 SPEC = LayerSpec(width=32, norm_eps=1e-6, out_scale=0.5)

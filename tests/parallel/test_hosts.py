@@ -15,8 +15,8 @@ import pytest
 
 from hybridlm.errors import UserError
 from hybridlm.parallel import hosts
-from hybridlm.train import metrics
-from hybridlm.train.checkpoint import steps as checkpoint_steps
+from hybridlm.runs import metrics
+from hybridlm.runs.checkpoint import steps as checkpoint_steps
 
 pytestmark = pytest.mark.xdist_group("hosts")  # one run on one host for all tests
 ENVIRONMENT = os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_backend_optimization_level=0")

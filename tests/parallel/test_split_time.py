@@ -10,7 +10,7 @@ import pytest
 
 from hybridlm import config
 from hybridlm.errors import ConfigError
-from hybridlm.parallel.mesh import check_divides
+from hybridlm.train.setup import check_divides
 from kernels_pallas.testing import collectives
 
 PROGRAM = pathlib.Path(__file__).with_name("context_program.py")

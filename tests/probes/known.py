@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from hybridlm.config.schema import MLPConfig, ModelConfig
 from hybridlm.models.params import Model
+from hybridlm.models.settings import MLPConfig, ModelConfig
 from hybridlm.probes import Prompt, Prompts
 
 VOCAB = 16

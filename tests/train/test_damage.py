@@ -12,8 +12,7 @@ from jax.sharding import Mesh
 from hybridlm import config as configs
 from hybridlm.data import train_bpe
 from hybridlm.errors import TRY_AGAIN, UserError
-from hybridlm.generate import open_model
-from hybridlm.train import checkpoint, metrics
+from hybridlm.runs import checkpoint, metrics, open_model
 from hybridlm.train.loop import train
 
 pytestmark = pytest.mark.xdist_group("damage")  # one run for all tests

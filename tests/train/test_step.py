@@ -61,8 +61,9 @@ def batch_of(config, seed=0):
 def make(config):
     model, optimizer = Model.of(config.model), make_optimizer(config.optimizer)
     state = jax.jit(lambda k: init_state(model, optimizer, k))(jax.random.key(0))
-    step = jax.jit(make_train_step(config, model, optimizer, np.ones(32, np.float32), jnp.float32))
-    return state, step
+    bytes_V = np.ones(32, np.float32)
+    step = make_train_step(model, optimizer, config.train, config.optimizer, bytes_V, jnp.float32)
+    return state, jax.jit(step)
 
 
 def test_accumulation_changes_no_update():
@@ -184,8 +185,9 @@ for shape in [dict(data=1) | shape for shape in shapes]:
     model, optimizer = Model.of(config.model), make_optimizer(config.optimizer)
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(model, optimizer, mesh))
     state = jax.jit(lambda k: init_state(model, optimizer, k), out_shardings=shardings)(jax.random.key(0))
-    step = jax.jit(make_train_step(config, model, optimizer, np.ones(32, np.float32), jnp.float32),
-                   out_shardings=(shardings, meshes.replicated(mesh)))
+    bytes_V = np.ones(32, np.float32)
+    step = make_train_step(model, optimizer, config.train, config.optimizer, bytes_V, jnp.float32)
+    step = jax.jit(step, out_shardings=(shardings, meshes.replicated(mesh)))
     batch = {{k: jax.device_put(np.asarray(v), meshes.batch_sharding(mesh)) for k, v in batch_of(config).items()}}
     losses = []
     for _ in range(4):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from hybridlm import config as configs
-from hybridlm.train import metrics
+from hybridlm.runs import metrics
 from hybridlm.train.loop import train
 
 VARIANTS = {

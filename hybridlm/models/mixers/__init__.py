@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from hybridlm.dataclass_reader import nearest, read_dataclass
 from hybridlm.errors import ConfigError
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
@@ -21,6 +20,7 @@ from hybridlm.models.mixers.nha import NHAConfig
 from hybridlm.models.mixers.parallel import ParallelConfig
 from hybridlm.models.mixers.rglru import RGLRUConfig
 from hybridlm.models.mixers.short_conv import ShortConvConfig
+from hybridlm.settings.reader import nearest, read_dataclass
 
 KINDS: dict[str, type[MixerConfig]] = {
     c.kind_name: c

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Identity, Linear, RMSNorm, at_least_float32
 from hybridlm.models.mixers import rows, token_cache
 from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, MixerConfig, SequenceContext
@@ -23,6 +22,7 @@ from hybridlm.models.positional import (
     no_temperature,
 )
 from hybridlm.parallel import ops
+from hybridlm.settings.reader import require
 from kernels_pallas.attention import AttentionState, decode_attention
 
 __all__ = ["Attention", "AttentionConfig", "mean_keys"]

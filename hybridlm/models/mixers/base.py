@@ -43,6 +43,15 @@ class SequenceContext(NamedTuple):
     positions_BT: jax.Array
     window: jax.Array | None = None
 
+    @classmethod
+    def of(cls, segment_ids_BT: jax.Array) -> "SequenceContext":
+        """The context of whole documents: positions count from 0 after each change of id."""
+        time = segment_ids_BT.shape[1]
+        index_1T = jnp.arange(time, dtype=jnp.int32)[None]
+        before_BT = jnp.pad(segment_ids_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+        starts_BT = jnp.where(segment_ids_BT != before_BT, index_1T, 0)
+        return cls(segment_ids_BT, index_1T - jax.lax.cummax(starts_BT, axis=1))
+
 
 class LayerSpec(NamedTuple):
     """What a layer takes over from its model.

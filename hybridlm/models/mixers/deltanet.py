@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from flax import nnx
 
-from hybridlm.dataclass_reader import require
 from hybridlm.models.mixers.base import LayerSpec
 from hybridlm.models.mixers.delta import Delta, DeltaConfig, HeadNorm, NoDecay, Sizes
+from hybridlm.settings.reader import require
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import ClassVar
 import jax
 from flax import nnx
 
-from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec
 from hybridlm.models.mixers.delta import Delta, DeltaConfig, GatedHeadNorm, HeadDecay, Sizes
+from hybridlm.settings.reader import require
 
 
 @dataclasses.dataclass(frozen=True)

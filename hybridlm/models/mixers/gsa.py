@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Identity, Linear, RMSNorm, at_least_float32
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.parallel import ops
+from hybridlm.settings.reader import require
 from kernels_pallas import gated_slots
 from kernels_pallas.gated_slots import SlotState
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import at_least_float32
 from hybridlm.models.mixers.base import LayerSpec
 from hybridlm.models.mixers.delta import (
@@ -19,6 +18,7 @@ from hybridlm.models.mixers.delta import (
     initial_a_log,
 )
 from hybridlm.models.mixers.parts import initial_dt_bias
+from hybridlm.settings.reader import require
 
 
 @dataclasses.dataclass(frozen=True)

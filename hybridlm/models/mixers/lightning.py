@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Identity, Linear, RMSNorm
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
 from hybridlm.parallel import ops
+from hybridlm.settings.reader import require
 from kernels_pallas.gated_linear import GatedLinearState, empty_state
 
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, at_least_float32
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm, ShortConv, initial_dt_bias
 from hybridlm.parallel import ops
+from hybridlm.settings.reader import require
 from kernels_pallas import gated_linear
 from kernels_pallas.causal_conv import MAX_WIDTH, ConvState
 

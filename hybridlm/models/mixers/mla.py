@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear, RMSNorm
 from hybridlm.models.mixers import rows, token_cache
 from hybridlm.models.mixers.base import (
@@ -21,6 +20,7 @@ from hybridlm.models.mixers.spans import mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
 from hybridlm.parallel import ops
+from hybridlm.settings.reader import require
 from kernels_pallas.attention import AttentionState, decode_attention
 
 

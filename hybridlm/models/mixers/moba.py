@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.dataclass_reader import require
 from hybridlm.models.layers import Linear
 from hybridlm.models.mixers import rows, token_cache
 from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
 from hybridlm.parallel import ops
+from hybridlm.settings.reader import require
 from kernels_pallas.block_sparse import (
     BlockSparseState,
     decode_block_sparse_attention,

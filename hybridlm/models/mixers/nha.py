@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.dataclass_reader import require
 from hybridlm.models.mixers import rows
 from hybridlm.models.mixers.attention import mean_keys
 from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, SequenceContext
@@ -16,6 +15,7 @@ from hybridlm.models.mixers.gsa import GSA, GSAConfig
 from hybridlm.models.mixers.token_cache import check_room
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
 from hybridlm.parallel import ops
+from hybridlm.settings.reader import require
 from kernels_pallas import segments
 from kernels_pallas.attention import AttentionState
 from kernels_pallas.context import delay

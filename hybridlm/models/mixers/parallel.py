@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.dataclass_reader import Invalid, nearest, require
 from hybridlm.models.layers import RMSNorm
 from hybridlm.models.mixers import rows
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.settings.reader import Invalid, nearest, require
 
 
 @dataclasses.dataclass(frozen=True)

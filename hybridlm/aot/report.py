@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from hybridlm.ahead import remedies
-from hybridlm.ahead.measure import Compiled, TooLarge
-from hybridlm.ahead.topology import Target
-from hybridlm.config.schema import Config
+from hybridlm.aot import remedies
+from hybridlm.aot.measure import Compiled, TooLarge
+from hybridlm.aot.topology import Target
+from hybridlm.train.settings import Config
 
 Result = Compiled | TooLarge
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from hybridlm import config as configs
-from hybridlm.ahead import hlo, measure, remedies, report, topology
+from hybridlm.aot import hlo, measure, remedies, report, topology
 
 GIB = 2**30
 TARGET = topology.Target("v5e:2x2", "v5e", [None] * 4, 16 * GIB, 197e12, 819e9, 200e9)

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from hybridlm.ahead.measure import Compiled, TooLarge
-from hybridlm.ahead.topology import Target
-from hybridlm.config.schema import Config
+from hybridlm.aot.measure import Compiled, TooLarge
+from hybridlm.aot.topology import Target
 from hybridlm.parallel import mesh as meshes
+from hybridlm.train.settings import Config
 
 Change = dict[str, object]
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from hybridlm import config
-from hybridlm.analysis.probing import NAMES, Settings, needle_prompts
 from hybridlm.config import to_dict
 from hybridlm.data.tokenizers import ByteTokenizer
 from hybridlm.models.params import Model
-from hybridlm.train import checkpoint, setup, workdir
+from hybridlm.probes.suite import NAMES, Settings, needle_prompts
+from hybridlm.runs import checkpoint, workdir
+from hybridlm.train import setup
 from kernels_pallas import dispatch
 
 SMALL = dict(width=16, depth=3, mlp=dict(kind="swiglu", hidden=16))
@@ -30,7 +31,9 @@ def place(tmp_path_factory, request):
     run.mkdir(parents=True)
     workdir.write_json(run / workdir.CONFIG, to_dict(loaded))
     model, rng = Model.of(loaded.model), np.random.default_rng(0)
-    checkpoints = checkpoint.Checkpoints(run, loaded.train)
+    checkpoints = checkpoint.Checkpoints(
+        run, loaded.train.keep_checkpoints, loaded.train.keep_every
+    )
     for step in (4, 8):
         params = jax.tree.map(
             lambda p: jax.numpy.asarray(0.3 * rng.standard_normal(p.shape), p.dtype), model.abstract

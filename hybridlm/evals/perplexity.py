@@ -5,13 +5,52 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from hybridlm.models.loss import loss_settings, token_nll
+from hybridlm.models.mixers import SequenceContext
+from hybridlm.models.params import Model
+
+
+def make_eval_step(
+    model: Model, token_bytes_V: np.ndarray, dtype: jnp.dtype
+) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
+    """Sums over a batch of (batch, time) arrays, float32, each by position in the document.
+
+    `nll_T` nats, `targets_T` their number, `bytes_T` the UTF-8 bytes they stand for.
+    """
+
+    def eval_step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        module = model.bind(params)
+        hidden_BTD = module.hidden(
+            batch["tokens"],
+            SequenceContext(batch["segment_ids"], batch["positions"], batch.get("window")),
+            dtype=dtype,
+        )
+        nll_BT = token_nll(
+            hidden_BTD, module.head_kernel(), batch["targets"], loss_settings(model.config)
+        )
+        weights_BT = batch["loss_weights"]
+        bytes_BT = jnp.asarray(token_bytes_V)[batch["targets"]] * weights_BT
+        time = nll_BT.shape[1]
+
+        def by_position(x_BT: jax.Array) -> jax.Array:
+            return jnp.zeros(time).at[batch["positions"]].add(x_BT)
+
+        return {
+            "nll_T": by_position(nll_BT * weights_BT),
+            "targets_T": by_position(weights_BT),
+            "bytes_T": by_position(bytes_BT),
+        }
+
+    return eval_step
 
 
 def evaluate(
     eval_step: Callable[[Any, Any], dict[str, jax.Array]], params: Any, batches: Iterable[Any]
 ) -> dict[str, Any]:
-    """Averages `train.step.make_eval_step` over batches.
+    """Averages `make_eval_step`'s sums over batches.
 
     Returns `loss` (nats a target), `bits_per_byte`, `targets`, and `by_position`: for positions
     0, 1, 2-3, 4-7, ... of the context the same figures with `first` and `last` position.

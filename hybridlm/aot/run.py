@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import jax
 
-from hybridlm.ahead import measure, remedies, report, saved, topology
-from hybridlm.config.schema import Config, to_dict
+from hybridlm.aot import measure, remedies, report, saved, topology
+from hybridlm.settings.plain import to_dict
+from hybridlm.train.settings import Config
 from hybridlm.train.setup import resolve
 
 DOES_NOT_FIT = 1  # exit code

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from hybridlm.ahead import hlo
-from hybridlm.ahead.topology import Target
-from hybridlm.config.schema import Config
+from hybridlm.aot import hlo
+from hybridlm.aot.topology import Target
 from hybridlm.data import open_tokenizer
 from hybridlm.models.accounting import train_flops_per_token
 from hybridlm.train import setup
+from hybridlm.train.settings import Config
 from kernels_pallas import dispatch
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import jax
 
-from hybridlm.dataclass_reader import nearest
 from hybridlm.errors import UserError
+from hybridlm.settings.reader import nearest
 from kernels_pallas.aot.chips import CHIPS, host_of_gpus
 
 GIB = 2**30

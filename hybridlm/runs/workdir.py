@@ -2,7 +2,6 @@
 
 import dataclasses
 import fcntl
-import json
 import os
 import pathlib
 import platform
@@ -10,31 +9,30 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
-from hybridlm.config.schema import Config, flat, to_dict
+from hybridlm.runs.json_files import read_json, write_json
+from hybridlm.settings.plain import flat
 from hybridlm.errors import RunError
 
+Settings = dict[str, Any]
 CONFIG, ENVIRONMENT, REPORT = "config.json", "environment.json", "report.html"
 
-# Settings that change how a run is carried out and watched, not what it computes.
-FREE_ON_RESUME = (
-    "mesh.",
-    "sample.",
-    "probes.",
-    "data.prefetch",
-    "data.verify",
-    "data.token_cache",
-    "train.log_every",
-    "train.keep_checkpoints",
-    "train.keep_every",
-    "train.checkpoint_every",
-    "train.tensorboard",
-    "train.wandb",
-    "train.abort_after",
-    "train.hang_seconds",
-)
+class RunSettings(NamedTuple):
+    """The settings of a run, as its folder is held to them.
+
+    Attributes:
+      settings: plain and nested, as `config.json` holds them.
+      free: beginnings of the dotted keys that may change when the run goes on.
+      complete: settings of an older `config.json` -> the same with today's keys, those that are
+        newer than the run at their defaults.
+    """
+
+    settings: Settings
+    free: tuple[str, ...]
+    complete: Callable[[Settings], Settings]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,23 +43,25 @@ class Workdir:
     lock: Any
 
     @classmethod
-    def follow(cls, path: pathlib.Path, config: Config) -> "Workdir":
-        """The folder of a run that another host has opened and writes to.
+    def follow(cls, path: pathlib.Path, run: RunSettings) -> "Workdir":
+        """The folder of a run that another host has opened and writes to; see `open`.
 
         Raises:
-          RunError: where the run there is of another config, or the folder is not shared.
+          RunError: where the run there has other settings, or the folder is not shared.
         """
         if not path.is_dir():
             raise RunError(f"--workdir {path} is not there: all hosts need the same, shared folder")
-        check_same_run(path, config)
+        check_same_run(path, run)
         return cls(path, None)
 
     @classmethod
-    def open(cls, path: os.PathLike[str] | str, config: Config) -> "Workdir":
-        """Locks the folder, and holds a run found there to the config that it was started with.
+    def open(
+        cls, path: os.PathLike[str] | str, run: RunSettings
+    ) -> "Workdir":
+        """Locks the folder, and holds a run found there to the settings it was started with.
 
         Raises:
-          RunError: where another process trains there, or the run there is of another config.
+          RunError: where another process trains there, or the run there has other settings.
         """
         path = pathlib.Path(path)
         if path.exists() and not path.is_dir():
@@ -75,29 +75,29 @@ class Workdir:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(f"another process is training in {path}") from None
-        check_same_run(path, config)
+        check_same_run(path, run)
         return cls(path, lock)
 
-    def begin(self, config: Config) -> None:
-        """Makes the folder the run of `config`; until then a start that failed leaves no claim."""
-        write_json(self.path / CONFIG, to_dict(config))
+    def begin(self, settings: Settings) -> None:
+        """Writes `config.json`; until then a start that failed leaves no claim on the folder."""
+        write_json(self.path / CONFIG, settings)
 
     def close(self) -> None:
         if self.lock is not None:
             self.lock.close()
 
 
-def check_same_run(path: pathlib.Path, config: Config) -> None:
-    """Holds a run that lies in `path`, if one does, to `config`, `FREE_ON_RESUME` aside.
+def check_same_run(path: pathlib.Path, run: RunSettings) -> None:
+    """Holds a run that lies in `path`, if one does, to the settings of `run`.
 
     Raises:
-      RunError: where it is of another config, naming the keys that differ.
+      RunError: where it has other settings, naming the keys that differ.
     """
     if not (path / CONFIG).exists():
         return
-    old, new = flat(read_json(path / CONFIG)), flat(to_dict(config))
+    old, new = flat(run.complete(read_json(path / CONFIG))), flat(run.settings)
     changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-    changed = [k for k in changed if not k.startswith(FREE_ON_RESUME)]
+    changed = [k for k in changed if not k.startswith(run.free)]
     if changed:
         shown = ", ".join(f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:4])
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
@@ -141,25 +141,6 @@ PACKAGES = (
     "ml-collections",
     "numpy",
 )
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file at once or not at all."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """The value in a JSON file of a run.
-
-    Raises:
-      RunError: where it is no JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged: {error}") from None
 
 
 def _version(name: str) -> str | None:

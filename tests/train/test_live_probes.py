@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from hybridlm import config
-from hybridlm.analysis.live_probes import live_probes
 from hybridlm.errors import UserError
-from hybridlm.train import checkpoint, metrics
+from hybridlm.runs import checkpoint, metrics
+from hybridlm.train.live_probes import live_probes
 from hybridlm.train.loop import NoWatch, train
 from kernels_pallas import dispatch
 

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from hybridlm.ahead import hlo
+from hybridlm.aot import hlo
 
 # As TPUs' programs look: memory spaces, a loop that counts to 5, a collective carried on by
 # fusions, a reduce-scatter as a fusion, a batched product as a dilated convolution.

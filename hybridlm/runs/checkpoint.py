@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from hybridlm.config.schema import TrainConfig
 from hybridlm.errors import RunError
 
 FOLDER = "checkpoints"
@@ -24,15 +23,21 @@ _policies = ocp.training.preservation_policies
 class Checkpoints:
     """The checkpoints of one workdir, newest last."""
 
-    def __init__(self, workdir: pathlib.Path, config: TrainConfig):
-        keep = [_policies.LatestN(config.keep_checkpoints)]
-        if config.keep_every:
-            keep.append(_policies.EveryNSteps(config.keep_every))
+    def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int | None = None):
+        """Opens or makes the folder.
+
+        Args:
+          keep: how many of the newest checkpoints stay.
+          keep_every: checkpoints at multiples of this stay, too.
+        """
+        policies = [_policies.LatestN(keep)]
+        if keep_every:
+            policies.append(_policies.EveryNSteps(keep_every))
         self._folder = (workdir / FOLDER).absolute()
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=_policies.AnyPreservationPolicy(keep),
+            preservation_policy=_policies.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
 
@@ -111,11 +116,21 @@ def load_numpy(workdir: pathlib.Path, step: int | None = None) -> tuple[int, dic
     if step is not None and step not in found:
         raise RunError(f"{workdir} holds no checkpoint of step {step}: it has {_listed(found)}")
     step = found[-1] if step is None else step
-    path = (workdir / FOLDER / str(step)).absolute()
+    path = workdir / FOLDER / str(step)
+    return step, load_tree(path)
+
+
+def load_tree(path: pathlib.Path) -> dict[str, Any]:
+    """An Orbax folder of arrays as nested dicts of numpy arrays.
+
+    Raises:
+      RunError: where it cannot be read.
+    """
+    path = path.absolute()
     with _readable(path):
         metadata = ocp.metadata(path).metadata
         abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
-        return step, ocp.load(path, abstract)
+        return ocp.load(path, abstract)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from hybridlm.ahead import topology
+from hybridlm.aot import topology
 from hybridlm.config import MeshConfig
 from hybridlm.parallel.mesh import make_mesh
 

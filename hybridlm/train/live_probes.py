@@ -8,14 +8,17 @@ import jax
 from jax.experimental import multihost_utils
 
 from hybridlm import probes
-from hybridlm.analysis.probing import FILE, needle_prompts
-from hybridlm.config import Config, ProbesConfig
-from hybridlm.config.schema import MeshConfig
+from hybridlm.models.dtypes import compute_dtype
 from hybridlm.models.params import Model, Params
 from hybridlm.parallel import hosts
 from hybridlm.parallel.mesh import make_mesh
-from hybridlm.train import metrics, setup
+from hybridlm.parallel.settings import MeshConfig
+from hybridlm.probes.settings import ProbesConfig
+from hybridlm.probes.suite import FILE, needle_prompts
+from hybridlm.runs import metrics
+from hybridlm.train import setup
 from hybridlm.train.loop import NoWatch, Watch
+from hybridlm.train.settings import Config
 
 
 def live_probes(config: Config) -> Watch:
@@ -72,7 +75,7 @@ class LiveProbes:
             self.writer.close()
 
     def _tables(self, params: Params) -> list[probes.Table[Any]]:
-        dtype = setup.compute_dtype(self.config, jax.default_backend())
+        dtype = compute_dtype(self.config.train.dtype)
         options = dict(batch=self.settings.samples, dtype=dtype)
         tables: list[probes.Table[Any]] = []
         if "heads" in self.settings.which:

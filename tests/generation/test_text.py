@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridlm.errors import UserError
-from hybridlm.generate import Sampling, check_sampling, generate_text, generate_tokens, sample_token
+from hybridlm.generation.text import (
+    Sampling,
+    check_sampling,
+    generate_text,
+    generate_tokens,
+    sample_token,
+)
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "models"))
 import small

@@ -21,7 +21,7 @@ import pathlib, sys
 import jax, jax.numpy as jnp
 import numpy as np
 from hybridlm import config as configs
-from hybridlm.ahead import measure, saved, topology
+from hybridlm.aot import measure, saved, topology
 from hybridlm.train import setup
 
 config = configs.load("configs/demo.py:smoke", {OVERRIDES!r})

@@ -6,21 +6,19 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from hybridlm import probes
 from hybridlm.data import Tokenizer
 from hybridlm.data.pipeline import open_pipeline
-from hybridlm.dataclass_reader import nearest
 from hybridlm.errors import UserError
 from hybridlm.evals.needle import NeedleInAHaystack
 from hybridlm.evals.sample import token_spans
-from hybridlm.evals.suite import Opened, heldout_documents, open_run
+from hybridlm.evals.suite import heldout_documents
 from hybridlm.models.params import Params
 from hybridlm.probes import Head, Prompt, Prompts, Table
-from hybridlm.train import checkpoint, metrics
-from hybridlm.train.setup import compute_dtype
+from hybridlm.runs import OpenedModel, checkpoint, metrics, open_model
+from hybridlm.settings.reader import nearest
 
 FILE = "probes.jsonl"
 SHOWN = 40  # entries of a table that are printed; the file has all
@@ -108,7 +106,7 @@ def probe_run(
         prompts do not fit, a folder that cannot be written.
     """
     settings.check()
-    newest = open_run(workdir)
+    newest = open_model(workdir)
     steps = checkpoint.steps(workdir)
     chosen = steps if step == "all" else [newest.step if step is None else step]
     if missing := [s for s in chosen if s not in steps]:
@@ -168,12 +166,11 @@ def needle_prompts(
 class _Subject:
     """A run and the data its probes read, each made when first asked for."""
 
-    def __init__(self, run: Opened, workdir: pathlib.Path, settings: Settings):
+    def __init__(self, run: OpenedModel, workdir: pathlib.Path, settings: Settings):
         self.run, self.model, self.settings = run, run.model, settings
         self.workdir = workdir
-        self.length = settings.length or run.config.data.seq_len
-        dtype = compute_dtype(run.config, jax.default_backend())
-        self.options: dict[str, Any] = dict(batch=settings.batch, dtype=dtype)
+        self.length = settings.length or run.length
+        self.options: dict[str, Any] = dict(batch=settings.batch, dtype=run.dtype)
 
     def check(self) -> None:
         """Makes the data before anything is run, so that what does not fit is known at once."""
@@ -205,8 +202,8 @@ class _Subject:
     @functools.cached_property
     def texts(self) -> Prompts:
         """Held-out documents of `length` tokens; there is nothing to answer."""
-        data = dataclasses.replace(self.run.config.data, seq_len=self.length)
-        pipeline = open_pipeline(data, seed=self.run.config.seed, workdir=self.workdir)
+        data = dataclasses.replace(self.run.training_data(), seq_len=self.length)
+        pipeline = open_pipeline(data, seed=self.run.seed, workdir=self.workdir)
         documents = heldout_documents(pipeline, self.length, self.settings.samples)
         if not documents:
             raise UserError(

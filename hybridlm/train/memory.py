@@ -1,0 +1,55 @@
+"""An estimate of the memory that training takes, from shapes alone."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+
+from hybridlm.models.params import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes for the whole job, before it is divided over devices."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.gradients + self.optimizer + self.activations
+
+
+def estimate_memory(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    tokens: int,
+    remat: str,
+    itemsize: int,
+) -> MemoryEstimate:
+    """A rough estimate from shapes; `hybridlm compile` has the compiler's own figure.
+
+    Args:
+      optimizer: its state is traced, not made.
+      tokens: of one micro-batch, whose activations are kept for the backward pass: per layer and
+        token some 10 residual streams and 3 MLP widths, or with remat the residual stream alone.
+      remat: the setting `train.remat`.
+      itemsize: bytes of an activation.
+    """
+    config = model.config
+    count = model.count()
+    state = jax.eval_shape(optimizer.init, model.abstract)
+    per_layer = {
+        "none": 10 * config.width + 3 * config.mlp.hidden,
+        "dots": 6 * config.width + 2 * config.mlp.hidden,
+        "full": config.width,
+    }[remat]
+    return MemoryEstimate(
+        parameters=4 * count,
+        gradients=4 * count,
+        optimizer=sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)),
+        activations=itemsize * tokens * config.depth * per_layer,
+    )

@@ -1,0 +1,114 @@
+"""Writes `golden.json` and `run_at_step_3.tar.gz`: what runs of `recipe.py` come to.
+
+They were written before the packages of hybridlm were rearranged, and hold later changes of
+structure to the same numbers. Write them anew only for a change that is meant to change numbers:
+`python -m tests.golden.record` from the top of the checkout.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+
+from hybridlm import cli
+
+HERE = pathlib.Path(__file__).parent
+RESUMED = "delta"  # the case whose checkpoint of step 3 is kept
+FIGURES = ("loss", "bits_per_byte", "grad_norm", "learning_rate", "aux_loss")
+
+
+def words(case: str, workdir: pathlib.Path, cache: pathlib.Path) -> list[str]:
+    """The command that trains one case."""
+    named = ["--config", f"tests/golden/recipe.py:{case}", "--workdir", str(workdir)]
+    return ["train", *named, f"--config.data.token_cache={cache}"]
+
+
+def train(case: str, workdir: pathlib.Path, cache: pathlib.Path) -> None:
+    """Trains one case in a process of its own, compiled as the tests compile."""
+    devices = "--xla_force_host_platform_device_count=4" if case == "mesh" else ""
+    flags = f"--xla_backend_optimization_level=0 {devices}".strip()
+    subprocess.run(
+        [sys.executable, "-m", "hybridlm.cli", *words(case, workdir, cache)],
+        check=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        cwd=HERE.parent.parent,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def result(workdir: pathlib.Path) -> dict:
+    """Figures of each step, hashes of the final state, parameters' paths, and config.json's keys."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        cli.main(["inspect", str(workdir)])
+    lines_said = said.getvalue().splitlines()
+    hashes = dict(line.split(": ", 1) for line in lines_said if "sha256" in line)
+    return {
+        "figures": [
+            {key: line[key] for key in ("kind", "step", *FIGURES) if key in line}
+            for line in lines
+            if line["kind"] in ("train", "eval")
+        ],
+        **hashes,
+        "parameters": parameters(workdir),
+        "config": config(workdir),
+    }
+
+
+def config(workdir: pathlib.Path) -> dict:
+    """What config.json holds, without the folder of tokens, which is this machine's."""
+    settings = json.loads((workdir / "config.json").read_text())
+    settings["data"]["token_cache"] = None
+    return settings
+
+
+def parameters(workdir: pathlib.Path) -> dict[str, list[int]]:
+    """Shape by path of the newest checkpoint's parameters."""
+    import jax
+    from orbax.checkpoint import v1 as ocp
+
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    tree = ocp.metadata(newest.absolute()).metadata["params"]
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)
+        for path, leaf in named
+    }
+
+
+def processor() -> str:
+    """A hash of what this processor can do: programs for another one round differently."""
+    text = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    kept = [line for line in text if line.startswith(("model name", "flags"))]
+    return hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()[:16]
+
+
+def main() -> None:
+    from tests.golden.recipe import CASES
+
+    golden = {"processor": processor(), "cases": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        for case in CASES:
+            train(case, folder / case, folder / "tokens")
+            golden["cases"][case] = result(folder / case)
+            print(case, golden["cases"][case]["figures"][-1], flush=True)
+        run = folder / RESUMED
+        shutil.rmtree(run / "checkpoints" / "6")
+        (run / "config.json").write_text(json.dumps(config(run), indent=2) + "\n")
+        with tarfile.open(HERE / "run_at_step_3.tar.gz", "w:gz") as archive:
+            for name in ("config.json", "metrics.jsonl", "checkpoints"):
+                archive.add(run / name, arcname=name)
+    (HERE / "golden.json").write_text(json.dumps(golden, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Runs of today come to the numbers of `golden.json`, to the bit on the processor that wrote it."""
+
+import json
+import tarfile
+
+import numpy as np
+import pytest
+
+from hybridlm import cli
+from tests.golden import record
+from tests.golden.recipe import CASES
+
+GOLDEN = json.loads((record.HERE / "golden.json").read_text())
+SAME_PROCESSOR = record.processor() == GOLDEN["processor"]
+
+
+def check(found: dict, golden: dict) -> None:
+    assert found["parameters"] == golden["parameters"]
+    assert contains(found["config"], golden["config"])
+    assert [f["step"] for f in found["figures"]] == [f["step"] for f in golden["figures"]]
+    if SAME_PROCESSOR:
+        assert found["figures"] == golden["figures"]
+        assert found["state_sha256"] == golden["state_sha256"]
+    for now, before in zip(found["figures"], golden["figures"]):
+        for name, value in before.items():
+            if name != "kind":
+                np.testing.assert_allclose(now[name], value, rtol=1e-4, err_msg=name)
+
+
+def contains(settings, older) -> bool:
+    """Whether every key of `older` is there with its value; there may be newer ones."""
+    if not isinstance(older, dict):
+        return settings == older
+    return all(key in settings and contains(settings[key], older[key]) for key in older)
+
+
+def train(case, workdir, cache):
+    """In this process, compiled as the recorded runs were, but for the case of several devices."""
+    if case == "mesh":
+        record.train(case, workdir, cache)
+    else:
+        assert cli.main(record.words(case, workdir, cache)) == 0
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    return tmp_path_factory.mktemp("tokens")
+
+
+@pytest.mark.xdist_group("golden")
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_comes_to_the_numbers_of_before(case, tokens, tmp_path, in_root):
+    train(case, tmp_path / "run", tokens)
+    check(record.result(tmp_path / "run"), GOLDEN["cases"][case])
+
+
+@pytest.mark.xdist_group("golden")
+def test_a_checkpoint_of_before_is_resumed_to_the_same_bits(tokens, tmp_path, in_root):
+    """Its `config.json` is read back, too: the run goes on only if it is of the same config."""
+    with tarfile.open(record.HERE / "run_at_step_3.tar.gz") as archive:
+        archive.extractall(tmp_path / "run", filter="data")
+    train(record.RESUMED, tmp_path / "run", tokens)
+    check(record.result(tmp_path / "run"), GOLDEN["cases"][record.RESUMED])
