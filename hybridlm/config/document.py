@@ -1,11 +1,7 @@
 """`docs/config.md`, generated from the settings themselves: `python -m hybridlm.config.document`."""
 
 import dataclasses
-import inspect
-import re
-import types
 import typing
-from typing import Any
 
 from hybridlm.data import settings as data
 from hybridlm.generation.settings import SampleConfig
@@ -14,6 +10,7 @@ from hybridlm.models import settings as models
 from hybridlm.models.positional import RopeConfig, TemperatureConfig, YarnConfig
 from hybridlm.parallel.settings import MeshConfig
 from hybridlm.probes.settings import ProbesConfig
+from hybridlm.settings.describe import default_text, summary_and_meanings, type_text
 from hybridlm.train import settings as train
 
 SECTIONS: list[tuple[str, type]] = [
@@ -54,55 +51,19 @@ def render() -> str:
 
 
 def _section(path: str, cls: type) -> str:
-    summary, meanings = _docstring(cls)
+    summary, meanings = summary_and_meanings(cls)
     title = f"`{path}`" if path else "Top level"
     hints = typing.get_type_hints(cls)
     rows = [
-        f"| `{f.name}` | {_type(hints[f.name])} | {_default(f)} | {meanings.get(f.name, '')} |"
+        f"| `{f.name}` | {type_text(hints[f.name])} | {default_text(f)} | {_cell(meanings.get(f.name, ''))} |"
         for f in dataclasses.fields(cls)
     ]
     table = "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
     return f"\n## {title}\n\n{summary}\n\n{table}\n"
 
 
-def _docstring(cls: type) -> tuple[str, dict[str, str]]:
-    """The text before "Attributes:", and the meaning of each attribute."""
-    text = inspect.getdoc(cls) or ""
-    summary, _, attributes = text.partition("\nAttributes:\n")
-    meanings: dict[str, str] = {}
-    names: list[str] = []
-    for line in attributes.splitlines():
-        entry = re.match(r"^  ((?:\w+)(?:, \w+)*): (.*)$", line)
-        if entry:
-            names = entry[1].split(", ")
-            meanings |= {name: entry[2] for name in names}
-        elif line.strip():
-            meanings |= {name: f"{meanings[name]} {line.strip()}" for name in names}
-    return " ".join(summary.split()), {k: v.replace("|", "\\|") for k, v in meanings.items()}
-
-
-def _type(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type(a) for a in args)
-    if origin is typing.Literal:
-        return ", ".join(f"`{a!r}`" for a in args)
-    if origin is dict:
-        return "number by name" if args[1] is float else "settings by name"
-    if origin is tuple:
-        return f"list of {_type(args[0])}s"
-    if dataclasses.is_dataclass(hint):
-        return "settings"
-    names = {int: "whole number", float: "number", str: "text", bool: "`True`, `False`"}
-    return names.get(hint, "`None`" if hint is type(None) else str(hint))
-
-
-def _default(field: dataclasses.Field) -> str:
-    if field.default is dataclasses.MISSING:
-        return "required"
-    if dataclasses.is_dataclass(field.default):
-        return "its own"
-    return f"`{field.default!r}`"
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

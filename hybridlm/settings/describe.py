@@ -1,0 +1,50 @@
+"""Settings described in words, from their dataclasses: for documentation and command-line help."""
+
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from typing import Any
+
+
+def summary_and_meanings(cls: type) -> tuple[str, dict[str, str]]:
+    """The text before "Attributes:", and the meaning of each attribute."""
+    text = inspect.getdoc(cls) or ""
+    summary, _, attributes = text.partition("\nAttributes:\n")
+    meanings: dict[str, str] = {}
+    names: list[str] = []
+    for line in attributes.splitlines():
+        entry = re.match(r"^  ((?:\w+)(?:, \w+)*): (.*)$", line)
+        if entry:
+            names = entry[1].split(", ")
+            meanings |= {name: entry[2] for name in names}
+        elif line.strip():
+            meanings |= {name: f"{meanings[name]} {line.strip()}" for name in names}
+    return " ".join(summary.split()), meanings
+
+
+def type_text(hint: Any) -> str:
+    """The type of a setting in words, for documentation and help."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(type_text(a) for a in args)
+    if origin is typing.Literal:
+        return ", ".join(f"`{a!r}`" for a in args)
+    if origin is dict:
+        return "number by name" if args[1] is float else "settings by name"
+    if origin is tuple:
+        return f"list of {type_text(args[0])}s"
+    if dataclasses.is_dataclass(hint):
+        return "settings"
+    names = {int: "whole number", float: "number", str: "text", bool: "`True`, `False`"}
+    return names.get(hint, "`None`" if hint is type(None) else str(hint))
+
+
+def default_text(field: dataclasses.Field) -> str:
+    """The default of a setting in words."""
+    if field.default is dataclasses.MISSING:
+        return "required"
+    if dataclasses.is_dataclass(field.default):
+        return "its own"
+    return f"`{field.default!r}`"
