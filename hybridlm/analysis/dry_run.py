@@ -59,7 +59,7 @@ def cost(config: Config) -> dict[str, Any]:
 def _memory(config: Config, model: Model) -> MemoryEstimate:
     return estimate_memory(
         model,
-        make_optimizer(config.optimizer),
+        make_optimizer(config.optimizer, model.decay, model.muon),
         config.tokens_per_step // config.train.accumulate,
         config.train.remat,
         2 if config.train.dtype == "bfloat16" else 4,

@@ -5,7 +5,7 @@ import typing
 
 from hybridlm.data import settings as data
 from hybridlm.generation.settings import SampleConfig
-from hybridlm.models import mixers
+from hybridlm.models import feedforward, mixers
 from hybridlm.models import settings as models
 from hybridlm.models.positional import RopeConfig, TemperatureConfig, YarnConfig
 from hybridlm.parallel.settings import MeshConfig
@@ -16,7 +16,7 @@ from hybridlm.train import settings as train
 SECTIONS: list[tuple[str, type]] = [
     ("", train.Config),
     ("model", models.ModelConfig),
-    ("model.mlp", models.MLPConfig),
+    *((f"model.mlp, kind {k!r}", c) for k, c in feedforward.KINDS.items()),
     *((f"model.mixers.NAME, kind {k!r}", c) for k, c in mixers.KINDS.items()),
     ("model.mixers.NAME.rope", RopeConfig),
     ("model.mixers.NAME.rope.yarn", YarnConfig),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hybridlm.models.layers import at_least_float32
+from hybridlm.models.norms import at_least_float32
 from hybridlm.models.settings import ModelConfig
 from hybridlm.parallel.ops import per_shard
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybridlm.models.layers import at_least_float32
+from hybridlm.models.norms import at_least_float32
 from hybridlm.settings.reader import require
 
 

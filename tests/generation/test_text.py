@@ -19,7 +19,7 @@ from hybridlm.generation.text import (
     sample_token,
 )
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent / "models"))
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "models"))
 import small
 
 

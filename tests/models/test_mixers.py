@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridlm.models.accounting import layer_table, train_flops_per_token
-from hybridlm.models.layers import RMSNorm
 from hybridlm.models.mixers import LayerSpec, read_mixer
 from hybridlm.models.mixers.attention import mean_keys
+from hybridlm.models.norms import RMSNorm
 from hybridlm.models.params import Model
 from hybridlm.models.positional import Rope, RopeConfig
 

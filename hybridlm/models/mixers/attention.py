@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Identity, Linear, RMSNorm, at_least_float32
+from hybridlm.models.layers import Identity, Linear
 from hybridlm.models.mixers import rows, token_cache
 from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.spans import Chunk, Window, mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
+from hybridlm.models.norms import RMSNorm, at_least_float32
 from hybridlm.models.positional import (
     Rope,
     RopeConfig,

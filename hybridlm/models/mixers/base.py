@@ -37,11 +37,17 @@ class SequenceContext(NamedTuple):
       window: int32 scalar of at least 1, or None: the parallel form of `attention` mixers with a
         window narrows theirs to it. Traced, so one program serves a schedule of windows; all
         other mixers, full attention among them, stay as they are.
+      cross_layer: arrays (B, T, ...) by name that go from layer to layer beside the residual stream
+        (see `MixerConfig.cross_layer`). A layer may put new ones in their places, of the same shapes;
+        the next layer reads them. None where no mixer of the model has any, or outside a model.
+      layer: int32 scalar, the number of the layer that reads this; given with `cross_layer`.
     """
 
     segment_ids_BT: jax.Array
     positions_BT: jax.Array
     window: jax.Array | None = None
+    cross_layer: dict[str, jax.Array] | None = None
+    layer: jax.Array | int | None = None
 
     @classmethod
     def of(cls, segment_ids_BT: jax.Array) -> "SequenceContext":
@@ -61,11 +67,16 @@ class LayerSpec(NamedTuple):
       norm_eps: epsilon of every RMSNorm.
       out_scale: factor on the initial output projections, 1/sqrt(2 * depth), so that the
         residual stream's variance does not grow with depth (GPT-2).
+      index: number of the layer in its model, from 0 at the bottom. Traced where layers are
+        stacked: initial values may depend on it, attributes of the module may not.
+      depth: number of layers in the model.
     """
 
     width: int
     norm_eps: float
     out_scale: float
+    index: int | jax.Array = 0
+    depth: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +127,15 @@ class MixerConfig(abc.ABC):
         None for a mixer without attention: what it knows of the past is a state of fixed size.
         """
         return None
+
+    def cross_layer(self, width: int, depth: int) -> dict[str, tuple[int, ...]]:
+        """By name, what follows (B, T) in the shapes of arrays that layers hand on to later layers.
+
+        They enter the lowest layer as zeros, in the residual stream's dtype. Mixers that name the
+        same array share it: a value residual (RWKV-7) is one array of a value's size, attention over
+        earlier layers one of (depth, width).
+        """
+        return {}
 
     @property
     def has_loss(self) -> bool:

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Linear, RMSNorm, at_least_float32
+from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm, ShortConv, initial_dt_bias, l2_normalize
+from hybridlm.models.norms import RMSNorm, at_least_float32
 from hybridlm.parallel import ops
 from hybridlm.settings.reader import require
 from kernels_pallas import delta_rule

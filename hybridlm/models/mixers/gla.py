@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Linear, at_least_float32
+from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm
+from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
 from hybridlm.settings.reader import require
 from kernels_pallas.gated_linear import GatedLinearState, empty_state

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Identity, Linear, RMSNorm, at_least_float32
+from hybridlm.models.layers import Identity, Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.models.norms import RMSNorm, at_least_float32
 from hybridlm.parallel import ops
 from hybridlm.settings.reader import require
 from kernels_pallas import gated_slots

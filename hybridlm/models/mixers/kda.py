@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import at_least_float32
 from hybridlm.models.mixers.base import LayerSpec
 from hybridlm.models.mixers.delta import (
     Delta,
@@ -18,6 +17,7 @@ from hybridlm.models.mixers.delta import (
     initial_a_log,
 )
 from hybridlm.models.mixers.parts import initial_dt_bias
+from hybridlm.models.norms import at_least_float32
 from hybridlm.settings.reader import require
 
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from hybridlm.models.layers import Identity, Linear, RMSNorm
+from hybridlm.models.layers import Identity, Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm
+from hybridlm.models.norms import RMSNorm
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
 from hybridlm.parallel import ops
 from hybridlm.settings.reader import require

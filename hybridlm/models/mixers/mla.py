@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Linear, RMSNorm
+from hybridlm.models.layers import Linear
 from hybridlm.models.mixers import rows, token_cache
 from hybridlm.models.mixers.base import (
     AttentionMixer,
@@ -18,6 +18,7 @@ from hybridlm.models.mixers.base import (
 )
 from hybridlm.models.mixers.spans import mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
+from hybridlm.models.norms import RMSNorm
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
 from hybridlm.parallel import ops
 from hybridlm.settings.reader import require

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import RMSNorm
 from hybridlm.models.mixers import rows
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.models.norms import RMSNorm
 from hybridlm.settings.reader import Invalid, nearest, require
 
 
@@ -75,6 +75,10 @@ class ParallelConfig(MixerConfig):
 
     def reach(self, seq_len: int) -> int | None:
         return max(branch.reach(seq_len) or 0 for branch in self.branches.values()) or None
+
+    def cross_layer(self, width: int, depth: int) -> dict[str, tuple[int, ...]]:
+        found = [branch.cross_layer(width, depth) for branch in self.branches.values()]
+        return {name: shape for named in found for name, shape in named.items()}
 
     @property
     def has_loss(self) -> bool:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import at_least_float32
+from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
 from kernels_pallas import causal_conv
 
@@ -25,7 +25,7 @@ class ShortConv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         kernel = jax.random.normal(rngs.params(), (width, channels)) * width**-0.5
-        self.kernel = nnx.Param(kernel, axes=("conv", *axes))
+        self.kernel = nnx.Param(kernel, axes=("conv", *axes), decay=True)
         self.bias = nnx.Param(jnp.zeros(channels), axes=axes) if bias else None
 
     def __call__(

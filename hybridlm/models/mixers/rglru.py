@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Linear, at_least_float32
+from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import ShortConv
+from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
 from hybridlm.settings.reader import require
 from kernels_pallas import linear_recurrence
@@ -142,7 +143,9 @@ class BlockDiagonal(nnx.Module):
     def __init__(self, channels: int, heads: int, *, rngs: nnx.Rngs):
         size = channels // heads
         kernel = jax.random.normal(rngs.params(), (heads, size, size)) * size**-0.5
-        self.kernel = nnx.Param(kernel, axes=("heads", "block_in", "block_out"))
+        self.kernel = nnx.Param(
+            kernel, axes=("heads", "block_in", "block_out"), decay=True, muon=True
+        )
         self.bias = nnx.Param(jnp.zeros((heads, size)), axes=("heads", "block_out"))
 
     def __call__(self, x_BTW: jax.Array) -> jax.Array:

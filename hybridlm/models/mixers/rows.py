@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hybridlm.models.layers import at_least_float32
+from hybridlm.models.norms import at_least_float32
 from kernels_pallas import segments
 
 _MASKED = -1e30
