@@ -65,7 +65,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = matmul(x, self.kernel[...])
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+        if self.bias is None:
+            return y
+        return y + self.bias[...].reshape((1,) * (y.ndim - 1) + (-1,)).astype(y.dtype)
 
 
 class Identity(nnx.Module):
