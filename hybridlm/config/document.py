@@ -53,7 +53,7 @@ def render() -> str:
 def _section(path: str, cls: type) -> str:
     summary, meanings = summary_and_meanings(cls)
     title = f"`{path}`" if path else "Top level"
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     rows = [
         f"| `{f.name}` | {type_text(hints[f.name])} | {default_text(f)} | {_cell(meanings.get(f.name, ''))} |"
         for f in dataclasses.fields(cls)

@@ -1,28 +1,32 @@
 """The settings of the text that a run generates at its end."""
 
-import dataclasses
+from typing import Annotated
 
-from hybridlm.settings.reader import Invalid, require
+from hybridlm.settings.bounds import AtLeast, Between, NonNegativeInt, PositiveInt, settings
+from hybridlm.settings.reader import Invalid
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SampleConfig:
-    """The text generated at the end of a run; tokens 0 for none."""
+    """The text generated at the end of a run.
+
+    Attributes:
+      prompt: the text that is continued; an empty one is the start of a document.
+      tokens: how many tokens are generated; 0 for none.
+      temperature: the logits are divided by it; 0 always takes the likeliest token (greedy).
+      top_k: sample from the k likeliest tokens only; None for all.
+      top_p: sample from the fewest likeliest tokens that have this probability together, after
+        top_k (nucleus sampling, arXiv 1904.09751); None for all.
+    """
 
     prompt: str = ""
-    tokens: int = 0
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
+    tokens: NonNegativeInt = 0
+    temperature: Annotated[float, AtLeast(0, note="greedy")] = 1.0
+    top_k: PositiveInt | None = None
+    top_p: Annotated[float, Between(0, 1, low_open=True)] | None = None
 
     def __post_init__(self):
         try:
             self.prompt.encode("utf-8")
         except UnicodeEncodeError:
             raise Invalid("prompt", "is not valid UTF-8") from None
-        require(self.tokens >= 0, "tokens", "must be 0 or more")
-        require(self.temperature >= 0, "temperature", "must be 0 (greedy) or more")
-        require(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1, or None")
-        require(
-            self.top_p is None or 0 < self.top_p <= 1, "top_p", "must lie in (0, 1], or be None"
-        )

@@ -35,6 +35,10 @@ class Block(nnx.Module):
     mlp: FeedForward
 
     @abc.abstractmethod
+    def normed(self, x_BTD: jax.Array) -> jax.Array:
+        """The mixer's input."""
+
+    @abc.abstractmethod
     def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
         """The block's output, and what `mix` and `feed` gave beside theirs.
 
@@ -109,8 +113,11 @@ class SequentialBlock(Block):
         self.mlp_post_norm = norm(after, parts.feedforward)
         self.residual = _scale(parts.residual_scale)
 
+    def normed(self, x_BTD: jax.Array) -> jax.Array:
+        return self.mixer_norm(x_BTD)
+
     def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
-        y_BTD, mixed = mix(self.mixer_norm(x_BTD))
+        y_BTD, mixed = mix(self.normed(x_BTD))
         x_BTD = x_BTD + self.residual(self.mixer_post_norm(y_BTD))
         y_BTD, fed = feed(self.mlp_norm(x_BTD))
         return x_BTD + self.residual(self.mlp_post_norm(y_BTD)), (mixed, fed)
@@ -125,8 +132,11 @@ class ParallelBlock(Block):
         self.mlp = parts.feedforward.build(spec, rngs=rngs)
         self.residual = _scale(parts.residual_scale)
 
+    def normed(self, x_BTD: jax.Array) -> jax.Array:
+        return self.norm(x_BTD)
+
     def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
-        normed_BTD = self.norm(x_BTD)
+        normed_BTD = self.normed(x_BTD)
         y_BTD, mixed = mix(normed_BTD)
         z_BTD, fed = feed(normed_BTD)
         return x_BTD + self.residual(y_BTD) + self.residual(z_BTD), (mixed, fed)

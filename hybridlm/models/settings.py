@@ -1,7 +1,7 @@
 """The settings of a model."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hybridlm.models import mixers as mixer_kinds
 from hybridlm.models import pattern as patterns
@@ -9,10 +9,21 @@ from hybridlm.models.feedforward import FeedForwardConfig, read_feedforward
 from hybridlm.models.feedforward.absent import NoFeedForwardConfig
 from hybridlm.models.mixers import MixerConfig
 from hybridlm.models.mixers.absent import NoMixerConfig
-from hybridlm.settings.reader import Invalid, require
+from hybridlm.settings.bounds import (
+    Above,
+    AtLeast,
+    AtMost,
+    Epsilon,
+    NonNegativeFloat,
+    NotEmpty,
+    PositiveFloat,
+    PositiveInt,
+    settings,
+)
+from hybridlm.settings.reader import require, within
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ModelConfig:
     """A decoder-only hybrid: named mixers, and a pattern that lays them out over the depth.
 
@@ -23,67 +34,51 @@ class ModelConfig:
         "MIXER+FEEDFORWARD" names its feed-forward too; "none" in either place leaves it out.
       mixers: settings by mixer name; each has a `kind` and that kind's own settings.
       mlp: settings of the feed-forward of layers that name none; None for layers without one.
-      feedforwards: settings by name of the feed-forwards that the pattern names.
-      prefix, suffix: mixer names of layers before and after the repeated units.
+      prefix: mixer names of the layers before the repeated units.
+      suffix: mixer names of the layers after the repeated units.
       vocab_size: rows of the embedding; None takes the tokenizer's, rounded up to 64.
       block: where the norms sit: before each half of a layer ("prenorm"), after it ("postnorm"),
         both ("sandwich"), or one before both halves, which stand side by side ("parallel").
       norm: of the residual stream: RMSNorm, with a scale that starts at 1 or an offset to 1
         (Gemma), or LayerNorm, with or without a bias.
-      norm_eps: epsilon of every norm.
-      residual_scale: factor on what each half of a layer adds to the residual stream (Granite).
+      norm_eps: added to the mean square (LayerNorm: the variance) under the root of every norm;
+        smaller numbers than the bound are 0 in float32.
+      tie_embeddings: True uses the embedding as the head, too (arXiv 1608.05859); False gives the
+        head a matrix of its own.
       logit_soft_cap: cap * tanh(logits / cap) at the head.
       z_loss: weight of the squared log-normaliser (ST-MoE, arXiv 2202.08906, eq. 5).
       embedding_scale: factor on the embedding's output; Gemma's is sqrt(width).
+      residual_scale: factor on what each half of a layer adds to the residual stream (Granite).
+      feedforwards: settings by name of the feed-forwards that the pattern names; each has a `kind`
+        and that kind's own settings.
       init_std: standard deviation of the initial embedding; kernels start at 1 over sqrt(fan-in).
     """
 
-    width: int
-    depth: int
+    width: PositiveInt
+    depth: Annotated[PositiveInt, AtMost(patterns.MAX_LAYERS)]
     pattern: str
-    mixers: dict[str, Any]
+    mixers: Annotated[dict[str, Any], NotEmpty("defines no mixer")]
     mlp: Any
     prefix: str = ""
     suffix: str = ""
-    vocab_size: int | None = None
+    vocab_size: Annotated[int, AtLeast(2, none="to take the tokenizer's")] | None = None
     block: Literal["prenorm", "postnorm", "sandwich", "parallel"] = "prenorm"
     norm: Literal["rmsnorm", "rmsnorm_unit_offset", "layernorm", "layernorm_no_bias"] = "rmsnorm"
-    norm_eps: float = 1e-6
+    norm_eps: Epsilon = 1e-6
     tie_embeddings: bool = True
-    logit_soft_cap: float | None = None
-    z_loss: float = 0.0
-    embedding_scale: float = 1.0
-    init_std: float = 0.02
-    residual_scale: float = 1.0
+    logit_soft_cap: Annotated[float, Above(0, none="for no cap")] | None = None
+    z_loss: NonNegativeFloat = 0.0
+    embedding_scale: PositiveFloat = 1.0
+    init_std: PositiveFloat = 0.02
+    residual_scale: PositiveFloat = 1.0
     feedforwards: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("width", "depth"):
-            require(
-                getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}"
-            )
-        require(
-            self.depth <= patterns.MAX_LAYERS,
-            "depth",
-            f"must be at most {patterns.MAX_LAYERS:,}, not {self.depth}",
-        )
-        require(self.vocab_size is None or self.vocab_size >= 2, "vocab_size", "must be at least 2")
-        for name in ("norm_eps", "embedding_scale", "init_std", "residual_scale"):
-            require(getattr(self, name) > 0, name, f"must be positive, not {getattr(self, name)}")
-        require(self.z_loss >= 0, "z_loss", "must be 0 or more")
-        require(
-            self.logit_soft_cap is None or self.logit_soft_cap > 0,
-            "logit_soft_cap",
-            "must be positive, or None for no cap",
-        )
-        require(bool(self.mixers), "mixers", "defines no mixer")
         parsed = {n: mixer_kinds.read_mixer(m, f"model.mixers.{n}") for n, m in self.mixers.items()}
         object.__setattr__(self, "mixers", parsed)
         for name, mixer in parsed.items():
-            try:
+            with within(f"mixers.{name}"):
                 mixer.check_width(self.width)
-            except Invalid as error:
-                raise Invalid(f"mixers.{name}.{error.field}", str(error)) from None
         mlp = None if self.mlp is None else read_feedforward(self.mlp, "model.mlp")
         object.__setattr__(self, "mlp", mlp)
         named = {

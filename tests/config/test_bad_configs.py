@@ -13,7 +13,11 @@ from hybridlm.errors import ConfigError
 # (override, what the sentence says): the key, what was wrong, what would be right.
 BAD = [
     ("model.mixers.swa.windw=3", "unknown key model.mixers.swa.windw: did you mean 'window'?"),
-    ("model.mixers.swa.window=0", "model.mixers.swa.window must be at least 1"),
+    (
+        "model.mixers.swa.window=0",
+        "swa.window must be at least 1 (a query's own key counts), or None for full",
+    ),
+    ("model.mixers.swa.head_dim=0", "model.mixers.swa.head_dim must be at least 1, or None, not 0"),
     ("model.mixers.swa.window=1.5", "model.mixers.swa.window must be a whole number, not 1.5"),
     ("model.mixers.swa.kv_heads=3", "model.mixers.swa.kv_heads is 3 and does not divide heads 4"),
     ("model.mixers.full.heads=5", "model.mixers.full.kv_heads is 2 and does not divide heads 5"),
@@ -41,7 +45,10 @@ BAD = [
     ("model.prefix='swa*7'", "model.depth is 6, but prefix and suffix have 7 layers"),
     ("model.block='sandwhich'", "model.block is 'sandwhich' (str): did you mean 'sandwich'?"),
     ("model.mlp.kind='relu'", "model.mlp.kind is 'relu': valid are: gated, geglu, plain, swiglu"),
-    ("model.logit_soft_cap=-1.0", "model.logit_soft_cap must be positive"),
+    (
+        "model.logit_soft_cap=-1.0",
+        "model.logit_soft_cap must be positive, or None for no cap, not -1.0",
+    ),
     ("model.vocab_size=100", "model.vocab_size is 100, and the tokenizer has 258 ids"),
     ("data.sources.addresses.kind='json'", "data.sources.addresses.kind is 'json' (str): did you"),
     ("data.sources={}", "data.sources names no source"),
@@ -49,7 +56,7 @@ BAD = [
     ("data.seq_len=0", "data.seq_len must be at least 1, not 0"),
     ("data.batch_size=1.5", "data.batch_size must be a whole number, not 1.5"),
     ("data.tokenizer.kind='hf'", "data.tokenizer.path must name the file of the hf tokenizer"),
-    ("data.heldout_fraction=1", "data.heldout_fraction must lie between 0 and 1"),
+    ("data.heldout_fraction=1", "data.heldout_fraction must lie in (0, 1), not 1.0"),
     ("train.accumulate=3", "train.accumulate is 3 and does not divide data.batch_size 8"),
     ("train.steps=0", "train.steps must be at least 1, not 0"),
     ("train.dtype='float16'", "train.dtype is 'float16' (str): did you mean 'bfloat16'?"),
@@ -58,12 +65,28 @@ BAD = [
     ("optimizer.name='adamW'", "optimizer.name is 'adamW' (str): did you mean 'adamw'?"),
     ("optimizer.schedule='wsd'", 'optimizer.decay_steps goes with schedule "wsd"'),
     ("optimizer.warmup_steps=100000", "optimizer.warmup_steps and decay_steps together exceed"),
+    ("mesh.tensor=0", "mesh.tensor must be at least 1, or -1, not 0"),
     ("mesh.fsdp=-1", "mesh.fsdp is -1, and so is another axis"),
     ("seed=-1", "seed must lie in [0, 2^31), not -1"),
     ("optimizer.lr=1e999", "optimizer.lr must be a finite number, not inf"),
     ("optimizer.lr='1e-3'", "optimizer.lr must be a number, not '1e-3' (str)"),
-    ("optimizer.eps=0", "optimizer.eps must be positive, not 0"),
-    ("optimizer.muon_lr=0", "optimizer.muon_lr must be positive, or None to take lr"),
+    (
+        "optimizer.eps=1e-38",
+        "optimizer.eps must be at least 1.1754943508222875e-38 (smaller ones are 0 in float32), not 1e-38",
+    ),
+    ("optimizer.eps=0", "optimizer.eps must be at least 1.1754943508222875e-38 (smaller"),
+    ("optimizer.b2=1", "optimizer.b2 must lie in [0, 1), not 1.0"),
+    ("optimizer.final_lr_fraction=1.5", "optimizer.final_lr_fraction must lie in 0 to 1, not 1.5"),
+    ("model.norm_eps=1e-39", "model.norm_eps must be at least 1.1754943508222875e-38 (smaller"),
+    (
+        "model.mixers.swa.rope={'theta': 1, 'yarn': {'factor': 2, 'length': 64}}",
+        "model.mixers.swa.rope.theta must be above 1 with yarn, which divides by its logarithm, not 1.0",
+    ),
+    (
+        "model.mixers.swa.rope={'yarn': {'factor': 0.5, 'length': 64}}",
+        "model.mixers.swa.rope.yarn.factor must be at least 1, not 0.5",
+    ),
+    ("optimizer.muon_lr=0", "optimizer.muon_lr must be positive, or None to take lr, not 0.0"),
     ("model.init_std=-1", "model.init_std must be positive, not -1.0"),
     ("model.z_loss=1e999", "model.z_loss must be a finite number, not inf"),
     (
@@ -88,7 +111,7 @@ BAD = [
     ("train.steps=", "train.steps must be a whole number, not '' (str)"),
     ("=3", "--config. has an empty name in its key"),
     ("sample.prompt=a\udcff", "sample.prompt is not valid UTF-8"),
-    ("sample.top_p=0", "sample.top_p must lie in (0, 1], or be None"),
+    ("sample.top_p=0", "sample.top_p must lie in (0, 1], or be None, not 0.0"),
     ("model.width.x=3", "model.width is 128, a value: it has no key x"),
     ("train..steps=3", "--config.train..steps has an empty name in its key"),
 ]

@@ -1,6 +1,5 @@
 """The feed-forward of a layer without one: "none" in a pattern, or `model.mlp = None`."""
 
-import dataclasses
 from typing import ClassVar
 
 import jax
@@ -9,9 +8,10 @@ from flax import nnx
 
 from hybridlm.models.feedforward.base import FeedForward, FeedForwardConfig
 from hybridlm.models.mixers.base import LayerSpec, SequenceContext
+from hybridlm.settings.bounds import settings
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class NoFeedForwardConfig(FeedForwardConfig):
     """A layer's missing feed-forward: no parameters, no FLOPs."""
 

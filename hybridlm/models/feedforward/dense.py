@@ -1,6 +1,5 @@
 """Dense feed-forwards: gated (three matrices) and plain (two)."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
@@ -11,7 +10,7 @@ from flax import nnx
 from hybridlm.models.feedforward.base import FeedForward, FeedForwardConfig
 from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, SequenceContext
-from hybridlm.settings.reader import require
+from hybridlm.settings.bounds import PositiveInt, settings
 
 ActivationName = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 
@@ -24,16 +23,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DenseConfig(FeedForwardConfig):
     """Base of the dense kinds: `matrices` of width x hidden."""
 
     matrices: ClassVar[int]
 
-    hidden: int
-
-    def __post_init__(self):
-        require(self.hidden >= 1, "hidden", f"must be at least 1, not {self.hidden}")
+    hidden: PositiveInt
 
     def parameters(self, width: int) -> int:
         biases = (self.matrices - 1) * self.hidden + width if self.has_bias else 0
@@ -51,7 +47,7 @@ class DenseConfig(FeedForwardConfig):
         return getattr(self, "bias", False)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class GatedConfig(DenseConfig):
     """A gated feed-forward: `down(act(gate x) * up x)`.
 
@@ -73,7 +69,7 @@ class GatedConfig(DenseConfig):
         return Gated(spec, self.hidden, self.activation, self.bias, rngs=rngs)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SwiGLUConfig(DenseConfig):
     """A gated feed-forward with silu and no biases: `down(silu(gate x) * up x)`.
 
@@ -90,7 +86,7 @@ class SwiGLUConfig(DenseConfig):
         return Gated(spec, self.hidden, "silu", False, rngs=rngs)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class GeGLUConfig(DenseConfig):
     """A gated feed-forward with GELU (its tanh form) and no biases.
 
@@ -107,7 +103,7 @@ class GeGLUConfig(DenseConfig):
         return Gated(spec, self.hidden, "gelu_tanh", False, rngs=rngs)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class PlainConfig(DenseConfig):
     """A feed-forward without a gate: `down(act(up x))`.
 

@@ -1,6 +1,5 @@
 """The mixer of a layer without one: "none" in a pattern."""
 
-import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -8,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.settings.bounds import settings
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class NoMixerConfig(MixerConfig):
     """A layer's missing mixer: no parameters, no FLOPs, no state."""
 

@@ -1,8 +1,7 @@
 """Softmax attention: full, windowed or in chunks, MHA/GQA/MQA, RoPE or NoPE, with its options."""
 
-import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +18,21 @@ from hybridlm.models.positional import (
     RopeConfig,
     Temperature,
     TemperatureConfig,
+    check_rope,
     no_rope,
     no_temperature,
 )
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import AtLeast, PositiveFloat, PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas.attention import AttentionState, decode_attention
 
 __all__ = ["Attention", "AttentionConfig", "mean_keys"]
 
+WindowSize = Annotated[int, AtLeast(1, note="a query's own key counts", none="for full attention")]
 
-@dataclasses.dataclass(frozen=True)
+
+@settings
 class AttentionConfig(MixerConfig):
     """Causal softmax attention.
 
@@ -40,7 +43,7 @@ class AttentionConfig(MixerConfig):
       window: keys a query sees, its own included; None for full attention.
       chunk: positions of a chunk: a query sees the keys of its own chunk of the document, as in
         Llama 4's local layers; None for full attention. Not together with window.
-      rope: its settings, or None for NoPE.
+      rope: RoPE's settings, or None for NoPE.
       temperature: a factor on the logits that grows with the position, or None; for NoPE layers.
       qk_norm: RMSNorm on each query and key head before RoPE: True with a learned scale, "l2"
         without (Llama 4).
@@ -56,50 +59,34 @@ class AttentionConfig(MixerConfig):
     source: ClassVar[str] = "arXiv 1706.03762 sec. 3.2; GQA arXiv 2305.13245"
     operations: ClassVar[tuple[str, ...]] = ("attention",)
 
-    heads: int
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    window: int | None = None
-    chunk: int | None = None
+    heads: PositiveInt
+    kv_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    window: WindowSize | None = None
+    chunk: Annotated[int, AtLeast(1, none="for full attention")] | None = None
     rope: RopeConfig | None = RopeConfig()
     temperature: TemperatureConfig | None = None
     qk_norm: bool | Literal["l2"] = False
     output_gate: bool | Literal["head"] = False
     sinks: bool = False
-    soft_cap: float | None = None
-    scale: float | None = None
+    soft_cap: PositiveFloat | None = None
+    scale: PositiveFloat | None = None
 
     def __post_init__(self):
-        require(self.heads >= 1, "heads", f"must be at least 1, not {self.heads}")
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        require(kv_heads >= 1, "kv_heads", f"must be at least 1, not {kv_heads}")
         require(
             self.heads % kv_heads == 0,
             "kv_heads",
             f"is {kv_heads} and does not divide heads {self.heads}: use {_divisors(self.heads)}",
         )
         require(
-            self.window is None or self.window >= 1,
-            "window",
-            f"must be at least 1 (a query's own key counts), or None for full attention,"
-            f" not {self.window}",
-        )
-        require(
-            self.chunk is None or self.chunk >= 1,
-            "chunk",
-            f"must be at least 1, or None for full attention, not {self.chunk}",
-        )
-        require(
             self.chunk is None or self.window is None,
             "chunk",
             "goes without window: attention is local in one way or the other",
         )
-        for name in ("head_dim", "soft_cap", "scale"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, f"must be positive, or None, not {value}")
         object.__setattr__(self, "kv_heads", kv_heads)
         if self.head_dim is not None:
-            self._check_rope(self.head_dim)
+            check_rope(self.rope, self.head_dim)
 
     def check_width(self, width: int) -> None:
         if self.head_dim is None:
@@ -109,16 +96,7 @@ class AttentionConfig(MixerConfig):
                 f"is {self.heads} and does not divide model.width {width}: use"
                 f" {_divisors(width)}, or set head_dim",
             )
-            self._check_rope(width // self.heads)
-
-    def _check_rope(self, head_dim: int) -> None:
-        if self.rope is not None:
-            rotated = self.rope.rotated(head_dim)
-            require(
-                rotated >= 2 and rotated % 2 == 0,
-                "rope",
-                f"rotates {rotated} of {head_dim} dimensions of a head: it needs an even number",
-            )
+            check_rope(self.rope, width // self.heads)
 
     def head_size(self, width: int) -> int:
         return self.head_dim or width // self.heads

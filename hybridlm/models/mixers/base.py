@@ -15,7 +15,6 @@ Its config is a frozen dataclass derived from `MixerConfig`.
 """
 
 import abc
-import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.mixers import rows
+from hybridlm.settings.bounds import settings
 
 # Dimensions: B batch, T time, D width, H query heads, G key/value heads, K head size, S state
 # entries (keys held in a cache), W recurrent width, F MLP hidden size, V vocabulary.
@@ -79,7 +79,7 @@ class LayerSpec(NamedTuple):
     depth: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class MixerConfig(abc.ABC):
     """Settings of one named mixer; `kind_name` is what configs write as `kind`.
 

@@ -4,7 +4,6 @@ x -> q, k, v -> short convolutions and silu -> q, k to length 1 -> delta rule ->
 """
 
 import abc
-import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceC
 from hybridlm.models.mixers.parts import GatedRMSNorm, ShortConv, initial_dt_bias, l2_normalize
 from hybridlm.models.norms import RMSNorm, at_least_float32
 from hybridlm.parallel import ops
-from hybridlm.settings.reader import require
+from hybridlm.settings.bounds import settings
 from kernels_pallas import delta_rule
 from kernels_pallas.causal_conv import ConvState
 
@@ -38,20 +37,11 @@ class Sizes(NamedTuple):
         return self.value_heads * self.value_size
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DeltaConfig(MixerConfig):
     """Base of the three mixers' settings; each says its sizes, decay, output and their costs."""
 
     name: ClassVar[str]
-
-    def __post_init__(self):
-        require(self.heads >= 1, "heads", f"must be at least 1, not {self.heads}")
-        require(
-            1 <= self.conv_width <= 8, "conv_width", f"must lie in 1 to 8, not {self.conv_width}"
-        )
-        for field in ("head_dim", "value_dim"):
-            value = getattr(self, field, None)
-            require(value is None or value >= 1, field, f"must be at least 1, or None, not {value}")
 
     @abc.abstractmethod
     def sizes(self, width: int) -> Sizes:

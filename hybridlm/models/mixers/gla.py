@@ -1,6 +1,5 @@
 """Gated linear attention (arXiv 2312.06635): each channel of the key forgets at its own rate."""
 
-import dataclasses
 from typing import ClassVar
 
 import jax
@@ -12,11 +11,12 @@ from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceC
 from hybridlm.models.mixers.parts import GatedRMSNorm
 from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import PositiveFloat, PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas.gated_linear import GatedLinearState, empty_state
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class GLAConfig(MixerConfig):
     """Settings of the GLA mixer.
 
@@ -35,19 +35,11 @@ class GLAConfig(MixerConfig):
     source: ClassVar[str] = "arXiv 2312.06635 sec. 4.4"
     operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
 
-    heads: int = 4
-    expand_k: float = 0.5
-    expand_v: float = 1.0
-    gate_rank: int = 16
-    gate_normalizer: float = 16.0
-
-    def __post_init__(self):
-        for name in ("heads", "gate_rank"):
-            value = getattr(self, name)
-            require(value >= 1, name, f"must be at least 1, not {value}")
-        for name in ("expand_k", "expand_v", "gate_normalizer"):
-            value = getattr(self, name)
-            require(value > 0, name, f"must be positive, not {value}")
+    heads: PositiveInt = 4
+    expand_k: PositiveFloat = 0.5
+    expand_v: PositiveFloat = 1.0
+    gate_rank: PositiveInt = 16
+    gate_normalizer: PositiveFloat = 16.0
 
     def check_width(self, width: int) -> None:
         for name, size in zip(("expand_k", "expand_v"), self.sizes(width), strict=True):

@@ -1,6 +1,5 @@
 """Gated slot attention: softmax attention over a fixed number of gated memory slots."""
 
-import dataclasses
 from typing import ClassVar, Literal
 
 import jax
@@ -11,12 +10,13 @@ from hybridlm.models.layers import Identity, Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.norms import RMSNorm, at_least_float32
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import PositiveFloat, PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas import gated_slots
 from kernels_pallas.gated_slots import SlotState
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class GSAConfig(MixerConfig):
     """Gated slot attention.
 
@@ -42,29 +42,24 @@ class GSAConfig(MixerConfig):
     source: ClassVar[str] = "arXiv 2409.07146"
     operations: ClassVar[tuple[str, ...]] = ("gated_slots",)
 
-    heads: int = 4
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    slots: int = 64
-    gate_normalizer: float = 8.0
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    slots: PositiveInt = 64
+    gate_normalizer: PositiveFloat = 8.0
     empty_slots: Literal["null", "masked"] = "null"
     swish_qk: bool = True
     swish_v: bool = True
     output_norm: bool = True
-    scale: float | None = 1.0
+    scale: PositiveFloat | None = 1.0
 
     def __post_init__(self):
-        require(self.heads >= 1, "heads", f"must be at least 1, not {self.heads}")
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
         require(
-            kv_heads >= 1 and self.heads % kv_heads == 0,
+            self.heads % kv_heads == 0,
             "kv_heads",
             f"is {kv_heads} and does not divide heads {self.heads}",
         )
-        require(self.slots >= 1, "slots", f"must be at least 1, not {self.slots}")
-        for name in ("head_dim", "gate_normalizer", "scale"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, f"must be positive, not {value}")
         object.__setattr__(self, "kv_heads", kv_heads)
 
     def check_width(self, width: int) -> None:

@@ -1,7 +1,6 @@
 """HGRN2 (arXiv 2404.07904): a gated recurrence whose forget gate is also its key, k = 1 - f."""
 
-import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +10,18 @@ from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.norms import RMSNorm, at_least_float32
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import Between, PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas.gated_linear import GatedLinearState, empty_state
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class HGRN2Config(MixerConfig):
     """Settings of the HGRN2 mixer.
 
     Attributes:
       expand: state entries per channel of the value, which is also the size of a head.
-      lower_bound: of the forget gate. The paper learns bounds that grow from layer to layer;
+      lower_bound: lower bound of the forget gate. The paper learns bounds that grow from layer to layer;
         here it is a number of the mixer, and deeper layers may name another mixer.
     """
 
@@ -32,14 +32,8 @@ class HGRN2Config(MixerConfig):
     source: ClassVar[str] = "arXiv 2404.07904 sec. 3"
     operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
 
-    expand: int = 128
-    lower_bound: float = 0.0
-
-    def __post_init__(self):
-        require(self.expand >= 1, "expand", f"must be at least 1, not {self.expand}")
-        require(
-            0 <= self.lower_bound < 1, "lower_bound", f"must lie in [0, 1), not {self.lower_bound}"
-        )
+    expand: PositiveInt = 128
+    lower_bound: Annotated[float, Between(0, 1, high_open=True)] = 0.0
 
     def check_width(self, width: int) -> None:
         require(

@@ -1,6 +1,5 @@
 """Multi-head latent attention: keys and values of all heads from one small latent per token."""
 
-import dataclasses
 from typing import ClassVar
 
 import jax
@@ -19,13 +18,13 @@ from hybridlm.models.mixers.base import (
 from hybridlm.models.mixers.spans import mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.norms import RMSNorm
-from hybridlm.models.positional import Rope, RopeConfig, no_rope
+from hybridlm.models.positional import Rope, RopeConfig, check_rope, no_rope
 from hybridlm.parallel import ops
-from hybridlm.settings.reader import require
+from hybridlm.settings.bounds import NonNegativeInt, PositiveFloat, PositiveInt, settings
 from kernels_pallas.attention import AttentionState, decode_attention
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class MLAConfig(MixerConfig):
     """Multi-head latent attention.
 
@@ -37,9 +36,9 @@ class MLAConfig(MixerConfig):
       kv_rank: size of the latent.
       q_rank: size of the queries' latent; None projects them directly.
       qk_nope: size of the part of a key that comes from the latent.
-      qk_rope: size of the part that all heads share, 0 for none.
+      qk_rope: size of the part of a key that all heads share, 0 for none.
       value_dim: size of a head's values.
-      rope: of the shared part; None leaves it unrotated (Kimi Linear's NoPE).
+      rope: RoPE's settings, for the shared part; None leaves it unrotated (Kimi Linear's NoPE).
       scale: factor on logits; None is (qk_nope + qk_rope) ** -0.5.
     """
 
@@ -48,37 +47,18 @@ class MLAConfig(MixerConfig):
     source: ClassVar[str] = "arXiv 2405.04434 sec. 2.1; arXiv 2412.19437 sec. 2.1.1"
     operations: ClassVar[tuple[str, ...]] = ("attention",)
 
-    heads: int
-    kv_rank: int = 512
-    q_rank: int | None = None
-    qk_nope: int = 128
-    qk_rope: int = 64
-    value_dim: int = 128
+    heads: PositiveInt
+    kv_rank: PositiveInt = 512
+    q_rank: PositiveInt | None = None
+    qk_nope: PositiveInt = 128
+    qk_rope: NonNegativeInt = 64
+    value_dim: PositiveInt = 128
     rope: RopeConfig | None = RopeConfig()
-    scale: float | None = None
+    scale: PositiveFloat | None = None
 
     def __post_init__(self):
-        for name in ("heads", "kv_rank", "qk_nope", "value_dim"):
-            value = getattr(self, name)
-            require(value >= 1, name, f"must be at least 1, not {value}")
-        require(
-            self.q_rank is None or self.q_rank >= 1,
-            "q_rank",
-            f"must be at least 1, or None, not {self.q_rank}",
-        )
-        require(self.qk_rope >= 0, "qk_rope", f"must be at least 0, not {self.qk_rope}")
-        require(
-            self.scale is None or self.scale > 0,
-            "scale",
-            f"must be positive, or None, not {self.scale}",
-        )
-        if self.rope is not None and self.qk_rope:
-            rotated = self.rope.rotated(self.qk_rope)
-            require(
-                rotated >= 2 and rotated % 2 == 0,
-                "rope",
-                f"rotates {rotated} of {self.qk_rope} dimensions: it needs an even number",
-            )
+        if self.qk_rope:
+            check_rope(self.rope, self.qk_rope)
 
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "MLA":
         return MLA(self, spec, rngs=rngs)

@@ -1,7 +1,6 @@
 """mLSTM: xLSTM's matrix memory with exponential input gates, in the form of xLSTM-7B."""
 
-import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import Between, PositiveFloat, PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas import gated_linear, segments
 
@@ -20,14 +20,15 @@ FORGET_BIAS = (3.0, 6.0)  # of the forget gates, evenly spaced over the heads
 RESET = -1e30  # ends the reach of everything before it in the (max, +) scan
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class MLSTMConfig(MixerConfig):
     """Settings of the mLSTM mixer.
 
     Attributes:
       heads: matrix memories.
       qk_dim_factor: size of all query (and key) heads together over the model's width.
-      v_dim_factor: the same of the values; a memory is head sizes of key x value.
+      v_dim_factor: size of all value heads together over the model's width; a head's memory is its
+        key size x its value size.
       gate_soft_cap: cap * tanh(x / cap) on what input and forget gates are made of.
     """
 
@@ -39,21 +40,11 @@ class MLSTMConfig(MixerConfig):
     source: ClassVar[str] = "arXiv 2405.04517 sec. 2.3; xLSTM-7B, arXiv 2503.13427"
     operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
 
-    heads: int = 4
-    qk_dim_factor: float = 0.5
-    v_dim_factor: float = 1.0
-    gate_soft_cap: float = 15.0
-
-    def __post_init__(self):
-        require(self.heads >= 1, "heads", f"must be at least 1, not {self.heads}")
-        for name in ("qk_dim_factor", "v_dim_factor"):
-            value = getattr(self, name)
-            require(value > 0, name, f"must be positive, not {value}")
-        require(
-            0 < self.gate_soft_cap <= 80,  # exp(-m) is to stay a float32 number
-            "gate_soft_cap",
-            f"must lie in (0, 80], not {self.gate_soft_cap}",
-        )
+    heads: PositiveInt = 4
+    qk_dim_factor: PositiveFloat = 0.5
+    v_dim_factor: PositiveFloat = 1.0
+    # exp(-m) is to stay a float32 number
+    gate_soft_cap: Annotated[float, Between(0, 80, low_open=True)] = 15.0
 
     def check_width(self, width: int) -> None:
         for name, head_size in zip(

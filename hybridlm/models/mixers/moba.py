@@ -1,6 +1,5 @@
 """Mixture of block attention: sparse attention that chooses blocks of the past by their mean keys."""
 
-import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -11,8 +10,9 @@ from hybridlm.models.layers import Linear
 from hybridlm.models.mixers import rows, token_cache
 from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.token_cache import TokenCache
-from hybridlm.models.positional import Rope, RopeConfig, no_rope
+from hybridlm.models.positional import Rope, RopeConfig, check_rope, no_rope
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas.block_sparse import (
     BlockSparseState,
@@ -22,7 +22,7 @@ from kernels_pallas.block_sparse import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class MoBAConfig(MixerConfig):
     """Mixture of block attention.
 
@@ -38,7 +38,7 @@ class MoBAConfig(MixerConfig):
       head_dim: size of a head; None is width // heads.
       block: tokens of a block, counted from the document's start.
       top_k: blocks a query sees, its own included.
-      rope: its settings, or None for NoPE. Mean keys are those of rotated keys.
+      rope: RoPE's settings, or None for NoPE. Mean keys are those of rotated keys.
     """
 
     kind_name: ClassVar[str] = "moba"
@@ -48,27 +48,19 @@ class MoBAConfig(MixerConfig):
     source: ClassVar[str] = "arXiv 2502.13189 sec. 2.2"
     operations: ClassVar[tuple[str, ...]] = ("block_sparse",)
 
-    heads: int
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    block: int = 512
-    top_k: int = 3
+    heads: PositiveInt
+    kv_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    block: PositiveInt = 512
+    top_k: PositiveInt = 3
     rope: RopeConfig | None = RopeConfig()
 
     def __post_init__(self):
-        for name in ("heads", "block", "top_k"):
-            value = getattr(self, name)
-            require(value >= 1, name, f"must be at least 1, not {value}")
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
         require(
-            kv_heads >= 1 and self.heads % kv_heads == 0,
+            self.heads % kv_heads == 0,
             "kv_heads",
             f"is {kv_heads} and does not divide heads {self.heads}",
-        )
-        require(
-            self.head_dim is None or self.head_dim >= 1,
-            "head_dim",
-            f"must be at least 1, or None, not {self.head_dim}",
         )
         object.__setattr__(self, "kv_heads", kv_heads)
 
@@ -78,14 +70,7 @@ class MoBAConfig(MixerConfig):
             "heads",
             f"is {self.heads} and does not divide model.width {width}: set head_dim",
         )
-        if self.rope is not None:
-            size = self.head_size(width)
-            rotated = self.rope.rotated(size)
-            require(
-                rotated >= 2 and rotated % 2 == 0,
-                "rope",
-                f"rotates {rotated} of {size} dimensions of a head: it needs an even number",
-            )
+        check_rope(self.rope, self.head_size(width))
 
     def head_size(self, width: int) -> int:
         return self.head_dim or width // self.heads

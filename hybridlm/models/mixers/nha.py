@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,9 @@ from hybridlm.models.mixers.attention import mean_keys
 from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, SequenceContext
 from hybridlm.models.mixers.gsa import GSA, GSAConfig
 from hybridlm.models.mixers.token_cache import check_room
-from hybridlm.models.positional import Rope, RopeConfig, no_rope
+from hybridlm.models.positional import Rope, RopeConfig, check_rope, no_rope
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import AtLeast, Between, settings
 from hybridlm.settings.reader import require
 from kernels_pallas import segments
 from kernels_pallas.attention import AttentionState
@@ -22,9 +23,10 @@ from kernels_pallas.context import delay
 from kernels_pallas.gated_slots import NEGATIVE, SlotState
 
 Pair = tuple[jax.Array, jax.Array]  # (out_BTHV, lse_BTH) of a softmax over some of the entries
+WindowSize = Annotated[int, AtLeast(0, note="gated slot attention", none="for all tokens")]
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class NHAConfig(GSAConfig):
     """Native Hybrid Attention.
 
@@ -34,9 +36,9 @@ class NHAConfig(GSAConfig):
     Attributes:
       window: tokens a query sees exactly, its own included; what leaves the window is written into
         the slots. 0 is gated slot attention; None keeps every token and leaves the slots empty.
-      rope: its settings, on the window's queries and keys alone, or None for NoPE.
-      slot_usage_weight: of the auxiliary loss BCE(logit of the slots' share, slot_usage_target),
-        through the slots alone; 0 is none.
+      rope: RoPE's settings, on the window's queries and keys alone, or None for NoPE.
+      slot_usage_weight: weight of the auxiliary loss BCE(logit of the slots' share,
+        slot_usage_target), through the slots alone; 0 is none.
       slot_usage_target: the share of each softmax that the loss wants on the slots.
     """
 
@@ -48,48 +50,24 @@ class NHAConfig(GSAConfig):
     source: ClassVar[str] = "arXiv 2510.07019"
     operations: ClassVar[tuple[str, ...]] = ("attention", "gated_slots")
 
-    window: int | None = 32
+    window: WindowSize | None = 32
     rope: RopeConfig | None = RopeConfig()
-    slot_usage_weight: float = 0.0
-    slot_usage_target: float = 0.5
+    slot_usage_weight: Annotated[float, AtLeast(0, note="no loss")] = 0.0
+    slot_usage_target: Annotated[float, Between(0, 1, low_open=True, high_open=True)] = 0.5
 
     def __post_init__(self):
         super().__post_init__()
-        require(
-            self.window is None or self.window >= 0,
-            "window",
-            f"must be at least 0 (gated slot attention), or None for all tokens, not {self.window}",
-        )
-        require(
-            self.slot_usage_weight >= 0,
-            "slot_usage_weight",
-            f"must be at least 0 (no loss), not {self.slot_usage_weight}",
-        )
         require(
             self.slot_usage_weight == 0 or bool(self.window),
             "slot_usage_weight",
             f"weighs slots against a window, and window is {self.window}: use 0",
         )
-        require(
-            0 < self.slot_usage_target < 1,
-            "slot_usage_target",
-            f"is a share between 0 and 1, not {self.slot_usage_target}",
-        )
         if self.head_dim is not None:
-            self._check_rope(self.head_dim)
+            check_rope(self.rope, self.head_dim)
 
     def check_width(self, width: int) -> None:
         super().check_width(width)
-        self._check_rope(self.head_size(width))
-
-    def _check_rope(self, head_dim: int) -> None:
-        if self.rope is not None:
-            rotated = self.rope.rotated(head_dim)
-            require(
-                rotated >= 2 and rotated % 2 == 0,
-                "rope",
-                f"rotates {rotated} of {head_dim} dimensions of a head: it needs an even number",
-            )
+        check_rope(self.rope, self.head_size(width))
 
     def reach(self, seq_len: int) -> int | None:
         return (seq_len if self.window is None else min(self.window, seq_len)) or None

@@ -1,6 +1,5 @@
 """Within-layer hybrids: several mixers read the same input side by side (Hymba, Falcon-H1)."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -11,10 +10,11 @@ from flax import nnx
 from hybridlm.models.mixers import rows
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.norms import RMSNorm
-from hybridlm.settings.reader import Invalid, nearest, require
+from hybridlm.settings.bounds import settings
+from hybridlm.settings.reader import nearest, require, within
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ParallelConfig(MixerConfig):
     """A mixer made of mixers, e.g. attention and a recurrence on the same input.
 
@@ -22,7 +22,7 @@ class ParallelConfig(MixerConfig):
       branches: at least two mixers by name, each with its own `kind`; a branch may be "parallel".
       combine: "mean" of the branches' outputs after an RMSNorm with a learned scale per channel
         each (Hymba), or their "sum" with fixed multipliers (Falcon-H1).
-      multipliers: by branch name, for "sum"; a branch not named has 1.
+      multipliers: factors on the outputs by branch name, for "sum"; a branch not named has 1.
     """
 
     kind_name: ClassVar[str] = "parallel"
@@ -49,10 +49,8 @@ class ParallelConfig(MixerConfig):
 
     def check_width(self, width: int) -> None:
         for name, branch in self.branches.items():
-            try:
+            with within(f"branches.{name}"):
                 branch.check_width(width)
-            except Invalid as error:
-                raise Invalid(f"branches.{name}.{error.field}", str(error)) from None
 
     def multiplier(self, branch: str) -> float:
         return (self.multipliers or {}).get(branch, 1.0)

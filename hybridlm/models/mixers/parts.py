@@ -1,12 +1,18 @@
 """Parts that several mixers are made of: the short convolution, gated norms, initial time steps."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import Between
 from kernels_pallas import causal_conv
+
+#: Taps of a short convolution, as many as the operation takes.
+ConvWidth = Annotated[int, Between(1, causal_conv.MAX_WIDTH)]
 
 
 class ShortConv(nnx.Module):
