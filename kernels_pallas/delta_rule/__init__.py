@@ -8,12 +8,12 @@ Delta Attention (Kimi Team 2025, arXiv:2510.26692).
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import dispatch, mxu, segments
 from kernels_pallas.delta_rule import chunked, hopper, reference, tpu
+from kernels_pallas.forms import Call
 
 _SIZES = (64, 128, 192, 256)
 SUPPORT = (
@@ -50,7 +50,12 @@ SUPPORT = (
         auto=False,
     ),
 )
-_FORMS = {"reference": reference.delta_rule, "chunked": chunked.delta_rule}
+_FORMS = {
+    "reference": reference.delta_rule,
+    "chunked": chunked.delta_rule,
+    "tpu": tpu.delta_rule,
+    "hopper": hopper.delta_rule,
+}
 
 
 class DeltaRuleState(NamedTuple):
@@ -133,58 +138,15 @@ def delta_rule(
         key_dtype=dispatch.dtypes(q_BTGK, k_BTGK),
         precision=mxu.precision_name(precision),
     )
-    form = dispatch.resolve("delta_rule", impl, case, SUPPORT)
+    form = _FORMS[dispatch.resolve("delta_rule", impl, case, SUPPORT)]
 
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     state = initial_state
     if state is None:
         state = empty_state(batch, heads, key_size, value_size, dtype)
-    padding_BT = ids_BT == 0
-    resets_BT = segments.document_starts(ids_BT, state.segment_ids_B) | padding_BT
-
     scale = key_size**-0.5 if scale is None else scale
-    s_BHKV = segments.of_first_document(*state, ids_BT).astype(dtype)
-    if form == "tpu":
-        # The kernel takes padding for one-token documents; masks go on what leaves it.
-        g = jnp.zeros(beta_BTH.shape, jnp.float32) if log_decay is None else log_decay
-        o_BTHV, s_BHKV = tpu.delta_rule(
-            q_BTGK,
-            k_BTGK,
-            v_BTHV,
-            beta_BTH,
-            g,
-            resets_BT,
-            s_BHKV,
-            precision,
-            scale,
-            dispatch.target().interpret,
-        )
-        o_BTHV = jnp.where(padding_BT[:, :, None, None], 0, o_BTHV)
-        s_BHKV = jnp.where(padding_BT[:, -1, None, None, None], 0, s_BHKV)
-    else:
-
-        def unpadded(x):
-            mask = padding_BT.reshape(padding_BT.shape + (1,) * (x.ndim - 2))
-            return jnp.where(mask, 0, x)
-
-        if log_decay is not None and log_decay.ndim == 3:
-            log_decay = log_decay[..., None]
-        inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay
-        if form == "hopper":
-            o_BTHV, s_BHKV = hopper.delta_rule(
-                *jax.tree.map(unpadded, inputs),
-                resets_BT,
-                s_BHKV,
-                precision=precision,
-                scale=scale,
-                output=v_BTHV.dtype,
-                interpret=dispatch.target().interpret,
-            )
-        else:
-            q, *others = jax.tree.map(lambda x: unpadded(x.astype(dtype)), inputs)
-            o_BTHV, s_BHKV = _FORMS[form](
-                q * scale, *others, resets_BT, s_BHKV, precision=precision
-            )
+    call = Call.of(ids_BT, *state, dtype, scale, precision)
+    o_BTHV, s_BHKV = form(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call)
     o_BTHV = o_BTHV.astype(v_BTHV.dtype)
     if not return_state:
         return o_BTHV

@@ -16,22 +16,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.delta_rule import scores
+from kernels_pallas.delta_rule import inputs, scores
 
 CHUNK = 64  # tokens
 BLOCK = 8 * CHUNK  # tokens whose chunks are made side by side, or all of up to twice as many
 
 
-def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BHKV, *, precision):
-    """(o, last state) from s_BHKV; the state is emptied before a token that resets.
-
-    log_decay_BTHK is None, or has a last axis of 1 (per head) or K (per channel).
-    """
+def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call):
+    """(o_BTHV, last S_BHKV); every form of the op has this signature (`kernels_pallas.forms`)."""
     batch, time, heads, value_size = v_BTHV.shape
     blocks = 1 if time <= 2 * BLOCK else -(-time // BLOCK)
-    tokens = q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT
+    tokens = inputs.prepare(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call)
+    tokens = *tokens, call.resets_BT
     if blocks == 1:
-        return _block(*tokens, s_BHKV, precision=precision)
+        return _block(*tokens, call.state_B, precision=call.precision)
 
     def cut(x_BT):
         """(blocks, B, T of a block, ...); added tokens are zeros: they change nothing."""
@@ -41,10 +39,10 @@ def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BH
         )
 
     def step(s_BHKV, tokens):
-        o_BTHV, s_BHKV = _block(*tokens, s_BHKV, precision=precision)
+        o_BTHV, s_BHKV = _block(*tokens, s_BHKV, precision=call.precision)
         return s_BHKV, o_BTHV
 
-    s_BHKV, o = jax.lax.scan(step, s_BHKV, jax.tree.map(cut, tokens))
+    s_BHKV, o = jax.lax.scan(step, call.state_B, jax.tree.map(cut, tokens))
     o_BTHV = jnp.moveaxis(o, 0, 1).reshape(batch, blocks * BLOCK, heads, value_size)
     return o_BTHV[:, :time], s_BHKV
 

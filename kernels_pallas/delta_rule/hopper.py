@@ -13,31 +13,19 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from kernels_pallas.delta_rule import chunked, hopper_kernels
+from kernels_pallas.delta_rule.inputs import per_channel
 from kernels_pallas.hopper_walk import CHUNK, Plan
 from kernels_pallas.mxu import resolve_precision
 
 
-def delta_rule(
-    q_BTGK,
-    k_BTGK,
-    v_BTHV,
-    beta_BTH,
-    log_decay_BTHK,
-    resets_BT,
-    s_BHKV,
-    *,
-    precision,
-    scale,
-    output,
-    interpret,
-):
-    """(o, last state), as the chunked form: padding is zeros and resets.
+def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call):
+    """(o_BTHV, last S_BHKV), as the other forms; o has the dtype of v.
 
-    o has the dtype `output`. Products read bfloat16 at the default precision; float32 at "highest"
-    is for an interpreter: the chip has no such products.
+    Products read bfloat16 at the default precision. At "highest" they read float32, which only an
+    interpreter can run: the chip has no such products.
     """
     batch, time, heads, value_size = v_BTHV.shape
-    default = resolve_precision(precision) == jax.lax.Precision.DEFAULT
+    default = resolve_precision(call.precision) == jax.lax.Precision.DEFAULT
     plan = Plan(
         batch,
         heads,
@@ -45,17 +33,18 @@ def delta_rule(
         k_BTGK.shape[3],
         value_size,
         operand=jnp.bfloat16 if default else jnp.float32,
-        output=output,
-        interpret=interpret,
+        output=v_BTHV.dtype,
+        interpret=call.interpret,
     )
 
     def whole_chunks(x_BT):
         """Zeros at the end, which change nothing."""
         return jnp.pad(x_BT, ((0, 0), (0, plan.time - time)) + ((0, 0),) * (x_BT.ndim - 2))
 
-    inputs = (q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK)
-    inputs = jax.tree.map(whole_chunks, inputs)
-    o_BTHV, s_BHKV = _run(plan, precision, scale, inputs, whole_chunks(resets_BT), s_BHKV)
+    inputs = (q_BTGK, k_BTGK, v_BTHV, beta_BTH, per_channel(log_decay))
+    inputs = jax.tree.map(lambda x: whole_chunks(call.without_padding(x)), inputs)
+    resets_BT = whole_chunks(call.resets_BT)
+    o_BTHV, s_BHKV = _run(plan, call.precision, call.scale, inputs, resets_BT, call.state_B)
     return o_BTHV[:, :time], s_BHKV
 
 

@@ -43,23 +43,10 @@ from kernels_pallas.tpu_grid import Heads, Plan, Specs, chunk_length, flat, head
 HEADS = 2  # value heads of a grid step, at most
 
 
-def delta_rule(
-    q_BTGK,
-    k_BTGK,
-    v_BTHV,
-    beta_BTH,
-    log_decay,
-    resets_BT,
-    s_BHKV,
-    precision=None,
-    scale=1.0,
-    interpret=False,
-):
-    """(o_BTHV, final s_BHKV), as the reference form; inputs float32 or bfloat16.
-
-    log_decay is (B, T, H) or (B, T, H, K). Every padded token resets; what the kernel gives for
-    it, and a final state that ends in padding, are for the caller to mask.
-    """
+def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call):
+    """(o_BTHV, last S_BHKV), as the other forms; inputs float32 or bfloat16."""
+    if log_decay is None:
+        log_decay = jnp.zeros(beta_BTH.shape, jnp.float32)
     batch, time, groups, key_size = k_BTGK.shape
     heads, value_size = v_BTHV.shape[2:]
     plan = Plan(
@@ -68,17 +55,19 @@ def delta_rule(
         key_size=key_size,
         value_size=value_size,
         per_channel=log_decay.ndim == 4,
-        scale=scale,
-        precision=resolve_precision(precision),
-        interpret=interpret,
+        scale=call.scale,
+        precision=resolve_precision(call.precision),
+        interpret=call.interpret,
     )
-    g, beta = with_resets(log_decay, resets_BT), beta_BTH.astype(jnp.float32)
+    # The kernel reads padding as documents of one token: masks go on what it returns.
+    g, beta = with_resets(log_decay, call.resets_BT), beta_BTH.astype(jnp.float32)
     q, k, v, g, beta = (pad_time(x, plan.length) for x in (q_BTGK, k_BTGK, v_BTHV, g, beta))
 
     g = flat(g) if plan.per_channel else plan.rows(g)
-    s = plan.heads.split(s_BHKV.astype(jnp.float32), 1)
+    s = plan.heads.split(call.state_B.astype(jnp.float32), 1)
     o_BTV, s = _run(plan, flat(q), flat(k), flat(v), plan.rows(beta), g, s)
-    return o_BTV.reshape(*v.shape)[:, :time], s.reshape(s_BHKV.shape)
+    o_BTHV = call.without_padding(o_BTV.reshape(*v.shape)[:, :time])
+    return o_BTHV, call.without_last_padding(s.reshape(call.state_B.shape))
 
 
 def step_heads(groups: int, heads: int, key_size: int, value_size: int) -> Heads:

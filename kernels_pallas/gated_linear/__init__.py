@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import dispatch, mxu, segments
+from kernels_pallas.forms import Call
 from kernels_pallas.gated_linear import chunked, hopper, reference, tpu
 
 _SIZES = (64, 128, 192, 256)
@@ -49,7 +50,12 @@ SUPPORT = (
         auto=False,
     ),
 )
-_FORMS = {"reference": reference.gated_linear, "chunked": chunked.gated_linear}
+_FORMS = {
+    "reference": reference.gated_linear,
+    "chunked": chunked.gated_linear,
+    "tpu": tpu.gated_linear,
+    "hopper": hopper.gated_linear,
+}
 
 
 class GatedLinearState(NamedTuple):
@@ -127,63 +133,15 @@ def gated_linear(
         key_dtype=dispatch.dtypes(q_BTGK, k_BTGK),
         precision=mxu.precision_name(precision),
     )
-    form = dispatch.resolve("gated_linear", impl, case, SUPPORT)
+    form = _FORMS[dispatch.resolve("gated_linear", impl, case, SUPPORT)]
 
-    out_dtype = v_BTHV.dtype
     ids_BT = segments.or_one_document(segment_ids, batch, time)
-    if initial_state is None:
-        initial_state = empty_state(batch, heads, key_size, value_size, dtype)
-    resets_BT = segments.document_starts(ids_BT, initial_state.segment_ids_B)
-    padding_BT11 = (ids_BT == 0)[:, :, None, None]
-
-    def masked(x):
-        return jnp.where(padding_BT11, 0, x.astype(dtype))
-
-    s_BHKV = segments.of_first_document(*initial_state, ids_BT).astype(dtype)
-    if log_decay.ndim == 1 and form in ("tpu", "hopper"):
-        # Wide before it is spread: what a fixed decay gets is a sum over all tokens.
-        log_decay = jnp.broadcast_to(log_decay.astype(dtype), (batch, time, heads))
-    if form == "tpu":
-        # The kernel takes padding for one-token documents; masks go on what leaves it.
-        o_BTHV, s_BHKV = tpu.gated_linear(
-            q_BTGK,
-            k_BTGK,
-            v_BTHV,
-            log_decay,
-            resets_BT | (ids_BT == 0),
-            s_BHKV,
-            precision,
-            1.0 if scale is None else scale,
-            dispatch.target().interpret,
-        )
-        s_BHKV = jnp.where((ids_BT[:, -1] == 0)[:, None, None, None], 0, s_BHKV)
-    else:
-        if log_decay.ndim > 1:
-            mask = padding_BT11 if log_decay.ndim == 4 else padding_BT11[..., 0]
-            log_decay = jnp.where(mask, 0, log_decay)
-        if form == "hopper":
-            o_BTHV, s_BHKV = hopper.gated_linear(
-                *(jnp.where(padding_BT11, 0, x) for x in (q_BTGK, k_BTGK, v_BTHV)),
-                log_decay,
-                resets_BT,
-                s_BHKV,
-                precision=precision,
-                scale=1.0 if scale is None else scale,
-                output=out_dtype,
-                interpret=dispatch.target().interpret,
-            )
-        else:
-            q_BTGK = masked(q_BTGK) if scale is None else masked(q_BTGK) * scale
-            o_BTHV, s_BHKV = _FORMS[form](
-                q_BTGK,
-                masked(k_BTGK),
-                masked(v_BTHV),
-                log_decay.astype(dtype),
-                resets_BT,
-                s_BHKV,
-                precision,
-            )
-    o_BTHV = masked(o_BTHV).astype(out_dtype)
+    state = initial_state
+    if state is None:
+        state = empty_state(batch, heads, key_size, value_size, dtype)
+    call = Call.of(ids_BT, *state, dtype, scale, precision)
+    o_BTHV, s_BHKV = form(q_BTGK, k_BTGK, v_BTHV, log_decay, call)
+    o_BTHV = o_BTHV.astype(v_BTHV.dtype)
     if not return_state:
         return o_BTHV
     return o_BTHV, GatedLinearState(s_BHKV, ids_BT[:, -1])

@@ -17,22 +17,20 @@ from jax.ad_checkpoint import checkpoint_name
 from kernels_pallas import hopper_walk
 from kernels_pallas.gated_linear import channel, scalar
 from kernels_pallas.gated_linear.chunks import by_group, inclusive_sums
+from kernels_pallas.gated_linear.inputs import per_token
 from kernels_pallas.hopper_walk import CHUNK, TILE, Plan, Steps
 from kernels_pallas.mxu import resolve_precision
 
 
-def gated_linear(
-    q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, *, precision, scale, output, interpret
-):
-    """(o_BTHV, final s_BHKV), as the reference form; padding is zeros with decay 1.
+def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, call):
+    """(o_BTHV, last S_BHKV), as the other forms.
 
-    log_decay is (B, T, H) or (B, T, H, K), scale a number; o has the dtype `output`. Products read
-    bfloat16 at the default precision; float32 at "highest" is for an interpreter: the chip has no
-    such products.
+    Products read bfloat16 at the default precision. At "highest" they read float32, which only an
+    interpreter can run: the chip has no such products.
     """
     batch, time, heads, value_size = v_BTHV.shape
     key_size = k_BTGK.shape[3]
-    default = resolve_precision(precision) == jax.lax.Precision.DEFAULT
+    default = resolve_precision(call.precision) == jax.lax.Precision.DEFAULT
     plan = Plan(
         batch,
         heads,
@@ -40,8 +38,8 @@ def gated_linear(
         -(-key_size // TILE) * TILE,
         -(-value_size // TILE) * TILE,
         operand=jnp.bfloat16 if default else jnp.float32,
-        output=output,
-        interpret=interpret,
+        output=v_BTHV.dtype,
+        interpret=call.interpret,
     )
 
     def whole(x_BT, size=None):
@@ -51,14 +49,23 @@ def gated_linear(
         added = ((0, 0), (0, plan.time - time)) + between + ((0, last),) * (x_BT.ndim > 2)
         return jnp.pad(x_BT, added)
 
+    inputs = q_BTGK, k_BTGK, v_BTHV, per_token(log_decay, v_BTHV, call)
+    q_BTGK, k_BTGK, v_BTHV, log_decay = map(call.without_padding, inputs)
     gates = whole(log_decay, plan.key_size if log_decay.ndim == 4 else None)
     keys = (whole(x, plan.key_size) for x in (q_BTGK, k_BTGK))
     values = whole(v_BTHV, plan.value_size)
     added = (0, 0), (0, 0), (0, plan.key_size - key_size), (0, plan.value_size - value_size)
     o_BTHV, s_BHKV = _run(
-        plan, precision, scale, (*keys, gates), values, whole(resets_BT), jnp.pad(s_BHKV, added)
+        plan,
+        call.precision,
+        1.0 if call.scale is None else call.scale,
+        (*keys, gates),
+        values,
+        whole(call.starts_BT),
+        jnp.pad(call.state_B, added),
     )
-    return o_BTHV[:, :time, :, :value_size], s_BHKV[:, :, :key_size, :value_size]
+    o_BTHV = o_BTHV[:, :time, :, :value_size].astype(call.dtype)
+    return call.without_padding(o_BTHV), s_BHKV[:, :, :key_size, :value_size]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

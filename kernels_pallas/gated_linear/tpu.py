@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 
+from kernels_pallas.gated_linear.inputs import per_token
 from kernels_pallas.mxu import NT, TN, dot, resolve_precision
 from kernels_pallas.tpu_decays import (
     ChannelDecays,
@@ -36,14 +37,9 @@ HEADS = 4  # value heads of a grid step, at most, with one gate per head
 CHANNEL_HEADS = 2  # the same with one gate per channel
 
 
-def gated_linear(
-    q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, precision=None, scale=1.0, interpret=False
-):
-    """(o_BTHV, final s_BHKV), as the reference form; inputs float32 or bfloat16.
-
-    log_decay is (B, T, H) or (B, T, H, K). Every padded token resets; what the kernel gives for
-    it, and a final state that ends in padding, are for the caller to mask.
-    """
+def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, call):
+    """(o_BTHV, last S_BHKV), as the other forms; inputs float32 or bfloat16."""
+    log_decay = per_token(log_decay, v_BTHV, call)
     batch, time, groups, key_size = k_BTGK.shape
     heads, value_size = v_BTHV.shape[2:]
     per_channel = log_decay.ndim == 4
@@ -53,16 +49,18 @@ def gated_linear(
         key_size=key_size,
         value_size=value_size,
         per_channel=per_channel,
-        scale=scale,
-        precision=resolve_precision(precision),
-        interpret=interpret,
+        scale=1.0 if call.scale is None else call.scale,
+        precision=resolve_precision(call.precision),
+        interpret=call.interpret,
     )
-    g = with_resets(log_decay, resets_BT)
+    # The kernel reads padding as documents of one token: masks go on what it returns.
+    g = with_resets(log_decay, call.resets_BT)
     q, k, v, g = (pad_time(x, plan.length) for x in (q_BTGK, k_BTGK, v_BTHV, g))
     g = flat(g) if per_channel else plan.rows(g)
-    s = plan.heads.split(s_BHKV.astype(jnp.float32), 1)
+    s = plan.heads.split(call.state_B.astype(jnp.float32), 1)
     o_BTV, s = _attend(plan, flat(q), flat(k), flat(v), g, s)
-    return o_BTV.reshape(*v.shape)[:, :time], s.reshape(s_BHKV.shape)
+    o_BTHV = o_BTV.reshape(*v.shape)[:, :time].astype(call.dtype)
+    return call.without_padding(o_BTHV), call.without_last_padding(s.reshape(call.state_B.shape))
 
 
 def step_heads(groups: int, heads: int, key_size: int, value_size: int, per_channel: bool) -> Heads:

@@ -2,8 +2,15 @@
 
 import jax.numpy as jnp
 
+from kernels_pallas.forms import Call
+
 CONTINUES, STARTS, PADDING = 0, 1, 2  # marks of tokens
 MAX_SLOPE = 1000.0  # of sqrt(1 - a^2) at a = 1, where it is infinite; recurrentgemma's bound
+
+
+def marks(call: Call):
+    """For every token `CONTINUES`, `STARTS` (a counts as 0) or `PADDING` (a and b count as 0)."""
+    return jnp.where(call.padding_BT, PADDING, jnp.where(call.starts_BT, STARTS, CONTINUES))
 
 
 def whole(a_BTD, b_BTD, marks_BT, h_BD, tokens: int, channels: int):

@@ -14,12 +14,19 @@ import math
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas.linear_recurrence import gates
+
 BLOCK = 1024  # tokens
 
 
+def recurrence(gated, a_BTD, b_BTD, call):
+    """h_BTD; every form of the op has this signature (`kernels_pallas.forms`)."""
+    return _recurrence(*gates.prepare(gated, a_BTD, b_BTD, call), call.state_B)
+
+
 @jax.custom_vjp
-def linear_recurrence(a_BTD, b_BTD, h_BD):
-    """h_t = a_t h_{t-1} + b_t from h_BD; boundaries are already zeros in a_BTD."""
+def _recurrence(a_BTD, b_BTD, h_BD):
+    """h_t = a_t h_{t-1} + b_t from h_BD; a is 0 at boundaries."""
     time, size, blocks, (a_BTD, b_BTD) = _whole_blocks(a_BTD, b_BTD)
 
     def step(i, carry):
@@ -33,7 +40,7 @@ def linear_recurrence(a_BTD, b_BTD, h_BD):
 
 
 def _forward(a_BTD, b_BTD, h_BD):
-    h_BTD = linear_recurrence(a_BTD, b_BTD, h_BD)
+    h_BTD = _recurrence(a_BTD, b_BTD, h_BD)
     return h_BTD, (a_BTD, h_BTD, h_BD)
 
 
@@ -59,7 +66,7 @@ def _backward(residuals, dh_BTD):
     return da_BTD[:, :time], g_BTD[:, :time], a_BD * g_BD
 
 
-linear_recurrence.defvjp(_forward, _backward)
+_recurrence.defvjp(_forward, _backward)
 
 
 def _whole_blocks(*arrays_BTD):

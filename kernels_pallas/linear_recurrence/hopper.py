@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from kernels_pallas import mosaic_gpu as mg
-from kernels_pallas.linear_recurrence.blocks import whole
+from kernels_pallas.linear_recurrence.blocks import marks, whole
 from kernels_pallas.linear_recurrence.hopper_kernels import (
     CHANNELS,
     Walk,
@@ -30,23 +30,21 @@ BACKWARD_ROWS = 16  # the same; more arrays come in
 WARPGROUPS = 3
 
 
-def recurrence(gated, a_BTD, b_BTD, marks_BT, h_BD, *, interpret=False):
-    """h_BTD float32 of h_t = a_t h_{t-1} + b_t from h_BD; float32 or bfloat16 inputs.
+def recurrence(gated, a_BTD, b_BTD, call):
+    """h_BTD float32, as the other forms; float32 or bfloat16 inputs.
 
-    Arguments:
-      gated: whether a_BTD and b_BTD are log_a and x, of which a_t = exp(log_a_t) and
-        b_t = sqrt(1 - a_t^2) x_t are made inside the kernel. At a document's start b_t = x_t:
-        nothing is carried that it would have to make room for.
-      marks_BT: `CONTINUES`, `STARTS` (a_t counts as 0) or `PADDING` (a_t and b_t count as 0).
+    Where `gated`, the kernel computes a_t = exp(log_a_t) and b_t = sqrt(1 - a_t^2) x_t from
+    a_BTD = log_a and b_BTD = x. At a document's start b_t = x_t: no state is carried, so the input
+    is not damped.
     """
     time, channels = a_BTD.shape[1:]
     rows = max(ROWS, BACKWARD_ROWS)
-    a_BTD, b_BTD, marks_BT, h_BD = whole(a_BTD, b_BTD, marks_BT, h_BD, rows, CHANNELS)
+    a_BTD, b_BTD, marks_BT, h_BD = whole(a_BTD, b_BTD, marks(call), call.state_B, rows, CHANNELS)
     # A mark for every element of a tile: all blocks of a sequence read the same ones, from cache.
     marks_BTD = jnp.broadcast_to(
         marks_BT.astype(jnp.bfloat16)[..., None], (*marks_BT.shape, CHANNELS)
     )
-    h_BTD = _recurrence(gated, interpret, a_BTD, b_BTD, marks_BTD, h_BD)
+    h_BTD = _recurrence(gated, call.interpret, a_BTD, b_BTD, marks_BTD, h_BD)
     return h_BTD[:, :time, :channels]
 
 

@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas import mxu
-from kernels_pallas.linear_recurrence.blocks import MAX_SLOPE, PADDING, STARTS, whole
+from kernels_pallas.linear_recurrence.blocks import MAX_SLOPE, PADDING, STARTS, marks, whole
 
 TIME_BLOCK = 512  # tokens of a grid step
 CHANNEL_BLOCK = 512
@@ -31,20 +31,18 @@ STEP = 16  # tokens of a loop step: a tile of bfloat16
 CHANNELS_AT_ONCE = 256
 
 
-def recurrence(gated, a_BTD, b_BTD, marks_BT, h_BD, *, interpret=False):
-    """h_BTD float32 of h_t = a_t h_{t-1} + b_t from h_BD; float32 or bfloat16 inputs.
+def recurrence(gated, a_BTD, b_BTD, call):
+    """h_BTD float32, as the other forms; float32 or bfloat16 inputs.
 
-    Arguments:
-      gated: whether a_BTD and b_BTD are log_a and x, of which a_t = exp(log_a_t) and
-        b_t = sqrt(1 - a_t^2) x_t are made inside the kernel. At a document's start b_t = x_t:
-        nothing is carried that it would have to make room for.
-      marks_BT: `CONTINUES`, `STARTS` (a_t counts as 0) or `PADDING` (a_t and b_t count as 0).
+    Where `gated`, the kernel computes a_t = exp(log_a_t) and b_t = sqrt(1 - a_t^2) x_t from
+    a_BTD = log_a and b_BTD = x. At a document's start b_t = x_t: no state is carried, so the input
+    is not damped.
     """
     time, channels = a_BTD.shape[1:]
     tokens = STEP if time <= TIME_BLOCK else TIME_BLOCK
-    a_BTD, b_BTD, marks_BT, h_BD = whole(a_BTD, b_BTD, marks_BT, h_BD, tokens, LANES)
+    a_BTD, b_BTD, marks_BT, h_BD = whole(a_BTD, b_BTD, marks(call), call.state_B, tokens, LANES)
     marks_B1T = marks_BT.astype(jnp.float32)[:, None]
-    h_BTD = _recurrence(gated, interpret, a_BTD, b_BTD, marks_B1T, h_BD)
+    h_BTD = _recurrence(gated, call.interpret, a_BTD, b_BTD, marks_B1T, h_BD)
     return h_BTD[:, :time, :channels]
 
 

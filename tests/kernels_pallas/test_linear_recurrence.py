@@ -7,7 +7,8 @@ import pytest
 from subjects.linear_recurrence import recurrence_subject
 
 from kernels_pallas import testing
-from kernels_pallas.linear_recurrence import RecurrenceState, linear_recurrence, sqrt_bounded
+from kernels_pallas.linear_recurrence import RecurrenceState, linear_recurrence
+from kernels_pallas.linear_recurrence.gates import sqrt_bounded
 
 
 @pytest.mark.parametrize("time", [1000])

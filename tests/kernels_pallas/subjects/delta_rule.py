@@ -7,7 +7,16 @@ from kernels_pallas import delta_rule as delta
 from kernels_pallas import testing
 from kernels_pallas.delta_rule import chunked, scores
 from kernels_pallas.testing import Subject, normal
-from subjects.faults import Fault, boundary_dropped, finite, forms, packed, rng, split
+from subjects.faults import (
+    Fault,
+    boundary_dropped,
+    finite,
+    forms,
+    packed,
+    rng,
+    split,
+    without_state,
+)
 
 GATES = ("none", "head", "channel")
 
@@ -93,21 +102,22 @@ def draw(rng) -> Subject:
 SUBJECTS = {"delta_rule": draw}
 
 
-def decays_after_error(q, k, v, beta, log_decay, *rest, original=chunked.delta_rule, **options):
+def decays_after_error(q, k, v, beta, log_decay, call, original=chunked.delta_rule):
     """S <- S + beta k (v - S^T k)^T, and only then the decay."""
-    log_decay = jnp.pad(log_decay[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
-    return original(q, k, v, beta, log_decay, *rest, **options)
+    log_decay = jnp.pad(log_decay[:, 1:], ((0, 0), (0, 1), (0, 0)))
+    return original(q, k, v, beta, log_decay, call)
 
 
-def state_dropped(*arrays, original=chunked.delta_rule, **options):
-    return original(*arrays[:-1], jnp.zeros_like(arrays[-1]), **options)
+def state_dropped(*inputs_and_call, original=chunked.delta_rule):
+    *inputs, call = inputs_and_call
+    return original(*inputs, without_state(call))
 
 
-def key_heads_by_turns(q, k, v, beta, *rest, original=chunked.delta_rule, **options):
+def key_heads_by_turns(q, k, v, beta, log_decay, call, original=chunked.delta_rule):
     """Value head h reads key head h % G instead of h // R."""
     kv_heads = k.shape[2]
     by_turns = np.arange(v.shape[2]).reshape(-1, kv_heads).T.reshape(-1)
-    o, s = original(q, k, v[:, :, by_turns], beta[:, :, by_turns], *rest, **options)
+    o, s = original(q, k, v[:, :, by_turns], beta[:, :, by_turns], log_decay, call)
     back = np.argsort(by_turns)
     return o[:, :, back], s[:, back]
 

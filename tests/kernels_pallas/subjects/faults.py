@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import segments, testing
+from kernels_pallas.forms import Call
 
 
 class Fault(NamedTuple):
@@ -42,6 +43,10 @@ def causal(subject):
 
 def finite(subject):
     return lambda: testing.check_finite(subject, rng(), 1, 127)
+
+
+def without_state(call: Call) -> Call:
+    return call._replace(state_B=jnp.zeros_like(call.state_B))
 
 
 def no_boundaries(segment_ids_BT, previous_ids_B=None):
