@@ -59,7 +59,7 @@ _FORMS = {
 
 
 class DeltaRuleState(NamedTuple):
-    """What a later call needs: the last S (float32 or float64) and its token's segment id.
+    """The last S (float32 or float64) and its token's segment id.
 
     A segment id of 0 marks an empty state: its S is never used.
     """
@@ -111,9 +111,9 @@ def delta_rule(
       return_state: also return the state after the last token.
       impl: "auto", "reference" (token by token), "chunked" or "pallas".
       precision: of the matrix products, as in `jax.lax.dot_general`; the chunked form inverts
-        its triangular systems in the highest precision in any case. The TPU kernel rounds operands
-        to bfloat16 at the default precision, as XLA does there, and inverts in float32 (three
-        bfloat16 products for one, then). The Hopper kernels have that precision alone.
+        its triangular systems in the highest precision in any case. At the default precision the
+        TPU kernel rounds operands to bfloat16, as XLA does there, and inverts in float32 (three
+        bfloat16 products instead of one). The Hopper kernels have only that precision.
 
     Returns o_BTHV in v's dtype, or (o_BTHV, DeltaRuleState); S and all sums are float32
     (float64 where an input is float64).

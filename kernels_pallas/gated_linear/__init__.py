@@ -1,8 +1,8 @@
 """Gated linear attention S_t = decay_t S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t.
 
-The one op behind Mamba-2/SSD (arXiv:2405.21060), GLA (arXiv:2312.06635 section 4), HGRN2
+The op of Mamba-2/SSD (arXiv:2405.21060), GLA (arXiv:2312.06635 section 4), HGRN2
 (arXiv:2404.07904), Lightning Attention (arXiv:2401.04658), RetNet (arXiv:2307.08621) and the
-matrix memory of mLSTM (arXiv:2405.04517): they differ in what they feed it.
+matrix memory of mLSTM (arXiv:2405.04517), which differ in its inputs.
 """
 
 from typing import NamedTuple
@@ -59,7 +59,7 @@ _FORMS = {
 
 
 class GatedLinearState(NamedTuple):
-    """What a later call needs: the last S (float32 or float64) and its token's segment id.
+    """The last S (float32 or float64) and its token's segment id.
 
     A segment id of 0 marks an empty state: its S is never used.
     """
@@ -94,7 +94,7 @@ def gated_linear(
 
     A token sees itself, undecayed. At a document's first token the carried S counts as 0 (so
     its decay is unused); padding gives 0. Value head h reads query/key head h // (H // G),
-    which is never repeated in memory. Decays only ever enter as exp of sums <= 0: exact for
+    which is never repeated in memory. Decays are always exp of sums <= 0: exact for
     log_decay = 0, finite for any strength (-inf included).
 
     Arguments:
@@ -109,9 +109,9 @@ def gated_linear(
       return_state: also return the state after the last token.
       impl: "auto", "reference" (token by token), "chunked" or "pallas".
       precision: of the matrix products, as in `jax.numpy.matmul`; they are float32 (float64
-        where an input is float64), as are sums, decays and states. The TPU kernel rounds
-        operands to bfloat16 at the default precision, as XLA does there; the Hopper kernel has
-        that precision alone.
+        where an input is float64), as are sums, decays and states. At the default precision the TPU
+        kernel rounds operands to bfloat16, as XLA does there; the Hopper kernel has only that
+        precision.
 
     Returns o_BTHV in v's dtype, or (o_BTHV, GatedLinearState).
     Raises ValueError for shapes that do not agree, a scale that is no Python number, non-integer
@@ -159,8 +159,7 @@ def _check(q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids, initial_state) -> Non
     dispatch.check_shape(op, "v", v_BTHV, (batch, time, heads, value_size), "B T H V")
     if groups < 1 or heads % groups:
         raise ValueError(
-            f"{op}: the value's heads must be a multiple of the {groups} query/key heads, "
-            f"got {heads}."
+            f"{op}: value heads must be a multiple of the {groups} query/key heads, got {heads}."
         )
     shapes = {1: (heads,), 3: (batch, time, heads), 4: (batch, time, heads, key_size)}
     if log_decay.shape != shapes.get(log_decay.ndim):

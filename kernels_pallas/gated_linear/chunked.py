@@ -1,11 +1,11 @@
 """Gated linear attention in chunks of C tokens: products of matrices, and a scan over states.
 
-Within a chunk token i sees token j through (q_i . k_j) times the decay between them; earlier
-chunks it sees through the state that enters its chunk. A few chunks run side by side, as a block
-whose intermediates fit a core's cache, and a scan goes over the blocks; the backward pass makes
-them again from the block's inputs. Memory and work are linear in time. How a decay enters the
-products is what `scalar` (one a head) and `channel` (one a channel of the key) differ in; both
-only ever take exp of sums of log-decays, which are <= 0, and boundaries are masks.
+Within a chunk token i sees token j with the weight (q_i . k_j) times the decay between them; earlier
+chunks it sees through the state before its chunk. A scan runs over blocks of chunks, whose
+intermediates fit a core's cache; the backward pass recomputes these from the block's inputs. Memory
+and work are linear in time. `scalar` (one decay per head) and `channel` (one per channel of the key)
+differ in how a decay enters the products; both take exp only of sums of log-decays, which are <= 0,
+and boundaries are masks.
 """
 
 import functools
@@ -17,7 +17,7 @@ from kernels_pallas.gated_linear import channel, inputs, scalar
 from kernels_pallas.gated_linear.chunks import Chunks, by_group, inclusive_sums, join, split
 
 CHUNK = 64  # tokens, or fewer in a short sequence
-BLOCK = 8  # chunks side by side, or all where there are no more than twice as many
+BLOCK = 8  # chunks computed at once, or all if there are at most twice as many
 
 
 def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, call):
@@ -30,8 +30,8 @@ def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, call):
     added = blocks * block - time
 
     def cut(x_BT):
-        """(blocks, B, T of a block, ...). Tokens of zeros that are missing are added in front,
-        where with decay 1 and no reset they change nothing: the last stays the last."""
+        """(blocks, B, T of a block, ...). Zeros are added in front, where tokens with decay 1 and no
+        reset change nothing, so that the last token stays the last."""
         x_BT = jnp.pad(x_BT, ((0, 0), (added, 0)) + ((0, 0),) * (x_BT.ndim - 2))
         return jnp.moveaxis(x_BT.reshape(batch, blocks, block, *x_BT.shape[2:]), 1, 0)
 
@@ -64,5 +64,5 @@ def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, call):
 
 
 def chunk_length(time: int) -> int:
-    """Tokens per chunk: a power of two, `CHUNK` where there are as many."""
+    """Tokens per chunk: the smallest power of two >= T, at most `CHUNK`."""
     return min(CHUNK, 1 << max(0, time - 1).bit_length())

@@ -23,7 +23,7 @@ _COVERED = dict(
 SUPPORT = (
     *dispatch.XLA_ONLY,
     dispatch.Backend("tpu", "pallas", dict(platform=("tpu",)) | _COVERED),
-    # Not by itself: nobody has measured it.
+    # auto=False: it has not been measured.
     dispatch.Backend("hopper", "pallas", dict(platform=("gpu",)) | _COVERED, auto=False),
 )
 _FORMS = {
@@ -35,7 +35,7 @@ _FORMS = {
 
 
 class RecurrenceState(NamedTuple):
-    """What a later call needs: the last h (float32 or float64) and its token's segment id.
+    """The last h (float32 or float64) and its token's segment id.
 
     A segment id of 0 marks an empty state: its h is never used.
     """
@@ -89,9 +89,9 @@ def gated_recurrence(
 ) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], RecurrenceState]:
     """`linear_recurrence` with a_t = exp(log_a_t) and b_t = sqrt(1 - a_t^2) x_t: RG-LRU's gate.
 
-    A kernel makes a and b on the way and never stores them. A document's first x is not damped
-    (b_t = x_t: nothing is carried that it would have to make room for, recurrentgemma's
-    convention), and the slope of the root is bounded by 1,000 where a is 1.
+    A kernel computes a and b on the fly and does not store them. A document's first x is not damped
+    (b_t = x_t: no state is carried; recurrentgemma's convention), and the slope of the square root
+    is bounded by 1,000, as it would be infinite where a is 1.
 
     Arguments:
       log_a_BTD: logarithm of the decay, <= 0, any floating dtype.

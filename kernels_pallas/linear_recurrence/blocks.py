@@ -1,4 +1,4 @@
-"""What the kernels of all chips share: marks of tokens, and inputs in whole blocks."""
+"""Shared by the kernels of all platforms: marks of tokens, and padding to whole blocks."""
 
 import jax.numpy as jnp
 
@@ -14,8 +14,8 @@ def marks(call: Call):
 
 
 def whole(a_BTD, b_BTD, marks_BT, h_BD, tokens: int, channels: int):
-    """The same in multiples of `tokens` and `channels`, and h in float32: tokens are added at the
-    end, as padding, and channels of zeros."""
+    """The arrays padded to multiples of `tokens` and `channels`, and h in float32. Added tokens are at
+    the end and marked as padding; added channels are zeros."""
     add_time, add_channels = -a_BTD.shape[1] % tokens, -a_BTD.shape[2] % channels
     if add_time or add_channels:
         padding = ((0, 0), (0, add_time), (0, add_channels))

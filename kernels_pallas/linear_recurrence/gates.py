@@ -16,7 +16,7 @@ def prepare(gated: bool, a_BTD, b_BTD, call: Call):
     padding_BT1 = call.padding_BT[:, :, None]
     a_BTD, b_BTD = a_BTD.astype(call.dtype), b_BTD.astype(call.dtype)
     if gated:
-        # An infinite log-gate would meet a zero in the gradient of exp.
+        # A log-gate of -inf would give 0 * inf = NaN in the gradient of exp.
         log_a_BTD = jnp.where(padding_BT1, 0, jnp.maximum(a_BTD, -1e30))
         a_BTD = jnp.exp(log_a_BTD)
         factor_BTD = sqrt_bounded(-jnp.expm1(2 * log_a_BTD))

@@ -1,12 +1,11 @@
-"""The linear recurrence as Mosaic GPU kernels for Hopper: one pass over memory, both ways.
+"""The linear recurrence as Mosaic GPU kernels for Hopper: one pass over memory, forward and backward.
 
-A block takes 128 channels of a sequence, and walks time in tiles. The recurrence itself is short, one
-multiply-add a token, and a thread does it for a channel. What takes long, to bring tiles in and to
-make gates, the warpgroups of a block do side by side, each for every third tile; h they hand on to
-each other, in the tiles' order. Decays are only ever
-multiplied: gates of 0 and 1 are exact.
+A block processes 128 channels of a sequence, in tiles of time. The recurrence itself is short: one
+multiply-add per token, with one thread per channel. The slow parts, loading tiles and computing gates,
+are done by the block's warpgroups in parallel, each for every third tile; they pass h to each other in
+the order of the tiles. Decays are only multiplied, so gates of 0 and 1 are exact.
 
-Backward, c_t = a_t g_t obeys c_t = a_t c_{t+1} + a_t dh_t, the same from the end, and
+Backward, c_t = a_t g_t obeys c_t = a_t c_{t+1} + a_t dh_t, the same recurrence in reverse, and
 g_t = dh_t + c_{t+1} is the cotangent of b_t.
 """
 
@@ -20,13 +19,13 @@ from kernels_pallas import mosaic_gpu as mg
 from kernels_pallas.linear_recurrence.blocks import marks, whole
 from kernels_pallas.linear_recurrence.hopper_kernels import (
     CHANNELS,
-    Walk,
+    TileWalk,
     backward_kernel,
     forward_kernel,
 )
 
 ROWS = 32  # tokens of a tile
-BACKWARD_ROWS = 16  # the same; more arrays come in
+BACKWARD_ROWS = 16  # the same; the backward pass loads more arrays
 WARPGROUPS = 3
 
 
@@ -40,7 +39,7 @@ def recurrence(gated, a_BTD, b_BTD, call):
     time, channels = a_BTD.shape[1:]
     rows = max(ROWS, BACKWARD_ROWS)
     a_BTD, b_BTD, marks_BT, h_BD = whole(a_BTD, b_BTD, marks(call), call.state_B, rows, CHANNELS)
-    # A mark for every element of a tile: all blocks of a sequence read the same ones, from cache.
+    # One mark per element of a tile: all blocks of a sequence read the same marks, from cache.
     marks_BTD = jnp.broadcast_to(
         marks_BT.astype(jnp.bfloat16)[..., None], (*marks_BT.shape, CHANNELS)
     )
@@ -74,7 +73,7 @@ def _forward(gated, interpret, a_BTD, b_BTD, marks_BTD, h_BD):
 
 def _backward(gated, interpret, residuals, dh_BTD):
     a_BTD, b_BTD, marks_BTD, h_BD, h_BTD = residuals
-    # Only the fused gate needs its input again.
+    # Only the fused gate needs its input in the backward pass.
     inputs = [a_BTD, b_BTD, dh_BTD] if gated else [a_BTD, dh_BTD]
     outputs = [
         jax.ShapeDtypeStruct(a_BTD.shape, a_BTD.dtype),
@@ -108,7 +107,7 @@ _recurrence.defvjp(_forward, _backward)
 
 def _launch(kernel, gated, interpret, rows, shape, *operands, outputs, scratch, arrivals):
     batch, time, channels = shape
-    walk = Walk(rows, time // rows, WARPGROUPS, reverse=kernel is backward_kernel)
+    walk = TileWalk(rows, time // rows, WARPGROUPS, reverse=kernel is backward_kernel)
     direction = "backward" if walk.reverse else "forward"
     return mg.launch(
         functools.partial(kernel, gated, walk),
