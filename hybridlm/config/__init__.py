@@ -1,6 +1,7 @@
 """Configs: what a run depends on, read and checked before any device is touched."""
 
 from hybridlm.config.load import load, read, read_json, sweep
+from hybridlm.config.recipe_file import recipe_module
 from hybridlm.config.recipes import smoke
 from hybridlm.data.settings import DataConfig, SourceConfig, TokenizerConfig
 from hybridlm.generation.settings import SampleConfig
@@ -26,6 +27,7 @@ __all__ = [
     "load",
     "read",
     "read_json",
+    "recipe_module",
     "smoke",
     "sweep",
     "to_dict",

@@ -47,7 +47,7 @@ def test_nope_is_in_the_full_layers_alone(in_root):
 def test_sweeps_are_flat_overrides_of_the_recipe(in_root, architecture):
     """30 points, each the same config as its argument gives."""
     path = f"configs/laziness/{architecture}.py"
-    module = configs.load.__globals__["_module"](in_root / path)
+    module = configs.recipe_module(in_root / path)
     found = list(module.sweep())
     assert len(found) == len(SIZES) * len(BUDGETS)
     overrides = [(key, repr(value)) for key, value in found[-1].items()]
