@@ -2,7 +2,6 @@
 
 from hybridlm.config.load import load, read, read_json, sweep
 from hybridlm.config.recipe_file import recipe_module
-from hybridlm.config.recipes import smoke
 from hybridlm.data.settings import DataConfig, SourceConfig, TokenizerConfig
 from hybridlm.generation.settings import SampleConfig
 from hybridlm.models.settings import MLPConfig, ModelConfig
@@ -28,7 +27,6 @@ __all__ = [
     "read",
     "read_json",
     "recipe_module",
-    "smoke",
     "sweep",
     "to_dict",
 ]

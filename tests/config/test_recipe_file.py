@@ -1,5 +1,6 @@
 """What a recipe may import from its surroundings, and that nothing of it stays behind."""
 
+import subprocess
 import sys
 import types
 
@@ -120,3 +121,29 @@ def test_a_recipe_is_read_from_any_working_directory(root, write, monkeypatch):
     there = config.load(f"{root / 'configs/mixers/gdn.py'}:smoke")
     monkeypatch.chdir(root)
     assert config.load("configs/mixers/gdn.py:smoke") == there
+
+
+def test_a_recipes_module_has_what_it_defines(root):
+    matrix = config.recipe_module(root / "configs/laziness.py")
+    assert list(matrix.SIZES)[0] == "S1" and matrix.get_config("S1").seed == 0
+    with pytest.raises(ConfigError, match="lazines.py, which is not a file.*'laziness.py'"):
+        config.recipe_module(root / "configs/lazines.py")
+
+
+def test_recipes_need_nothing_on_the_path_of_the_process(root, tmp_path):
+    """As the installed command runs them: from elsewhere, in a process of its own."""
+    recipes = ("demo.py", "laziness.py", "mixers/gdn.py", "scale/hybrid_1b.py", "sweeps/window.py")
+    code = (
+        "import sys; from hybridlm import config;"
+        "[config.load(f'{path}:smoke') for path in sys.argv[1:]];"
+        "print(config.sweep(sys.argv[-1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *(str(root / "configs" / name) for name in recipes)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root), "PATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "model.mixers.swa.window" in done.stdout
