@@ -1,7 +1,7 @@
 """Configs: what a run depends on, read and checked before any device is touched."""
 
 from hybridlm.config.load import load, read, read_json, sweep
-from hybridlm.config.recipes import smoke
+from hybridlm.config.recipe_file import recipe_module
 from hybridlm.data.settings import DataConfig, SourceConfig, TokenizerConfig
 from hybridlm.generation.settings import SampleConfig
 from hybridlm.models.settings import ModelConfig
@@ -25,7 +25,7 @@ __all__ = [
     "load",
     "read",
     "read_json",
-    "smoke",
+    "recipe_module",
     "sweep",
     "to_dict",
 ]

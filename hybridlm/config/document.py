@@ -38,6 +38,11 @@ dict) of the settings below. `--config file.py:arg` passes `arg`; `--config.a.b=
 setting, `value` being a Python literal or else text. Configs are read and checked before a device
 is touched; a mistake is one sentence and exit code 2.
 
+A config may import the Python files in its own folder and in the folder above, whatever the working
+directory; its own folder is searched first, and the standard library keeps its names. In
+`configs/demo.py` and in `configs/mixers/gdn.py`, `from common import parse_arg, smoke` imports from
+`configs/common.py`: `parse_arg` reads flags from `arg`, `smoke` shrinks a config to seconds on a CPU.
+
 A pattern is mixer names in order, bottom to top, each `NAME` or `NAME*COUNT`: `"swa full"`,
 `"rec*2 swa"`. It is repeated to fill `model.depth` and compiled once, however often it is repeated.
 
