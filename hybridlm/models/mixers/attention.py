@@ -51,6 +51,7 @@ class AttentionConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "attention"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads", "kv_heads")
     equation: ClassVar[str] = "o_t = sum_{t-W < s <= t} softmax_s(scale q_t . k_s) v_s"
     source: ClassVar[str] = "arXiv 1706.03762 sec. 3.2; GQA arXiv 2305.13245"
     operations: ClassVar[tuple[str, ...]] = ("attention",)

@@ -73,11 +73,12 @@ class MixerConfig(abc.ABC):
     """Settings of one named mixer; `kind_name` is what configs write as `kind`.
 
     `equation` (one line, for tables) and `source` (paper and section) say what it computes,
-    `operations` which folders of kernels_pallas it calls; `holds_mixers` names the settings that
-    are themselves mixers by name.
+    `operations` which folders of kernels_pallas it calls. `holds_mixers` names the settings that
+    are mappings from names to mixers, `head_settings` those that are numbers of heads.
     """
 
     kind_name: ClassVar[str]
+    head_settings: ClassVar[tuple[str, ...]] = ()
     equation: ClassVar[str]
     source: ClassVar[str]
     operations: ClassVar[tuple[str, ...]] = ()
@@ -106,9 +107,11 @@ class MixerConfig(abc.ABC):
         """
 
     def head_counts(self, width: int) -> dict[str, int]:
-        """By setting, the numbers of heads that devices share where `mesh.tensor` splits them."""
-        settings = ("heads", "kv_heads", "value_heads", "groups")
-        return {name: getattr(self, name) for name in settings if hasattr(self, name)}
+        """By setting, the numbers of heads, each of which `mesh.tensor` must divide.
+
+        A kind whose heads are not among its settings overrides this and says what they come from.
+        """
+        return {name: getattr(self, name) for name in self.head_settings}
 
     def reach(self, seq_len: int) -> int | None:
         """Tokens a query attends to at most, its own included, in a sequence of `seq_len`.

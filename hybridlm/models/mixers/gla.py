@@ -28,6 +28,7 @@ class GLAConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "gla"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = (
         "S_t = Diag(a_t) S_{t-1} + k_t v_t^T, a_t = sigmoid(W2 W1 x_t + b)^(1/16)"
     )

@@ -34,6 +34,7 @@ class GSAConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "gsa"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads", "kv_heads")
     equation: ClassVar[str] = (
         "M_t = Diag(a_t) M_{t-1} + (1 - a_t) [k_t; v_t]^T, o_t = softmax(M^K_t q_t) M^V_t,"
         " a_t = sigmoid(W_f x_t)^(1/8)"

@@ -34,6 +34,7 @@ class LightningConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "lightning"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = "S_t = a_h S_{t-1} + k_t v_t^T, o_t = S_t^T q_t, a_h fixed"
     source: ClassVar[str] = "arXiv 2401.04658; MiniMax-01 arXiv 2501.08313 sec. 2.2"
     operations: ClassVar[tuple[str, ...]] = ("gated_linear",)

@@ -43,6 +43,7 @@ class MLAConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "mla"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = "k_s = [W_k c_s; rope(W_r x_s)], v_s = W_v c_s, c_s = norm(W_c x_s)"
     source: ClassVar[str] = "arXiv 2405.04434 sec. 2.1; arXiv 2412.19437 sec. 2.1.1"
     operations: ClassVar[tuple[str, ...]] = ("attention",)

@@ -31,6 +31,7 @@ class MLSTMConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "mlstm"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = (
         "C_t = f_t C_{t-1} + exp(i_t) k_t v_t^T, n likewise of k_t,"
         " h_t = C_t^T q_t / max(abs(n_t . q_t), 1)"

@@ -42,6 +42,7 @@ class MoBAConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "moba"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads", "kv_heads")
     equation: ClassVar[str] = (
         "o_t = attention to own block and top_{k-1} blocks n by q_t . mean k_n"
     )

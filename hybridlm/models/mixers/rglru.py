@@ -29,6 +29,7 @@ class RGLRUConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "rglru"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = "h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t), a_t = a^(8 r_t)"
     source: ClassVar[str] = "arXiv 2402.19427 sec. 2.4"
     operations: ClassVar[tuple[str, ...]] = ("causal_conv", "linear_recurrence")

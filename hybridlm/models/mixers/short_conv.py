@@ -36,6 +36,9 @@ class ShortConvConfig(MixerConfig):
             f"must lie in 1 to {MAX_WIDTH}, not {self.conv_width}",
         )
 
+    def head_counts(self, width: int) -> dict[str, int]:
+        return {"channels (model.width)": width}  # every channel is a head of its own
+
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "GatedShortConv":
         return GatedShortConv(self, spec, rngs=rngs)
 
