@@ -70,11 +70,11 @@ def qk_distance(
 
 
 def _weights(model: Model, params: Params) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(q_HN, k_HM) of each layer, in float64."""
+    """(q_HP, k_HP) of each layer, in float64."""
     blocks = model.bind(jax.tree.map(np.asarray, params)).blocks()
     pairs = (block.mixer.query_key_weights() for _, block in blocks)
     return [tuple(np.asarray(w, np.float64) for w in pair) for pair in pairs]
 
 
-def _norms(weights_HN: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(weights_HN, axis=1)
+def _norms(weights_HP: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(weights_HP, axis=1)

@@ -11,7 +11,8 @@ A mixer is an `nnx.Module` built as `Mixer(config, spec, rngs=rngs)` that offers
 What probes ask of it - heads, attention rows, slot shares, a narrower reach - `Mixer` answers for
 those without attention and `AttentionMixer` for the others.
 
-Its config is a frozen dataclass derived from `MixerConfig`.
+Its config is a frozen dataclass derived from `MixerConfig`. `hybridlm.models.dimensions` lists the
+letters that names of arrays end in.
 """
 
 import abc
@@ -23,9 +24,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.mixers import rows
-
-# Dimensions: B batch, T time, D width, H query heads, G key/value heads, K head size, S state
-# entries (keys held in a cache), W recurrent width, F MLP hidden size, V vocabulary.
 
 
 class SequenceContext(NamedTuple):
@@ -157,7 +155,7 @@ class Mixer(nnx.Module):
         return rows.no_heads(rows_BQ, x_BTD.shape[1])
 
     def query_key_weights(self) -> tuple[jax.Array, jax.Array]:
-        """(H, N) and (H, M): the weights from which each head's queries and keys are made."""
+        """(H, P) each: the weights from which each head's queries and keys are made."""
         return jnp.zeros((0, 0)), jnp.zeros((0, 0))
 
     def scale_heads(self, scale_H: jax.Array) -> None:
@@ -200,8 +198,8 @@ class AttentionMixer(Mixer):
 
     def query_key_weights(self) -> tuple[jax.Array, jax.Array]:
         heads, kv_heads = self.config.heads, self.config.kv_heads
-        k_HN = jnp.repeat(by_head(self.k.kernel[...], kv_heads), heads // kv_heads, axis=0)
-        return by_head(self.q.kernel[...], heads), k_HN
+        k_HP = jnp.repeat(by_head(self.k.kernel[...], kv_heads), heads // kv_heads, axis=0)
+        return by_head(self.q.kernel[...], heads), k_HP
 
     def scale_heads(self, scale_H: jax.Array) -> None:
         kernel = self.out.kernel[...]
@@ -210,6 +208,6 @@ class AttentionMixer(Mixer):
 
 
 def by_head(kernel_DI: jax.Array, heads: int) -> jax.Array:
-    """(H, N): of a kernel whose outputs are heads side by side, each head's weights in a row."""
+    """(H, P): of a kernel whose outputs are heads side by side, each head's weights in a row."""
     width = kernel_DI.shape[0]
     return jnp.moveaxis(kernel_DI.reshape(width, heads, -1), 1, 0).reshape(heads, -1)

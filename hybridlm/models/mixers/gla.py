@@ -114,8 +114,8 @@ class GLA(Mixer):
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: GatedLinearState | None
     ) -> tuple[jax.Array, GatedLinearState]:
-        def heads(y_BTF):
-            return y_BTF.reshape(*y_BTF.shape[:2], self.config.heads, -1)
+        def heads(y_BTI):
+            return y_BTI.reshape(*y_BTI.shape[:2], self.config.heads, -1)
 
         o_BTHV, state = ops.gated_linear(
             heads(self.q(x_BTD)),

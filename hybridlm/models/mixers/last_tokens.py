@@ -29,15 +29,15 @@ class LastTokens(Mixer):
         document_BT = segments.document_number(context.segment_ids_BT)
 
         def at(t: jax.Array) -> jax.Array:
-            index_W = t + jnp.arange(1 - window, 1)
-            index_BW = jnp.broadcast_to(index_W[None], (x_BTD.shape[0], window))
+            index_C = t + jnp.arange(1 - window, 1)
+            index_BC = jnp.broadcast_to(index_C[None], (x_BTD.shape[0], window))
             known = (context.segment_ids_BT, context.positions_BT, document_BT)
-            ids_BW, positions_BW, document_BW = (take(x, index_BW) for x in known)
-            own_BW = (document_BW == document_BW[:, -1:]) & (index_BW >= 0)
+            ids_BC, positions_BC, document_BC = (take(x, index_BC) for x in known)
+            own_BC = (document_BC == document_BC[:, -1:]) & (index_BC >= 0)
             shown = context._replace(
-                segment_ids_BT=jnp.where(own_BW, ids_BW, 0), positions_BT=positions_BW
+                segment_ids_BT=jnp.where(own_BC, ids_BC, 0), positions_BT=positions_BC
             )
-            return self.mixer(take(x_BTD, index_BW), shown)[:, -1]
+            return self.mixer(take(x_BTD, index_BC), shown)[:, -1]
 
         y_TBD = jax.lax.map(at, jnp.arange(time), batch_size=int(np.ceil(_AT_ONCE / window)))
         return jnp.moveaxis(y_TBD, 0, 1)

@@ -184,10 +184,10 @@ class MLA(AttentionMixer):
         config = self.config
         q = self.q if config.q_rank is None else self.q.up
         kv_LHE = self.kv_up.kernel[...].reshape(config.kv_rank, config.heads, -1)
-        own_HN = by_head(kv_LHE[..., : config.qk_nope], config.heads)
-        shared_N = self.kv_down.kernel[...][:, config.kv_rank :].reshape(-1)
-        shared_HN = jnp.broadcast_to(shared_N[None], (config.heads, shared_N.size))
-        return by_head(q.kernel[...], config.heads), jnp.concatenate([own_HN, shared_HN], axis=1)
+        own_HP = by_head(kv_LHE[..., : config.qk_nope], config.heads)
+        shared_P = self.kv_down.kernel[...][:, config.kv_rank :].reshape(-1)
+        shared_HP = jnp.broadcast_to(shared_P[None], (config.heads, shared_P.size))
+        return by_head(q.kernel[...], config.heads), jnp.concatenate([own_HP, shared_HP], axis=1)
 
     @property
     def has_window(self) -> bool:
@@ -214,19 +214,19 @@ class MLA(AttentionMixer):
         config = self.config
         latent_BTL, k_rope_BTR = jnp.split(latent_BTL, [config.kv_rank], axis=-1)
         kv_BTHE = self.kv_up(latent_BTL).reshape(*latent_BTL.shape[:2], config.heads, -1)
-        k_nope_BTHN, v_BTHV = jnp.split(kv_BTHE, [config.qk_nope], axis=-1)
-        shape = (*k_nope_BTHN.shape[:3], config.qk_rope)
+        k_nope_BTHU, v_BTHV = jnp.split(kv_BTHE, [config.qk_nope], axis=-1)
+        shape = (*k_nope_BTHU.shape[:3], config.qk_rope)
         k_rope_BTHR = jnp.broadcast_to(k_rope_BTR[:, :, None], shape)
-        return jnp.concatenate([k_nope_BTHN, k_rope_BTHR], axis=-1), v_BTHV
+        return jnp.concatenate([k_nope_BTHU, k_rope_BTHR], axis=-1), v_BTHV
 
     def _decode(self, q_B1HK: jax.Array, cache_BSL: jax.Array, valid_BS: jax.Array) -> jax.Array:
         """One token's attention in the space of the latents."""
         config = self.config
         kernel_LHE = self.kv_up.kernel[...].astype(q_B1HK.dtype)
         kernel_LHE = kernel_LHE.reshape(config.kv_rank, config.heads, -1)
-        k_LHN, v_LHV = jnp.split(kernel_LHE, [config.qk_nope], axis=-1)
-        q_nope_BHN, q_rope_BHR = jnp.split(q_B1HK[:, 0], [config.qk_nope], axis=-1)
-        q_BHL = jnp.concatenate([jnp.einsum("bhn,lhn->bhl", q_nope_BHN, k_LHN), q_rope_BHR], -1)
+        k_LHU, v_LHV = jnp.split(kernel_LHE, [config.qk_nope], axis=-1)
+        q_nope_BHU, q_rope_BHR = jnp.split(q_B1HK[:, 0], [config.qk_nope], axis=-1)
+        q_BHL = jnp.concatenate([jnp.einsum("bhu,lhu->bhl", q_nope_BHU, k_LHU), q_rope_BHR], -1)
         # The shared key part is mixed like a value and dropped: cheaper than a copy without it.
         cache_BS1L = cache_BSL[:, :, None]
         mixed_BHL = decode_attention(q_BHL, cache_BS1L, cache_BS1L, valid_BS, scale=self.scale)
