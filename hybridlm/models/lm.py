@@ -10,6 +10,7 @@ from flax import nnx
 from hybridlm.models.block import Block, build_block
 from hybridlm.models.layers import Linear, RMSNorm
 from hybridlm.models.mixers import SequenceContext
+from hybridlm.models.mixers.capabilities import attends
 from hybridlm.models.settings import ModelConfig
 from hybridlm.parallel.axes import split_over_batch
 
@@ -133,7 +134,7 @@ class HybridLM(nnx.Module):
         """Multiplies what each attention head adds to its layer's output, for good.
 
         Args:
-          scales: (H,) of each layer, bottom to top, H being its mixer's `attention_heads`.
+          scales: (H,) of each layer, bottom to top, H being the number of its attention heads.
         """
         first, count = len(self.prefix), len(self.unit)
         _scale_heads(self.prefix, scales[:first])
@@ -287,7 +288,8 @@ def _named(blocks: nnx.Dict) -> Iterator[tuple[str, Block]]:
 
 def _scale_heads(blocks: nnx.Dict, scales: Sequence[jax.Array]) -> None:
     for (_, block), scale_H in zip(_items(blocks), scales, strict=True):
-        block.mixer.scale_heads(scale_H)
+        if attends(block.mixer):
+            block.mixer.scale_heads(scale_H)
 
 
 def _apply(blocks: nnx.Dict, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:

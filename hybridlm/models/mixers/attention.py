@@ -10,7 +10,8 @@ from flax import nnx
 
 from hybridlm.models.layers import Identity, Linear, RMSNorm, at_least_float32
 from hybridlm.models.mixers import rows, token_cache
-from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.capabilities import AttentionMixer
 from hybridlm.models.mixers.spans import Chunk, Window, mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import (
@@ -189,7 +190,9 @@ class Attention(AttentionMixer):
         self, x_BTD: jax.Array, context: SequenceContext, state: TokenCache
     ) -> tuple[jax.Array, TokenCache]:
         if context.window is not None:
-            raise ValueError("context.window is of the parallel form; use `narrowed` to decode")
+            raise ValueError(
+                "context.window is for the parallel form only; use `narrowed` to decode"
+            )
         q, k, v = self._project(x_BTD, context)
         ids_BT = context.segment_ids_BT
         if x_BTD.shape[1] == 1:
@@ -228,7 +231,7 @@ class Attention(AttentionMixer):
         return True
 
     def narrowed(self, window: int) -> "Attention":
-        copy = self._copy()
+        copy = nnx.clone(self)
         copy.span = self.span.narrowed(window)
         return copy
 

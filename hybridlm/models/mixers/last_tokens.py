@@ -1,22 +1,23 @@
-"""Any mixer, shown only the last tokens: its receptive field bounded exactly, whatever it is."""
+"""Any mixer restricted to the last tokens of a document: an exact bound on its receptive field."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from hybridlm.models.mixers.base import Mixer, SequenceContext
 from hybridlm.models.mixers.rows import take
 from kernels_pallas import segments
 
-_AT_ONCE = 4096  # tokens of windows that are computed side by side
+_AT_ONCE = 4096  # tokens, over all windows that are computed in one batch
 
 
-class LastTokens(Mixer):
-    """Its output at t is the mixer's at the end of a document of the last `window` tokens.
+class LastTokens(nnx.Module):
+    """Runs a mixer, for each query, on the last `window` tokens of the query's document alone.
 
-    Of the query's own document, that is; positions stay those of the whole one. For attention this
-    is a window; a recurrence starts anew for every query, so the work is T x window. Only the
-    parallel form is there.
+    The mixer sees them as a whole document, but at their positions in the longer one. Attention
+    gives what it would with such a window; a recurrence starts anew for every query, so the cost is
+    T x window. There is no state to decode with: it has the parallel form only.
     """
 
     def __init__(self, mixer: Mixer, window: int):

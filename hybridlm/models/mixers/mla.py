@@ -9,13 +9,8 @@ from flax import nnx
 
 from hybridlm.models.layers import Linear, RMSNorm
 from hybridlm.models.mixers import rows, token_cache
-from hybridlm.models.mixers.base import (
-    AttentionMixer,
-    LayerSpec,
-    MixerConfig,
-    SequenceContext,
-    by_head,
-)
+from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.capabilities import AttentionMixer, by_head
 from hybridlm.models.mixers.spans import mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
@@ -194,7 +189,7 @@ class MLA(AttentionMixer):
         return True
 
     def narrowed(self, window: int) -> "MLA":
-        copy = self._copy()
+        copy = nnx.clone(self)
         copy.window = min(window, self.window or window)
         return copy
 

@@ -9,7 +9,8 @@ from flax import nnx
 
 from hybridlm.models.layers import Linear
 from hybridlm.models.mixers import rows, token_cache
-from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.capabilities import AttentionMixer
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
 from hybridlm.parallel import ops

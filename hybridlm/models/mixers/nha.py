@@ -10,9 +10,10 @@ from flax import nnx
 
 from hybridlm.models.mixers import rows
 from hybridlm.models.mixers.attention import mean_keys
-from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, SequenceContext
+from hybridlm.models.mixers.capabilities import AttentionMixer
 from hybridlm.models.mixers.gsa import GSA, GSAConfig
-from hybridlm.models.mixers.token_cache import check_room
+from hybridlm.models.mixers.token_cache import check_capacity
 from hybridlm.models.positional import Rope, RopeConfig, no_rope
 from hybridlm.parallel import ops
 from hybridlm.settings.reader import require
@@ -166,8 +167,11 @@ class NHA(AttentionMixer, GSA):
         mean = jnp.sum(bce_BTH) / (jnp.maximum(real, 1) * self.config.heads)
         return self._output(merge(slots, window)), self.config.slot_usage_weight * mean
 
+    @property
+    def slot_heads(self) -> int:
+        return self.config.heads
+
     def slot_share(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        """(B, T, H), the part of each softmax that falls on the slots; 0 at padding."""
         slots, window = self._parallel(x_BTD, context)
         real_BT1 = (context.segment_ids_BT != 0)[:, :, None]
         return jnp.where(real_BT1, jax.nn.sigmoid(slots[1] - window[1]), 0)
@@ -191,11 +195,10 @@ class NHA(AttentionMixer, GSA):
         return bool(self.config.window) or self.config.window is None
 
     def narrowed(self, window: int) -> "NHA":
-        """What leaves the narrower window goes into the slots earlier."""
-        if not self.has_window:
-            return super().narrowed(window)
-        copy, own = self._copy(), self.config.window
-        copy.config = dataclasses.replace(self.config, window=min(window, own or window))
+        """Tokens leave the narrower window earlier, and are written into the slots then."""
+        copy, own = nnx.clone(self), self.config.window
+        narrower = window if own is None else min(window, own)
+        copy.config = dataclasses.replace(self.config, window=narrower)
         return copy
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> NHAState:
@@ -208,7 +211,7 @@ class NHA(AttentionMixer, GSA):
         self, x_BTD: jax.Array, context: SequenceContext, state: NHAState
     ) -> tuple[jax.Array, NHAState]:
         before, entries = state.recent, state.recent.k_BSGK.shape[1]
-        check_room(entries, x_BTD.shape[1], self.config.window)
+        check_capacity(entries, x_BTD.shape[1], self.config.window)
         q_BTHK, new = self._tokens(x_BTD, context)
         tokens, time = _concatenated(before, new), x_BTD.shape[1]
         number_BS = _document_numbers(tokens.segment_ids_BS)

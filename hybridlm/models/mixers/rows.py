@@ -29,13 +29,6 @@ class AttentionRows(NamedTuple):
     visible_BHQT: jax.Array
 
 
-def no_heads(rows_BQ: jax.Array, time: int) -> AttentionRows:
-    """Of a mixer without attention: no head, so nothing."""
-    batch, queries = rows_BQ.shape
-    shape = (batch, 0, queries, time)
-    return AttentionRows(jnp.zeros(shape), jnp.zeros(shape, bool))
-
-
 def concatenated(parts: Sequence[AttentionRows]) -> AttentionRows:
     """The heads of several mixers side by side, in the order given."""
     return AttentionRows(*(jnp.concatenate(xs, axis=1) for xs in zip(*parts, strict=True)))

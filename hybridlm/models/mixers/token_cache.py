@@ -46,10 +46,10 @@ def write(
     """Puts the newest tokens into the ring, each at its index modulo the ring's size.
 
     Raises:
-      ValueError: as `check_room`, for the window that later tokens see.
+      ValueError: as `check_capacity`, for the window that later tokens see.
     """
     places, time = cache.segment_ids_BS.shape[1], segment_ids_BT.shape[1]
-    check_room(places, time, window)
+    check_capacity(places, time, window)
     newest_B = cache.segment_ids_BS[:, (cache.length - 1) % places]
     starts_BT = segments.document_starts(segment_ids_BT, newest_B)
     start_indices_BT = jnp.where(
@@ -70,7 +70,7 @@ def write(
     )
 
 
-def check_room(places: int, time: int, window: int | None) -> None:
+def check_capacity(places: int, time: int, window: int | None) -> None:
     """Raises ValueError for more tokens at once than an entry for each was made for.
 
     With `places` for a whole window there is room for any number.
