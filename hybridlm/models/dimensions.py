@@ -15,7 +15,7 @@ Mixers:
     I  inner width: all heads of a mixer side by side
     W  recurrent width: channels of RG-LRU's recurrence
     F  frequencies of RoPE
-    S  entries of a token cache, one a past token
+    S  capacity of a token cache: its entries, one a token
     M  memory slots of a head
     N  blocks of MoBA; slices of the loss; shards of a mesh
     C  tokens computed at once: a slice of the loss, or a window of `LastTokens`

@@ -1,4 +1,4 @@
-"""Softmax attention: full, windowed or in chunks, MHA/GQA/MQA, RoPE or NoPE, with its options."""
+"""Softmax attention: full, windowed or chunked; MHA, GQA or MQA; RoPE or NoPE."""
 
 import dataclasses
 import math
@@ -181,10 +181,10 @@ class Attention(AttentionMixer):
         return self._output(out_BTHV, x_BTD)
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> TokenCache:
-        """An empty cache of (keys, values) for at most `max_len` tokens, or a span's worth."""
-        places = min(max_len, self.span.window or max_len)
+        """An empty cache of keys and values, for `max_len` tokens or a window, whichever is less."""
+        capacity = min(max_len, self.span.window or max_len)
         shape = (self.config.kv_heads, self.size)
-        return token_cache.empty(batch, places, (shape, shape), dtype)
+        return token_cache.empty(batch, capacity, (shape, shape), dtype)
 
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: TokenCache
@@ -251,7 +251,7 @@ class Attention(AttentionMixer):
         return self.out(gated_BTHV.reshape(*x_BTD.shape[:2], -1))
 
     def _window(self, context: SequenceContext) -> int | jax.Array | None:
-        """The window of the parallel form: the mixer's own, or the context's if that is less."""
+        """The window of the parallel form: the smaller of the mixer's own and the context's."""
         if context.window is None or self.span.window is None:
             return self.span.window
         return jnp.minimum(context.window, self.span.window)
@@ -296,7 +296,7 @@ class UnitRMS(nnx.Module):
 
 
 class Sinks(nnx.Module):
-    """One logit per head, zero at first: as if one more key with value 0 were always there."""
+    """One logit per head, initially 0: it acts as one more key whose value is 0."""
 
     def __init__(self, heads: int):
         self.logits = nnx.Param(jnp.zeros(heads), axes=("heads",))
@@ -311,8 +311,11 @@ OUTPUT_GATES = {
 
 
 def _with_past(context: SequenceContext, past_ids_BS: jax.Array) -> SequenceContext:
-    """The context of past and new tokens; positions are right where the first new one's document
-    is the past one's, and no token sees another document."""
+    """The context of past tokens followed by new ones.
+
+    Positions of past tokens are right in the document that the first new token continues. In earlier
+    documents they are not, which changes nothing: no new token sees those.
+    """
     back_1S = jnp.arange(past_ids_BS.shape[1], 0, -1, dtype=jnp.int32)[None]
     return context._replace(
         segment_ids_BT=jnp.concatenate([past_ids_BS, context.segment_ids_BT], axis=1),

@@ -1,4 +1,4 @@
-"""DeltaNet (arXiv 2102.11174, in chunks and with its present layer arXiv 2406.06484)."""
+"""DeltaNet (arXiv 2102.11174; its chunked form and this layer, arXiv 2406.06484)."""
 
 import dataclasses
 from typing import ClassVar

@@ -84,7 +84,7 @@ class GLAConfig(MixerConfig):
 
 
 class GLA(Mixer):
-    """out(rmsnorm(o) * silu(gate x)): the mixer of `GLAConfig`, its norm over each head."""
+    """out(rmsnorm(o) * silu(gate x)): the mixer of `GLAConfig`; the norm is over each head."""
 
     def __init__(self, config: GLAConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
         width, heads = spec.width, config.heads
@@ -131,7 +131,7 @@ class GLA(Mixer):
         return self.out(y_BTHV.reshape(*x_BTD.shape[:2], -1)), state
 
     def _log_decay(self, x_BTD: jax.Array) -> jax.Array:
-        """log a, float32: logsigmoid of a projection of low rank, divided by the normalizer."""
+        """log a in float32: logsigmoid of a low-rank projection, divided by the normalizer."""
         logits = at_least_float32(self.decay_up(self.decay_down(x_BTD)))
         logits += self.decay_bias[...].astype(logits.dtype)[None, None]
         return jax.nn.log_sigmoid(logits) / self.config.gate_normalizer

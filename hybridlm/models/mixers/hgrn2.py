@@ -67,7 +67,7 @@ class HGRN2Config(MixerConfig):
 
 
 class HGRN2(Mixer):
-    """out(rmsnorm(o)): the mixer of `HGRN2Config`, its norm over all heads together."""
+    """out(rmsnorm(o)): the mixer of `HGRN2Config`; the norm is over all heads together."""
 
     def __init__(self, config: HGRN2Config, spec: LayerSpec, *, rngs: nnx.Rngs):
         width = spec.width
@@ -108,7 +108,7 @@ class HGRN2(Mixer):
         return self.out(self.norm(o_BTHV.reshape(x_BTD.shape))), state
 
     def _gate(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(1 - f, log f), float32, neither by way of the rounded f."""
+        """(1 - f, log f) in float32, each from the logits: computed from f they would lose digits."""
         bound = self.config.lower_bound
         logits = at_least_float32(self.forget(x_BTD))
         open_BTI, shut_BTI = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)

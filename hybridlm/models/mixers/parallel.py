@@ -1,4 +1,4 @@
-"""Within-layer hybrids: several mixers read the same input side by side (Hymba, Falcon-H1)."""
+"""Within-layer hybrids: several mixers read the same input in parallel (Hymba, Falcon-H1)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -179,10 +179,10 @@ def _stacked(parts: Sequence[jax.Array]) -> jax.Array:
 
 
 class NormedMean(nnx.Module):
-    """mean_i beta_i * rmsnorm(y_i): no branch drowns the others, whatever its magnitude.
+    """mean_i beta_i * rmsnorm(y_i): branches start with equal weight, whatever their magnitude.
 
-    The norms undo the initial scale of the branches' output projections, so the beta start there
-    in its place.
+    The norms undo the initial scale of the branches' output projections, so beta starts at that
+    scale instead.
     """
 
     def __init__(self, config: ParallelConfig, spec: LayerSpec):

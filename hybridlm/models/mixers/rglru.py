@@ -138,7 +138,7 @@ class RGLRU(Mixer):
 
 
 class BlockDiagonal(nnx.Module):
-    """x -> x W + b with W block-diagonal: each head's channels are mixed among themselves."""
+    """x -> x W + b with W block-diagonal: channels mix within their head only."""
 
     def __init__(self, channels: int, heads: int, *, rngs: nnx.Rngs):
         size = channels // heads
