@@ -11,6 +11,7 @@ from hybridlm.models import stack as stacks
 from hybridlm.models.block import Block, build_block
 from hybridlm.models.layers import Linear
 from hybridlm.models.mixers import SequenceContext
+from hybridlm.models.mixers.capabilities import attends
 from hybridlm.models.norms import NORMS
 from hybridlm.models.settings import ModelConfig
 from hybridlm.models.stack import ByGroup, Remat, Stack
@@ -200,12 +201,14 @@ class HybridLM(nnx.Module):
         """Multiplies what each attention head adds to its layer's output, for good.
 
         Args:
-          scales: (H,) of each layer, bottom to top, H being its mixer's `attention_heads`.
+          scales: (H,) of each layer, bottom to top, H being the number of its attention heads.
         """
-        self.stack.update(
-            lambda block, scale_H: block.mixer.scale_heads(scale_H),
-            stacks.by_group(scales, self.config.layout),
-        )
+
+        def scale(block: Block, scale_H: jax.Array) -> None:
+            if attends(block.mixer):
+                block.mixer.scale_heads(scale_H)
+
+        self.stack.update(scale, stacks.by_group(scales, self.config.layout))
 
     def head_kernel(self) -> jax.Array:
         """(D, V), float32: the embedding transposed where they are tied."""

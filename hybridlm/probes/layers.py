@@ -10,6 +10,7 @@ import numpy as np
 from hybridlm.models import stack
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.mixers.base import Mixer
+from hybridlm.models.mixers.capabilities import attention_heads
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
 from hybridlm.probes.prompts import Batch, Prompts
@@ -97,7 +98,7 @@ def of_each_mixer(model: Model, ask: Callable[[Mixer], Any]) -> tuple[Any, ...]:
 
 def head_counts(model: Model) -> tuple[int, ...]:
     """Attention heads of each layer."""
-    return of_each_mixer(model, lambda mixer: mixer.attention_heads)
+    return of_each_mixer(model, attention_heads)
 
 
 def all_heads(model: Model) -> list[Head]:

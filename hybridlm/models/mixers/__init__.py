@@ -1,4 +1,4 @@
-"""The registry of mixer kinds: what `kind=` in a config may say."""
+"""The registry of mixer kinds: the values that `kind` may have in a config."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Softmax attention: full, windowed or in chunks, MHA/GQA/MQA, RoPE or NoPE, with its options."""
+"""Softmax attention: full, windowed or chunked; MHA, GQA or MQA; RoPE or NoPE."""
 
 import math
 from typing import Annotated, ClassVar, Literal
@@ -9,7 +9,8 @@ from flax import nnx
 
 from hybridlm.models.layers import Identity, Linear
 from hybridlm.models.mixers import rows, token_cache
-from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.capabilities import AttentionMixer
 from hybridlm.models.mixers.spans import Chunk, Window, mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.norms import RMSNorm, at_least_float32
@@ -55,6 +56,7 @@ class AttentionConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "attention"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads", "kv_heads")
     equation: ClassVar[str] = "o_t = sum_{t-W < s <= t} softmax_s(scale q_t . k_s) v_s"
     source: ClassVar[str] = "arXiv 1706.03762 sec. 3.2; GQA arXiv 2305.13245"
     operations: ClassVar[tuple[str, ...]] = ("attention",)
@@ -158,16 +160,18 @@ class Attention(AttentionMixer):
         return self._output(out_BTHV, x_BTD)
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> TokenCache:
-        """An empty cache of (keys, values) for at most `max_len` tokens, or a span's worth."""
-        places = min(max_len, self.span.window or max_len)
+        """An empty cache of keys and values, for `max_len` tokens or a window, whichever is less."""
+        capacity = min(max_len, self.span.window or max_len)
         shape = (self.config.kv_heads, self.size)
-        return token_cache.empty(batch, places, (shape, shape), dtype)
+        return token_cache.empty(batch, capacity, (shape, shape), dtype)
 
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: TokenCache
     ) -> tuple[jax.Array, TokenCache]:
         if context.window is not None:
-            raise ValueError("context.window is of the parallel form; use `narrowed` to decode")
+            raise ValueError(
+                "context.window is for the parallel form only; use `narrowed` to decode"
+            )
         q, k, v = self._project(x_BTD, context)
         ids_BT = context.segment_ids_BT
         if x_BTD.shape[1] == 1:
@@ -206,7 +210,7 @@ class Attention(AttentionMixer):
         return True
 
     def narrowed(self, window: int) -> "Attention":
-        copy = self._copy()
+        copy = nnx.clone(self)
         copy.span = self.span.narrowed(window)
         return copy
 
@@ -226,7 +230,7 @@ class Attention(AttentionMixer):
         return self.out(gated_BTHV.reshape(*x_BTD.shape[:2], -1))
 
     def _window(self, context: SequenceContext) -> int | jax.Array | None:
-        """The window of the parallel form: the mixer's own, or the context's if that is less."""
+        """The window of the parallel form: the smaller of the mixer's own and the context's."""
         if context.window is None or self.span.window is None:
             return self.span.window
         return jnp.minimum(context.window, self.span.window)
@@ -271,7 +275,7 @@ class UnitRMS(nnx.Module):
 
 
 class Sinks(nnx.Module):
-    """One logit per head, zero at first: as if one more key with value 0 were always there."""
+    """One logit per head, initially 0: it acts as one more key whose value is 0."""
 
     def __init__(self, heads: int):
         self.logits = nnx.Param(jnp.zeros(heads), axes=("heads",))
@@ -286,8 +290,11 @@ OUTPUT_GATES = {
 
 
 def _with_past(context: SequenceContext, past_ids_BS: jax.Array) -> SequenceContext:
-    """The context of past and new tokens; positions are right where the first new one's document
-    is the past one's, and no token sees another document."""
+    """The context of past tokens followed by new ones.
+
+    Positions of past tokens are right in the document that the first new token continues. In earlier
+    documents they are not, which changes nothing: no new token sees those.
+    """
     back_1S = jnp.arange(past_ids_BS.shape[1], 0, -1, dtype=jnp.int32)[None]
     return context._replace(
         segment_ids_BT=jnp.concatenate([past_ids_BS, context.segment_ids_BT], axis=1),

@@ -1,4 +1,4 @@
-"""DeltaNet (arXiv 2102.11174, in chunks and with its present layer arXiv 2406.06484)."""
+"""DeltaNet (arXiv 2102.11174; its chunked form and this layer, arXiv 2406.06484)."""
 
 from typing import ClassVar
 
@@ -25,6 +25,7 @@ class DeltaNetConfig(DeltaConfig):
     """
 
     kind_name: ClassVar[str] = "deltanet"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = "S_t = S_{t-1} + b_t k_t (v_t - S_{t-1}^T k_t)^T, o_t = S_t^T q_t"
     source: ClassVar[str] = "arXiv 2406.06484 sec. 2.2, 3.3"
     operations: ClassVar[tuple[str, ...]] = ("causal_conv", "delta_rule")

@@ -30,6 +30,7 @@ class GDNConfig(DeltaConfig):
     """
 
     kind_name: ClassVar[str] = "gdn"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads", "value_heads")
     equation: ClassVar[str] = (
         "S_t = a_t S_{t-1} + b_t k_t (v_t - a_t S_{t-1}^T k_t)^T, o_t = S_t^T q_t"
     )

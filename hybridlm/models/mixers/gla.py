@@ -29,6 +29,7 @@ class GLAConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "gla"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = (
         "S_t = Diag(a_t) S_{t-1} + k_t v_t^T, a_t = sigmoid(W2 W1 x_t + b)^(1/16)"
     )
@@ -76,7 +77,7 @@ class GLAConfig(MixerConfig):
 
 
 class GLA(Mixer):
-    """out(rmsnorm(o) * silu(gate x)): the mixer of `GLAConfig`, its norm over each head."""
+    """out(rmsnorm(o) * silu(gate x)): the mixer of `GLAConfig`; the norm is over each head."""
 
     def __init__(self, config: GLAConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
         width, heads = spec.width, config.heads
@@ -106,8 +107,8 @@ class GLA(Mixer):
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: GatedLinearState | None
     ) -> tuple[jax.Array, GatedLinearState]:
-        def heads(y_BTF):
-            return y_BTF.reshape(*y_BTF.shape[:2], self.config.heads, -1)
+        def heads(y_BTI):
+            return y_BTI.reshape(*y_BTI.shape[:2], self.config.heads, -1)
 
         o_BTHV, state = ops.gated_linear(
             heads(self.q(x_BTD)),
@@ -123,7 +124,7 @@ class GLA(Mixer):
         return self.out(y_BTHV.reshape(*x_BTD.shape[:2], -1)), state
 
     def _log_decay(self, x_BTD: jax.Array) -> jax.Array:
-        """log a, float32: logsigmoid of a projection of low rank, divided by the normalizer."""
+        """log a in float32: logsigmoid of a low-rank projection, divided by the normalizer."""
         logits = at_least_float32(self.decay_up(self.decay_down(x_BTD)))
         logits += self.decay_bias[...].astype(logits.dtype)[None, None]
         return jax.nn.log_sigmoid(logits) / self.config.gate_normalizer

@@ -35,6 +35,7 @@ class GSAConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "gsa"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads", "kv_heads")
     equation: ClassVar[str] = (
         "M_t = Diag(a_t) M_{t-1} + (1 - a_t) [k_t; v_t]^T, o_t = softmax(M^K_t q_t) M^V_t,"
         " a_t = sigmoid(W_f x_t)^(1/8)"
@@ -80,12 +81,12 @@ class GSAConfig(MixerConfig):
         return self.projection_flops(width) + self.slot_flops(width)
 
     def projection_flops(self, width: int) -> int:
-        """Of q, k, v, the gate and the output."""
+        """FLOPs per token of the projections: q, k, v, gate and out."""
         size = self.head_size(width)
         return 2 * width * (2 * size * (self.heads + self.kv_heads) + self.kv_heads * self.slots)
 
     def slot_flops(self, width: int) -> int:
-        """Of reading and of updating the slots, keys and values each."""
+        """FLOPs per token of reading and updating the slots' keys and values."""
         return 2 * 2 * self.slots * self.head_size(width) * (self.heads + self.kv_heads)
 
     def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
@@ -171,7 +172,7 @@ class GSA(Mixer):
 
 
 class SwishNorm(nnx.Module):
-    """RMSNorm(swish(y)) over all heads, in this order."""
+    """RMSNorm(swish(y)) over all heads together."""
 
     def __init__(self, size: int, eps: float):
         self.norm = RMSNorm(size, eps, ("heads",))

@@ -62,7 +62,7 @@ class HGRN2Config(MixerConfig):
 
 
 class HGRN2(Mixer):
-    """out(rmsnorm(o)): the mixer of `HGRN2Config`, its norm over all heads together."""
+    """out(rmsnorm(o)): the mixer of `HGRN2Config`; the norm is over all heads together."""
 
     def __init__(self, config: HGRN2Config, spec: LayerSpec, *, rngs: nnx.Rngs):
         width = spec.width
@@ -86,15 +86,15 @@ class HGRN2(Mixer):
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: GatedLinearState | None
     ) -> tuple[jax.Array, GatedLinearState]:
-        def heads(y_BTF):
-            return y_BTF.reshape(*y_BTF.shape[:2], self.heads, self.config.expand)
+        def heads(y_BTI):
+            return y_BTI.reshape(*y_BTI.shape[:2], self.heads, self.config.expand)
 
-        k_BTF, log_forget_BTF = self._gate(x_BTD)
+        k_BTI, log_forget_BTI = self._gate(x_BTD)
         o_BTHV, state = ops.gated_linear(
             heads(jax.nn.silu(self.q(x_BTD))),
-            heads(k_BTF.astype(x_BTD.dtype)),
+            heads(k_BTI.astype(x_BTD.dtype)),
             heads(self.input(x_BTD)),
-            heads(log_forget_BTF),
+            heads(log_forget_BTI),
             segment_ids=context.segment_ids_BT,
             scale=self.config.expand**-0.5,
             initial_state=state,
@@ -103,10 +103,10 @@ class HGRN2(Mixer):
         return self.out(self.norm(o_BTHV.reshape(x_BTD.shape))), state
 
     def _gate(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(1 - f, log f), float32, neither by way of the rounded f."""
+        """(1 - f, log f) in float32, each from the logits: computed from f they would lose digits."""
         bound = self.config.lower_bound
         logits = at_least_float32(self.forget(x_BTD))
-        open_BTF, shut_BTF = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+        open_BTI, shut_BTI = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
         # f = sigmoid + bound (1 - sigmoid)
         log_bound = jnp.log(jnp.asarray(bound, logits.dtype))
-        return (1 - bound) * jnp.exp(shut_BTF), jnp.logaddexp(open_BTF, log_bound + shut_BTF)
+        return (1 - bound) * jnp.exp(shut_BTI), jnp.logaddexp(open_BTI, log_bound + shut_BTI)

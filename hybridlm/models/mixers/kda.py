@@ -38,6 +38,7 @@ class KDAConfig(DeltaConfig):
     """
 
     kind_name: ClassVar[str] = "kda"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = (
         "S' = Diag(a_t) S_{t-1}, S_t = S' + b_t k_t (v_t - S'^T k_t)^T, o_t = S_t^T q_t"
     )

@@ -35,6 +35,7 @@ class LightningConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "lightning"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = "S_t = a_h S_{t-1} + k_t v_t^T, o_t = S_t^T q_t, a_h fixed"
     source: ClassVar[str] = "arXiv 2401.04658; MiniMax-01 arXiv 2501.08313 sec. 2.2"
     operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
@@ -128,8 +129,8 @@ class Lightning(Mixer):
     ) -> tuple[jax.Array, GatedLinearState]:
         act = ACTIVATIONS[self.config.activation]
 
-        def heads(y_BTF):
-            return act(y_BTF).reshape(*x_BTD.shape[:2], self.config.heads, self.size)
+        def heads(y_BTI):
+            return act(y_BTI).reshape(*x_BTD.shape[:2], self.config.heads, self.size)
 
         def rotate(y_BTHK):
             return self.rope(y_BTHK, context.positions_BT)
@@ -144,8 +145,8 @@ class Lightning(Mixer):
             initial_state=state,
             return_state=True,
         )
-        o_BTF = o_BTHV.reshape(*x_BTD.shape[:2], -1)
-        return self.out(self.norm(o_BTF, self.gate(x_BTD))), state
+        o_BTI = o_BTHV.reshape(*x_BTD.shape[:2], -1)
+        return self.out(self.norm(o_BTI, self.gate(x_BTD))), state
 
     def _log_decay(self) -> jax.Array:
         log_decay_H = DECAYS[self.config.decay](self.config.heads) * self.config.decay_scale

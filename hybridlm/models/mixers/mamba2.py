@@ -116,8 +116,8 @@ class Mamba2State(NamedTuple):
 class Mamba2(Mixer):
     """out(norm(y silu(z))), y = ssm(silu(conv(x)), dt, B, C) + D x: the mixer of `Mamba2Config`.
 
-    z, x, (B, C) and dt are projections of their own rather than columns of one: x and z can be
-    split over devices by head while B and C, which all heads share, stay whole.
+    z, x, (B, C) and dt have a projection each instead of one for all, so that devices can split x
+    and z by head while B and C, which heads share, stay whole.
     """
 
     def __init__(self, config: Mamba2Config, spec: LayerSpec, *, rngs: nnx.Rngs):

@@ -8,7 +8,8 @@ from flax import nnx
 
 from hybridlm.models.layers import Linear
 from hybridlm.models.mixers import rows, token_cache
-from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.capabilities import AttentionMixer
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.positional import Rope, RopeConfig, check_rope, no_rope
 from hybridlm.parallel import ops
@@ -26,11 +27,11 @@ from kernels_pallas.block_sparse import (
 class MoBAConfig(MixerConfig):
     """Mixture of block attention.
 
-    The sparse mixer of this library because it can be exact and fast at once. It has no parameters
-    beyond attention's, so a layer may be switched between MoBA and full attention. Counted from its
-    document's start, a block holds the same tokens however the document is packed, split or
-    decoded, and so the choice is the same; whole blocks make dense products. (An indexer that
-    chooses single tokens, as DeepSeek's, scores every pair of tokens and needs a loss of its own.)
+    This library's sparse mixer, because it can be both exact and fast. It has attention's
+    parameters and no others, so a layer can switch between MoBA and full attention. Blocks are
+    counted from the document's start, so that blocks and choices are the same however the document
+    is packed, split or decoded; whole blocks make dense products. (An indexer that chooses single
+    tokens, as DeepSeek's does, scores every pair of tokens and needs its own loss.)
 
     Attributes:
       heads: query heads; each chooses blocks of its own.
@@ -42,6 +43,7 @@ class MoBAConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "moba"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads", "kv_heads")
     equation: ClassVar[str] = (
         "o_t = attention to own block and top_{k-1} blocks n by q_t . mean k_n"
     )
@@ -79,7 +81,7 @@ class MoBAConfig(MixerConfig):
         return MoBA(self, spec, rngs=rngs)
 
     def flops_per_token(self, width: int, seq_len: int) -> float:
-        """Logits and values of the keys a query sees, and its product with each mean key."""
+        """Counts logits and values of the keys a query sees, and its products with mean keys."""
         size = self.head_size(width)
         projections = 4 * width * size * (self.heads + self.kv_heads)
         keys, means = seen(seq_len, self.block, self.top_k)

@@ -30,6 +30,7 @@ class RGLRUConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "rglru"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = "h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t), a_t = a^(8 r_t)"
     source: ClassVar[str] = "arXiv 2402.19427 sec. 2.4"
     operations: ClassVar[tuple[str, ...]] = ("causal_conv", "linear_recurrence")
@@ -133,7 +134,7 @@ class RGLRU(Mixer):
 
 
 class BlockDiagonal(nnx.Module):
-    """x -> x W + b with W block-diagonal: each head's channels are mixed among themselves."""
+    """x -> x W + b with W block-diagonal: channels mix within their head only."""
 
     def __init__(self, channels: int, heads: int, *, rngs: nnx.Rngs):
         size = channels // heads

@@ -28,6 +28,9 @@ class ShortConvConfig(MixerConfig):
 
     conv_width: ConvWidth = 3
 
+    def head_counts(self, width: int) -> dict[str, int]:
+        return {"channels (model.width)": width}  # every channel is a head of its own
+
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "GatedShortConv":
         return GatedShortConv(self, spec, rngs=rngs)
 
