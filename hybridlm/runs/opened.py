@@ -167,7 +167,9 @@ def _open_run(path: pathlib.Path, step: int | None) -> OpenedModel:
     facts = next((r for r in metrics.read(path / metrics.FILE) if r["kind"] == "run"), {})
     _check_tokenizer(tokenizer, facts.get("data", {}).get("tokenizer"), "run", path)
     step, state = checkpoint.load_numpy(path, step)
-    return OpenedModel(path, Model.of(config), state["params"], tokenizer, step, settings, data)
+    model, params = Model.of(config), state["params"]
+    _check_params(model, params, path)
+    return OpenedModel(path, model, params, tokenizer, step, settings, data)
 
 
 def _open_folder(path: pathlib.Path, step: int | None) -> OpenedModel:
@@ -182,8 +184,9 @@ def _open_folder(path: pathlib.Path, step: int | None) -> OpenedModel:
     at = (settings.get("from") or {}).get("step")
     if step is not None and step != at:
         raise RunError(f"{path} is a model folder, which holds no checkpoint of step {step}")
-    params = checkpoint.load_tree(path / PARAMS)
-    return OpenedModel(path, Model.of(config), params, tokenizer, at, settings, None)
+    model, params = Model.of(config), checkpoint.load_tree(path / PARAMS)
+    _check_params(model, params, path)
+    return OpenedModel(path, model, params, tokenizer, at, settings, None)
 
 
 def _read(cls: type, settings: Any, key: str, file: pathlib.Path) -> Any:
@@ -194,6 +197,32 @@ def _read(cls: type, settings: Any, key: str, file: pathlib.Path) -> Any:
         return read_dataclass(cls, settings[key], key)
     except ConfigError as error:
         raise RunError(f"{file}: {error}") from None
+
+
+def _check_params(model: Model, params: Params, path: pathlib.Path) -> None:
+    """Holds parameters to the model's: the same paths, the same shapes."""
+
+    def shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
+
+    wanted, found = shapes(model.abstract), shapes(params)
+    faults = {
+        "missing": [name for name in wanted if name not in found],
+        "not the model's": [name for name in found if name not in wanted],
+        "of another shape": [
+            f"{name} {found[name]} instead of {shape}"
+            for name, shape in wanted.items()
+            if found.get(name, shape) != shape
+        ],
+    }
+    listed = [
+        f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if names[4:] else ''}"
+        for what, names in faults.items()
+        if names
+    ]
+    if listed:
+        raise RunError(f"the parameters in {path} are not those of its model ({'; '.join(listed)})")
 
 
 def _check_tokenizer(
