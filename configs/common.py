@@ -40,7 +40,10 @@ def smoke(c: Any) -> Any:
     """
     mixers = list(_all_mixers(c.model.mixers))
     heads = [m.heads for m in mixers if m.get("heads")]
-    c.model.width, c.model.mlp.hidden = min(c.model.width, 16 * math.lcm(*heads)), 128
+    c.model.width = min(c.model.width, 16 * math.lcm(*heads))
+    for feedforward in (c.model.mlp, *c.model.get("feedforwards", {}).values()):
+        if feedforward is not None:
+            feedforward.hidden = min(feedforward.hidden, 128)
     c.model.depth = sum(len(expand(c.model.get(k, ""))) for k in ("prefix", "pattern", "suffix"))
     for mixer in mixers:
         for span in ("window", "chunk", "block"):
