@@ -1,4 +1,4 @@
-"""What a planted fault is: one attribute replaced, and the law that must then fail."""
+"""A planted fault: one attribute is replaced, and a law must then fail."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -54,5 +54,5 @@ def no_boundaries(segment_ids_BT, previous_ids_B=None):
 
 
 def boundary_dropped(subject) -> Fault:
-    """Documents run into each other, for any op that asks `segments.document_starts`."""
+    """Documents are not separated, for any op that uses `segments.document_starts`."""
     return Fault(segments, "document_starts", no_boundaries, packed(subject))

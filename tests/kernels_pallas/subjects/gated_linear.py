@@ -1,4 +1,4 @@
-"""Gated linear attention wrapped for the laws, and the faults they must catch."""
+"""Gated linear attention as a subject of the laws, and the faults that they must catch."""
 
 import jax.numpy as jnp
 
@@ -80,7 +80,7 @@ def gated_subject(
 
 
 def draw(rng) -> Subject:
-    """Heads, groups, sizes, kind and strength of the decay drawn afresh."""
+    """Heads, groups, sizes, kind and strength of the decay drawn at random."""
     return gated_subject(
         groups=int(rng.integers(1, 4)),
         ratio=int(rng.integers(1, 4)),

@@ -1,4 +1,4 @@
-"""The linear recurrence wrapped for the laws, and the faults they must catch."""
+"""The linear recurrence as a subject of the laws, and the faults that they must catch."""
 
 import dataclasses
 
