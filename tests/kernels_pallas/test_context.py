@@ -131,9 +131,9 @@ def test_attention_refuses_what_it_cannot_shard():
     x = jnp.ones((1, 4, 2, 3))
     with pytest.raises(ValueError, match="a window that is an array is not supported"):
         context.attention(x, x, x, axis="context", window=jnp.int32(3))
-    with pytest.raises(ValueError, match="a state goes with a window"):
+    with pytest.raises(ValueError, match="a state needs a window"):
         context.attention(x, x, x, axis="context", initial_state=empty_state(1, 2, 2, 3, 3))
-    with pytest.raises(ValueError, match="a state goes with a window"):
+    with pytest.raises(ValueError, match="a state needs a window"):
         context.attention(x, x, x, axis="context", return_state=True)
     with pytest.raises(NameError, match="unbound axis name"):
         jax.jit(lambda x: context.attention(x, x, x, axis="context"))(x)
