@@ -13,12 +13,13 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any, NamedTuple
 
+from hybridlm.errors import RunError
 from hybridlm.runs.json_files import read_json, write_json
 from hybridlm.settings.plain import flat
-from hybridlm.errors import RunError
 
 Settings = dict[str, Any]
 CONFIG, ENVIRONMENT, REPORT = "config.json", "environment.json", "report.html"
+
 
 class RunSettings(NamedTuple):
     """The settings of a run, as its folder is held to them.
@@ -55,9 +56,7 @@ class Workdir:
         return cls(path, None)
 
     @classmethod
-    def open(
-        cls, path: os.PathLike[str] | str, run: RunSettings
-    ) -> "Workdir":
+    def open(cls, path: os.PathLike[str] | str, run: RunSettings) -> "Workdir":
         """Locks the folder, and holds a run found there to the settings it was started with.
 
         Raises:

@@ -1,0 +1,5 @@
+"""The folder of a run, what it holds, and the models in it."""
+
+from hybridlm.runs.opened import OpenedModel, open_model, save_model
+
+__all__ = ["OpenedModel", "open_model", "save_model"]

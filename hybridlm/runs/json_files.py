@@ -1,0 +1,26 @@
+"""JSON files of a run: written whole or not at all, read with one sentence where damaged."""
+
+import json
+import pathlib
+from typing import Any
+
+from hybridlm.errors import RunError
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file at once or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The value in a JSON file of a run.
+
+    Raises:
+      RunError: where it is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: {error}") from None

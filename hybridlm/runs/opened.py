@@ -1,0 +1,243 @@
+"""A model that is opened from disk: out of a run, or out of a model folder without a run.
+
+A model folder holds `model.json` (settings of the model, tokenizer, where it came from), the
+parameters as the Orbax folder `params/`, and the tokenizer's file, if it has one.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from hybridlm.data.settings import DataConfig, TokenizerConfig
+from hybridlm.data.tokenizers import Tokenizer, open_tokenizer
+from hybridlm.errors import ConfigError, RunError
+from hybridlm.models.dtypes import compute_dtype
+from hybridlm.models.mixers import SequenceContext
+from hybridlm.models.params import Model, Params
+from hybridlm.models.programs import per_model
+from hybridlm.models.settings import ModelConfig
+from hybridlm.runs import checkpoint, metrics
+from hybridlm.runs.json_files import read_json, write_json
+from hybridlm.runs.workdir import CONFIG
+from hybridlm.settings.plain import to_dict
+from hybridlm.settings.reader import read_dataclass
+
+MODEL, PARAMS = "model.json", "params"
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedModel:
+    """A model with its parameters, as evaluations, probes, generation and notebooks take it.
+
+    Attributes:
+      path: the run or model folder.
+      model: its graph and settings (`model.config`); the vocabulary size is filled in.
+      params: nested dict of numpy arrays, float32 (`Model.bind` makes a module of them).
+      tokenizer: of the text that it was trained on.
+      step: of the checkpoint; None in a model folder that names none.
+      settings: the plain settings found there: a run's `config.json`, or `model.json`.
+      data: what the run read, None in a model folder.
+    """
+
+    path: pathlib.Path
+    model: Model
+    params: Params
+    tokenizer: Tokenizer
+    step: int | None
+    settings: dict[str, Any]
+    data: DataConfig | None
+
+    @property
+    def config(self) -> ModelConfig:
+        """Settings of the model."""
+        return self.model.config
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of activations, as it was trained: `train.dtype` on the devices at hand."""
+        return compute_dtype(self.settings.get("train", {}).get("dtype", "float32"))
+
+    @property
+    def seed(self) -> int:
+        """The run's, which splits its documents into training and held-out ones."""
+        return self.settings.get("seed", 0)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence in training.
+
+        Raises:
+          RunError: where the model folder does not say.
+        """
+        length = self.data.seq_len if self.data else self.settings.get("length")
+        if length is None:
+            raise RunError(f"{self.path / MODEL} does not say the length of training")
+        return length
+
+    def training_data(self) -> DataConfig:
+        """The settings of the data that the run read.
+
+        Raises:
+          RunError: for a model folder, which names none.
+        """
+        if self.data is None:
+            raise RunError(f"{self.path} is a model folder without a run: it names no data")
+        return self.data
+
+    def logits(
+        self, tokens_BT: Any, segment_ids_BT: Any = None, *, dtype: jnp.dtype = jnp.float32
+    ) -> jax.Array:
+        """Logits (B, T, V), float32.
+
+        Args:
+          tokens_BT: int, ids of the model's vocabulary.
+          segment_ids_BT: int; 0 is padding, a change of id a document boundary, where positions
+            start again at 0. None is one document a row.
+          dtype: of activations and matrix products.
+
+        Raises:
+          ValueError: for shapes that do not agree, or ids outside the vocabulary.
+        """
+        tokens_BT = np.asarray(tokens_BT)
+        ids_BT = np.ones_like(tokens_BT) if segment_ids_BT is None else np.asarray(segment_ids_BT)
+        _check_tokens(tokens_BT, ids_BT, self.config.vocab_size)
+        forward = _forward(self.model, dtype)
+        return forward(self.params, tokens_BT.astype(np.int32), ids_BT.astype(np.int32))
+
+
+def open_model(path: pathlib.Path | str, step: int | None = None) -> OpenedModel:
+    """Opens the model of a run, or of a model folder; needs no device, mesh or class of the writer.
+
+    Args:
+      path: a workdir of `hybridlm train`, or a folder that `save_model` wrote.
+      step: of the run's checkpoint; None is the newest.
+
+    Raises:
+      RunError: where there is no such run, model or checkpoint, or the tokenizer is another one.
+    """
+    path = pathlib.Path(path)
+    if (path / CONFIG).is_file():
+        return _open_run(path, step)
+    if (path / MODEL).is_file():
+        return _open_folder(path, step)
+    raise RunError(f"{path} is no run: it has no {CONFIG} (and no {MODEL} of a model folder)")
+
+
+def save_model(opened: OpenedModel, path: pathlib.Path | str) -> None:
+    """Writes a model folder: settings, parameters, tokenizer and where they came from.
+
+    Raises:
+      RunError: where `path` is there already and is not empty, or cannot be written.
+    """
+    path = pathlib.Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise RunError(f"{path} is not empty: name a new folder for the model")
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}") from None
+    ocp.save((path / PARAMS).absolute(), opened.params)
+    source = opened.tokenizer.path
+    if source is not None:
+        _copy_tokenizer(pathlib.Path(source), path)
+    settings = {
+        "model": to_dict(opened.config),
+        "tokenizer": {
+            "kind": opened.tokenizer.kind,
+            "path": None if source is None else pathlib.Path(source).name,
+            "fingerprint": opened.tokenizer.fingerprint,
+        },
+        "length": opened.data.seq_len if opened.data else opened.settings.get("length"),
+        "from": {"path": str(opened.path), "step": opened.step},
+    }
+    write_json(path / MODEL, settings)  # last: without it the folder is no model
+
+
+def _open_run(path: pathlib.Path, step: int | None) -> OpenedModel:
+    settings = read_json(path / CONFIG)
+    config = _read(ModelConfig, settings, "model", path / CONFIG)
+    data = _read(DataConfig, settings, "data", path / CONFIG)
+    tokenizer = open_tokenizer(data.tokenizer)
+    facts = next((r for r in metrics.read(path / metrics.FILE) if r["kind"] == "run"), {})
+    _check_tokenizer(tokenizer, facts.get("data", {}).get("tokenizer"), "run", path)
+    step, state = checkpoint.load_numpy(path, step)
+    return OpenedModel(path, Model.of(config), state["params"], tokenizer, step, settings, data)
+
+
+def _open_folder(path: pathlib.Path, step: int | None) -> OpenedModel:
+    settings = read_json(path / MODEL)
+    config = _read(ModelConfig, settings, "model", path / MODEL)
+    written = dict(settings.get("tokenizer") or {})
+    fingerprint = written.pop("fingerprint", None)
+    if written.get("path") is not None:
+        written["path"] = str(path / written["path"])
+    tokenizer = open_tokenizer(_read(TokenizerConfig, {"tokenizer": written}, "tokenizer", path))
+    _check_tokenizer(tokenizer, fingerprint, "model", path)
+    at = (settings.get("from") or {}).get("step")
+    if step is not None and step != at:
+        raise RunError(f"{path} is a model folder, which holds no checkpoint of step {step}")
+    params = checkpoint.load_tree(path / PARAMS)
+    return OpenedModel(path, Model.of(config), params, tokenizer, at, settings, None)
+
+
+def _read(cls: type, settings: Any, key: str, file: pathlib.Path) -> Any:
+    """One part of the settings in a file, as the dataclass that owns it."""
+    if not isinstance(settings, dict) or key not in settings:
+        raise RunError(f"{file} is damaged: it has no {key}")
+    try:
+        return read_dataclass(cls, settings[key], key)
+    except ConfigError as error:
+        raise RunError(f"{file}: {error}") from None
+
+
+def _check_tokenizer(
+    tokenizer: Tokenizer, fingerprint: str | None, what: str, path: pathlib.Path
+) -> None:
+    if fingerprint is not None and fingerprint != tokenizer.fingerprint:
+        raise RunError(
+            f"the tokenizer {tokenizer.path} is not the one that the {what} in {path} was trained"
+            " with: put its file back"
+        )
+
+
+def _copy_tokenizer(file: pathlib.Path, folder: pathlib.Path) -> None:
+    """The tokenizer's file, and the one beside it that names its special tokens."""
+    shutil.copyfile(file, folder / file.name)
+    beside = file.with_name("tokenizer_config.json")
+    if beside.is_file():
+        shutil.copyfile(beside, folder / beside.name)
+
+
+def _check_tokens(tokens_BT: np.ndarray, ids_BT: np.ndarray, vocab_size: int) -> None:
+    if tokens_BT.ndim != 2 or not np.issubdtype(tokens_BT.dtype, np.integer) or not tokens_BT.size:
+        raise ValueError(
+            f"tokens must be whole numbers of shape (B, T), not {tokens_BT.dtype} of shape"
+            f" {tokens_BT.shape}"
+        )
+    if ids_BT.shape != tokens_BT.shape or not np.issubdtype(ids_BT.dtype, np.integer):
+        raise ValueError(
+            f"segment ids must be whole numbers of shape {tokens_BT.shape}, as tokens, not"
+            f" {ids_BT.dtype} of shape {ids_BT.shape}"
+        )
+    if tokens_BT.min() < 0 or tokens_BT.max() >= vocab_size:
+        raise ValueError(
+            f"tokens must lie in [0, {vocab_size}), not in [{tokens_BT.min()}, {tokens_BT.max()}]"
+        )
+
+
+@per_model
+def _forward(model: Model, dtype: jnp.dtype) -> Any:
+    @jax.jit
+    def forward(params: Params, tokens_BT: jax.Array, ids_BT: jax.Array) -> jax.Array:
+        module = model.bind(params)
+        context = SequenceContext.of(ids_BT)
+        hidden_BTD = module.hidden(tokens_BT, context, dtype=dtype)
+        return module.logits(hidden_BTD).astype(jnp.float32)
+
+    return forward
