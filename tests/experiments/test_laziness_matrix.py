@@ -10,7 +10,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments.large_window_laziness import sweep, text
 from hybridlm import config as configs
-from hybridlm.analysis.dry_run import cost
+from hybridlm.analysis.cost import cost
 from hybridlm.config.laziness import BUDGETS, CONTEXT, LOCAL, SIZES
 from hybridlm.errors import ConfigError
 
