@@ -1,14 +1,14 @@
-"""Every op on a Hopper GPU, forward and backward, beside what else does the job: numbers first.
+"""Times every op on a Hopper GPU, forward and backward, and compares it with other projects.
 
-Each form is held to the float64 reference before it is timed, and one with wrong numbers is not. Then
-medians, FLOP/s or bytes/s, and the share of the roofline, whose peaks are measured in the same run.
-What is missing or fails is said in the results and has no figure. A row has many documents; a form
-that cannot tell them apart has one, and our kernel is timed on that too.
+Each form is first compared with the float64 reference and timed only if its numbers are right. Results
+are medians, FLOP/s or bytes/s, and the share of the roofline, whose peaks are measured in the same run.
+Forms that are missing or fail are reported without a figure. A row has many documents. A form without
+segment ids gets one document, and our kernel is also timed on that.
 
 Run:     python benchmarks/gpu.py --json benchmarks/gpu.json
 Table:   python benchmarks/gpu.py --render benchmarks/gpu.json          (writes benchmarks/gpu.md)
 Try it:  python benchmarks/gpu.py --smoke           (a CPU, a few tokens, kernels interpreted)
-Needs:   jax with its CUDA plugin, jaxtyping; jax-linear-attention, torch and fla-core where they are.
+Needs:   jax with its CUDA plugin, jaxtyping; optional: jax-linear-attention, torch and fla-core.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch wants memory too
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs memory too
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import gpu_ops
@@ -35,14 +35,14 @@ from gpu_ops import OPS, Arrays, Op, Rival, Sizes
 from kernels_pallas import dispatch
 
 LENGTHS = (2048, 8192, 32768, 65536)
-CHECKED = 1024  # tokens that numbers are compared on
+CHECKED = 1024  # tokens of the comparison with the reference
 SMOKE = Sizes(heads=2, kv_heads=1, size=64, channels=128, slots=64)
 KERNEL = "hybridlm, kernel"
 OURS = {KERNEL: "pallas", "hybridlm, XLA": "chunked"}
-#: A kernel's error over that of the XLA form, against float64; rounding once to bfloat16 is allowed.
+#: The largest error of a kernel relative to that of the XLA form; one bfloat16 rounding is allowed.
 ALLOWED, ENOUGH = 1.5, 2**-8
-RIVAL_ALLOWED = 3e-2  # of other projects' forms, by norm
-SECONDS = 0.3  # of calls for one figure
+RIVAL_ALLOWED = 3e-2  # the largest error of other projects' forms, by norm
+SECONDS = 0.3  # duration of the calls for one figure
 FORWARD, BOTH = "forward", "forward + backward"
 
 
@@ -50,13 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--json", type=pathlib.Path, help="where results are kept, op by op")
-    parser.add_argument("--render", type=pathlib.Path, help="results to write gpu.md from")
     parser.add_argument(
-        "--ops", nargs="+", default=[""], help="only those with one of these in the name"
+        "--json", type=pathlib.Path, help="file for the results, written after every op"
+    )
+    parser.add_argument(
+        "--render", type=pathlib.Path, help="results file from which to write gpu.md"
+    )
+    parser.add_argument(
+        "--ops", nargs="+", default=[""], help="only ops whose name contains one of these"
     )
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
-    parser.add_argument("--smoke", action="store_true", help="on a CPU, with nothing timed")
+    parser.add_argument("--smoke", action="store_true", help="run on a CPU without timing")
     options = parser.parse_args(arguments)
     if options.render:
         page = pathlib.Path(__file__).with_name("gpu.md")
@@ -85,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(op: Op, sizes: Sizes, lengths, checked: int) -> Iterator[dict]:
-    """Records of the op: of each form its errors or why it has none, then the times of the right."""
+    """Records of the op: the errors of each form or why there are none, then times of correct forms."""
     rivals = {}
     for name, make in op.rivals.items():
         try:
@@ -95,7 +99,7 @@ def measure(op: Op, sizes: Sizes, lengths, checked: int) -> Iterator[dict]:
     said = {}
     for record in check(op, rivals, gpu_ops.draw(checked, sizes, seed=1, document=checked // 8)):
         yield record
-        said[record["form"]] = record  # the last of a wrong form is `failed`
+        said[record["form"]] = record  # for a wrong form the last record is `failed`
     right = {
         name: name in OURS or rivals[name].documents for name in said if "errors" in said[name]
     }
@@ -121,8 +125,8 @@ def measure(op: Op, sizes: Sizes, lengths, checked: int) -> Iterator[dict]:
 
 
 def check(op: Op, rivals: dict[str, Rival], inputs: Arrays) -> Iterator[dict]:
-    """A record of each form's errors against float64, and a second one, `failed`, of the wrong: ours
-    on packed documents, others' on one."""
+    """A record of each form's errors against float64, and a second record, `failed`, for wrong forms.
+    Our forms are checked on packed documents, others on one."""
     want, own = reference(op, inputs, inputs["segment_ids"]), {}
     for name, impl in OURS.items():
         record = {"op": op.name, "form": name}
@@ -160,7 +164,7 @@ def with_ids(op: Op, impl: str, ids: jax.Array | None) -> Callable:
 
 @contextlib.contextmanager
 def interpreted() -> Iterator[None]:
-    """On a machine without a GPU its kernels run interpreted."""
+    """On a machine without a GPU kernels are interpreted."""
     if jax.default_backend() == "gpu":
         yield
         return
@@ -208,7 +212,7 @@ def reference(op: Op, inputs: Arrays, ids: jax.Array | None) -> dict[str, jax.Ar
 
 
 def errors(found: dict, want: dict) -> dict[str, float]:
-    """By output and gradient, the norm of the difference over the norm."""
+    """For each output and gradient, the norm of the difference divided by the norm."""
     norm = np.linalg.norm
     return {k: float(norm(found[k] - want[k]) / max(norm(want[k]), 1e-30)) for k in want}
 
@@ -227,7 +231,7 @@ def rival_gradients(rival: Rival, op: Op, inputs: Arrays) -> dict[str, jax.Array
 
 
 def _torch(arrays) -> list:
-    """Leaves on the GPU with the values and dtypes of the arrays."""
+    """torch leaf tensors on the GPU with the values and dtypes of the arrays."""
     import torch
 
     kinds = {jnp.dtype("bfloat16"): torch.bfloat16, jnp.dtype("float32"): torch.float32}
@@ -292,7 +296,7 @@ def seconds(program: Callable, *values) -> float:
 
 
 def median(call: Callable[[], None], wait: Callable[[], None], rounds: int = 7) -> float:
-    """Seconds of a call, the median of rounds of calls that wait only at their end."""
+    """Seconds per call: the median of rounds of calls that wait only at the end."""
 
     def run(times: int) -> float:
         start = time.perf_counter()
@@ -307,7 +311,7 @@ def median(call: Callable[[], None], wait: Callable[[], None], rounds: int = 7) 
 
 
 def work(op: Op, documents: list[int], sizes: Sizes, inputs: Arrays) -> dict[str, dict[str, float]]:
-    """FLOPs of the matrix products, and bytes where each array is read or written once."""
+    """FLOPs of the matrix products, and bytes if each array is read or written once."""
     values = [inputs[name] for name in op.inputs]
     out = jax.eval_shape(lambda *a: op.ours("chunked", *a, None), *values)
     read = sum(x.nbytes for x in values)
@@ -333,7 +337,7 @@ def peaks(size: int = 8192) -> dict[str, float]:
 
 
 def card() -> dict[str, str]:
-    """The card, its driver and clocks, as nvidia-smi says."""
+    """The card, its driver and clocks, from nvidia-smi."""
     fields = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
     asked = subprocess.run(
         ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "--id=0"],

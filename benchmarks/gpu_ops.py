@@ -1,4 +1,4 @@
-"""The calls that `gpu.py` times: inputs, our forms, what else does the job, and the work in them.
+"""The calls that `gpu.py` times: inputs, our forms, forms of other projects, and their work.
 
 Shapes are those of a layer of a 1B hybrid: one row, 16 heads of 128 (4 of keys and values where an
 op shares them), 4,096 channels of the linear recurrence, 64 slots; bfloat16, gates in float32.
@@ -41,9 +41,9 @@ class Rival:
     """Another project's form of the same op.
 
     Attributes:
-      form: of the op's inputs, returning its output; None where `torch_form` is given.
+      form: a function of the op's inputs that returns its output; None if `torch_form` is given.
       torch_form: the same on torch tensors.
-      documents: whether it takes segment ids, and so the row of several documents.
+      documents: whether it takes segment ids, and so a row of several documents.
     """
 
     form: Form | None = None
@@ -56,11 +56,11 @@ class Op:
     """One row of the tables.
 
     Attributes:
-      inputs: names of what `draw` makes, in the order that forms take them; gradients go to all.
-      ours: of impl, the inputs and segment ids (or None), the output.
-      rivals: by name, functions that make them (and so import what they need).
-      flops: of (a forward pass, forward and backward) over documents of so many tokens each, matrix
-        products alone.
+      inputs: names of arrays from `draw`, in the order of the arguments; all get gradients.
+      ours: a function of impl, the inputs and segment ids (or None) that returns the output.
+      rivals: by name, functions that create them (and import what they need).
+      flops: a function of the documents' lengths: FLOPs of (the forward pass, forward and backward),
+        only matrix products.
     """
 
     name: str
@@ -126,7 +126,7 @@ def _slots(impl, q, k, v, decay, ids):
 
 
 def _native_hybrid(impl, q, k, v, decay, ids):
-    """Slots and a window of 512 under one softmax; that the slots lag the window costs nothing."""
+    """Slots and a window of 512 under one softmax. The delay of the slots has no cost and is left out."""
     return merge(_slots(impl, q, k, v, decay, ids), _attention(512, impl, q, k, v, ids))[0]
 
 
@@ -191,34 +191,34 @@ def documents(segment_ids: jax.Array) -> list[int]:
 
 
 def pairs(tokens: int, window: int | None) -> int:
-    """Queries times keys that they see, in a document."""
+    """Visible (query, key) pairs of a document."""
     window = tokens if window is None else min(window, tokens)
     return tokens * window - window * (window - 1) // 2
 
 
 def _attention_flops(window, lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
-    """Two products of the pairs that are seen, and five backward."""
+    """Two products over the visible pairs, and five backward."""
     product = 2.0 * sum(pairs(n, window) for n in lengths) * sizes.heads * sizes.size
     return 2 * product, 7 * product
 
 
 def _states_flops(of_token: float, lengths: Sequence[int]) -> tuple[float, float]:
-    """A backward pass does each write and read of a state twice over, for either factor."""
+    """A backward pass has two products for each write and read of a state, one per factor."""
     return sum(lengths) * of_token, 3 * sum(lengths) * of_token
 
 
 def _state_flops(lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
-    """Of one write and one read of a K x V state a token."""
+    """One write and one read of a K x V state per token."""
     return _states_flops(4.0 * sizes.heads * sizes.size**2, lengths)
 
 
 def _delta_flops(lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
-    """One read more, of what the state holds for the key."""
+    """One more read: the state's value for the key."""
     return _states_flops(6.0 * sizes.heads * sizes.size**2, lengths)
 
 
 def _slot_flops(lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
-    """Two writes for a head of keys and values, two reads for a head."""
+    """Two writes per head of keys and values, two reads per query head."""
     return _states_flops(4.0 * (sizes.kv_heads + sizes.heads) * sizes.size * sizes.slots, lengths)
 
 
@@ -241,7 +241,7 @@ def _of_window(window: int | None) -> Op:
 
 
 def _of_state(name, ours, inputs, gates, kind, module, function, flops) -> Op:
-    """An op of q, k, v and `inputs`, which two other projects have and call `gates`."""
+    """An op of q, k, v and `inputs` that two other projects have; they call the inputs `gates`."""
     return Op(
         name,
         ("q", "k", "v", *inputs),

@@ -10,12 +10,12 @@ Run:      hybridlm train --config configs/demo.py --workdir runs/demo
 
 from ml_collections import ConfigDict
 
-from hybridlm.config import recipes
+from common import parse_arg, smoke
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "" or "smoke" (seconds, on any machine)."""
-    flags = recipes.parse_arg(arg, smoke=False)
+    flags = parse_arg(arg, smoke=False)
     c = ConfigDict()
     c.seed = 0
 
@@ -42,4 +42,4 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.log_every, c.train.eval_every, c.train.checkpoint_every = 10, 150, 150
     c.train.eval_sequences = 128
     c.sample = dict(prompt="Fellow citizens, ", tokens=300, temperature=0.7)
-    return recipes.smoke(c) if flags["smoke"] else c
+    return smoke(c) if flags["smoke"] else c

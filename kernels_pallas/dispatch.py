@@ -1,10 +1,10 @@
 """Choosing a backend, fail-closed: an unsupported call is slower or an error, never wrong.
 
-Each op declares its backends as data, a tuple of `Backend` rows. A row with `limits=None`
-is a plain XLA form that takes every valid call. A kernel's row lists, feature by feature,
-the values its tests cover; a feature the row does not mention is not covered. The platform is a
-feature of every case, and so is a mesh over which XLA would have to partition a kernel, which it
-cannot: inside a `jax.shard_map` over its axes there is nothing left to partition.
+Each op declares its backends as data, a tuple of `Backend` rows. A row with `limits=None` is a plain
+XLA form that supports every valid call. A kernel's row lists, for each feature, the values that its
+tests cover; a feature that the row does not mention is not covered. The platform is a feature of every
+case. So is a mesh over which XLA would have to partition a kernel, because XLA cannot do that; inside a
+`jax.shard_map` over the mesh's axes nothing is left to partition.
 """
 
 import contextlib
@@ -23,8 +23,12 @@ _TARGET = contextvars.ContextVar("target", default=None)
 
 
 class Target(NamedTuple):
-    """What kernels are made for: `platform` ("cpu", "tpu", "gpu"), and how `pallas_call` interprets
-    them: False compiles, True or `pltpu.InterpretParams` runs them on any device."""
+    """What kernels are compiled for.
+
+    Attributes:
+      platform: "cpu", "tpu" or "gpu".
+      interpret: False compiles kernels; True or `pltpu.InterpretParams` interprets them on any device.
+    """
 
     platform: str
     interpret: Any = False
@@ -32,9 +36,9 @@ class Target(NamedTuple):
 
 @contextlib.contextmanager
 def kernels_for(platform: str, interpret: Any = False) -> Iterator[None]:
-    """Inside, ops traced take kernels of `platform`: to compile for a chip that is not there, or,
-    with `interpret`, to run its kernels without it. Ops carry the target into their gradients, so
-    that a backward pass may be traced outside."""
+    """Ops traced inside use the kernels of `platform`: to compile for a chip that is not attached or,
+    with `interpret`, to run its kernels without it. Gradients keep the target of their forward pass,
+    so a backward pass may be traced outside."""
     token = _TARGET.set(Target(platform, interpret))
     try:
         yield
@@ -43,14 +47,14 @@ def kernels_for(platform: str, interpret: Any = False) -> Iterator[None]:
 
 
 def target() -> Target:
-    """What ops traced now are for: that of `kernels_for`, otherwise jax's default backend."""
+    """The target of ops traced now: that of `kernels_for`, otherwise jax's default backend."""
     return _TARGET.get() or Target(jax.default_backend())
 
 
 @contextlib.contextmanager
 def auto_means(impl: str) -> Iterator[None]:
-    """Inside, ops traced with impl="auto" run as `impl`: to hold a whole mixer to its reference
-    form, or to compare backends. What is already compiled does not change."""
+    """Ops traced inside with impl="auto" run as `impl`: to compare a whole mixer with its reference
+    form, or to compare backends. Programs that are already compiled do not change."""
     token = _AUTO.set(impl)
     try:
         yield
@@ -59,7 +63,7 @@ def auto_means(impl: str) -> Iterator[None]:
 
 
 class _Any:
-    """A container of everything: what a kernel takes whatever its value is."""
+    """A container of all values, for a feature that a kernel supports at any value."""
 
     def __contains__(self, value) -> bool:
         return True
@@ -77,11 +81,11 @@ class Backend:
 
     Arguments:
       name: what `resolve` returns, unique in the table ("chunked", "tpu", "hopper").
-      impl: the public name it answers to: "reference", "chunked" or "pallas".
+      impl: the public name that selects it: "reference", "chunked" or "pallas".
       limits: for each feature of a case the values covered (any container, `range`
         included); None covers every case.
-      auto: whether "auto" takes it too; not where nobody has measured it ahead of the
-        chunked form on its chip.
+      auto: whether "auto" selects it too; False for a kernel that has not been measured to be
+        faster than the chunked form on its chip.
     """
 
     name: str
@@ -100,7 +104,7 @@ class Backend:
         return f"{self.name} (" + ", ".join(f"{k} in {v}" for k, v in limits.items()) + ")"
 
 
-#: The table of an op that has no kernel yet.
+#: The table of an op without kernels.
 XLA_ONLY = (Backend("reference", "reference"), Backend("chunked", "chunked"))
 
 
@@ -110,14 +114,14 @@ def resolve(
     """The name of the backend that runs this call.
 
     Arguments:
-      op_name: for messages.
-      impl: "auto" takes a kernel only where the table covers the case, otherwise chunked;
-        "reference", "chunked" and "pallas" take exactly that.
-      case: what the call asks for, e.g. `dict(dtype="bfloat16", window=128)`; the platform of
-        `target()` is added, and the axes of the mesh in force that XLA partitions over.
+      op_name: for error messages.
+      impl: "auto" selects a kernel if the table covers the case, otherwise the chunked form;
+        "reference", "chunked" and "pallas" select exactly that.
+      case: the features of the call, e.g. `dict(dtype="bfloat16", window=128)`; `resolve` adds the
+        platform of `target()` and the axes of the current mesh that XLA partitions over.
       support: the op's table.
 
-    Raises ValueError for an unknown impl, and for "pallas" where no kernel covers the case.
+    Raises ValueError for an unknown impl, and for "pallas" if no kernel covers the case.
     """
     impl = _AUTO.get() if impl == "auto" else impl
     if impl not in IMPLS:
@@ -131,7 +135,7 @@ def resolve(
     if impl == "pallas":
         if not kernels:
             raise ValueError(
-                f"{op_name}: impl='pallas' has no kernel yet; use 'auto', 'chunked' or 'reference'."
+                f"{op_name}: impl='pallas' has no kernel; use 'auto', 'chunked' or 'reference'."
             )
         missing = "; ".join(f"{b.describe()} lacks {', '.join(b.uncovered(case))}" for b in kernels)
         raise ValueError(f"{op_name}: impl='pallas' does not support this call: {missing}.")
@@ -156,8 +160,8 @@ def check_shape(op_name: str, name: str, array, shape: tuple[int, ...], dims: st
 
 
 def check_arrays(op_name: str, **arrays) -> None:
-    """Raises ValueError unless every array given (None is skipped) is of a floating dtype and has
-    no dimension of size 0."""
+    """Raises ValueError unless every array (None is skipped) has a floating dtype and no dimension of
+    size 0."""
     for name, array in arrays.items():
         if array is None:
             continue
@@ -171,7 +175,7 @@ def check_arrays(op_name: str, **arrays) -> None:
 def number(op_name: str, name: str, value: float | None) -> float | None:
     """`value` as a Python float, or None; raises ValueError unless it is None or a finite number.
 
-    A number of numpy would make float64 of float32 arrays, and an array would be differentiated.
+    A numpy number would promote float32 arrays to float64, and an array would be differentiated.
     """
     if value is None:
         return None
@@ -184,15 +188,16 @@ def number(op_name: str, name: str, value: float | None) -> float | None:
     return float(value)
 
 
-#: What the arrays of a state are, by their names, where they are not floating point.
+#: The kinds of a state's arrays that are not floating point, by name.
 _OF_STATES = {"segment_ids": "ids", "positions": "integers", "written": "booleans"}
 
 
 def check_state(op_name: str, state: Any, kind: type, **sizes: int) -> None:
-    """Raises ValueError unless `state` is None or a `kind`, whose fields' names say what they hold.
+    """Raises ValueError unless `state` is None or a valid `kind`.
 
-    A field `name_BSK` has the shape (B, S, K), whose letters `sizes` gives, or else the first field
-    that has them; it holds floating point numbers, or what `_OF_STATES` says.
+    A field `name_BSK` must have the shape (B, S, K); the size of a letter is that in `sizes`, or else
+    that of the first field with the letter. It must hold floating point numbers, or what `_OF_STATES`
+    lists.
     """
     if state is None:
         return
@@ -212,8 +217,9 @@ def check_state(op_name: str, state: Any, kind: type, **sizes: int) -> None:
 
 
 def check_dtype(op_name: str, name: str, array, holds: str) -> None:
-    """Raises ValueError unless `array` holds "floating point", "booleans", "integers" or "ids":
-    integers of at most 32 bits, for cut to these ids of 64 would no longer tell documents apart."""
+    """Raises ValueError unless `array` holds what `holds` says: "floating point", "booleans",
+    "integers" or "ids", which are integers of at most 32 bits: 64-bit ids, truncated, might no longer
+    distinguish documents."""
     kind = dict(booleans=jnp.bool_, integers=jnp.integer, ids=jnp.integer).get(holds, jnp.floating)
     said = "integers (0 = padding)" if holds == "ids" else holds
     if not jnp.issubdtype(array.dtype, kind):
@@ -230,5 +236,5 @@ def dtypes(*arrays) -> str:
 
 
 def accumulator_dtype(*arrays):
-    """float64 where an input is float64, otherwise float32."""
+    """float64 if an input is float64, otherwise float32."""
     return jnp.promote_types(jnp.float32, jnp.result_type(*arrays))

@@ -1,10 +1,10 @@
-"""A walk over chunks of tokens as a Hopper kernel: the state stays on chip.
+"""A scan over chunks of tokens as one Hopper kernel (a "walk"): the state stays on chip.
 
-What the Hopper kernels of `delta_rule`, `gated_linear` and `gated_slots` share. One block is a row's
-(batch row's and head's) tile of 64 value channels: columns of a state know nothing of each other. Its
-one warpgroup keeps S in registers, K x 64 float32, and walks the chunks in order, or from the last; the
-next chunk's matrices are on their way meanwhile. `walk` is the walk that corrects nothing, which read
-backwards is its own gradient's; the delta rule has bodies of its own (`delta_rule/hopper_kernels.py`).
+Shared by the Hopper kernels of `delta_rule`, `gated_linear` and `gated_slots`. One block of the grid
+computes 64 value channels of one head of one batch row; the columns of a state are independent. Its
+one warpgroup keeps S in registers, K x 64 float32, and processes the chunks in order, or in reverse,
+while the next chunk's matrices are being loaded. `walk` is the scan of gated linear attention and its
+gradient (the same scan in reverse). The delta rule has its own kernels (`delta_rule/hopper_kernels.py`).
 """
 
 from typing import Any, NamedTuple
@@ -17,18 +17,18 @@ from kernels_pallas import mosaic_gpu as mg
 
 CHUNK = 64  # tokens: the rows of a product
 COLUMNS = 64  # value channels of a block
-TILE = 64  # what sizes of keys and values are multiples of
-STAGES = 2  # chunks in shared memory: the one at work and the next
+TILE = 64  # key and value sizes are multiples of this
+STAGES = 2  # chunks in shared memory: the current one and the next
 
 
-class Plan(NamedTuple):
-    """What is static of a call.
+class WalkPlan(NamedTuple):
+    """The static sizes and dtypes of a call.
 
     Arguments:
       key_size, value_size: K and V of the state, multiples of TILE.
-      operand: dtype of what products read: bfloat16, or float32 where only an interpreter runs it.
-      output: dtype of what the walk gives for every token.
-      rows: of a chunk: tokens, or where several queries share a state, tokens times these.
+      operand: dtype of the operands of products: bfloat16, or float32 (interpreters only).
+      output: dtype of the output of every token.
+      rows: rows of a chunk: tokens, times the number of queries that share a state.
     """
 
     batch: int
@@ -46,7 +46,8 @@ class Plan(NamedTuple):
         return self.chunks * self.rows
 
     def launch(self, body, *operands, name, outputs, tiles, moving):
-        """`body` in a block for each head and tile of columns; `moving` come chunk by chunk."""
+        """Runs `body` in a block for each head and tile of columns. `moving` names the matrices that
+        are loaded chunk by chunk."""
         stages = {name: self._staged(*shape) for name, shape in moving.items()}
         scratch = {name: mg.tile(shape, self.operand) for name, shape in tiles.items()}
         return mg.launch(
@@ -64,12 +65,12 @@ class Plan(NamedTuple):
         return kind((STAGES, *shape), dtype)
 
 
-class Moving:
-    """Matrices of the chunks on their way into shared memory, `STAGES` of them ahead.
+class ChunkLoader:
+    """Loads the matrices of the chunks into shared memory, `STAGES` chunks ahead.
 
     Arguments:
-      sources: for every name a function of a chunk's number to its reference in global memory.
-      tiles: for every name the tiles (STAGES, ...).
+      sources: for every matrix a function from a chunk's number to its reference in global memory.
+      tiles: for every matrix the tiles (STAGES, ...).
       order: the number of the chunk at each step.
     """
 
@@ -85,8 +86,8 @@ class Moving:
             mg.load(source(chunk), tile.at[stage], self.ready.at[stage])
 
     def walk(self, carry, do):
-        """`carry = do(chunk, carry, *tiles)` for every chunk; `do` publishes after its last reads
-        of tiles into registers."""
+        """`carry = do(chunk, carry, *tiles)` for every chunk. `do` must publish after its last read
+        of a tile into registers."""
 
         def one(step, carry):
             stage = jax.lax.rem(step, jnp.int32(STAGES))
@@ -102,13 +103,13 @@ class Moving:
         return jax.lax.fori_loop(0, self.plan.chunks, one, carry)
 
 
-def rows_of(chunk, size=CHUNK):
+def chunk_rows(chunk, size=CHUNK):
     return pl.ds(chunk * size, size)
 
 
-def put(x, tile, target, unfinished) -> None:
-    """x to a tile that products may read, and on to global memory; `unfinished` younger stores may
-    still be reading other tiles."""
+def write_tile(x, tile, target, unfinished) -> None:
+    """Writes x to a tile in shared memory, for products, and from there to `target` in global memory.
+    Up to `unfinished` later stores may still be reading other tiles."""
     mg.wait_for_reads(unfinished)
     tile[...] = x.astype(tile.dtype)
     mg.publish()
@@ -116,16 +117,16 @@ def put(x, tile, target, unfinished) -> None:
         mg.store(tile, target)
 
 
-class Steps(NamedTuple):
-    """What a walk reads, for R = batch * heads rows of N chunks of C (`Plan.rows`).
+class WalkInputs(NamedTuple):
+    """The inputs of a walk, for R = batch * heads rows of N chunks of C (`WalkPlan.rows`).
 
-    In each chunk o = read_s S + read_d d, and then S <- keep S + write^T d.
+    In each chunk o = read_s S + read_d d, then S <- keep S + write^T d.
 
     Attributes:
       write: (R, N * C, K) in plan.operand.
       keep: (R, N * K) float32.
       d: (batch, N * C, heads, V) in plan.operand.
-      read_s: as `write`; or None, for states alone.
+      read_s: as `write`; or None if only states are wanted.
       read_d: (R, N * C, C) in plan.operand; or None with `read_s`.
     """
 
@@ -135,24 +136,30 @@ class Steps(NamedTuple):
     read_s: jax.Array | None = None
     read_d: jax.Array | None = None
 
-    def backward(self, do) -> "Steps":
-        """For the cotangent `do` of o: the walk in reverse from that of the last S. Its `o` is the
-        cotangent of d, the S that its steps find those after each chunk, its last that of s."""
-        return Steps(self.read_s, self.keep, do, self.write, self.read_d)
+    def backward(self, do) -> "WalkInputs":
+        """The inputs of the gradient's walk, in reverse from the cotangent of the last S.
+
+        `do` is the cotangent of o. The walk's `o` is the cotangent of d, its states are those of S
+        after each chunk, its last state is that of s."""
+        return WalkInputs(self.read_s, self.keep, do, self.write, self.read_d)
 
 
-def walk(plan: Plan, name: str, steps: Steps, s, *, kept: bool, reverse: bool = False):
-    """Walks from s (R, K, V) float32; `name` is the kernel's.
+def walk(
+    plan: WalkPlan, name: str, steps: WalkInputs, s, *, keep_states: bool, reverse: bool = False
+):
+    """Runs the kernel `name` from the state s (R, K, V) float32.
 
-    reverse: from the last chunk to the first, with `read_d` transposed.
+    Arguments:
+      keep_states: also return the state before each step.
+      reverse: from the last chunk to the first, with `read_d` transposed.
 
-    Returns a list: where `steps` reads, o (batch, N * C, heads, V) in plan.output; the last S
-    (R, K, V) float32; where `kept`, the S (R, N * K, V) in plan.operand that each step finds.
+    Returns a list: o (batch, N * C, heads, V) in plan.output, if there is a `read_s`; the last S
+    (R, K, V) float32; with `keep_states` the S (R, N * K, V) in plan.operand before each step.
     """
     key_size, length, operand = plan.key_size, plan.rows, plan.operand
     all_rows, reads = plan.batch * plan.heads, steps.read_s is not None
     keys, values, state = (length, key_size), (length, COLUMNS), (key_size, COLUMNS)
-    # In the order of `Steps`.
+    # In the order of the fields of `WalkInputs`.
     moving = dict(writes=(keys, operand), keeps=((key_size,), jnp.float32), ds=(values, operand))
     if reads:
         moving |= dict(reads_s=(keys, operand), reads_d=((length, length), operand))
@@ -160,33 +167,38 @@ def walk(plan: Plan, name: str, steps: Steps, s, *, kept: bool, reverse: bool = 
     def body(*refs, s_tile, ready, o_tile=None, **tiles):
         sources, (first, *refs) = refs[: len(moving)], refs[len(moving) :]
         o = refs.pop(0) if reads else None
-        last, states = refs if kept else (*refs, None)
+        last, states = refs if keep_states else (*refs, None)
         head, batch = mg.index("head"), mg.index("batch")
         row = batch * plan.heads + head
         columns = pl.ds(mg.index("columns") * COLUMNS, COLUMNS)
 
         def chunk_step(chunk, s, write, keep, d, read_s=None, read_d=None):
-            # `put` publishes: nothing is read from moving tiles into registers after it.
+            # `write_tile` publishes: no loaded tile may be read into registers after it.
             keep = mg.along_rows(mg.of_rows(keep), state)
-            entering = states.at[row, rows_of(chunk, key_size), columns] if kept else None
-            put(s, s_tile, entering, int(reads))
+            entering = states.at[row, chunk_rows(chunk, key_size), columns] if keep_states else None
+            write_tile(s, s_tile, entering, int(reads))
             written = s * keep, mg.transposed(write), d
             if not reads:
                 return mg.matmuls(written)[0]
             read_d = mg.transposed(read_d) if reverse else read_d
             o_chunk, s = mg.matmuls((None, read_s, s_tile, read_d, d), written)
-            put(o_chunk, o_tile, o.at[batch, rows_of(chunk, length), head, columns], int(kept))
+            write_tile(
+                o_chunk,
+                o_tile,
+                o.at[batch, chunk_rows(chunk, length), head, columns],
+                int(keep_states),
+            )
             return s
 
         def of_chunk(name, ref):
             def source(chunk):
                 if name == "ds":
-                    return ref.at[batch, rows_of(chunk, length), head, columns]
-                return ref.at[row, rows_of(chunk, key_size if name == "keeps" else length)]
+                    return ref.at[batch, chunk_rows(chunk, length), head, columns]
+                return ref.at[row, chunk_rows(chunk, key_size if name == "keeps" else length)]
 
             return source
 
-        moved = Moving(
+        moved = ChunkLoader(
             plan,
             [of_chunk(name, ref) for name, ref in zip(moving, sources)],
             [tiles[name] for name in moving],
@@ -204,7 +216,7 @@ def walk(plan: Plan, name: str, steps: Steps, s, *, kept: bool, reverse: bool = 
         *(x for x in steps if x is not None),
         s,
         name=name,
-        outputs=o + last + states * kept,
+        outputs=o + last + states * keep_states,
         tiles=dict(s_tile=state) | (dict(o_tile=values) if reads else {}),
         moving=moving,
     )

@@ -1,15 +1,15 @@
-"""Mosaic GPU as the Hopper kernels use it: all that may change between minor versions of jax.
+"""The parts of Mosaic GPU that the Hopper kernels use, which may change between minor versions of jax.
 
-A kernel is a body run by every block of a grid, in each of its warpgroups (128 threads). Arrays stand
-in global memory; `load` and `store` move tiles between it and shared memory (the bulk copy engine,
-which counts what arrives on a barrier); `matmuls` are the tensor cores' (wgmma): float32 sums in
-registers of products of bfloat16 tiles. Values in registers are rows x columns, rows in 64s.
+A kernel is a body that every block of a grid runs, in each of its warpgroups (128 threads). Arrays are
+in global memory. `load` and `store` copy tiles between global and shared memory (by the bulk copy
+engine, which signals a barrier); `matmuls` runs on the tensor cores (wgmma): products of bfloat16 tiles,
+summed in float32 registers. Matrices in registers have a multiple of 64 rows.
 
-What a warpgroup wrote to shared memory itself is seen by copies and products after `publish`.
-Warpgroups of a block wait for each other by barriers alone.
+Copies and products see what a warpgroup itself wrote to shared memory only after `publish`.
+Warpgroups of a block synchronise only by barriers.
 
-On the CPU kernels are interpreted with `plgpu.InterpretGPUParams`, whose products take operands in
-shared memory only and cannot start from a given sum: there these two are spelled out.
+On a CPU, kernels are interpreted with `plgpu.InterpretGPUParams`. Its products accept only operands in
+shared memory and cannot start from a given sum; both are emulated here.
 """
 
 import contextvars
@@ -39,14 +39,14 @@ def launch(
     interpret: Any = False,
     approximate: bool = True,
 ) -> list[jax.Array]:
-    """`body(*operand refs, *output refs, **scratch)` in every block; all arrays in global memory.
+    """Runs `body(*operand refs, *output refs, **scratch)` in every block; arrays are in global memory.
 
     Arguments:
       grid: axes and their sizes, the fastest first; `index(axis)` inside.
-      scratch: of a block, from `tile`, `vector` and `barriers`, shared by its warpgroups.
-      warpgroups: that run the body; `warpgroup()` inside.
+      scratch: shared memory and barriers of a block, from `tile`, `vector` and `barriers`.
+      warpgroups: number of warpgroups of a block; `warpgroup()` inside.
       interpret: False, or `plgpu.InterpretGPUParams`.
-      approximate: exp2, division and the like by the chip's fast instructions.
+      approximate: use the chip's fast instructions for exp2, division and similar operations.
     """
 
     def traced(*refs, **scratch_refs):
@@ -71,7 +71,7 @@ def launch(
 
 
 def index(axis: str):
-    """Of this block along a grid axis, int32."""
+    """Index of this block along a grid axis, int32."""
     return jax.lax.axis_index(axis)
 
 
@@ -81,18 +81,18 @@ def warpgroup():
 
 
 def span(start, size: int):
-    """`size` places of an axis from `start` on."""
+    """A slice of `size` elements from `start`."""
     return pl.ds(start, size)
 
 
 def when(condition) -> Callable:
-    """Decorates what runs only where a scalar condition holds."""
+    """Decorates a function that runs only if a scalar condition holds."""
     return pl.when(condition)
 
 
 def tile(shape: tuple[int, ...], dtype=jnp.bfloat16):
-    """Shared memory for matrices (the last two axes) that products read: rows in 8s, columns in
-    multiples of 128 bytes (64 or 32 where there are fewer), swizzled."""
+    """Shared memory for operands of products, matrices in the last two axes: swizzled, with a multiple
+    of 8 rows, and columns in multiples of 128 bytes (or 64 or 32)."""
     width = jnp.dtype(dtype).itemsize
     swizzle = next(s for s in (128, 64, 32) if shape[-1] * width % s == 0)
     transforms = plgpu.TilingTransform((8, swizzle // width)), plgpu.SwizzleTransform(swizzle)
@@ -100,34 +100,34 @@ def tile(shape: tuple[int, ...], dtype=jnp.bfloat16):
 
 
 def vector(shape: tuple[int, ...], dtype=jnp.float32):
-    """Plain shared memory: numbers that stand in a row, 16 bytes of them at least."""
+    """Plain shared memory with at least 16 bytes in the last axis."""
     return plgpu.SMEM(tuple(shape), dtype)
 
 
 def barriers(number: int, arrivals: int = 1):
-    """`number` barriers, each complete after so many arrivals: a `load` is one, an `arrive` of a
+    """`number` barriers, each complete after `arrivals` arrivals: each `load` and each `arrive` of a
     warpgroup is one."""
     return plgpu.Barrier(num_arrivals=arrivals, num_barriers=number)
 
 
 def load(source, target, barrier) -> None:
-    """Starts a copy from global to shared memory, an arrival on `barrier` when it is there."""
+    """Starts a copy from global to shared memory, which arrives on `barrier` when it is complete."""
     plgpu.copy_gmem_to_smem(source, target, barrier)
 
 
 def store(source, target) -> None:
-    """Starts a copy from shared to global memory; `publish` before, `wait_for_stores` after."""
+    """Starts a copy from shared to global memory. Call `publish` before, `wait_for_stores` after."""
     plgpu.copy_smem_to_gmem(source, target)
 
 
 def publish() -> None:
-    """Makes what this warpgroup wrote to shared memory visible to copies and products, and what it
-    read by itself (not by products) free to be overwritten by copies."""
+    """Makes this warpgroup's writes to shared memory visible to copies and products, and allows copies
+    to overwrite what it has read (except reads by products)."""
     plgpu.commit_smem()
 
 
 def wait_for_stores() -> None:
-    """Waits until this warpgroup's stores have read and written all."""
+    """Waits until this warpgroup's stores are complete."""
     plgpu.wait_smem_to_gmem(0)
 
 
@@ -145,17 +145,17 @@ def wait(barrier) -> None:
 
 
 def registers(number: int, more: bool) -> None:
-    """Gives this warpgroup `number` registers a thread, a multiple of 8: more or fewer than it has."""
+    """Sets the registers per thread of this warpgroup, a multiple of 8; `more` than now, or fewer."""
     plgpu.set_max_registers(number, action="increase" if more else "decrease")
 
 
 def transposed(ref):
-    """A matrix in shared memory as a product's transposed operand."""
+    """The transpose of a matrix in shared memory, as an operand of a product."""
     return ref.transpose((1, 0))
 
 
 def matmuls(*terms) -> tuple[jax.Array, ...]:
-    """For each term `(sum, a, b)` the float32 `sum + a @ b`, started together, then waited for.
+    """`sum + a @ b` in float32 for each term `(sum, a, b)`, all started together.
 
     `sum` is (M, N) float32 in registers or None for zero, `a` (M, K) a tile or bfloat16 in
     registers, `b` (K, N) a tile; M and K are multiples of 64 and N of 8. More
@@ -177,7 +177,7 @@ def matmul(a, b) -> jax.Array:
     """float32 `a @ b`: one term of `matmuls` from zero."""
     if _INTERPRETED.get() and isinstance(a, jax.Array):
         product = jnp.dot(a, b[...], preferred_element_type=jnp.float32)
-        plgpu.commit_smem()  # wgmma reads as copies do: no fence stands between the two
+        plgpu.commit_smem()  # as wgmma, which reads like a copy
         return product
 
     def run(ref):
@@ -199,48 +199,48 @@ def zeros(shape: tuple[int, int]) -> jax.Array:
 
 
 def full(shape: tuple[int, ...], value, dtype=jnp.float32) -> jax.Array:
-    """A matrix in registers as products leave it, or for one axis, a number of each of its rows."""
+    """A constant matrix in registers, in the layout of products, or with one axis a number per row."""
     layout = plgpu.Layout.WGMMA if len(shape) == 2 else plgpu.Layout.WGMMA.reduce(1)
     return plgpu.layout_cast(jnp.full(shape, value, dtype), layout)
 
 
 def of_tile(ref) -> jax.Array:
-    """A tile in registers as products leave it."""
+    """A tile in registers, in the layout of products."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA)
 
 
 def of_global(ref) -> jax.Array:
-    """A matrix straight from global memory, as products leave it: for what is read once."""
+    """A matrix from global memory in the layout of products, for arrays that are read once."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA, optimized=False)
 
 
 def of_rows(ref) -> jax.Array:
-    """A vector in shared memory as a number of each row of a matrix."""
+    """A vector in shared memory as one number per row of a matrix."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1))
 
 
 def of_columns(ref) -> jax.Array:
-    """A vector in shared memory as a number of each column of a matrix."""
+    """A vector in shared memory as one number per column of a matrix."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(0))
 
 
 def spread(ref) -> jax.Array:
-    """An array in plain shared memory for what goes element by element, in runs of 4 a thread."""
+    """An array in plain shared memory for elementwise operations, 4 neighbours per thread."""
     return plgpu.load(ref, layout=plgpu.Layout.WG_STRIDED(ref.shape, vec_size=4))
 
 
 def line(ref) -> jax.Array:
-    """A vector of 128 in shared memory, one number a thread."""
+    """A vector of 128 in shared memory, one number per thread."""
     return plgpu.load(ref, layout=plgpu.Layout.WG_STRIDED(ref.shape, vec_size=1))
 
 
 def along_rows(numbers, shape: tuple[int, int]) -> jax.Array:
-    """A number of each row, all along it."""
+    """Broadcasts one number per row along the row."""
     return jax.lax.broadcast_in_dim(numbers, shape, (0,))
 
 
 def along_columns(numbers, shape: tuple[int, int]) -> jax.Array:
-    """A number of each column, all along it."""
+    """Broadcasts one number per column along the column."""
     return jax.lax.broadcast_in_dim(numbers, shape, (1,))
 
 
@@ -250,12 +250,12 @@ def iota(shape: tuple[int, int], axis: int) -> jax.Array:
 
 
 def iota_of_rows(rows: int) -> jax.Array:
-    """int32 numbers of the rows of a matrix, one of each row."""
+    """int32 row numbers of a matrix, one per row."""
     return plgpu.broadcasted_iota(jnp.int32, (rows,), 0, layout=plgpu.Layout.WGMMA.reduce(1))
 
 
 def iota_of_columns(columns: int) -> jax.Array:
-    """int32 numbers of the columns of a matrix, one of each column."""
+    """int32 column numbers of a matrix, one per column."""
     return plgpu.broadcasted_iota(jnp.int32, (columns,), 0, layout=plgpu.Layout.WGMMA.reduce(0))
 
 

@@ -1,8 +1,8 @@
-"""Document boundaries from segment ids: the one place that says what a document is.
+"""Document boundaries from segment ids: the only definition of a document.
 
 `segment_ids` is int32 (B, T), or other integers of at most 32 bits. 0 is padding; a change of id
-between neighbouring positions is a boundary. A run of padding is a "document" of its own here; the
-ops additionally zero its outputs.
+between neighbours is a boundary. Here a run of padding is a document like any other; the ops also set
+its outputs to 0.
 """
 
 import jax
@@ -46,10 +46,10 @@ def document_starts(
 def of_first_document(
     state_B: Array, state_ids_B: Int[Array, "B"], segment_ids_BT: Int[Array, "B T"]
 ) -> Array:
-    """A state's array (B, ...), zeros where the first token is of another document.
+    """A state's array (B, ...), zeros where the first token belongs to another document.
 
-    Nothing of a foreign state is read then. Multiplied by a decay of 0, its infinities would be:
-    one sequence that overflowed would spoil all that are decoded in its row after it.
+    A decay of 0 would not be enough: 0 times infinity is NaN, so one sequence that overflowed would
+    spoil all later ones decoded in its row.
     """
     carried_B = (segment_ids_BT[:, 0] == state_ids_B) & (state_ids_B != 0)
     return jnp.where(carried_B.reshape(-1, *[1] * (state_B.ndim - 1)), state_B, 0)
@@ -62,13 +62,13 @@ def document_number(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
 
 
 def first_token_index(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """For every token the index of the first token of its document."""
+    """The index of the first token of each token's document."""
     index_BT = jax.lax.broadcasted_iota(jnp.int32, segment_ids_BT.shape, 1)
     marks_BT = jnp.where(document_starts(_not_folded(segment_ids_BT)), index_BT, 0)
     return jax.lax.cummax(marks_BT, axis=1)
 
 
 def _not_folded(segment_ids_BT):
-    """The ids, hidden from the compiler: of known ones it would work the scan out by itself, in
-    seconds where the program takes microseconds."""
+    """The ids, hidden from the compiler: it would evaluate the scan of constant ids at compile time,
+    which takes seconds instead of microseconds."""
     return jax.lax.optimization_barrier(segment_ids_BT)

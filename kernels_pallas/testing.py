@@ -1,8 +1,8 @@
-"""The laws every sequence op and every mixer is held to, as reusable checks.
+"""The laws that every sequence op and every mixer must obey, as reusable checks.
 
-A `Subject` wraps an op (or a whole mixer) as one function of named time-major inputs,
-parameters, segment ids and a state. Each `check_*` draws fresh arrays from `rng`, runs one
-law and raises AssertionError with the figure that broke it:
+A `Subject` wraps an op (or a whole mixer) as one function of named inputs, parameters, segment ids and
+a state. Each `check_*` draws arrays from `rng`, checks one law and raises AssertionError with the
+error that it found:
 
     check_forms          1  chunked = reference, outputs, final state and every gradient
     check_packed         2  a document's outputs and gradients do not change when packed
@@ -13,10 +13,10 @@ law and raises AssertionError with the figure that broke it:
     check_deterministic  7  two runs, the same bits
     check_vmap              a mapped axis = a loop
 
-`LAWS` has the same as functions of (subject, rng) alone that draw lengths, boundaries and cuts
-too, for property-based tests over many subjects.
+`LAWS` has the same checks as functions of (subject, rng) that also draw lengths, boundaries and cuts,
+for property-based tests over many subjects.
 
-A subject whose outputs are not 0 at padding by nature (a log-sum-exp) masks them there.
+A subject must mask outputs that are not 0 at padding (a log-sum-exp).
 """
 
 import dataclasses
@@ -34,17 +34,17 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is held to the laws.
+    """An op or a mixer to check.
 
     Arguments:
-      name: for messages.
+      name: for error messages.
       apply: `apply(inputs, params, segment_ids, state, impl) -> (outputs, final_state)`;
         inputs and outputs are dicts of arrays (B, T, ...), segment_ids may be None, state
         may be None (no tokens before).
       inputs: `inputs(rng, batch, time, dtype)` draws the inputs.
-      params: `params(rng, dtype)` draws what has no time axis, {} if there is nothing.
+      params: `params(rng, dtype)` draws the arrays without a time axis, {} if there are none.
       state: `state(rng, batch, dtype)` draws a state whose tokens belong to document 1.
-      extremes: named functions inputs -> inputs that drive gates and magnitudes to their ends.
+      extremes: named functions inputs -> inputs that set gates and magnitudes to extreme values.
     """
 
     name: str
@@ -63,8 +63,8 @@ def normal(rng: np.random.Generator, shape: Sequence[int], dtype) -> jax.Array:
 def draw_segment_ids(
     rng: np.random.Generator, batch: int, time: int, documents: int = 4, padding: float = 0.3
 ) -> jax.Array:
-    """(B, T) ids with about `documents` runs a row at random boundaries; a run is padding
-    with probability `padding`, and ids repeat, so that equal ids need not be one document."""
+    """(B, T) ids with about `documents` runs per row at random boundaries. A run is padding with
+    probability `padding`. Ids repeat, so equal ids need not be one document."""
     ids = np.zeros((batch, time), np.int32)
     for row in ids:
         cuts = np.sort(rng.integers(0, time + 1, size=documents - 1))
@@ -102,9 +102,9 @@ _COLLECTIVE = re.compile(
 
 
 def collectives(text: str) -> list[tuple[str, str, tuple[int, ...]]]:
-    """(kind, dtype, shape) of every array in the result of a collective of a compiled program.
+    """(kind, dtype, shape) of every array in the results of a compiled program's collectives.
 
-    `text` is what `jax.stages.Compiled.as_text()` gives; dtypes are written as there, "f32".
+    `text` is the result of `jax.stages.Compiled.as_text()`; dtypes are written as there, "f32".
     """
     return [
         (kind, dtype, tuple(int(n) for n in sizes.split(",") if n))
@@ -116,8 +116,8 @@ def collectives(text: str) -> list[tuple[str, str, tuple[int, ...]]]:
 def runner(subject: Subject, impl: str) -> Callable:
     """A compiled `run(inputs, params, segment_ids, state, cotangents=None)`.
 
-    It returns a dict of outputs, final state and, for given cotangents (from
-    `draw_cotangents`), the gradients of inputs, params and the state's floating leaves.
+    It returns a dict of outputs, final state and, with cotangents (from `draw_cotangents`), the
+    gradients of inputs, params and the state's floating leaves.
     """
 
     def run(inputs, params, segment_ids, state, cotangents=None):
@@ -181,9 +181,9 @@ def check_bfloat16(
     impl: str = "chunked",
     baseline: str = "reference",
 ) -> None:
-    """Law 1 in bfloat16: on inputs of bfloat16 (parameters and states stay float32) the root mean
-    square error of `impl` against float64 is at most `factor` times that of `baseline`, for the
-    outputs, the final state and the gradients of inputs, parameters and state, each as a whole."""
+    """Law 1 in bfloat16: with bfloat16 inputs (parameters and states are float32) the root mean square
+    error of `impl` against float64 is at most `factor` times that of `baseline`, for the outputs, the
+    final state, and the gradients of inputs, of parameters and of the state."""
     inputs, params = (
         subject.inputs(rng, batch, time, jnp.bfloat16),
         subject.params(rng, jnp.float32),
@@ -223,9 +223,9 @@ def _rms_error(got: Tree, want: Tree) -> float:
 
 
 def compiled(op: Callable) -> Callable:
-    """`op` as one program, its arguments that are no arrays known while it is compiled.
+    """`op` as one jitted function, with all arguments static that are not arrays.
 
-    A call without `jax.jit` compiles every operation in it by itself, which takes longer.
+    A call without `jax.jit` compiles every operation separately, which takes longer.
     """
 
     @functools.cache
@@ -249,10 +249,10 @@ def check_packed(
     tolerance: float = 1e-10,
     impl: str = "chunked",
 ) -> None:
-    """Law 2: documents of `lengths`, packed into one row with `gaps[i]` padded tokens after
-    document i, have the outputs and gradients they have alone, each in a row of its own.
+    """Law 2: documents of `lengths`, packed into one row with `gaps[i]` padded tokens after document i,
+    have the same outputs and gradients as each in a row of its own.
 
-    Both are batches of one shape, filled up with padding, so that one program runs them.
+    Both batches have the same shape, filled with padding, so that one program runs them.
     """
     gaps = [0] * len(lengths) if gaps is None else gaps
     rows, time = len(lengths), sum(lengths) + sum(gaps)
@@ -310,8 +310,8 @@ def check_split(
     impl: str = "chunked",
     with_state: bool = True,
 ) -> None:
-    """Law 3: the calls between `cuts`, each given the state of the one before, equal one
-    call, gradients through the carried state included. `cuts=range(1, time)` is decoding."""
+    """Law 3: calls on the pieces between `cuts`, each with the state of the previous one, equal one
+    call, including gradients through the state. `cuts=range(1, time)` is decoding."""
 
     def in_pieces(inputs, params, segment_ids, state, impl):
         outputs = []
@@ -343,8 +343,9 @@ def check_causal(
     dtype=jnp.float32,
     impl: str = "chunked",
 ) -> None:
-    """Law 4, exactly: new tokens from `cut` on change no output before it and get no gradient
-    from there; new padded tokens change no output and no gradient, and have output 0."""
+    """Law 4, exactly: replacing the tokens from `cut` on changes no output before it, and these tokens
+    get no gradient from there; replacing padded tokens changes no output and no gradient, and their
+    output is 0."""
     inputs, params = subject.inputs(rng, batch, time, dtype), subject.params(rng, dtype)
     other = subject.inputs(rng, batch, time, dtype)
     cotangents = draw_cotangents(rng, subject, impl, inputs, params, segment_ids, None)
@@ -393,7 +394,7 @@ def check_finite(
     impl: str = "chunked",
     segment_ids=None,
 ) -> None:
-    """Law 5: values and gradients are finite on the subject's extreme inputs."""
+    """Law 5: values and gradients are finite with the subject's extreme inputs."""
     run = runner(subject, impl)
     for name, extreme in {"plain": lambda x: x, **subject.extremes}.items():
         inputs = extreme(subject.inputs(rng, batch, time, dtype))
@@ -470,7 +471,7 @@ def check_vmap(
     tolerance: float = 1e-10,
     impl: str = "chunked",
 ) -> None:
-    """jax.vmap over a leading axis of everything, gradients included, equals a loop over it."""
+    """jax.vmap over a leading axis of all arrays, gradients included, equals a loop over it."""
     draws = []
     for _ in range(size):
         ids = draw_segment_ids(rng, batch, time)
@@ -495,10 +496,7 @@ def draw_length(rng, longest: int = LENGTHS[-1]) -> int:
 
 
 def draw_documents(rng, longest: int) -> tuple[list[int], list[int]]:
-    """Lengths of four or five documents, of one token or of another number, and padded gaps.
-
-    Two lengths, so that the documents alone are two programs to compile.
-    """
+    """Lengths of five documents, of one token or of one other number, and the padded gaps after them."""
     lengths = [1, *rng.choice([1, int(rng.integers(2, longest + 1))], size=2).tolist()]
     lengths += [max(2, *lengths)] * 2
     rng.shuffle(lengths)
@@ -568,7 +566,7 @@ LAWS: dict[str, Callable[[Subject, np.random.Generator], None]] = {
 
 
 def _floats(tree: Tree) -> tuple[list, Callable]:
-    """The floating leaves of a tree, and a function that puts new ones in their place."""
+    """The floating leaves of a tree, and a function that replaces them."""
     leaves, structure = jax.tree.flatten(tree)
     is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
 

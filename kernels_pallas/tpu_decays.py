@@ -1,10 +1,10 @@
-"""Decays within a chunk, for TPU kernels: sums of log-decays by adding alone.
+"""Decays within a chunk, for TPU kernels: sums of log-decays without subtraction.
 
-A difference of cumulative sums loses digits, and its gradient far more. One gate per head sums by
-products with triangles of ones, which a TPU does in bfloat16: three bfloat16 parts of a float32
-number are exact, and so is their product with ones. A boundary between documents is a log-decay of
-`RESET`: every sum across it is so low that its exp is 0, and no other sum has it as a part, so that
-no kernel needs a mask for documents.
+A difference of cumulative sums loses digits, and its gradient loses far more. With one gate per head,
+sums are products with triangles of ones, which a TPU computes in bfloat16: three bfloat16 parts
+represent a float32 number exactly, and so are their products with ones. A document boundary is a
+log-decay of `RESET`: every sum across it is so low that its exp is 0, and no other sum contains it, so
+kernels need no mask for documents.
 """
 
 import math
@@ -19,7 +19,7 @@ ROWS = 8  # of a register
 
 
 def with_resets(log_decay, resets_BT):
-    """log_decay (B, T, ...) in float32 with `RESET` where the state is emptied, and no -inf."""
+    """log_decay (B, T, ...) in float32, `RESET` at resets, -inf replaced by `RESET`."""
     resets = resets_BT.reshape(resets_BT.shape + (1,) * (log_decay.ndim - 2))
     return jnp.where(resets, RESET, jnp.maximum(log_decay.astype(jnp.float32), RESET))
 
@@ -34,7 +34,7 @@ def square(length: int):
 
 
 def sum_products(x, ones):
-    """x @ ones for a matrix of zeros and ones, to float32 exactly: x in three bfloat16 parts."""
+    """x @ ones for a matrix of zeros and ones, exact in float32: x is split into three bfloat16 parts."""
     total = None
     for _ in range(3):
         part = x.astype(jnp.bfloat16)
@@ -66,7 +66,7 @@ class HeadDecays(NamedTuple):
     """Decays within a chunk for one gate per head.
 
     Attributes:
-      between_CC: from after token j to token i, 1 on the diagonal, 0 where i < j.
+      between_CC: from after token j to token i; 1 on the diagonal, 0 for i < j.
       in_C1: from before the chunk to after token i.
       out_1C: from after token j to the chunk's end.
       keep_11: over the whole chunk.
@@ -93,8 +93,8 @@ class HeadDecays(NamedTuple):
 
     @staticmethod
     def gradient(dbetween_CC, din_C1, dout_C1, dkeep_11):
-        """Gradient (1, C) of g from those of the sums, whatever stands on or above the diagonal
-        of dbetween_CC left out."""
+        """Gradient (1, C) of g from those of the sums; entries of dbetween_CC on or above the diagonal
+        are ignored."""
         length = dbetween_CC.shape[0]
         i, l = square(length)
         before_CC = sum_products(dbetween_CC, (i < l).astype(jnp.bfloat16))
@@ -104,11 +104,10 @@ class HeadDecays(NamedTuple):
 
 
 class Level(NamedTuple):
-    """Level n of a chunk put together from halves: blocks of two halves of 2^n tokens.
+    """Level n of a recursively halved chunk: blocks of two halves of 2^n tokens.
 
-    Products between halves have rows only for tokens of second halves. Where these fill
-    registers, `second` takes them out, (C / 2, K), and `put_second` puts them back; where they do
-    not, all rows are taken.
+    Products between halves need only the rows of second halves. If these fill registers, `second`
+    extracts them, (C / 2, K), and `put_second` puts them back; otherwise all rows are used.
     """
 
     n: int
@@ -125,7 +124,7 @@ class Level(NamedTuple):
         return halves[:, 1:].reshape(-1, x_CK.shape[1])
 
     def put_second(self, x_CK, second_CK):
-        """x with other rows in the second halves."""
+        """x with the rows of the second halves replaced."""
         if not self._taken:
             return second_CK
         size, width = 1 << self.n, x_CK.shape[1]
@@ -134,7 +133,8 @@ class Level(NamedTuple):
         return jnp.concatenate([halves[:, :1], other], axis=1).reshape(x_CK.shape)
 
     def pairs(self, length: int):
-        """For `second` rows i and all columns j < i: whether i and j first meet at this level."""
+        """For `second` rows i and all columns j < i: whether i and j are in different halves of one
+        block of this level."""
         i, j = (self.second(x) for x in square(length))
         different = i ^ j
         return (different >= 1 << self.n) & (different < 2 << self.n) & (i > j)
@@ -145,16 +145,16 @@ def levels(length: int) -> int:
 
 
 class ChannelDecays:
-    """Decays within a chunk for one gate per channel: chunks are put together from halves.
+    """Decays within a chunk for one gate per channel, level by level of a recursively halved chunk.
 
-    A pair of tokens i, j that first meet in a block of two halves of b tokens has the decay from
-    j to the middle times that from the middle to i, both exp of sums <= 0. `factors[n]`, b = 2^n,
-    has the one or the other, whichever half a token is in. `in_CK` is the decay from before the
-    chunk to after a token, `out_CK` that from after it to the chunk's end.
+    If j and i are in the two halves of a block of 2b tokens, the decay between them is that from j to
+    the middle times that from the middle to i, both exp of sums <= 0. `factors[n]`, b = 2^n, has for
+    each token the one of its half. `in_CK` is the decay from before the chunk to after a token,
+    `out_CK` that from after it to the chunk's end.
     """
 
     def __init__(self, g_CK, keep):
-        """`keep(n, factor)` stores a factor away, to be asked for again."""
+        """`keep(n, factor)` stores the factors of level n."""
         up_CK, on_CK, total_CK = g_CK, jnp.zeros_like(g_CK), g_CK
         for n in range(levels(g_CK.shape[0])):
             size = 1 << n
@@ -186,7 +186,7 @@ def _in_second_half(shape, size: int):
 
 
 def _swapped(x_CK, size: int):
-    """The halves of every block of 2 * size rows change places."""
+    """Swaps the halves of every block of 2 * size rows."""
     length, width = x_CK.shape
     if size < ROWS:
         x_N8K = x_CK.reshape(length // ROWS, ROWS, width)

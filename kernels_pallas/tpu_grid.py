@@ -1,8 +1,8 @@
-"""The grid of chunked TPU kernels: (batch, blocks of heads, chunks), and the blocks a step sees.
+"""The grid of chunked TPU kernels: (batch, blocks of heads, chunks), and the blocks of each step.
 
-Heads stay where projections leave them, side by side in the channels of a token, so that
-nothing is transposed in memory; a step takes a few of them. Chunks are walked in order, backward
-passes from the last, with the states of the step's heads in vector memory.
+Heads stay in the layout of the projections, side by side in the channels of a token, so nothing is
+transposed in memory; a step processes a few of them. Chunks are visited in order, in backward passes in
+reverse, with the states of the step's heads in vector memory.
 """
 
 from typing import Any, NamedTuple
@@ -20,14 +20,14 @@ CHUNK = 128  # tokens: a side of the matrix unit
 
 
 def chunk_length(time: int) -> int:
-    """Tokens per chunk: a power of two, `CHUNK` where there are as many."""
+    """Tokens per chunk: the smallest power of two >= T, from `SUBLANES` to `CHUNK`."""
     return min(CHUNK, max(SUBLANES, 1 << max(0, time - 1).bit_length()))
 
 
 class Heads(NamedTuple):
-    """Which heads a grid step works on: `groups` key heads with `ratio` value heads each.
+    """The heads of a grid step: `groups` key heads with `ratio` value heads each.
 
-    A step takes all value heads of some key heads, or some value heads of one key head.
+    A step has all value heads of some key heads, or some value heads of one key head.
     """
 
     all_groups: int
@@ -37,8 +37,8 @@ class Heads(NamedTuple):
 
     @classmethod
     def of(cls, groups: int, ratio: int, key_size: int, value_size: int, most: int) -> "Heads":
-        """As many value heads as possible, `most` or fewer, that lie in whole registers of 128
-        channels (or are all heads there are); more where no such number is small enough."""
+        """The largest number of value heads, at most `most`, that fill whole registers of 128 channels
+        (or are all heads). If there is none, the smallest number above `most`."""
 
         def whole(count, all_count, size):
             return count == all_count or count * size % LANES == 0
@@ -60,12 +60,12 @@ class Heads(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """Steps that all heads take."""
+        """Grid steps that cover all heads."""
         return self.all_groups * self.all_ratio // self.heads
 
     @property
     def sharing(self) -> int:
-        """Steps that read the same key heads."""
+        """Grid steps that read the same key heads."""
         return self.all_ratio // self.ratio
 
     def split(self, x, axis: int):
@@ -73,11 +73,11 @@ class Heads(NamedTuple):
         return x.reshape(*x.shape[:axis], self.blocks, self.heads, *x.shape[axis + 1 :])
 
     def by_group(self):
-        """For each key head of a step its number and those of its value heads in the step."""
+        """(number of the key head, numbers of its value heads) for each key head of a step."""
         return [(g, range(g * self.ratio, (g + 1) * self.ratio)) for g in range(self.groups)]
 
     def sum_shared(self, dx_BTK, size: int, dtype):
-        """Gradients (B, T, blocks * groups * size) of key heads, summed over steps that share."""
+        """Gradients (B, T, blocks * groups * size) of key heads, summed over the steps that share them."""
         batch, time, _ = dx_BTK.shape
         dx = dx_BTK.reshape(batch, time, self.all_groups, self.sharing, size)
         return jnp.sum(dx, axis=3).astype(dtype) if self.sharing > 1 else dx[:, :, :, 0]
@@ -87,8 +87,8 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-class Plan(NamedTuple):
-    """What is static of a call."""
+class GridPlan(NamedTuple):
+    """The static sizes and options of a call."""
 
     heads: Heads
     length: int  # of a chunk
@@ -100,14 +100,14 @@ class Plan(NamedTuple):
     interpret: Any
 
     def rows(self, x_BTH):
-        """(B, N, chunks, R, C): numbers of value heads as rows of N blocks of R."""
+        """(B, T, H) -> (B, N, chunks, R, C): one row per value head, in N blocks of R heads."""
         batch, time, _ = x_BTH.shape
         shape = batch, time // self.length, self.length, self.heads.blocks, self.heads.heads
         return jnp.transpose(x_BTH.reshape(shape), (0, 3, 1, 4, 2))
 
 
 def pad_time(x_BT, length: int):
-    """Zeros at the end, up to whole chunks: tokens that change nothing."""
+    """Pads with zeros at the end to whole chunks; the added tokens change nothing."""
     added = -x_BT.shape[1] % length
     return jnp.pad(x_BT, ((0, 0), (0, added)) + ((0, 0),) * (x_BT.ndim - 2)) if added else x_BT
 
@@ -123,7 +123,7 @@ def head(ref_or_array, number: int, size: int):
 
 
 class Specs:
-    """Block specs of one call, walked forward or backward in time; H heads in N blocks of R."""
+    """Block specs of one call, forward or `reverse` in time; H heads in N blocks of R."""
 
     def __init__(self, plan, time: int, reverse: bool):
         self.plan, self.chunks = plan, time // plan.length
@@ -150,27 +150,27 @@ class Specs:
         self.states = self.per_chunk(key_size, plan.value_size)
 
     def per_chunk(self, *size):
-        """(B, N, chunks, R, *size): something of every head and chunk."""
+        """The spec of (B, N, chunks, R, *size): one array per head and chunk."""
         heads, at = self.plan.heads.heads, self.at
         block = (1, 1, 1, heads, *size)
         return pl.BlockSpec(block, lambda b, h, c: (b, h, at(c), 0) + (0,) * len(size))
 
-    def kept(self, batch: int, *size):
-        """Spec, shape and dtype of what the backward pass reads again: as products round it."""
+    def saved(self, batch: int, *size):
+        """(spec, shape, dtype) of an array saved for the backward pass, rounded as products round it."""
         plan = self.plan
         default = plan.precision == jax.lax.Precision.DEFAULT
         shape = batch, plan.heads.blocks, self.chunks, plan.heads.heads, *size
         return self.per_chunk(*size), shape, jnp.bfloat16 if default else jnp.float32
 
-    def kept_states(self, batch: int):
-        return self.kept(batch, self.plan.key_size, self.plan.value_size)
+    def saved_states(self, batch: int):
+        return self.saved(batch, self.plan.key_size, self.plan.value_size)
 
     def state_scratch(self):
         plan = self.plan
         return pltpu.VMEM((plan.heads.heads, plan.key_size, plan.value_size), jnp.float32)
 
     def factor_scratch(self):
-        """For the factors of `ChannelDecays` of one head."""
+        """Scratch memory for the factors of `ChannelDecays`, for one gate per channel."""
         plan = self.plan
         shape = plan.heads.heads, levels(plan.length), plan.length, plan.key_size
         return [pltpu.VMEM(shape, jnp.float32)] if plan.per_channel else []

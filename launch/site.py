@@ -6,12 +6,13 @@ import tomllib
 from typing import Literal
 
 from hybridlm.errors import ConfigError, UserError
+from hybridlm.settings.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt, settings
 from hybridlm.settings.reader import read_dataclass, require
 
 Priority = Literal["very-low", "low", "medium", "high", "very-high"]
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class LocalSite:
     """This machine.
 
@@ -21,18 +22,27 @@ class LocalSite:
       env: environment variables of every run.
     """
 
-    gpus: tuple[int, ...] = ()
+    gpus: tuple[NonNegativeInt, ...] = ()
     env: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SlurmSite:
     """A SLURM cluster whose nodes see this machine's files. The names are submitit's.
 
     Attributes:
+      partition: the partition that jobs are submitted to; None leaves it to SLURM.
+      account: the account that jobs are charged to; None leaves it to SLURM.
+      qos: quality of service; None leaves it to SLURM.
       timeout_min: time limit of a job in minutes; a run that needs longer is requeued.
       max_num_timeout: how often it is requeued for that; preemptions are not counted.
       signal_delay_s: seconds before the limit at which a run is asked to save.
+      nodes: nodes of one run; each has one process.
+      gpus_per_node: GPUs that a run takes on each node; None asks for none.
+      cpus_per_task: CPU cores of a run's process on each node; None leaves it to SLURM.
+      mem_gb: memory on each node in GiB, 0 for all of it; None leaves it to SLURM.
+      constraint: features that nodes must have, as sbatch --constraint takes them.
+      exclude: nodes that are not to be used, as sbatch --exclude takes them.
       array_parallelism: jobs at one time, where --parallel does not say it.
       setup: shell lines before each job, e.g. "module load cuda".
       additional_parameters: any other sbatch option by its name.
@@ -42,41 +52,39 @@ class SlurmSite:
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    timeout_min: int = 24 * 60
-    max_num_timeout: int = 100
-    signal_delay_s: int = 180
-    nodes: int = 1
-    gpus_per_node: int | None = None
-    cpus_per_task: int | None = None
-    mem_gb: float | None = None
+    timeout_min: PositiveInt = 24 * 60
+    max_num_timeout: NonNegativeInt = 100
+    signal_delay_s: PositiveInt = 180
+    nodes: PositiveInt = 1
+    gpus_per_node: NonNegativeInt | None = None
+    cpus_per_task: PositiveInt | None = None
+    mem_gb: NonNegativeFloat | None = None
     constraint: str | None = None
     exclude: str | None = None
-    array_parallelism: int = 256
+    array_parallelism: PositiveInt = 256
     setup: tuple[str, ...] = ()
     additional_parameters: dict[str, str] = dataclasses.field(default_factory=dict)
     env: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
-        for name in ("timeout_min", "nodes", "array_parallelism", "signal_delay_s"):
-            require(
-                getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}"
-            )
-        require(self.max_num_timeout >= 0, "max_num_timeout", "must be 0 or more")
 
-
-@dataclasses.dataclass(frozen=True)
+@settings
 class XpkSite:
     """TPUs on GKE, through xpk.
 
     Attributes:
-      cluster, project, zone: of the GKE cluster.
-      tpu_type: e.g. "v5litepod-16"; `num_slices` of them make a run.
-      docker_image: has hybridlm and the recipe at the path that --config gives; or
-      base_docker_image: has hybridlm, and xpk adds the folder `script_dir` to it.
+      cluster: name of the GKE cluster.
+      project: Google Cloud project of the cluster; None takes gcloud's own setting.
+      zone: zone of the cluster; None takes gcloud's own setting.
+      tpu_type: kind and size of a slice, e.g. "v5litepod-16".
+      num_slices: slices that make a run.
+      docker_image: an image that has hybridlm, and the recipe at the path that --config gives.
+      base_docker_image: instead, an image that has hybridlm; xpk adds the folder `script_dir`.
+      script_dir: folder that is added to `base_docker_image`; None is the current one.
       root: where the pods see the sweep's root, on storage that all of them share.
+      priority: a workload's priority in the cluster's queue.
       program: what starts hybridlm in the image.
-      max_restarts: of a workload that was preempted or asked to stop.
-      grace_seconds: that a pod has to save when it is asked to stop.
+      max_restarts: restarts of a workload that was preempted or asked to stop.
+      grace_seconds: seconds that a pod has to save when it is asked to stop.
       extra_args: more words for `xpk workload create`.
       env: environment variables of every run.
     """
@@ -89,18 +97,15 @@ class XpkSite:
     docker_image: str | None = None
     base_docker_image: str | None = None
     script_dir: str | None = None
-    num_slices: int = 1
+    num_slices: PositiveInt = 1
     priority: Priority = "medium"
-    max_restarts: int = 100
-    grace_seconds: int = 180
+    max_restarts: NonNegativeInt = 100
+    grace_seconds: PositiveInt = 180
     program: str = "hybridlm"
     extra_args: tuple[str, ...] = ()
     env: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        require(self.num_slices >= 1, "num_slices", f"must be at least 1, not {self.num_slices}")
-        require(self.max_restarts >= 0, "max_restarts", "must be 0 or more")
-        require(self.grace_seconds >= 1, "grace_seconds", "must be at least 1")
         require(
             (self.docker_image is None) != (self.base_docker_image is None),
             "docker_image",
@@ -108,19 +113,22 @@ class XpkSite:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SkySite:
     """Any cloud that SkyPilot reaches.
 
     Attributes:
-      accelerators: e.g. "H100:8" or "tpu-v5e-8".
+      accelerators: accelerators of one machine, e.g. "H100:8" or "tpu-v5e-8".
       root: where the machines see the sweep's root: a path under one of `file_mounts`.
       file_mounts: path on the machine -> bucket (mounted) or a path here (copied).
       infra: "gcp/us-central2", "kubernetes", ...; None lets SkyPilot choose.
+      image_id: image of the machines; None is SkyPilot's own.
+      num_nodes: machines that make a run.
+      disk_size: disk of a machine in GB; None is SkyPilot's own.
       spot: machines that may be taken away; runs go on elsewhere.
       workdir: folder that is copied to the machine, where the recipe lies; None for none.
       setup: shell lines run once on a new machine; they install hybridlm, unless image_id has it.
-      max_restarts: of a run that fails; one that saved and exits with 75 is not counted.
+      max_restarts: restarts of a run that fails; one that saved and exits with 75 is not counted.
       program: what starts hybridlm there.
       env: environment variables of every run.
     """
@@ -130,23 +138,27 @@ class SkySite:
     file_mounts: dict[str, str] = dataclasses.field(default_factory=dict)
     infra: str | None = None
     image_id: str | None = None
-    num_nodes: int = 1
+    num_nodes: PositiveInt = 1
     spot: bool = True
-    disk_size: int | None = None
+    disk_size: PositiveInt | None = None
     workdir: str | None = "."
     setup: tuple[str, ...] = ()
-    max_restarts: int = 0
+    max_restarts: NonNegativeInt = 0
     program: str = "hybridlm"
     env: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
-        require(self.num_nodes >= 1, "num_nodes", f"must be at least 1, not {self.num_nodes}")
-        require(self.max_restarts >= 0, "max_restarts", "must be 0 or more")
 
-
-@dataclasses.dataclass(frozen=True)
+@settings
 class Site:
-    """A table for each target; those of `xpk` and `sky` have settings that must be given."""
+    """A table for each target.
+
+    Attributes:
+      local: this machine.
+      slurm: a SLURM cluster.
+      xpk: TPUs on GKE; None where there are none, as some of its settings must be given.
+      sky: clouds, through SkyPilot; None where there are none, as some of its settings must be
+        given.
+    """
 
     local: LocalSite = LocalSite()
     slurm: SlurmSite = SlurmSite()

@@ -9,13 +9,17 @@ Run:      hybridlm train --config configs/mixers/gated_attention.py --workdir ru
 
 from ml_collections import ConfigDict
 
-from hybridlm.config import recipes
+from common import parse_arg, small_run, smoke
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "" or "smoke" (seconds, on any machine)."""
-    return recipes.hybrid_with_full_attention(
-        arg,
+    flags = parse_arg(arg, smoke=False)
+    c = small_run()
+    c.model = ConfigDict()
+    c.model.width, c.model.depth, c.model.pattern = 128, 4, "mixer*3 full"
+    c.model.mixers = ConfigDict()
+    c.model.mixers.mixer = dict(
         kind="attention",
         heads=4,
         kv_heads=2,
@@ -24,3 +28,6 @@ def get_config(arg: str = "") -> ConfigDict:
         qk_norm=True,
         rope=dict(fraction=0.25),
     )
+    c.model.mixers.full = dict(kind="attention", heads=4, kv_heads=2, rope=None, qk_norm=True)
+    c.model.mlp = dict(kind="swiglu", hidden=256)
+    return smoke(c) if flags["smoke"] else c

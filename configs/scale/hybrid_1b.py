@@ -11,12 +11,12 @@ Compile:  hybridlm compile --config configs/scale/hybrid_1b.py --topology v5e:4x
 
 from ml_collections import ConfigDict
 
-from hybridlm.config import scale
+from hybrid import hybrid
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "" or "smoke" (seconds, on any machine)."""
-    return scale.hybrid(
+    return hybrid(
         arg,
         width=2048,
         units=6,

@@ -12,12 +12,12 @@ Compile:  hybridlm compile --config configs/scale/hybrid_70b.py --topology v5p:8
 
 from ml_collections import ConfigDict
 
-from hybridlm.config import scale
+from hybrid import hybrid
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "" or "smoke" (seconds, on any machine)."""
-    return scale.hybrid(
+    return hybrid(
         arg,
         width=8192,
         units=25,

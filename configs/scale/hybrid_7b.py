@@ -11,12 +11,12 @@ Compile:  hybridlm compile --config configs/scale/hybrid_7b.py --topology v5p:4x
 
 from ml_collections import ConfigDict
 
-from hybridlm.config import scale
+from hybrid import hybrid
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "" or "smoke" (seconds, on any machine)."""
-    return scale.hybrid(
+    return hybrid(
         arg,
         width=4096,
         units=11,

@@ -6,16 +6,14 @@ Run:      hybridlm train --config configs/sweeps/window.py --workdir runs/window
 Sweep:    hybridlm sweep --config configs/sweeps/window.py --root runs/window
 """
 
-import pathlib
+from ml_collections import ConfigDict
 
-from hybridlm.config.load import recipe
-
-DEMO = pathlib.Path(__file__).parent.parent / "demo.py"
+import demo
 
 
-def get_config(arg: str = "") -> dict:
+def get_config(arg: str = "") -> ConfigDict:
     """`arg`: as `configs/demo.py` takes it."""
-    return recipe(f"{DEMO}:{arg}")
+    return demo.get_config(arg)
 
 
 def sweep():

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.large_window_laziness import stream
 from experiments.large_window_laziness.stream import Task
-from hybridlm.models.settings import MLPConfig, ModelConfig
+from hybridlm.models.settings import ModelConfig
 from hybridlm.train.settings import OptimizerConfig, TrainConfig
 
 DEPTH, MLP = 4, 64
@@ -114,7 +114,7 @@ class Arm:
             pattern="local full",
             vocab_size=self.scale.task.vocab,
             mixers=dict(local=dict(self.local), full=full),
-            mlp=MLPConfig(hidden=MLP),
+            mlp=dict(kind="swiglu", hidden=MLP),
             # Embeddings of about the size of what a layer adds: neither drowns the other.
             init_std=self.scale.width**-0.5,
             embedding_scale=2.0,

@@ -54,7 +54,8 @@ def program_of(arm: Arm) -> Program:
     """The arm's program; arms with the same model get the same one."""
     key = repr(arm.model())
     if key not in _programs:
-        model, optimizer = Model.of(arm.model()), make_optimizer(OPTIMIZER)
+        model = Model.of(arm.model())
+        optimizer = make_optimizer(OPTIMIZER, model.decay, model.muon)
         bytes_V = np.ones(arm.scale.task.vocab, np.float32)
         step = make_train_step(model, optimizer, arm.train(), OPTIMIZER, bytes_V, jnp.float32)
         _programs[key] = Program(

@@ -1,4 +1,4 @@
-"""The paper's matrix from the recipes of `configs/laziness`: seven architectures, S1-S5, 100-1000N.
+"""The paper's matrix from the recipe `configs/laziness.py`: seven architectures, S1-S5, 100-1000N.
 
     python -m experiments.large_window_laziness.sweep --workdir runs/matrix --dry_run
     python -m experiments.large_window_laziness.sweep --workdir runs/matrix --print_commands
@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from hybridlm import config as configs
-from hybridlm.config.laziness import BUDGETS, LOCAL, SIZES
 from hybridlm.errors import UserError
 
-FOLDER = pathlib.Path("configs/laziness")
+RECIPE = "configs/laziness.py"  # from the root of the checkout, as the printed commands say it
+_MATRIX = configs.recipe_module(pathlib.Path(__file__).parents[2] / RECIPE)
+LOCAL, SIZES, BUDGETS = _MATRIX.LOCAL, _MATRIX.SIZES, _MATRIX.BUDGETS
 
 
 class Point(NamedTuple):
@@ -33,7 +34,7 @@ class Point(NamedTuple):
     @property
     def spec(self) -> str:
         extra = f",{self.flags}" if self.flags else ""
-        return f"{FOLDER}/{self.architecture}.py:{self.size},{self.budget}n{extra}"
+        return f"{RECIPE}:{self.architecture},{self.size},{self.budget}n{extra}"
 
     @property
     def name(self) -> str:

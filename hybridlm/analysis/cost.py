@@ -29,7 +29,7 @@ def memory(config: Config, model: Model) -> MemoryEstimate:
     """Estimated bytes of training `model`, by what takes them."""
     return estimate_memory(
         model,
-        make_optimizer(config.optimizer),
+        make_optimizer(config.optimizer, model.decay, model.muon),
         config.tokens_per_step // config.train.accumulate,
         config.train.remat,
         2 if config.train.dtype == "bfloat16" else 4,

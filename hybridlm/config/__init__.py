@@ -1,10 +1,10 @@
 """Configs: what a run depends on, read and checked before any device is touched."""
 
 from hybridlm.config.load import load, read, read_json, sweep
-from hybridlm.config.recipes import smoke
+from hybridlm.config.recipe_file import recipe_module
 from hybridlm.data.settings import DataConfig, SourceConfig, TokenizerConfig
 from hybridlm.generation.settings import SampleConfig
-from hybridlm.models.settings import MLPConfig, ModelConfig
+from hybridlm.models.settings import ModelConfig
 from hybridlm.parallel.settings import MeshConfig
 from hybridlm.probes.settings import ProbesConfig
 from hybridlm.settings.plain import flat, to_dict
@@ -13,7 +13,6 @@ from hybridlm.train.settings import Config, OptimizerConfig, TrainConfig
 __all__ = [
     "Config",
     "DataConfig",
-    "MLPConfig",
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -26,7 +25,7 @@ __all__ = [
     "load",
     "read",
     "read_json",
-    "smoke",
+    "recipe_module",
     "sweep",
     "to_dict",
 ]

@@ -5,7 +5,7 @@ import typing
 
 from hybridlm.data import settings as data
 from hybridlm.generation.settings import SampleConfig
-from hybridlm.models import mixers
+from hybridlm.models import feedforward, mixers
 from hybridlm.models import settings as models
 from hybridlm.models.positional import RopeConfig, TemperatureConfig, YarnConfig
 from hybridlm.parallel.settings import MeshConfig
@@ -16,7 +16,7 @@ from hybridlm.train import settings as train
 SECTIONS: list[tuple[str, type]] = [
     ("", train.Config),
     ("model", models.ModelConfig),
-    ("model.mlp", models.MLPConfig),
+    *((f"model.mlp, kind {k!r}", c) for k, c in feedforward.KINDS.items()),
     *((f"model.mixers.NAME, kind {k!r}", c) for k, c in mixers.KINDS.items()),
     ("model.mixers.NAME.rope", RopeConfig),
     ("model.mixers.NAME.rope.yarn", YarnConfig),
@@ -38,6 +38,11 @@ dict) of the settings below. `--config file.py:arg` passes `arg`; `--config.a.b=
 setting, `value` being a Python literal or else text. Configs are read and checked before a device
 is touched; a mistake is one sentence and exit code 2.
 
+A config may import the Python files in its own folder and in the folder above, whatever the working
+directory; its own folder is searched first, and the standard library keeps its names. In
+`configs/demo.py` and in `configs/mixers/gdn.py`, `from common import parse_arg, smoke` imports from
+`configs/common.py`: `parse_arg` reads flags from `arg`, `smoke` shrinks a config to seconds on a CPU.
+
 A pattern is mixer names in order, bottom to top, each `NAME` or `NAME*COUNT`: `"swa full"`,
 `"rec*2 swa"`. It is repeated to fill `model.depth` and compiled once, however often it is repeated.
 
@@ -53,7 +58,7 @@ def render() -> str:
 def _section(path: str, cls: type) -> str:
     summary, meanings = summary_and_meanings(cls)
     title = f"`{path}`" if path else "Top level"
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     rows = [
         f"| `{f.name}` | {type_text(hints[f.name])} | {default_text(f)} | {_cell(meanings.get(f.name, ''))} |"
         for f in dataclasses.fields(cls)

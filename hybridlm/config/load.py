@@ -2,17 +2,16 @@
 
 import ast
 import contextlib
-import importlib.util
 import inspect
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from hybridlm.config.recipe_file import in_a_line, opened, split
 from hybridlm.errors import ConfigError
 from hybridlm.settings.reader import nearest, read_dataclass
 from hybridlm.train.settings import Config
@@ -60,16 +59,19 @@ def read_json(path: os.PathLike[str] | str) -> Config:
 
 def recipe(spec: str) -> Any:
     """Runs `get_config` of the file named by `spec`; what it returned, as nested plain dicts."""
-    path, arg = _split(spec)
-    get_config = getattr(_module(path), "get_config", None)
-    if not callable(get_config):
-        raise ConfigError(f"{path} defines no function get_config(arg)")
-    takes_arg = _takes_arg(get_config)
-    if arg and not takes_arg:
-        raise ConfigError(f"get_config of {path} takes no argument, and --config gives it {arg!r}")
-    where = f"get_config({arg!r})" if takes_arg else "get_config()"
-    with _told(f"{where} of {path}"):
-        return plain(get_config(arg) if takes_arg else get_config())
+    path, arg = split(spec)
+    with opened(path) as module:
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            raise ConfigError(f"{path} defines no function get_config(arg)")
+        takes_arg = _takes_arg(get_config)
+        if arg and not takes_arg:
+            raise ConfigError(
+                f"get_config of {path} takes no argument, and --config gives it {arg!r}"
+            )
+        where = f"get_config({arg!r})" if takes_arg else "get_config()"
+        with _told(f"{where} of {path}"):
+            return plain(get_config(arg) if takes_arg else get_config())
 
 
 def sweep(spec: str) -> list[dict[str, str]]:
@@ -83,15 +85,16 @@ def sweep(spec: str) -> list[dict[str, str]]:
     Raises:
       ConfigError: where the file has no `sweep`, or it yields what no command line can say.
     """
-    path, arg = _split(spec)
-    function = getattr(_module(path), "sweep", None)
-    if not callable(function):
-        raise ConfigError(
-            f"{path} defines no function sweep(), which yields the overrides of each run as a"
-            ' dict, e.g. {"optimizer.lr": 1e-3}'
-        )
-    with _told(f"sweep() of {path}"):
-        runs = list(function(arg) if _takes_arg(function) else function())
+    path, arg = split(spec)
+    with opened(path) as module:
+        function = getattr(module, "sweep", None)
+        if not callable(function):
+            raise ConfigError(
+                f"{path} defines no function sweep(), which yields the overrides of each run as a"
+                ' dict, e.g. {"optimizer.lr": 1e-3}'
+            )
+        with _told(f"sweep() of {path}"):
+            runs = list(function(arg) if _takes_arg(function) else function())
     if not runs:
         raise ConfigError(f"sweep() of {path} yields no run")
     for number, run in enumerate(runs, start=1):
@@ -104,15 +107,6 @@ def sweep(spec: str) -> list[dict[str, str]]:
         return [{key: text(value, key) for key, value in run.items()} for run in runs]
     except ConfigError as error:
         raise ConfigError(f"sweep() of {path}: {error}") from None
-
-
-def _split(spec: str) -> tuple[pathlib.Path, str]:
-    """(file, argument) of "file.py" or "file.py:argument"."""
-    path, _, arg = spec.partition(".py:")
-    path = pathlib.Path(path + ".py" if arg or spec.endswith(".py:") else spec)
-    if not path.is_file():
-        raise ConfigError(f"--config names {path}, which is not a file{_nearby(path)}")
-    return path, arg
 
 
 def _takes_arg(function: Callable[..., Any]) -> bool:
@@ -130,7 +124,7 @@ def _told(what: str) -> Iterator[None]:
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{what} failed: {_in_a_line(error)}") from error
+        raise ConfigError(f"{what} failed: {in_a_line(error)}") from error
 
 
 def plain(settings: Any) -> Any:
@@ -186,31 +180,3 @@ def text(value: Any, key: str) -> str:
         f"{key} is {value!r} ({type(value).__name__}), which no command line can say: use numbers,"
         " text, True, False, None, and lists or dicts of them"
     )
-
-
-def _module(path: pathlib.Path) -> Any:
-    if path.suffix != ".py":
-        raise ConfigError(
-            f"--config names {path}, which is no Python file: its name must end in .py"
-        )
-    module_spec = importlib.util.spec_from_file_location(f"hybridlm_recipe_{path.stem}", path)
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # a dataclass in the recipe looks itself up there
-    try:
-        module_spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"{path} cannot be run: {_in_a_line(error)}") from error
-    return module
-
-
-def _in_a_line(error: BaseException) -> str:
-    """The kind of an error and its message, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _nearby(path: pathlib.Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f": there is no folder {folder}"
-    recipes = [p.name for p in folder.glob("*.py")]
-    return f"; {nearest(path.name, recipes)}" if recipes else ""

@@ -1,12 +1,12 @@
 """The settings of data: sources, tokenizer, packing."""
 
-import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
+from hybridlm.settings.bounds import Between, NotEmpty, PositiveFloat, PositiveInt, settings
 from hybridlm.settings.reader import require
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SourceConfig:
     """Where text comes from.
 
@@ -19,19 +19,20 @@ class SourceConfig:
     """
 
     kind: Literal["text", "jsonl", "parquet", "arrayrecord", "tokens"]
-    path: str
-    text_key: str = "text"
-    weight: float = 1.0
-
-    def __post_init__(self):
-        require(bool(self.path), "path", "is empty")
-        require(bool(self.text_key), "text_key", "is empty")
-        require(self.weight > 0, "weight", f"must be positive, not {self.weight}")
+    path: Annotated[str, NotEmpty()]
+    text_key: Annotated[str, NotEmpty()] = "text"
+    weight: PositiveFloat = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TokenizerConfig:
-    """How text becomes tokens: "bytes", or a "hf" `tokenizer.json`, or a "sentencepiece" model."""
+    """How text becomes tokens.
+
+    Attributes:
+      kind: "bytes" (ids 0 to 255 are the bytes of UTF-8), "hf" (a `tokenizer.json` of Hugging Face
+        tokenizers) or "sentencepiece" (a `.model` file).
+      path: the tokenizer's file; None for "bytes".
+    """
 
     kind: Literal["bytes", "hf", "sentencepiece"] = "bytes"
     path: str | None = None
@@ -43,17 +44,18 @@ class TokenizerConfig:
             require(bool(self.path), "path", f"must name the file of the {self.kind} tokenizer")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DataConfig:
     """What is read, and how it becomes batches.
 
     Attributes:
-      sources: by name; their weights make the mixture.
+      sources: where text comes from, by a name of your choice; their weights make the mixture.
       seq_len: tokens in a sequence.
       batch_size: sequences in a global batch (all hosts, all accumulation steps).
+      tokenizer: how text becomes tokens.
       packing: "concat" cuts the stream of documents into windows; "best_fit" packs whole
         documents into windows (only longer ones are cut) and pads the rest.
-      cross_document_attention: True lets a window be one document.
+      cross_document_attention: True makes a window one document, whose tokens see all before them.
       heldout_fraction: share of documents kept for evaluation.
       verify: compare shards with their SHA-256 ("checksum") or only their sizes ("size").
       token_cache: folder for tokens of raw-text sources; None puts them in the workdir.
@@ -61,26 +63,14 @@ class DataConfig:
       bigram_baseline: score a bigram model of the corpus on the held-out sequences at the start.
     """
 
-    sources: dict[str, SourceConfig]
-    seq_len: int
-    batch_size: int
+    sources: Annotated[dict[str, SourceConfig], NotEmpty("names no source")]
+    seq_len: PositiveInt
+    batch_size: PositiveInt
     tokenizer: TokenizerConfig = TokenizerConfig()
     packing: Literal["concat", "best_fit"] = "concat"
     cross_document_attention: bool = False
-    heldout_fraction: float = 0.05
+    heldout_fraction: Annotated[float, Between(0, 1, low_open=True, high_open=True)] = 0.05
     verify: Literal["checksum", "size"] = "checksum"
     token_cache: str | None = None
-    prefetch: int = 4
+    prefetch: PositiveInt = 4
     bigram_baseline: bool = False
-
-    def __post_init__(self):
-        require(bool(self.sources), "sources", "names no source")
-        for name in ("seq_len", "batch_size", "prefetch"):
-            require(
-                getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}"
-            )
-        require(
-            0 < self.heldout_fraction < 1,
-            "heldout_fraction",
-            f"must lie between 0 and 1, not {self.heldout_fraction}",
-        )

@@ -1,37 +1,42 @@
 """The settings of generated text: of the sample at the end of a run, and of `hybridlm generate`."""
 
 import dataclasses
+from typing import Annotated
 
-from hybridlm.settings.reader import Invalid, require
+from hybridlm.settings.bounds import AtLeast, AtMost, Between, NonNegativeInt, PositiveInt, settings
+from hybridlm.settings.reader import Invalid
 from hybridlm.settings.text import TOKENS
 
 MOST_TOKENS = 1_000_000  # caches for more fill the memory of one device
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SampleConfig:
-    """The text generated at the end of a run; tokens 0 for none."""
+    """The text generated at the end of a run.
+
+    Attributes:
+      prompt: the text that is continued; an empty one is the start of a document.
+      tokens: how many tokens are generated; 0 for none.
+      temperature: the logits are divided by it; 0 always takes the likeliest token (greedy).
+      top_k: sample from the k likeliest tokens only; None for all.
+      top_p: sample from the fewest likeliest tokens that have this probability together, after
+        top_k (nucleus sampling, arXiv 1904.09751); None for all.
+    """
 
     prompt: str = ""
-    tokens: int = 0
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
+    tokens: NonNegativeInt = 0
+    temperature: Annotated[float, AtLeast(0, note="greedy")] = 1.0
+    top_k: PositiveInt | None = None
+    top_p: Annotated[float, Between(0, 1, low_open=True)] | None = None
 
     def __post_init__(self):
         try:
             self.prompt.encode("utf-8")
         except UnicodeEncodeError:
             raise Invalid("prompt", "is not valid UTF-8") from None
-        require(self.tokens >= 0, "tokens", "must be 0 or more")
-        require(self.temperature >= 0, "temperature", "must be 0 (greedy) or more")
-        require(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1, or None")
-        require(
-            self.top_p is None or 0 < self.top_p <= 1, "top_p", "must lie in (0, 1], or be None"
-        )
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class GenerateSettings(SampleConfig):
     """A continuation of a prompt: drawn as the sample of a run is, of one token or more.
 
@@ -44,14 +49,7 @@ class GenerateSettings(SampleConfig):
       seed: the same seed gives the same text.
     """
 
-    tokens: int = dataclasses.field(default=200, metadata=TOKENS)
-    seed: int = 0
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(
-            1 <= self.tokens <= MOST_TOKENS,
-            "tokens",
-            f"must be at least 1 and at most {MOST_TOKENS:,}, not {self.tokens}",
-        )
-        require(0 <= self.seed < 2**31, "seed", f"must lie in [0, 2^31), not {self.seed}")
+    tokens: Annotated[int, AtLeast(1), AtMost(MOST_TOKENS)] = dataclasses.field(
+        default=200, metadata=TOKENS
+    )
+    seed: Annotated[int, Between(0, 2**31, high_open=True)] = 0

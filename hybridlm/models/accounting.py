@@ -1,10 +1,7 @@
 """What a model costs: parameters, FLOPs and state by layer."""
 
 import dataclasses
-from typing import Any
-
-import jax
-import numpy as np
+import math
 
 from hybridlm.errors import ConfigError
 from hybridlm.models.params import Model
@@ -20,10 +17,11 @@ class LayerCost:
     Attributes:
       name: the mixer's name in the config, or "embedding" / "head".
       mechanism: the mixer in a few words.
-      parameters: in this layer, its norms and MLP included.
+      parameters: in this layer, its norms and feed-forward included.
       flops_per_token: of the forward pass; a multiply-add counts 2, causal halves are counted as
         halves, windows as windows.
       state_bytes: per sequence after each of `STATE_LENGTHS` tokens, bfloat16 caches.
+      active: parameters that one token uses; None is all.
     """
 
     name: str
@@ -31,22 +29,27 @@ class LayerCost:
     parameters: int
     flops_per_token: float
     state_bytes: tuple[int, ...]
+    active: int | None = None
 
 
 def layer_table(model: Model, seq_len: int) -> list[LayerCost]:
     """The cost of every layer, bottom to top, embedding and head at the ends."""
     config = model.config
-    mlp_flops = 2 * 3 * config.width * config.mlp.hidden
-    embedding = int(np.prod(model.abstract["embedding"].shape))
+    embedding = math.prod(model.abstract["embedding"].shape)
     rows = [LayerCost("embedding", "token embedding", embedding, 0.0, (0,) * len(STATE_LENGTHS))]
-    for (name, mixer), parameters in zip(config.layer_mixers(), _layer_parameters(model)):
+    layers = zip(config.layer_mixers(), config.layer_feedforwards())
+    for index, ((name, mixer), feedforward) in enumerate(layers):
+        parameters = sum(math.prod(shape) for shape in model.layer_shapes(index).values())
+        idle = feedforward.parameters(config.width) - feedforward.active_parameters(config.width)
+        flops = mixer.flops_per_token(config.width, seq_len)
         rows.append(
             LayerCost(
                 name,
                 mixer.mechanism,
                 parameters,
-                mixer.flops_per_token(config.width, seq_len) + mlp_flops,
+                flops + feedforward.flops_per_token(config.width),
                 tuple(mixer.state_bytes(config.width, n) for n in STATE_LENGTHS),
+                parameters - idle,
             )
         )
     head = 0 if config.tie_embeddings else embedding
@@ -60,19 +63,6 @@ def layer_table(model: Model, seq_len: int) -> list[LayerCost]:
 def train_flops_per_token(model: Model, seq_len: int) -> float:
     """FLOPs of forward and backward: 3 times the forward's; recomputation is not counted."""
     return 3 * sum(row.flops_per_token for row in layer_table(model, seq_len))
-
-
-def _layer_parameters(model: Model) -> list[int]:
-    """Parameters of each layer, bottom to top."""
-
-    def group(name: str) -> list[int]:
-        blocks: dict[str, Any] = model.abstract.get(name, {})
-        ordered = sorted(blocks.items(), key=lambda item: int(item[0].split("_", 1)[0]))
-        return [sum(int(np.prod(x.shape)) for x in jax.tree.leaves(b)) for _, b in ordered]
-
-    repeats = model.config.layout.repeats
-    unit = [size // max(repeats, 1) for size in group("unit")]
-    return group("prefix") + unit * repeats + group("suffix")
 
 
 def with_vocab(config: ModelConfig, tokenizer_size: int, multiple: int = 64) -> ModelConfig:

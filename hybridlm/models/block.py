@@ -1,99 +1,178 @@
-"""The three blocks: how a mixer, an MLP and their norms meet the residual stream."""
+"""Blocks: how a mixer, a feed-forward and their norms meet the residual stream."""
 
 import abc
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import GatedMLP, RMSNorm
-from hybridlm.models.mixers import LayerSpec, MixerConfig, SequenceContext
-from hybridlm.models.settings import MLPConfig, ModelConfig
+from hybridlm.models.feedforward import FeedForward, FeedForwardConfig
+from hybridlm.models.feedforward.absent import NoFeedForwardConfig
+from hybridlm.models.layers import Identity
+from hybridlm.models.mixers.absent import NoMixerConfig
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.models.norms import NORMS
+from hybridlm.models.pattern import Layer
+from hybridlm.models.settings import ModelConfig
+
+Half = Callable[[jax.Array], tuple[jax.Array, Any]]
+
+
+class BlockState(NamedTuple):
+    """What decoding carries in one layer."""
+
+    mixer: Any
+    feedforward: Any
 
 
 class Block(nnx.Module):
-    """A mixer on a normed input, and what a kind of block makes of it: `normed` and `join`."""
+    """A mixer and a feed-forward; a kind of block says in `run` how they and the norms are joined."""
 
-    mixer: nnx.Module
+    mixer: Mixer
+    mlp: FeedForward
 
     @abc.abstractmethod
     def normed(self, x_BTD: jax.Array) -> jax.Array:
         """The mixer's input."""
 
     @abc.abstractmethod
-    def join(self, x_BTD: jax.Array, normed_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
-        """The block's output from its input, the mixer's input and the mixer's output."""
+    def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
+        """The block's output, and what `mix` and `feed` gave beside theirs.
+
+        Args:
+          x_BTD: the residual stream.
+          mix, feed: the mixer and the feed-forward: normed input -> (output, anything else).
+        """
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        normed_BTD = self.normed(x_BTD)
-        return self.join(x_BTD, normed_BTD, self.mixer(normed_BTD, context))
+        y_BTD, _ = self.run(
+            x_BTD, lambda x: (self.mixer(x, context), None), lambda x: (self.mlp(x, context), None)
+        )
+        return y_BTD
 
     def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
-        """As `__call__`, and the mixer's own loss."""
-        normed_BTD = self.normed(x_BTD)
-        y_BTD, loss = self.mixer.with_loss(normed_BTD, context)
-        return self.join(x_BTD, normed_BTD, y_BTD), loss
+        """As `__call__`, and the sum of the mixer's and the feed-forward's own losses."""
+        y_BTD, losses = self.run(
+            x_BTD,
+            lambda x: self.mixer.with_loss(x, context),
+            lambda x: self.mlp.with_loss(x, context),
+        )
+        return y_BTD, sum(losses)
+
+    def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> BlockState:
+        """The state before any token, of documents of at most `max_len` tokens."""
+        return BlockState(
+            self.mixer.init_state(batch, max_len, dtype), self.mlp.init_state(batch, dtype)
+        )
 
     def extend(
-        self, x_BTD: jax.Array, context: SequenceContext, state: Any
-    ) -> tuple[jax.Array, Any]:
-        """As `__call__`, continuing from the mixer's carried state."""
-        normed_BTD = self.normed(x_BTD)
-        y_BTD, state = self.mixer.extend(normed_BTD, context, state)
-        return self.join(x_BTD, normed_BTD, y_BTD), state
+        self, x_BTD: jax.Array, context: SequenceContext, state: BlockState
+    ) -> tuple[jax.Array, BlockState]:
+        """As `__call__`, continuing from a state, and the new state."""
+        y_BTD, states = self.run(
+            x_BTD,
+            lambda x: self.mixer.extend(x, context, state.mixer),
+            lambda x: self.mlp.extend(x, context, state.feedforward),
+        )
+        return y_BTD, BlockState(*states)
 
 
-class PreNormBlock(Block):
-    """x + mixer(norm x), then x + mlp(norm x) (arXiv 2002.04745)."""
+class Parts(NamedTuple):
+    """What a block is made of.
 
-    def __init__(self, mixer: MixerConfig, mlp: MLPConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
-        self.mixer_norm = RMSNorm(spec.width, spec.norm_eps)
-        self.mixer = mixer.build(spec, rngs=rngs)
-        self.mlp_norm = RMSNorm(spec.width, spec.norm_eps)
-        self.mlp = GatedMLP(spec.width, mlp.hidden, mlp.kind, spec.out_scale, rngs=rngs)
+    Attributes:
+      norm: makes a norm of the residual stream's width.
+      residual_scale: factor on what each half adds to the residual stream.
+    """
+
+    mixer: MixerConfig
+    feedforward: FeedForwardConfig
+    norm: Callable[[], nnx.Module]
+    residual_scale: float
+
+
+class SequentialBlock(Block):
+    """x + mixer(x), then x + feedforward(x), with norms before each half, after it, or both.
+
+    Before: arXiv 2002.04745. After: OLMo 2 (arXiv 2501.00656). Both: Gemma 2 (arXiv 2408.00118).
+    """
+
+    def __init__(self, parts: Parts, spec: LayerSpec, *, before: bool, after: bool, rngs: nnx.Rngs):
+        def norm(there: bool, half: Any) -> nnx.Module:
+            absent = isinstance(half, NoMixerConfig | NoFeedForwardConfig)
+            return parts.norm() if there and not absent else Identity()
+
+        self.mixer_norm = norm(before, parts.mixer)
+        self.mixer = parts.mixer.build(spec, rngs=rngs)
+        self.mlp_norm = norm(before, parts.feedforward)
+        self.mlp = parts.feedforward.build(spec, rngs=rngs)
+        self.mixer_post_norm = norm(after, parts.mixer)
+        self.mlp_post_norm = norm(after, parts.feedforward)
+        self.residual = _scale(parts.residual_scale)
 
     def normed(self, x_BTD: jax.Array) -> jax.Array:
         return self.mixer_norm(x_BTD)
 
-    def join(self, x_BTD: jax.Array, normed_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
-        del normed_BTD
-        x_BTD = x_BTD + y_BTD
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
-
-
-class SandwichBlock(PreNormBlock):
-    """Norms before and after each part: x + norm(mixer(norm x)) (Gemma 2, arXiv 2408.00118)."""
-
-    def __init__(self, mixer: MixerConfig, mlp: MLPConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
-        super().__init__(mixer, mlp, spec, rngs=rngs)
-        self.mixer_post_norm = RMSNorm(spec.width, spec.norm_eps)
-        self.mlp_post_norm = RMSNorm(spec.width, spec.norm_eps)
-
-    def join(self, x_BTD: jax.Array, normed_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
-        del normed_BTD
-        x_BTD = x_BTD + self.mixer_post_norm(y_BTD)
-        return x_BTD + self.mlp_post_norm(self.mlp(self.mlp_norm(x_BTD)))
+    def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
+        y_BTD, mixed = mix(self.normed(x_BTD))
+        x_BTD = x_BTD + self.residual(self.mixer_post_norm(y_BTD))
+        y_BTD, fed = feed(self.mlp_norm(x_BTD))
+        return x_BTD + self.residual(self.mlp_post_norm(y_BTD)), (mixed, fed)
 
 
 class ParallelBlock(Block):
-    """x + mixer(norm x) + mlp(norm x), one norm for both (GPT-J, PaLM)."""
+    """x + mixer(norm x) + feedforward(norm x), one norm for both (GPT-J, PaLM)."""
 
-    def __init__(self, mixer: MixerConfig, mlp: MLPConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
-        self.norm = RMSNorm(spec.width, spec.norm_eps)
-        self.mixer = mixer.build(spec, rngs=rngs)
-        self.mlp = GatedMLP(spec.width, mlp.hidden, mlp.kind, spec.out_scale, rngs=rngs)
+    def __init__(self, parts: Parts, spec: LayerSpec, *, rngs: nnx.Rngs):
+        self.norm = parts.norm()
+        self.mixer = parts.mixer.build(spec, rngs=rngs)
+        self.mlp = parts.feedforward.build(spec, rngs=rngs)
+        self.residual = _scale(parts.residual_scale)
 
     def normed(self, x_BTD: jax.Array) -> jax.Array:
         return self.norm(x_BTD)
 
-    def join(self, x_BTD: jax.Array, normed_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
-        return x_BTD + y_BTD + self.mlp(normed_BTD)
+    def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
+        normed_BTD = self.normed(x_BTD)
+        y_BTD, mixed = mix(normed_BTD)
+        z_BTD, fed = feed(normed_BTD)
+        return x_BTD + self.residual(y_BTD) + self.residual(z_BTD), (mixed, fed)
 
 
-BLOCKS = {"prenorm": PreNormBlock, "sandwich": SandwichBlock, "parallel": ParallelBlock}
+BLOCKS: dict[str, Callable[..., Block]] = {
+    "prenorm": functools.partial(SequentialBlock, before=True, after=False),
+    "postnorm": functools.partial(SequentialBlock, before=False, after=True),
+    "sandwich": functools.partial(SequentialBlock, before=True, after=True),
+    "parallel": ParallelBlock,
+}
 
 
-def build_block(model: ModelConfig, mixer_name: str, *, rngs: nnx.Rngs) -> Block:
-    """The block of `model` around its mixer `mixer_name`."""
-    spec = LayerSpec(model.width, model.norm_eps, (2 * model.depth) ** -0.5)
-    return BLOCKS[model.block](model.mixers[mixer_name], model.mlp, spec, rngs=rngs)
+def build_block(
+    model: ModelConfig, layer: Layer, index: int | jax.Array, *, rngs: nnx.Rngs
+) -> Block:
+    """The block of one layer of `model`; `index` as in `LayerSpec`."""
+    spec = LayerSpec(model.width, model.norm_eps, (2 * model.depth) ** -0.5, index, model.depth)
+    parts = Parts(
+        model.mixer_of(layer),
+        model.feedforward_of(layer),
+        functools.partial(NORMS[model.norm], model.width, model.norm_eps),
+        model.residual_scale,
+    )
+    return BLOCKS[model.block](parts, spec, rngs=rngs)
+
+
+def _scale(factor: float) -> Callable[[jax.Array], jax.Array]:
+    return Identity() if factor == 1.0 else Scale(factor)
+
+
+class Scale(nnx.Module):
+    """x * factor, a constant."""
+
+    def __init__(self, factor: float):
+        self.factor = factor
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * jnp.asarray(self.factor, x.dtype)

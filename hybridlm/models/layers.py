@@ -1,19 +1,14 @@
-"""The parts that every block is made of: Linear, RMSNorm and the gated MLP.
+"""The linear map that all layers are made of.
 
-Parameters are float32 and are cast to the activations' dtype where they are used. Each carries
-`axes`, the logical names of its dimensions, from which `hybridlm.parallel` derives its sharding.
+Parameters are float32 and are cast to the activations' dtype where they are used. Each carries what
+others need to know of it: `axes`, the logical names of its dimensions, from which
+`hybridlm.parallel` derives its sharding; `decay`, whether weight decay applies; and `muon`, whether
+Muon may update it: a matrix of a hidden layer. Both are False where a parameter does not say.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-
-
-def at_least_float32(x: jax.Array) -> jax.Array:
-    """x in float32, or in float64 where it is that already (the tests' reference precision)."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 @jax.custom_vjp
@@ -48,49 +43,31 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel over the last axis, no bias; LeCun-normal times `scale`."""
+    """y = x @ kernel + bias over the last axis; the kernel starts LeCun-normal times `scale`.
+
+    The bias starts at 0 and is left out by default. `muon=False` keeps the kernel from Muon.
+    """
 
     def __init__(
-        self, d_in: int, d_out: int, axes: tuple[str, str], *, rngs: nnx.Rngs, scale: float = 1.0
+        self,
+        d_in: int,
+        d_out: int,
+        axes: tuple[str, str],
+        *,
+        rngs: nnx.Rngs,
+        scale: float = 1.0,
+        bias: bool = False,
+        muon: bool = True,
     ):
         kernel = jax.random.normal(rngs.params(), (d_in, d_out)) * (scale * d_in**-0.5)
-        self.kernel = nnx.Param(kernel, axes=axes)
+        self.kernel = nnx.Param(kernel, axes=axes, decay=True, muon=muon)
+        self.bias = nnx.Param(jnp.zeros(d_out), axes=axes[1:]) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return matmul(x, self.kernel[...])
-
-
-class RMSNorm(nnx.Module):
-    """x / rms(x) * scale over the last axis, statistics in float32 (arXiv 1910.07467)."""
-
-    def __init__(self, size: int, eps: float, axes: tuple[str] = ("norm",)):
-        self.scale = nnx.Param(jnp.ones(size), axes=axes)
-        self.eps = eps
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = at_least_float32(x)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
-        return (x32 * inverse * scale).astype(x.dtype)
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "swiglu": jax.nn.silu,
-    "geglu": lambda x: jax.nn.gelu(x, approximate=True),
-}
-
-
-class GatedMLP(nnx.Module):
-    """down(act(gate x) * up x) (arXiv 2002.05202)."""
-
-    def __init__(self, width: int, hidden: int, kind: str, out_scale: float, *, rngs: nnx.Rngs):
-        self.gate = Linear(width, hidden, ("embed", "mlp"), rngs=rngs)
-        self.up = Linear(width, hidden, ("embed", "mlp"), rngs=rngs)
-        self.down = Linear(hidden, width, ("mlp", "embed"), rngs=rngs, scale=out_scale)
-        self.kind = kind
-
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        return self.down(ACTIVATIONS[self.kind](self.gate(x_BTD)) * self.up(x_BTD))
+        y = matmul(x, self.kernel[...])
+        if self.bias is None:
+            return y
+        return y + self.bias[...].reshape((1,) * (y.ndim - 1) + (-1,)).astype(y.dtype)
 
 
 class Identity(nnx.Module):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hybridlm.models.layers import at_least_float32
+from hybridlm.models.norms import at_least_float32
 from hybridlm.models.settings import ModelConfig
 from hybridlm.parallel.ops import per_shard
 
@@ -79,7 +79,7 @@ def _nll_and_normalizer(settings, hidden_BTD, head_DV, targets_BT):
     batch, time = targets_BT.shape
     slices = _slices(head_DV.shape[1], hidden_BTD, targets_BT)
     _, outs = jax.lax.scan(one_slice, None, slices)
-    return [jnp.moveaxis(x_SBC, 0, 1).reshape(batch, -1)[:, :time] for x_SBC in outs]
+    return [jnp.moveaxis(x_NBC, 0, 1).reshape(batch, -1)[:, :time] for x_NBC in outs]
 
 
 def _forward(settings, hidden_BTD, head_DV, targets_BT, weights_BT):
@@ -110,8 +110,8 @@ def _forward(settings, hidden_BTD, head_DV, targets_BT, weights_BT):
     slices = _slices(head_DV.shape[1], hidden_BTD, targets_BT, weights_BT)
     zero = jnp.zeros((), at_least_float32(hidden_BTD[:0]).dtype)
     carry = (zero, zero, jnp.zeros_like(head_DV))
-    (total, nll, d_head_DV), d_hidden_SBCD = jax.lax.scan(one_slice, carry, slices)
-    d_hidden_BTD = jnp.moveaxis(d_hidden_SBCD, 0, 1).reshape(batch, -1, hidden_BTD.shape[-1])
+    (total, nll, d_head_DV), d_hidden_NBCD = jax.lax.scan(one_slice, carry, slices)
+    d_hidden_BTD = jnp.moveaxis(d_hidden_NBCD, 0, 1).reshape(batch, -1, hidden_BTD.shape[-1])
     return (total, nll), (d_hidden_BTD[:, :time], d_head_DV)
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from hybridlm.models import stack
 from hybridlm.models.lm import HybridLM
 from hybridlm.models.settings import ModelConfig
 
@@ -21,6 +22,8 @@ class Model:
       config: the model's settings.
       abstract: nested dict of `jax.ShapeDtypeStruct`, as parameters are held everywhere.
       axes: the same nesting with a tuple of logical axis names for each array.
+      decay, muon: the same nesting with True for what weight decay applies to, and for what Muon
+        may update: see `hybridlm.models.layers`.
     """
 
     config: ModelConfig
@@ -28,6 +31,8 @@ class Model:
     state: Any
     abstract: Params
     axes: Params
+    decay: Params
+    muon: Params
 
     @classmethod
     def of(cls, config: ModelConfig) -> "Model":
@@ -37,11 +42,13 @@ class Model:
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state)
         )
-        axes: Params = {}
+        axes, decay, muon = {}, {}, {}
         for path, variable in nnx.to_flat_state(state):
-            stacked = ("layers",) if path[0] == "unit" else ()
-            _insert(axes, path, stacked + tuple(variable.get_metadata("axes")))
-        return cls(config, graphdef, state, abstract, axes)
+            known = variable.get_metadata()
+            _insert(axes, path, stack.logical_axes(path, known["axes"]))
+            _insert(decay, path, known.get("decay", False))
+            _insert(muon, path, known.get("muon", False))
+        return cls(config, graphdef, state, abstract, axes, decay, muon)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters, a function of `key` alone; jit-able with out-shardings."""
@@ -52,6 +59,23 @@ class Model:
         state = jax.tree.map(lambda x: x, self.state)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self.graphdef, state)
+
+    def layer(self, params: Params, index: int) -> Params:
+        """The parameters of layer `index`, nested by name, whatever the stacking."""
+        return stack.layer_params(params, self.addresses[index])
+
+    def with_layer(self, params: Params, index: int, new: Params) -> Params:
+        """A copy of `params` in which layer `index` has the parameters `new`."""
+        return stack.with_layer(params, self.addresses[index], new)
+
+    def layer_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        """Path within the layer ("mixer/q/kernel") -> shape, of each parameter of layer `index`."""
+        return stack.layer_shapes(self.abstract, self.addresses[index])
+
+    @property
+    def addresses(self) -> tuple[stack.Address, ...]:
+        """Where each layer's parameters lie, bottom to top."""
+        return stack.addresses(self.config.layout)
 
     def count(self, *, embeddings: bool = True) -> int:
         """Number of parameters, optionally without embedding and untied head."""

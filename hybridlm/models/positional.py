@@ -2,33 +2,40 @@
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybridlm.models.layers import at_least_float32
+from hybridlm.models.norms import at_least_float32
+from hybridlm.settings.bounds import Above, AtLeast, Between, PositiveFloat, PositiveInt, settings
 from hybridlm.settings.reader import require
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class YarnConfig:
     """YaRN (arXiv 2309.00071): a model trained on `length` tokens reads `factor` times as many.
 
     Dimensions that turn more than `fast` times within `length` stay as they are, those that turn
     less than `slow` times are slowed down by `factor`, and between the two there is a ramp. Queries
     and keys are multiplied by 0.1 ln(factor) + 1 each.
+
+    Attributes:
+      factor: the new context length over that of training (the paper's s).
+      length: context length of training, in tokens.
+      fast: turns within `length` above which a frequency is kept (the paper's beta).
+      slow: turns within `length` below which a frequency is divided by `factor` (the paper's
+        alpha); smaller than `fast`.
     """
 
-    factor: float
-    length: int
-    fast: float = 32.0
-    slow: float = 1.0
+    factor: Annotated[float, AtLeast(1)]
+    length: PositiveInt
+    fast: PositiveFloat = 32.0
+    slow: PositiveFloat = 1.0
 
     def __post_init__(self):
-        require(self.factor >= 1, "factor", f"must be at least 1, not {self.factor}")
-        require(self.length >= 1, "length", f"must be at least 1, not {self.length}")
-        require(0 < self.slow < self.fast, "slow", f"must lie between 0 and fast, not {self.slow}")
+        require(self.slow < self.fast, "slow", f"must be below fast {self.fast}, not {self.slow}")
 
     @property
     def magnitude(self) -> float:
@@ -49,7 +56,7 @@ class YarnConfig:
         return (1 - share) + share / self.factor
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class RopeConfig:
     """RoPE's settings.
 
@@ -59,17 +66,30 @@ class RopeConfig:
       yarn: YaRN's settings for contexts longer than those of training, or None.
     """
 
-    theta: float = 10_000.0
-    fraction: float = 1.0
+    theta: PositiveFloat = 10_000.0
+    fraction: Annotated[float, Between(0, 1, low_open=True)] = 1.0
     yarn: YarnConfig | None = None
 
     def __post_init__(self):
-        require(self.theta > 0, "theta", f"must be positive, not {self.theta}")
-        require(0 < self.fraction <= 1, "fraction", f"must lie in (0, 1], not {self.fraction}")
+        require(
+            self.yarn is None or self.theta > 1,
+            "theta",
+            f"must be above 1 with yarn, which divides by its logarithm, not {self.theta}",
+        )
 
     def rotated(self, head_dim: int) -> int:
         """How many dimensions of a head are rotated."""
         return round(head_dim * self.fraction)
+
+
+def check_rope(rope: RopeConfig | None, head_dim: int) -> None:
+    """Raises `Invalid`, naming "rope", unless it rotates pairs of a head's dimensions."""
+    rotated = 2 if rope is None else rope.rotated(head_dim)
+    require(
+        rotated >= 2 and rotated % 2 == 0,
+        "rope",
+        f"rotates {rotated} of {head_dim} dimensions: it needs an even number, at least 2",
+    )
 
 
 class Rope:
@@ -122,7 +142,7 @@ def halves_from_pairs(rotated: int) -> np.ndarray:
     return np.concatenate([np.arange(0, rotated, 2), np.arange(1, rotated, 2)])
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TemperatureConfig:
     """A factor on the logits that grows with the query's position p.
 
@@ -137,17 +157,9 @@ class TemperatureConfig:
         strength 0.1 and scale 8192 the rule of Llama 4's NoPE layers.
     """
 
-    scale: float
-    strength: float | None = None
+    scale: Annotated[float, Above(1)]
+    strength: PositiveFloat | None = None
     steps: bool = False
-
-    def __post_init__(self):
-        require(self.scale > 1, "scale", f"must exceed 1, not {self.scale}")
-        require(
-            self.strength is None or self.strength > 0,
-            "strength",
-            f"must be positive, or None, not {self.strength}",
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,92 +1,143 @@
 """The settings of a model."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hybridlm.models import mixers as mixer_kinds
 from hybridlm.models import pattern as patterns
-from hybridlm.settings.reader import Invalid, require
+from hybridlm.models.feedforward import FeedForwardConfig, read_feedforward
+from hybridlm.models.feedforward.absent import NoFeedForwardConfig
+from hybridlm.models.mixers import MixerConfig
+from hybridlm.models.mixers.absent import NoMixerConfig
+from hybridlm.settings.bounds import (
+    Above,
+    AtLeast,
+    AtMost,
+    Epsilon,
+    NonNegativeFloat,
+    NotEmpty,
+    PositiveFloat,
+    PositiveInt,
+    settings,
+)
+from hybridlm.settings.reader import require, within
 
 
-@dataclasses.dataclass(frozen=True)
-class MLPConfig:
-    """The gated MLP of every block: `down(act(gate x) * up x)`."""
-
-    hidden: int
-    kind: Literal["swiglu", "geglu"] = "swiglu"
-
-    def __post_init__(self):
-        require(self.hidden >= 1, "hidden", f"must be at least 1, not {self.hidden}")
-
-
-@dataclasses.dataclass(frozen=True)
+@settings
 class ModelConfig:
     """A decoder-only hybrid: named mixers, and a pattern that lays them out over the depth.
 
     Attributes:
       width: size of the residual stream.
       depth: number of blocks, prefix and suffix included.
-      pattern: the repeating unit of mixer names, e.g. "swa full" or "rglru*2 swa".
+      pattern: the repeating unit of mixer names, e.g. "swa full" or "rglru*2 swa". An item
+        "MIXER+FEEDFORWARD" names its feed-forward too; "none" in either place leaves it out.
       mixers: settings by mixer name; each has a `kind` and that kind's own settings.
-      prefix, suffix: mixer names of layers before and after the repeated units.
+      mlp: settings of the feed-forward of layers that name none; None for layers without one.
+      prefix: mixer names of the layers before the repeated units.
+      suffix: mixer names of the layers after the repeated units.
       vocab_size: rows of the embedding; None takes the tokenizer's, rounded up to 64.
-      block: where the norms sit (see `hybridlm.models.block`).
+      block: where the norms sit: before each half of a layer ("prenorm"), after it ("postnorm"),
+        both ("sandwich"), or one before both halves, which stand side by side ("parallel").
+      norm: of the residual stream: RMSNorm, with a scale that starts at 1 or an offset to 1
+        (Gemma), or LayerNorm, with or without a bias.
+      norm_eps: added to the mean square (LayerNorm: the variance) under the root of every norm;
+        smaller numbers than the bound are 0 in float32.
+      tie_embeddings: True uses the embedding as the head, too (arXiv 1608.05859); False gives the
+        head a matrix of its own.
       logit_soft_cap: cap * tanh(logits / cap) at the head.
       z_loss: weight of the squared log-normaliser (ST-MoE, arXiv 2202.08906, eq. 5).
       embedding_scale: factor on the embedding's output; Gemma's is sqrt(width).
+      residual_scale: factor on what each half of a layer adds to the residual stream (Granite).
+      feedforwards: settings by name of the feed-forwards that the pattern names; each has a `kind`
+        and that kind's own settings.
       init_std: standard deviation of the initial embedding; kernels start at 1 over sqrt(fan-in).
     """
 
-    width: int
-    depth: int
+    width: PositiveInt
+    depth: Annotated[PositiveInt, AtMost(patterns.MAX_LAYERS)]
     pattern: str
-    mixers: dict[str, Any]
-    mlp: MLPConfig
+    mixers: Annotated[dict[str, Any], NotEmpty("defines no mixer")]
+    mlp: Any
     prefix: str = ""
     suffix: str = ""
-    vocab_size: int | None = None
-    block: Literal["prenorm", "sandwich", "parallel"] = "prenorm"
-    norm_eps: float = 1e-6
+    vocab_size: Annotated[int, AtLeast(2, none="to take the tokenizer's")] | None = None
+    block: Literal["prenorm", "postnorm", "sandwich", "parallel"] = "prenorm"
+    norm: Literal["rmsnorm", "rmsnorm_unit_offset", "layernorm", "layernorm_no_bias"] = "rmsnorm"
+    norm_eps: Epsilon = 1e-6
     tie_embeddings: bool = True
-    logit_soft_cap: float | None = None
-    z_loss: float = 0.0
-    embedding_scale: float = 1.0
-    init_std: float = 0.02
+    logit_soft_cap: Annotated[float, Above(0, none="for no cap")] | None = None
+    z_loss: NonNegativeFloat = 0.0
+    embedding_scale: PositiveFloat = 1.0
+    init_std: PositiveFloat = 0.02
+    residual_scale: PositiveFloat = 1.0
+    feedforwards: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("width", "depth"):
-            require(
-                getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}"
-            )
-        require(
-            self.depth <= patterns.MAX_LAYERS,
-            "depth",
-            f"must be at most {patterns.MAX_LAYERS:,}, not {self.depth}",
-        )
-        require(self.vocab_size is None or self.vocab_size >= 2, "vocab_size", "must be at least 2")
-        for name in ("norm_eps", "embedding_scale", "init_std"):
-            require(getattr(self, name) > 0, name, f"must be positive, not {getattr(self, name)}")
-        require(self.z_loss >= 0, "z_loss", "must be 0 or more")
-        require(
-            self.logit_soft_cap is None or self.logit_soft_cap > 0,
-            "logit_soft_cap",
-            "must be positive, or None for no cap",
-        )
-        require(bool(self.mixers), "mixers", "defines no mixer")
         parsed = {n: mixer_kinds.read_mixer(m, f"model.mixers.{n}") for n, m in self.mixers.items()}
         object.__setattr__(self, "mixers", parsed)
         for name, mixer in parsed.items():
-            try:
+            with within(f"mixers.{name}"):
                 mixer.check_width(self.width)
-            except Invalid as error:
-                raise Invalid(f"mixers.{name}.{error.field}", str(error)) from None
-        self.layout  # noqa: B018 - a bad pattern is an error of the config
+        mlp = None if self.mlp is None else read_feedforward(self.mlp, "model.mlp")
+        object.__setattr__(self, "mlp", mlp)
+        named = {
+            name: read_feedforward(f, f"model.feedforwards.{name}")
+            for name, f in self.feedforwards.items()
+        }
+        object.__setattr__(self, "feedforwards", named)
+        for key in ("mixers", "feedforwards"):
+            require(
+                patterns.NONE not in getattr(self, key),
+                f"{key}.{patterns.NONE}",
+                "is what a pattern writes for a layer without one: take another name",
+            )
+        self.cross_layer()  # a bad pattern, and arrays that do not agree, are errors of the config
 
     @property
     def layout(self) -> patterns.Layout:
-        """The mixer names of prefix, repeating unit and suffix."""
-        return patterns.parse(self.pattern, self.depth, self.prefix, self.suffix, self.mixers)
+        """The layers of prefix, repeating unit and suffix."""
+        return patterns.parse(
+            self.pattern, self.depth, self.prefix, self.suffix, self.mixers, self.feedforwards
+        )
 
-    def layer_mixers(self) -> list[tuple[str, Any]]:
-        """(mixer name, mixer config) of each of the `depth` layers, bottom to top."""
-        return [(name, self.mixers[name]) for name in self.layout.names]
+    def mixer_of(self, layer: patterns.Layer) -> MixerConfig:
+        """The settings of a layer's mixer."""
+        return NoMixerConfig() if layer.mixer == patterns.NONE else self.mixers[layer.mixer]
+
+    def feedforward_of(self, layer: patterns.Layer) -> FeedForwardConfig:
+        """The settings of a layer's feed-forward."""
+        if layer.feedforward is None:
+            return NoFeedForwardConfig() if self.mlp is None else self.mlp
+        if layer.feedforward == patterns.NONE:
+            return NoFeedForwardConfig()
+        return self.feedforwards[layer.feedforward]
+
+    def layer_mixers(self) -> list[tuple[str, MixerConfig]]:
+        """(mixer name, mixer settings) of each of the `depth` layers, bottom to top."""
+        return [(layer.mixer, self.mixer_of(layer)) for layer in self.layout.layers]
+
+    def layer_feedforwards(self) -> list[FeedForwardConfig]:
+        """The feed-forward's settings of each of the `depth` layers, bottom to top."""
+        return [self.feedforward_of(layer) for layer in self.layout.layers]
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether some layer adds a loss of its own to the training objective."""
+        halves = (*(mixer for _, mixer in self.layer_mixers()), *self.layer_feedforwards())
+        return any(half.has_loss for half in halves)
+
+    def cross_layer(self) -> dict[str, tuple[int, ...]]:
+        """The arrays that layers hand on to later layers: see `MixerConfig.cross_layer`."""
+        found: dict[str, tuple[int, ...]] = {}
+        for name in dict.fromkeys(layer.mixer for layer in self.layout.layers):
+            if name == patterns.NONE:
+                continue
+            for channel, shape in self.mixers[name].cross_layer(self.width, self.depth).items():
+                require(
+                    found.setdefault(channel, shape) == shape,
+                    f"mixers.{name}",
+                    f"shares the array {channel!r} with other layers, where it has shape"
+                    f" {found[channel]}, and {shape} here",
+                )
+        return found

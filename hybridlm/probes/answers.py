@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybridlm.models.loss import LossSettings, token_nll
+from hybridlm.models.mixers.capabilities import narrowed
 from hybridlm.models.mixers.last_tokens import LastTokens
 from hybridlm.models.mixers.rows import take
 from hybridlm.models.params import Model, Params
@@ -111,5 +112,5 @@ def _program(model: Model, dtype: jnp.dtype, restrictions: tuple[Restriction, ..
 
 def _restricted(mixer, restriction: Restriction):
     if restriction.how == "window":
-        return mixer.narrowed(restriction.window)
+        return narrowed(mixer, restriction.window)
     return LastTokens(mixer, restriction.window)

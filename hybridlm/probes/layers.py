@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybridlm.models import stack
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.mixers.base import Mixer
+from hybridlm.models.mixers.capabilities import attention_heads
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
 from hybridlm.probes.prompts import Batch, Prompts
@@ -64,11 +66,7 @@ def over_layers(
 
 @per_model
 def _measured(model: Model, dtype: jnp.dtype, measure: Measure, layers: tuple[int, ...]):
-    layout, depth = model.config.layout, model.config.depth
-    first, end = len(layout.prefix), depth - len(layout.suffix)
-    copies = {index: {index} for index in range(depth)}
-    for index in range(first, end):  # the unit's layers by their lowest copy
-        copies[first + (index - first) % len(layout.unit)].add(index)
+    wanted = set(layers)
 
     @jax.jit
     def run(params: Params, batch: Batch) -> list[Any]:
@@ -76,7 +74,7 @@ def _measured(model: Model, dtype: jnp.dtype, measure: Measure, layers: tuple[in
         context = batch.context
 
         def look(index: int, block: Any, x_BTD: jax.Array, y_BTD: jax.Array) -> Any:
-            if copies[index] & set(layers):
+            if wanted.intersection(stack.copies(model.config.layout, index)):
                 return measure(View(block, x_BTD, y_BTD, batch))
             return None
 
@@ -100,7 +98,7 @@ def of_each_mixer(model: Model, ask: Callable[[Mixer], Any]) -> tuple[Any, ...]:
 
 def head_counts(model: Model) -> tuple[int, ...]:
     """Attention heads of each layer."""
-    return of_each_mixer(model, lambda mixer: mixer.attention_heads)
+    return of_each_mixer(model, attention_heads)
 
 
 def all_heads(model: Model) -> list[Head]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from hybridlm.models.mixers.capabilities import has_window
 from hybridlm.models.params import Model, Params
 from hybridlm.probes.answers import Restriction, answers
 from hybridlm.probes.layers import mixer_names, of_each_mixer
@@ -75,8 +76,8 @@ def receptive_field(
         raise ValueError(
             f"a receptive field is at least 1 token, the query's own, not {min(windows)}"
         )
-    has_window = of_each_mixer(model, lambda mixer: mixer.has_window)
-    how = {i: "window" if has_window[i] and not truncate else "context" for i in chosen}
+    windowed = of_each_mixer(model, has_window)
+    how = {i: "window" if windowed[i] and not truncate else "context" for i in chosen}
     methods = sorted(set(how.values()))
     first = answers(model, params, prompts, batch=batch, dtype=dtype)
     entries = [Restricted((), (), None, None, *first)]

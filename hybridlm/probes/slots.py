@@ -6,8 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from hybridlm.models.mixers.capabilities import has_slots
 from hybridlm.models.params import Model, Params
-from hybridlm.probes.layers import View, mixer_names, over_layers
+from hybridlm.probes.layers import View, mixer_names, of_each_mixer, over_layers
 from hybridlm.probes.probe import LiveSubject, Probe
 from hybridlm.probes.prompts import Prompts
 from hybridlm.probes.table import Table
@@ -35,7 +36,8 @@ def slot_share(
 
     (arXiv 2510.07019.) Layers without slots beside a window have no entry.
     """
-    found = over_layers(model, params, prompts, _shares, batch=batch, dtype=dtype)
+    layers = [i for i, has in enumerate(of_each_mixer(model, has_slots)) if has]
+    found = over_layers(model, params, prompts, _shares, layers=layers, batch=batch, dtype=dtype)
     names, real = mixer_names(model), max(int((prompts.segment_ids_NT != 0).sum()), 1)
     entries = [
         SlotShare(layer, names[layer], h, float(sums[:, h].sum() / real))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hybridlm.models.mixers.capabilities import attends
 from hybridlm.models.params import Model, Params
 from hybridlm.probes.layers import mixer_names
 from hybridlm.probes.probe import Probe, Subject
@@ -53,7 +54,8 @@ def qk_distance(
     end = _weights(model, final)
     entries = []
     for step, params in checkpoints:
-        for layer, (pair, last) in enumerate(zip(_weights(model, params), end)):
+        for layer, pair in _weights(model, params).items():
+            last = end[layer]
             moved = [_norms(now - then) for now, then in zip(pair, last)]
             whole = [_norms(then) for then in last]
             for h in range(len(moved[0])):
@@ -71,15 +73,18 @@ def qk_distance(
     )
 
 
-def _weights(model: Model, params: Params) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(q_HN, k_HM) of each layer, in float64."""
+def _weights(model: Model, params: Params) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """(q_HP, k_HP) of each layer with attention heads, in float64."""
     blocks = model.bind(jax.tree.map(np.asarray, params)).blocks()
-    pairs = (block.mixer.query_key_weights() for _, block in blocks)
-    return [tuple(np.asarray(w, np.float64) for w in pair) for pair in pairs]
+    return {
+        layer: tuple(np.asarray(w, np.float64) for w in block.mixer.query_key_weights())
+        for layer, (_, block) in enumerate(blocks)
+        if attends(block.mixer)
+    }
 
 
-def _norms(weights_HN: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(weights_HN, axis=1)
+def _norms(weights_HP: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(weights_HP, axis=1)
 
 
 def _run(subject: Subject, step: int | None, params: Params) -> Iterator[Table[Any]]:

@@ -7,11 +7,20 @@ import types
 import typing
 from typing import Any
 
+from hybridlm.settings.bounds import bounds_of
+
 
 def summary_and_meanings(cls: type) -> tuple[str, dict[str, str]]:
-    """The text before "Attributes:", and the meaning of each attribute."""
-    text = inspect.getdoc(cls) or ""
-    summary, _, attributes = text.partition("\nAttributes:\n")
+    """The text before "Attributes:", and the meaning of each attribute, inherited ones too."""
+    meanings: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        meanings |= _meanings(inspect.cleandoc(base.__doc__ or ""))
+    summary, _, _ = inspect.cleandoc(cls.__doc__ or "").partition("\nAttributes:\n")
+    return " ".join(summary.split()), meanings
+
+
+def _meanings(text: str) -> dict[str, str]:
+    _, _, attributes = text.partition("\nAttributes:\n")
     meanings: dict[str, str] = {}
     names: list[str] = []
     for line in attributes.splitlines():
@@ -21,20 +30,30 @@ def summary_and_meanings(cls: type) -> tuple[str, dict[str, str]]:
             meanings |= {name: entry[2] for name in names}
         elif line.strip():
             meanings |= {name: f"{meanings[name]} {line.strip()}" for name in names}
-    return " ".join(summary.split()), meanings
+    return meanings
 
 
 def type_text(hint: Any) -> str:
-    """The type of a setting in words, for documentation and help."""
+    """The type of a setting and its bounds in words, for documentation and help.
+
+    `hint` is an annotation, of `typing.get_type_hints(cls, include_extras=True)`.
+    """
+    hint, bounds = bounds_of(hint)
+    return _plain_type(hint) + "".join(bound.words for bound in bounds)
+
+
+def _plain_type(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(type_text(a) for a in args)
+        bounded = any(bounds_of(a)[1] for a in args)
+        return (", or " if bounded else " or ").join(map(type_text, args))
     if origin is typing.Literal:
         return ", ".join(f"`{a!r}`" for a in args)
     if origin is dict:
         return "number by name" if args[1] is float else "settings by name"
     if origin is tuple:
-        return f"list of {type_text(args[0])}s"
+        text = type_text(args[0])
+        return f"list of {text}{'s' * text[-1].isalpha()}"
     if dataclasses.is_dataclass(hint):
         return "settings"
     names = {int: "whole number", float: "number", str: "text", bool: "`True`, `False`"}

@@ -1,16 +1,18 @@
 """Reading nested mappings into frozen dataclasses, with errors that name the key and the nearest.
 
-The reader knows nothing of hybridlm: it follows the type annotations of a dataclass. What a type
-cannot say (a window of at least 1, heads that divide) the dataclass checks in `__post_init__` by
-raising `Invalid(field, message)`; the reader puts the path in front.
+The reader knows nothing of hybridlm: it follows the type annotations of a dataclass. Bounds
+(`hybridlm.settings.bounds`) and what concerns several fields (heads that divide) the dataclass
+checks itself when it is made, by raising `Invalid(field, message)`; the reader puts the path in
+front.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hybridlm.errors import ConfigError
@@ -32,6 +34,15 @@ def require(condition: bool, field: str, message: str) -> None:
         raise Invalid(field, message)
 
 
+@contextlib.contextmanager
+def within(field: str) -> Iterator[None]:
+    """Puts `field` in front of the name in an `Invalid` raised inside."""
+    try:
+        yield
+    except Invalid as error:
+        raise Invalid(f"{field}.{error.field}", str(error)) from None
+
+
 def nearest(name: str, valid: typing.Iterable[str]) -> str:
     """A phrase that offers the nearest of `valid` names, or lists them."""
     valid = sorted(valid)
@@ -46,7 +57,7 @@ def read_dataclass(cls: type, value: Any, path: str) -> Any:
 
     Args:
       cls: a frozen dataclass whose annotations are bool, int, float, str, `X | None`, `Literal`,
-        `tuple[X, ...]`, `dict[str, X]` or other such dataclasses.
+        `tuple[X, ...]`, `dict[str, X]` or other such dataclasses, with bounds where it has them.
       value: a mapping (an `ml_collections.ConfigDict` or a dict).
       path: the key of this mapping in the config, "" at the root; used in errors only.
 

@@ -35,21 +35,20 @@ def estimate_memory(
     Args:
       optimizer: its state is traced, not made.
       tokens: of one micro-batch, whose activations are kept for the backward pass: per layer and
-        token some 10 residual streams and 3 MLP widths, or with remat the residual stream alone.
+        token some 10 residual streams and the feed-forward's hidden numbers, or with remat the
+        residual stream alone.
       remat: the setting `train.remat`.
       itemsize: bytes of an activation.
     """
     config = model.config
     count = model.count()
     state = jax.eval_shape(optimizer.init, model.abstract)
-    per_layer = {
-        "none": 10 * config.width + 3 * config.mlp.hidden,
-        "dots": 6 * config.width + 2 * config.mlp.hidden,
-        "full": config.width,
-    }[remat]
+    streams, share = {"none": (10, 1), "dots": (6, 2 / 3), "full": (1, 0)}[remat]
+    hidden = sum(f.kept_per_token(config.width) for f in config.layer_feedforwards())
+    kept = streams * config.width * config.depth + round(share * hidden)
     return MemoryEstimate(
         parameters=4 * count,
         gradients=4 * count,
         optimizer=sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)),
-        activations=itemsize * tokens * config.depth * per_layer,
+        activations=itemsize * tokens * kept,
     )

@@ -31,9 +31,14 @@ def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array) -> jax.A
     return config.lr * warm * shape
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Gradients (already clipped) -> directions, weight decay included."""
-    decay = optax.add_decayed_weights(config.weight_decay, mask=is_matrix)
+def make_optimizer(config: OptimizerConfig, decays: Any, muon: Any) -> optax.GradientTransformation:
+    """Gradients (already clipped) -> directions, weight decay included.
+
+    Args:
+      decays: nested as parameters, True for those that weight decay applies to (`Model.decay`).
+      muon: True for those that Muon may update (`Model.muon`); Adam serves the others.
+    """
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
     adam = optax.chain(optax.scale_by_adam(config.b1, config.b2, config.eps), decay)
     if config.name == "adamw":
         return adam
@@ -41,34 +46,13 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         factored = optax.adafactor(None, multiply_by_parameter_scale=False, clipping_threshold=None)
         # optax's adafactor ends by flipping the sign; the step flips it again.
         return optax.chain(factored, optax.scale(-1.0), decay)
-    muon = optax.chain(
+    by_muon = optax.chain(
         contrib.scale_by_muon(weight_dimension_numbers=_muon_dimensions),
         decay,
         optax.scale((config.muon_lr or config.lr) / config.lr),
     )
-    return optax.partition({"muon": muon, "adam": adam}, _muon_or_adam)
-
-
-def is_matrix(params: Any) -> Any:
-    """True for kernels, of linear maps and convolutions: what weight decay applies to."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] == "kernel", params)
-
-
-def _muon_or_adam(params: Any) -> Any:
-    """Muon is for the hidden layers' matrices: not for the head, and not for depthwise
-    convolutions, whose taps x channels are no linear map (github.com/KellerJordan/Muon).
-    """
-
-    def label(path: tuple[Any, ...], _: Any) -> str:
-        *above, last = _names(path)
-        hidden = above[:1] != ["head"] and not any("conv" in name for name in above)
-        return "muon" if last == "kernel" and hidden else "adam"
-
-    return jax.tree_util.tree_map_with_path(label, params)
-
-
-def _names(path: tuple[Any, ...]) -> list[str]:
-    return [str(getattr(entry, "key", "")) for entry in path]
+    labels = jax.tree.map(lambda chosen: "muon" if chosen else "adam", muon)
+    return optax.partition({"muon": by_muon, "adam": adam}, labels)
 
 
 def _muon_dimensions(params: Any) -> Any:

@@ -1,7 +1,6 @@
 """The settings of a run: its own of optimizer and loop, composed with the other packages'."""
 
-import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hybridlm.data.settings import DataConfig
 from hybridlm.errors import ConfigError
@@ -10,6 +9,16 @@ from hybridlm.models.settings import ModelConfig
 from hybridlm.parallel.settings import MeshConfig
 from hybridlm.probes.settings import ProbesConfig
 from hybridlm.runs.workdir import RunSettings
+from hybridlm.settings.bounds import (
+    Above,
+    Between,
+    Epsilon,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    settings,
+)
 from hybridlm.settings.plain import to_dict
 from hybridlm.settings.reader import read_dataclass, require
 
@@ -32,63 +41,52 @@ FREE_ON_RESUME = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class OptimizerConfig:
     """Optimizer and learning-rate schedule.
 
     Attributes:
       lr: peak learning rate; warm-up is linear from 0 over `warmup_steps`.
+      name: "adamw" (arXiv 1711.05101), "muon" (github.com/KellerJordan/Muon) or "adafactor"
+        (arXiv 1804.04235, with `lr` as its rate).
       schedule: after warm-up "constant", "cosine" or "linear" to `final_lr_fraction` of the peak
         at the last step, or "wsd": constant, then linear over the last `decay_steps`.
-      weight_decay: decoupled; on matrices only (never on norms, biases, gates or embeddings).
+      warmup_steps: optimizer steps of the warm-up; 0 for none.
+      decay_steps: optimizer steps of the decay at the end of a "wsd" schedule.
+      final_lr_fraction: learning rate of the last step over `lr`, with all schedules but "constant".
+      weight_decay: decoupled weight decay, times the learning rate; on matrices only (never on
+        norms, biases, gates or embeddings).
       clip_norm: global gradient norm above which gradients are scaled down; None for no clipping.
-      b1, b2, eps: Adam's; for Muon those of the AdamW that serves embeddings, head, convolutions,
-        norms and biases.
+      b1: decay per step of the mean gradient in Adam (arXiv 1412.6980), and in the AdamW that Muon
+        leaves embeddings, head, convolutions, norms and biases to; not in Adafactor.
+      b2: decay per step of the mean squared gradient, of the same optimizers.
+      eps: what Adam adds to the root of the mean squared gradient; smaller numbers than the bound
+        are 0 in float32.
       muon_lr: Muon's own rate for the matrices of hidden layers; None takes `lr`.
     """
 
-    lr: float
+    lr: PositiveFloat
     name: Literal["adamw", "muon", "adafactor"] = "adamw"
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
-    warmup_steps: int = 0
-    decay_steps: int | None = None
-    final_lr_fraction: float = 0.1
-    weight_decay: float = 0.1
-    clip_norm: float | None = 1.0
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    muon_lr: float | None = None
+    warmup_steps: NonNegativeInt = 0
+    decay_steps: PositiveInt | None = None
+    final_lr_fraction: Annotated[float, Between(0, 1)] = 0.1
+    weight_decay: NonNegativeFloat = 0.1
+    clip_norm: Annotated[float, Above(0, none="for no clipping")] | None = 1.0
+    b1: Annotated[float, Between(0, 1, high_open=True)] = 0.9
+    b2: Annotated[float, Between(0, 1, high_open=True)] = 0.95
+    eps: Epsilon = 1e-8
+    muon_lr: Annotated[float, Above(0, none="to take lr")] | None = None
 
     def __post_init__(self):
-        for name in ("lr", "eps"):
-            require(getattr(self, name) > 0, name, f"must be positive, not {getattr(self, name)}")
-        require(
-            self.muon_lr is None or self.muon_lr > 0,
-            "muon_lr",
-            "must be positive, or None to take lr",
-        )
-        require(self.warmup_steps >= 0, "warmup_steps", "must be 0 or more")
-        require(self.weight_decay >= 0, "weight_decay", "must be 0 or more")
-        require(0 <= self.final_lr_fraction <= 1, "final_lr_fraction", "must lie in [0, 1]")
-        require(
-            self.clip_norm is None or self.clip_norm > 0,
-            "clip_norm",
-            "must be positive, or None for no clipping",
-        )
-        for name in ("b1", "b2"):
-            require(0 <= getattr(self, name) < 1, name, "must lie in [0, 1)")
         require(
             (self.decay_steps is not None) == (self.schedule == "wsd"),
             "decay_steps",
             'goes with schedule "wsd", and only with it',
         )
-        require(
-            self.decay_steps is None or self.decay_steps >= 1, "decay_steps", "must be 1 or more"
-        )
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TrainConfig:
     """The training loop.
 
@@ -98,8 +96,10 @@ class TrainConfig:
       dtype: activations and matmuls; "auto" is bfloat16 on TPU and GPU, float32 on CPU.
         Parameters, optimizer state and statistics are always float32.
       remat: what the backward pass recomputes: "none", "dots" (keeps matmul results) or "full".
-      log_every, eval_every, checkpoint_every: steps between two of them; the last step has all.
+      log_every: optimizer steps between two log lines; the last step has one, too.
+      eval_every: optimizer steps between two evaluations; the last step has one, too.
       eval_sequences: held-out sequences in one evaluation.
+      checkpoint_every: optimizer steps between two checkpoints; the last step has one, too.
       keep_checkpoints: how many of the newest checkpoints stay.
       keep_every: additionally, checkpoints at multiples of this stay for good.
       spike_sigma: skip an update whose gradient norm lies this many standard deviations above
@@ -107,61 +107,54 @@ class TrainConfig:
       abort_after: end the run after this many skipped updates in a row.
       hang_seconds: end a process that is so long in one step, evaluation or save, saying where
         (None: never); the first evaluation compiles, too.
+      tensorboard: write TensorBoard events into the workdir.
+      wandb: Weights & Biases project to log to; None for none.
     """
 
-    steps: int
-    accumulate: int = 1
+    steps: PositiveInt
+    accumulate: PositiveInt = 1
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
-    log_every: int = 10
-    eval_every: int = 100
-    eval_sequences: int = 64
-    checkpoint_every: int = 100
-    keep_checkpoints: int = 2
-    keep_every: int | None = None
-    spike_sigma: float | None = None
-    abort_after: int = 20
-    hang_seconds: float | None = 3600.0
+    log_every: PositiveInt = 10
+    eval_every: PositiveInt = 100
+    eval_sequences: PositiveInt = 64
+    checkpoint_every: PositiveInt = 100
+    keep_checkpoints: PositiveInt = 2
+    keep_every: PositiveInt | None = None
+    spike_sigma: Annotated[float, Above(0, none="to skip only non-finite updates")] | None = None
+    abort_after: PositiveInt = 20
+    hang_seconds: Annotated[float, Above(0, none="to wait for ever")] | None = 3600.0
     tensorboard: bool = True
     wandb: str | None = None
 
-    def __post_init__(self):
-        for name in (
-            "steps accumulate log_every eval_every eval_sequences checkpoint_every"
-            " keep_checkpoints abort_after"
-        ).split():
-            require(
-                getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}"
-            )
-        require(
-            self.hang_seconds is None or self.hang_seconds > 0,
-            "hang_seconds",
-            f"must be positive, or None to wait for ever, not {self.hang_seconds}",
-        )
-        require(self.keep_every is None or self.keep_every >= 1, "keep_every", "must be 1 or more")
-        require(
-            self.spike_sigma is None or self.spike_sigma > 0,
-            "spike_sigma",
-            "must be positive, or None to skip only non-finite updates",
-        )
 
-
-@dataclasses.dataclass(frozen=True)
+@settings
 class Config:
-    """Everything that a run depends on."""
+    """Everything that a run depends on.
+
+    Attributes:
+      model: the model's architecture and initialisation.
+      data: what is read, and how it becomes batches.
+      train: the training loop.
+      optimizer: the optimizer and the learning-rate schedule.
+      seed: all random choices of a run follow from it: initial parameters, the order of the training
+        data, probes' prompts and the sampled text.
+      mesh: how devices share the work.
+      sample: the text generated at the end.
+      probes: what is looked at inside the model while it trains.
+    """
 
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
     optimizer: OptimizerConfig
-    seed: int = 0
+    seed: Annotated[int, Between(0, 2**31, high_open=True)] = 0
     mesh: MeshConfig = MeshConfig()
     sample: SampleConfig = SampleConfig()
     probes: ProbesConfig = ProbesConfig()
 
     def __post_init__(self):
         train, data, optimizer = self.train, self.data, self.optimizer
-        require(0 <= self.seed < 2**31, "seed", f"must lie in [0, 2^31), not {self.seed}")
         require(
             data.batch_size % train.accumulate == 0,
             "train.accumulate",

@@ -116,7 +116,7 @@ def lower_step(
     mesh = meshes.make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
         model = Model.of(config.model)
-        optimizer = make_optimizer(config.optimizer)
+        optimizer = make_optimizer(config.optimizer, model.decay, model.muon)
         abstract = abstract_state(model, optimizer, mesh)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
         token_bytes_V = _padded(token_bytes_V, config.model.vocab_size)

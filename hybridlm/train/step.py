@@ -40,7 +40,7 @@ def make_train_step(
     what the mixers' own losses add to the objective, where some mixer has one.
     """
     remat = REMAT[train.remat]
-    has_loss = any(mixer.has_loss for _, mixer in model.config.layer_mixers())
+    has_loss = model.config.has_loss
     micro_loss = _summed_loss_and_mixers if has_loss else _summed_loss
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -1,8 +1,8 @@
 """The scorecard's command line.
 
 python -m kernels_pallas.aot                          every case, every chip: writes the scorecard
-python -m kernels_pallas.aot --check                  fails where it is worse than the committed
-python -m kernels_pallas.aot --only delta --chips v5e some of it
+python -m kernels_pallas.aot --check                  fails if it is worse than the committed one
+python -m kernels_pallas.aot --only delta --chips v5e some cases, one chip
 python -m kernels_pallas.aot --kernel my.module:function --shapes bf16[8,128] f32[8]
 """
 
@@ -41,10 +41,10 @@ def main(arguments=None) -> int:
     chips = options.chips.split(",")
     unknown = sorted(set(chips) - set(CHIPS))
     if unknown:
-        parser.error(f"no chip is called {', '.join(unknown)}; there are {', '.join(CHIPS)}.")
+        parser.error(f"unknown chip {', '.join(unknown)}; the chips are {', '.join(CHIPS)}.")
     if options.kernel:
         if not re.fullmatch(r"[\w.]+:\w+", options.kernel):
-            parser.error(f"--kernel is written like my.module:function, got {options.kernel!r}.")
+            parser.error(f"--kernel must have the form my.module:function, got {options.kernel!r}.")
         results = {
             chip: scorecard.compile_one(chip, "function", options.kernel, options.shapes)
             for chip in chips
@@ -61,7 +61,7 @@ def main(arguments=None) -> int:
     ]
     if not chosen:
         parser.error(
-            f"no case has {options.only!r} in its name; there are {'; '.join(registered)}."
+            f"no case has {options.only!r} in its name; the cases are {'; '.join(registered)}."
         )
     if options.check:
         results = scorecard.compile_all(chosen, chips, options.jobs)

@@ -1,14 +1,13 @@
-"""Reading what the TPU compiler dumped: how many VLIW bundles a kernel executes, and their slots.
+"""Reads the dumps of the TPU compiler: the number of VLIW bundles a kernel executes, and their slots.
 
-A kernel is one program: the grid is its outermost loop, `pl.when` a branch over a region. Bundles
-are weighted by how often they run. A loop runs its trip count, which the program holds as a
-constant, or which the case states where it depends on data. A region runs as often as its
-predicate holds where that compares a grid index with a constant ("at the first step of four" is
-1/4), and otherwise every time: an upper bound.
+A kernel is one program: the grid is its outermost loop, `pl.when` a branch over a region. Bundles are
+weighted by how often they run. A loop's trip count is a constant in the program, or the case states it
+if it depends on data. If a region's predicate compares a grid index with a constant, its weight is the
+share of steps where it holds (1/4 for "at the first step of four"); otherwise it is 1, an upper bound.
 
-A bundle issues in one cycle at best, and the compiler spaces them for the latencies it knows, so
-their number is a lower bound on cycles. It knows nothing of waiting for memory: whether copies
-hide behind the bundles is for the roofline columns, or a chip, to say.
+A bundle takes at least one cycle, and the compiler schedules bundles for the latencies it knows, so
+their number is a lower bound on cycles. It does not include waiting for memory: compare the roofline
+columns, or measure on a chip, to see whether copies are hidden.
 """
 
 import math
@@ -38,10 +37,17 @@ _INDEX = re.compile(r"iteration index, stage = 1 iter bound = (\d+)")
 
 
 class Program(NamedTuple):
-    """What one kernel executes: `steps` grid steps, `bundles` in all of them (weighted), `slots`
-    issued in all of them, `code` bundles of program text, vector spills stored per program text
-    (`spills`) and inside loops within a step (`inner_spills`), `unknown` regions counted as always
-    run, and loops whose trip count the case did not state (`open_loops`, counted once)."""
+    """The program of one kernel.
+
+    Attributes:
+      steps: grid steps.
+      bundles, slots: executed in all steps, weighted.
+      capacity: slots of a bundle.
+      code: bundles of the program text.
+      spills, inner_spills: stored vector spills in the program text, and in loops within a step.
+      unknown: regions with an unknown predicate, counted as always run.
+      open_loops: loops with an unknown trip count, counted once.
+    """
 
     steps: int
     bundles: float
@@ -68,8 +74,8 @@ class _Bundle(NamedTuple):
 def read(final_bundles: pathlib.Path, utilization: pathlib.Path, trips=(), active=1.0) -> Program:
     """The program in a `*-final_bundles.txt` and its `*-static-per-bundle-utilization.txt`.
 
-    `trips` are the mean trip counts of loops that depend on data, in the program's order, and
-    `active` is the share of grid steps at which regions run that data decides about.
+    `trips` are the mean trip counts of loops that depend on data, in the program's order; `active` is
+    the share of grid steps at which data-dependent regions run.
     """
     text = final_bundles.read_text()
     bundles = list(_bundles(text))
@@ -94,7 +100,7 @@ def read(final_bundles: pathlib.Path, utilization: pathlib.Path, trips=(), activ
         skipped = _probability(predicate, definitions, grid)
         if skipped is None:
             unknown += 1
-            # The pipeline's own region, around all the rest, runs at every step.
+            # The pipeline's region, around all others, runs at every step.
             skipped = 0.0 if last - first > 0.9 * (len(bundles) - first) else 1 - active
             negated = False
         runs = skipped if negated else 1 - skipped
@@ -112,7 +118,7 @@ def read(final_bundles: pathlib.Path, utilization: pathlib.Path, trips=(), activ
 
 
 def _bundles(text):
-    """The bundles; lines that continue one (its comments) are left to it."""
+    """The bundles; lines that continue one (its comments) are skipped."""
     for line in text.splitlines():
         match = _BUNDLE.match(line)
         if match:
@@ -121,7 +127,7 @@ def _bundles(text):
 
 
 def _loops(bundles):
-    """(first, last, depth) of every loop: from its label on, all that is as deep."""
+    """(first, last, depth) of every loop: from its label on, all bundles that are at least as deep."""
     for first, bundle in enumerate(bundles):
         if bundle.is_loop:
             last = first
@@ -136,8 +142,8 @@ def _loops(bundles):
 
 
 def _trip_count(bundles, definitions):
-    """From the loop's own exit test: the constant it compares its counter with, less the counter's
-    first value, over its step. None where the test is no constant's."""
+    """The trip count from the loop's exit test: (the bound - the counter's first value) / its step.
+    None if the bound is not a constant."""
     depth = bundles[0].depth
     for bundle in reversed(bundles):
         match = _EXIT.search(bundle.text)
@@ -154,7 +160,7 @@ def _trip_count(bundles, definitions):
 
 
 def _regions(bundles, text):
-    """(first, last, predicate, negated) of what forward branches skip; last is excluded."""
+    """(first, last, predicate, negated) of the regions that forward branches skip; last is excluded."""
     starts = {}
     for number, bundle in enumerate(bundles):
         for region in re.findall(r"(?:Start(?:/End empty)?) region (\d+)", bundle.text):
@@ -172,13 +178,13 @@ def _definitions(text):
 
 
 def _grid(text):
-    """The kernel's grid, which its copies state."""
+    """The kernel's grid, as stated by its copies."""
     found = re.search(r"iteration_bounds: \(([\d, ]+)\)", text)
     return tuple(int(n) for n in found[1].replace(" ", "").strip(",").split(",")) if found else ()
 
 
 def _probability(name, definitions, grid):
-    """The share of grid steps at which a predicate holds; None where data decides."""
+    """The share of grid steps at which a predicate holds; None if it depends on data."""
     if name not in definitions:
         return None
     op, rest = definitions[name]
@@ -219,7 +225,7 @@ def _probability(name, definitions, grid):
 
 
 def _index_bound(name, definitions, grid):
-    """Of a grid index in the stage that computes, its number of values."""
+    """The number of values of a grid index in the compute stage."""
     if name not in definitions:
         return None
     dimension = _INDEX.search(definitions[name][1])
@@ -229,7 +235,7 @@ def _index_bound(name, definitions, grid):
 
 
 def _utilization(text):
-    """Slots a bundle has, and how many each one uses."""
+    """The slots of a bundle, and how many each bundle uses."""
     head, table = text.split("== UTILIZATION:")
     names = re.search(r"^(MXU.*)$", head, re.M)[1].split(", ")
     numbers = head.split(names[-1])[-1].split()

@@ -1,4 +1,4 @@
-"""What an op tells the scorecard about a kernel: a call at representative shapes, as data."""
+"""A case of the scorecard: a call with representative shapes, as data."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,17 +18,17 @@ class Case(NamedTuple):
     """One call to compile.
 
     Arguments:
-      name: unique; what the scorecard's row is called.
+      name: unique; the name of the scorecard's row.
       function: takes arrays, traced for the chip's platform with kernels on.
       arguments: shapes and dtypes of its arrays.
-      tokens: what bundles are divided by: B * T * H, a token of one head.
-      flops: of the call, model FLOPs (a multiply-add is 2) of what its pairs or states need.
-      rival_of: the name of the case that this one of another project stands beside.
-      active: for kernels by a part of their name, the share of grid steps at which regions run
-        that data decides about; 1 where not stated.
-      trips: for kernels by a part of their name, the mean trip counts of loops that depend on
-        data, in the program's order.
-      platforms: those that the case is compiled for.
+      tokens: B * T * H; bundles are reported per token of one head.
+      flops: model FLOPs of the call (a multiply-add is 2).
+      rival_of: the name of our case that this case of another project is compared with.
+      active: the share of grid steps at which data-dependent regions run, by a part of the kernel's
+        name; 1 if not stated.
+      trips: the mean trip counts of data-dependent loops, in the program's order, by a part of the
+        kernel's name.
+      platforms: the platforms that the case is compiled for.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Case(NamedTuple):
 
 
 def with_gradients(function: Callable, differentiated: int, others: int = 0) -> Callable:
-    """`function` and its gradients, of `differentiated` arguments, `others` that get none, and the
-    cotangents of all its outputs."""
+    """A function that returns `function`'s outputs and gradients. It takes `differentiated` arguments,
+    `others` without a gradient, and the cotangents of all outputs."""
 
     def both(*arguments):
         inputs, rest = arguments[:differentiated], arguments[differentiated:]

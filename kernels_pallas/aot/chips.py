@@ -1,15 +1,15 @@
-"""The chips that kernels are compiled for, and the figures of their data sheets."""
+"""The chips that kernels are compiled for, with the numbers of their data sheets."""
 
 import importlib.resources
 from typing import NamedTuple
 
 
 class Chip(NamedTuple):
-    """What a compiler needs to know of a chip, and its rooflines.
+    """A chip's compiler target and its rooflines.
 
     Arguments:
       platform: "tpu" or "cuda".
-      topology: the smallest slice of it, as the compiler names it.
+      topology: the compiler's name of its smallest slice.
       flops: bfloat16 matrix products, FLOP/s of one core (a v5p and a v7x have two; a kernel runs
         on one).
       bandwidth: of HBM, bytes/s of one core.
@@ -31,9 +31,9 @@ CHIPS = {
 
 
 def host_of_gpus(chip: Chip, count: int = 1):
-    """The topology of a host with `count` of them, known to the compiler by a description of one.
+    """The topology of a host with `count` GPUs, from the description of one GPU.
 
-    jax must have looked for its plugins, as it does when it is asked for devices.
+    jax must have discovered its plugins, as it does when it is asked for devices.
     """
     from jax.experimental import topologies
 

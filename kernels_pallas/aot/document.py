@@ -1,4 +1,4 @@
-"""docs/kernels.md's generated tables: `python -m kernels_pallas.aot.document` rewrites them."""
+"""The generated tables of docs/kernels.md: `python -m kernels_pallas.aot.document` rewrites them."""
 
 import importlib
 import pathlib
@@ -11,11 +11,11 @@ PAGE = pathlib.Path("docs/kernels.md")
 
 
 def support_table(op: str) -> str:
-    """What each kernel of an op covers, as its `SUPPORT` states it."""
+    """The table of what each kernel of an op covers, from its `SUPPORT`."""
     support = importlib.import_module(f"kernels_pallas.{op}").SUPPORT
     kernels = [backend for backend in support if backend.impl == "pallas"]
     if not kernels:
-        return f"`{op}` has no kernel yet: `auto` is the chunked form everywhere."
+        return f"`{op}` has no kernel: `auto` is the chunked form everywhere."
     lines = ["| feature | " + " | ".join(f"`{k.name}`" for k in kernels) + " |"]
     lines.append("|---|" + "---|" * len(kernels))
     features = dict.fromkeys(f for kernel in kernels for f in kernel.limits)
@@ -42,7 +42,7 @@ def _values(values) -> str:
 
 
 def filled(page: str) -> str:
-    """The page with each `<!-- support OP -->` table made anew."""
+    """The page with each `<!-- support OP -->` table replaced."""
     for op in OPS:
         begin, end = f"<!-- support {op} -->", f"<!-- end of support {op} -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)

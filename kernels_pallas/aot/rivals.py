@@ -1,4 +1,4 @@
-"""The same calls to public kernels that do the same job, for the scorecard to stand beside."""
+"""The same calls to public kernels of other projects, for comparison in the scorecard."""
 
 import importlib.util
 import itertools
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from kernels_pallas.aot.case import Array, Case, with_gradients
 from kernels_pallas.attention import cases as attention
 
-#: Queries and keys of a block, and whether one backward kernel makes all gradients, by window. (It
-#: walks over all blocks of keys whatever the window, so only full attention has it.)
+#: Queries and keys of a block, and whether one backward kernel computes all gradients, by window. (That
+#: kernel visits all key blocks for any window, so it is used only for full attention.)
 SPLASH_BLOCKS = {
     128: ((128, 128, False), (512, 512, False)),
     512: ((512, 512, False),),
@@ -27,7 +27,7 @@ def _splash(window: int | None, queries: int, keys: int, fused: bool) -> Case:
 
     def call(q_BTHK, k_BTHK, v_BTHK, ids_BT):
         shape = (time, time)
-        # Its left side counts keys before the query's own.
+        # The left size counts keys before the query's own.
         one = (
             masks.CausalMask(shape)
             if window is None
@@ -83,7 +83,7 @@ def _active(window: int | None, queries: int, keys: int) -> tuple[float, float]:
 
 
 def _deltanet(function: str, heads: int, gate_size: int | None, rival_of: str) -> Case:
-    """A call of the package `deltanet-tpu` at the shapes its own page times."""
+    """A call of the package `deltanet-tpu` with the shapes of its own benchmark."""
     leading = (1, attention.TIME, heads)
     vector, gate = Array((*leading, 128)), Array(leading + ((gate_size,) if gate_size else ()))
     gates = (gate,) if function == "chunk_gla" else (gate, Array(leading))

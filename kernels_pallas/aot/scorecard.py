@@ -1,4 +1,4 @@
-"""The static scorecard: compiled in processes of their own, kept as JSON, shown as Markdown."""
+"""The static scorecard: compiles each case in its own process, writes JSON and Markdown."""
 
 import concurrent.futures
 import importlib.metadata
@@ -12,16 +12,16 @@ import tempfile
 
 from kernels_pallas.aot.chips import CHIPS
 
-GROWTH = 1.1  # more bundles or spills than this times the committed ones fail the check
+GROWTH = 1.1  # the check fails if bundles or spills exceed the committed ones times this
 TIMEOUT = 900  # seconds of one compilation
-CALLERS = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")  # settings that are the caller's alone
+CALLERS = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")  # the caller's settings, not passed on
 
 
 def compile_one(chip: str, kind: str, name: str, shapes=()) -> dict:
-    """What `worker` says of one call for one chip."""
+    """The result of `worker` for one call and one chip."""
     with tempfile.TemporaryDirectory(prefix="aot-") as dump:
         command = [sys.executable, "-m", "kernels_pallas.aot.worker", chip, dump, kind, name]
-        # Figures are those of the compiler's own settings, and a cache would leave nothing to read.
+        # Figures are for the compiler's default settings, and with a cache there would be no dumps.
         environment = {k: v for k, v in os.environ.items() if k not in CALLERS}
         try:
             done = subprocess.run(
@@ -44,7 +44,7 @@ def compile_one(chip: str, kind: str, name: str, shapes=()) -> dict:
 
 
 def gpu_kernels(text: str) -> dict:
-    """Registers, spills and shared memory that ptxas printed for each kernel."""
+    """Stack, spills and registers of each kernel, as printed by ptxas."""
     kernels = {}
     pattern = (
         r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, "
@@ -61,7 +61,7 @@ def gpu_kernels(text: str) -> dict:
 
 
 def compile_all(cases, chips, jobs: int = 1, log=print, done=lambda results: None) -> dict:
-    """`{case name: {chip: result}}` of every case on every chip of its platforms; `done` is given
+    """`{case name: {chip: result}}` for every case on every chip of its platforms; calls `done` with
     the results so far after each."""
     work = [
         (case, chip) for chip in chips for case in cases if CHIPS[chip].platform in case.platforms
@@ -81,7 +81,7 @@ def compile_all(cases, chips, jobs: int = 1, log=print, done=lambda results: Non
 
 
 def rated(result: dict, case, chip) -> dict:
-    """A result with bundles per token and the chip's roofline beside them."""
+    """A result with bundles per token and the chip's roofline added."""
     if not result["compiles"]:
         return result
     kernels = {}
@@ -121,7 +121,7 @@ def summary(result: dict) -> str:
 
 
 def worse(new: dict, committed: dict) -> list[str]:
-    """What compiled in `committed` and no longer does, or has grown by more than a tenth."""
+    """What compiled in `committed` and no longer does, or has grown by more than `GROWTH`."""
     found = []
     for name, chips in new.items():
         for chip, result in chips.items():
@@ -144,7 +144,7 @@ def worse(new: dict, committed: dict) -> list[str]:
 
 
 def versions() -> dict:
-    """What compiled: figures of other versions differ."""
+    """Versions of the compilers: figures differ between versions."""
     packages = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "deltanet-tpu")
     found = {}
     for package in packages:
@@ -160,7 +160,7 @@ def read(path: pathlib.Path) -> dict:
 
 
 def write(path: pathlib.Path, results: dict, order) -> dict:
-    """Adds `results` to the scorecard at `path` and its Markdown beside it; returns all cases."""
+    """Adds `results` to the scorecard at `path` and writes its Markdown page; returns all cases."""
     cases = read(path)["cases"]
     for name, chips in results.items():
         cases[name] = cases.get(name, {}) | chips
@@ -175,14 +175,14 @@ def write(path: pathlib.Path, results: dict, order) -> dict:
 
 
 def markdown(content: dict) -> str:
-    """Tables of the scorecard, one a chip."""
+    """The scorecard as tables, one per chip."""
     made_with = ", ".join(f"{k} {v}" for k, v in content["versions"].items())
     lines = [
         "# Static scorecard",
         "",
-        f"Made by `python -m kernels_pallas.aot` ({made_with}). Figures of programs, compiled for chips",
-        "that were not there: nothing here was timed. What each column is and is not stands in",
-        "[docs/kernels.md](../docs/kernels.md).",
+        f"Made by `python -m kernels_pallas.aot` ({made_with}). The programs were compiled for chips",
+        "that were not attached; nothing here was timed. [docs/kernels.md](../docs/kernels.md) explains the",
+        "columns.",
     ]
     for chip in CHIPS:
         rows = []

@@ -1,6 +1,6 @@
-"""Compiles one call for one chip in a process of its own, and prints what came of it as JSON.
+"""Compiles one call for one chip in its own process, and prints the result as JSON.
 
-libtpu reads its flags when a process starts, so every compilation is a process:
+libtpu reads its flags when a process starts, so every compilation runs in its own process:
 `python -m kernels_pallas.aot.worker CHIP DUMP_DIRECTORY registered NAME`, or
 `... CHIP DUMP_DIRECTORY function MODULE:FUNCTION SHAPE ...`.
 """
@@ -18,7 +18,7 @@ from kernels_pallas.aot.chips import CHIPS, Chip, host_of_gpus
 
 
 def set_environment(chip: Chip, dump: str) -> None:
-    """What must be set before jax is imported."""
+    """Sets the variables that must be set before jax is imported."""
     os.environ.update(
         JAX_PLATFORMS="cpu",
         TPU_SKIP_MDS_QUERY="1",
@@ -31,7 +31,7 @@ def set_environment(chip: Chip, dump: str) -> None:
 
 
 def compile_for(chip: Chip, function, arguments) -> float:
-    """Compiles the Pallas kernels of `function` for one such chip; returns the seconds it took."""
+    """Compiles the Pallas kernels of `function` for one chip; returns the seconds it took."""
     import jax
     import numpy as np
     from jax.experimental import topologies
@@ -48,11 +48,11 @@ def compile_for(chip: Chip, function, arguments) -> float:
     mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ("chip",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     platform = "gpu" if chip.platform == "cuda" else chip.platform
-    # Other projects' kernels ask jax which backend there is.
+    # Other projects' kernels ask jax for its backend.
     backend = unittest.mock.patch("jax.default_backend", return_value=platform)
     on_chip = jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
     with dispatch.kernels_for(platform), backend, on_chip:
-        if chip.platform == "cuda":  # its kernels become custom calls only when lowered
+        if chip.platform == "cuda":  # kernels become custom calls only when lowered
             shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in arguments]
             compiled, operands = function, shapes
         else:
@@ -63,10 +63,10 @@ def compile_for(chip: Chip, function, arguments) -> float:
 
 
 def only_kernels(function, arguments, sharding):
-    """A function of the operands of all `pallas_call`s of `function`, and those operands' shapes.
+    """A function of the operands of all `pallas_call`s of `function`, and the operands' shapes.
 
-    Only they are compiled: what XLA does around them is thousands of bundles of copies and
-    elementwise operations, which take the compiler longer than kernels and say nothing of them.
+    Only the kernels are compiled: the operations around them are thousands of bundles of copies and
+    elementwise operations, which take longer to compile than the kernels.
     """
     import jax
 
@@ -88,7 +88,7 @@ def only_kernels(function, arguments, sharding):
 
 
 def pallas_calls(jaxpr):
-    """The equations of a program that call kernels, in its order."""
+    """The equations of a program that call kernels, in order."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
             yield equation
@@ -113,13 +113,13 @@ def call_bytes(case) -> int:
 
 
 def array(text: str):
-    """ "bf16[8,128]" as an argument."""
+    """The argument written as "bf16[8,128]"."""
     from kernels_pallas.aot.case import Array
 
     names = dict(bf16="bfloat16", f32="float32", f16="float16", s32="int32", s8="int8", pred="bool")
     match = re.fullmatch(r"(\w+)\[([\d,\s]*)\]", text)
     if not match:
-        raise ValueError(f"a shape is written like bf16[8,128], got {text!r}.")
+        raise ValueError(f"a shape must be written like bf16[8,128], got {text!r}.")
     shape = tuple(int(n) for n in match[2].replace(" ", "").split(",") if n)
     return Array(shape, names.get(match[1], match[1]))
 
@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> None:
 
 
 def tpu_kernels(dump: pathlib.Path, case) -> dict:
-    """What the dumps say of each Pallas kernel of the call."""
+    """The `bundles.Program` of each Pallas kernel of the call, from the dumps."""
     from kernels_pallas.aot import bundles
 
     kernels = {}
@@ -187,8 +187,7 @@ def _glob(stem: str) -> str:
 
 
 def _allocated(text: str, space: str) -> int:
-    """Bytes that a kernel allocates in a memory space: windows of its blocks, scratch, spills'
-    not included."""
+    """Bytes that a kernel allocates in a memory space for blocks and scratch, without spills."""
     sizes = re.findall(rf"(#allocation\d+) \[[^\n]*space={space}, size = (0x[0-9a-f]+)", text)
     return sum(int(size, 16) for size in dict(sizes).values())
 

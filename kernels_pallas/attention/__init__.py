@@ -62,7 +62,7 @@ SUPPORT = (
 class AttentionState(NamedTuple):
     """Keys, values and segment ids of the S tokens directly before the first one.
 
-    Oldest first; a slot with segment id 0 is empty (or padding) and attended by nobody.
+    Oldest first; a slot with segment id 0 is empty (or padding) and no query sees it.
     """
 
     k_BSGK: Float[Array, "B S G K"]
@@ -96,24 +96,24 @@ def attention(
     impl: str = "auto",
     precision=None,
 ) -> tuple:
-    """softmax(cap(scale * q k^T)) v over each token's document, itself and what precedes it.
+    """softmax(cap(scale * q k^T)) v over the tokens of each query's document up to the query.
 
     Query head h reads key/value head h // (H // G). Padding (segment id 0) gets out = 0 and
-    lse = -1e30, passes no gradient and is attended by nobody.
+    lse = -1e30, passes no gradient, and no query sees it.
 
     Arguments:
       q_BTHK, k_BTGK, v_BTGV: any floating dtype; H is a multiple of G.
       segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
       window: keys a query sees, its own included, counted in time indices; None = all. An int32
-        scalar array, which may be traced, serves any window of at least 1 with one program, at
-        the work of full attention, and goes with no state.
+        scalar array, which may be traced, serves all windows >= 1 with one program, at the cost
+        of full attention; it cannot be combined with a state.
       scale: of the logits, K ** -0.5 if None.
       sinks_H: a learned logit per head that joins the denominator only (gpt-oss).
       soft_cap: logits become soft_cap * tanh(logits / soft_cap) (Gemma 2).
-      initial_state: tokens directly before the first one, any number of slots; a window
-        never looks further back than window - 1 of them.
-      return_state: also return the state after the last token: exactly window - 1 slots for
-        a window (the oldest are empty while the sequence is shorter), every slot for full.
+      initial_state: tokens directly before the first one, any number of slots; a window uses at
+        most window - 1 of them.
+      return_state: also return the state after the last token: window - 1 slots with a window (the
+        oldest are empty while the sequence is shorter), all slots without.
       impl: "auto", "reference" (dense), "chunked" (memory linear in T) or "pallas".
       precision: of the matrix products, as in `jax.lax.dot_general`.
 
@@ -128,11 +128,13 @@ def attention(
     soft_cap = _soft_cap("attention", soft_cap)
     traced = isinstance(window, jnp.ndarray)
     if traced and (return_state or initial_state is not None):
-        raise ValueError("attention: a window that is an array goes with no state; use an int.")
+        raise ValueError(
+            "attention: a window that is an array cannot be combined with a state; use an int."
+        )
     batch, time, heads, key_size = q_BTHK.shape
     kv_heads, value_size = v_BTGV.shape[2:]
     slots = 0 if initial_state is None else initial_state.k_BSGK.shape[1]
-    # No longer than there are keys: a window of any length, then, is an int32.
+    # At most the number of keys, so that a window of any length is an int32.
     bound = min(window, slots + time) if isinstance(window, int) else None
     slots = slots if bound is None else min(slots, bound - 1)
     case = dict(
@@ -191,11 +193,11 @@ def decode_attention(
     sinks_H: Float[Array, "H"] | None = None,
     soft_cap: float | None = None,
 ) -> Float[Array, "B H V"]:
-    """One query per row against a cache whose slots may lie in any order (ring buffers).
+    """Attention of one query per row over a cache whose slots may be in any order (a ring buffer).
 
     Arguments:
       q_BHK, k_BSGK, v_BSGV: any floating dtype; H is a multiple of G.
-      valid_BS: bool, the slots this query attends, its own token's included.
+      valid_BS: bool, the slots that the query sees, its own token's included.
       scale, sinks_H, soft_cap: as in `attention`.
 
     Returns out_BHV in v's dtype; 0 where a row has no valid slot.
@@ -233,7 +235,7 @@ def _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, sinks_H, initial_state) 
     is_scalar = isinstance(window, jnp.ndarray) and window.shape == () and window.dtype == jnp.int32
     if not is_scalar and window is not None and (not isinstance(window, int) or window < 1):
         raise ValueError(
-            f"{op}: window must be None, an int >= 1, own key included, or an int32 scalar array;"
+            f"{op}: window must be None, an int >= 1 that counts the own key, or an int32 scalar array;"
             f" got {window}."
         )
     segments.check(op, segment_ids, batch, time)

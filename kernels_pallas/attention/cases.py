@@ -1,6 +1,6 @@
-"""Representative calls for the scorecard: 8,192 tokens, heads of 128, documents on.
+"""Representative calls for the scorecard: 8,192 tokens, heads of 128, with segment ids.
 
-A Hopper kernel is one program for every window."""
+One Hopper program serves every window."""
 
 import jax.numpy as jnp
 
@@ -13,13 +13,13 @@ WINDOWS = (128, 512, 2048, None)
 
 
 def pairs(window: int | None) -> int:
-    """Queries times keys that they see, of one head in one row that is one document."""
+    """Visible (query, key) pairs of one head in a row that is one document."""
     window = TIME if window is None else window
     return TIME * window - window * (window - 1) // 2
 
 
 def flops(window: int | None, size: int = SIZE) -> int:
-    """Two products forward and five backward over the pairs that are seen."""
+    """Two products forward and five backward over the visible pairs."""
     return BATCH * HEADS * pairs(window) * 2 * size * (2 + 5)
 
 
@@ -37,8 +37,8 @@ def arguments(kv_heads: int = HEADS, size: int = SIZE, dtype=jnp.bfloat16) -> tu
 
 
 def trips(window: int | None) -> tuple[float, ...]:
-    """Mean trips of the loops over earlier blocks of keys, those without and those with a mask,
-    of a row that is one document: the most that a row can need."""
+    """Mean trip counts of the loops over earlier key blocks, without and with a mask, for a row that
+    is one document, which has the highest counts."""
     blocks = TIME // BLOCK
     if window is None:
         return (blocks - 1) / 2, 0.0

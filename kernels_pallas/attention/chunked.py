@@ -1,18 +1,18 @@
-"""Blockwise attention in XLA: memory linear in T, and for a window work linear in T.
+"""Blockwise attention in XLA: memory linear in T, and with a window work linear in T.
 
-Queries go in blocks of C tokens. Each block takes its whole key range at once (for a
-window W - 1 keys before its own, for full attention everything up to its own end), so there
-is no online softmax. `plan` turns that into a few static stages: blocks of a window stand
-side by side in one product, a `lax.scan` walks over what is too much at once, and the number
-of stages, hence compile time, is bounded.
+Queries are cut into blocks of C tokens. Each block is multiplied with its whole key range at once: with
+a window the W - 1 keys before it and its own, in full attention all keys up to its end. So there is
+no online softmax. `make_stages` turns this into a few static stages: blocks of a window are batched
+in one product, a `lax.scan` loops over batches, and the number of stages, and so compile time, is
+bounded.
 
-Documents are contiguous, so the keys a query may see are one interval [start_t, t]. It is
-computed once a call and is the whole mask: boundaries, window and padding (empty interval).
+Documents are contiguous, so the keys that a query may see are one interval [start_t, t]. It is
+computed once per call and is the whole mask: boundaries, window and padding (an empty interval).
 
-One custom_vjp saves q, k, v, out and lse and recomputes the probabilities from lse; out and
-lse are named "attention_out" and "attention_lse" for remat policies. All matrix
-products are laid out as plain [m, k] x [k, n] with leading batch axes: on CPUs those run at
-200 GFLOP/s where a product with a transposed left side runs at 50 to 130 (two cores).
+One custom_vjp saves q, k, v, out and lse and recomputes the probabilities from lse; out and lse are
+named "attention_out" and "attention_lse" for remat policies. All matrix products have the layout
+[m, k] x [k, n] with leading batch axes: on CPUs these run at 200 GFLOP/s, a product with a transposed
+left operand at 50 to 130 (two cores).
 """
 
 import functools
@@ -26,15 +26,15 @@ from kernels_pallas import dispatch, segments
 
 NEGATIVE = -1e30
 LOWEST_MAX = -1e20  # above NEGATIVE: a row without keys gets exp(NEGATIVE - LOWEST_MAX) = 0
-MAX_STAGES = 16  # of the growing triangle, which bounds compile time
-MAX_TOKENS = 2048  # queries of a window whose logits are in memory at once
+MAX_STAGES = 16  # of the triangle of full attention; bounds compile time
+MAX_TOKENS = 2048  # queries with a window whose logits are in memory at once
 
 
 class Stage(NamedTuple):
-    """`loops` turns over `group` query blocks each, from block number `first`.
+    """`loops` steps over `group` query blocks each, from block number `first`.
 
-    Every block sees `width` keys; those of the first block begin at `key`, and each block's
-    begin `step` keys after the block's before it (0: all begin at `key`).
+    Every block sees `width` keys. The first block's keys begin at `key`, and each later block's
+    begin `step` keys after the previous one's (0: all begin at `key`).
     """
 
     first: int
@@ -46,10 +46,10 @@ class Stage(NamedTuple):
 
 
 def block_length(time: int, keys: int, window: int | None) -> int:
-    """Queries per block: all where there are fewer than a block holds, otherwise
+    """Queries per block, at most T.
 
-    128 for a window; for full attention about 256 (half the compile time of 128 at equal
-    speed), cut evenly to multiples of 16, or 128 beyond 8192 keys to keep the logits small.
+    With a window 128. In full attention about 256, cut evenly to multiples of 16 (half the compile
+    time of 128 at equal speed), or 128 beyond 8192 keys, to keep the logits small.
     """
     if window is not None or keys > 8192:
         return min(time, 128)
@@ -57,11 +57,11 @@ def block_length(time: int, keys: int, window: int | None) -> int:
     return time if blocks == 1 else -(-time // (blocks * 16)) * 16
 
 
-def plan(blocks: int, length: int, slots: int, window: int | None) -> list[Stage]:
+def make_stages(blocks: int, length: int, slots: int, window: int | None) -> list[Stage]:
     """Cuts the query blocks into at most MAX_STAGES + 2 stages that cover all their keys.
 
-    Query t stands at key slots + t. Blocks whose keys begin at 0 form a growing triangle, one
-    block a stage while they are few. The others slide, many side by side in one product.
+    Query t is key slots + t. Blocks whose keys begin at 0 form a growing triangle, with one block
+    per stage while there are few. The others slide, many of them batched in one product.
     """
     keys = slots + blocks * length
     reach = keys if window is None else min(keys, -(-(window - 1) // length) * length)
@@ -94,7 +94,7 @@ def attention(
     start_BT = jnp.where(segment_ids_BS[:, slots:] == 0, slots + time, start_BT)
     # The barrier keeps XLA from recomputing the starts for every logit they mask.
     start_BT = jax.lax.optimization_barrier(start_BT)
-    # A window that is an array bounds the mask alone: the plan of blocks must be known here.
+    # A window that is an array bounds only the mask: the stages must be static.
     if not isinstance(window, int) or window >= slots + time:
         window = None
     static = _Static(window, scale, soft_cap, precision)
@@ -114,7 +114,7 @@ def _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
 
 
 def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
-    shape = _Blocks(q_BTHK, k_BSGK, v_BSGV, static)
+    shape = _Layout(q_BTHK, k_BSGK, v_BSGV, static)
     dtype = shape.dtype
     q_NBGMK = shape.queries(q_BTHK)
     k_BGKS = shape.keys(k_BSGK, (0, 2, 3, 1))
@@ -150,9 +150,9 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
 def _backward(static, residuals, cotangents):
     q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, out_BTHV, lse_BTH = residuals
     dout_BTHV, dlse_BTH = cotangents
-    shape = _Blocks(q_BTHK, k_BSGK, v_BSGV, static)
+    shape = _Layout(q_BTHK, k_BSGK, v_BSGV, static)
     dtype = shape.dtype
-    # d logits = p * (dp - delta): the row sum that softmax subtracts, less lse's own pull.
+    # d logits = p * (dp - delta); delta is the row sum that softmax subtracts, minus dlse.
     delta_BTH = jnp.sum(dout_BTHV.astype(dtype) * out_BTHV.astype(dtype), axis=-1) - dlse_BTH
     empty_BT1 = (start_BT >= k_BSGK.shape[1])[..., None]
     lse_BTH = jnp.where(empty_BT1, -NEGATIVE, lse_BTH)  # p = exp(s - lse) = 0 in padding
@@ -208,7 +208,7 @@ def _backward(static, residuals, cotangents):
 _attention.defvjp(_forward, _backward)
 
 
-class _Blocks:
+class _Layout:
     """The blocked layout of one call: M = R * C rows per key/value head and query block."""
 
     def __init__(self, q_BTHK, k_BSGK, v_BSGV, static):
@@ -219,7 +219,7 @@ class _Blocks:
         self.length = block_length(self.time, k_BSGK.shape[1], static.window)
         self.blocks = -(-self.time // self.length)
         self.padded = self.blocks * self.length
-        self.stages = plan(self.blocks, self.length, self.slots, static.window)
+        self.stages = make_stages(self.blocks, self.length, self.slots, static.window)
         self.dtype = dispatch.accumulator_dtype(q_BTHK, k_BSGK, v_BSGV)
 
     def queries(self, x_BTHK):
@@ -242,7 +242,7 @@ class _Blocks:
         return jnp.transpose(x, axes)
 
     def starts(self, start_BT):
-        """(B, T) -> (N, B, C); added queries see nothing."""
+        """(B, T) -> (N, B, C); added queries see no keys."""
         pad = ((0, 0), (0, self.padded - self.time))
         start_BT = jnp.pad(start_BT, pad, constant_values=self.slots + self.padded)
         return jnp.moveaxis(start_BT.reshape(self.batch, self.blocks, self.length), 1, 0)
@@ -254,20 +254,20 @@ class _Blocks:
         return x_GRC.reshape(1, self.kv_heads, self.group * self.length, 1)
 
     def empty(self, start_NBC):
-        """Rows that see nothing: (N, B, 1, M, 1)."""
+        """Whether a row sees no keys: (N, B, 1, M, 1)."""
         return self.rows(start_NBC[..., None] >= self.slots + self.time)
 
     def rows(self, x_NBCS):
-        """(N, B, C, S) -> (N, B, 1, M, S): the same for all heads."""
+        """(N, B, C, S) -> (N, B, 1, M, S), repeated for the heads of a group."""
         return jnp.tile(x_NBCS, (1, 1, self.group, 1))[:, :, None]
 
     def scan(self, block, carry):
-        """`carry, out = block(carry, part)` over all parts of all stages; outs over N."""
+        """`carry, out = block(carry, part)` for all parts of all stages; outs along N."""
         outs = []
         for stage in self.stages:
 
-            def step(carry, turn, stage=stage):
-                return block(carry, _Part(self, stage, turn))
+            def step(carry, index, stage=stage):
+                return block(carry, _Part(self, stage, index))
 
             if stage.loops == 1:
                 carry, out = step(carry, 0)
@@ -279,19 +279,19 @@ class _Blocks:
 
 
 class _Part:
-    """One turn of a stage: `group` query blocks side by side and the keys they see."""
+    """One step of a stage: `group` query blocks side by side and the keys they see."""
 
-    def __init__(self, shape: _Blocks, stage: Stage, turn):
+    def __init__(self, shape: _Layout, stage: Stage, index):
         self.shape, self.stage = shape, stage
-        self.number = stage.first + turn * stage.group
-        self.key = stage.key + turn * stage.group * stage.step
+        self.number = stage.first + index * stage.group
+        self.key = stage.key + index * stage.group * stage.step
 
     def queries(self, x_N):
         """The blocks' slice of an array whose first axis is N."""
         return jax.lax.dynamic_slice_in_dim(x_N, self.number, self.stage.group, 0)
 
     def keys(self, x_BG, axis):
-        """The blocks' keys, side by side in a new first axis; neighbours overlap."""
+        """The keys of each block along a new first axis; those of neighbours overlap."""
         group, width, step = self.stage.group, self.stage.width, self.stage.step
         x_BG = jax.lax.dynamic_slice_in_dim(x_BG, self.key, width + (group - 1) * step, axis)
         if group == 1:
@@ -301,7 +301,7 @@ class _Part:
         return jnp.concatenate([chunks[j : j + group] for j in range(width // step)], axis + 1)
 
     def add_keys(self, total_BGKS, part_NBGKS):
-        """`total[..., keys of the blocks] += part`, overlaps summed."""
+        """`total[..., keys of the blocks] += part`, summed where keys overlap."""
         group, width, step = self.stage.group, self.stage.width, self.stage.step
         if group == 1:
             part_BGKS = part_NBGKS[0]
@@ -329,7 +329,7 @@ class _Part:
 
 
 def _logits(q_NBGMK, k_NBGKS, mask_NB1MS, static, dtype):
-    """Masked logits, and d logits / d (capped logits) where there is a soft cap."""
+    """Masked logits, and d capped / d plain logits if there is a soft cap."""
     # Scaled here, in the accumulator's dtype: a scaled bf16 query would be rounded once more.
     s_NBGMS = _dot(q_NBGMK, k_NBGKS, static, dtype) * static.scale
     slope_NBGMS = None

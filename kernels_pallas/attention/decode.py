@@ -1,4 +1,4 @@
-"""Attention of one token over a cache in arbitrary order."""
+"""Attention of one token over a cache whose slots are in any order."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ NEGATIVE = -1e30
 
 
 def decode_attention(q_BHK, k_BSGK, v_BSGV, valid_BS, sinks_H, scale, soft_cap):
-    """out_BHV, dense over the S slots of which `valid_BS` are attended."""
+    """out_BHV, dense over the S slots; the query sees those where `valid_BS`."""
     batch, heads, key_size = q_BHK.shape
     kv_heads, value_size = v_BSGV.shape[2:]
     dtype = dispatch.accumulator_dtype(q_BHK, k_BSGK, v_BSGV)

@@ -1,15 +1,16 @@
-"""Attention on Hopper GPUs: blocks of 128 queries against the tiles of keys that they see.
+"""Attention on Hopper GPUs: query blocks of 128 against the key tiles that they see.
 
-A block of the grid is 128 queries of one head: two warpgroups multiply, 64 queries each, and a third
-has the bulk copy engine fetch tiles of keys and values ahead of them. Softmax is online, in registers.
-The backward pass is two kernels, one over blocks of queries for dq, one over blocks of 128 keys for
-dk and dv, which also walks over the query heads of a key/value head's group: every sum has one block,
-one order, and nothing is added atomically. Both recompute probabilities from the log-sum-exp.
+A block of the grid is 128 queries of one head. Two warpgroups multiply, 64 queries each; a third one
+loads tiles of keys and values ahead of them with the bulk copy engine. Softmax is online, in
+registers. The backward pass is two kernels: one over query blocks for dq, one over blocks of 128 keys
+for dk and dv, which also loops over the query heads of the key/value head's group. Every sum is made
+by one block in one order; there are no atomic additions. Both kernels recompute probabilities from
+the log-sum-exp.
 
-What each query may see is one interval of keys, [start, own], as in the chunked form. From the starts,
-before the call, comes which tiles a block visits, and which of them need no mask: work follows the
-window and the documents, and one program serves every window. `out` and `lse` are named
-"attention_out" and "attention_lse" for remat policies.
+Each query may see one interval of keys, [start, own], as in the chunked form. Before the kernel runs,
+XLA computes from the starts which tiles each block visits and which of them need no mask. So work is
+proportional to the window and the documents, and one program serves every window. `out` and `lse` are
+named "attention_out" and "attention_lse" for remat policies.
 """
 
 import functools
@@ -23,12 +24,12 @@ from kernels_pallas import dispatch
 from kernels_pallas import mosaic_gpu as mg
 from kernels_pallas.attention import hopper_kernels as kernels
 from kernels_pallas.attention import intervals
-from kernels_pallas.attention.hopper_kernels import MULTIPLIERS, Plan
-from kernels_pallas.attention.intervals import NOTHING
+from kernels_pallas.attention.hopper_kernels import MULTIPLIERS, TilePlan
+from kernels_pallas.attention.intervals import NO_KEYS
 from kernels_pallas.mosaic_gpu import LOG2E
 
-ROWS = 64  # of a warpgroup: what its products take
-SIZES = 64  # head sizes are padded to multiples of it
+ROWS = 64  # queries (or keys) of a warpgroup: the rows of its products
+SIZES = 64  # head sizes are padded to multiples of this
 MAX_SIZE = 128
 
 
@@ -39,22 +40,25 @@ class _Static(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """Keys of a tile, and slots for tiles, of the forward kernel and of dq's; queries of dk's."""
+    """(tokens of a tile, number of tiles in shared memory) of each kernel: keys in the forward
+    kernel and in `dqueries`, queries in `dkeys`."""
 
     forward: tuple[int, int]
     dqueries: tuple[int, int]
     dkeys: tuple[int, int]
 
 
-#: By padded head size: what fits registers and shared memory.
+#: By padded head size: the largest that fit registers and shared memory.
 TILES = {64: Tiles((128, 4), (128, 2), (64, 4)), 128: Tiles((128, 2), (64, 2), (64, 2))}
 
 
 def attention(
     q_BTHK, k_BSGK, v_BSGV, segment_ids_BS, sinks_H, *, window, scale, soft_cap, precision
 ):
-    """(out_BTHV, lse_BTH); the queries are the last T of the S tokens. Products are of bfloat16
-    whatever the `precision`: their operands are."""
+    """(out_BTHV, lse_BTH); the queries are the last T of the S tokens.
+
+    Operands are bfloat16, so products are too, whatever the `precision`.
+    """
     slots = k_BSGK.shape[1] - q_BTHK.shape[1]
     start_BT = intervals.starts(segment_ids_BS, slots, window)
     static = _Static(scale, soft_cap, dispatch.target().interpret)
@@ -67,32 +71,32 @@ def _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
 
 
 def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
-    call = _Call(q_BTHK, k_BSGK, v_BSGV, start_BT, static)
-    plan = call.plan(TILES[call.size].forward)
-    sinks = jnp.zeros(call.heads, jnp.float32) if sinks_H is None else sinks_H.astype(jnp.float32)
-    out_BTHV, lse_BHT = call.launch(
+    layout = _Layout(q_BTHK, k_BSGK, v_BSGV, start_BT, static)
+    plan = layout.plan(TILES[layout.size].forward)
+    sinks = jnp.zeros(layout.heads, jnp.float32) if sinks_H is None else sinks_H.astype(jnp.float32)
+    out_BTHV, lse_BHT = layout.launch(
         functools.partial(kernels.forward, plan=plan, has_sinks=sinks_H is not None),
-        call.visits_of_queries(plan),
+        layout.key_tiles(plan),
         sinks,
-        call.start_BT,
-        call.queries(q_BTHK),
-        call.keys(k_BSGK),
-        call.keys(v_BSGV),
+        layout.start_BT,
+        layout.queries(q_BTHK),
+        layout.keys(k_BSGK),
+        layout.keys(v_BSGV),
         name="attention_forward",
-        grid=dict(head=call.heads, block=call.tokens // call.block, batch=call.batch),
-        outputs=[call.shape(call.tokens, call.heads), call.row_shape()],
+        grid=dict(head=layout.heads, block=layout.tokens // layout.block, batch=layout.batch),
+        outputs=[layout.shape(layout.tokens, layout.heads), layout.row_shape()],
         scratch=dict(
-            q_tile=call.own_tile(),
-            k_tile=call.tiles(plan),
-            v_tile=call.tiles(plan),
+            q_tile=layout.own_tile(),
+            k_tile=layout.tiles(plan),
+            v_tile=layout.tiles(plan),
             start=mg.vector((MULTIPLIERS, ROWS), jnp.int32),
             lse=mg.vector((MULTIPLIERS, ROWS)),
             q_ready=mg.barriers(MULTIPLIERS, arrivals=2),
             **_pipeline(plan, arrivals=2),
         ),
     )
-    out_BTHV = checkpoint_name(out_BTHV[:, : call.time, :, : v_BSGV.shape[-1]], "attention_out")
-    lse_BTH = jnp.transpose(lse_BHT[:, :, : call.time], (0, 2, 1))
+    out_BTHV = checkpoint_name(out_BTHV[:, : layout.time, :, : v_BSGV.shape[-1]], "attention_out")
+    lse_BTH = jnp.transpose(lse_BHT[:, :, : layout.time], (0, 2, 1))
     lse_BTH = checkpoint_name(lse_BTH, "attention_lse")
     return (out_BTHV, lse_BTH), (q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, out_BTHV, lse_BTH)
 
@@ -100,33 +104,33 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
 def _backward(static, residuals, cotangents):
     q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, out_BTHV, lse_BTH = residuals
     dout_BTHV, dlse_BTH = cotangents
-    lse_BTH, delta_BTH, dsinks_H = intervals.pulls(
+    lse_BTH, delta_BTH, dsinks_H = intervals.softmax_gradient(
         dout_BTHV, dlse_BTH, out_BTHV, lse_BTH, sinks_H, start_BT
     )
-    call = _Call(q_BTHK, k_BSGK, v_BSGV, start_BT, static)
-    plan = call.plan(TILES[call.size].dqueries)
+    layout = _Layout(q_BTHK, k_BSGK, v_BSGV, start_BT, static)
+    plan = layout.plan(TILES[layout.size].dqueries)
     operands = (
-        call.start_BT,
-        call.queries(q_BTHK),
-        call.queries(dout_BTHV.astype(v_BSGV.dtype)),
-        call.keys(k_BSGK),
-        call.keys(v_BSGV),
-        call.rows(lse_BTH * LOG2E),
-        call.rows(delta_BTH),
+        layout.start_BT,
+        layout.queries(q_BTHK),
+        layout.queries(dout_BTHV.astype(v_BSGV.dtype)),
+        layout.keys(k_BSGK),
+        layout.keys(v_BSGV),
+        layout.rows(lse_BTH * LOG2E),
+        layout.rows(delta_BTH),
     )
     rows = mg.vector((MULTIPLIERS, ROWS))
-    (dq_BTHK,) = call.launch(
+    (dq_BTHK,) = layout.launch(
         functools.partial(kernels.dqueries, plan=plan),
-        call.visits_of_queries(plan),
+        layout.key_tiles(plan),
         *operands,
         name="attention_dqueries",
-        grid=dict(head=call.heads, block=call.tokens // call.block, batch=call.batch),
-        outputs=[call.shape(call.tokens, call.heads)],
+        grid=dict(head=layout.heads, block=layout.tokens // layout.block, batch=layout.batch),
+        outputs=[layout.shape(layout.tokens, layout.heads)],
         scratch=dict(
-            q_tile=call.own_tile(),
-            do_tile=call.own_tile(),
-            k_tile=call.tiles(plan),
-            v_tile=call.tiles(plan),
+            q_tile=layout.own_tile(),
+            do_tile=layout.own_tile(),
+            k_tile=layout.tiles(plan),
+            v_tile=layout.tiles(plan),
             start=mg.vector((MULTIPLIERS, ROWS), jnp.int32),
             lse=rows,
             delta=rows,
@@ -134,20 +138,22 @@ def _backward(static, residuals, cotangents):
             **_pipeline(plan, arrivals=2),
         ),
     )
-    plan = call.plan(TILES[call.size].dkeys)
+    plan = layout.plan(TILES[layout.size].dkeys)
     rows = mg.vector((plan.stages, plan.tile))
-    dk_BSGK, dv_BSGV = call.launch(
+    dk_BSGK, dv_BSGV = layout.launch(
         functools.partial(kernels.dkeys, plan=plan),
-        call.visits_of_keys(plan),
+        layout.query_tiles(plan),
         *operands,
         name="attention_dkeys",
-        grid=dict(head=call.kv_heads, block=call.key_tokens // call.block, batch=call.batch),
-        outputs=[call.shape(call.key_tokens, call.kv_heads)] * 2,
+        grid=dict(
+            head=layout.kv_heads, block=layout.key_tokens // layout.block, batch=layout.batch
+        ),
+        outputs=[layout.shape(layout.key_tokens, layout.kv_heads)] * 2,
         scratch=dict(
-            q_tile=call.tiles(plan),
-            do_tile=call.tiles(plan),
-            k_tile=call.own_tile(),
-            v_tile=call.own_tile(),
+            q_tile=layout.tiles(plan),
+            do_tile=layout.tiles(plan),
+            k_tile=layout.own_tile(),
+            v_tile=layout.own_tile(),
             start=mg.vector((plan.stages, plan.tile), jnp.int32),
             lse=rows,
             delta=rows,
@@ -155,7 +161,7 @@ def _backward(static, residuals, cotangents):
             **_pipeline(plan, arrivals=5),
         ),
     )
-    dq_BTHK = dq_BTHK[:, : call.time, :, : q_BTHK.shape[-1]]
+    dq_BTHK = dq_BTHK[:, : layout.time, :, : q_BTHK.shape[-1]]
     dk_BSGK = dk_BSGK[:, : k_BSGK.shape[1], :, : k_BSGK.shape[-1]]
     dv_BSGV = dv_BSGV[:, : v_BSGV.shape[1], :, : v_BSGV.shape[-1]]
     return dq_BTHK, dk_BSGK, dv_BSGV, dsinks_H, None
@@ -164,33 +170,33 @@ def _backward(static, residuals, cotangents):
 _attention.defvjp(_forward, _backward)
 
 
-def _pipeline(plan: Plan, arrivals: int) -> dict:
-    """The barriers between the warpgroup that fetches and those that multiply."""
+def _pipeline(plan: TilePlan, arrivals: int) -> dict:
+    """The barriers between the loading warpgroup and those that multiply."""
     return dict(
         ready=mg.barriers(plan.stages, arrivals), free=mg.barriers(plan.stages, MULTIPLIERS)
     )
 
 
-class _Call:
-    """Padded arrays of one call, and which tiles its blocks visit."""
+class _Layout:
+    """The padded arrays of one call, and the tiles that its blocks visit."""
 
     def __init__(self, q_BTHK, k_BSGK, v_BSGV, start_BT, static):
         self.static = static
         self.batch, self.time, self.heads, key_size = q_BTHK.shape
         self.kv_heads, value_size = v_BSGV.shape[2:]
         self.slots = k_BSGK.shape[1] - self.time
-        self.size = _up(max(key_size, value_size), SIZES)
+        self.size = _round_up(max(key_size, value_size), SIZES)
         self.block = MULTIPLIERS * ROWS
-        self.tokens = _up(self.time, self.block)
-        self.key_tokens = _up(k_BSGK.shape[1], self.block)
+        self.tokens = _round_up(self.time, self.block)
+        self.key_tokens = _round_up(k_BSGK.shape[1], self.block)
         beyond = ((0, 0), (0, self.tokens - self.time))
-        start_BT = jnp.pad(start_BT, beyond, constant_values=NOTHING)
-        #: Of padding and of queries past the last one NOTHING, otherwise an index of a key.
-        self.start_BT = jnp.where(start_BT == NOTHING, NOTHING, start_BT + self.slots)
+        start_BT = jnp.pad(start_BT, beyond, constant_values=NO_KEYS)
+        #: The index of a key; NO_KEYS for padding and for queries added at the end.
+        self.start_BT = jnp.where(start_BT == NO_KEYS, NO_KEYS, start_BT + self.slots)
 
-    def plan(self, tiles: tuple[int, int]) -> Plan:
+    def plan(self, tiles: tuple[int, int]) -> TilePlan:
         group = self.heads // self.kv_heads
-        return Plan(
+        return TilePlan(
             self.block // MULTIPLIERS,
             *tiles,
             self.slots,
@@ -221,55 +227,55 @@ class _Call:
         return jax.ShapeDtypeStruct((self.batch, self.heads, self.tokens), jnp.float32)
 
     def own_tile(self):
-        """What the warpgroups that multiply hold."""
+        """The tiles of the block's own tokens, one for each warpgroup that multiplies."""
         return mg.tile((MULTIPLIERS, ROWS, self.size))
 
-    def tiles(self, plan: Plan):
-        """What is fetched."""
+    def tiles(self, plan: TilePlan):
+        """The tiles that the loading warpgroup fills."""
         return mg.tile((plan.stages, plan.tile, self.size))
 
-    def visits_of_queries(self, plan: Plan):
-        """int32 (B, N, 4), a `kernels.Visits` of tiles of keys for each block of queries."""
+    def key_tiles(self, plan: TilePlan):
+        """int32 (B, N, 4): the `kernels.TileRanges` of key tiles for each query block."""
         lowest_BN, highest_BN = self._starts(self.block)
         first_own_N = jnp.arange(lowest_BN.shape[1], dtype=jnp.int32) * self.block + self.slots
         last_own_N = jnp.minimum(first_own_N + self.block, self.slots + self.time) - 1
         first_BN, end_BN = lowest_BN // plan.tile, (last_own_N // plan.tile + 1)[None]
-        return _visits(
-            first_BN, end_BN, _over(highest_BN, plan.tile), (first_own_N + 1) // plan.tile
+        return _tile_ranges(
+            first_BN, end_BN, _ceil_div(highest_BN, plan.tile), (first_own_N + 1) // plan.tile
         )
 
-    def visits_of_keys(self, plan: Plan):
-        """int32 (B, N, 4), a `kernels.Visits` of tiles of queries for each block of keys."""
+    def query_tiles(self, plan: TilePlan):
+        """int32 (B, N, 4): the `kernels.TileRanges` of query tiles for each key block."""
         lowest_BQ, highest_BQ = self._starts(plan.tile)
         tiles = lowest_BQ.shape[1]
         first_N = jnp.arange(self.key_tokens // self.block, dtype=jnp.int32) * self.block
         last_N = first_N + self.block - 1
         # The first tile with a query at or after the block's first key, and after its last.
         first_N1 = jnp.maximum(first_N - self.slots, 0) // plan.tile
-        clear_N1 = _over(jnp.maximum(last_N - self.slots, 0), plan.tile)
-        # Past the last tile with a query that sees the block's last key, or one before; and past
-        # the last tile all of whose queries see its first.
+        unmasked_N1 = _ceil_div(jnp.maximum(last_N - self.slots, 0), plan.tile)
+        # One past the last tile with a query that sees the block's last key or an earlier one, and
+        # one past the last tile whose queries all see the block's first key.
         tile_1Q1 = jnp.arange(1, tiles + 1, dtype=jnp.int32)[None, :, None]
         end_BN = jnp.where(lowest_BQ[:, :, None] <= last_N[None, None], tile_1Q1, 0).max(axis=1)
-        clear_BN = jnp.where(highest_BQ[:, :, None] <= first_N[None, None], tile_1Q1, 0)
-        return _visits(first_N1[None], end_BN, clear_N1[None], clear_BN.max(axis=1))
+        unmasked_BN = jnp.where(highest_BQ[:, :, None] <= first_N[None, None], tile_1Q1, 0)
+        return _tile_ranges(first_N1[None], end_BN, unmasked_N1[None], unmasked_BN.max(axis=1))
 
     def _starts(self, tokens: int):
-        """The lowest and the highest start of each `tokens` queries, (B, N) both."""
+        """The lowest and the highest start in each group of `tokens` queries, both (B, N)."""
         start_BNC = self.start_BT.reshape(self.batch, -1, tokens)
         return jnp.min(start_BNC, axis=-1), jnp.max(start_BNC, axis=-1)
 
 
-def _visits(first_BN, end_BN, clear_first_BN, clear_end_BN):
-    """Tiles from `first` to `end`, of which those of the second pair need no mask."""
-    arrays = first_BN, end_BN, clear_first_BN, clear_end_BN
+def _tile_ranges(first_BN, end_BN, unmasked_first_BN, unmasked_end_BN):
+    """The tiles `first` to `end`, of which `unmasked_first` to `unmasked_end` need no mask."""
+    arrays = first_BN, end_BN, unmasked_first_BN, unmasked_end_BN
     arrays = [x[None] if x.ndim == 1 else x for x in arrays]
-    first_BN, end_BN, clear_first_BN, clear_end_BN = jnp.broadcast_arrays(*arrays)
+    first_BN, end_BN, unmasked_first_BN, unmasked_end_BN = jnp.broadcast_arrays(*arrays)
     total_BN = jnp.maximum(end_BN - first_BN, 0)
     end_BN = first_BN + total_BN
-    clear_first_BN = jnp.clip(clear_first_BN, first_BN, end_BN)
-    skip_BN = jnp.maximum(jnp.minimum(clear_end_BN, end_BN) - clear_first_BN, 0)
-    low_BN = clear_first_BN - first_BN
+    unmasked_first_BN = jnp.clip(unmasked_first_BN, first_BN, end_BN)
+    skip_BN = jnp.maximum(jnp.minimum(unmasked_end_BN, end_BN) - unmasked_first_BN, 0)
+    low_BN = unmasked_first_BN - first_BN
     return jnp.stack([first_BN, low_BN, skip_BN, total_BN - skip_BN], axis=-1).astype(jnp.int32)
 
 
@@ -278,9 +284,9 @@ def _padded(x_BTHK, tokens: int, size: int):
     return jnp.pad(x_BTHK, ((0, 0), (0, tokens - time), (0, 0), (0, size - own_size)))
 
 
-def _over(number, divisor: int):
+def _ceil_div(number, divisor: int):
     return -(-number // divisor)
 
 
-def _up(number: int, multiple: int) -> int:
+def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple

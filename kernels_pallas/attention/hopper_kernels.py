@@ -1,10 +1,12 @@
-"""The bodies of the Hopper attention kernels: what one block of the grid does.
+"""The bodies of the Hopper attention kernels: what one block of the grid computes.
 
-Two warpgroups multiply, 64 rows each; a third fetches tiles ahead of them into `stages` slots of
-shared memory. `ready` says that a slot is full, `free` that both have read it. Logits are kept times
-log2(e), so that the chip's own power of two makes the probabilities.
+Two warpgroups multiply, 64 rows each; a third loads tiles ahead of them into `stages` slots of shared
+memory. The barrier `ready` means that a slot is full, `free` that both have read it. Logits are
+multiplied by log2(e), so that probabilities are powers of two, which the chip computes directly. The
+online softmax has its usual names: running maximum `m`, normaliser `l`, accumulator `out`, and the
+factor `alpha` that rescales `l` and `out` when `m` grows.
 
-Letters: C queries or keys of a block, t of a fetched tile, D the padded head size.
+A block has C queries or keys; D is the padded head size.
 """
 
 import functools
@@ -15,20 +17,23 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels_pallas import mosaic_gpu as mg
-from kernels_pallas.attention.intervals import LOWEST_MAX, NEGATIVE, NOTHING
+from kernels_pallas.attention.intervals import LOWEST_MAX, NEGATIVE, NO_KEYS
 from kernels_pallas.mosaic_gpu import LOG2E
 
 MULTIPLIERS = 2  # warpgroups that multiply
-FETCHER = MULTIPLIERS  # the one that fetches
+LOADER = MULTIPLIERS  # the warpgroup that loads tiles
 BF16 = jnp.bfloat16
 
 
-class Plan(NamedTuple):
-    """One kernel's tiles, and the options of the call.
+class TilePlan(NamedTuple):
+    """The tile sizes of one kernel and the options of the call, all static.
 
-    A block of the grid holds `block` queries (keys, in `dkeys`), `rows` of them in each warpgroup
-    that multiplies, and fetches tiles of `tile` keys (queries) into `stages` slots; `slots` keys
-    stand before the first query.
+    Attributes:
+      rows: queries (keys, in `dkeys`) of one warpgroup that multiplies.
+      tile: keys (queries, in `dkeys`) of a loaded tile.
+      stages: tiles in shared memory.
+      slots: keys before the first query.
+      group: query heads per key/value head.
     """
 
     rows: int
@@ -44,41 +49,49 @@ class Plan(NamedTuple):
         return self.rows * MULTIPLIERS
 
 
-class Visits(NamedTuple):
-    """Which tiles a block visits: from tile `first` on, `low` that need a mask, `clear` that need
-    none, and the rest of `masked` that need one."""
+class TileRanges(NamedTuple):
+    """The tiles that a block visits: `masked` + `unmasked` of them, from tile `first` on.
+
+    The first `masked_before` tiles need a mask, the next `unmasked` need none, the rest need one.
+    """
 
     first: Any
-    low: Any
-    clear: Any
+    masked_before: Any
+    unmasked: Any
     masked: Any
 
     @classmethod
     def read(cls, ref, batch, block):
         return cls(*(ref[batch, block, i] for i in range(len(cls._fields))))
 
-    def each(self, turns: int, body, carry=None):
-        """`carry = body(step, turn, tile, is_masked, carry)` of all visits, for each of `turns`
-        heads: first those with a mask, then those without, `step` counting them all."""
+    def each(self, heads: int, body, carry=None):
+        """`carry = body(step, member, tile, is_masked, carry)` for all tiles, for each of `heads`
+        heads of a group: first the tiles with a mask, then those without. `step` counts all."""
 
         def of_kind(is_masked, number, before, carry):
-            def one(turn, visit, carry):
-                skipped = jnp.where(visit < self.low, 0, self.clear) if is_masked else self.low
-                step = before + turn * number + visit
-                return body(step, turn, self.first + visit + skipped, is_masked, carry)
+            def one(member, index, carry):
+                skipped = (
+                    jnp.where(index < self.masked_before, 0, self.unmasked)
+                    if is_masked
+                    else self.masked_before
+                )
+                step = before + member * number + index
+                return body(step, member, self.first + index + skipped, is_masked, carry)
 
-            def head(turn, carry):
-                return jax.lax.fori_loop(0, number, functools.partial(one, turn), carry)
+            def one_head(member, carry):
+                return jax.lax.fori_loop(0, number, functools.partial(one, member), carry)
 
-            # One loop inside the other: one alone would divide at every step.
-            return head(0, carry) if turns == 1 else jax.lax.fori_loop(0, turns, head, carry)
+            # Nested loops: a single loop would need a division at every step.
+            if heads == 1:
+                return one_head(0, carry)
+            return jax.lax.fori_loop(0, heads, one_head, carry)
 
         carry = of_kind(True, self.masked, 0, carry)
-        return of_kind(False, self.clear, turns * self.masked, carry)
+        return of_kind(False, self.unmasked, heads * self.masked, carry)
 
 
 def forward(
-    visits_ref,
+    tile_ranges_ref,
     sinks_ref,
     start_ref,
     q_ref,
@@ -95,19 +108,19 @@ def forward(
     q_ready,
     ready,
     free,
-    plan: Plan,
+    plan: TilePlan,
     has_sinks: bool,
 ):
-    """out (C, D) and lse (C,) of a block of queries of one head, the last blocks first."""
+    """out (C, D) and lse (C,) of a query block of one head, the last blocks first."""
     head, batch = mg.index("head"), mg.index("batch")
-    block = visits_ref.shape[1] - 1 - mg.index("block")
-    visits, worker = Visits.read(visits_ref, batch, block), mg.warpgroup()
+    block = tile_ranges_ref.shape[1] - 1 - mg.index("block")
+    tile_ranges, worker = TileRanges.read(tile_ranges_ref, batch, block), mg.warpgroup()
 
-    @pl.when(worker == FETCHER)
+    @pl.when(worker == LOADER)
     def _():
         kv_head = jax.lax.div(head, plan.group)
         pairs = (k_ref, k_tile), (v_ref, v_tile)
-        _fetch_keys(visits, pairs, batch, kv_head, ready, free, plan)
+        _load_key_tiles(tile_ranges, pairs, batch, kv_head, ready, free, plan)
 
     @pl.when(worker < MULTIPLIERS)
     def _():
@@ -121,8 +134,8 @@ def forward(
         widths = _widths(starts, mg.iota_of_rows(plan.rows) + (first + plan.slots))
         size = q_tile.shape[-1]
 
-        def visit(step, turn, tile, masked, carry):
-            out, total, top = carry
+        def add_tile(step, member, tile, masked, carry):
+            out, l, m = carry
             slot = _slot(step, plan.stages)
             mg.wait(ready.at[slot])
             raw = mg.matmul(q_tile.at[worker], mg.transposed(k_tile.at[slot]))
@@ -130,32 +143,32 @@ def forward(
             if masked:
                 seen = _seen(starts, widths, tile * plan.tile, logits.shape)
                 logits = jnp.where(seen, logits, NEGATIVE)
-            higher = jnp.maximum(top, jnp.max(logits, axis=1))
-            shrink = jnp.exp2(top - higher)
-            p = jnp.exp2(logits - mg.along_rows(higher, logits.shape))
-            total = total * shrink + jnp.sum(p, axis=1)
-            out *= mg.along_rows(shrink, out.shape)
+            m_new = jnp.maximum(m, jnp.max(logits, axis=1))
+            alpha = jnp.exp2(m - m_new)
+            p = jnp.exp2(logits - mg.along_rows(m_new, logits.shape))
+            l = l * alpha + jnp.sum(p, axis=1)
+            out *= mg.along_rows(alpha, out.shape)
             (out,) = mg.matmuls((out, p.astype(BF16), v_tile.at[slot]))
             mg.arrive(free.at[slot])
-            return out, total, higher
+            return out, l, m_new
 
         carry = (
             mg.zeros((plan.rows, size)),
             mg.full((plan.rows,), 0.0),
             mg.full((plan.rows,), LOWEST_MAX),
         )
-        out, total, top = visits.each(1, visit, carry)
+        out, l, m = tile_ranges.each(1, add_tile, carry)
         if has_sinks:
             sink = mg.full((plan.rows,), 1.0) * (sinks_ref[head] * LOG2E)
-            higher = jnp.maximum(top, sink)
-            shrink = jnp.exp2(top - higher)
-            out, total = out * mg.along_rows(shrink, out.shape), total * shrink
-            top, total = higher, total + jnp.exp2(sink - higher)
-        empty = starts >= NOTHING
-        total = jnp.where(empty, 1.0, total)
-        kept = jnp.where(empty, 0.0, 1.0 / total)
+            m_new = jnp.maximum(m, sink)
+            alpha = jnp.exp2(m - m_new)
+            out, l = out * mg.along_rows(alpha, out.shape), l * alpha
+            m, l = m_new, l + jnp.exp2(sink - m_new)
+        empty = starts >= NO_KEYS
+        l = jnp.where(empty, 1.0, l)
+        kept = jnp.where(empty, 0.0, 1.0 / l)
         q_tile.at[worker][...] = (out * mg.along_rows(kept, out.shape)).astype(BF16)
-        lse.at[worker][...] = jnp.where(empty, NEGATIVE, (top + jnp.log2(total)) * (1 / LOG2E))
+        lse.at[worker][...] = jnp.where(empty, NEGATIVE, (m + jnp.log2(l)) * (1 / LOG2E))
         mg.publish()
         mg.store(q_tile.at[worker], out_ref.at[batch, rows, head])
         mg.store(lse.at[worker], lse_ref.at[batch, head, rows])
@@ -163,7 +176,7 @@ def forward(
 
 
 def dqueries(
-    visits_ref,
+    tile_ranges_ref,
     start_ref,
     q_ref,
     do_ref,
@@ -183,18 +196,18 @@ def dqueries(
     q_ready,
     ready,
     free,
-    plan: Plan,
+    plan: TilePlan,
 ):
-    """dq (C, D) of a block of queries of one head; `lse` is times log2(e)."""
+    """dq (C, D) of a query block of one head; `lse` is multiplied by log2(e)."""
     head, batch = mg.index("head"), mg.index("batch")
-    block = visits_ref.shape[1] - 1 - mg.index("block")
-    visits, worker = Visits.read(visits_ref, batch, block), mg.warpgroup()
+    block = tile_ranges_ref.shape[1] - 1 - mg.index("block")
+    tile_ranges, worker = TileRanges.read(tile_ranges_ref, batch, block), mg.warpgroup()
 
-    @pl.when(worker == FETCHER)
+    @pl.when(worker == LOADER)
     def _():
         kv_head = jax.lax.div(head, plan.group)
         pairs = (k_ref, k_tile), (v_ref, v_tile)
-        _fetch_keys(visits, pairs, batch, kv_head, ready, free, plan)
+        _load_key_tiles(tile_ranges, pairs, batch, kv_head, ready, free, plan)
 
     @pl.when(worker < MULTIPLIERS)
     def _():
@@ -212,7 +225,7 @@ def dqueries(
         widths = _widths(starts, mg.iota_of_rows(plan.rows) + (first + plan.slots))
         lses, deltas = mg.of_rows(lse.at[worker]), mg.of_rows(delta.at[worker])
 
-        def visit(step, turn, tile, masked, dq):
+        def add_tile(step, member, tile, masked, dq):
             slot = _slot(step, plan.stages)
             mg.wait(ready.at[slot])
             raw, dp = mg.matmuls(
@@ -230,7 +243,7 @@ def dqueries(
             mg.arrive(free.at[slot])
             return dq
 
-        dq = visits.each(1, visit, mg.zeros((plan.rows, q_tile.shape[-1])))
+        dq = tile_ranges.each(1, add_tile, mg.zeros((plan.rows, q_tile.shape[-1])))
         q_tile.at[worker][...] = (dq * plan.scale).astype(BF16)
         mg.publish()
         mg.store(q_tile.at[worker], dq_ref.at[batch, rows, head])
@@ -238,7 +251,7 @@ def dqueries(
 
 
 def dkeys(
-    visits_ref,
+    tile_ranges_ref,
     start_ref,
     q_ref,
     do_ref,
@@ -259,16 +272,16 @@ def dkeys(
     k_ready,
     ready,
     free,
-    plan: Plan,
+    plan: TilePlan,
 ):
-    """dk and dv (C, D) of a block of keys of one key/value head, over the heads of its group."""
+    """dk and dv (C, D) of a key block of one key/value head, summed over its group's heads."""
     kv_head, batch, block = mg.index("head"), mg.index("batch"), mg.index("block")
-    visits, worker = Visits.read(visits_ref, batch, block), mg.warpgroup()
+    tile_ranges, worker = TileRanges.read(tile_ranges_ref, batch, block), mg.warpgroup()
 
-    @pl.when(worker == FETCHER)
+    @pl.when(worker == LOADER)
     def _():
-        def copies(turn, tile):
-            head, queries = kv_head * plan.group + turn, pl.ds(tile * plan.tile, plan.tile)
+        def copies(member, tile):
+            head, queries = kv_head * plan.group + member, pl.ds(tile * plan.tile, plan.tile)
             return (
                 (q_ref.at[batch, queries, head], q_tile),
                 (do_ref.at[batch, queries, head], do_tile),
@@ -277,7 +290,7 @@ def dkeys(
                 (delta_ref.at[batch, head, queries], delta),
             )
 
-        _fetch(visits, plan.group, copies, ready, free, plan.stages)
+        _load_tiles(tile_ranges, plan.group, copies, ready, free, plan.stages)
 
     @pl.when(worker < MULTIPLIERS)
     def _():
@@ -289,7 +302,7 @@ def dkeys(
         mg.wait(k_ready.at[worker])
         shape, size = (plan.rows, plan.tile), k_tile.shape[-1]
 
-        def visit(step, turn, tile, masked, carry):
+        def add_tile(step, member, tile, masked, carry):
             dk, dv = carry
             slot = _slot(step, plan.stages)
             mg.wait(ready.at[slot])
@@ -307,7 +320,7 @@ def dkeys(
                 p = jnp.where(_within(distance, widths), p, 0.0)
             ds = p * (dp - mg.along_columns(mg.of_columns(delta.at[slot]), shape))
             ds = ds if slope is None else ds * slope
-            mg.publish()  # the numbers of columns are read
+            mg.publish()  # lse, delta and start of the slot have been read
             dk, dv = mg.matmuls(
                 (dk, ds.astype(BF16), q_tile.at[slot]), (dv, p.astype(BF16), do_tile.at[slot])
             )
@@ -315,7 +328,7 @@ def dkeys(
             return dk, dv
 
         sums = mg.zeros((plan.rows, size)), mg.zeros((plan.rows, size))
-        dk, dv = visits.each(plan.group, visit, sums)
+        dk, dv = tile_ranges.each(plan.group, add_tile, sums)
         k_tile.at[worker][...] = (dk * plan.scale).astype(BF16)
         v_tile.at[worker][...] = dv.astype(BF16)
         mg.publish()
@@ -324,37 +337,39 @@ def dkeys(
         mg.wait_for_stores()
 
 
-def _fetch_keys(visits: Visits, pairs, batch, kv_head, ready, free, plan: Plan) -> None:
-    """Brings the tiles of keys and of values that a block of queries visits; `pairs` are source and
-    slotted target of both."""
+def _load_key_tiles(
+    tile_ranges: TileRanges, pairs, batch, kv_head, ready, free, plan: TilePlan
+) -> None:
+    """Loads the tiles of keys and values that a query block visits; `pairs` are the source and the
+    slots of each."""
 
-    def copies(turn, tile):
+    def copies(member, tile):
         keys = pl.ds(tile * plan.tile, plan.tile)
         return [(ref.at[batch, keys, kv_head], tiles) for ref, tiles in pairs]
 
-    _fetch(visits, 1, copies, ready, free, plan.stages)
+    _load_tiles(tile_ranges, 1, copies, ready, free, plan.stages)
 
 
-def _fetch(visits: Visits, turns: int, copies, ready, free, stages: int) -> None:
-    """What the fetching warpgroup does: the `copies(turn, tile)`, pairs of source and slotted
-    target, of each visit."""
+def _load_tiles(tile_ranges: TileRanges, heads: int, copies, ready, free, stages: int) -> None:
+    """The loading warpgroup's work: for each tile the `copies(member, tile)`, pairs of a source and
+    its slots."""
     mg.registers(24, more=False)
 
-    def fetch(step, turn, tile, masked, carry):
+    def load(step, member, tile, masked, carry):
         slot = _slot(step, stages)
 
         @pl.when(step >= stages)
         def _():
             mg.wait(free.at[slot])
 
-        for source, target in copies(turn, tile):
+        for source, target in copies(member, tile):
             mg.load(source, target.at[slot], ready.at[slot])
         return carry
 
-    visits.each(turns, fetch)
-    for slot in range(stages):  # what was read last
+    tile_ranges.each(heads, load)
+    for slot in range(stages):  # wait until the last tiles have been read
 
-        @pl.when(slot < turns * (visits.masked + visits.clear))
+        @pl.when(slot < heads * (tile_ranges.masked + tile_ranges.unmasked))
         def _(slot=slot):
             mg.wait(free.at[slot])
 
@@ -363,28 +378,28 @@ def _slot(step, stages: int):
     return jax.lax.rem(step, jnp.int32(stages))
 
 
-def _capped(raw, plan: Plan):
-    """Logits times log2(e), and d capped / d plain logits where there is a cap."""
+def _capped(raw, plan: TilePlan):
+    """Logits times log2(e), and d capped / d plain logits if there is a soft cap."""
     if plan.soft_cap is None:
         # Scaled here, in float32: a scaled bf16 query would be rounded once more.
         return raw * (plan.scale * LOG2E), None
-    # The chip's own tanh is good to 11 bits; this one to those of its power of two.
+    # The chip's tanh has 11 correct bits; this one is as exact as the chip's power of two.
     tanh = 1.0 - 2.0 / (1.0 + jnp.exp2(raw * (2 * LOG2E * plan.scale / plan.soft_cap)))
     return tanh * (plan.soft_cap * LOG2E), 1.0 - tanh * tanh
 
 
 def _widths(starts, own):
-    """Of how many keys, from its start on, the interval of each query is: 0 where it sees none."""
+    """The number of keys in each query's interval; 0 if it sees none."""
     return jnp.maximum(own + 1 - starts, 0)
 
 
 def _within(distances, widths):
-    """Which keys, so far from a query's start, are in its interval."""
-    # Unsigned, one comparison tells of both ends and holds fewer numbers through the loop.
+    """Whether keys at these distances from a query's start are in its interval."""
+    # One unsigned comparison checks both ends and keeps fewer values in registers.
     return distances.astype(jnp.uint32) < widths.astype(jnp.uint32)
 
 
 def _seen(starts, widths, key, shape):
-    """Which keys, from number `key` on, the queries of rows see."""
+    """Which keys, from number `key` on, the query of each row sees."""
     distances = mg.iota(shape, 1) - mg.along_rows(starts - key, shape)
     return _within(distances, mg.along_rows(widths, shape))

@@ -1,5 +1,5 @@
-"""What the kernels of every platform share: the interval of keys that a query sees, and the rows of
-numbers that their backward passes start from."""
+"""Shared by the kernels of all platforms: the interval of keys that each query sees, and the rows
+that the backward passes read."""
 
 import jax.numpy as jnp
 
@@ -7,25 +7,25 @@ from kernels_pallas import segments
 
 NEGATIVE = -1e30
 LOWEST_MAX = -1e20  # above NEGATIVE: a row without keys gets exp2(NEGATIVE - LOWEST_MAX) = 0
-NOTHING = 2**30  # the start of a query that sees no key
+NO_KEYS = 2**30  # the start of a query that sees no keys
 
 
 def starts(segment_ids_BS, slots: int, window):
-    """int32 start_BT: query t sees the keys from `start` to its own, t, where keys have the numbers
-    of queries and the `slots` before them negative ones; NOTHING for padding."""
+    """int32 start_BT: query t sees the keys `start` to t. Keys are numbered as the queries are, the
+    `slots` older ones negatively. NO_KEYS for padding."""
     start_BT = segments.first_token_index(segment_ids_BS)[:, slots:]
     if window is not None:
         query_1T = jnp.arange(start_BT.shape[1], dtype=jnp.int32)[None] + slots
         start_BT = jnp.maximum(start_BT, query_1T - (window - 1))
-    return jnp.where(segment_ids_BS[:, slots:] == 0, NOTHING, start_BT - slots)
+    return jnp.where(segment_ids_BS[:, slots:] == 0, NO_KEYS, start_BT - slots)
 
 
-def pulls(dout_BTHV, dlse_BTH, out_BTHV, lse_BTH, sinks_H, start_BT):
-    """(lse_BTH, delta_BTH, dsinks_H) with which d logits = exp(logits - lse) * (dp - delta)."""
-    # The row sum that softmax subtracts, less lse's own pull.
+def softmax_gradient(dout_BTHV, dlse_BTH, out_BTHV, lse_BTH, sinks_H, start_BT):
+    """(lse_BTH, delta_BTH, dsinks_H), of d logits = exp(logits - lse) * (dp - delta)."""
+    # delta is the row sum that softmax subtracts, minus the cotangent of lse.
     products_BTHV = dout_BTHV.astype(jnp.float32) * out_BTHV.astype(jnp.float32)
     delta_BTH = jnp.sum(products_BTHV, axis=-1) - dlse_BTH
-    empty_BT1 = (start_BT == NOTHING)[..., None]
+    empty_BT1 = (start_BT == NO_KEYS)[..., None]
     lse_BTH = jnp.where(empty_BT1, -NEGATIVE, lse_BTH)  # p = exp(s - lse) = 0 in padding
     if sinks_H is None:
         return lse_BTH, delta_BTH, None

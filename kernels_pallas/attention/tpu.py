@@ -1,23 +1,24 @@
-"""Attention on TPUs: blocks of queries against the keys in reach, transposed, in one pass each way.
+"""Attention on TPUs: query blocks against the keys in reach, transposed, one kernel per pass.
 
-Queries go in blocks of C tokens, one grid step a block and query head; key/value head and block
-come first, so that the heads of a group find their keys in VMEM. A windowed block brings its own C
-keys and the R before them (overlapping blocks of one array: HBM to VMEM, nothing is copied in
-HBM); full attention keeps the keys of a head in VMEM. Where the window is no longer than a block
-(R <= C, a "band") every 128 queries meet exactly the R + 128 keys they may see. Otherwise a loop
-walks over the blocks of keys before, from the block's own backwards, with a running maximum, and
-stops where the window and all its documents have begun: documents that end are not visited.
+A query block has C tokens, and one grid step computes it for one query head. The grid's order puts
+the key/value head and the block first, so that the query heads of a group find their keys in VMEM.
+With a window, a query block loads its own C keys and the R keys before them: overlapping blocks of
+one array, copied from HBM to VMEM, nothing is copied in HBM. Full attention keeps all keys of a
+head in VMEM. If the window is no longer than a block (R <= C, a "band"), every 128 queries are
+multiplied with exactly the R + 128 keys they may see. Otherwise a loop visits earlier key blocks,
+the nearest first, with a running maximum. The loop stops where the window begins or where all
+documents of the query block begin, so documents that have ended cost nothing.
 
-Logits stand transposed, keys on sublanes and queries on lanes: then maxima, sums, log-sum-exp and
-document starts of queries are rows, reductions run over sublanes by plain vector operations, and
-no product needs an operand transposed in the kernel. What each query may see is one interval of
-keys, [start, own], as in the chunked form; the start is relative to the block's first query.
+Logits are transposed: keys on sublanes, queries on lanes. So maxima, sums, log-sum-exp and document
+starts of queries are rows, reductions run over sublanes by plain vector operations, and the kernel
+transposes no operand. Each query may see one interval of keys, [start, own], as in the chunked
+form; the start is relative to the block's first query.
 
-The backward pass is one kernel, not two: blocks of queries in order, each recomputes its
-probabilities once, writes its own dq and adds to float32 sums of dk and dv that stay in VMEM. For
-a window these are the R + C keys in reach: the C that no later block sees are written out, the
-others move up. The order of all sums is fixed, so results are deterministic. `out` and `lse` are
-named "attention_out" and "attention_lse" for remat policies; p and d logits are recomputed.
+The backward pass is one kernel: it visits query blocks in order, recomputes the probabilities of
+each once, writes its dq, and adds to float32 sums of dk and dv in VMEM. With a window these are the
+sums of the R + C keys in reach: after each block the C keys that no later block sees are written
+out, and the others move up. All sums have a fixed order, so results are deterministic. `out` and
+`lse` are named "attention_out" and "attention_lse" for remat policies; p and d logits are recomputed.
 """
 
 import functools
@@ -32,18 +33,24 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels_pallas import dispatch, mxu
 from kernels_pallas.attention import intervals
 from kernels_pallas.attention import tpu_kernels as kernels
-from kernels_pallas.attention.intervals import NOTHING
-from kernels_pallas.attention.tpu_kernels import LOG2E, Plan
+from kernels_pallas.attention.intervals import NO_KEYS
+from kernels_pallas.attention.tpu_kernels import LOG2E, AttentionPlan
 
 MIB = 2**20
-#: VMEM that a kernel may plan for: a v7x core has 64 MiB, v5e and v6e have 128.
+#: VMEM that a kernel may use: a v7x core has 64 MiB, v5e and v6e have 128.
 VMEM_MIB = 48
 
 
-class Blocks(NamedTuple):
-    """Tokens of a slice of keys, of a tile (the matrix unit's 128), and of a block of queries;
-    `short` of the latter where the window is no longer than a tile. Head sizes are padded to
-    multiples of `size`."""
+class BlockSizes(NamedTuple):
+    """Block sizes in tokens, as in `AttentionPlan`.
+
+    Attributes:
+      slice: keys of a slice.
+      tile: of queries and keys, a side of the matrix unit.
+      block: queries of a query block.
+      short: the same if the window is no longer than a tile.
+      size: head sizes are padded to multiples of it.
+    """
 
     slice: int = 32
     tile: int = 128
@@ -52,39 +59,41 @@ class Blocks(NamedTuple):
     size: int = 64
 
 
-BLOCKS = Blocks()
+BLOCK_SIZES = BlockSizes()
 
 
 class _Static(NamedTuple):
-    plan: Plan
+    plan: AttentionPlan
     interpret: Any
 
 
-def make_plan(time, slots, window, scale, soft_cap, precision) -> Plan:
-    """How T queries after `slots` older keys are cut."""
-    blocks, tile = BLOCKS, BLOCKS.tile
+def make_plan(time, slots, window, scale, soft_cap, precision) -> AttentionPlan:
+    """The block sizes for T queries after `slots` older keys."""
+    blocks, tile = BLOCK_SIZES, BLOCK_SIZES.tile
     if window is not None and window >= slots + time:
         window = None
-    reach = None if window is None else _up(window - 1, tile)
+    reach = None if window is None else _round_up(window - 1, tile)
     block = blocks.short if reach is not None and reach <= tile else blocks.block
-    block = min(block, _up(time, tile))
+    block = min(block, _round_up(time, tile))
     if reach is not None and reach > block:
-        reach = _up(reach, block)
-    front = _up(slots, block) if reach is None else reach
+        reach = _round_up(reach, block)
+    front = _round_up(slots, block) if reach is None else reach
     unit = tile * mxu.tiles()
     if block % unit:
         unit = tile
-    return Plan(tile, unit, blocks.slice, block, reach, front, scale, soft_cap, precision)
+    return AttentionPlan(tile, unit, blocks.slice, block, reach, front, scale, soft_cap, precision)
 
 
 def vmem_mib(time, slots, window, key_size, value_size, dtype) -> int:
-    """MiB of VMEM that the backward kernel, the larger one, plans for."""
+    """MiB of VMEM that the backward kernel, the larger one, uses."""
     plan = make_plan(time, slots, window, 1.0, None, mxu.Precision.DEFAULT)
     width = jnp.dtype(dtype).itemsize
-    sizes = _up(key_size, 128) + _up(value_size, 128)
-    keys = plan.front + _up(time, plan.block) if plan.reach is None else plan.reach + plan.block
-    copies = 1 if plan.reach is None else 2  # a window's blocks are fetched while others are used
-    in_reach = keys * (sizes + _up(key_size, 128)) * width * copies
+    sizes = _round_up(key_size, 128) + _round_up(value_size, 128)
+    keys = (
+        plan.front + _round_up(time, plan.block) if plan.reach is None else plan.reach + plan.block
+    )
+    copies = 1 if plan.reach is None else 2  # a window's blocks are loaded while others are used
+    in_reach = keys * (sizes + _round_up(key_size, 128)) * width * copies
     sums = keys * sizes * 4 * (1 if plan.reach is None else 2)
     queries = 4 * plan.block * sizes * (width + 4)
     pairs = plan.rows * plan.block * (2 * width + 12)
@@ -110,23 +119,23 @@ def _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
 
 
 def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
-    call = _Call(q_BTHK, k_BSGK, v_BSGV, start_BT, static)
-    plan, tokens = static.plan, call.blocks * static.plan.block
-    sinks = jnp.zeros(call.heads, jnp.float32) if sinks_H is None else sinks_H.astype(jnp.float32)
+    layout = _Layout(q_BTHK, k_BSGK, v_BSGV, start_BT, static)
+    plan, tokens = static.plan, layout.blocks * static.plan.block
+    sinks = jnp.zeros(layout.heads, jnp.float32) if sinks_H is None else sinks_H.astype(jnp.float32)
     kernel = functools.partial(kernels.forward, plan=plan, has_sinks=sinks_H is not None)
-    size, state = call.value_size, pltpu.VMEM((1, plan.block), jnp.float32)
+    size, state = layout.value_size, pltpu.VMEM((1, plan.block), jnp.float32)
     out_BHVT, lse_BH1T = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=call.grid,
+            grid=layout.grid,
             in_specs=[
-                call.per_query(call.key_size),
-                call.per_key(call.key_size),
-                call.per_key_row(size),
-                call.document_row(),
+                layout.per_query(layout.key_size),
+                layout.per_key(layout.key_size),
+                layout.per_key_row(size),
+                layout.document_row(),
             ],
-            out_specs=[call.per_query_row(size), call.per_query_row(1)],
+            out_specs=[layout.per_query_row(size), layout.per_query_row(1)],
             scratch_shapes=[
                 pltpu.VMEM((plan.rows, plan.block), jnp.float32),
                 state,
@@ -136,22 +145,22 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((call.batch, call.heads, size, tokens), v_BSGV.dtype),
-            jax.ShapeDtypeStruct((call.batch, call.heads, 1, tokens), jnp.float32),
+            jax.ShapeDtypeStruct((layout.batch, layout.heads, size, tokens), v_BSGV.dtype),
+            jax.ShapeDtypeStruct((layout.batch, layout.heads, 1, tokens), jnp.float32),
         ],
-        compiler_params=call.compiler_params("parallel"),
+        compiler_params=layout.compiler_params("parallel"),
         interpret=static.interpret,
         name="attention_forward",
     )(
-        *call.visits,
+        *layout.earlier,
         sinks,
-        call.queries(q_BTHK),
-        call.keys(k_BSGK, (0, 2, 1, 3)),
-        call.keys(v_BSGV, (0, 2, 3, 1)),
-        call.start_B1T,
+        layout.queries(q_BTHK),
+        layout.keys(k_BSGK, (0, 2, 1, 3)),
+        layout.keys(v_BSGV, (0, 2, 3, 1)),
+        layout.start_B1T,
     )
-    out_BTHV = call.from_query_rows(out_BHVT, v_BSGV.shape[-1])
-    lse_BTH = call.from_query_rows(lse_BH1T, 1)[..., 0]
+    out_BTHV = layout.from_query_rows(out_BHVT, v_BSGV.shape[-1])
+    lse_BTH = layout.from_query_rows(lse_BH1T, 1)[..., 0]
     out_BTHV = checkpoint_name(out_BTHV, "attention_out")
     lse_BTH = checkpoint_name(lse_BTH, "attention_lse")
     return (out_BTHV, lse_BTH), (q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, out_BTHV, lse_BTH)
@@ -161,16 +170,16 @@ def _backward(static, residuals, cotangents):
     q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, out_BTHV, lse_BTH = residuals
     dout_BTHV, dlse_BTH = cotangents
     plan = static.plan
-    lse_BTH, delta_BTH, dsinks_H = intervals.pulls(
+    lse_BTH, delta_BTH, dsinks_H = intervals.softmax_gradient(
         dout_BTHV, dlse_BTH, out_BTHV, lse_BTH, sinks_H, start_BT
     )
 
-    # Blocks of queries beyond the last see nothing: they push the last sums of dk and dv out.
-    call = _Call(q_BTHK, k_BSGK, v_BSGV, start_BT, static, beyond=plan.front)
-    key_size, value_size = call.key_size, call.value_size
-    tokens = call.blocks * plan.block
-    leading = call.batch, call.kv_heads
-    dkey, dvalue = (call.key_sums(size) for size in (key_size, value_size))
+    # Query blocks after the last one see no keys; they write out the last sums of dk and dv.
+    layout = _Layout(q_BTHK, k_BSGK, v_BSGV, start_BT, static, beyond=plan.front)
+    key_size, value_size = layout.key_size, layout.value_size
+    tokens = layout.blocks * plan.block
+    leading = layout.batch, layout.kv_heads
+    dkey, dvalue = (layout.key_sums(size) for size in (key_size, value_size))
     kernel = functools.partial(kernels.backward, plan=plan)
     pairs = pltpu.VMEM((plan.rows, plan.block), q_BTHK.dtype)
     sums = () if plan.reach is None else (dkey.scratch, dvalue.scratch)
@@ -178,42 +187,42 @@ def _backward(static, residuals, cotangents):
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=call.grid,
+            grid=layout.grid,
             in_specs=[
-                call.per_query(key_size),
-                call.per_query(value_size),
-                call.per_key(key_size),
-                call.per_key_row(key_size),
-                call.per_key(value_size),
-                call.document_row(),
-                call.per_query_row(1),
-                call.per_query_row(1),
+                layout.per_query(key_size),
+                layout.per_query(value_size),
+                layout.per_key(key_size),
+                layout.per_key_row(key_size),
+                layout.per_key(value_size),
+                layout.document_row(),
+                layout.per_query_row(1),
+                layout.per_query_row(1),
             ],
-            out_specs=[call.per_query_row(key_size), dkey.spec, dvalue.spec],
+            out_specs=[layout.per_query_row(key_size), dkey.spec, dvalue.spec],
             scratch_shapes=[pairs, pairs, pltpu.VMEM((key_size, plan.block), jnp.float32), *sums],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((call.batch, call.heads, key_size, tokens), q_BTHK.dtype),
+            jax.ShapeDtypeStruct((layout.batch, layout.heads, key_size, tokens), q_BTHK.dtype),
             jax.ShapeDtypeStruct((*leading, dkey.tokens, key_size), jnp.float32),
             jax.ShapeDtypeStruct((*leading, dvalue.tokens, value_size), jnp.float32),
         ],
-        compiler_params=call.compiler_params("arbitrary"),
+        compiler_params=layout.compiler_params("arbitrary"),
         interpret=static.interpret,
         name="attention_backward",
     )(
-        *call.visits,
-        call.queries(q_BTHK),
-        call.queries(dout_BTHV.astype(v_BSGV.dtype)),
-        call.keys(k_BSGK, (0, 2, 1, 3)),
-        call.keys(k_BSGK, (0, 2, 3, 1)),
-        call.keys(v_BSGV, (0, 2, 1, 3)),
-        call.start_B1T,
-        call.query_rows(lse_BTH * LOG2E),
-        call.query_rows(delta_BTH),
+        *layout.earlier,
+        layout.queries(q_BTHK),
+        layout.queries(dout_BTHV.astype(v_BSGV.dtype)),
+        layout.keys(k_BSGK, (0, 2, 1, 3)),
+        layout.keys(k_BSGK, (0, 2, 3, 1)),
+        layout.keys(v_BSGV, (0, 2, 1, 3)),
+        layout.start_B1T,
+        layout.query_rows(lse_BTH * LOG2E),
+        layout.query_rows(delta_BTH),
     )
-    dq_BTHK = call.from_query_rows(dq_BHKT, q_BTHK.shape[-1])
-    dk_BSGK = call.from_keys(dk_BGSK, k_BSGK)
-    dv_BSGV = call.from_keys(dv_BGSV, v_BSGV)
+    dq_BTHK = layout.from_query_rows(dq_BHKT, q_BTHK.shape[-1])
+    dk_BSGK = layout.from_keys(dk_BGSK, k_BSGK)
+    dv_BSGV = layout.from_keys(dv_BGSV, v_BSGV)
     return dq_BTHK, dk_BSGK, dv_BSGV, dsinks_H, None
 
 
@@ -221,17 +230,17 @@ _attention.defvjp(_forward, _backward)
 
 
 class _Sums(NamedTuple):
-    """Where sums over queries of a quantity of keys go."""
+    """Where the gradients of keys or values, sums over queries, are kept."""
 
     tokens: int
     spec: pl.BlockSpec
     scratch: Any
 
 
-class _Call:
-    """The blocked layout of one call: arrays in and out, and their blocks over the grid
+class _Layout:
+    """The blocked layout of one call: arrays in and out, and their block specs.
 
-    (batch row, key/value head, block of queries, query head of the group).
+    The grid is (batch row, key/value head, query block, query head of the group).
     """
 
     def __init__(self, q_BTHK, k_BSGK, v_BSGV, start_BT, static, beyond=0):
@@ -240,7 +249,10 @@ class _Call:
         self.kv_heads, value_size = v_BSGV.shape[2:]
         self.group = self.heads // self.kv_heads
         self.slots = k_BSGK.shape[1] - self.time
-        self.key_size, self.value_size = _up(key_size, BLOCKS.size), _up(value_size, BLOCKS.size)
+        self.key_size, self.value_size = (
+            _round_up(key_size, BLOCK_SIZES.size),
+            _round_up(value_size, BLOCK_SIZES.size),
+        )
         windowed = plan.reach is not None
         self.blocks = -(-(self.time + (beyond if windowed else 0)) // plan.block)
         self.padded = self.blocks * plan.block
@@ -248,16 +260,16 @@ class _Call:
         self.grid = (self.batch, self.kv_heads, self.blocks, self.group)
 
         start_BT = jnp.pad(
-            start_BT, ((0, 0), (0, self.padded - self.time)), constant_values=NOTHING
+            start_BT, ((0, 0), (0, self.padded - self.time)), constant_values=NO_KEYS
         )
         start_BNC = start_BT.reshape(self.batch, self.blocks, plan.block)
         first_1N1 = jnp.arange(self.blocks, dtype=jnp.int32)[None, :, None] * plan.block
-        start_BNC = jnp.where(start_BNC == NOTHING, NOTHING, start_BNC - first_1N1)
+        start_BNC = jnp.where(start_BNC == NO_KEYS, NO_KEYS, start_BNC - first_1N1)
         self.start_B1T = start_BNC.reshape(self.batch, 1, self.padded)
-        self.visits = _visits(start_BNC, plan)
+        self.earlier = _earlier_blocks(start_BNC, plan)
 
     def compiler_params(self, order):
-        """`order` of a head's query blocks: backward passes carry sums from one to the next."""
+        """`order` of a head's query blocks: the backward pass carries sums from one to the next."""
         return pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", order, order),
             vmem_limit_bytes=(VMEM_MIB + 8) * MIB,
@@ -277,7 +289,7 @@ class _Call:
         return jnp.transpose(x_BHKT[:, :, :size, : self.time], (0, 3, 1, 2))
 
     def keys(self, x_BSGK, axes):
-        """(B, S, G, K), padded in front too, with its axes in another order."""
+        """(B, S, G, K), padded before the first token too, with axes transposed."""
         return self._laid_out(x_BSGK, self.plan.front - self.slots, axes)
 
     def from_keys(self, x_BGSK, like_BSGK):
@@ -288,7 +300,10 @@ class _Call:
 
     def _laid_out(self, x_BTHK, front, axes):
         size = x_BTHK.shape[-1]
-        tokens, sizes = (front, self.padded - self.time), (0, _up(size, BLOCKS.size) - size)
+        tokens, sizes = (
+            (front, self.padded - self.time),
+            (0, _round_up(size, BLOCK_SIZES.size) - size),
+        )
         return jnp.transpose(jnp.pad(x_BTHK, ((0, 0), tokens, (0, 0), sizes)), axes)
 
     def per_query(self, size) -> pl.BlockSpec:
@@ -334,15 +349,15 @@ class _Call:
         return _Sums(self.padded, spec, pltpu.VMEM((reach + block, size), jnp.float32))
 
 
-def _visits(start_BNC, plan: Plan):
-    """Of each block of queries, flat: how many blocks of keys before its own it visits, -1 where
-    it sees none at all, and how many of those, the nearest, need no mask."""
+def _earlier_blocks(start_BNC, plan: AttentionPlan):
+    """For each query block, flat: the number of earlier key blocks it sees, or -1 if it sees no
+    keys at all, and how many of them, the nearest ones, need no mask."""
     lowest_BN, highest_BN = jnp.min(start_BNC, axis=-1), jnp.max(start_BNC, axis=-1)
-    visits_BN = -(jnp.minimum(lowest_BN, 0) // plan.block)
-    visits_BN = jnp.where(lowest_BN == NOTHING, -1, visits_BN)
-    clear_BN = -jnp.minimum(highest_BN, 0) // plan.block
-    return visits_BN.reshape(-1), clear_BN.reshape(-1)
+    earlier_BN = -(jnp.minimum(lowest_BN, 0) // plan.block)
+    earlier_BN = jnp.where(lowest_BN == NO_KEYS, -1, earlier_BN)
+    unmasked_BN = -jnp.minimum(highest_BN, 0) // plan.block
+    return earlier_BN.reshape(-1), unmasked_BN.reshape(-1)
 
 
-def _up(number: int, multiple: int) -> int:
+def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple

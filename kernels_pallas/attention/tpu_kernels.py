@@ -1,7 +1,9 @@
-"""The bodies of the TPU attention kernels: what one grid step does with its block of queries.
+"""The bodies of the TPU attention kernels: what one grid step computes for its query block.
 
-Letters: C queries of a block, t of a tile; keys stand on sublanes, queries on lanes. Logits are
-kept times log2(e), so that the chip's own power of two makes the probabilities.
+A query block has C queries. Keys lie on sublanes and queries on lanes. Logits are multiplied by
+log2(e), so that probabilities are powers of two, which the chip computes directly. The online
+softmax has its usual names: running maximum `m`, normaliser `l`, accumulator `acc`, and `alpha`, the
+factor that rescales `l` and `acc` when `m` grows.
 """
 
 import math
@@ -12,15 +14,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels_pallas import mxu
-from kernels_pallas.attention.intervals import LOWEST_MAX, NEGATIVE, NOTHING
+from kernels_pallas.attention.intervals import LOWEST_MAX, NEGATIVE, NO_KEYS
 
 LOG2E = math.log2(math.e)
 SUBLANES = 8
 
 
 class Part(NamedTuple):
-    """`width` queries, from column `query` of the block on, and the keys that they meet: `rows`
-    from row `key` of those visited."""
+    """A rectangle of a query block and a key block: `width` queries from column `query` on, and
+    `rows` keys from row `key` on."""
 
     query: int
     width: int
@@ -36,18 +38,23 @@ class Part(NamedTuple):
         return slice(self.key, self.key + self.rows), self.columns
 
     def cut(self, rows: int) -> list["Part"]:
-        """The same queries, `rows` keys at a time."""
+        """Parts of `rows` keys each, with the same queries."""
         return [self._replace(key=self.key + at, rows=rows) for at in range(0, self.rows, rows)]
 
 
-class Plan(NamedTuple):
-    """How one call is cut, and its options.
+class AttentionPlan(NamedTuple):
+    """Block sizes and options of one call, all static.
 
-    `reach` is how many keys before its own a block of queries brings with it, a multiple of
-    `tile`, and of `block` where it is longer; None is full attention. Key arrays have `front`
-    tokens before the first query. `unit` is what the matrix unit multiplies at once, queries and
-    keys, and `slice` the keys of it whose logits or weights are made at once (with more of them,
-    registers spill); each divides the one before.
+    Attributes:
+      tile: queries and keys of a tile on the diagonal.
+      unit: queries and keys of one product with an earlier key block: a side of the matrix unit.
+      slice: keys whose logits or weights are computed at once; with more, registers spill.
+      block: queries (C) of a query block, keys of an earlier key block.
+      reach: keys before its own that a query block loads, a multiple of `tile`, and of `block`
+        where it is longer; None is full attention.
+      front: tokens of the key arrays before the first query.
+
+    Each of `block`, `unit` and `slice` is a multiple of the next.
     """
 
     tile: int
@@ -62,68 +69,74 @@ class Plan(NamedTuple):
 
     @property
     def band(self) -> bool:
-        """Whether a block's whole reach is visited at once."""
+        """Whether a query block is multiplied with all the keys in its reach at once."""
         return self.reach is not None and self.reach <= self.block
 
     @property
     def rows(self) -> int:
-        """Keys visited at once."""
+        """Keys of a key block."""
         return self.block + self.reach if self.band else self.block
 
     @property
-    def own_first(self) -> int:
-        """Position of the first key of the block's own visit, relative to its first query."""
+    def diagonal_start(self) -> int:
+        """Position of the diagonal key block's first key, relative to the first query."""
         return -self.reach if self.band else 0
 
-    def own(self) -> list[Part]:
-        """The visit that includes the diagonal."""
+    def diagonal(self) -> list[Part]:
+        """The parts of the diagonal key block: the query block's own keys, in a band all in reach."""
         tiles = range(0, self.block, self.tile)
         if self.band:
             return [Part(at, self.tile, at, self.reach + self.tile) for at in tiles]
         return [Part(at, self.tile, 0, at + self.tile) for at in tiles]
 
-    def before(self) -> list[Part]:
-        """A visit to an earlier block of keys."""
+    def earlier(self) -> list[Part]:
+        """The parts of an earlier key block."""
         return [Part(at, self.unit, 0, self.block) for at in range(0, self.block, self.unit)]
 
-    def turns(self, value_size: int) -> list[tuple[str, Part]]:
-        """What the forward pass does at a visit to an earlier block, a unit of queries and of keys
-        at a time: "score" makes logits, "weigh" adds up values.
+    def schedule(self, value_size: int) -> list[tuple[str, Part]]:
+        """The order of the forward pass's work on an earlier key block, part by part: "logits"
+        computes logits, "values" adds weighted values to the accumulator.
 
-        The compiler stays near this order, found by compiling hundreds. Two units of queries are
-        weighed key by key, in turn: a product's results are added up and gone before the next one
-        of the same queries, and sums of two units, not of a block, are in registers. Where more
-        units follow, values of 128 spill nothing if the first are weighed before the last logits
-        are made, and other sizes less if not.
+        The compiler stays near this order, which was found by compiling hundreds. The values of
+        two units of queries are added alternately, key by key: a product's result is added to the
+        accumulator before the next product of the same queries, and only two units' sums, not a
+        whole block's, are in registers. Where a block has more units, value heads of 128 spill
+        nothing if the first values are added before the last logits are computed; other sizes
+        spill less if they are not.
         """
-        units = [part.cut(self.unit) for part in self.before()]
-        scores = [("score", part) for unit in units for part in unit]
+        units = [part.cut(self.unit) for part in self.earlier()]
+        logits = [("logits", part) for unit in units for part in unit]
         pairs = [units[at : at + 2] for at in range(0, len(units), 2)]
-        weights = [("weigh", part) for pair in pairs for parts in zip(*pair) for part in parts]
+        values = [("values", part) for pair in pairs for parts in zip(*pair) for part in parts]
         if len(pairs) == 1 or value_size != 128:
-            return scores + weights
-        return [*scores[:-1], weights[0], scores[-1], *weights[1:]]
+            return logits + values
+        return [*logits[:-1], values[0], logits[-1], *values[1:]]
 
 
-class _Visit(NamedTuple):
-    """Keys from row `row` of their array on, whose first stands `position` tokens after the
-    block's first query (before it: negative). `own` meets the diagonal; `clear` needs no mask."""
+class _KeyBlock(NamedTuple):
+    """The keys from row `row` of their array on.
+
+    Attributes:
+      position: of the first key, relative to the query block's first query.
+      diagonal: whether the query block's own keys are among them.
+      unmasked: whether all queries see all of these keys.
+    """
 
     parts: list[Part]
     row: Any
     position: Any
-    own: bool = False
-    clear: bool = False
+    diagonal: bool = False
+    unmasked: bool = False
 
-    def keys(self, part: Part):
+    def rows_of(self, part: Part):
         if isinstance(self.row, int):
             return slice(self.row + part.key, self.row + part.key + part.rows)
         return pl.ds(self.row + part.key, part.rows)
 
 
 def forward(
-    visits_ref,
-    clear_ref,
+    earlier_ref,
+    unmasked_ref,
     sinks_ref,
     q_ref,
     k_ref,
@@ -132,119 +145,120 @@ def forward(
     out_ref,
     lse_ref,
     logits_ref,
-    max_ref,
-    shrink_ref,
-    sum_ref,
+    m_ref,
+    alpha_ref,
+    l_ref,
     acc_ref,
     *,
-    plan: Plan,
+    plan: AttentionPlan,
     has_sinks: bool,
 ):
-    """out^T (V, C) and lse (1, C) of a block of queries."""
+    """out^T (V, C) and lse (1, C) of a query block."""
     block = pl.program_id(2)
     index = pl.program_id(0) * pl.num_programs(2) + block
-    visits, clear = visits_ref[index], clear_ref[index]
+    num_earlier, unmasked = earlier_ref[index], unmasked_ref[index]
     head = pl.program_id(1) * pl.num_programs(3) + pl.program_id(3)
     dot_of = dict(precision=plan.precision)
 
-    def own_keys():
-        """Maximum, sum and values of each part, over the keys of the block's own visit."""
-        visit, tops, results = _own_visit(plan, block), [], []
-        for part in visit.parts:
-            logits = _logits(q_ref, k_ref, start_ref, plan, visit, part)[0]
+    def attend_diagonal():
+        """(m, l, acc) of each part of the diagonal key block."""
+        key_block, maxima, results = _diagonal_block(plan, block), [], []
+        for part in key_block.parts:
+            logits = _logits(q_ref, k_ref, start_ref, plan, key_block, part)[0]
             logits_ref[part.pairs] = logits
-            tops.append(jnp.max(logits, axis=0, keepdims=True))
-        for part, top in zip(visit.parts, tops):
-            top = jnp.maximum(top, LOWEST_MAX)
-            p = jnp.exp2(logits_ref[part.pairs] - top)
-            values = vt_ref[0, 0, :, visit.keys(part)]
-            out = mxu.dot(values, p.astype(values.dtype), mxu.NN, **dot_of)
-            results.append((top, jnp.sum(p, axis=0, keepdims=True), out))
+            maxima.append(jnp.max(logits, axis=0, keepdims=True))
+        for part, m in zip(key_block.parts, maxima):
+            m = jnp.maximum(m, LOWEST_MAX)
+            p = jnp.exp2(logits_ref[part.pairs] - m)
+            values = vt_ref[0, 0, :, key_block.rows_of(part)]
+            acc = mxu.dot(values, p.astype(values.dtype), mxu.NN, **dot_of)
+            results.append((m, jnp.sum(p, axis=0, keepdims=True), acc))
         return results
 
-    def score(visit: _Visit, part: Part, highest):
-        """Makes the logits of some keys; returns the maximum per sublane. The last keys of a block
-        make the queries' new maximum."""
+    def make_logits(key_block: _KeyBlock, part: Part, maximum):
+        """Computes the logits of a part; returns their maximum per sublane. The last part of a key
+        block updates the running maximum."""
         columns = part.columns
-        products = _products(q_ref, k_ref, plan, visit, part)
+        products = _products(q_ref, k_ref, plan, key_block, part)
         for cut in part.cut(plan.slice):
             rows = slice(cut.key - part.key, cut.key - part.key + cut.rows)
-            logits = _masked(products[rows], start_ref, plan, visit, cut)[0]
+            logits = _masked(products[rows], start_ref, plan, key_block, cut)[0]
             logits_ref[cut.pairs] = logits
-            highest = jnp.maximum(highest, jnp.max(_registers(logits), axis=0))
+            maximum = jnp.maximum(maximum, jnp.max(_registers(logits), axis=0))
         if part.key + part.rows == plan.block:
-            old = max_ref[:, columns]
-            top = jnp.maximum(old, jnp.max(highest, axis=0, keepdims=True))
-            max_ref[:, columns] = top
-            shrink_ref[:, columns] = jnp.exp2(old - top)
-        return highest
+            old = m_ref[:, columns]
+            m = jnp.maximum(old, jnp.max(maximum, axis=0, keepdims=True))
+            m_ref[:, columns] = m
+            alpha_ref[:, columns] = jnp.exp2(old - m)
+        return maximum
 
-    def weigh(visit: _Visit, part: Part, total):
-        """Adds the values of some keys, weighted; returns the sum of weights per sublane."""
-        columns, shrink = part.columns, shrink_ref[:, part.columns]
-        top, values, weights = max_ref[:, columns], vt_ref[0, 0, :, visit.keys(part)], []
+    def add_values(key_block: _KeyBlock, part: Part, weight_sum):
+        """Adds the weighted values of a part to the accumulator; returns the sum of the weights per
+        sublane. The last part of a key block updates the normaliser."""
+        columns, alpha = part.columns, alpha_ref[:, part.columns]
+        m, values, weights = m_ref[:, columns], vt_ref[0, 0, :, key_block.rows_of(part)], []
         for cut in part.cut(plan.slice):
-            p = jnp.exp2(logits_ref[cut.pairs] - top)
-            total += jnp.sum(_registers(p), axis=0)
+            p = jnp.exp2(logits_ref[cut.pairs] - m)
+            weight_sum += jnp.sum(_registers(p), axis=0)
             weights.append(p.astype(values.dtype))
         out = mxu.dot(values, jnp.concatenate(weights), mxu.NN, **dot_of)
         before = acc_ref[:, columns]
-        acc_ref[:, columns] = (before if part.key else before * shrink) + out
+        acc_ref[:, columns] = (before if part.key else before * alpha) + out
         if part.key + part.rows == plan.block:
-            total = jnp.sum(total, axis=0, keepdims=True)
-            sum_ref[:, columns] = sum_ref[:, columns] * shrink + total
-        return total
+            weight_sum = jnp.sum(weight_sum, axis=0, keepdims=True)
+            l_ref[:, columns] = l_ref[:, columns] * alpha + weight_sum
+        return weight_sum
 
-    def finish(part: Part, top, total, out):
+    def finish(part: Part, m, l, acc):
         columns = part.columns
         if has_sinks:
-            sink = jnp.full_like(top, sinks_ref[head] * LOG2E)
-            highest = jnp.maximum(top, sink)
-            out, total = out * jnp.exp2(top - highest), total * jnp.exp2(top - highest)
-            top, total = highest, total + jnp.exp2(sink - highest)
-        empty = start_ref[0, :, columns] == NOTHING
-        total = jnp.where(empty, 1, total)
-        lse = (top + jnp.log2(total)) / LOG2E
-        out_ref[0, 0, :, columns] = jnp.where(empty, 0, out / total).astype(out_ref.dtype)
+            sink = jnp.full_like(m, sinks_ref[head] * LOG2E)
+            maximum = jnp.maximum(m, sink)
+            acc, l = acc * jnp.exp2(m - maximum), l * jnp.exp2(m - maximum)
+            m, l = maximum, l + jnp.exp2(sink - maximum)
+        empty = start_ref[0, :, columns] == NO_KEYS
+        l = jnp.where(empty, 1, l)
+        lse = (m + jnp.log2(l)) / LOG2E
+        out_ref[0, 0, :, columns] = jnp.where(empty, 0, acc / l).astype(out_ref.dtype)
         lse_ref[0, 0, :, columns] = jnp.where(empty, NEGATIVE, lse)
 
-    @pl.when(visits < 0)
+    @pl.when(num_earlier < 0)
     def _():
         out_ref[...] = jnp.zeros_like(out_ref)
         lse_ref[...] = jnp.full_like(lse_ref, NEGATIVE)
 
-    @pl.when(visits >= 0)
+    @pl.when(num_earlier >= 0)
     def _():
-        own = own_keys()
+        results = attend_diagonal()
         if plan.band:
-            for part, result in zip(plan.own(), own):
+            for part, result in zip(plan.diagonal(), results):
                 finish(part, *result)
             return
-        for part, result in zip(plan.own(), own):
-            for ref, value in zip((max_ref, sum_ref, acc_ref), result):
+        for part, result in zip(plan.diagonal(), results):
+            for ref, value in zip((m_ref, l_ref, acc_ref), result):
                 ref[:, part.columns] = value
 
-        def earlier(number, carry, is_clear):
-            visit = _earlier_visit(plan, block, number, is_clear)
+        def earlier(number, carry, is_unmasked):
+            key_block = _earlier_block(plan, block, number, is_unmasked)
             shape = SUBLANES, plan.unit
-            highest = {part.query: jnp.full(shape, NEGATIVE) for part in visit.parts}
-            totals = {part.query: jnp.zeros(shape) for part in visit.parts}
-            for turn, part in plan.turns(vt_ref.shape[2]):
-                if turn == "score":
-                    highest[part.query] = score(visit, part, highest[part.query])
+            maximum = {part.query: jnp.full(shape, NEGATIVE) for part in key_block.parts}
+            sums = {part.query: jnp.zeros(shape) for part in key_block.parts}
+            for task, part in plan.schedule(vt_ref.shape[2]):
+                if task == "logits":
+                    maximum[part.query] = make_logits(key_block, part, maximum[part.query])
                 else:
-                    totals[part.query] = weigh(visit, part, totals[part.query])
+                    sums[part.query] = add_values(key_block, part, sums[part.query])
             return carry
 
-        _for_earlier(clear, visits, earlier)
-        for part in plan.own():
+        _for_earlier(unmasked, num_earlier, earlier)
+        for part in plan.diagonal():
             columns = part.columns
-            finish(part, max_ref[:, columns], sum_ref[:, columns], acc_ref[:, columns])
+            finish(part, m_ref[:, columns], l_ref[:, columns], acc_ref[:, columns])
 
 
 def backward(
-    visits_ref,
-    clear_ref,
+    earlier_ref,
+    unmasked_ref,
     q_ref,
     do_ref,
     k_ref,
@@ -260,12 +274,12 @@ def backward(
     ds_ref,
     acc_ref,
     *sums_refs,
-    plan: Plan,
+    plan: AttentionPlan,
 ):
-    """dq^T (K, C) of a block of queries, and its part of dk and dv; `lse` is times log2(e)."""
+    """dq^T (K, C) of a query block, and its part of dk and dv; `lse` is multiplied by log2(e)."""
     block, head = pl.program_id(2), pl.program_id(3)
     index = pl.program_id(0) * pl.num_programs(2) + block
-    visits, clear = visits_ref[index], clear_ref[index]
+    num_earlier, unmasked = earlier_ref[index], unmasked_ref[index]
     first_step = (block == 0) & (head == 0)
     last_head = head == pl.num_programs(3) - 1
     last_block = block == pl.num_programs(2) - 1
@@ -274,7 +288,7 @@ def backward(
 
     if windowed:
         dk_sum, dv_sum = sums_refs
-    else:  # the outputs hold a head's keys from its first block of queries to its last
+    else:  # the outputs stay in VMEM from a head's first query block to its last
         dk_sum, dv_sum = dk_ref.at[0, 0], dv_ref.at[0, 0]
 
     @pl.when(first_step)
@@ -291,49 +305,53 @@ def backward(
                     ref[: plan.reach] = ref[plan.block :]
                 ref[plan.reach :] = jnp.zeros((plan.block, ref.shape[1]), ref.dtype)
 
-    def visit(visit: _Visit):
-        for part in visit.parts:
+    def add_gradients(key_block: _KeyBlock):
+        for part in key_block.parts:
             columns = part.columns
-            logits, slope = _logits(q_ref, k_ref, start_ref, plan, visit, part)
+            logits, slope = _logits(q_ref, k_ref, start_ref, plan, key_block, part)
             p = jnp.exp2(logits - lse_ref[0, 0, :, columns])
-            dp = mxu.dot(v_ref[0, 0, visit.keys(part)], do_ref[0, 0, columns], mxu.NT, **dot_of)
+            dp = mxu.dot(
+                v_ref[0, 0, key_block.rows_of(part)], do_ref[0, 0, columns], mxu.NT, **dot_of
+            )
             ds = p * (dp - delta_ref[0, 0, :, columns])
             if slope is not None:
                 ds *= slope
             p_ref[part.pairs] = p.astype(p_ref.dtype)
             ds_ref[part.pairs] = ds.astype(ds_ref.dtype)
-        # By the diagonal tiles of queries meet unequal numbers of keys, and cut by keys the products
-        # are wider. Elsewhere a unit of queries at a time is fewer bundles than all of them.
-        for part in _by_keys(visit.parts) if visit.own else visit.parts:
-            rows, queries = visit.keys(part), part.columns
+        # On the diagonal, tiles of queries see different numbers of keys: cut by keys, the products
+        # are wider. Elsewhere one unit of queries at a time takes fewer bundles than all at once.
+        for part in _by_key_rows(key_block.parts) if key_block.diagonal else key_block.parts:
+            rows, queries = key_block.rows_of(part), part.columns
             dv_sum[rows] += mxu.dot(p_ref[part.pairs], do_ref[0, 0, queries], mxu.NN, **dot_of)
             dk_sum[rows] += mxu.dot(ds_ref[part.pairs], q_ref[0, 0, queries], mxu.NN, **dot_of)
-        for part in visit.parts:
-            dq = mxu.dot(kt_ref[0, 0, :, visit.keys(part)], ds_ref[part.pairs], mxu.NN, **dot_of)
-            if visit.own:
+        for part in key_block.parts:
+            dq = mxu.dot(
+                kt_ref[0, 0, :, key_block.rows_of(part)], ds_ref[part.pairs], mxu.NN, **dot_of
+            )
+            if key_block.diagonal:
                 acc_ref[:, part.columns] = dq
             else:
                 acc_ref[:, part.columns] += dq
 
-    @pl.when(visits < 0)
+    @pl.when(num_earlier < 0)
     def _():
         dqt_ref[...] = jnp.zeros_like(dqt_ref)
 
-    @pl.when(visits >= 0)
+    @pl.when(num_earlier >= 0)
     def _():
-        visit(_own_visit(plan, block))
+        add_gradients(_diagonal_block(plan, block))
         if not plan.band:
 
-            def earlier(number, carry, is_clear):
-                visit(_earlier_visit(plan, block, number, is_clear))
+            def earlier(number, carry, is_unmasked):
+                add_gradients(_earlier_block(plan, block, number, is_unmasked))
                 return carry
 
-            _for_earlier(clear, visits, earlier)
+            _for_earlier(unmasked, num_earlier, earlier)
         dqt_ref[0, 0] = (acc_ref[...] * plan.scale).astype(dqt_ref.dtype)
 
     @pl.when(last_head)
     def _():
-        if windowed:  # no later block sees the oldest C keys
+        if windowed:  # no later query block sees the oldest C keys
             dk_ref[0, 0] = dk_sum[: plan.block] * plan.scale
             dv_ref[0, 0] = dv_sum[: plan.block]
 
@@ -344,18 +362,18 @@ def backward(
             dk_sum[...] *= plan.scale
 
 
-def _logits(q_ref, k_ref, start_ref, plan: Plan, visit: _Visit, part: Part):
-    """As `_masked`, of all keys of a part at once."""
-    return _masked(_products(q_ref, k_ref, plan, visit, part), start_ref, plan, visit, part)
+def _logits(q_ref, k_ref, start_ref, plan: AttentionPlan, key_block: _KeyBlock, part: Part):
+    """As `_masked`, for all keys of a part at once."""
+    return _masked(_products(q_ref, k_ref, plan, key_block, part), start_ref, plan, key_block, part)
 
 
-def _products(q_ref, k_ref, plan: Plan, visit: _Visit, part: Part):
+def _products(q_ref, k_ref, plan: AttentionPlan, key_block: _KeyBlock, part: Part):
     queries = q_ref[0, 0, part.columns]
-    return mxu.dot(k_ref[0, 0, visit.keys(part)], queries, mxu.NT, precision=plan.precision)
+    return mxu.dot(k_ref[0, 0, key_block.rows_of(part)], queries, mxu.NT, precision=plan.precision)
 
 
-def _masked(products, start_ref, plan: Plan, visit: _Visit, part: Part):
-    """Masked logits times log2(e), and d capped / d plain logits where there is a cap."""
+def _masked(products, start_ref, plan: AttentionPlan, key_block: _KeyBlock, part: Part):
+    """Masked logits times log2(e), and d capped / d plain logits if there is a soft cap."""
     slope = None
     if plan.soft_cap is None:
         # Scaled here, in float32: a scaled bf16 query would be rounded once more.
@@ -363,25 +381,26 @@ def _masked(products, start_ref, plan: Plan, visit: _Visit, part: Part):
     else:
         tanh = jnp.tanh(products * (plan.scale / plan.soft_cap))
         logits, slope = tanh * (plan.soft_cap * LOG2E), 1 - tanh * tanh
-    if visit.clear:
+    if key_block.unmasked:
         return logits, slope
-    start = start_ref[0, :, part.columns] - visit.position
-    if not visit.own:
-        return _from(logits, start, part.key), slope
+    start = start_ref[0, :, part.columns] - key_block.position
+    if not key_block.diagonal:
+        return _mask_before(logits, start, part.key), slope
     earlier, diagonal = logits[: -plan.tile], logits[-plan.tile :]
     first = part.rows - plan.tile
-    diagonal = _from(diagonal, start, part.key + first)
+    diagonal = _mask_before(diagonal, start, part.key + first)
     key = jax.lax.broadcasted_iota(jnp.int32, diagonal.shape, 0)
     query = jax.lax.broadcasted_iota(jnp.int32, diagonal.shape, 1)
     diagonal = jnp.where(key <= query, diagonal, NEGATIVE)
     if not first:
         return diagonal, slope
-    return jnp.concatenate([_from(earlier, start, part.key), diagonal], axis=0), slope
+    return jnp.concatenate([_mask_before(earlier, start, part.key), diagonal], axis=0), slope
 
 
-def _from(logits, start, first: int):
-    """Keys before each query's start masked; row 0 of `logits` is the visit's key `first`."""
-    # One row of registers is compared with a constant per register: no register holds key numbers.
+def _mask_before(logits, start, first: int):
+    """Masks the keys before each query's start; row 0 of `logits` is key `first` of the block."""
+    # One row of registers is compared with a constant per register, so that no register has to hold
+    # the numbers of keys.
     rows = _registers(logits)
     ahead = start - jax.lax.broadcasted_iota(jnp.int32, rows.shape[1:], 0)
     seen = ahead[None] <= SUBLANES * jax.lax.broadcasted_iota(jnp.int32, rows.shape, 0) + first
@@ -393,33 +412,33 @@ def _registers(x):
     return x.reshape(-1, SUBLANES, x.shape[1])
 
 
-def _own_visit(plan: Plan, block) -> _Visit:
+def _diagonal_block(plan: AttentionPlan, block) -> _KeyBlock:
     if plan.reach is None:
         row = pl.multiple_of(plan.front + block * plan.block, plan.block)
     else:
         row = 0 if plan.band else plan.reach
-    return _Visit(plan.own(), row, plan.own_first, own=True)
+    return _KeyBlock(plan.diagonal(), row, plan.diagonal_start, diagonal=True)
 
 
-def _earlier_visit(plan: Plan, block, number, clear: bool) -> _Visit:
-    """The block of keys that stands `number` blocks before the queries'."""
+def _earlier_block(plan: AttentionPlan, block, number, unmasked: bool) -> _KeyBlock:
+    """The key block `number` blocks before the diagonal one."""
     own_row = plan.reach
     if plan.reach is None:
         own_row = plan.front + block * plan.block
     row = pl.multiple_of(own_row - number * plan.block, plan.block)
-    return _Visit(plan.before(), row, -number * plan.block, clear=clear)
+    return _KeyBlock(plan.earlier(), row, -number * plan.block, unmasked=unmasked)
 
 
-def _for_earlier(clear, visits, body) -> None:
-    """`body(number, carry, is_clear)` of the blocks before, the nearest first."""
-    jax.lax.fori_loop(1, clear + 1, lambda n, c: body(n, c, True), 0)
-    jax.lax.fori_loop(clear + 1, visits + 1, lambda n, c: body(n, c, False), 0)
+def _for_earlier(unmasked, num_earlier, body) -> None:
+    """`body(number, carry, is_unmasked)` for the earlier key blocks, the nearest first."""
+    jax.lax.fori_loop(1, unmasked + 1, lambda n, c: body(n, c, True), 0)
+    jax.lax.fori_loop(unmasked + 1, num_earlier + 1, lambda n, c: body(n, c, False), 0)
 
 
-def _by_keys(parts: list[Part]):
-    """The same pairs the other way round: slices of keys, and the queries that meet them all."""
+def _by_key_rows(parts: list[Part]):
+    """The same pairs cut by keys: parts whose queries all see all of their keys."""
     edges = sorted({p.key for p in parts} | {p.key + p.rows for p in parts})
     for first, last in zip(edges, edges[1:]):
-        meet = [p for p in parts if p.key <= first and last <= p.key + p.rows]
-        query = meet[0].query
-        yield Part(query, meet[-1].columns.stop - query, first, last - first)
+        seen = [p for p in parts if p.key <= first and last <= p.key + p.rows]
+        query = seen[0].query
+        yield Part(query, seen[-1].columns.stop - query, first, last - first)

@@ -1,8 +1,8 @@
 """Block-sparse attention by the mean keys of blocks: MoBA (arXiv 2502.13189, sec. 2.2).
 
-Each query head attends to its own block causally and to the blocks of its document's past whose
-mean keys it likes best. The choice has no parameters and is not differentiated. Returns the
-output and its log-sum-exp, both differentiable.
+Each query head attends to its own block causally and to the earlier blocks of its document with the
+highest scores, the dot products of the query with their mean keys. The selection has no parameters
+and is not differentiated. Returns the output and its log-sum-exp, both differentiable.
 """
 
 from typing import NamedTuple
@@ -24,9 +24,9 @@ _FORMS = {"reference": reference.attention, "chunked": chunked.attention}
 class BlockSparseState(NamedTuple):
     """The S tokens directly before the first one, oldest first.
 
-    A slot with segment id 0 is empty (or padding). Positions count from 0 at a document's start
-    and say which block a key belongs to; only the oldest document may begin after its start, and
-    its first block's mean is then that of the keys there are.
+    A slot with segment id 0 is empty (or padding). Positions count from 0 at a document's start and
+    determine a key's block. The oldest document may be incomplete, without its first tokens; the mean
+    of its first block is then that of the keys in the state.
     """
 
     k_BSGK: Float[Array, "B S G K"]
@@ -61,13 +61,13 @@ def block_sparse_attention(
     impl: str = "auto",
     precision=None,
 ) -> tuple:
-    """softmax(scale * q k^T) v over a token's own block up to itself, and top_k - 1 blocks before.
+    """softmax(scale * q k^T) v over a query's own block up to itself and top_k - 1 earlier blocks.
 
     Blocks of `block` tokens are counted from the document's start. Query head h reads key/value
-    head h // (H // G) and chooses, among the blocks of its document before its own, those with the
-    largest q . mean(k of the block); of equals the earlier. top_k = 1 is attention within blocks,
-    and a top_k that covers all blocks is full attention. Padding (segment id 0) gets out = 0 and
-    lse = -1e30, passes no gradient and is attended by nobody.
+    head h // (H // G) and selects, among the earlier blocks of its document, those with the largest
+    q . mean(k of the block); of equal ones the earlier. top_k = 1 is attention within blocks, and a
+    top_k that covers all blocks is full attention. Padding (segment id 0) gets out = 0 and
+    lse = -1e30, passes no gradient, and no query sees it.
 
     Arguments:
       q_BTHK, k_BTGK, v_BTGV: any floating dtype; H is a multiple of G.
@@ -76,10 +76,10 @@ def block_sparse_attention(
       segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
       scale: of the logits, K ** -0.5 if None.
       initial_state: tokens directly before the first one, any number of slots.
-      return_state: also return the state after the last token, every slot kept.
-      impl: "auto", "reference" (dense), "chunked" (work T * top_k * block and a ranking of
-        T * S / block mean keys; memory linear in T) or "pallas".
-      precision: of the matrix products, as in `jax.lax.dot_general`; the ranking's is the highest.
+      return_state: also return the state after the last token, with all slots.
+      impl: "auto", "reference" (dense), "chunked" (work T * top_k * block plus T * S / block scores;
+        memory linear in T) or "pallas".
+      precision: of the matrix products, as in `jax.lax.dot_general`; that of scores is the highest.
 
     Returns (out_BTHV, lse_BTH), or (out_BTHV, lse_BTH, BlockSparseState). out has v's dtype; lse
     is float32 (float64 where an input is float64).
@@ -104,7 +104,7 @@ def block_sparse_attention(
     old = initial_state
     if old is None:
         old = empty_state(batch, 0, kv_heads, key_size, value_size)
-    # The barrier keeps XLA from folding the layout of one document while it compiles, slowly.
+    # The barrier keeps XLA from evaluating the layout of one document at compile time, slowly.
     ids_BT = jax.lax.optimization_barrier(segments.or_one_document(segment_ids, batch, time))
     ids_BS = jnp.concatenate([old.segment_ids_BS.astype(jnp.int32), ids_BT], axis=1)
     state = BlockSparseState(
@@ -136,7 +136,7 @@ def decode_block_sparse_attention(
     top_k: int,
     scale: float | None = None,
 ) -> Float[Array, "B H V"]:
-    """One query per row against a ring of S slots; reads N mean keys and top_k * block tokens.
+    """Attention of one query per row over a ring of S slots; reads N mean keys and top_k * block tokens.
 
     Arguments:
       q_BHK, k_BSGK, v_BSGV: any floating dtype; H is a multiple of G. The query's own key and
@@ -144,7 +144,7 @@ def decode_block_sparse_attention(
       means_BNGK: mean keys of the document's blocks, from `update_means`.
       first_B: int32, index of the document's first token; token p of it lies in slot
         (first + p) % S.
-      position_B: int32, the query's position in its document; -1 for padding, which sees nothing.
+      position_B: int32, the query's position in its document; -1 for padding, which sees no keys.
       block, top_k, scale: as in `block_sparse_attention`.
 
     Returns out_BHV in v's dtype.
@@ -160,7 +160,7 @@ def decode_block_sparse_attention(
         dispatch.check_dtype(op, name, array, "integers")
     _check_blocks(op, block, top_k)
     scale = dispatch.number(op, "scale", scale)
-    # The block a query lies in is seen without its mean.
+    # A query's own block needs no mean.
     places = max((slots - 1) // block if top_k > 1 else 0, *means_BNGK.shape[1:2])
     shape = (batch, places, *k_BSGK.shape[2:])
     dispatch.check_shape(op, "means_BNGK", means_BNGK, shape, "B N G K")
@@ -178,25 +178,25 @@ def update_means(
     time: int,
     block: int,
 ) -> Float[Array, "B N G K"]:
-    """Mean keys of the blocks of each row's newest document, block n in place n.
+    """Mean keys of the blocks of each row's newest document, block n at index n.
 
     Arguments:
-      means_BNGK: float32 or float64, the means before; N blocks are all that the ring holds.
-      k_BSGK: the ring, the new keys in it.
+      means_BNGK: float32 or float64, the previous means; N is the capacity of the ring in blocks.
+      k_BSGK: the ring, with the new keys.
       first_B: int32, index of the document's first token.
-      known_B: int32, how many of the document's tokens the means before are made of; 0 for a
-        document that began since.
-      length_B: int32, how many there are now.
-      time: no document has got more than so many new tokens; only the blocks they touch are read.
+      known_B: int32, the document's tokens in the previous means; 0 for a document that has begun
+        since.
+      length_B: int32, the document's tokens now.
+      time: upper bound on a document's new tokens; only the blocks they touch are read.
       block: tokens of a block.
 
-    Returns the means, 0 behind the last block; an unfinished block's mean is that of its keys.
+    Returns the means, 0 after the last block; an incomplete block's mean is that of its keys.
     """
     return _update_means(means_BNGK, k_BSGK, first_B, known_B, length_B, time, block)
 
 
 def _positions(segment_ids_BS, old_positions_BS):
-    """Positions of all S tokens, the old ones' given: a document goes on where it was."""
+    """Positions of all S tokens, given those of the state: a document continues across the boundary."""
     slots = old_positions_BS.shape[1]
     index_BS = jnp.arange(segment_ids_BS.shape[1], dtype=jnp.int32)[None]
     first_BS = segments.first_token_index(segment_ids_BS)

@@ -1,9 +1,9 @@
-"""Where the blocks of a packed row lie, their mean keys, and how a query ranks them.
+"""The blocks of a packed row, their mean keys, and the scores of queries for them.
 
-Blocks are counted from their document's first token, so no packing moves a token into another
-block. A query may choose among the complete blocks of its document that end before its own block
-begins. All forms take the scores from here, the same products in the same order: two scores that
-differ by less than their rounding error then rank alike in every form of one call.
+Blocks are counted from their document's first token, so packing does not change a token's block. A
+query may select complete blocks of its document that end before its own block begins. All forms use
+these scores, the same products in the same order, so that two scores that differ by less than their
+rounding error are ranked in the same order by all forms.
 """
 
 from typing import NamedTuple
@@ -15,13 +15,13 @@ from kernels_pallas import dispatch, segments
 
 
 class Blocks(NamedTuple):
-    """The complete blocks of each row in order of time, in N places of which the last may be empty.
+    """The complete blocks of each row, in order of time; the last of the N entries may be unused.
 
     Attributes:
-      start_BN: index of the block's first key, S for an empty place.
-      length_BN: its keys: `block`, fewer where the first key there is lies inside a block, or 0.
-      number_BS: the block that a key lies in, if that is ever complete.
-      first_BT, last_BT: a query may choose the blocks first <= n < last.
+      start_BN: index of the block's first key, S for an unused entry.
+      length_BN: number of its keys: `block`, fewer if the row begins inside the block, or 0.
+      number_BS: the number of each key's block, if that block is complete.
+      first_BT, last_BT: a query may select the blocks first <= n < last.
     """
 
     start_BN: jax.Array
@@ -32,7 +32,7 @@ class Blocks(NamedTuple):
 
 
 def layout(segment_ids_BS, positions_BS, time: int, block: int) -> Blocks:
-    """The blocks of S keys of which the last `time` are the queries' own."""
+    """The blocks of S keys; the last `time` keys belong to the queries."""
     slots = segment_ids_BS.shape[1] - time
     keys = slots + time
     places = (keys - 1) // block + (slots > 0)  # a state may begin inside a block
@@ -40,7 +40,7 @@ def layout(segment_ids_BS, positions_BS, time: int, block: int) -> Blocks:
     ends_BS = (positions_BS % block == block - 1) & (segment_ids_BS != 0)
     ended_BS = jnp.cumsum(ends_BS, axis=1, dtype=jnp.int32)
     number_BS = ended_BS - ends_BS
-    # Of the last block that ends with the last key nobody is a later query: it may lack a place.
+    # No query comes after a block that ends with the last key, so that block may lack an entry.
     count_N = jnp.arange(1, places + 1, dtype=jnp.int32)
     end_BN = jax.vmap(lambda ended_S: jnp.searchsorted(ended_S, count_N))(ended_BS)
     end_BN = end_BN.astype(jnp.int32)
@@ -59,7 +59,7 @@ def layout(segment_ids_BS, positions_BS, time: int, block: int) -> Blocks:
 
 
 def gather(x_BSGK, blocks: Blocks, block: int):
-    """(B, N, C, G, K): each block's keys or values, 0 behind its last."""
+    """(B, N, C, G, K): each block's keys or values, 0 after its last."""
     offset_11C = jnp.arange(block, dtype=jnp.int32)[None, None]
     index_BNC = jnp.minimum(blocks.start_BN[:, :, None] + offset_11C, x_BSGK.shape[1] - 1)
     x_BNCGK = jax.vmap(lambda x, index: x[index])(x_BSGK, index_BNC)
@@ -73,14 +73,14 @@ def means(k_BNCGK, blocks: Blocks):
 
 
 def mean(k_BNCGK, length_BN):
-    """(B, N, G, K): sums over C, divided by the number of keys that are there."""
+    """(B, N, G, K): sums over C, divided by the number of keys of the block."""
     dtype = dispatch.accumulator_dtype(k_BNCGK)
     length_BN11 = jnp.maximum(length_BN, 1).astype(dtype)[:, :, None, None]
     return jnp.sum(k_BNCGK.astype(dtype), axis=2) / length_BN11
 
 
 def scores(q_BTHK, means_BNGK, first_BT, last_BT):
-    """(B, T, H, N): q . mean key, -inf for the blocks a query may not choose."""
+    """(B, T, H, N): q . mean key, -inf for the blocks that a query may not select."""
     batch, time, heads, key_size = q_BTHK.shape
     places, kv_heads = means_BNGK.shape[1:3]
     q_BTGRK = q_BTHK.reshape(batch, time, kv_heads, heads // kv_heads, key_size)

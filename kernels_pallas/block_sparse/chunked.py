@@ -1,15 +1,15 @@
 """Block-sparse attention in XLA: work T * top_k * block, memory linear in T.
 
-A query's own block is attention within boundaries that the attention op already knows. For the
-chosen blocks the pairs (query, block) are sorted by block and cut into tiles of M pairs that have
-one block in common, so that each tile is one dense product: at most P / M + N tiles for P pairs
-and N blocks, whatever was chosen. A `lax.scan` walks over the tiles. The parts are merged by their
+Attention within a query's own block is a call of the attention op, with block starts as document
+boundaries. For the selected blocks, the pairs (query, block) are sorted by block and cut into tiles of
+M pairs with the same block, so that each tile is one dense product: at most P / M + N tiles for P pairs
+and N blocks, for any selection. A `lax.scan` runs over the tiles. Both parts are merged by their
 log-sum-exps.
 
-Two steps look at more: ranking multiplies each query with S / block mean keys, some queries at a
-time, and the pairs are sorted. Neither is differentiated. One custom_vjp saves q, k, v and the
-pairs' outputs and recomputes their probabilities; where it undoes a gather it gathers by the
-inverse, since scattering rows is slow on CPUs.
+Two steps cost more: scoring multiplies each query with S / block mean keys, some queries at a time,
+and the pairs are sorted. Neither is differentiated. One custom_vjp saves q, k, v and the pairs'
+outputs and recomputes their probabilities. The gradient of a gather is a gather by the inverse
+permutation, since scattering rows is slow on CPUs.
 """
 
 import functools
@@ -26,7 +26,7 @@ from kernels_pallas.block_sparse import blocks as blocks_
 NEGATIVE = -1e30
 RANKED_QUERIES = 256  # whose scores are in memory at once
 TILE = 128  # pairs of a tile at most
-STEP = 2048  # pairs of a turn of the scan, over all batches and heads
+STEP = 2048  # pairs of a step of the scan, over all batches and heads
 
 
 class _Static(NamedTuple):
@@ -63,10 +63,10 @@ def attention(
 
 
 def _own_block(q_BTHK, k_BSGK, v_BSGV, segment_ids_BS, positions_BS, block, scale, precision):
-    """Causal attention that looks across no beginning of a block."""
+    """Causal attention within blocks."""
     slots = k_BSGK.shape[1] - q_BTHK.shape[1]
-    # Ids are compared with their neighbours' alone, so one bit for the block is enough. Numbers of
-    # documents have room for it, which ids of any size do not.
+    # Ids are compared only with those of neighbours, so the lowest bit of the block number is enough.
+    # Doubled document numbers fit an int32; doubled ids might not.
     number_BS = segments.document_number(segment_ids_BS)
     ids_BS = jnp.where(segment_ids_BS == 0, 0, 2 * number_BS + positions_BS // block % 2)
     state = AttentionState(k_BSGK[:, :slots], v_BSGV[:, :slots], ids_BS[:, :slots])
@@ -83,7 +83,7 @@ def _own_block(q_BTHK, k_BSGK, v_BSGV, segment_ids_BS, positions_BS, block, scal
 
 
 def _choose(q_BTHK, k_BSGK, blocks, others, block):
-    """(B, T, H, J) int32: the blocks each query head sees besides its own; N stands for none."""
+    """(B, T, H, J) int32: the blocks that each query head sees besides its own; N means none."""
     places = blocks.start_BN.shape[1]
     means_BNGK = blocks_.means(blocks_.gather(k_BSGK, blocks, block), blocks)
 
@@ -114,7 +114,7 @@ def _chunks(x_BT, count, length):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _chosen(q_BTHK, k_BSGK, v_BSGV, choice_BTHJ, blocks, static):
-    """(out_BTHJV, lse_BTHJ) of each pair; out 0 and lse -1e30 where no block was left."""
+    """(out_BTHJV, lse_BTHJ) of each pair; out 0 and lse -1e30 where there is no block."""
     return _forward(q_BTHK, k_BSGK, v_BSGV, choice_BTHJ, blocks, static)[0]
 
 
@@ -148,7 +148,7 @@ def _backward(static, residuals, cotangents):
     shape = _Pairs(q_BTHK, k_BSGK, choice_BTHJ, blocks, static)
     dtype = shape.dtype
     do_EPV = shape.pairs(dout_BTHJV).astype(dtype)
-    # d logits = p * (dp - delta): the row sum that softmax subtracts, less lse's own pull.
+    # d logits = p * (dp - delta); delta is the row sum that softmax subtracts, minus dlse.
     delta_EP = jnp.sum(do_EPV * out_EPV, axis=-1) - shape.pairs(dlse_BTHJ[..., None])[..., 0]
     q_EMK = shape.queries(q_BTHK)
     k_ENKC, k_ENCK = (shape.blocks(k_BSGK, axes) for axes in ((0, 3, 1, 4, 2), (0, 3, 1, 2, 4)))
@@ -161,7 +161,7 @@ def _backward(static, residuals, cotangents):
         do_ELMV = shape.take(do_EPV, tiles.pair).astype(v_BSGV.dtype)
         k_ELKC, v_ELVC = shape.take(k_ENKC, tiles.block), shape.take(v_ENVC, tiles.block)
         s_ELMC = shape.logits(q_ELMK, k_ELKC, tiles, static)
-        # Rows that fill a tile up get p = exp(s - 1e30) = 0.
+        # Unused rows of a tile get p = exp(s - 1e30) = 0.
         lse_ELM = jnp.where(tiles.filled, shape.take(lse_EP, tiles.pair), -NEGATIVE)
         p_ELMC = jnp.exp(s_ELMC - lse_ELM[..., None])
         dp_ELMC = shape.dot(do_ELMV, v_ELVC, static)
@@ -195,13 +195,13 @@ _chosen.defvjp(_forward, _backward)
 
 
 class _Tiles(NamedTuple):
-    """L tiles for each of the E = B * G rows; leaves have the scan's turns in front.
+    """L tiles for each of the E = B * G rows; in the scan, leaves have a leading axis of steps.
 
     Attributes:
       block: (E, L) the tile's block.
       length: (E, L) its keys.
       pair: (E, L, M) the pairs in it.
-      filled: (E, L, M) whether there is such a pair.
+      filled: (E, L, M) whether the row of the tile is used.
     """
 
     block: jax.Array
@@ -211,9 +211,9 @@ class _Tiles(NamedTuple):
 
 
 class _Pairs:
-    """The pairs (query, chosen block) of one call, P for each of the E = B * G key/value heads.
+    """The pairs (query, selected block) of one call, P for each of the E = B * G key/value heads.
 
-    Pair p is query row p // J of the T * R rows, and lies in row `place_EP[p]` of all tiles.
+    Pair p belongs to query row p // J of the T * R rows, and is row `place_EP[p]` of all tiles.
     """
 
     def __init__(self, q_BTHK, k_BSGK, choice_BTHJ, blocks, static):
@@ -224,17 +224,17 @@ class _Pairs:
         choice_EP = self.pairs(choice_BTHJ[..., None])[..., 0]
         count, places = choice_EP.shape[1], blocks.start_BN.shape[1]
         tile = TILE
-        while tile > 8 and tile * places > count // 2:  # or many tiles would stay half empty
+        while tile > 8 and tile * places > count // 2:  # otherwise many tiles would be half empty
             tile //= 2
         side = max(1, STEP // (choice_EP.shape[0] * tile))
-        turns = -(-(count // tile + places) // side)
-        side = -(-(count // tile + places) // turns)
+        steps = -(-(count // tile + places) // side)
+        side = -(-(count // tile + places) // steps)
         self.there_EP = choice_EP < places
         length_EN = jnp.repeat(blocks.length_BN, self.kv_heads, axis=0)
-        make = functools.partial(_sort, places=places, tile=tile, tiles=turns * side)
+        make = functools.partial(_sort, places=places, tile=tile, tiles=steps * side)
         tiles, self.place_EP = jax.vmap(make)(choice_EP, length_EN)
         self.tiles = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(x.shape[0], turns, side, *x.shape[2:]), 1, 0), tiles
+            lambda x: jnp.moveaxis(x.reshape(x.shape[0], steps, side, *x.shape[2:]), 1, 0), tiles
         )
 
     def pairs(self, x_BTHJV):
@@ -260,7 +260,7 @@ class _Pairs:
         return x.reshape(self.batch * self.kv_heads, *x.shape[2:])
 
     def from_blocks(self, x_ENKC):
-        """(E, N, K, C) -> (B, S, G, K), 0 for keys of no block."""
+        """(E, N, K, C) -> (B, S, G, K), 0 for keys without a block."""
         _, places, size, length = x_ENKC.shape
         x = x_ENKC.reshape(self.batch, self.kv_heads, places, size, length)
         x_BFGK = jnp.transpose(x, (0, 2, 4, 1, 3)).reshape(self.batch, -1, self.kv_heads, size)
@@ -275,7 +275,7 @@ class _Pairs:
         return jnp.where(there_BS[:, :, None, None], x_BSGK, 0)
 
     def by_pair(self, x_XELMV):
-        """(turns, E, L, M, V) -> (E, P, V)."""
+        """(steps, E, L, M, V) -> (E, P, V)."""
         x = jnp.moveaxis(x_XELMV, 1, 0).reshape(x_XELMV.shape[1], -1, x_XELMV.shape[-1])
         return self.take(x, self.place_EP)
 
@@ -284,7 +284,7 @@ class _Pairs:
         return jax.vmap(lambda x, index: x[index])(x_E, index_E)
 
     def logits(self, q_ELMK, k_ELKC, tiles, static):
-        """Scaled, and masked where a block is shorter."""
+        """Scaled logits, masked where a block is shorter."""
         s_ELMC = self.dot(q_ELMK, k_ELKC, static) * static.scale
         there_ELC = jnp.arange(static.block)[None, None] < tiles.length[..., None]
         return jnp.where(there_ELC[:, :, None], s_ELMC, NEGATIVE)
@@ -297,8 +297,8 @@ class _Pairs:
 
 
 def _sort(choice_P, length_N, *, places, tile, tiles):
-    """(tiles of one row, place of each pair): the pairs sorted by block, each block's tiles full
-    but for its last."""
+    """(tiles of one row, place of each pair): the pairs sorted by block; only the last tile of a block
+    may be partly filled."""
     count = choice_P.shape[0]
     order_P = jnp.argsort(choice_P, stable=True).astype(jnp.int32)
     sorted_P = choice_P[order_P]

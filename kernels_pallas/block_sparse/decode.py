@@ -1,4 +1,4 @@
-"""Block-sparse attention of one token over a cache: reads mean keys and the chosen blocks alone."""
+"""Block-sparse attention of one token over a cache: reads only mean keys and the selected blocks."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ NEGATIVE = -1e30
 
 
 def decode(q_BHK, k_BSGK, v_BSGV, means_BNGK, first_B, position_B, block, top_k, scale):
-    """out_BHV; token p of a row's document lies in slot (first + p) % S."""
+    """out_BHV; token p of a row's document is in slot (first + p) % S."""
     batch, heads, _ = q_BHK.shape
     slots, kv_heads, value_size = v_BSGV.shape[1:]
     dtype = dispatch.accumulator_dtype(q_BHK, k_BSGK, v_BSGV)
@@ -55,10 +55,10 @@ def decode(q_BHK, k_BSGK, v_BSGV, means_BNGK, first_B, position_B, block, top_k,
 
 
 def update_means(means_BNGK, k_BSGK, first_B, known_B, length_B, time, block):
-    """The means after `time` more tokens, of which those of blocks that were whole stay."""
+    """The means after at most `time` more tokens; those of complete blocks do not change."""
     slots, places = k_BSGK.shape[1], means_BNGK.shape[1]
     whole_B1 = known_B[:, None] // block
-    # Blocks that `time` tokens can touch, from the first that was not whole.
+    # Blocks that `time` tokens can touch, from the first incomplete one.
     touched = min(places, (time + block - 2) // block + 1)
     number_BX = whole_B1 + jnp.arange(touched, dtype=jnp.int32)[None]
     token_BXC = number_BX[..., None] * block + jnp.arange(block, dtype=jnp.int32)[None, None]

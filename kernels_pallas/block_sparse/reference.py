@@ -1,4 +1,4 @@
-"""Dense attention under a mask written out token by token: the oracle, differentiated by autodiff."""
+"""Dense attention with an explicit mask of tokens: the oracle, differentiated by autodiff."""
 
 import jax
 import jax.numpy as jnp

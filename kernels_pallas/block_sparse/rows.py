@@ -1,4 +1,4 @@
-"""The keys that a few queries see, chosen as the op chooses them."""
+"""The keys that a few queries see, selected as in the op."""
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,10 @@ def visible_keys(
     block: int,
     top_k: int,
 ) -> Bool[Array, "B H Q T"]:
-    """What `block_sparse_attention` lets each head's queries at `rows_BQ` attend to.
+    """The keys that each head's queries at the indices `rows_BQ` see in `block_sparse_attention`.
 
     Work and memory are Q x T and the mean keys. Two blocks whose scores differ by less than their
-    rounding error may rank otherwise than in the op. A row that is padding, or -1, sees nothing.
+    rounding error may be ranked differently than in the op. Padding, or an index of -1, sees no keys.
     """
     batch, time = segment_ids_BT.shape
     first_BT = segments.first_token_index(segment_ids_BT)

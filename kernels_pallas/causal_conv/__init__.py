@@ -69,7 +69,7 @@ def causal_conv(
         initial_state = empty_state(batch, width, channels, x_BTD.dtype)
     if bias_D is None:
         bias_D = jnp.zeros((channels,), kernel_WD.dtype)
-    # One array of state and input: from here on S = W - 1 + T.
+    # One array of state and input: S = W - 1 + T.
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     ids_BS = jnp.concatenate([initial_state.segment_ids_BS.astype(jnp.int32), ids_BT], axis=1)
     x_BSD = jnp.concatenate([initial_state.x_BSD.astype(x_BTD.dtype), x_BTD], axis=1)

@@ -1,6 +1,6 @@
 """The causal convolution as W shifted multiply-adds, which XLA fuses into one pass.
 
-Its custom_vjp keeps only the inputs: autodiff would keep one masked copy of x per tap.
+Its custom_vjp saves only the inputs: autodiff would save one masked copy of x per tap.
 """
 
 import jax
@@ -13,7 +13,7 @@ BLOCK = 64  # tokens
 
 @jax.custom_vjp
 def causal_conv(x_BSD, kernel_WD, bias_D, segment_ids_BS):
-    """y of the last S - (W - 1) tokens; the first W - 1 are the carried ones."""
+    """y of the last S - (W - 1) tokens; the first W - 1 come from the state."""
     dtype = dispatch.accumulator_dtype(x_BSD, kernel_WD)
     slots = kernel_WD.shape[0] - 1
     time = x_BSD.shape[1] - slots
@@ -35,9 +35,9 @@ def _backward(residuals, dy_BTD):
     dtype = dispatch.accumulator_dtype(x_BSD, kernel_WD)
     slots = kernel_WD.shape[0] - 1
     valid_BT1, reach_BT1 = _reach(segment_ids_BS, slots)
-    # Used once per tap twice over: without the barrier XLA recomputes its producer each time.
+    # Used twice per tap: without the barrier XLA recomputes its producer each time.
     dy_BTD = jax.lax.optimization_barrier(dy_BTD.astype(dtype))
-    # Padded once, so that every tap reads a slice: a sum of padded taps is not vectorised.
+    # Padded once, so that each tap reads a slice: XLA does not vectorise a sum of padded taps.
     around = ((0, 0), (slots, slots), (0, 0))
     padded_BPD = jnp.pad(dy_BTD, around)
     reach_BP1 = jnp.pad(reach_BT1, around, constant_values=-1)
@@ -59,10 +59,10 @@ causal_conv.defvjp(_forward, _backward)
 
 
 def _kernel_gradient(x_BSD, dy_BTD, reach_BT1, slots: int):
-    """For every tap the sum over time of dy_t * x_{t - tap}: (W, D).
+    """The sum over time of dy_t * x_{t - tap} for every tap: (W, D).
 
-    Blocks of tokens are read in order and added up element by element; sums over whole arrays
-    were five to ten times slower on CPUs.
+    Blocks of tokens are added elementwise, in order; sums over whole arrays were five to ten times
+    slower on CPUs.
     """
     time = dy_BTD.shape[1]
     block = min(BLOCK, time)
@@ -89,8 +89,8 @@ def _kernel_gradient(x_BSD, dy_BTD, reach_BT1, slots: int):
 
 
 def _reach(segment_ids_BS, slots: int):
-    """Per token of the call: is it no padding, and how many taps back does its document go
-    (-1 for padding)."""
+    """(valid, reach) of each token of the call: whether it is not padding, and the number of earlier
+    tokens of its document (-1 for padding)."""
     index_BS = jax.lax.broadcasted_iota(jnp.int32, segment_ids_BS.shape, 1)
     reach_BS = index_BS - segments.first_token_index(segment_ids_BS)
     valid_BS = segment_ids_BS != 0

@@ -7,7 +7,7 @@ from kernels_pallas import dispatch
 
 
 def causal_conv(x_BSD, kernel_WD, bias_D, segment_ids_BS):
-    """y of the last S - (W - 1) tokens; the first W - 1 are the carried ones."""
+    """y of the last S - (W - 1) tokens; the first W - 1 come from the state."""
     dtype = dispatch.accumulator_dtype(x_BSD, kernel_WD)
     width = kernel_WD.shape[0]
     kernel_WD, bias_D = kernel_WD.astype(dtype), bias_D.astype(dtype)

@@ -1,10 +1,10 @@
 """Context parallelism: the ops with time split over the devices of a mesh axis.
 
-Each is called inside `jax.shard_map(..., check_vma=False)` with this shard's tokens and the name of
-the axis, and gives this shard's part of what the op of the same name gives for the whole rows:
+Each is called inside `jax.shard_map(..., check_vma=False)` with this shard's tokens and the name of the
+axis, and returns this shard's part of the result of the op of the same name for the whole rows,
 documents, states and gradients included. Windows and convolutions fetch a halo from the left,
-recurrences exchange states, full attention passes keys and values round a ring: no shard ever holds
-the sequence, but for the keys and values of block-sparse attention.
+recurrences exchange states, full attention passes keys and values around a ring. No shard holds the
+whole sequence, except the keys and values of block-sparse attention.
 """
 
 from kernels_pallas.context.attention import attention

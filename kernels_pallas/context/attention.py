@@ -28,18 +28,18 @@ def attention(
 ) -> tuple:
     """`kernels_pallas.attention.attention` of this shard's tokens of longer rows.
 
-    With a window each shard gets the window - 1 keys before its own, from as many shards to the
-    left as they lie in, and the op does the rest. Without one, keys and values go round a ring:
-    a device holds one visitor's at a time, forward and backward, and what each shard adds is
-    merged by its log-sum-exp. Later shards' keys and other documents' are passed on unread.
+    With a window each shard fetches the window - 1 keys before its own, from one or more shards to
+    the left, and calls the op. Without one, keys and values are passed around a ring: a device
+    holds those of one other shard at a time, forward and backward, and merges the attention to
+    each by its log-sum-exp. Keys of later shards and of other documents are passed on unread.
 
     Arguments:
       q_BTHK, k_BTGK, v_BTGV, segment_ids: this shard's tokens.
       axis: the mesh axis that splits time.
-      window: as in the op, but no array.
-      initial_state: the tokens before the rows begin, the same on every shard; for a window only.
-      return_state: also return the state after the rows' last token, on every shard; for a
-        window only: without one the state is all there is.
+      window: as in the op, but not an array.
+      initial_state: the tokens before the rows, the same on every shard; only with a window.
+      return_state: also return the state after the rows' last token, on every shard; only with a
+        window, because without one the state is the whole sequence.
       scale, sinks_H, soft_cap, impl, precision: as in the op; sinks_H is the same on every shard.
 
     Returns and raises what the op does, and ValueError for a window that is an array and a state
@@ -55,7 +55,7 @@ def attention(
     if window is None:
         if return_state or initial_state is not None:
             raise ValueError(
-                "context.attention: a state goes with a window; full attention has none."
+                "context.attention: a state needs a window; full attention supports no state."
             )
         own = op.attention(
             q_BTHK, k_BTGK, v_BTGV, segment_ids=segment_ids, sinks_H=sinks_H, **options

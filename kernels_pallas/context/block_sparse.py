@@ -1,4 +1,4 @@
-"""Block-sparse attention with time split over devices: each gets the keys of its rows' past."""
+"""Block-sparse attention with time split over devices: each gathers its rows' earlier keys."""
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +26,16 @@ def block_sparse_attention(
 ) -> tuple:
     """`kernels_pallas.block_sparse.block_sparse_attention` of this shard's tokens of longer rows.
 
-    A query may choose any block of its document's past, so every shard is sent the keys and values
-    of all shards to its left, and the op takes them as its state. A device then holds those of the
-    whole row at once, in this layer: queries, outputs and the pairs' work stay split.
+    A query may select any earlier block of its document, so every shard receives the keys and values
+    of all shards to its left and passes them to the op as its state. A device then holds the keys and
+    values of the whole row during this layer; queries, outputs and the work on pairs stay split.
 
     Arguments:
       q_BTHK, k_BTGK, v_BTGV, segment_ids: this shard's tokens.
       axis: the mesh axis that splits time.
       block, top_k, scale, impl, precision: as in the op.
 
-    Returns and raises what the op does, and ValueError for a state: it is all there is.
+    Returns and raises what the op does, and ValueError for a state, which would be the whole sequence.
     """
     if return_state or initial_state is not None:
         raise ValueError("context.block_sparse_attention: states are not supported.")

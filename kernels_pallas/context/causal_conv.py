@@ -25,9 +25,9 @@ def causal_conv(
       x_BTD, segment_ids: this shard's tokens.
       kernel_WD, bias_D: the same on every shard.
       axis: the mesh axis that splits time.
-      initial_state: the inputs before the rows begin, the same on every shard.
+      initial_state: the inputs before the rows, the same on every shard.
       return_state: also return the state after the rows' last token, on every shard.
-      impl: as in the op, which does the work.
+      impl: as in the op.
 
     Returns and raises what the op does.
     """

@@ -1,4 +1,4 @@
-"""What a shard of time needs of the shards to its left, and only that.
+"""What a shard of time fetches from the shards to its left.
 
 Everything here is called inside `jax.shard_map` with time split over the mesh axis `axis`: shard i
 holds the tokens [i T, (i + 1) T) of every row, T tokens a shard.
@@ -12,7 +12,7 @@ from kernels_pallas import segments
 
 
 def from_left(x: Array, hops: int, axis: str) -> Array:
-    """`x` of the shard `hops` to the left; zeros (segment id 0) where there is none."""
+    """`x` of the shard `hops` to the left; zeros (segment id 0) if there is none."""
     size = jax.lax.axis_size(axis)
     if hops >= size:
         return jnp.zeros_like(x)
@@ -25,7 +25,7 @@ def of_first_shard(first: Array, others: Array, axis: str) -> Array:
 
 
 def of_last_shard(x: Array, axis: str) -> Array:
-    """The `x` of the shard that ends the rows, on every shard: at the cost of a sum of x's size."""
+    """The `x` of the last shard, on every shard; costs an all-reduce of the size of x."""
     is_last = jax.lax.axis_index(axis) == jax.lax.axis_size(axis) - 1
     return jax.lax.psum(jnp.where(is_last, x, jnp.zeros_like(x)), axis)
 
@@ -33,15 +33,15 @@ def of_last_shard(x: Array, axis: str) -> Array:
 def halo(x_BT: Array, tokens: int, axis: str, before_BS: Array | None = None) -> Array:
     """The `tokens` tokens directly before this shard's first one, oldest first.
 
-    They may reach over several shards: each sends what is asked of it straight to whom it is for.
+    They may span several shards; each sends its part directly to the shard that needs it.
 
     Arguments:
       x_BT: this shard's tokens, (B, T, ...).
       tokens: how many.
       axis: the mesh axis that splits time.
-      before_BS: the S tokens directly before the rows begin, (B, S, ...), the same on every shard.
+      before_BS: the S tokens directly before the rows, (B, S, ...), the same on every shard.
 
-    Returns (B, tokens, ...); zeros, hence empty slots for segment ids, where there are none.
+    Returns (B, tokens, ...); zeros (empty slots, for segment ids) where there is no token.
     """
     time = x_BT.shape[1]
     pieces = []
@@ -51,7 +51,7 @@ def halo(x_BT: Array, tokens: int, axis: str, before_BS: Array | None = None) ->
     halo_BS = jnp.concatenate([x_BT[:, :0], *reversed(pieces)], axis=1)
     if before_BS is None or before_BS.shape[1] == 0 or tokens == 0:
         return halo_BS
-    # Slot s of shard i stands at time i T - tokens + s; below 0 it is slot i T + s of `before`.
+    # Slot s of shard i has the time i T - tokens + s; if negative, it is slot i T + s of `before`.
     slots = before_BS.shape[1]
     before_BS = before_BS[:, max(0, slots - tokens) :].astype(x_BT.dtype)
     missing = [(0, 0), (max(0, tokens - slots), tokens)] + [(0, 0)] * (x_BT.ndim - 2)
@@ -62,9 +62,9 @@ def halo(x_BT: Array, tokens: int, axis: str, before_BS: Array | None = None) ->
 
 
 def delay(tokens: PyTree, by: int, *, axis: str | None = None) -> PyTree:
-    """Every (B, T, ...) array of `tokens` as it was `by` tokens earlier; zeros come first.
+    """Shifts every (B, T, ...) array of `tokens` right by `by` tokens, filling with zeros.
 
-    With `axis` they are this shard's tokens of rows that the mesh axis splits.
+    With `axis` the arrays are this shard's tokens of rows that are split over the mesh axis.
     """
 
     def one(x_BT: Array) -> Array:
@@ -78,16 +78,16 @@ def delay(tokens: PyTree, by: int, *, axis: str | None = None) -> PyTree:
 
 
 def ids_before(segment_ids_BT: Int[Array, "B T"], axis: str, first_B=None) -> Int[Array, "B"]:
-    """The segment id of the token directly before this shard's first: of the shard to the left,
-    or `first_B` (None = 0) where the rows begin."""
+    """The segment id of the token directly before this shard's first one; on the first shard
+    `first_B` (None = 0)."""
     before_B = from_left(segment_ids_BT[:, -1], 1, axis)
     return before_B if first_B is None else of_first_shard(first_B, before_B, axis)
 
 
 def document_numbers(segment_ids_BT: Int[Array, "B T"], axis: str) -> Int[Array, "B T"]:
-    """Ids that no two documents of a row share, over all shards; padding stays 0.
+    """Ids that are unique per document of a row, over all shards; padding stays 0.
 
-    A count of documents: what the shards exchange is one number a row.
+    They count documents; shards exchange one number per row.
     """
     before_B = ids_before(segment_ids_BT, axis)
     starts_BT = segments.document_starts(jax.lax.optimization_barrier(segment_ids_BT), before_B)

@@ -1,9 +1,9 @@
 """Recurrences with time split over devices: shards exchange states, never tokens.
 
-What a shard does to the state that enters it is one affine map, S -> A S + B: B is the state it
-ends with from an empty one, A what its decays leave of the entering one (0 as soon as a document
-ends in the shard). The maps are composed over the shards in a prefix scan of logarithmic depth,
-which gives each shard the state it begins with, and the op runs from there.
+A shard maps its entering state by one affine map, S -> A S + B: B is the state after the shard from an
+empty one, A the product of its decays (0 if a document ends in the shard). A prefix scan of logarithmic
+depth composes the maps of the shards, which gives each shard its entering state, and the op runs from
+there.
 """
 
 from collections.abc import Callable
@@ -31,13 +31,13 @@ def entering_state(
       multiply: (A, A or B) -> their product; associative, and linear in the second.
       axis: the mesh axis that splits time.
     """
-    # Each shard takes its left neighbour's map and the first one the constant `first`, so the
-    # composition of all up to here is the constant that is asked for.
+    # Each shard starts with its left neighbour's map, the first one with the constant `first`, so the
+    # composition of all maps up to a shard is its entering state.
     transition, end = from_left(transition, 1, axis), from_left(end, 1, axis)
     end = of_first_shard(first, end, axis)
     hops = 1
     while hops < jax.lax.axis_size(axis):
-        # What comes from beyond the first shard is A = B = 0: right, as A is already 0 there.
+        # Beyond the first shard from_left returns A = B = 0, which is right: there A is already 0.
         left, left_end = from_left(transition, hops, axis), from_left(end, hops, axis)
         end = multiply(transition, left_end) + end
         transition = multiply(transition, left)
@@ -60,9 +60,9 @@ def linear_recurrence(
     Arguments:
       a_BTD, b_BTD, segment_ids: this shard's tokens.
       axis: the mesh axis that splits time.
-      initial_state: the state before the rows begin, the same on every shard.
+      initial_state: the state before the rows, the same on every shard.
       return_state: also return the state after the rows' last token, on every shard.
-      impl: as in the op, which does the work, in two runs.
+      impl: as in the op, which runs twice.
 
     Returns and raises what the op does.
     """
@@ -112,7 +112,7 @@ def _diagonal(op, product, a_BTD, b_BTD, axis, segment_ids, initial_state, retur
     first = initial_state or diagonal_op.empty_state(batch, channels, dtype)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     before_B = ids_before(ids_BT, axis, first.segment_ids_B)
-    # Not `empty_state`: a document that goes on from the left does not start in this shard.
+    # Not `empty_state`: a document that continues from the left does not start in this shard.
     nothing = diagonal_op.RecurrenceState(jnp.zeros((batch, channels), dtype), before_B)
     _, end = op(
         a_BTD, b_BTD, segment_ids=ids_BT, initial_state=nothing, return_state=True, impl=impl
@@ -147,9 +147,9 @@ def gated_linear(
       q_BTGK, k_BTGK, v_BTHV, segment_ids: this shard's tokens; log_decay likewise, where it has
         a time axis.
       axis: the mesh axis that splits time.
-      initial_state: the state before the rows begin, the same on every shard.
+      initial_state: the state before the rows, the same on every shard.
       return_state: also return the state after the rows' last token, on every shard.
-      scale, impl, precision: as in the op, which runs once, beside one product k^T v.
+      scale, impl, precision: as in the op, which runs once, after one product k^T v.
 
     Returns and raises what the op does.
     """
@@ -167,7 +167,7 @@ def gated_linear(
     if log_decay.ndim < 4:
         per_token = per_token[..., None]
     per_token = jnp.where((ids_BT == 0)[:, :, None, None], 0, per_token)
-    # From the last token backwards: sums of few decays are exact where they matter.
+    # Summed from the last token backwards, so that decays near the end, which matter most, are exact.
     sums_BTHK = jax.lax.cumsum(per_token, axis=1, reverse=True)
     unbroken_B111 = _unbroken(ids_BT, before_B)[:, None, None, None]
     decay_BHK1 = jnp.where(unbroken_B111, jnp.exp(sums_BTHK[:, 0])[..., None], 0)
@@ -189,8 +189,8 @@ def gated_linear(
 
 
 def _last_document(k_BTGK, v_BTHV, sums_BTHK, ids_BT, precision):
-    """S after the last token from an empty state: each k v^T of the last document, decayed by
-    what comes after it."""
+    """S after the last token from an empty state: the sum of k v^T over the last document, each decayed
+    to the end."""
     batch, time, groups, key_size = k_BTGK.shape
     heads, value_size = v_BTHV.shape[2:]
     dtype = sums_BTHK.dtype
@@ -222,16 +222,15 @@ def delta_rule(
 ) -> Float[Array, "B T H V"] | tuple[Float[Array, "B T H V"], delta_op.DeltaRuleState]:
     """`kernels_pallas.delta_rule.delta_rule` of this shard's tokens of longer rows.
 
-    The shard's transition, a K x K matrix a head, is the op's own: the state it ends with from
-    the identity when it writes zeros. So the first of two runs has V + K value channels.
+    The shard's transition, a K x K matrix per head, is computed by the op itself: it is the last state
+    from the identity with values of zero. So the first of two runs has V + K value channels.
 
     Arguments:
       q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids: this shard's tokens.
       axis: the mesh axis that splits time.
-      initial_state: the state before the rows begin, the same on every shard.
+      initial_state: the state before the rows, the same on every shard.
       return_state: also return the state after the rows' last token, on every shard.
-      scale, impl, precision: as in the op, which does the work; transitions are multiplied in
-        the highest precision.
+      scale, impl, precision: as in the op; transitions are multiplied in the highest precision.
 
     Returns and raises what the op does.
     """
@@ -292,9 +291,9 @@ def gated_slots(
       q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM, written_BT, segment_ids: this shard's
         tokens.
       axis: the mesh axis that splits time.
-      initial_state: the state before the rows begin, the same on every shard.
+      initial_state: the state before the rows, the same on every shard.
       return_state: also return the state after the rows' last token, on every shard.
-      scale, mask_empty, impl, precision: as in the op, which runs once, beside one product
+      scale, mask_empty, impl, precision: as in the op, which runs once, after one product
         write^T [k v].
 
     Returns and raises what the op does.
@@ -315,7 +314,7 @@ def gated_slots(
     strength_BTGM = -jnp.expm1(gate_BTGM) if write_BTGM is None else write_BTGM.astype(dtype)
     sums_BTGM = jax.lax.cumsum(gate_BTGM, axis=1, reverse=True)
     decay_BGM1 = jnp.where(unbroken_B[:, None, None], jnp.exp(sums_BTGM[:, 0]), 0)[..., None]
-    # Keys and values in one, as their slots are written and decay alike.
+    # Keys and values in one array: their slots are written and decay in the same way.
     both_BTGF = jnp.concatenate([k_BTGK.astype(dtype), v_BTGV.astype(dtype)], axis=-1)
     strength_BTGM = jnp.where(updates_BT11, strength_BTGM, 0)
     end_BGMF = _last_document(strength_BTGM, both_BTGF, sums_BTGM, ids_BT, precision)
@@ -351,7 +350,7 @@ def _matmul(a, b):
 
 
 def _unbroken(ids_BT, before_B) -> Bool[Array, "B"]:
-    """True where the document before the shard is still going on after it."""
+    """True where the document before the shard continues after it."""
     starts_BT = segments.document_starts(ids_BT, before_B)
     return ~jnp.any(starts_BT | (ids_BT == 0), axis=1)
 

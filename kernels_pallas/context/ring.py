@@ -1,12 +1,12 @@
-"""Full attention to the keys of earlier shards, which come by in a ring (arXiv:2310.01889).
+"""Full attention to the keys of earlier shards, which are passed around a ring (arXiv:2310.01889).
 
-Documents are contiguous, so of a shard to the left a query sees either nothing or what that shard
-holds of its last document: the same keys for every query of the document that goes on from there.
-What is left of the mask is a rectangle, and the op computes it as a single token whose heads are
-the queries: the last key is that token's own, those before it are its state.
+Documents are contiguous, so of an earlier shard a query sees either no keys or those of that shard's
+last document, the same for all queries of that document. The mask is then a rectangle. The op
+computes it as the attention of a single token whose heads are the queries: the last key is that token's
+own, the keys before it are its state.
 
-One custom_vjp saves this shard's q, k, v, out and lse, and lets the keys go round once more with
-their gradients: memory does not grow with the number of shards.
+One custom_vjp saves this shard's q, k, v, out and lse. Its backward pass sends the keys around the
+ring again, with their gradients; memory does not grow with the number of shards.
 """
 
 import functools
@@ -31,8 +31,8 @@ class Static(NamedTuple):
     precision: object
 
 
-class Visitor(NamedTuple):
-    """The keys, values and document numbers of another shard."""
+class RemoteKeys(NamedTuple):
+    """The keys, values and document numbers that have arrived from another shard."""
 
     k_BTGK: jax.Array
     v_BTGV: jax.Array
@@ -40,24 +40,24 @@ class Visitor(NamedTuple):
 
 
 def merge(ours: tuple, theirs: tuple) -> tuple:
-    """The attention over two disjoint sets of keys, from (out, lse) over each of them."""
+    """(out, lse) over the union of two disjoint sets of keys, from (out, lse) over each."""
     (out_a, lse_a), (out_b, lse_b) = ours, theirs
-    most = jax.lax.stop_gradient(jnp.maximum(lse_a, lse_b))
-    a, b = jnp.exp(lse_a - most), jnp.exp(lse_b - most)
+    m = jax.lax.stop_gradient(jnp.maximum(lse_a, lse_b))
+    a, b = jnp.exp(lse_a - m), jnp.exp(lse_b - m)
     out = out_a * (a / (a + b))[..., None] + out_b * (b / (a + b))[..., None]
-    return out, most + jnp.log(a + b)
+    return out, m + jnp.log(a + b)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attention_to_the_left(q_BTHK, k_BTGK, v_BTGV, numbers_BT, static: Static) -> tuple:
-    """(out, lse) of this shard's queries over the keys of all shards before it.
+    """(out, lse) of this shard's queries over the keys of all earlier shards.
 
     Arguments:
       q_BTHK, k_BTGK, v_BTGV: this shard's tokens.
       numbers_BT: from `document_numbers`.
       static: scale is a number here.
 
-    Both are in the accumulators' dtype; 0 and -1e30 where a query sees nothing.
+    Both have the accumulators' dtype; 0 and -1e30 where a query sees no keys.
     """
     return _forward(q_BTHK, k_BTGK, v_BTGV, numbers_BT, static)[0]
 
@@ -66,30 +66,30 @@ def _forward(q_BTHK, k_BTGK, v_BTGV, numbers_BT, static):
     dtype = dispatch.accumulator_dtype(q_BTHK, k_BTGK, v_BTGV)
     q_NBCHK, numbers_NBC = _blocks(q_BTHK), _blocks(numbers_BT)
 
-    def visited(visitor, out_NBCHV, lse_NBCH):
+    def attend(remote, out_NBCHV, lse_NBCH):
         def block(part):
             q_BCHK, numbers_BC, *merged = part
-            sees_BC1 = _sees(numbers_BC, visitor)[..., None]
-            out_BCHV, lse_BCH = _rectangle(q_BCHK, visitor, static)
+            sees_BC1 = _sees(numbers_BC, remote)[..., None]
+            out_BCHV, lse_BCH = _rectangle(q_BCHK, remote, static)
             out_BCHV = jnp.where(sees_BC1[..., None], out_BCHV.astype(dtype), 0)
             return merge(merged, (out_BCHV, jnp.where(sees_BC1, lse_BCH, NEGATIVE)))
 
         return jax.lax.map(block, (q_NBCHK, numbers_NBC, out_NBCHV, lse_NBCH))
 
     def hop(hops, carry):
-        visitor, merged = carry
-        visitor = _pass_on(visitor, static.axis)
+        remote, merged = carry
+        remote = _pass_on(remote, static.axis)
         merged = jax.lax.cond(
-            _met(numbers_BT, visitor, hops, static.axis),
-            lambda merged: visited(visitor, *merged),
+            _is_visible(numbers_BT, remote, hops, static.axis),
+            lambda merged: attend(remote, *merged),
             lambda merged: merged,
             merged,
         )
-        return visitor, merged
+        return remote, merged
 
     shape = (*q_NBCHK.shape[:4], v_BTGV.shape[3])
     nothing = jnp.zeros(shape, dtype), jnp.full(shape[:4], NEGATIVE, dtype)
-    start = Visitor(k_BTGK, v_BTGV, numbers_BT), nothing
+    start = RemoteKeys(k_BTGK, v_BTGV, numbers_BT), nothing
     _, merged = jax.lax.fori_loop(1, jax.lax.axis_size(static.axis), hop, start)
     out_BTHV, lse_BTH = (_from_blocks(x, q_BTHK.shape[1]) for x in merged)
     out_BTHV = checkpoint_name(out_BTHV, "attention_out")
@@ -101,47 +101,47 @@ def _backward(static, residuals, cotangents):
     q_BTHK, k_BTGK, v_BTGV, numbers_BT, out_BTHV, lse_BTH = residuals
     dout_BTHV, dlse_BTH = cotangents
     dtype = out_BTHV.dtype
-    # Softmax takes off each row's mean pull, less what lse itself is pulled.
+    # delta is the row sum that softmax subtracts, minus dlse.
     delta_BTH = jnp.sum(dout_BTHV * out_BTHV, axis=-1) - dlse_BTH
     tokens = (q_BTHK, numbers_BT, lse_BTH, dout_BTHV, delta_BTH)
     parts = tuple(_blocks(x) for x in tokens)
 
-    def visited(visitor, dk_BTGK, dv_BTGV, dq_NBCHK):
+    def attend(remote, dk_BTGK, dv_BTGV, dq_NBCHK):
         def block(carry, part):
             q_BCHK, numbers_BC, lse_BCH, dout_BCHV, delta_BCH, dq_BCHK = part
-            sees_BC1 = _sees(numbers_BC, visitor)[..., None]
+            sees_BC1 = _sees(numbers_BC, remote)[..., None]
 
             def rectangle(q_BCHK, k_BTGK, v_BTGV):
-                return _rectangle(q_BCHK, Visitor(k_BTGK, v_BTGV, visitor.numbers_BT), static)
+                return _rectangle(q_BCHK, RemoteKeys(k_BTGK, v_BTGV, remote.numbers_BT), static)
 
-            (its_out, its_lse), vjp = jax.vjp(rectangle, q_BCHK, visitor.k_BTGK, visitor.v_BTGV)
-            its_share = jnp.exp(jnp.where(sees_BC1, its_lse - lse_BCH, NEGATIVE))
-            pull_BCH = jnp.sum(dout_BCHV * its_out.astype(dtype), axis=-1) - delta_BCH
-            dits_out = (its_share[..., None] * dout_BCHV).astype(its_out.dtype)
-            dq, dk, dv = vjp((dits_out, (its_share * pull_BCH).astype(its_lse.dtype)))
+            (remote_out, remote_lse), vjp = jax.vjp(rectangle, q_BCHK, remote.k_BTGK, remote.v_BTGV)
+            weight_BCH = jnp.exp(jnp.where(sees_BC1, remote_lse - lse_BCH, NEGATIVE))
+            dlse_BCH = jnp.sum(dout_BCHV * remote_out.astype(dtype), axis=-1) - delta_BCH
+            dremote_out = (weight_BCH[..., None] * dout_BCHV).astype(remote_out.dtype)
+            dq, dk, dv = vjp((dremote_out, (weight_BCH * dlse_BCH).astype(remote_lse.dtype)))
             return (carry[0] + dk, carry[1] + dv), dq_BCHK + dq
 
         carry, dq_NBCHK = jax.lax.scan(block, (dk_BTGK, dv_BTGV), (*parts, dq_NBCHK))
         return *carry, dq_NBCHK
 
     def hop(hops, carry):
-        visitor, dk_BTGK, dv_BTGV, dq_NBCHK = carry
-        visitor, dk_BTGK, dv_BTGV = _pass_on((visitor, dk_BTGK, dv_BTGV), static.axis)
+        remote, dk_BTGK, dv_BTGV, dq_NBCHK = carry
+        remote, dk_BTGK, dv_BTGV = _pass_on((remote, dk_BTGK, dv_BTGV), static.axis)
         gradients = jax.lax.cond(
-            _met(numbers_BT, visitor, hops, static.axis),
-            lambda gradients: visited(visitor, *gradients),
+            _is_visible(numbers_BT, remote, hops, static.axis),
+            lambda gradients: attend(remote, *gradients),
             lambda gradients: gradients,
             (dk_BTGK, dv_BTGV, dq_NBCHK),
         )
-        return visitor, *gradients
+        return remote, *gradients
 
     start = (
-        Visitor(k_BTGK, v_BTGV, numbers_BT),
+        RemoteKeys(k_BTGK, v_BTGV, numbers_BT),
         *(jnp.zeros(x.shape, dtype) for x in (k_BTGK, v_BTGV, parts[0])),
     )
     size = jax.lax.axis_size(static.axis)
     _, dk_BTGK, dv_BTGV, dq_NBCHK = jax.lax.fori_loop(1, size, hop, start)
-    dk_BTGK, dv_BTGV = _pass_on((dk_BTGK, dv_BTGV), static.axis)  # home
+    dk_BTGK, dv_BTGV = _pass_on((dk_BTGK, dv_BTGV), static.axis)  # back to their own shard
     dq_BTHK = _from_blocks(dq_NBCHK, q_BTHK.shape[1])
     return (
         dq_BTHK.astype(q_BTHK.dtype),
@@ -155,26 +155,26 @@ attention_to_the_left.defvjp(_forward, _backward)
 
 
 def _pass_on(tree, axis: str):
-    """Everybody's to the right, the last shard's to the first."""
+    """Sends each shard's tree to the right neighbour, the last shard's to the first."""
     size = jax.lax.axis_size(axis)
     return jax.lax.ppermute(tree, axis, [(i, (i + 1) % size) for i in range(size)])
 
 
-def _met(numbers_BT, visitor: Visitor, hops, axis: str):
-    """Whether this shard reads the visitor that has come `hops` shards: it comes from the left and
-    holds the beginning of one of its documents."""
-    return (hops <= jax.lax.axis_index(axis)) & jnp.any(_sees(numbers_BT, visitor))
+def _is_visible(numbers_BT, remote: RemoteKeys, hops, axis: str):
+    """Whether this shard sees remote keys, which have made `hops` hops: they must come from
+    the left and end with a document that continues here."""
+    return (hops <= jax.lax.axis_index(axis)) & jnp.any(_sees(numbers_BT, remote))
 
 
-def _sees(numbers_BT, visitor: Visitor):
-    """Which queries see the last document of a visitor from the left."""
-    return (numbers_BT == visitor.numbers_BT[:, -1:]) & (numbers_BT != 0)
+def _sees(numbers_BT, remote: RemoteKeys):
+    """Whether each query sees the last document of the remote keys, which come from the left."""
+    return (numbers_BT == remote.numbers_BT[:, -1:]) & (numbers_BT != 0)
 
 
-def _rectangle(q_BCHK, visitor: Visitor, static: Static) -> tuple:
-    """(out, lse) of every query over the visitor's last document, as if all were of that one."""
+def _rectangle(q_BCHK, remote: RemoteKeys, static: Static) -> tuple:
+    """(out, lse) of all queries over the last document of the remote keys, as if all belonged to it."""
     batch, tokens, heads, key_size = q_BCHK.shape
-    k_BTGK, v_BTGV, numbers_BT = visitor
+    k_BTGK, v_BTGV, numbers_BT = remote
     kv_heads, value_size = v_BTGV.shape[2:]
     group = heads // kv_heads
 
@@ -199,7 +199,7 @@ def _rectangle(q_BCHK, visitor: Visitor, static: Static) -> tuple:
 
 
 def _blocks(x_BT):
-    """(B, T, ...) -> (N, B, C, ...); tokens added are padding."""
+    """(B, T, ...) -> (N, B, C, ...); added tokens are padding."""
     batch, time = x_BT.shape[:2]
     length = min(time, QUERIES)
     count = -(-time // length)

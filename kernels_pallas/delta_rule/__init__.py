@@ -8,12 +8,12 @@ Delta Attention (Kimi Team 2025, arXiv:2510.26692).
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import dispatch, mxu, segments
 from kernels_pallas.delta_rule import chunked, hopper, reference, tpu
+from kernels_pallas.forms import Call
 
 _SIZES = (64, 128, 192, 256)
 SUPPORT = (
@@ -50,11 +50,16 @@ SUPPORT = (
         auto=False,
     ),
 )
-_FORMS = {"reference": reference.delta_rule, "chunked": chunked.delta_rule}
+_FORMS = {
+    "reference": reference.delta_rule,
+    "chunked": chunked.delta_rule,
+    "tpu": tpu.delta_rule,
+    "hopper": hopper.delta_rule,
+}
 
 
 class DeltaRuleState(NamedTuple):
-    """What a later call needs: the last S (float32 or float64) and its token's segment id.
+    """The last S (float32 or float64) and its token's segment id.
 
     A segment id of 0 marks an empty state: its S is never used.
     """
@@ -106,9 +111,9 @@ def delta_rule(
       return_state: also return the state after the last token.
       impl: "auto", "reference" (token by token), "chunked" or "pallas".
       precision: of the matrix products, as in `jax.lax.dot_general`; the chunked form inverts
-        its triangular systems in the highest precision in any case. The TPU kernel rounds operands
-        to bfloat16 at the default precision, as XLA does there, and inverts in float32 (three
-        bfloat16 products for one, then). The Hopper kernels have that precision alone.
+        its triangular systems in the highest precision in any case. At the default precision the
+        TPU kernel rounds operands to bfloat16, as XLA does there, and inverts in float32 (three
+        bfloat16 products instead of one). The Hopper kernels have only that precision.
 
     Returns o_BTHV in v's dtype, or (o_BTHV, DeltaRuleState); S and all sums are float32
     (float64 where an input is float64).
@@ -133,58 +138,15 @@ def delta_rule(
         key_dtype=dispatch.dtypes(q_BTGK, k_BTGK),
         precision=mxu.precision_name(precision),
     )
-    form = dispatch.resolve("delta_rule", impl, case, SUPPORT)
+    form = _FORMS[dispatch.resolve("delta_rule", impl, case, SUPPORT)]
 
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     state = initial_state
     if state is None:
         state = empty_state(batch, heads, key_size, value_size, dtype)
-    padding_BT = ids_BT == 0
-    resets_BT = segments.document_starts(ids_BT, state.segment_ids_B) | padding_BT
-
     scale = key_size**-0.5 if scale is None else scale
-    s_BHKV = segments.of_first_document(*state, ids_BT).astype(dtype)
-    if form == "tpu":
-        # The kernel takes padding for one-token documents; masks go on what leaves it.
-        g = jnp.zeros(beta_BTH.shape, jnp.float32) if log_decay is None else log_decay
-        o_BTHV, s_BHKV = tpu.delta_rule(
-            q_BTGK,
-            k_BTGK,
-            v_BTHV,
-            beta_BTH,
-            g,
-            resets_BT,
-            s_BHKV,
-            precision,
-            scale,
-            dispatch.target().interpret,
-        )
-        o_BTHV = jnp.where(padding_BT[:, :, None, None], 0, o_BTHV)
-        s_BHKV = jnp.where(padding_BT[:, -1, None, None, None], 0, s_BHKV)
-    else:
-
-        def unpadded(x):
-            mask = padding_BT.reshape(padding_BT.shape + (1,) * (x.ndim - 2))
-            return jnp.where(mask, 0, x)
-
-        if log_decay is not None and log_decay.ndim == 3:
-            log_decay = log_decay[..., None]
-        inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay
-        if form == "hopper":
-            o_BTHV, s_BHKV = hopper.delta_rule(
-                *jax.tree.map(unpadded, inputs),
-                resets_BT,
-                s_BHKV,
-                precision=precision,
-                scale=scale,
-                output=v_BTHV.dtype,
-                interpret=dispatch.target().interpret,
-            )
-        else:
-            q, *others = jax.tree.map(lambda x: unpadded(x.astype(dtype)), inputs)
-            o_BTHV, s_BHKV = _FORMS[form](
-                q * scale, *others, resets_BT, s_BHKV, precision=precision
-            )
+    call = Call.of(ids_BT, *state, dtype, scale, precision)
+    o_BTHV, s_BHKV = form(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call)
     o_BTHV = o_BTHV.astype(v_BTHV.dtype)
     if not return_state:
         return o_BTHV

@@ -1,4 +1,4 @@
-"""Representative calls for the scorecard: 8,192 tokens, documents on."""
+"""Representative calls for the scorecard: 8,192 tokens, with segment ids."""
 
 import jax.numpy as jnp
 
@@ -33,7 +33,7 @@ def _case(
             values,
         ),
         tokens=BATCH * TIME * heads,
-        # Reading the state for a key, writing it, reading it for a query; twice that backward.
+        # Reads the state for a key, writes it, reads it for a query; twice that backward.
         flops=BATCH * TIME * heads * 6 * key_size * value_size * 3,
         platforms=(platform,),
     )

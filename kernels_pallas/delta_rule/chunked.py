@@ -1,12 +1,12 @@
 """The delta rule in chunks of 64 tokens (the WY or UT form of arXiv:2406.06484, section 3).
 
-Within a chunk that S enters, the corrections d_i = beta_i (v_i - S_i^T k_i) solve
+Within a chunk with the entering state S, the corrections d_i = beta_i (v_i - S_i^T k_i) solve
 
     d_i + beta_i sum_{j<i} (k_i . w_ij k_j) d_j = beta_i (v_i - (w_i0 k_i)^T S)
 
 with w_ij the decay from after token j to token i: (I + A) D = U - W S, A strictly lower
-triangular. A, its inverse and everything that does not know S are made for all chunks side by
-side (`scores.py`); a scan over chunks does D = (I + A)^-1 (U - W S) and moves S on.
+triangular. A, its inverse and everything else that does not depend on S are computed for all chunks
+at once (`scores.py`); a scan over chunks computes D = (I + A)^-1 (U - W S) and the next S.
 """
 
 import functools
@@ -16,22 +16,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.delta_rule import scores
+from kernels_pallas.delta_rule import inputs, scores
 
 CHUNK = 64  # tokens
-BLOCK = 8 * CHUNK  # tokens whose chunks are made side by side, or all of up to twice as many
+BLOCK = 8 * CHUNK  # tokens computed at once, or all if there are at most twice as many
 
 
-def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BHKV, *, precision):
-    """(o, last state) from s_BHKV; the state is emptied before a token that resets.
-
-    log_decay_BTHK is None, or has a last axis of 1 (per head) or K (per channel).
-    """
+def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call):
+    """(o_BTHV, last S_BHKV); every form of the op has this signature (`kernels_pallas.forms`)."""
     batch, time, heads, value_size = v_BTHV.shape
     blocks = 1 if time <= 2 * BLOCK else -(-time // BLOCK)
-    tokens = q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT
+    tokens = inputs.prepare(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call)
+    tokens = *tokens, call.resets_BT
     if blocks == 1:
-        return _block(*tokens, s_BHKV, precision=precision)
+        return _block(*tokens, call.state_B, precision=call.precision)
 
     def cut(x_BT):
         """(blocks, B, T of a block, ...); added tokens are zeros: they change nothing."""
@@ -41,10 +39,10 @@ def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BH
         )
 
     def step(s_BHKV, tokens):
-        o_BTHV, s_BHKV = _block(*tokens, s_BHKV, precision=precision)
+        o_BTHV, s_BHKV = _block(*tokens, s_BHKV, precision=call.precision)
         return s_BHKV, o_BTHV
 
-    s_BHKV, o = jax.lax.scan(step, s_BHKV, jax.tree.map(cut, tokens))
+    s_BHKV, o = jax.lax.scan(step, call.state_B, jax.tree.map(cut, tokens))
     o_BTHV = jnp.moveaxis(o, 0, 1).reshape(batch, blocks * BLOCK, heads, value_size)
     return o_BTHV[:, :time], s_BHKV
 
@@ -61,9 +59,10 @@ def _block(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BHKV, 
 def prepare(
     q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, *, precision, chunks_first=True
 ):
-    """(`System`, what reads S (C, K) and D (C, C)) of all chunks: what does not know the state.
+    """(`System`, (read_s (C, K), read_d (C, C))) of all chunks: all that does not depend on the state.
 
-    Arrays have the leading axes (N, B, H), or (B, H, N) where not `chunks_first`.
+    o = read_s S + read_d D. Arrays have the leading axes (N, B, H), or (B, H, N) if not
+    `chunks_first`.
     """
     time, heads = v_BTHV.shape[1:3]
     length, kv_heads = chunk_length(time), k_BTGK.shape[2]
@@ -80,7 +79,7 @@ def prepare(
     q, k = (chunks(x, 1) for x in (q_BTGK, k_BTGK))
     v, beta = (chunks(x, repeats) for x in (v_BTHV, beta_BTH[..., None]))
     g = None if log_decay_BTHK is None else chunks(log_decay_BTHK, repeats)
-    # Laid out in chunks once: XLA's CPU backend would do it again for every product.
+    # The barrier keeps XLA's CPU backend from repeating the transposes for every product.
     q, k, v, beta, g = jax.lax.optimization_barrier((q, k, v, beta, g))
     documents = _documents(resets_BT, length)
     if not chunks_first:
@@ -110,12 +109,12 @@ def chunk_length(time: int) -> int:
 
 
 def _documents(resets_BT, length):
-    """Which pairs of tokens see each other, as masks of shape (N, B, 1, 1, C, C or 1)."""
+    """Masks of documents within the chunks, (N, B, 1, 1, C, C or 1)."""
     # The barrier keeps XLA from folding the masks of a call without segment ids into constants.
     resets_BT = jax.lax.optimization_barrier(resets_BT)
     resets_BT = jnp.pad(resets_BT, ((0, 0), (0, -resets_BT.shape[1] % length)))
     resets_BNC = resets_BT.reshape(resets_BT.shape[0], -1, length)
-    # Counted within the chunk: 0 is the document that the entering state belongs to.
+    # The number of resets so far in the chunk: 0 is the document of the entering state.
     number_BNC = jnp.cumsum(resets_BNC, axis=2, dtype=jnp.int32)
     number = jnp.moveaxis(number_BNC, 1, 0)[:, :, None, None, :, None]
     return scores.Documents(
@@ -137,7 +136,7 @@ class System(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _solve_and_read(precision, system, read, s_BHKV):
-    """(o, last state); o = read[0] S + read[1] D for every chunk and the S that enters it."""
+    """(o, last state); o = read[0] S + read[1] D with the S that enters each chunk."""
     return _forward(precision, system, read, s_BHKV)[0]
 
 
@@ -196,8 +195,8 @@ _solve_and_read.defvjp(_forward, _backward)
 def unit_lower_inverse(a):
     """(I + a)^-1 of strictly lower triangular a (..., C, C), C a power of two.
 
-    Blocks of 8 by forward substitution, then pairs of blocks X, Y with a_21 between them make
-    [[X, 0], [-Y a_21 X, Y]]: no power of a is formed, whose entries could grow large.
+    Blocks of 8 by forward substitution; then each pair of blocks X, Y with a_21 between them becomes
+    [[X, 0], [-Y a_21 X, Y]]. No powers of a are formed: their entries could be large.
     """
     size = a.shape[-1]
     block = min(8, size)
@@ -218,7 +217,8 @@ def unit_lower_inverse(a):
 
 
 def _diagonal_blocks(a, block: int, below: int):
-    """The blocks on the diagonal (..., n, b, b), or those below it of pairs (..., n / 2, b, b)."""
+    """The diagonal blocks (..., n, b, b), or with below=1 the blocks below the diagonal between pairs of
+    them (..., n / 2, b, b)."""
     step = block * (1 + below)
     starts = range(0, a.shape[-1], step)
     shift = below * block

@@ -1,9 +1,9 @@
-"""The delta rule with the walk over chunks as Hopper kernels, forward and backward.
+"""The delta rule with the scan over chunks as Hopper kernels, forward and backward.
 
-What does not know the state is made by XLA for all chunks side by side, as in the chunked form: decays
-and scores, the inverse T of I + A, and W = T w, U = T u. The kernels walk the chunks with the state on
-chip: D = U - W S, o = read_s S + read_d D, S <- decay S + write^T D, and back. What the gradients then
-need of dD and dS, and those of the preparation, is products of all chunks side by side again.
+XLA computes everything that does not depend on the state, for all chunks at once, as in the chunked
+form: decays and scores, the inverse T of I + A, and W = T w, U = T u. The kernels scan over the
+chunks with the state on chip: D = U - W S, o = read_s S + read_d D, S <- decay S + write^T D, and the
+reverse. The gradients of the precomputed matrices are products over all chunks at once again.
 """
 
 import functools
@@ -13,49 +13,38 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from kernels_pallas.delta_rule import chunked, hopper_kernels
-from kernels_pallas.hopper_walk import CHUNK, Plan
+from kernels_pallas.delta_rule.inputs import per_channel
+from kernels_pallas.hopper_walk import CHUNK, WalkPlan
 from kernels_pallas.mxu import resolve_precision
 
 
-def delta_rule(
-    q_BTGK,
-    k_BTGK,
-    v_BTHV,
-    beta_BTH,
-    log_decay_BTHK,
-    resets_BT,
-    s_BHKV,
-    *,
-    precision,
-    scale,
-    output,
-    interpret,
-):
-    """(o, last state), as the chunked form: padding is zeros and resets.
+def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call):
+    """(o_BTHV, last S_BHKV), as the other forms; o has the dtype of v.
 
-    o has the dtype `output`. Products read bfloat16 at the default precision; float32 at "highest"
-    is for an interpreter: the chip has no such products.
+    Products read bfloat16 at the default precision. At "highest" they read float32, which only an
+    interpreter can run: the chip has no such products.
     """
     batch, time, heads, value_size = v_BTHV.shape
-    default = resolve_precision(precision) == jax.lax.Precision.DEFAULT
-    plan = Plan(
+    default = resolve_precision(call.precision) == jax.lax.Precision.DEFAULT
+    plan = WalkPlan(
         batch,
         heads,
         -(-time // CHUNK),
         k_BTGK.shape[3],
         value_size,
         operand=jnp.bfloat16 if default else jnp.float32,
-        output=output,
-        interpret=interpret,
+        output=v_BTHV.dtype,
+        interpret=call.interpret,
     )
 
     def whole_chunks(x_BT):
-        """Zeros at the end, which change nothing."""
+        """Pads with zeros at the end, which change nothing."""
         return jnp.pad(x_BT, ((0, 0), (0, plan.time - time)) + ((0, 0),) * (x_BT.ndim - 2))
 
-    inputs = (q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK)
-    inputs = jax.tree.map(whole_chunks, inputs)
-    o_BTHV, s_BHKV = _run(plan, precision, scale, inputs, whole_chunks(resets_BT), s_BHKV)
+    inputs = (q_BTGK, k_BTGK, v_BTHV, beta_BTH, per_channel(log_decay))
+    inputs = jax.tree.map(lambda x: whole_chunks(call.without_padding(x)), inputs)
+    resets_BT = whole_chunks(call.resets_BT)
+    o_BTHV, s_BHKV = _run(plan, call.precision, call.scale, inputs, resets_BT, call.state_B)
     return o_BTHV[:, :time], s_BHKV
 
 
@@ -72,7 +61,7 @@ def _forward(plan, precision, scale, inputs, resets_BT, s_BHKV, kept=True):
     u = _rows(plan, dot(inverse, system.u))
     s = s_BHKV.reshape(-1, plan.key_size, plan.value_size)
     o_BTHV, last, *arrays = hopper_kernels.forward(
-        plan, u, *_walked(plan, inverse, system, read), s, kept
+        plan, u, *_kernel_inputs(plan, inverse, system, read), s, kept
     )
     names = "delta_rule_states", "delta_rule_errors"
     arrays = [checkpoint_name(x, name) for x, name in zip(arrays, names)]
@@ -88,7 +77,7 @@ def _backward(plan, precision, scale, kept, cotangents):
     do_BTHV = do_BTHV.astype(plan.operand)
     ds = ds_BHKV.reshape(-1, plan.key_size, plan.value_size)
     dd, ds, first = hopper_kernels.backward(
-        plan, *_walked(plan, inverse, system, read), do_BTHV, ds
+        plan, *_kernel_inputs(plan, inverse, system, read), do_BTHV, ds
     )
 
     def chunks(x, *size):
@@ -100,7 +89,7 @@ def _backward(plan, precision, scale, kept, cotangents):
     d, dd = (chunks(x, CHUNK, plan.value_size) for x in (d, dd))
     s, ds = (chunks(x, plan.key_size, plan.value_size) for x in (s, ds))
     d_t, s_t = (jnp.swapaxes(x, -1, -2) for x in (d, s))
-    # As in the chunked form: the inverse's own cotangent is never needed.
+    # As in the chunked form, the cotangent of the inverse is never needed.
     drhs = dot(jnp.swapaxes(inverse, -1, -2), dd)
     ddecay = jnp.sum(ds.astype(jnp.float32) * s.astype(jnp.float32), axis=-1, keepdims=True)
     if system.decay.shape[-2] == 1:
@@ -120,15 +109,15 @@ _run.defvjp(_forward, _backward)
 
 
 def _prepare(precision, scale, inputs, resets_BT):
-    """`chunked.prepare` in float32, arrays (B, H, N, ...)."""
+    """`chunked.prepare` in float32; arrays (B, H, N, ...)."""
     q_BTGK, *others = (x if x is None else x.astype(jnp.float32) for x in inputs)
     return chunked.prepare(
         q_BTGK * scale, *others, resets_BT, precision=precision, chunks_first=False
     )
 
 
-def _walked(plan, inverse, system, read):
-    """What both kernels read: -W, write, decay, read_s and read_d of all chunks."""
+def _kernel_inputs(plan, inverse, system, read):
+    """The inputs of both kernels: -W, write, decay, read_s and read_d of all chunks."""
     shape = *system.decay.shape[:3], plan.key_size, 1
     decay = jnp.broadcast_to(system.decay, shape).reshape(-1, plan.chunks * plan.key_size)
     w = -_dot(plan, inverse, system.w)
@@ -144,7 +133,7 @@ def _rows(plan, x_BHNCK):
 
 
 def _dot(plan, x, y):
-    """float32 products of operands as the kernels' are."""
+    """A float32 product with operands rounded as in the kernels."""
     return jnp.matmul(
         x.astype(plan.operand),
         y.astype(plan.operand),

@@ -1,9 +1,9 @@
 """Decayed products of queries and keys within chunks: no positive exponent, no cancellation.
 
-The decay from after token j to token i is exp(sum of log decays over j+1..i). The sum is never
-taken as a difference of cumulative sums (exp(-cumsum) overflows, and after one strong gate the
-difference has no digits left): chunks are put together from halves, and a pair across two
-halves has the sum up to i from the middle plus the sum from j to the middle, both <= 0.
+The decay from after token j to token i is exp(sum of log decays over j+1..i). The sum is never a
+difference of cumulative sums: exp(-cumsum) overflows, and after a strong gate the difference has no
+correct digits. Instead, chunks are halved recursively: for a pair in different halves, the sum is that
+from j to the middle plus that from the middle to i, both <= 0.
 """
 
 import functools
@@ -17,9 +17,9 @@ class Documents(NamedTuple):
     """Masks over the C tokens of a chunk, (N, B, 1, 1, C, C) and (N, B, 1, 1, C, 1).
 
     Attributes:
-      same: tokens i and j are of one document.
-      entered: the token is of the document that the chunk's entering state belongs to.
-      left: the token is of the document of the chunk's last token.
+      same: tokens i and j belong to one document.
+      entered: the token belongs to the document of the chunk's entering state.
+      left: the token belongs to the document of the chunk's last token.
     """
 
     same: jax.Array
@@ -28,7 +28,7 @@ class Documents(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What a chunk needs besides its values; (N, B, G, R or 1, C, ...).
+    """The products and decays of a chunk, (N, B, G, R or 1, C, ...).
 
     Attributes:
       keys: k_i . w_ij k_j for j < i, 0 elsewhere.
@@ -51,7 +51,7 @@ def of(q, k, log_decay, documents: Documents, precision) -> Scores:
     elif log_decay.shape[-1] == 1:
         parts = _per_head(q, k, log_decay, precision)
     else:
-        # Each level keeps a decayed copy of q and k: less memory and less time to make them again.
+        # Each level has a decayed copy of q and k; recomputing them takes less memory and less time.
         per_channel = functools.partial(_per_channel, precision=precision)
         parts = jax.checkpoint(per_channel)(q, k, log_decay)
     keys, queries, decay_in, decay_out = parts
@@ -73,7 +73,7 @@ def _grams(q, k, precision):
 
 
 def _per_head(q, k, log_decay, precision):
-    """One gate per head: the products are ungated ones, shared by heads, times the decays."""
+    """One gate per head: products without decays, shared by heads, times the decays."""
     sums = jnp.zeros(log_decay.shape[:-1] + (1, 1), log_decay.dtype)
     for half in _halves(log_decay):
         sums = merge(sums, half.up_to + jnp.swapaxes(half.onwards, -1, -2))
@@ -111,7 +111,7 @@ class _Half(NamedTuple):
 
     @property
     def joined(self) -> tuple[int, ...]:
-        """(..., n / 2, 2b), the leading axes once the pairs are blocks of their own."""
+        """(..., n / 2, 2b), the leading axes after the pairs are joined."""
         return *self.up_to.shape[:-2], 2 * self.up_to.shape[-2]
 
 
@@ -142,7 +142,7 @@ def _sums(log_decay):
 def merge(blocks, below):
     """Blocks [[X, 0], [below, Y]] of size 2b from X, Y on a diagonal.
 
-    `blocks` (..., n, b, b) has X at even and Y at odd places; `below` is (..., n / 2, b, b).
+    `blocks` (..., n, b, b) has X at even and Y at odd indices; `below` is (..., n / 2, b, b).
     """
     first, second = pairs(blocks)
     top = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
@@ -150,8 +150,8 @@ def merge(blocks, below):
 
 
 def pairs(blocks):
-    """The blocks (..., n, b, K) at even and at odd places; its gradient is a concatenation,
-    where that of slices would be padded sums."""
+    """The blocks (..., n, b, K) at even and at odd indices. The gradient of `split` is a
+    concatenation; that of slices would be a sum of padded arrays."""
     *lead, n, size, last = blocks.shape
     first, second = jnp.split(blocks.reshape(*lead, n // 2, 2, size, last), 2, axis=-3)
     return first[..., 0, :, :], second[..., 0, :, :]

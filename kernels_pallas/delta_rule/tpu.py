@@ -1,21 +1,21 @@
 """The delta rule as Pallas TPU kernels, forward and backward.
 
-The grid is (batch, blocks of heads, chunks); chunks are walked in order, backward from the last,
-with the states of a block's heads (their cotangents) carried in vector memory. With w_ij the decay
-from after token j to token i, the errors e_i = v_i - S_i^T k_i within a chunk that S enters solve
+The grid is (batch, blocks of heads, chunks). Chunks are visited in order, in the backward pass in
+reverse, with the states of a block's heads (or their cotangents) in vector memory. With w_ij the decay
+from after token j to token i, the errors e_i = v_i - S_i^T k_i within a chunk with entering state S solve
 
     e_i + sum_{j<i} (k_i . w_ij k_j) beta_j e_j = v_i - (w_i0 k_i)^T S,   (I + A) E = R
 
 and o = scale (q w_i0) S + (scale q_i . w_ij k_j beta_j) E, S <- keep S + (k decay_out beta)^T E.
-Taking errors for the unknowns, not the corrections beta e, has beta scale columns everywhere,
-which is what it is laid out for.
+The unknowns are the errors, not the corrections beta e, so that beta scales columns of matrices
+everywhere: it is stored as rows of numbers.
 
-The inverse of I + A is float32: pairs of blocks X, Y with A_21 between them make
-[[X, 0], [-Y A_21 X, Y]], from one token to the chunk; no power of A is formed, whose entries could
-grow large. It holds the gates: as no decay is divided by, strong ones only make A smaller, and
-its inverse the same for one gate per head and one per channel. It is kept for the backward pass,
-with E and the states that enter the chunks; the inverse's own cotangent is never needed, as
-dA = -(T^T dE) E^T.
+The inverse of I + A is float32: pairs of blocks X, Y with A_21 between them become
+[[X, 0], [-Y A_21 X, Y]], from one token to the chunk. No powers of A are formed: their entries could
+be large. A contains the gates: no decay is divided by, strong ones only make A smaller, and the
+inverse is computed in the same way for one gate per head and one per channel. It is saved for the
+backward pass, with E and the states before the chunks. The cotangent of the inverse is never needed,
+because dA = -(T^T dE) E^T.
 """
 
 import functools
@@ -38,66 +38,55 @@ from kernels_pallas.tpu_decays import (
     to_row,
     with_resets,
 )
-from kernels_pallas.tpu_grid import Heads, Plan, Specs, chunk_length, flat, head, pad_time
+from kernels_pallas.tpu_grid import GridPlan, Heads, Specs, chunk_length, flat, head, pad_time
 
 HEADS = 2  # value heads of a grid step, at most
 
 
-def delta_rule(
-    q_BTGK,
-    k_BTGK,
-    v_BTHV,
-    beta_BTH,
-    log_decay,
-    resets_BT,
-    s_BHKV,
-    precision=None,
-    scale=1.0,
-    interpret=False,
-):
-    """(o_BTHV, final s_BHKV), as the reference form; inputs float32 or bfloat16.
-
-    log_decay is (B, T, H) or (B, T, H, K). Every padded token resets; what the kernel gives for
-    it, and a final state that ends in padding, are for the caller to mask.
-    """
+def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call):
+    """(o_BTHV, last S_BHKV), as the other forms; inputs float32 or bfloat16."""
+    if log_decay is None:
+        log_decay = jnp.zeros(beta_BTH.shape, jnp.float32)
     batch, time, groups, key_size = k_BTGK.shape
     heads, value_size = v_BTHV.shape[2:]
-    plan = Plan(
+    plan = GridPlan(
         heads=step_heads(groups, heads, key_size, value_size),
         length=chunk_length(time),
         key_size=key_size,
         value_size=value_size,
         per_channel=log_decay.ndim == 4,
-        scale=scale,
-        precision=resolve_precision(precision),
-        interpret=interpret,
+        scale=call.scale,
+        precision=resolve_precision(call.precision),
+        interpret=call.interpret,
     )
-    g, beta = with_resets(log_decay, resets_BT), beta_BTH.astype(jnp.float32)
+    # The kernel reads padding as documents of one token: masks go on what it returns.
+    g, beta = with_resets(log_decay, call.resets_BT), beta_BTH.astype(jnp.float32)
     q, k, v, g, beta = (pad_time(x, plan.length) for x in (q_BTGK, k_BTGK, v_BTHV, g, beta))
 
     g = flat(g) if plan.per_channel else plan.rows(g)
-    s = plan.heads.split(s_BHKV.astype(jnp.float32), 1)
+    s = plan.heads.split(call.state_B.astype(jnp.float32), 1)
     o_BTV, s = _run(plan, flat(q), flat(k), flat(v), plan.rows(beta), g, s)
-    return o_BTV.reshape(*v.shape)[:, :time], s.reshape(s_BHKV.shape)
+    o_BTHV = call.without_padding(o_BTV.reshape(*v.shape)[:, :time])
+    return o_BTHV, call.without_last_padding(s.reshape(call.state_B.shape))
 
 
 def step_heads(groups: int, heads: int, key_size: int, value_size: int) -> Heads:
-    """The heads that a grid step works on."""
+    """The heads of a grid step."""
     return Heads.of(groups, heads // groups, key_size, value_size, HEADS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV):
-    return _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV, keep=False)[0]
+    return _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV, save=False)[0]
 
 
-def _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV, keep=True):
+def _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV, save=True):
     batch, time, _ = v_BTV.shape
     specs = Specs(plan, time, reverse=False)
     outs = [(specs.values, v_BTV.shape, v_BTV.dtype), (specs.state, s_BNRKV.shape, jnp.float32)]
-    if keep:
-        outs += [specs.kept(batch, *size) for size in _kept_sizes(plan)]
-    o_BTV, last, *kept = specs.call(
+    if save:
+        outs += [specs.saved(batch, *size) for size in _saved_sizes(plan)]
+    o_BTV, last, *saved = specs.call(
         functools.partial(_forward_kernel, plan),
         "delta_rule_forward",
         [specs.keys, specs.keys, specs.values, specs.rows, specs.gates, specs.state],
@@ -105,18 +94,18 @@ def _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV, keep=True):
         scratch=[specs.state_scratch()] + specs.factor_scratch(),
     )(q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV)
     names = ("delta_rule_states", "delta_rule_inverse", "delta_rule_errors")
-    kept = [checkpoint_name(x, name) for x, name in zip(kept, names)]
-    return (o_BTV, last), (q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *kept)
+    saved = [checkpoint_name(x, name) for x, name in zip(saved, names)]
+    return (o_BTV, last), (q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *saved)
 
 
-def _kept_sizes(plan):
-    """Of states, inverses and errors, per head and chunk."""
+def _saved_sizes(plan):
+    """The sizes of saved states, inverses and errors, per head and chunk."""
     length, value_size = plan.length, plan.value_size
     return (plan.key_size, value_size), (length, length), (length, value_size)
 
 
 def _backward(plan, residuals, cotangents):
-    q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *kept = residuals
+    q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *saved = residuals
     do_BTV, ds = cotangents
     batch, time, _ = v_BTV.shape
     specs = Specs(plan, time, reverse=True)
@@ -126,7 +115,7 @@ def _backward(plan, residuals, cotangents):
         functools.partial(_backward_kernel, plan),
         "delta_rule_backward",
         [specs.keys, specs.keys, specs.values, specs.rows, specs.gates]
-        + [specs.per_chunk(*size) for size in _kept_sizes(plan)]
+        + [specs.per_chunk(*size) for size in _saved_sizes(plan)]
         + [specs.values, specs.state],
         [
             (specs.own_keys, key_shape, jnp.float32 if shared else q_BTK.dtype),
@@ -137,7 +126,7 @@ def _backward(plan, residuals, cotangents):
             (specs.state, ds.shape, jnp.float32),
         ],
         scratch=[specs.state_scratch()] + specs.factor_scratch(),
-    )(q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *kept, do_BTV, ds)
+    )(q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *saved, do_BTV, ds)
     dq, dk = (
         flat(plan.heads.sum_shared(dx, plan.key_size, x.dtype))
         for dx, x in ((dq, q_BTK), (dk, k_BTK))
@@ -163,15 +152,18 @@ def unit_lower_inverse(a_CC, precision):
 
 
 def _inverse_precision(plan):
-    """Three products of bfloat16 for each of float32, where the operands are rounded anyway."""
+    """Three bfloat16 products per float32 one if operands are rounded anyway, otherwise more."""
     default = plan.precision == jax.lax.Precision.DEFAULT
     return jax.lax.Precision.HIGH if default else jax.lax.Precision.HIGHEST
 
 
 class _Scores(NamedTuple):
-    """Products of one head under its decays: keys_CC below the diagonal, queries_CC with it.
+    """The products of one head times their decays.
 
-    into and out are the decays from before the chunk and to its end, (C, 1 or K); keep (1 or K, 1).
+    Attributes:
+      keys_CC, queries_CC: of keys with keys, below the diagonal; of queries with keys, with it.
+      into, out: decays from before the chunk, and to its end, (C, 1 or K).
+      keep: decay over the whole chunk, (1 or K, 1).
     """
 
     keys_CC: jax.Array
@@ -196,7 +188,7 @@ def _head_scores(plan, grams, g_ref, h) -> tuple[_Scores, HeadDecays]:
 
 
 def _channel_scores(plan, q, k, g_ref, factors_ref, h) -> _Scores:
-    """The same; the factors lie in factors_ref[h]."""
+    """As `_head_scores`, for one gate per channel; writes the factors to factors_ref[h]."""
     mm = functools.partial(dot, precision=plan.precision)
 
     def keep(n, factor):
@@ -222,7 +214,7 @@ def _channel_scores(plan, q, k, g_ref, factors_ref, h) -> _Scores:
 
 
 def _forward_kernel(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, s0_ref, o_ref, last_ref, *refs):
-    *kept_refs, s_ref = refs[:-1] if plan.per_channel else refs
+    *saved_refs, s_ref = refs[:-1] if plan.per_channel else refs
     factors_ref = refs[-1] if plan.per_channel else None
 
     @pl.when(pl.program_id(2) == 0)
@@ -246,7 +238,7 @@ def _forward_kernel(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, s0_ref, o_ref, l
             o = mm(scores.queries_CC * beta_1C, errors) + mm(q * (scores.into * plan.scale), s)
             o_ref[0, :, h * plan.value_size : (h + 1) * plan.value_size] = o.astype(o_ref.dtype)
             written = mm((k * scores.out).T * beta_1C, errors)
-            for ref, x in zip(kept_refs, (s, inverse, errors)):
+            for ref, x in zip(saved_refs, (s, inverse, errors)):
                 ref[0, 0, 0, h] = x.astype(ref.dtype)
             s_ref[h] = scores.keep * s + written
 
@@ -320,10 +312,10 @@ def _backward_kernel(
 
 
 class _Backward(NamedTuple):
-    """One head of one chunk: what is kept of it, and the cotangents of its output and of the state
-    it leaves. The gradients returned are of q, k, v, beta, g and the state that enters."""
+    """The backward pass of one head of one chunk, from its saved arrays and the cotangents of its
+    output and of the state after it. Returns gradients of q, k, v, beta, g and the state before it."""
 
-    plan: Plan
+    plan: GridPlan
     q: jax.Array
     k: jax.Array
     beta_1C: jax.Array
@@ -337,7 +329,7 @@ class _Backward(NamedTuple):
         return dot(x, y, dims, self.plan.precision)
 
     def _shared(self, scores):
-        """What does not depend on the kind of gate."""
+        """The part that is the same for all gates."""
         mm, k, ds = self.mm, self.k, self.ds
         i, j = square(self.plan.length)
         written_C1 = to_column(self.beta_1C)

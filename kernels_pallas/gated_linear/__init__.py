@@ -1,8 +1,8 @@
 """Gated linear attention S_t = decay_t S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t.
 
-The one op behind Mamba-2/SSD (arXiv:2405.21060), GLA (arXiv:2312.06635 section 4), HGRN2
+The op of Mamba-2/SSD (arXiv:2405.21060), GLA (arXiv:2312.06635 section 4), HGRN2
 (arXiv:2404.07904), Lightning Attention (arXiv:2401.04658), RetNet (arXiv:2307.08621) and the
-matrix memory of mLSTM (arXiv:2405.04517): they differ in what they feed it.
+matrix memory of mLSTM (arXiv:2405.04517), which differ in its inputs.
 """
 
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import dispatch, mxu, segments
+from kernels_pallas.forms import Call
 from kernels_pallas.gated_linear import chunked, hopper, reference, tpu
 
 _SIZES = (64, 128, 192, 256)
@@ -49,11 +50,16 @@ SUPPORT = (
         auto=False,
     ),
 )
-_FORMS = {"reference": reference.gated_linear, "chunked": chunked.gated_linear}
+_FORMS = {
+    "reference": reference.gated_linear,
+    "chunked": chunked.gated_linear,
+    "tpu": tpu.gated_linear,
+    "hopper": hopper.gated_linear,
+}
 
 
 class GatedLinearState(NamedTuple):
-    """What a later call needs: the last S (float32 or float64) and its token's segment id.
+    """The last S (float32 or float64) and its token's segment id.
 
     A segment id of 0 marks an empty state: its S is never used.
     """
@@ -88,7 +94,7 @@ def gated_linear(
 
     A token sees itself, undecayed. At a document's first token the carried S counts as 0 (so
     its decay is unused); padding gives 0. Value head h reads query/key head h // (H // G),
-    which is never repeated in memory. Decays only ever enter as exp of sums <= 0: exact for
+    which is never repeated in memory. Decays are always exp of sums <= 0: exact for
     log_decay = 0, finite for any strength (-inf included).
 
     Arguments:
@@ -103,9 +109,9 @@ def gated_linear(
       return_state: also return the state after the last token.
       impl: "auto", "reference" (token by token), "chunked" or "pallas".
       precision: of the matrix products, as in `jax.numpy.matmul`; they are float32 (float64
-        where an input is float64), as are sums, decays and states. The TPU kernel rounds
-        operands to bfloat16 at the default precision, as XLA does there; the Hopper kernel has
-        that precision alone.
+        where an input is float64), as are sums, decays and states. At the default precision the TPU
+        kernel rounds operands to bfloat16, as XLA does there; the Hopper kernel has only that
+        precision.
 
     Returns o_BTHV in v's dtype, or (o_BTHV, GatedLinearState).
     Raises ValueError for shapes that do not agree, a scale that is no Python number, non-integer
@@ -127,63 +133,15 @@ def gated_linear(
         key_dtype=dispatch.dtypes(q_BTGK, k_BTGK),
         precision=mxu.precision_name(precision),
     )
-    form = dispatch.resolve("gated_linear", impl, case, SUPPORT)
+    form = _FORMS[dispatch.resolve("gated_linear", impl, case, SUPPORT)]
 
-    out_dtype = v_BTHV.dtype
     ids_BT = segments.or_one_document(segment_ids, batch, time)
-    if initial_state is None:
-        initial_state = empty_state(batch, heads, key_size, value_size, dtype)
-    resets_BT = segments.document_starts(ids_BT, initial_state.segment_ids_B)
-    padding_BT11 = (ids_BT == 0)[:, :, None, None]
-
-    def masked(x):
-        return jnp.where(padding_BT11, 0, x.astype(dtype))
-
-    s_BHKV = segments.of_first_document(*initial_state, ids_BT).astype(dtype)
-    if log_decay.ndim == 1 and form in ("tpu", "hopper"):
-        # Wide before it is spread: what a fixed decay gets is a sum over all tokens.
-        log_decay = jnp.broadcast_to(log_decay.astype(dtype), (batch, time, heads))
-    if form == "tpu":
-        # The kernel takes padding for one-token documents; masks go on what leaves it.
-        o_BTHV, s_BHKV = tpu.gated_linear(
-            q_BTGK,
-            k_BTGK,
-            v_BTHV,
-            log_decay,
-            resets_BT | (ids_BT == 0),
-            s_BHKV,
-            precision,
-            1.0 if scale is None else scale,
-            dispatch.target().interpret,
-        )
-        s_BHKV = jnp.where((ids_BT[:, -1] == 0)[:, None, None, None], 0, s_BHKV)
-    else:
-        if log_decay.ndim > 1:
-            mask = padding_BT11 if log_decay.ndim == 4 else padding_BT11[..., 0]
-            log_decay = jnp.where(mask, 0, log_decay)
-        if form == "hopper":
-            o_BTHV, s_BHKV = hopper.gated_linear(
-                *(jnp.where(padding_BT11, 0, x) for x in (q_BTGK, k_BTGK, v_BTHV)),
-                log_decay,
-                resets_BT,
-                s_BHKV,
-                precision=precision,
-                scale=1.0 if scale is None else scale,
-                output=out_dtype,
-                interpret=dispatch.target().interpret,
-            )
-        else:
-            q_BTGK = masked(q_BTGK) if scale is None else masked(q_BTGK) * scale
-            o_BTHV, s_BHKV = _FORMS[form](
-                q_BTGK,
-                masked(k_BTGK),
-                masked(v_BTHV),
-                log_decay.astype(dtype),
-                resets_BT,
-                s_BHKV,
-                precision,
-            )
-    o_BTHV = masked(o_BTHV).astype(out_dtype)
+    state = initial_state
+    if state is None:
+        state = empty_state(batch, heads, key_size, value_size, dtype)
+    call = Call.of(ids_BT, *state, dtype, scale, precision)
+    o_BTHV, s_BHKV = form(q_BTGK, k_BTGK, v_BTHV, log_decay, call)
+    o_BTHV = o_BTHV.astype(v_BTHV.dtype)
     if not return_state:
         return o_BTHV
     return o_BTHV, GatedLinearState(s_BHKV, ids_BT[:, -1])
@@ -201,8 +159,7 @@ def _check(q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids, initial_state) -> Non
     dispatch.check_shape(op, "v", v_BTHV, (batch, time, heads, value_size), "B T H V")
     if groups < 1 or heads % groups:
         raise ValueError(
-            f"{op}: the value's heads must be a multiple of the {groups} query/key heads, "
-            f"got {heads}."
+            f"{op}: value heads must be a multiple of the {groups} query/key heads, got {heads}."
         )
     shapes = {1: (heads,), 3: (batch, time, heads), 4: (batch, time, heads, key_size)}
     if log_decay.shape != shapes.get(log_decay.ndim):

@@ -1,4 +1,4 @@
-"""Representative calls for the scorecard: 8,192 tokens, documents on."""
+"""Representative calls for the scorecard: 8,192 tokens, with segment ids."""
 
 import jax.numpy as jnp
 

@@ -1,11 +1,11 @@
-"""One decay per channel of the key: chunks are halved until one token is left.
+"""One decay per channel of the key: chunks are halved recursively.
 
 The decay between two tokens is a vector, so it has to be multiplied into q and k, and a factor
-exp(-sum) overflows. Two halves of a block meet in the middle instead: a query of the right
-half carries the decay since the middle, a key of the left half that up to it, both exp of sums
-<= 0, and their product is one block of the matrix of weights. The halves are treated alike, so
-log2(C) levels give the whole matrix, at one exp per token, channel and level. All sums are made
-by adding, none by subtracting, which keeps them (and their gradients) exact to rounding.
+exp(-sum) would overflow. Instead, a query of the right half of a block is multiplied by the decay
+since the middle, a key of the left half by that up to the middle, both exp of sums <= 0, and their
+product is one block of the matrix of weights. Each half is treated in the same way, so log2(C) levels
+give the whole matrix, with one exp per token, channel and level. No sum is computed by subtraction,
+which keeps sums and their gradients exact to rounding.
 """
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from kernels_pallas.gated_linear.chunks import Chunks, enter
 
 
 def attend(chunks: Chunks, g_NBGRCK, s_BGRKV, precision):
-    """(o_NBGRCV, final s_BGRKV) from the state s_BGRKV."""
+    """(o_NBGRCV, last s_BGRKV) from the state s_BGRKV."""
     q_NBGCK, k_NBGCK, v_NBGRCV, number_NBC = chunks
     q_NBG1CK, k_NBG1CK = q_NBGCK[:, :, :, None], k_NBGCK[:, :, :, None]
     weights_NBGRCC, since_NBGRCK, until_NBGRCK = pair_weights(
@@ -38,14 +38,14 @@ def attend(chunks: Chunks, g_NBGRCK, s_BGRKV, precision):
 
 
 def pair_weights(q, k, g, precision):
-    """(..., C, C) weights, boundaries ignored; and for each token the sums of g since the
-    chunk's start, its own included, and until the chunk's end, its own left out."""
+    """(weights (..., C, C) without boundaries, since, until): for each token the sum of g from the
+    chunk's start, its own included, and that to the chunk's end, its own excluded."""
     length = g.shape[-2]
     since, until = g, jnp.zeros_like(g)
     weights = jnp.broadcast_to(
         jnp.einsum("...ck,...ck->...c", q, k, precision=precision), g.shape[:-1]
     )[..., None, None]
-    size = 1  # of the blocks done, (..., C / size, size, size) in `weights`
+    size = 1  # of the finished blocks, (..., C / size, size, size) in `weights`
     while size < length:
         since_left, since_right = _halves(since, size)
         until_left, until_right = _halves(until, size)

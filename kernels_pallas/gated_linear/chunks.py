@@ -1,4 +1,4 @@
-"""What both chunked forms share: the inputs cut into chunks, and the scan over the states."""
+"""Shared by `scalar` and `channel`: the inputs cut into chunks, and the scan over the states."""
 
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ MASKED = -1e30  # exp of it is 0, and so is its gradient
 class Chunks(NamedTuple):
     """The inputs in N chunks of C tokens, H = G * R heads.
 
-    number_NBC counts the documents begun in a chunk so far, as floats: 0 is the one that
-    entered it.
+    number_NBC counts the documents begun so far in the chunk, as floats: 0 is the document of the
+    entering state.
     """
 
     q_NBGCK: jax.Array
@@ -28,19 +28,19 @@ def split(x_BT, length: int, axis: int):
 
 
 def by_group(x_H, groups: int, axis: int):
-    """Axis `axis` of H heads as two, of G groups and R heads in each."""
+    """Splits the axis `axis` of H heads into G groups of R heads."""
     return x_H.reshape(*x_H.shape[:axis], groups, -1, *x_H.shape[axis + 1 :])
 
 
 def join(o_NBGRCV):
-    """(B, N * C, H, V): the chunks one after the other."""
+    """(B, N * C, H, V): the chunks concatenated."""
     chunks, batch, groups, ratio, length, value_size = o_NBGRCV.shape
     o_BNCGRV = jnp.moveaxis(o_NBGRCV, (0, 4), (1, 2))
     return o_BNCGRV.reshape(batch, chunks * length, groups * ratio, value_size)
 
 
 def enter(keep_NB, added_NB, s_B):
-    """(final state, the state that enters each chunk) of s <- keep_n * s + added_n."""
+    """(last state, state before each chunk) of s <- keep_n * s + added_n."""
 
     def step(s_B, chunk):
         keep_B, added_B = chunk
@@ -50,6 +50,7 @@ def enter(keep_NB, added_NB, s_B):
 
 
 def inclusive_sums(x):
-    """Along the last axis, as a product with a triangle of ones: `jnp.cumsum` is slow on CPUs."""
+    """Cumulative sums along the last axis, by a product with a triangle of ones: `jnp.cumsum` is slow on
+    CPUs."""
     upper = jnp.triu(jnp.ones((x.shape[-1],) * 2, x.dtype))
     return jnp.matmul(x, upper, precision="highest")

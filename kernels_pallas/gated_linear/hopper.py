@@ -1,10 +1,11 @@
-"""Gated linear attention with the walk over chunks as a Hopper kernel, forward and backward.
+"""Gated linear attention with the scan over chunks as a Hopper kernel, forward and backward.
 
-What does not know the state is made by XLA for all chunks side by side, from the chunked form's code:
-decays, the weights of the pairs of a chunk, and queries and keys that carry the decays. The kernel
-(`hopper_walk.walk`) walks the chunks with the state on chip: o = read_s S + read_d v, S <- keep S +
-write^T v; and back, with the state's cotangent, for that of v. The gradients of what was prepared are
-products of all chunks side by side again, and those of q, k and the decays are its vjp.
+XLA computes everything that does not depend on the state, for all chunks at once, with the chunked
+form's code: decays, the weights of the pairs of a chunk, and queries and keys multiplied by the decays.
+The kernel (`hopper_walk.walk`) scans over the chunks with the state on chip: o = read_s S + read_d v,
+S <- keep S + write^T v. Backward it scans in reverse with the state's cotangent and returns that of v.
+The gradients of the precomputed matrices are products over all chunks at once again; those of q, k and
+the decays follow by `jax.vjp`.
 """
 
 import functools
@@ -17,48 +18,55 @@ from jax.ad_checkpoint import checkpoint_name
 from kernels_pallas import hopper_walk
 from kernels_pallas.gated_linear import channel, scalar
 from kernels_pallas.gated_linear.chunks import by_group, inclusive_sums
-from kernels_pallas.hopper_walk import CHUNK, TILE, Plan, Steps
+from kernels_pallas.gated_linear.inputs import per_token
+from kernels_pallas.hopper_walk import CHUNK, TILE, WalkInputs, WalkPlan
 from kernels_pallas.mxu import resolve_precision
 
 
-def gated_linear(
-    q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, *, precision, scale, output, interpret
-):
-    """(o_BTHV, final s_BHKV), as the reference form; padding is zeros with decay 1.
+def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, call):
+    """(o_BTHV, last S_BHKV), as the other forms.
 
-    log_decay is (B, T, H) or (B, T, H, K), scale a number; o has the dtype `output`. Products read
-    bfloat16 at the default precision; float32 at "highest" is for an interpreter: the chip has no
-    such products.
+    Products read bfloat16 at the default precision. At "highest" they read float32, which only an
+    interpreter can run: the chip has no such products.
     """
     batch, time, heads, value_size = v_BTHV.shape
     key_size = k_BTGK.shape[3]
-    default = resolve_precision(precision) == jax.lax.Precision.DEFAULT
-    plan = Plan(
+    default = resolve_precision(call.precision) == jax.lax.Precision.DEFAULT
+    plan = WalkPlan(
         batch,
         heads,
         -(-time // CHUNK),
         -(-key_size // TILE) * TILE,
         -(-value_size // TILE) * TILE,
         operand=jnp.bfloat16 if default else jnp.float32,
-        output=output,
-        interpret=interpret,
+        output=v_BTHV.dtype,
+        interpret=call.interpret,
     )
 
     def whole(x_BT, size=None):
-        """Whole chunks and tiles by zeros, which change nothing."""
+        """Pads with zeros to whole chunks and tiles, which changes nothing."""
         last = 0 if size is None else size - x_BT.shape[-1]
         between = ((0, 0),) * (x_BT.ndim - 3)
         added = ((0, 0), (0, plan.time - time)) + between + ((0, last),) * (x_BT.ndim > 2)
         return jnp.pad(x_BT, added)
 
+    inputs = q_BTGK, k_BTGK, v_BTHV, per_token(log_decay, v_BTHV, call)
+    q_BTGK, k_BTGK, v_BTHV, log_decay = map(call.without_padding, inputs)
     gates = whole(log_decay, plan.key_size if log_decay.ndim == 4 else None)
     keys = (whole(x, plan.key_size) for x in (q_BTGK, k_BTGK))
     values = whole(v_BTHV, plan.value_size)
     added = (0, 0), (0, 0), (0, plan.key_size - key_size), (0, plan.value_size - value_size)
     o_BTHV, s_BHKV = _run(
-        plan, precision, scale, (*keys, gates), values, whole(resets_BT), jnp.pad(s_BHKV, added)
+        plan,
+        call.precision,
+        1.0 if call.scale is None else call.scale,
+        (*keys, gates),
+        values,
+        whole(call.starts_BT),
+        jnp.pad(call.state_B, added),
     )
-    return o_BTHV[:, :time, :, :value_size], s_BHKV[:, :, :key_size, :value_size]
+    o_BTHV = o_BTHV[:, :time, :, :value_size].astype(call.dtype)
+    return call.without_padding(o_BTHV), s_BHKV[:, :, :key_size, :value_size]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -70,7 +78,7 @@ def _forward(plan, precision, scale, inputs, v_BTHV, resets_BT, s_BHKV, kept=Tru
     prepared = _prepare(precision, scale, inputs, resets_BT)
     s = s_BHKV.reshape(-1, plan.key_size, plan.value_size)
     o_BTHV, last, *states = hopper_walk.walk(
-        plan, "gated_linear_forward", _steps(plan, prepared, v_BTHV), s, kept=kept
+        plan, "gated_linear_forward", _steps(plan, prepared, v_BTHV), s, keep_states=kept
     )
     states = [checkpoint_name(x, "gated_linear_states") for x in states]
     return (o_BTHV, last.reshape(s_BHKV.shape)), (inputs, v_BTHV, resets_BT, *states)
@@ -87,12 +95,12 @@ def _backward(plan, precision, scale, kept, cotangents):
         "gated_linear_backward",
         _steps(plan, prepared, v_BTHV).backward(do_BTHV),
         ds_BHKV.reshape(-1, plan.key_size, plan.value_size),
-        kept=True,
+        keep_states=True,
         reverse=True,
     )
 
-    # --- of what was prepared, from the states that enter the chunks and the cotangents of those
-    # that leave them ------------------------------------------------------------------------------
+    # --- gradients of the precomputed matrices, from the state before each chunk and the cotangent of
+    # the state after it ----------------------------------------------------------------------------
     do, v = (_chunks(x.astype(plan.operand), plan.heads)[:, :, 0] for x in (do_BTHV, v_BTHV))
     states = plan.batch, plan.heads, plan.chunks, plan.key_size, plan.value_size
     s, ds = s.reshape(states), ds.reshape(states)
@@ -113,7 +121,7 @@ _run.defvjp(_forward, _backward)
 
 
 class Prepared(NamedTuple):
-    """What a walk reads besides the values, (B, H, N, ...) float32; N chunks of C tokens.
+    """The inputs of a walk besides the values, (B, H, N, ...) float32.
 
     Attributes:
       read_s: (C, K), scaled queries with the decay since the chunk's start.
@@ -159,19 +167,19 @@ def _chunks(x_BTHK, groups: int):
     return jnp.moveaxis(by_group(x_BNCHK, groups, axis=3), (3, 4), (1, 2))
 
 
-def _steps(plan, prepared: Prepared, v_BTHV) -> Steps:
-    """As the kernel reads them."""
+def _steps(plan, prepared: Prepared, v_BTHV) -> WalkInputs:
+    """The inputs of the kernel."""
     read_s, read_d, write = (
         x.astype(plan.operand).reshape(-1, plan.time, x.shape[-1])
         for x in (prepared.read_s, prepared.read_d, prepared.write)
     )
     keep = jnp.broadcast_to(prepared.keep, (*prepared.keep.shape[:-1], plan.key_size))
     keep = keep.reshape(-1, plan.chunks * plan.key_size)
-    return Steps(write, keep, v_BTHV.astype(plan.operand), read_s, read_d)
+    return WalkInputs(write, keep, v_BTHV.astype(plan.operand), read_s, read_d)
 
 
 def _dot(plan, spec, x, y):
-    """float32 products of operands as the kernel's are."""
+    """A float32 product with operands rounded as in the kernel."""
     return jnp.einsum(
         spec,
         x,

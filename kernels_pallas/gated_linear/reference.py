@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas.gated_linear import inputs
 
-def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, precision):
-    """(o_BTHV, final s_BHKV) of S_t = decay_t S_{t-1} + k_t v_t^T, o_t = S_t^T q_t.
 
-    log_decay is (H,), (B, T, H) or (B, T, H, K); the state before a reset counts as 0.
-    """
+def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, call):
+    """(o_BTHV, last S_BHKV) of S_t = decay_t S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t."""
+    q_BTGK, k_BTGK, v_BTHV, log_decay = inputs.prepare(q_BTGK, k_BTGK, v_BTHV, log_decay, call)
     batch, time, heads, _ = v_BTHV.shape
     groups, key_size = k_BTGK.shape[2:]
     if log_decay.ndim == 1:
@@ -22,8 +22,8 @@ def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, precision
         q_BHK, k_BHK, v_BHV, decay_BHK, reset_B = token
         s_BHKV = jnp.where(reset_B[:, None, None, None], 0, s_BHKV)
         s_BHKV = decay_BHK[..., None] * s_BHKV + k_BHK[..., None] * v_BHV[:, :, None, :]
-        return s_BHKV, jnp.einsum("bhkv,bhk->bhv", s_BHKV, q_BHK, precision=precision)
+        return s_BHKV, jnp.einsum("bhkv,bhk->bhv", s_BHKV, q_BHK, precision=call.precision)
 
-    tokens = (q_BTHK, k_BTHK, v_BTHV, decay_BTHK, resets_BT)
-    s_BHKV, o_TBHV = jax.lax.scan(step, s_BHKV, [jnp.moveaxis(x, 1, 0) for x in tokens])
-    return jnp.moveaxis(o_TBHV, 0, 1), s_BHKV
+    tokens = (q_BTHK, k_BTHK, v_BTHV, decay_BTHK, call.starts_BT)
+    s_BHKV, o_TBHV = jax.lax.scan(step, call.state_B, [jnp.moveaxis(x, 1, 0) for x in tokens])
+    return call.without_padding(jnp.moveaxis(o_TBHV, 0, 1)), s_BHKV

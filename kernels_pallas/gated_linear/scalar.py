@@ -1,6 +1,6 @@
 """One decay per head: (Q K^T) times a matrix of decays, as in Mamba-2's SSD.
 
-The gradient is written out, and keeps only the inputs: every matrix of a chunk is made again.
+The gradient is written by hand and saves only the inputs: all matrices of a chunk are recomputed.
 """
 
 import functools
@@ -11,15 +11,15 @@ import jax.numpy as jnp
 
 from kernels_pallas.gated_linear.chunks import Chunks, enter, inclusive_sums
 
-PART = 16  # tokens of a chunk whose sums of log-decays are made by themselves
+PART = 16  # tokens of a part of a chunk, whose sums of log-decays are computed directly
 
 
 class Decays(NamedTuple):
     """Products of the decays of a chunk, 0 across a boundary.
 
-    Sums of log-decays are made by adding alone, as products with triangles of ones. A difference
-    of two cumulative sums would lose to rounding what a few weak gates add behind a strong one,
-    and its gradient, which is made of the same differences, loses far more.
+    Sums of log-decays are computed without subtraction, as products with triangles of ones. A
+    difference of two cumulative sums loses the digits of a few weak gates after a strong one, and its
+    gradient, which has the same differences, loses far more.
 
     Attributes:
       between_NBGRCC: [i, j] over tokens j + 1 to i, 1 at i = j, 0 above it.
@@ -45,17 +45,18 @@ class Decays(NamedTuple):
 
     @property
     def keep_NBG1R1(self):
-        """What a whole chunk leaves of the state that enters it."""
+        """The decay of a state over the whole chunk."""
         return self.from_start_NBGRC[..., -1][:, :, :, None, :, None]
 
 
 def _between(g_NBGRC):
-    """Within a part of the chunk by its own sums; from part to part as what follows j in its own,
-    times the parts between, times what leads to i in its own: C^2 products, few exponentials."""
+    """Decays between tokens i and j. Within a part of the chunk from its sums. Between parts as the
+    decay from j to the end of its part, times that of the parts between, times that from the start of
+    i's part to i: C^2 products, few exponentials."""
     length = g_NBGRC.shape[-1]
     part = min(PART, length)
     g_NBGRPC = g_NBGRC.reshape(*g_NBGRC.shape[:-1], -1, part)
-    # Kept from being fused into what is C times as large, and made C times over.
+    # The barrier keeps XLA from fusing these into the product, where each would be computed C times.
     inside_NBGRPCC, parts_NBGRPP, lead_NBGRPC, follow_NBGRPC = jax.lax.optimization_barrier(
         (
             jnp.tril(jnp.exp(_sums_between(g_NBGRPC, own=True))),
@@ -75,12 +76,12 @@ def _between(g_NBGRC):
 
 
 def _sums_after(g):
-    """Along the last axis, over the entries after each one."""
+    """Sums along the last axis over the entries after each one."""
     return jnp.matmul(g, _triangle(g, below=1), precision="highest")
 
 
 def _sums_between(g, own: bool):
-    """[..., i, j]: the sum over the entries after j and up to i, with i's `own` or without."""
+    """[..., i, j]: the sum over the entries after j and up to i, with or without i's `own`."""
     after = jnp.einsum("...s,sj->...sj", g, _triangle(g, below=1), precision="highest")
     return jnp.matmul(_triangle(g, below=0 if own else 1), after, precision="highest")
 
@@ -91,13 +92,13 @@ def _triangle(g, below: int):
 
 
 def no_lower_than_underflow(g):
-    """g where exp(g) > 0, and a number whose exp is 0 in place of all below."""
+    """g, with all entries whose exp is 0 replaced by one finite number whose exp is 0."""
     return jnp.maximum(g, -104 if g.dtype == jnp.float32 else -746)
 
 
 def attend(chunks: Chunks, g_NBGRC, s_BGRKV, precision):
-    """(o_NBGRCV, final s_BGRKV) from the state s_BGRKV."""
-    # Laid out in chunks once: XLA's CPU backend would do it again for every product.
+    """(o_NBGRCV, last s_BGRKV) from the state s_BGRKV."""
+    # The barrier keeps XLA's CPU backend from repeating the transposes for every product.
     chunks = jax.lax.optimization_barrier(chunks)
     return _attend(precision, chunks, no_lower_than_underflow(g_NBGRC), s_BGRKV)
 
@@ -114,7 +115,7 @@ def _attend(precision, chunks, g_NBGRC, s_BGRKV):
 
 
 def _pairs(precision, chunks, g_NBGRC):
-    """The decays, and q_i . k_j of every pair of a chunk's tokens."""
+    """The decays, and q_i . k_j for all pairs of tokens of a chunk."""
     scores_NBGCC = jnp.einsum(
         "nbgik,nbgjk->nbgij", chunks.q_NBGCK, chunks.k_NBGCK, precision=precision
     )
@@ -122,7 +123,7 @@ def _pairs(precision, chunks, g_NBGRC):
 
 
 def _states(precision, chunks, decays, s_BGRKV):
-    """(final state, the state that enters each chunk)."""
+    """(last state, state before each chunk)."""
     reaching_NBGRCV = decays.to_end_NBGRC[..., None] * chunks.v_NBGRCV
     added_NBGKRV = jnp.einsum(
         "nbgck,nbgrcv->nbgkrv", chunks.k_NBGCK, reaching_NBGRCV, precision=precision
@@ -154,7 +155,7 @@ def _backward(precision, inputs, cotangents):
     # A token's weight on itself is 1, and no decay gets a gradient from it.
     d_between_NBGRCC = jnp.tril(d_by_head_NBGRCC * scores_NBG1CC, -1)
 
-    # --- what the states give and get ------------------------------------------------------------
+    # --- states ----------------------------------------------------------------------------------
     _, s_NBGKRV = _states(precision, chunks, decays, s_BGRKV)
     d_read_NBGRCV = decays.from_start_NBGRC[..., None] * d_o_NBGRCV
     d_q_by_head_NBGRCK = einsum("nbgrcv,nbgkrv->nbgrck", d_read_NBGRCV, s_NBGKRV)
@@ -176,7 +177,7 @@ def _backward(precision, inputs, cotangents):
     d_v_NBGRCV += d_reaching_NBGRCV
     d_to_end_NBGRC = jnp.sum(d_reaching_NBGRCV * v_NBGRCV, axis=-1)
 
-    # --- decays: each gets what the sums that it is in get -------------------------------------
+    # --- decays: each gets the gradients of all sums that contain it ---------------------------
     d_from_start_NBGRC = d_from_start_NBGRC.at[..., -1].add(d_keep_NBGR)
     d_g_NBGRC = (
         _sums_of_spans(d_between_NBGRCC)
@@ -189,7 +190,7 @@ def _backward(precision, inputs, cotangents):
 
 def _sums_of_spans(d_CC):
     """[..., s]: the sum over [i, j] of all spans j < s <= i."""
-    # XLA's CPU backend would make the spans' gradients inside the product, again and again.
+    # The barrier keeps XLA's CPU backend from recomputing the gradients inside the product.
     d_CC = jax.lax.optimization_barrier(d_CC)
     upper_CC = jnp.broadcast_to(_triangle(d_CC, below=0).T, d_CC.shape)
     after_CC = jnp.matmul(upper_CC, d_CC, precision="highest")  # [s, j]: s <= i

@@ -1,14 +1,14 @@
 """Gated linear attention as Pallas TPU kernels, forward and backward.
 
-The grid is (batch, blocks of heads, chunks); chunks are walked in order, backward from the last,
-with the states of a block's heads (their cotangents) carried in vector memory. The states that
-enter the chunks are kept for the backward pass, rounded as the products that read them round
-them. A step does one chunk of a few heads:
+The grid is (batch, blocks of heads, chunks). Chunks are visited in order, in the backward pass in
+reverse, with the states of a block's heads (or their cotangents) in vector memory. The states before
+the chunks are saved for the backward pass, rounded as the products that read them round them. A step
+computes one chunk of a few heads:
 
     o = (scale q k^T * decays) v + scale decay_in * (q S),   S <- keep S + (k * decay_out)^T v
 
-One gate per head makes `decays` a matrix of its own; with one per channel, q and k carry the
-decays, and the matrix is made level by level (`ChannelDecays`).
+With one gate per head `decays` is a separate matrix. With one per channel, q and k are multiplied by
+the decays, and the matrix is computed level by level (`ChannelDecays`).
 """
 
 import functools
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 
+from kernels_pallas.gated_linear.inputs import per_token
 from kernels_pallas.mxu import NT, TN, dot, resolve_precision
 from kernels_pallas.tpu_decays import (
     ChannelDecays,
@@ -30,57 +31,54 @@ from kernels_pallas.tpu_decays import (
     to_row,
     with_resets,
 )
-from kernels_pallas.tpu_grid import Heads, Plan, Specs, chunk_length, flat, head, pad_time
+from kernels_pallas.tpu_grid import GridPlan, Heads, Specs, chunk_length, flat, head, pad_time
 
 HEADS = 4  # value heads of a grid step, at most, with one gate per head
 CHANNEL_HEADS = 2  # the same with one gate per channel
 
 
-def gated_linear(
-    q_BTGK, k_BTGK, v_BTHV, log_decay, resets_BT, s_BHKV, precision=None, scale=1.0, interpret=False
-):
-    """(o_BTHV, final s_BHKV), as the reference form; inputs float32 or bfloat16.
-
-    log_decay is (B, T, H) or (B, T, H, K). Every padded token resets; what the kernel gives for
-    it, and a final state that ends in padding, are for the caller to mask.
-    """
+def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, call):
+    """(o_BTHV, last S_BHKV), as the other forms; inputs float32 or bfloat16."""
+    log_decay = per_token(log_decay, v_BTHV, call)
     batch, time, groups, key_size = k_BTGK.shape
     heads, value_size = v_BTHV.shape[2:]
     per_channel = log_decay.ndim == 4
-    plan = Plan(
+    plan = GridPlan(
         heads=step_heads(groups, heads, key_size, value_size, per_channel),
         length=chunk_length(time),
         key_size=key_size,
         value_size=value_size,
         per_channel=per_channel,
-        scale=scale,
-        precision=resolve_precision(precision),
-        interpret=interpret,
+        scale=1.0 if call.scale is None else call.scale,
+        precision=resolve_precision(call.precision),
+        interpret=call.interpret,
     )
-    g = with_resets(log_decay, resets_BT)
+    # The kernel reads padding as documents of one token: masks go on what it returns.
+    g = with_resets(log_decay, call.resets_BT)
     q, k, v, g = (pad_time(x, plan.length) for x in (q_BTGK, k_BTGK, v_BTHV, g))
     g = flat(g) if per_channel else plan.rows(g)
-    s = plan.heads.split(s_BHKV.astype(jnp.float32), 1)
+    s = plan.heads.split(call.state_B.astype(jnp.float32), 1)
     o_BTV, s = _attend(plan, flat(q), flat(k), flat(v), g, s)
-    return o_BTV.reshape(*v.shape)[:, :time], s.reshape(s_BHKV.shape)
+    o_BTHV = o_BTV.reshape(*v.shape)[:, :time].astype(call.dtype)
+    return call.without_padding(o_BTHV), call.without_last_padding(s.reshape(call.state_B.shape))
 
 
 def step_heads(groups: int, heads: int, key_size: int, value_size: int, per_channel: bool) -> Heads:
-    """The heads that a grid step works on."""
+    """The heads of a grid step."""
     most = CHANNEL_HEADS if per_channel else HEADS
     return Heads.of(groups, heads // groups, key_size, value_size, most)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(plan, q_BTK, k_BTK, v_BTV, g, s_BNRKV):
-    return _forward(plan, q_BTK, k_BTK, v_BTV, g, s_BNRKV, keep_states=False)[0]
+    return _forward(plan, q_BTK, k_BTK, v_BTV, g, s_BNRKV, save_states=False)[0]
 
 
-def _forward(plan, q_BTK, k_BTK, v_BTV, g, s_BNRKV, keep_states=True):
+def _forward(plan, q_BTK, k_BTK, v_BTV, g, s_BNRKV, save_states=True):
     specs = Specs(plan, v_BTV.shape[1], reverse=False)
     outs = [(specs.values, v_BTV.shape, v_BTV.dtype), (specs.state, s_BNRKV.shape, jnp.float32)]
-    if keep_states:
-        outs.append(specs.kept_states(v_BTV.shape[0]))
+    if save_states:
+        outs.append(specs.saved_states(v_BTV.shape[0]))
     o_BTV, last, *states = specs.call(
         functools.partial(_forward_kernel, plan),
         "gated_linear_forward",
@@ -170,7 +168,7 @@ def _forward_kernel(plan, q_ref, k_ref, v_ref, g_ref, s0_ref, o_ref, last_ref, *
 
 
 def _channel_weights(plan, q, k, g_ref, factors_ref, h):
-    """Weights (C, C) of one head, and its decays; the factors lie in factors_ref[h]."""
+    """Weights (C, C) of one head, and its decays; writes the factors to factors_ref[h]."""
     mm = functools.partial(dot, precision=plan.precision)
 
     def keep(n, factor):
@@ -235,7 +233,7 @@ def _backward_kernel(
 
 
 def _head_backward(plan, q, k, v, g_ref, s, do, ds_ref, h):
-    """Gradients of q, k, v and g of one head; ds_ref[h] moves on to the chunk before."""
+    """Gradients of q, k, v and g of one head; updates ds_ref[h] to the state before the chunk."""
     mm = functools.partial(dot, precision=plan.precision)
     decays = HeadDecays.of(g_ref[0, 0, 0, h : h + 1])
     ds = ds_ref[h]
@@ -263,7 +261,7 @@ def _head_backward(plan, q, k, v, g_ref, s, do, ds_ref, h):
 
 
 def _channel_backward(plan, q, k, v, g_ref, s, do, ds_ref, h, factors_ref):
-    """The same with one gate per channel."""
+    """The same, with one gate per channel."""
     mm = functools.partial(dot, precision=plan.precision)
     weights, decays = _channel_weights(plan, q, k, g_ref, factors_ref, h)
     q, k = q.astype(jnp.float32), k.astype(jnp.float32)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from kernels_pallas import dispatch, mxu, segments
 from kernels_pallas.gated_slots import chunked, hopper, reference, tpu
 
-NEGATIVE = -1e30  # the log-sum-exp of nothing
+NEGATIVE = -1e30  # the log-sum-exp of an empty set
 _FORMS = {
     "reference": reference.gated_slots,
     "chunked": chunked.gated_slots,
@@ -57,8 +57,8 @@ SUPPORT = (
 
 
 class SlotState(NamedTuple):
-    """What a later call needs: the slots (float32 or float64), and of the last token its segment
-    id and whether its document has written into them.
+    """The slots after the last token (float32 or float64), that token's segment id, and whether its
+    document has written to the slots.
 
     A segment id of 0 marks an empty state: its slots are never used.
     """
@@ -114,17 +114,17 @@ def gated_slots(
       log_gate_BTGM: logarithm of the forget gate, <= 0 and finite; 0 keeps a slot exactly.
       write_BTGM: strength of the write; None is 1 - exp(log_gate).
       written_BT: bool, the tokens that update the slots; the others only read. None: all. With a
-        delayed memory (keys, values and gates shifted in time) these are the tokens that have
-        one of their own document to write.
+        delayed memory (keys, values and gates shifted in time) these are the tokens whose delayed
+        token is in their own document.
       segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
       scale: of the logits, K ** -0.5 if None.
-      mask_empty: the convention for empty slots, above.
+      mask_empty: the convention for empty slots (see above).
       initial_state: state of the tokens directly before; carried on only into the document
         whose id it holds.
       return_state: also return the state after the last token.
       impl: "auto", "reference" (token by token), "chunked" or "pallas".
-      precision: of the matrix products, as in `jax.lax.dot_general`. The Hopper kernel has the
-        default one alone.
+      precision: of the matrix products, as in `jax.lax.dot_general`. The Hopper kernel has only the
+        default one.
 
     Returns (out_BTHV, lse_BTH), both differentiable, or (out_BTHV, lse_BTH, SlotState). out has
     v's dtype; lse is float32 (float64 where an input is float64).
@@ -192,7 +192,7 @@ def gated_slots(
 
 
 def filled(starts_BT, update_BT, written_B) -> Bool[Array, "B T"]:
-    """Whether the token's document has written a token by then; `written_B` of one carried on."""
+    """Whether the token's document has written a token up to it; `written_B` is that of the state."""
     index_1T = jnp.arange(starts_BT.shape[1], dtype=jnp.int32)[None]
     start_BT = jax.lax.cummax(jnp.where(starts_BT, index_1T, -1), axis=1)
     newest_BT = jax.lax.cummax(jnp.where(update_BT, index_1T, -2), axis=1)

@@ -1,4 +1,4 @@
-"""Representative calls for the scorecard: 8,192 tokens, heads of 128, documents on."""
+"""Representative calls for the scorecard: 8,192 tokens, heads of 128, with segment ids."""
 
 import jax.numpy as jnp
 

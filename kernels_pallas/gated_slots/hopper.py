@@ -1,9 +1,9 @@
-"""Gated slots with the walk over chunks as a Hopper kernel, forward and backward.
+"""Gated slots with the scan over chunks as a Hopper kernel, forward and backward.
 
-The slots that enter the chunks depend on gates, writes, keys and values alone, not on a query: one
-walk that reads nothing (`hopper_walk.walk`) gives both passes' at once. Everything else knows no order
-of chunks and is XLA's, for all of them side by side (`passes.py`). Backward the same kernel walks from
-the last chunk, once for the slots of keys and once for those of values, whose queries' weights differ.
+The slots before each chunk depend on gates, writes, keys and values, but not on queries: one scan
+without outputs (`hopper_walk.walk`) computes those of keys and of values together. XLA computes
+everything else, for all chunks at once (`passes.py`). Backward the same kernel scans in reverse, once
+for the key slots and once for the value slots, because their queries' weights differ.
 """
 
 import functools
@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from kernels_pallas import dispatch, hopper_walk
 from kernels_pallas.gated_slots import passes
 from kernels_pallas.gated_slots.chunked import in_groups
-from kernels_pallas.hopper_walk import CHUNK, TILE, Plan, Steps
+from kernels_pallas.hopper_walk import CHUNK, TILE, WalkInputs, WalkPlan
 from kernels_pallas.mxu import resolve_precision
 
 
@@ -33,8 +33,8 @@ def gated_slots(
     scale,
     precision,
 ):
-    """As the chunked form. The kernel's products read bfloat16 at the default precision; float32 at
-    "highest" is for an interpreter: the chip has no such products."""
+    """As the chunked form. Products read bfloat16 at the default precision. At "highest" they read
+    float32, which only an interpreter can run: the chip has no such products."""
     default = resolve_precision(precision) == jax.lax.Precision.DEFAULT
     operand = jnp.bfloat16 if default else jnp.float32
     static = _Static(precision, operand, dispatch.target().interpret)
@@ -50,16 +50,16 @@ def gated_slots(
 
 
 class _Static(NamedTuple):
-    """What is static of a call; `operand` is the dtype of what the kernel's products read."""
+    """The static options of a call; `operand` is the dtype of the kernel's operands."""
 
     precision: Any
     operand: Any
     interpret: Any
 
     @property
-    def form(self) -> passes.Form:
+    def ops(self) -> passes.ChunkOps:
         dot = functools.partial(jnp.matmul, precision=self.precision)
-        return passes.Form(dot, functools.partial(_carry, self))
+        return passes.ChunkOps(dot, functools.partial(_carry, self))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -68,8 +68,8 @@ def _slots(static, q, kv, log_gate, write, resets, slots_BGMZ):
 
 
 def _forward(static, *arrays):
-    outs, (enter_BGNMZ, earlier_BGNCRM) = passes.forward(static.form, *arrays)
-    # Rounded already, by the kernel that wrote them.
+    outs, (enter_BGNMZ, earlier_BGNCRM) = passes.forward(static.ops, *arrays)
+    # Exact: the kernel has rounded them already.
     enter_BGNMZ = enter_BGNMZ.astype(static.operand)
     names = "out", "lse", "entering", "logits"
     kept = (*outs[:2], enter_BGNMZ, earlier_BGNCRM)
@@ -80,7 +80,7 @@ def _forward(static, *arrays):
 def _backward(static, residuals, cotangents):
     *tokens, enter_BGNMZ, earlier, out, lse = residuals
     residuals = *tokens, enter_BGNMZ.astype(jnp.float32), earlier, out, lse
-    *dtokens, dslots_BGMZ = passes.backward(static.form, residuals, cotangents)
+    *dtokens, dslots_BGMZ = passes.backward(static.ops, residuals, cotangents)
     return *dtokens, None, dslots_BGMZ
 
 
@@ -88,14 +88,14 @@ _slots.defvjp(_forward, _backward)
 
 
 def _carry(static, total_BGNM, writes, first_BGMZ, reverse=False):
-    """`passes.Form.carry`: a walk for each of `writes`, over its own columns of Z."""
+    """`passes.ChunkOps.carry`: a walk for each of `writes`, over its own columns of Z."""
     batch, kv_heads, chunks, slots = total_BGNM.shape
     heads, padded = batch * kv_heads, -(-slots // TILE) * TILE
     keep = _pad(total_BGNM, 3, padded).reshape(heads, -1)
     columns, lasts, entering = 0, [], []
     for weights, x in writes:
         size, rows = x.shape[-1], weights.shape[-2]
-        plan = Plan(
+        plan = WalkPlan(
             heads,
             1,
             chunks,
@@ -107,7 +107,7 @@ def _carry(static, total_BGNM, writes, first_BGMZ, reverse=False):
             rows=rows,
         )
         weights, x = _pad(weights, 4, padded), _pad(x, 4, plan.value_size)
-        steps = Steps(
+        steps = WalkInputs(
             write=weights.astype(static.operand).reshape(heads, plan.time, padded),
             keep=keep,
             d=x.astype(static.operand).reshape(heads, plan.time, 1, plan.value_size),
@@ -119,7 +119,7 @@ def _carry(static, total_BGNM, writes, first_BGMZ, reverse=False):
             f"gated_slots_{'backward' if reverse else 'forward'}",
             steps,
             first.reshape(heads, padded, -1),
-            kept=True,
+            keep_states=True,
             reverse=reverse,
         )
         shape = batch, kv_heads, padded, plan.value_size
@@ -131,7 +131,7 @@ def _carry(static, total_BGNM, writes, first_BGMZ, reverse=False):
 
 
 def _pad(x, axis: int, size: int):
-    """Zeros at the end, of slots that nothing is written to or of channels."""
+    """Pads `axis` with zeros at the end: slots without writes, or channels."""
     added = [(0, 0)] * x.ndim
     added[axis] = 0, size - x.shape[axis]
     return jnp.pad(x, added)

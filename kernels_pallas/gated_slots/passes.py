@@ -1,19 +1,21 @@
-"""Both passes of gated slots over chunks, forward and backward, but for how slots go on from one
-chunk to the next: what `chunked` scans for, and the Hopper form's kernel walks.
+"""Both passes of gated slots over chunks, forward and backward, shared by the chunked and the Hopper form.
 
-Slot m of query t sees key j <= t through w_t,j,m = write_j,m times the gates of tokens j+1..t.
-Such a decay for every (t, j, m) is too much to hold and does not factor over a whole chunk:
-exp(b_t) exp(-b_j) overflows. It does factor about any token between j and t, into two products of
-gates, both at most 1. So a chunk of C tokens is cut in half again and again: at the level of
-halves of h tokens, the queries of each right half meet the keys of the left half beside it,
+The two differ in how the slots are carried from chunk to chunk (`ChunkOps.carry`): the chunked form
+scans, the Hopper form runs a kernel.
+
+Slot m of query t sees key j <= t with the weight w_t,j,m = write_j,m times the gates of tokens j+1..t.
+A decay for every (t, j, m) is too large to store, and it does not factor over a whole chunk:
+exp(b_t) exp(-b_j) overflows. It factors about any token between j and t, into two products of gates,
+both at most 1. So a chunk of C tokens is halved recursively: at the level of halves of h tokens, the
+queries of each right half are multiplied with the keys of the left half beside it,
 
     w_t,j,m = (gates of the right half up to t)_m * (gates of the left half after j)_m write_j,m,
 
-and each pair j < t meets at exactly one level. The products of gates of one level come from those
-of the level below by one multiplication. Nothing is divided by a gate, no large sums of log-gates
-are subtracted, and a document's start is a gate of 0. Within leaves of LEAF tokens the products
-would be too small to be worth their calls: there, sums over tokens run as recurrences over the
-LEAF places, all leaves side by side, and sums over slots take whole leaves and mask the levels.
+and each pair j < t occurs at exactly one level. One multiplication turns the products of gates of one
+level into those of the next. Nothing is divided by a gate, no large sums of log-gates are subtracted,
+and a document's start is a gate of 0. Within leaves of LEAF tokens the products would be too small to
+be efficient: there, sums over tokens run as recurrences over the LEAF positions of all leaves at once,
+and sums over slots compute whole leaves and mask the levels.
 
 Both passes, logits from keys and outputs from values, are such sums; so are their gradients.
 """
@@ -25,35 +27,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Dimensions: N chunks, C tokens of a chunk, R query heads per key/value head, M slots; h tokens of
-# a half, L of a leaf, J pairs of halves (or leaves) in a chunk; Z = K + V, keys and values side by
-# side. Rows of a matrix are (token, query head).
+# Letters are those of `kernels_pallas.dimensions`. Rows of a matrix are (token, query head).
 
 LEAF = 8
 
 
-class Form(NamedTuple):
-    """What a form makes products with and carries slots by.
+class ChunkOps(NamedTuple):
+    """The operations in which the forms differ.
 
     Attributes:
-      dot: products of matrices.
-      carry: of (total_BGNM, writes, first_BGMZ, reverse=False) the slots before each chunk
-        (reverse: after it), (B, G, N, M, Z), and after the last (before the first). In a chunk
-        slots <- total * slots + sum over `writes` of weights^T x: pairs of weights (..., rows, M)
-        and x (..., rows, .), whose columns lie side by side in Z.
+      dot: the product of two matrices.
+      carry: a function of (total_BGNM, writes, first_BGMZ, reverse=False). Returns the slots before
+        each chunk (reverse: after it), (B, G, N, M, Z), and those after the last (before the first).
+        In a chunk slots <- total * slots + sum over `writes` of weights^T x; `writes` are pairs of
+        weights (..., rows, M) and x (..., rows, .), whose columns are concatenated in Z.
     """
 
     dot: Callable
     carry: Callable
 
 
-def forward(form: Form, q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC, slots_BGMZ):
-    """(out, lse, last slots), and what `backward` takes besides: (entering slots, logits without
-    each query's own write)."""
+def forward(
+    ops: ChunkOps, q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC, slots_BGMZ
+):
+    """(out, lse, last slots), and residuals: (entering slots, logits without each query's own
+    write)."""
     k_BGNCK, v_BGNCV = _split(kv_BGNCZ, q_BGNCRK)
-    chunk = _Chunk(log_gate_BGNCM, write_BGNCM, resets_B1NC, form.dot)
+    chunk = _Chunk(log_gate_BGNCM, write_BGNCM, resets_B1NC, ops.dot)
     writes = ((chunk.written_BGNCM, kv_BGNCZ),)
-    enter_BGNMZ, last_BGMZ = form.carry(chunk.total_BGNM, writes, slots_BGMZ)
+    enter_BGNMZ, last_BGMZ = ops.carry(chunk.total_BGNM, writes, slots_BGMZ)
     k_slots_BGNMK, v_slots_BGNMV = _split(enter_BGNMZ, q_BGNCRK)
 
     earlier_BGNCRM, own_BGNCR1 = chunk.read(q_BGNCRK, k_BGNCK, k_slots_BGNMK)
@@ -65,17 +67,17 @@ def forward(form: Form, q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_
     return (out_BGNCRV, lse_BGNCR, last_BGMZ), (enter_BGNMZ, earlier_BGNCRM)
 
 
-def backward(form: Form, residuals, cotangents):
+def backward(ops: ChunkOps, residuals, cotangents):
     """Gradients of q, kv, log-gates, writes and the first slots.
 
-    residuals: the tokens' arrays of `forward`, what it gives besides, out and lse.
+    residuals: the tokens' arrays of `forward`, its residuals, out and lse.
     """
     q_BGNCRK, kv_BGNCZ, log_gate_BGNCM, write_BGNCM, resets_B1NC = residuals[:5]
     enter_BGNMZ, earlier_BGNCRM, out_BGNCRV, lse_BGNCR = residuals[5:]
     dout_BGNCRV, dlse_BGNCR, dlast_BGMZ = cotangents
     k_BGNCK, v_BGNCV = _split(kv_BGNCZ, q_BGNCRK)
     k_slots_BGNMK, v_slots_BGNMV = _split(enter_BGNMZ, q_BGNCRK)
-    chunk = _Chunk(log_gate_BGNCM, write_BGNCM, resets_B1NC, form.dot)
+    chunk = _Chunk(log_gate_BGNCM, write_BGNCM, resets_B1NC, ops.dot)
     dot, write_BGNC1M = chunk.dot, write_BGNCM[..., None, :]
 
     # The softmax: dlogits = p (dp - sum p dp + dlse), dp_m = dout . (value slot m).
@@ -86,19 +88,19 @@ def backward(form: Form, residuals, cotangents):
     delta_BGNCR = jnp.sum(dout_BGNCRV * out_BGNCRV, axis=-1) - dlse_BGNCR
     dp_BGNCRM = dearlier_BGNCRM + down_BGNCR1 * write_BGNC1M
     dlogits_BGNCRM = p_BGNCRM * (dp_BGNCRM - delta_BGNCR[..., None])
-    # The barrier keeps XLA from taking the exponentials anew at every use.
+    # The barrier keeps XLA from recomputing the exponentials at every use.
     p_BGNCRM, dlogits_BGNCRM = jax.lax.optimization_barrier((p_BGNCRM, dlogits_BGNCRM))
 
-    # The queries read keys as the outputs read values.
+    # Logits depend on keys as outputs depend on values.
     q_pairs, dout_pairs = chunk.leaf_pairs(dlogits_BGNCRM), chunk.leaf_pairs(p_BGNCRM)
     dq_BGNCRK = chunk.expand(dlogits_BGNCRM, k_BGNCK, k_slots_BGNMK, q_pairs)
 
-    # The slots' gradients run back over the chunks.
+    # The gradients of the slots, carried backward over the chunks.
     passes = ((q_BGNCRK, dlogits_BGNCRM, k_BGNCK), (dout_BGNCRV, p_BGNCRM, v_BGNCV))
     reads = [(chunk.prefixed_rows(w), _merge_rows(x)) for x, w, _ in passes]
-    dleave_BGNMZ, dslots_BGMZ = form.carry(chunk.total_BGNM, reads, dlast_BGMZ, reverse=True)
+    dleave_BGNMZ, dslots_BGMZ = ops.carry(chunk.total_BGNM, reads, dlast_BGMZ, reverse=True)
 
-    # Of each token: what reached the end of its chunk, its leaf, the pairs of every level.
+    # Each token's contributions: to the end of its chunk, within its leaf, in the pairs of every level.
     dkv_BGNCZ = dot(chunk.written_BGNCM, dleave_BGNMZ)
     dwrite_end_BGNCM = chunk.suffix_BGNCM * dot(kv_BGNCZ, _transposed(dleave_BGNMZ))
     dwrite_own_BGNCM = jnp.sum(own_BGNCR1 * dlogits_BGNCRM + down_BGNCR1 * p_BGNCRM, axis=-2)
@@ -123,9 +125,9 @@ def backward(form: Form, residuals, cotangents):
         dkv_BGNCZ = level.add_left(dkv_BGNCZ, jnp.concatenate(parts, axis=-1))
         dwrite_BGNCM = level.add_left(dwrite_BGNCM, dwrite_JhM * level.suffix_JhM)
 
-    # d log_gate_i sums all that decays through token i: the pairs j < i <= t, as the difference of
-    # what ends and what begins from i on; what goes on to the chunk's end; and what goes through
-    # the whole chunk. A token's read of its own write does not decay and is left out.
+    # d log_gate_i sums everything that decays through token i: the pairs j < i <= t, as the difference
+    # of those that end and those that begin from i on; writes that reach the chunk's end; and slots
+    # that pass through the whole chunk. A token's read of its own write does not decay and is left out.
     ends_BGNCM = jnp.sum(dlogits_BGNCRM * earlier_BGNCRM + p_BGNCRM * dearlier_BGNCRM, axis=-2)
     pairs_BGNCM = jax.lax.cumsum(ends_BGNCM - write_BGNCM * dwrite_BGNCM, axis=3, reverse=True)
     to_end_BGNCM = jax.lax.cumsum(_delayed(write_BGNCM * dwrite_end_BGNCM), axis=3)
@@ -137,10 +139,10 @@ def backward(form: Form, residuals, cotangents):
 
 
 class _Chunk:
-    """Products of gates within each chunk, and the sums over tokens and slots made of them.
+    """Products of gates within each chunk, and sums over tokens and slots with them.
 
-    `prefix` of a token is that of all gates up to its own, `suffix` that of all after it, in its
-    chunk; `written` is what of its write is left at the chunk's end.
+    `prefix` of a token is the product of the chunk's gates up to its own, `suffix` that of the gates
+    after it; `written` is its write, decayed to the chunk's end.
     """
 
     def __init__(self, log_gate_BGNCM, write_BGNCM, resets_B1NC, dot):
@@ -210,7 +212,7 @@ class _Chunk:
         return pairs_JxL
 
     def _leaf_mask(self, half, pairs_JxL, whole=None):
-        """Pairs of the same token (half 1), or that meet at the level of halves of `half`."""
+        """Pairs of the same token (half 1), or pairs of the level of halves of `half` tokens."""
         length, rows = self.leaf, pairs_JxL.shape[-2]
         t, j = np.arange(rows)[:, None] // (rows // length), np.arange(length)[None]
         if whole is None:
@@ -242,7 +244,7 @@ class _Chunk:
 
 
 class _Level:
-    """The pairs of neighbouring halves of `half` tokens: left keys and right queries meet."""
+    """The pairs of neighbouring halves of `half` tokens: keys of the left, queries of the right."""
 
     def __init__(self, half, prefix_BGNCM, suffix_BGNCM, write_BGNCM):
         self.half = half
@@ -258,7 +260,7 @@ class _Level:
         return _merge_rows(_halves(x_BGNCRK, self.half)[1])
 
     def decayed_rows(self, x_BGNCRM):
-        """Weights on slots at the queries, carried back to the middle."""
+        """Weights on slots at the queries, decayed back to the middle."""
         return _merge_rows(_halves(x_BGNCRM, self.half)[1] * self.prefix_JhM[..., None, :])
 
     def add_left(self, x_BGNCM, part_JhM):
@@ -322,10 +324,10 @@ def _transposed(x):
 
 
 def _at_least(first, like, axis):
-    """Where the place along `axis` is `first` or later."""
+    """True where the index along `axis` is `first` or later."""
     return jax.lax.broadcasted_iota(jnp.int32, like.shape, like.ndim + axis) >= first
 
 
 def _delayed(x_BGNCM):
-    """Of each token what stood one before it in its chunk, 0 at the first."""
+    """Shifted by one token within the chunk, 0 at the first."""
     return jnp.pad(x_BGNCM, ((0, 0),) * 3 + ((1, 0), (0, 0)))[:, :, :, :-1]

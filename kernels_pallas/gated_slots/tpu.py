@@ -1,16 +1,16 @@
-"""Gated slots on TPUs: chunks of C tokens in order, the slots in VMEM from one to the next.
+"""Gated slots on TPUs: chunks of C tokens in order, with the slots carried in VMEM.
 
-The pairs of tokens of a chunk meet level by level, as in the chunked form: at the level of halves
-of h tokens the queries of each right half meet the keys of the left half beside it, and the decay
-between them is a product of gates up to the query times one after the key. Here every level, from
-single tokens on, is one product of whole chunks with its pairs masked out of C x C: levels of few
-tokens would fill no matrix unit, and loops over tokens would be chains of dependent steps. Nothing
-is divided by a gate and no sums of log-gates are subtracted; a document's start is a gate of 0.
+The pairs of tokens of a chunk are computed level by level, as in the chunked form: at the level of
+halves of h tokens the queries of each right half are multiplied with the keys of the left half beside
+it, and the decay between them is the product of gates up to the query times that of gates after the
+key. Here every level is one product of whole chunks, masked to the level's pairs: products of few
+tokens would not fill the matrix unit, and loops over tokens would be chains of dependent steps.
+Nothing is divided by a gate and no sums of log-gates are subtracted; a document's start is a gate of 0.
 
-Slots stand transposed, (K, M) and (V, M): what scales slot m then lies along lanes, as gates and
-writes (C, M) do. The forward pass writes out the slots that enter each chunk; the backward pass
-walks the chunks from the last, recomputes everything else from them, and carries the slots'
-gradients in VMEM. All sums have one order.
+Slots are transposed, (K, M) and (V, M), so that factors of slot m lie along lanes, as gates and writes
+(C, M) do. The forward pass writes out the slots before each chunk. The backward pass visits the chunks
+in reverse, recomputes everything else from these slots, and carries the gradients of the slots in
+VMEM. All sums have a fixed order.
 """
 
 import functools
@@ -55,7 +55,7 @@ def gated_slots(
     added = -time % chunk
 
     def laid_out(x_BTG, axes):
-        """(B, T, G, ...) with added tokens that keep the slots as they are, in another order."""
+        """(B, T, G, ...) with added tokens that keep the slots as they are, axes transposed."""
         x_BTG = jnp.pad(x_BTG, ((0, 0), (0, added)) + ((0, 0),) * (x_BTG.ndim - 2))
         return jnp.transpose(x_BTG, axes)
 
@@ -85,41 +85,41 @@ def _slots(q, k, v, log_gate, write, resets, k_slots, v_slots, static):
 
 
 def _forward(q, k, v, log_gate, write, resets, k_slots, v_slots, static):
-    call = _Call(q, v, log_gate, static)
+    layout = _Layout(q, v, log_gate, static)
     out, lse, k_last, v_last, k_enter, v_enter = pl.pallas_call(
         functools.partial(kernels.forward, precision=static.precision),
-        grid=call.grid,
+        grid=layout.grid,
         in_specs=[
-            call.queries(call.key_size),
-            call.tokens(call.key_size),
-            call.tokens(call.value_size),
-            call.tokens(call.slots),
-            call.tokens(call.slots),
-            call.shared(call.slots),
-            call.state(call.key_size),
-            call.state(call.value_size),
+            layout.queries(layout.key_size),
+            layout.tokens(layout.key_size),
+            layout.tokens(layout.value_size),
+            layout.tokens(layout.slots),
+            layout.tokens(layout.slots),
+            layout.shared(layout.slots),
+            layout.state(layout.key_size),
+            layout.state(layout.value_size),
         ],
         out_specs=[
-            call.queries(call.value_size),
-            call.tokens(call.group),
-            call.state(call.key_size),
-            call.state(call.value_size),
-            call.states(call.key_size),
-            call.states(call.value_size),
+            layout.queries(layout.value_size),
+            layout.tokens(layout.group),
+            layout.state(layout.key_size),
+            layout.state(layout.value_size),
+            layout.states(layout.key_size),
+            layout.states(layout.value_size),
         ],
         out_shape=[
-            call.shape(call.group, call.time, call.value_size),
-            call.shape(call.time, call.group),
-            call.shape(call.key_size, call.slots),
-            call.shape(call.value_size, call.slots),
-            call.shape(call.chunks, call.key_size, call.slots),
-            call.shape(call.chunks, call.value_size, call.slots),
+            layout.shape(layout.group, layout.time, layout.value_size),
+            layout.shape(layout.time, layout.group),
+            layout.shape(layout.key_size, layout.slots),
+            layout.shape(layout.value_size, layout.slots),
+            layout.shape(layout.chunks, layout.key_size, layout.slots),
+            layout.shape(layout.chunks, layout.value_size, layout.slots),
         ],
         scratch_shapes=[
-            pltpu.VMEM((call.key_size, call.slots), jnp.float32),
-            pltpu.VMEM((call.value_size, call.slots), jnp.float32),
+            pltpu.VMEM((layout.key_size, layout.slots), jnp.float32),
+            pltpu.VMEM((layout.value_size, layout.slots), jnp.float32),
         ],
-        compiler_params=call.compiler_params,
+        compiler_params=layout.compiler_params,
         interpret=static.interpret,
         name="gated_slots_forward",
     )(q, k, v, log_gate, write, resets, k_slots, v_slots)
@@ -143,51 +143,51 @@ def _forward(q, k, v, log_gate, write, resets, k_slots, v_slots, static):
 def _backward(static, residuals, cotangents):
     q, k, v, log_gate, write, resets, out, lse, k_enter, v_enter = residuals
     dout, dlse, dk_last, dv_last = cotangents
-    call = _Call(q, v, log_gate, static, reverse=True)
-    # The row sum that softmax subtracts, less the log-sum-exp's own pull.
+    layout = _Layout(q, v, log_gate, static, reverse=True)
+    # The row sum that softmax subtracts, minus the cotangent of the log-sum-exp.
     delta = jnp.moveaxis(jnp.sum(dout * out, axis=-1), 2, 3) - dlse
-    key, value, slots = call.key_size, call.value_size, call.slots
+    key, value, slots = layout.key_size, layout.value_size, layout.slots
     dq, dk, dv, dlog_gate, dwrite, dk_slots, dv_slots = pl.pallas_call(
         functools.partial(kernels.backward, precision=static.precision),
-        grid=call.grid,
+        grid=layout.grid,
         in_specs=[
-            call.queries(key),
-            call.tokens(key),
-            call.tokens(value),
-            call.tokens(slots),
-            call.tokens(slots),
-            call.shared(slots),
-            call.queries(value),
-            call.tokens(call.group),
-            call.tokens(call.group),
-            call.states(key),
-            call.states(value),
-            call.state(key),
-            call.state(value),
+            layout.queries(key),
+            layout.tokens(key),
+            layout.tokens(value),
+            layout.tokens(slots),
+            layout.tokens(slots),
+            layout.shared(slots),
+            layout.queries(value),
+            layout.tokens(layout.group),
+            layout.tokens(layout.group),
+            layout.states(key),
+            layout.states(value),
+            layout.state(key),
+            layout.state(value),
         ],
         out_specs=[
-            call.queries(key),
-            call.tokens(key),
-            call.tokens(value),
-            call.tokens(slots),
-            call.tokens(slots),
-            call.state(key),
-            call.state(value),
+            layout.queries(key),
+            layout.tokens(key),
+            layout.tokens(value),
+            layout.tokens(slots),
+            layout.tokens(slots),
+            layout.state(key),
+            layout.state(value),
         ],
         out_shape=[
-            call.shape(call.group, call.time, key),
-            call.shape(call.time, key),
-            call.shape(call.time, value),
-            call.shape(call.time, slots),
-            call.shape(call.time, slots),
-            call.shape(key, slots),
-            call.shape(value, slots),
+            layout.shape(layout.group, layout.time, key),
+            layout.shape(layout.time, key),
+            layout.shape(layout.time, value),
+            layout.shape(layout.time, slots),
+            layout.shape(layout.time, slots),
+            layout.shape(key, slots),
+            layout.shape(value, slots),
         ],
         scratch_shapes=[
             pltpu.VMEM((key, slots), jnp.float32),
             pltpu.VMEM((value, slots), jnp.float32),
         ],
-        compiler_params=call.compiler_params,
+        compiler_params=layout.compiler_params,
         interpret=static.interpret,
         name="gated_slots_backward",
     )(q, k, v, log_gate, write, resets, dout, lse, delta, k_enter, v_enter, dk_last, dv_last)
@@ -197,10 +197,10 @@ def _backward(static, residuals, cotangents):
 _slots.defvjp(_forward, _backward)
 
 
-class _Call:
-    """Sizes of one call, and the blocks of its arrays over the grid (batch row, key/value head,
+class _Layout:
+    """The sizes of one call and the block specs of its arrays.
 
-    chunk); `reverse` walks the chunks from the last.
+    The grid is (batch row, key/value head, chunk); `reverse` visits the chunks from the last.
     """
 
     def __init__(self, q_BGRTK, v_BGTV, log_gate_BGTM, static, reverse=False):
@@ -228,7 +228,7 @@ class _Call:
         return pl.BlockSpec((1, 1, self.chunk, size), lambda b, g, n: (b, g, self.at(n), 0))
 
     def shared(self, size) -> pl.BlockSpec:
-        """Of (B, 1, T, size): the same for all heads."""
+        """Of (B, 1, T, size): shared by all heads."""
         return pl.BlockSpec((1, 1, self.chunk, size), lambda b, g, n: (b, 0, self.at(n), 0))
 
     def state(self, size) -> pl.BlockSpec:

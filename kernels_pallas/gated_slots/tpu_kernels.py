@@ -1,4 +1,4 @@
-"""The bodies of the TPU kernels for gated slots: what one grid step does with its chunk.
+"""The bodies of the TPU kernels for gated slots: what one grid step computes for its chunk.
 
 Arrays of a chunk are (C, M), (C, K) or (C, C) with queries on rows; slots are (K, M).
 """
@@ -46,13 +46,13 @@ def forward(
         q = q_ref[0, 0, head]
         earlier, own = chunk.read(chunk.dot(q, k, mxu.NT), q, k_slots)
         logits = earlier + own * chunk.write
-        top = jnp.max(logits, axis=-1, keepdims=True)
-        weights = jnp.exp(logits - top)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        p = weights / total
+        m = jnp.max(logits, axis=-1, keepdims=True)
+        weights = jnp.exp(logits - m)
+        l = jnp.sum(weights, axis=-1, keepdims=True)
+        p = weights / l
         out = chunk.dot(chunk.pairs(p), v) + chunk.dot(p * chunk.prefix, v_slots, mxu.NT)
         out_ref[0, 0, head] = out
-        lse_ref[0, 0, :, head : head + 1] = top + jnp.log(total)
+        lse_ref[0, 0, :, head : head + 1] = m + jnp.log(l)
 
     k_slots = chunk.total * k_slots + chunk.dot(k, chunk.written, mxu.TN)
     v_slots = chunk.total * v_slots + chunk.dot(v, chunk.written, mxu.TN)
@@ -89,7 +89,7 @@ def backward(
     *,
     precision,
 ):
-    """Gradients of a chunk's inputs, and of the slots that enter it from those that leave it."""
+    """Gradients of a chunk's inputs, and of the slots before it from those of the slots after it."""
     number, last = pl.program_id(2), pl.num_programs(2) - 1
 
     @pl.when(number == 0)
@@ -111,7 +111,7 @@ def backward(
         dearlier, down = chunk.read(chunk.dot(dout, v, mxu.NT), dout, v_slots)
         p = jnp.exp(earlier + own * write - lse_ref[0, 0, :, column])
         dlogits = p * (dearlier + down * write - delta_ref[0, 0, :, column])
-        # Queries read keys as outputs read values.
+        # Logits depend on keys as outputs depend on values.
         q_pairs, dout_pairs = chunk.pairs(dlogits), chunk.pairs(p)
         dq = chunk.dot(q_pairs, k) + chunk.dot(dlogits * chunk.prefix, k_slots, mxu.NT)
         dq_ref[0, 0, head] = dq
@@ -124,13 +124,13 @@ def backward(
         dwrite_own += own * dlogits + down * p
         ends += dlogits * earlier + p * dearlier
 
-    dk_slots, dv_slots = dk_slots_ref[...], dv_slots_ref[...]  # of those that leave
+    dk_slots, dv_slots = dk_slots_ref[...], dv_slots_ref[...]  # of the slots after the chunk
     dk_ref[0, 0] = dk + chunk.dot(chunk.written, dk_slots, mxu.NT)
     dv_ref[0, 0] = dv + chunk.dot(chunk.written, dv_slots, mxu.NT)
     dwrite_end = chunk.suffix * (chunk.dot(k, dk_slots) + chunk.dot(v, dv_slots))
-    # d log_gate_i sums all that decays through token i: the pairs j < i <= t, as the difference of
-    # what ends and what begins from i on; what goes on to the chunk's end; and what goes through
-    # the whole chunk. A token's read of its own write does not decay and is left out.
+    # d log_gate_i sums everything that decays through token i: the pairs j < i <= t, as the difference
+    # of those that end and those that begin from i on; writes that reach the chunk's end; and slots
+    # that pass through the whole chunk. A token's read of its own write does not decay and is left out.
     across = jnp.sum(dk_slots * k_slots, axis=0, keepdims=True)
     across += jnp.sum(dv_slots * v_slots, axis=0, keepdims=True)
     dlog_gate = _sum_from(ends - write * dwrite) + _sum_before(write * dwrite_end)
@@ -146,11 +146,11 @@ def backward(
 
 
 class _Chunk:
-    """Products of gates within a chunk, and the sums over tokens and slots made of them.
+    """Products of gates within a chunk, and sums over tokens and slots with them.
 
-    `prefix` of a token is that of all gates up to its own, `suffix` that of all after it, in its
-    chunk; `written` is what of its write is left at the chunk's end. A level is (half, prefix and
-    suffix within halves of so many tokens).
+    `prefix` of a token is the product of the chunk's gates up to its own, `suffix` that of the gates
+    after it; `written` is its write, decayed to the chunk's end. A level is (half, prefix, suffix,
+    written), the products within halves of `half` tokens.
     """
 
     def __init__(self, log_gate, write, resets, precision):
@@ -175,30 +175,30 @@ class _Chunk:
         and x_t . y_t."""
         sums = self.prefix * self.dot(x, slots)
         for half, prefix, _, written in self.levels:
-            met = _meet(self.row, self.column, half)
-            sums += prefix * self.dot(jnp.where(met, dots, 0), written)
+            is_pair = _is_pair(self.row, self.column, half)
+            sums += prefix * self.dot(jnp.where(is_pair, dots, 0), written)
         return sums, jnp.sum(jnp.where(self.same, dots, 0), axis=-1, keepdims=True)
 
     def pairs(self, weights):
         """sum_m w_tm (decay from j to t)_m write_jm of all pairs j <= t: (C, C)."""
         pairs = jnp.where(self.same, self.dot(weights, self.write, mxu.NT), 0)
         for half, prefix, _, written in self.levels:
-            met = _meet(self.row, self.column, half)
-            pairs = jnp.where(met, self.dot(weights * prefix, written, mxu.NT), pairs)
+            is_pair = _is_pair(self.row, self.column, half)
+            pairs = jnp.where(is_pair, self.dot(weights * prefix, written, mxu.NT), pairs)
         return pairs
 
     def writes(self, dots, weights):
         """sum_{t > j} (x_t . y_j) (decay from j to t) w_t, given all y_j . x_t (C, C)."""
         sums = jnp.zeros_like(weights)
         for half, prefix, suffix, _ in self.levels:
-            met = _meet(self.column, self.row, half)
-            sums += suffix * self.dot(jnp.where(met, dots, 0), weights * prefix)
+            is_pair = _is_pair(self.column, self.row, half)
+            sums += suffix * self.dot(jnp.where(is_pair, dots, 0), weights * prefix)
         return sums
 
 
-def _meet(t, j, half: int):
-    """Whether query t and key j meet at the level of halves of `half` tokens, a power of two: the
-    highest bit in which they differ is the half's, and the query has it."""
+def _is_pair(t, j, half: int):
+    """Whether query t and key j are a pair of the level of halves of `half` tokens, a power of two:
+    `half` is the highest bit in which t and j differ, and t has it."""
     return (((t ^ j) // half) == 1) & (t > j)
 
 
@@ -223,7 +223,7 @@ def _suffix(gate, length: int):
 
 
 def _sum_from(x):
-    """Of each token the sum from it to the chunk's end."""
+    """For each token the sum from it to the chunk's end."""
     total, step = x.shape[0], 1
     row = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
     while step < total:
@@ -233,7 +233,7 @@ def _sum_from(x):
 
 
 def _sum_before(x):
-    """Of each token the sum of those before it."""
+    """For each token the sum of those before it."""
     total, step = x.shape[0], 1
     row = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
     x = jnp.where(row >= 1, pltpu.roll(x, 1, 0), 0)

@@ -5,12 +5,12 @@ Griffin (De et al. 2024, arXiv:2402.19427) section 2.4 is the form this op serve
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import dispatch, segments
-from kernels_pallas.linear_recurrence import blocks, chunked, hopper, reference, tpu
+from kernels_pallas.forms import Call
+from kernels_pallas.linear_recurrence import chunked, hopper, reference, tpu
 
 _DTYPES = ("float32", "bfloat16")
 _COVERED = dict(
@@ -23,15 +23,19 @@ _COVERED = dict(
 SUPPORT = (
     *dispatch.XLA_ONLY,
     dispatch.Backend("tpu", "pallas", dict(platform=("tpu",)) | _COVERED),
-    # Not by itself: nobody has measured it.
+    # auto=False: it has not been measured.
     dispatch.Backend("hopper", "pallas", dict(platform=("gpu",)) | _COVERED, auto=False),
 )
-_KERNELS = {"tpu": tpu, "hopper": hopper}
-_FORMS = {"reference": reference.linear_recurrence, "chunked": chunked.linear_recurrence}
+_FORMS = {
+    "reference": reference.recurrence,
+    "chunked": chunked.recurrence,
+    "tpu": tpu.recurrence,
+    "hopper": hopper.recurrence,
+}
 
 
 class RecurrenceState(NamedTuple):
-    """What a later call needs: the last h (float32 or float64) and its token's segment id.
+    """The last h (float32 or float64) and its token's segment id.
 
     A segment id of 0 marks an empty state: its h is never used.
     """
@@ -85,9 +89,9 @@ def gated_recurrence(
 ) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], RecurrenceState]:
     """`linear_recurrence` with a_t = exp(log_a_t) and b_t = sqrt(1 - a_t^2) x_t: RG-LRU's gate.
 
-    A kernel makes a and b on the way and never stores them. A document's first x is not damped
-    (b_t = x_t: nothing is carried that it would have to make room for, recurrentgemma's
-    convention), and the slope of the root is bounded by 1,000 where a is 1.
+    A kernel computes a and b on the fly and does not store them. A document's first x is not damped
+    (b_t = x_t: no state is carried; recurrentgemma's convention), and the slope of the square root
+    is bounded by 1,000, as it would be infinite where a is 1.
 
     Arguments:
       log_a_BTD: logarithm of the decay, <= 0, any floating dtype.
@@ -113,42 +117,11 @@ def _run(gated, a_BTD, b_BTD, segment_ids, initial_state, return_state, impl):
         channels=channels,
         gated=gated,
     )
-    form = dispatch.resolve(op, impl, case, SUPPORT)
-    starts_BT = segments.document_starts(ids_BT, state.segment_ids_B)
-    padding_BT = ids_BT == 0
-    h_BD = segments.of_first_document(state.h_BD, state.segment_ids_B, ids_BT)
-    if form in _KERNELS:
-        marks_BT = jnp.where(padding_BT, blocks.PADDING, jnp.where(starts_BT, blocks.STARTS, 0))
-        h_BTD = _KERNELS[form].recurrence(
-            gated, a_BTD, b_BTD, marks_BT, h_BD, interpret=dispatch.target().interpret
-        )
-    else:
-        a_BTD, b_BTD = a_BTD.astype(dtype), b_BTD.astype(dtype)
-        if gated:
-            # An infinite log-gate would meet a zero in the gradient of exp.
-            log_a_BTD = jnp.where(padding_BT[:, :, None], 0, jnp.maximum(a_BTD, -1e30))
-            a_BTD = jnp.exp(log_a_BTD)
-            room_BTD = sqrt_bounded(-jnp.expm1(2 * log_a_BTD))
-            b_BTD = jnp.where(starts_BT[:, :, None], 1, room_BTD) * b_BTD
-        a_BTD = jnp.where((starts_BT | padding_BT)[:, :, None], 0, a_BTD)
-        b_BTD = jnp.where(padding_BT[:, :, None], 0, b_BTD)
-        h_BTD = _FORMS[form](a_BTD, b_BTD, h_BD.astype(dtype))
+    form = _FORMS[dispatch.resolve(op, impl, case, SUPPORT)]
+    h_BTD = form(gated, a_BTD, b_BTD, Call.of(ids_BT, *state, dtype))
     if not return_state:
         return h_BTD
     return h_BTD, RecurrenceState(h_BTD[:, -1], ids_BT[:, -1])
-
-
-@jax.custom_jvp
-def sqrt_bounded(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """sqrt(x) with a slope of at most `blocks.MAX_SLOPE`, which is infinite at 0."""
-    return jnp.sqrt(x)
-
-
-@sqrt_bounded.defjvp
-def _sqrt_bounded_jvp(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    slope = jnp.minimum(0.5 * jax.lax.rsqrt(jnp.maximum(x, 1e-30)), blocks.MAX_SLOPE)
-    return jnp.sqrt(x), dx * slope
 
 
 def _check(op, a_BTD, b_BTD, segment_ids, initial_state) -> None:

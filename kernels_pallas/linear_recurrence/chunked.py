@@ -1,12 +1,11 @@
-"""The linear recurrence in chunks: of T tokens, 2 sqrt(T) sequential steps instead of T.
+"""The linear recurrence in chunks: 2 sqrt(L) sequential steps for L tokens instead of L.
 
-Time is cut into blocks of at most 1,024 tokens, one after the other, whose numbers fit the cache,
-and a block of T tokens into N chunks of C = sqrt(T). All chunks run side by side: a first sweep over the
-C positions gives every chunk's end state (from zero) and its product of decays, a scan
-over the N chunks gives every chunk's entering state, a second sweep runs the recurrence
-itself from there. Running it twice beats storing cumulative products, and every h comes out
-of the plain recurrence: products of decays are only ever multiplied, never divided by or
-exponentiated, so a = 0 and a = 1 are exact.
+A loop runs over blocks of at most 1,024 tokens, whose arrays fit the cache. A block of L tokens is cut
+into N chunks of C = sqrt(L), which are computed at once: a first sweep over the C positions gives each
+chunk's end state (from zero) and its product of decays, a scan over the N chunks gives the state
+before each chunk, and a second sweep runs the recurrence from there. Running it twice is faster than
+storing cumulative products, and every h is computed by the plain recurrence: products of decays are
+only multiplied, never divided by or exponentiated, so a = 0 and a = 1 are exact.
 """
 
 import math
@@ -14,44 +13,51 @@ import math
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas.linear_recurrence import gates
+
 BLOCK = 1024  # tokens
 
 
+def recurrence(gated, a_BTD, b_BTD, call):
+    """h_BTD; every form of the op has this signature (`kernels_pallas.forms`)."""
+    return _recurrence(*gates.prepare(gated, a_BTD, b_BTD, call), call.state_B)
+
+
 @jax.custom_vjp
-def linear_recurrence(a_BTD, b_BTD, h_BD):
-    """h_t = a_t h_{t-1} + b_t from h_BD; boundaries are already zeros in a_BTD."""
+def _recurrence(a_BTD, b_BTD, h_BD):
+    """h_t = a_t h_{t-1} + b_t from h_BD; a is 0 at boundaries."""
     time, size, blocks, (a_BTD, b_BTD) = _whole_blocks(a_BTD, b_BTD)
 
     def step(i, carry):
         h_BD, h_BTD = carry
-        a_BSD, b_BSD = (_slice(x_BTD, size * i, size) for x_BTD in (a_BTD, b_BTD))
-        h_BSD = _block(a_BSD, b_BSD, h_BD, reverse=False)
-        return h_BSD[:, -1], _put(h_BTD, h_BSD, size * i)
+        a_BLD, b_BLD = (_slice(x_BTD, size * i, size) for x_BTD in (a_BTD, b_BTD))
+        h_BLD = _block(a_BLD, b_BLD, h_BD, reverse=False)
+        return h_BLD[:, -1], _put(h_BTD, h_BLD, size * i)
 
     _, h_BTD = jax.lax.fori_loop(0, blocks, step, (h_BD, jnp.zeros_like(b_BTD)))
     return h_BTD[:, :time]
 
 
 def _forward(a_BTD, b_BTD, h_BD):
-    h_BTD = linear_recurrence(a_BTD, b_BTD, h_BD)
+    h_BTD = _recurrence(a_BTD, b_BTD, h_BD)
     return h_BTD, (a_BTD, h_BTD, h_BD)
 
 
 def _backward(residuals, dh_BTD):
-    # The adjoint g_t = dh_t + a_{t+1} g_{t+1} is the same recurrence run from the end.
+    # The adjoint g_t = dh_t + a_{t+1} g_{t+1} is the same recurrence in reverse.
     a_BTD, h_BTD, h_BD = residuals
     time, size, blocks, (a_BTD, h_BTD, dh_BTD) = _whole_blocks(a_BTD, h_BTD, dh_BTD)
 
     def step(i, carry):
         a_later_BD, g_later_BD, da_BTD, g_BTD = carry
         start = size * (blocks - 1 - i)
-        a_BSD, h_BSD, dh_BSD = (_slice(x_BTD, start, size) for x_BTD in (a_BTD, h_BTD, dh_BTD))
-        a_next_BSD = jnp.concatenate([a_BSD[:, 1:], a_later_BD[:, None]], axis=1)
-        g_BSD = _block(a_next_BSD, dh_BSD, g_later_BD, reverse=True)
+        a_BLD, h_BLD, dh_BLD = (_slice(x_BTD, start, size) for x_BTD in (a_BTD, h_BTD, dh_BTD))
+        a_next_BLD = jnp.concatenate([a_BLD[:, 1:], a_later_BD[:, None]], axis=1)
+        g_BLD = _block(a_next_BLD, dh_BLD, g_later_BD, reverse=True)
         entering_BD = jnp.where(start == 0, h_BD, h_BTD[:, jnp.maximum(start - 1, 0)])
-        h_before_BSD = jnp.concatenate([entering_BD[:, None], h_BSD[:, :-1]], axis=1)
-        da_BTD, g_BTD = _put(da_BTD, g_BSD * h_before_BSD, start), _put(g_BTD, g_BSD, start)
-        return a_BSD[:, 0], g_BSD[:, 0], da_BTD, g_BTD
+        h_before_BLD = jnp.concatenate([entering_BD[:, None], h_BLD[:, :-1]], axis=1)
+        da_BTD, g_BTD = _put(da_BTD, g_BLD * h_before_BLD, start), _put(g_BTD, g_BLD, start)
+        return a_BLD[:, 0], g_BLD[:, 0], da_BTD, g_BTD
 
     nothing = jnp.zeros_like(h_BD), jnp.zeros_like(h_BD)
     results = jnp.zeros_like(a_BTD), jnp.zeros_like(dh_BTD)
@@ -59,11 +65,11 @@ def _backward(residuals, dh_BTD):
     return da_BTD[:, :time], g_BTD[:, :time], a_BD * g_BD
 
 
-linear_recurrence.defvjp(_forward, _backward)
+_recurrence.defvjp(_forward, _backward)
 
 
 def _whole_blocks(*arrays_BTD):
-    """(tokens, tokens of a block, blocks, the arrays with zeros at the end to whole blocks)."""
+    """(tokens, tokens of a block, blocks, the arrays padded with zeros to whole blocks)."""
     time = arrays_BTD[0].shape[1]
     size = min(time, BLOCK)
     blocks = -(-time // size)
@@ -75,30 +81,28 @@ def _slice(x_BTD, start, size: int):
     return jax.lax.dynamic_slice_in_dim(x_BTD, start, size, axis=1)
 
 
-def _put(x_BTD, x_BSD, start):
-    return jax.lax.dynamic_update_slice_in_dim(x_BTD, x_BSD, start, axis=1)
+def _put(x_BTD, x_BLD, start):
+    return jax.lax.dynamic_update_slice_in_dim(x_BTD, x_BLD, start, axis=1)
 
 
 def chunk_length(time: int) -> int:
-    """Tokens per chunk: the power of two nearest above sqrt(T), so both sweeps are short."""
+    """Tokens per chunk: the smallest power of two >= sqrt(T), so that both sweeps are short."""
     return 2 ** math.ceil(math.log2(max(time, 1)) / 2)
 
 
 def _block(a_BTD, b_BTD, h_BD, reverse):
-    """Every h of the chunked recurrence from h_BD, which stands before the first token or, where
-    reverse, after the last."""
+    """All h of a block from h_BD, the state before the first token or, if reverse, after the last."""
     batch, time, channels = a_BTD.shape
     length = chunk_length(time)
     chunks = -(-time // length)
-    # Added tokens have a = b = 0: they end the sequence (reverse: they restart from h = 0,
-    # which is exact: a block that is not whole is the last, where the adjoint enters with 0).
-    # They are cut off again.
+    # Added tokens have a = b = 0 and are cut off again. In reverse they reset h to 0, which is exact:
+    # only the last block has added tokens, and the adjoint enters it with 0.
     padding = ((0, 0), (0, chunks * length - time), (0, 0))
     a_BNCD, b_BNCD = (
         jnp.pad(x, padding).reshape(batch, chunks, length, channels) for x in (a_BTD, b_BTD)
     )
 
-    # Slices of time in place: moving C to the front for lax.scan made this three times slower.
+    # Slices in place: moving C to the front for lax.scan made this three times slower.
     def place(i):
         return length - 1 - i if reverse else i
 

@@ -1,12 +1,11 @@
-"""The linear recurrence as Mosaic GPU kernels for Hopper: one pass over memory, both ways.
+"""The linear recurrence as Mosaic GPU kernels for Hopper: one pass over memory, forward and backward.
 
-A block takes 128 channels of a sequence, and walks time in tiles. The recurrence itself is short, one
-multiply-add a token, and a thread does it for a channel. What takes long, to bring tiles in and to
-make gates, the warpgroups of a block do side by side, each for every third tile; h they hand on to
-each other, in the tiles' order. Decays are only ever
-multiplied: gates of 0 and 1 are exact.
+A block processes 128 channels of a sequence, in tiles of time. The recurrence itself is short: one
+multiply-add per token, with one thread per channel. The slow parts, loading tiles and computing gates,
+are done by the block's warpgroups in parallel, each for every third tile; they pass h to each other in
+the order of the tiles. Decays are only multiplied, so gates of 0 and 1 are exact.
 
-Backward, c_t = a_t g_t obeys c_t = a_t c_{t+1} + a_t dh_t, the same from the end, and
+Backward, c_t = a_t g_t obeys c_t = a_t c_{t+1} + a_t dh_t, the same recurrence in reverse, and
 g_t = dh_t + c_{t+1} is the cotangent of b_t.
 """
 
@@ -17,36 +16,34 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from kernels_pallas import mosaic_gpu as mg
-from kernels_pallas.linear_recurrence.blocks import whole
+from kernels_pallas.linear_recurrence.blocks import marks, whole
 from kernels_pallas.linear_recurrence.hopper_kernels import (
     CHANNELS,
-    Walk,
+    TileWalk,
     backward_kernel,
     forward_kernel,
 )
 
 ROWS = 32  # tokens of a tile
-BACKWARD_ROWS = 16  # the same; more arrays come in
+BACKWARD_ROWS = 16  # the same; the backward pass loads more arrays
 WARPGROUPS = 3
 
 
-def recurrence(gated, a_BTD, b_BTD, marks_BT, h_BD, *, interpret=False):
-    """h_BTD float32 of h_t = a_t h_{t-1} + b_t from h_BD; float32 or bfloat16 inputs.
+def recurrence(gated, a_BTD, b_BTD, call):
+    """h_BTD float32, as the other forms; float32 or bfloat16 inputs.
 
-    Arguments:
-      gated: whether a_BTD and b_BTD are log_a and x, of which a_t = exp(log_a_t) and
-        b_t = sqrt(1 - a_t^2) x_t are made inside the kernel. At a document's start b_t = x_t:
-        nothing is carried that it would have to make room for.
-      marks_BT: `CONTINUES`, `STARTS` (a_t counts as 0) or `PADDING` (a_t and b_t count as 0).
+    Where `gated`, the kernel computes a_t = exp(log_a_t) and b_t = sqrt(1 - a_t^2) x_t from
+    a_BTD = log_a and b_BTD = x. At a document's start b_t = x_t: no state is carried, so the input
+    is not damped.
     """
     time, channels = a_BTD.shape[1:]
     rows = max(ROWS, BACKWARD_ROWS)
-    a_BTD, b_BTD, marks_BT, h_BD = whole(a_BTD, b_BTD, marks_BT, h_BD, rows, CHANNELS)
-    # A mark for every element of a tile: all blocks of a sequence read the same ones, from cache.
+    a_BTD, b_BTD, marks_BT, h_BD = whole(a_BTD, b_BTD, marks(call), call.state_B, rows, CHANNELS)
+    # One mark per element of a tile: all blocks of a sequence read the same marks, from cache.
     marks_BTD = jnp.broadcast_to(
         marks_BT.astype(jnp.bfloat16)[..., None], (*marks_BT.shape, CHANNELS)
     )
-    h_BTD = _recurrence(gated, interpret, a_BTD, b_BTD, marks_BTD, h_BD)
+    h_BTD = _recurrence(gated, call.interpret, a_BTD, b_BTD, marks_BTD, h_BD)
     return h_BTD[:, :time, :channels]
 
 
@@ -76,7 +73,7 @@ def _forward(gated, interpret, a_BTD, b_BTD, marks_BTD, h_BD):
 
 def _backward(gated, interpret, residuals, dh_BTD):
     a_BTD, b_BTD, marks_BTD, h_BD, h_BTD = residuals
-    # Only the fused gate needs its input again.
+    # Only the fused gate needs its input in the backward pass.
     inputs = [a_BTD, b_BTD, dh_BTD] if gated else [a_BTD, dh_BTD]
     outputs = [
         jax.ShapeDtypeStruct(a_BTD.shape, a_BTD.dtype),
@@ -110,7 +107,7 @@ _recurrence.defvjp(_forward, _backward)
 
 def _launch(kernel, gated, interpret, rows, shape, *operands, outputs, scratch, arrivals):
     batch, time, channels = shape
-    walk = Walk(rows, time // rows, WARPGROUPS, reverse=kernel is backward_kernel)
+    walk = TileWalk(rows, time // rows, WARPGROUPS, reverse=kernel is backward_kernel)
     direction = "backward" if walk.reverse else "forward"
     return mg.launch(
         functools.partial(kernel, gated, walk),

@@ -1,9 +1,9 @@
-"""Bodies of the Hopper kernels of the linear recurrence.
+"""The bodies of the Hopper kernels of the linear recurrence.
 
-Warpgroup w of a block takes tiles w, w + W, ... of the walk over time. Of a tile it makes, element
-by element, what the recurrence takes: decays and inputs, as two tiles in shared memory. Then it
-waits for its turn, for the carry that the warpgroup of the tile before hands on in shared memory,
-and runs the recurrence row by row (a token's 128 channels, one a thread) over the second tile.
+With n warpgroups in a block, warpgroup w processes the tiles w, w + n, ... in the order of time. First
+it computes the decays and inputs of a tile, element by element, into two tiles of shared memory. Then
+it waits for the carry, which the warpgroup of the previous tile writes to shared memory, and runs the
+recurrence row by row (128 channels of a token, one per thread) over the second tile.
 """
 
 from typing import NamedTuple
@@ -17,8 +17,8 @@ from kernels_pallas.linear_recurrence.blocks import MAX_SLOPE, PADDING, STARTS
 CHANNELS = 128
 
 
-class Walk(NamedTuple):
-    """Tiles of `rows` tokens in their order, and how many warpgroups take turns."""
+class TileWalk(NamedTuple):
+    """The tiles of `rows` tokens, in order, and the number of warpgroups that process them."""
 
     rows: int
     tiles: int
@@ -39,7 +39,7 @@ class Walk(NamedTuple):
         return mg.span(self.tile(step) * self.rows, self.rows)
 
     def fetch_next(self, step, fetch) -> None:
-        """Starts to bring in this warpgroup's next tile, once it has read all of the last."""
+        """Starts to load this warpgroup's next tile, after it has read the whole current one."""
         mg.publish()
 
         @mg.when(step + self.warpgroups < self.tiles)
@@ -47,8 +47,8 @@ class Walk(NamedTuple):
             fetch(step + self.warpgroups)
 
     def scan(self, step, decays, values, carry, turn, after: bool):
-        """Runs c = decay c + value over the rows of two tiles, in this warpgroup's turn; every row
-        of `values` becomes c, from before the row where not `after`. Returns the last c."""
+        """Runs c = decay c + value over the rows of two tiles, once the carry has arrived. Every row of
+        `values` becomes c after the row, or value + c before it if not `after`. Returns the last c."""
         own = mg.warpgroup()
         following = jax.lax.rem(own + 1, self.warpgroups)
         order = range(self.rows)[:: -1 if self.reverse else 1]
@@ -154,7 +154,7 @@ def backward_kernel(
             mg.load(ref.at[batch, walk.span(step), channels], target, loaded.at[own])
         tile = walk.tile(step)
         mg.load(marks_ref.at[batch, walk.span(step)], own_marks, loaded.at[own])
-        # h of the tokens before: of all but the first they are in the tile.
+        # h before each token: for all tokens but the first it is in the tile.
         first, others = h_tile.at[0], h_tile.at[mg.span(1, rows - 1)]
         mg.load(h_ref.at[batch, mg.span(tile * rows, rows - 1), channels], others, loaded.at[own])
 
@@ -219,13 +219,17 @@ def _marked(marks):
 def _gate(log_a, starts):
     """a, the factor sqrt(1 - a^2) of x and its derivative with respect to log_a, bounded.
 
-    1 - exp(y) is by its series near 0, where the difference would lose its digits.
+    1 - exp(y) is computed by its series near 0, where the difference would lose its digits.
     """
     a, y = jnp.exp(log_a), 2 * log_a
     series = 1 + y * (1 / 6)
     for n in (5, 4, 3, 2):
         series = 1 + (y * (1 / n)) * series
-    room = jnp.where(y > -0.25, -y * series, 1 - a * a)
-    root = jax.lax.rsqrt(jnp.maximum(room, 1e-30))
+    one_minus_a2 = jnp.where(y > -0.25, -y * series, 1 - a * a)
+    root = jax.lax.rsqrt(jnp.maximum(one_minus_a2, 1e-30))
     slope = jnp.minimum(0.5 * root, MAX_SLOPE)
-    return a, jnp.where(starts, 1.0, room * root), jnp.where(starts, 0.0, -2 * a * a * slope)
+    return (
+        a,
+        jnp.where(starts, 1.0, one_minus_a2 * root),
+        jnp.where(starts, 0.0, -2 * a * a * slope),
+    )

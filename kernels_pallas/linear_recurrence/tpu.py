@@ -1,12 +1,12 @@
 """The linear recurrence as a Pallas TPU kernel: one pass over memory, forward and backward.
 
-The grid is (batch, channel blocks, time blocks); time is walked in order with h carried in
-vector memory. A vector register holds 8 tokens of 128 channels, so the 8 tokens are combined
-in three steps of doubling (h = a h' + b composes), and one multiply-add with the carried h gives
-all of them: about six bundles a register, below what reading a and b and writing h costs. Decays
-are only ever multiplied: gates of 0 and 1 are exact.
+The grid is (batch, channel blocks, time blocks); time blocks are visited in order, with h carried in
+vector memory. A vector register holds 8 tokens of 128 channels. Three steps of doubling combine the 8
+tokens (h = a h' + b composes), and one multiply-add with the carried h gives all of them: about six
+bundles per register, less than reading a and b and writing h cost. Decays are only multiplied, so
+gates of 0 and 1 are exact.
 
-Backward, c_t = a_t g_t obeys c_t = a_t c_{t+1} + a_t dh_t, the same recurrence from the end, and
+Backward, c_t = a_t g_t obeys c_t = a_t c_{t+1} + a_t dh_t, the same recurrence in reverse, and
 g_t = dh_t + c_{t+1} is the cotangent of b_t.
 """
 
@@ -19,32 +19,30 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas import mxu
-from kernels_pallas.linear_recurrence.blocks import MAX_SLOPE, PADDING, STARTS, whole
+from kernels_pallas.linear_recurrence.blocks import MAX_SLOPE, PADDING, STARTS, marks, whole
 
 TIME_BLOCK = 512  # tokens of a grid step
 CHANNEL_BLOCK = 512
 ROWS = 8  # tokens in a vector register
 LANES = 128
 STEP = 16  # tokens of a loop step: a tile of bfloat16
-#: Channels of a block that the fused gate's backward pass takes at once up to v5p, where more need
-#: more registers than there are. Later chips take all of them at once, in fewer bundles.
+#: Channels that the fused gate's backward pass processes at once up to v5p, where more would spill
+#: registers. On later chips it processes a whole block at once, in fewer bundles.
 CHANNELS_AT_ONCE = 256
 
 
-def recurrence(gated, a_BTD, b_BTD, marks_BT, h_BD, *, interpret=False):
-    """h_BTD float32 of h_t = a_t h_{t-1} + b_t from h_BD; float32 or bfloat16 inputs.
+def recurrence(gated, a_BTD, b_BTD, call):
+    """h_BTD float32, as the other forms; float32 or bfloat16 inputs.
 
-    Arguments:
-      gated: whether a_BTD and b_BTD are log_a and x, of which a_t = exp(log_a_t) and
-        b_t = sqrt(1 - a_t^2) x_t are made inside the kernel. At a document's start b_t = x_t:
-        nothing is carried that it would have to make room for.
-      marks_BT: `CONTINUES`, `STARTS` (a_t counts as 0) or `PADDING` (a_t and b_t count as 0).
+    Where `gated`, the kernel computes a_t = exp(log_a_t) and b_t = sqrt(1 - a_t^2) x_t from
+    a_BTD = log_a and b_BTD = x. At a document's start b_t = x_t: no state is carried, so the input
+    is not damped.
     """
     time, channels = a_BTD.shape[1:]
     tokens = STEP if time <= TIME_BLOCK else TIME_BLOCK
-    a_BTD, b_BTD, marks_BT, h_BD = whole(a_BTD, b_BTD, marks_BT, h_BD, tokens, LANES)
+    a_BTD, b_BTD, marks_BT, h_BD = whole(a_BTD, b_BTD, marks(call), call.state_B, tokens, LANES)
     marks_B1T = marks_BT.astype(jnp.float32)[:, None]
-    h_BTD = _recurrence(gated, interpret, a_BTD, b_BTD, marks_B1T, h_BD)
+    h_BTD = _recurrence(gated, call.interpret, a_BTD, b_BTD, marks_B1T, h_BD)
     return h_BTD[:, :time, :channels]
 
 
@@ -70,7 +68,7 @@ def _forward(gated, interpret, a_BTD, b_BTD, marks_B1T, h_BD):
 def _backward(gated, interpret, residuals, dh_BTD):
     a_BTD, b_BTD, marks_B1T, h_BD, h_BTD = residuals
     call, block, marks, row, before, carry = _plan("backward", gated, a_BTD, reverse=True)
-    # Only the fused gate needs its input again.
+    # Only the fused gate needs its input in the backward pass.
     inputs = [b_BTD] if gated else []
     da_BTD, db_BTD, dh_B1D = call(
         functools.partial(_backward_kernel, gated),
@@ -166,8 +164,8 @@ def _backward_kernel(gated, a_ref, *refs):
     width = min(whole_block, CHANNELS_AT_ONCE) if gated and mxu.tiles() == 1 else whole_block
     row = jax.lax.broadcasted_iota(jnp.int32, (ROWS, width), 0)
 
-    # What would wait in registers stays in memory, so that none is spilled: the carry, inputs until
-    # their 8 tokens' turn, and gradients narrower than float32, stored 8 tokens at a time.
+    # To avoid spills, values are kept in memory rather than in registers: the carry, inputs until their
+    # 8 tokens are processed, and gradients narrower than float32, which are stored 8 tokens at a time.
     store_groups = da_ref.dtype.itemsize < 4
 
     def step(i, _):
@@ -229,9 +227,9 @@ def _slices(whole: int, length: int):
     return [slice(i, i + length) for i in range(0, whole, length)]
 
 
-def _column(marks_1S):
-    """(S, 128): the mark of a token in every lane of its row."""
-    return jnp.broadcast_to(marks_1S, (LANES, marks_1S.shape[1])).T
+def _column(marks_1L):
+    """(L, 128): the mark of each token in all lanes of its row."""
+    return jnp.broadcast_to(marks_1L, (LANES, marks_1L.shape[1])).T
 
 
 def _marked(marks_8, width):
@@ -247,13 +245,13 @@ def _gate(log_a, starts):
     """
     a = jnp.exp(log_a)
     tanh = jnp.tanh(-log_a)
-    room = 2 * tanh / (1 + tanh)
-    slope = jnp.minimum(0.5 * jax.lax.rsqrt(jnp.maximum(room, 1e-30)), MAX_SLOPE)
-    return a, jnp.where(starts, 1, jnp.sqrt(room)), jnp.where(starts, 0, -2 * a * a * slope)
+    one_minus_a2 = 2 * tanh / (1 + tanh)
+    slope = jnp.minimum(0.5 * jax.lax.rsqrt(jnp.maximum(one_minus_a2, 1e-30)), MAX_SLOPE)
+    return a, jnp.where(starts, 1, jnp.sqrt(one_minus_a2)), jnp.where(starts, 0, -2 * a * a * slope)
 
 
 def _compose(a_8D, b_8D, reverse):
-    """For each of 8 tokens (A, B) such that h = A h_before_all + B; from the last if reverse."""
+    """(A, B) for each of 8 tokens, with h = A h_before_all + B; in reverse, from the last token."""
     row = jax.lax.broadcasted_iota(jnp.int32, a_8D.shape, 0)
     for distance in (1, 2, 4):
         if reverse:
@@ -266,5 +264,5 @@ def _compose(a_8D, b_8D, reverse):
 
 
 def _shifted(x_8D, by):
-    """Row i becomes row i + by, around the ends."""
+    """Row i becomes row i + by, cyclically."""
     return pltpu.roll(x_8D, by % ROWS, 0)

@@ -35,10 +35,11 @@ def test_layout_fills_the_depth_in_order(unit, prefix, suffix, room):
         ("swa*3 full", ["swa"] * 3 + ["full"]),
         ("full swa*2", ["full", "swa", "swa"]),
         ("  swa   full ", ["swa", "full"]),
+        ("ssd+none*2 none+mlp", ["ssd+none", "ssd+none", "none+mlp"]),
     ],
 )
 def test_counts_multiply_out(text, names):
-    assert list(expand(text)) == names
+    assert [layer.label for layer in expand(text)] == names
 
 
 @pytest.mark.parametrize("text", ["swa*", "*3", "swa full*x", "swa,full", "3*swa"])

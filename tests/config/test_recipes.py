@@ -11,14 +11,32 @@ from hybridlm.models.params import Model
 from hybridlm.runs import metrics
 from hybridlm.train.loop import train
 
+HELPERS = {"configs/common.py", "configs/scale/hybrid.py"}
+
 
 def recipes(root):
-    return sorted(str(p.relative_to(root)) for p in (root / "configs").rglob("*.py"))
+    files = {str(p.relative_to(root)) for p in (root / "configs").rglob("*.py")}
+    return sorted(files - HELPERS)
+
+
+def smoke_specs(root):
+    """A smoke run of each recipe, and of each architecture of the recipe that has several."""
+    architectures = configs.recipe_module(root / "configs/laziness.py").LOCAL
+    matrix = [f"configs/laziness.py:{name},smoke" for name in architectures]
+    return [f"{r}:smoke" for r in recipes(root) if r != "configs/laziness.py"] + matrix
 
 
 def pytest_generate_tests(metafunc):
+    root = metafunc.config.rootpath
     if "recipe" in metafunc.fixturenames:
-        metafunc.parametrize("recipe", recipes(metafunc.config.rootpath))
+        metafunc.parametrize("recipe", recipes(root))
+    if "smoke_spec" in metafunc.fixturenames:
+        metafunc.parametrize("smoke_spec", smoke_specs(root))
+
+
+def test_helpers_are_no_recipes(root):
+    for helper in HELPERS:
+        assert not hasattr(configs.recipe_module(root / helper), "get_config")
 
 
 def test_recipe_reads_and_documents_itself(in_root, recipe):
@@ -33,9 +51,9 @@ def test_recipe_reads_and_documents_itself(in_root, recipe):
 
 
 @pytest.mark.slow
-def test_smoke_trains(in_root, tmp_path, recipe):
+def test_smoke_trains(in_root, tmp_path, smoke_spec):
     overrides = [("data.bigram_baseline", "False"), ("train.tensorboard", "False")]
-    config = configs.load(f"{recipe}:smoke", overrides)
+    config = configs.load(smoke_spec, overrides)
     assert train(config, tmp_path) == 0
     records = metrics.read(tmp_path / metrics.FILE)
     losses = [r["loss"] for r in records if r["kind"] == "train"]

@@ -20,7 +20,7 @@ from hybridlm.generation.text import (
 )
 from hybridlm.settings.text import read_options
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "models"))
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "models"))
 import small
 
 

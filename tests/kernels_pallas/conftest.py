@@ -11,13 +11,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 @pytest.fixture
 def x64():
-    """float64 for one test; the float32 default is back afterwards."""
+    """Enables float64 for one test."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture(autouse=True)
 def no_rank_promotion():
-    """Ops spell every broadcast out."""
+    """Raises on implicit broadcasts."""
     with jax.numpy_rank_promotion("raise"):
         yield

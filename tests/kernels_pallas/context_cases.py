@@ -38,8 +38,8 @@ SHARD, BATCH = jax.P(None, AXIS), 6
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """`call(op, inputs, params, **common) -> (outputs, state or None)`, for the op on one device
-    and for that of the same name in `context`; `subject` draws what it takes."""
+    """`call(op, inputs, params, **common) -> (outputs, state or None)` for the op on one device and for
+    the op of the same name in `context`; `subject` draws their inputs."""
 
     subject: testing.Subject
     call: Callable
@@ -49,7 +49,7 @@ class Case:
 
 
 def with_state(result) -> tuple:
-    """(output, state or None) of an op that returns the output alone where no state is asked for."""
+    """(output, state or None) of an op that returns only the output if no state is requested."""
     return result if isinstance(result, tuple) else (result, None)
 
 
@@ -157,14 +157,14 @@ CASES = {
 
 def documents(rng, time: int, shards: int) -> jax.Array:
     """(6, T) ids: one document over all shards; one in each shard; the same id twice, with another
-    document or padding between them; a shard of padding; and two rows drawn."""
+    document or padding between; a shard of padding; and two random rows."""
     shard = time // shards
     ids = np.zeros((BATCH, time), np.int32)
     ids[0] = 1
     ids[1] = np.arange(time) // shard + 1
     ids[1, shard // 2 : shard] = 0
     ids[2] = 1
-    ids[2, shard + 1 : shard + 3] = 2  # the two documents 1 meet nowhere and share an id
+    ids[2, shard + 1 : shard + 3] = 2  # the two documents with id 1 are not adjacent
     ids[3] = 1
     ids[3, shard : 2 * shard] = 0
     ids[4:] = testing.draw_segment_ids(rng, 2, time)
@@ -235,7 +235,7 @@ def check(name: str, rng, mesh, time: int, with_ids=True, with_state=True, **opt
 
 
 def collectives(name: str, rng, mesh, time: int) -> dict[str, list[tuple[int, ...]]]:
-    """Shapes that the compiled value and gradient of training exchange between devices, by kind."""
+    """The shapes that the compiled value and gradient exchange between devices, by kind."""
     case = dataclasses.replace(CASES[name], stateful=False)
     ids = documents(rng, time, mesh.shape[AXIS])
     drawn = arguments(case, rng, time, ids, False, jnp.float32)

@@ -1,5 +1,5 @@
-"""Running TPU kernels on a CPU: interpreted, in blocks of a few tokens so that few tokens are many
-blocks, and held to the float64 reference."""
+"""Runs TPU kernels on a CPU, interpreted, with small blocks, so that a few tokens are many blocks, and
+compares them with the float64 reference."""
 
 import contextlib
 
@@ -27,7 +27,7 @@ def check_against_float64(
     dtype=jnp.float32,
     tolerance=1e-5,
 ):
-    """Law 1: outputs, state and gradients of `dtype` inputs are those of the float64 reference of
+    """Law 1: outputs, state and gradients of `dtype` inputs equal those of the float64 reference for
     the same values."""
     wide, own = errors(subject, rng, batch, time, segment_ids, with_state, (impl,), dtype)
     testing.assert_close(f"{subject.name}: {impl} = float64 reference", own[0], wide, tolerance)

@@ -1,8 +1,8 @@
-"""The laws for kernels run interpreted: one compiled program a kernel, all laws with it.
+"""The laws for interpreted kernels, all with one compiled program per kernel.
 
-`testing.LAWS` compiles a program for every length; an interpreted kernel takes seconds to compile.
-Here documents alone are rows whose other tokens are padding, pieces are equally long, and what
-they should give is the reference in float64.
+`testing.LAWS` compiles a program for every length, and an interpreted kernel takes seconds to compile.
+Here a document by itself is a row whose other tokens are padding, pieces have equal lengths, and
+expected values come from the reference in float64.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from kernels_pallas.testing import assert_close
 
 
 def interpreted(subject: testing.Subject, interpret=True, platform="tpu") -> testing.Subject:
-    """The subject with the kernels of `platform`, interpreted, wherever it is traced."""
+    """The subject with the interpreted kernels of `platform`, wherever it is traced."""
 
     def apply(*arguments):
         with dispatch.kernels_for(platform, interpret):
@@ -33,7 +33,7 @@ def races_found() -> bool:
 
 
 class Held:
-    """A subject of `time` tokens and `batch` rows, to hold to the laws.
+    """A subject with `time` tokens and `batch` rows, and the laws as methods.
 
     Arguments:
       precision: of matrix products, as `jax_default_matmul_precision`.
@@ -54,7 +54,7 @@ class Held:
     ):
         self.subject, self.rng, self.batch, self.time = subject, rng, batch, time
         self.dtype, self.precision = dtype, precision
-        # What is interpreted takes seconds to compile and moments to run.
+        # Interpreted kernels take seconds to compile and little time to run.
         quickly = dict(compiler_options=dict(xla_backend_optimization_level=0))
         kernels = testing.runner(interpreted(subject, interpret, platform), "pallas")
         reference = testing.runner(subject, "reference")
@@ -79,26 +79,26 @@ class Held:
         return *shapes, cotangents
 
     def reference(self, *arguments):
-        """The reference form on the same numbers in float64."""
+        """The reference form in float64 on the same inputs."""
         with jax.enable_x64(True):
             arguments = jax.tree.map(_float64, arguments)
             return self._reference(*arguments)
 
     def check_values(self, tolerance=1e-5):
-        """Law 1: outputs, final state and gradients are the float64 reference's."""
+        """Law 1: outputs, final state and gradients equal the float64 reference's."""
         arguments = self.draw()
         got, want = self.run(*arguments), self.reference(*arguments)
         assert_close(f"{self.subject.name}: pallas = reference", got, want, tolerance)
 
     def check_no_gradient(self):
-        """Outputs and final state are the same where no gradient is asked for."""
+        """Outputs and final state are the same without gradients."""
         *arguments, cotangents = self.draw()
         got, want = self.run(*arguments), self.run(*arguments, cotangents)
         del want["gradients"]
         assert_close(f"{self.subject.name}: without a gradient", got, want, 1e-6)
 
     def check_packed(self, tolerance=1e-5):
-        """Law 2: documents have the outputs and gradients they have without the others."""
+        """Law 2: a document's outputs and gradients are the same with and without the others."""
         cuts = np.sort(self.rng.choice(np.arange(1, self.time), 3, replace=False))
         cuts = [0, *cuts, min(cuts[-1] + 1, self.time), self.time]
         ids = np.zeros((self.batch, self.time), np.int32)
@@ -118,14 +118,14 @@ class Held:
             assert_close(f"{self.subject.name}: packed = separate, {span}", got, want, tolerance)
 
     def check_split(self, tolerance=1e-5):
-        """Law 3: two calls with the state carried on are one call, in values and gradients."""
+        """Law 3: two calls with a carried state equal one call, in values and gradients."""
         first, second = self.draw(state_id=1), self.draw()
         params, state = first[1], first[3]
         ids = jnp.concatenate([first[2], second[2]], axis=1)
         ids = ids.at[:, self.time - 2 : self.time + 2].set(2)  # a document across the cut
         first_ids, second_ids = jnp.split(ids, 2, axis=1)
         (first_inputs, second_inputs) = first[0], second[0]
-        # With cotangents, though not needed yet: the program that there is.
+        # Cotangents are not needed here, but the compiled program takes them.
         middle = self.run(first_inputs, params, first_ids, state, first[4])["final"]
         after = self.run(second_inputs, params, second_ids, middle, second[4])
         carried = after["gradients"][2]
@@ -187,7 +187,7 @@ class Held:
         same("padding changes a result", padded, was)
 
     def check_finite(self):
-        """Law 5: finite values and gradients, and the reference's, on extreme inputs."""
+        """Law 5: with extreme inputs values and gradients are finite and equal the reference's."""
         for name, extreme in self.subject.extremes.items():
             inputs, *rest = self.draw()
             result = self.run(extreme(inputs), *rest)
@@ -205,7 +205,7 @@ class Held:
         )
 
 
-#: Law 1 is part of law 3, whose whole is the reference.
+#: Law 1 is part of law 3, which compares with the reference.
 LAWS = {
     name: getattr(Held, f"check_{name}")
     for name in ("packed", "split", "causal", "finite", "deterministic")

@@ -1,4 +1,4 @@
-"""Products on a CPU rounded as a TPU rounds them, and the errors that they make."""
+"""Products on a CPU with the rounding of a TPU, and their errors."""
 
 import contextlib
 
@@ -13,13 +13,13 @@ from kernels_pallas import testing
 
 @contextlib.contextmanager
 def dots_rounded():
-    """What is lowered inside rounds the operands of products at the default precision to bfloat16,
-    as a TPU does. Those at a higher precision are left alone."""
+    """Programs lowered inside round the operands of products at the default precision to bfloat16, as
+    a TPU does. Products at higher precisions do not change."""
 
     def rounded(x, y, *, preferred_element_type=None, out_sharding=None, **parameters):
         del out_sharding
         dtype = preferred_element_type or jnp.result_type(x, y)
-        # Not a conversion there and back, which XLA takes the liberty to leave out on a CPU.
+        # Not two conversions, which XLA may remove on a CPU.
         x, y = (jax.lax.reduce_precision(a.astype(jnp.float32), 8, 7) for a in (x, y))
         parameters["precision"] = jax.lax.Precision.HIGHEST
         return jax.lax.dot_general(x, y, **parameters).astype(dtype)
@@ -41,8 +41,8 @@ def dots_rounded():
 
 
 def error_ratios(subject: testing.Subject, rng, **settings) -> dict[str, tuple[float, float]]:
-    """For each result on bfloat16 inputs, with products rounded: the kernel's root mean square
-    error against the float64 reference, and the same of the chunked form."""
+    """For each result with bfloat16 inputs and rounded products: the kernel's root mean square error
+    against the float64 reference, and that of the chunked form."""
     held = Held(subject, rng, precision=None, dtype=jnp.bfloat16, **settings)
     arguments = held.draw()
     want = held.reference(*arguments)
@@ -58,7 +58,7 @@ def error_ratios(subject: testing.Subject, rng, **settings) -> dict[str, tuple[f
 
 
 def assert_as_good_as_chunked(subject: testing.Subject, rng, most: float = 1.5, **settings) -> None:
-    """A kernel's error is at most `most` times the chunked form's, in every result."""
+    """A kernel's error is at most `most` times the chunked form's, for every result."""
     for name, (kernel, chunked) in error_ratios(subject, rng, **settings).items():
         if kernel > most * chunked:
             raise AssertionError(

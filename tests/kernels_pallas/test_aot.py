@@ -1,12 +1,12 @@
-"""The scorecard reads programs rightly, and what is committed is of cases that there are."""
+"""The scorecard reads programs correctly, and the committed one has only existing cases."""
 
 import pytest
 
 from kernels_pallas.aot import bundles, cases, document, scorecard
 from kernels_pallas.aot.chips import CHIPS
 
-# A grid of (4, 2): at each step a region of 3 bundles at the first of 2, then a loop of 3 bundles 5
-# times, with a spill; then a region of 2 that data decides about.
+# A grid of (4, 2). At each step: a region of 3 bundles at the first of 2, then a loop of 3 bundles, 5
+# times, with a spill, then a data-dependent region of 2.
 PROGRAM = """
      0   :  { %s1_s1 = smov 0 }
    0x1 LB: > { %s9_s9 = sadd.s32 1, %s9_s9 ;; %s7_s7 = smov %s9_s9 /* iteration index, stage = 1 iter bound = 1 */ }
@@ -40,7 +40,7 @@ iteration_bounds: (4, 2)
 
 @pytest.fixture
 def program(tmp_path):
-    """`read` of the program above, with what it is told."""
+    """`read` of the program above."""
     rows = ["0 0 1 0 0 0 0 0 0 1"] * 25
     rows[0xD] = "2 0 0 0 0 0 0 1 1 0"
     table = "MXU, XLU, VALU, VPOP, EUP, VLOAD, VLOAD:FILL, VSTORE, VSTORE:SPILL, SALU\n"
@@ -64,7 +64,7 @@ def test_slots_and_spills(program):
     assert (read.spills, read.inner_spills, read.unknown, read.open_loops) == (1, 1, 1, 0)
 
 
-def test_a_loop_that_data_decides_about_runs_as_often_as_stated(program, tmp_path):
+def test_a_data_dependent_loop_has_the_stated_trip_count(program, tmp_path):
     constant, data = "%s6_s6, 5 /* loop", "%s6_s6, %s99_s99 /* loop"
     final = tmp_path / "final.txt"
     final.write_text(PROGRAM.replace(constant, data))
@@ -91,7 +91,8 @@ def test_growth_is_found():
 
 
 def test_the_committed_scorecard_meets_its_bars(root):
-    """Everything compiles, no loop spills, attention and the delta rule are ahead of their peers."""
+    """All kernels compile, no loop spills, and attention and the delta rule need fewer bundles than their
+    rivals."""
     committed = scorecard.read(root / "benchmarks/scorecard.json")["cases"]
     for name, chip in cases.ours():
         result = committed[name][chip]
@@ -118,7 +119,7 @@ def test_support_tables_on_the_page_are_current(root):
 
 
 def test_the_committed_scorecard_has_no_stale_rows(root):
-    """What is not compiled yet is missing there; what is there is a case that still exists."""
+    """A case that was not compiled may be missing, but every row is an existing case."""
     committed = scorecard.read(root / "benchmarks/scorecard.json")["cases"]
     ours = {n for n in committed if not n.startswith(("splash", "deltanet-tpu"))}
     assert ours <= set(cases.by_name())

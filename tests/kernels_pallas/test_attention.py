@@ -1,4 +1,4 @@
-"""Attention against the laws, and what is its own: grouped heads, window, lse, sinks, errors."""
+"""The laws for attention, and its special features: grouped heads, window, lse, sinks, errors."""
 
 import functools
 
@@ -59,7 +59,7 @@ def test_chunked_is_reference_widely(seed, time, window, sinks, soft_cap, slots)
 
 @pytest.mark.parametrize("window", [None, 20, 100])
 def test_scanned_stages_are_reference(x64, window, monkeypatch):
-    """The stages of long sequences, which walk over several blocks, on a short one."""
+    """Stages with several blocks, as in long sequences, on a short one."""
     monkeypatch.setattr(chunked, "MAX_STAGES", 2)
     monkeypatch.setattr(chunked, "MAX_TOKENS", 64)
     monkeypatch.setattr(chunked, "block_length", lambda time, keys, window: 32)
@@ -78,7 +78,7 @@ def test_float32(window):
 
 
 def test_bfloat16_is_as_close_to_float64_as_the_dense_xla_form():
-    """Law 1 for bf16: at most 1.5 times the error of jax.nn.dot_product_attention."""
+    """Law 1 in bf16: at most 1.5 times the error of jax.nn.dot_product_attention."""
     rng = np.random.default_rng(3)
     with jax.enable_x64(True):
         shape = (1, 192, 2, 64)
@@ -156,7 +156,7 @@ def test_padding_has_zero_out_and_finite_lse():
 
 @pytest.mark.parametrize("impl", ["reference", "chunked"])
 def test_one_program_serves_all_windows(x64, impl):
-    """A window that is traced gives what the same number does, gradients too; boundaries hold."""
+    """A traced window gives the same results and gradients as the same int, also at boundaries."""
     rng = np.random.default_rng(2)
     q, k, v = (normal(rng, (2, 150, heads, 8), jnp.float64) for heads in (4, 2, 2))
     ids = testing.draw_segment_ids(rng, 2, 150)
@@ -176,7 +176,7 @@ def test_one_program_serves_all_windows(x64, impl):
 
 def test_a_traced_window_keeps_no_state():
     q = jnp.ones((1, 4, 1, 8))
-    with pytest.raises(ValueError, match="goes with no state"):
+    with pytest.raises(ValueError, match="cannot be combined with a state"):
         attention(q, q, q, window=jnp.int32(2), return_state=True)
     with pytest.raises(ValueError, match="int32 scalar array"):
         attention(q, q, q, window=jnp.float32(2))
@@ -184,7 +184,7 @@ def test_a_traced_window_keeps_no_state():
 
 @pytest.mark.parametrize("impl", ["reference", "chunked"])
 def test_a_window_of_any_length(impl):
-    """From the keys there are on it is full attention, also where it is no int32."""
+    """A window of at least the number of keys is full attention, also if it is no int32."""
     q = jax.random.normal(jax.random.key(0), (1, 6, 1, 4))
     want = attention(q, q, q, impl=impl)
     for window in (6, 2**31 + 1, 2**40):
@@ -203,14 +203,14 @@ def test_window_counts_the_query_itself():
 
 
 def test_two_attentions_merge_by_lse(x64):
-    """Recent keys (window) and older keys merged through lse equal full attention, and so do
-    the gradients: both outputs are differentiable."""
+    """Attention to recent keys (a window) and to older keys, merged by lse, equals full attention,
+    gradients included."""
     rng = np.random.default_rng(10)
     q, k, v, dout = (normal(rng, (1, 50, 2, 4), jnp.float64) for _ in range(4))
 
     def merged(q, k, v):
         near, near_lse = attention(q, k, v, window=8, impl="chunked")
-        # Older keys are the recent ones of a sequence delayed by 8: an own window of 42.
+        # The older keys are those of the sequence delayed by 8, with a window of 42.
         delayed = [jnp.pad(x, ((0, 0), (8, 0), (0, 0), (0, 0)))[:, :50] for x in (k, v)]
         ids = (jnp.arange(50) >= 8).astype(jnp.int32)[None]
         far, far_lse = attention(q, *delayed, segment_ids=ids, window=42, impl="chunked")
@@ -248,7 +248,7 @@ def test_decode_is_attention_with_slots_in_any_order(x64):
 
 
 def test_memory_is_linear_in_time(monkeypatch):
-    """No T x T array: temporaries of the gradient at twice the T are about twice as many."""
+    """No T x T array: the gradient's temporary memory doubles with T."""
 
     def temporaries(time, window):
         shape = jax.ShapeDtypeStruct((1, time, 1, 16), jnp.float32)

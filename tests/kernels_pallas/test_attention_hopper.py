@@ -1,5 +1,5 @@
-"""The Hopper attention kernels obey the laws, interpreted with races looked for: blocks of 128 queries
-against tiles of 32 keys, so that slots are used again."""
+"""The laws for the Hopper attention kernels, interpreted with a race detector: blocks of 128 queries
+against tiles of 32 keys, so that slots are reused."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ SUBJECTS = {
 
 
 def mostly_slow(*kinds):
-    """The first kind by default, the others among the slow tests: each takes seconds to interpret."""
+    """The first kind by default, the others with the slow tests: each takes seconds to interpret."""
     rest = (pytest.param(kind, marks=pytest.mark.slow) for kind in kinds[1:])
     return pytest.mark.parametrize("kind", [kinds[0], *rest])
 
@@ -45,8 +45,8 @@ def rng(seed=0):
 
 
 def check_as_near_as_chunked(subject, seed, time, with_state, batch=1, ids=None):
-    """Law 1 in bfloat16: every output and gradient errs no more than 1.5 times as far from the float64
-    reference as the chunked form does, and nothing races."""
+    """Law 1 in bfloat16: the error of every output and gradient against the float64 reference is at most
+    1.5 times that of the chunked form, and there is no race."""
     ids = draw_segment_ids(rng(seed), batch, time) if ids is None else ids
     impls = "pallas", "chunked"
     want, found = errors(subject, rng(seed), batch, time, ids, with_state, impls, BF16)
@@ -120,53 +120,53 @@ def test_one_program_serves_all_windows():
         testing.assert_close(f"window {window}", run(jnp.int32(window)), want, 1e-2)
 
 
-def visits(time, window, ids=None, slots=0, tile=32):
-    """`Visits` of queries and of keys, as arrays of their fields."""
+def tile_ranges(time, window, ids=None, slots=0, tile=32):
+    """The `TileRanges` of query blocks and of key blocks, as arrays of their fields."""
     ids = jnp.ones((1, time + slots), jnp.int32) if ids is None else ids
     start = hopper.intervals.starts(ids, slots, window)
     q, k = jnp.zeros((1, time, 1, 64), BF16), jnp.zeros((1, time + slots, 1, 64), BF16)
-    call = hopper._Call(q, k, k, start, hopper._Static(1.0, None, False))
-    plan = call.plan((tile, 2))
-    seen = np.asarray(call.start_BT)[0]
-    return call.visits_of_queries(plan)[0], call.visits_of_keys(plan)[0], seen
+    layout = hopper._Layout(q, k, k, start, hopper._Static(1.0, None, False))
+    plan = layout.plan((tile, 2))
+    seen = np.asarray(layout.start_BT)[0]
+    return layout.key_tiles(plan)[0], layout.query_tiles(plan)[0], seen
 
 
 @pytest.mark.parametrize("window,slots", [(1, 0), (40, 0), (300, 37), (None, 0), (None, 500)])
-def test_visits_are_the_tiles_with_pairs_and_clear_ones_are_full(window, slots):
-    """Against the mask itself: every tile with a pair is visited, and one without a mask is all pairs;
-    both kernels see the same pairs."""
+def test_visited_tiles_have_pairs_and_unmasked_ones_are_full(window, slots):
+    """Checked with the mask itself: every tile with a visible pair is visited, and all pairs of an
+    unmasked tile are visible; both kernels see the same pairs."""
     time, tile, block = 700, 32, 128
     ids = draw_segment_ids(rng(slots), 1, time + slots)
-    by_queries, by_keys, start = visits(time, window, ids, slots, tile)
+    by_queries, by_keys, start = tile_ranges(time, window, ids, slots, tile)
     own = np.arange(len(start)) + slots
     tokens = block * len(by_keys)
     mask = (np.arange(tokens) >= start[:, None]) & (np.arange(tokens) <= own[:, None])
     for pairs, table in ((mask, by_queries), (mask.T, by_keys)):
-        for number, (first, low, clear, masked) in enumerate(np.asarray(table)):
+        for number, (first, before, unmasked, masked) in enumerate(np.asarray(table)):
             rows = pairs[number * block : (number + 1) * block]
             tiles = rows.reshape(block, -1, tile)
             seen, full = tiles.any(axis=(0, 2)), tiles.all(axis=(0, 2))
             visited = np.zeros_like(seen)
-            visited[first : first + clear + masked] = True
+            visited[first : first + unmasked + masked] = True
             assert not (seen & ~visited).any()
-            assert full[first + low : first + low + clear].all()
+            assert full[first + before : first + before + unmasked].all()
             if not (ids == 0).any():
                 assert visited.sum() <= seen.sum() + 1
 
 
-def test_work_follows_the_window_and_the_documents():
+def test_work_is_proportional_to_the_window_and_the_documents():
     time = 128 * 64
     for window, most in ((128, 8), (512, 20)):
-        by_queries, by_keys, _ = visits(time, window)
+        by_queries, by_keys, _ = tile_ranges(time, window)
         assert np.asarray(by_queries)[:, 2:].sum(axis=1).max() <= most
         assert np.asarray(by_keys)[:, 2:].sum(axis=1).max() <= most
     documents = jnp.arange(time)[None] // 256 + 1
-    by_queries, by_keys, _ = visits(time, None, documents)
+    by_queries, by_keys, _ = tile_ranges(time, None, documents)
     assert np.asarray(by_queries)[:, 2:].sum(axis=1).max() <= 8
     assert np.asarray(by_keys)[:, 2:].sum(axis=1).max() <= 8
 
 
-def test_only_who_asks_by_name_gets_the_kernel():
+def test_only_a_call_by_name_takes_the_kernel():
     shape = jnp.zeros((1, 16, 2, 8), BF16)
 
     def text(impl, x=shape):

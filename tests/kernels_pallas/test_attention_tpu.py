@@ -1,4 +1,4 @@
-"""The TPU attention kernels obey the laws, interpreted: tiles of 8 tokens, blocks of 16 or 32."""
+"""The laws for the TPU attention kernels, interpreted with tiles of 8 tokens, blocks of 16 or 32."""
 
 import contextlib
 
@@ -29,14 +29,16 @@ by_kind = pytest.mark.parametrize("kind", SUBJECTS)
 
 
 def mostly_slow(*kinds):
-    """The first kind by default, the others among the slow tests: each takes seconds to compile."""
+    """The first kind by default, the others with the slow tests: each takes seconds to compile."""
     rest = (pytest.param(kind, marks=pytest.mark.slow) for kind in kinds[1:])
     return pytest.mark.parametrize("kind", [kinds[0], *rest])
 
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-    monkeypatch.setattr(tpu, "BLOCKS", tpu.Blocks(slice=8, tile=8, block=16, short=32, size=4))
+    monkeypatch.setattr(
+        tpu, "BLOCK_SIZES", tpu.BlockSizes(slice=8, tile=8, block=16, short=32, size=4)
+    )
     with kernels():
         yield
 
@@ -64,7 +66,9 @@ def test_kernel_is_the_reference_at_any_length(kind, time):
 def test_wider_matrix_unit(monkeypatch):
     """From v6e on products are two tiles wide: here two units of 16 in a block of 32."""
     monkeypatch.setattr(mxu, "tiles", lambda: 2)
-    monkeypatch.setattr(tpu, "BLOCKS", tpu.Blocks(slice=8, tile=8, block=32, short=64, size=4))
+    monkeypatch.setattr(
+        tpu, "BLOCK_SIZES", tpu.BlockSizes(slice=8, tile=8, block=32, short=64, size=4)
+    )
     subject = attention_subject(**SUBJECTS["loop"])
     check_against_float64(subject, rng(), 2, 139, draw_segment_ids(rng(), 2, 139))
 
@@ -72,23 +76,25 @@ def test_wider_matrix_unit(monkeypatch):
 @pytest.mark.parametrize("time", [107, pytest.param(24, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("value_size", [128, pytest.param(8, marks=pytest.mark.slow)])
 def test_several_pairs_of_units(monkeypatch, time, value_size):
-    """Units of 8 in blocks of 32, or of 24; values of 128 are weighed before the last logits."""
-    monkeypatch.setattr(tpu, "BLOCKS", tpu.Blocks(slice=8, tile=8, block=32, short=64, size=4))
+    """Units of 8 in blocks of 32, or of 24; values of 128 are added before the last logits."""
+    monkeypatch.setattr(
+        tpu, "BLOCK_SIZES", tpu.BlockSizes(slice=8, tile=8, block=32, short=64, size=4)
+    )
     subject = attention_subject(**SUBJECTS["loop"], value_size=value_size)
     ids = draw_segment_ids(rng(), 1, time)
     check_against_float64(subject, rng(), 1, time, ids, with_state=True)
 
 
-def test_turns():
-    """Every unit of keys has its logits once and is weighed once, after all logits of its queries."""
+def test_schedule():
+    """Logits and values of every part are computed once, values after all logits of their queries."""
     plan = tpu.make_plan(1000, 0, None, 1.0, None, mxu.Precision.DEFAULT)
     for value_size in (64, 128):
-        turns, units = plan.turns(value_size), plan.block // plan.unit
+        schedule, units = plan.schedule(value_size), plan.block // plan.unit
         for queries in range(0, plan.block, plan.unit):
-            own = [(turn, part.key) for turn, part in turns if part.query == queries]
+            own = [(task, part.key) for task, part in schedule if part.query == queries]
             keys = range(0, plan.block, plan.unit)
-            assert own == [(turn, key) for turn in ("score", "weigh") for key in keys]
-        assert len(turns) == 2 * units**2
+            assert own == [(task, key) for task in ("logits", "values") for key in keys]
+        assert len(schedule) == 2 * units**2
 
 
 @mostly_slow("band of tiles", "loop")
@@ -126,7 +132,7 @@ def test_deterministic():
 
 @mostly_slow("band of a tile", "loop")
 def test_uninitialised_memory_and_races(kind):
-    """Memory that starts as NaN, and a detector of races."""
+    """Uninitialised memory is NaN, and races are detected."""
     subject = attention_subject(**SUBJECTS[kind])
     with kernels(pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")):
         check_against_float64(subject, rng(), 1, 40, draw_segment_ids(rng(2), 1, 40))
@@ -135,8 +141,9 @@ def test_uninitialised_memory_and_races(kind):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.slow)])
 def test_rounded_as_on_a_chip(dtype):
-    """No more than 1.5 times as far from float64 as the chunked form: with bf16 inputs as it is on a
-    CPU, whose products are exact; with float32 inputs as on a chip, which rounds them to bf16."""
+    """The error against float64 is at most 1.5 times that of the chunked form: with bf16 inputs its
+    error on a CPU, whose products are exact; with float32 inputs its error on a chip, which rounds
+    them to bf16."""
     subject = attention_subject(window=40, heads=2, kv_heads=2, key_size=32, value_size=32)
     ids = draw_segment_ids(rng(), 2, 130, padding=0)
 
@@ -162,7 +169,7 @@ def test_auto_takes_the_kernel_on_a_tpu_only():
         assert "pallas_call" not in text()
 
 
-def test_what_does_not_fit_is_refused():
+def test_a_call_that_does_not_fit_vmem_is_refused():
     long = jax.ShapeDtypeStruct((1, 2**17, 2, 128), jnp.bfloat16)
     with pytest.raises(ValueError, match="lacks vmem_mib"):
         jax.eval_shape(lambda x: attn.attention(x, x, x, impl="pallas"), long)

@@ -1,4 +1,4 @@
-"""Bad input gets one sentence, the same from every op."""
+"""Bad input raises an error of one sentence, the same in every op."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from kernels_pallas import (
 SIZES = dict(B=2, T=5, S=3, G=2, H=4, K=3, V=6, M=2, D=4, W=3, N=3)
 BLOCKS = dict(block=2, top_k=2)
 
-#: Each op, the dimensions of its arrays, its other arguments, and its state's type.
+#: Each op, the axes of its arrays, its other arguments, and the type of its state.
 OPS = {
     "attention": (attention.attention, "BTHK BTGK BTGV", {}, attention.AttentionState),
     "block_sparse": (
@@ -49,7 +49,7 @@ OPS = {
         linear_recurrence.RecurrenceState,
     ),
 }
-#: The ops of one token, which have neither segment ids nor states.
+#: The ops for one token, which have neither segment ids nor states.
 OF_ONE_TOKEN = {
     "decode_attention": (
         attention.decode_attention,
@@ -79,7 +79,7 @@ def call(name, sizes=SIZES, **options):
 
 
 def state(name, **changes):
-    """A state of zeros, all its tokens of document 1."""
+    """A state of zeros whose tokens belong to document 1."""
     kind, sizes = OPS[name][3], dict(SIZES, S=SIZES["W"] - 1)
     whole = dict(segment_ids=jnp.int32, positions=jnp.int32, written=bool)
     arrays = {}
@@ -116,8 +116,8 @@ def test_a_state_is_of_the_op_and_of_its_dtypes(name):
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_ids_of_64_bits_are_refused_not_cut(name, x64):
-    # Cut to 32 bits, 2^32 is padding and 2^32 + 1 the same document as 1.
+def test_ids_of_64_bits_are_refused_not_truncated(name, x64):
+    # Truncated to 32 bits, 2^32 would be padding and 2^32 + 1 the same document as 1.
     for dtype in (jnp.int64, jnp.uint64):
         ids_BT = jnp.ones(shape("BT"), dtype)
         with pytest.raises(ValueError, match="segment_ids must be integers of at most 32 bits"):
@@ -140,7 +140,10 @@ def test_a_scale_is_a_finite_python_number(name):
 @pytest.mark.parametrize("name", ["attention", "decode_attention"])
 def test_a_soft_cap_is_a_positive_python_number(name):
     for wrong, message in (
-        (float("inf"), "soft_cap must be a finite number"),  # for none: inf * tanh(0) is no number
+        (
+            float("inf"),
+            "soft_cap must be a finite number",
+        ),  # not a way to say "no cap": inf * tanh(0) is NaN
         (jnp.float32(2), "soft_cap must be None or a Python number"),
         (-1.0, "soft_cap must be None or > 0"),
     ):
@@ -166,7 +169,7 @@ RECURRENT = sorted(OPS.keys() - {"attention", "block_sparse", "causal_conv"})
 @pytest.mark.parametrize("impl", ["reference", "chunked"])
 @pytest.mark.parametrize("name", RECURRENT)
 def test_a_state_of_another_document_is_not_read(name, impl):
-    """Were it multiplied by a decay of 0, one sequence that overflowed would spoil the next ones."""
+    """A decay of 0 would not be enough: one sequence that overflowed would spoil the next ones."""
     op, dims, others, _ = OPS[name]
     arrays = [jnp.full(shape(x), -0.1) for x in dims.split()]
     ids_BT = jnp.asarray([[2, 2, 2, 2, 2], [0, 0, 1, 1, 1]], jnp.int32)

@@ -1,4 +1,4 @@
-"""Block-sparse attention's own: against loops over tokens, its two ends, ties, memory, errors."""
+"""Block-sparse attention beside the laws: loops over tokens, special cases, ties, memory, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def draw(rng, time, heads=4, kv_heads=2, size=5, batch=2):
 
 
 def in_loops(q, k, v, ids, block, top_k):
-    """MoBA document by document, query by query, head by head, in numpy."""
+    """MoBA in numpy, with loops over documents, queries and heads."""
     q, k, v, ids = (np.asarray(x) for x in (q, k, v, ids))
     out = np.zeros((*q.shape[:3], v.shape[-1]))
     for b, row in enumerate(ids):
@@ -63,7 +63,7 @@ def test_equals_loops_over_tokens(x64, form, block, top_k):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_ids_of_any_size_are_ids(x64, form):
-    """Neighbours 2^31 apart are two documents, and the least integer is no padding."""
+    """Neighbouring ids 2^31 apart are two documents, and the lowest integer is not padding."""
     q, k, v = draw(np.random.default_rng(6), 24)
     ids = jnp.repeat(jnp.asarray([[1, 1 - 2**31, -(2**31), 2**31 - 1]], jnp.int32), 6, axis=1)
     ids = jnp.tile(ids, (2, 1))
@@ -102,8 +102,8 @@ def test_one_block_is_attention_within_blocks(x64, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_of_equal_blocks_the_earlier_is_seen(form):
-    """With keys all alike every score is a tie; values say which blocks were seen."""
+def test_ties_select_the_earlier_block(form):
+    """With equal keys all scores are ties; values show which blocks were selected."""
     q, k = jnp.ones((1, 12, 2, 4)), jnp.ones((1, 12, 1, 4))
     v = jnp.arange(12.0).reshape(1, 12, 1, 1)
     out, _ = attend(q, k, v, block=2, top_k=3, impl=form)
@@ -115,7 +115,7 @@ def test_of_equal_blocks_the_earlier_is_seen(form):
 
 @pytest.mark.parametrize("tile, step", [(8, 1), (16, 10**6), (128, 300)])
 def test_tiles_are_reference(x64, monkeypatch, tile, step):
-    """Tiles of other sizes, one or many a turn, and a ranking in several pieces."""
+    """Other tile sizes, one or many tiles per step, and scores in several pieces."""
     monkeypatch.setattr(chunked, "TILE", tile)
     monkeypatch.setattr(chunked, "STEP", step)
     monkeypatch.setattr(chunked, "RANKED_QUERIES", 50)
@@ -130,8 +130,8 @@ def test_vmap(x64):
     testing.check_vmap(block_sparse_subject(block=4, top_k=3), rng, 2, 1, 40)
 
 
-def test_positions_of_the_state_say_where_blocks_begin(x64):
-    """The last tokens of a document as a state equal the whole, as long as blocks are whole."""
+def test_positions_of_the_state_define_the_blocks(x64):
+    """A state of a document's last tokens is enough if it has complete blocks."""
     rng = np.random.default_rng(4)
     q, k, v = draw(rng, 30)
     whole, _ = attend(q, k, v, block=6, top_k=99, impl="reference")
@@ -144,7 +144,7 @@ def test_positions_of_the_state_say_where_blocks_begin(x64):
 
 
 def test_decode_is_the_last_query_of_a_ring_that_has_wrapped(x64):
-    """Means built at once or token by token; the other row's token is padding."""
+    """With means computed at once or token by token; the token of the other row is padding."""
     rng = np.random.default_rng(5)
     time, slots, block, first = 23, 25, 4, 12
     q, k, v = draw(rng, time)
@@ -168,7 +168,7 @@ def test_decode_is_the_last_query_of_a_ring_that_has_wrapped(x64):
 
 
 def test_memory_is_linear_in_time():
-    """No T x T array: temporaries of the gradient at twice the T are about twice as many."""
+    """No T x T array: the gradient's temporary memory doubles with T."""
 
     def temporaries(time):
         shape = jax.ShapeDtypeStruct((1, time, 1, 16), jnp.float32)
@@ -194,7 +194,7 @@ def test_memory_is_linear_in_time():
         (dict(segment_ids=jnp.ones((2, 4), jnp.int32)), r"segment_ids must have shape"),
         (dict(scale=jnp.ones(())), "scale must be None or a Python number"),
         (dict(impl="fast"), "impl must be one of auto, reference, chunked, pallas"),
-        (dict(impl="pallas"), "no kernel yet"),
+        (dict(impl="pallas"), "has no kernel"),
         (dict(initial_state="short"), "initial_state.positions_BS must have shape"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every kernel compiles for every chip, no worse than the committed scorecard says: `make aot`."""
+"""Every kernel compiles for every chip, no worse than in the committed scorecard: `make aot`."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def no_kernel(x):
 
 
 def test_a_kernel_of_ones_own(root, tmp_path, monkeypatch):
-    """It is counted, and what is no kernel is said and fails."""
+    """The bundles of a user's function are counted; a function without a kernel fails with a message."""
     (tmp_path / "own.py").write_text(OWN)
     monkeypatch.setenv("PYTHONPATH", str(root))
 
@@ -62,7 +62,7 @@ def test_a_kernel_of_ones_own(root, tmp_path, monkeypatch):
 
     for name, shape, why in (
         ("own:no_kernel", "f32[1024,512]", "calls no Pallas kernel"),
-        ("own:double", "1024x512", "a shape is written like"),
+        ("own:double", "1024x512", "a shape must be written like"),
         ("missing:double", "f32[8]", "No module named 'missing'"),
     ):
         done = run(name, shape)

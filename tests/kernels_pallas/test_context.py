@@ -48,11 +48,11 @@ def caught(name, module, attribute, fault):
         setattr(module, attribute, original)
     raise SystemExit(name + ": not caught: " + attribute)
 
-# Two documents of one id are taken for one.
+# Two documents with the same id become one.
 caught("attention", "attention", "document_numbers", lambda ids, axis: ids)
-# What came before the rows is forgotten.
+# The initial state is dropped.
 caught("causal_conv", "causal_conv", "halo", lambda x, n, axis, before: halo.halo(x, n, axis))
-# A shard enters with what its neighbour alone would leave it.
+# A shard's entering state depends only on its neighbour.
 caught(
     "linear_recurrence", "recurrence", "entering_state",
     lambda decay, end, first, multiply, axis:
@@ -75,7 +75,7 @@ ALL = "cases.CASES"
 
 
 def run_on_devices(devices: int, program: str, **values) -> str:
-    """What the program prints, in a process of its own."""
+    """The output of the program, run in its own process."""
     environment = os.environ | dict(
         JAX_PLATFORMS="cpu",
         XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}"

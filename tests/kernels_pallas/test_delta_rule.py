@@ -1,4 +1,4 @@
-"""What is the delta rule's own beside the laws: special cases, its inverse, precision, errors."""
+"""The delta rule beside the laws: special cases, its inverse, precision, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def test_large_heads(key_size, value_size):
 
 @pytest.mark.parametrize("impl", ["reference", "chunked"])
 def test_orthogonal_keys_are_a_lookup_table(x64, impl):
-    """With beta 1 and one-hot keys S holds, exactly, the newest value of each key."""
+    """With beta 1 and one-hot keys S is exactly the newest value of each key."""
     rng = np.random.default_rng(0)
     keys = rng.integers(0, 8, 100)
     one_hot = jnp.eye(8)[keys][None, :, None]
@@ -52,7 +52,7 @@ def test_orthogonal_keys_are_a_lookup_table(x64, impl):
 
 
 def test_small_beta_is_linear_attention(x64):
-    """To first order in beta nothing is corrected: o = beta * causal sum of (q . k) v."""
+    """To first order in beta there is no correction: o = beta * causal sum of (q . k) v."""
     q, k, v, _ = draw(np.random.default_rng(1))
     beta = 1e-9
     o = delta_rule(q, k, v, jnp.full(q.shape[:3], beta), scale=1.0)
@@ -82,7 +82,7 @@ def test_repeated_key_heads_equal_grouped_ones(x64):
 
 
 def test_weak_decays_keep_their_digits_beside_strong_ones():
-    """exp(g) of a weak gate is right in float32 although -150s stand before it in the chunk."""
+    """exp(g) of a weak gate is exact in float32 after gates of -150 in the chunk."""
     rng = np.random.default_rng(4)
     subject = delta_subject("head", kv_heads=1, repeats=1)
     inputs = subject.inputs(rng, 1, 64, jnp.float32)
@@ -95,7 +95,7 @@ def test_weak_decays_keep_their_digits_beside_strong_ones():
 
 @pytest.mark.parametrize("size", [1, 2, 8, 64])
 def test_inverse(x64, size):
-    """Also where powers of the matrix grow: beta 2 and equal keys make every entry a 2."""
+    """Includes a matrix whose powers grow: with beta 2 and equal keys every entry is 2."""
     keys = np.random.default_rng(size).standard_normal((size, 16))
     keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
     a = np.tril([2 * keys @ keys.T, np.full((size, size), 2.0)], -1)

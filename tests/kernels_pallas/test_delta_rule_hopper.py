@@ -15,7 +15,7 @@ from walks import (
 
 from kernels_pallas import delta_rule as op
 
-#: One by default, all among the slow tests.
+#: One case by default, all with the slow tests.
 ONE = ("head", pytest.param("channel", marks=pytest.mark.slow))
 
 
@@ -30,7 +30,7 @@ def float32_too(monkeypatch):
 
 @pytest.fixture(scope="module", params=ONE)
 def held(request):
-    # More than one chunk, the last not full; value heads that share a key head.
+    # Several chunks, the last not full; value heads that share a key head.
     repeats = dict(head=2, channel=1)[request.param]
     yield hold(subject(request.param, repeats=repeats), 0, 70)
 
@@ -46,7 +46,7 @@ def test_without_a_gradient(held, float32_too):
 
 
 @pytest.mark.parametrize("gate", ONE)
-def test_bfloat16_errs_no_more_than_the_chunked_form_and_races_for_no_memory(gate):
+def test_bfloat16_is_as_exact_as_in_the_chunked_form_and_free_of_races(gate):
     check_rounding_and_races(subject(gate))
 
 

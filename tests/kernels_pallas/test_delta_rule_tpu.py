@@ -12,7 +12,7 @@ from subjects.delta_rule import delta_subject
 from kernels_pallas import testing, tpu_decays, tpu_grid
 from kernels_pallas.delta_rule import tpu
 
-#: One by default, all among the slow tests.
+#: One case by default, all with the slow tests.
 ONE = ("channel", pytest.param("head", marks=pytest.mark.slow))
 GATES = ("head", "channel")
 
@@ -28,7 +28,7 @@ def short_chunks(monkeypatch):
 
 @pytest.fixture(scope="module", params=GATES)
 def held(request):
-    # More than one chunk, the last not full; value heads that share a key head.
+    # Several chunks, the last not full; value heads that share a key head.
     length, tpu_grid.CHUNK = tpu_grid.CHUNK, 16
     repeats = dict(head=2, channel=1)[request.param]
     yield Held(subject(request.param, repeats=repeats), np.random.default_rng(0), time=38)
@@ -41,7 +41,7 @@ def test_law(held, law):
 
 
 @pytest.mark.parametrize("gate", ONE)
-def test_memory_is_initialised_and_raced_for_by_nobody(gate, short_chunks):
+def test_memory_is_initialised_and_free_of_races(gate, short_chunks):
     simulated = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
     rng = np.random.default_rng(1)
     Held(subject(gate), rng, batch=1, time=20, interpret=simulated).check_values()
@@ -49,7 +49,7 @@ def test_memory_is_initialised_and_raced_for_by_nobody(gate, short_chunks):
 
 
 @pytest.mark.parametrize("gate", ONE)
-def test_rounded_products_err_no_more_than_the_chunked_form(gate, monkeypatch):
+def test_rounded_products_are_as_exact_as_in_the_chunked_form(gate, monkeypatch):
     monkeypatch.setattr(tpu_grid, "CHUNK", 32)
     rng = np.random.default_rng(2)
     assert_as_good_as_chunked(subject(gate), rng, batch=1, time=80)
@@ -57,7 +57,7 @@ def test_rounded_products_err_no_more_than_the_chunked_form(gate, monkeypatch):
 
 @pytest.mark.parametrize("size", [16, 128])
 def test_inverse(size):
-    """Also where powers of the matrix grow: beta 2 and equal keys make every entry a 2."""
+    """Includes a matrix whose powers grow: with beta 2 and equal keys every entry is 2."""
     keys = np.random.default_rng(size).standard_normal((size, 16))
     keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
     invert = jax.jit(lambda a: tpu.unit_lower_inverse(a, jax.lax.Precision.HIGHEST))

@@ -1,4 +1,4 @@
-"""Dispatch is fail-closed: a kernel runs only what its row of the support table names."""
+"""Dispatch is fail-closed: a kernel runs only cases that its row of the support table lists."""
 
 import jax
 import pytest
@@ -23,7 +23,7 @@ def test_auto_takes_a_kernel_only_where_it_is_covered():
         assert resolve("op", "auto", COVERED | {key: value}, TABLE) == "chunked"
 
 
-def test_auto_leaves_a_kernel_that_is_not_the_faster_form():
+def test_auto_skips_a_kernel_that_is_not_measured_to_be_faster():
     slower = (*XLA_ONLY, Backend("tpu", "pallas", LIMITS, auto=False))
     assert resolve("op", "auto", COVERED, slower) == "chunked"
     assert resolve("op", "pallas", COVERED, slower) == "tpu"
@@ -60,10 +60,10 @@ def test_named_forms_are_taken_as_named():
     assert resolve("op", "chunked", COVERED, TABLE) == "chunked"
 
 
-def test_pallas_by_name_where_unsupported_says_what_is():
+def test_an_unsupported_call_by_name_lists_what_is_supported():
     with pytest.raises(ValueError, match=r"key_size in \(64, 128\).* lacks key_size=80"):
         resolve("op", "pallas", COVERED | dict(key_size=80), TABLE)
-    with pytest.raises(ValueError, match="no kernel yet"):
+    with pytest.raises(ValueError, match="has no kernel"):
         resolve("op", "pallas", COVERED)
 
 

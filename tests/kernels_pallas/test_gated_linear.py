@@ -1,4 +1,4 @@
-"""What is gated linear attention's own beside the laws: special cases, groups, float32, errors."""
+"""Gated linear attention beside the laws: special cases, groups, float32, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ DECAY_SHAPES = [(2,), (1, 150, 2), (1, 150, 2, 3)]
 
 @pytest.mark.parametrize("shape", DECAY_SHAPES)
 def test_no_decay_is_the_sum_of_outer_products(shape):
-    """Log-decay 0 is exact: sums of integers come out without rounding."""
+    """Log-decay 0 is exact: sums of integers are not rounded."""
     q, k, v = integers(0, 1, 150, 2, 3), integers(1, 1, 150, 2, 3), integers(2, 1, 150, 2, 4)
     o, state = gated_linear(q, k, v, jnp.zeros(shape), return_state=True)
     s = np.cumsum(np.einsum("bthk,bthv->bthkv", k, v), axis=1)
@@ -52,7 +52,7 @@ def test_the_three_shapes_of_a_decay_agree(x64):
 
 
 def test_a_weak_gate_behind_a_strong_one_keeps_its_digits():
-    """float32 sums of log-decays near -6000 would resolve a decay after them only to 5e-4."""
+    """float32 cumulative sums near -6000 would have an error of 5e-4 in a later log-decay."""
     rng = np.random.default_rng(7)
     subject = gated_subject(groups=1, ratio=1)
     inputs = subject.inputs(rng, 1, 64, jnp.float32)

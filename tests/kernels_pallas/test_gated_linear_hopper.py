@@ -15,7 +15,7 @@ from walks import (
 
 from kernels_pallas import gated_linear as op
 
-#: One by default, all among the slow tests.
+#: One case by default, all with the slow tests.
 ONE = ("token", pytest.param("channel", marks=pytest.mark.slow))
 
 
@@ -30,7 +30,7 @@ def float32_too(monkeypatch):
 
 @pytest.fixture(scope="module", params=ONE)
 def held(request):
-    # More than one chunk, the last not full; value heads that share a key head; padded sizes.
+    # Several chunks, the last not full; value heads that share a key head; padded sizes.
     ratio = dict(token=2, channel=1)[request.param]
     yield hold(subject(request.param, ratio=ratio, key_size=48, value_size=40), 0, 70)
 
@@ -46,8 +46,8 @@ def test_without_a_gradient(held, float32_too):
 
 
 @pytest.mark.parametrize("decay", (*ONE, pytest.param("head", marks=pytest.mark.slow)))
-def test_bfloat16_errs_no_more_than_the_chunked_form_and_races_for_no_memory(decay):
-    # The error of a gradient of one or two numbers says little.
+def test_bfloat16_is_as_exact_as_in_the_chunked_form_and_free_of_races(decay):
+    # A gradient of one or two numbers has too few errors to average.
     check_rounding_and_races(subject(decay, ratio=8 if decay == "head" else 1, strength=0.01))
 
 

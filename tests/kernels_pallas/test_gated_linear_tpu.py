@@ -10,7 +10,7 @@ from subjects.gated_linear import gated_subject
 
 from kernels_pallas import testing, tpu_grid
 
-#: One by default, all among the slow tests.
+#: One case by default, all with the slow tests.
 ONE = ("token", pytest.param("channel", marks=pytest.mark.slow))
 DECAYS = ("token", "channel")
 
@@ -26,7 +26,7 @@ def short_chunks(monkeypatch):
 
 @pytest.fixture(scope="module", params=DECAYS)
 def held(request):
-    # More than one chunk, the last not full; value heads that share a key head.
+    # Several chunks, the last not full; value heads that share a key head.
     length, tpu_grid.CHUNK = tpu_grid.CHUNK, 16
     ratio = dict(token=2, channel=1)[request.param]
     yield Held(subject(request.param, ratio=ratio), np.random.default_rng(0), time=38)
@@ -39,7 +39,7 @@ def test_law(held, law):
 
 
 @pytest.mark.parametrize("decay", ONE)
-def test_memory_is_initialised_and_raced_for_by_nobody(decay, short_chunks):
+def test_memory_is_initialised_and_free_of_races(decay, short_chunks):
     simulated = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
     rng = np.random.default_rng(1)
     Held(subject(decay), rng, batch=1, time=20, interpret=simulated).check_values()
@@ -47,7 +47,7 @@ def test_memory_is_initialised_and_raced_for_by_nobody(decay, short_chunks):
 
 
 @pytest.mark.parametrize("decay", ONE)
-def test_rounded_products_err_no_more_than_the_chunked_form(decay, monkeypatch):
+def test_rounded_products_are_as_exact_as_in_the_chunked_form(decay, monkeypatch):
     monkeypatch.setattr(tpu_grid, "CHUNK", 32)
     rng = np.random.default_rng(2)
     assert_as_good_as_chunked(subject(decay, strength=0.01), rng, batch=1, time=80)

@@ -1,4 +1,4 @@
-"""What is gated slots' own beside the laws: exact gates, empty slots, dtypes, errors."""
+"""Gated slots beside the laws: exact gates, empty slots, dtypes, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def test_vmap(x64):
 
 @pytest.mark.parametrize("impl", ["reference", "chunked"])
 def test_gate_1_sums_outer_products_exactly(impl):
-    """Whole numbers, so that no sum is rounded."""
+    """Integers, so that no sum is rounded."""
     rng = np.random.default_rng(6)
     q, k, v, log_gate = drawn(time=100)
     k, v, write = (jnp.round(4 * x) for x in (k, v, testing.normal(rng, log_gate.shape, q.dtype)))
@@ -41,7 +41,7 @@ def test_gate_1_sums_outer_products_exactly(impl):
     np.testing.assert_array_equal(state.v_slots_BGMV, np.einsum("btgm,btgk->bgmk", write, v))
 
 
-def test_gate_0_keeps_the_last_token_alone():
+def test_gate_0_keeps_only_the_last_token():
     """log-gate -150 is gate 0 and write 1: every slot is the token itself."""
     q, k, v, log_gate = drawn(time=70)
     out, lse = gated_slots(q, k, v, jnp.full_like(log_gate, -150), scale=1.0)
@@ -61,7 +61,7 @@ def test_one_slot_is_a_gated_sum():
 
 @pytest.mark.parametrize("mask_empty", [False, True])
 def test_slots_before_the_first_write(mask_empty):
-    """Null slots: M logits of 0 with value 0. Masked: nothing at all."""
+    """Empty slots have M logits of 0 and values of 0. If masked, they are ignored."""
     q, k, v, log_gate = drawn(time=6)
     ids = jnp.asarray([[1, 1, 1, 2, 2, 0]])
     written = jnp.asarray([[False, True, False, False, False, True]])

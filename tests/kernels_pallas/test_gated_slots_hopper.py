@@ -21,7 +21,7 @@ from walks import (
 from kernels_pallas import gated_slots as op
 from kernels_pallas import mosaic_gpu
 
-#: Query heads that share slots; sizes that are padded to the kernel's.
+#: Query heads that share slots; sizes that are padded.
 SHARED = dict(heads=2, kv_heads=1, slots=12, key_size=24, value_size=40)
 
 
@@ -32,7 +32,7 @@ def float32_too(monkeypatch):
 
 @pytest.fixture(scope="module")
 def held():
-    # More than one chunk, the last not full.
+    # Several chunks, the last not full.
     yield hold(slots_subject(**SHARED), 0, 70)
 
 
@@ -46,7 +46,7 @@ def test_without_a_gradient(held, float32_too):
     held.check_no_gradient()
 
 
-def test_bfloat16_errs_no_more_than_the_chunked_form_and_races_for_no_memory():
+def test_bfloat16_is_as_exact_as_in_the_chunked_form_and_free_of_races():
     check_rounding_and_races(
         slots_subject(heads=1, kv_heads=1, slots=32, key_size=32, value_size=32)
     )

@@ -1,4 +1,4 @@
-"""The TPU kernels of gated slots obey the laws, interpreted, in chunks of 16 tokens."""
+"""The laws for the TPU kernels of gated slots, interpreted, in chunks of 16 tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -88,8 +88,8 @@ def test_uninitialised_memory_and_races():
 
 @pytest.mark.slow
 def test_rounded_as_on_a_chip(monkeypatch):
-    """With products of bfloat16 the kernel errs no more than 1.5 times as far from float64 as the
-    chunked form does with them, as it would on a TPU."""
+    """With bfloat16 products the kernel's error against float64 is at most 1.5 times that of the chunked
+    form with the same products, as on a TPU."""
     subject = slots_subject(heads=2, kv_heads=1, slots=32, key_size=32, value_size=32)
     matmul = jnp.matmul
 

@@ -16,8 +16,8 @@ def gpu(root, monkeypatch):
 
 
 @pytest.mark.slow
-def test_numbers_come_first_and_ours_are_right(root):
-    """Kernels interpreted; what is not installed is said, and nothing is timed."""
+def test_numbers_are_checked_first_and_ours_are_right(root):
+    """Interpreted kernels; forms that are not installed are reported, and nothing is timed."""
     done = subprocess.run(
         [sys.executable, "benchmarks/gpu.py", "--smoke", "--ops", "window 128", "gate per head"],
         cwd=root,
@@ -32,7 +32,7 @@ def test_numbers_come_first_and_ours_are_right(root):
 
 
 def test_forms_without_documents_have_one_and_so_has_our_kernel(gpu, monkeypatch):
-    """Work is of what the documents' tokens see of each other."""
+    """The work counts only pairs within documents."""
 
     def rival():
         return gpu.Rival(lambda q, k, v: op.ours("chunked", q, k, v, None))

@@ -1,4 +1,4 @@
-"""Every op obeys every law, on inputs, sizes, lengths and boundaries drawn afresh."""
+"""Every op obeys every law, with random inputs, sizes, lengths and boundaries."""
 
 import jax
 import numpy as np
@@ -38,8 +38,8 @@ def test_law_at_length(op, law, seed):
     hold(op, law, seed)
 
 
-#: Attention rounds the weights of its product with v as XLA's own does, which its reference does not:
-#: test_attention holds it to XLA's.
+#: Attention rounds the weights of its product with v as XLA's own attention does; the reference does
+#: not. test_attention compares it with XLA's.
 @pytest.mark.slow
 @pytest.mark.parametrize("op", sorted(SUBJECTS.keys() - {"attention"}))
 @settings(max_examples=1, deadline=None, phases=[Phase.generate])
@@ -51,7 +51,7 @@ def test_bfloat16(op, seed):
         check_bfloat16(subject, rng, 2, 130, ids_BT, with_state=subject.state is not None)
 
 
-#: Lengths that take several of the blocks by which an op goes through a long sequence.
+#: Lengths of several blocks of an op's outer loop.
 SEVERAL_BLOCKS = {
     "delta_rule": 2 * delta_rule.chunked.BLOCK + 1,
     "gated_linear": 2 * gated_linear.chunked.BLOCK * gated_linear.chunked.CHUNK + 1,

@@ -1,4 +1,4 @@
-"""What is the linear recurrence's own beside the laws: exact gates, float32 states, errors."""
+"""The linear recurrence beside the laws: exact gates, float32 states, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ import pytest
 from subjects.linear_recurrence import recurrence_subject
 
 from kernels_pallas import testing
-from kernels_pallas.linear_recurrence import RecurrenceState, linear_recurrence, sqrt_bounded
+from kernels_pallas.linear_recurrence import RecurrenceState, linear_recurrence
+from kernels_pallas.linear_recurrence.gates import sqrt_bounded
 
 
 @pytest.mark.parametrize("time", [1000])
@@ -24,7 +25,7 @@ def test_gates_0_and_1_are_exact():
     np.testing.assert_array_equal(linear_recurrence(jnp.ones_like(b), b), jnp.cumsum(b, 1))
 
 
-def test_the_slope_of_the_gates_root_is_bounded():
+def test_the_slope_of_the_square_root_is_bounded():
     assert float(jax.grad(sqrt_bounded)(0.0)) == 1000.0
     assert float(jax.grad(sqrt_bounded)(0.25)) == 1.0
 

@@ -13,7 +13,7 @@ from kernels_pallas.linear_recurrence import SUPPORT, gated_recurrence, hopper
 
 SUBJECTS = {"linear": recurrence_subject, "gated": gated_subject}
 INTERPRET = plgpu.InterpretGPUParams()
-#: The gated kernel is the other and more; that runs among the slow tests.
+#: The gated kernel does all that the other does and more; the other runs with the slow tests.
 ONE = ("gated", pytest.param("linear", marks=pytest.mark.slow))
 
 
@@ -30,11 +30,11 @@ def short_tiles():
 
 @pytest.fixture(scope="module", params=ONE)
 def held(request, short_tiles):
-    # Warpgroups with two turns and with one, the last tile not full, channels that fill no block.
+    # Warpgroups with two tiles and with one, the last tile not full, channels that do not fill a block.
     yield hold(SUBJECTS[request.param](), np.random.default_rng(0), batch=1, time=14)
 
 
-#: What is interpreted runs at a thousandth of a chip's pace: split = whole has the values in it.
+#: The interpreter is a thousand times slower than a chip; "split" also checks the values.
 QUICK = ("split",)
 
 
@@ -46,7 +46,7 @@ def test_law(held, law):
 
 
 @pytest.mark.parametrize("subject", ONE)
-def test_memory_is_initialised_and_raced_for_by_nobody(subject):
+def test_memory_is_initialised_and_free_of_races(subject):
     simulated = plgpu.InterpretGPUParams(detect_races=True, uninitialized_memory="nan")
     held = hold(SUBJECTS[subject](), np.random.default_rng(1), simulated, time=9)
     held.check_values()
@@ -59,7 +59,7 @@ def test_bfloat16_gates_run_in_float32():
     got, want = held.run(*arguments), held.reference(*arguments)
     assert jax.tree.leaves(got["outputs"])[0].dtype == jnp.float32
     testing.assert_close("values", *(r["outputs"] for r in (got, want)), 1e-5)
-    # Gradients leave in the dtype of the inputs.
+    # Gradients have the dtype of the inputs.
     testing.assert_close("gradients", *(r["gradients"] for r in (got, want)), 2**-8)
 
 
@@ -74,7 +74,7 @@ def test_sizes(subject, rows, time, channels, monkeypatch):
     held.check_no_gradient()
 
 
-def test_taken_by_name_and_left_by_auto():
+def test_only_a_call_by_name_takes_the_kernel():
     case = dict(
         dtype="float32", input_dtype="bfloat16", state_dtype="float32", channels=5, gated=True
     )

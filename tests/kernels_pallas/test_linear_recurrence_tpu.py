@@ -14,13 +14,13 @@ from kernels_pallas.linear_recurrence import tpu
 SUBJECTS = {"linear": recurrence_subject, "gated": gated_subject}
 
 
-#: The gated kernel is the other and more; that runs among the slow tests.
+#: The gated kernel does all that the other does and more; the other runs with the slow tests.
 ONE = ("gated", pytest.param("linear", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module", params=ONE)
 def held(request):
-    # More than one time block, the last not full, and channels that fill no register.
+    # Several time blocks, the last not full, and channels that do not fill a register.
     time, tpu.TIME_BLOCK = tpu.TIME_BLOCK, 32
     yield Held(SUBJECTS[request.param](), np.random.default_rng(0), time=70)
     tpu.TIME_BLOCK = time
@@ -32,7 +32,7 @@ def test_law(held, law):
 
 
 @pytest.mark.parametrize("subject", ONE)
-def test_memory_is_initialised_and_raced_for_by_nobody(subject, monkeypatch):
+def test_memory_is_initialised_and_free_of_races(subject, monkeypatch):
     monkeypatch.setattr(tpu, "TIME_BLOCK", 32)
     simulated = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
     held = Held(SUBJECTS[subject](), np.random.default_rng(1), time=33, interpret=simulated)
@@ -63,5 +63,5 @@ def test_bfloat16_gates_run_in_float32():
     got, want = held.run(*arguments), held.reference(*arguments)
     assert jax.tree.leaves(got["outputs"])[0].dtype == jnp.float32
     testing.assert_close("values", *(r["outputs"] for r in (got, want)), 1e-5)
-    # Gradients leave in the dtype of the inputs.
+    # Gradients have the dtype of the inputs.
     testing.assert_close("gradients", *(r["gradients"] for r in (got, want)), 2**-8)

@@ -11,10 +11,10 @@ from kernels_pallas import mosaic_gpu as mg
 ROWS, SIZE = 64, 128
 
 
-def grams(x, turns, scale, racing=False):
-    """`turns` times the causal part of `scale * x x^T`, times x, of each block of 64 rows."""
+def grams(x, repeats, scale, racing=False):
+    """`repeats` times the causal part of `scale * x x^T`, times x, of each block of 64 rows."""
 
-    def body(x_ref, turns_ref, scale_ref, out_ref, x_tile, out_tile, scales, ready):
+    def body(x_ref, repeats_ref, scale_ref, out_ref, x_tile, out_tile, scales, ready):
         block = mg.index("block")
         rows = pl.ds(block * ROWS, ROWS)
         mg.load(x_ref.at[rows], x_tile, ready.at[0])
@@ -23,14 +23,14 @@ def grams(x, turns, scale, racing=False):
             mg.wait(ready.at[0])
         shape = ROWS, ROWS
 
-        def turn(_, total):
+        def repeat(_, total):
             product = mg.matmul(x_tile, mg.transposed(x_tile))
             product *= mg.along_rows(mg.of_rows(scales), shape)
             product *= mg.along_columns(mg.of_columns(scales), shape)
             product = jnp.where(mg.iota(shape, 0) >= mg.iota(shape, 1), product, 0.0)
             return mg.matmuls((total, product.astype(jnp.bfloat16), x_tile))[0]
 
-        total = jax.lax.fori_loop(0, turns_ref[block], turn, mg.zeros((ROWS, SIZE)))
+        total = jax.lax.fori_loop(0, repeats_ref[block], repeat, mg.zeros((ROWS, SIZE)))
         out_tile[...] = total.astype(jnp.bfloat16)
         mg.publish()
         mg.store(out_tile, out_ref.at[rows])
@@ -39,7 +39,7 @@ def grams(x, turns, scale, racing=False):
     return mg.launch(
         body,
         x,
-        turns,
+        repeats,
         scale,
         name="grams",
         grid=dict(block=x.shape[0] // ROWS),
@@ -62,8 +62,8 @@ def operands():
 
 
 def test_a_kernel_of_copies_products_and_loops():
-    x, turns, scale = operands()
-    got = np.asarray(grams(x, turns, scale), np.float32)
+    x, repeats, scale = operands()
+    got = np.asarray(grams(x, repeats, scale), np.float32)
     assert not mg.races_found()
     block, factor = np.asarray(x[:ROWS], np.float32), np.asarray(scale[:ROWS])
     product = np.tril(factor[:, None] * (block @ block.T) * factor)

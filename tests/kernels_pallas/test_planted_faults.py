@@ -1,7 +1,7 @@
-"""The laws have teeth: each planted fault makes the law named beside it fail.
+"""Each planted fault makes its law fail.
 
-One fault of each op in every run, the others among the slow tests, and there, too, that each law holds
-without its fault.
+One fault of each op runs by default. The others run with the slow tests, as do the tests that each law
+holds without its fault.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""Law 6 for every op, in a process of its own with two CPU devices."""
+"""Law 6 for every op, in a separate process with two CPU devices."""
 
 import os
 import pathlib

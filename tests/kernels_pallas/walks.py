@@ -1,7 +1,7 @@
-"""What the tests of the Hopper kernels made of `hopper_walk` share.
+"""Shared by the tests of the Hopper kernels that use `hopper_walk`.
 
-Their products are of bfloat16. An interpreter multiplies float32 too, which no chip would: tests that
-hold the algebra to float32 widen the support table for it (`float32_too`).
+Their products are bfloat16. The interpreter also multiplies float32, which the chip does not: tests
+that check the algebra in float32 widen the support table (`float32_too`).
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from rounding import assert_as_good_as_chunked
 from kernels_pallas import dispatch, mosaic_gpu, testing
 
 ON_A_HOPPER = dict(platform="gpu", interpret=plgpu.InterpretGPUParams())
-#: "packed" by default, the others among the slow tests: all need seconds.
+#: "packed" by default, the others with the slow tests: each takes seconds.
 each_law = pytest.mark.parametrize(
     "law", [law if law == "packed" else pytest.param(law, marks=pytest.mark.slow) for law in LAWS]
 )
 
 
 def widened(support: tuple[dispatch.Backend, ...]) -> tuple[dispatch.Backend, ...]:
-    """The table with Hopper kernels that take inputs and products of any dtype."""
+    """The table with Hopper kernels that support inputs and products of any dtype."""
 
     def any_dtype(row: dispatch.Backend) -> dispatch.Backend:
         if row.name != "hopper":
@@ -42,7 +42,7 @@ def hold(subject: testing.Subject, seed: int, time: int) -> Held:
 
 
 def check_rounding_and_races(subject: testing.Subject) -> None:
-    """bfloat16 errs no more than in the chunked form, and nobody races for memory."""
+    """bfloat16 is as exact as in the chunked form, and there is no race."""
     settings = dict(ON_A_HOPPER, interpret=plgpu.InterpretGPUParams(detect_races=True))
     assert_as_good_as_chunked(subject, np.random.default_rng(2), batch=1, time=130, **settings)
     assert not mosaic_gpu.races_found()
@@ -55,7 +55,7 @@ def check_vmap(subject: testing.Subject) -> None:
 
 
 def check_coverage(subject_of: Callable, kernel: str, *uncovered: dict) -> None:
-    """Only a call by name takes the kernel, and only where it is covered; `uncovered` are options of
+    """Only a call by name takes the kernel, and only in covered cases; `uncovered` are options of
     `subject_of`, dtypes or precisions."""
     rng = np.random.default_rng(5)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model
-from hybridlm.models.settings import MLPConfig, ModelConfig
+from hybridlm.models.settings import ModelConfig
 
 MIXERS = {
     "swa": dict(kind="attention", heads=4, kv_heads=2, window=5, qk_norm=True),
@@ -137,7 +137,7 @@ MIXERS = {
 def model_config(pattern="swa full rec", depth=None, **settings) -> ModelConfig:
     """A model of width 32 with vocabulary 40."""
     names = set(f"{pattern} {settings.get('prefix', '')} {settings.get('suffix', '')}".split())
-    defaults = dict(width=32, vocab_size=40, mlp=MLPConfig(48), init_std=0.5)
+    defaults = dict(width=32, vocab_size=40, mlp=dict(kind="swiglu", hidden=48), init_std=0.5)
     return ModelConfig(
         **{
             **defaults,

@@ -1,5 +1,7 @@
 """Published initialisations, and costs that are what they claim."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridlm.models.accounting import layer_table, train_flops_per_token
-from hybridlm.models.layers import RMSNorm
-from hybridlm.models.mixers import LayerSpec, read_mixer
+from hybridlm.models.mixers import KINDS, LayerSpec, read_mixer
 from hybridlm.models.mixers.attention import mean_keys
+from hybridlm.models.norms import RMSNorm
 from hybridlm.models.params import Model
 from hybridlm.models.positional import Rope, RopeConfig
 
@@ -72,6 +74,26 @@ def test_state_bytes_are_those_of_the_state(name):
         state = mixer.init_state(1, length, jnp.bfloat16)
         floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
         assert sum(x.nbytes for x in floats) == config.state_bytes(32, length)
+
+
+@pytest.mark.parametrize("name", small.MIXERS)
+def test_parameters_split_by_heads_have_a_number_of_heads(name):
+    """What devices share along "heads" and "kv_heads" is whole heads of a number to check."""
+    config = read_mixer(small.MIXERS[name], "m")
+    mixer = nnx.eval_shape(lambda: config.build(LayerSpec(32, 1e-6, 1.0), rngs=nnx.Rngs(0)))
+    counts = config.head_counts(32)
+    for path, variable in nnx.to_flat_state(nnx.state(mixer)):
+        for size, axis in zip(variable.shape, variable.get_metadata("axes"), strict=True):
+            if axis in ("heads", "kv_heads"):
+                whole = [setting for setting, count in counts.items() if size % count == 0]
+                assert whole, f"{path}: {size} along {axis!r} is no multiple of {counts}"
+
+
+def test_head_settings_are_settings():
+    assert {small.MIXERS[name]["kind"] for name in small.MIXERS} == set(KINDS)
+    for kind, config in KINDS.items():
+        missing = set(config.head_settings) - {f.name for f in dataclasses.fields(config)}
+        assert not missing, f"{kind} has no {missing}"
 
 
 @pytest.mark.parametrize("name", ["swa", "full", "chunked", "mla", "moba", "nha", "nha_full"])

@@ -9,7 +9,6 @@ import small
 from flax import nnx
 
 from hybridlm import config as run_config
-from hybridlm.config.recipes import smoke
 from hybridlm.errors import ConfigError
 from hybridlm.models.mixers import LayerSpec, read_mixer
 from hybridlm.models.params import Model
@@ -148,6 +147,7 @@ def test_in_a_run_config(in_root):
 
 
 def test_smoke_shrinks_branches_too(in_root):
+    smoke = run_config.recipe_module("configs/common.py").smoke
     recipe = ml_collections.ConfigDict(to_dict(run_config.load("configs/demo.py")))
     inner = dict(a=dict(kind="attention", heads=2, window=99), b=RGLRU)
     outer = dict(pair=dict(kind="parallel", branches=inner), swa=dict(ATTENTION, window=99))

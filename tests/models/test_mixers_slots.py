@@ -293,7 +293,7 @@ def test_a_window_of_everything_costs_what_full_attention_does():
         (dict(slots=0), "slots must be at least 1"),
         (dict(head_dim=5), "rope rotates 5 of 5"),
         (dict(window=0, slot_usage_weight=0.1), "slot_usage_weight weighs slots against a window"),
-        (dict(slot_usage_target=1.0), "slot_usage_target is a share"),
+        (dict(slot_usage_target=1.0), r"slot_usage_target must lie in \(0, 1\), not 1.0"),
         (dict(empty_slots="none"), "empty_slots is 'none'"),
     ],
 )

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from hybridlm.models.params import Model
-from hybridlm.models.settings import MLPConfig, ModelConfig
+from hybridlm.models.settings import ModelConfig
 from hybridlm.probes import Prompt, Prompts
 
 VOCAB = 16
@@ -26,7 +26,7 @@ def induction():
         depth=2,
         pattern="two full",
         mixers=MIXERS,
-        mlp=MLPConfig(2),
+        mlp=dict(kind="swiglu", hidden=2),
         vocab_size=VOCAB,
     )
     model = Model.of(config)

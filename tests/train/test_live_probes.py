@@ -68,7 +68,7 @@ def test_nothing_is_watched_by_default_and_what_does_not_fit_is_said(in_root):
         ("which", "['heads', 'heads']", "probes.which names one twice"),
         ("interval", "0", "probes.interval must be at least 1, not 0"),
         ("samples", "0", "probes.samples must be at least 1, not 0"),
-        ("length", "1", "probes.length must be at least 2, not 1"),
+        ("length", "1", "probes.length must be at least 2, or None for data.seq_len, not 1"),
     ):
         with pytest.raises(UserError, match=sentence):
             small_config((f"probes.{key}", value))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from hybridlm.config import OptimizerConfig
-from hybridlm.train.optimizer import is_matrix, learning_rate, make_optimizer
+from hybridlm.models.params import Model
+from hybridlm.train.optimizer import learning_rate, make_optimizer
+from tests.models import small
 
 
 def rates(steps=100, **settings):
@@ -43,23 +45,59 @@ PARAMS = {
 }
 
 
-def test_only_kernels_are_decayed():
-    assert is_matrix(PARAMS) == {
-        "embedding": False,
-        "layer": {"q": {"kernel": True}, "norm": {"scale": False}},
-    }
-    optimizer = make_optimizer(OptimizerConfig(lr=1.0, weight_decay=0.5))
+DECAYS = {"embedding": False, "layer": {"q": {"kernel": True}, "norm": {"scale": False}}}
+
+
+def flags(tree) -> dict[str, bool]:
+    """Of `Model.decay` or `Model.muon`, by path."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in named}
+
+
+def test_only_what_decays_is_decayed():
+    optimizer = make_optimizer(OptimizerConfig(lr=1.0, weight_decay=0.5), DECAYS, DECAYS)
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     directions, _ = optimizer.update(zeros, optimizer.init(PARAMS), PARAMS)
     np.testing.assert_allclose(directions["layer"]["q"]["kernel"], 0.5)
     assert not np.any(directions["embedding"]) and not np.any(directions["layer"]["norm"]["scale"])
 
 
+@pytest.mark.parametrize("block", ["prenorm", "sandwich", "parallel"])
+def test_kernels_of_every_mixer_decay_and_muon_takes_those_of_linear_maps(block):
+    """Never norms, biases, decays or embeddings; Muon takes no head and no depthwise filter."""
+    names = list(small.MIXERS)
+    config = small.model_config(" ".join(names), block=block, tie_embeddings=False)
+    model = Model.of(config)
+    decays, muon = flags(model.decay), flags(model.muon)
+    assert {p for p, x in decays.items() if x} == {p for p in decays if p.endswith("/kernel")}
+    filters = {p for p, axes in flags_of_axes(model).items() if "conv" in axes}
+    assert len(filters) > 10
+    assert {p for p, x in muon.items() if x} == {
+        p for p, x in decays.items() if x and p not in filters and not p.startswith("head/")
+    }
+
+
+def flags_of_axes(model):
+    leaves = jax.tree_util.tree_leaves_with_path(model.axes, is_leaf=lambda x: type(x) is tuple)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
+
+
+@pytest.mark.parametrize("name", ["conv", "convnext", "head", "norm"])
+def test_a_mixers_name_decides_nothing(name):
+    def of(name):
+        mixers = {name: dict(kind="gdn", heads=2)}
+        model = Model.of(small.model_config(name, mixers=mixers))
+        found = [flags(model.decay), flags(model.muon)]
+        return [{p.replace(f"0_{name}", "layer"): x for p, x in f.items()} for f in found]
+
+    assert of(name) == of("rec")
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
 def test_directions_point_up_the_gradient(name):
     """params - rate * direction goes downhill: every optimizer lowers a quadratic."""
     config = OptimizerConfig(lr=0.02, name=name, weight_decay=0.0)
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config, DECAYS, DECAYS)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape), jnp.float32), PARAMS)
     loss = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))  # noqa: E731
@@ -76,7 +114,8 @@ def test_directions_point_up_the_gradient(name):
 
 
 def test_muon_orthogonalises_each_layer_of_a_stack():
-    optimizer = make_optimizer(OptimizerConfig(lr=1.0, name="muon", weight_decay=0.0))
+    settings = OptimizerConfig(lr=1.0, name="muon", weight_decay=0.0)
+    optimizer = make_optimizer(settings, *[{"k": {"kernel": True}}] * 2)
     grads = {"k": {"kernel": jax.random.normal(jax.random.key(0), (3, 8, 8))}}
     directions, _ = optimizer.update(grads, optimizer.init(grads), grads)
     for matrix in directions["k"]["kernel"]:
@@ -84,9 +123,11 @@ def test_muon_orthogonalises_each_layer_of_a_stack():
         assert singular.min() > 0.3 and singular.max() < 1.5  # Newton-Schulz, five rounds
 
 
-def test_muon_leaves_head_and_convolutions_to_adam():
-    """A depthwise filter is no linear map: its Adam direction is the gradient's sign."""
-    optimizer = make_optimizer(OptimizerConfig(lr=1.0, name="muon", weight_decay=0.0, eps=1e-20))
+def test_muon_leaves_other_parameters_to_adam():
+    """Adam's first direction is the gradient's sign."""
+    settings = OptimizerConfig(lr=1.0, name="muon", weight_decay=0.0, eps=1e-20)
+    muon = {n: {"kernel": n == "q"} for n in ("head", "conv", "q")}
+    optimizer = make_optimizer(settings, muon, muon)
     shapes = {"head": (8, 6), "conv": (4, 8), "q": (8, 8)}
     grads = {n: {"kernel": jax.random.normal(jax.random.key(0), s)} for n, s in shapes.items()}
     directions, _ = optimizer.update(grads, optimizer.init(grads), grads)

@@ -59,7 +59,8 @@ def batch_of(config, seed=0):
 
 
 def make(config):
-    model, optimizer = Model.of(config.model), make_optimizer(config.optimizer)
+    model = Model.of(config.model)
+    optimizer = make_optimizer(config.optimizer, model.decay, model.muon)
     state = jax.jit(lambda k: init_state(model, optimizer, k))(jax.random.key(0))
     bytes_V = np.ones(32, np.float32)
     step = make_train_step(model, optimizer, config.train, config.optimizer, bytes_V, jnp.float32)
@@ -182,7 +183,8 @@ for shape in [dict(data=1) | shape for shape in shapes]:
     devices = jax.devices()[: math.prod(shape.values())]
     mesh = meshes.make_mesh(MeshConfig(**shape), devices)
     jax.set_mesh(mesh)
-    model, optimizer = Model.of(config.model), make_optimizer(config.optimizer)
+    model = Model.of(config.model)
+    optimizer = make_optimizer(config.optimizer, model.decay, model.muon)
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(model, optimizer, mesh))
     state = jax.jit(lambda k: init_state(model, optimizer, k), out_shardings=shardings)(jax.random.key(0))
     bytes_V = np.ones(32, np.float32)

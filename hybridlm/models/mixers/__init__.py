@@ -1,8 +1,7 @@
-"""The registry of mixer kinds: what `kind=` in a config may say."""
+"""The registry of mixer kinds: the values that `kind` may have in a config."""
 
 from typing import Any
 
-from hybridlm.errors import ConfigError
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.deltanet import DeltaNetConfig
@@ -20,7 +19,7 @@ from hybridlm.models.mixers.nha import NHAConfig
 from hybridlm.models.mixers.parallel import ParallelConfig
 from hybridlm.models.mixers.rglru import RGLRUConfig
 from hybridlm.models.mixers.short_conv import ShortConvConfig
-from hybridlm.settings.reader import nearest, read_dataclass
+from hybridlm.settings.kinds import read_kind
 
 KINDS: dict[str, type[MixerConfig]] = {
     c.kind_name: c
@@ -53,18 +52,11 @@ def read_mixer(value: Any, path: str) -> MixerConfig:
     Raises:
       ConfigError: where the kind is missing or unknown, or a setting is wrong.
     """
-    if isinstance(value, MixerConfig):
-        return value
-    if not hasattr(value, "items"):
-        raise ConfigError(f"{path} must be a mapping with a kind, not {value!r}")
-    settings = dict(value.items())
-    kind = settings.pop("kind", None)
-    if kind is None:
-        raise ConfigError(f"{path}.kind is missing: valid are: {', '.join(sorted(KINDS))}")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ConfigError(f"{path}.kind is {kind!r}: {nearest(kind, KINDS)}")
-    for name in KINDS[kind].holds_mixers:
-        if hasattr(settings.get(name), "items"):
-            inner = settings[name].items()
-            settings[name] = {n: read_mixer(m, f"{path}.{name}.{n}") for n, m in inner}
-    return read_dataclass(KINDS[kind], settings, path)
+
+    def read_inner(cls: type[MixerConfig], settings: dict[str, Any]) -> None:
+        for name in cls.holds_mixers:
+            if hasattr(settings.get(name), "items"):
+                inner = settings[name].items()
+                settings[name] = {n: read_mixer(m, f"{path}.{name}.{n}") for n, m in inner}
+
+    return read_kind(value, path, KINDS, prepare=read_inner)

@@ -1,34 +1,39 @@
-"""Softmax attention: full, windowed or in chunks, MHA/GQA/MQA, RoPE or NoPE, with its options."""
+"""Softmax attention: full, windowed or chunked; MHA, GQA or MQA; RoPE or NoPE."""
 
-import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Identity, Linear, RMSNorm, at_least_float32
+from hybridlm.models.layers import Identity, Linear
 from hybridlm.models.mixers import rows, token_cache
-from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.capabilities import AttentionMixer
 from hybridlm.models.mixers.spans import Chunk, Window, mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
+from hybridlm.models.norms import RMSNorm, at_least_float32
 from hybridlm.models.positional import (
     Rope,
     RopeConfig,
     Temperature,
     TemperatureConfig,
+    check_rope,
     no_rope,
     no_temperature,
 )
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import AtLeast, PositiveFloat, PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas.attention import AttentionState, decode_attention
 
 __all__ = ["Attention", "AttentionConfig", "mean_keys"]
 
+WindowSize = Annotated[int, AtLeast(1, note="a query's own key counts", none="for full attention")]
 
-@dataclasses.dataclass(frozen=True)
+
+@settings
 class AttentionConfig(MixerConfig):
     """Causal softmax attention.
 
@@ -39,7 +44,7 @@ class AttentionConfig(MixerConfig):
       window: keys a query sees, its own included; None for full attention.
       chunk: positions of a chunk: a query sees the keys of its own chunk of the document, as in
         Llama 4's local layers; None for full attention. Not together with window.
-      rope: its settings, or None for NoPE.
+      rope: RoPE's settings, or None for NoPE.
       temperature: a factor on the logits that grows with the position, or None; for NoPE layers.
       qk_norm: RMSNorm on each query and key head before RoPE: True with a learned scale, "l2"
         without (Llama 4).
@@ -51,54 +56,39 @@ class AttentionConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "attention"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads", "kv_heads")
     equation: ClassVar[str] = "o_t = sum_{t-W < s <= t} softmax_s(scale q_t . k_s) v_s"
     source: ClassVar[str] = "arXiv 1706.03762 sec. 3.2; GQA arXiv 2305.13245"
     operations: ClassVar[tuple[str, ...]] = ("attention",)
 
-    heads: int
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    window: int | None = None
-    chunk: int | None = None
+    heads: PositiveInt
+    kv_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    window: WindowSize | None = None
+    chunk: Annotated[int, AtLeast(1, none="for full attention")] | None = None
     rope: RopeConfig | None = RopeConfig()
     temperature: TemperatureConfig | None = None
     qk_norm: bool | Literal["l2"] = False
     output_gate: bool | Literal["head"] = False
     sinks: bool = False
-    soft_cap: float | None = None
-    scale: float | None = None
+    soft_cap: PositiveFloat | None = None
+    scale: PositiveFloat | None = None
 
     def __post_init__(self):
-        require(self.heads >= 1, "heads", f"must be at least 1, not {self.heads}")
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        require(kv_heads >= 1, "kv_heads", f"must be at least 1, not {kv_heads}")
         require(
             self.heads % kv_heads == 0,
             "kv_heads",
             f"is {kv_heads} and does not divide heads {self.heads}: use {_divisors(self.heads)}",
         )
         require(
-            self.window is None or self.window >= 1,
-            "window",
-            f"must be at least 1 (a query's own key counts), or None for full attention,"
-            f" not {self.window}",
-        )
-        require(
-            self.chunk is None or self.chunk >= 1,
-            "chunk",
-            f"must be at least 1, or None for full attention, not {self.chunk}",
-        )
-        require(
             self.chunk is None or self.window is None,
             "chunk",
             "goes without window: attention is local in one way or the other",
         )
-        for name in ("head_dim", "soft_cap", "scale"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, f"must be positive, or None, not {value}")
         object.__setattr__(self, "kv_heads", kv_heads)
         if self.head_dim is not None:
-            self._check_rope(self.head_dim)
+            check_rope(self.rope, self.head_dim)
 
     def check_width(self, width: int) -> None:
         if self.head_dim is None:
@@ -108,16 +98,7 @@ class AttentionConfig(MixerConfig):
                 f"is {self.heads} and does not divide model.width {width}: use"
                 f" {_divisors(width)}, or set head_dim",
             )
-            self._check_rope(width // self.heads)
-
-    def _check_rope(self, head_dim: int) -> None:
-        if self.rope is not None:
-            rotated = self.rope.rotated(head_dim)
-            require(
-                rotated >= 2 and rotated % 2 == 0,
-                "rope",
-                f"rotates {rotated} of {head_dim} dimensions of a head: it needs an even number",
-            )
+            check_rope(self.rope, width // self.heads)
 
     def head_size(self, width: int) -> int:
         return self.head_dim or width // self.heads
@@ -179,16 +160,18 @@ class Attention(AttentionMixer):
         return self._output(out_BTHV, x_BTD)
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> TokenCache:
-        """An empty cache of (keys, values) for at most `max_len` tokens, or a span's worth."""
-        places = min(max_len, self.span.window or max_len)
+        """An empty cache of keys and values, for `max_len` tokens or a window, whichever is less."""
+        capacity = min(max_len, self.span.window or max_len)
         shape = (self.config.kv_heads, self.size)
-        return token_cache.empty(batch, places, (shape, shape), dtype)
+        return token_cache.empty(batch, capacity, (shape, shape), dtype)
 
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: TokenCache
     ) -> tuple[jax.Array, TokenCache]:
         if context.window is not None:
-            raise ValueError("context.window is of the parallel form; use `narrowed` to decode")
+            raise ValueError(
+                "context.window is for the parallel form only; use `narrowed` to decode"
+            )
         q, k, v = self._project(x_BTD, context)
         ids_BT = context.segment_ids_BT
         if x_BTD.shape[1] == 1:
@@ -227,7 +210,7 @@ class Attention(AttentionMixer):
         return True
 
     def narrowed(self, window: int) -> "Attention":
-        copy = self._copy()
+        copy = nnx.clone(self)
         copy.span = self.span.narrowed(window)
         return copy
 
@@ -247,7 +230,7 @@ class Attention(AttentionMixer):
         return self.out(gated_BTHV.reshape(*x_BTD.shape[:2], -1))
 
     def _window(self, context: SequenceContext) -> int | jax.Array | None:
-        """The window of the parallel form: the mixer's own, or the context's if that is less."""
+        """The window of the parallel form: the smaller of the mixer's own and the context's."""
         if context.window is None or self.span.window is None:
             return self.span.window
         return jnp.minimum(context.window, self.span.window)
@@ -292,7 +275,7 @@ class UnitRMS(nnx.Module):
 
 
 class Sinks(nnx.Module):
-    """One logit per head, zero at first: as if one more key with value 0 were always there."""
+    """One logit per head, initially 0: it acts as one more key whose value is 0."""
 
     def __init__(self, heads: int):
         self.logits = nnx.Param(jnp.zeros(heads), axes=("heads",))
@@ -307,8 +290,11 @@ OUTPUT_GATES = {
 
 
 def _with_past(context: SequenceContext, past_ids_BS: jax.Array) -> SequenceContext:
-    """The context of past and new tokens; positions are right where the first new one's document
-    is the past one's, and no token sees another document."""
+    """The context of past tokens followed by new ones.
+
+    Positions of past tokens are right in the document that the first new token continues. In earlier
+    documents they are not, which changes nothing: no new token sees those.
+    """
     back_1S = jnp.arange(past_ids_BS.shape[1], 0, -1, dtype=jnp.int32)[None]
     return context._replace(
         segment_ids_BT=jnp.concatenate([past_ids_BS, context.segment_ids_BT], axis=1),

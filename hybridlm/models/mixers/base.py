@@ -1,47 +1,42 @@
-"""What every mixer is held to: the context it reads, and the settings that describe it.
+"""What every mixer offers: the interface of its module, and of the settings that describe it.
 
-A mixer is an `nnx.Module` built as `Mixer(config, spec, rngs=rngs)` that offers
+A mixer is an `nnx.Module` derived from `Mixer`, built as `Mixer(config, spec, rngs=rngs)`. Its config
+is a frozen dataclass derived from `MixerConfig`. What only some mixers offer - attention heads, a
+window, slots - is in `hybridlm.models.mixers.capabilities`.
 
-- `__call__(x_BTD, context) -> y_BTD`, the parallel form of training;
-- `init_state(batch, max_len, dtype) -> state`,
-- `extend(x_BTD, context, state) -> (y_BTD, state)`, which continues from a carried state by any
-  number of tokens: prefill with many, decoding with one. Split anywhere = whole; and
-- `with_loss(x_BTD, context) -> (y_BTD, loss)`, which `Mixer` has for those without a loss.
-
-What probes ask of it - heads, attention rows, slot shares, a narrower reach - `Mixer` answers for
-those without attention and `AttentionMixer` for the others.
-
-Its config is a frozen dataclass derived from `MixerConfig`.
+`hybridlm.models.dimensions` lists the letters that array names end in.
 """
 
 import abc
-import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.mixers import rows
-
-# Dimensions: B batch, T time, D width, H query heads, G key/value heads, K head size, S state
-# entries (keys held in a cache), W recurrent width, F MLP hidden size, V vocabulary.
+from hybridlm.settings.bounds import settings
 
 
 class SequenceContext(NamedTuple):
-    """What a mixer may know of its tokens besides their activations.
+    """What a mixer reads about its tokens besides their activations.
 
     Attributes:
       segment_ids_BT: int32; 0 is padding, a change of id is a document boundary.
       positions_BT: int32; index of the token in its document.
-      window: int32 scalar of at least 1, or None: the parallel form of `attention` mixers with a
-        window narrows theirs to it. Traced, so one program serves a schedule of windows; all
-        other mixers, full attention among them, stay as they are.
+      window: int32 scalar of at least 1, or None. `attention` mixers that have a window narrow it
+        to this one in the parallel form. It is traced, so one program serves a schedule of
+        windows. All other mixers, full attention among them, ignore it.
+      cross_layer: arrays (B, T, ...) by name that go from layer to layer beside the residual stream
+        (see `MixerConfig.cross_layer`). A layer may put new ones in their places, of the same shapes;
+        the next layer reads them. None where no mixer of the model has any, or outside a model.
+      layer: int32 scalar, the number of the layer that reads this; given with `cross_layer`.
     """
 
     segment_ids_BT: jax.Array
     positions_BT: jax.Array
     window: jax.Array | None = None
+    cross_layer: dict[str, jax.Array] | None = None
+    layer: jax.Array | int | None = None
 
     @classmethod
     def of(cls, segment_ids_BT: jax.Array) -> "SequenceContext":
@@ -54,30 +49,36 @@ class SequenceContext(NamedTuple):
 
 
 class LayerSpec(NamedTuple):
-    """What a layer takes over from its model.
+    """What a layer's mixer takes from the model's settings.
 
     Attributes:
       width: size of the residual stream.
       norm_eps: epsilon of every RMSNorm.
       out_scale: factor on the initial output projections, 1/sqrt(2 * depth), so that the
         residual stream's variance does not grow with depth (GPT-2).
+      index: number of the layer in its model, from 0 at the bottom. Traced where layers are
+        stacked: initial values may depend on it, attributes of the module may not.
+      depth: number of layers in the model.
     """
 
     width: int
     norm_eps: float
     out_scale: float
+    index: int | jax.Array = 0
+    depth: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class MixerConfig(abc.ABC):
     """Settings of one named mixer; `kind_name` is what configs write as `kind`.
 
     `equation` (one line, for tables) and `source` (paper and section) say what it computes,
-    `operations` which folders of kernels_pallas it calls; `holds_mixers` names the settings that
-    are themselves mixers by name.
+    `operations` which folders of kernels_pallas it calls. `holds_mixers` names the settings that
+    are mappings from names to mixers, `head_settings` those that are numbers of heads.
     """
 
     kind_name: ClassVar[str]
+    head_settings: ClassVar[tuple[str, ...]] = ()
     equation: ClassVar[str]
     source: ClassVar[str]
     operations: ClassVar[tuple[str, ...]] = ()
@@ -106,16 +107,27 @@ class MixerConfig(abc.ABC):
         """
 
     def head_counts(self, width: int) -> dict[str, int]:
-        """By setting, the numbers of heads that devices share where `mesh.tensor` splits them."""
-        settings = ("heads", "kv_heads", "value_heads", "groups")
-        return {name: getattr(self, name) for name in settings if hasattr(self, name)}
+        """By setting, the numbers of heads, each of which `mesh.tensor` must divide.
+
+        A kind whose heads are not among its settings overrides this and says what they come from.
+        """
+        return {name: getattr(self, name) for name in self.head_settings}
 
     def reach(self, seq_len: int) -> int | None:
         """Tokens a query attends to at most, its own included, in a sequence of `seq_len`.
 
-        None for a mixer without attention: what it knows of the past is a state of fixed size.
+        None for a mixer without attention, which keeps a state of fixed size.
         """
         return None
+
+    def cross_layer(self, width: int, depth: int) -> dict[str, tuple[int, ...]]:
+        """By name, what follows (B, T) in the shapes of arrays that layers hand on to later layers.
+
+        They enter the lowest layer as zeros, in the residual stream's dtype. Mixers that name the
+        same array share it: a value residual (RWKV-7) is one array of a value's size, attention over
+        earlier layers one of (depth, width).
+        """
+        return {}
 
     @property
     def has_loss(self) -> bool:
@@ -129,84 +141,30 @@ class MixerConfig(abc.ABC):
 
 
 class Mixer(nnx.Module):
-    """A mixer's module; this base has no loss of its own and no attention heads."""
+    """A mixer's module.
+
+    `__call__` is the parallel form of training. `extend` continues from a carried state by any number
+    of tokens: many to prefill, one to decode. Splitting a sequence anywhere changes no output.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        """The output (B, T, D) of whole sequences."""
 
     def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
-        """The mixer's output, and what it adds to the training objective.
+        """The output, and the loss that the mixer adds to the training objective, 0 by default.
 
-        The loss is a scalar in at least float32, weighted already, and a mean over real tokens
-        (segment id not 0): micro-batches are weighted by their number of these.
+        The loss is a scalar in at least float32, already weighted, and a mean over real tokens
+        (segment id not 0), because micro-batches are weighted by their number of real tokens.
         """
         return self(x_BTD, context), jnp.float32(0)
 
-    @property
-    def attention_heads(self) -> int:
-        """Heads that attend to tokens."""
-        return 0
-
-    def attention_rows(
-        self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array
-    ) -> rows.AttentionRows:
-        """The attention of each head's queries at the tokens rows_BQ (int32, -1 for none).
-
-        `x_BTD` is the mixer's input, as `__call__` takes it. Nothing T x T is computed.
-        """
-        return rows.no_heads(rows_BQ, x_BTD.shape[1])
-
-    def query_key_weights(self) -> tuple[jax.Array, jax.Array]:
-        """(H, N) and (H, M): the weights from which each head's queries and keys are made."""
-        return jnp.zeros((0, 0)), jnp.zeros((0, 0))
-
-    def scale_heads(self, scale_H: jax.Array) -> None:
-        """Multiplies what each attention head adds to the output, for good; 0 takes it away."""
-        del scale_H  # there are none
-
-    def slot_share(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        """(B, T, heads that have slots beside tokens), the part of each softmax on the slots."""
-        return jnp.zeros((*x_BTD.shape[:2], 0))
-
-    @property
-    def has_window(self) -> bool:
-        """Whether `narrowed` is there for it."""
-        return False
-
-    def narrowed(self, window: int) -> "Mixer":
-        """A copy with the same weights that attends to the last `window` tokens at most.
-
-        Raises:
-          ValueError: for a mixer without a window; `LastTokens` bounds what that sees.
-        """
-        raise ValueError(f"{type(self).__name__} has no window to narrow to {window}")
-
-    def _copy(self) -> "Mixer":
-        graphdef, state = nnx.split(self)
-        return nnx.merge(graphdef, jax.tree.map(lambda x: x, state))  # variables of its own
-
-
-class AttentionMixer(Mixer):
-    """A mixer with `config.heads` heads of `q`, `config.kv_heads` of `k`, that `out` reads."""
-
-    @property
-    def attention_heads(self) -> int:
-        return self.config.heads
+    @abc.abstractmethod
+    def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> Any:
+        """The state before the first of at most `max_len` tokens; caches hold `dtype`."""
 
     @abc.abstractmethod
-    def attention_rows(
-        self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array
-    ) -> rows.AttentionRows: ...
-
-    def query_key_weights(self) -> tuple[jax.Array, jax.Array]:
-        heads, kv_heads = self.config.heads, self.config.kv_heads
-        k_HN = jnp.repeat(by_head(self.k.kernel[...], kv_heads), heads // kv_heads, axis=0)
-        return by_head(self.q.kernel[...], heads), k_HN
-
-    def scale_heads(self, scale_H: jax.Array) -> None:
-        kernel = self.out.kernel[...]
-        scale_I = jnp.repeat(scale_H, kernel.shape[0] // self.attention_heads)
-        self.out.kernel[...] = kernel * scale_I[:, None]
-
-
-def by_head(kernel_DI: jax.Array, heads: int) -> jax.Array:
-    """(H, N): of a kernel whose outputs are heads side by side, each head's weights in a row."""
-    width = kernel_DI.shape[0]
-    return jnp.moveaxis(kernel_DI.reshape(width, heads, -1), 1, 0).reshape(heads, -1)
+    def extend(
+        self, x_BTD: jax.Array, context: SequenceContext, state: Any
+    ) -> tuple[jax.Array, Any]:
+        """The output (B, T, D) of the next T tokens, and the state after them."""

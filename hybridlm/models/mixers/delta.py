@@ -1,27 +1,27 @@
-"""What DeltaNet, Gated DeltaNet and Kimi Delta Attention share: all but decay and output.
+"""The layer of DeltaNet, Gated DeltaNet and Kimi Delta Attention, without decay and output.
 
-x -> q, k, v -> short convolutions and silu -> q, k to length 1 -> delta rule -> output norm -> out.
+x -> q, k, v -> short convolutions and silu -> q, k normalised -> delta rule -> output norm -> out.
 """
 
 import abc
-import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Linear, RMSNorm, at_least_float32
+from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm, ShortConv, initial_dt_bias, l2_normalize
+from hybridlm.models.norms import RMSNorm, at_least_float32
 from hybridlm.parallel import ops
-from hybridlm.settings.reader import require
+from hybridlm.settings.bounds import settings
 from kernels_pallas import delta_rule
 from kernels_pallas.causal_conv import ConvState
 
 
 class Sizes(NamedTuple):
-    """Query/key heads of `key_size`, and value heads of `value_size` that share them."""
+    """Numbers and sizes of heads; `value_heads // heads` value heads share a query/key head."""
 
     heads: int
     value_heads: int
@@ -37,20 +37,11 @@ class Sizes(NamedTuple):
         return self.value_heads * self.value_size
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DeltaConfig(MixerConfig):
-    """Base of the three mixers' settings; each says its sizes, decay, output and their costs."""
+    """Base of the three mixers' settings; each defines its sizes, decay, output and their costs."""
 
     name: ClassVar[str]
-
-    def __post_init__(self):
-        require(self.heads >= 1, "heads", f"must be at least 1, not {self.heads}")
-        require(
-            1 <= self.conv_width <= 8, "conv_width", f"must lie in 1 to 8, not {self.conv_width}"
-        )
-        for field in ("head_dim", "value_dim"):
-            value = getattr(self, field, None)
-            require(value is None or value >= 1, field, f"must be at least 1, or None, not {value}")
 
     @abc.abstractmethod
     def sizes(self, width: int) -> Sizes:
@@ -62,14 +53,14 @@ class DeltaConfig(MixerConfig):
 
     @abc.abstractmethod
     def gate_flops(self, width: int) -> int:
-        """FLOPs per token of what makes the decay and the output gate."""
+        """FLOPs per token of the projections to the decay and the output gate."""
 
     def flops_per_token(self, width: int, seq_len: int) -> float:
         del seq_len  # a recurrence costs the same at every position
         sizes = self.sizes(width)
         convolved = 2 * sizes.keys + sizes.values
         projections = 2 * width * (convolved + sizes.value_heads + sizes.values)
-        # Per value head: what S returns for k, the correction written, what S returns for q.
+        # Per value head: reading S at k, writing the correction, reading S at q.
         state = 3 * 2 * sizes.key_size * sizes.values
         return projections + self.gate_flops(width) + 2 * self.conv_width * convolved + state
 
@@ -94,10 +85,10 @@ class DeltaState(NamedTuple):
 
 
 class Delta(Mixer):
-    """The mixer of a `DeltaConfig`, with the decay and the output that this one gives it.
+    """The mixer of a `DeltaConfig`, with the decay and output modules that its kind builds.
 
-    `decay(x_BTD)` is the log decay (B, T, H), (B, T, H, K) or None; `output(o_BTHV, x_BTD)` is
-    the normed o.
+    `decay(x_BTD)` returns the log decay, (B, T, H), (B, T, H, K) or None; `output(o_BTHV, x_BTD)`
+    returns o after its norm and gate.
     """
 
     def __init__(
@@ -180,7 +171,7 @@ class Delta(Mixer):
 
 
 class NoDecay(nnx.Module):
-    """a = 1: DeltaNet forgets by overwriting alone."""
+    """a = 1: DeltaNet forgets only by overwriting."""
 
     def __call__(self, x_BTD: jax.Array) -> None:
         return None
@@ -200,7 +191,7 @@ class HeadDecay(nnx.Module):
 
 
 def initial_a_log(key: jax.Array, heads: int, low: float, high: float = 16.0) -> jax.Array:
-    """log A with A uniform in [low, high], kept off 0, whose logarithm is not finite."""
+    """log A with A uniform in [low, high]; low is at least 0.01, as log 0 is not finite."""
     return jnp.log(jax.random.uniform(key, (heads,), minval=max(low, 1e-2), maxval=high))
 
 

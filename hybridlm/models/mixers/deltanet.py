@@ -1,16 +1,17 @@
-"""DeltaNet (arXiv 2102.11174, in chunks and with its present layer arXiv 2406.06484)."""
+"""DeltaNet (arXiv 2102.11174; its chunked form and this layer, arXiv 2406.06484)."""
 
-import dataclasses
 from typing import ClassVar
 
 from flax import nnx
 
 from hybridlm.models.mixers.base import LayerSpec
 from hybridlm.models.mixers.delta import Delta, DeltaConfig, HeadNorm, NoDecay, Sizes
+from hybridlm.models.mixers.parts import ConvWidth
+from hybridlm.settings.bounds import PositiveInt, settings
 from hybridlm.settings.reader import require
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DeltaNetConfig(DeltaConfig):
     """DeltaNet: a linear-attention state that overwrites what it holds for a key.
 
@@ -24,15 +25,16 @@ class DeltaNetConfig(DeltaConfig):
     """
 
     kind_name: ClassVar[str] = "deltanet"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = "S_t = S_{t-1} + b_t k_t (v_t - S_{t-1}^T k_t)^T, o_t = S_t^T q_t"
     source: ClassVar[str] = "arXiv 2406.06484 sec. 2.2, 3.3"
     operations: ClassVar[tuple[str, ...]] = ("causal_conv", "delta_rule")
     name: ClassVar[str] = "DeltaNet"
 
-    heads: int
-    head_dim: int | None = None
-    value_dim: int | None = None
-    conv_width: int = 4
+    heads: PositiveInt
+    head_dim: PositiveInt | None = None
+    value_dim: PositiveInt | None = None
+    conv_width: ConvWidth = 4
     negative_eigenvalues: bool = False
 
     def check_width(self, width: int) -> None:

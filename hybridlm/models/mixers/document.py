@@ -1,7 +1,7 @@
-"""`docs/mixers.md`, generated: `python -m hybridlm.models.mixers.document > docs/mixers.md`.
+"""Generates `docs/mixers.md`: `python -m hybridlm.models.mixers.document > docs/mixers.md`.
 
-What a mixer computes and costs comes from its own config class; which laws it passed from the
-record that `tests/models/record_laws.py` writes.
+The config classes say what a mixer computes and costs; the record that
+`tests/models/record_laws.py` writes says which laws it passed.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from hybridlm.models.mixers import KINDS, LayerSpec, MixerConfig, read_mixer
 WIDTH, SEQ_LEN, HEADS = 1024, 4096, 8
 RECORD = pathlib.Path("docs/laws.json")
 
-#: Title of a row: the settings it is computed with at `WIDTH`.
+#: Settings of the mixer in each row, by the row's title; its width is `WIDTH`.
 ROWS: dict[str, dict[str, Any]] = {
     "full attention": dict(kind="attention", heads=HEADS, kv_heads=2),
     "sliding window": dict(kind="attention", heads=HEADS, kv_heads=2, window=512),

@@ -1,6 +1,5 @@
 """Gated DeltaNet (arXiv 2412.06464), as in Qwen3-Next and OLMo Hybrid."""
 
-import dataclasses
 from typing import ClassVar
 
 import jax
@@ -9,10 +8,12 @@ from flax import nnx
 from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec
 from hybridlm.models.mixers.delta import Delta, DeltaConfig, GatedHeadNorm, HeadDecay, Sizes
+from hybridlm.models.mixers.parts import ConvWidth
+from hybridlm.settings.bounds import PositiveInt, settings
 from hybridlm.settings.reader import require
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class GDNConfig(DeltaConfig):
     """Gated DeltaNet: the delta rule with one data-dependent decay per value head.
 
@@ -29,6 +30,7 @@ class GDNConfig(DeltaConfig):
     """
 
     kind_name: ClassVar[str] = "gdn"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads", "value_heads")
     equation: ClassVar[str] = (
         "S_t = a_t S_{t-1} + b_t k_t (v_t - a_t S_{t-1}^T k_t)^T, o_t = S_t^T q_t"
     )
@@ -36,18 +38,17 @@ class GDNConfig(DeltaConfig):
     operations: ClassVar[tuple[str, ...]] = ("causal_conv", "delta_rule")
     name: ClassVar[str] = "Gated DeltaNet"
 
-    heads: int
-    value_heads: int | None = None
-    head_dim: int | None = None
-    value_dim: int | None = None
-    conv_width: int = 4
+    heads: PositiveInt
+    value_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    value_dim: PositiveInt | None = None
+    conv_width: ConvWidth = 4
     negative_eigenvalues: bool = False
 
     def __post_init__(self):
-        super().__post_init__()
         value_heads = self.heads if self.value_heads is None else self.value_heads
         require(
-            value_heads >= 1 and value_heads % self.heads == 0,
+            value_heads % self.heads == 0,
             "value_heads",
             f"is {value_heads} and must be a multiple of heads {self.heads}, or None",
         )

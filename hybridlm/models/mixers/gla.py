@@ -1,21 +1,22 @@
 """Gated linear attention (arXiv 2312.06635): each channel of the key forgets at its own rate."""
 
-import dataclasses
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Linear, at_least_float32
+from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm
+from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import PositiveFloat, PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas.gated_linear import GatedLinearState, empty_state
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class GLAConfig(MixerConfig):
     """Settings of the GLA mixer.
 
@@ -28,25 +29,18 @@ class GLAConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "gla"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = (
         "S_t = Diag(a_t) S_{t-1} + k_t v_t^T, a_t = sigmoid(W2 W1 x_t + b)^(1/16)"
     )
     source: ClassVar[str] = "arXiv 2312.06635 sec. 4.4"
     operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
 
-    heads: int = 4
-    expand_k: float = 0.5
-    expand_v: float = 1.0
-    gate_rank: int = 16
-    gate_normalizer: float = 16.0
-
-    def __post_init__(self):
-        for name in ("heads", "gate_rank"):
-            value = getattr(self, name)
-            require(value >= 1, name, f"must be at least 1, not {value}")
-        for name in ("expand_k", "expand_v", "gate_normalizer"):
-            value = getattr(self, name)
-            require(value > 0, name, f"must be positive, not {value}")
+    heads: PositiveInt = 4
+    expand_k: PositiveFloat = 0.5
+    expand_v: PositiveFloat = 1.0
+    gate_rank: PositiveInt = 16
+    gate_normalizer: PositiveFloat = 16.0
 
     def check_width(self, width: int) -> None:
         for name, size in zip(("expand_k", "expand_v"), self.sizes(width), strict=True):
@@ -83,7 +77,7 @@ class GLAConfig(MixerConfig):
 
 
 class GLA(Mixer):
-    """out(rmsnorm(o) * silu(gate x)): the mixer of `GLAConfig`, its norm over each head."""
+    """out(rmsnorm(o) * silu(gate x)): the mixer of `GLAConfig`; the norm is over each head."""
 
     def __init__(self, config: GLAConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
         width, heads = spec.width, config.heads
@@ -113,8 +107,8 @@ class GLA(Mixer):
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: GatedLinearState | None
     ) -> tuple[jax.Array, GatedLinearState]:
-        def heads(y_BTF):
-            return y_BTF.reshape(*y_BTF.shape[:2], self.config.heads, -1)
+        def heads(y_BTI):
+            return y_BTI.reshape(*y_BTI.shape[:2], self.config.heads, -1)
 
         o_BTHV, state = ops.gated_linear(
             heads(self.q(x_BTD)),
@@ -130,7 +124,7 @@ class GLA(Mixer):
         return self.out(y_BTHV.reshape(*x_BTD.shape[:2], -1)), state
 
     def _log_decay(self, x_BTD: jax.Array) -> jax.Array:
-        """log a, float32: logsigmoid of a projection of low rank, divided by the normalizer."""
+        """log a in float32: logsigmoid of a low-rank projection, divided by the normalizer."""
         logits = at_least_float32(self.decay_up(self.decay_down(x_BTD)))
         logits += self.decay_bias[...].astype(logits.dtype)[None, None]
         return jax.nn.log_sigmoid(logits) / self.config.gate_normalizer

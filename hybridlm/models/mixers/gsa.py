@@ -1,21 +1,22 @@
 """Gated slot attention: softmax attention over a fixed number of gated memory slots."""
 
-import dataclasses
 from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Identity, Linear, RMSNorm, at_least_float32
+from hybridlm.models.layers import Identity, Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.models.norms import RMSNorm, at_least_float32
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import PositiveFloat, PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas import gated_slots
 from kernels_pallas.gated_slots import SlotState
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class GSAConfig(MixerConfig):
     """Gated slot attention.
 
@@ -34,6 +35,7 @@ class GSAConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "gsa"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads", "kv_heads")
     equation: ClassVar[str] = (
         "M_t = Diag(a_t) M_{t-1} + (1 - a_t) [k_t; v_t]^T, o_t = softmax(M^K_t q_t) M^V_t,"
         " a_t = sigmoid(W_f x_t)^(1/8)"
@@ -41,29 +43,24 @@ class GSAConfig(MixerConfig):
     source: ClassVar[str] = "arXiv 2409.07146"
     operations: ClassVar[tuple[str, ...]] = ("gated_slots",)
 
-    heads: int = 4
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    slots: int = 64
-    gate_normalizer: float = 8.0
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    slots: PositiveInt = 64
+    gate_normalizer: PositiveFloat = 8.0
     empty_slots: Literal["null", "masked"] = "null"
     swish_qk: bool = True
     swish_v: bool = True
     output_norm: bool = True
-    scale: float | None = 1.0
+    scale: PositiveFloat | None = 1.0
 
     def __post_init__(self):
-        require(self.heads >= 1, "heads", f"must be at least 1, not {self.heads}")
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
         require(
-            kv_heads >= 1 and self.heads % kv_heads == 0,
+            self.heads % kv_heads == 0,
             "kv_heads",
             f"is {kv_heads} and does not divide heads {self.heads}",
         )
-        require(self.slots >= 1, "slots", f"must be at least 1, not {self.slots}")
-        for name in ("head_dim", "gate_normalizer", "scale"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, f"must be positive, not {value}")
         object.__setattr__(self, "kv_heads", kv_heads)
 
     def check_width(self, width: int) -> None:
@@ -84,12 +81,12 @@ class GSAConfig(MixerConfig):
         return self.projection_flops(width) + self.slot_flops(width)
 
     def projection_flops(self, width: int) -> int:
-        """Of q, k, v, the gate and the output."""
+        """FLOPs per token of the projections: q, k, v, gate and out."""
         size = self.head_size(width)
         return 2 * width * (2 * size * (self.heads + self.kv_heads) + self.kv_heads * self.slots)
 
     def slot_flops(self, width: int) -> int:
-        """Of reading and of updating the slots, keys and values each."""
+        """FLOPs per token of reading and updating the slots' keys and values."""
         return 2 * 2 * self.slots * self.head_size(width) * (self.heads + self.kv_heads)
 
     def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
@@ -175,7 +172,7 @@ class GSA(Mixer):
 
 
 class SwishNorm(nnx.Module):
-    """RMSNorm(swish(y)) over all heads, in this order."""
+    """RMSNorm(swish(y)) over all heads together."""
 
     def __init__(self, size: int, eps: float):
         self.norm = RMSNorm(size, eps, ("heads",))

@@ -1,26 +1,27 @@
 """HGRN2 (arXiv 2404.07904): a gated recurrence whose forget gate is also its key, k = 1 - f."""
 
-import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Linear, RMSNorm, at_least_float32
+from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.models.norms import RMSNorm, at_least_float32
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import Between, PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas.gated_linear import GatedLinearState, empty_state
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class HGRN2Config(MixerConfig):
     """Settings of the HGRN2 mixer.
 
     Attributes:
       expand: state entries per channel of the value, which is also the size of a head.
-      lower_bound: of the forget gate. The paper learns bounds that grow from layer to layer;
+      lower_bound: lower bound of the forget gate. The paper learns bounds that grow from layer to layer;
         here it is a number of the mixer, and deeper layers may name another mixer.
     """
 
@@ -31,14 +32,8 @@ class HGRN2Config(MixerConfig):
     source: ClassVar[str] = "arXiv 2404.07904 sec. 3"
     operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
 
-    expand: int = 128
-    lower_bound: float = 0.0
-
-    def __post_init__(self):
-        require(self.expand >= 1, "expand", f"must be at least 1, not {self.expand}")
-        require(
-            0 <= self.lower_bound < 1, "lower_bound", f"must lie in [0, 1), not {self.lower_bound}"
-        )
+    expand: PositiveInt = 128
+    lower_bound: Annotated[float, Between(0, 1, high_open=True)] = 0.0
 
     def check_width(self, width: int) -> None:
         require(
@@ -67,7 +62,7 @@ class HGRN2Config(MixerConfig):
 
 
 class HGRN2(Mixer):
-    """out(rmsnorm(o)): the mixer of `HGRN2Config`, its norm over all heads together."""
+    """out(rmsnorm(o)): the mixer of `HGRN2Config`; the norm is over all heads together."""
 
     def __init__(self, config: HGRN2Config, spec: LayerSpec, *, rngs: nnx.Rngs):
         width = spec.width
@@ -91,15 +86,15 @@ class HGRN2(Mixer):
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: GatedLinearState | None
     ) -> tuple[jax.Array, GatedLinearState]:
-        def heads(y_BTF):
-            return y_BTF.reshape(*y_BTF.shape[:2], self.heads, self.config.expand)
+        def heads(y_BTI):
+            return y_BTI.reshape(*y_BTI.shape[:2], self.heads, self.config.expand)
 
-        k_BTF, log_forget_BTF = self._gate(x_BTD)
+        k_BTI, log_forget_BTI = self._gate(x_BTD)
         o_BTHV, state = ops.gated_linear(
             heads(jax.nn.silu(self.q(x_BTD))),
-            heads(k_BTF.astype(x_BTD.dtype)),
+            heads(k_BTI.astype(x_BTD.dtype)),
             heads(self.input(x_BTD)),
-            heads(log_forget_BTF),
+            heads(log_forget_BTI),
             segment_ids=context.segment_ids_BT,
             scale=self.config.expand**-0.5,
             initial_state=state,
@@ -108,10 +103,10 @@ class HGRN2(Mixer):
         return self.out(self.norm(o_BTHV.reshape(x_BTD.shape))), state
 
     def _gate(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(1 - f, log f), float32, neither by way of the rounded f."""
+        """(1 - f, log f) in float32, each from the logits: computed from f they would lose digits."""
         bound = self.config.lower_bound
         logits = at_least_float32(self.forget(x_BTD))
-        open_BTF, shut_BTF = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+        open_BTI, shut_BTI = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
         # f = sigmoid + bound (1 - sigmoid)
         log_bound = jnp.log(jnp.asarray(bound, logits.dtype))
-        return (1 - bound) * jnp.exp(shut_BTF), jnp.logaddexp(open_BTF, log_bound + shut_BTF)
+        return (1 - bound) * jnp.exp(shut_BTI), jnp.logaddexp(open_BTI, log_bound + shut_BTI)

@@ -1,13 +1,11 @@
 """Kimi Delta Attention (Kimi Linear, arXiv 2510.26692, sec. 3 and 4)."""
 
-import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import at_least_float32
 from hybridlm.models.mixers.base import LayerSpec
 from hybridlm.models.mixers.delta import (
     Delta,
@@ -17,11 +15,13 @@ from hybridlm.models.mixers.delta import (
     Sizes,
     initial_a_log,
 )
-from hybridlm.models.mixers.parts import initial_dt_bias
+from hybridlm.models.mixers.parts import ConvWidth, initial_dt_bias
+from hybridlm.models.norms import at_least_float32
+from hybridlm.settings.bounds import Below, PositiveInt, settings
 from hybridlm.settings.reader import require
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class KDAConfig(DeltaConfig):
     """Kimi Delta Attention: the delta rule with a decay for each channel of a key.
 
@@ -32,12 +32,13 @@ class KDAConfig(DeltaConfig):
       conv_width: taps of the convolutions on q, k and v.
       negative_eigenvalues: beta in (0, 2) instead of (0, 1), so that a key's content may flip
         its sign (arXiv 2411.12537).
-      lower_bound: of the log decay per token, such as -5: the log decay is then
+      lower_bound: lower bound of the log decay per token, such as -5: the log decay is then
         lower_bound * sigmoid(exp(A_log) (W2 W1 x + dt_bias)). None is the paper's
         -exp(A_log) softplus(W2 W1 x + dt_bias).
     """
 
     kind_name: ClassVar[str] = "kda"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = (
         "S' = Diag(a_t) S_{t-1}, S_t = S' + b_t k_t (v_t - S'^T k_t)^T, o_t = S_t^T q_t"
     )
@@ -45,19 +46,11 @@ class KDAConfig(DeltaConfig):
     operations: ClassVar[tuple[str, ...]] = ("causal_conv", "delta_rule")
     name: ClassVar[str] = "Kimi Delta Attention"
 
-    heads: int
-    head_dim: int | None = None
-    conv_width: int = 4
+    heads: PositiveInt
+    head_dim: PositiveInt | None = None
+    conv_width: ConvWidth = 4
     negative_eigenvalues: bool = False
-    lower_bound: float | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(
-            self.lower_bound is None or self.lower_bound < 0,
-            "lower_bound",
-            f"must be negative, or None, not {self.lower_bound}",
-        )
+    lower_bound: Annotated[float, Below(0)] | None = None
 
     def check_width(self, width: int) -> None:
         require(

@@ -1,22 +1,23 @@
-"""Any mixer, shown only the last tokens: its receptive field bounded exactly, whatever it is."""
+"""Any mixer restricted to the last tokens of a document: an exact bound on its receptive field."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from hybridlm.models.mixers.base import Mixer, SequenceContext
 from hybridlm.models.mixers.rows import take
 from kernels_pallas import segments
 
-_AT_ONCE = 4096  # tokens of windows that are computed side by side
+_AT_ONCE = 4096  # tokens, over all windows that are computed in one batch
 
 
-class LastTokens(Mixer):
-    """Its output at t is the mixer's at the end of a document of the last `window` tokens.
+class LastTokens(nnx.Module):
+    """Runs a mixer, for each query, on the last `window` tokens of the query's document alone.
 
-    Of the query's own document, that is; positions stay those of the whole one. For attention this
-    is a window; a recurrence starts anew for every query, so the work is T x window. Only the
-    parallel form is there.
+    The mixer sees them as a whole document, but at their positions in the longer one. Attention
+    gives what it would with such a window; a recurrence starts anew for every query, so the cost is
+    T x window. There is no state to decode with: it has the parallel form only.
     """
 
     def __init__(self, mixer: Mixer, window: int):
@@ -29,15 +30,15 @@ class LastTokens(Mixer):
         document_BT = segments.document_number(context.segment_ids_BT)
 
         def at(t: jax.Array) -> jax.Array:
-            index_W = t + jnp.arange(1 - window, 1)
-            index_BW = jnp.broadcast_to(index_W[None], (x_BTD.shape[0], window))
+            index_C = t + jnp.arange(1 - window, 1)
+            index_BC = jnp.broadcast_to(index_C[None], (x_BTD.shape[0], window))
             known = (context.segment_ids_BT, context.positions_BT, document_BT)
-            ids_BW, positions_BW, document_BW = (take(x, index_BW) for x in known)
-            own_BW = (document_BW == document_BW[:, -1:]) & (index_BW >= 0)
+            ids_BC, positions_BC, document_BC = (take(x, index_BC) for x in known)
+            own_BC = (document_BC == document_BC[:, -1:]) & (index_BC >= 0)
             shown = context._replace(
-                segment_ids_BT=jnp.where(own_BW, ids_BW, 0), positions_BT=positions_BW
+                segment_ids_BT=jnp.where(own_BC, ids_BC, 0), positions_BT=positions_BC
             )
-            return self.mixer(take(x_BTD, index_BW), shown)[:, -1]
+            return self.mixer(take(x_BTD, index_BC), shown)[:, -1]
 
         y_TBD = jax.lax.map(at, jnp.arange(time), batch_size=int(np.ceil(_AT_ONCE / window)))
         return jnp.moveaxis(y_TBD, 0, 1)

@@ -1,6 +1,5 @@
 """Lightning attention (arXiv 2401.04658, MiniMax-01 arXiv 2501.08313): a fixed decay per head."""
 
-import dataclasses
 from typing import ClassVar, Literal
 
 import jax
@@ -8,23 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from hybridlm.models.layers import Identity, Linear, RMSNorm
+from hybridlm.models.layers import Identity, Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import GatedRMSNorm
-from hybridlm.models.positional import Rope, RopeConfig, no_rope
+from hybridlm.models.norms import RMSNorm
+from hybridlm.models.positional import Rope, RopeConfig, check_rope, no_rope
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas.gated_linear import GatedLinearState, empty_state
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class LightningConfig(MixerConfig):
     """Settings of the Lightning mixer.
 
     Attributes:
       heads: heads of query, key and value.
       head_dim: size of a head; None is width // heads.
-      decay: of head h of H, "lightning": exp(-2^(-8h/H)) for h = 1..H, or "retnet":
+      decay: decay per token of head h of H: "lightning" is exp(-2^(-8h/H)) for h = 1..H, "retnet"
         1 - 2^(-5-h) for h = 0..H-1 (arXiv 2307.08621).
       decay_scale: factor on every log-decay. MiniMax-01 sets 1 - l/(L-1) + 1e-5 in layer l of L.
       activation: "silu" on query, key and value (MiniMax-01), or "none" (HypeNet).
@@ -34,29 +35,23 @@ class LightningConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "lightning"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = "S_t = a_h S_{t-1} + k_t v_t^T, o_t = S_t^T q_t, a_h fixed"
     source: ClassVar[str] = "arXiv 2401.04658; MiniMax-01 arXiv 2501.08313 sec. 2.2"
     operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
 
-    heads: int
-    head_dim: int | None = None
+    heads: PositiveInt
+    head_dim: PositiveInt | None = None
     decay: Literal["lightning", "retnet"] = "lightning"
-    decay_scale: float = 1.0
+    decay_scale: NonNegativeFloat = 1.0
     activation: Literal["silu", "none"] = "silu"
     rope: RopeConfig | None = None
     qk_norm: bool = False
-    scale: float | None = None
+    scale: PositiveFloat | None = None
 
     def __post_init__(self):
-        require(self.heads >= 1, "heads", f"must be at least 1, not {self.heads}")
-        require(
-            self.decay_scale >= 0, "decay_scale", f"must not be negative, not {self.decay_scale}"
-        )
-        for name in ("head_dim", "scale"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, f"must be positive, or None, not {value}")
         if self.head_dim is not None:
-            self._check_rope(self.head_dim)
+            check_rope(self.rope, self.head_dim)
 
     def check_width(self, width: int) -> None:
         if self.head_dim is None:
@@ -65,16 +60,7 @@ class LightningConfig(MixerConfig):
                 "heads",
                 f"is {self.heads} and does not divide model.width {width}: set head_dim",
             )
-            self._check_rope(width // self.heads)
-
-    def _check_rope(self, head_dim: int) -> None:
-        if self.rope is not None:
-            rotated = self.rope.rotated(head_dim)
-            require(
-                rotated >= 2 and rotated % 2 == 0,
-                "rope",
-                f"rotates {rotated} of {head_dim} dimensions of a head: it needs an even number",
-            )
+            check_rope(self.rope, width // self.heads)
 
     def head_size(self, width: int) -> int:
         return self.head_dim or width // self.heads
@@ -143,8 +129,8 @@ class Lightning(Mixer):
     ) -> tuple[jax.Array, GatedLinearState]:
         act = ACTIVATIONS[self.config.activation]
 
-        def heads(y_BTF):
-            return act(y_BTF).reshape(*x_BTD.shape[:2], self.config.heads, self.size)
+        def heads(y_BTI):
+            return act(y_BTI).reshape(*x_BTD.shape[:2], self.config.heads, self.size)
 
         def rotate(y_BTHK):
             return self.rope(y_BTHK, context.positions_BT)
@@ -159,8 +145,8 @@ class Lightning(Mixer):
             initial_state=state,
             return_state=True,
         )
-        o_BTF = o_BTHV.reshape(*x_BTD.shape[:2], -1)
-        return self.out(self.norm(o_BTF, self.gate(x_BTD))), state
+        o_BTI = o_BTHV.reshape(*x_BTD.shape[:2], -1)
+        return self.out(self.norm(o_BTI, self.gate(x_BTD))), state
 
     def _log_decay(self) -> jax.Array:
         log_decay_H = DECAYS[self.config.decay](self.config.heads) * self.config.decay_scale

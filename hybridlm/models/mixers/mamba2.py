@@ -1,27 +1,28 @@
 """Mamba-2: a state-space layer whose decay is one number per head (SSD, arXiv 2405.21060)."""
 
-import dataclasses
 from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Linear, at_least_float32
+from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
-from hybridlm.models.mixers.parts import GatedRMSNorm, ShortConv, initial_dt_bias
+from hybridlm.models.mixers.parts import ConvWidth, GatedRMSNorm, ShortConv, initial_dt_bias
+from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas import gated_linear
-from kernels_pallas.causal_conv import MAX_WIDTH, ConvState
+from kernels_pallas.causal_conv import ConvState
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Mamba2Config(MixerConfig):
     """Settings of the Mamba-2 mixer; its inner width is heads * head_dim.
 
     Attributes:
-      heads: of the input x; None is expand * width // head_dim.
+      heads: heads of the input x; None is expand * width // head_dim.
       head_dim: channels of a head (P).
       state_dim: size of B and C (N); a head's state is N x P numbers.
       groups: heads // groups heads share one B and C; the output's norm has as many parts.
@@ -37,26 +38,17 @@ class Mamba2Config(MixerConfig):
     source: ClassVar[str] = "arXiv 2405.21060 sec. 7"
     operations: ClassVar[tuple[str, ...]] = ("causal_conv", "gated_linear")
 
-    heads: int | None = None
-    head_dim: int = 64
-    state_dim: int = 128
-    groups: int = 1
-    expand: int = 2
-    conv_width: int = 4
+    heads: PositiveInt | None = None
+    head_dim: PositiveInt = 64
+    state_dim: PositiveInt = 128
+    groups: PositiveInt = 1
+    expand: PositiveInt = 2
+    conv_width: ConvWidth = 4
     norm: Literal["after_gate", "before_gate", "none"] = "after_gate"
     dt_limits: tuple[float, ...] | None = None
 
     def __post_init__(self):
-        for name in ("head_dim", "state_dim", "groups", "expand"):
-            value = getattr(self, name)
-            require(value >= 1, name, f"must be at least 1, not {value}")
-        require(
-            1 <= self.conv_width <= MAX_WIDTH,
-            "conv_width",
-            f"must lie in 1 to {MAX_WIDTH}, not {self.conv_width}",
-        )
         if self.heads is not None:
-            require(self.heads >= 1, "heads", f"must be at least 1, or None, not {self.heads}")
             self._check_groups(self.heads)
         if self.dt_limits is not None:
             limits = tuple(self.dt_limits)
@@ -124,8 +116,8 @@ class Mamba2State(NamedTuple):
 class Mamba2(Mixer):
     """out(norm(y silu(z))), y = ssm(silu(conv(x)), dt, B, C) + D x: the mixer of `Mamba2Config`.
 
-    z, x, (B, C) and dt are projections of their own rather than columns of one: x and z can be
-    split over devices by head while B and C, which all heads share, stay whole.
+    z, x, (B, C) and dt have a projection each instead of one for all, so that devices can split x
+    and z by head while B and C, which heads share, stay whole.
     """
 
     def __init__(self, config: Mamba2Config, spec: LayerSpec, *, rngs: nnx.Rngs):

@@ -1,89 +1,67 @@
 """Multi-head latent attention: keys and values of all heads from one small latent per token."""
 
-import dataclasses
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Linear, RMSNorm
+from hybridlm.models.layers import Linear
 from hybridlm.models.mixers import rows, token_cache
-from hybridlm.models.mixers.base import (
-    AttentionMixer,
-    LayerSpec,
-    MixerConfig,
-    SequenceContext,
-    by_head,
-)
+from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.capabilities import AttentionMixer, by_head
 from hybridlm.models.mixers.spans import mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
-from hybridlm.models.positional import Rope, RopeConfig, no_rope
+from hybridlm.models.norms import RMSNorm
+from hybridlm.models.positional import Rope, RopeConfig, check_rope, no_rope
 from hybridlm.parallel import ops
-from hybridlm.settings.reader import require
+from hybridlm.settings.bounds import NonNegativeInt, PositiveFloat, PositiveInt, settings
 from kernels_pallas.attention import AttentionState, decode_attention
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class MLAConfig(MixerConfig):
     """Multi-head latent attention.
 
-    A token's cache is its latent and one key part that all heads share. A head's key is its own
-    projection of the latent beside the shared part, its value another projection of the latent.
+    The cache holds of each token its latent and one key part that all heads share. A head's key is
+    its own projection of the latent followed by the shared part; its value is another projection of
+    the latent.
 
     Attributes:
       heads: query heads, each with keys and values of its own.
       kv_rank: size of the latent.
       q_rank: size of the queries' latent; None projects them directly.
       qk_nope: size of the part of a key that comes from the latent.
-      qk_rope: size of the part that all heads share, 0 for none.
+      qk_rope: size of the part of a key that all heads share, 0 for none.
       value_dim: size of a head's values.
-      rope: of the shared part; None leaves it unrotated (Kimi Linear's NoPE).
+      rope: RoPE's settings, for the shared part; None leaves it unrotated (Kimi Linear's NoPE).
       scale: factor on logits; None is (qk_nope + qk_rope) ** -0.5.
     """
 
     kind_name: ClassVar[str] = "mla"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = "k_s = [W_k c_s; rope(W_r x_s)], v_s = W_v c_s, c_s = norm(W_c x_s)"
     source: ClassVar[str] = "arXiv 2405.04434 sec. 2.1; arXiv 2412.19437 sec. 2.1.1"
     operations: ClassVar[tuple[str, ...]] = ("attention",)
 
-    heads: int
-    kv_rank: int = 512
-    q_rank: int | None = None
-    qk_nope: int = 128
-    qk_rope: int = 64
-    value_dim: int = 128
+    heads: PositiveInt
+    kv_rank: PositiveInt = 512
+    q_rank: PositiveInt | None = None
+    qk_nope: PositiveInt = 128
+    qk_rope: NonNegativeInt = 64
+    value_dim: PositiveInt = 128
     rope: RopeConfig | None = RopeConfig()
-    scale: float | None = None
+    scale: PositiveFloat | None = None
 
     def __post_init__(self):
-        for name in ("heads", "kv_rank", "qk_nope", "value_dim"):
-            value = getattr(self, name)
-            require(value >= 1, name, f"must be at least 1, not {value}")
-        require(
-            self.q_rank is None or self.q_rank >= 1,
-            "q_rank",
-            f"must be at least 1, or None, not {self.q_rank}",
-        )
-        require(self.qk_rope >= 0, "qk_rope", f"must be at least 0, not {self.qk_rope}")
-        require(
-            self.scale is None or self.scale > 0,
-            "scale",
-            f"must be positive, or None, not {self.scale}",
-        )
-        if self.rope is not None and self.qk_rope:
-            rotated = self.rope.rotated(self.qk_rope)
-            require(
-                rotated >= 2 and rotated % 2 == 0,
-                "rope",
-                f"rotates {rotated} of {self.qk_rope} dimensions: it needs an even number",
-            )
+        if self.qk_rope:
+            check_rope(self.rope, self.qk_rope)
 
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "MLA":
         return MLA(self, spec, rngs=rngs)
 
     def flops_per_token(self, width: int, seq_len: int) -> float:
-        """Of training, where every head's keys and values are written out."""
+        """Counts training, which expands the latents into every head's keys and values."""
         queries = self.heads * (self.qk_nope + self.qk_rope)
         rank = self.q_rank
         q = width * queries if rank is None else rank * (width + queries)
@@ -112,9 +90,9 @@ class MLAConfig(MixerConfig):
 class MLA(AttentionMixer):
     """The mixer of `MLAConfig`.
 
-    Training and prefill write every head's keys and values out. Decoding does not: q . (W_k c) =
-    (W_k^T q) . c, so that one token attends to the cached latents themselves, as if they were the
-    single key head of an MQA, and W_v is applied to the mixture of latents it gets.
+    Training and prefill expand the latents into every head's keys and values. Decoding does not:
+    q . (W_k c) = (W_k^T q) . c, so a token attends to the cached latents directly, as to the single
+    key head of an MQA, and W_v is applied to the resulting mixture of latents.
     """
 
     def __init__(self, config: MLAConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
@@ -133,7 +111,7 @@ class MLA(AttentionMixer):
         self.out = Linear(values, spec.width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
         self.rope = Rope(config.rope, config.qk_rope) if config._rotates else no_rope
         self.scale = config.scale or (config.qk_nope + config.qk_rope) ** -0.5
-        self.window: int | None = None  # all tokens; a probe may narrow it
+        self.window: int | None = None  # None is all tokens; `narrowed` sets it
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         q_BTHK, latent_BTL = self._project(x_BTD, context)
@@ -179,26 +157,26 @@ class MLA(AttentionMixer):
         return rows.probabilities(q_BQHK, k_BTHK, visible_B1QT, scale=self.scale)
 
     def query_key_weights(self) -> tuple[jax.Array, jax.Array]:
-        """Of keys the head's own part and the shared one; the way into the latents is no head's."""
+        """A head's keys are its own part and the shared one; projections to latents are no head's."""
         config = self.config
         q = self.q if config.q_rank is None else self.q.up
         kv_LHE = self.kv_up.kernel[...].reshape(config.kv_rank, config.heads, -1)
-        own_HN = by_head(kv_LHE[..., : config.qk_nope], config.heads)
-        shared_N = self.kv_down.kernel[...][:, config.kv_rank :].reshape(-1)
-        shared_HN = jnp.broadcast_to(shared_N[None], (config.heads, shared_N.size))
-        return by_head(q.kernel[...], config.heads), jnp.concatenate([own_HN, shared_HN], axis=1)
+        own_HP = by_head(kv_LHE[..., : config.qk_nope], config.heads)
+        shared_P = self.kv_down.kernel[...][:, config.kv_rank :].reshape(-1)
+        shared_HP = jnp.broadcast_to(shared_P[None], (config.heads, shared_P.size))
+        return by_head(q.kernel[...], config.heads), jnp.concatenate([own_HP, shared_HP], axis=1)
 
     @property
     def has_window(self) -> bool:
         return True
 
     def narrowed(self, window: int) -> "MLA":
-        copy = self._copy()
+        copy = nnx.clone(self)
         copy.window = min(window, self.window or window)
         return copy
 
     def _project(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
-        """Queries, and the latents with the shared part of the keys, rotated, behind them."""
+        """Queries, and latents each followed by the rotated key part that all heads share."""
         config = self.config
         q_BTHK = self.q(x_BTD).reshape(*x_BTD.shape[:2], config.heads, -1)
         q_nope, q_rope = jnp.split(q_BTHK, [config.qk_nope], axis=-1)
@@ -213,20 +191,20 @@ class MLA(AttentionMixer):
         config = self.config
         latent_BTL, k_rope_BTR = jnp.split(latent_BTL, [config.kv_rank], axis=-1)
         kv_BTHE = self.kv_up(latent_BTL).reshape(*latent_BTL.shape[:2], config.heads, -1)
-        k_nope_BTHN, v_BTHV = jnp.split(kv_BTHE, [config.qk_nope], axis=-1)
-        shape = (*k_nope_BTHN.shape[:3], config.qk_rope)
+        k_nope_BTHU, v_BTHV = jnp.split(kv_BTHE, [config.qk_nope], axis=-1)
+        shape = (*k_nope_BTHU.shape[:3], config.qk_rope)
         k_rope_BTHR = jnp.broadcast_to(k_rope_BTR[:, :, None], shape)
-        return jnp.concatenate([k_nope_BTHN, k_rope_BTHR], axis=-1), v_BTHV
+        return jnp.concatenate([k_nope_BTHU, k_rope_BTHR], axis=-1), v_BTHV
 
     def _decode(self, q_B1HK: jax.Array, cache_BSL: jax.Array, valid_BS: jax.Array) -> jax.Array:
-        """One token's attention in the space of the latents."""
+        """One token's attention to the cached latents, without expanding them."""
         config = self.config
         kernel_LHE = self.kv_up.kernel[...].astype(q_B1HK.dtype)
         kernel_LHE = kernel_LHE.reshape(config.kv_rank, config.heads, -1)
-        k_LHN, v_LHV = jnp.split(kernel_LHE, [config.qk_nope], axis=-1)
-        q_nope_BHN, q_rope_BHR = jnp.split(q_B1HK[:, 0], [config.qk_nope], axis=-1)
-        q_BHL = jnp.concatenate([jnp.einsum("bhn,lhn->bhl", q_nope_BHN, k_LHN), q_rope_BHR], -1)
-        # The shared key part is mixed like a value and dropped: cheaper than a copy without it.
+        k_LHU, v_LHV = jnp.split(kernel_LHE, [config.qk_nope], axis=-1)
+        q_nope_BHU, q_rope_BHR = jnp.split(q_B1HK[:, 0], [config.qk_nope], axis=-1)
+        q_BHL = jnp.concatenate([jnp.einsum("bhu,lhu->bhl", q_nope_BHU, k_LHU), q_rope_BHR], -1)
+        # The shared key part is mixed like a value, then dropped: slicing the cache would copy it.
         cache_BS1L = cache_BSL[:, :, None]
         mixed_BHL = decode_attention(q_BHL, cache_BS1L, cache_BS1L, valid_BS, scale=self.scale)
         return jnp.einsum("bhl,lhv->bhv", mixed_BHL[..., : config.kv_rank], v_LHV)[:, None]

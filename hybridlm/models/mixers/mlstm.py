@@ -1,36 +1,39 @@
 """mLSTM: xLSTM's matrix memory with exponential input gates, in the form of xLSTM-7B."""
 
-import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Linear, at_least_float32
+from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import Between, PositiveFloat, PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas import gated_linear, segments
 
 NORMALIZER_EPS = 1e-6  # added to the normaliser after stabilisation, as the published code does
-INPUT_BIAS = -10.0  # of the input gate at first: a layer begins by writing next to nothing
-FORGET_BIAS = (3.0, 6.0)  # of the forget gates, evenly spaced over the heads
-RESET = -1e30  # ends the reach of everything before it in the (max, +) scan
+INPUT_BIAS = -10.0  # initial bias of the input gate: a layer begins by writing almost nothing
+FORGET_BIAS = (3.0, 6.0)  # initial biases of the forget gates, evenly spaced over the heads
+RESET = -1e30  # makes the (max, +) scan forget everything before it
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class MLSTMConfig(MixerConfig):
     """Settings of the mLSTM mixer.
 
     Attributes:
       heads: matrix memories.
       qk_dim_factor: size of all query (and key) heads together over the model's width.
-      v_dim_factor: the same of the values; a memory is head sizes of key x value.
+      v_dim_factor: size of all value heads together over the model's width; a head's memory is its
+        key size x its value size.
       gate_soft_cap: cap * tanh(x / cap) on what input and forget gates are made of.
     """
 
     kind_name: ClassVar[str] = "mlstm"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = (
         "C_t = f_t C_{t-1} + exp(i_t) k_t v_t^T, n likewise of k_t,"
         " h_t = C_t^T q_t / max(abs(n_t . q_t), 1)"
@@ -38,21 +41,11 @@ class MLSTMConfig(MixerConfig):
     source: ClassVar[str] = "arXiv 2405.04517 sec. 2.3; xLSTM-7B, arXiv 2503.13427"
     operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
 
-    heads: int = 4
-    qk_dim_factor: float = 0.5
-    v_dim_factor: float = 1.0
-    gate_soft_cap: float = 15.0
-
-    def __post_init__(self):
-        require(self.heads >= 1, "heads", f"must be at least 1, not {self.heads}")
-        for name in ("qk_dim_factor", "v_dim_factor"):
-            value = getattr(self, name)
-            require(value > 0, name, f"must be positive, not {value}")
-        require(
-            0 < self.gate_soft_cap <= 80,  # exp(-m) is to stay a float32 number
-            "gate_soft_cap",
-            f"must lie in (0, 80], not {self.gate_soft_cap}",
-        )
+    heads: PositiveInt = 4
+    qk_dim_factor: PositiveFloat = 0.5
+    v_dim_factor: PositiveFloat = 1.0
+    # exp(-m) is to stay a float32 number
+    gate_soft_cap: Annotated[float, Between(0, 80, low_open=True)] = 15.0
 
     def check_width(self, width: int) -> None:
         for name, head_size in zip(
@@ -90,7 +83,7 @@ class MLSTMConfig(MixerConfig):
 
 
 class MLSTMState(NamedTuple):
-    """Memories, the normaliser their last value column, both times exp(-m), and m (float32)."""
+    """Memories times exp(-m), whose last value column is the normaliser, and m (float32)."""
 
     memory: gated_linear.GatedLinearState
     stabilizer_BH: jax.Array
@@ -136,7 +129,7 @@ class MLSTM(Mixer):
         q_BTHK = self.q(x_BTD).reshape(batch, time, heads, self.key_size)
         k_BTHK = self.k(x_BTD).reshape(batch, time, heads, self.key_size)
         v_BTHV = at_least_float32(self.v(x_BTD)).reshape(batch, time, heads, self.value_size)
-        # The normaliser n is what the memory would hold if every value had one more entry, 1.
+        # With 1 appended to every value, the memory's last column is the normaliser n.
         v_BTHV = jnp.concatenate([v_BTHV, jnp.ones_like(v_BTHV[..., :1])], axis=-1)
         o_BTHV, memory = ops.gated_linear(
             q_BTHK,
@@ -186,11 +179,11 @@ class HeadLayerNorm(nnx.Module):
 def _stabilized_gates(
     input_BTH: jax.Array, forget_BTH: jax.Array, ids_BT: jax.Array, state: MLSTMState
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(factor on keys, log decay, m) of the memory times exp(-m); eq. 15-16 of the xLSTM paper.
+    """(factor on keys, log decay, m) for the memory times exp(-m); eq. 15-16 of the xLSTM paper.
 
     m_t = max(log f_t + m_{t-1}, i_t), with m 0 before a document's first token (the published
-    code's), keeps both exp(i_t - m_t) and the decay f_t exp(m_{t-1} - m_t) at most 1. What the
-    mixer computes does not depend on m, but for `NORMALIZER_EPS`.
+    code's), keeps both exp(i_t - m_t) and the decay f_t exp(m_{t-1} - m_t) at most 1. m changes the
+    mixer's output through `NORMALIZER_EPS` only.
     """
     padding_BT1 = (ids_BT == 0)[..., None]
     starts_BT1 = segments.document_starts(ids_BT, state.memory.segment_ids_B)[..., None]
@@ -207,10 +200,13 @@ def _stabilized_gates(
 def _scan_maximum(
     a_BTH: jax.Array, b_BTH: jax.Array, before_BH: jax.Array, *, axis: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """m_t = max(a_t + m_{t-1}, b_t) and m_{t-1}, from `before`; `axis` is that which splits time."""
+    """(m_t, m_{t-1}) with m_t = max(a_t + m_{t-1}, b_t), starting from `before`.
+
+    `axis` is the mesh axis that splits time, or None.
+    """
 
     def then(first, second):
-        """m -> max(a + m, b), one after the other, is of that form again."""
+        """Composes two maps of the form m -> max(a + m, b), which gives a third."""
         (a1, b1), (a2, b2) = first, second
         return a1 + a2, jnp.maximum(b1 + a2, b2)
 

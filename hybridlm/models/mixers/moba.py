@@ -1,6 +1,5 @@
 """Mixture of block attention: sparse attention that chooses blocks of the past by their mean keys."""
 
-import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -9,10 +8,12 @@ from flax import nnx
 
 from hybridlm.models.layers import Linear
 from hybridlm.models.mixers import rows, token_cache
-from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.capabilities import AttentionMixer
 from hybridlm.models.mixers.token_cache import TokenCache
-from hybridlm.models.positional import Rope, RopeConfig, no_rope
+from hybridlm.models.positional import Rope, RopeConfig, check_rope, no_rope
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas.block_sparse import (
     BlockSparseState,
@@ -22,15 +23,15 @@ from kernels_pallas.block_sparse import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class MoBAConfig(MixerConfig):
     """Mixture of block attention.
 
-    The sparse mixer of this library because it can be exact and fast at once. It has no parameters
-    beyond attention's, so a layer may be switched between MoBA and full attention. Counted from its
-    document's start, a block holds the same tokens however the document is packed, split or
-    decoded, and so the choice is the same; whole blocks make dense products. (An indexer that
-    chooses single tokens, as DeepSeek's, scores every pair of tokens and needs a loss of its own.)
+    This library's sparse mixer, because it can be both exact and fast. It has attention's
+    parameters and no others, so a layer can switch between MoBA and full attention. Blocks are
+    counted from the document's start, so that blocks and choices are the same however the document
+    is packed, split or decoded; whole blocks make dense products. (An indexer that chooses single
+    tokens, as DeepSeek's does, scores every pair of tokens and needs its own loss.)
 
     Attributes:
       heads: query heads; each chooses blocks of its own.
@@ -38,37 +39,30 @@ class MoBAConfig(MixerConfig):
       head_dim: size of a head; None is width // heads.
       block: tokens of a block, counted from the document's start.
       top_k: blocks a query sees, its own included.
-      rope: its settings, or None for NoPE. Mean keys are those of rotated keys.
+      rope: RoPE's settings, or None for NoPE. Mean keys are those of rotated keys.
     """
 
     kind_name: ClassVar[str] = "moba"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads", "kv_heads")
     equation: ClassVar[str] = (
         "o_t = attention to own block and top_{k-1} blocks n by q_t . mean k_n"
     )
     source: ClassVar[str] = "arXiv 2502.13189 sec. 2.2"
     operations: ClassVar[tuple[str, ...]] = ("block_sparse",)
 
-    heads: int
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    block: int = 512
-    top_k: int = 3
+    heads: PositiveInt
+    kv_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    block: PositiveInt = 512
+    top_k: PositiveInt = 3
     rope: RopeConfig | None = RopeConfig()
 
     def __post_init__(self):
-        for name in ("heads", "block", "top_k"):
-            value = getattr(self, name)
-            require(value >= 1, name, f"must be at least 1, not {value}")
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
         require(
-            kv_heads >= 1 and self.heads % kv_heads == 0,
+            self.heads % kv_heads == 0,
             "kv_heads",
             f"is {kv_heads} and does not divide heads {self.heads}",
-        )
-        require(
-            self.head_dim is None or self.head_dim >= 1,
-            "head_dim",
-            f"must be at least 1, or None, not {self.head_dim}",
         )
         object.__setattr__(self, "kv_heads", kv_heads)
 
@@ -78,14 +72,7 @@ class MoBAConfig(MixerConfig):
             "heads",
             f"is {self.heads} and does not divide model.width {width}: set head_dim",
         )
-        if self.rope is not None:
-            size = self.head_size(width)
-            rotated = self.rope.rotated(size)
-            require(
-                rotated >= 2 and rotated % 2 == 0,
-                "rope",
-                f"rotates {rotated} of {size} dimensions of a head: it needs an even number",
-            )
+        check_rope(self.rope, self.head_size(width))
 
     def head_size(self, width: int) -> int:
         return self.head_dim or width // self.heads
@@ -94,7 +81,7 @@ class MoBAConfig(MixerConfig):
         return MoBA(self, spec, rngs=rngs)
 
     def flops_per_token(self, width: int, seq_len: int) -> float:
-        """Logits and values of the keys a query sees, and its product with each mean key."""
+        """Counts logits and values of the keys a query sees, and its products with mean keys."""
         size = self.head_size(width)
         projections = 4 * width * size * (self.heads + self.kv_heads)
         keys, means = seen(seq_len, self.block, self.top_k)

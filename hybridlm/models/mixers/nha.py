@@ -1,8 +1,8 @@
-"""Native Hybrid Attention: one softmax over a window of tokens and slots of what left it."""
+"""Native Hybrid Attention: one softmax over a window of tokens and slots of earlier tokens."""
 
 import dataclasses
 import math
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,13 @@ from flax import nnx
 
 from hybridlm.models.mixers import rows
 from hybridlm.models.mixers.attention import mean_keys
-from hybridlm.models.mixers.base import AttentionMixer, LayerSpec, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, SequenceContext
+from hybridlm.models.mixers.capabilities import AttentionMixer
 from hybridlm.models.mixers.gsa import GSA, GSAConfig
-from hybridlm.models.mixers.token_cache import check_room
-from hybridlm.models.positional import Rope, RopeConfig, no_rope
+from hybridlm.models.mixers.token_cache import check_capacity
+from hybridlm.models.positional import Rope, RopeConfig, check_rope, no_rope
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import AtLeast, Between, settings
 from hybridlm.settings.reader import require
 from kernels_pallas import segments
 from kernels_pallas.attention import AttentionState
@@ -22,9 +24,10 @@ from kernels_pallas.context import delay
 from kernels_pallas.gated_slots import NEGATIVE, SlotState
 
 Pair = tuple[jax.Array, jax.Array]  # (out_BTHV, lse_BTH) of a softmax over some of the entries
+WindowSize = Annotated[int, AtLeast(0, note="gated slot attention", none="for all tokens")]
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class NHAConfig(GSAConfig):
     """Native Hybrid Attention.
 
@@ -34,9 +37,9 @@ class NHAConfig(GSAConfig):
     Attributes:
       window: tokens a query sees exactly, its own included; what leaves the window is written into
         the slots. 0 is gated slot attention; None keeps every token and leaves the slots empty.
-      rope: its settings, on the window's queries and keys alone, or None for NoPE.
-      slot_usage_weight: of the auxiliary loss BCE(logit of the slots' share, slot_usage_target),
-        through the slots alone; 0 is none.
+      rope: RoPE's settings, on the window's queries and keys alone, or None for NoPE.
+      slot_usage_weight: weight of the auxiliary loss BCE(logit of the slots' share,
+        slot_usage_target), through the slots alone; 0 is none.
       slot_usage_target: the share of each softmax that the loss wants on the slots.
     """
 
@@ -48,48 +51,24 @@ class NHAConfig(GSAConfig):
     source: ClassVar[str] = "arXiv 2510.07019"
     operations: ClassVar[tuple[str, ...]] = ("attention", "gated_slots")
 
-    window: int | None = 32
+    window: WindowSize | None = 32
     rope: RopeConfig | None = RopeConfig()
-    slot_usage_weight: float = 0.0
-    slot_usage_target: float = 0.5
+    slot_usage_weight: Annotated[float, AtLeast(0, note="no loss")] = 0.0
+    slot_usage_target: Annotated[float, Between(0, 1, low_open=True, high_open=True)] = 0.5
 
     def __post_init__(self):
         super().__post_init__()
-        require(
-            self.window is None or self.window >= 0,
-            "window",
-            f"must be at least 0 (gated slot attention), or None for all tokens, not {self.window}",
-        )
-        require(
-            self.slot_usage_weight >= 0,
-            "slot_usage_weight",
-            f"must be at least 0 (no loss), not {self.slot_usage_weight}",
-        )
         require(
             self.slot_usage_weight == 0 or bool(self.window),
             "slot_usage_weight",
             f"weighs slots against a window, and window is {self.window}: use 0",
         )
-        require(
-            0 < self.slot_usage_target < 1,
-            "slot_usage_target",
-            f"is a share between 0 and 1, not {self.slot_usage_target}",
-        )
         if self.head_dim is not None:
-            self._check_rope(self.head_dim)
+            check_rope(self.rope, self.head_dim)
 
     def check_width(self, width: int) -> None:
         super().check_width(width)
-        self._check_rope(self.head_size(width))
-
-    def _check_rope(self, head_dim: int) -> None:
-        if self.rope is not None:
-            rotated = self.rope.rotated(head_dim)
-            require(
-                rotated >= 2 and rotated % 2 == 0,
-                "rope",
-                f"rotates {rotated} of {head_dim} dimensions of a head: it needs an even number",
-            )
+        check_rope(self.rope, self.head_size(width))
 
     def reach(self, seq_len: int) -> int | None:
         return (seq_len if self.window is None else min(self.window, seq_len)) or None
@@ -122,7 +101,7 @@ class NHAConfig(GSAConfig):
 
 
 class RecentTokens(NamedTuple):
-    """The S tokens before the next one, oldest first; segment id 0 marks an empty entry.
+    """The last S tokens, oldest first; segment id 0 marks an empty entry.
 
     Attributes:
       k_BSGK: keys as projected, without rotation or feature map; v_BSGV: values.
@@ -138,7 +117,7 @@ class RecentTokens(NamedTuple):
 
 
 class NHAState(NamedTuple):
-    """The slots, and the tokens in the window of the last one."""
+    """The slots, and the tokens in the last token's window."""
 
     slots: SlotState
     recent: RecentTokens
@@ -158,7 +137,7 @@ class NHA(AttentionMixer, GSA):
         """The output, and the weighted loss on the slots' share, a mean over real tokens."""
         slots, window = self._parallel(x_BTD, context)
         target = self.config.slot_usage_target
-        # A softmax without one of the two has no share to steer.
+        # A softmax over tokens alone or slots alone has no share to train.
         both_BTH = (slots[1] > NEGATIVE / 2) & (window[1] > NEGATIVE / 2)
         logit_BTH = jnp.where(both_BTH, slots[1] - jax.lax.stop_gradient(window[1]), 0)
         bce_BTH = jnp.where(both_BTH, jax.nn.softplus(logit_BTH) - target * logit_BTH, 0)
@@ -166,8 +145,11 @@ class NHA(AttentionMixer, GSA):
         mean = jnp.sum(bce_BTH) / (jnp.maximum(real, 1) * self.config.heads)
         return self._output(merge(slots, window)), self.config.slot_usage_weight * mean
 
+    @property
+    def slot_heads(self) -> int:
+        return self.config.heads
+
     def slot_share(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        """(B, T, H), the part of each softmax that falls on the slots; 0 at padding."""
         slots, window = self._parallel(x_BTD, context)
         real_BT1 = (context.segment_ids_BT != 0)[:, :, None]
         return jnp.where(real_BT1, jax.nn.sigmoid(slots[1] - window[1]), 0)
@@ -175,7 +157,7 @@ class NHA(AttentionMixer, GSA):
     def attention_rows(
         self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array
     ) -> rows.AttentionRows:
-        """The window's part of each softmax; what is missing from 1 falls on the slots."""
+        """The window's part of each softmax; the rest, up to 1, is on the slots."""
         q_BTHK, tokens = self._tokens(x_BTD, context)
         ids_BT, window = context.segment_ids_BT, self.config.window
         visible_B1QT = rows.visible_keys(ids_BT, rows_BQ, window)
@@ -191,24 +173,23 @@ class NHA(AttentionMixer, GSA):
         return bool(self.config.window) or self.config.window is None
 
     def narrowed(self, window: int) -> "NHA":
-        """What leaves the narrower window goes into the slots earlier."""
-        if not self.has_window:
-            return super().narrowed(window)
-        copy, own = self._copy(), self.config.window
-        copy.config = dataclasses.replace(self.config, window=min(window, own or window))
+        """Tokens leave the narrower window earlier, and are written into the slots then."""
+        copy, own = nnx.clone(self), self.config.window
+        narrower = window if own is None else min(window, own)
+        copy.config = dataclasses.replace(self.config, window=narrower)
         return copy
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> NHAState:
-        """The state before any of at most `max_len` tokens."""
+        """The state before the first of at most `max_len` tokens."""
         window = self.config.window
-        entries = max_len if window is None else min(max_len, window)
-        return NHAState(self._empty_slots(batch, dtype), self._no_tokens(batch, entries, dtype))
+        capacity = max_len if window is None else min(max_len, window)
+        return NHAState(self._empty_slots(batch, dtype), self._no_tokens(batch, capacity, dtype))
 
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: NHAState
     ) -> tuple[jax.Array, NHAState]:
-        before, entries = state.recent, state.recent.k_BSGK.shape[1]
-        check_room(entries, x_BTD.shape[1], self.config.window)
+        before, capacity = state.recent, state.recent.k_BSGK.shape[1]
+        check_capacity(capacity, x_BTD.shape[1], self.config.window)
         q_BTHK, new = self._tokens(x_BTD, context)
         tokens, time = _concatenated(before, new), x_BTD.shape[1]
         number_BS = _document_numbers(tokens.segment_ids_BS)
@@ -218,11 +199,11 @@ class NHA(AttentionMixer, GSA):
         )
         past = AttentionState(self._rotated(before), before.v_BSGV, before.segment_ids_BS)
         window = self._attend(q_BTHK, new, past)
-        recent = jax.tree.map(lambda x: x[:, x.shape[1] - entries :], tokens)
+        recent = jax.tree.map(lambda x: x[:, x.shape[1] - capacity :], tokens)
         return self._output(merge(slots, window)), NHAState(slot_state, recent)
 
     def _parallel(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[Pair, Pair]:
-        """Slots and window of whole sequences."""
+        """(out, lse) of the slots and of the window, for whole sequences."""
         q_BTHK, tokens = self._tokens(x_BTD, context)
         window_pair = self._attend(q_BTHK, tokens, None)
         window = self.config.window
@@ -244,11 +225,11 @@ class NHA(AttentionMixer, GSA):
         context: SequenceContext,
         state: SlotState | None,
     ) -> tuple[Pair, SlotState]:
-        """Query t reads the slots after the token that leaves its window was written.
+        """(out, lse) of slots: a query reads them after the token that leaves its window is written.
 
-        `number_BT` counts documents, 0 for padding; in `leaving` too, in place of the ids.
+        `number_BT` numbers the documents, 0 for padding; `leaving` holds such numbers, not ids.
         """
-        # A token that its document ended before is never written: the slots are the query's.
+        # Tokens of earlier documents are not written: the slots are those of the query's document.
         same_BT = leaving.segment_ids_BS == number_BT
         out_BTHV, lse_BTH, state = ops.gated_slots(
             self.feature_map(q_BTHK),
@@ -264,7 +245,7 @@ class NHA(AttentionMixer, GSA):
         return (out_BTHV, lse_BTH), state
 
     def _null_slots(self, q_BTHK: jax.Array, context: SequenceContext) -> Pair:
-        """Slots that nothing was written into."""
+        """(out, lse) of empty slots."""
         lse = NEGATIVE if self.config.empty_slots == "masked" else math.log(self.config.slots)
         lse_BT1 = jnp.where(context.segment_ids_BT != 0, lse, NEGATIVE)[:, :, None]
         dtype = jnp.promote_types(q_BTHK.dtype, jnp.float32)
@@ -272,7 +253,7 @@ class NHA(AttentionMixer, GSA):
         return jnp.zeros_like(q_BTHK), lse_BTH
 
     def _attend(self, q_BTHK: jax.Array, tokens: RecentTokens, past: AttentionState | None) -> Pair:
-        """The window's softmax, of rotated queries and keys."""
+        """(out, lse) of the window, with rotated queries and keys."""
         if self.config.window == 0:
             dtype = jnp.promote_types(q_BTHK.dtype, jnp.float32)
             return jnp.zeros_like(q_BTHK), jnp.full(q_BTHK.shape[:3], NEGATIVE, dtype)
@@ -289,24 +270,24 @@ class NHA(AttentionMixer, GSA):
     def _rotated(self, tokens: RecentTokens) -> jax.Array:
         return self.rope(tokens.k_BSGK, tokens.positions_BS)
 
-    def _no_tokens(self, batch: int, entries: int, dtype: jnp.dtype) -> RecentTokens:
+    def _no_tokens(self, batch: int, capacity: int, dtype: jnp.dtype) -> RecentTokens:
         def zeros(size: int, dtype: jnp.dtype) -> jax.Array:
-            return jnp.zeros((batch, entries, self.config.kv_heads, size), dtype)
+            return jnp.zeros((batch, capacity, self.config.kv_heads, size), dtype)
 
         return RecentTokens(
             zeros(self.size, dtype),
             zeros(self.size, dtype),
             zeros(self.config.slots, jnp.promote_types(dtype, jnp.float32)),
-            jnp.zeros((batch, entries), jnp.int32),
-            jnp.zeros((batch, entries), jnp.int32),
+            jnp.zeros((batch, capacity), jnp.int32),
+            jnp.zeros((batch, capacity), jnp.int32),
         )
 
 
 def merge(a: Pair, b: Pair) -> jax.Array:
     """One softmax over the entries of both, from the (out, lse) of each; exact.
 
-    A side without entries (lse = -1e30) has weight 0 and passes no gradient; without either the
-    result is 0, as their outputs are.
+    A side without entries (lse = -1e30) has weight 0 and passes no gradient. If neither has entries
+    the result is 0, as both outputs are.
     """
     (a_BTHV, lse_a_BTH), (b_BTHV, lse_b_BTH) = a, b
     difference_BTH1 = (lse_a_BTH - lse_b_BTH)[..., None]
@@ -325,5 +306,5 @@ def _document_numbers(ids_BS: jax.Array) -> jax.Array:
 
 
 _LETTERS = RecentTokens("BTH-", "BTH-", "BTH-", "BT", "BT")
-# Each token's place taken by the one that leaves its window.
+# Replaces each token by the one that leaves its window.
 _delay = ops.per_shard(delay, delay, dict(tokens=_LETTERS), (_LETTERS,))

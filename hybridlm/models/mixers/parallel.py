@@ -1,6 +1,5 @@
-"""Within-layer hybrids: several mixers read the same input side by side (Hymba, Falcon-H1)."""
+"""Within-layer hybrids: several mixers read the same input in parallel (Hymba, Falcon-H1)."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -8,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import RMSNorm
-from hybridlm.models.mixers import rows
+from hybridlm.models.mixers import capabilities, rows
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
-from hybridlm.settings.reader import Invalid, nearest, require
+from hybridlm.models.norms import RMSNorm
+from hybridlm.settings.bounds import settings
+from hybridlm.settings.reader import nearest, require, within
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ParallelConfig(MixerConfig):
     """A mixer made of mixers, e.g. attention and a recurrence on the same input.
 
@@ -22,7 +22,7 @@ class ParallelConfig(MixerConfig):
       branches: at least two mixers by name, each with its own `kind`; a branch may be "parallel".
       combine: "mean" of the branches' outputs after an RMSNorm with a learned scale per channel
         each (Hymba), or their "sum" with fixed multipliers (Falcon-H1).
-      multipliers: by branch name, for "sum"; a branch not named has 1.
+      multipliers: factors on the outputs by branch name, for "sum"; a branch not named has 1.
     """
 
     kind_name: ClassVar[str] = "parallel"
@@ -49,10 +49,8 @@ class ParallelConfig(MixerConfig):
 
     def check_width(self, width: int) -> None:
         for name, branch in self.branches.items():
-            try:
+            with within(f"branches.{name}"):
                 branch.check_width(width)
-            except Invalid as error:
-                raise Invalid(f"branches.{name}.{error.field}", str(error)) from None
 
     def multiplier(self, branch: str) -> float:
         return (self.multipliers or {}).get(branch, 1.0)
@@ -75,6 +73,10 @@ class ParallelConfig(MixerConfig):
 
     def reach(self, seq_len: int) -> int | None:
         return max(branch.reach(seq_len) or 0 for branch in self.branches.values()) or None
+
+    def cross_layer(self, width: int, depth: int) -> dict[str, tuple[int, ...]]:
+        found = [branch.cross_layer(width, depth) for branch in self.branches.values()]
+        return {name: shape for named in found for name, shape in named.items()}
 
     @property
     def has_loss(self) -> bool:
@@ -124,43 +126,52 @@ class Parallel(Mixer):
 
     @property
     def attention_heads(self) -> int:
-        """Of all branches; everywhere they are counted through, in the order of branches."""
-        return sum(branch.attention_heads for branch in self._ordered())
+        """The sum over branches; heads are numbered through, in the order of branches."""
+        return sum(capabilities.attention_heads(branch) for branch in self._ordered())
 
     def attention_rows(
         self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array
     ) -> rows.AttentionRows:
         return rows.concatenated(
-            [b.attention_rows(x_BTD, context, rows_BQ) for b in self._ordered()]
+            [branch.attention_rows(x_BTD, context, rows_BQ) for branch in self._attending()]
         )
 
     def query_key_weights(self) -> tuple[jax.Array, jax.Array]:
-        """Rows are as long as the longest branch's, shorter ones filled with zeros."""
-        q, k = zip(*(branch.query_key_weights() for branch in self._ordered()))
+        """Rows are as long as the longest branch's; shorter ones are filled with zeros."""
+        q, k = zip(*(branch.query_key_weights() for branch in self._attending()))
         return _stacked(q), _stacked(k)
 
     def scale_heads(self, scale_H: jax.Array) -> None:
         first = 0
-        for branch in self._ordered():
+        for branch in self._attending():
             branch.scale_heads(scale_H[first : first + branch.attention_heads])
             first += branch.attention_heads
 
+    @property
+    def slot_heads(self) -> int:
+        """The sum over branches, in the order of branches."""
+        return sum(capabilities.slot_heads(branch) for branch in self._ordered())
+
     def slot_share(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        shares = [branch.slot_share(x_BTD, context) for branch in self._ordered()]
-        return jnp.concatenate(shares, axis=2)
+        branches = filter(capabilities.has_slots, self._ordered())
+        return jnp.concatenate([b.slot_share(x_BTD, context) for b in branches], axis=2)
 
     @property
     def has_window(self) -> bool:
-        """Where every branch has one: no other bounds what the mixer sees."""
-        return all(branch.has_window for branch in self._ordered())
+        """Whether every branch has one: a branch without would still see all tokens."""
+        return all(capabilities.has_window(branch) for branch in self._ordered())
 
-    def narrowed(self, window: int) -> "Mixer":
-        copy = self._copy()
-        copy.branches = nnx.Dict({n: b.narrowed(window) for n, b in self.branches.items()})
+    def narrowed(self, window: int) -> "Parallel":
+        copy = nnx.clone(self)
+        narrowed = {n: capabilities.narrowed(b, window) for n, b in self.branches.items()}
+        copy.branches = nnx.Dict(narrowed)
         return copy
 
     def _ordered(self) -> list[Mixer]:
         return [self.branches[name] for name in self.config.branches]
+
+    def _attending(self) -> list[capabilities.Attends]:
+        return [branch for branch in self._ordered() if capabilities.attends(branch)]
 
 
 def _stacked(parts: Sequence[jax.Array]) -> jax.Array:
@@ -170,10 +181,10 @@ def _stacked(parts: Sequence[jax.Array]) -> jax.Array:
 
 
 class NormedMean(nnx.Module):
-    """mean_i beta_i * rmsnorm(y_i): no branch drowns the others, whatever its magnitude.
+    """mean_i beta_i * rmsnorm(y_i): branches start with equal weight, whatever their magnitude.
 
-    The norms undo the initial scale of the branches' output projections, so the beta start there
-    in its place.
+    The norms undo the initial scale of the branches' output projections, so beta starts at that
+    scale instead.
     """
 
     def __init__(self, config: ParallelConfig, spec: LayerSpec):

@@ -1,18 +1,25 @@
-"""Parts that several mixers are made of: the short convolution, gated norms, initial time steps."""
+"""Parts that several mixers share: the short convolution, gated norms, initial time steps."""
+
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import at_least_float32
+from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import Between
 from kernels_pallas import causal_conv
+
+#: Taps of a short convolution, as many as the operation takes.
+ConvWidth = Annotated[int, Between(1, causal_conv.MAX_WIDTH)]
 
 
 class ShortConv(nnx.Module):
     """Depthwise causal convolution over time that stops at document boundaries.
 
-    kernel[0] multiplies the current token. Starts normal with variance 1 / width, bias 0.
+    kernel[0] multiplies the current token. The kernel starts normal with variance 1 / width, the
+    bias 0.
     """
 
     def __init__(
@@ -25,13 +32,13 @@ class ShortConv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         kernel = jax.random.normal(rngs.params(), (width, channels)) * width**-0.5
-        self.kernel = nnx.Param(kernel, axes=("conv", *axes))
+        self.kernel = nnx.Param(kernel, axes=("conv", *axes), decay=True)
         self.bias = nnx.Param(jnp.zeros(channels), axes=axes) if bias else None
 
     def __call__(
         self, x_BTD: jax.Array, segment_ids_BT: jax.Array, state: causal_conv.ConvState | None
     ) -> tuple[jax.Array, causal_conv.ConvState]:
-        """(convolved, state after the last token), continuing from `state`; None is the start."""
+        """(convolved, state after the last token), continuing from `state`, or from nothing if None."""
         return ops.causal_conv(
             x_BTD,
             self.kernel[...],
@@ -64,7 +71,7 @@ class GroupRMSNorm(nnx.Module):
 class GatedRMSNorm(nnx.Module):
     """rmsnorm(y) * act(gate) over the last axis, or with `norm_last` rmsnorm(y * act(gate)).
 
-    With `groups` the mean square is taken over each of so many equal parts of the axis.
+    The mean square is taken over each of `groups` equal parts of the axis.
     """
 
     def __init__(

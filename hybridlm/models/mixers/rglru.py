@@ -1,16 +1,17 @@
 """RG-LRU with its temporal convolution: Griffin's recurrent block (arXiv 2402.19427, sec. 2.3-2.4)."""
 
-import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Linear, at_least_float32
+from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
-from hybridlm.models.mixers.parts import ShortConv
+from hybridlm.models.mixers.parts import ConvWidth, ShortConv
+from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
+from hybridlm.settings.bounds import PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas import linear_recurrence
 from kernels_pallas.causal_conv import ConvState
@@ -18,7 +19,7 @@ from kernels_pallas.causal_conv import ConvState
 DECAY_POWER = 8.0  # c in a_t = a^(c r_t), the paper's constant
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class RGLRUConfig(MixerConfig):
     """Settings of the RG-LRU mixer.
 
@@ -29,21 +30,17 @@ class RGLRUConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "rglru"
+    head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = "h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t), a_t = a^(8 r_t)"
     source: ClassVar[str] = "arXiv 2402.19427 sec. 2.4"
     operations: ClassVar[tuple[str, ...]] = ("causal_conv", "linear_recurrence")
 
-    recurrent_width: int | None = None
-    heads: int = 4
-    conv_width: int = 4
+    recurrent_width: PositiveInt | None = None
+    heads: PositiveInt = 4
+    conv_width: ConvWidth = 4
 
     def __post_init__(self):
-        require(self.heads >= 1, "heads", f"must be at least 1, not {self.heads}")
-        require(
-            1 <= self.conv_width <= 8, "conv_width", f"must lie in 1 to 8, not {self.conv_width}"
-        )
         if self.recurrent_width is not None:
-            require(self.recurrent_width >= 1, "recurrent_width", "must be at least 1, or None")
             self.check_width(self.recurrent_width)
 
     def check_width(self, width: int) -> None:
@@ -137,12 +134,14 @@ class RGLRU(Mixer):
 
 
 class BlockDiagonal(nnx.Module):
-    """x -> x W + b with W block-diagonal: each head's channels are mixed among themselves."""
+    """x -> x W + b with W block-diagonal: channels mix within their head only."""
 
     def __init__(self, channels: int, heads: int, *, rngs: nnx.Rngs):
         size = channels // heads
         kernel = jax.random.normal(rngs.params(), (heads, size, size)) * size**-0.5
-        self.kernel = nnx.Param(kernel, axes=("heads", "block_in", "block_out"))
+        self.kernel = nnx.Param(
+            kernel, axes=("heads", "block_in", "block_out"), decay=True, muon=True
+        )
         self.bias = nnx.Param(jnp.zeros((heads, size)), axes=("heads", "block_out"))
 
     def __call__(self, x_BTW: jax.Array) -> jax.Array:

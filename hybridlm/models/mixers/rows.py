@@ -1,7 +1,7 @@
-"""Attention of a few query rows, for probes: which keys they see, and with what probability.
+"""Attention probabilities of a few queries, for probes, and the keys that these queries see.
 
-A mixer's own forward pass never writes attention probabilities out; these functions do, for the
-rows asked for alone, so that what a probe costs is queries x T and never T x T.
+A mixer's forward pass never materialises attention probabilities. These functions do, for the
+queries asked for alone, so that a probe costs Q x T and never T x T.
 """
 
 from collections.abc import Sequence
@@ -10,30 +10,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hybridlm.models.layers import at_least_float32
+from hybridlm.models.norms import at_least_float32
 from kernels_pallas import segments
 
 _MASKED = -1e30
 
 
 class AttentionRows(NamedTuple):
-    """What each head does with each of Q queries.
+    """The attention of each head's Q queries.
 
     Attributes:
-      probs_BHQT: in at least float32, of the mixer's own softmax. They sum to 1 less what falls on
-        entries that are no token (sinks, NHA's slots), and to 0 where a row has no key.
+      probs_BHQT: in at least float32, of the mixer's own softmax. They sum to 1 minus the
+        share of sinks and of NHA's slots, which are not tokens, and to 0 for a query without keys.
       visible_BHQT: bool, the keys that the query may attend to.
     """
 
     probs_BHQT: jax.Array
     visible_BHQT: jax.Array
-
-
-def no_heads(rows_BQ: jax.Array, time: int) -> AttentionRows:
-    """Of a mixer without attention: no head, so nothing."""
-    batch, queries = rows_BQ.shape
-    shape = (batch, 0, queries, time)
-    return AttentionRows(jnp.zeros(shape), jnp.zeros(shape, bool))
 
 
 def concatenated(parts: Sequence[AttentionRows]) -> AttentionRows:
@@ -49,9 +42,9 @@ def take(x_BT: jax.Array, rows_BQ: jax.Array) -> jax.Array:
 def visible_keys(
     segment_ids_BT: jax.Array, rows_BQ: jax.Array, window: int | jax.Array | None = None
 ) -> jax.Array:
-    """bool (B, 1, Q, T): keys of the query's document up to itself, `window` of them at most.
+    """bool (B, 1, Q, T): keys of the query's document up to itself, the last `window` at most.
 
-    A row that is padding, or -1, sees nothing.
+    A query that is padding, or -1, sees none.
     """
     document_BT = segments.document_number(segment_ids_BT)
     key_11T = jnp.arange(segment_ids_BT.shape[1])[None, None]
@@ -77,7 +70,7 @@ def probabilities(
 
     Args:
       q_BQHK: the rows' queries; head h reads key head h // (H // G) of k_BTGK.
-      visible_BHQT: bool; its heads may be 1, for all alike.
+      visible_BHQT: bool; its head dimension may be 1, for all heads alike.
       scale, sinks_H, soft_cap: as in `kernels_pallas.attention`.
     """
     batch, queries, heads, _ = q_BQHK.shape

@@ -1,6 +1,5 @@
 """LFM2's short convolution: two gates around a depthwise convolution of a few taps."""
 
-import dataclasses
 from typing import ClassVar
 
 import jax
@@ -9,12 +8,12 @@ from flax import nnx
 
 from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
-from hybridlm.models.mixers.parts import ShortConv
-from hybridlm.settings.reader import require
-from kernels_pallas.causal_conv import MAX_WIDTH, ConvState
+from hybridlm.models.mixers.parts import ConvWidth, ShortConv
+from hybridlm.settings.bounds import settings
+from kernels_pallas.causal_conv import ConvState
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ShortConvConfig(MixerConfig):
     """Double-gated short convolution, linear but for its gates: it sees `conv_width` tokens.
 
@@ -27,14 +26,10 @@ class ShortConvConfig(MixerConfig):
     source: ClassVar[str] = "LFM2, arXiv 2511.23404"
     operations: ClassVar[tuple[str, ...]] = ("causal_conv",)
 
-    conv_width: int = 3
+    conv_width: ConvWidth = 3
 
-    def __post_init__(self):
-        require(
-            1 <= self.conv_width <= MAX_WIDTH,
-            "conv_width",
-            f"must lie in 1 to {MAX_WIDTH}, not {self.conv_width}",
-        )
+    def head_counts(self, width: int) -> dict[str, int]:
+        return {"channels (model.width)": width}  # every channel is a head of its own
 
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "GatedShortConv":
         return GatedShortConv(self, spec, rngs=rngs)

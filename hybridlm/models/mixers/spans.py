@@ -1,7 +1,7 @@
-"""Which keys of its document a causal query sees: all, a window of the last, or its own chunk.
+"""Which keys of its document a causal query sees: all, the last `window`, or its own chunk's.
 
-A span turns into two things that the attention op already knows: a window, and segment ids
-whose changes are the boundaries that no query looks across. Of one query it is a number of keys.
+The attention op takes a span as a window, and segment ids whose changes are boundaries that no
+query sees across. Decoding takes it as the number of keys that a query sees.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ class Window:
     window: int | None = None
 
     def segment_ids(self, context: SequenceContext) -> jax.Array:
-        """int32 (B, T), the ids to attend within."""
+        """int32 (B, T): the segment ids for the attention op."""
         return context.segment_ids_BT
 
     def keys_at(self, positions_B: jax.Array) -> int | None:
-        """How many keys of its document a query sees at most, None for all."""
+        """The largest number of keys of its document that a query sees; None for all."""
         return self.window
 
     def mean_keys(self, seq_len: int) -> float:
@@ -32,7 +32,7 @@ class Window:
         return mean_keys(seq_len, self.window)
 
     def narrowed(self, window: int) -> "Window":
-        """No more than `window` of these keys."""
+        """The last `window` of these keys at most."""
         return Window(min(window, self.window or window))
 
     def __str__(self) -> str:
@@ -52,8 +52,8 @@ class Chunk:
     def segment_ids(self, context: SequenceContext) -> jax.Array:
         """int32 (B, T): ids that change wherever a document or a chunk begins, padding still 0.
 
-        They count from 1 where in the row the chunk begins: ids of documents, which may be any
-        int32, have no room for the chunk.
+        An id is 1 plus the index in the row at which its chunk begins. Documents' ids cannot be
+        numbered on by chunk: they may be any int32.
         """
         ids_BT = context.segment_ids_BT
         index_1T = jnp.arange(ids_BT.shape[1], dtype=jnp.int32)[None]
@@ -62,7 +62,7 @@ class Chunk:
         return jnp.where(ids_BT == 0, 0, 1 + begin_BT)
 
     def keys_at(self, positions_B: jax.Array) -> jax.Array:
-        """How many keys of its document a query sees at most."""
+        """The largest number of keys of its document that a query sees."""
         return positions_B % self.window + 1
 
     def mean_keys(self, seq_len: int) -> float:
@@ -71,7 +71,7 @@ class Chunk:
         return (whole * self.window * (self.window + 1) + rest * (rest + 1)) / (2 * seq_len)
 
     def narrowed(self, window: int) -> "WindowInChunk":
-        """No more than `window` of these keys, the last."""
+        """The last `window` of these keys at most."""
         return WindowInChunk(min(window, self.window), self)
 
     def __str__(self) -> str:
@@ -86,11 +86,11 @@ class WindowInChunk:
     chunk: Chunk
 
     def segment_ids(self, context: SequenceContext) -> jax.Array:
-        """int32 (B, T), the ids to attend within."""
+        """int32 (B, T): the segment ids for the attention op."""
         return self.chunk.segment_ids(context)
 
     def keys_at(self, positions_B: jax.Array) -> jax.Array:
-        """How many keys of its document a query sees at most."""
+        """The largest number of keys of its document that a query sees."""
         return jnp.minimum(self.window, self.chunk.keys_at(positions_B))
 
     def mean_keys(self, seq_len: int) -> float:
@@ -100,7 +100,7 @@ class WindowInChunk:
         return (keys + rest * mean_keys(max(rest, 1), self.window)) / seq_len
 
     def narrowed(self, window: int) -> "WindowInChunk":
-        """No more than `window` of these keys, the last."""
+        """The last `window` of these keys at most."""
         return WindowInChunk(min(window, self.window), self.chunk)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a mixer keeps of each past token, in a ring that overwrites the oldest."""
+"""A cache of past tokens: a ring buffer that overwrites the oldest."""
 
 from typing import Any, NamedTuple
 
@@ -9,12 +9,12 @@ from kernels_pallas import segments
 
 
 class TokenCache(NamedTuple):
-    """Entries of past tokens in a ring of S places; token i lies at i % S.
+    """Entries of past tokens in a ring buffer of capacity S; token i is at index i % S.
 
     Attributes:
       entries: a tuple of arrays (B, S, ...) in the activations' dtype, e.g. keys and values.
-      segment_ids_BS: int32, 0 for places not yet written (and for padding).
-      indices_S: int32, the index of the token held, -1 for none.
+      segment_ids_BS: int32, 0 for entries not yet written (and for padding).
+      indices_S: int32, the index of the entry's token, -1 for none.
       document_start_B: int32, index of the first token of the newest token's document.
       length: int32 scalar, tokens seen.
     """
@@ -26,12 +26,12 @@ class TokenCache(NamedTuple):
     length: jax.Array
 
 
-def empty(batch: int, places: int, shapes: tuple[tuple[int, ...], ...], dtype: Any) -> TokenCache:
-    """A cache of `places` tokens before the first; `shapes` are the entries' of one token."""
+def empty(batch: int, capacity: int, shapes: tuple[tuple[int, ...], ...], dtype: Any) -> TokenCache:
+    """An empty cache of `capacity` tokens; `shapes` are those of one token's entries."""
     return TokenCache(
-        tuple(jnp.zeros((batch, places, *shape), dtype) for shape in shapes),
-        jnp.zeros((batch, places), jnp.int32),
-        jnp.full((places,), -1, jnp.int32),
+        tuple(jnp.zeros((batch, capacity, *shape), dtype) for shape in shapes),
+        jnp.zeros((batch, capacity), jnp.int32),
+        jnp.full((capacity,), -1, jnp.int32),
         jnp.zeros((batch,), jnp.int32),
         jnp.int32(0),
     )
@@ -43,21 +43,21 @@ def write(
     segment_ids_BT: jax.Array,
     window: int | None = None,
 ) -> TokenCache:
-    """Puts the newest tokens into the ring, each at its index modulo the ring's size.
+    """Writes the next tokens, each at its index modulo the capacity.
 
     Raises:
-      ValueError: as `check_room`, for the window that later tokens see.
+      ValueError: as `check_capacity`, for the window that later tokens see.
     """
-    places, time = cache.segment_ids_BS.shape[1], segment_ids_BT.shape[1]
-    check_room(places, time, window)
-    newest_B = cache.segment_ids_BS[:, (cache.length - 1) % places]
+    capacity, time = cache.segment_ids_BS.shape[1], segment_ids_BT.shape[1]
+    check_capacity(capacity, time, window)
+    newest_B = cache.segment_ids_BS[:, (cache.length - 1) % capacity]
     starts_BT = segments.document_starts(segment_ids_BT, newest_B)
     start_indices_BT = jnp.where(
         starts_BT, cache.length + jnp.arange(time, dtype=jnp.int32)[None, :], 0
     )
-    kept = min(time, places)
+    kept = min(time, capacity)
     indices = cache.length + jnp.arange(time - kept, time, dtype=jnp.int32)
-    at = indices % places
+    at = indices % capacity
     return TokenCache(
         tuple(
             old.at[:, at].set(new[:, time - kept :].astype(old.dtype))
@@ -70,20 +70,20 @@ def write(
     )
 
 
-def check_room(places: int, time: int, window: int | None) -> None:
-    """Raises ValueError for more tokens at once than an entry for each was made for.
+def check_capacity(capacity: int, time: int, window: int | None) -> None:
+    """Raises ValueError for more tokens at once than the capacity.
 
-    With `places` for a whole window there is room for any number.
+    A capacity of a whole window takes any number: no later token sees what is overwritten.
     """
-    if time > places and (window is None or window > places):
+    if time > capacity and (window is None or window > capacity):
         raise ValueError(
-            f"{time} tokens at once do not fit a state made for max_len {places}: make it for as"
-            " many tokens as are to come"
+            f"{time} tokens at once do not fit a state made for max_len {capacity}: make it for"
+            " all tokens to come"
         )
 
 
 def in_order(cache: TokenCache) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """(entries, segment ids) oldest first: the newest stands directly before the next token."""
+    """(entries, segment ids) oldest first, so that the newest directly precedes the next token."""
     shift = -(cache.length % cache.segment_ids_BS.shape[1])
 
     def unroll(x: jax.Array) -> jax.Array:
@@ -95,12 +95,12 @@ def in_order(cache: TokenCache) -> tuple[tuple[jax.Array, ...], jax.Array]:
 def visible(
     cache: TokenCache, segment_ids_B1: jax.Array, window: int | jax.Array | None = None
 ) -> jax.Array:
-    """bool (B, S): the places that the token written last sees, its own included.
+    """bool (B, S): the entries that the token written last sees, its own included.
 
     Args:
-      cache: with that token in it.
+      cache: with that token written.
       segment_ids_B1: the token's segment id; padding sees nothing.
-      window: keys it sees at most, a number or one for each row; None for all of its document.
+      window: keys it sees at most, one number or one a sequence; None for all of its document.
     """
     first_B = cache.document_start_B
     if window is not None:
@@ -112,8 +112,8 @@ def visible(
 def positions(cache: TokenCache) -> jax.Array:
     """int32 (B, S), oldest first: each token's index in the newest token's document.
 
-    Nothing is said of the tokens of earlier documents, which no later token sees.
+    Values for tokens of earlier documents, which no later token sees, mean nothing.
     """
-    places = cache.segment_ids_BS.shape[1]
-    index_1S = cache.length - places + jnp.arange(places, dtype=jnp.int32)[None]
+    capacity = cache.segment_ids_BS.shape[1]
+    index_1S = cache.length - capacity + jnp.arange(capacity, dtype=jnp.int32)[None]
     return jnp.maximum(index_1S - cache.document_start_B[:, None], 0)

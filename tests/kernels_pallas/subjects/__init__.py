@@ -1,6 +1,6 @@
-"""Every op of kernels_pallas wrapped for the laws: one module an op.
+"""The ops of kernels_pallas as subjects of the laws, one module per op.
 
-Each has `SUBJECTS`, functions of a numpy Generator that draw a `testing.Subject`, and `FAULTS`,
+Each module has `SUBJECTS`, functions that draw a `testing.Subject` from a numpy Generator, and `FAULTS`,
 faults to plant, each with the law that must catch it.
 """
 

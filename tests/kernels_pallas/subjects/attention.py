@@ -1,4 +1,4 @@
-"""Softmax attention wrapped for the laws, and the faults they must catch."""
+"""Softmax attention as a subject of the laws, and the faults that they must catch."""
 
 import jax.numpy as jnp
 
@@ -56,7 +56,7 @@ def attention_subject(
 
 
 def draw(rng) -> Subject:
-    """Heads, sizes, window, sinks and cap drawn afresh."""
+    """Heads, sizes, window, sinks and cap drawn at random."""
     kv_heads = int(rng.integers(1, 4))
     return attention_subject(
         heads=kv_heads * int(rng.integers(1, 4)),

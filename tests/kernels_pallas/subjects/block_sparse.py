@@ -1,4 +1,4 @@
-"""Block-sparse attention wrapped for the laws, and the faults they must catch."""
+"""Block-sparse attention as a subject of the laws, and the faults that they must catch."""
 
 import jax.numpy as jnp
 
@@ -56,7 +56,7 @@ def block_sparse_subject(
 
 
 def draw(rng) -> Subject:
-    """Heads, sizes, blocks and their number drawn afresh; a state may begin inside a block."""
+    """Heads, sizes, blocks and their number drawn at random; a state may begin inside a block."""
     kv_heads = int(rng.integers(1, 4))
     return block_sparse_subject(
         heads=kv_heads * int(rng.integers(1, 4)),

@@ -1,4 +1,4 @@
-"""The causal convolution wrapped for the laws, and the faults they must catch."""
+"""The causal convolution as a subject of the laws, and the faults that they must catch."""
 
 import jax.numpy as jnp
 
@@ -38,7 +38,7 @@ def conv_subject(channels=5, width=4, bias=True) -> Subject:
 
 
 def draw(rng) -> Subject:
-    """Channels, width and bias drawn afresh."""
+    """Channels, width and bias drawn at random."""
     return conv_subject(int(rng.integers(1, 9)), int(rng.integers(1, 9)), bool(rng.integers(0, 2)))
 
 

@@ -1,4 +1,4 @@
-"""The delta rule wrapped for the laws, and the faults they must catch."""
+"""The delta rule as a subject of the laws, and the faults that they must catch."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,16 @@ from kernels_pallas import delta_rule as delta
 from kernels_pallas import testing
 from kernels_pallas.delta_rule import chunked, scores
 from kernels_pallas.testing import Subject, normal
-from subjects.faults import Fault, boundary_dropped, finite, forms, packed, rng, split
+from subjects.faults import (
+    Fault,
+    boundary_dropped,
+    finite,
+    forms,
+    packed,
+    rng,
+    split,
+    without_state,
+)
 
 GATES = ("none", "head", "channel")
 
@@ -16,7 +25,7 @@ def delta_subject(
     gate="head", kv_heads=2, repeats=2, key_size=8, value_size=6, longest_key=1.0, decay=1.0
 ) -> Subject:
     """`longest_key` bounds |k|; beta lies in [0, 2 / longest_key^2], so that S stays bounded.
-    Log decays are minus `decay` times numbers from 0 to about 150, small ones mostly."""
+    Log decays are -`decay` times numbers from 0 to about 150, most of them small."""
     heads = kv_heads * repeats
 
     def apply(inputs, params, segment_ids, state, impl):
@@ -46,7 +55,7 @@ def delta_subject(
         if gate == "none":
             return drawn
         shape = (batch, time, heads) + ((key_size,) if gate == "channel" else ())
-        # One in ten exactly 1 and one in ten very strong, beside weak ones.
+        # One in ten exactly 0 and one in ten very strong, the others weak.
         log_decay = -decay * rng.exponential(0.1, shape)
         kind = rng.random(shape)
         log_decay = np.where(kind < 0.1, 0, np.where(kind > 0.9, -150 * decay, log_decay))
@@ -78,7 +87,7 @@ def delta_subject(
 
 
 def draw(rng) -> Subject:
-    """Gate, heads, sizes, length of keys and strength of decays drawn afresh."""
+    """Gate, heads, sizes, length of keys and strength of decays drawn at random."""
     return delta_subject(
         gate=GATES[rng.integers(0, len(GATES))],
         kv_heads=int(rng.integers(1, 3)),
@@ -93,27 +102,28 @@ def draw(rng) -> Subject:
 SUBJECTS = {"delta_rule": draw}
 
 
-def decays_after_error(q, k, v, beta, log_decay, *rest, original=chunked.delta_rule, **options):
-    """S <- S + beta k (v - S^T k)^T, and only then the decay."""
-    log_decay = jnp.pad(log_decay[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
-    return original(q, k, v, beta, log_decay, *rest, **options)
+def decays_after_error(q, k, v, beta, log_decay, call, original=chunked.delta_rule):
+    """The decay comes after S <- S + beta k (v - S^T k)^T."""
+    log_decay = jnp.pad(log_decay[:, 1:], ((0, 0), (0, 1), (0, 0)))
+    return original(q, k, v, beta, log_decay, call)
 
 
-def state_dropped(*arrays, original=chunked.delta_rule, **options):
-    return original(*arrays[:-1], jnp.zeros_like(arrays[-1]), **options)
+def state_dropped(*inputs_and_call, original=chunked.delta_rule):
+    *inputs, call = inputs_and_call
+    return original(*inputs, without_state(call))
 
 
-def key_heads_by_turns(q, k, v, beta, *rest, original=chunked.delta_rule, **options):
+def key_heads_interleaved(q, k, v, beta, log_decay, call, original=chunked.delta_rule):
     """Value head h reads key head h % G instead of h // R."""
     kv_heads = k.shape[2]
-    by_turns = np.arange(v.shape[2]).reshape(-1, kv_heads).T.reshape(-1)
-    o, s = original(q, k, v[:, :, by_turns], beta[:, :, by_turns], *rest, **options)
-    back = np.argsort(by_turns)
+    interleaved = np.arange(v.shape[2]).reshape(-1, kv_heads).T.reshape(-1)
+    o, s = original(q, k, v[:, :, interleaved], beta[:, :, interleaved], log_decay, call)
+    back = np.argsort(interleaved)
     return o[:, :, back], s[:, back]
 
 
 def documents(original=chunked._documents, **masks):
-    """Some of the masks true everywhere."""
+    """Sets some of the masks to True everywhere."""
 
     def faulty(resets_BT, length):
         right = original(resets_BT, length)
@@ -135,7 +145,7 @@ def inverse_constant(precision, kept, cotangents, original=chunked._backward):
 
 
 def across_chunks(subject):
-    """Documents end within both of two chunks of 64, and one goes on across them."""
+    """Documents end within each of two chunks of 64, and one continues across them."""
     return lambda: testing.check_packed(subject, rng(), [60, 9, 3])
 
 
@@ -153,7 +163,7 @@ FAULTS = {
     ),
     "state dropped": Fault(delta._FORMS, "chunked", state_dropped, split(gated)),
     "decay after the error": Fault(delta._FORMS, "chunked", decays_after_error, forms(gated)),
-    "key heads by turns": Fault(delta._FORMS, "chunked", key_heads_by_turns, forms(plain)),
+    "key heads interleaved": Fault(delta._FORMS, "chunked", key_heads_interleaved, forms(plain)),
     "exp(-cumsum)": Fault(scores, "_per_channel", divides_by_decays, finite(channels)),
     "inverse taken for constant": Fault(
         chunked._solve_and_read, "bwd", inverse_constant, forms(plain)

@@ -1,4 +1,4 @@
-"""What a planted fault is: one attribute replaced, and the law that must then fail."""
+"""A planted fault: one attribute is replaced, and a law must then fail."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import segments, testing
+from kernels_pallas.forms import Call
 
 
 class Fault(NamedTuple):
@@ -44,10 +45,14 @@ def finite(subject):
     return lambda: testing.check_finite(subject, rng(), 1, 127)
 
 
+def without_state(call: Call) -> Call:
+    return call._replace(state_B=jnp.zeros_like(call.state_B))
+
+
 def no_boundaries(segment_ids_BT, previous_ids_B=None):
     return jnp.zeros(segment_ids_BT.shape, bool).at[:, 0].set(previous_ids_B is None)
 
 
 def boundary_dropped(subject) -> Fault:
-    """Documents run into each other, for any op that asks `segments.document_starts`."""
+    """Documents are not separated, for any op that uses `segments.document_starts`."""
     return Fault(segments, "document_starts", no_boundaries, packed(subject))

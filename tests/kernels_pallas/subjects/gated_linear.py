@@ -1,11 +1,20 @@
-"""Gated linear attention wrapped for the laws, and the faults they must catch."""
+"""Gated linear attention as a subject of the laws, and the faults that they must catch."""
 
 import jax.numpy as jnp
 
 from kernels_pallas import gated_linear as gated
-from kernels_pallas.gated_linear import channel, scalar
+from kernels_pallas.gated_linear import channel, chunked, scalar
 from kernels_pallas.testing import Subject, normal
-from subjects.faults import Fault, boundary_dropped, causal, finite, forms, packed, split
+from subjects.faults import (
+    Fault,
+    boundary_dropped,
+    causal,
+    finite,
+    forms,
+    packed,
+    split,
+    without_state,
+)
 
 
 def gated_subject(
@@ -71,7 +80,7 @@ def gated_subject(
 
 
 def draw(rng) -> Subject:
-    """Heads, groups, sizes, kind and strength of the decay drawn afresh."""
+    """Heads, groups, sizes, kind and strength of the decay drawn at random."""
     return gated_subject(
         groups=int(rng.integers(1, 4)),
         ratio=int(rng.integers(1, 4)),
@@ -86,20 +95,20 @@ def draw(rng) -> Subject:
 SUBJECTS = {"gated_linear": draw}
 
 
-def state_dropped(q, k, v, g, resets, s_BHKV, precision, original=gated._FORMS["chunked"]):
-    return original(q, k, v, g, resets, jnp.zeros_like(s_BHKV), precision)
+def state_dropped(q, k, v, log_decay, call, original=chunked.gated_linear):
+    return original(q, k, v, log_decay, without_state(call))
 
 
-def decays_after_input(q, k, v, g_BTH, resets, s, precision, original=gated._FORMS["chunked"]):
+def decays_after_input(q, k, v, g_BTH, call, original=chunked.gated_linear):
     """S_t = decay_t (S_{t-1} + k_t v_t^T)."""
-    return original(q, k, v * jnp.exp(g_BTH)[..., None], g_BTH, resets, s, precision)
+    return original(q, k, v * jnp.exp(g_BTH)[..., None], g_BTH, call)
 
 
-def divides_by_decays(q, k, v, g_BTHK, resets, s, precision, original=gated._FORMS["chunked"]):
+def divides_by_decays(q, k, v, g_BTHK, call, original=chunked.gated_linear):
     """(q e^G) . (k e^-G) over the whole sequence, as if no sum were ever large."""
     sum_BTHK = jnp.cumsum(g_BTHK, axis=1)
     q, k = q * jnp.exp(sum_BTHK), k * jnp.exp(-sum_BTHK)
-    return original(q, k, v, jnp.zeros_like(g_BTHK), resets, s, precision)
+    return original(q, k, v, jnp.zeros_like(g_BTHK), call)
 
 
 def state_not_decayed(keep_NB, added_NB, s_B, original=scalar.enter):

@@ -1,4 +1,4 @@
-"""Gated slots wrapped for the laws, and the faults they must catch."""
+"""Gated slots as a subject of the laws, and the faults that they must catch."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def slots_subject(
     gaps=False,
     scale=None,
 ) -> Subject:
-    """`strength` scales the log-gates; `tied` writes 1 - gate; `gaps` writes not every token."""
+    """`strength` scales the log-gates; `tied` writes 1 - gate; with `gaps` some tokens do not write."""
 
     def apply(inputs, params, segment_ids, state, impl):
         written_BT = inputs["mark"][..., 0] > 0 if gaps else None
@@ -88,7 +88,7 @@ def alternate(x_BTGM):
 
 
 def draw(rng) -> Subject:
-    """Heads, sizes, gates and conventions drawn afresh."""
+    """Heads, sizes, gates and conventions drawn at random."""
     kv_heads = int(rng.integers(1, 4))
     return slots_subject(
         heads=kv_heads * int(rng.integers(1, 4)),

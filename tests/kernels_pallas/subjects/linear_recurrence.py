@@ -1,13 +1,13 @@
-"""The linear recurrence wrapped for the laws, and the faults they must catch."""
+"""The linear recurrence as a subject of the laws, and the faults that they must catch."""
 
 import dataclasses
 
 import jax.numpy as jnp
 
 from kernels_pallas import linear_recurrence as recurrence
-from kernels_pallas.linear_recurrence import chunked
+from kernels_pallas.linear_recurrence import chunked, gates
 from kernels_pallas.testing import Subject, normal
-from subjects.faults import Fault, boundary_dropped, finite, forms, split
+from subjects.faults import Fault, boundary_dropped, finite, forms, split, without_state
 
 
 def recurrence_subject(channels=5) -> Subject:
@@ -83,18 +83,19 @@ SUBJECTS = {
 }
 
 
-def decays_after_input(a_BTD, b_BTD, h_BD, original=chunked.linear_recurrence):
+def decays_after_input(gated, a_BTD, b_BTD, call, original=chunked.recurrence):
     """h_t = a_t (h_{t-1} + b_t)."""
-    return original(a_BTD, a_BTD * b_BTD, h_BD)
+    return original(gated, a_BTD, a_BTD * b_BTD, call)
 
 
-def divides_by_decay_products(a_BTD, b_BTD, h_BD):
+def divides_by_decay_products(gated, a_BTD, b_BTD, call):
+    a_BTD, b_BTD = gates.prepare(gated, a_BTD, b_BTD, call)
     product_BTD = jnp.cumprod(a_BTD, axis=1)
-    return product_BTD * (h_BD[:, None] + jnp.cumsum(b_BTD / product_BTD, axis=1))
+    return product_BTD * (call.state_B[:, None] + jnp.cumsum(b_BTD / product_BTD, axis=1))
 
 
-def state_dropped(a_BTD, b_BTD, h_BD, original=chunked.linear_recurrence):
-    return original(a_BTD, b_BTD, jnp.zeros_like(h_BD))
+def state_dropped(gated, a_BTD, b_BTD, call, original=chunked.recurrence):
+    return original(gated, a_BTD, b_BTD, without_state(call))
 
 
 recurrent = recurrence_subject()

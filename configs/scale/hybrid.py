@@ -1,8 +1,11 @@
-"""What the recipes of `configs/scale` share: a hybrid of three mixers at the size of a real run."""
+"""The model of the recipes in this folder: a hybrid of three mixers at the size of a real run.
+
+No recipe itself: `hybrid_1b.py`, `hybrid_7b.py` and `hybrid_70b.py` give it its sizes.
+"""
 
 from ml_collections import ConfigDict
 
-from hybridlm.config import recipes
+from common import parse_arg, smoke
 
 HEAD_DIM = 128
 
@@ -37,7 +40,7 @@ def hybrid(
         go through one after another. tensor: chips that share heads and hidden units; the others
         share the parameters.
     """
-    flags = recipes.parse_arg(arg, smoke=False)
+    flags = parse_arg(arg, smoke=False)
     heads = width // HEAD_DIM
     if flags["smoke"]:
         heads = kv_heads = 2
@@ -69,4 +72,4 @@ def hybrid(
     c.train.log_every, c.train.eval_every, c.train.checkpoint_every = 10, 1000, 1000
     c.train.eval_sequences = 2 * batch_size
     c.mesh = dict(data=-1) if flags["smoke"] else dict(data=1, fsdp=-1, tensor=tensor)
-    return recipes.smoke(c) if flags["smoke"] else c
+    return smoke(c) if flags["smoke"] else c

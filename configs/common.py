@@ -1,4 +1,7 @@
-"""What recipes share: the small hybrid of `configs/mixers`, and the argument `smoke`."""
+"""What recipes share: their argument, its flag "smoke", and the small runs of `configs/mixers`.
+
+No recipe itself. The recipes in this folder and one below import it as `common`.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -10,26 +13,14 @@ from hybridlm.errors import ConfigError
 from hybridlm.models.pattern import expand
 
 
-def hybrid_with_full_attention(arg: str | None, **mixer: Any) -> ConfigDict:
-    """The recipe of every file in `configs/mixers`: `mixer` three times, full NoPE attention once.
+def small_run() -> ConfigDict:
+    """Data, optimizer and length of the runs in `configs/mixers`; the model is left to the recipe.
 
-    4 layers of width 128 on the State of the Union addresses, bytes, 256 tokens: 150 steps of 2,048
-    tokens, the same for every mixer, so that their held-out losses compare.
-
-    Args:
-      arg: "" or "smoke".
-      mixer: settings of the mixer, `kind` included.
+    The State of the Union addresses in bytes, 150 steps of 8 sequences of 256 tokens: the same for
+    every mixer, so that their held-out losses compare.
     """
-    flags = parse_arg(arg, smoke=False)
     c = ConfigDict()
     c.seed = 0
-    c.model = ConfigDict()
-    c.model.width, c.model.depth = 128, 4
-    c.model.pattern = "mixer*3 full"
-    c.model.mixers = ConfigDict()
-    c.model.mixers.mixer = mixer
-    c.model.mixers.full = dict(kind="attention", heads=4, kv_heads=2, rope=None, qk_norm=True)
-    c.model.mlp = dict(kind="swiglu", hidden=256)
     c.data = ConfigDict()
     c.data.sources = dict(
         addresses=dict(kind="jsonl", path="data/corpora/state_of_the_union.jsonl.gz")
@@ -39,7 +30,7 @@ def hybrid_with_full_attention(arg: str | None, **mixer: Any) -> ConfigDict:
     c.train = ConfigDict()
     c.train.steps, c.train.log_every = 150, 10
     c.train.eval_every, c.train.checkpoint_every, c.train.eval_sequences = 150, 150, 128
-    return smoke(c) if flags["smoke"] else c
+    return c
 
 
 def smoke(c: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What probes ask of a mixer: attention of some rows, heads taken away, a narrower reach."""
+"""Capabilities of mixers: attention of some rows, heads taken away, a narrower window, slots."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 import small
 from flax import nnx
 
-from hybridlm.models.mixers import LayerSpec, read_mixer
+from hybridlm.models.mixers import LayerSpec, capabilities, read_mixer
 from hybridlm.models.mixers.last_tokens import LastTokens
 from hybridlm.models.mixers.nha import merge
 from hybridlm.models.params import Model
@@ -114,8 +114,9 @@ def test_rows_are_those_of_the_dense_map(name):
         probs = module.attention_rows(x, context, every).probs_BHQT
         v, output = values(module, x, context)
         mixed = jnp.einsum("bhqt,bthv->bqhv", probs, v)
-        share = module.slot_share(x, context)
-        if name.startswith("nha"):
+        share = 0
+        if capabilities.has_slots(module):
+            share = module.slot_share(x, context)
             mixed += share[..., None] * module._parallel(x, context)[0][0]
         return found, dense(module, x, context), probs, share, output(mixed), module(x, context)
 
@@ -129,7 +130,7 @@ def test_rows_are_those_of_the_dense_map(name):
     assert not np.any(found.probs_BHQT[~found.visible_BHQT])
     real = IDS != 0
     np.testing.assert_allclose(again[real], y[real], atol=3e-5)
-    if name.startswith("nha"):
+    if capabilities.has_slots(module):
         total = np.moveaxis(probs.sum(-1), 1, 2) + share
         np.testing.assert_allclose(total, np.broadcast_to(real[..., None], total.shape), atol=1e-5)
 
@@ -150,14 +151,67 @@ def test_branches_have_their_heads_in_a_row():
     assert q.shape[0] == k.shape[0] == 6
 
 
-@pytest.mark.parametrize("name", ["rec", "gsa"])
-def test_a_recurrence_has_no_heads(name):
-    module, x, context = built(name)
-    assert module.attention_heads == 0
-    rows = module.attention_rows(x, context, jnp.asarray(ROWS))
-    assert rows.probs_BHQT.shape == (2, 0, 5, TIME)
-    assert module.slot_share(x, context).shape == (2, TIME, 0)
-    assert module.query_key_weights()[0].shape[0] == 0
+def abstract(settings):
+    """A mixer without parameters."""
+    config = read_mixer(settings, "m")
+    return nnx.eval_shape(lambda: config.build(LayerSpec(WIDTH, 1e-6, 1.0), rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize(
+    "name, heads, slots, window",
+    [
+        ("swa", 4, 0, True),
+        ("full", 4, 0, True),
+        ("chunked", 4, 0, True),
+        ("mla", 3, 0, True),
+        ("moba", 4, 0, False),
+        ("nha", 4, 4, True),
+        ("nha_full", 2, 2, True),
+        ("nha0", 2, 2, False),  # its window is 0
+        ("gsa", 0, 0, False),
+        ("rec", 0, 0, False),
+        ("gdn", 0, 0, False),
+        ("short", 0, 0, False),
+        ("hymba", 2, 0, False),  # the recurrence beside the window sees all tokens
+    ],
+)
+def test_capabilities_are_an_instance_s(name, heads, slots, window):
+    module = abstract(small.MIXERS[name])
+    assert capabilities.attention_heads(module) == heads
+    assert capabilities.attends(module) == (heads > 0)
+    assert capabilities.slot_heads(module) == slots
+    assert capabilities.has_slots(module) == (slots > 0)
+    assert capabilities.has_window(module) == window
+
+
+def test_branches_side_by_side_have_the_capabilities_of_their_branches():
+    """Heads and slots if one branch has some, a window if all have one."""
+    rec, swa, nha = (small.MIXERS[name] for name in ("rec", "swa", "nha"))
+
+    def of(**branches):
+        module = abstract(dict(kind="parallel", branches=branches))
+        heads, slots = capabilities.attention_heads(module), capabilities.slot_heads(module)
+        return heads, slots, capabilities.has_window(module)
+
+    assert of(a=rec, b=rec) == (0, 0, False)
+    assert of(a=rec, b=nha) == (4, 4, False)
+    assert of(a=swa, b=nha) == (8, 4, True)
+    assert of(a=rec, b=dict(kind="parallel", branches=dict(c=rec, d=swa))) == (4, 0, False)
+
+
+def test_slot_shares_stand_in_the_order_of_branches(monkeypatch):
+    nha = small.MIXERS["nha"]
+    branches = dict(a=nha, b=small.MIXERS["rec"], c=dict(nha, slots=3, heads=2))
+    monkeypatch.setitem(small.MIXERS, "parallel", dict(kind="parallel", branches=branches))
+    module, x, context = built("parallel")
+
+    def figures(module):
+        parts = [module.branches[name].slot_share(x, context) for name in ("a", "c")]
+        return module.slot_share(x, context), jnp.concatenate(parts, axis=2)
+
+    share, want = run(module, figures)
+    assert share.shape == (2, TIME, module.slot_heads) == (2, TIME, 6)
+    np.testing.assert_array_equal(share, want)
 
 
 @pytest.mark.parametrize("name", ["full", *slow("mla", "moba")])
@@ -167,7 +221,7 @@ def test_the_output_is_what_the_heads_add_one_by_one(name):
     def figures(module):
         parts = []
         for h in range(module.attention_heads):
-            copy = module._copy()
+            copy = nnx.clone(module)
             copy.scale_heads(jax.nn.one_hot(h, module.attention_heads))
             parts.append(copy(x, context))
         return sum(parts), module(x, context)
@@ -211,9 +265,9 @@ def test_last_tokens_are_all_that_a_mixer_is_shown(name):
     got = outputs(LastTokens(module, 6), x, context)
     for i, place in enumerate(places):
         np.testing.assert_allclose(got[place], alone[i, -1], atol=1e-5)
-    assert not module.has_window
+    assert not capabilities.has_window(module)
     with pytest.raises(ValueError, match="no window to narrow to 6"):
-        module.narrowed(6)
+        capabilities.narrowed(module, 6)
 
 
 def drawn(config):
@@ -263,7 +317,7 @@ def test_scaling_heads_of_a_model_reaches_the_layer_meant():
     config = small.model_config("swa full", depth=6, prefix="rec", suffix="sink")
     model, params = drawn(config)
     module, before = model.bind(params), model.bind(params)
-    heads = [block.mixer.attention_heads for _, block in module.blocks()]
+    heads = [capabilities.attention_heads(block.mixer) for _, block in module.blocks()]
     assert heads == [0, 4, 4, 4, 4, 2]
     scales = [np.ones(n, np.float32) for n in heads]
     scales[3][1] = 0

@@ -1,0 +1,27 @@
+"""The registry of feed-forward kinds: what `kind=` in `model.mlp` and `model.feedforwards` may say."""
+
+from typing import Any
+
+from hybridlm.models.feedforward.base import FeedForward, FeedForwardConfig
+from hybridlm.models.feedforward.dense import (
+    GatedConfig,
+    GeGLUConfig,
+    PlainConfig,
+    SwiGLUConfig,
+)
+from hybridlm.settings.kinds import read_kind
+
+KINDS: dict[str, type[FeedForwardConfig]] = {
+    c.kind_name: c for c in (GatedConfig, GeGLUConfig, PlainConfig, SwiGLUConfig)
+}
+
+__all__ = ["KINDS", "FeedForward", "FeedForwardConfig", "read_feedforward"]
+
+
+def read_feedforward(value: Any, path: str) -> FeedForwardConfig:
+    """Reads the settings of one feed-forward; `kind` says which dataclass they fill ("swiglu").
+
+    Raises:
+      ConfigError: where the kind is unknown, or a setting is wrong.
+    """
+    return read_kind(value, path, KINDS, default="swiglu")

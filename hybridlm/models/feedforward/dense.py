@@ -1,0 +1,162 @@
+"""Dense feed-forwards: gated (three matrices) and plain (two)."""
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybridlm.models.feedforward.base import FeedForward, FeedForwardConfig
+from hybridlm.models.layers import Linear
+from hybridlm.models.mixers.base import LayerSpec, SequenceContext
+from hybridlm.settings.bounds import PositiveInt, settings
+
+ActivationName = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # arXiv 2109.08668
+}
+
+
+@settings
+class DenseConfig(FeedForwardConfig):
+    """Base of the dense kinds: `matrices` of width x hidden."""
+
+    matrices: ClassVar[int]
+
+    hidden: PositiveInt
+
+    def parameters(self, width: int) -> int:
+        biases = (self.matrices - 1) * self.hidden + width if self.has_bias else 0
+        return self.matrices * width * self.hidden + biases
+
+    def flops_per_token(self, width: int) -> float:
+        return 2 * self.matrices * width * self.hidden
+
+    def kept_per_token(self, width: int) -> int:
+        return self.matrices * self.hidden
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether its linear maps have biases."""
+        return getattr(self, "bias", False)
+
+
+@settings
+class GatedConfig(DenseConfig):
+    """A gated feed-forward: `down(act(gate x) * up x)`.
+
+    Attributes:
+      hidden: size of the hidden layer.
+      activation: of the gate.
+      bias: adds biases to its three linear maps.
+    """
+
+    kind_name: ClassVar[str] = "gated"
+    equation: ClassVar[str] = "y = W_down (act(W_gate x) * W_up x)"
+    source: ClassVar[str] = "arXiv 2002.05202"
+    matrices: ClassVar[int] = 3
+
+    activation: ActivationName = "silu"
+    bias: bool = False
+
+    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "Gated":
+        return Gated(spec, self.hidden, self.activation, self.bias, rngs=rngs)
+
+
+@settings
+class SwiGLUConfig(DenseConfig):
+    """A gated feed-forward with silu and no biases: `down(silu(gate x) * up x)`.
+
+    Attributes:
+      hidden: size of the hidden layer.
+    """
+
+    kind_name: ClassVar[str] = "swiglu"
+    equation: ClassVar[str] = "y = W_down (silu(W_gate x) * W_up x)"
+    source: ClassVar[str] = "arXiv 2002.05202"
+    matrices: ClassVar[int] = 3
+
+    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "Gated":
+        return Gated(spec, self.hidden, "silu", False, rngs=rngs)
+
+
+@settings
+class GeGLUConfig(DenseConfig):
+    """A gated feed-forward with GELU (its tanh form) and no biases.
+
+    Attributes:
+      hidden: size of the hidden layer.
+    """
+
+    kind_name: ClassVar[str] = "geglu"
+    equation: ClassVar[str] = "y = W_down (gelu(W_gate x) * W_up x)"
+    source: ClassVar[str] = "arXiv 2002.05202"
+    matrices: ClassVar[int] = 3
+
+    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "Gated":
+        return Gated(spec, self.hidden, "gelu_tanh", False, rngs=rngs)
+
+
+@settings
+class PlainConfig(DenseConfig):
+    """A feed-forward without a gate: `down(act(up x))`.
+
+    Attributes:
+      hidden: size of the hidden layer.
+      activation: "relu2" is the square of ReLU (Nemotron-H), "gelu" the exact form (GPT-2).
+      bias: adds biases to its two linear maps.
+    """
+
+    kind_name: ClassVar[str] = "plain"
+    equation: ClassVar[str] = "y = W_down act(W_up x)"
+    source: ClassVar[str] = "arXiv 1706.03762 sec. 3.3; relu2 arXiv 2109.08668"
+    matrices: ClassVar[int] = 2
+
+    activation: ActivationName = "gelu"
+    bias: bool = False
+
+    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "Plain":
+        return Plain(spec, self.hidden, self.activation, self.bias, rngs=rngs)
+
+
+class Gated(FeedForward):
+    """down(act(gate x) * up x)."""
+
+    def __init__(
+        self, spec: LayerSpec, hidden: int, activation: str, bias: bool, *, rngs: nnx.Rngs
+    ):
+        width = spec.width
+        self.gate = Linear(width, hidden, ("embed", "mlp"), rngs=rngs, bias=bias)
+        self.up = Linear(width, hidden, ("embed", "mlp"), rngs=rngs, bias=bias)
+        self.down = Linear(
+            hidden, width, ("mlp", "embed"), rngs=rngs, scale=spec.out_scale, bias=bias
+        )
+        self.activation = activation
+
+    def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        del context
+        return self.down(ACTIVATIONS[self.activation](self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class Plain(FeedForward):
+    """down(act(up x))."""
+
+    def __init__(
+        self, spec: LayerSpec, hidden: int, activation: str, bias: bool, *, rngs: nnx.Rngs
+    ):
+        width = spec.width
+        self.up = Linear(width, hidden, ("embed", "mlp"), rngs=rngs, bias=bias)
+        self.down = Linear(
+            hidden, width, ("mlp", "embed"), rngs=rngs, scale=spec.out_scale, bias=bias
+        )
+        self.activation = activation
+
+    def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        del context
+        return self.down(ACTIVATIONS[self.activation](self.up(x_BTD)))

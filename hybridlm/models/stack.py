@@ -1,0 +1,293 @@
+"""How layers are stacked: prefix layers, a repeating unit whose parameters are stacked, suffix layers.
+
+This is the only file that knows it. Blocks lie in three groups, each an `nnx.Dict` by name
+("0_swa" is the mixer "swa" in that group's layer 0); the arrays of the group "unit" have a leading
+axis of `repeats`, and one `lax.scan` goes through them, so that what compiles does not grow with
+depth. What belongs to layers (parameters, decoding states, scales) comes as a `ByGroup`: a dict by
+group of a dict by name, stacked in the unit as parameters are.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from hybridlm.models.pattern import Layer, Layout
+
+PREFIX, UNIT, SUFFIX = GROUPS = ("prefix", "unit", "suffix")
+ByGroup = dict[str, dict[str, Any]]
+Remat = Callable[[Callable[..., Any]], Callable[..., Any]]
+Body = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+
+
+class Address(NamedTuple):
+    """Where a layer's parameters lie.
+
+    Attributes:
+      group: "prefix", "unit" or "suffix".
+      name: of the block in its group.
+      repeat: row of the unit's stacked arrays; None in the other groups.
+    """
+
+    group: str
+    name: str
+    repeat: int | None = None
+
+    @property
+    def path(self) -> str:
+        """The beginning of its parameters' paths, "unit/0_swa"."""
+        return f"{self.group}/{self.name}"
+
+
+def block_name(index: int, layer: Layer) -> str:
+    """The name of the block that is `index` in its group."""
+    return f"{index}_{layer.label}"
+
+
+def addresses(layout: Layout) -> tuple[Address, ...]:
+    """The address of each layer, bottom to top."""
+    by = names(layout)
+    return (
+        *(Address(PREFIX, name) for name in by[PREFIX]),
+        *(Address(UNIT, name, repeat) for repeat in range(layout.repeats) for name in by[UNIT]),
+        *(Address(SUFFIX, name) for name in by[SUFFIX]),
+    )
+
+
+def names(layout: Layout) -> dict[str, list[str]]:
+    """By group, the names of its blocks, bottom to top."""
+    layers = {
+        PREFIX: layout.prefix,
+        UNIT: layout.unit if layout.repeats else (),
+        SUFFIX: layout.suffix,
+    }
+    return {g: [block_name(i, layer) for i, layer in enumerate(ls)] for g, ls in layers.items()}
+
+
+def at(values: ByGroup | None, group: str, name: str) -> Any:
+    """One entry of a `ByGroup`, stacked in the unit; None where there are no values."""
+    return None if values is None else values[group][name]
+
+
+def copies(layout: Layout, index: int) -> range:
+    """The layers that one block of `Stack.scan` is: `index` itself, and in the unit its repeats."""
+    first, count = len(layout.prefix), len(layout.unit)
+    end = first + layout.repeats * count
+    if not first <= index < end:
+        return range(index, index + 1)
+    return range(first + (index - first) % count, end, count)
+
+
+def layer_params(params: ByGroup, address: Address) -> Any:
+    """The parameters of one layer, nested by name; whatever arrays or shapes `params` holds."""
+    stacked = params[address.group][address.name]
+    if address.repeat is None:
+        return stacked
+    return jax.tree.map(lambda x: _row(x, address.repeat), stacked)
+
+
+def with_layer(params: ByGroup, address: Address, new: Any) -> ByGroup:
+    """`params` with one layer's replaced by `new`, nested as `layer_params` gives it; a copy."""
+    group = dict(params[address.group])
+    old = group[address.name]
+    if address.repeat is not None:
+        new = jax.tree.map(lambda x, row: _with_row(x, address.repeat, row), old, new)
+    group[address.name] = new
+    return {**params, address.group: group}
+
+
+def layer_shapes(params: ByGroup, address: Address) -> dict[str, tuple[int, ...]]:
+    """Path within the layer ("mixer/q/kernel") -> shape, of each of a layer's parameters."""
+    leaves = jax.tree_util.tree_leaves_with_path(params[address.group][address.name])
+    skip = 0 if address.repeat is None else 1
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape[skip:])
+        for path, x in leaves
+    }
+
+
+def by_layer(values: ByGroup, layout: Layout) -> list[Any]:
+    """A `ByGroup` as a list over layers, bottom to top."""
+    return [layer_params(values, address) for address in addresses(layout)]
+
+
+def by_group(values: Sequence[Any], layout: Layout) -> ByGroup:
+    """A list over layers, bottom to top, as a `ByGroup`."""
+    found: dict[str, dict[str, list[Any]]] = {group: {} for group in GROUPS}
+    for address, value in zip(addresses(layout), values, strict=True):
+        found[address.group].setdefault(address.name, []).append(value)
+    return {
+        group: {
+            name: jax.tree.map(lambda *xs: jnp.stack(xs), *rows) if group == UNIT else rows[0]
+            for name, rows in blocks.items()
+        }
+        for group, blocks in found.items()
+    }
+
+
+def logical_axes(path: Sequence[str], axes: Sequence[str]) -> tuple[str, ...]:
+    """The logical axes of the parameter at `path` of a model, given those of one layer's."""
+    return (("layers",) if path[0] == UNIT else ()) + tuple(axes)
+
+
+def build(
+    layout: Layout, make: Callable[..., nnx.Module], rngs: nnx.Rngs
+) -> tuple[nnx.Dict, nnx.Dict, nnx.Dict]:
+    """Prefix, unit and suffix, freshly initialised.
+
+    Args:
+      make: (layer, index, rngs) -> block. `index` is the layer's number in the model, traced in the
+        unit: initial values may depend on it, nothing else of the block.
+    """
+    first, count = len(layout.prefix), len(layout.unit)
+
+    def group(layers: Sequence[Layer], start: Any, rngs: nnx.Rngs) -> nnx.Dict:
+        return nnx.Dict({block_name(i, x): make(x, start + i, rngs) for i, x in enumerate(layers)})
+
+    prefix = group(layout.prefix, 0, rngs)
+    unit = nnx.Dict()
+    if layout.repeats:
+        keys = jax.random.split(rngs.params(), layout.repeats)
+        starts = first + count * jnp.arange(layout.repeats, dtype=jnp.int32)
+        states = jax.vmap(lambda key, start: nnx.state(group(layout.unit, start, nnx.Rngs(key))))(
+            keys, starts
+        )
+        one = nnx.eval_shape(lambda: group(layout.unit, jnp.int32(first), nnx.Rngs(0)))
+        unit = nnx.merge(nnx.graphdef(one), states)
+    suffix = group(layout.suffix, first + layout.repeats * count, rngs)
+    return prefix, unit, suffix
+
+
+class Stack(NamedTuple):
+    """The blocks of a model, and the ways to go through them."""
+
+    prefix: nnx.Dict
+    unit: nnx.Dict
+    suffix: nnx.Dict
+    repeats: int
+
+    def scan(
+        self,
+        body: Body,
+        carry: Any,
+        inputs: ByGroup | None = None,
+        *,
+        remat: Remat = lambda f: f,
+        unroll: bool = False,
+    ) -> tuple[Any, ByGroup]:
+        """Goes through all layers, bottom to top, and gives the last carry and what `body` returned.
+
+        Args:
+          body: (block, index, carry, input) -> (carry, output). It is traced once for each layer of
+            the unit, with the index of its lowest copy.
+          inputs: what each layer gets; None is None for all.
+          remat: wraps one application of the unit, e.g. in `jax.checkpoint`.
+          unroll: goes through the unit's repeats one by one; `index` is each layer's own then.
+        """
+
+        def group(blocks: nnx.Dict, carry: Any, inputs: Any, start: Any) -> tuple[Any, Any]:
+            outputs = {}
+            for i, (name, block) in enumerate(items(blocks)):
+                given = None if inputs is None else inputs[name]
+                carry, outputs[name] = body(block, start + i, carry, given)
+            return carry, outputs
+
+        of = (lambda name: None) if inputs is None else inputs.__getitem__
+        outputs: ByGroup = {}
+        carry, outputs[PREFIX] = group(self.prefix, carry, of(PREFIX), 0)
+        first, count = len(self.prefix), len(self.unit)
+        outputs[UNIT] = {}
+        if self.repeats:
+            graphdef, stacked = nnx.split(self.unit)
+
+            xs = (stacked, of(UNIT))
+
+            def unit(start: int) -> Callable[[Any, Any], tuple[Any, Any]]:
+                @remat
+                def apply(carry: Any, xs: Any) -> tuple[Any, Any]:
+                    state, given = xs
+                    return group(nnx.merge(graphdef, state), carry, given, start)
+
+                return apply
+
+            if unroll:
+                each = []
+                for i in range(self.repeats):
+                    row = jax.tree.map(lambda x, i=i: x[i], xs)
+                    carry, output = unit(first + i * count)(carry, row)
+                    each.append(output)
+                outputs[UNIT] = jax.tree.map(lambda *ys: jnp.stack(ys), *each)
+            else:
+                carry, outputs[UNIT] = jax.lax.scan(unit(first), carry, xs)
+        above = first + self.repeats * count
+        carry, outputs[SUFFIX] = group(self.suffix, carry, of(SUFFIX), above)
+        return carry, outputs
+
+    def map(self, look: Callable[..., Any], inputs: ByGroup | None = None) -> ByGroup:
+        """`look(block, input)` of each layer, independently of the others; input None without any.
+
+        A block of the unit has one layer's parameters when it is looked at.
+        """
+
+        def group(blocks: nnx.Dict, inputs: Any) -> dict[str, Any]:
+            return {n: look(b, None if inputs is None else inputs[n]) for n, b in items(blocks)}
+
+        of = (lambda name: None) if inputs is None else inputs.__getitem__
+        unit: dict[str, Any] = {}
+        if self.repeats:
+            graphdef, stacked = nnx.split(self.unit)
+            unit = jax.vmap(
+                lambda state, given: group(nnx.merge(graphdef, state), given),
+                axis_size=self.repeats,
+            )(stacked, of(UNIT))
+        return {
+            PREFIX: group(self.prefix, of(PREFIX)),
+            UNIT: unit,
+            SUFFIX: group(self.suffix, of(SUFFIX)),
+        }
+
+    def update(self, change: Callable[[Any, Any], None], inputs: ByGroup) -> None:
+        """Changes each layer's parameters for good: `change(block, input)` sets them."""
+
+        def changed(block: Any, given: Any) -> nnx.State:
+            change(block, given)
+            return nnx.state(block)
+
+        states = self.map(changed, inputs)
+        for blocks, name in zip((self.prefix, self.unit, self.suffix), GROUPS):
+            for key, block in items(blocks):
+                nnx.update(block, states[name][key])
+
+    def blocks(self) -> Iterator[tuple[Address, Any]]:
+        """(address, block) of each layer, bottom to top; in the unit a copy with one layer's arrays."""
+        for name, block in items(self.prefix):
+            yield Address(PREFIX, name), block
+        graphdef, stacked = nnx.split(self.unit)
+        for i in range(self.repeats):
+            row = nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], stacked))
+            for name, block in items(row):
+                yield Address(UNIT, name, i), block
+        for name, block in items(self.suffix):
+            yield Address(SUFFIX, name), block
+
+
+def items(blocks: nnx.Dict) -> list[tuple[str, Any]]:
+    """(name, block) of a group, bottom to top."""
+    return sorted(blocks.items(), key=lambda item: int(item[0].split("_", 1)[0]))
+
+
+def _row(x: Any, index: int) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    return x[index]
+
+
+def _with_row(x: Any, index: int, row: Any) -> Any:
+    if isinstance(x, jax.Array):
+        return x.at[index].set(row)
+    x = np.array(x)
+    x[index] = row
+    return x

@@ -1,0 +1,20 @@
+"""The inputs as the reference and the chunked form read them."""
+
+import jax
+
+from kernels_pallas.forms import Call
+
+
+def prepare(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call: Call):
+    """(scaled q, k, v, beta, log_decay_BTHK) in `call.dtype`, zeros at padding.
+
+    log_decay_BTHK is None, or has a last axis of 1 (per head) or K (per channel).
+    """
+    inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, per_channel(log_decay)
+    q_BTGK, *others = jax.tree.map(lambda x: call.without_padding(x.astype(call.dtype)), inputs)
+    return call.scaled(q_BTGK), *others
+
+
+def per_channel(log_decay):
+    """(B, T, H, 1 or K) of log-decays (B, T, H) or (B, T, H, K); None of None."""
+    return log_decay[..., None] if log_decay is not None and log_decay.ndim == 3 else log_decay

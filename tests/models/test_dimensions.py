@@ -1,0 +1,26 @@
+"""The legend of dimensions names every letter in use."""
+
+import pathlib
+import re
+
+from hybridlm import models
+from hybridlm.models import dimensions
+
+SOURCES = sorted(pathlib.Path(models.__file__).parent.rglob("*.py"))
+LEGEND = re.findall(r"^ {4}([A-Z])  \S", dimensions.__doc__, re.MULTILINE)
+
+
+def test_each_letter_stands_once():
+    assert len(LEGEND) == len(set(LEGEND)) > 10
+
+
+def test_every_suffix_is_of_letters_in_the_legend():
+    used = {}
+    for path in SOURCES:
+        for name, letters in re.findall(
+            r"\b([a-z]\w*_([A-Z1]*[A-Z][A-Z1]*))\b", path.read_text("utf-8")
+        ):
+            for letter in letters.replace("1", ""):
+                used.setdefault(letter, set()).add(f"{path.name}: {name}")
+    assert {letter: used[letter] for letter in set(used) - set(LEGEND)} == {}
+    assert set(LEGEND) - set(used) == set()
