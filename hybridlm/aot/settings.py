@@ -1,12 +1,11 @@
 """The settings of `hybridlm compile`."""
 
-import dataclasses
 import pathlib
 
-from hybridlm.settings.reader import require
+from hybridlm.settings.bounds import PositiveInt, settings
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class CompileSettings:
     """What is compiled, and for which chips.
 
@@ -19,8 +18,5 @@ class CompileSettings:
 
     config: str
     topology: str
-    slices: int = 1
+    slices: PositiveInt = 1
     out: pathlib.Path | None = None
-
-    def __post_init__(self):
-        require(self.slices >= 1, "slices", f"must be at least 1, not {self.slices}")

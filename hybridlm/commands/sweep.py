@@ -1,13 +1,12 @@
 """`hybridlm sweep`."""
 
-import dataclasses
 import pathlib
 
 from hybridlm.commands.command import Command, Overrides
-from hybridlm.settings.reader import require
+from hybridlm.settings.bounds import PositiveInt, settings
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SweepSettings:
     """Which runs, and who starts them.
 
@@ -25,23 +24,16 @@ class SweepSettings:
     root: pathlib.Path
     to: str = "local"
     site: pathlib.Path | None = None
-    parallel: int | None = None
+    parallel: PositiveInt | None = None
     dry_run: bool = False
     yes: bool = False
 
-    def __post_init__(self):
-        require(
-            self.parallel is None or self.parallel >= 1,
-            "parallel",
-            f"must be at least 1, not {self.parallel}",
-        )
 
-
-def _run(settings: SweepSettings, overrides: Overrides) -> int:
+def _run(chosen: SweepSettings, overrides: Overrides) -> int:
     # The one place below `launch` that knows it: imported when this command is run.
     from launch.command import run_sweep
 
-    return run_sweep(**vars(settings), overrides=overrides)
+    return run_sweep(**vars(chosen), overrides=overrides)
 
 
 SWEEP = Command(

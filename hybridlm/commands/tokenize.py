@@ -1,15 +1,15 @@
 """`hybridlm tokenize`."""
 
-import dataclasses
 import os
 import pathlib
+from typing import Annotated
 
 from hybridlm.commands.command import Command
-from hybridlm.settings.reader import require
+from hybridlm.settings.bounds import Between, NotEmpty, PositiveInt, settings
 from hybridlm.settings.text import read_options
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TokenizeSettings:
     """What is tokenized, how, and where the shards go.
 
@@ -24,51 +24,38 @@ class TokenizeSettings:
       processes: processes that encode text; as many as there are CPUs by default.
     """
 
-    source: str
+    source: Annotated[str, NotEmpty()]
     out: pathlib.Path
     kind: str = "text"
     text_key: str = "text"
     tokenizer: str = "bytes"
     tokenizer_path: str | None = None
-    heldout_fraction: float = 0.05
-    processes: int | None = None
-
-    def __post_init__(self):
-        require(bool(self.source), "source", "is empty: name a file or a glob")
-        require(
-            0 < self.heldout_fraction < 1,
-            "heldout_fraction",
-            f"must lie between 0 and 1, not {self.heldout_fraction}",
-        )
-        require(
-            self.processes is None or self.processes >= 1,
-            "processes",
-            f"must be at least 1, not {self.processes}",
-        )
+    heldout_fraction: Annotated[float, Between(0, 1, low_open=True, high_open=True)] = 0.05
+    processes: PositiveInt | None = None
 
 
-def _run(settings: TokenizeSettings) -> int:
+def _run(chosen: TokenizeSettings) -> int:
     from hybridlm import data
     from hybridlm.data.settings import SourceConfig, TokenizerConfig
 
-    kind, path = settings.tokenizer, settings.tokenizer_path
+    kind, path = chosen.tokenizer, chosen.tokenizer_path
     names = {"kind": "tokenizer", "path": "tokenizer_path"}
-    chosen = read_options(TokenizerConfig, {"kind": kind, "path": path}, names)
-    source = {"kind": settings.kind, "path": settings.source, "text_key": settings.text_key}
-    tokenizer = data.open_tokenizer(chosen)
+    tokenizer_config = read_options(TokenizerConfig, {"kind": kind, "path": path}, names)
+    source = {"kind": chosen.kind, "path": chosen.source, "text_key": chosen.text_key}
+    tokenizer = data.open_tokenizer(tokenizer_config)
     data.tokenize(
         read_options(SourceConfig, source),
         tokenizer,
-        settings.out,
-        settings.heldout_fraction,
-        settings.processes or os.cpu_count() or 1,
+        chosen.out,
+        chosen.heldout_fraction,
+        chosen.processes or os.cpu_count() or 1,
     )
-    opened = data.open_shards(settings.out, tokenizer=tokenizer)
+    opened = data.open_shards(chosen.out, tokenizer=tokenizer)
     for name, split in (("train", opened.train), ("heldout", opened.heldout)):
         print(
             f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes"
         )
-    print(f"written to {settings.out}")
+    print(f"written to {chosen.out}")
     return 0
 
 

@@ -1,14 +1,14 @@
 """`hybridlm train-tokenizer`."""
 
-import dataclasses
 import pathlib
+from typing import Annotated
 
 from hybridlm.commands.command import Command
-from hybridlm.settings.reader import require
+from hybridlm.settings.bounds import NotEmpty, settings
 from hybridlm.settings.text import read_options
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TrainTokenizerSettings:
     """What the tokenizer is trained on, and where it goes.
 
@@ -20,24 +20,21 @@ class TrainTokenizerSettings:
       text_key: field or column of the text.
     """
 
-    source: str
+    source: Annotated[str, NotEmpty()]
     vocab_size: int
     out: pathlib.Path
     kind: str = "text"
     text_key: str = "text"
 
-    def __post_init__(self):
-        require(bool(self.source), "source", "is empty: name a file or a glob")
 
-
-def _run(settings: TrainTokenizerSettings) -> int:
+def _run(chosen: TrainTokenizerSettings) -> int:
     from hybridlm import data
     from hybridlm.data.settings import SourceConfig
 
-    source = {"kind": settings.kind, "path": settings.source, "text_key": settings.text_key}
+    source = {"kind": chosen.kind, "path": chosen.source, "text_key": chosen.text_key}
     documents = data.read_documents(read_options(SourceConfig, source))
-    data.train_bpe(documents, settings.vocab_size, settings.out)
-    print(f"written to {settings.out}")
+    data.train_bpe(documents, chosen.vocab_size, chosen.out)
+    print(f"written to {chosen.out}")
     return 0
 
 

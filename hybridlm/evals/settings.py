@@ -2,14 +2,16 @@
 
 import dataclasses
 import pathlib
+from typing import Annotated
 
+from hybridlm.settings.bounds import Above, AtLeast, NonNegativeInt, PositiveInt, settings
 from hybridlm.settings.reader import require
 from hybridlm.settings.text import TOKENS
 
 TRUNC_LEN, SLIDING_WINDOW = 4096, 1024  # tokens; those of LongPPL's authors
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Extrapolation:
     """What is set anew of positions beyond the training context; None leaves it as it was trained.
 
@@ -19,14 +21,11 @@ class Extrapolation:
       yarn: factor of YaRN in global layers.
     """
 
-    logit_scale: float | None = None
-    rope_theta: float | None = None
-    yarn: float | None = None
+    logit_scale: Annotated[float, Above(1)] | None = None
+    rope_theta: Annotated[float, Above(0)] | None = None
+    yarn: Annotated[float, Above(1)] | None = None
 
     def __post_init__(self):
-        for name, least in (("logit_scale", 1), ("rope_theta", 0), ("yarn", 1)):
-            value = getattr(self, name)
-            require(value is None or value > least, name, f"must exceed {least}, not {value}")
         require(
             self.rope_theta is None or self.yarn is None,
             "yarn",
@@ -34,7 +33,7 @@ class Extrapolation:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class EvalSettings:
     """What is evaluated.
 
@@ -57,39 +56,26 @@ class EvalSettings:
     """
 
     tasks: tuple[str, ...]
-    lengths: tuple[int, ...] = dataclasses.field(metadata=TOKENS)
-    samples: int = 20
-    seed: int = 0
-    batch: int = 8
-    trunc_len: int = dataclasses.field(default=TRUNC_LEN, metadata=TOKENS)
-    sliding_window: int = dataclasses.field(default=SLIDING_WINDOW, metadata=TOKENS)
+    lengths: tuple[Annotated[int, AtLeast(2)], ...] = dataclasses.field(metadata=TOKENS)
+    samples: PositiveInt = 20
+    seed: NonNegativeInt = 0
+    batch: PositiveInt = 8
+    trunc_len: PositiveInt = dataclasses.field(default=TRUNC_LEN, metadata=TOKENS)
+    sliding_window: PositiveInt = dataclasses.field(default=SLIDING_WINDOW, metadata=TOKENS)
     evaluator: pathlib.Path | None = None
     squad: pathlib.Path | None = None
     hotpotqa: pathlib.Path | None = None
     recall: pathlib.Path | None = None
-    pairs: int | None = None
-    logit_scale: float | None = None
-    rope_theta: float | None = None
-    yarn: float | None = None
+    pairs: PositiveInt | None = None
+    logit_scale: Annotated[float, Above(1)] | None = None
+    rope_theta: Annotated[float, Above(0)] | None = None
+    yarn: Annotated[float, Above(1)] | None = None
 
     def __post_init__(self):
         for name in ("tasks", "lengths"):
             values = getattr(self, name)
             once = len(values) > 0 and len(set(values)) == len(values)
             require(once, name, "needs at least one value, and each only once")
-        for name, least in dict(samples=1, seed=0, batch=1, trunc_len=1, sliding_window=1).items():
-            value = getattr(self, name)
-            require(value >= least, name, f"must be at least {least}, not {value}")
-        require(
-            min(self.lengths) >= 2,
-            "lengths",
-            f"must be at least 2 tokens, not {min(self.lengths)}",
-        )
-        require(
-            self.pairs is None or self.pairs >= 1,
-            "pairs",
-            f"must be at least 1, not {self.pairs}",
-        )
         _ = self.extrapolation
 
     @property

@@ -45,8 +45,9 @@ def read_options(cls: type, values: Mapping[str, Any], names: Mapping[str, str] 
     try:
         return read_dataclass(cls, values, "")
     except ConfigError as error:  # its message begins with the key
-        key = re.match(r"\w*", str(error))[0]
-        raise UserError(f"--{names.get(key, key)}{str(error).removeprefix(key)}") from None
+        key, rest = re.match(r"(\w*)(?:\[\d+\])?(.*)", str(error), re.DOTALL).groups()
+        rest = re.sub(r", or (be )?None[^,]*", "", rest)  # an option that is not given
+        raise UserError(f"--{names.get(key, key)}{rest}") from None
 
 
 def _value(hint: Any, text: str, option: str, counts_tokens: bool) -> Any:

@@ -92,9 +92,9 @@ def test_yarn_is_its_papers_formula():
 
 
 BAD = [
-    (dict(logit_scale=1.0), "--logit_scale must exceed 1"),
-    (dict(yarn=0.5), "--yarn must exceed 1"),
-    (dict(rope_theta=-1.0), "--rope_theta must exceed 0"),
+    (dict(logit_scale=1.0), "--logit_scale must be above 1, not 1.0"),
+    (dict(yarn=0.5), "--yarn must be above 1"),
+    (dict(rope_theta=-1.0), "--rope_theta must be positive"),
     (dict(rope_theta=1e6, yarn=2.0), "both stretch RoPE"),
 ]
 
