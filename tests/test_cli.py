@@ -87,13 +87,21 @@ REFUSED = [
     (["inspect", "{run}", "--step", "5"], "holds no checkpoint of step 5: it has 4, 8"),
     (["generate", "--workdir", "{empty}"], "is no run: it has no config.json"),
     (["generate", "--workdir", "{run}", "--tokens", "0"], "--tokens must be at least 1"),
+    (
+        ["generate", "--workdir", "{run}", "--tokens", "2000000000"],
+        "at most 1,000,000, not 2000000",
+    ),
+    (["generate", "--workdir", "{run}", "--top_p", "nan"], "--top_p must be a finite number"),
     (["report", "--workdir", "{none}"], "is not a folder"),
     (["report", "--workdir", "{run}", "--color"], "unknown argument '--color'"),
     (["trian"], "unknown command 'trian': did you mean 'train'?"),
     (["--verbose"], "unknown argument '--verbose'"),
     (["train", "--dry_run"], "the following arguments are required: --config"),
     (["train", "--config", "configs/demo.py", "--dry-run"], "did you mean '--dry_run'?"),
-    (["generate", "--workdir", "{run}", "--temperature", "hot"], "invalid float value: 'hot'"),
+    (
+        ["generate", "--workdir", "{run}", "--temperature", "hot"],
+        "--temperature must be a number, not 'hot'",
+    ),
     (["inspect"], "the following arguments are required: WORKDIR"),
     (["train", "--config", "configs/demo.py:smoke", "--workdir", ""], "a path is empty"),
     (
@@ -124,10 +132,10 @@ REFUSED = [
         "gone.jsonl",
     ),
     (["tokenize", "--source", "gone.txt", "--out", "{new}"], "gone.txt"),
-    (["tokenize", "--source", "x", "--kind", "csv", "--out", "{new}"], "source.kind is 'csv'"),
+    (["tokenize", "--source", "x", "--kind", "csv", "--out", "{new}"], "--kind is 'csv'"),
     (
         ["tokenize", "--source", "x", "--tokenizer", "bpe", "--out", "{new}"],
-        "tokenizer.kind is 'bpe'",
+        "--tokenizer is 'bpe'",
     ),
 ]
 

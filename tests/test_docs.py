@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from hybridlm.commands import document as tables
 from hybridlm.config.document import render
 from hybridlm.models.mixers import document as mixers_page
 
@@ -26,6 +27,14 @@ def test_the_page_of_mixers_is_the_generated_one(root):
     )
     assert record["passed"] and set(record["passed"]) <= set(mixers_page.KINDS)
     assert all(all(laws.values()) for laws in record["passed"].values()), record["passed"]
+
+
+@pytest.mark.parametrize("name", tables.PAGES)
+def test_the_tables_of_tasks_and_probes_are_the_generated_ones(root, name):
+    text = (root / "docs" / name).read_text()
+    assert tables.BEGIN in text and text == tables.written(text, name), (
+        "run: python -m hybridlm.commands.document"
+    )
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/runs.md", "docs/sweeps.md"])

@@ -83,14 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             config = configs.load(point.spec, overrides)
             if arguments.dry_run:
-                from hybridlm.analysis.dry_run import cost
+                from hybridlm.analysis.cost import cost
 
                 print(json.dumps({"run": point.name, **cost(config)}), flush=True)
                 continue
-            from hybridlm.run import run
+            from hybridlm.commands.full_run import full_run
 
             print(f"\n== {point.name}", flush=True)
-            if code := run(config, workdir):
+            if code := full_run(config, workdir):
                 return code
     except UserError as error:
         print(f"sweep: {error}", file=sys.stderr)

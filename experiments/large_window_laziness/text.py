@@ -159,14 +159,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         for run, config in _runs(arguments):
             if arguments.dry_run:
-                from hybridlm.analysis.dry_run import cost
+                from hybridlm.analysis.cost import cost
 
                 print(json.dumps({"run": run, **cost(config)}))
                 continue
-            from hybridlm.run import run as train
+            from hybridlm.commands.full_run import full_run
 
             print(f"\n== {run}", flush=True)
-            code = train(config, arguments.workdir / run)
+            code = full_run(config, arguments.workdir / run)
             if code:
                 return code
     except UserError as error:

@@ -12,6 +12,7 @@ Defaults are those of the authors' package: alpha 2, beta -2, truncated contexts
 tokens that advance by sliding_window 1024. The evaluator may be the model itself ("own-model").
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,13 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybridlm.errors import UserError
+from hybridlm.evals.heldout import heldout_documents
+from hybridlm.evals.settings import SLIDING_WINDOW, TRUNC_LEN, EvalSettings
+from hybridlm.evals.task import Record
 from hybridlm.models.loss import loss_settings, token_nll
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
+from hybridlm.runs import OpenedModel, open_model
 
 ALPHA, BETA = 2.0, -2.0  # nats
-TRUNC_LEN, SLIDING_WINDOW = 4096, 1024  # tokens
 
 
 class LongPPL(NamedTuple):
@@ -182,3 +186,78 @@ def _program(model: Model, dtype: jnp.dtype):
         )
 
     return run
+
+
+class Prepared(NamedTuple):
+    """Held-out documents by length, and the model that finds the key tokens (None: the model)."""
+
+    documents: dict[int, list[np.ndarray]]
+    evaluator: tuple[Model, Params] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LongPPLTask:
+    """The task, as the registry holds it (see `hybridlm.evals.task.Task`)."""
+
+    name: str = "longppl"
+    help: str = "perplexity over the tokens that need the long context"
+    definition: str = (
+        "exp of the mean −ln p over tokens that the long context makes likelier by more than 2 nats,"
+        " to more than −2 nats; truncated contexts of `--trunc_len` 4096, advancing by"
+        " `--sliding_window` 1024; key tokens found by the model itself, or by another one"
+        " (`--evaluator`); arXiv 2410.23771"
+    )
+    needs: tuple[str, ...] = ()
+    figure: str = "longppl"
+    title: str = "LongPPL"
+
+    def prepare(self, opened: OpenedModel, settings: EvalSettings) -> Prepared:
+        evaluator = _evaluator(opened, settings)
+        least = settings.trunc_len + settings.sliding_window + 1
+        if min(settings.lengths) < least:
+            raise UserError(
+                f"longppl does not fit {min(settings.lengths)} tokens: with --trunc_len"
+                f" {settings.trunc_len} and --sliding_window {settings.sliding_window} it needs"
+                f" {least}"
+            )
+        documents = {
+            length: heldout_documents(opened, length, settings.samples, self.name)
+            for length in settings.lengths
+        }
+        return Prepared(documents, evaluator)
+
+    def run(
+        self, opened: OpenedModel, length: int, settings: EvalSettings, prepared: Prepared
+    ) -> Record:
+        """`longppl` (None without a key token), `ppl`, `key_tokens`, `tokens`, `documents`."""
+        documents = prepared.documents[length]
+        result = model_longppl(
+            opened.model,
+            opened.params,
+            documents,
+            prepared.evaluator,
+            trunc_len=settings.trunc_len,
+            sliding_window=settings.sliding_window,
+            dtype=opened.dtype,
+        )
+        figures = {k: None if math.isnan(v) else v for k, v in result._asdict().items()}
+        return {**figures, "documents": len(documents)}
+
+    def headline(self, record: Record) -> str:
+        shown = "no key token" if record["longppl"] is None else f"{record['longppl']:.4g}"
+        return f"{shown} ({record['key_tokens']:,} of {record['tokens']:,} tokens)"
+
+
+LONGPPL = LongPPLTask()
+
+
+def _evaluator(opened: OpenedModel, settings: EvalSettings) -> tuple[Model, Params] | None:
+    if settings.evaluator is None:
+        return None
+    other = open_model(settings.evaluator)
+    if other.tokenizer.fingerprint != opened.tokenizer.fingerprint:
+        raise UserError(
+            f"--evaluator {settings.evaluator} has another tokenizer than the run: LongPPL compares"
+            " the same tokens"
+        )
+    return other.model, other.params

@@ -9,11 +9,17 @@ of the whole vocabulary, keys and values included (zoology's default), or token 
 the paper). Only the queries' positions count in the loss.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
 from hybridlm.errors import UserError
+from hybridlm.evals.answered import accuracy_headline
+from hybridlm.evals.scoring import likeliest
+from hybridlm.evals.settings import EvalSettings
+from hybridlm.evals.task import Record
+from hybridlm.runs import OpenedModel
 
 
 class MQAR(NamedTuple):
@@ -54,15 +60,7 @@ def mqar(
     Raises:
       UserError: where the pairs and their queries do not fit, or the vocabulary is too small.
     """
-    if length % 2 or 4 * pairs > length or pairs < 1:
-        raise UserError(
-            f"mqar: {pairs} pairs in {length} tokens: needs an even length of at least 4 times the"
-            " pairs, and at least 1 pair"
-        )
-    if pairs > vocab_size // 2 - 1:
-        raise UserError(
-            f"mqar: {pairs} pairs of a vocabulary of {vocab_size}: it has {vocab_size // 2 - 1} keys"
-        )
+    check(length, pairs, vocab_size)
     if not power > 0:
         raise UserError(f"mqar: power must be positive, not {power}")
     rng = np.random.default_rng([seed, index])
@@ -85,6 +83,19 @@ def mqar(
     return MQAR(tokens, targets, weights, np.ones_like(positions), positions, gaps)
 
 
+def check(length: int, pairs: int, vocab_size: int) -> None:
+    """Raises UserError where the pairs and their queries do not fit, or keys are too few."""
+    if length % 2 or 4 * pairs > length or pairs < 1:
+        raise UserError(
+            f"mqar: {pairs} pairs in {length} tokens: needs an even length of at least 4 times the"
+            " pairs, and at least 1 pair"
+        )
+    if pairs > vocab_size // 2 - 1:
+        raise UserError(
+            f"mqar: {pairs} pairs of a vocabulary of {vocab_size}: it has {vocab_size // 2 - 1} keys"
+        )
+
+
 def gap_distribution(length: int, pairs: int, power: float) -> np.ndarray:
     """p of the first slot drawn: g^(power-1), g = 1 to (length - 2 pairs) / 2, over their sum."""
     slots = np.arange(1, (length - 2 * pairs) // 2 + 1, dtype=float)
@@ -96,3 +107,59 @@ def accuracy(predictions_BT: np.ndarray, batch: MQAR) -> float:
     """Share of queries whose predicted next token is the value."""
     right = (predictions_BT == batch.targets) * batch.loss_weights
     return float(right.sum() / batch.loss_weights.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class MQARTask:
+    """The task over the ids of the model's vocabulary, as the registry holds it."""
+
+    name: str = "mqar"
+    help: str = "multi-query associative recall"
+    definition: str = (
+        "`--pairs` pairs (a 16th of the length by default) over the ids of the model's vocabulary,"
+        " random filler; share of queries whose value is the likeliest; for runs trained on it;"
+        " arXiv 2312.04927"
+    )
+    needs: tuple[str, ...] = ()
+    figure: str = "accuracy"
+    title: str = "accuracy, %"
+
+    def prepare(self, opened: OpenedModel, settings: EvalSettings) -> None:
+        for length in settings.lengths:
+            check(length, self._pairs(length, settings), opened.config.vocab_size)
+
+    def run(
+        self, opened: OpenedModel, length: int, settings: EvalSettings, prepared: None
+    ) -> Record:
+        """`accuracy` (of queries), `samples`, `pairs`."""
+        pairs, shares = self._pairs(length, settings), []
+        for index in range(-(-settings.samples // settings.batch)):
+            made = mqar(
+                length,
+                pairs,
+                settings.batch,
+                seed=settings.seed,
+                index=index,
+                vocab_size=opened.config.vocab_size,
+            )
+            best_BT = likeliest(
+                opened.model,
+                opened.params,
+                made.tokens,
+                made.segment_ids,
+                made.positions,
+                dtype=opened.dtype,
+            )
+            right = (best_BT == made.targets) * made.loss_weights
+            shares += (right.sum(axis=1) / made.loss_weights.sum(axis=1)).tolist()
+        shares = shares[: settings.samples]
+        return {"accuracy": float(np.mean(shares)), "samples": len(shares), "pairs": pairs}
+
+    def headline(self, record: Record) -> str:
+        return accuracy_headline(record)
+
+    def _pairs(self, length: int, settings: EvalSettings) -> int:
+        return settings.pairs or max(length // 16, 1)
+
+
+RECALL_OF_PAIRS = MQARTask()

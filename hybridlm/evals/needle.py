@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from hybridlm.data.tokenizers import Tokenizer
+from hybridlm.evals.answered import Answered
 from hybridlm.evals.haystack import TextHaystack, insert
 from hybridlm.evals.ruler_niah import names
 from hybridlm.evals.sample import Draft, Sample, fit, generator
@@ -62,3 +63,13 @@ class NeedleInAHaystack:
             tokens_to_generate=self.tokens_to_generate,
             least=1,
         )
+
+
+NEEDLE = Answered(
+    "needle",
+    "a number of 7 digits in held-out text",
+    "10 depths from 0 to 100%, `--samples` at each; the prompt ends with the needle's own words, so a"
+    " base model answers by copying; arXiv 2404.15574, section 2",
+    lambda settings: NeedleInAHaystack(),
+    repeats=len(DEPTHS),
+)

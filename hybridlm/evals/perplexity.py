@@ -1,5 +1,6 @@
 """Held-out loss, over all targets and by position in the document."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,9 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybridlm.data.pipeline import Pipeline
+from hybridlm.evals.heldout import open_heldout
+from hybridlm.evals.settings import EvalSettings
+from hybridlm.evals.task import Record
 from hybridlm.models.loss import loss_settings, token_nll
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model
+from hybridlm.runs import OpenedModel
 
 
 def make_eval_step(
@@ -77,3 +83,40 @@ def _averages(nll: np.ndarray, targets: np.ndarray, size: np.ndarray) -> dict[st
         "bits_per_byte": total / max(float(size.sum()), 1.0) / math.log(2),
         "targets": int(targets.sum()),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """The task, as the registry holds it (see `hybridlm.evals.task.Task`)."""
+
+    name: str = "perplexity"
+    help: str = "held-out loss, also by position"
+    definition: str = (
+        "nats a token and bits a byte over held-out windows of the length, all positions and 0, 1,"
+        " 2–3, 4–7, …; `hybridlm/evals/perplexity.py`"
+    )
+    needs: tuple[str, ...] = ()
+    figure: str = "bits_per_byte"
+    title: str = "bits per byte"
+
+    def prepare(self, opened: OpenedModel, settings: EvalSettings) -> dict[int, Pipeline]:
+        """The run's data by length."""
+        return {length: open_heldout(opened, length, self.name) for length in settings.lengths}
+
+    def run(
+        self,
+        opened: OpenedModel,
+        length: int,
+        settings: EvalSettings,
+        prepared: dict[int, Pipeline],
+    ) -> Record:
+        """`loss` (nats), `bits_per_byte`, `targets`, `by_position`."""
+        step = make_eval_step(opened.model, opened.tokenizer.token_bytes(), opened.dtype)
+        batches = prepared[length].heldout_batches(settings.batch, settings.samples)
+        return evaluate(jax.jit(step), opened.params, batches)
+
+    def headline(self, record: Record) -> str:
+        return f"{record['loss']:.4f} nats, {record['bits_per_byte']:.4f} bits/byte"
+
+
+PERPLEXITY = Perplexity()

@@ -20,6 +20,7 @@ import numpy as np
 
 from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import DataError, UserError
+from hybridlm.evals.answered import Answered
 from hybridlm.evals.sample import Sample, generator
 
 NAMES = ("fda", "swde", "squad", "drop", "nq", "triviaqa")
@@ -44,7 +45,6 @@ class Recall:
     folder: pathlib.Path
     tokens_to_generate: int = TOKENS_TO_GENERATE
     metric: str = "any"
-    until: str = "\n"
 
     def sample(self, tokenizer: Tokenizer, length: int, seed: int, index: int) -> Sample:
         """The sample `index`.
@@ -137,3 +137,16 @@ def _cut(tokenizer: Tokenizer, cloze: Cloze, window: int) -> str:
     middle = len(tokenizer.encode(cloze.context[: min(places)])) if places else len(ids)
     first = min(max(middle - window // 2, 0), max(len(ids) - window, 0))
     return tokenizer.decode(ids[first : first + window])
+
+
+EVALUATIONS = tuple(
+    Answered(
+        name,
+        "a cloze that a document answers",
+        "`--recall` names a folder of NAME.jsonl; below; arXiv 2402.18668, 2407.05483",
+        lambda settings, name=name: Recall(name, settings.recall),
+        needs=("recall",),
+        until="\n",
+    )
+    for name in NAMES
+)

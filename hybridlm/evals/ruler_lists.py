@@ -30,6 +30,8 @@ class VariableTracking:
     hops: int = 4
     tokens_to_generate: int = 30
     metric: str = "all"
+    help: str = "variables assigned in a chain of 4 hops, in noise"
+    definition: str = "RULER: all 5 variables are the answer"
 
     def sample(self, tokenizer: Tokenizer, length: int, seed: int, index: int) -> Sample:
         """The sample `index`. Raises UserError where the task does not fit `length`."""
@@ -94,6 +96,8 @@ class CommonWords:
     least_uncommon: int = 10
     tokens_to_generate: int = 120
     metric: str = "all"
+    help: str = "10 words 30 times each, others 3 times"
+    definition: str = "RULER: the 10 are the answer"
 
     def sample(self, tokenizer: Tokenizer, length: int, seed: int, index: int) -> Sample:
         """The sample `index`. Raises UserError where the task does not fit `length`."""
@@ -147,6 +151,8 @@ class FrequentWords:
     letters: int = 6
     tokens_to_generate: int = 50
     metric: str = "all"
+    help: str = "coded words, frequency ∝ rank^−2, rank 1 being dots"
+    definition: str = "RULER: ranks 2 to 4 are the answer"
 
     def sample(self, tokenizer: Tokenizer, length: int, seed: int, index: int) -> Sample:
         """The sample `index`. Raises UserError where the task does not fit `length`."""

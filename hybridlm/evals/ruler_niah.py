@@ -27,17 +27,23 @@ class Needles:
       key, value: "words", "numbers" (7 digits) or "uuids".
       keys: needles' keys in the context, those asked for included (a haystack of needles apart).
       values: values of each key. queries: keys asked for.
+      help, definition: see `hybridlm.evals.task.Task`.
     """
 
     name: str
     haystack: str
     key: str
     value: str
+    help: str
     keys: int = 1
     values: int = 1
     queries: int = 1
     tokens_to_generate: int = 128
     metric: str = "all"
+    definition: str = (
+        "RULER, arXiv 2404.06654: keys are adjective-noun or uuid, values numbers of 7 digits or"
+        " uuids, depths drawn from 40, rounded to 1%, without replacement"
+    )
 
     def sample(
         self,
@@ -142,12 +148,12 @@ def _listed(keys: list[str]) -> str:
 
 
 TASKS = (
-    Needles("niah_single_1", "noise", "words", "numbers"),
-    Needles("niah_single_2", "text", "words", "numbers"),
-    Needles("niah_single_3", "text", "words", "uuids"),
-    Needles("niah_multikey_1", "text", "words", "numbers", keys=4),
-    Needles("niah_multikey_2", "needles", "words", "numbers"),
-    Needles("niah_multikey_3", "needles", "uuids", "uuids"),
-    Needles("niah_multivalue", "text", "words", "numbers", values=4),
-    Needles("niah_multiquery", "text", "words", "numbers", keys=4, queries=4),
+    Needles("niah_single_1", "noise", "words", "numbers", "1 key in noise"),
+    Needles("niah_single_2", "text", "words", "numbers", "1 key in text, the value a number"),
+    Needles("niah_single_3", "text", "words", "uuids", "1 key in text, the value a uuid"),
+    Needles("niah_multikey_1", "text", "words", "numbers", "4 keys in text, 1 asked for", keys=4),
+    Needles("niah_multikey_2", "needles", "words", "numbers", "1 key among needles, numbers"),
+    Needles("niah_multikey_3", "needles", "uuids", "uuids", "1 key among needles, uuids"),
+    Needles("niah_multivalue", "text", "words", "numbers", "4 values of 1 key", values=4),
+    Needles("niah_multiquery", "text", "words", "numbers", "4 keys asked for", keys=4, queries=4),
 )

@@ -18,11 +18,14 @@ class QuestionAnswering:
 
     Attributes:
       hops: of our own questions, where no file is given.
+      help, definition: see `hybridlm.evals.task.Task`.
       path: SQuAD or HotpotQA JSON file.
     """
 
     name: str
     hops: int
+    help: str
+    definition: str
     path: pathlib.Path | None = None
     tokens_to_generate: int = 32
     metric: str = "any"
@@ -72,4 +75,18 @@ class QuestionAnswering:
         )
 
 
-TASKS = (QuestionAnswering("qa_1", 1), QuestionAnswering("qa_2", 2))
+_OWN = "without one, our own questions about the years and authors of the addresses"
+TASKS = (
+    QuestionAnswering(
+        "qa_1",
+        1,
+        "questions that one document answers, among distractors",
+        f"RULER: `--squad` names a JSON file in SQuAD's form; {_OWN}",
+    ),
+    QuestionAnswering(
+        "qa_2",
+        2,
+        "questions that two documents answer, among distractors",
+        f"RULER: `--hotpotqa` names a JSON file in HotpotQA's form; {_OWN}",
+    ),
+)

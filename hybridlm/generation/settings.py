@@ -1,9 +1,13 @@
-"""The settings of the text that a run generates at its end."""
+"""The settings of generated text: of the sample at the end of a run, and of `hybridlm generate`."""
 
+import dataclasses
 from typing import Annotated
 
-from hybridlm.settings.bounds import AtLeast, Between, NonNegativeInt, PositiveInt, settings
+from hybridlm.settings.bounds import AtLeast, AtMost, Between, NonNegativeInt, PositiveInt, settings
 from hybridlm.settings.reader import Invalid
+from hybridlm.settings.text import TOKENS
+
+MOST_TOKENS = 1_000_000  # caches for more fill the memory of one device
 
 
 @settings
@@ -30,3 +34,22 @@ class SampleConfig:
             self.prompt.encode("utf-8")
         except UnicodeEncodeError:
             raise Invalid("prompt", "is not valid UTF-8") from None
+
+
+@settings
+class GenerateSettings(SampleConfig):
+    """A continuation of a prompt: drawn as the sample of a run is, of one token or more.
+
+    Attributes:
+      prompt: how the document begins.
+      tokens: tokens to generate at most, up to 1,000,000.
+      temperature: divides the logits; 0 is greedy.
+      top_k: draw among the k likeliest tokens; all by default.
+      top_p: draw among the fewest likeliest tokens with this probability; all by default.
+      seed: the same seed gives the same text.
+    """
+
+    tokens: Annotated[int, AtLeast(1), AtMost(MOST_TOKENS)] = dataclasses.field(
+        default=200, metadata=TOKENS
+    )
+    seed: Annotated[int, Between(0, 2**31, high_open=True)] = 0

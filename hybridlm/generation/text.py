@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybridlm.data import Tokenizer
-from hybridlm.errors import UserError
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model, Params
 
@@ -146,24 +145,6 @@ def generate_text(
     text = tokenizer.decode(before + made)
     if len(text) > len(shown):
         yield text[len(shown) :]
-
-
-def check_sampling(sampling: Sampling, count: int, prompt: str = "", seed: int = 0) -> None:
-    """Raises UserError for settings that mean nothing."""
-    if not 1 <= count < 2**31:
-        raise UserError(f"--tokens must be at least 1 and below 2^31, not {count}")
-    if not 0 <= sampling.temperature < float("inf"):
-        raise UserError(f"--temperature must be 0 (greedy) or more, not {sampling.temperature}")
-    if not 0 <= seed < 2**31:
-        raise UserError(f"--seed must lie in [0, 2^31), not {seed}")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError("--prompt is not valid UTF-8: check the terminal's encoding") from None
-    if sampling.top_k is not None and sampling.top_k < 1:
-        raise UserError(f"--top_k must be at least 1, not {sampling.top_k}")
-    if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
-        raise UserError(f"--top_p must lie in (0, 1], not {sampling.top_p}")
 
 
 def _context(positions_T: jax.Array, batch: int) -> SequenceContext:

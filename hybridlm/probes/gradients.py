@@ -1,6 +1,8 @@
 """How much an input that lies d tokens back still moves the output."""
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 from hybridlm.models.mixers.rows import take
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
+from hybridlm.probes.probe import Probe, Subject
 from hybridlm.probes.prompts import Batch, Prompts
 from hybridlm.probes.table import Table
 from kernels_pallas import segments
@@ -106,3 +109,18 @@ def _norms(model: Model, dtype: jnp.dtype):
         return jnp.linalg.norm(gradient_BTD.astype(accumulator), axis=-1), distance_BT
 
     return run
+
+
+def _run(subject: Subject, step: int | None, params: Params) -> Iterator[Table[Any]]:
+    yield gradient_influence(subject.model, params, subject.texts, **subject.options)
+
+
+GRADIENT_INFLUENCE = Probe(
+    "gradient_influence",
+    "how much an input d tokens back moves the output",
+    "norm of the gradient of s with respect to the embedding d tokens before the last, s being the"
+    " logits summed over the vocabulary and averaged over the last 20 positions; on held-out text,"
+    " mean over d = 0, 1, 2–3, 4–7, … (arXiv 2606.15378)",
+    _run,
+    reads=("texts",),
+)

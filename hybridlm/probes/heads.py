@@ -1,7 +1,8 @@
 """Retrieval heads by two definitions, and how sharply heads attend."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +10,11 @@ import numpy as np
 from hybridlm.models.mixers.rows import take
 from hybridlm.models.params import Model, Params
 from hybridlm.probes.layers import View, head_counts, mixer_names, over_layers
+from hybridlm.probes.probe import LiveSubject, Probe, Subject
 from hybridlm.probes.prompts import Prompts
+from hybridlm.probes.settings import TOP_K
 from hybridlm.probes.table import Head, Table
 
-TOP_K = 4  # the paper's number of retrieval heads
 LAST_QUERIES = 4  # the paper's number of queries whose entropy is taken
 
 
@@ -217,3 +219,56 @@ def _entropies(view: View):
 
 def _both(view: View):
     return _scores(view), _entropies(view)
+
+
+def _run_retrieval_heads(
+    subject: LiveSubject, step: int | None, params: Params
+) -> Iterator[Table[Any]]:
+    yield retrieval_heads(subject.model, params, subject.prompts, **subject.options)
+
+
+def _run_entropy(subject: Subject, step: int | None, params: Params) -> Iterator[Table[Any]]:
+    yield attention_entropy(
+        subject.model, params, subject.prompts, subject.heads, **subject.options
+    )
+
+
+def _run_heads(subject: LiveSubject, step: int | None, params: Params) -> Iterator[Table[Any]]:
+    yield from heads_at_once(subject.model, params, subject.prompts, **subject.options)
+
+
+def _heads_in_the_log(tables: Sequence[Table[Any]]) -> list[str]:
+    retrieval, entropies = tables
+    parts = []
+    for by in ("mass", "copy") if len(retrieval) else ():
+        best = max(retrieval, key=lambda e, by=by: getattr(e, by))
+        parts.append(f"best {by} {getattr(best, by):.3f} (head {best.layer}.{best.head})")
+    if len(entropies):
+        parts.append(f"least entropy {min(e.entropy for e in entropies):.3f}")
+    return parts
+
+
+RETRIEVAL_HEADS = Probe(
+    "retrieval_heads",
+    "two retrieval scores of every head",
+    "`mass`: attention probability from the question's end to the needle, summed over it (arXiv"
+    " 2606.15378). `copy`: share of the answer's tokens for which the token attended to most, where"
+    " they are predicted, lies in the needle and is that token (arXiv 2404.15574, section 2), with"
+    " the answer given instead of generated",
+    _run_retrieval_heads,
+)
+ENTROPY = Probe(
+    "entropy",
+    "how sharply the `--top_k` retrieval heads attend",
+    "−Σ p ln p over the keys a query sees, divided by ln of their number; mean over the question's"
+    " last 4 queries (arXiv 2606.15378). The heads are those of the newest checkpoint, by `--by`"
+    " `mass` or `copy`",
+    _run_entropy,
+)
+HEADS = Probe(
+    "heads",
+    "retrieval scores and entropy of every head, in one pass",
+    "as `retrieval_heads`, and as `entropy` of all heads; entries have these names",
+    _run_heads,
+    live=_heads_in_the_log,
+)

@@ -1,7 +1,8 @@
 """What a linear classifier can read off each layer's residual stream."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.optimize import minimize
 from hybridlm.models.mixers.rows import take
 from hybridlm.models.params import Model, Params
 from hybridlm.probes.layers import View, mixer_names, over_layers
+from hybridlm.probes.probe import Probe, Subject
 from hybridlm.probes.prompts import Prompts
 from hybridlm.probes.table import Table
 
@@ -141,3 +143,20 @@ def _residual(view: View):
 
 def _delta(view: View):
     return take(view.y_BTD - view.x_BTD, view.batch.rows_BQ[:, :1])[:, 0]
+
+
+def _run(subject: Subject, step: int | None, params: Params) -> Iterator[Table[Any]]:
+    prompts, labels_N = subject.classified
+    seed = subject.settings.seed
+    yield layer_probing(subject.model, params, prompts, labels_N, seed=seed, **subject.options)
+
+
+LAYER_PROBING = Probe(
+    "layer_probing",
+    "which layers bring the needle to the question's end",
+    "logistic regression (C = 0.1, standardised features, 80% to fit) from each layer's residual"
+    " stream there to which of 8 numbers was the needle: `hard` ones differ in the last digit (arXiv"
+    " 2606.15378)",
+    _run,
+    reads=("classified",),
+)

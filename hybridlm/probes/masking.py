@@ -1,7 +1,8 @@
 """Whether heads are needed: take them away and ask again."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from flax import nnx
 from hybridlm.models.params import Model, Params
 from hybridlm.probes.answers import answers
 from hybridlm.probes.layers import all_heads, head_counts
+from hybridlm.probes.probe import Probe, Subject
 from hybridlm.probes.prompts import Prompts
 from hybridlm.probes.table import Head, Table
 
@@ -92,3 +94,25 @@ def head_masking(
         "arXiv 2404.15574",
         tuple(entries),
     )
+
+
+def _run(subject: Subject, step: int | None, params: Params) -> Iterator[Table[Any]]:
+    settings = subject.settings
+    yield head_masking(
+        subject.model,
+        params,
+        subject.prompts,
+        subject.heads,
+        draws=settings.draws,
+        seed=settings.seed,
+        **subject.options,
+    )
+
+
+HEAD_MASKING = Probe(
+    "head_masking",
+    "whether the retrieval heads are needed",
+    "the answers without the `--top_k` retrieval heads, and without as many random others, `--draws`"
+    " times (arXiv 2404.15574, section 4)",
+    _run,
+)

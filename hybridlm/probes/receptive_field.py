@@ -1,7 +1,8 @@
 """What a model can still do when some of its layers are shown only the last tokens."""
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -9,6 +10,7 @@ from hybridlm.models.mixers.capabilities import has_window
 from hybridlm.models.params import Model, Params
 from hybridlm.probes.answers import Restriction, answers
 from hybridlm.probes.layers import mixer_names, of_each_mixer
+from hybridlm.probes.probe import Probe, Subject
 from hybridlm.probes.prompts import Prompts
 from hybridlm.probes.table import Table
 
@@ -90,3 +92,25 @@ def receptive_field(
         "arXiv 2606.15378",
         tuple(entries),
     )
+
+
+def _run(subject: Subject, step: int | None, params: Params) -> Iterator[Table[Any]]:
+    for layers in subject.restricted:
+        yield receptive_field(
+            subject.model,
+            params,
+            subject.prompts,
+            layers,
+            subject.windows,
+            truncate=subject.settings.truncate,
+            **subject.options,
+        )
+
+
+RECEPTIVE_FIELD = Probe(
+    "receptive_field",
+    "what is left when layers see only the last tokens",
+    "the answers' nats and accuracy, and the nats of all other tokens, with `--layers` (mixer names"
+    " or numbers; each mixer in turn) shown only the last `--windows` tokens (arXiv 2606.15378)",
+    _run,
+)

@@ -1,12 +1,15 @@
 """How much of each softmax falls on Native Hybrid Attention's slots."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
 from hybridlm.models.mixers.capabilities import has_slots
 from hybridlm.models.params import Model, Params
 from hybridlm.probes.layers import View, mixer_names, of_each_mixer, over_layers
+from hybridlm.probes.probe import LiveSubject, Probe
 from hybridlm.probes.prompts import Prompts
 from hybridlm.probes.table import Table
 
@@ -51,3 +54,21 @@ def slot_share(
 
 def _shares(view: View):
     return jnp.sum(view.block.mixer.slot_share(view.mixer_input_BTD, view.context), axis=1)
+
+
+def _run(subject: LiveSubject, step: int | None, params: Params) -> Iterator[Table[Any]]:
+    yield slot_share(subject.model, params, subject.prompts, **subject.options)
+
+
+def _in_the_log(tables: Sequence[Table[Any]]) -> list[str]:
+    (table,) = tables
+    return [f"slots {sum(e.share for e in table) / len(table):.3f}"] if len(table) else []
+
+
+SLOT_SHARE = Probe(
+    "slot_share",
+    "how much of Native Hybrid Attention is its slots",
+    "the slots' part of each softmax, mean over tokens (arXiv 2510.07019)",
+    _run,
+    live=_in_the_log,
+)

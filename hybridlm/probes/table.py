@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 Record = dict[str, Any]
+FILE = "probes.jsonl"
 
 
 class Head(NamedTuple):
@@ -42,7 +43,7 @@ class Table[RowT]:
         """The entries as plain dicts."""
         return [dataclasses.asdict(entry) for entry in self.entries]
 
-    def records(self, step: int) -> list[Record]:
+    def records(self, step: int | None) -> list[Record]:
         """The entries as lines of `probes.jsonl`: `kind` is the probe's name."""
         return [{"kind": self.probe, "step": step, **row} for row in self.rows()]
 

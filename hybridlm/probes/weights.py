@@ -1,7 +1,8 @@
 """How far each head's query and key weights still are from where they end."""
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from hybridlm.models.mixers.capabilities import attends
 from hybridlm.models.params import Model, Params
 from hybridlm.probes.layers import mixer_names
+from hybridlm.probes.probe import Probe, Subject
 from hybridlm.probes.table import Head, Table
 
 
@@ -22,7 +24,7 @@ class QKDistance:
       relative: ||Q - Q_final|| / ||Q_final|| + ||K - K_final|| / ||K_final||.
     """
 
-    step: int
+    step: int | None
     layer: int
     mixer: str
     head: int
@@ -32,7 +34,7 @@ class QKDistance:
 
 def qk_distance(
     model: Model,
-    checkpoints: Iterable[tuple[int, Params]],
+    checkpoints: Iterable[tuple[int | None, Params]],
     final: Params,
     heads: Collection[Head] | None = None,
 ) -> Table[QKDistance]:
@@ -83,3 +85,17 @@ def _weights(model: Model, params: Params) -> dict[int, tuple[np.ndarray, np.nda
 
 def _norms(weights_HP: np.ndarray) -> np.ndarray:
     return np.linalg.norm(weights_HP, axis=1)
+
+
+def _run(subject: Subject, step: int | None, params: Params) -> Iterator[Table[Any]]:
+    yield qk_distance(subject.model, [(step, params)], subject.final)
+
+
+QK_DISTANCE = Probe(
+    "qk_distance",
+    "how far a head's weights are from where they end",
+    "‖Q − Q_final‖ + ‖K − K_final‖ of the head's slices of the projections, `relative` with each"
+    " divided by ‖Q_final‖ and ‖K_final‖; the newest checkpoint is the final one (arXiv 2606.15378)",
+    _run,
+    reads=(),
+)

@@ -14,10 +14,12 @@ import small
 
 from hybridlm import config as configs
 from hybridlm.errors import UserError
-from hybridlm.evals.extrapolation import Extrapolation
+from hybridlm.evals.extrapolation import extrapolated
+from hybridlm.evals.settings import EvalSettings, Extrapolation
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model
 from hybridlm.models.positional import Rope, RopeConfig, YarnConfig
+from hybridlm.settings.text import read_options
 
 MIXERS = {
     "near": dict(kind="attention", heads=2, window=4),
@@ -36,23 +38,27 @@ def config(in_root):
     return dataclasses.replace(base, model=model)
 
 
+def apply(config, **settings):
+    return extrapolated(config.model, Extrapolation(**settings), config.data.seq_len)
+
+
 def test_nothing_set_changes_nothing(config):
-    assert Extrapolation().apply(config) is config.model
+    assert apply(config) is config.model
 
 
 def test_each_setting_reaches_its_layers_alone(config):
-    changed = Extrapolation(logit_scale=64.0, rope_theta=5e5).apply(config).mixers
+    changed = apply(config, logit_scale=64.0, rope_theta=5e5).mixers
     assert changed["near"] == config.model.mixers["near"]
     assert changed["nope"].temperature.scale == 64 and changed["nope"].rope is None
     assert changed["rope"].rope.theta == 5e5 and changed["rope"].temperature is None
-    yarn = Extrapolation(yarn=4.0).apply(config).mixers
+    yarn = apply(config, yarn=4.0).mixers
     assert yarn["rope"].rope.yarn == YarnConfig(4.0, config.data.seq_len)
     assert yarn["near"].rope.yarn is None
 
 
 def test_the_same_parameters_serve(config):
     """A scale of the logits is 1 at the first position and changes what comes later."""
-    model, far = Model.of(config.model), Model.of(Extrapolation(logit_scale=3.0).apply(config))
+    model, far = Model.of(config.model), Model.of(apply(config, logit_scale=3.0))
     _, params = small.make(config.model)
     tokens = np.arange(12, dtype=np.int32)[None] % 40
     context = SequenceContext(np.ones_like(tokens), np.arange(12, dtype=np.int32)[None])
@@ -86,17 +92,17 @@ def test_yarn_is_its_papers_formula():
 
 
 BAD = [
-    (dict(logit_scale=1.0), "--logit_scale must exceed 1"),
-    (dict(yarn=0.5), "--yarn must exceed 1"),
-    (dict(rope_theta=-1.0), "--rope_theta must exceed 0"),
+    (dict(logit_scale=1.0), "--logit_scale must be above 1, not 1.0"),
+    (dict(yarn=0.5), "--yarn must be above 1"),
+    (dict(rope_theta=-1.0), "--rope_theta must be positive"),
     (dict(rope_theta=1e6, yarn=2.0), "both stretch RoPE"),
 ]
 
 
 @pytest.mark.parametrize("given, sentence", BAD, ids=[s for _, s in BAD])
-def test_settings_that_mean_nothing(config, given, sentence):
+def test_settings_that_mean_nothing(given, sentence):
     with pytest.raises(UserError, match=sentence):
-        Extrapolation(**given).apply(config)
+        read_options(EvalSettings, {"tasks": ("vt",), "lengths": (512,), **given})
 
 
 def test_a_setting_without_its_layer(config):
@@ -108,4 +114,4 @@ def test_a_setting_without_its_layer(config):
     )
     bare = dataclasses.replace(config, model=model)
     with pytest.raises(UserError, match="no global attention layer with RoPE"):
-        Extrapolation(yarn=2.0).apply(bare)
+        apply(bare, yarn=2.0)

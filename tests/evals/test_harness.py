@@ -2,7 +2,6 @@
 
 import pathlib
 import sys
-import types
 
 import jax
 import numpy as np
@@ -17,8 +16,8 @@ from lm_eval.api.instance import Instance
 from hybridlm.data.tokenizers import ByteTokenizer
 from hybridlm.errors import UserError
 from hybridlm.evals.harness import HarnessModel
-from hybridlm.evals.suite import Opened
 from hybridlm.models.mixers import SequenceContext
+from hybridlm.runs import OpenedModel
 
 LENGTH = 96
 
@@ -26,10 +25,9 @@ LENGTH = 96
 @pytest.fixture(scope="module")
 def harness():
     model, params = small.make(small.model_config("swa full rec", vocab_size=264))
-    config = types.SimpleNamespace(
-        data=types.SimpleNamespace(seq_len=LENGTH), train=types.SimpleNamespace(dtype="float32")
-    )
-    return HarnessModel(Opened(config, model, params, ByteTokenizer(), 1), batch=3)
+    folder = pathlib.Path("model")
+    opened = OpenedModel(folder, model, params, ByteTokenizer(), 1, {"length": LENGTH}, None)
+    return HarnessModel(opened, batch=3)
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from hybridlm.analysis.evaluation import figures, table
+from hybridlm.analysis.evaluation import figures, read, table
 from hybridlm.config import read_json
 from hybridlm.data import open_pipeline
 from hybridlm.evals import haystack
+from hybridlm.runs import open_model, save_model
 
 pytestmark = pytest.mark.xdist_group("suite")  # one run for all tests
 
@@ -72,10 +73,14 @@ def test_the_commands_of_the_page(place, monkeypatch, command, page_commands):
 
 
 BAD = [
-    (["--tasks", "niah"], "--tasks 'niah' is unknown; there are: perplexity, longppl, needle"),
+    (["--tasks", "needel"], "--tasks 'needel' is unknown: did you mean 'needle'?"),
     (["--tasks", ""], "--tasks '' is unknown"),
     (["--tasks", "vt,vt"], "each only once"),
-    (["--lengths", "12,x"], "--lengths must be whole numbers"),
+    (["--lengths", "12,x"], "--lengths must be whole numbers with commas between, not '12,x'"),
+    (["--lengths", "1"], "--lengths must be at least 2"),
+    (["--samples", "x"], "--samples must be a whole number, not 'x'"),
+    (["--tasks", "fda"], "fda needs --recall, folder of the recall tasks' files"),
+    (["--tasks", "mqar", "--pairs", "300"], "mqar: 300 pairs in 512 tokens"),
     (["--lengths", "100"], "needle does not fit 100 tokens"),
     (["--samples", "0"], "--samples must be at least 1, not 0"),
     (["--seed", "-1"], "--seed must be at least 0, not -1"),
@@ -102,6 +107,24 @@ def test_what_cannot_be_evaluated_is_one_sentence(
 def test_no_run_and_no_checkpoint(tmp_path, refusal):
     words = ["--tasks", "needle", "--lengths", "512", "--out", tmp_path / "out"]
     assert "is no run" in refusal("eval", "--workdir", tmp_path, *words)
+
+
+def test_a_model_folder(place, monkeypatch, command, refusal, tmp_path):
+    """Tasks that make their own samples run on it, to the same answers; others want a run."""
+    monkeypatch.chdir(place)
+    save_model(open_model("runs/demo"), tmp_path / "model")
+    records = []
+    for workdir, out in (("runs/demo", tmp_path / "a"), (tmp_path / "model", tmp_path / "b")):
+        words = ["--tasks", "needle,mqar", "--lengths", "512", "--samples", 1, "--out", out]
+        code, _, err = command("eval", "--workdir", workdir, *words)
+        assert code == 0, err
+        records.append(read(out)["records"])
+    assert records[0] == records[1]
+    for task in ("perplexity", "longppl"):
+        words = ["--tasks", task, "--lengths", "8k", "--out", tmp_path / "c"]
+        said = refusal("eval", "--workdir", tmp_path / "model", *words)
+        assert f"{task} reads the held-out data of a run, and" in said
+    assert command("generate", "--workdir", tmp_path / "model", "--tokens", 3)[0] == 0
 
 
 def test_haystacks_are_what_a_run_does_not_train_on(place, monkeypatch):

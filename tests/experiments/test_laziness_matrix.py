@@ -11,7 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from experiments.large_window_laziness import sweep, text
 from experiments.large_window_laziness.sweep import BUDGETS, LOCAL, SIZES
 from hybridlm import config as configs
-from hybridlm.analysis.dry_run import cost
+from hybridlm.analysis.cost import cost
 from hybridlm.errors import ConfigError
 
 PUBLISHED = {"S1": 14_999_424, "S2": 31_470_080, "S3": 64_901_760, "S4": 104_427_264}

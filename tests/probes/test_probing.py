@@ -10,8 +10,10 @@ from hybridlm import config
 from hybridlm.config import to_dict
 from hybridlm.data.tokenizers import ByteTokenizer
 from hybridlm.models.params import Model
-from hybridlm.probes.suite import NAMES, Settings, needle_prompts
-from hybridlm.runs import checkpoint, workdir
+from hybridlm.probes.needles import needle_prompts
+from hybridlm.probes.registry import PROBES
+from hybridlm.probes.settings import ProbeSettings
+from hybridlm.runs import checkpoint, json_files, open_model, save_model, workdir
 from hybridlm.train import setup
 from kernels_pallas import dispatch
 
@@ -29,7 +31,7 @@ def place(tmp_path_factory, request):
     loaded, _ = setup.resolve(loaded)
     run = top / "runs/demo"
     run.mkdir(parents=True)
-    workdir.write_json(run / workdir.CONFIG, to_dict(loaded))
+    json_files.write_json(run / workdir.CONFIG, to_dict(loaded))
     model, rng = Model.of(loaded.model), np.random.default_rng(0)
     checkpoints = checkpoint.Checkpoints(
         run, loaded.train.keep_checkpoints, loaded.train.keep_every
@@ -66,7 +68,7 @@ def test_the_commands_of_the_page(place, monkeypatch, command, page_commands):
     for record in records:
         found.setdefault((record["kind"], record["step"]), []).append(record)
     both = ("retrieval_heads", "entropy", "qk_distance")
-    once = set(NAMES) - {*both, "slot_share"}  # a model without slots has no entry there
+    once = set(PROBES) - {*both, "heads", "slot_share"}  # a model without slots has no entry there
     assert set(found) == {(n, s) for n in both for s in (4, 8)} | {(n, 8) for n in once}
     assert all(record["length"] == 256 for record in records)
     names = {"swa": 4, "full": 4}
@@ -104,17 +106,32 @@ def test_a_probe_of_all_checkpoints(place, monkeypatch, command, tmp_path):
     assert all((r["distance"] > 0) == (r["step"] == 4) and r["length"] == 256 for r in records)
 
 
+def test_a_model_folder(place, monkeypatch, command, refusal, tmp_path):
+    monkeypatch.chdir(place)
+    save_model(open_model("runs/demo", 4), tmp_path / "model")
+    words = ["--probes", "heads,qk_distance", "--samples", 1, "--step", "all"]
+    words += ["--out", tmp_path / "out"]
+    code, out, err = command("probe", "--workdir", tmp_path / "model", *words)
+    assert code == 0, err
+    lines = (tmp_path / "out" / "probes.jsonl").read_text().splitlines()
+    kinds = {(r["kind"], r["step"]) for r in map(json.loads, lines)}
+    assert kinds == {(kind, 4) for kind in ("retrieval_heads", "entropy", "qk_distance")}
+    words = ["--probes", "gradient_influence", "--out", tmp_path / "out"]
+    said = refusal("probe", "--workdir", tmp_path / "model", *words)
+    assert "gradient_influence reads the held-out data of a run, and" in said
+
+
 BAD = [
-    (["--probes", "heads"], "--probes 'heads' is unknown; there are: retrieval_heads, entropy"),
+    (["--probes", "head"], "--probes 'head' is unknown: did you mean 'heads'?"),
     (["--probes", "entropy,entropy"], "--probes names one twice"),
     (["--step", "3"], "holds no checkpoint of step 3: it has 4, 8"),
     (["--step", "last"], "--step must be a whole number or all, not 'last'"),
     (["--length", "64"], "needle does not fit 64 tokens"),
     (["--samples", "0"], "--samples must be at least 1, not 0"),
     (["--classified", "9"], "--classified must be at least 40, not 9"),
-    (["--by", "size"], "--by must be mass or copy, not 'size'"),
+    (["--by", "size"], "--by is 'size': valid are: copy, mass"),
     (["--windows", "4,x"], "--windows must be whole numbers"),
-    (["--windows", "0"], "--windows must be at least 1 token, not 0"),
+    (["--windows", "0"], "--windows must be at least 1"),
     (["--layers", "fulll"], "--layers 'fulll' is no layer of this model"),
     (["--layers", "7"], "--layers '7' is no layer of this model"),
     (
@@ -147,4 +164,4 @@ def test_needles_and_answers_are_the_same_number():
 
 
 def test_the_default_settings_mean_something():
-    Settings(tuple(NAMES)).check()
+    ProbeSettings(tuple(PROBES))

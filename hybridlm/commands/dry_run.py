@@ -1,13 +1,11 @@
 """`hybridlm train --dry_run`: the resolved config and what the run would cost, on no device."""
 
 import json
-from typing import Any
 
+from hybridlm.analysis.cost import memory
 from hybridlm.models.accounting import layer_table, train_flops_per_token
 from hybridlm.models.params import Model
 from hybridlm.settings.plain import to_dict
-from hybridlm.train.memory import MemoryEstimate, estimate_memory
-from hybridlm.train.optimizer import make_optimizer
 from hybridlm.train.settings import Config
 from hybridlm.train.setup import resolve
 
@@ -19,7 +17,7 @@ def describe(config: Config) -> str:
     seq_len = config.data.seq_len
     flops = train_flops_per_token(model, seq_len)
     tokens = config.tokens_per_step * config.train.steps
-    memory = _memory(config, model)
+    needed = memory(config, model)
     lines = [json.dumps(to_dict(config), indent=2), "", "layer  mixer", ""]
     rows = layer_table(model, seq_len)
     for i, row in zip(["", *range(len(rows) - 2), ""], rows):  # as the report and probes number
@@ -34,36 +32,11 @@ def describe(config: Config) -> str:
         f"training tokens     {tokens:,} in {config.train.steps:,} steps of"
         f" {config.tokens_per_step:,}",
         f"training FLOPs      {flops * tokens:.4g}",
-        f"memory, estimated   {_size(memory.total)}: parameters {_size(memory.parameters)},"
-        f" gradients {_size(memory.gradients)}, optimizer {_size(memory.optimizer)},"
-        f" activations {_size(memory.activations)}",
+        f"memory, estimated   {_size(needed.total)}: parameters {_size(needed.parameters)},"
+        f" gradients {_size(needed.gradients)}, optimizer {_size(needed.optimizer)},"
+        f" activations {_size(needed.activations)}",
     ]
     return "\n".join(lines)
-
-
-def cost(config: Config) -> dict[str, Any]:
-    """The same in figures: parameters, tokens, steps, FLOPs of training, estimated bytes."""
-    config, _ = resolve(config)
-    model = Model.of(config.model)
-    tokens = config.tokens_per_step * config.train.steps
-    return {
-        "parameters": model.count(),
-        "parameters_without_embedding": model.count(embeddings=False),
-        "steps": config.train.steps,
-        "tokens": tokens,
-        "flops": train_flops_per_token(model, config.data.seq_len) * tokens,
-        "memory_bytes": _memory(config, model).total,
-    }
-
-
-def _memory(config: Config, model: Model) -> MemoryEstimate:
-    return estimate_memory(
-        model,
-        make_optimizer(config.optimizer, model.decay, model.muon),
-        config.tokens_per_step // config.train.accumulate,
-        config.train.remat,
-        2 if config.train.dtype == "bfloat16" else 4,
-    )
 
 
 def _size(count: float) -> str:

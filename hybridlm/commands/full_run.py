@@ -1,4 +1,4 @@
-"""A whole run: train to the end, generate the sample, write the report, say where it is."""
+"""A whole run: train to the end, generate the sample, write the report, print where it is."""
 
 import pathlib
 
@@ -15,7 +15,7 @@ from hybridlm.train.loop import train
 from hybridlm.train.settings import Config
 
 
-def run(config: Config, path: pathlib.Path) -> int:
+def full_run(config: Config, path: pathlib.Path) -> int:
     """Trains the run of `config` in `path` to its end and reports on it; returns the exit code.
 
     Raises:

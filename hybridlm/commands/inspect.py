@@ -1,9 +1,22 @@
-"""`hybridlm inspect`: what a run has come to, and a hash that says whether two are the same."""
+"""`hybridlm inspect`: the state of a run, and a hash that says whether two are the same."""
 
+import dataclasses
 import pathlib
 
-from hybridlm.analysis.run import Run
-from hybridlm.runs.checkpoint import digest, load_numpy, steps
+from hybridlm.commands.command import Command
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectSettings:
+    """Which run.
+
+    Attributes:
+      workdir: folder of a run.
+      step: checkpoint; the newest by default.
+    """
+
+    workdir: pathlib.Path
+    step: int | None = None
 
 
 def describe(workdir: pathlib.Path, step: int | None = None) -> str:
@@ -15,6 +28,9 @@ def describe(workdir: pathlib.Path, step: int | None = None) -> str:
     Raises:
       RunError: where there is no run, or no such checkpoint.
     """
+    from hybridlm.analysis.run import Run
+    from hybridlm.runs.checkpoint import digest, load_numpy, steps
+
     run = Run.open(workdir)
     found = steps(workdir)
     lines = {
@@ -38,3 +54,17 @@ def describe(workdir: pathlib.Path, step: int | None = None) -> str:
         lines["parameters_sha256"] = digest(state["params"])
         lines["state_sha256"] = digest({"params": state["params"], "opt": state["opt_state"]})
     return "\n".join(f"{key}: {value}" for key, value in lines.items())
+
+
+def _run(settings: InspectSettings) -> int:
+    print(describe(settings.workdir, settings.step))
+    return 0
+
+
+INSPECT = Command(
+    "inspect",
+    "print the state of a run and a hash of its parameters",
+    lambda: (InspectSettings,),
+    _run,
+    positional=("workdir",),
+)

@@ -1,0 +1,36 @@
+"""What a run of a config would cost, counted on no device."""
+
+from typing import Any
+
+from hybridlm.models.accounting import train_flops_per_token
+from hybridlm.models.params import Model
+from hybridlm.train.memory import MemoryEstimate, estimate_memory
+from hybridlm.train.optimizer import make_optimizer
+from hybridlm.train.settings import Config
+from hybridlm.train.setup import resolve
+
+
+def cost(config: Config) -> dict[str, Any]:
+    """In figures: parameters, tokens, steps, FLOPs of training, estimated bytes."""
+    config, _ = resolve(config)
+    model = Model.of(config.model)
+    tokens = config.tokens_per_step * config.train.steps
+    return {
+        "parameters": model.count(),
+        "parameters_without_embedding": model.count(embeddings=False),
+        "steps": config.train.steps,
+        "tokens": tokens,
+        "flops": train_flops_per_token(model, config.data.seq_len) * tokens,
+        "memory_bytes": memory(config, model).total,
+    }
+
+
+def memory(config: Config, model: Model) -> MemoryEstimate:
+    """Estimated bytes of training `model`, by what takes them."""
+    return estimate_memory(
+        model,
+        make_optimizer(config.optimizer, model.decay, model.muon),
+        config.tokens_per_step // config.train.accumulate,
+        config.train.remat,
+        2 if config.train.dtype == "bfloat16" else 4,
+    )

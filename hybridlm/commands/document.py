@@ -1,0 +1,53 @@
+"""The tables of tasks and probes in the documentation: `python -m hybridlm.commands.document`.
+
+They stand in docs/evals.md and docs/probes.md between two comments and are made from the registries.
+"""
+
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Protocol
+
+from hybridlm.evals.registry import TASKS
+from hybridlm.probes.registry import PROBES
+
+PAGES = {"evals.md": ("task", TASKS), "probes.md": ("probe", PROBES)}
+BEGIN, END = "<!-- made by python -m hybridlm.commands.document -->", "<!-- end -->"
+
+
+class Defined(Protocol):
+    """What the page says of an entry of a registry."""
+
+    name: str
+    help: str
+    definition: str
+
+
+def table(title: str, entries: Iterable[Defined]) -> str:
+    """A row an entry; those with one meaning share it, and a definition is not said twice."""
+    rows: list[tuple[list[str], str, str]] = []
+    for entry in entries:
+        if rows and rows[-1][1:] == (entry.help, entry.definition):
+            rows[-1][0].append(entry.name)
+        else:
+            rows.append(([entry.name], entry.help, entry.definition))
+    lines = [f"| {title} | what | definition and source |", "|---|---|---|"]
+    last = ""
+    for names, help, definition in rows:
+        shown = ", ".join(f"`{name}`" for name in names)
+        lines.append(f"| {shown} | {help} | {'the same' if definition == last else definition} |")
+        last = definition
+    return "\n".join(lines)
+
+
+def written(page: str, name: str) -> str:
+    """The text of page `name` with its table made anew."""
+    title, entries = PAGES[name]
+    made = f"{BEGIN}\n{table(title, entries.values())}\n{END}"
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: made, page, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for name in PAGES:
+        path = pathlib.Path("docs") / name
+        path.write_text(written(path.read_text(encoding="utf-8"), name), encoding="utf-8")

@@ -1,0 +1,52 @@
+"""`hybridlm eval`."""
+
+import pathlib
+
+from hybridlm.commands import shared
+from hybridlm.commands.command import Command
+from hybridlm.commands.shared import CheckpointSettings, OutputSettings
+from hybridlm.evals.settings import EvalSettings
+
+
+def _run(where: CheckpointSettings, settings: EvalSettings, output: OutputSettings) -> int:
+    """Writes `eval.json` (step, settings, records), `eval.txt` (the table) and figures.
+
+    Figures are `needle.svg` (accuracy by depth and length) and `tasks.svg` (by task and length),
+    where there is such a task.
+    """
+    from hybridlm.analysis import evaluation
+    from hybridlm.analysis.figures import to_svg
+    from hybridlm.evals.registry import chosen_tasks
+    from hybridlm.evals.suite import run_suite
+    from hybridlm.runs import open_model
+    from hybridlm.runs.json_files import write_json
+
+    chosen_tasks(settings)  # a mistake in a name is told before anything is opened
+    opened = open_model(where.workdir, where.step)
+    out = shared.make_folder(output.out)
+    records = run_suite(opened, settings, lambda line: print(line, flush=True))
+    shown = {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in vars(settings).items()}
+    write_json(
+        out / evaluation.RECORDS, {"step": opened.step, "settings": shown, "records": records}
+    )
+    text = evaluation.table(records)
+    (out / "eval.txt").write_text(text + "\n", encoding="utf-8")
+    for name, figure in evaluation.figures(records).items():
+        (out / f"{name}.svg").write_text(to_svg(figure), encoding="utf-8")
+    print(f"\n{text}\n\nwritten to {out}")
+    return 0
+
+
+def _tasks() -> str:
+    from hybridlm.evals.registry import TASKS
+
+    return shared.listed("tasks", TASKS.values())
+
+
+EVAL = Command(
+    "eval",
+    "evaluate a trained model on long-context tasks",
+    lambda: (CheckpointSettings, EvalSettings, OutputSettings),
+    _run,
+    notes=_tasks,
+)

@@ -1,0 +1,93 @@
+"""The command line: finds the command that is named, and runs it."""
+
+import io
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from hybridlm import __version__
+from hybridlm.commands import options
+from hybridlm.commands.compile import COMPILE
+from hybridlm.commands.eval import EVAL
+from hybridlm.commands.generate import GENERATE
+from hybridlm.commands.inspect import INSPECT
+from hybridlm.commands.probe import PROBE
+from hybridlm.commands.report import REPORT
+from hybridlm.commands.sweep import SWEEP
+from hybridlm.commands.tokenize import TOKENIZE
+from hybridlm.commands.train import TRAIN
+from hybridlm.commands.train_tokenizer import TRAIN_TOKENIZER
+from hybridlm.errors import UserError
+from hybridlm.settings.reader import nearest
+from hybridlm.settings.registry import by_name
+
+COMMANDS = by_name(
+    [
+        TRAIN,
+        COMPILE,
+        SWEEP,
+        GENERATE,
+        EVAL,
+        PROBE,
+        INSPECT,
+        REPORT,
+        TOKENIZE,
+        TRAIN_TOKENIZER,
+    ]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code (2 for a mistake of the user's, said in a line)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv:
+        _parser().print_help()
+        return 2
+    # Orbax logs the traceback of each of its threads over a full disk; what it raises is said here.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for stream in (sys.stdout, sys.stderr):  # a sample may hold what the terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _run(argv)
+    except UserError as error:
+        print(f"hybridlm: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("hybridlm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"hybridlm: {error.filename}: {error.strerror}", file=sys.stderr)
+        return UserError.exit_code
+
+
+def _run(argv: Sequence[str]) -> int:
+    name, *words = argv
+    if name.startswith("-"):
+        _parser().parse_known_args(argv)  # --help and --version end here
+        raise UserError(f"unknown argument {name!r}: see `hybridlm --help`")
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}: {nearest(name, COMMANDS)}")
+    command = COMMANDS[name]
+    settings, overrides = options.parse(command, words)
+    return command.run(*settings, *([overrides] if command.takes_overrides else []))
+
+
+def _parser() -> options.Parser:
+    """Of what stands before a command."""
+    parser = options.Parser(
+        "hybridlm",
+        lambda: "Options of a command: hybridlm COMMAND --help",
+        description="Trains hybrid language models, evaluates them and looks inside.",
+    )
+    parser.add_argument("--version", action="version", version=f"hybridlm {__version__}")
+    listed = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for command in COMMANDS.values():
+        listed.add_parser(command.name, help=command.help, prog=f"hybridlm {command.name}")
+    return parser

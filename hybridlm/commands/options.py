@@ -1,0 +1,139 @@
+"""Options of a command, generated from the settings that it runs."""
+
+import argparse
+import dataclasses
+import pathlib
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from hybridlm.commands.command import Command, Overrides
+from hybridlm.errors import UserError
+from hybridlm.settings.describe import summary_and_meanings
+from hybridlm.settings.reader import nearest
+from hybridlm.settings.text import read_texts
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence, like all others."""
+
+    def __init__(self, prog: str, notes: Callable[[], str] = lambda: "", **settings: Any):
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, allow_abbrev=False, formatter_class=layout, **settings)
+        self._notes = notes
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+    def format_help(self) -> str:
+        self.epilog = self._notes()
+        return super().format_help()
+
+
+def parse(command: Command, words: Sequence[str]) -> tuple[list[Any], Overrides]:
+    """The settings of a command, an instance of each of its dataclasses, and the overrides.
+
+    Raises:
+      UserError: for an unknown option, one that is missing, or a value that will not do.
+    """
+    classes = command.settings()
+    given, rest = _parser(command, classes).parse_known_args(words)
+    texts = vars(given)
+    names = [name for cls in classes for name in _fields(cls)]
+    overrides = _overrides(rest, names, command.takes_overrides)
+    read = [
+        read_texts(cls, {name: texts[name] for name in _fields(cls) if name in texts})
+        for cls in classes
+    ]
+    return read, overrides
+
+
+def _parser(command: Command, classes: Sequence[type]) -> Parser:
+    parser = Parser(f"hybridlm {command.name}", command.notes, description=command.help)
+    required = parser.add_argument_group("required")
+    optional = parser.add_argument_group("optional")
+    usage = []
+    for cls in classes:
+        for name, field, hint, meaning in _described(cls):
+            help = (meaning + _default(field)).replace("%", "%%")
+            must = field.default is field.default_factory  # both are missing
+            group = required if must else optional
+            if name in command.positional:
+                group.add_argument(name, metavar=name.upper(), help=help)
+                usage.append(name.upper())
+            elif hint is bool:
+                action, absent = "store_true", argparse.SUPPRESS
+                group.add_argument(f"--{name}", action=action, default=absent, help=help)
+            else:
+                metavar = _metavar(hint, field)
+                if must:
+                    usage.append(f"--{name} {metavar}")
+                group.add_argument(
+                    f"--{name}",
+                    required=must,
+                    metavar=metavar,
+                    default=argparse.SUPPRESS,
+                    help=help,
+                )
+    parser.usage = " ".join(["%(prog)s", *usage, "[--option value ...]"])
+    return parser
+
+
+def _described(cls: type) -> Iterator[tuple[str, dataclasses.Field, Any, str]]:
+    """(name, field, type, meaning) of each field."""
+    meanings = summary_and_meanings(cls)[1]
+    hints = typing.get_type_hints(cls)
+    for name, field in _fields(cls).items():
+        meaning = meanings.get(name, "").replace("`", "").removesuffix(".")
+        yield name, field, hints[name], meaning
+
+
+def _fields(cls: type) -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(cls)}
+
+
+def _default(field: dataclasses.Field) -> str:
+    """The default for help; None, False and "" are said by the meaning, where they need be."""
+    value = field.default
+    if value is dataclasses.MISSING or value is None or value is False or value == "":
+        return ""
+    return f" (default: {','.join(map(str, value)) if isinstance(value, tuple) else value})"
+
+
+def _metavar(hint: Any, field: dataclasses.Field) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return "|".join(_metavar(a, field) for a in args if a is not type(None))
+    if origin is typing.Literal:
+        return "|".join(map(str, args))
+    if origin is tuple:
+        return f"{_metavar(args[0], field)},..."
+    if field.metadata.get("unit") == "tokens":
+        return "TOKENS"
+    return {int: "N", float: "X", str: "TEXT", pathlib.Path: "PATH"}[hint]
+
+
+def _overrides(rest: Sequence[str], names: Sequence[str], taken: bool) -> Overrides:
+    """(key, text) pairs of `--config.a.b=value` and `--config.a.b value`.
+
+    Raises:
+      UserError: for any other word that the parser left over, or a key without value.
+    """
+    pairs = []
+    words = iter(rest)
+    for word in words:
+        if not (taken and word.startswith("--config.")):
+            settings = " (settings are --config.a.b=value)" if taken else ""
+            hint = nearest(
+                word.partition("=")[0].replace("-", "_").replace("__", "--", 1),
+                [f"--{name}" for name in names],
+            )
+            raise UserError(f"unknown argument {word!r}: {hint}{settings}")
+        key, equals, text = word.removeprefix("--config.").partition("=")
+        if not equals:
+            text = next(words, None)
+            if text is None:
+                raise UserError(f"--config.{key} has no value: write --config.{key}=value")
+        pairs.append((key, text))
+    return pairs

@@ -1,0 +1,78 @@
+"""`hybridlm probe`."""
+
+import dataclasses
+import pathlib
+from typing import Any, Literal
+
+from hybridlm.commands import shared
+from hybridlm.commands.command import Command
+from hybridlm.commands.shared import OutputSettings
+
+SHOWN = 40  # entries of a table that are printed; the file has all
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointsSettings:
+    """Which model, at which steps.
+
+    Attributes:
+      workdir: folder of a run, or a model folder.
+      step: checkpoint, or all; the newest by default.
+    """
+
+    workdir: pathlib.Path
+    step: int | Literal["all"] | None = None
+
+
+def _run(where: CheckpointsSettings, settings: Any, output: OutputSettings) -> int:
+    """Appends to `probes.jsonl` (a line an entry) and writes `probes.txt` (the tables)."""
+    from hybridlm.probes.registry import chosen_probes
+    from hybridlm.probes.suite import run_probes
+    from hybridlm.probes.table import FILE
+    from hybridlm.runs import metrics, open_model
+
+    chosen_probes(settings)  # a mistake in a name is told before anything is opened
+    probing = run_probes(open_model(where.workdir), settings, where.step)
+    out = shared.make_folder(output.out)
+    writer, parts = metrics.JsonlWriter(out / FILE), []
+    try:
+        for found in probing:
+            for record in found.records():
+                writer.write(record)
+            at = "" if found.step is None else f"step {found.step}: "
+            parts += [at + _shown(table) for table in found.tables]
+            at = "" if found.step is None else f" at step {found.step:,}"
+            print(f"{found.probe.name}{at} is done", flush=True)
+    finally:
+        writer.close()
+    text = "\n\n".join(parts)
+    (out / "probes.txt").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n\nwritten to {out}")
+    return 0
+
+
+def _shown(table: Any) -> str:
+    from hybridlm.probes.table import FILE
+
+    lines = table.text().splitlines()
+    left_out = len(table) - SHOWN
+    if left_out > 0:
+        lines = [*lines[:-left_out], f"... and {left_out} more in {FILE}"]
+    return "\n".join(lines)
+
+
+def _settings() -> tuple[type, ...]:
+    from hybridlm.probes.settings import ProbeSettings
+
+    return CheckpointsSettings, ProbeSettings, OutputSettings
+
+
+def _probes() -> str:
+    from hybridlm.probes.registry import PROBES
+
+    return shared.listed("probes", PROBES.values())
+
+
+PROBE = Command(
+    "probe", "look inside a trained model, at one checkpoint or all", _settings, _run, notes=_probes
+)

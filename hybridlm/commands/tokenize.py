@@ -1,0 +1,67 @@
+"""`hybridlm tokenize`."""
+
+import os
+import pathlib
+from typing import Annotated
+
+from hybridlm.commands.command import Command
+from hybridlm.settings.bounds import Between, NotEmpty, PositiveInt, settings
+from hybridlm.settings.text import read_options
+
+
+@settings
+class TokenizeSettings:
+    """What is tokenized, how, and where the shards go.
+
+    Attributes:
+      source: file or glob.
+      out: folder to write.
+      kind: text, jsonl, parquet or arrayrecord.
+      text_key: field or column of the text.
+      tokenizer: bytes, hf or sentencepiece.
+      tokenizer_path: file of an hf or sentencepiece tokenizer.
+      heldout_fraction: share of documents kept for evaluation.
+      processes: processes that encode text; as many as there are CPUs by default.
+    """
+
+    source: Annotated[str, NotEmpty()]
+    out: pathlib.Path
+    kind: str = "text"
+    text_key: str = "text"
+    tokenizer: str = "bytes"
+    tokenizer_path: str | None = None
+    heldout_fraction: Annotated[float, Between(0, 1, low_open=True, high_open=True)] = 0.05
+    processes: PositiveInt | None = None
+
+
+def _run(chosen: TokenizeSettings) -> int:
+    from hybridlm import data
+    from hybridlm.data.settings import SourceConfig, TokenizerConfig
+
+    kind, path = chosen.tokenizer, chosen.tokenizer_path
+    names = {"kind": "tokenizer", "path": "tokenizer_path"}
+    tokenizer_config = read_options(TokenizerConfig, {"kind": kind, "path": path}, names)
+    source = {"kind": chosen.kind, "path": chosen.source, "text_key": chosen.text_key}
+    tokenizer = data.open_tokenizer(tokenizer_config)
+    data.tokenize(
+        read_options(SourceConfig, source),
+        tokenizer,
+        chosen.out,
+        chosen.heldout_fraction,
+        chosen.processes or os.cpu_count() or 1,
+    )
+    opened = data.open_shards(chosen.out, tokenizer=tokenizer)
+    for name, split in (("train", opened.train), ("heldout", opened.heldout)):
+        print(
+            f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes"
+        )
+    print(f"written to {chosen.out}")
+    return 0
+
+
+TOKENIZE = Command(
+    "tokenize",
+    "write token shards of a source, once, in parallel",
+    lambda: (TokenizeSettings,),
+    _run,
+)

@@ -1,0 +1,60 @@
+"""`hybridlm train`."""
+
+import dataclasses
+import os
+import pathlib
+
+from hybridlm.commands.command import Command, Overrides
+from hybridlm.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """Which run, and which of several hosts this is.
+
+    Attributes:
+      config: recipe: file.py or file.py:argument.
+      workdir: folder of the run.
+      dry_run: print what would be trained and what it costs, and train nothing.
+      coordinator: HOST:PORT of process 0, on many hosts.
+      num_processes: how many hosts there are.
+      process_id: which one this is, from 0.
+      cluster: launcher that sets these variables: auto, none, slurm, ompi, tpu.
+    """
+
+    config: str
+    workdir: pathlib.Path | None = None
+    dry_run: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    cluster: str = "auto"
+
+
+def _run(settings: TrainSettings, overrides: Overrides) -> int:
+    from hybridlm import config as configs
+
+    config = configs.load(settings.config, overrides)
+    if settings.dry_run:
+        from hybridlm.commands.dry_run import describe
+
+        print(describe(config))
+        return 0
+    if settings.workdir is None:
+        raise UserError("train needs --workdir, the folder of the run (or --dry_run)")
+    from hybridlm.commands.full_run import full_run
+    from hybridlm.parallel import hosts
+
+    where = hosts.address(settings.coordinator, settings.num_processes, settings.process_id)
+    hosts.start(where, settings.cluster, os.environ)
+    return full_run(config, settings.workdir)
+
+
+TRAIN = Command(
+    "train",
+    "train a model from a config, or continue a run",
+    lambda: (TrainSettings,),
+    _run,
+    takes_overrides=True,
+    notes=lambda: "Any setting: --config.a.b=value (a Python literal, or text).",
+)

@@ -1,0 +1,46 @@
+"""A run's held-out text, at any length."""
+
+import dataclasses
+
+import numpy as np
+
+from hybridlm.data.pipeline import Pipeline, open_pipeline
+from hybridlm.errors import RunError, UserError
+from hybridlm.runs import OpenedModel
+
+
+def open_heldout(opened: OpenedModel, length: int, reader: str) -> Pipeline:
+    """The data of the run, in sequences of `length` tokens.
+
+    Args:
+      reader: who reads it, for errors.
+
+    Raises:
+      RunError: for a model folder, which has no data.
+    """
+    if opened.data is None:
+        raise RunError(
+            f"{reader} reads the held-out data of a run, and {opened.path} is a model folder without"
+            " a run: give the run's folder"
+        )
+    data = dataclasses.replace(opened.data, seq_len=length)
+    return open_pipeline(data, seed=opened.seed, workdir=opened.path)
+
+
+def heldout_documents(
+    opened: OpenedModel, length: int, count: int, reader: str
+) -> list[np.ndarray]:
+    """The first `length` tokens, from BOS on, of the first held-out documents that have as many.
+
+    Raises:
+      UserError: where none has. RunError: see `open_heldout`.
+    """
+    found: list[np.ndarray] = []
+    for split in open_heldout(opened, length, reader).heldout_splits.values():
+        offsets = split.document_offsets()
+        for first in offsets[:-1][np.diff(offsets) >= length].tolist():
+            if len(found) < count:
+                found.append(split.read(first, first + length)[0])
+    if not found:
+        raise UserError(f"{reader}: no held-out document has {length:,} tokens: take less")
+    return found

@@ -1,0 +1,23 @@
+"""Registries: one object a name, and the nearest name for one that is not there."""
+
+import types
+
+import pytest
+
+from hybridlm.errors import UserError
+from hybridlm.settings.registry import by_name, choose
+
+ENTRIES = [types.SimpleNamespace(name=name) for name in ("long", "short")]
+
+
+def test_entries_keep_their_order_and_are_chosen_in_the_order_asked_for():
+    known = by_name(ENTRIES)
+    assert list(known) == ["long", "short"]
+    assert choose(known, ["short", "long"], "kind") == ENTRIES[::-1]
+
+
+def test_what_is_not_there_is_said():
+    with pytest.raises(UserError, match="--kind 'shrot' is unknown: did you mean 'short'?"):
+        choose(by_name(ENTRIES), ["long", "shrot"], "kind")
+    with pytest.raises(ValueError, match="'long' is registered twice"):
+        by_name([*ENTRIES, ENTRIES[0]])
