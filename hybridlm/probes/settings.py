@@ -15,14 +15,14 @@ class ProbesConfig:
     """What is looked at inside the model while it trains, into `probes.jsonl`.
 
     Attributes:
-      which: "heads" (both retrieval scores and the entropy of every attention head) and
-        "slot_share" (of Native Hybrid Attention); an empty list for nothing.
+      which: live probes by name: "heads" (both retrieval scores and the entropy of every attention
+        head), "slot_share" (of Native Hybrid Attention); an empty list for none.
       interval: optimizer steps between two probings; the last step has one, too.
       samples: prompts with a needle in held-out text, at depths from 0 to 100% in turn.
       length: tokens of a prompt, its answer included; None is data.seq_len.
     """
 
-    which: tuple[Literal["heads", "slot_share"], ...] = ()
+    which: tuple[str, ...] = ()
     interval: PositiveInt = 100
     samples: PositiveInt = 8
     length: Annotated[int, AtLeast(2, none="for data.seq_len")] | None = None

@@ -7,6 +7,7 @@ from hybridlm.errors import ConfigError
 from hybridlm.generation.settings import SampleConfig
 from hybridlm.models.settings import ModelConfig
 from hybridlm.parallel.settings import MeshConfig
+from hybridlm.probes.registry import LIVE
 from hybridlm.probes.settings import ProbesConfig
 from hybridlm.runs.workdir import RunSettings
 from hybridlm.settings.bounds import (
@@ -20,7 +21,7 @@ from hybridlm.settings.bounds import (
     settings,
 )
 from hybridlm.settings.plain import to_dict
-from hybridlm.settings.reader import read_dataclass, require
+from hybridlm.settings.reader import nearest, read_dataclass, require
 
 # Settings that change how a run is carried out and watched, not what it computes.
 FREE_ON_RESUME = (
@@ -155,6 +156,8 @@ class Config:
 
     def __post_init__(self):
         train, data, optimizer = self.train, self.data, self.optimizer
+        for name in self.probes.which:
+            require(name in LIVE, "probes.which", f"names {name!r}: {nearest(name, LIVE)}")
         require(
             data.batch_size % train.accumulate == 0,
             "train.accumulate",

@@ -98,7 +98,7 @@ def test_the_mixer_obeys_the_laws(copy):
         f"tests/models/test_mixer_laws.py::test_every_law_of_every_variant[toy-{law}]"
         for law in ("decode = whole", "split = whole", "causal")
     ]
-    said = python(copy, "pytest", "-q", "-p", "no:xdist", "--slow", "all", *laws)
+    said = python(copy, "pytest", "-o", "addopts=", "-p", "no:xdist", "--slow", "all", *laws)
     assert "4 passed" in said
 
 

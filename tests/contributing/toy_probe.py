@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from hybridlm.probes.probe import LiveSubject, Probe
 
 from hybridlm.models.params import Params
 from hybridlm.probes.layers import View, mixer_names, over_layers
+from hybridlm.probes.probe import LiveSubject, Probe
 from hybridlm.probes.table import Table
 
 

@@ -64,7 +64,12 @@ def test_nothing_is_watched_by_default_and_what_does_not_fit_is_said(in_root):
     with pytest.raises(UserError, match="needle does not fit 64 tokens"):
         live_probes(small_config(("probes.which", "['heads']"), ("probes.length", "None")))
     for key, value, sentence in (
-        ("which", "['head']", "probes.which"),
+        ("which", "['head']", "probes.which names 'head': did you mean 'heads'?"),
+        (
+            "which",
+            "['qk_distance']",
+            "probes.which names 'qk_distance': valid are: heads, slot_share",
+        ),
         ("which", "['heads', 'heads']", "probes.which names one twice"),
         ("interval", "0", "probes.interval must be at least 1, not 0"),
         ("samples", "0", "probes.samples must be at least 1, not 0"),
