@@ -4,8 +4,8 @@ Letters: T = seq_len, S sequences, P pieces. A document of L tokens (BOS and EOS
 targets; token i + 1 is the target of token i.
 
 "concat" joins the documents into one stream. Sequence i reads tokens [i*T, i*T + T], one more than
-it has inputs, so every token except the first of the stream is a target exactly once. A partial last
-sequence is padded and kept, also in training, so that an epoch reads every token.
+it has inputs, so every token except the first of the stream is a target exactly once. A partial
+last sequence is padded and kept, also in training, so that an epoch reads every token.
 
 "best_fit" cuts documents of more than T + 1 tokens into pieces of T + 1 tokens; the last token of a
 piece is the first of the next. Best-fit-decreasing then packs the pieces into sequences

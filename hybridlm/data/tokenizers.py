@@ -48,7 +48,7 @@ class Tokenizer(Protocol):
     fingerprint: str
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, int32 (tokens,); adds no special tokens and recognises none in the text."""
+        """Ids of `text`, int32 (tokens,); adds no special token and recognises none."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; drops special ids and replaces invalid byte sequences by U+FFFD."""
