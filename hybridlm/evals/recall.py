@@ -85,11 +85,6 @@ class Recall:
         )
 
 
-def tasks(folder: pathlib.Path) -> dict[str, Recall]:
-    """The six tasks by name, on the files of a folder."""
-    return {name: Recall(name, folder) for name in NAMES}
-
-
 @functools.lru_cache(maxsize=16)
 def read(path: pathlib.Path) -> tuple[Cloze, ...]:
     """The lines of a file.
