@@ -1,4 +1,4 @@
-"""Blocks: how a mixer, a feed-forward and their norms meet the residual stream."""
+"""Blocks: a layer's mixer, feed-forward and norms, and how they join the residual stream."""
 
 import abc
 import functools
@@ -22,29 +22,29 @@ Half = Callable[[jax.Array], tuple[jax.Array, Any]]
 
 
 class BlockState(NamedTuple):
-    """What decoding carries in one layer."""
+    """The decoding state of one layer."""
 
     mixer: Any
     feedforward: Any
 
 
 class Block(nnx.Module):
-    """A mixer and a feed-forward; a kind of block says in `run` how they and the norms are joined."""
+    """A mixer and a feed-forward; subclasses define in `run` how they and the norms are joined."""
 
     mixer: Mixer
     mlp: FeedForward
 
     @abc.abstractmethod
-    def normed(self, x_BTD: jax.Array) -> jax.Array:
+    def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
         """The mixer's input."""
 
     @abc.abstractmethod
     def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
-        """The block's output, and what `mix` and `feed` gave beside theirs.
+        """The block's output, and the second results of `mix` and `feed`.
 
         Args:
           x_BTD: the residual stream.
-          mix, feed: the mixer and the feed-forward: normed input -> (output, anything else).
+          mix, feed: the mixer and the feed-forward: normed input -> (output, any second result).
         """
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
@@ -54,7 +54,7 @@ class Block(nnx.Module):
         return y_BTD
 
     def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
-        """As `__call__`, and the sum of the mixer's and the feed-forward's own losses."""
+        """The output of `__call__`, and the sum of the mixer's and the feed-forward's losses."""
         y_BTD, losses = self.run(
             x_BTD,
             lambda x: self.mixer.with_loss(x, context),
@@ -63,7 +63,7 @@ class Block(nnx.Module):
         return y_BTD, sum(losses)
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> BlockState:
-        """The state before any token, of documents of at most `max_len` tokens."""
+        """The empty state, for documents of at most `max_len` tokens."""
         return BlockState(
             self.mixer.init_state(batch, max_len, dtype), self.mlp.init_state(batch, dtype)
         )
@@ -71,7 +71,7 @@ class Block(nnx.Module):
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: BlockState
     ) -> tuple[jax.Array, BlockState]:
-        """As `__call__`, continuing from a state, and the new state."""
+        """The output of `__call__` after the tokens in `state`, and the new state."""
         y_BTD, states = self.run(
             x_BTD,
             lambda x: self.mixer.extend(x, context, state.mixer),
@@ -81,11 +81,11 @@ class Block(nnx.Module):
 
 
 class Parts(NamedTuple):
-    """What a block is made of.
+    """The parts of a block.
 
     Attributes:
-      norm: makes a norm of the residual stream's width.
-      residual_scale: factor on what each half adds to the residual stream.
+      norm: makes a norm over the residual stream.
+      residual_scale: factor on the output of each half.
     """
 
     mixer: MixerConfig
@@ -101,9 +101,9 @@ class SequentialBlock(Block):
     """
 
     def __init__(self, parts: Parts, spec: LayerSpec, *, before: bool, after: bool, rngs: nnx.Rngs):
-        def norm(there: bool, half: Any) -> nnx.Module:
+        def norm(wanted: bool, half: Any) -> nnx.Module:
             absent = isinstance(half, NoMixerConfig | NoFeedForwardConfig)
-            return parts.norm() if there and not absent else Identity()
+            return parts.norm() if wanted and not absent else Identity()
 
         self.mixer_norm = norm(before, parts.mixer)
         self.mixer = parts.mixer.build(spec, rngs=rngs)
@@ -113,11 +113,11 @@ class SequentialBlock(Block):
         self.mlp_post_norm = norm(after, parts.feedforward)
         self.residual = _scale(parts.residual_scale)
 
-    def normed(self, x_BTD: jax.Array) -> jax.Array:
+    def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
         return self.mixer_norm(x_BTD)
 
     def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
-        y_BTD, mixed = mix(self.normed(x_BTD))
+        y_BTD, mixed = mix(self.mixer_input(x_BTD))
         x_BTD = x_BTD + self.residual(self.mixer_post_norm(y_BTD))
         y_BTD, fed = feed(self.mlp_norm(x_BTD))
         return x_BTD + self.residual(self.mlp_post_norm(y_BTD)), (mixed, fed)
@@ -132,11 +132,11 @@ class ParallelBlock(Block):
         self.mlp = parts.feedforward.build(spec, rngs=rngs)
         self.residual = _scale(parts.residual_scale)
 
-    def normed(self, x_BTD: jax.Array) -> jax.Array:
+    def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
         return self.norm(x_BTD)
 
     def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
-        normed_BTD = self.normed(x_BTD)
+        normed_BTD = self.mixer_input(x_BTD)
         y_BTD, mixed = mix(normed_BTD)
         z_BTD, fed = feed(normed_BTD)
         return x_BTD + self.residual(y_BTD) + self.residual(z_BTD), (mixed, fed)
@@ -169,7 +169,7 @@ def _scale(factor: float) -> Callable[[jax.Array], jax.Array]:
 
 
 class Scale(nnx.Module):
-    """x * factor, a constant."""
+    """Multiplies by a constant factor."""
 
     def __init__(self, factor: float):
         self.factor = factor

@@ -1,7 +1,7 @@
-"""The letters that names of arrays in `hybridlm.models` end in, one a dimension.
+"""The dimension letters that end the names of arrays in `hybridlm.models`.
 
-`q_BTHK` has the shape (B, T, H, K), `lost_BT1` a last dimension of 1. The letters of operations'
-arguments are those of `kernels_pallas.dimensions`; these are theirs and the models' own.
+`q_BTHK` has the shape (B, T, H, K), `past_BT1` a last dimension of 1. The letters of operations'
+arguments are those of `kernels_pallas.dimensions`; this legend has these and the models' own.
 
     B  sequences of a batch
     T  tokens of a sequence
@@ -15,7 +15,7 @@ Mixers:
     K  size of a query or key head
     I  inner width: all heads of a mixer side by side, or the channels of RG-LRU's recurrence
     F  frequencies of RoPE
-    S  capacity of a token cache: its entries, one a token
+    S  capacity of a token cache, in tokens
     M  memory slots of a head
     N  blocks of MoBA; slices of the loss; shards of a mesh
     C  tokens computed at once: a slice of the loss, or a window of `LastTokens`
@@ -29,6 +29,6 @@ Multi-head latent attention:
 
 Probes:
 
-    Q  query tokens that are looked at
-    P  weights of one head, in a row
+    Q  query tokens that are measured
+    P  weights of one head, flattened
 """

@@ -1,9 +1,9 @@
-"""The linear map that all layers are made of.
+"""The linear map that layers are built from.
 
-Parameters are float32 and are cast to the activations' dtype where they are used. Each carries what
-others need to know of it: `axes`, the logical names of its dimensions, from which
-`hybridlm.parallel` derives its sharding; `decay`, whether weight decay applies; and `muon`, whether
-Muon may update it: a matrix of a hidden layer. Both are False where a parameter does not say.
+Parameters are float32 and are cast to the activations' dtype where they are used. Each parameter
+has metadata: `axes`, the logical names of its dimensions, from which `hybridlm.parallel` derives
+its sharding; `decay`, whether weight decay applies; and `muon`, whether Muon may update it (a
+matrix of a hidden layer). `decay` and `muon` are False by default.
 """
 
 import jax
@@ -15,9 +15,9 @@ from flax import nnx
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x (..., I) times kernel (I, O), in x's dtype; the kernel's gradient is summed in float32.
 
-    Its backward pass is written out so that the product over tokens transposes the narrower of
-    its factors: XLA on a CPU writes the transposed one across its rows, which for the hidden
-    activations of an MLP took as long as the product itself.
+    A custom backward pass makes the product over tokens transpose its narrower factor. On a CPU,
+    XLA writes the transposed factor with strided stores, which for the hidden activations of an MLP
+    took as long as the product itself.
     """
     return x @ kernel.astype(x.dtype)
 
@@ -43,9 +43,10 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel + bias over the last axis; the kernel starts LeCun-normal times `scale`.
+    """y = x @ kernel + bias over the last axis.
 
-    The bias starts at 0 and is left out by default. `muon=False` keeps the kernel from Muon.
+    The kernel is initialised LeCun-normal times `scale`. The bias, absent by default, starts at 0.
+    `muon=False` excludes the kernel from Muon.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Linear(nnx.Module):
 
 
 class Identity(nnx.Module):
-    """Stands where an optional part is left out."""
+    """Returns its input; replaces an optional part that is left out."""
 
     def __call__(self, x: jax.Array, *_: jax.Array) -> jax.Array:
         return x

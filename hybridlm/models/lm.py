@@ -18,7 +18,7 @@ from hybridlm.models.stack import ByGroup, Remat, Stack
 from hybridlm.parallel.axes import split_over_batch
 
 DecodeState = dict[str, Any]
-#: (block, index, x_BTD, context, carry, input) -> (x_BTD, carry, output): see `HybridLM.through`.
+#: (block, index, x_BTD, context, carry, input) -> (x_BTD, carry, output), for `apply_layers`.
 Apply = Callable[[Block, int, jax.Array, SequenceContext, Any, Any], tuple[jax.Array, Any, Any]]
 
 
@@ -26,12 +26,12 @@ class HybridLM(nnx.Module):
     """Embedding, prefix layers, a scanned repeating unit, suffix layers, norm and head.
 
     Attributes:
-      prefix, unit, suffix: the blocks of the layers, as `hybridlm.models.stack` lays them out.
+      prefix, unit, suffix: the blocks of the layers; see `hybridlm.models.stack`.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         if config.vocab_size is None:
-            raise ValueError("model.vocab_size is None: take it from the tokenizer first")
+            raise ValueError("model.vocab_size is None: set it from the tokenizer first")
         self.config = config
         embedding = jax.random.normal(rngs.params(), (config.vocab_size, config.width))
         self.embedding = nnx.Param(embedding * config.init_std, axes=("vocab", "embed"))
@@ -46,11 +46,11 @@ class HybridLM(nnx.Module):
 
     @property
     def stack(self) -> Stack:
-        """The layers, and the ways to go through them."""
+        """The blocks of all layers, with methods that iterate over them."""
         return Stack(self.prefix, self.unit, self.suffix, self.config.layout.repeats)
 
     def __call__(self, tokens_BT: jax.Array, context: SequenceContext) -> jax.Array:
-        """Logits (B, T, V), float32. Training does not call this: see `hybridlm.models.loss`."""
+        """Logits (B, T, V), float32. Training does not compute them: see `hybridlm.models.loss`."""
         return self.logits(self.hidden(tokens_BT, context))
 
     def hidden(
@@ -62,12 +62,12 @@ class HybridLM(nnx.Module):
         remat: Remat = lambda f: f,
         scan: bool = True,
     ) -> jax.Array:
-        """The normed residual stream (B, T, D) in `dtype` that the head reads.
+        """The residual stream (B, T, D) after the final norm, in `dtype`; the head reads it.
 
         Args:
           tokens_BT: int32.
           context: segment ids and positions.
-          dtype: of activations and matmuls.
+          dtype: dtype of activations and matmuls.
           remat: wraps one application of the repeating unit, e.g. in `jax.checkpoint`.
           scan: False unrolls the repeated unit (for tests and analyses).
         """
@@ -87,12 +87,12 @@ class HybridLM(nnx.Module):
         remat: Remat = lambda f: f,
         scan: bool = True,
     ) -> jax.Array:
-        """As `hidden`, from what `embed` gives."""
+        """As `hidden`, from the output of `embed`."""
 
         def apply(block, index, x_BTD, context, carry, given):
             return split_over_batch(block(x_BTD, context)), carry, None
 
-        x_BTD, _, _ = self.through(apply, x_BTD, context, remat=remat, unroll=not scan)
+        x_BTD, _, _ = self.apply_layers(apply, x_BTD, context, remat=remat, unroll=not scan)
         return self.final_norm(x_BTD)
 
     def hidden_and_loss(
@@ -104,9 +104,9 @@ class HybridLM(nnx.Module):
         remat: Remat = lambda f: f,
         scan: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
-        """What `hidden` gives, and the sum of the layers' own losses, a scalar.
+        """The output of `hidden`, and the sum of the layers' own losses, a scalar.
 
-        The loss is a mean over real tokens, in float32 (float64 for a float64 `dtype`).
+        The loss is a mean over tokens without padding, in float32 (float64 if `dtype` is float64).
         """
 
         def apply(block, index, x_BTD, context, total, given):
@@ -115,10 +115,12 @@ class HybridLM(nnx.Module):
 
         zero = jnp.zeros((), jnp.promote_types(dtype, jnp.float32))
         x_BTD = self.embed(tokens_BT, dtype)
-        x_BTD, loss, _ = self.through(apply, x_BTD, context, zero, remat=remat, unroll=not scan)
+        x_BTD, loss, _ = self.apply_layers(
+            apply, x_BTD, context, zero, remat=remat, unroll=not scan
+        )
         return self.final_norm(x_BTD), loss
 
-    def through(
+    def apply_layers(
         self,
         apply: Apply,
         x_BTD: jax.Array,
@@ -129,15 +131,15 @@ class HybridLM(nnx.Module):
         remat: Remat = lambda f: f,
         unroll: bool = False,
     ) -> tuple[jax.Array, Any, ByGroup]:
-        """The residual stream through all layers, with the arrays that layers hand on beside it.
+        """Applies a function to every layer, bottom to top, and passes cross-layer arrays on.
 
         Args:
           apply: (block, index, x_BTD, context, carry, input) -> (x_BTD, carry, output) of a layer;
-            `index`, `inputs` and the rest as in `Stack.scan`.
-          x_BTD: what `embed` gives.
+            for `index`, `inputs`, `remat` and `unroll` see `Stack.scan`.
+          x_BTD: the output of `embed`.
 
         Returns:
-          The residual stream before the final norm, the last carry, the layers' outputs.
+          The residual stream before the final norm, the last carry, and the layers' outputs.
         """
         config, batch = self.config, x_BTD.shape[:2]
         shapes = config.cross_layer()
@@ -147,10 +149,10 @@ class HybridLM(nnx.Module):
             numbers = stacks.by_group(list(range(config.depth)), config.layout)
         given = {
             group: {
-                name: (stacks.at(numbers, group, name), stacks.at(inputs, group, name))
+                name: (stacks.entry(numbers, group, name), stacks.entry(inputs, group, name))
                 for name in blocks
             }
-            for group, blocks in stacks.names(config.layout).items()
+            for group, blocks in stacks.block_names(config.layout).items()
         }
 
         def body(block: Block, index: int, state: Any, given: Any) -> tuple[Any, Any]:
@@ -170,39 +172,39 @@ class HybridLM(nnx.Module):
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """(mixer name, block) of each layer, bottom to top.
 
-        A block of the repeated unit has one layer's parameters, sliced out: it is a copy.
+        A block of the repeating unit is a copy, with the slice of the parameters of one layer.
         """
         for name, (_, block) in zip(self.config.layout.names, self.stack.blocks(), strict=True):
             yield name, block
 
-    def walk(
-        self, x_BTD: jax.Array, context: SequenceContext, look: Callable[..., Any]
+    def map_layers(
+        self, x_BTD: jax.Array, context: SequenceContext, function: Callable[..., Any]
     ) -> tuple[jax.Array, list[Any]]:
-        """Through all layers, looking into each; what compiles does not grow with depth.
+        """Applies a function to each layer's input and output; program size is constant in depth.
 
         Args:
-          x_BTD: what `embed` gives.
-          look: (index, block, x_BTD, y_BTD, context) -> any pytree, of what enters and leaves the
-            block, and the context that the block read. It is called once for each layer of the
-            repeating unit, `index` being its lowest copy's.
+          x_BTD: the output of `embed`.
+          function: (index, block, x_BTD, y_BTD, context) -> any pytree; x_BTD and y_BTD are the
+            block's input and output, and context is what the block read. It is traced once for each
+            layer of the repeating unit, with the index of that layer's first repeat.
 
         Returns:
-          The residual stream before the final norm, and `look`'s results of all layers, bottom to
-          top.
+          The residual stream before the final norm, and the function's results for all layers,
+          bottom to top.
         """
 
         def apply(block, index, x_BTD, context, carry, given):
             y_BTD = block(x_BTD, context)
-            return y_BTD, carry, look(index, block, x_BTD, y_BTD, context)
+            return y_BTD, carry, function(index, block, x_BTD, y_BTD, context)
 
-        x_BTD, _, found = self.through(apply, x_BTD, context)
+        x_BTD, _, found = self.apply_layers(apply, x_BTD, context)
         return x_BTD, stacks.by_layer(found, self.config.layout)
 
     def scale_heads(self, scales: Sequence[jax.Array]) -> None:
-        """Multiplies what each attention head adds to its layer's output, for good.
+        """Multiplies the output of each attention head by a factor; changes the parameters.
 
         Args:
-          scales: (H,) of each layer, bottom to top, H being the number of its attention heads.
+          scales: for each layer, bottom to top, factors (H,) of its H attention heads.
         """
 
         def scale(block: Block, scale_H: jax.Array) -> None:
@@ -212,7 +214,7 @@ class HybridLM(nnx.Module):
         self.stack.update(scale, stacks.by_group(scales, self.config.layout))
 
     def head_kernel(self) -> jax.Array:
-        """(D, V), float32: the embedding transposed where they are tied."""
+        """The head's kernel (D, V), float32; the transposed embedding if they are tied."""
         if self.config.tie_embeddings:
             return self.embedding[...].T
         return self.head.kernel[...]
@@ -226,9 +228,9 @@ class HybridLM(nnx.Module):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def init_decode(self, batch: int, max_len: int, dtype: jnp.dtype = jnp.float32) -> DecodeState:
-        """Empty per-layer states for documents of at most `max_len` tokens.
+        """Empty states of all layers, for documents of at most `max_len` tokens.
 
-        Any number more may follow where no mixer attends further back than that many.
+        Documents may be longer if no mixer attends to more than `max_len` tokens.
         """
         layers = self.stack.map(lambda block, _: block.init_state(batch, max_len, dtype))
         mixers = (mixer for _, mixer in self.config.layer_mixers())
@@ -244,10 +246,10 @@ class HybridLM(nnx.Module):
         *,
         dtype: jnp.dtype = jnp.float32,
     ) -> tuple[jax.Array, DecodeState]:
-        """Logits (B, T, V) of the next T tokens, continuing from `state`, and the new state.
+        """Logits (B, T, V) of the next T tokens after `state`, and the new state.
 
-        They are NaN for tokens that stand further into their document than the state's capacity:
-        some of what they attend to was overwritten.
+        Logits are NaN at positions past the state's capacity, because the cache has overwritten
+        some of the tokens that they attend to.
         """
 
         def apply(block, index, x_BTD, context, carry, state):
@@ -255,8 +257,8 @@ class HybridLM(nnx.Module):
             return x_BTD, carry, state
 
         x_BTD = self.embed(tokens_BT, dtype)
-        x_BTD, _, layers = self.through(apply, x_BTD, context, inputs=state)
+        x_BTD, _, layers = self.apply_layers(apply, x_BTD, context, inputs=state)
         capacity = state["capacity"]
-        lost_BT1 = (context.positions_BT >= capacity)[:, :, None]
-        logits_BTV = self.logits(jnp.where(lost_BT1, jnp.nan, self.final_norm(x_BTD)))
+        past_BT1 = (context.positions_BT >= capacity)[:, :, None]
+        logits_BTV = self.logits(jnp.where(past_BT1, jnp.nan, self.final_norm(x_BTD)))
         return logits_BTV, layers | {"capacity": capacity}

@@ -1,4 +1,4 @@
-"""Norms over the last axis, by name: what `model.norm` may say. Statistics are float32."""
+"""Norms over the last axis, by their names in `model.norm`. Statistics are float32."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from flax import nnx
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """x in float32, or in float64 where it is that already (the tests' reference precision)."""
+    """x in float32; float64 (the reference precision of tests) stays float64."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -29,7 +29,7 @@ class RMSNorm(nnx.Module):
 
 
 class UnitOffsetRMSNorm(RMSNorm):
-    """x / rms(x) * (1 + scale), the scale 0 at first (Gemma, arXiv 2403.08295)."""
+    """x / rms(x) * (1 + scale), with a scale that starts at 0 (Gemma, arXiv 2403.08295)."""
 
     def __init__(self, size: int, eps: float, axes: tuple[str] = ("norm",)):
         self.scale = nnx.Param(jnp.zeros(size), axes=axes)
@@ -58,7 +58,7 @@ class LayerNorm(nnx.Module):
 
 
 def layer_norm_without_bias(size: int, eps: float, axes: tuple[str] = ("norm",)) -> LayerNorm:
-    """LayerNorm with a scale alone (Cohere, arXiv 2405.15032)."""
+    """LayerNorm with a scale and no bias (Cohere, arXiv 2405.15032)."""
     return LayerNorm(size, eps, axes, bias=False)
 
 
@@ -71,5 +71,5 @@ NORMS: dict[str, Callable[[int, float], nnx.Module]] = {
 
 
 def _along(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """A vector shaped to multiply the last axis of x."""
+    """A vector reshaped to broadcast along the last axis of x."""
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))

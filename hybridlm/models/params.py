@@ -1,4 +1,4 @@
-"""Parameters as a plain nested dict of arrays: made once, bound to a module inside the step."""
+"""Parameters as a nested dict of arrays, made once and bound to a module inside the step."""
 
 import dataclasses
 from typing import Any
@@ -16,14 +16,16 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A HybridLM without its numbers: the graph, and the abstract form of its parameters.
+    """A HybridLM without arrays: its graph and the shapes of its parameters.
 
     Attributes:
       config: the model's settings.
-      abstract: nested dict of `jax.ShapeDtypeStruct`, as parameters are held everywhere.
-      axes: the same nesting with a tuple of logical axis names for each array.
-      decay, muon: the same nesting with True for what weight decay applies to, and for what Muon
-        may update: see `hybridlm.models.layers`.
+      graphdef, state: the module as `nnx.split` gives it, with abstract arrays.
+      abstract: nested dict of `jax.ShapeDtypeStruct`, with the structure of the parameters.
+      axes: the same structure, with a tuple of logical axis names for each array.
+      decay: the same structure; True for parameters that weight decay applies to.
+      muon: the same structure; True for parameters that Muon may update. See
+        `hybridlm.models.layers`.
     """
 
     config: ModelConfig
@@ -36,7 +38,7 @@ class Model:
 
     @classmethod
     def of(cls, config: ModelConfig) -> "Model":
-        """Traces the model; no device is touched and no parameter is made."""
+        """Traces the model; uses no device and makes no parameters."""
         module = nnx.eval_shape(lambda: HybridLM(config, rngs=nnx.Rngs(0)))
         graphdef, state = nnx.split(module)
         abstract = jax.tree.map(
@@ -51,17 +53,17 @@ class Model:
         return cls(config, graphdef, state, abstract, axes, decay, muon)
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh float32 parameters, a function of `key` alone; jit-able with out-shardings."""
+        """Initial float32 parameters, which depend on `key` alone; works under jit."""
         return nnx.to_pure_dict(nnx.state(HybridLM(self.config, rngs=nnx.Rngs(key))))
 
     def bind(self, params: Params) -> HybridLM:
-        """The module with these parameters; cheap, meant for use inside a jitted function."""
+        """The module with these parameters; cheap, and meant for use inside jitted functions."""
         state = jax.tree.map(lambda x: x, self.state)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self.graphdef, state)
 
     def layer(self, params: Params, index: int) -> Params:
-        """The parameters of layer `index`, nested by name, whatever the stacking."""
+        """The parameters of layer `index`, as a nested dict."""
         return stack.layer_params(params, self.addresses[index])
 
     def with_layer(self, params: Params, index: int, new: Params) -> Params:
@@ -69,16 +71,16 @@ class Model:
         return stack.with_layer(params, self.addresses[index], new)
 
     def layer_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
-        """Path within the layer ("mixer/q/kernel") -> shape, of each parameter of layer `index`."""
+        """The shapes of the parameters of layer `index`, by path in the layer ("mixer/q/kernel")."""
         return stack.layer_shapes(self.abstract, self.addresses[index])
 
     @property
     def addresses(self) -> tuple[stack.Address, ...]:
-        """Where each layer's parameters lie, bottom to top."""
+        """The address of each layer's parameters, bottom to top."""
         return stack.addresses(self.config.layout)
 
     def count(self, *, embeddings: bool = True) -> int:
-        """Number of parameters, optionally without embedding and untied head."""
+        """The number of parameters, optionally without the embedding and an untied head."""
         tree = self.abstract
         if not embeddings:
             tree = {k: v for k, v in tree.items() if k not in ("embedding", "head")}

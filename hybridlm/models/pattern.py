@@ -1,4 +1,4 @@
-"""Layer patterns: "swa full", "gdn*3 full", "ssd+none none+mlp" -> prefix, repeating unit, suffix."""
+"""Parses layer patterns ("swa full", "gdn*3 full", "ssd+none none+mlp") into layouts."""
 
 import re
 from collections.abc import Iterable
@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from hybridlm.settings.reader import nearest, require
 
-MAX_LAYERS = 10_000  # a larger number is a slip, and would be laid out name by name
-NONE = "none"  # in a pattern: the layer has no mixer, or no feed-forward
+MAX_LAYERS = 10_000  # a larger count is a mistake, and would make a list of that length
+NONE = "none"  # in a pattern: no mixer, or no feed-forward
 _NAME = "[A-Za-z_][A-Za-z0-9_]*"
 _TERM = re.compile(rf"^(?P<mixer>{_NAME})(\+(?P<feedforward>{_NAME}))?(\*(?P<times>[0-9]+))?$")
 
@@ -25,12 +25,12 @@ class Layer(NamedTuple):
 
     @property
     def label(self) -> str:
-        """As the pattern writes it."""
+        """The layer as the pattern writes it."""
         return self.mixer if self.feedforward is None else f"{self.mixer}+{self.feedforward}"
 
 
 class Layout(NamedTuple):
-    """Layers by where they stand: `unit` is repeated `repeats` times by one scan."""
+    """The layers by position; one scan runs `unit` `repeats` times."""
 
     prefix: tuple[Layer, ...]
     unit: tuple[Layer, ...]
@@ -44,7 +44,7 @@ class Layout(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The mixer's name of each layer, bottom to top."""
+        """The name of each layer's mixer, bottom to top."""
         return tuple(layer.mixer for layer in self.layers)
 
     @property
@@ -61,14 +61,14 @@ def parse(
     mixers: Iterable[str],
     feedforwards: Iterable[str] = (),
 ) -> Layout:
-    """Lays a pattern out over `depth` layers.
+    """The layout of a pattern over `depth` layers.
 
-    The unit is repeated as often as it fits between prefix and suffix; if layers remain, the
-    unit's first ones are laid out once more below the suffix.
+    The unit is repeated as often as it fits between prefix and suffix. If layers remain, the first
+    layers of the unit fill them, below the suffix.
 
     Raises:
-      Invalid: for a malformed term, a mixer or feed-forward that is not defined, or a prefix and
-        suffix that leave too few layers.
+      Invalid: if a term is malformed, a mixer or feed-forward is not defined, or prefix and suffix
+        have more than `depth` layers.
     """
     defined = (tuple(mixers), tuple(feedforwards))
     before = _terms(prefix, "prefix", *defined)
@@ -86,7 +86,7 @@ def parse(
 
 
 def expand(text: str, field: str = "pattern") -> tuple[Layer, ...]:
-    """The layers in `text`, counts multiplied out: "gdn*3 full" -> gdn, gdn, gdn, full."""
+    """The layers of `text`, with counts expanded: "gdn*3 full" -> gdn, gdn, gdn, full."""
     layers: list[Layer] = []
     for term in text.split():
         match = _TERM.match(term)

@@ -38,14 +38,14 @@ class ModelConfig:
       suffix: mixer names of the layers after the repeated units.
       vocab_size: rows of the embedding; None takes the tokenizer's, rounded up to 64.
       block: where the norms sit: before each half of a layer ("prenorm"), after it ("postnorm"),
-        both ("sandwich"), or one before both halves, which stand side by side ("parallel").
-      norm: of the residual stream: RMSNorm, with a scale that starts at 1 or an offset to 1
+        both ("sandwich"), or one norm before both halves, which run in parallel ("parallel").
+      norm: norm of the residual stream: RMSNorm, with a scale that starts at 1 or an offset to 1
         (Gemma), or LayerNorm, with or without a bias.
       norm_eps: added to the mean square (LayerNorm: the variance) under the root of every norm;
         smaller numbers than the bound are 0 in float32.
-      tie_embeddings: True uses the embedding as the head, too (arXiv 1608.05859); False gives the
-        head a matrix of its own.
-      logit_soft_cap: cap * tanh(logits / cap) at the head.
+      tie_embeddings: True uses the embedding as the head (arXiv 1608.05859); False gives the head a
+        matrix of its own.
+      logit_soft_cap: the head's logits become cap * tanh(logits / cap).
       z_loss: weight of the squared log-normaliser (ST-MoE, arXiv 2202.08906, eq. 5).
       embedding_scale: factor on the embedding's output; Gemma's is sqrt(width).
       residual_scale: factor on what each half of a layer adds to the residual stream (Granite).
@@ -90,9 +90,9 @@ class ModelConfig:
             require(
                 patterns.NONE not in getattr(self, key),
                 f"{key}.{patterns.NONE}",
-                "is what a pattern writes for a layer without one: take another name",
+                "is what a pattern writes for a layer without one: use another name",
             )
-        self.cross_layer()  # a bad pattern, and arrays that do not agree, are errors of the config
+        self.cross_layer()  # raises for a bad pattern and for cross-layer arrays that disagree
 
     @property
     def layout(self) -> patterns.Layout:
@@ -123,12 +123,12 @@ class ModelConfig:
 
     @property
     def has_loss(self) -> bool:
-        """Whether some layer adds a loss of its own to the training objective."""
+        """Whether any layer adds its own loss to the training objective."""
         halves = (*(mixer for _, mixer in self.layer_mixers()), *self.layer_feedforwards())
         return any(half.has_loss for half in halves)
 
     def cross_layer(self) -> dict[str, tuple[int, ...]]:
-        """The arrays that layers hand on to later layers: see `MixerConfig.cross_layer`."""
+        """Shapes of the arrays that layers pass to later layers: see `MixerConfig.cross_layer`."""
         found: dict[str, tuple[int, ...]] = {}
         for name in dict.fromkeys(layer.mixer for layer in self.layout.layers):
             if name == patterns.NONE:
@@ -137,7 +137,7 @@ class ModelConfig:
                 require(
                     found.setdefault(channel, shape) == shape,
                     f"mixers.{name}",
-                    f"shares the array {channel!r} with other layers, where it has shape"
-                    f" {found[channel]}, and {shape} here",
+                    f"gives the array {channel!r} the shape {shape}, and other layers give it"
+                    f" {found[channel]}",
                 )
         return found

@@ -1,10 +1,10 @@
-"""How layers are stacked: prefix layers, a repeating unit whose parameters are stacked, suffix layers.
+"""The storage of layers: prefix layers, a repeating unit with stacked parameters, suffix layers.
 
-This is the only file that knows it. Blocks lie in three groups, each an `nnx.Dict` by name
-("0_swa" is the mixer "swa" in that group's layer 0); the arrays of the group "unit" have a leading
-axis of `repeats`, and one `lax.scan` goes through them, so that what compiles does not grow with
-depth. What belongs to layers (parameters, decoding states, scales) comes as a `ByGroup`: a dict by
-group of a dict by name, stacked in the unit as parameters are.
+No other file depends on this storage. Blocks form three groups, each an `nnx.Dict` by name ("0_swa"
+is layer 0 of its group and has the mixer "swa"). The arrays of the group "unit" have a leading axis
+of `repeats`, and one `lax.scan` runs over it, so that the compiled program does not grow with
+depth. Values of layers (parameters, decoding states, scales) are passed as a `ByGroup`: a dict by
+group of dicts by name, stacked in the unit like the parameters.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,12 +24,12 @@ Body = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
 
 class Address(NamedTuple):
-    """Where a layer's parameters lie.
+    """The place of a layer's parameters.
 
     Attributes:
       group: "prefix", "unit" or "suffix".
-      name: of the block in its group.
-      repeat: row of the unit's stacked arrays; None in the other groups.
+      name: name of the block in its group.
+      repeat: index into the leading axis of the unit's arrays; None in the other groups.
     """
 
     group: str
@@ -38,18 +38,18 @@ class Address(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The beginning of its parameters' paths, "unit/0_swa"."""
+        """The prefix of its parameters' paths, such as "unit/0_swa"."""
         return f"{self.group}/{self.name}"
 
 
 def block_name(index: int, layer: Layer) -> str:
-    """The name of the block that is `index` in its group."""
+    """The name of the block number `index` of a group."""
     return f"{index}_{layer.label}"
 
 
 def addresses(layout: Layout) -> tuple[Address, ...]:
     """The address of each layer, bottom to top."""
-    by = names(layout)
+    by = block_names(layout)
     return (
         *(Address(PREFIX, name) for name in by[PREFIX]),
         *(Address(UNIT, name, repeat) for repeat in range(layout.repeats) for name in by[UNIT]),
@@ -57,8 +57,8 @@ def addresses(layout: Layout) -> tuple[Address, ...]:
     )
 
 
-def names(layout: Layout) -> dict[str, list[str]]:
-    """By group, the names of its blocks, bottom to top."""
+def block_names(layout: Layout) -> dict[str, list[str]]:
+    """The names of the blocks of each group, bottom to top."""
     layers = {
         PREFIX: layout.prefix,
         UNIT: layout.unit if layout.repeats else (),
@@ -67,13 +67,13 @@ def names(layout: Layout) -> dict[str, list[str]]:
     return {g: [block_name(i, layer) for i, layer in enumerate(ls)] for g, ls in layers.items()}
 
 
-def at(values: ByGroup | None, group: str, name: str) -> Any:
-    """One entry of a `ByGroup`, stacked in the unit; None where there are no values."""
+def entry(values: ByGroup | None, group: str, name: str) -> Any:
+    """One entry of a `ByGroup`, stacked in the unit; None if `values` is None."""
     return None if values is None else values[group][name]
 
 
 def copies(layout: Layout, index: int) -> range:
-    """The layers that one block of `Stack.scan` is: `index` itself, and in the unit its repeats."""
+    """The layers that share a block in `Stack.scan`: all repeats in the unit, else `index` alone."""
     first, count = len(layout.prefix), len(layout.unit)
     end = first + layout.repeats * count
     if not first <= index < end:
@@ -82,7 +82,7 @@ def copies(layout: Layout, index: int) -> range:
 
 
 def layer_params(params: ByGroup, address: Address) -> Any:
-    """The parameters of one layer, nested by name; whatever arrays or shapes `params` holds."""
+    """The parameters of one layer, as a nested dict; `params` may hold arrays or shapes."""
     stacked = params[address.group][address.name]
     if address.repeat is None:
         return stacked
@@ -90,7 +90,7 @@ def layer_params(params: ByGroup, address: Address) -> Any:
 
 
 def with_layer(params: ByGroup, address: Address, new: Any) -> ByGroup:
-    """`params` with one layer's replaced by `new`, nested as `layer_params` gives it; a copy."""
+    """A copy of `params` in which one layer has `new`, nested as in `layer_params`."""
     group = dict(params[address.group])
     old = group[address.name]
     if address.repeat is not None:
@@ -100,7 +100,7 @@ def with_layer(params: ByGroup, address: Address, new: Any) -> ByGroup:
 
 
 def layer_shapes(params: ByGroup, address: Address) -> dict[str, tuple[int, ...]]:
-    """Path within the layer ("mixer/q/kernel") -> shape, of each of a layer's parameters."""
+    """The shape of each parameter of a layer, by its path in the layer ("mixer/q/kernel")."""
     leaves = jax.tree_util.tree_leaves_with_path(params[address.group][address.name])
     skip = 0 if address.repeat is None else 1
     return {
@@ -129,18 +129,18 @@ def by_group(values: Sequence[Any], layout: Layout) -> ByGroup:
 
 
 def logical_axes(path: Sequence[str], axes: Sequence[str]) -> tuple[str, ...]:
-    """The logical axes of the parameter at `path` of a model, given those of one layer's."""
+    """The logical axes of the model's parameter at `path`, from its axes in a single layer."""
     return (("layers",) if path[0] == UNIT else ()) + tuple(axes)
 
 
 def build(
     layout: Layout, make: Callable[..., nnx.Module], rngs: nnx.Rngs
 ) -> tuple[nnx.Dict, nnx.Dict, nnx.Dict]:
-    """Prefix, unit and suffix, freshly initialised.
+    """Makes the initialised groups prefix, unit and suffix.
 
     Args:
-      make: (layer, index, rngs) -> block. `index` is the layer's number in the model, traced in the
-        unit: initial values may depend on it, nothing else of the block.
+      make: (layer, index, rngs) -> block. `index` is the layer's number in the model. It is traced
+        in the unit, so only initial values may depend on it.
     """
     first, count = len(layout.prefix), len(layout.unit)
 
@@ -162,7 +162,7 @@ def build(
 
 
 class Stack(NamedTuple):
-    """The blocks of a model, and the ways to go through them."""
+    """The blocks of a model, with methods that iterate over them."""
 
     prefix: nnx.Dict
     unit: nnx.Dict
@@ -178,14 +178,14 @@ class Stack(NamedTuple):
         remat: Remat = lambda f: f,
         unroll: bool = False,
     ) -> tuple[Any, ByGroup]:
-        """Goes through all layers, bottom to top, and gives the last carry and what `body` returned.
+        """Runs `body` on all layers, bottom to top; returns the last carry and all outputs.
 
         Args:
           body: (block, index, carry, input) -> (carry, output). It is traced once for each layer of
-            the unit, with the index of its lowest copy.
-          inputs: what each layer gets; None is None for all.
+            the unit, with the index of the layer's first repeat.
+          inputs: the input of each layer; None passes None to all layers.
           remat: wraps one application of the unit, e.g. in `jax.checkpoint`.
-          unroll: goes through the unit's repeats one by one; `index` is each layer's own then.
+          unroll: traces the unit's repeats one by one, each with its own `index`.
         """
 
         def group(blocks: nnx.Dict, carry: Any, inputs: Any, start: Any) -> tuple[Any, Any]:
@@ -226,14 +226,14 @@ class Stack(NamedTuple):
         carry, outputs[SUFFIX] = group(self.suffix, carry, of(SUFFIX), above)
         return carry, outputs
 
-    def map(self, look: Callable[..., Any], inputs: ByGroup | None = None) -> ByGroup:
-        """`look(block, input)` of each layer, independently of the others; input None without any.
+    def map(self, function: Callable[..., Any], inputs: ByGroup | None = None) -> ByGroup:
+        """`function(block, input)` of each layer on its own; the input is None without `inputs`.
 
-        A block of the unit has one layer's parameters when it is looked at.
+        In the unit, the function receives a block with the parameters of one layer.
         """
 
         def group(blocks: nnx.Dict, inputs: Any) -> dict[str, Any]:
-            return {n: look(b, None if inputs is None else inputs[n]) for n, b in items(blocks)}
+            return {n: function(b, None if inputs is None else inputs[n]) for n, b in items(blocks)}
 
         of = (lambda name: None) if inputs is None else inputs.__getitem__
         unit: dict[str, Any] = {}
@@ -250,7 +250,7 @@ class Stack(NamedTuple):
         }
 
     def update(self, change: Callable[[Any, Any], None], inputs: ByGroup) -> None:
-        """Changes each layer's parameters for good: `change(block, input)` sets them."""
+        """Changes the parameters of each layer in place: `change(block, input)` sets them."""
 
         def changed(block: Any, given: Any) -> nnx.State:
             change(block, given)
@@ -262,7 +262,7 @@ class Stack(NamedTuple):
                 nnx.update(block, states[name][key])
 
     def blocks(self) -> Iterator[tuple[Address, Any]]:
-        """(address, block) of each layer, bottom to top; in the unit a copy with one layer's arrays."""
+        """(address, block) of each layer, bottom to top; blocks of the unit are copies."""
         for name, block in items(self.prefix):
             yield Address(PREFIX, name), block
         graphdef, stacked = nnx.split(self.unit)

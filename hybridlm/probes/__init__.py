@@ -1,7 +1,8 @@
-"""Probes: what happens inside a model, on any checkpoint of any hybrid.
+"""Probes: measurements inside a model, on any checkpoint of any hybrid.
 
-Each takes a model, its parameters and prompts, says its definition and source, and returns a
-`Table` of plain rows. They look at the layers and query rows they need and never at T x T.
+A probe takes a model, its parameters and prompts, and returns a `Table` of plain rows with its
+definition and source. Probes compute only the layers and query rows they need, never a T x T
+matrix.
 """
 
 from hybridlm.probes.answers import Answers, Restriction, answers
@@ -11,8 +12,8 @@ from hybridlm.probes.heads import (
     HeadEntropy,
     RetrievalHead,
     attention_entropy,
-    headed_layers,
     heads_at_once,
+    layers_with_heads,
     retrieval_heads,
     top_heads,
 )
@@ -50,7 +51,7 @@ __all__ = [
     "gradient_influence",
     "head_counts",
     "head_masking",
-    "headed_layers",
+    "layers_with_heads",
     "heads_at_once",
     "influence_norms",
     "layer_probing",

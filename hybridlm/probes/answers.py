@@ -1,4 +1,4 @@
-"""Whether a model repeats the needle: likelihood and accuracy of given answers, after an intervention."""
+"""Likelihood and accuracy of given answers, with or without restricted layers."""
 
 import functools
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybridlm.models.loss import LossSettings, token_nll
+from hybridlm.models.loss import loss_settings, token_nll
 from hybridlm.models.mixers.capabilities import narrowed
 from hybridlm.models.mixers.last_tokens import LastTokens
 from hybridlm.models.mixers.rows import take
@@ -17,7 +17,12 @@ from hybridlm.probes.prompts import Batch, Prompts
 
 
 class Restriction(NamedTuple):
-    """A layer's receptive field bounded: by its own "window", or by the "context" it is shown."""
+    """A bound on a layer's receptive field.
+
+    Attributes:
+      window: tokens that the layer may see, the query's own included.
+      how: "window" narrows the mixer's own window; "context" runs the mixer on the last tokens.
+    """
 
     layer: int
     window: int
@@ -25,13 +30,13 @@ class Restriction(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """How well the answers of prompts were predicted, each token given those before it.
+    """How well a model predicts the answers of prompts, with teacher forcing.
 
     Attributes:
-      nll: of the answer's tokens, nats a token.
-      accuracy: share of the answer's tokens that were the likeliest.
-      exact: share of the prompts whose every answer token was.
-      other_nll: of all other tokens, nats a token: what the intervention costs elsewhere.
+      nll: nats per answer token.
+      accuracy: share of answer tokens that are the likeliest token.
+      exact: share of prompts whose answer tokens are all the likeliest.
+      other_nll: nats per token over all other tokens: the effect of the intervention elsewhere.
     """
 
     nll: float
@@ -49,7 +54,7 @@ def answers(
     batch: int = 8,
     dtype: jnp.dtype = jnp.float32,
 ) -> Answers:
-    """Runs the prompts, the layers of `restrictions` with a bounded receptive field."""
+    """Runs the prompts with the receptive fields that `restrictions` bound."""
     program = _program(model, dtype, tuple(sorted(restrictions)))
     parts = [jax.device_get(program(params, part)) for part in prompts.batches(batch)]
     nll, right, asked, other, others = (np.concatenate(xs)[: len(prompts)] for xs in zip(*parts))
@@ -82,7 +87,7 @@ def _program(model: Model, dtype: jnp.dtype, restrictions: tuple[Restriction, ..
                     block.mixer = _restricted(block.mixer, by_layer[index])
                 return block(x_BTD, context), None, None
 
-            x_BTD, _, _ = module.through(apply, x_BTD, context, unroll=True)
+            x_BTD, _, _ = module.apply_layers(apply, x_BTD, context, unroll=True)
             hidden_BTD = module.final_norm(x_BTD)
 
         rows_BQ = batch.rows_BQ
@@ -94,9 +99,10 @@ def _program(model: Model, dtype: jnp.dtype, restrictions: tuple[Restriction, ..
         nll_BQ = jax.nn.logsumexp(logits_BQV, axis=-1) - picked_BQ1[..., 0]
         right_BQ = jnp.argmax(logits_BQV, axis=-1) == target_BQ
 
-        settings = LossSettings(model.config.logit_soft_cap)
-        nll_BT = token_nll(hidden_BTD, module.head_kernel(), targets_BT, settings)
-        # What is predicted from within a document, the answer's own tokens apart.
+        nll_BT = token_nll(
+            hidden_BTD, module.head_kernel(), targets_BT, loss_settings(model.config)
+        )
+        # Rows whose target lies in the same document, without the rows of the answer.
         predicts_BT = (ids_BT == jnp.roll(ids_BT, -1, axis=1)) & (ids_BT != 0)
         predicts_BT = predicts_BT.at[:, -1].set(False)
         is_row_BT = functools.reduce(

@@ -1,4 +1,4 @@
-"""How much an input that lies d tokens back still moves the output."""
+"""How strongly an input d tokens back influences the output."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -21,11 +21,11 @@ LAST_POSITIONS = 20  # the paper's N_tau
 
 @dataclasses.dataclass(frozen=True)
 class Influence:
-    """Mean influence of inputs `first` to `last` tokens before the last one.
+    """Mean influence of inputs at distances `first` to `last` before the last token.
 
     Attributes:
-      influence: G, averaged over these distances and over the sequences that reach so far.
-      inputs: how many gradients that is the mean of.
+      influence: G, averaged over these distances and over the sequences that are long enough.
+      inputs: number of gradients in this mean.
     """
 
     first: int
@@ -45,8 +45,8 @@ def gradient_influence(
     """G(d) = E || ds / de_{T-d} ||, for d = 0, 1, 2-3, 4-7, ... (arXiv 2606.15378, its code).
 
     s is the sum of the logits over the vocabulary, averaged over the last 20 positions; e are the
-    embeddings that enter the first layer; T is the last token of a sequence, and only tokens of its
-    document count (its last positions too, where it is shorter).
+    embeddings that enter the first layer; T is the last token of a sequence. Only tokens of the
+    document of T count, as inputs and as last positions.
     """
     norms_NT, distance_NT = influence_norms(model, params, prompts, batch=batch, dtype=dtype)
     longest = int(distance_NT.max(initial=0))
@@ -74,7 +74,10 @@ def influence_norms(
     batch: int = 4,
     dtype: jnp.dtype = jnp.float32,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(norm of ds / de, distance d to the last token), each (N, T); d is -1 outside its document."""
+    """(norm of ds / de, distance d to the last token), each (N, T).
+
+    d is -1 for tokens that are not in the last token's document.
+    """
     parts = [jax.device_get(_norms(model, dtype)(params, part)) for part in prompts.batches(batch)]
     norms, distance = (np.concatenate(xs)[: len(prompts)] for xs in zip(*parts))
     return norms, distance
@@ -100,7 +103,7 @@ def _norms(model: Model, dtype: jnp.dtype):
         weight_BQ1 = (counted_BQ / count_B1)[..., None]
 
         def score(x_BTD: jax.Array) -> jax.Array:
-            """Sum over sequences, which have nothing to do with each other."""
+            """The sum over sequences, which are independent of each other."""
             hidden_BTD = module.hidden_from(x_BTD, context)
             return jnp.sum(module.logits(take(hidden_BTD, rows_BQ)) * weight_BQ1)
 
@@ -117,7 +120,7 @@ def _run(subject: Subject, step: int | None, params: Params) -> Iterator[Table[A
 
 GRADIENT_INFLUENCE = Probe(
     "gradient_influence",
-    "how much an input d tokens back moves the output",
+    "how strongly an input d tokens back influences the output",
     "norm of the gradient of s with respect to the embedding d tokens before the last, s being the"
     " logits summed over the vocabulary and averaged over the last 20 positions; on held-out text,"
     " mean over d = 0, 1, 2–3, 4–7, … (arXiv 2606.15378)",

@@ -1,4 +1,4 @@
-"""Retrieval heads by two definitions, and how sharply heads attend."""
+"""Retrieval scores of attention heads by two definitions, and the entropy of their attention."""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
@@ -15,17 +15,17 @@ from hybridlm.probes.prompts import Prompts
 from hybridlm.probes.settings import TOP_K
 from hybridlm.probes.table import Head, Table
 
-LAST_QUERIES = 4  # the paper's number of queries whose entropy is taken
+LAST_QUERIES = 4  # the paper averages the entropy of the last 4 queries
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalHead:
-    """A head's two scores, each in [0, 1].
+    """A head's two retrieval scores, each in [0, 1].
 
     Attributes:
       mass: attention from the end of the question to the needle.
       copy: share of the answer's tokens that the head copies.
-      samples: prompts that were averaged over.
+      samples: number of prompts in the means.
     """
 
     layer: int
@@ -46,24 +46,25 @@ def retrieval_heads(
 ) -> Table[RetrievalHead]:
     """Scores every attention head.
 
-    `mass` (arXiv 2606.15378, its code): the probability that the query at the end of the question -
-    the token that predicts the answer's first - gives to the needle's tokens, summed over them and
-    averaged over prompts. (The authors' prompts end a token later, so they take the last but one.)
+    `mass` (arXiv 2606.15378, its code): the attention probability from the last token of the
+    question, which predicts the answer's first token, to the needle's tokens, summed over these
+    tokens and averaged over prompts. (The authors' prompts end a token later, so they take the last
+    but one.)
 
-    `copy` (arXiv 2404.15574, section 2): the head copies a token of the answer if, where it is
-    predicted, the token that the head attends to most lies in the needle and is the same token.
-    The score is the share of the answer's tokens that are copied, averaged over prompts. The paper
-    generates; here the answer is given (teacher forcing), so that a model that cannot answer yet
-    can be measured too. Sinks and slots are no tokens and are never the one attended to most.
+    `copy` (arXiv 2404.15574, section 2): the head copies a token of the answer if the query that
+    predicts this token attends most to a token in the needle and both tokens are the same. The
+    score is the share of the answer's tokens that are copied, averaged over prompts. The paper
+    generates the answer; here it is given (teacher forcing), so that models that cannot answer yet
+    can be measured too. Sinks and slots are not tokens and are never the most attended token.
     """
     found = over_layers(
-        model, params, prompts, _scores, layers=headed_layers(model), batch=batch, dtype=dtype
+        model, params, prompts, _scores, layers=layers_with_heads(model), batch=batch, dtype=dtype
     )
     return _retrieval_table(model, prompts, found)
 
 
 def top_heads(table: Table[RetrievalHead], k: int = TOP_K, by: str = "mass") -> tuple[Head, ...]:
-    """The k heads with the largest score ("mass", as in arXiv 2606.15378, or "copy")."""
+    """The k heads with the largest score: "mass" (as in arXiv 2606.15378) or "copy"."""
     best = sorted(table, key=lambda e: (-getattr(e, by), e.layer, e.head))
     return tuple(Head(e.layer, e.head) for e in best[:k])
 
@@ -73,9 +74,9 @@ class HeadEntropy:
     """A head's attention entropy.
 
     Attributes:
-      entropy: normalised, in [0, 1]: 0 is all on one key, 1 uniform.
-      nats: not normalised.
-      keys: how many keys a query sees, on average.
+      entropy: normalised to [0, 1]: 0 if one key has all attention, 1 if attention is uniform.
+      nats: the entropy in nats, not normalised.
+      keys: mean number of keys that a query sees.
     """
 
     layer: int
@@ -97,15 +98,15 @@ def attention_entropy(
 ) -> Table[HeadEntropy]:
     """H = -sum p ln p over the keys a query sees, and H / ln(number of them).
 
-    Averaged over prompts and the last 4 queries of the question (arXiv 2606.15378, its code). A
-    query with one key has 0. The p are those of the tokens, made to sum to 1: what falls on sinks
-    or slots is not part of it. A query whose softmax has no token at all is left out.
+    Averaged over prompts and the last 4 queries of the question (arXiv 2606.15378, its code). The
+    entropy of a query with one key is 0. p is renormalised over tokens, without the probability of
+    sinks and slots. Queries that give no probability to any token are left out.
 
     Args:
-      heads: which; None for all. The paper takes the `top_heads` of the final checkpoint.
+      heads: the heads to measure; None for all. The paper uses the final checkpoint's `top_heads`.
     """
     chosen = None if heads is None else set(heads)
-    layers = headed_layers(model)
+    layers = layers_with_heads(model)
     if chosen is not None:
         layers = sorted(set(layers) & {head.layer for head in chosen})
     found = over_layers(model, params, prompts, _entropies, layers=layers, batch=batch, dtype=dtype)
@@ -120,14 +121,14 @@ def heads_at_once(
     batch: int = 8,
     dtype: jnp.dtype = jnp.float32,
 ) -> tuple[Table[RetrievalHead], Table[HeadEntropy]]:
-    """`retrieval_heads` and `attention_entropy` of every head, in one pass."""
-    layers = headed_layers(model)
+    """`retrieval_heads` and `attention_entropy` of every head, from one forward pass."""
+    layers = layers_with_heads(model)
     found = over_layers(model, params, prompts, _both, layers=layers, batch=batch, dtype=dtype)
     scores, entropies = ({layer: pair[i] for layer, pair in found.items()} for i in (0, 1))
     return _retrieval_table(model, prompts, scores), _entropy_table(model, entropies, None)
 
 
-def headed_layers(model: Model) -> list[int]:
+def layers_with_heads(model: Model) -> list[int]:
     """The layers with attention heads."""
     return [layer for layer, count in enumerate(head_counts(model)) if count]
 
@@ -135,7 +136,7 @@ def headed_layers(model: Model) -> list[int]:
 def _retrieval_table(
     model: Model, prompts: Prompts, found: dict[int, tuple[np.ndarray, np.ndarray]]
 ) -> Table[RetrievalHead]:
-    """From (mass_NH, copy_NH) by layer."""
+    """The table of (mass_NH, copy_NH) by layer."""
     asked = np.any(prompts.rows_NQ >= 0, axis=1)
     names = mixer_names(model)
     entries = [
@@ -162,7 +163,7 @@ def _retrieval_table(
 def _entropy_table(
     model: Model, found: dict[int, tuple[np.ndarray, ...]], chosen: Collection[Head] | None
 ) -> Table[HeadEntropy]:
-    """From (nats_NHQ, keys_NHQ, seen_NHQ) by layer."""
+    """The table of (nats_NHQ, keys_NHQ, seen_NHQ) by layer."""
     names, entries = mixer_names(model), []
     for layer, (nats_NHQ, keys_NHQ, seen_NHQ) in found.items():
         normalised_NHQ = nats_NHQ / np.log(np.maximum(keys_NHQ, 2))
@@ -202,7 +203,7 @@ def _entropies(view: View):
     batch = view.batch
     end_B1 = batch.rows_BQ[:, :1]
     rows_BQ = end_B1 - jnp.arange(LAST_QUERIES)[None]
-    # Of the question's own document, and only where there is a question.
+    # Only queries in the question's own document, and only where there is a question.
     ids_BT, positions_BT = batch.segment_ids_BT, batch.positions_BT
     same_BQ = jnp.arange(LAST_QUERIES)[None] <= take(positions_BT, end_B1)
     rows_BQ = jnp.where((end_B1 >= 0) & same_BQ & (take(ids_BT, end_B1) != 0), rows_BQ, -1)
@@ -237,7 +238,7 @@ def _run_heads(subject: LiveSubject, step: int | None, params: Params) -> Iterat
     yield from heads_at_once(subject.model, params, subject.prompts, **subject.options)
 
 
-def _heads_in_the_log(tables: Sequence[Table[Any]]) -> list[str]:
+def _heads_log_parts(tables: Sequence[Table[Any]]) -> list[str]:
     retrieval, entropies = tables
     parts = []
     for by in ("mass", "copy") if len(retrieval) else ():
@@ -251,15 +252,15 @@ def _heads_in_the_log(tables: Sequence[Table[Any]]) -> list[str]:
 RETRIEVAL_HEADS = Probe(
     "retrieval_heads",
     "two retrieval scores of every head",
-    "`mass`: attention probability from the question's end to the needle, summed over it (arXiv"
-    " 2606.15378). `copy`: share of the answer's tokens for which the token attended to most, where"
-    " they are predicted, lies in the needle and is that token (arXiv 2404.15574, section 2), with"
-    " the answer given instead of generated",
+    "`mass`: attention probability from the question's last token to the needle, summed over the"
+    " needle's tokens (arXiv 2606.15378). `copy`: share of the answer's tokens whose predicting query"
+    " attends most to the same token in the needle (arXiv 2404.15574, section 2); the answer is given"
+    " instead of generated",
     _run_retrieval_heads,
 )
 ENTROPY = Probe(
     "entropy",
-    "how sharply the `--top_k` retrieval heads attend",
+    "attention entropy of the `--top_k` retrieval heads",
     "−Σ p ln p over the keys a query sees, divided by ln of their number; mean over the question's"
     " last 4 queries (arXiv 2606.15378). The heads are those of the newest checkpoint, by `--by`"
     " `mass` or `copy`",
@@ -267,8 +268,8 @@ ENTROPY = Probe(
 )
 HEADS = Probe(
     "heads",
-    "retrieval scores and entropy of every head, in one pass",
-    "as `retrieval_heads`, and as `entropy` of all heads; entries have these names",
+    "retrieval scores and entropy of every head, from one forward pass",
+    "as `retrieval_heads`, and as `entropy` of all heads; entries are recorded under these names",
     _run_heads,
-    live=_heads_in_the_log,
+    live=_heads_log_parts,
 )

@@ -1,4 +1,4 @@
-"""Runs a model layer by layer over prompts, taking a measurement in each layer."""
+"""Runs a model over prompts and takes a measurement in each layer."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from hybridlm.probes.table import Head
 
 
 class View(NamedTuple):
-    """A layer at work: its block, what enters and leaves it (B, T, D), the batch and the context."""
+    """What a measurement reads: a layer's block, its input x, its output y, batch and context."""
 
     block: Any
     x_BTD: jax.Array
@@ -28,7 +28,7 @@ class View(NamedTuple):
 
     @property
     def mixer_input_BTD(self) -> jax.Array:
-        return self.block.normed(self.x_BTD)
+        return self.block.mixer_input(self.x_BTD)
 
 
 Measure = Callable[[View], Any]
@@ -44,13 +44,13 @@ def over_layers(
     batch: int = 8,
     dtype: jnp.dtype = jnp.float32,
 ) -> dict[int, Any]:
-    """What `measure` gives in each layer, by layer, as numpy arrays over all prompts.
+    """The results of `measure` by layer, as numpy arrays over all prompts.
 
     Args:
-      measure: a module-level function (programs are kept by it) from a `View` to a pytree of
-        arrays whose first axis is the batch's.
-      layers: where to measure; None for all. A layer of the repeating unit is measured in all its
-        copies if in one; what is not asked for is dropped.
+      measure: maps a `View` to a pytree of arrays with a leading batch axis. It must be a
+        module-level function, because compiled programs are cached by it.
+      layers: the layers to measure; None for all. Measuring one layer of the repeating unit
+        measures all of its repeats; results of other layers are dropped.
     """
     chosen = tuple(range(model.config.depth)) if layers is None else tuple(sorted(set(layers)))
     program = _measured(model, dtype, measure, chosen)
@@ -69,32 +69,36 @@ def _measured(model: Model, dtype: jnp.dtype, measure: Measure, layers: tuple[in
     def run(params: Params, batch: Batch) -> list[Any]:
         module = model.bind(params)
 
-        def look(index: int, block: Any, x_BTD: jax.Array, y_BTD: jax.Array, context: Any) -> Any:
+        def measure_layer(
+            index: int, block: Any, x_BTD: jax.Array, y_BTD: jax.Array, context: Any
+        ) -> Any:
             if wanted.intersection(stack.copies(model.config.layout, index)):
                 return measure(View(block, x_BTD, y_BTD, batch, context))
             return None
 
-        _, found = module.walk(module.embed(batch.tokens_BT, dtype), batch.context, look)
+        _, found = module.map_layers(
+            module.embed(batch.tokens_BT, dtype), batch.context, measure_layer
+        )
         return [found[index] for index in layers]
 
     return run
 
 
-def of_each_mixer(model: Model, ask: Callable[[Mixer], Any]) -> tuple[Any, ...]:
-    """What `ask` says of each layer's mixer, bottom to top; no parameter is made."""
-    answers: list[Any] = []
+def map_mixers(model: Model, function: Callable[[Mixer], Any]) -> tuple[Any, ...]:
+    """`function(mixer)` of each layer, bottom to top; no parameters are made."""
+    results: list[Any] = []
 
-    def walk() -> None:
+    def trace() -> None:
         abstract = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), model.abstract)
-        answers.extend(ask(block.mixer) for _, block in model.bind(abstract).blocks())
+        results.extend(function(block.mixer) for _, block in model.bind(abstract).blocks())
 
-    jax.eval_shape(walk)
-    return tuple(answers)
+    jax.eval_shape(trace)
+    return tuple(results)
 
 
 def head_counts(model: Model) -> tuple[int, ...]:
-    """Attention heads of each layer."""
-    return of_each_mixer(model, attention_heads)
+    """The number of attention heads of each layer, bottom to top."""
+    return map_mixers(model, attention_heads)
 
 
 def all_heads(model: Model) -> list[Head]:
@@ -104,5 +108,5 @@ def all_heads(model: Model) -> list[Head]:
 
 
 def mixer_names(model: Model) -> tuple[str, ...]:
-    """The mixer's name of each layer, bottom to top."""
+    """The name of each layer's mixer, bottom to top."""
     return tuple(model.config.layout.names)

@@ -1,4 +1,4 @@
-"""What a linear classifier can read off each layer's residual stream."""
+"""How well a linear classifier predicts the needle's class from each layer's residual stream."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -22,12 +22,13 @@ MAX_ITERATIONS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class LayerAccuracy:
-    """How well the class is read off one layer.
+    """The accuracy of the classifier on one layer.
 
     Attributes:
-      accuracy: on prompts that were held out. train_accuracy: on those fitted.
-      chance: share of the commonest class among those held out.
-      gain: accuracy less that of the layer below; of the lowest, less `chance`.
+      accuracy: on held-out prompts.
+      train_accuracy: on the prompts that the classifier was fitted to.
+      chance: share of the most common class among the held-out prompts.
+      gain: accuracy minus the accuracy of the layer below; for the lowest layer, minus `chance`.
     """
 
     layer: int
@@ -51,22 +52,23 @@ def layer_probing(
 ) -> Table[LayerAccuracy]:
     """Logistic regression from each layer to the prompts' classes (arXiv 2606.15378, its code).
 
-    The feature is the residual stream behind the layer at the end of the question (the token that
-    predicts the answer's first), or with "delta" what the layer added to it. Features are
-    standardised; the classifier is `fit_logistic` with C = 0.1 on 80% of the prompts, drawn by
-    `seed` and the same for all layers.
+    The feature is the residual stream after the layer at the question's last token (which predicts
+    the answer's first token), or with "delta" what the layer added to the stream. Features are
+    standardised. The classifier is `fit_logistic` with C = 0.1 on 80% of the prompts; `seed` draws
+    these prompts, which are the same for all layers.
 
     Args:
-      labels_N: int, the class of each prompt; at least two of them.
+      labels_N: int, the class of each prompt; at least two classes.
 
     Raises:
-      ValueError: for labels of another number than the prompts, one class, or too few prompts.
+      ValueError: if the number of labels differs from the number of prompts, there is only one
+        class, or there are too few prompts.
     """
     labels_N = np.asarray(labels_N)
     if labels_N.shape != (len(prompts),):
         raise ValueError(f"{len(prompts)} prompts need as many labels, not {labels_N.shape}")
     if len(np.unique(labels_N)) < 2:
-        raise ValueError("all prompts have one class: there is nothing to tell apart")
+        raise ValueError("all prompts have one class: a classifier needs at least two")
     held_out = int(np.ceil(TEST_SHARE * len(prompts)))
     order = np.random.default_rng(seed).permutation(len(prompts))
     test, train = order[:held_out], order[held_out:]
@@ -97,7 +99,7 @@ def layer_probing(
 
 
 class Logistic(NamedTuple):
-    """A fitted classifier: scores x @ weights_DC + bias_C of the classes."""
+    """A fitted classifier; the scores of the classes are x @ weights_DC + bias_C."""
 
     classes_C: np.ndarray
     weights_DC: np.ndarray
@@ -111,7 +113,7 @@ class Logistic(NamedTuple):
 def fit_logistic(
     x_ND: np.ndarray, labels_N: np.ndarray, inverse_strength: float = INVERSE_STRENGTH
 ) -> Logistic:
-    """Multinomial logistic regression: least C * sum of nll + ||weights||^2 / 2, by L-BFGS.
+    """Multinomial logistic regression: minimises C * sum of nll + ||weights||^2 / 2 by L-BFGS.
 
     The bias is not penalised; C is `inverse_strength`. This is the objective of scikit-learn's
     LogisticRegression.
@@ -153,10 +155,10 @@ def _run(subject: Subject, step: int | None, params: Params) -> Iterator[Table[A
 
 LAYER_PROBING = Probe(
     "layer_probing",
-    "which layers bring the needle to the question's end",
-    "logistic regression (C = 0.1, standardised features, 80% to fit) from each layer's residual"
-    " stream there to which of 8 numbers was the needle: `hard` ones differ in the last digit (arXiv"
-    " 2606.15378)",
+    "how well each layer's residual stream predicts the needle",
+    "logistic regression (C = 0.1, standardised features, fitted to 80% of the prompts) from each"
+    " layer's residual stream at the question's last token to which of 8 numbers was the needle:"
+    " `hard` numbers differ in the last digit (arXiv 2606.15378)",
     _run,
     reads=("classified",),
 )

@@ -1,4 +1,4 @@
-"""Whether heads are needed: take them away and ask again."""
+"""Answers of a model from which attention heads are removed."""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
@@ -21,9 +21,9 @@ class Masked:
     """The answers without some heads; see `Answers` for the figures.
 
     Attributes:
-      which: "none", "retrieval" or "random".
-      draw: which of the random draws, None for the others.
-      heads: those taken away, "layer.head".
+      which: the removed heads: "none", "retrieval" or "random".
+      draw: number of the random draw; None for "none" and "retrieval".
+      heads: the removed heads as "layer.head".
     """
 
     which: str
@@ -36,14 +36,14 @@ class Masked:
 
 
 def mask_heads(model: Model, params: Params, heads: Collection[Head]) -> Params:
-    """The parameters of the model without these heads, for any use of it.
+    """The parameters of the model without these heads.
 
-    A head's rows of the output projection are 0: nothing of it reaches the residual stream, and
-    attention itself, other heads and everything else stay what they are. (Where a norm stands
-    between heads and projection, as in NHA, the head still counts in its statistics.)
+    The heads' rows of the output projection are set to 0, so that the heads add nothing to the
+    residual stream; nothing else changes. (A norm between heads and projection, as in NHA, still
+    counts the heads in its statistics.)
 
     Raises:
-      ValueError: for a head that is not there.
+      ValueError: if the model has no such head.
     """
     counts = head_counts(model)
     scales = [np.ones(count, np.float32) for count in counts]
@@ -67,12 +67,12 @@ def head_masking(
     batch: int = 8,
     dtype: jnp.dtype = jnp.float32,
 ) -> Table[Masked]:
-    """Answers without the retrieval heads, against as many random others (arXiv 2404.15574, 4.1).
+    """Answers without the retrieval heads and without as many random heads (arXiv 2404.15574, 4.1).
 
     Args:
-      retrieval: `top_heads` of the model, k of them.
-      draws: sets of k heads, each drawn without replacement from the heads not in `retrieval`. With
-        fewer than k of these there is none.
+      retrieval: the k `top_heads` of the model.
+      draws: number of random sets of k heads, each drawn without replacement from the heads not in
+        `retrieval`. If fewer than k such heads exist, no set is drawn.
     """
     retrieval = tuple(retrieval)
     others = [head for head in all_heads(model) if head not in retrieval]
@@ -90,7 +90,7 @@ def head_masking(
         entries.append(Masked(which, draw, tuple(map(str, heads)), *found))
     return Table(
         "head_masking",
-        "answers' nats and accuracy without the retrieval heads, and without as many others",
+        "answers' nats and accuracy without the retrieval heads, and without as many random heads",
         "arXiv 2404.15574",
         tuple(entries),
     )
@@ -111,8 +111,8 @@ def _run(subject: Subject, step: int | None, params: Params) -> Iterator[Table[A
 
 HEAD_MASKING = Probe(
     "head_masking",
-    "whether the retrieval heads are needed",
-    "the answers without the `--top_k` retrieval heads, and without as many random others, `--draws`"
-    " times (arXiv 2404.15574, section 4)",
+    "answers without the retrieval heads",
+    "the answers' nats and accuracy without the `--top_k` retrieval heads, and without as many random"
+    " heads, drawn `--draws` times (arXiv 2404.15574, section 4)",
     _run,
 )

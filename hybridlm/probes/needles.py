@@ -1,4 +1,4 @@
-"""The prompts of the probes: the evaluation "needle", with the answer behind each."""
+"""The prompts of the probes: samples of the evaluation "needle", each followed by its answer."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from hybridlm.evals.needle import NeedleInAHaystack
 from hybridlm.evals.sample import token_spans
 from hybridlm.probes.prompts import Prompt, Prompts
 
-#: The paper's eight values: alike but for the last digit, or all different (arXiv 2606.15378).
+#: The paper's eight values (arXiv 2606.15378): "hard" ones differ only in the last digit.
 CLASSES = {
     "hard": tuple(str(31415920 + i) for i in range(8)),
     "easy": (
@@ -26,13 +26,13 @@ CLASSES = {
 def needle_prompts(
     tokenizer: Tokenizer, length: int, count: int, seed: int = 0, choices: tuple[str, ...] = ()
 ) -> tuple[Prompts, np.ndarray]:
-    """Needles in held-out text, answered; and the number of each value among `choices`.
+    """Needle prompts followed by their answers, and the index of each value in `choices`.
 
-    The samples are those of the evaluation "needle", followed by the answer; the needle is the
-    value's tokens where they first stand.
+    The samples are those of the evaluation "needle". A prompt's needle span covers the tokens of
+    the value's first occurrence.
 
     Raises:
-      UserError: where they do not fit `length`.
+      UserError: if the prompts do not fit `length`.
     """
     task, made, labels = NeedleInAHaystack(choices=choices), [], []
     for index in range(count):

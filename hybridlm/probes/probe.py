@@ -1,4 +1,4 @@
-"""What a probe offers to the command, to a training run, to help and to the documentation."""
+"""The interface of a probe: the command, training runs, the help and the documentation use it."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ Reads = Literal["prompts", "texts", "classified"]
 
 
 class LiveSubject(Protocol):
-    """A model while it trains, and the prompts it is probed with.
+    """A model during training, and the prompts that it is probed with.
 
     Attributes:
       options: `batch` and `dtype`, as the functions of `hybridlm.probes` take them.
@@ -29,7 +29,7 @@ class LiveSubject(Protocol):
 
 
 class Subject(LiveSubject, Protocol):
-    """An opened model, and the data that probes read; each is made when first asked for.
+    """An opened model, and the data that probes read; each property is computed at first use.
 
     Attributes:
       final: parameters of the newest checkpoint.
@@ -40,11 +40,11 @@ class Subject(LiveSubject, Protocol):
 
     @property
     def texts(self) -> Prompts:
-        """Held-out documents; there is nothing to answer."""
+        """Held-out documents; they have no answers."""
 
     @property
     def classified(self) -> tuple[Prompts, np.ndarray]:
-        """Prompts, and the number of each one's class."""
+        """Prompts, and the class index of each."""
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -52,25 +52,25 @@ class Subject(LiveSubject, Protocol):
 
     @property
     def restricted(self) -> list[list[int]]:
-        """Groups of layers to restrict."""
+        """Groups of layers; receptive_field restricts one group at a time."""
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """Receptive fields to restrict them to."""
+        """Receptive fields, in tokens, to restrict the layers to."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A look inside a model, as the registry holds it.
+    """A registered probe.
 
     Attributes:
-      name: as `--probes` takes it.
-      help: what it looks at, in a line.
-      definition: what exactly is measured, and the source.
+      name: its name in `--probes`.
+      help: one line that says what the probe measures.
+      definition: the exact definition and its source.
       run: (subject, step, parameters of that step) -> tables.
-      reads: what of the subject it reads; made before anything is run.
-      live: of a probe that may run while a model trains, on a `LiveSubject`: from its tables to
-        what the log says. None for all others.
+      reads: the data of the subject that the probe reads; it is made before any probe runs.
+      live: for a probe that may run during training, on a `LiveSubject`: maps its tables to the
+        parts of a log line. None for other probes.
     """
 
     name: str

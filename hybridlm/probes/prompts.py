@@ -1,4 +1,4 @@
-"""What retrieval is measured on: sequences that end by repeating something that stands in them."""
+"""The prompts of probes: sequences whose end, the answer, repeats an earlier needle."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,13 @@ Span = tuple[int, int]  # [first, end), in tokens
 
 
 class Batch(NamedTuple):
-    """Some sequences as arrays.
+    """A batch of prompts as arrays.
 
     Attributes:
       tokens_BT, segment_ids_BT, positions_BT: int32, as in a training batch.
-      rows_BQ: int32, the tokens that predict the answer's, in order: the first is the end of the
-        question, and row r's target is token r + 1. -1 for none.
-      needle_BT: bool, the tokens that the answer repeats.
+      rows_BQ: int32, indices of the tokens that predict the answer's tokens, in order. The first is
+        the question's last token; the target of row r is token r + 1. -1 fills shorter answers.
+      needle_BT: bool, true for the tokens that the answer repeats.
       window: int32 scalar that narrows attention windows, or None (see `SequenceContext`).
     """
 
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """One document: its tokens (with the answer), where the needle lies, and the answer at the end."""
+    """One document: its tokens (answer included), and the spans of its needles and answer."""
 
     tokens: np.ndarray
     needles: Sequence[Span]
@@ -45,9 +45,9 @@ class Prompt(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """N sequences of T tokens with what was said of them; arrays as in `Batch`, in numpy.
+    """N sequences of T tokens; numpy arrays as in `Batch`.
 
-    Sequences may be packed: rows and needles then belong to one document of each.
+    Sequences may be packed; rows and needles then belong to one document of each sequence.
     """
 
     tokens_NT: np.ndarray
@@ -66,14 +66,14 @@ class Prompts:
         if rows.ndim != 2 or len(rows) != shape[0] or rows.shape[1] < 1:
             raise ValueError(f"rows_NQ must be (N, Q) with Q >= 1, not {rows.shape}")
         if np.any(rows >= shape[1] - 1):
-            raise ValueError("a row of rows_NQ has no token behind it to predict")
+            raise ValueError("a row of rows_NQ has no next token to predict")
 
     def __len__(self) -> int:
         return len(self.tokens_NT)
 
     @classmethod
     def of(cls, prompts: Sequence[Prompt], length: int | None = None) -> "Prompts":
-        """One document a sequence, padded behind its end to `length` or the longest."""
+        """One document per sequence, padded at the end to `length` or to the longest document."""
         longest = max(len(p.tokens) for p in prompts)
         length = longest if length is None else length
         if longest > length:
@@ -91,7 +91,7 @@ class Prompts:
         return cls(tokens, ids, positions, rows, needle)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Batches of `size` sequences, so that one program serves; the last is filled with padding."""
+        """Batches of `size` sequences; padding fills the last, so that all shapes are equal."""
         arrays = (
             self.tokens_NT,
             self.segment_ids_NT,

@@ -1,4 +1,4 @@
-"""What a model can still do when some of its layers are shown only the last tokens."""
+"""Answers of a model some of whose layers see only the last tokens."""
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from hybridlm.models.mixers.capabilities import has_window
 from hybridlm.models.params import Model, Params
 from hybridlm.probes.answers import Restriction, answers
-from hybridlm.probes.layers import mixer_names, of_each_mixer
+from hybridlm.probes.layers import map_mixers, mixer_names
 from hybridlm.probes.probe import Probe, Subject
 from hybridlm.probes.prompts import Prompts
 from hybridlm.probes.table import Table
@@ -17,12 +17,13 @@ from hybridlm.probes.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class Restricted:
-    """The answers with a bounded receptive field; see `Answers` for the figures.
+    """The answers with bounded receptive fields; see `Answers` for the figures.
 
     Attributes:
-      layers: that were bounded. mixers: the names of theirs.
-      window: tokens they saw, the query's own included; None where nothing was bounded.
-      how: "window" where they have one, "context" where not, "context+window" for some of each.
+      layers: the bounded layers.
+      mixers: the names of their mixers.
+      window: tokens that they see, the query's own included; None if no layer is bounded.
+      how: "window", "context" (see `Restriction`), or "context+window" if layers differ.
     """
 
     layers: tuple[int, ...]
@@ -48,22 +49,22 @@ def receptive_field(
 ) -> Table[Restricted]:
     """Bounds the receptive field of `layers` at inference to each of `windows` (arXiv 2606.15378).
 
-    Full, windowed, chunked and latent attention, and mixers side by side that are all of these,
-    get a window: exactly the model built with it, with the same weights. So does Native Hybrid
-    Attention, whose slots then take over earlier what leaves the window: that bounds what it sees
-    token by token, not all it knows of. Every other mixer (recurrences, convolutions, slots alone,
-    block-sparse attention) has no window; for each query it is run on the last tokens of the
-    document alone, as if the document began there (positions stay). That too is exact, and bounds
-    everything the layer knows, but costs T x window.
+    Full, windowed, chunked and latent attention, and parallel mixers of these alone, get a window:
+    the result equals a model built with that window and the same weights. Native Hybrid Attention
+    gets a window too, but its slots still summarise the tokens that leave the window, so only its
+    token-level attention is bounded. All other mixers (recurrences, convolutions, slots alone,
+    block-sparse attention) have no window; for each query they run on the document's last tokens
+    alone, as if the document began there (positions do not change). This is exact and bounds all
+    information that the layer receives, but costs T x window.
 
-    The first entry is without any bound. A window as wide as the sequence changes nothing.
+    The first entry has no bound. A window as wide as the sequence changes nothing.
 
     Args:
-      truncate: run every layer on the last tokens, also those that have a window: NHA's slots
-        are then bounded too. For the others both are the same.
+      truncate: run every layer on the last tokens, also layers that have a window. This bounds
+        NHA's slots too; for other mixers with a window the result is the same.
 
     Raises:
-      ValueError: for a layer that is not there, or a window below 1.
+      ValueError: if a layer does not exist or a window is below 1.
     """
     names, chosen = mixer_names(model), tuple(sorted(set(layers)))
     windows = tuple(windows)
@@ -76,7 +77,7 @@ def receptive_field(
         raise ValueError(
             f"a receptive field is at least 1 token, the query's own, not {min(windows)}"
         )
-    windowed = of_each_mixer(model, has_window)
+    windowed = map_mixers(model, has_window)
     how = {i: "window" if windowed[i] and not truncate else "context" for i in chosen}
     methods = sorted(set(how.values()))
     first = answers(model, params, prompts, batch=batch, dtype=dtype)
@@ -88,7 +89,7 @@ def receptive_field(
         entries.append(Restricted(chosen, mixers, window, "+".join(methods), *found))
     return Table(
         "receptive_field",
-        "answers' nats and accuracy with layers shown only the last tokens",
+        "answers' nats and accuracy with layers that see only the last tokens",
         "arXiv 2606.15378",
         tuple(entries),
     )
@@ -109,8 +110,9 @@ def _run(subject: Subject, step: int | None, params: Params) -> Iterator[Table[A
 
 RECEPTIVE_FIELD = Probe(
     "receptive_field",
-    "what is left when layers see only the last tokens",
-    "the answers' nats and accuracy, and the nats of all other tokens, with `--layers` (mixer names"
-    " or numbers; each mixer in turn) shown only the last `--windows` tokens (arXiv 2606.15378)",
+    "answers with layers that see only the last tokens",
+    "the answers' nats and accuracy, and the nats of all other tokens, if `--layers` (mixer names or"
+    " numbers; each mixer in turn by default) see only the last `--windows` tokens (arXiv"
+    " 2606.15378)",
     _run,
 )

@@ -1,4 +1,4 @@
-"""Every probe by the name that `--probes` takes: a new one is a file and a line here."""
+"""All probes by their names in `--probes`. A new probe is a file and a line here."""
 
 from hybridlm.probes.gradients import GRADIENT_INFLUENCE
 from hybridlm.probes.heads import ENTROPY, HEADS, RETRIEVAL_HEADS
@@ -24,7 +24,7 @@ PROBES: dict[str, Probe] = by_name(
         SLOT_SHARE,
     ]
 )
-#: Those that may run while a model trains: what `probes.which` of a config may name.
+#: The probes that may run during training; `probes.which` of a config may name them.
 LIVE = {name: probe for name, probe in PROBES.items() if probe.live is not None}
 
 

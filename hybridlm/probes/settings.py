@@ -1,4 +1,4 @@
-"""The settings of probes: of `hybridlm probe`, and of those that run while a model trains."""
+"""The settings of `hybridlm probe`, and of the probes that run during training."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -12,14 +12,14 @@ TOP_K = 4  # retrieval heads; the paper's number (arXiv 2606.15378)
 
 @settings
 class ProbesConfig:
-    """What is looked at inside the model while it trains, into `probes.jsonl`.
+    """Probes that run during training and write `probes.jsonl`.
 
     Attributes:
       which: live probes by name: "heads" (both retrieval scores and the entropy of every attention
         head), "slot_share" (of Native Hybrid Attention); an empty list for none.
-      interval: optimizer steps between two probings; the last step has one, too.
-      samples: prompts with a needle in held-out text, at depths from 0 to 100% in turn.
-      length: tokens of a prompt, its answer included; None is data.seq_len.
+      interval: optimizer steps between two probings; the last step is probed too.
+      samples: prompts with a needle in held-out text; their depths cycle from 0 to 100%.
+      length: tokens of a prompt, its answer included; None means data.seq_len.
     """
 
     which: tuple[str, ...] = ()
@@ -33,24 +33,25 @@ class ProbesConfig:
 
 @settings
 class ProbeSettings:
-    """What is probed.
+    """Which probes to run, and how.
 
     Attributes:
-      probes: names with commas between; they are listed below.
-      length: tokens of a prompt with its answer, and of a text; the length of training by default.
-      samples: prompts (at depths from 0 to 100% in turn), and texts of gradient_influence.
-      seed: of the prompts.
-      batch: sequences at once.
-      top_k: how many retrieval heads of the newest checkpoint to follow and mask.
-      by: the score that chooses them.
-      draws: random sets of as many heads to mask.
-      layers: of receptive_field, to restrict: mixer names or layer numbers, with commas between;
-        each mixer in turn by default.
-      windows: of receptive_field, in tokens, with commas between; a 16th and a quarter of the
-        length by default.
-      truncate: restrict every layer by its context, also those that have a window.
+      probes: names separated by commas; see the list below.
+      length: tokens of a prompt with its answer, and of a text; the training length by default.
+      samples: prompts (their depths cycle from 0 to 100%), and texts of gradient_influence.
+      seed: seed of the prompts.
+      batch: batch size, in sequences.
+      top_k: number of the newest checkpoint's retrieval heads to measure and mask.
+      by: the score that selects the retrieval heads.
+      draws: number of random sets of top_k heads to mask.
+      layers: layers that receptive_field restricts: mixer names or layer numbers, separated by
+        commas; each mixer in turn by default.
+      windows: windows of receptive_field in tokens, separated by commas; a 16th and a quarter of
+        the length by default.
+      truncate: receptive_field restricts every layer by its context, also layers with a window.
       classified: prompts of layer_probing.
-      classes: of layer_probing: eight values that differ in the last digit, or everywhere.
+      classes: values of layer_probing: eight that differ in the last digit (hard), or in all
+        digits.
     """
 
     probes: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""How much of each softmax falls on Native Hybrid Attention's slots."""
+"""The share of Native Hybrid Attention's softmax that its slots receive."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from hybridlm.models.mixers.capabilities import has_slots
 from hybridlm.models.params import Model, Params
-from hybridlm.probes.layers import View, mixer_names, of_each_mixer, over_layers
+from hybridlm.probes.layers import View, map_mixers, mixer_names, over_layers
 from hybridlm.probes.probe import LiveSubject, Probe
 from hybridlm.probes.prompts import Prompts
 from hybridlm.probes.table import Table
@@ -16,7 +16,7 @@ from hybridlm.probes.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class SlotShare:
-    """A head's mean share of softmax on the slots, in [0, 1], over all tokens that are no padding."""
+    """The mean share of a head's softmax on slots, in [0, 1], over all tokens except padding."""
 
     layer: int
     mixer: str
@@ -32,11 +32,11 @@ def slot_share(
     batch: int = 8,
     dtype: jnp.dtype = jnp.float32,
 ) -> Table[SlotShare]:
-    """sigmoid(lse of the slots - lse of the window): the slots' part of NHA's one softmax.
+    """The slots' share of NHA's softmax: sigmoid(lse of the slots - lse of the window).
 
-    (arXiv 2510.07019.) Layers without slots beside a window have no entry.
+    Source: arXiv 2510.07019. Layers without both slots and a window have no entry.
     """
-    layers = [i for i, has in enumerate(of_each_mixer(model, has_slots)) if has]
+    layers = [i for i, has in enumerate(map_mixers(model, has_slots)) if has]
     found = over_layers(model, params, prompts, _shares, layers=layers, batch=batch, dtype=dtype)
     names, real = mixer_names(model), max(int((prompts.segment_ids_NT != 0).sum()), 1)
     entries = [
@@ -46,7 +46,7 @@ def slot_share(
     ]
     return Table(
         "slot_share",
-        "part of each softmax on the slots, mean over tokens",
+        "share of the softmax on the slots, mean over tokens",
         "arXiv 2510.07019",
         tuple(entries),
     )
@@ -60,15 +60,15 @@ def _run(subject: LiveSubject, step: int | None, params: Params) -> Iterator[Tab
     yield slot_share(subject.model, params, subject.prompts, **subject.options)
 
 
-def _in_the_log(tables: Sequence[Table[Any]]) -> list[str]:
+def _log_parts(tables: Sequence[Table[Any]]) -> list[str]:
     (table,) = tables
     return [f"slots {sum(e.share for e in table) / len(table):.3f}"] if len(table) else []
 
 
 SLOT_SHARE = Probe(
     "slot_share",
-    "how much of Native Hybrid Attention is its slots",
-    "the slots' part of each softmax, mean over tokens (arXiv 2510.07019)",
+    "the slots' share of Native Hybrid Attention's softmax",
+    "the slots' share of each softmax, mean over tokens (arXiv 2510.07019)",
     _run,
-    live=_in_the_log,
+    live=_log_parts,
 )

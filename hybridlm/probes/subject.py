@@ -20,11 +20,11 @@ from hybridlm.settings.reader import nearest
 
 
 class OpenedSubject:
-    """See `hybridlm.probes.probe.Subject`; each part is made when first asked for."""
+    """See `hybridlm.probes.probe.Subject`; each property is computed at first use."""
 
     def __init__(self, opened: OpenedModel, settings: ProbeSettings):
         """Args:
-        opened: the newest checkpoint: its retrieval heads are followed, and others compared with.
+        opened: the newest checkpoint; it gives the retrieval heads and the final parameters.
         """
         self.opened, self.settings = opened, settings
         self.model, self.final = opened.model, opened.params
@@ -32,10 +32,10 @@ class OpenedSubject:
         self.options: dict[str, Any] = dict(batch=settings.batch, dtype=opened.dtype)
 
     def prepare(self, chosen: Sequence[Probe]) -> None:
-        """Makes the data before anything is run, so that what does not fit is known at once.
+        """Makes the data of the probes before any probe runs, so that errors come early.
 
         Raises:
-          UserError: where prompts do not fit, text is missing, or a layer is unknown.
+          UserError: if prompts do not fit, text is missing, or a layer is unknown.
         """
         for name in dict.fromkeys(name for probe in chosen for name in probe.reads):
             getattr(self, name)

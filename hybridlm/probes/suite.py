@@ -1,4 +1,4 @@
-"""Probes of an opened model: those that are asked for, on one checkpoint or all."""
+"""Runs the chosen probes on an opened model, at one checkpoint or all."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from hybridlm.probes.table import Record, Table
 from hybridlm.runs import OpenedModel, checkpoint
 
 
-class Found(NamedTuple):
-    """What one probe found at one step (None in a model folder that names none)."""
+class ProbeResult(NamedTuple):
+    """The tables of one probe at one step; `step` is None if a model folder names no step."""
 
     probe: Probe
     step: int | None
@@ -29,13 +29,13 @@ class Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ProbeRun:
-    """Probes that are ready to run: iterating runs them."""
+    """Prepared probes; iterating runs them."""
 
     subject: OpenedSubject
     probes: list[Probe]
     steps: list[int | None]
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[ProbeResult]:
         opened = self.subject.opened
         for step in self.steps:
             params = opened.params
@@ -43,20 +43,20 @@ class ProbeRun:
                 params = checkpoint.load_numpy(opened.path, step)[1]["params"]
             for probe in self.probes:
                 tables = list(probe.run(self.subject, step, params))
-                yield Found(probe, step, tables, self.subject.length)
+                yield ProbeResult(probe, step, tables, self.subject.length)
 
 
 def run_probes(
     opened: OpenedModel, settings: ProbeSettings, step: int | Literal["all"] | None = None
 ) -> ProbeRun:
-    """The probes that the settings name, ready to run; what does not fit is known at once.
+    """Prepares the probes that the settings name.
 
     Args:
       opened: the newest checkpoint.
-      step: to probe; "all" for every checkpoint of the run, None for the newest.
+      step: the step to probe; "all" for every checkpoint of the run, None for the newest.
 
     Raises:
-      UserError: for an unknown probe or checkpoint, or a length that the prompts do not fit.
+      UserError: if a probe or checkpoint is unknown, or the prompts do not fit the length.
     """
     probes = chosen_probes(settings)
     steps: list[int | None] = [*checkpoint.steps(opened.path)] or [opened.step]

@@ -1,4 +1,4 @@
-"""What a probe gives back: rows of one dataclass, with the probe's name, definition and source."""
+"""The result of a probe: rows of one dataclass, with the probe's name, definition and source."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ FILE = "probes.jsonl"
 
 
 class Head(NamedTuple):
-    """An attention head: layer counted from 0 at the bottom, head from 0 within its layer."""
+    """An attention head; layers count from 0 at the bottom, heads from 0 within their layer."""
 
     layer: int
     head: int
@@ -23,9 +23,10 @@ class Table[RowT]:
     """The result of one probe on one model.
 
     Attributes:
-      probe: its name, as `hybridlm probe --probes` takes it.
-      definition: what was measured, in a sentence. source: where the definition comes from.
-      entries: dataclasses, all of one type.
+      probe: the probe's name in `hybridlm probe --probes`.
+      definition: one sentence that says what was measured.
+      source: the source of the definition.
+      entries: dataclass instances, all of one type.
     """
 
     probe: str
@@ -48,7 +49,7 @@ class Table[RowT]:
         return [{"kind": self.probe, "step": step, **row} for row in self.rows()]
 
     def text(self) -> str:
-        """The table for a terminal: the definition, a header, a line an entry."""
+        """The table for a terminal: the definition, a header and a line for each entry."""
         lines = [f"{self.probe}: {self.definition}"]
         if not self.entries:
             return "\n".join([*lines, "(nothing to measure in this model)"])

@@ -1,4 +1,4 @@
-"""How far each head's query and key weights still are from where they end."""
+"""The distance of each head's query and key weights from their final values."""
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator
@@ -16,10 +16,10 @@ from hybridlm.probes.table import Head, Table
 
 @dataclasses.dataclass(frozen=True)
 class QKDistance:
-    """A head's distance at one checkpoint from the final one.
+    """A head's distance from the final checkpoint.
 
     Attributes:
-      step: of the checkpoint.
+      step: step of the checkpoint.
       distance: ||Q - Q_final|| + ||K - K_final||, Euclidean norms.
       relative: ||Q - Q_final|| / ||Q_final|| + ||K - K_final|| / ||K_final||.
     """
@@ -38,17 +38,18 @@ def qk_distance(
     final: Params,
     heads: Collection[Head] | None = None,
 ) -> Table[QKDistance]:
-    """Per head the norm of what its query and key projections differ by (arXiv 2606.15378, its code).
+    """For each head, the distance of its query and key projections from the final ones.
 
-    Q is the head's slice of the query projection and K the slice of the key head that it reads, so
-    query heads of a group share K. For latent attention Q is the head's slice of the projection
-    that makes queries, and K its slice of the latents' projection to keys together with the key
-    part that all heads share. A relative distance from weights that are all 0 is not a number.
+    The definition is that of arXiv 2606.15378 and its code. Q is the head's slice of the query
+    projection and K the slice of its key head, so query heads of a group share K. For latent
+    attention Q is the head's slice of the projection that makes queries, and K its slice of the
+    latents' projection to keys together with the key part that all heads share. The relative
+    distance from weights that are all 0 is NaN.
 
     Args:
-      checkpoints: (step, parameters), as many as there are; read one at a time.
-      final: the parameters they are compared with.
-      heads: which; None for all.
+      checkpoints: (step, parameters) pairs; read one at a time.
+      final: the parameters to compare with.
+      heads: the heads to measure; None for all.
     """
     names, wanted = mixer_names(model), None if heads is None else set(heads)
     end = _weights(model, final)
@@ -93,7 +94,7 @@ def _run(subject: Subject, step: int | None, params: Params) -> Iterator[Table[A
 
 QK_DISTANCE = Probe(
     "qk_distance",
-    "how far a head's weights are from where they end",
+    "distance of a head's query and key weights from the final ones",
     "‖Q − Q_final‖ + ‖K − K_final‖ of the head's slices of the projections, `relative` with each"
     " divided by ‖Q_final‖ and ‖K_final‖; the newest checkpoint is the final one (arXiv 2606.15378)",
     _run,

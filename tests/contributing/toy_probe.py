@@ -17,7 +17,7 @@ from hybridlm.probes.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class StreamSize:
-    """Of one layer: the root mean square over all tokens and channels."""
+    """The root mean square of one layer's output over all tokens and channels."""
 
     layer: int
     mixer: str
@@ -42,7 +42,7 @@ def _run(subject: LiveSubject, step: int | None, params: Params) -> Iterator[Tab
     yield Table("stream_size", "root mean square of the residual stream", "a test", tuple(rows))
 
 
-def _in_the_log(tables: Sequence[Table[Any]]) -> list[str]:
+def _log_parts(tables: Sequence[Table[Any]]) -> list[str]:
     return [f"stream {max(row.rms for row in tables[0]):.3f}"]
 
 
@@ -51,5 +51,5 @@ STREAM_SIZE = Probe(
     "how large the residual stream is",
     "its root mean square",
     _run,
-    live=_in_the_log,
+    live=_log_parts,
 )

@@ -1,4 +1,4 @@
-"""Makes `small` importable, and spells every broadcast out."""
+"""Makes `small` importable, and forbids implicit rank promotion."""
 
 import pathlib
 import sys

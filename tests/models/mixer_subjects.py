@@ -1,4 +1,4 @@
-"""Any mixer wrapped for the laws of `kernels_pallas.testing`, as the ops are."""
+"""Wraps mixers as subjects of the laws in `kernels_pallas.testing`."""
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,14 @@ from hybridlm.models.mixers import LayerSpec, SequenceContext, read_mixer
 from kernels_pallas import dispatch, segments
 from kernels_pallas.testing import Subject, normal
 
-LONGEST = 160  # tokens a cache of the laws holds
+LONGEST = 160  # capacity of the caches, in tokens
 
 
 def mixer_subject(name: str, width: int = 32) -> Subject:
-    """The mixer `name` of `small.MIXERS`, its parameters drawn near their initial values.
+    """The mixer `name` of `small.MIXERS`, with parameters drawn near their initial values.
 
-    A subject's state is (the mixer's state, segment ids and positions of the last tokens). Without
-    a state the outputs are those of the parallel form, `__call__`.
+    A subject's state is (the mixer's state, segment ids of the last tokens, positions of the next
+    ones). Without a state, the outputs are those of the parallel form, `__call__`.
     """
     config = read_mixer(small.MIXERS[name], name)
     config.check_width(width)
@@ -80,7 +80,7 @@ def mixer_subject(name: str, width: int = 32) -> Subject:
 
 
 def _positions(ids_BT, last_B, position_B):
-    """Index of each token in its document; `position_B` goes on where the document does."""
+    """The index of each token in its document; continued documents start at `position_B`."""
     index_1T = jnp.arange(ids_BT.shape[1], dtype=jnp.int32)[None]
     starts_BT = segments.document_starts(ids_BT, last_B)
     begin_BT = jax.lax.cummax(jnp.where(starts_BT, index_1T, -1), axis=1)

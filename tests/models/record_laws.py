@@ -3,8 +3,8 @@
 Run:  python tests/models/record_laws.py [--seeds 2] [--variants 1] [--kinds nha gsa]
           [--laws causal finite] [--processes 2]
 
-A kind passes a law where all its variants that were run do, on all seeds. `docs/mixers.md` shows the record; run
-this after a change of a mixer or an op.
+A kind passes a law if all its tested variants pass on all seeds. `docs/mixers.md` shows the record;
+run this after a change of a mixer or an op.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import time
 import traceback
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# As in the tests: most of the time is LLVM optimising programs that run once. Two devices for law 6.
+# As in the tests, no LLVM optimisation of programs that run once. Law 6 needs two devices.
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2"
 )
@@ -55,7 +55,7 @@ def all_laws() -> dict:
 
 
 def hold(name: str, laws: list[str], seeds: int) -> dict[str, bool]:
-    """Law -> did the variant pass it on every seed."""
+    """Law -> whether the variant passed it on every seed."""
     import jax
     from mixer_subjects import seeded
 
@@ -80,8 +80,8 @@ def hold(name: str, laws: list[str], seeds: int) -> dict[str, bool]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--variants", type=int, help="of a kind at most, the first ones; all")
-    parser.add_argument("--kinds", nargs="+", help="only these; the others keep their record")
+    parser.add_argument("--variants", type=int, help="maximum variants of a kind; default: all")
+    parser.add_argument("--kinds", nargs="+", help="only these; others keep their record")
     parser.add_argument(
         "--laws", nargs="+", metavar="LAW", help="only these; the others keep their record"
     )
@@ -119,7 +119,7 @@ def main() -> int:
 
 
 def write(passed: dict, counts: dict, seeds: int) -> None:
-    """The record so far, so that an interrupted run keeps what it found."""
+    """Writes the record so far, so that an interrupted run keeps its results."""
     import jax
 
     record = dict(

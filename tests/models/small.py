@@ -1,4 +1,4 @@
-"""Small models that use every option, and packed batches with boundaries drawn afresh."""
+"""Small models that use every option, and packed batches with random boundaries."""
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +151,7 @@ def model_config(pattern="swa full rec", depth=None, **settings) -> ModelConfig:
 
 
 def make(config: ModelConfig, seed: int = 0, dtype=jnp.float32):
-    """(Model, parameters); every parameter is perturbed, so that none is at a special value."""
+    """(Model, parameters); all parameters are perturbed, so that none has a special value."""
     model = Model.of(config)
     params = jax.jit(model.init)(jax.random.key(seed))
     rng = np.random.default_rng(seed)
@@ -161,7 +161,7 @@ def make(config: ModelConfig, seed: int = 0, dtype=jnp.float32):
 
 
 def context(segment_ids_BT) -> SequenceContext:
-    """Positions restart at each change of id."""
+    """The context of packed documents; positions restart at each change of id."""
     ids = np.asarray(segment_ids_BT)
     positions = np.zeros_like(ids)
     for t in range(1, ids.shape[1]):
@@ -170,7 +170,7 @@ def context(segment_ids_BT) -> SequenceContext:
 
 
 def random_segments(rng: np.random.Generator, batch: int, time: int) -> np.ndarray:
-    """Documents of any length from one token on, some rows with padding at their end."""
+    """Random documents of at least one token; some rows have padding at the end."""
     rows = []
     for _ in range(batch):
         cuts = np.sort(rng.choice(np.arange(1, time), size=rng.integers(0, 5), replace=False))

@@ -1,4 +1,4 @@
-"""Blocks, norms and feed-forwards as the config says: either half absent, norms before and after."""
+"""Blocks, norms and feed-forwards compute what the config says, also without one half."""
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ FEEDFORWARDS = [
         for bias in (False, True)
     ),
 ]
-# DeepSeek-like: the first layers have another feed-forward. Nemotron-H-like: each layer is one
-# half. Pure Mamba: no feed-forward at all.
+# As in DeepSeek, the first layers have another feed-forward; as in Nemotron-H, each layer is one
+# half; as in Mamba, no layer has a feed-forward.
 PATTERNS = {
     "first_dense": dict(
         pattern="full", prefix="full+dense*2", depth=4, feedforwards=dict(dense=dict(hidden=80))
@@ -46,7 +46,7 @@ def config_of(name, **settings):
 
 
 @pytest.mark.parametrize("settings", FEEDFORWARDS, ids=str)
-def test_a_feedforward_computes_and_counts_what_it_says(settings):
+def test_a_feedforward_computes_its_equation_and_counts_its_cost(settings):
     from flax import nnx
 
     config = read_feedforward(settings, "mlp")
@@ -69,12 +69,12 @@ def test_a_feedforward_computes_and_counts_what_it_says(settings):
     np.testing.assert_allclose(module(x, context), module.down(hidden), rtol=1e-4, atol=1e-5)
 
 
-def test_every_kind_of_feedforward_is_tried():
+def test_every_kind_of_feedforward_is_tested():
     assert {read_feedforward(s, "mlp").kind_name for s in FEEDFORWARDS} == set(KINDS)
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_a_norm_computes_what_it_says(name):
+def test_a_norm_computes_its_equation(name):
     from flax import nnx
 
     rng = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def test_a_norm_computes_what_it_says(name):
 
 
 @pytest.mark.parametrize("block", ["prenorm", "postnorm", "sandwich", "parallel"])
-def test_norms_and_scales_stand_where_the_block_says(block):
+def test_norms_and_scales_are_where_the_block_puts_them(block):
     model = Model.of(small.model_config("full", block=block, norm="layernorm", residual_scale=0.3))
     params = jax.jit(model.init)(jax.random.key(0))
     ((_, made),) = model.bind(params).blocks()
@@ -118,7 +118,7 @@ def test_norms_and_scales_stand_where_the_block_says(block):
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-def test_layers_are_what_the_pattern_says(name):
+def test_layers_follow_the_pattern(name):
     config = config_of(name)
     model = Model.of(config)
     for index, layer in enumerate(config.layout.layers):
@@ -138,7 +138,7 @@ def test_layers_are_what_the_pattern_says(name):
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-def test_such_models_decode_as_they_read(name):
+def test_decoding_equals_the_forward_pass(name):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         model, params = small.make(config_of(name), dtype=jnp.float64)
@@ -172,7 +172,7 @@ def test_such_models_decode_as_they_read(name):
         ("ssd+", "has 'ssd\\+': write mixer names"),
     ],
 )
-def test_what_a_pattern_may_not_say(pattern, sentence):
+def test_a_bad_pattern_is_refused(pattern, sentence):
     with pytest.raises(Invalid, match=sentence):
         small.model_config(
             pattern,
@@ -183,5 +183,5 @@ def test_what_a_pattern_may_not_say(pattern, sentence):
 
 
 def test_a_mixer_may_not_be_called_none():
-    with pytest.raises(Invalid, match="take another name"):
+    with pytest.raises(Invalid, match="use another name"):
         small.model_config("none", depth=2, mixers={"none": small.MIXERS["ssd"]})

@@ -1,4 +1,4 @@
-"""Capabilities of mixers: attention of some rows, heads taken away, a narrower window, slots."""
+"""Capabilities of mixers: rows of attention, scaled heads, a narrower window, slots."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ HEADED = ["sink", "chunked", "moba", "nha", *slow("swa", "mla", "nha0", "nha_llm
 
 
 def built(name, seed=0, **changes):
-    """A mixer of `small.MIXERS` with drawn parameters, and an input in documents."""
+    """A mixer of `small.MIXERS` with random parameters, an input, and a context of documents."""
     config = read_mixer({**small.MIXERS[name], **changes}, name)
     config.check_width(WIDTH)
     spec = LayerSpec(WIDTH, 1e-6, 1.0)
@@ -54,7 +54,7 @@ def outputs(module, x, context):
 
 
 def values(module, x, context):
-    """(values by query head, the mixer's output of what its heads read)."""
+    """(values by query head, the function from the heads' results to the mixer's output)."""
     kind = type(module).__name__
     if kind == "MLA":
         return module._expand(module._project(x, context)[1])[1], module._output
@@ -69,7 +69,7 @@ def values(module, x, context):
 
 
 def dense(module, x, context):
-    """The (B, H, T, T) map, from the mixer's own op: the values are unit vectors."""
+    """The (B, H, T, T) attention map, from the mixer's own op with unit vectors as values."""
     kind, ids = type(module).__name__, context.segment_ids_BT
 
     def units(k):
@@ -100,10 +100,10 @@ def dense(module, x, context):
 
 
 @pytest.mark.parametrize("name", HEADED)
-def test_rows_are_those_of_the_dense_map(name):
-    """Sinks, caps, temperatures, spans, slots and documents included; padding sees nothing.
+def test_rows_equal_those_of_the_dense_map(name):
+    """With sinks, caps, temperatures, spans, slots and documents; padding attends to nothing.
 
-    And with the values they are the mixer's own output.
+    The rows applied to the values give the mixer's output.
     """
     warmer = dict(temperature=dict(scale=5.0)) if name == "sink" else {}
     module, x, context = built(name, **warmer)
@@ -135,7 +135,7 @@ def test_rows_are_those_of_the_dense_map(name):
         np.testing.assert_allclose(total, np.broadcast_to(real[..., None], total.shape), atol=1e-5)
 
 
-def test_branches_have_their_heads_in_a_row():
+def test_the_heads_of_branches_are_concatenated():
     module, x, context = built("nested")
     assert module.attention_heads == 4 + 2
     rows = jnp.asarray(ROWS)
@@ -175,7 +175,7 @@ def abstract(settings):
         ("hymba", 2, 0, False),  # the recurrence beside the window sees all tokens
     ],
 )
-def test_capabilities_are_an_instance_s(name, heads, slots, window):
+def test_capabilities_depend_on_the_settings(name, heads, slots, window):
     module = abstract(small.MIXERS[name])
     assert capabilities.attention_heads(module) == heads
     assert capabilities.attends(module) == (heads > 0)
@@ -184,8 +184,8 @@ def test_capabilities_are_an_instance_s(name, heads, slots, window):
     assert capabilities.has_window(module) == window
 
 
-def test_branches_side_by_side_have_the_capabilities_of_their_branches():
-    """Heads and slots if one branch has some, a window if all have one."""
+def test_a_parallel_mixer_has_the_capabilities_of_its_branches():
+    """It has heads and slots if any branch has them, and a window if all have one."""
     rec, swa, nha = (small.MIXERS[name] for name in ("rec", "swa", "nha"))
 
     def of(**branches):
@@ -199,7 +199,7 @@ def test_branches_side_by_side_have_the_capabilities_of_their_branches():
     assert of(a=rec, b=dict(kind="parallel", branches=dict(c=rec, d=swa))) == (4, 0, False)
 
 
-def test_slot_shares_stand_in_the_order_of_branches(monkeypatch):
+def test_slot_shares_are_in_the_order_of_branches(monkeypatch):
     nha = small.MIXERS["nha"]
     branches = dict(a=nha, b=small.MIXERS["rec"], c=dict(nha, slots=3, heads=2))
     monkeypatch.setitem(small.MIXERS, "parallel", dict(kind="parallel", branches=branches))
@@ -215,7 +215,7 @@ def test_slot_shares_stand_in_the_order_of_branches(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["full", *slow("mla", "moba")])
-def test_the_output_is_what_the_heads_add_one_by_one(name):
+def test_the_output_is_the_sum_over_single_heads(name):
     module, x, context = built(name)
 
     def figures(module):
@@ -231,14 +231,14 @@ def test_the_output_is_what_the_heads_add_one_by_one(name):
 
 
 @pytest.mark.parametrize("name", ["full", *slow("sink", "nha")])
-def test_narrowed_is_a_mixer_built_with_that_window(name):
+def test_narrowed_equals_a_mixer_built_with_that_window(name):
     module, x, context = built(name)
     want = outputs(built(name, window=4)[0], x, context)
     np.testing.assert_allclose(outputs(module.narrowed(4), x, context), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["growing", *slow("chunked", "mla", "parallel")])
-def test_for_attention_a_window_is_its_last_tokens(name, monkeypatch):
+def test_a_window_of_attention_equals_its_last_tokens(name, monkeypatch):
     branches = dict(
         a=dict(kind="attention", heads=2, window=9), b=dict(kind="attention", heads=4, rope=None)
     )
@@ -252,8 +252,8 @@ def test_for_attention_a_window_is_its_last_tokens(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["rec", *slow("gdn", "moba")])
-def test_last_tokens_are_all_that_a_mixer_is_shown(name):
-    """Each output is that of a document of these tokens; and no window is claimed for it."""
+def test_last_tokens_are_all_that_a_mixer_sees(name):
+    """Each output equals that of a document of these tokens; such a mixer has no window."""
     module, x, context = built(name)
     places = [(0, 8), (0, 10), (0, 17), (1, 15), (1, 23)]
     parts, ids = np.zeros((len(places), 6, WIDTH), np.float32), np.zeros((len(places), 6), np.int32)
@@ -271,7 +271,7 @@ def test_last_tokens_are_all_that_a_mixer_is_shown(name):
 
 
 def drawn(config):
-    """(Model, parameters) without compiling anything."""
+    """(Model, random parameters), without compiling."""
     model, rng = Model.of(config), np.random.default_rng(0)
     return model, jax.tree.map(
         lambda p: jnp.asarray(0.3 * rng.standard_normal(p.shape), p.dtype), model.abstract
@@ -279,7 +279,7 @@ def drawn(config):
 
 
 def test_blocks_are_the_layers_bottom_to_top():
-    """Prefix, repeated unit and suffix; run one after the other they are the model."""
+    """The blocks of prefix, unit and suffix, run in order, equal the model."""
     config = small.model_config("full", depth=4, prefix="rec", suffix="sink")
     model, params = drawn(config)
     tokens = np.random.default_rng(0).integers(0, 40, (2, TIME))
@@ -295,7 +295,7 @@ def test_blocks_are_the_layers_bottom_to_top():
             x = block(x, context)
             each.append(x)
         each = [jnp.sum(x) for x in each]
-        end, walked = module.walk(
+        end, walked = module.map_layers(
             module.embed(tokens), context, lambda index, block, x, y, context: jnp.sum(y)
         )
         return (
@@ -313,7 +313,7 @@ def test_blocks_are_the_layers_bottom_to_top():
     np.testing.assert_allclose(*sums, rtol=1e-4)
 
 
-def test_scaling_heads_of_a_model_reaches_the_layer_meant():
+def test_scaling_heads_changes_only_their_layer():
     config = small.model_config("swa full", depth=6, prefix="rec", suffix="sink")
     model, params = drawn(config)
     module, before = model.bind(params), model.bind(params)

@@ -1,4 +1,4 @@
-"""The legend of dimensions names every letter in use."""
+"""The legend of dimensions has exactly the letters in use."""
 
 import pathlib
 import re
@@ -10,11 +10,11 @@ SOURCES = sorted(pathlib.Path(models.__file__).parent.rglob("*.py"))
 LEGEND = re.findall(r"^ {4}([A-Z])  \S", dimensions.__doc__, re.MULTILINE)
 
 
-def test_each_letter_stands_once():
+def test_each_letter_is_listed_once():
     assert len(LEGEND) == len(set(LEGEND)) > 10
 
 
-def test_every_suffix_is_of_letters_in_the_legend():
+def test_the_letters_of_suffixes_are_those_of_the_legend():
     used = {}
     for path in SOURCES:
         for name, letters in re.findall(

@@ -39,7 +39,7 @@ PIECES = [5, 1, 1, 1, 5, 1, 1, 1, 1, 1, 1, 5]
 
 @functools.cache
 def value_and_grad(pattern):
-    """Jitted (sum of logits * probe, its parameter gradients) in float64; compiled once a shape."""
+    """Jitted (sum of logits * probe, its gradients) in float64; compiled once per shape."""
     model, params = small.make(small.model_config(pattern), dtype=jnp.float64)
 
     @jax.jit
@@ -58,8 +58,8 @@ def value_and_grad(pattern):
 @pytest.mark.parametrize("pattern", PATTERNS)
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1))
-def test_packed_is_separate(pattern, seed):
-    """Outputs and parameter gradients of packed documents are those of each alone."""
+def test_packed_equals_separate(pattern, seed):
+    """Outputs and parameter gradients of packed documents equal those of each document alone."""
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
         run = value_and_grad(pattern)
@@ -69,7 +69,7 @@ def test_packed_is_separate(pattern, seed):
         probe = rng.standard_normal((1, TIME, 40))
         ids = 1 + np.searchsorted(cuts, np.arange(TIME), side="right")[None]
         packed = run(tokens, *small.context(ids)[:2], probe)
-        # Each document at the start of a row of its own, the rest padding that nothing weighs.
+        # Each document starts a row of its own; the rest is padding with weight 0.
         alone_tokens = rng.integers(0, 40, (DOCUMENTS, TIME))
         alone_ids, alone_probe = np.zeros((DOCUMENTS, TIME), int), np.zeros((DOCUMENTS, TIME, 40))
         for i, (start, end) in enumerate(zip(edges, edges[1:])):
@@ -95,8 +95,8 @@ def logits_function(pattern):
 @pytest.mark.parametrize("pattern", PATTERNS)
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1))
-def test_causal_and_padding_inert(pattern, seed):
-    """Changing tokens from t on changes nothing before t; padding changes nothing at all."""
+def test_the_model_is_causal_and_ignores_padding(pattern, seed):
+    """Changing tokens from t on changes nothing before t; changing padding changes nothing."""
     rng = np.random.default_rng(seed)
     run = logits_function(pattern)
     tokens, ids = rng.integers(0, 40, (2, TIME)), small.random_segments(rng, 2, TIME)
@@ -115,15 +115,14 @@ def test_causal_and_padding_inert(pattern, seed):
     [(p, "prenorm") for p in PATTERNS]
     + [pytest.param("swa full rec", b, marks=slow) for b in BLOCKS[1:]],
 )
-def test_cached_decoding_is_the_forward_pass(pattern, block):
-    """Prefill in pieces and token-by-token decoding give the parallel form's logits."""
+def test_cached_decoding_equals_the_forward_pass(pattern, block):
+    """Prefill in pieces and token-by-token decoding give the logits of the parallel form."""
     rng = np.random.default_rng(0)
-    time = TIME
     config = small.model_config(pattern, block=block, depth=len(pattern.split()) + 1)
     with jax.enable_x64(True):
         model, params = small.make(config, dtype=jnp.float64)
-        assert time == sum(PIECES)
-        tokens, ids = tokens_of(rng, (2, time)), small.random_segments(rng, 2, time)
+        assert TIME == sum(PIECES)
+        tokens, ids = tokens_of(rng, (2, TIME)), small.random_segments(rng, 2, TIME)
         context = small.context(ids)
         expected = jax.jit(lambda p: logits_of(model, p, tokens, ids))(params)
         extend = jax.jit(
@@ -131,7 +130,7 @@ def test_cached_decoding_is_the_forward_pass(pattern, block):
                 tokens, context, state, dtype=jnp.float64
             )
         )
-        state, made, start = model.bind(params).init_decode(2, time, jnp.float64), [], 0
+        state, made, start = model.bind(params).init_decode(2, TIME, jnp.float64), [], 0
         for n in PIECES:
             part = slice(start, start + n)
             piece = SequenceContext(*(x[:, part] for x in context[:2]))
@@ -143,10 +142,12 @@ def test_cached_decoding_is_the_forward_pass(pattern, block):
         np.testing.assert_allclose(np.where(real, made, 0), np.where(real, expected, 0), atol=1e-10)
 
 
-@pytest.mark.parametrize("pattern, lasts", [("swa full", False), ("swa rec", True)])
-def test_decoding_past_the_room_is_not_silent(pattern, lasts):
-    """A cache for 8 tokens: the ninth of a document is NaN where a layer would attend to the first,
-    and a new document has room again."""
+@pytest.mark.parametrize("pattern, unlimited", [("swa full", False), ("swa rec", True)])
+def test_logits_past_the_capacity_are_nan(pattern, unlimited):
+    """With capacity 8, the ninth token of a document is NaN if a layer would attend to the first.
+
+    A new document has the full capacity again.
+    """
     model, params = small.make(small.model_config(pattern))
     extend = jax.jit(lambda *args: model.bind(params).extend(*args))
     state, nans = model.bind(params).init_decode(1, 8), []
@@ -156,12 +157,12 @@ def test_decoding_past_the_room_is_not_silent(pattern, lasts):
         logits, state = extend(jnp.ones((1, 1), jnp.int32), context, state)
         nans.append(bool(jnp.isnan(logits).all()))
         assert nans[-1] or jnp.isfinite(logits).all()
-    assert nans == [False] * 8 + [not lasts] * 2 + [False] * 2
+    assert nans == [False] * 8 + [not unlimited] * 2 + [False] * 2
 
 
 @pytest.mark.parametrize("block", ["prenorm", *(pytest.param(b, marks=slow) for b in BLOCKS[1:])])
-def test_scan_is_unrolled(block):
-    """The scanned unit gives what its layers one by one give."""
+def test_scan_equals_unrolled(block):
+    """The scanned unit gives the same logits as its layers one by one."""
     config = small.model_config("swa rec", depth=6, block=block, prefix="full", suffix="full")
     model, params = small.make(config)
     tokens = tokens_of(np.random.default_rng(1), (2, 16))
@@ -171,8 +172,8 @@ def test_scan_is_unrolled(block):
     np.testing.assert_allclose(scanned, unrolled, rtol=1e-4, atol=1e-4)
 
 
-def test_compile_time_does_not_grow_with_depth():
-    """The program at depth 48 is that of depth 6: its HLO has the same size."""
+def test_program_size_does_not_grow_with_depth():
+    """The HLO at depth 48 has the same size as at depth 6."""
 
     def program(depth):
         model, params = small.make(small.model_config("swa full", depth=depth))
@@ -202,7 +203,7 @@ def test_remat_changes_no_gradient(remat):
 
 
 def test_works_in_nnx_tree_mode():
-    """The suite's models build and run with graph mode off, as flax is to become."""
+    """Models build and run with graph mode off, which flax plans as its default."""
     nnx.set_graph_mode(False)
     try:
         model, params = small.make(small.model_config(depth=6))

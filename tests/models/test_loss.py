@@ -1,4 +1,4 @@
-"""The sliced cross entropy is the direct one, and never holds all logits."""
+"""The sliced cross entropy equals the direct one and never stores all logits."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def direct(hidden, head, targets, weights, settings):
     "batch, time, vocab, cap, z_loss",
     [(1, 1, 2, None, 0.0), (2, 33, 50, 5.0, 0.01), (3, 6, 7, None, 0.01)],
 )
-def test_equals_the_direct_form(batch, time, vocab, cap, z_loss):
+def test_sliced_loss_equals_the_direct_form(batch, time, vocab, cap, z_loss):
     rng = np.random.default_rng(batch * time)
     with jax.enable_x64(True):
         options = LossSettings(cap, z_loss)
@@ -44,14 +44,14 @@ def test_equals_the_direct_form(batch, time, vocab, cap, z_loss):
         )
         for a, b in zip(grads, expected_grads):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
-        # Without differentiation another path runs; it says the same.
+        # Without differentiation another code path runs; it gives the same values.
         plain = summed_cross_entropy(hidden, head, targets, weights, options)
         np.testing.assert_allclose(plain, (total, nll), rtol=1e-10)
 
 
 @pytest.mark.parametrize("differentiate", [False, True])
-def test_full_logits_never_exist(differentiate):
-    """No array of the compiled program has as many elements as tokens x vocabulary."""
+def test_full_logits_are_never_stored(differentiate):
+    """The compiled program's temporary memory is below the size of tokens x vocabulary."""
     batch, time, width, vocab = 4, 512, 8, 4096
 
     def loss(hidden, head, targets, weights):
@@ -66,7 +66,7 @@ def test_full_logits_never_exist(differentiate):
     assert memory.temp_size_in_bytes < full, f"{memory.temp_size_in_bytes} of {full} bytes"
 
 
-def test_a_sum_that_nothing_weighs_is_zero():
+def test_a_sum_with_zero_weights_is_zero():
     hidden, head = jnp.ones((1, 3, 2)), jnp.ones((2, 5))
     zeros = jnp.zeros((1, 3))
     total, nll = summed_cross_entropy(hidden, head, zeros.astype(int), zeros)

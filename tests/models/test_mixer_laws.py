@@ -1,4 +1,4 @@
-"""Every mixer obeys every law, whole: projections, convolutions, gates and caches included."""
+"""Every whole mixer obeys every law, with its projections, convolutions, gates and caches."""
 
 import os
 import pathlib
@@ -18,7 +18,9 @@ seeds = st.integers(0, 2**32 - 1)
 by_law = pytest.mark.parametrize("law", LAWS)
 by_mixer = pytest.mark.parametrize("mixer", small.MIXERS)
 one_draw = settings(max_examples=1, deadline=None, phases=[Phase.generate])
-FIRST = {m["kind"]: name for name, m in reversed(small.MIXERS.items())}  # variant of each kind
+FIRST = {
+    m["kind"]: name for name, m in reversed(small.MIXERS.items())
+}  # first variant of each kind
 
 
 def hold(mixer, law, seed):
@@ -73,8 +75,8 @@ testing.check_sharded(
 
 @pytest.mark.slow
 @by_mixer
-def test_sharded_over_the_batch_is_single_device(mixer):
-    """Law 6, in a process of its own with two CPU devices."""
+def test_sharded_over_the_batch_equals_a_single_device(mixer):
+    """Law 6, in a separate process with two CPU devices."""
     here = pathlib.Path(__file__).parent
     environment = os.environ | dict(
         JAX_PLATFORMS="cpu",

@@ -1,4 +1,4 @@
-"""Published initialisations, and costs that are what they claim."""
+"""Published initialisations, and the declared costs of mixers."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ def test_rglru_gates_start_unbiased():
     assert not np.any(mixer.recurrence_gate.bias[...])
 
 
-def test_linear_maps_start_at_unit_gain_and_outputs_smaller():
+def test_linear_maps_start_at_unit_gain_and_outputs_at_out_scale():
     mixer = read_mixer(dict(kind="attention", heads=4), "m").build(SPEC, rngs=nnx.Rngs(0))
     assert abs(float(jnp.std(mixer.q.kernel[...])) * 8 - 1) < 0.05
     assert abs(float(jnp.std(mixer.out.kernel[...])) * 8 - 0.5) < 0.03
@@ -51,7 +51,7 @@ def test_mean_keys_counts_the_mask(seq_len, window):
 
 
 def test_flops_are_those_of_the_matrices():
-    """Parameters times 2, plus attention's keys: what the table says, from the parameters."""
+    """2 per kernel entry, plus the keys of attention and the recurrence."""
     config = small.model_config("swa full rec", depth=3)
     model, seq_len = Model.of(config), 64
     matmul = 0
@@ -67,7 +67,7 @@ def test_flops_are_those_of_the_matrices():
 
 @pytest.mark.parametrize("name", small.MIXERS)
 def test_state_bytes_are_those_of_the_state(name):
-    """After n tokens of decoding the state holds what `state_bytes` says, bookkeeping aside."""
+    """The floating-point arrays of a state for n tokens have `state_bytes` bytes."""
     config = read_mixer(small.MIXERS[name], "m")
     mixer = config.build(LayerSpec(32, 1e-6, 1.0), rngs=nnx.Rngs(0))
     for length in (3, 50):
@@ -77,8 +77,8 @@ def test_state_bytes_are_those_of_the_state(name):
 
 
 @pytest.mark.parametrize("name", small.MIXERS)
-def test_parameters_split_by_heads_have_a_number_of_heads(name):
-    """What devices share along "heads" and "kv_heads" is whole heads of a number to check."""
+def test_sizes_along_heads_are_multiples_of_a_head_count(name):
+    """So sharding along "heads" and "kv_heads" can keep heads whole."""
     config = read_mixer(small.MIXERS[name], "m")
     mixer = nnx.eval_shape(lambda: config.build(LayerSpec(32, 1e-6, 1.0), rngs=nnx.Rngs(0)))
     counts = config.head_counts(32)
@@ -89,7 +89,7 @@ def test_parameters_split_by_heads_have_a_number_of_heads(name):
                 assert whole, f"{path}: {size} along {axis!r} is no multiple of {counts}"
 
 
-def test_head_settings_are_settings():
+def test_head_settings_name_settings():
     assert {small.MIXERS[name]["kind"] for name in small.MIXERS} == set(KINDS)
     for kind, config in KINDS.items():
         missing = set(config.head_settings) - {f.name for f in dataclasses.fields(config)}
@@ -97,8 +97,8 @@ def test_head_settings_are_settings():
 
 
 @pytest.mark.parametrize("name", ["swa", "full", "chunked", "mla", "moba", "nha", "nha_full"])
-def test_more_tokens_at_once_than_a_state_was_made_for(name):
-    """They would overwrite each other; in the ring of a whole window they may."""
+def test_more_tokens_than_the_state_holds_are_refused(name):
+    """They would overwrite each other; the ring buffer of a full window takes any number."""
     mixer = read_mixer(small.MIXERS[name], "m").build(LayerSpec(32, 1e-6, 1.0), rngs=nnx.Rngs(0))
     context = small.context(np.ones((1, 9)))
 
@@ -113,7 +113,7 @@ def test_more_tokens_at_once_than_a_state_was_made_for(name):
         jax.eval_shape(lambda: extend(mixer.config.reach(100)))
 
 
-def test_layer_table_adds_up():
+def test_the_layer_table_sums_to_the_parameters():
     config = small.model_config("swa full rec", depth=8, prefix="full", suffix="rec")
     model = Model.of(config)
     rows = layer_table(model, 32)
@@ -143,7 +143,7 @@ def test_rmsnorm_has_unit_rms():
 
 @pytest.mark.parametrize("name", small.MIXERS)
 def test_reach_is_a_number_of_tokens_or_none(name):
-    """A windowed, chunked or full attention reaches its span; a recurrence has none."""
+    """Attention reaches its window, chunk or the whole context; a recurrence has no reach."""
     config = read_mixer(small.MIXERS[name], "m")
     spans = {"swa": 5, "full": 50, "chunked": 6, "mla": 50, "moba": 50, "nha": 7, "nested": 50}
     recurrent = {"rglru", "mamba2", "gla", "hgrn2", "lightning", "deltanet", "gdn", "kda", "mlstm"}

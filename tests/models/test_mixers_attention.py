@@ -1,4 +1,4 @@
-"""The attention family's own equalities: chunks, gates, norms, temperatures and costs."""
+"""Equalities of attention alone: chunks, gates, norms, temperatures and costs."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def build(**settings):
 
 
 def kernel_flops(mixer) -> int:
-    """2 FLOPs for every entry of a matrix."""
+    """2 FLOPs for each entry of a matrix."""
     leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(mixer)))
     return sum(2 * x.size for path, x in leaves if path[-1].key == "kernel")
 
@@ -44,7 +44,7 @@ def test_mean_keys_in_chunks_counts_the_mask(seq_len, chunk):
 
 
 def test_chunks_are_a_mask_on_positions():
-    """Against dense softmax with the mask written out, documents at odd places."""
+    """The result equals dense softmax with an explicit mask, for documents of odd lengths."""
     _, mixer = build(kind="attention", heads=2, chunk=4)
     ids = np.array([[1] * 7 + [2] * 9 + [1] + [0] * 2 + [3] * 6])
     context = small.context(ids)
@@ -72,7 +72,7 @@ def test_a_chunk_is_full_attention_up_to_its_size_and_then_forgets():
     np.testing.assert_allclose(b[:, 8:], alone, atol=1e-5)
 
 
-def test_chunk_goes_without_window():
+def test_chunk_and_window_exclude_each_other():
     with pytest.raises(ConfigError, match="m.chunk goes without window"):
         read_mixer(dict(kind="attention", heads=2, chunk=4, window=4), "m")
     with pytest.raises(ConfigError, match="m.chunk must be at least 1"):
@@ -147,8 +147,8 @@ def test_halves_from_pairs_maps_weights_of_interleaved_rope():
     np.testing.assert_allclose(jnp.einsum("bthk,bshk->bts", *ours)[0], want, atol=1e-5)
 
 
-def test_the_contexts_window_narrows_windows_alone():
-    """One program for all windows: as if the mixer had been built so; full attention stays full."""
+def test_the_contexts_window_narrows_only_windows():
+    """One program serves all windows and equals mixers built with them."""
     ids = np.array([[1] * 9 + [2] * 14 + [0] * 2])
     context = small.context(ids)
     x = jax.random.normal(jax.random.key(1), (*ids.shape, WIDTH))
@@ -168,8 +168,8 @@ def test_the_contexts_window_narrows_windows_alone():
         windowed.extend(x, narrow, windowed.init_state(1, 30, jnp.float32))
 
 
-def test_chunks_of_any_ids():
-    """Ids that differ by 2^31, as one bit to the left they would not, in both forms."""
+def test_chunks_separate_ids_that_differ_only_in_the_highest_bit():
+    """In both forms; shifting ids left by one bit would merge them."""
     small_ids = np.repeat([1, 2, 1, 0, 3], [5, 7, 4, 2, 6])[None]
     huge = np.array([0, 1, 1 - 2**31, -(2**31)])[small_ids]
     _, mixer = build(kind="attention", heads=2, chunk=4)

@@ -56,7 +56,7 @@ def test_outputs_start_small_and_norms_at_1(kind):
 
 @pytest.mark.parametrize("name", DELTA)
 def test_flops_are_those_of_the_matrices(name):
-    """Every kernel once a token, and three products with S."""
+    """2 per kernel entry and token, and three products with S."""
     config = read_mixer(small.MIXERS[name], "m")
     mixer = config.build(LayerSpec(32, 1e-6, 1.0), rngs=nnx.Rngs(0))
     kernels = sum(
@@ -70,7 +70,7 @@ def test_flops_are_those_of_the_matrices(name):
 
 
 def test_gated_deltanet_has_six_width_squared_parameters():
-    """The published sizes: keys 3/4 of the width, values twice that."""
+    """The published sizes: keys of 3/4 of the width, values of twice that."""
     mixer = build(kind="gdn", heads=4, width=256)
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(mixer)))
     assert 6 <= count / 256**2 < 6.15
@@ -130,7 +130,7 @@ def forward_by_hand(mixer, x_TD):
 
 
 @pytest.mark.parametrize("name", DELTA)
-def test_layer_is_the_published_one(name):
+def test_the_layer_equals_the_published_equations(name):
     mixer = build(**small.MIXERS[name])
     x_TD = np.random.default_rng(0).standard_normal((20, 32))
     context = small.context(np.ones((1, 20)))

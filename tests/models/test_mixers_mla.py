@@ -1,4 +1,4 @@
-"""Multi-head latent attention's own equalities and costs; the laws are in test_mixer_laws.py."""
+"""Equalities and costs of multi-head latent attention; test_mixer_laws.py tests the laws."""
 
 import jax
 import jax.numpy as jnp
@@ -71,12 +71,12 @@ def test_flops_are_those_of_the_matrices_and_keys(name):
 
 
 def test_the_cache_is_the_latent_alone():
-    """DeepSeek-V3's 576 elements a token, whatever the heads."""
+    """DeepSeek-V3's 576 elements per token, for any number of heads."""
     config = read_mixer(dict(kind="mla", heads=128, q_rank=1536), "m")
     assert config.state_bytes(7168, 1000) == 1000 * 576 * 2
 
 
-def test_settings_that_are_refused():
+def test_bad_settings_are_refused():
     for change, sentence in (
         (dict(kv_rank=0), "m.kv_rank must be at least 1, not 0"),
         (dict(q_rank=0), "m.q_rank must be at least 1, or None, not 0"),

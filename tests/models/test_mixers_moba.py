@@ -1,4 +1,4 @@
-"""Mixture of block attention's own equalities and costs; the laws are in test_mixer_laws.py."""
+"""Equalities and costs of mixture of block attention; test_mixer_laws.py tests the laws."""
 
 import jax
 import numpy as np
@@ -22,8 +22,8 @@ def build(**settings):
 
 
 @pytest.mark.parametrize("blocks, same", [(dict(top_k=9), dict()), (dict(top_k=1), dict(chunk=4))])
-def test_its_ends_are_full_attention_and_attention_in_chunks(blocks, same):
-    """The same seed draws the same parameters for all three."""
+def test_limiting_cases_are_full_and_chunked_attention(blocks, same):
+    """The same seed draws the same parameters for all three mixers."""
     _, sparse = build(kind="moba", heads=4, kv_heads=2, block=4, **blocks)
     _, dense = build(kind="attention", heads=4, kv_heads=2, **same)
     context = small.context(np.array([[1] * 5 + [2] * 13 + [0] * 2]))
@@ -48,7 +48,7 @@ def test_flops_are_those_of_the_matrices_and_what_is_seen():
     assert config.flops_per_token(WIDTH, 33) == pytest.approx(want)
 
 
-def test_settings_that_are_refused():
+def test_bad_settings_are_refused():
     for change, sentence in (
         (dict(block=0), "m.block must be at least 1, not 0"),
         (dict(block=2**31), r"m.block must be below 2\^31"),

@@ -1,4 +1,4 @@
-"""Mixers made of mixers: how their settings are read, how outputs are combined, what they cost."""
+"""Parallel mixers: their settings, how they combine outputs, and their costs."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def run(mixer, seed=0):
 
 
 def test_mean_is_of_normalised_outputs():
-    """Hymba's: each branch at its RMS of 1, times its beta, averaged."""
+    """As in Hymba: each branch is normalised to RMS 1 and multiplied by its beta, then averaged."""
     mixer = parallel().build(SPEC, rngs=nnx.Rngs(0))
     beta = dict(swa=2.0, rec=-0.5)
     for name, norm in mixer.combine.norms.items():
@@ -46,14 +46,14 @@ def test_mean_is_of_normalised_outputs():
 
 
 def test_sum_has_fixed_multipliers_and_one_where_none_is_given():
-    """Falcon-H1's: no parameter of its own."""
+    """As in Falcon-H1: it adds no parameters."""
     mixer = parallel(combine="sum", multipliers=dict(rec=0.25)).build(SPEC, rngs=nnx.Rngs(0))
     y, outputs = run(mixer)
     np.testing.assert_allclose(y, outputs["swa"] + 0.25 * outputs["rec"], rtol=1e-6)
     assert set(nnx.to_pure_dict(nnx.state(mixer))) == {"branches"}
 
 
-def test_costs_are_sums():
+def test_costs_are_sums_over_branches():
     config, parts = parallel(), [read_mixer(m, "m") for m in BRANCHES.values()]
     assert config.flops_per_token(32, 50) == sum(p.flops_per_token(32, 50) for p in parts)
     assert config.state_bytes(32, 50, 4) == sum(p.state_bytes(32, 50, 4) for p in parts)
@@ -133,7 +133,7 @@ def test_reads_back_from_its_json_form():
 
 
 def test_in_a_run_config(in_root):
-    """Read from a recipe, set from the command line, refused with the whole path."""
+    """It is read from a recipe, set from the command line, and refused with its full path."""
     config = run_config.load("configs/demo.py:smoke")
     mixers = dict(to_dict(config.model)["mixers"])
     base = to_dict(config)
@@ -158,7 +158,7 @@ def test_smoke_shrinks_branches_too(in_root):
 
 
 def test_trains_in_a_scanned_hybrid():
-    """Three repeats of a unit with a nested mixer: finite loss gradient for every parameter."""
+    """Three repeats of a unit with a nested mixer give finite gradients for all parameters."""
     model, params = small.make(small.model_config("nested full", depth=6))
     assert isinstance(model, Model)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 40, (2, 10)))

@@ -1,4 +1,4 @@
-"""LFM2's short convolution: what it computes, and what it costs."""
+"""LFM2's short convolution: its equation and its costs."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def build(**settings):
     return config, config.build(SPEC, rngs=nnx.Rngs(0))
 
 
-def test_equation():
+def test_it_computes_its_equation():
     """out(C * conv(B * x)), written out over the taps with numpy."""
     _, mixer = build()
     x = np.asarray(jax.random.normal(jax.random.key(1), (1, 9, 16)), np.float64)
@@ -38,7 +38,7 @@ def test_equation():
 
 
 def test_flops_are_those_of_the_parameters():
-    """Every parameter is multiplied and added once a token."""
+    """Each parameter is multiplied and added once per token."""
     config, mixer = build(conv_width=4)
     parameters = sum(x.size for x in jax.tree.leaves(nnx.state(mixer)))
     assert config.flops_per_token(16, 99) == 2 * parameters

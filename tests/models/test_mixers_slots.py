@@ -1,4 +1,4 @@
-"""Gated slot attention and Native Hybrid Attention against plain loops over their equations."""
+"""Gated slot attention and Native Hybrid Attention equal plain loops over their equations."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ IDS = np.asarray([[1] * 11 + [2] * 2 + [1] * 8 + [0] * 2, [0] + [3] * 21 + [4]])
 
 
 def built(kind="nha", seed=0, **settings):
-    """A float64 mixer, every parameter away from special values."""
+    """A float64 mixer whose parameters have no special values."""
     config = read_mixer(dict(kind=kind, **settings), "m")
     module = config.build(LayerSpec(WIDTH, 1e-6, 1.0), rngs=nnx.Rngs(seed))
     graphdef, state = nnx.split(module)
@@ -115,8 +115,8 @@ HYBRIDISED = dict(
     [0, 4, TIME - 1, None, *(pytest.param(w, marks=pytest.mark.slow) for w in (1, TIME, 40))],
 )
 @pytest.mark.parametrize("form", [SCRATCH, HYBRIDISED], ids=["scratch", "hybridised"])
-def test_nha_is_its_equations(form, window, empty_slots):
-    """Packed documents, grouped heads, every kind of window; outputs and slot shares."""
+def test_nha_equals_its_equations(form, window, empty_slots):
+    """Outputs and slot shares, for packed documents, grouped heads and every kind of window."""
     with jax.enable_x64(True):
         module = built(**form, window=window, empty_slots=empty_slots)
         x = np.random.default_rng(1).standard_normal((2, TIME, WIDTH))
@@ -130,8 +130,8 @@ def test_nha_is_its_equations(form, window, empty_slots):
         assert np.max(np.abs(share - want_share)) < 1e-6
 
 
-def test_window_0_is_gated_slot_attention():
-    """The same parameters, the same bits."""
+def test_window_0_equals_gated_slot_attention():
+    """With the same parameters, the bits are the same."""
     with jax.enable_x64(True):
         nha, gsa = built(**SCRATCH, window=0), built("gsa", **SCRATCH)
         nnx.update(gsa, nnx.state(nha))
@@ -141,8 +141,8 @@ def test_window_0_is_gated_slot_attention():
 
 
 @pytest.mark.parametrize("empty_slots, nulls", [("null", 5), ("masked", 0)])
-def test_a_window_of_everything_is_attention_with_null_entries(empty_slots, nulls):
-    """Against a dense softmax whose denominator has exp(0) once for each slot."""
+def test_an_unlimited_window_is_attention_with_null_entries(empty_slots, nulls):
+    """The result equals a dense softmax whose denominator has exp(0) once for each slot."""
     with jax.enable_x64(True):
         module = built(**HYBRIDISED, window=TIME, empty_slots=empty_slots)
         x = jnp.asarray(np.random.default_rng(3).standard_normal((1, TIME, WIDTH)))
@@ -158,8 +158,8 @@ def test_a_window_of_everything_is_attention_with_null_entries(empty_slots, null
 
 
 @pytest.mark.parametrize("window", [0, 1, 5, 40, None])
-def test_decode_is_training(window):
-    """One token at a time over documents, from an empty state: the outputs of the parallel form."""
+def test_decoding_equals_the_parallel_form(window):
+    """Token by token over documents, from an empty state."""
     with jax.enable_x64(True):
         module = built(**SCRATCH, window=window)
         x = jnp.asarray(np.random.default_rng(4).standard_normal((2, TIME, WIDTH)))
@@ -175,8 +175,8 @@ def test_decode_is_training(window):
         np.testing.assert_allclose(got, np.where(real, module(x, context), 0), atol=1e-11)
 
 
-def test_merge_without_entries_on_a_side():
-    """The other side alone, no gradient to the empty one; without both, 0; nothing infinite."""
+def test_merge_with_an_empty_side():
+    """The result is the other side, or 0 if both are empty; an empty side has gradient 0."""
     rng = np.random.default_rng(5)
     a, b = (jnp.asarray(rng.standard_normal((1, 3, 1, 4)), jnp.float32) for _ in range(2))
     lse = jnp.asarray([[[0.3], [NEGATIVE], [NEGATIVE]]], jnp.float32)
@@ -192,10 +192,10 @@ def test_merge_without_entries_on_a_side():
 
 
 def test_slot_usage_loss_is_cross_entropy_of_the_share():
-    """-(y log share + (1 - y) log(1 - share)), a mean over real tokens, weighted."""
+    """-(y log share + (1 - y) log(1 - share)), weighted, averaged over tokens without padding."""
     with jax.enable_x64(True):
         module = built(**SCRATCH, window=4, slot_usage_weight=0.3, slot_usage_target=0.2)
-        # Small inputs: 1 - share must not be rounded away.
+        # Small inputs, so that 1 - share is not rounded to 0.
         x = 0.1 * jnp.asarray(np.random.default_rng(6).standard_normal((2, TIME, WIDTH)))
         context = small.context(IDS)
         y, loss = module.with_loss(x, context)
@@ -205,8 +205,8 @@ def test_slot_usage_loss_is_cross_entropy_of_the_share():
         assert float(loss) == pytest.approx(0.3 * want, rel=1e-12)
 
 
-def test_slot_usage_loss_counts_no_query_without_both():
-    """Masked empty slots: a document shorter than the window has no share to steer."""
+def test_slot_usage_loss_skips_queries_without_slots_or_window():
+    """With masked empty slots, a document shorter than the window has no slot share."""
     module = built(**SCRATCH, window=8, slot_usage_weight=1.0, empty_slots="masked")
     x = jnp.asarray(np.random.default_rng(7).standard_normal((1, 8, WIDTH)), jnp.float32)
     context = small.context(np.ones((1, 8), int))
@@ -215,8 +215,8 @@ def test_slot_usage_loss_counts_no_query_without_both():
     assert all(not np.any(g) for g in jax.tree.leaves(grads))
 
 
-def test_the_loss_goes_through_every_part_of_the_model():
-    """Prefix, scanned unit and suffix: the sum of the layers' losses; the hidden states stay."""
+def test_the_model_sums_the_losses_of_all_layers():
+    """In prefix, scanned unit and suffix; hidden states are those of `hidden`."""
     settings = dict(pattern="nha_llm swa", depth=6, prefix="nha_llm", suffix="swa")
     model, params = small.make(small.model_config(**settings))
     tokens = jnp.asarray(np.random.default_rng(8).integers(0, 40, (2, 12)))
@@ -263,8 +263,8 @@ def test_flops_are_those_of_the_matrices(name):
     assert config.flops_per_token(32, seq_len) == pytest.approx(matrices + 4 * size * entries)
 
 
-def test_a_window_of_everything_costs_what_full_attention_does():
-    """Slots that nothing is written into are not read."""
+def test_an_unlimited_window_costs_as_much_as_full_attention():
+    """Slots that are never written are not read."""
 
     def flops(window, seq_len):
         config = read_mixer(dict(kind="nha", heads=2, slots=3, window=window), "m")

@@ -24,7 +24,7 @@ def build(kind, spec=SPEC, **settings):
 
 
 def perturbed(mixer, seed=0):
-    """Every parameter moved, so that none is at a special value; as float64 numpy too."""
+    """The module with perturbed parameters, and the same parameters as float64 numpy arrays."""
     rng = np.random.default_rng(seed)
     state = jax.tree.map(
         lambda p: p + 0.3 * jnp.asarray(rng.standard_normal(p.shape), p.dtype), nnx.state(mixer)
@@ -61,8 +61,8 @@ def test_mamba2_initial_values():
 
 
 @pytest.mark.parametrize("norm", ["after_gate", "before_gate", "none"])
-def test_mamba2_is_its_recurrence(norm):
-    """The paper's equations over tokens, heads and groups, in numpy."""
+def test_mamba2_equals_its_recurrence(norm):
+    """The paper's equations, in numpy loops over tokens, heads and groups."""
     settings = dict(heads=4, head_dim=6, state_dim=5, groups=2, dt_limits=[0.05, 1.0])
     _, mixer = build("mamba2", norm=norm, **settings)
     p = perturbed(mixer)
@@ -94,7 +94,7 @@ def test_mamba2_is_its_recurrence(norm):
 
 
 def test_mlstm_initial_values():
-    """Gates see nothing of the input at first: input -10, forget evenly from 3 to 6."""
+    """Gates start independent of the input: biases are -10 (input) and 3 to 6 (forget)."""
     _, mixer = build("mlstm", heads=4)
     assert not np.any(mixer.input_gate.proj.kernel[...])
     assert not np.any(mixer.forget_gate.proj.kernel[...])
@@ -103,8 +103,8 @@ def test_mlstm_initial_values():
     assert np.all(mixer.norm.scale[...] == 1)
 
 
-def test_mlstm_is_its_recurrence():
-    """C, n and the denominator max(|n q|, 1), without any stabilisation, in float64."""
+def test_mlstm_equals_its_recurrence():
+    """C, n and the denominator max(|n q|, 1) in float64, without stabilisation."""
     _, mixer = build("mlstm", heads=2)
     p = perturbed(mixer)
     p["input_gate"]["bias"] += 9.0  # so that both arguments of the max occur
@@ -160,7 +160,7 @@ def test_stabilizer_is_the_running_maximum():
 
 @pytest.mark.parametrize("name", ["ssd", "ssd_groups", "ssd_falcon", "mlstm", "mlstm_odd"])
 def test_flops_are_those_of_kernels_and_states(name):
-    """Kernels and convolutions once a token; each state entry is written to and read."""
+    """Kernels and convolutions once per token; each state entry is written and read once."""
     config = read_mixer(small.MIXERS[name], "m")
     mixer = config.build(SPEC, rngs=nnx.Rngs(0))
     flat = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(mixer)))
@@ -198,8 +198,8 @@ def test_bad_settings(case):
     assert sentence in field + str(error.value)
 
 
-def test_a_factor_is_no_binary_fraction():
-    """0.29 * 100 is 29, whatever a float makes of it."""
+def test_factors_are_not_rounded_down():
+    """0.29 * 100 is 29, although the float product is below 29."""
     config = read_mixer(dict(kind="mlstm", heads=1, qk_dim_factor=0.29, v_dim_factor=1.1), "m")
     config.check_width(100)
     assert config.head_sizes(100) == (29, 110)

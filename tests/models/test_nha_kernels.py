@@ -1,4 +1,4 @@
-"""Native Hybrid Attention on TPU kernels from end to end: its slots and its window."""
+"""Native Hybrid Attention runs end to end on TPU kernels: its slots and its window."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ TIME = 40
 
 
 def loss_and_gradients():
-    """A function of the mixer's parameters and inputs, and both."""
+    """(a function that gives the loss and its gradients, its arguments)."""
     mixer = read_mixer(SETTINGS, "nha").build(LayerSpec(32, 1e-6, 1.0), rngs=nnx.Rngs(0))
     graph, parameters = nnx.split(mixer)
     rng = np.random.default_rng(0)
@@ -31,7 +31,7 @@ def loss_and_gradients():
     return jax.value_and_grad(loss, argnums=(0, 1)), (parameters, x_BTD)
 
 
-def test_slots_and_window_are_kernels():
+def test_slots_and_window_use_kernels():
     both, arguments = loss_and_gradients()
     with dispatch.kernels_for("tpu"):
         program = str(jax.make_jaxpr(both)(*arguments))
@@ -41,7 +41,7 @@ def test_slots_and_window_are_kernels():
 
 
 @pytest.mark.slow
-def test_kernels_give_what_the_chunked_forms_give():
+def test_kernels_equal_the_chunked_forms():
     both, arguments = loss_and_gradients()
     want = jax.jit(both)(*arguments)
     with dispatch.kernels_for("tpu", interpret=True), jax.default_matmul_precision("highest"):

@@ -1,4 +1,4 @@
-"""Layers have one address, and one scan that hands arrays on; whatever prefix, unit and suffix are."""
+"""Each layer has one address, and the scan passes cross-layer arrays on, in every layout."""
 
 import dataclasses
 from typing import ClassVar
@@ -31,7 +31,7 @@ def model(request) -> Model:
 
 
 def numbered(model):
-    """Parameters whose every number is its own."""
+    """Parameters whose numbers are all different."""
     count = iter(range(10**6))
     return jax.tree.map(
         lambda x: np.array([next(count) for _ in range(x.size)], float).reshape(x.shape),
@@ -39,7 +39,7 @@ def numbered(model):
     )
 
 
-def test_the_layers_parameters_are_those_of_its_block(model):
+def test_a_layers_parameters_are_those_of_its_block(model):
     params = numbered(model)
     blocks = [block for _, block in model.bind(params).blocks()]
     assert len(model.addresses) == len(blocks) == model.config.depth
@@ -66,7 +66,7 @@ def test_every_parameter_of_the_layers_has_one_address(model):
 
 
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
-def test_a_layer_is_replaced_and_no_other(model, array):
+def test_only_the_given_layer_is_replaced(model, array):
     params = jax.tree.map(array, numbered(model))
     before = jax.tree.map(np.array, params)
     for index in range(model.config.depth):
@@ -78,7 +78,7 @@ def test_a_layer_is_replaced_and_no_other(model, array):
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
-def test_lists_and_groups_are_each_others_inverse(model):
+def test_by_layer_inverts_by_group(model):
     layout = model.config.layout
     values = [jnp.full(2, i) for i in range(model.config.depth)]
     back = stack.by_layer(stack.by_group(values, layout), layout)
@@ -87,7 +87,7 @@ def test_lists_and_groups_are_each_others_inverse(model):
 
 @dataclasses.dataclass(frozen=True)
 class ToyConfig(MixerConfig):
-    """Reads the lowest layer's values, as RWKV-7 does, and the outputs of all layers below."""
+    """A mixer that reads the lowest layer's values (as RWKV-7) and all lower layers' outputs."""
 
     kind_name: ClassVar[str] = "toy"
     equation: ClassVar[str] = "y = W x + first layer's W x + mean of what layers below gave"
@@ -136,8 +136,8 @@ def toy(monkeypatch):
     )
 
 
-def test_layers_hand_arrays_on(toy):
-    """Through prefix, scan and suffix as in a plain loop over layers; in decoding, too."""
+def test_layers_pass_arrays_on(toy):
+    """Prefix, scan and suffix give the result of a loop over layers, also in decoding."""
     params = jax.jit(toy.init)(jax.random.key(0))
     module = toy.bind(params)
     tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 40)
@@ -163,7 +163,7 @@ def test_initial_values_may_depend_on_the_layer(toy):
     assert [None if s is None else round(6 * float(s)) for s in starts] == [0, 1, None, 3, None, 5]
 
 
-def test_arrays_of_two_shapes_and_one_name_are_refused(monkeypatch):
+def test_cross_layer_arrays_of_different_shapes_are_refused(monkeypatch):
     @dataclasses.dataclass(frozen=True)
     class OtherConfig(ToyConfig):
         kind_name: ClassVar[str] = "other"
@@ -174,5 +174,8 @@ def test_arrays_of_two_shapes_and_one_name_are_refused(monkeypatch):
     monkeypatch.setitem(mixer_kinds.KINDS, "toy", ToyConfig)
     monkeypatch.setitem(mixer_kinds.KINDS, "other", OtherConfig)
     mixers = {"a": dict(kind="toy"), "b": dict(kind="other")}
-    with pytest.raises(Exception, match="shares the array 'first_value'"):
+    with pytest.raises(
+        Exception,
+        match="gives the array 'first_value' the shape .64,., and other layers give it .32,.",
+    ):
         small.model_config("a b", mixers=mixers)

@@ -1,4 +1,4 @@
-"""Makes `small` and `known` importable, and spells every broadcast out."""
+"""Makes `small` and `known` importable, and forbids implicit rank promotion."""
 
 import pathlib
 import sys
@@ -14,7 +14,7 @@ sys.path += [str(HERE), str(HERE.parent / "models")]
 
 @pytest.fixture(autouse=True)
 def reference_forms():
-    """The forms of the ops that compile fastest; that all forms agree is tested elsewhere."""
+    """Uses the reference forms, which compile fastest; other tests compare all forms."""
     with dispatch.auto_means("reference"):
         yield
 

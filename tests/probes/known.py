@@ -1,4 +1,4 @@
-"""A model whose heads are known: one copies, one is uniform, and nothing else happens."""
+"""A model with known heads: one copies, one attends uniformly, and the rest adds nothing."""
 
 import jax
 import numpy as np
@@ -19,7 +19,8 @@ def induction():
 
     The residual stream is (token, what "two" adds), both one-hot sums. "two" adds the mean of the
     last two tokens, from which head 1.0 makes keys of the token before: it attends to what followed
-    the query's token, and adds that token. Head 1.1 has no queries, so it is uniform, and no output.
+    the query's token, and adds that token. Head 1.1 has no queries, so it is uniform, and no
+    output.
     """
     config = ModelConfig(
         width=2 * VOCAB,
@@ -39,7 +40,7 @@ def induction():
         block["mixer_norm"]["scale"] += 1
         block["mlp_norm"]["scale"] += 1
     two["mixer"]["v"]["kernel"][0] = np.vstack([one, none])
-    two["mixer"]["out"]["kernel"][0] = np.hstack([none, one])  # what the norm multiplied, too
+    two["mixer"]["out"]["kernel"][0] = np.hstack([none, one])  # the norm multiplied the values too
     full["mixer"]["q"]["kernel"][0] = np.hstack([np.vstack([one, none]), np.vstack([none, none])])
     norm = np.sqrt(2 * VOCAB)  # of the first layer: x / rms(x) of a one-hot vector
     keys = 10 * np.vstack([-one, 2 * one / norm])
@@ -53,10 +54,10 @@ def induction():
 
 
 def prompt(rng, needle=3, first=None):
-    """Different tokens, of which the last of the question occurs before the needle.
+    """Different tokens; the question's last token also occurs right before the needle.
 
     Args:
-      first: the needle's first token, drawn where None.
+      first: the needle's first token; None draws it.
     """
     tokens = rng.permutation(VOCAB)
     if first is not None:
@@ -74,7 +75,7 @@ def prompts(count, seed=0, needle=3, length=None):
 
 
 def packed(made, before):
-    """The same prompts, each behind a document of `before` tokens that looks like its beginning."""
+    """The same prompts, each after a document that repeats its first `before` tokens."""
     n = len(made)
     zeros, ones = np.zeros((n, before), np.int32), np.ones((n, before), np.int32)
     return Prompts(

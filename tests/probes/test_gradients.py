@@ -1,4 +1,4 @@
-"""Gradient influence against finite differences in float64."""
+"""Gradient influence equals finite differences in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ IDS = np.asarray([[1] * 5 + [2] * 25, [1] * 9 + [0] * 21], np.int32)
 PLACES = [(0, 29), (0, 28), (0, 12), (0, 5), (1, 8), (1, 0)]
 
 
-def test_it_is_the_derivative_of_the_summed_logits():
-    """A soft-capped head, a scaled embedding, a window, a recurrence; documents and padding."""
+def test_influence_is_the_derivative_of_the_summed_logits():
+    """The model has a soft-capped head, a scaled embedding, a window and a recurrence."""
     with jax.enable_x64(True):
         config = small.model_config(
             "swa rec", logit_soft_cap=3.0, embedding_scale=2.0, tie_embeddings=False

@@ -1,4 +1,4 @@
-"""Retrieval heads, their entropy and masking, on heads that are known by construction."""
+"""Retrieval scores, entropy and masking, on heads that are known by construction."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ def model_and_params():
 
 @pytest.mark.parametrize("before", [0, 5])
 def test_an_induction_head_scores_1_and_a_uniform_one_its_exact_mass(model_and_params, before):
-    """By both definitions, also behind another document; batches of 2 of 5 prompts."""
+    """By both definitions, also after another document, with batches of 2 of 5 prompts."""
     made = known.prompts(5)
     if before:
         made = known.packed(made, before)
@@ -50,14 +50,16 @@ def test_a_copied_token_must_lie_in_the_needle_and_be_the_one_predicted(model_an
 
 
 def test_entropy_is_exact(model_and_params):
-    """Uniform is 1 and ln n, a head on one key 0, and a window of 2 has ln 2 at most."""
+    """Uniform attention has entropy 1 and ln n nats; a window of 2 has at most ln 2 nats."""
     table = probes.attention_entropy(*model_and_params, known.prompts(3))
     by_head = {(e.layer, e.head): e for e in table}
     keys = known.VOCAB + 1 - np.arange(4)
     assert by_head[1, 1].entropy == pytest.approx(1, abs=1e-6)
     assert by_head[1, 1].nats == pytest.approx(np.log(keys).mean(), rel=1e-6)
     assert by_head[1, 1].keys == keys.mean() and by_head[0, 0].keys == 2
-    assert by_head[0, 0].nats == pytest.approx(np.log(2), rel=1e-6)  # no queries: uniform too
+    assert by_head[0, 0].nats == pytest.approx(
+        np.log(2), rel=1e-6
+    )  # its queries are 0: uniform too
     only = probes.attention_entropy(*model_and_params, known.prompts(3), [Head(1, 0)])
     assert [(e.layer, e.head) for e in only] == [(1, 0)]
     # The question's end copies: nearly 0. The three queries before it find no match.
@@ -78,19 +80,18 @@ def test_one_pass_gives_both_tables(model_and_params):
 
 
 def test_entropy_of_a_short_question_and_of_none():
-    """One key is entropy 0; queries before the document's start are left out."""
+    """A query with one key has entropy 0; queries before the document's start are left out."""
     model, params = known.induction()
     row = np.asarray([3, 5, 7], np.int32)
     made = Prompts.of([Prompt(row, [(0, 1)], (2, 3)), Prompt(row, [], (2, 2))], length=4)
     (entry,) = probes.attention_entropy(model, params, made, [Head(1, 1)])
-    assert entry.keys == 1.5 and entry.entropy == pytest.approx(
-        0.5
-    )  # keys 2 and 1: entropies 1 and 0
+    # The queries have 2 keys and 1 key: entropies 1 and 0.
+    assert entry.keys == 1.5 and entry.entropy == pytest.approx(0.5)
     assert {e.samples for e in probes.retrieval_heads(model, params, made)} == {1}
 
 
-def test_masking_the_head_that_retrieves(model_and_params):
-    """Answers are lost with it and not with the head that does nothing; draws repeat by seed."""
+def test_only_masking_a_head_that_retrieval_needs_changes_answers(model_and_params):
+    """The random draws depend on the seed alone."""
     made = known.prompts(6)
     table = probes.head_masking(*model_and_params, made, [Head(1, 0)], draws=8, seed=3)
     whole, without, *random = table
@@ -101,7 +102,7 @@ def test_masking_the_head_that_retrieves(model_and_params):
     for entry in random:
         if entry.heads == ("1.1",):
             assert (entry.nll, entry.other_nll) == (whole.nll, whole.other_nll)
-        else:  # without the token before, nothing is found
+        else:  # without layer 0, keys lack the token before
             assert entry.accuracy < 0.5
     again = probes.head_masking(*model_and_params, made, [Head(1, 0)], draws=8, seed=3)
     assert again == table
@@ -109,7 +110,7 @@ def test_masking_the_head_that_retrieves(model_and_params):
         probes.mask_heads(*model_and_params, [Head(0, 1)])
 
 
-def test_masking_changes_only_the_head_s_rows_of_the_output_projection(model_and_params):
+def test_masking_changes_only_the_heads_rows_of_the_output_projection(model_and_params):
     model, params = model_and_params
     masked = probes.mask_heads(model, params, [Head(1, 0)])
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -122,8 +123,8 @@ def test_masking_changes_only_the_head_s_rows_of_the_output_projection(model_and
 
 
 @pytest.fixture(scope="module")
-def zoo():
-    """Models of one mixer after the other, scanned twice; their prompts lie behind a document."""
+def scanned():
+    """Makes a model that scans a pattern twice, with prompts that follow another document."""
 
     def make(pattern):
         model = Model.of(small.model_config(pattern, depth=2 * len(pattern.split())))
@@ -136,8 +137,8 @@ def zoo():
     return make
 
 
-def test_they_agree_with_the_mixer_s_own_rows_in_scanned_layers(zoo):
-    model, params, made = zoo("nha")
+def test_scores_equal_the_mixers_own_rows_in_scanned_layers(scanned):
+    model, params, made = scanned("nha")
     assert probes.head_counts(model) == (4, 4)
     table = probes.retrieval_heads(model, params, made)
     assert len(table) == len(probes.all_heads(model)) == 8
@@ -153,7 +154,7 @@ def test_they_agree_with_the_mixer_s_own_rows_in_scanned_layers(zoo):
         for _, other in below:
             x = other(x, context)
         every = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
-        return block.mixer.attention_rows(block.normed(x), context, every).probs_BHQT
+        return block.mixer.attention_rows(block.mixer_input(x), context, every).probs_BHQT
 
     probs = np.asarray(top_layer(params), np.float64)
     end = int(made.rows_NQ[0, 0])
@@ -166,7 +167,7 @@ def test_they_agree_with_the_mixer_s_own_rows_in_scanned_layers(zoo):
         assert share == pytest.approx(1 - probs[:, h].sum(-1)[real].mean(), abs=1e-5)
 
 
-def test_tables_are_lines_of_json_and_text(model_and_params):
+def test_tables_give_json_records_and_text(model_and_params):
     table = probes.retrieval_heads(*model_and_params, known.prompts(2))
     records = json.loads(json.dumps(table.records(step=30)))
     assert records[0] == {"kind": "retrieval_heads", "step": 30} | table.rows()[0]

@@ -1,4 +1,4 @@
-"""The linear probe: separable, noise, its optimum, and a model in which one layer brings the class."""
+"""The linear probe on separable data, on noise, at its optimum, and on a known model."""
 
 import known
 import numpy as np
@@ -8,7 +8,7 @@ from hybridlm import probes
 from hybridlm.probes import Prompts, fit_logistic
 
 
-def test_it_separates_what_is_separable_and_noise_is_chance():
+def test_separable_classes_are_separated_and_noise_gives_chance():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 400)
     centres = 4 * rng.standard_normal((4, 10))
@@ -21,8 +21,8 @@ def test_it_separates_what_is_separable_and_noise_is_chance():
     assert abs(np.mean(fit.predict(noise[600:]) == labels[600:]) - 0.25) < 0.07
 
 
-def test_it_is_at_the_optimum_of_the_penalised_likelihood():
-    """Every derivative is 0: of C sum nll + |W|^2 / 2, the bias without penalty."""
+def test_the_fit_is_the_optimum_of_the_penalised_likelihood():
+    """All derivatives of C sum nll + |W|^2 / 2 are 0; the bias has no penalty."""
     rng = np.random.default_rng(1)
     x, labels = rng.standard_normal((60, 5)), np.asarray([7, 9, 30])[rng.integers(0, 3, 60)]
     fit = fit_logistic(x, labels, inverse_strength=0.5)
@@ -34,8 +34,8 @@ def test_it_is_at_the_optimum_of_the_penalised_likelihood():
     assert list(fit.classes_C) == [7, 9, 30]
 
 
-def test_the_layer_that_copies_brings_the_class():
-    """The needle's token is the class: nothing below layer 1 knows it at the question's end."""
+def test_accuracy_rises_at_the_layer_that_copies_the_class():
+    """The needle's token is the class; only layer 1 brings it to the question's last token."""
     model, params = known.induction()
     rng, classes = np.random.default_rng(0), [2, 5, 11]
     labels = rng.choice(classes, 90)
@@ -49,7 +49,7 @@ def test_the_layer_that_copies_brings_the_class():
     assert added.accuracy == 1
 
 
-def test_what_makes_no_sense_is_said():
+def test_bad_labels_are_refused():
     model, params = known.induction()
     made = known.prompts(4)
     with pytest.raises(ValueError, match="4 prompts need as many labels"):

@@ -1,4 +1,4 @@
-"""`hybridlm probe` on a run with two checkpoints: its files, what it refuses, its page."""
+"""`hybridlm probe` on a run with two checkpoints: its files, refusals and documented commands."""
 
 import json
 
@@ -22,7 +22,7 @@ SMALL = dict(width=16, depth=3, mlp=dict(kind="swiglu", hidden=16))
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, request):
-    """A folder with checkpoints 4 and 8 of the demo, made small, in runs/demo; nothing is trained."""
+    """A folder whose runs/demo has untrained checkpoints 4 and 8 of a small demo model."""
     root, top = request.config.rootpath, tmp_path_factory.mktemp("probing")
     for name in ("configs", "data", "docs"):
         (top / name).symlink_to(root / name)
@@ -47,15 +47,15 @@ def place(tmp_path_factory, request):
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_page(place, monkeypatch, command, page_commands):
-    """They run as written, say what the page says they say, and leave what it names."""
+def test_the_commands_of_the_page_run(place, monkeypatch, command, page_commands):
+    """They print what the page shows and write the files that it names."""
     monkeypatch.chdir(place)
     commands = page_commands("probes.md")
     assert len(commands) == 6
     with dispatch.auto_means("reference"):
         for words, said in commands:
             if words[0] == "train":
-                continue  # its setting is test_live_probes's
+                continue  # test_live_probes covers training with live probes
             code, out, err = command(*words)
             if said.startswith("# hybridlm: "):
                 assert (code, err) == (2, said.removeprefix("# ") + "\n")
@@ -93,7 +93,7 @@ def test_the_commands_of_the_page(place, monkeypatch, command, page_commands):
     assert "layer_probing: " in (out / "probes.txt").read_text()
 
 
-def test_a_probe_of_all_checkpoints(place, monkeypatch, command, tmp_path):
+def test_all_checkpoints_are_probed(place, monkeypatch, command, tmp_path):
     monkeypatch.chdir(place)
     settings = ["--samples", 1, "--step", "all", "--out", tmp_path]
     for _ in range(2):  # the second time appends
@@ -106,7 +106,7 @@ def test_a_probe_of_all_checkpoints(place, monkeypatch, command, tmp_path):
     assert all((r["distance"] > 0) == (r["step"] == 4) and r["length"] == 256 for r in records)
 
 
-def test_a_model_folder(place, monkeypatch, command, refusal, tmp_path):
+def test_a_model_folder_is_probed(place, monkeypatch, command, refusal, tmp_path):
     monkeypatch.chdir(place)
     save_model(open_model("runs/demo", 4), tmp_path / "model")
     words = ["--probes", "heads,qk_distance", "--samples", 1, "--step", "all"]
@@ -143,7 +143,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("words, sentence", BAD, ids=[" ".join(w) for w, _ in BAD])
-def test_what_cannot_be_probed_is_one_sentence(
+def test_an_impossible_probe_is_refused_in_one_sentence(
     place, monkeypatch, refusal, tmp_path, words, sentence
 ):
     monkeypatch.chdir(place)
@@ -152,7 +152,7 @@ def test_what_cannot_be_probed_is_one_sentence(
     assert sentence in refusal("probe", *(w for item in settings.items() for w in item))
 
 
-def test_needles_and_answers_are_the_same_number():
+def test_the_answer_repeats_the_needle():
     tokenizer = ByteTokenizer()
     made, labels = needle_prompts(tokenizer, 256, 12, choices=("1234567", "7654321"))
     assert set(labels) == {0, 1} and made.tokens_NT.shape[1] <= 256
@@ -163,5 +163,5 @@ def test_needles_and_answers_are_the_same_number():
         assert tokenizer.decode(tokens[: rows[0] + 1]).endswith(" is ")
 
 
-def test_the_default_settings_mean_something():
+def test_the_default_settings_are_valid_for_all_probes():
     ProbeSettings(tuple(PROBES))

@@ -1,4 +1,4 @@
-"""The distance of query and key weights, on checkpoints made by hand."""
+"""The distance of query and key weights, on hand-made checkpoints."""
 
 import copy
 import math
@@ -14,8 +14,8 @@ from hybridlm.models.params import Model
 from hybridlm.probes import Head
 
 
-def test_it_is_exact_on_checkpoints_made_by_hand():
-    """Known differences in one head of the repeated unit; grouped query heads share their key."""
+def test_distances_are_exact_on_hand_made_checkpoints():
+    """One head of the repeated unit differs; grouped query heads share their key."""
     config = small.model_config("swa rec", depth=4)
     model, rng = Model.of(config), np.random.default_rng(1)
     final = jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(p.dtype), model.abstract)
@@ -43,16 +43,18 @@ def test_it_is_exact_on_checkpoints_made_by_hand():
     assert only.entries == (found[10, 2, 3],)
 
 
-def test_every_kind_of_head_has_its_weights():
-    """Each weight counts where it should: MLA's shared key part in all heads, branches apart."""
+def test_each_weight_counts_for_its_heads():
+    """MLA's shared key part counts for all heads; branches count separately."""
     model = Model.of(small.model_config("mla nested nha moba", depth=5, suffix="mla_nope"))
     rng = np.random.default_rng(0)
 
     final = jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(p.dtype), model.abstract)
     moved = copy.deepcopy(final)
     mla = moved["unit"]["0_mla"]["mixer"]
-    mla["kv_down"]["kernel"][0, 0, 10] += 1.0  # the first shared key column behind the rank of 10
-    mla["kv_down"]["kernel"][0, 0, 9] += 9.0  # a latent's: no head's
+    mla["kv_down"]["kernel"][0, 0, 10] += (
+        1.0  # the first column of the shared key part, after the rank of 10
+    )
+    mla["kv_down"]["kernel"][0, 0, 9] += 9.0  # a column of the latent: belongs to no head
     mla["kv_up"]["kernel"][0, 0, 13] += 2.0  # head 1's first key column (6 keys and 7 values each)
     mla["kv_up"]["kernel"][0, 0, 6] += 9.0  # head 0's first value
     nested = moved["unit"]["1_nested"]["mixer"]["branches"]
@@ -62,7 +64,6 @@ def test_every_kind_of_head_has_its_weights():
     want = {(0, 0): 1, (0, 1): math.sqrt(5), (0, 2): 1, (1, 5): 4}
     assert far == {head: pytest.approx(value, rel=1e-5) for head, value in want.items()}
     assert len(table) == 3 + 6 + 4 + 4 + 2
-    assert known.VOCAB  # the other tests' model has weights of 0: no relative distance
-    model, params = known.induction()
+    model, params = known.induction()  # head 1.1 has weights of 0: no relative distance
     (_, _, uniform) = probes.qk_distance(model, [(1, params)], params)
     assert math.isnan(uniform.relative) and uniform.distance == 0

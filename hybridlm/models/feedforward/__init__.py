@@ -1,4 +1,4 @@
-"""The registry of feed-forward kinds: what `kind=` in `model.mlp` and `model.feedforwards` may say."""
+"""The registry of feed-forward kinds: the values of `kind` in feed-forward settings."""
 
 from typing import Any
 
@@ -19,9 +19,9 @@ __all__ = ["KINDS", "FeedForward", "FeedForwardConfig", "read_feedforward"]
 
 
 def read_feedforward(value: Any, path: str) -> FeedForwardConfig:
-    """Reads the settings of one feed-forward; `kind` says which dataclass they fill ("swiglu").
+    """Reads the settings of one feed-forward; `kind` selects their dataclass, by default "swiglu".
 
     Raises:
-      ConfigError: where the kind is unknown, or a setting is wrong.
+      ConfigError: if the kind is unknown or a setting is invalid.
     """
     return read_kind(value, path, KINDS, default="swiglu")

@@ -13,7 +13,7 @@ from hybridlm.settings.bounds import settings
 
 @settings
 class NoFeedForwardConfig(FeedForwardConfig):
-    """A layer's missing feed-forward: no parameters, no FLOPs."""
+    """No feed-forward: no parameters, no FLOPs."""
 
     kind_name: ClassVar[str] = "none"
     equation: ClassVar[str] = "y = 0"

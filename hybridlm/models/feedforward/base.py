@@ -1,9 +1,8 @@
-"""What every feed-forward is held to, and the settings that describe it.
+"""The interface of feed-forwards, and the base of their settings.
 
-A feed-forward is the half of a layer that follows the mixer: an `nnx.Module` built as
-`FeedForward(config, spec, rngs=rngs)`. Most read one token at a time; one that reads its
-neighbours (a token shift) has a state, as mixers have. Its config is a frozen dataclass derived
-from `FeedForwardConfig`.
+A feed-forward is the half of a layer that follows the mixer. Its config is a frozen dataclass
+derived from `FeedForwardConfig`, whose `build` makes the `nnx.Module`. Most feed-forwards read one
+token at a time; one that reads neighbouring tokens (a token shift) has a state, as mixers have.
 """
 
 import abc
@@ -37,7 +36,7 @@ class FeedForwardConfig(abc.ABC):
         """Number of parameters in a model of `width`."""
 
     def active_parameters(self, width: int) -> int:
-        """Number of parameters that one token uses: all of them, but for mixtures of experts."""
+        """Number of parameters that one token uses: all, except in mixtures of experts."""
         return self.parameters(width)
 
     @abc.abstractmethod
@@ -46,7 +45,7 @@ class FeedForwardConfig(abc.ABC):
 
     @abc.abstractmethod
     def kept_per_token(self, width: int) -> int:
-        """Numbers per token that the backward pass reads and that are as wide as the hidden layer."""
+        """Values per token of the hidden-layer arrays that the backward pass reads."""
 
     @property
     def has_loss(self) -> bool:
@@ -55,28 +54,28 @@ class FeedForwardConfig(abc.ABC):
 
     @property
     def mechanism(self) -> str:
-        """A few words for tables."""
+        """A short description for tables."""
         return self.kind_name
 
 
 class FeedForward(nnx.Module):
-    """A feed-forward's module; this base has no loss of its own and no state."""
+    """The module of a feed-forward; this base class has no loss and no state."""
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        """What the layer adds to the residual stream, from the normed stream."""
+        """The layer's output, from the normed residual stream."""
         raise NotImplementedError
 
     def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
-        """The output, and a scalar loss: weighted already, a mean over real tokens."""
+        """The output, and a scalar loss: weighted, and a mean over tokens without padding."""
         return self(x_BTD, context), jnp.float32(0)
 
     def init_state(self, batch: int, dtype: jnp.dtype) -> Any:
-        """The state before any token."""
+        """The state before the first token."""
         del batch, dtype
         return ()
 
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: Any
     ) -> tuple[jax.Array, Any]:
-        """As `__call__`, continuing from a state, and the new state."""
+        """The output of `__call__` after the tokens in `state`, and the new state."""
         return self(x_BTD, context), state

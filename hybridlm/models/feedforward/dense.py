@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class DenseConfig(FeedForwardConfig):
     """Base of the dense kinds: `matrices` of width x hidden, an activation, biases or none."""
 
-    hidden: PositiveInt  # first: kinds turn the next two into settings, in this order
+    hidden: PositiveInt  # declared first: subclasses make the next two settings, in this order
 
     activation: ClassVar[str]
     bias: ClassVar[bool] = False
@@ -114,7 +114,7 @@ class GatedConfig(DenseConfig):
 
     Attributes:
       hidden: size of the hidden layer.
-      activation: of the gate.
+      activation: activation of the gate.
       bias: True adds biases to its three linear maps.
     """
 
