@@ -1,1 +1,1 @@
-"""Opening a run on a laptop: its records, figures, tables and report."""
+"""The records, figures, tables and report of a run; needs no accelerator."""

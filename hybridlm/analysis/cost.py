@@ -1,4 +1,4 @@
-"""What a run of a config would cost, counted on no device."""
+"""The cost of a run of a config; uses no device."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from hybridlm.train.setup import resolve
 
 
 def cost(config: Config) -> dict[str, Any]:
-    """In figures: parameters, tokens, steps, FLOPs of training, estimated bytes."""
+    """Parameters, steps, tokens, training FLOPs and estimated bytes of memory."""
     config, _ = resolve(config)
     model = Model.of(config.model)
     tokens = config.tokens_per_step * config.train.steps
@@ -26,7 +26,7 @@ def cost(config: Config) -> dict[str, Any]:
 
 
 def memory(config: Config, model: Model) -> MemoryEstimate:
-    """Estimated bytes of training `model`, by what takes them."""
+    """Estimated memory of training `model`, in bytes by purpose."""
     return estimate_memory(
         model,
         make_optimizer(config.optimizer, model.decay, model.muon),

@@ -1,4 +1,4 @@
-"""The records of an evaluation as tables and figures."""
+"""Tables and figures from the records of an evaluation."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ RECORDS = "eval.json"
 
 
 def table(records: Sequence[Record]) -> str:
-    """All records as text: accuracies in per cent by task and length, then other figures."""
+    """All records as text: accuracies in per cent by task and length, then the other figures."""
     parts = []
     accuracies = _rows(records, "accuracy")
     if accuracies:
@@ -51,7 +51,7 @@ def figures(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def read(folder: pathlib.Path) -> Record:
-    """What `hybridlm eval` wrote into a folder: `step`, `settings`, `records`."""
+    """Reads the `step`, `settings` and `records` that `hybridlm eval` wrote into a folder."""
     return json.loads((folder / RECORDS).read_text(encoding="utf-8"))
 
 

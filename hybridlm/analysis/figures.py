@@ -1,4 +1,4 @@
-"""The figures of a run, as matplotlib Figures from plain records; for reports and notebooks."""
+"""Matplotlib figures of a run from its records, for reports and notebooks."""
 
 import io
 import math
@@ -14,7 +14,7 @@ from hybridlm.models.mixers import MixerConfig
 
 Record = dict[str, Any]
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#555555")
 INK, FAINT = "#333333", "#B8B8B8"
 
@@ -72,7 +72,7 @@ def optimization_figure(train: Sequence[Record]) -> Figure:
 
 
 def position_figure(evals: Sequence[Record]) -> Figure:
-    """Bits per byte by position in the context: what a model gains from more of it."""
+    """Bits per byte by position in the context, at the first and last evaluation."""
     figure, axes = _axes(7.2, 3.2)
     chosen = [(evals[0], FAINT, 1.2), (evals[-1], PALETTE[0], 2)] if len(evals) > 1 else []
     for record, color, width in chosen or [(evals[-1], PALETTE[0], 2)]:
@@ -102,7 +102,7 @@ def position_figure(evals: Sequence[Record]) -> Figure:
 
 
 def pattern_figure(layers: Sequence[tuple[str, MixerConfig]], seq_len: int) -> Figure:
-    """The layers bottom to top: which mixer, and how much of the context it sees."""
+    """The layers bottom to top: each layer's mixer, and how much of the context it sees."""
     count = len(layers)
     height = max(1.8, min(0.34 * count, 9.0) + 0.9)
     figure, axes = _axes(7.2, height)
@@ -145,7 +145,7 @@ def pattern_figure(layers: Sequence[tuple[str, MixerConfig]], seq_len: int) -> F
 
 
 def state_figure(layers: Sequence[tuple[str, MixerConfig]], width: int) -> Figure:
-    """Memory of decoding against context length, summed over the layers of each mixer."""
+    """Size of the decoding state against context length, summed over the layers of each mixer."""
     figure, axes = _axes(7.2, 3.2)
     colors, lengths = mixer_colors(layers), [2**i for i in range(8, 21)]
     for name, mixer in dict(layers).items():
@@ -164,7 +164,7 @@ def state_figure(layers: Sequence[tuple[str, MixerConfig]], width: int) -> Figur
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.margins(x=0.12)
-    axes.xaxis.set_major_formatter(FuncFormatter(_tokens))
+    axes.xaxis.set_major_formatter(FuncFormatter(token_label))
     axes.set(
         xlabel="context (tokens)", ylabel="MiB a sequence, bfloat16", title="State while decoding"
     )
@@ -172,7 +172,7 @@ def state_figure(layers: Sequence[tuple[str, MixerConfig]], width: int) -> Figur
 
 
 def heat_map_figure(rows: dict[str, dict[int, float]], title: str, ylabel: str) -> Figure:
-    """Shares in [0, 1] as a heat map: a row a name, top to bottom, a column a length in tokens."""
+    """A heat map of shares in [0, 1]: a row per name, top to bottom, a column per length."""
     lengths = sorted({length for row in rows.values() for length in row})
     figure = Figure(
         figsize=(max(3.6, 2.2 + 0.8 * len(lengths)), 1.3 + 0.32 * len(rows)), layout="constrained"
@@ -205,7 +205,7 @@ def mixer_colors(layers: Sequence[tuple[str, MixerConfig]]) -> dict[str, str]:
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as an SVG element, text as text, the same bits for the same figure."""
+    """The figure as an SVG element with text elements; the same figure gives the same bits."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -236,5 +236,6 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _tokens(x: float, _: Any) -> str:
+def token_label(x: float, _: Any = None) -> str:
+    """A number of tokens as an axis label: 4k, 1M. The second argument is matplotlib's index."""
     return f"{x / 2**20:g}M" if x >= 2**20 else f"{x / 1024:g}k" if x >= 1024 else f"{x:g}"

@@ -1,4 +1,4 @@
-"""`report.html`: one file that shows a run, its model, its cost, and how to make it again."""
+"""`report.html`: one file with a run's curves, model, data, cost and reproduction."""
 
 import html
 import itertools
@@ -21,7 +21,7 @@ def write_report(workdir: pathlib.Path | str) -> pathlib.Path:
     """Writes the report of the run in `workdir`, finished or not, and returns its path.
 
     Raises:
-      RunError: where `workdir` is no run.
+      RunError: if `workdir` is not a run.
     """
     run = Run.open(workdir)
     name = html.escape(run.path.resolve().name)
@@ -37,7 +37,7 @@ def write_report(workdir: pathlib.Path | str) -> pathlib.Path:
     page = PAGE.format(title=name, style=STYLE, body="\n".join(s for s in sections if s))
     target = run.path / REPORT
     draft = target.with_suffix(".html.tmp")
-    # A path of the command may be no UTF-8.
+    # A path in the command may not be UTF-8.
     draft.write_text(page, encoding="utf-8", errors="backslashreplace")
     draft.replace(target)
     return target
@@ -83,7 +83,7 @@ def _model(run: Run) -> str:
     layers = config.layer_mixers()
     rows = layer_table(Model.of(config), run.config.data.seq_len)
     total_flops = sum(r.flops_per_token for r in rows)
-    lengths = [f"state at {figures._tokens(n, None)}" for n in STATE_LENGTHS]
+    lengths = [f"state at {figures.token_label(n)}" for n in STATE_LENGTHS]
     head = ["layer", "mixer", "mechanism", "parameters", "FLOPs/token", "share", *lengths]
     body = [
         [place, row.name, row.mechanism, *_cost(row, count, total_flops)]
@@ -118,7 +118,7 @@ def _cost(row: LayerCost, count: int, total_flops: float) -> list[str]:
 
 
 def _folded(rows: list[LayerCost]) -> list[tuple[str, LayerCost, int]]:
-    """(layer numbers, row, layers); of deep models, equal neighbours share a line."""
+    """(layer numbers, row, number of layers); in deep models, equal neighbours share a line."""
     numbered, shown = list(enumerate(rows[1:-1])), [("", rows[0], 1)]
     if len(numbered) <= 24:
         shown += [(str(i), row, 1) for i, row in numbered]

@@ -1,4 +1,4 @@
-"""A run as its workdir tells it: config, records, environment, checkpoints. Needs no devices."""
+"""Reads a run's workdir: config, records, environment, checkpoints. Uses no device."""
 
 import dataclasses
 import functools
@@ -18,9 +18,9 @@ class Run:
 
     Attributes:
       path: its workdir.
-      config: as it was trained, the vocabulary size filled in.
+      config: the resolved config, with the vocabulary size.
       records: all lines of `metrics.jsonl`, in order.
-      environment: command, versions, devices; {} where the run did not come that far.
+      environment: command, versions, devices; {} if the run has not recorded them.
     """
 
     path: pathlib.Path
@@ -30,10 +30,10 @@ class Run:
 
     @classmethod
     def open(cls, path: pathlib.Path | str) -> "Run":
-        """Reads a workdir, of a run finished or not.
+        """Reads the workdir of a run, finished or not.
 
         Raises:
-          UserError: where the folder is no run, or one of its files is damaged.
+          UserError: if the folder is not a run, or one of its files is damaged.
         """
         path = pathlib.Path(path)
         if not path.is_dir():
@@ -60,26 +60,26 @@ class Run:
 
     @property
     def facts(self) -> Record:
-        """What was said once, at the start: parameters, FLOPs, data, baseline; {} if not yet."""
+        """The record of the start: parameters, FLOPs, data, bigram baseline; {} if missing."""
         return next(iter(self._of("run")), {})
 
     @property
     def sample(self) -> Record:
-        """The generated sample's record, {} if there is none."""
+        """The record of the generated sample; {} if there is none."""
         return next(iter(self._of("sample")), {})
 
     @property
     def steps_done(self) -> int:
-        """The newest step on record."""
+        """The newest recorded step."""
         return max((r["step"] for r in self.records), default=0)
 
     @functools.cached_property
     def checkpoints(self) -> list[int]:
-        """Steps of the whole checkpoints, oldest first."""
+        """Steps of the complete checkpoints, oldest first."""
         return checkpoint.steps(self.path)
 
     def params(self, step: int | None = None) -> dict[str, Any]:
-        """Parameters of a checkpoint (the newest by default), nested dicts of numpy arrays."""
+        """Parameters of a checkpoint (default: the newest), as nested dicts of numpy arrays."""
         return checkpoint.load_numpy(self.path, step)[1]["params"]
 
     def _of(self, kind: str) -> list[Record]:

@@ -1,4 +1,4 @@
-"""The report shows what is on record, escapes it, loads nothing from outside, at any stage."""
+"""The report shows a run's records at any stage, escapes text, and loads nothing from outside."""
 
 import dataclasses
 import json
@@ -104,7 +104,7 @@ def finished(root, tmp_path):
     return make(root, tmp_path / "run", records)
 
 
-def test_every_section_and_the_records_figures(finished):
+def test_the_report_has_every_section_and_the_recorded_figures(finished):
     page = write_report(finished).read_text()
     for title in ("Training", "Model", "Data", "Sample", "Speed", "Reproduce"):
         assert f"<h2>{title}</h2>" in page
@@ -115,7 +115,7 @@ def test_every_section_and_the_records_figures(finished):
     assert "Unfinished" not in page
 
 
-def test_text_of_the_run_stays_text(finished):
+def test_text_of_the_run_is_escaped(finished):
     page = write_report(finished).read_text()
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in page and "a &amp; b" in page
@@ -129,7 +129,7 @@ def test_nothing_is_loaded_from_outside(finished):
 
 
 @pytest.mark.parametrize("records", [[], [FACTS], [FACTS, train_record(2)]])
-def test_an_unfinished_run_has_a_report_that_says_so(root, tmp_path, records):
+def test_the_report_of_an_unfinished_run_says_so(root, tmp_path, records):
     page = write_report(make(root, tmp_path / "run", records)).read_text()
     assert re.search(r"Unfinished: step \d of 8", page)
     assert "<h2>Model</h2>" in page
@@ -141,13 +141,13 @@ def test_figures_that_are_not_finite_are_left_out(root, tmp_path):
     assert "2 updates were skipped" in write_report(folder).read_text()
 
 
-def test_eighty_layers_fit(root, tmp_path):
+def test_equal_neighbours_of_eighty_layers_share_a_line(root, tmp_path):
     folder = make(root, tmp_path / "run", [FACTS, eval_record(8)], depth=80, pattern="swa*7 full")
     page = write_report(folder).read_text()
     assert "0-6" in page and "<td>72-78</td>" in page
 
 
-def test_a_run_opens_with_what_there_is(finished):
+def test_a_run_opens_with_its_records(finished):
     run = Run.open(finished)
     assert [r["step"] for r in run.train_records] == [4, 8]
     assert run.steps_done == 8 and run.sample == SAMPLE and run.checkpoints == []
@@ -158,7 +158,7 @@ def test_a_run_opens_with_what_there_is(finished):
     [
         ("config.json", "is damaged"),
         ("environment.json", "is damaged"),
-        ("metrics.jsonl", "is dam"),
+        ("metrics.jsonl", "is damaged"),
     ],
 )
 def test_a_damaged_file_is_named(finished, name, sentence):
@@ -168,14 +168,14 @@ def test_a_damaged_file_is_named(finished, name, sentence):
 
 
 @pytest.mark.parametrize("line", ["5", "null", '{"kind": "train"}', "[" * 10**5])
-def test_a_line_that_is_no_record_is_named(finished, line):
+def test_a_line_that_is_not_a_record_is_named(finished, line):
     with (finished / "metrics.jsonl").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(UserError, match="metrics.jsonl is damaged in line 7"):
         Run.open(finished)
 
 
-def test_a_line_that_a_kill_cut_off_is_no_damage(finished):
+def test_an_incomplete_last_line_is_ignored(finished):
     with (finished / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
     assert len(Run.open(finished).records) == 6
