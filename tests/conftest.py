@@ -1,14 +1,14 @@
-"""Tests run on the CPU, and say which part of the slow ones they ran."""
+"""Runs tests on the CPU, selects slow tests, and defines shared fixtures."""
 
 import os
 import tempfile
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: a chip, if any, is left alone
-# Most of a test's time is LLVM optimising programs that run once, for milliseconds.
+os.environ["JAX_PLATFORMS"] = "cpu"  # set before jax is imported, so that no accelerator is used
+# Without this, LLVM takes most of a test's time to optimise programs that run for milliseconds.
 FAST_COMPILE = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}".strip()
-# And many processes compile the same programs: what one has compiled in this session the others
-# load. Workers and the commands that tests run inherit it.
+# Many processes compile the same programs, so a session shares a compilation cache. Workers and the
+# commands that tests run inherit it.
 CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     CACHE = tempfile.mkdtemp(prefix="hybridlm-tests-compiled-")
@@ -28,7 +28,7 @@ import pytest
 from hybridlm import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
-SLOW_SHARE = 40  # one in so many slow tests runs in CI, another one each day
+SLOW_SHARE = 40  # one in 40 slow tests runs by default; the selection changes daily
 
 jax.config.update("jax_platforms", "cpu")
 
@@ -44,7 +44,7 @@ def pytest_addoption(parser):
         "--oracles",
         type=lambda text: pathlib.Path(text).resolve(),
         metavar="DIR",
-        help="fixtures that tests/oracles/make_fixtures.py wrote there, in place of the committed",
+        help="fixtures that tests/oracles/make_fixtures.py wrote, instead of the committed ones",
     )
 
 
@@ -68,20 +68,20 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True)
-def no_mesh_is_left():
+def no_mesh_is_set():
     yield
     assert jax.sharding.get_abstract_mesh().empty, "a mesh is still set after the test"
 
 
 @pytest.fixture
 def root() -> pathlib.Path:
-    """The top of the checkout."""
+    """The top folder of the checkout."""
     return ROOT
 
 
 @pytest.fixture
 def page_commands(root):
-    """Gives the `hybridlm` commands of a page of docs/: [(words, the line below)]."""
+    """Reads the `hybridlm` commands of a page of docs/: [(words, the line below)]."""
 
     def read(name):
         text = (root / "docs" / name).read_text()
@@ -97,7 +97,7 @@ def page_commands(root):
 
 @pytest.fixture
 def command(capsys):
-    """Runs `hybridlm WORDS...` in this process; gives (exit code, output, errors)."""
+    """Runs `hybridlm WORDS...` in this process; returns (exit code, stdout, stderr)."""
 
     def run(*words):
         code = cli.main([str(word) for word in words])
@@ -109,7 +109,7 @@ def command(capsys):
 
 @pytest.fixture
 def refusal(command):
-    """Runs what `hybridlm` must refuse with exit code 2; gives the one sentence that says why."""
+    """Runs a command that must fail with exit code 2; returns its one-line message."""
 
     def run(*words):
         code, _, err = command(*words)
@@ -122,6 +122,6 @@ def refusal(command):
 
 @pytest.fixture
 def in_root(monkeypatch) -> pathlib.Path:
-    """Runs the test from the top of the checkout, as recipes expect."""
+    """Runs the test in the top folder of the checkout, where paths in recipes are valid."""
     monkeypatch.chdir(ROOT)
     return ROOT

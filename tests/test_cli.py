@@ -1,4 +1,4 @@
-"""The command line on a real, tiny run: what it prints, what it refuses, and its exit codes."""
+"""The command line on a tiny run: output, refusals and exit codes."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def run(tmp_path_factory, request):
     return workdir, done.stdout
 
 
-def test_a_run_says_what_a_person_wants_to_know(run):
+def test_a_run_prints_its_progress_and_results(run):
     workdir, out = run
     for text in ("nats", "bits/byte", "tokens/s", "MFU", "ETA", "held-out at step 8", "sample:"):
         assert text in out, text
@@ -42,7 +42,7 @@ def test_a_run_says_what_a_person_wants_to_know(run):
     assert out.rstrip().splitlines()[-1] == f"report: {workdir / 'report.html'}"
 
 
-def test_a_run_leaves_its_files(run):
+def test_a_run_writes_its_files(run):
     workdir, _ = run
     for name in ("config.json", "environment.json", "metrics.jsonl", "report.html", "checkpoints"):
         assert (workdir / name).exists(), name
@@ -54,7 +54,7 @@ def test_a_run_leaves_its_files(run):
         assert key in train
 
 
-def test_nothing_in_a_run_is_a_pickle(run):
+def test_a_run_writes_no_pickles(run):
     workdir, _ = run
     for path in workdir.rglob("*"):
         if path.is_file():
@@ -141,7 +141,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("words, sentence", REFUSED, ids=[" ".join(w)[:90] for w, _ in REFUSED])
-def test_what_cannot_be_done_is_one_sentence(run, in_root, tmp_path, refusal, words, sentence):
+def test_an_impossible_command_is_refused_in_one_sentence(
+    run, in_root, tmp_path, refusal, words, sentence
+):
     (tmp_path / "empty").mkdir()
     places = dict(
         run=run[0], none=tmp_path / "none", empty=tmp_path / "empty", new=tmp_path / "new"
@@ -149,8 +151,7 @@ def test_what_cannot_be_done_is_one_sentence(run, in_root, tmp_path, refusal, wo
     assert sentence in refusal(*(w.format(**places) for w in words))
 
 
-def test_a_workdir_in_use_is_refused(run, root):
-    """Two processes never train in one workdir."""
+def test_a_workdir_that_another_process_uses_is_refused(run, root):
     import fcntl
 
     with open(run[0] / ".lock", "a+") as lock:
@@ -175,7 +176,7 @@ def test_a_workdir_in_use_is_refused(run, root):
     assert done.stderr.endswith(f"another process is training in {run[0]}\n")
 
 
-def test_a_run_that_diverges_ends_with_a_sentence(root, tmp_path):
+def test_a_diverging_run_ends_with_one_sentence(root, tmp_path):
     done = subprocess.run(
         [
             sys.executable,
@@ -200,13 +201,13 @@ def test_a_run_that_diverges_ends_with_a_sentence(root, tmp_path):
     assert "the run has diverged" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_no_command_shows_help(command):
+def test_without_a_command_help_is_printed(command):
     code, out, _ = command()
     assert code == 2 and "train" in out and "generate" in out
 
 
-def test_a_start_that_failed_claims_no_workdir(in_root, tmp_path, refusal):
-    """After a mistake in the data, the mended config starts in the same workdir."""
+def test_a_failed_start_does_not_claim_the_workdir(in_root, tmp_path, refusal):
+    """After a mistake in the data, a corrected config may use the same workdir."""
     words = ["train", "--config", "configs/demo.py:smoke", "--workdir", tmp_path / "run"]
     bad = "--config.data.sources.addresses.path=gone.jsonl"
     refusal(*words, bad)

@@ -1,4 +1,4 @@
-"""What the documents say is so: their commands run, their tables are what the code makes."""
+"""Commands in the documentation run, and generated pages and tables are up to date."""
 
 import json
 import re
@@ -13,14 +13,14 @@ from hybridlm.config.document import render
 from hybridlm.models.mixers import document as mixers_page
 
 
-def test_the_page_of_settings_is_the_generated_one(root):
+def test_the_page_of_settings_is_up_to_date(root):
     assert (root / "docs" / "config.md").read_text() == render(), (
         "run: python -m hybridlm.config.document > docs/config.md"
     )
 
 
-def test_the_page_of_mixers_is_the_generated_one(root):
-    """And no law that was recorded has failed."""
+def test_the_page_of_mixers_is_up_to_date(root):
+    """No recorded law has failed."""
     record = json.loads((root / mixers_page.RECORD).read_text())
     assert (root / "docs" / "mixers.md").read_text() == mixers_page.render(record), (
         "run: python -m hybridlm.models.mixers.document > docs/mixers.md"
@@ -30,7 +30,7 @@ def test_the_page_of_mixers_is_the_generated_one(root):
 
 
 @pytest.mark.parametrize("name", tables.PAGES)
-def test_the_tables_of_tasks_and_probes_are_the_generated_ones(root, name):
+def test_the_tables_of_tasks_and_probes_are_up_to_date(root, name):
     text = (root / "docs" / name).read_text()
     assert tables.BEGIN in text and text == tables.written(text, name), (
         "run: python -m hybridlm.commands.document"
@@ -38,21 +38,21 @@ def test_the_tables_of_tasks_and_probes_are_the_generated_ones(root, name):
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/runs.md", "docs/sweeps.md"])
-def test_links_lead_somewhere(root, name):
+def test_the_targets_of_links_exist(root, name):
     text = (root / name).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert ((root / name).parent / target).exists(), f"{name} links to {target}"
 
 
 def readme_commands(text):
-    """The `.venv/bin/hybridlm` commands of README's shell blocks, and what is said below each."""
+    """(the `.venv/bin/hybridlm` commands of README's shell blocks, all lines of these blocks)."""
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line for line in lines if line.startswith(".venv/bin/hybridlm ")], lines
 
 
 def test_every_command_of_the_readme_runs(root, tmp_path):
-    """In a copy of the checkout's surroundings, in order; the demo's run is a smoke one."""
+    """The commands run in order, in a folder with links to the checkout."""
     text = (root / "README.md").read_text()
     for name in ("configs", "data", "docs"):
         (tmp_path / name).symlink_to(root / name)
@@ -75,7 +75,7 @@ def test_every_command_of_the_readme_runs(root, tmp_path):
     for command in commands:
         done = run(command)
         said = lines[lines.index(command) + 1] if command != lines[-1] else ""
-        if said.startswith("# hybridlm: "):  # a mistake, made on purpose
+        if said.startswith("# hybridlm: "):  # an intended mistake
             assert (done.returncode, done.stderr) == (2, said.removeprefix("# ") + "\n")
         else:
             assert done.returncode == 0, f"{command}\n{done.stderr}"

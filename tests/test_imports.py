@@ -1,4 +1,4 @@
-"""Imports run downward only, between packages as between files, in the order of docs/design.md."""
+"""Packages import only lower packages, in the order of docs/design.md; files form no cycle."""
 
 import re
 
@@ -7,30 +7,30 @@ import pytest
 from docs import packages
 from docs.packages import FLOOR, ROOT
 
-#: Imports inside a function: `hybridlm sweep` starts the launchers above it when it is asked to.
-ASKED_FOR = {("hybridlm.commands", "launch")}
+#: Imports of a higher package inside a function: `hybridlm sweep` starts the launchers.
+LAZY = {("hybridlm.commands", "launch")}
 
 
 @pytest.mark.parametrize("name", FLOOR)
-def test_a_package_imports_lower_ones_alone(name):
+def test_a_package_imports_only_lower_packages(name):
     wrong = []
     for found in (i for path in packages.files(name) for i in packages.imports(path)):
         other = packages.package(found.module)
         if other == name or FLOOR[other] > FLOOR[name]:
             continue
-        if found.top or (name, other) not in ASKED_FOR:
+        if found.top or (name, other) not in LAZY:
             wrong.append(f"{found.path}:{found.line} imports {found.module}")
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_package_stands_on_a_floor():
+def test_every_package_has_a_floor():
     folders = {p.parent.name for p in (ROOT / "hybridlm").glob("*/__init__.py")}
-    stand = {p.removeprefix("hybridlm.") for p in FLOOR if p.startswith("hybridlm.")}
-    assert stand == folders | {"errors"}
+    listed = {p.removeprefix("hybridlm.") for p in FLOOR if p.startswith("hybridlm.")}
+    assert listed == folders | {"errors"}
 
 
 def test_files_form_no_cycle():
-    """Imports at the top of files, within packages too."""
+    """Counts imports at the top of files, within packages too."""
     edges = {
         packages.module_of(path): {i.module for i in packages.imports(path) if i.top}
         for name in FLOOR
@@ -51,8 +51,8 @@ def test_files_form_no_cycle():
         visit(module)
 
 
-def test_nothing_is_imported_for_types_alone():
-    """`if TYPE_CHECKING` would hide an import that goes upward."""
+def test_no_import_is_under_type_checking():
+    """`if TYPE_CHECKING` would hide an import of a higher package."""
     hidden = [
         str(path.relative_to(ROOT))
         for name in FLOOR
@@ -62,6 +62,6 @@ def test_nothing_is_imported_for_types_alone():
     assert not hidden, hidden
 
 
-def test_the_picture_in_the_design_is_that_of_the_imports():
+def test_the_diagram_in_the_design_shows_the_imports():
     page = packages.PAGE.read_text(encoding="utf-8")
     assert packages.with_picture(page) == page, "run `python docs/packages.py`"

@@ -1,6 +1,6 @@
-"""The commands of `hybridlm`, a file each.
+"""The commands of `hybridlm`, one per file.
 
-A file says what a command takes (a settings dataclass, from which its options are generated) and
-what it does. It imports jax, matplotlib and other large packages inside its functions: the command
-line must not wait for them to print a page of help.
+A file defines a command's settings (dataclasses from which the options are generated) and its
+function. It imports jax, matplotlib and other large packages inside functions, so that the command
+line prints help without loading them.
 """

@@ -1,4 +1,4 @@
-"""What a command is."""
+"""The definition of a command."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,15 +11,15 @@ class Command:
     """A command of `hybridlm`.
 
     Attributes:
-      name: as it is typed.
-      help: what it does, in a line.
-      settings: gives the dataclasses from which its options are generated; called when the command
-        is named, so that other commands do not wait for their modules.
-      run: takes an instance of each, and then the overrides where there are any; returns the exit
-        code.
-      positional: fields that are given by their place and not as --NAME.
+      name: its name on the command line.
+      help: one line that says what it does.
+      settings: returns the dataclasses from which its options are generated; called only for the
+        chosen command, so that other commands do not import these modules.
+      run: takes an instance of each dataclass, and the overrides if `takes_overrides`; returns the
+        exit code.
+      positional: fields that are positional arguments instead of --NAME options.
       takes_overrides: whether it takes --config.a.b=value.
-      notes: gives what stands below the options; called for help only.
+      notes: returns the text below the options; called only for help.
     """
 
     name: str

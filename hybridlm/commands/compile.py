@@ -18,5 +18,5 @@ COMPILE = Command(
     lambda: (CompileSettings,),
     _run,
     takes_overrides=True,
-    notes=lambda: "Any setting: --config.a.b=value. Exit code 1: it does not fit.",
+    notes=lambda: "Any setting: --config.a.b=value. Exit code 1: the step does not fit in memory.",
 )

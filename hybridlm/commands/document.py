@@ -1,6 +1,7 @@
 """The tables of tasks and probes in the documentation: `python -m hybridlm.commands.document`.
 
-They stand in docs/evals.md and docs/probes.md between two comments and are made from the registries.
+They stand in docs/evals.md and docs/probes.md between two comments and are made from the
+registries.
 """
 
 import pathlib

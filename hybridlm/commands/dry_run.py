@@ -1,4 +1,4 @@
-"""`hybridlm train --dry_run`: the resolved config and what the run would cost, on no device."""
+"""`hybridlm train --dry_run`: the resolved config and the cost of the run; uses no device."""
 
 import json
 
@@ -20,7 +20,9 @@ def describe(config: Config) -> str:
     needed = memory(config, model)
     lines = [json.dumps(to_dict(config), indent=2), "", "layer  mixer", ""]
     rows = layer_table(model, seq_len)
-    for i, row in zip(["", *range(len(rows) - 2), ""], rows):  # as the report and probes number
+    for i, row in zip(
+        ["", *range(len(rows) - 2), ""], rows
+    ):  # layer numbers as in the report and probes
         lines.append(
             f"{i:>5}  {row.name:<12} {row.mechanism:<32} {row.parameters:>14,} parameters"
             f" {row.flops_per_token / 1e6:>10,.3f} MFLOP/token"

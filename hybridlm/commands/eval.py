@@ -11,8 +11,8 @@ from hybridlm.evals.settings import EvalSettings
 def _run(where: CheckpointSettings, settings: EvalSettings, output: OutputSettings) -> int:
     """Writes `eval.json` (step, settings, records), `eval.txt` (the table) and figures.
 
-    Figures are `needle.svg` (accuracy by depth and length) and `tasks.svg` (by task and length),
-    where there is such a task.
+    The figures are `needle.svg` (accuracy by depth and length) and `tasks.svg` (accuracy by task
+    and length), if such tasks were run.
     """
     from hybridlm.analysis import evaluation
     from hybridlm.analysis.figures import to_svg
@@ -21,7 +21,7 @@ def _run(where: CheckpointSettings, settings: EvalSettings, output: OutputSettin
     from hybridlm.runs import open_model
     from hybridlm.runs.json_files import write_json
 
-    chosen_tasks(settings)  # a mistake in a name is told before anything is opened
+    chosen_tasks(settings)  # a wrong name fails before the model is opened
     opened = open_model(where.workdir, where.step)
     out = shared.make_folder(output.out)
     records = run_suite(opened, settings, lambda line: print(line, flush=True))

@@ -1,4 +1,4 @@
-"""A whole run: train to the end, generate the sample, write the report, print where it is."""
+"""A full run: trains, generates the sample, writes the report and prints its path."""
 
 import pathlib
 
@@ -16,7 +16,7 @@ from hybridlm.train.settings import Config
 
 
 def full_run(config: Config, path: pathlib.Path) -> int:
-    """Trains the run of `config` in `path` to its end and reports on it; returns the exit code.
+    """Trains `config` to its last step in workdir `path`, then reports; returns the exit code.
 
     Raises:
       UserError: see `hybridlm.train.loop.train`.
@@ -32,7 +32,7 @@ def full_run(config: Config, path: pathlib.Path) -> int:
 
 
 def _sample(config: Config, path: pathlib.Path) -> None:
-    """Adds the sample to the record, if the config asks for one and it is not there yet."""
+    """Records a generated sample, if the config asks for one and none is recorded yet."""
     settings, file = config.sample, path / metrics.FILE
     if not settings.tokens or any(r["kind"] == "sample" for r in metrics.read(file)):
         return

@@ -1,4 +1,4 @@
-"""`hybridlm inspect`: the state of a run, and a hash that says whether two are the same."""
+"""`hybridlm inspect`: the state of a run, with hashes to compare runs."""
 
 import dataclasses
 import pathlib
@@ -12,7 +12,7 @@ class InspectSettings:
 
     Attributes:
       workdir: folder of a run.
-      step: checkpoint; the newest by default.
+      step: step of the checkpoint; the newest by default.
     """
 
     workdir: pathlib.Path
@@ -20,13 +20,13 @@ class InspectSettings:
 
 
 def describe(workdir: pathlib.Path, step: int | None = None) -> str:
-    """A few lines on the run in `workdir`, `key: value` each.
+    """The state of the run in `workdir`, as lines `key: value`.
 
-    `parameters_sha256` covers the parameters of the given (default: newest) checkpoint,
+    `parameters_sha256` covers the parameters of the checkpoint of `step` (default: the newest), and
     `state_sha256` the optimizer's state too. Equal hashes mean equal bits.
 
     Raises:
-      RunError: where there is no run, or no such checkpoint.
+      RunError: if there is no run or no such checkpoint.
     """
     from hybridlm.analysis.run import Run
     from hybridlm.runs.checkpoint import digest, load_numpy, steps

@@ -1,4 +1,4 @@
-"""The command line: finds the command that is named, and runs it."""
+"""The command line: finds the named command and runs it."""
 
 import io
 import logging
@@ -39,14 +39,17 @@ COMMANDS = by_name(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code (2 for a mistake of the user's, said in a line)."""
+    """Runs one command; returns its exit code (2 for a user's mistake, with a one-line message)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
         _parser().print_help()
         return 2
-    # Orbax logs the traceback of each of its threads over a full disk; what it raises is said here.
+    # If the disk is full, Orbax logs a traceback for each thread; the error is printed below.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    for stream in (sys.stdout, sys.stderr):  # a sample may hold what the terminal's encoding lacks
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a sample may contain characters that the encoding lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -80,11 +83,11 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> options.Parser:
-    """Of what stands before a command."""
+    """The parser of the arguments before a command."""
     parser = options.Parser(
         "hybridlm",
         lambda: "Options of a command: hybridlm COMMAND --help",
-        description="Trains hybrid language models, evaluates them and looks inside.",
+        description="Trains hybrid language models, evaluates them and measures inside them.",
     )
     parser.add_argument("--version", action="version", version=f"hybridlm {__version__}")
     listed = parser.add_subparsers(title="commands", metavar="COMMAND")

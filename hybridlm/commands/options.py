@@ -1,4 +1,4 @@
-"""Options of a command, generated from the settings that it runs."""
+"""The options of a command, generated from its settings dataclasses."""
 
 import argparse
 import dataclasses
@@ -16,7 +16,7 @@ from hybridlm.settings.text import read_texts
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence, like all others."""
+    """An argument parser that reports an error as one sentence."""
 
     def __init__(self, prog: str, notes: Callable[[], str] = lambda: "", **settings: Any):
         layout = argparse.RawDescriptionHelpFormatter
@@ -35,7 +35,7 @@ def parse(command: Command, words: Sequence[str]) -> tuple[list[Any], Overrides]
     """The settings of a command, an instance of each of its dataclasses, and the overrides.
 
     Raises:
-      UserError: for an unknown option, one that is missing, or a value that will not do.
+      UserError: if an option is unknown or missing, or a value is invalid.
     """
     classes = command.settings()
     given, rest = _parser(command, classes).parse_known_args(words)
@@ -57,8 +57,8 @@ def _parser(command: Command, classes: Sequence[type]) -> Parser:
     for cls in classes:
         for name, field, hint, meaning in _described(cls):
             help = (meaning + _default(field)).replace("%", "%%")
-            must = field.default is field.default_factory  # both are missing
-            group = required if must else optional
+            needed = field.default is field.default_factory  # true only if both are MISSING
+            group = required if needed else optional
             if name in command.positional:
                 group.add_argument(name, metavar=name.upper(), help=help)
                 usage.append(name.upper())
@@ -67,11 +67,11 @@ def _parser(command: Command, classes: Sequence[type]) -> Parser:
                 group.add_argument(f"--{name}", action=action, default=absent, help=help)
             else:
                 metavar = _metavar(hint, field)
-                if must:
+                if needed:
                     usage.append(f"--{name} {metavar}")
                 group.add_argument(
                     f"--{name}",
-                    required=must,
+                    required=needed,
                     metavar=metavar,
                     default=argparse.SUPPRESS,
                     help=help,
@@ -94,7 +94,7 @@ def _fields(cls: type) -> dict[str, dataclasses.Field]:
 
 
 def _default(field: dataclasses.Field) -> str:
-    """The default for help; None, False and "" are said by the meaning, where they need be."""
+    """The default for help; the docstring describes defaults of None, False and "" if needed."""
     value = field.default
     if value is dataclasses.MISSING or value is None or value is False or value == "":
         return ""
@@ -118,7 +118,7 @@ def _overrides(rest: Sequence[str], names: Sequence[str], taken: bool) -> Overri
     """(key, text) pairs of `--config.a.b=value` and `--config.a.b value`.
 
     Raises:
-      UserError: for any other word that the parser left over, or a key without value.
+      UserError: if any other word is left over, or a key has no value.
     """
     pairs = []
     words = iter(rest)

@@ -8,7 +8,7 @@ from hybridlm.commands import shared
 from hybridlm.commands.command import Command
 from hybridlm.commands.shared import OutputSettings
 
-SHOWN = 40  # entries of a table that are printed; the file has all
+SHOWN = 40  # printed entries of a table; probes.jsonl has all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class CheckpointsSettings:
 
     Attributes:
       workdir: folder of a run, or a model folder.
-      step: checkpoint, or all; the newest by default.
+      step: step of a checkpoint, or all; the newest by default.
     """
 
     workdir: pathlib.Path
@@ -25,13 +25,13 @@ class CheckpointsSettings:
 
 
 def _run(where: CheckpointsSettings, settings: Any, output: OutputSettings) -> int:
-    """Appends to `probes.jsonl` (a line an entry) and writes `probes.txt` (the tables)."""
+    """Appends to `probes.jsonl` (a line per entry) and writes `probes.txt` (the tables)."""
     from hybridlm.probes.registry import chosen_probes
     from hybridlm.probes.suite import run_probes
     from hybridlm.probes.table import FILE
     from hybridlm.runs import metrics, open_model
 
-    chosen_probes(settings)  # a mistake in a name is told before anything is opened
+    chosen_probes(settings)  # a wrong name fails before the model is opened
     probing = run_probes(open_model(where.workdir), settings, where.step)
     out = shared.make_folder(output.out)
     writer, parts = metrics.JsonlWriter(out / FILE), []
@@ -74,5 +74,9 @@ def _probes() -> str:
 
 
 PROBE = Command(
-    "probe", "look inside a trained model, at one checkpoint or all", _settings, _run, notes=_probes
+    "probe",
+    "measure inside a trained model, at one checkpoint or all",
+    _settings,
+    _run,
+    notes=_probes,
 )

@@ -1,4 +1,4 @@
-"""What several commands share: which model they open, where results go, lists for help."""
+"""Settings and helpers that several commands share."""
 
 import dataclasses
 import pathlib
@@ -21,7 +21,7 @@ class CheckpointSettings:
 
     Attributes:
       workdir: folder of a run, or a model folder.
-      step: checkpoint; the newest by default.
+      step: step of the checkpoint; the newest by default.
     """
 
     workdir: pathlib.Path
@@ -33,17 +33,17 @@ class OutputSettings:
     """Where results go.
 
     Attributes:
-      out: folder to write.
+      out: folder for the results.
     """
 
     out: pathlib.Path
 
 
 def make_folder(out: pathlib.Path) -> pathlib.Path:
-    """Makes the folder of results.
+    """Makes the folder for results.
 
     Raises:
-      UserError: where it cannot be written.
+      UserError: if it cannot be made.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def make_folder(out: pathlib.Path) -> pathlib.Path:
 
 
 def listed(title: str, entries: Iterable[Described]) -> str:
-    """Entries of a registry, for help: a line each."""
+    """The entries of a registry for help, one per line."""
     entries = list(entries)
     width = max(len(entry.name) for entry in entries)
     lines = (f"  {entry.name:<{width}}  {entry.help.replace('`', '')}" for entry in entries)

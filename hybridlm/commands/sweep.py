@@ -8,16 +8,16 @@ from hybridlm.settings.bounds import PositiveInt, settings
 
 @settings
 class SweepSettings:
-    """Which runs, and who starts them.
+    """Which runs, and what starts them.
 
     Attributes:
       config: recipe: file.py or file.py:argument.
       root: folder of the runs' folders.
-      to: local, slurm, xpk or sky.
+      to: target: local, slurm, xpk or sky.
       site: TOML file with a table of settings for each target.
-      parallel: runs at one time (local: 1 by default).
+      parallel: number of concurrent runs (local: 1 by default).
       dry_run: only show the runs and their cost.
-      yes: submit without being asked.
+      yes: submit without asking for confirmation.
     """
 
     config: str
@@ -30,7 +30,7 @@ class SweepSettings:
 
 
 def _run(chosen: SweepSettings, overrides: Overrides) -> int:
-    # The one place below `launch` that knows it: imported when this command is run.
+    # The only import of `launch` from a lower package; it runs only with this command.
     from launch.command import run_sweep
 
     return run_sweep(**vars(chosen), overrides=overrides)
@@ -43,6 +43,6 @@ SWEEP = Command(
     _run,
     takes_overrides=True,
     notes=lambda: (
-        "A setting of every run: --config.a.b=value. Exit code 75: stopped, the same command goes on."
+        "A setting of every run: --config.a.b=value. Exit code 75: stopped; the same command continues."
     ),
 )

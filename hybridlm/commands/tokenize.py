@@ -11,17 +11,17 @@ from hybridlm.settings.text import read_options
 
 @settings
 class TokenizeSettings:
-    """What is tokenized, how, and where the shards go.
+    """What is tokenized and how, and the folder of the shards.
 
     Attributes:
       source: file or glob.
-      out: folder to write.
+      out: folder for the shards.
       kind: text, jsonl, parquet or arrayrecord.
-      text_key: field or column of the text.
+      text_key: field or column that has the text.
       tokenizer: bytes, hf or sentencepiece.
       tokenizer_path: file of an hf or sentencepiece tokenizer.
-      heldout_fraction: share of documents kept for evaluation.
-      processes: processes that encode text; as many as there are CPUs by default.
+      heldout_fraction: share of documents held out for evaluation.
+      processes: number of processes that encode text; default: the number of CPUs.
     """
 
     source: Annotated[str, NotEmpty()]
@@ -61,7 +61,7 @@ def _run(chosen: TokenizeSettings) -> int:
 
 TOKENIZE = Command(
     "tokenize",
-    "write token shards of a source, once, in parallel",
+    "tokenize a source once, in parallel, and write token shards",
     lambda: (TokenizeSettings,),
     _run,
 )

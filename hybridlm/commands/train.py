@@ -10,15 +10,15 @@ from hybridlm.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """Which run, and which of several hosts this is.
+    """Which run, and which of several hosts runs this process.
 
     Attributes:
       config: recipe: file.py or file.py:argument.
       workdir: folder of the run.
-      dry_run: print what would be trained and what it costs, and train nothing.
-      coordinator: HOST:PORT of process 0, on many hosts.
-      num_processes: how many hosts there are.
-      process_id: which one this is, from 0.
+      dry_run: print the resolved config and the cost, and train nothing.
+      coordinator: HOST:PORT of process 0, for several hosts.
+      num_processes: number of hosts.
+      process_id: number of this host, from 0.
       cluster: launcher that sets these variables: auto, none, slurm, ompi, tpu.
     """
 

@@ -10,14 +10,14 @@ from hybridlm.settings.text import read_options
 
 @settings
 class TrainTokenizerSettings:
-    """What the tokenizer is trained on, and where it goes.
+    """What the tokenizer is trained on, and its file.
 
     Attributes:
       source: file or glob.
-      vocab_size: tokens, specials included.
-      out: tokenizer.json to write.
+      vocab_size: number of tokens, special tokens included.
+      out: path of the tokenizer.json to write.
       kind: text, jsonl, parquet or arrayrecord.
-      text_key: field or column of the text.
+      text_key: field or column that has the text.
     """
 
     source: Annotated[str, NotEmpty()]

@@ -1,4 +1,4 @@
-"""Configs: what a run depends on, read and checked before any device is touched."""
+"""Configs: the settings of a run, read and checked before any device is used."""
 
 from hybridlm.config.load import load, read, read_json, sweep
 from hybridlm.config.recipe_file import recipe_module

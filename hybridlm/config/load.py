@@ -1,4 +1,4 @@
-"""From `file.py:arg` and `--config.a.b=value` to a validated Config, before a device is touched."""
+"""Makes a validated Config from `file.py:arg` and `--config.a.b=value`; uses no device."""
 
 import ast
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hybridlm.config.recipe_file import in_a_line, opened, split
+from hybridlm.config.recipe_file import imported, one_line, split
 from hybridlm.errors import ConfigError
 from hybridlm.settings.reader import nearest, read_dataclass
 from hybridlm.train.settings import Config
@@ -22,11 +22,11 @@ def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
 
     Args:
       spec: "path/to/file.py" or "path/to/file.py:arg"; the file defines `get_config(arg)`.
-      overrides: (dotted key, text of the value) pairs, later ones win. A value is read as a
-        Python literal where it is one, else as text.
+      overrides: (dotted key, text of the value) pairs; later pairs win. A value is read as a Python
+        literal if it is one, else as text.
 
     Raises:
-      ConfigError: one sentence naming the key or file.
+      ConfigError: one sentence that names the key or file.
     """
     settings = recipe(spec)
     if not isinstance(settings, dict):
@@ -37,7 +37,7 @@ def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
 
 
 def read(settings: dict[str, Any]) -> Config:
-    """Validates plain nested settings, as a recipe or a run's `config.json` holds them."""
+    """Validates nested dicts of settings, as in a recipe or a run's `config.json`."""
     return read_dataclass(Config, settings, "")
 
 
@@ -45,7 +45,7 @@ def read_json(path: os.PathLike[str] | str) -> Config:
     """The Config that a run saved.
 
     Raises:
-      ConfigError: where the file is no JSON, or no config of this version.
+      ConfigError: if the file is not JSON, or not a config of this version.
     """
     try:
         settings = json.loads(pathlib.Path(path).read_bytes())
@@ -58,42 +58,40 @@ def read_json(path: os.PathLike[str] | str) -> Config:
 
 
 def recipe(spec: str) -> Any:
-    """Runs `get_config` of the file named by `spec`; what it returned, as nested plain dicts."""
+    """Runs `get_config` of the file in `spec`; returns its result as nested plain dicts."""
     path, arg = split(spec)
-    with opened(path) as module:
+    with imported(path) as module:
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
             raise ConfigError(f"{path} defines no function get_config(arg)")
         takes_arg = _takes_arg(get_config)
         if arg and not takes_arg:
-            raise ConfigError(
-                f"get_config of {path} takes no argument, and --config gives it {arg!r}"
-            )
+            raise ConfigError(f"get_config of {path} takes no argument, but --config gives {arg!r}")
         where = f"get_config({arg!r})" if takes_arg else "get_config()"
-        with _told(f"{where} of {path}"):
+        with _config_errors(f"{where} of {path}"):
             return plain(get_config(arg) if takes_arg else get_config())
 
 
 def sweep(spec: str) -> list[dict[str, str]]:
-    """Runs `sweep()` of the file named by `spec`; the overrides of each run that it yields.
+    """Runs `sweep()` of the file in `spec`; returns the overrides of each run that it yields.
 
-    `sweep` may take the argument of `spec`, as `get_config` may.
+    Like `get_config`, `sweep` may take the argument of `spec`.
 
     Returns:
-      a dict for each run, in order: dotted key -> text of the value, as `load` takes them.
+      A dict for each run, in order: dotted key -> text of the value, as in `load`.
 
     Raises:
-      ConfigError: where the file has no `sweep`, or it yields what no command line can say.
+      ConfigError: if the file has no `sweep`, or a value has no form on a command line.
     """
     path, arg = split(spec)
-    with opened(path) as module:
+    with imported(path) as module:
         function = getattr(module, "sweep", None)
         if not callable(function):
             raise ConfigError(
                 f"{path} defines no function sweep(), which yields the overrides of each run as a"
                 ' dict, e.g. {"optimizer.lr": 1e-3}'
             )
-        with _told(f"sweep() of {path}"):
+        with _config_errors(f"sweep() of {path}"):
             runs = list(function(arg) if _takes_arg(function) else function())
     if not runs:
         raise ConfigError(f"sweep() of {path} yields no run")
@@ -112,30 +110,30 @@ def sweep(spec: str) -> list[dict[str, str]]:
 def _takes_arg(function: Callable[..., Any]) -> bool:
     try:
         return bool(inspect.signature(function).parameters)
-    except ValueError:  # a builtin that does not say
+    except ValueError:  # a builtin without a signature
         return False
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """An error of a recipe's own code becomes one sentence about `what`."""
+def _config_errors(what: str) -> Iterator[None]:
+    """Turns an error in a recipe's code into a ConfigError that names `what`."""
     try:
         yield
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{what} failed: {in_a_line(error)}") from error
+        raise ConfigError(f"{what} failed: {one_line(error)}") from error
 
 
 def plain(settings: Any) -> Any:
-    """Nested plain dicts of a ConfigDict, references resolved."""
+    """A ConfigDict as nested plain dicts, with references resolved."""
     if hasattr(settings, "items"):
         return {str(k): plain(v) for k, v in settings.items()}
     return [plain(v) for v in settings] if isinstance(settings, list | tuple) else settings
 
 
 def override(settings: dict[str, Any], key: str, value: Any) -> None:
-    """Sets dotted `key` in nested `settings`; a folder of keys on the way must be one."""
+    """Sets dotted `key` in nested `settings`; values on the path to it must be dicts."""
     node, names = settings, key.split(".")
     if not all(names):
         raise ConfigError(f"--config.{key} has an empty name in its key")
@@ -158,7 +156,7 @@ def override(settings: dict[str, Any], key: str, value: Any) -> None:
 
 
 def literal(text: str) -> Any:
-    """`text` as a Python literal, or itself."""
+    """`text` read as a Python literal, or `text` itself if it is none."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -166,10 +164,10 @@ def literal(text: str) -> Any:
 
 
 def text(value: Any, key: str) -> str:
-    """What to write after `--config.KEY=` for `value`: the text that `literal` reads back.
+    """The text after `--config.KEY=` that `literal` reads back as `value`.
 
     Raises:
-      ConfigError: for a value that has none.
+      ConfigError: if no text gives this value.
     """
     value = plain(value.item() if isinstance(value, np.generic) else value)
     for written in (value, repr(value)):
@@ -177,6 +175,7 @@ def text(value: Any, key: str) -> str:
             if type(read) is type(value):
                 return written
     raise ConfigError(
-        f"{key} is {value!r} ({type(value).__name__}), which no command line can say: use numbers,"
+        f"{key} is {value!r} ({type(value).__name__}), which a command line cannot express: use"
+        " numbers,"
         " text, True, False, None, and lists or dicts of them"
     )

@@ -1,4 +1,4 @@
-"""Runs a recipe's Python file, which may import the files beside it and in the folder above."""
+"""Runs a recipe's Python file, which may import files of its folder and of the folder above."""
 
 import contextlib
 import importlib.abc
@@ -15,31 +15,32 @@ from hybridlm.settings.reader import nearest
 
 
 def recipe_module(path: os.PathLike[str] | str) -> types.ModuleType:
-    """The module of recipe file `path`, for what it defines beside `get_config`.
+    """The module of recipe file `path`, for definitions other than `get_config`.
 
     Raises:
-      ConfigError: where the file is missing or cannot be run.
+      ConfigError: if the file is missing or cannot be run.
     """
-    with opened(_existing(pathlib.Path(path))) as module:
+    with imported(_existing(pathlib.Path(path))) as module:
         return module
 
 
 def split(spec: str) -> tuple[pathlib.Path, str]:
-    """(file, argument) of "file.py" or "file.py:argument"; the file exists."""
+    """(file, argument) of "file.py" or "file.py:argument"; raises if the file is missing."""
     path, _, arg = spec.partition(".py:")
     return _existing(pathlib.Path(path + ".py" if arg or spec.endswith(".py:") else spec)), arg
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path) -> Iterator[types.ModuleType]:
-    """Runs recipe file `path`; while the block lasts, its helpers can be imported.
+def imported(path: pathlib.Path) -> Iterator[types.ModuleType]:
+    """Runs recipe file `path`; its helpers can be imported inside the `with` block.
 
     Helpers are the Python files in the recipe's folder and in the folder above; the recipe's folder
-    is searched first. When the block ends, the recipe and its helpers leave `sys.modules`, so that
-    helpers of the same name in two folders do not mix. `sys.path` is never changed.
+    is searched first. At the end of the block, the recipe and its helpers are removed from
+    `sys.modules`, so that helpers of the same name in two folders do not mix. `sys.path` is never
+    changed.
 
     Raises:
-      ConfigError: where the file cannot be run.
+      ConfigError: if the file cannot be run.
     """
     if path.suffix != ".py":
         raise ConfigError(
@@ -49,21 +50,21 @@ def opened(path: pathlib.Path) -> Iterator[types.ModuleType]:
     with _importable({name: path, **_helpers(path.resolve())}):
         spec = importlib.util.spec_from_file_location(name, path)
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # a dataclass in the recipe looks itself up there
+        sys.modules[name] = module  # dataclasses look up their module there
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
-            raise ConfigError(f"{path} cannot be run: {in_a_line(error)}") from error
+            raise ConfigError(f"{path} cannot be run: {one_line(error)}") from error
         yield module
 
 
-def in_a_line(error: BaseException) -> str:
-    """The kind of an error and its message, on one line."""
+def one_line(error: BaseException) -> str:
+    """The type and message of an error, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds modules in `files`, by name."""
+    """Finds modules by name in `files`."""
 
     def __init__(self, files: Mapping[str, pathlib.Path]):
         self.files = files
@@ -75,9 +76,9 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 @contextlib.contextmanager
 def _importable(files: Mapping[str, pathlib.Path]) -> Iterator[None]:
-    """Imports of the names in `files` run those files; afterwards the names mean what they meant.
+    """Inside the block, the names in `files` import these files; afterwards the old modules return.
 
-    Where one recipe loads another, the inner one does not see the helpers of the outer one.
+    If one recipe loads another, the inner recipe does not see the helpers of the outer one.
     """
     outer = [finder for finder in sys.meta_path if isinstance(finder, _Finder)]
     hidden = {*files, *(name for finder in outer for name in finder.files)}
@@ -96,8 +97,8 @@ def _importable(files: Mapping[str, pathlib.Path]) -> Iterator[None]:
 def _helpers(recipe: pathlib.Path) -> dict[str, pathlib.Path]:
     """The files that `recipe` may import, by name.
 
-    The standard library and packages that are imported already keep their names: code that runs
-    meanwhile, such as jax, imports them too.
+    They do not replace the standard library or packages that are already imported, because other
+    code, such as jax, may import these inside the block.
     """
     folders = (recipe.parent.parent, recipe.parent)  # the later one wins
     files = {file.stem: file for folder in folders for file in folder.glob("*.py")}

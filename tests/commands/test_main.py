@@ -1,4 +1,4 @@
-"""The list of commands: each has its options, and the command line waits for no large package."""
+"""Every command has described options, and the command line imports no large package."""
 
 import dataclasses
 import subprocess
@@ -11,7 +11,7 @@ from hybridlm.settings.describe import summary_and_meanings
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
-def test_every_option_has_a_meaning_and_is_of_one_dataclass(command):
+def test_every_option_is_described_and_unique(command):
     names = []
     for cls in command.settings():
         meanings = summary_and_meanings(cls)[1]
@@ -20,20 +20,20 @@ def test_every_option_has_a_meaning_and_is_of_one_dataclass(command):
     assert len(set(names)) == len(names)
 
 
-def test_no_two_dataclasses_have_one_name():
+def test_settings_dataclasses_have_different_names():
     classes = {cls for command in COMMANDS.values() for cls in command.settings()}
     assert len({cls.__name__ for cls in classes}) == len(classes)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_command(name, command, capsys):
+def test_each_command_prints_help(name, command, capsys):
     with pytest.raises(SystemExit) as end:
         command(name, "--help")
     assert end.value.code == 0 and f"usage: hybridlm {name}" in capsys.readouterr().out
 
 
 def test_the_command_line_imports_no_large_package(root):
-    """Nor does a command for a mistake in its options (probe's stand beside its functions)."""
+    """Nor does a command with a wrong option, except probe, whose settings import jax."""
     light = [name for name in COMMANDS if name != "probe"]
     code = f"""
 import sys

@@ -1,4 +1,4 @@
-"""Options are made from a dataclass: names, kinds of values, help, and one sentence for a mistake."""
+"""Options are generated from dataclasses: names, types, help, and one sentence for a mistake."""
 
 import dataclasses
 import pathlib
@@ -55,7 +55,7 @@ def parse(*words, command=COMMAND):
     return options.parse(command, words)
 
 
-def test_each_option_is_a_field_and_defaults_are_the_fields():
+def test_options_and_defaults_are_those_of_the_fields():
     assert parse("here", "--names", "a,b") == (
         [First(("a", "b")), Second(pathlib.Path("here"))],
         [],
@@ -98,7 +98,7 @@ def test_an_empty_path_is_refused():
         parse("", "--names", "a")
 
 
-def test_overrides_are_pairs_of_commands_that_take_them():
+def test_commands_that_take_overrides_get_them_as_pairs():
     taking = dataclasses.replace(COMMAND, takes_overrides=True)
     words = ["here", "--config.a.b=1", "--names", "a", "--config.c", "x y"]
     assert parse(*words, command=taking)[1] == [("a.b", "1"), ("c", "x y")]
@@ -106,7 +106,7 @@ def test_overrides_are_pairs_of_commands_that_take_them():
         parse("here", "--names", "a", "--config.c", command=taking)
 
 
-def test_help_is_the_docstrings(capsys):
+def test_help_comes_from_the_docstrings(capsys):
     noted = dataclasses.replace(COMMAND, notes=lambda: "names:\n  a  first")
     with pytest.raises(SystemExit):
         parse("--help", command=noted)

@@ -1,4 +1,4 @@
-"""A bad config is one sentence that names the key, and exit code 2, before any device."""
+"""A bad config gives one sentence that names the key, and exit code 2; no device is used."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from hybridlm import cli, config
 from hybridlm.config.load import recipe
 from hybridlm.errors import ConfigError
 
-# (override, what the sentence says): the key, what was wrong, what would be right.
+# (override, part of the sentence): the key, the mistake and the valid values.
 BAD = [
     ("model.mixers.swa.windw=3", "unknown key model.mixers.swa.windw: did you mean 'window'?"),
     (
@@ -118,7 +118,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("override, sentence", BAD, ids=[b[0][:60] for b in BAD])
-def test_sentence_and_exit_code(in_root, command, override, sentence):
+def test_a_bad_setting_gives_one_sentence_and_exit_code_2(in_root, command, override, sentence):
     words = ["train", "--config", "configs/demo.py", "--dry_run", f"--config.{override}"]
     code, out, err = command(*words)
     assert (code, out) == (2, "")
@@ -148,7 +148,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_bad_recipe_files(tmp_path, name):
+def test_a_bad_recipe_file_gives_one_sentence(tmp_path, name):
     text, sentence = FILES[name]
     (tmp_path / "good.py").write_text("def get_config(arg=''): ...")
     if text is not None:
@@ -160,7 +160,7 @@ def test_bad_recipe_files(tmp_path, name):
 
 
 def test_a_recipe_may_define_a_dataclass(tmp_path):
-    """With its annotations as text, a dataclass looks up the module that defines it."""
+    """A dataclass whose annotations are strings looks up its module."""
     path = tmp_path / "own.py"
     path.write_text(
         "from __future__ import annotations\nimport dataclasses\n"
@@ -170,13 +170,13 @@ def test_a_recipe_may_define_a_dataclass(tmp_path):
     assert recipe(str(path)) == {"seed": 3}
 
 
-def test_a_recipe_argument_that_is_not_one(in_root):
+def test_an_unknown_recipe_argument_is_refused(in_root):
     with pytest.raises(ConfigError, match="unknown recipe argument 'smoek': valid are: smoke"):
         config.load("configs/demo.py:smoek")
 
 
-def test_no_device_is_touched(root):
-    """A bad config fails where devices cannot be had at all."""
+def test_no_device_is_used(root):
+    """A bad config is reported even if no device is available."""
     done = subprocess.run(
         [
             sys.executable,
@@ -198,7 +198,7 @@ def test_no_device_is_touched(root):
     assert done.stderr == "hybridlm: train.steps must be at least 1, not 0\n"
 
 
-def test_overrides_of_both_forms_and_last_one_wins(in_root, capsys):
+def test_overrides_have_two_forms_and_the_last_wins(in_root, capsys):
     words = ["--config.train.steps=77", "--config.train.steps", "78", "--config.model.z_loss=0"]
     code = cli.main(["train", "--config", "configs/demo.py", "--dry_run", *words])
     assert code == 0
@@ -216,7 +216,7 @@ def test_a_saved_config_reads_back_the_same(in_root):
     "text, sentence",
     [("[]", "must be a mapping"), ('{"sed": 1}', "unknown key sed"), ("[" * 10**5, "is damaged")],
 )
-def test_a_saved_config_that_is_none_is_named(tmp_path, text, sentence):
+def test_a_damaged_saved_config_is_named(tmp_path, text, sentence):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=rf"config\.json.* {sentence}"):
         config.read_json(tmp_path / "config.json")

@@ -1,4 +1,4 @@
-"""The page of settings says of each what it means and what it may be."""
+"""The page of settings gives the meaning and the valid values of each setting."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ from hybridlm.config.document import SECTIONS, render
 from hybridlm.settings.bounds import bounds_of
 
 
-def test_no_setting_is_without_a_meaning():
+def test_every_setting_has_a_meaning():
     rows = re.findall(r"^\| `.*", render(), re.MULTILINE)
     assert len(rows) > 150
     missing = [row for row in rows if re.search(r"\|\s*\|$", row)]
@@ -18,8 +18,8 @@ def test_no_setting_is_without_a_meaning():
 
 
 @pytest.mark.parametrize("path, cls", SECTIONS, ids=[path or "top" for path, _ in SECTIONS])
-def test_every_number_is_bounded(path, cls):
-    """A size or a rate without a bound is one that nobody thought of."""
+def test_every_number_has_a_bound(path, cls):
+    """A number without a bound is an oversight."""
     hints = typing.get_type_hints(cls, include_extras=True)
     for name, hint in ((field.name, hints[field.name]) for field in dataclasses.fields(cls)):
         numbers = {hint, *typing.get_args(hint)} & {int, float}

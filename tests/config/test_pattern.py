@@ -1,4 +1,4 @@
-"""Patterns lay mixers out over the depth, each layer once and in order."""
+"""A pattern gives every layer its mixer, in order."""
 
 import pytest
 from hypothesis import given
@@ -14,10 +14,10 @@ NAMES = ("swa", "full", "rec")
     unit=st.lists(st.sampled_from(NAMES), min_size=1, max_size=5),
     prefix=st.lists(st.sampled_from(NAMES), max_size=3),
     suffix=st.lists(st.sampled_from(NAMES), max_size=3),
-    room=st.integers(0, 30),
+    extra=st.integers(0, 30),
 )
-def test_layout_fills_the_depth_in_order(unit, prefix, suffix, room):
-    depth = max(1, len(prefix) + len(suffix) + room)
+def test_layout_fills_the_depth_in_order(unit, prefix, suffix, extra):
+    depth = max(1, len(prefix) + len(suffix) + extra)
     layout = parse(" ".join(unit), depth, " ".join(prefix), " ".join(suffix), NAMES)
     names = list(layout.names)
     middle = names[len(prefix) : len(names) - len(suffix)]
@@ -38,7 +38,7 @@ def test_layout_fills_the_depth_in_order(unit, prefix, suffix, room):
         ("ssd+none*2 none+mlp", ["ssd+none", "ssd+none", "none+mlp"]),
     ],
 )
-def test_counts_multiply_out(text, names):
+def test_counts_are_expanded(text, names):
     assert [layer.label for layer in expand(text)] == names
 
 

@@ -1,4 +1,4 @@
-"""What a recipe may import from its surroundings, and that nothing of it stays behind."""
+"""A recipe may import files near it, and leaves no trace in the process."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from hybridlm.errors import ConfigError
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes files below a folder, {name: text}; gives the folder."""
+    """Writes files {name: text} below a folder; returns the folder."""
 
     def files(texts):
         for name, text in texts.items():
@@ -26,8 +26,8 @@ def write(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays(root, tmp_path):
-    """`sys.path`, the finders and the loaded modules are as before, whatever a test loads."""
+def no_trace_is_left(root, tmp_path):
+    """After each test, `sys.path`, the finders and the loaded modules are as before."""
     before = list(sys.path), list(sys.meta_path)
     yield
     assert (list(sys.path), list(sys.meta_path)) == before
@@ -51,7 +51,7 @@ def test_a_recipe_imports_from_its_folder_first_and_then_from_the_one_above(writ
 
 
 def test_helpers_of_one_name_in_two_folders_do_not_mix(write):
-    """Also where a folder's helper imports another, and where imports are inside the functions."""
+    """Also if a helper imports another helper, and if functions import helpers."""
     texts = {"recipe.py": READS_HELP + SWEEPS, "help_.py": "from helpers_help import SEED\n"}
     for name, seed in (("a", 1), ("b", 2)):
         write({f"{name}/{file}": text for file, text in texts.items()})
@@ -62,7 +62,7 @@ def test_helpers_of_one_name_in_two_folders_do_not_mix(write):
 
 
 def test_a_recipe_that_loads_another_keeps_its_own_helpers(write):
-    """And the inner one does not see those of the outer one."""
+    """The inner recipe does not see the helpers of the outer one."""
     outer = (
         "import help_\nfrom hybridlm.config.load import recipe\n\n\n"
         "def get_config():\n"
@@ -78,7 +78,7 @@ def test_a_recipe_that_loads_another_keeps_its_own_helpers(write):
         recipe(str(root / "outer/recipe.py"))
 
 
-def test_a_module_of_a_helpers_name_is_there_again_afterwards(write, monkeypatch):
+def test_a_module_with_a_helpers_name_is_restored(write, monkeypatch):
     root = write({"help_.py": "SEED = 1\n", "recipe.py": READS_HELP})
     other = types.ModuleType("help_")
     monkeypatch.setitem(sys.modules, "help_", other)
@@ -103,7 +103,7 @@ def test_the_standard_library_and_imported_packages_keep_their_names(write):
         ("", "failed: AttributeError: module 'help_' has no attribute 'SEED'"),
     ],
 )
-def test_a_helper_that_cannot_be_imported_is_one_sentence(write, text, sentence):
+def test_a_helper_that_fails_gives_one_sentence(write, text, sentence):
     root = write({"recipe.py": READS_HELP, **({} if text is None else {"help_.py": text})})
     with pytest.raises(ConfigError) as error:
         recipe(str(root / "recipe.py"))
@@ -113,7 +113,7 @@ def test_a_helper_that_cannot_be_imported_is_one_sentence(write, text, sentence)
 
 
 def test_a_recipe_is_read_from_any_working_directory(root, write, monkeypatch):
-    """By an absolute path, by its bare name and by a path that climbs."""
+    """By an absolute path, by its file name and by a path with `..`."""
     folder = write({"help_.py": "SEED = 4\n", "below/recipe.py": READS_HELP})
     monkeypatch.chdir(folder / "below")
     for spec in ("recipe.py", "./recipe.py", "../below/recipe.py", str(folder / "below/recipe.py")):
@@ -123,15 +123,15 @@ def test_a_recipe_is_read_from_any_working_directory(root, write, monkeypatch):
     assert config.load("configs/mixers/gdn.py:smoke") == there
 
 
-def test_a_recipes_module_has_what_it_defines(root):
+def test_recipe_module_gives_the_definitions_of_a_recipe(root):
     matrix = config.recipe_module(root / "configs/laziness.py")
     assert list(matrix.SIZES)[0] == "S1" and matrix.get_config("S1").seed == 0
     with pytest.raises(ConfigError, match="lazines.py, which is not a file.*'laziness.py'"):
         config.recipe_module(root / "configs/lazines.py")
 
 
-def test_recipes_need_nothing_on_the_path_of_the_process(root, tmp_path):
-    """As the installed command runs them: from elsewhere, in a process of its own."""
+def test_recipes_do_not_depend_on_the_working_directory_of_the_process(root, tmp_path):
+    """A new process in another folder loads them, as the installed command does."""
     recipes = ("demo.py", "laziness.py", "mixers/gdn.py", "scale/hybrid_1b.py", "sweeps/window.py")
     code = (
         "import sys; from hybridlm import config;"

@@ -1,4 +1,4 @@
-"""Every recipe of configs/ reads, says what the house asks it to say, and trains when shrunk."""
+"""Every recipe of configs/ loads, has a complete docstring, and trains in its smoke form."""
 
 import ast
 import math
@@ -20,7 +20,7 @@ def recipes(root):
 
 
 def smoke_specs(root):
-    """A smoke run of each recipe, and of each architecture of the recipe that has several."""
+    """A smoke run of each recipe, and of each architecture of configs/laziness.py."""
     architectures = configs.recipe_module(root / "configs/laziness.py").LOCAL
     matrix = [f"configs/laziness.py:{name},smoke" for name in architectures]
     return [f"{r}:smoke" for r in recipes(root) if r != "configs/laziness.py"] + matrix
@@ -34,12 +34,12 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("smoke_spec", smoke_specs(root))
 
 
-def test_helpers_are_no_recipes(root):
+def test_helpers_are_not_recipes(root):
     for helper in HELPERS:
         assert not hasattr(configs.recipe_module(root / helper), "get_config")
 
 
-def test_recipe_reads_and_documents_itself(in_root, recipe):
+def test_a_recipe_loads_and_documents_itself(in_root, recipe):
     """The docstring states hardware, time, expected result and the command that runs it."""
     config = configs.load(recipe, [])
     model = Model.of(with_vocab(config.model, 257))
@@ -51,7 +51,7 @@ def test_recipe_reads_and_documents_itself(in_root, recipe):
 
 
 @pytest.mark.slow
-def test_smoke_trains(in_root, tmp_path, smoke_spec):
+def test_a_smoke_run_trains(in_root, tmp_path, smoke_spec):
     overrides = [("data.bigram_baseline", "False"), ("train.tensorboard", "False")]
     config = configs.load(smoke_spec, overrides)
     assert train(config, tmp_path) == 0

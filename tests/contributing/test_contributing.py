@@ -1,4 +1,4 @@
-"""A mixer and a probe are added as CONTRIBUTING.md says, in the files that it names and no other."""
+"""A mixer and a probe are added as in CONTRIBUTING.md, by changing only the files it names."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def copy(tmp_path_factory, request):
 
 
 def python(copy, *words):
-    """Runs a module of the copy; its output."""
+    """Runs a module of the copy and returns its output."""
     done = subprocess.run(
         [sys.executable, "-m", *map(str, words)],
         cwd=copy,
@@ -85,7 +85,7 @@ def python(copy, *words):
 @pytest.mark.parametrize(
     "heading, changes", [("A new mixer", MIXER), ("A new probe", PROBE)], ids=["mixer", "probe"]
 )
-def test_the_files_are_those_that_contributing_names(heading, changes, root):
+def test_contributing_names_all_changed_files(heading, changes, root):
     text = (root / "CONTRIBUTING.md").read_text()
     section = re.search(rf"\*\*{heading}\*\*(.*?)\n\n", text, re.DOTALL)[1]
     named = set(re.findall(r"`([\w/]+\.py|[\w/]+/)`", section.replace("NAME", "X")))
@@ -97,7 +97,7 @@ def test_the_files_are_those_that_contributing_names(heading, changes, root):
 
 @pytest.mark.xdist_group("contributing")
 def test_the_mixer_obeys_the_laws(copy):
-    """As every mixer's do: packed documents are separate, decoding is the parallel form."""
+    """Packed documents are separate, decoding equals the parallel form, and outputs are causal."""
     laws = [
         f"tests/models/test_mixer_laws.py::test_law[toy-{law}]" for law in ("packed = separate",)
     ]
@@ -110,8 +110,8 @@ def test_the_mixer_obeys_the_laws(copy):
 
 
 @pytest.mark.xdist_group("contributing")
-def test_a_hybrid_of_it_trains_with_the_probe_live_and_is_probed(copy, tmp_path):
-    """Through the scan, in which its layers share the lowest one's values."""
+def test_a_hybrid_with_the_mixer_trains_with_the_live_probe_and_is_probed(copy, tmp_path):
+    """The scan passes the lowest layer's values to the other layers."""
     run, out = tmp_path / "run", tmp_path / "probed"
     said = python(
         copy,
@@ -148,4 +148,4 @@ def test_a_hybrid_of_it_trains_with_the_probe_live_and_is_probed(copy, tmp_path)
     assert "stream_size" in python(copy, "hybridlm.cli", "probe", "--help")
     assert "| toy |" in python(copy, "hybridlm.models.mixers.document")
     page = python(copy, "hybridlm.config.document")
-    assert "kind 'toy_rwkv7'" in page and "of the low-rank map that makes the decay" in page
+    assert "kind 'toy_rwkv7'" in page and "rank of the low-rank map that makes the decay" in page

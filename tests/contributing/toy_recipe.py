@@ -1,4 +1,4 @@
-"""The toy of RWKV-7 three times, full NoPE attention once."""
+"""Three layers of the toy RWKV-7, then one of full NoPE attention."""
 
 from ml_collections import ConfigDict
 

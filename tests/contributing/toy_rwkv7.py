@@ -25,11 +25,11 @@ FIRST_VALUE = "first_value"
 
 @settings
 class ToyRWKV7Config(MixerConfig):
-    """A delta rule with a decay a channel, and values mixed with those of the lowest layer.
+    """A delta rule with a decay per channel, and values mixed with those of the lowest layer.
 
     Attributes:
       heads: heads of the recurrence; they divide model.width.
-      rank: of the low-rank map that makes the decay.
+      rank: rank of the low-rank map that makes the decay.
     """
 
     kind_name: ClassVar[str] = "toy_rwkv7"
@@ -110,7 +110,7 @@ class ToyRWKV7(Mixer):
         return y_BTD, ToyState(shift, recurrence)
 
     def _value(self, s_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        """This layer's value, mixed with that of the lowest layer where there are several."""
+        """This layer's value, mixed with the lowest layer's value if cross-layer arrays exist."""
         v_BTD = self.v(s_BTD)
         handed = context.cross_layer
         if handed is None:

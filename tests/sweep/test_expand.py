@@ -156,7 +156,7 @@ BAD = {
         'yield {"model.mixers.swa.window": 0}',
         "run 1 of sweep() of {} (model.mixers.swa",
     ),
-    "no text": ('yield {"optimizer.lr": object()}', "which no command line can say"),
+    "no text": ('yield {"optimizer.lr": object()}', "which a command line cannot express"),
     "taken": ('yield {"train.steps": 4}', "--config.train.steps is set by sweep() too"),
     "under a taken one": (
         'yield {"train": dict(steps=3)}',
