@@ -30,7 +30,7 @@ FLOORS: list[dict[str, str]] = [
         "hybridlm.generation": "sampling, prefill and decoding of text",
     },
     {"hybridlm.runs": "the folder of a run: lock, metrics, checkpoints; open_model"},
-    {"hybridlm.data": "sources, tokenizers, shards, packing, mixtures -> batches"},
+    {"hybridlm.data": "sources, tokenizers, shards, packing, mixtures, batches"},
     {"hybridlm.models": "stack, blocks, norms, mixers, feed-forwards, loss, accounting"},
     {"hybridlm.parallel": "mesh, logical axes, ops per shard, hosts"},
     {"hybridlm.settings": "frozen dataclasses from mappings: bounds, errors, descriptions"},

@@ -1,7 +1,7 @@
 """Training speed of hybridlm: the trainer's own config, model, optimizer, state and step.
 
-Runs the compiled step that `hybridlm train` runs; batches are laid out by the data pipeline's
-`concat_window`, as one document each and as packed documents (the same compiled step for both).
+Runs the compiled step that `hybridlm train` runs; the data pipeline's `concat_sequence`
+makes the batches, as one document each and as packed documents (the same compiled step for both).
 """
 
 import argparse
@@ -12,7 +12,7 @@ import numpy as np
 
 import hybridlm  # noqa: F401 - its version is reported
 from hybridlm import config as configs
-from hybridlm.data.packing import concat_window
+from hybridlm.data.packing import concat_sequence
 from hybridlm.models.dtypes import compute_dtype
 from hybridlm.parallel import mesh as meshes
 from hybridlm.train import host_memory, setup
@@ -94,14 +94,14 @@ def run(options: argparse.Namespace) -> dict:
 
 
 def one_document(tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """A training batch (1, batch, time) of windows that are one document each."""
+    """A training batch (1, batch, time) of sequences that are one document each."""
     begins = np.zeros(tokens.shape, bool)
     begins[:, 0] = True
     return _batch(tokens, begins)
 
 
 class Packed:
-    """The same windows with document boundaries drawn at random, other ones for each batch."""
+    """The same sequences with document boundaries drawn at random, other ones for each batch."""
 
     def __init__(self, seed: int):
         self._generator = np.random.default_rng([seed, 1])
@@ -111,8 +111,8 @@ class Packed:
 
 
 def _batch(tokens: np.ndarray, begins: np.ndarray) -> dict[str, np.ndarray]:
-    windows = [concat_window(row, where, measure.TIME) for row, where in zip(tokens, begins)]
-    return {n: np.stack([getattr(w, n) for w in windows])[None] for n in windows[0]._fields}
+    rows = [concat_sequence(row, where, measure.TIME) for row, where in zip(tokens, begins)]
+    return {n: np.stack([getattr(row, n) for row in rows])[None] for n in rows[0]._fields}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def full_run(config: Config, path: pathlib.Path) -> int:
       UserError: see `hybridlm.train.loop.train`.
     """
     code = train(config, path, watch=live_probes(config))
-    hosts.leave()
+    hosts.disconnect()
     if code == 0 and hosts.is_first():
         with jax.set_mesh(make_mesh(MeshConfig(), jax.local_devices()[:1])):
             _sample(config, path)

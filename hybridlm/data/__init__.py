@@ -1,13 +1,13 @@
-"""Data: sources, tokenizers, token shards, packing, mixtures, and the pipeline that makes batches.
+"""Sources, tokenizers, token shards, packing, mixtures, and the pipeline that makes batches.
 
     pipeline = open_pipeline(config.data, seed=config.seed, workdir=workdir)
     for batch in pipeline.iterate(start_step): ...
 
-Everything here is numpy; no device is touched.
+This package uses numpy only; it touches no device.
 """
 
 from hybridlm.data.bigram import BigramResult, bigram_bits_per_byte
-from hybridlm.data.packing import Window
+from hybridlm.data.packing import PackedSequence
 from hybridlm.data.pipeline import Batch, Pipeline, open_pipeline
 from hybridlm.data.shards import Shards, open_shards
 from hybridlm.data.sources import Document, read_documents
@@ -18,10 +18,10 @@ __all__ = [
     "Batch",
     "BigramResult",
     "Document",
+    "PackedSequence",
     "Pipeline",
     "Shards",
     "Tokenizer",
-    "Window",
     "bigram_bits_per_byte",
     "open_pipeline",
     "open_shards",

@@ -1,4 +1,4 @@
-"""The baseline every model must beat: a bigram model of the same tokens, on the same windows."""
+"""The baseline that every model must beat: a bigram model of the same tokens and sequences."""
 
 import math
 from typing import NamedTuple
@@ -7,18 +7,18 @@ import numpy as np
 
 from hybridlm.data.pipeline import Pipeline
 
-_DENSE = 4096  # vocabularies up to this size count pairs in a table, larger ones sparsely
-_READ = 1 << 22  # tokens counted at once
+_DENSE = 4096  # up to this vocabulary size pairs are counted in a dense table, above it sparsely
+_READ = 1 << 22  # tokens read at once
 _STRENGTHS = tuple(float(k) for k in 10.0 ** np.arange(-2, 5, 0.5))
 
 
 class BigramResult(NamedTuple):
-    """Scores of the bigram model on held-out windows.
+    """Scores of the bigram model on held-out sequences.
 
     Attributes:
-      nats_per_token: mean cross-entropy over the windows' targets.
-      bits_per_byte: the same total, in bits, over the bytes that the targets stand for.
-      tokens, bytes: what was averaged over.
+      nats_per_token: mean cross-entropy over the targets.
+      bits_per_byte: the summed cross-entropy in bits, divided by the UTF-8 bytes of the targets.
+      tokens, bytes: the number of targets, and of their bytes.
       strength: the weight k of the unigram prior, in pseudo-counts.
     """
 
@@ -30,7 +30,7 @@ class BigramResult(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """Counts of pairs that occur: keys prev * V + next, ascending."""
+    """Counts of the pairs that occur; keys are prev * V + next, ascending."""
 
     keys: np.ndarray
     counts: np.ndarray
@@ -39,18 +39,18 @@ class _Pairs(NamedTuple):
 def bigram_bits_per_byte(
     pipeline: Pipeline, sequences: int, *, strength: float | None = None
 ) -> BigramResult:
-    """Fits a bigram model on the training splits and scores the first held-out windows.
+    """Fits a bigram model on the training splits and scores the first held-out sequences.
 
     p(b | a) = (count(a, b) + k p(b)) / (count(a) + k), with p(b) = (count(b) + 1) / (N + V): pair
-    counts interpolated with add-one unigrams (MacKay and Peto 1995, eq. 6). Sources count token by
-    token, whatever their weights. Pairs across documents count only where the pipeline's
-    `cross_document_attention` makes them targets.
+    counts interpolated with add-one unigrams (MacKay and Peto 1995, eq. 6). Every training token
+    counts once; the weights of the sources are ignored. Pairs across documents count only if the
+    pipeline's `cross_document_attention` makes them targets.
 
     Args:
-      pipeline: gives the training splits and, as in `heldout_batches`, the windows.
-      sequences: held-out windows, as the model's own evaluation has.
-      strength: k; None takes the one of 0.01 to 31,623 (half-decades) under which the training
-        pairs, each left out in turn, are likeliest. Held-out text plays no part in it.
+      pipeline: provides the training splits, and the held-out sequences (`heldout_batches`).
+      sequences: the number of held-out sequences; use that of the model's own evaluation.
+      strength: k; None selects from 0.01 to 31,623 (in half-decades) the k that maximises the
+        leave-one-out likelihood of the training pairs. Held-out text is not used for it.
     """
     vocab = pipeline.tokenizer.vocab_size
     pairs = _count_pairs(pipeline, vocab)
@@ -60,20 +60,20 @@ def bigram_bits_per_byte(
     unigram /= unigram.sum()
 
     if strength is None:
-        # Leaving one occurrence out of both counts; the unigrams keep it.
-        def left_out(k: float) -> float:
-            above = pairs.counts - 1 + k * unigram[target]
-            return float(pairs.counts @ np.log(above / (context[prev] - 1 + k)))
+        # The occurrence is left out of both pair counts, but not of the unigrams.
+        def leave_one_out(k: float) -> float:
+            numerator = pairs.counts - 1 + k * unigram[target]
+            return float(pairs.counts @ np.log(numerator / (context[prev] - 1 + k)))
 
-        strength = max(_STRENGTHS, key=left_out)
+        strength = max(_STRENGTHS, key=leave_one_out)
 
     sizes = pipeline.tokenizer.token_bytes()
     nats, tokens, size = 0.0, 0, 0
     for batch in pipeline.heldout_batches(16, sequences):
         scored = batch["loss_weights"] > 0
         a, b = batch["tokens"][scored].astype(np.int64), batch["targets"][scored].astype(np.int64)
-        above = _lookup(pairs, a * vocab + b) + strength * unigram[b]
-        nats -= float(np.log(above / (context[a] + strength)).sum())
+        numerator = _lookup(pairs, a * vocab + b) + strength * unigram[b]
+        nats -= float(np.log(numerator / (context[a] + strength)).sum())
         tokens += len(b)
         size += int(sizes[b].sum())
     return BigramResult(
@@ -101,8 +101,8 @@ def _count_pairs(pipeline: Pipeline, vocab: int) -> _Pairs:
 
 
 def _merge(one: _Pairs, other: _Pairs) -> _Pairs:
-    keys, place = np.unique(np.concatenate([one.keys, other.keys]), return_inverse=True)
-    counts = np.bincount(place, np.concatenate([one.counts, other.counts]), len(keys))
+    keys, index = np.unique(np.concatenate([one.keys, other.keys]), return_inverse=True)
+    counts = np.bincount(index, np.concatenate([one.counts, other.counts]), len(keys))
     return _Pairs(keys, counts.astype(np.int64))
 
 

@@ -1,4 +1,4 @@
-"""Mixtures by index: which source, and which of its windows, is sequence g of the stream."""
+"""Mixtures by index: the source, and the sequence of that source, of element g of the stream."""
 
 import hashlib
 import math
@@ -7,9 +7,9 @@ from fractions import Fraction
 
 
 def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
-    """Weights as the smallest integers in the same ratio; 0.7 and 0.3 are exactly 7 and 3.
+    """The smallest integers in the same ratio as `weights`; 0.7 and 0.3 become exactly 7 and 3.
 
-    A float counts as the decimal number it prints as.
+    A float is read as the decimal number that it prints as.
     """
     fractions = [Fraction(str(weight)) for weight in weights]
     scale = math.lcm(*(f.denominator for f in fractions))
@@ -19,37 +19,37 @@ def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
 
 
 def select(index: int, weights: Sequence[int]) -> tuple[int, int]:
-    """(source, how many of its elements came before) of element `index` of the mixture.
+    """(source, the number of its earlier elements) of element `index` of the mixture.
 
-    Every sum(weights) elements, from a multiple of it on, hold exactly weights[i] of source i. Of
-    the first n elements source i has n * weights[i] / sum(weights), give or take less than the
-    number of sources: it is a rounded share of what the sources before it left, and each rounding
-    adds less than 1. Costs the same at any index.
+    Each cycle of sum(weights) elements has exactly weights[i] elements of source i. The first n
+    elements have n * weights[i] / sum(weights) elements of source i, with an error below the number
+    of sources: source i takes a rounded share of the elements that sources 0 to i - 1 did not take,
+    and each rounding adds an error below 1. The cost does not depend on the index.
 
-    (grain.MapDataset.mix has the same scheme, but first rounds weights to multiples of a hundredth
-    of the smallest: 0.7 and 0.3 become 233 to 100.)
+    (grain.MapDataset.mix uses the same scheme, but first rounds the weights to multiples of a
+    hundredth of the smallest: 0.7 and 0.3 become 233 to 100.)
     """
-    before, after, rest = index, index + 1, sum(weights)
+    before, after, remaining = index, index + 1, sum(weights)
     for source, weight in enumerate(weights):
-        left_before = before * (rest - weight) // rest
-        left_after = after * (rest - weight) // rest
+        left_before = before * (remaining - weight) // remaining
+        left_after = after * (remaining - weight) // remaining
         if after - left_after != before - left_before:
             return source, before - left_before
-        before, after, rest = left_before, left_after, rest - weight
-    raise AssertionError("the last source takes what is left")
+        before, after, remaining = left_before, left_after, remaining - weight
+    raise AssertionError("the last source takes every remaining element")
 
 
 def source_seed(seed: int, name: str) -> int:
-    """A 32-bit seed of a source's shuffle, from the run's seed and the source's name.
+    """The 32-bit seed of a source's shuffle, from the run's seed and the source's name.
 
-    Grain adds the epoch to it, so seeds of sources must not lie next to each other.
+    Grain adds the epoch to the seed, so the seeds of two sources must be far apart.
     """
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=4).digest()
     return int.from_bytes(digest)
 
 
 def spread_order(count: int) -> Iterator[int]:
-    """0..count-1 in an order of which every beginning is spread evenly: by reversed bits."""
+    """0..count-1 in bit-reversed order, in which every prefix is spread evenly."""
     bits = max(1, (count - 1).bit_length())
     for i in range(1 << bits):
         if (index := int(format(i, f"0{bits}b")[::-1], 2)) < count:

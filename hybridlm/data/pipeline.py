@@ -1,9 +1,9 @@
-"""From a `DataConfig` to batches: the batch of step n is a function of (seed, n) and nothing else.
+"""Makes batches from a `DataConfig`; the batch of step n depends only on (seed, n).
 
-The stream of training sequences is infinite and addressed by index: each source's windows are
-shuffled anew each epoch (Grain's index shuffle), and the mixture says whose turn it is. Row r of
-step n is sequence n * batch_size + r. Any step costs the same, so resuming needs no state, and a
-host that asks for some of the rows gets those rows of the same global batch.
+The stream of training sequences is infinite and addressed by index. Grain's index shuffle shuffles
+the packed sequences of each source again in each epoch, and the mixture selects the source of each
+sequence. Row r of step n is sequence n * batch_size + r. All steps cost the same, so a resumed run
+needs no state, and each host can read only its own rows of the global batch.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import grain
 import numpy as np
 
 from hybridlm.data import mixture, packing
-from hybridlm.data.packing import Window
+from hybridlm.data.packing import PackedSequence
 from hybridlm.data.settings import DataConfig, SourceConfig
 from hybridlm.data.shards import (
     VERSION,
@@ -35,33 +35,34 @@ from hybridlm.errors import DataError
 
 _log = logging.getLogger(__name__)
 _INFINITE = 2**62
-_PARALLEL_BYTES = 64 << 20  # sources from this size on are tokenized by several processes
+_PARALLEL_BYTES = 64 << 20  # several processes tokenize sources of at least this size
 
 Batch = dict[str, np.ndarray]
 
 
-class SplitWindows:
-    """The windows of one split, by index (a Grain data source)."""
+class SplitSequences:
+    """The packed sequences of one split, by index (a Grain data source)."""
 
     def __init__(self, split: Split, seq_len: int, method: str, cross_document_attention: bool):
         self._split, self._seq_len, self._cross = split, seq_len, cross_document_attention
-        self._packing, self._len = None, packing.concat_windows(split.tokens, seq_len)
+        self._packing, self._len = None, packing.concat_count(split.tokens, seq_len)
         if method == "best_fit":
             self._packing = packing.best_fit(split.document_offsets(), seq_len)
-            self._len = self._packing.windows
+            self._len = self._packing.sequences
 
     def __len__(self) -> int:
         return self._len
 
-    def __getitem__(self, index: int) -> Window:
+    def __getitem__(self, index: int) -> PackedSequence:
         if self._packing is None:
             start, stop = packing.concat_range(index, self._split.tokens, self._seq_len)
-            return packing.concat_window(*self._split.read(start, stop), self._seq_len, self._cross)
+            tokens, begins = self._split.read(start, stop)
+            return packing.concat_sequence(tokens, begins, self._seq_len, self._cross)
         first, last = self._packing.first[index], self._packing.first[index + 1]
         starts = self._packing.starts[first:last].tolist()
         lengths = self._packing.lengths[first:last].tolist()
         pieces = [self._split.read(s, s + n + 1)[0] for s, n in zip(starts, lengths)]
-        return packing.packed_window(pieces, self._seq_len, self._cross)
+        return packing.best_fit_sequence(pieces, self._seq_len, self._cross)
 
 
 class _Selection(grain.transforms.DatasetSelectionMap):
@@ -92,11 +93,11 @@ class Pipeline:
     """Batches for training and evaluation. Built by `open_pipeline`.
 
     A batch is a dict of `tokens`, `targets`, `segment_ids`, `positions` (int32) and `loss_weights`
-    (float32), each (rows, seq_len), as `hybridlm.data.packing.Window` describes them.
+    (float32), each (rows, seq_len), as `hybridlm.data.packing.PackedSequence` describes.
 
     Attributes:
-      tokenizer: of every source.
-      seq_len, batch_size: as configured; batch_size is the global one.
+      tokenizer: the tokenizer of all sources.
+      seq_len, batch_size: as in `DataConfig`; batch_size is the size of the global batch.
       tokens_per_epoch: training tokens of all sources, each counted once.
     """
 
@@ -104,14 +105,14 @@ class Pipeline:
         self, data: DataConfig, shards: dict[str, Shards], tokenizer: Tokenizer, *, seed: int
     ):
         self.tokenizer, self.seq_len, self.batch_size = tokenizer, data.seq_len, data.batch_size
-        # Sorted, so that the order in which a config names its sources does not matter.
+        # Sorted, so that batches do not depend on the order of the sources in the config.
         self._names = sorted(shards)
         self._shards = shards
         self._weights = mixture.integer_weights([data.sources[n].weight for n in self._names])
         self._prefetch = data.prefetch
         layout = (data.seq_len, data.packing, data.cross_document_attention)
-        self._train = {n: SplitWindows(shards[n].train, *layout) for n in self._names}
-        self._heldout = {n: SplitWindows(shards[n].heldout, *layout) for n in self._names}
+        self._train = {n: SplitSequences(shards[n].train, *layout) for n in self._names}
+        self._heldout = {n: SplitSequences(shards[n].heldout, *layout) for n in self._names}
         self.cross_document_attention = data.cross_document_attention
         for name in self._names:
             tokens = shards[name].train.tokens
@@ -123,8 +124,8 @@ class Pipeline:
                 )
             if len(self._train[name]) > 2**32:
                 raise DataError(
-                    f"data.sources.{name}: {len(self._train[name])} windows are more than can be "
-                    "shuffled (2^32); use a longer data.seq_len or several sources"
+                    f"data.sources.{name}: has {len(self._train[name])} sequences, more than the "
+                    "2^32 that can be shuffled; use a longer data.seq_len or several sources"
                 )
         if not any(map(len, self._heldout.values())):
             raise DataError(
@@ -156,17 +157,17 @@ class Pipeline:
         return {name: self._shards[name].heldout for name in self._names}
 
     def batch(self, step: int, rows: Sequence[int] | slice = slice(None)) -> Batch:
-        """The batch of `step` (from 0), or the given rows of it: a function of (seed, step)."""
+        """The batch of `step` (from 0), or the given rows of it; depends only on (seed, step)."""
         if step < 0:
-            raise ValueError(f"step is {step}; the first is 0")
+            raise ValueError(f"step is {step}; steps count from 0")
         first = step * self.batch_size
-        wanted = range(self.batch_size)[rows] if isinstance(rows, slice) else rows
-        return _stack([self._stream[first + row] for row in wanted], self.seq_len)
+        selected = range(self.batch_size)[rows] if isinstance(rows, slice) else rows
+        return _stack([self._stream[first + row] for row in selected], self.seq_len)
 
     def iterate(
         self, start_step: int = 0, rows: Sequence[int] | slice = slice(None)
     ) -> Iterator[Batch]:
-        """Batches from `start_step` on, without end, read ahead by Grain's threads.
+        """An infinite iterator of batches from `start_step` on; Grain's threads read ahead.
 
         The result is a `grain.DatasetIterator`; its `close()` stops the threads.
         """
@@ -179,62 +180,62 @@ class Pipeline:
         return iterator
 
     def heldout_batches(self, batch_size: int, sequences: int) -> Iterator[Batch]:
-        """The first `sequences` held-out windows, in batches; the last is filled with padding.
+        """The first `sequences` held-out sequences, in batches; padding fills the last batch.
 
-        The order is fixed and has nothing to do with the seed. Sources take turns by weight, until
-        they run out; within a source, windows come by reversed bits of their index, so that any
-        number of them is spread evenly over its held-out documents, and a smaller number is a part
-        of a larger. Fewer windows come where the sources have no more.
+        The order is fixed and does not depend on the seed. Sources alternate by weight until they
+        run out. The sequences of a source are ordered by the reversed bits of their index: any
+        number of them is spread evenly over its held-out documents, and a smaller number selects a
+        prefix of a larger one. There are fewer than `sequences` if the sources have fewer.
         """
-        windows = self.heldout_windows(sequences)
-        for start in range(0, len(windows), batch_size):
-            chosen = windows[start : start + batch_size]
-            group = [self._heldout[name][index] for name, index in chosen]
-            group += [packing.empty_window(self.seq_len)] * (batch_size - len(group))
+        selected = self.heldout_sequences(sequences)
+        for start in range(0, len(selected), batch_size):
+            batch = selected[start : start + batch_size]
+            group = [self._heldout[name][index] for name, index in batch]
+            group += [packing.empty_sequence(self.seq_len)] * (batch_size - len(group))
             yield _stack(group, self.seq_len)
 
-    def heldout_windows(self, sequences: int) -> list[tuple[str, int]]:
-        """(source, window) of the first `sequences` held-out windows, see `heldout_batches`."""
-        left = {name: len(self._heldout[name]) for name in self._names}
-        orders = {name: mixture.spread_order(count) for name, count in left.items()}
+    def heldout_sequences(self, count: int) -> list[tuple[str, int]]:
+        """(source, index) of the first `count` held-out sequences, see `heldout_batches`."""
+        remaining = {name: len(self._heldout[name]) for name in self._names}
+        orders = {name: mixture.spread_order(length) for name, length in remaining.items()}
         weights = dict(zip(self._names, self._weights))
-        sequences = min(sequences, sum(left.values()))
-        chosen: list[tuple[str, int]] = []
-        # Sources that still have windows take turns; when one runs out, the others go on.
-        while len(chosen) < sequences:
-            active = [name for name in self._names if left[name]]
-            for index in range(sequences - len(chosen)):
-                turn, _ = mixture.select(index, [weights[name] for name in active])
-                name = active[turn]
-                chosen.append((name, next(orders[name])))
-                left[name] -= 1
-                if not left[name]:
+        count = min(count, sum(remaining.values()))
+        selected: list[tuple[str, int]] = []
+        # The sources that have sequences left alternate; when one runs out, the others continue.
+        while len(selected) < count:
+            active = [name for name in self._names if remaining[name]]
+            for index in range(count - len(selected)):
+                source, _ = mixture.select(index, [weights[name] for name in active])
+                name = active[source]
+                selected.append((name, next(orders[name])))
+                remaining[name] -= 1
+                if not remaining[name]:
                     break
-        return chosen
+        return selected
 
     def counts(self, steps: int | None = None) -> dict[str, Any]:
-        """What the run reads, JSON-ready.
+        """A description of the data that a run reads, ready for JSON.
 
         Args:
-          steps: of the run; adds how many epochs of each source it reads.
+          steps: steps of the run; if given, the result has the epochs that it reads of each source.
 
         Returns:
-          {"sources": {name: {"folder", "weight" (share), "sha256" (the manifest's, which covers
+          {"sources": {name: {"folder", "weight" (share), "sha256" (of the manifest, which covers
           text, tokenizer and tokens), "heldout_fraction", "epochs", "train": {...}, "heldout":
-          {...}}}, "tokens_per_epoch", "vocab_size", "tokenizer" (its fingerprint)}, each split
-          with documents, tokens, bytes, token_bytes, unknown_tokens and windows.
+          {...}}}, "tokens_per_epoch", "vocab_size", "tokenizer" (its fingerprint)}. Each split has
+          documents, tokens, bytes, token_bytes, unknown_tokens and windows (packed sequences).
         """
         sources = {}
         for name, weight in zip(self._names, self._weights):
             share = weight / sum(self._weights)
-            opened = self._shards[name]
+            shards = self._shards[name]
             entry: dict[str, Any] = {
-                "folder": str(opened.folder),
+                "folder": str(shards.folder),
                 "weight": share,
-                "sha256": opened.manifest["sha256"],
-                "heldout_fraction": opened.manifest["heldout_fraction"],
-                "train": _split_counts(opened.train, self._train[name]),
-                "heldout": _split_counts(opened.heldout, self._heldout[name]),
+                "sha256": shards.manifest["sha256"],
+                "heldout_fraction": shards.manifest["heldout_fraction"],
+                "train": _split_counts(shards.train, self._train[name]),
+                "heldout": _split_counts(shards.heldout, self._heldout[name]),
             }
             if steps is not None:
                 sequences = steps * self.batch_size * share
@@ -248,30 +249,30 @@ class Pipeline:
         }
 
 
-def _split_counts(split: Split, windows: SplitWindows) -> dict[str, int]:
+def _split_counts(split: Split, sequences: SplitSequences) -> dict[str, int]:
     keys = ("documents", "tokens", "bytes", "token_bytes", "unknown_tokens")
-    return {**{key: getattr(split, key) for key in keys}, "windows": len(windows)}
+    return {**{key: getattr(split, key) for key in keys}, "windows": len(sequences)}
 
 
-def _stack(windows: list[Window], seq_len: int) -> Batch:
-    # The empty window gives shape and dtype to a batch of no rows.
-    columns = zip(packing.empty_window(seq_len), *windows)
-    return {name: np.stack(column)[1:] for name, column in zip(Window._fields, columns)}
+def _stack(sequences: list[PackedSequence], seq_len: int) -> Batch:
+    # The empty sequence gives a batch of no rows its shape and dtype.
+    columns = zip(packing.empty_sequence(seq_len), *sequences)
+    return {name: np.stack(column)[1:] for name, column in zip(PackedSequence._fields, columns)}
 
 
 # --- opening ----------------------------------------------------------------------------------
 
 
 def open_pipeline(data: DataConfig, *, seed: int, workdir: str | Path) -> Pipeline:
-    """Opens every source, tokenizing raw text where no earlier run has.
+    """Opens every source; tokenizes raw text that no earlier run has tokenized.
 
-    Tokens of raw text go to `data.token_cache`, or `workdir`/tokens, in a folder named by the
-    source, and a hash of its settings, the content of its files, the tokenizer and the held-out
-    fraction; a folder that is there is used only if its manifest says the same. A "tokens" source
-    is split as its own manifest says, whatever `data.heldout_fraction`.
+    The tokens of raw text are written to `data.token_cache`, or `workdir`/tokens. The folder's name
+    is the source's name and a hash of its settings, the content of its files, the tokenizer and the
+    held-out fraction; an existing folder is used only if its manifest records the same. A "tokens"
+    source keeps the split of its manifest and ignores `data.heldout_fraction`.
 
     Raises:
-      DataError: one sentence for anything that cannot be read as it stands.
+      DataError: if a source cannot be read; the message is one sentence.
     """
     tokenizer = open_tokenizer(data.tokenizer)
     cache = Path(os.path.expanduser(data.token_cache or Path(workdir) / "tokens"))
@@ -280,25 +281,25 @@ def open_pipeline(data: DataConfig, *, seed: int, workdir: str | Path) -> Pipeli
         try:
             folder = source.path
             if source.kind != "tokens":
-                folder = _tokenized(name, source, tokenizer, cache, data.heldout_fraction)
+                folder = _token_folder(name, source, tokenizer, cache, data.heldout_fraction)
             shards[name] = open_shards(folder, tokenizer=tokenizer, verify=data.verify)
         except DataError as error:
             raise DataError(f"data.sources.{name}: {error}") from None
     return Pipeline(data, shards, tokenizer, seed=seed)
 
 
-def _tokenized(
+def _token_folder(
     name: str, source: SourceConfig, tokenizer: Tokenizer, cache: Path, heldout_fraction: float
 ) -> Path:
-    """The folder of a raw-text source's tokens, written if it is not there."""
+    """The folder of a raw-text source's tokens; writes it if it does not exist."""
     description = describe_source(source)
-    wanted = {
+    expected = {
         "source": description,
         "tokenizer": describe_tokenizer(tokenizer),
         "heldout_fraction": heldout_fraction,
         "version": VERSION,
     }
-    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest()
     safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
     folder = cache / f"{safe}-{digest[:12]}"
     if not folder.exists():
@@ -308,12 +309,12 @@ def _tokenized(
         try:
             tokenize(source, tokenizer, folder, heldout_fraction, processes)
         except DataError:
-            if not folder.exists():  # else another run of the same text was there first
+            if not folder.exists():  # otherwise another run wrote the same folder first
                 raise
     manifest = read_manifest(folder)
-    if {key: manifest[key] for key in wanted} != wanted:
+    if {key: manifest[key] for key in expected} != expected:
         raise DataError(
-            f"{folder}: holds the tokens of other settings or other text; remove it, or set "
+            f"{folder}: holds tokens of other settings or other text; remove it, or set "
             "another data.token_cache"
         )
     return folder

@@ -1,4 +1,4 @@
-"""The settings of data: sources, tokenizer, packing."""
+"""Settings of the data: sources, tokenizer, packing."""
 
 from typing import Annotated, Literal
 
@@ -8,14 +8,15 @@ from hybridlm.settings.reader import require
 
 @settings
 class SourceConfig:
-    """Where text comes from.
+    """A source of text.
 
     Attributes:
       kind: "text" (files), "jsonl" (also .gz and .zst), "parquet", "arrayrecord" (one UTF-8
-        document a record), or "tokens" (a folder that `hybridlm tokenize` wrote).
-      path: a file, a folder ("tokens") or a glob; relative paths count from the working directory.
+        document per record), or "tokens" (a folder written by `hybridlm tokenize`).
+      path: a file, a folder ("tokens") or a glob; relative paths start at the working
+        directory.
       text_key: the field or column that holds the text.
-      weight: share of this source in the mixture, relative to the others'.
+      weight: share of this source in the mixture, relative to the other sources.
     """
 
     kind: Literal["text", "jsonl", "parquet", "arrayrecord", "tokens"]
@@ -26,11 +27,11 @@ class SourceConfig:
 
 @settings
 class TokenizerConfig:
-    """How text becomes tokens.
+    """The tokenizer.
 
     Attributes:
-      kind: "bytes" (ids 0 to 255 are the bytes of UTF-8), "hf" (a `tokenizer.json` of Hugging Face
-        tokenizers) or "sentencepiece" (a `.model` file).
+      kind: "bytes" (ids 0 to 255 are the bytes of UTF-8), "hf" (a Hugging Face
+        `tokenizer.json`) or "sentencepiece" (a `.model` file).
       path: the tokenizer's file; None for "bytes".
     """
 
@@ -46,19 +47,20 @@ class TokenizerConfig:
 
 @settings
 class DataConfig:
-    """What is read, and how it becomes batches.
+    """The data, and how batches are made of it.
 
     Attributes:
-      sources: where text comes from, by a name of your choice; their weights make the mixture.
-      seq_len: tokens in a sequence.
-      batch_size: sequences in a global batch (all hosts, all accumulation steps).
-      tokenizer: how text becomes tokens.
-      packing: "concat" cuts the stream of documents into windows; "best_fit" packs whole
-        documents into windows (only longer ones are cut) and pads the rest.
-      cross_document_attention: True makes a window one document, whose tokens see all before them.
-      heldout_fraction: share of documents kept for evaluation.
-      verify: compare shards with their SHA-256 ("checksum") or only their sizes ("size").
-      token_cache: folder for tokens of raw-text sources; None puts them in the workdir.
+      sources: sources of text, by a name of your choice; their weights define the mixture.
+      seq_len: tokens per sequence.
+      batch_size: sequences per global batch (all hosts, all accumulation steps).
+      tokenizer: the tokenizer of all sources.
+      packing: "concat" cuts the stream of documents into sequences; "best_fit" packs whole
+        documents into sequences, cuts only documents longer than a sequence, and pads the rest.
+      cross_document_attention: True treats a sequence as one document: each token attends to
+        all earlier tokens of the sequence.
+      heldout_fraction: share of documents held out for evaluation.
+      verify: check the SHA-256 of the shards ("checksum") or only their sizes ("size").
+      token_cache: folder for the tokens of raw-text sources; None uses the workdir.
       prefetch: batches read ahead.
       bigram_baseline: score a bigram model of the corpus on the held-out sequences at the start.
     """

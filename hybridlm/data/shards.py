@@ -1,13 +1,13 @@
-"""Token shards: a folder that is written once and read by index.
+"""Token shards: a folder of token files, written once and read by index.
 
     manifest.json      format version, tokenizer, source, counts, and every file with its SHA-256
     train-00000.bin    token ids, little-endian uint16 (vocabularies up to 65,536) or uint32
-    train-00000.idx    little-endian int64: where each document begins in the .bin, in tokens, and
-                       last the number of tokens; a document lies whole in one shard
-    heldout-00000.bin  the same for the documents kept for evaluation
+    train-00000.idx    little-endian int64: the token of the .bin at which each document begins,
+                       then the number of tokens; a document never spans two shards
+    heldout-00000.bin  the same for the documents held out for evaluation
 
-Each document is stored as BOS + tokens + EOS. Every file is plain numbers or JSON: opening a folder
-executes nothing that is in it. Folders are local, since they are memory-mapped.
+Each document is stored as BOS + tokens + EOS. Files hold plain numbers or JSON, so opening a folder
+executes no code from it. Folders must be local, since their files are memory-mapped.
 """
 
 import dataclasses
@@ -28,16 +28,16 @@ from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import DataError
 
 FORMAT = "hybridlm-tokens"
-VERSION = 2  # since 2 documents are held out by their text
+VERSION = 2  # version 2 selects held-out documents by a hash of their text
 SPLITS = ("train", "heldout")
 MANIFEST = "manifest.json"
-SHARD_TOKENS = 1 << 26  # a shard ends with the document that reaches this many tokens
+SHARD_TOKENS = 1 << 26  # a shard ends after the document that reaches this many tokens
 _INDEX_DTYPE = np.dtype("<i8")
-_READ = 1 << 24  # bytes verified at once
+_READ = 1 << 24  # bytes read at once for verification
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest of uint16 and uint32, little-endian, that holds every id."""
+    """The smaller of little-endian uint16 and uint32 that holds every id."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
@@ -45,15 +45,15 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class ShardWriter:
-    """Writes documents into a folder that appears, whole, when `finish` returns.
+    """Writes documents into a folder, which exists only once `finish` has completed it.
 
-    Until then the files lie in a folder of another name beside it. Use as a context manager: an
-    exception removes them.
+    Until then the files are in a temporary folder beside it. Use the writer as a context manager:
+    an exception removes the temporary folder.
 
     Args:
-      folder: the folder to make; it must not exist.
-      tokenizer: gives vocabulary, BOS and EOS.
-      shard_tokens: a shard ends with the document that reaches this many tokens.
+      folder: the folder to create; it must not exist.
+      tokenizer: provides the vocabulary, BOS and EOS.
+      shard_tokens: a shard ends after the document that reaches this many tokens.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, shard_tokens: int = SHARD_TOKENS):
@@ -64,11 +64,11 @@ class ShardWriter:
         self._token_bytes = tokenizer.token_bytes()
         self._bos = np.array([tokenizer.bos_id], self._dtype).tobytes()
         self._eos = np.array([tokenizer.eos_id], self._dtype).tobytes()
-        self._counts = {split: _no_counts() for split in SPLITS}
+        self._counts = {split: _zero_counts() for split in SPLITS}
         self._shards: dict[str, list[dict]] = {split: [] for split in SPLITS}
         self._open: dict[str, _OpenShard] = {}
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_dead_partials(self.folder)
+        _remove_stale_partials(self.folder)
         writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.partial = self.folder.parent / f"{self.folder.name}.partial-{writer}"
         self.partial.mkdir()
@@ -82,7 +82,7 @@ class ShardWriter:
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def add(self, split: str, ids: np.ndarray, text_bytes: int) -> None:
-        """Appends a document: ids (tokens,) without specials, and the UTF-8 bytes they are of."""
+        """Appends a document: its ids (tokens,) without specials, and its size in UTF-8 bytes."""
         if split not in self._open:
             name = f"{split}-{len(self._shards[split]):05d}"
             self._open[split] = _OpenShard(self.partial, name, self._dtype)
@@ -98,9 +98,9 @@ class ShardWriter:
             self._shards[split].append(self._open.pop(split).close())
 
     def finish(self, source: Mapping[str, Any], heldout_fraction: float) -> Path:
-        """Writes the manifest and gives the folder its name.
+        """Writes the manifest and renames the temporary folder to its final name.
 
-        If another process has made the same folder in the meantime, that one is kept.
+        If another process has created the folder in the meantime, that folder is kept.
         """
         for split, shard in self._open.items():
             self._shards[split].append(shard.close())
@@ -124,7 +124,7 @@ class ShardWriter:
 
 
 class _OpenShard:
-    """A .bin and its .idx while they are written."""
+    """A .bin and .idx file that are being written."""
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype):
         self._name, self._folder, self._dtype = name, folder, dtype
@@ -154,7 +154,7 @@ class _OpenShard:
         }
 
 
-def _no_counts() -> dict[str, int]:
+def _zero_counts() -> dict[str, int]:
     return dict(documents=0, tokens=0, bytes=0, token_bytes=0, unknown_tokens=0)
 
 
@@ -165,8 +165,8 @@ def _sync(file) -> None:
         file.close()
 
 
-def _remove_dead_partials(folder: Path) -> None:
-    """Removes what killed processes of this machine left of the same folder."""
+def _remove_stale_partials(folder: Path) -> None:
+    """Removes temporary folders left by killed processes on this machine."""
     for partial in folder.parent.glob(f"{glob.escape(folder.name)}.partial-*"):
         host, pid, _ = partial.name[len(folder.name) + len(".partial-") :].rsplit("-", 2)
         if host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
@@ -175,7 +175,7 @@ def _remove_dead_partials(folder: Path) -> None:
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the manifest says of a tokenizer."""
+    """The tokenizer's entry in the manifest."""
     return {
         "kind": tokenizer.kind,
         "fingerprint": tokenizer.fingerprint,
@@ -186,7 +186,7 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes manifest.json with a SHA-256 of its own content, last and flushed to the disk."""
+    """Writes manifest.json with a SHA-256 of its content, and flushes it to disk."""
     content = {**manifest, "sha256": _manifest_sha256(manifest)}
     with open(Path(folder) / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
@@ -204,13 +204,13 @@ def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The documents of one split, end to end, over all its shards.
+    """The documents of one split, concatenated over all its shards.
 
     Attributes:
       documents, tokens: counts; `tokens` includes each document's BOS and EOS.
       bytes: UTF-8 bytes of the documents' text.
-      token_bytes: the same by the tokenizer's own account (`Tokenizer.token_bytes`).
-      unknown_tokens: tokens that stand for text which the tokenizer cannot express.
+      token_bytes: UTF-8 bytes of the documents' tokens (`Tokenizer.token_bytes`).
+      unknown_tokens: tokens that stand for text which the tokenizer cannot encode.
     """
 
     documents: int
@@ -245,7 +245,7 @@ class Split:
         return tokens, begins
 
     def document_offsets(self) -> np.ndarray:
-        """Where each document begins in the split, and last `tokens`: int64 (documents + 1,)."""
+        """The token at which each document begins, then `tokens`: int64 (documents + 1,)."""
         parts = [index[:-1] + base for index, base in zip(self._indices, self._starts)]
         return np.concatenate([*parts, [self.tokens]]).astype(np.int64)
 
@@ -261,13 +261,13 @@ class Shards:
 
 
 def open_shards(folder: str | Path, *, tokenizer: Tokenizer, verify: str = "checksum") -> Shards:
-    """Memory-maps a folder of shards after checking it.
+    """Checks a folder of shards and memory-maps its files.
 
     Args:
-      folder: what `tokenize` wrote.
-      tokenizer: must be the one that wrote it, by kind and fingerprint.
-      verify: "checksum" reads every file once, compares its SHA-256 and checks that every id is in
-        the vocabulary; "size" compares sizes and checks the document index only.
+      folder: a folder written by `tokenize`.
+      tokenizer: the tokenizer that wrote it; kind and fingerprint must match.
+      verify: "checksum" reads every file once, checks its SHA-256 and that every id is in the
+        vocabulary; "size" checks only sizes and the document index.
 
     Raises:
       DataError: for a missing, truncated or corrupt file, an edited manifest, another format
@@ -275,12 +275,12 @@ def open_shards(folder: str | Path, *, tokenizer: Tokenizer, verify: str = "chec
     """
     folder = Path(os.path.expanduser(folder))
     manifest = read_manifest(folder)
-    theirs, ours = manifest["tokenizer"], describe_tokenizer(tokenizer)
-    if theirs != ours:
-        differing = next(key for key in ours if theirs.get(key) != ours[key])
+    written, given = manifest["tokenizer"], describe_tokenizer(tokenizer)
+    if written != given:
+        key = next(key for key in given if written.get(key) != given[key])
         raise DataError(
-            f"{folder}: was written by another tokenizer ({differing} {theirs.get(differing)!r}, "
-            f"not {ours[differing]!r}); open it with that tokenizer or tokenize the source again"
+            f"{folder}: was written by another tokenizer ({key} {written.get(key)!r}, "
+            f"not {given[key]!r}); open it with that tokenizer or tokenize the source again"
         )
     dtype = token_dtype(tokenizer.vocab_size)
     splits = {
@@ -291,14 +291,14 @@ def open_shards(folder: str | Path, *, tokenizer: Tokenizer, verify: str = "chec
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a folder of shards, checked to be whole, unedited and of this version."""
+    """Reads the manifest of a folder of shards; checks its version and that it is unedited."""
     folder = Path(os.path.expanduser(folder))
     path = folder / MANIFEST
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder of token shards")
     if not path.is_file():
         raise DataError(
-            f"{folder}: {MANIFEST} is missing, so this is no folder that was written to its end; "
+            f"{folder}: {MANIFEST} is missing, so this is not a complete folder of token shards; "
             "remove it and run `hybridlm tokenize` again"
         )
     try:
@@ -306,7 +306,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: malformed JSON ({error}); copy the folder again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{path}: is no manifest of token shards (format {FORMAT!r})")
+        raise DataError(f"{path}: is not a manifest of token shards (format {FORMAT!r})")
     if manifest.get("version") != VERSION:
         raise DataError(
             f"{path}: has format version {manifest.get('version')}, this program reads {VERSION}; "
@@ -330,7 +330,7 @@ def _open_split(
             path = folder / f"{shard['name']}.bin"
             _check_file(path, data, shard["bin_sha256"], tokenizer.vocab_size)
             _check_file(folder / f"{shard['name']}.idx", index, shard["idx_sha256"], None)
-        # Two tokens or more a document: BOS and EOS.
+        # Each document has at least two tokens: BOS and EOS.
         if (
             len(index) != shard["documents"] + 1
             or index[0] != 0
@@ -339,16 +339,16 @@ def _open_split(
             or (np.diff(index) < 2).any()
         ):
             raise DataError(
-                f"{folder / shard['name']}.idx: is no index of the documents in its .bin; "
+                f"{folder / shard['name']}.idx: does not match the documents in its .bin; "
                 "copy the folder again"
             )
         bins.append(data)
         indices.append(index)
         starts.append(starts[-1] + len(data))
-    counts = {key: entry[key] for key in _no_counts()}
+    counts = {key: entry[key] for key in _zero_counts()}
     summed = sum(shard["documents"] for shard in entry["shards"])
     if counts["tokens"] != starts[-1] or counts["documents"] != summed:
-        raise DataError(f"{folder}: the counts of split {split!r} are not those of its shards")
+        raise DataError(f"{folder}: the counts of split {split!r} do not match its shards")
     starts = np.asarray(starts[:-1], np.int64)
     return Split(**counts, _bins=tuple(bins), _indices=tuple(indices), _starts=starts)
 
@@ -363,7 +363,7 @@ def _map_file(path: Path, size: int, dtype: np.dtype) -> np.ndarray:
             f"{path}: the shard is {what} ({actual} bytes, the manifest says {size}); "
             "copy the folder again"
         )
-    return np.asarray(np.memmap(path, dtype, mode="r"))  # a plain array is faster to cut
+    return np.asarray(np.memmap(path, dtype, mode="r"))  # slicing a plain array is faster
 
 
 def _check_file(path: Path, data: np.ndarray, sha256: str, vocab_size: int | None) -> None:
@@ -375,7 +375,7 @@ def _check_file(path: Path, data: np.ndarray, sha256: str, vocab_size: int | Non
             largest = max(largest, int(chunk.max()))
     if found.hexdigest() != sha256:
         raise DataError(
-            f"{path}: the shard is corrupt (its SHA-256 is not the manifest's); "
+            f"{path}: the shard is corrupt (its SHA-256 differs from the manifest); "
             "copy the folder again"
         )
     if vocab_size is not None and largest >= vocab_size:

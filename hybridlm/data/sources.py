@@ -1,7 +1,7 @@
-"""Where text comes from: files, JSONL, parquet and ArrayRecord, read as a stream of documents.
+"""Sources of text: files, JSONL, parquet and ArrayRecord, read as a stream of documents.
 
-Nothing is skipped or repaired: what cannot be read as it stands is a `DataError` that names the
-file and the line, row, record or byte.
+The readers skip and repair nothing: malformed input raises a `DataError` that names the file and
+the line, row, record or byte.
 """
 
 import glob
@@ -23,14 +23,14 @@ _CHUNK = 1 << 20  # bytes read at once
 
 
 class Document(NamedTuple):
-    """One text. `id` is the file's path below the source's root, and ":line" or ":row" in it."""
+    """One text. `id` is the file's path relative to the source's root, with ":line" or ":row"."""
 
     id: str
     text: str
 
 
 class SourceFile(NamedTuple):
-    """A file of a source: `name` is its path below the source's root, the same on any machine."""
+    """A file of a source; `name` is its path relative to the source's root."""
 
     name: str
     path: Path
@@ -40,7 +40,7 @@ def require_module(module: str, extra: str, purpose: str) -> ModuleType:
     """Imports an optional dependency.
 
     Raises:
-      DataError: naming the extra of hybridlm that brings it.
+      DataError: if it is missing; the message names the extra of hybridlm that installs it.
     """
     try:
         return importlib.import_module(module)
@@ -53,48 +53,48 @@ def require_module(module: str, extra: str, purpose: str) -> ModuleType:
 def source_files(source: SourceConfig) -> list[SourceFile]:
     """The files of a raw-text source, sorted by name.
 
-    `source.path` is a file, a folder (every file below it whose name does not begin with a dot) or
-    a glob ("**" descends).
+    `source.path` is a file, a folder (all files below it whose names do not begin with a dot) or a
+    glob ("**" matches subfolders).
 
     Raises:
-      DataError: if there is none.
+      DataError: if there is no such file.
     """
     path = os.path.expanduser(source.path)
     if os.path.isfile(path):
         return [SourceFile(os.path.basename(path), Path(path))]
     if os.path.isdir(path):
-        root, what = Path(path), "the folder"
+        root, kind = Path(path), "the folder"
         found = [p for p in _walk(root) if not _hidden(p.relative_to(root))]
     elif glob.has_magic(path):
         parts = Path(path).parts
         fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
         root = Path(*parts[:fixed]) if fixed else Path(".")
         found = [p for p in map(Path, glob.glob(path, recursive=True)) if not p.is_dir()]
-        what = "the glob"
+        kind = "the glob"
     else:
         raise DataError(f"source {source.path}: there is no such file or folder")
     files = [SourceFile(p.relative_to(root).as_posix(), p) for p in found]
     if not files:
-        raise DataError(f"source {source.path}: {what} holds no file")
+        raise DataError(f"source {source.path}: {kind} holds no file")
     for file in files:
         if not file.path.is_file():
-            raise DataError(f"{file.path}: is no file, or a link to one that is not there")
+            raise DataError(f"{file.path}: is not a file, or is a broken link")
     return sorted(files)
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Everything below `folder` that is no folder; links to folders are followed."""
+    """All files below `folder`; follows links to folders."""
 
     def fail(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
     found, seen = [], set()
-    for place, below, names in os.walk(folder, followlinks=True, onerror=fail):
-        if (real := os.path.realpath(place)) in seen:
-            raise DataError(f"{place}: is a link to {real}, which the source has already")
+    for parent, subfolders, names in os.walk(folder, followlinks=True, onerror=fail):
+        if (real := os.path.realpath(parent)) in seen:
+            raise DataError(f"{parent}: is a link to {real}, which is already in the source")
         seen.add(real)
-        below[:] = [name for name in below if not name.startswith(".")]
-        found += [Path(place, name) for name in names]
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names]
     return found
 
 
@@ -103,7 +103,7 @@ def _hidden(path: Path) -> bool:
 
 
 def describe_source(source: SourceConfig) -> dict[str, Any]:
-    """What a source's documents depend on, JSON-ready: kind, text key, and the files' SHA-256."""
+    """The kind, text key and files (with SHA-256) of a source, ready for JSON."""
     try:
         files = [
             {"name": f.name, "bytes": f.path.stat().st_size, "sha256": file_sha256(f.path)}
@@ -122,19 +122,19 @@ def file_sha256(path: str | Path) -> str:
 
 
 def read_documents(source: SourceConfig) -> Iterator[Document]:
-    """Streams the documents of a raw-text source, file by file in order of name.
+    """Streams the documents of a raw-text source, file by file, sorted by name.
 
     Args:
-      source: of kind "text" (a document a file), "jsonl" (a document a line), "parquet" (a row) or
-        "arrayrecord" (a record); text and JSONL may end in .gz or .zst.
+      source: of kind "text" (one document per file), "jsonl" (per line), "parquet" (per row) or
+        "arrayrecord" (per record); names of text and JSONL files may end in .gz or .zst.
 
     Raises:
-      DataError: for a source that matches no file or holds no document, a truncated or corrupt
-        file, invalid UTF-8, a malformed line, a missing or non-text field, a document without text.
+      DataError: for a source without files or documents, a truncated or corrupt file, invalid
+        UTF-8, a malformed line, a missing or non-text field, a document without text.
     """
     if source.kind not in _READERS:
         raise DataError(
-            f"source {source.path}: kind {source.kind!r} holds no text; valid are: "
+            f"source {source.path}: kind {source.kind!r} cannot be read as text; valid kinds are: "
             + ", ".join(_READERS)
         )
     count = 0
@@ -167,11 +167,11 @@ def _read_jsonl(file: SourceFile, text_key: str) -> Iterator[Document]:
         text = _utf8(line, where)
         try:
             value = json.loads(text)
-        except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
+        except (ValueError, RecursionError) as error:  # a number of 5,000 digits raises ValueError
             what = "the line is empty" if not text.strip() else f"malformed JSON ({error})"
             raise DataError(f"{where}: {what}; every line must be one JSON object") from None
         if not isinstance(value, dict):
-            raise DataError(f"{where}: a JSON {type(value).__name__}, where an object was expected")
+            raise DataError(f"{where}: the line is a JSON {type(value).__name__}, not an object")
         if text_key not in value:
             keys = ", ".join(map(str, value)) or "none"
             raise DataError(f"{where}: there is no key {text_key!r}; the keys are: {keys}")
@@ -189,24 +189,24 @@ def _utf8(data: bytes, where: str) -> str:
 
 
 def _text(value: Any, key: str, where: str) -> str:
-    """A field's value, checked to be text that UTF-8 can hold."""
+    """Checks that a field's value is text that UTF-8 can encode."""
     if isinstance(value, bytes):
         return _utf8(value, where)
     if not isinstance(value, str):
         kind = "null" if value is None else type(value).__name__
-        raise DataError(f"{where}: {key!r} is {kind}, where text was expected")
+        raise DataError(f"{where}: {key!r} is {kind}, not text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where}: {key!r} holds half a surrogate pair at character {error.start}; "
-            "it has no UTF-8 form"
+            f"{where}: {key!r} has an unpaired surrogate at character {error.start}, "
+            "which UTF-8 cannot encode"
         ) from None
     return value
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """The decompressed bytes of a file, by its suffix; a truncated one is an error."""
+    """The bytes of a file, decompressed according to its suffix; raises if it is truncated."""
     if path.suffix == ".zst":
         yield from _zstd_chunks(path)
         return
@@ -224,7 +224,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _zstd_chunks(path: Path) -> Iterator[bytes]:
-    # Not stream_reader: at the end of a truncated file it returns what it has, without an error.
+    # Not stream_reader, which reports no error at the end of a truncated file.
     zstandard = require_module("zstandard", "data", f"reading {path}")
     decompressor, frame = zstandard.ZstdDecompressor(), None
     try:
@@ -245,16 +245,16 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Splits at newlines; a last line without one counts, an empty rest does not."""
-    rest: list[bytes] = []
+    """Splits at newlines; yields a last line without newline, but no empty last line."""
+    partial: list[bytes] = []
     for chunk in chunks:
         first, *more = chunk.split(b"\n")
-        rest.append(first)
+        partial.append(first)
         if more:
-            yield b"".join(rest)
+            yield b"".join(partial)
             yield from more[:-1]
-            rest = [more[-1]]
-    if last := b"".join(rest):
+            partial = [more[-1]]
+    if last := b"".join(partial):
         yield last
 
 
@@ -286,13 +286,13 @@ def _read_parquet(file: SourceFile, text_key: str) -> Iterator[Document]:
                     row += 1
             if row != table.metadata.num_rows:
                 raise DataError(
-                    f"{file.path}: holds {row} rows where its footer says "
+                    f"{file.path}: holds {row} rows, but its footer says "
                     f"{table.metadata.num_rows}; copy it again"
                 )
     except (arrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{file.path}: no readable parquet file ({reason}); copy it again"
+            f"{file.path}: not a readable parquet file ({reason}); copy it again"
         ) from None
 
 
@@ -314,7 +314,7 @@ def _read_arrayrecord(file: SourceFile, text_key: str) -> Iterator[Document]:
     except (RuntimeError, ValueError, IndexError, OSError) as error:
         reason = " ".join(str(error).split()) or "truncated or corrupt"
         raise DataError(
-            f"{file.path}: no readable ArrayRecord file ({reason}); copy it again"
+            f"{file.path}: not a readable ArrayRecord file ({reason}); copy it again"
         ) from None
 
 

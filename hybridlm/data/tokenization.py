@@ -1,4 +1,4 @@
-"""From text to token shards, in parallel; the files are the same for any number of processes."""
+"""Tokenizes text into shards, in parallel; the files do not depend on the number of processes."""
 
 import collections
 import concurrent.futures
@@ -19,7 +19,7 @@ from hybridlm.data.sources import Document, describe_source, read_documents
 from hybridlm.data.tokenizers import Tokenizer, open_kind
 from hybridlm.errors import DataError
 
-_CHUNK_CHARS = 1 << 20  # text sent to a process at once
+_CHUNK_CHARS = 1 << 20  # characters of text sent to a process at once
 _CHUNK_DOCUMENTS = 4096
 
 
@@ -34,22 +34,22 @@ def tokenize(
 ) -> Path:
     """Writes a raw-text source as token shards (`hybridlm.data.shards`).
 
-    Documents are read here, in order, and encoded by a pool of spawned processes; at most two
-    chunks of text a process are under way, so memory does not grow with the source.
+    This process reads the documents in order; a pool of spawned processes encodes them. At most two
+    chunks of text per process are in memory, so memory does not grow with the source.
 
     Args:
-      source: of a raw-text kind.
-      tokenizer: what `open_tokenizer` gave.
-      folder: the folder to make; it must not exist, and appears only when it is whole.
-      heldout_fraction: share of documents kept for evaluation, see `Splitter`.
-      processes: 1 encodes in this process.
-      shard_tokens: a shard ends with the document that reaches this many tokens.
+      source: a source of a raw-text kind.
+      tokenizer: the result of `open_tokenizer`.
+      folder: the folder to create; it must not exist, and exists only once it is complete.
+      heldout_fraction: share of documents held out for evaluation, see `Splitter`.
+      processes: number of encoding processes; 1 encodes in this process.
+      shard_tokens: a shard ends after the document that reaches this many tokens.
 
     Returns:
       `folder`.
 
     Raises:
-      DataError: for a source that cannot be read whole, or a folder that exists.
+      DataError: if the source cannot be read completely, or the folder exists.
     """
     if processes < 1:
         raise DataError(f"processes is {processes}; it must be at least 1")
@@ -68,28 +68,28 @@ def tokenize(
 
 
 class Splitter:
-    """Says of each document of a source, in order, whether it is held out: by its text.
+    """Assigns each document of a source, in order, to a split by a hash of its text.
 
-    Copies of a text go where it goes, so no held-out text is in training; nor does a document
-    that is added, moved or renamed change the split of another. The first text of a source always
-    trains and the second different one never does: with two texts or more neither split is empty.
+    All copies of a text are in one split, so no held-out text is trained on. Adding, moving or
+    renaming a document does not change the split of another. The first text of a source is always
+    in "train" and the second different text in "heldout", so that with two texts neither is empty.
     """
 
     def __init__(self, heldout_fraction: float):
-        self._below = heldout_fraction * 2**64
+        self._threshold = heldout_fraction * 2**64
         self._first: list[bytes] = []
 
     def split_of(self, digest: bytes) -> str:
-        """ "train" or "heldout", for a document whose text has this `text_digest`."""
+        """The split, "train" or "heldout", of a document with this `text_digest`."""
         if len(self._first) < 2 and digest not in self._first:
             self._first.append(digest)
         if digest in self._first:
             return ("train", "heldout")[self._first.index(digest)]
-        return "heldout" if int.from_bytes(digest[:8]) < self._below else "train"
+        return "heldout" if int.from_bytes(digest[:8]) < self._threshold else "train"
 
 
 def text_digest(text: bytes) -> bytes:
-    """What decides a document's split: 16 bytes of BLAKE2b of its UTF-8 text."""
+    """The 16-byte BLAKE2b digest of a document's UTF-8 text, which determines its split."""
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
@@ -108,40 +108,41 @@ def _chunked(documents: Iterable[Document]) -> Iterator[list[Document]]:
 def _encode(
     chunks: Iterator[list[Document]], tokenizer: Tokenizer, processes: int
 ) -> Iterator[tuple[list[tuple[bytes, int]], list[np.ndarray]]]:
-    """((digest, UTF-8 bytes) of each text, ids of each) by chunk, in the order of `chunks`."""
+    """For each chunk, in order: (digest, UTF-8 bytes) of each text, and the ids of each text."""
     if processes == 1:
         for chunk in chunks:
-            yield _described(chunk), [tokenizer.encode(document.text) for document in chunk]
+            yield _digests_and_sizes(chunk), [tokenizer.encode(document.text) for document in chunk]
         return
-    # Not Pool.imap: it reads its whole input at once.
+    # Not Pool.imap, which reads its whole input at once.
     pool = concurrent.futures.ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_exit_with_parent
     )
-    waiting: collections.deque = collections.deque()
+    pending: collections.deque = collections.deque()
     try:
         for chunk in itertools.chain(chunks, [None]):
             if chunk is not None:
                 texts = [document.text for document in chunk]
-                opened = (tokenizer.kind, tokenizer.path, tokenizer.fingerprint)
-                waiting.append((_described(chunk), pool.submit(_encode_texts, texts, *opened)))
-            while waiting and (chunk is None or len(waiting) >= 2 * processes):
-                described, future = waiting.popleft()
-                yield described, future.result()
+                identity = (tokenizer.kind, tokenizer.path, tokenizer.fingerprint)
+                future = pool.submit(_encode_texts, texts, *identity)
+                pending.append((_digests_and_sizes(chunk), future))
+            while pending and (chunk is None or len(pending) >= 2 * processes):
+                digests_and_sizes, future = pending.popleft()
+                yield digests_and_sizes, future.result()
     except concurrent.futures.process.BrokenProcessPool:
         raise DataError(
-            "a process that tokenizes died (killed, or out of memory); use fewer processes"
+            "a tokenizing process was killed or ran out of memory; use fewer processes"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _described(chunk: list[Document]) -> list[tuple[bytes, int]]:
+def _digests_and_sizes(chunk: list[Document]) -> list[tuple[bytes, int]]:
     texts = [document.text.encode("utf-8") for document in chunk]
     return [(text_digest(text), len(text)) for text in texts]
 
 
-def _end_with_parent() -> None:
-    """Ends this process of the pool when the one that made it is killed: it would wait for ever."""
+def _exit_with_parent() -> None:
+    """Ends this pool process when its parent is killed; otherwise it would wait forever."""
 
     def watch() -> None:
         multiprocessing.parent_process().join()
@@ -150,8 +151,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@functools.cache  # once a process of the pool
-def _open_again(kind: str, path: str | None, fingerprint: str) -> Tokenizer:
+@functools.cache  # once per pool process
+def _reopen(kind: str, path: str | None, fingerprint: str) -> Tokenizer:
     tokenizer = open_kind(kind, path)
     if tokenizer.fingerprint != fingerprint:
         raise DataError(f"tokenizer {path}: the file changed while it was in use")
@@ -161,5 +162,5 @@ def _open_again(kind: str, path: str | None, fingerprint: str) -> Tokenizer:
 def _encode_texts(
     texts: list[str], kind: str, path: str | None, fingerprint: str
 ) -> list[np.ndarray]:
-    tokenizer = _open_again(kind, path, fingerprint)
+    tokenizer = _reopen(kind, path, fingerprint)
     return [tokenizer.encode(text) for text in texts]

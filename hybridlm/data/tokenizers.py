@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, a Hugging Face `tokenizer.json`, a SentencePiece model; training of a BPE."""
+"""Tokenizers (bytes, Hugging Face `tokenizer.json`, SentencePiece), and training of a BPE."""
 
 import functools
 import hashlib
@@ -14,8 +14,8 @@ from hybridlm.data.settings import TokenizerConfig
 from hybridlm.data.sources import require_module
 from hybridlm.errors import DataError
 
-# A tokenizer.json does not say which of its special tokens begins and ends a document; where no
-# tokenizer_config.json lies beside it, these names do (SentencePiece models name theirs).
+# A tokenizer.json does not say which special tokens begin and end a document. Without a
+# tokenizer_config.json beside it, these names decide. (SentencePiece models name their own.)
 _BOS_NAMES = (
     "<|bos|> <bos> <s> <|begin_of_text|> <|startoftext|> <|begin▁of▁sentence|> "
     "<｜begin▁of▁sentence｜> [BOS] [CLS]"
@@ -25,18 +25,18 @@ _EOS_NAMES = (
     "<｜end▁of▁sentence｜> [EOS] [SEP]"
 ).split()
 
-_MAX_VOCAB = 1 << 24  # the library takes memory for all of a BPE's merges before it has one
+_MAX_VOCAB = 1 << 24  # the library allocates memory for all merges of a BPE in advance
 
 
 class Tokenizer(Protocol):
-    """What a tokenizer offers.
+    """The interface of tokenizers.
 
     Attributes:
-      kind, path: as in `TokenizerConfig`; enough to open it again in another process.
-      vocab_size: ids lie in [0, vocab_size); bos and eos are among them.
-      bos_id, eos_id: begin and end of a document.
-      unk_id: the id that stands for text it cannot express, or None if there is no such text.
-      fingerprint: SHA-256, in hexadecimal, of the kind, the file and the two ids.
+      kind, path: as in `TokenizerConfig`; another process can open the tokenizer from them.
+      vocab_size: ids are in [0, vocab_size), BOS and EOS included.
+      bos_id, eos_id: the ids that begin and end a document.
+      unk_id: the id of text that cannot be encoded, or None if all text can be.
+      fingerprint: SHA-256, in hexadecimal, of the kind, the file, bos_id and eos_id.
     """
 
     kind: str
@@ -48,16 +48,16 @@ class Tokenizer(Protocol):
     fingerprint: str
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, int32 (tokens,); adds no special token and reads none out of the text."""
+        """Ids of `text`, int32 (tokens,); adds no special token and recognises none."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; specials are dropped, invalid byte sequences become U+FFFD."""
+        """The text of ids; drops special ids and replaces invalid byte sequences by U+FFFD."""
 
     def token_bytes(self) -> np.ndarray:
-        """UTF-8 bytes that each id stands for, int32 (vocab_size,); 0 for special ids.
+        """The number of UTF-8 bytes of each id, int32 (vocab_size,); 0 for special ids.
 
-        Their sum over a document is its length in bytes for bytes and byte-level BPE; where the
-        tokenizer normalises text, the manifest of the shards says by how much they differ.
+        For bytes and byte-level BPE they sum to a document's length in bytes. For a tokenizer that
+        normalises text they may not; the shards' manifest records both sums.
         """
 
 
@@ -65,13 +65,13 @@ def open_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """Opens the tokenizer that `config` describes.
 
     Raises:
-      DataError: for a missing or unreadable file, or a missing library.
+      DataError: if a file is missing or unreadable, or a library is missing.
     """
     return open_kind(config.kind, config.path)
 
 
 def open_kind(kind: str, path: str | None) -> Tokenizer:
-    """`open_tokenizer` on plain values, which cross a process boundary without the config."""
+    """`open_tokenizer` for plain values, which can be sent to another process."""
     kinds = {"bytes": ByteTokenizer, "hf": HFTokenizer, "sentencepiece": SentencePieceTokenizer}
     if kind not in kinds:
         raise DataError(f"tokenizer kind {kind!r} is unknown; valid are: {', '.join(kinds)}")
@@ -82,27 +82,27 @@ def _fingerprint(kind: str, content: bytes, bos_id: int, eos_id: int) -> str:
     return hashlib.sha256(f"{kind}\n{bos_id}\n{eos_id}\n".encode() + content).hexdigest()
 
 
-def _read_file(path: str | None, what: str) -> bytes:
+def _read_file(path: str | None, part: str) -> bytes:
     try:
         return Path(os.path.expanduser(path)).read_bytes()
     except ValueError as error:  # a NUL in the path
-        raise DataError(f"tokenizer {path!r}: {what} cannot be read ({error})") from None
+        raise DataError(f"tokenizer {path!r}: {part} cannot be read ({error})") from None
     except OSError as error:
-        raise DataError(f"tokenizer {path}: {what} cannot be read ({error.strerror})") from None
+        raise DataError(f"tokenizer {path}: {part} cannot be read ({error.strerror})") from None
 
 
 def _id_array(ids: Iterable[int], vocab_size: int) -> np.ndarray:
     ids = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64).reshape(-1)
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
         raise DataError(
-            f"token {ids.min() if ids.min() < 0 else ids.max()} lies outside the tokenizer's "
+            f"token {ids.min() if ids.min() < 0 else ids.max()} is outside the tokenizer's "
             f"vocabulary of {vocab_size}"
         )
     return ids
 
 
 class ByteTokenizer:
-    """UTF-8 bytes are ids 0..255; 256 begins and 257 ends a document."""
+    """Ids 0..255 are the bytes of UTF-8; 256 is BOS and 257 is EOS."""
 
     kind, path = "bytes", None
     vocab_size, bos_id, eos_id, unk_id = 258, 256, 257, None
@@ -122,10 +122,10 @@ class ByteTokenizer:
 
 
 class HFTokenizer:
-    """A Hugging Face `tokenizer.json`, read by the `tokenizers` library alone.
+    """A Hugging Face `tokenizer.json`; needs only the `tokenizers` library.
 
-    Begin and end of a document are the file's own: those that a `tokenizer_config.json` beside it
-    names, else special tokens with well-known names; ids past the vocabulary where it has none.
+    BOS and EOS are the tokens named by a `tokenizer_config.json` beside the file, else special
+    tokens with well-known names, else new ids after the vocabulary.
     """
 
     kind = "hf"
@@ -137,9 +137,9 @@ class HFTokenizer:
             self._tokenizer = module.Tokenizer.from_str(content.decode("utf-8"))
             self._json = json.loads(content)
         except Exception as error:  # the library raises bare Exception
-            raise DataError(f"tokenizer {path}: no valid tokenizer.json ({error})") from None
+            raise DataError(f"tokenizer {path}: not a valid tokenizer.json ({error})") from None
         self.path = str(path)
-        # The file may ask for cut or padded output, and text may spell a special token.
+        # The file may configure truncation or padding, and text may contain a special token's name.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -153,13 +153,13 @@ class HFTokenizer:
         self._file_vocab = 1 + max(ids, default=-1)
         self.vocab_size = self._file_vocab
         named = _named_specials(Path(os.path.expanduser(path)).parent / "tokenizer_config.json")
-        self.bos_id = self._role("bos_token", named, special, _BOS_NAMES)
-        self.eos_id = self._role("eos_token", named, special, _EOS_NAMES)
+        self.bos_id = self._special_id("bos_token", named, special, _BOS_NAMES)
+        self.eos_id = self._special_id("eos_token", named, special, _EOS_NAMES)
         unk = (self._json.get("model") or {}).get("unk_token")
         self.unk_id = self._tokenizer.token_to_id(unk) if isinstance(unk, str) else None
         self.fingerprint = _fingerprint("hf", content, self.bos_id, self.eos_id)
 
-    def _role(self, role: str, named: dict, special: dict[str, int], known: list[str]) -> int:
+    def _special_id(self, role: str, named: dict, special: dict[str, int], known: list[str]) -> int:
         if name := named.get(role):
             index = self._tokenizer.token_to_id(name)
             if index is None:
@@ -177,7 +177,7 @@ class HFTokenizer:
         return self.vocab_size - 1
 
     def encode(self, text: str) -> np.ndarray:
-        # "fast" leaves out the character offsets, which cost a fifth of the time.
+        # The "fast" variant omits character offsets, which take a fifth of the time.
         encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         return np.asarray(encoded[0].ids, dtype=np.int32)
 
@@ -197,7 +197,7 @@ class HFTokenizer:
             if index in added:
                 sizes[index] = len(added[index].encode("utf-8"))
             elif self._byte_level:
-                sizes[index] = len(token)  # the byte-level alphabet: one character is one byte
+                sizes[index] = len(token)  # in the byte-level alphabet one character is one byte
             else:
                 sizes[index] = _piece_bytes(token)
         sizes[sorted(self._special)] = 0
@@ -205,7 +205,7 @@ class HFTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model; begin and end of a document are its own, else ids past its pieces."""
+    """A SentencePiece model; BOS and EOS are its own, else new ids after its pieces."""
 
     kind = "sentencepiece"
 
@@ -217,9 +217,11 @@ class SentencePieceTokenizer:
             self._processor.LoadFromSerializedProto(content)
             self._pieces = self._processor.get_piece_size()
         except (RuntimeError, OSError, TypeError) as error:
-            raise DataError(f"tokenizer {path}: no valid SentencePiece model ({error})") from None
+            raise DataError(
+                f"tokenizer {path}: not a valid SentencePiece model ({error})"
+            ) from None
         if not self._pieces:
-            raise DataError(f"tokenizer {path}: no valid SentencePiece model (it has no piece)")
+            raise DataError(f"tokenizer {path}: not a valid SentencePiece model (it has no pieces)")
         self.path = str(path)
         self.vocab_size = self._pieces
         self.bos_id = self._own_or_new(self._processor.bos_id())
@@ -254,14 +256,14 @@ class SentencePieceTokenizer:
 
 
 def _piece_bytes(piece: str) -> int:
-    """UTF-8 bytes of a SentencePiece-style piece: "▁" is a space, "<0x0A>" one byte."""
+    """The number of UTF-8 bytes of a SentencePiece piece: "▁" is a space, "<0x0A>" is one byte."""
     if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
         return 1
     return len(piece.replace("▁", " ").encode("utf-8"))
 
 
 def _named_specials(path: Path) -> dict[str, str]:
-    """bos_token and eos_token of a `tokenizer_config.json`, {} where there is no such file."""
+    """bos_token and eos_token of a `tokenizer_config.json`; {} if there is no such file."""
     if not path.is_file():
         return {}
     try:
@@ -278,19 +280,19 @@ def _named_specials(path: Path) -> dict[str, str]:
 
 
 def train_bpe(documents: Iterable[str], vocab_size: int, path: str | Path) -> HFTokenizer:
-    """Trains a byte-level BPE and writes it as a `tokenizer.json`; the same input, the same file.
+    """Trains a byte-level BPE and writes it as a `tokenizer.json`; training is deterministic.
 
     Args:
-      documents: texts (or `Document`s), read once, as a stream.
-      vocab_size: ids in all: 256 bytes, <|bos|>, <|eos|> and vocab_size - 258 merges.
+      documents: texts (or `Document`s), read once as a stream.
+      vocab_size: total number of ids: 256 bytes, <|bos|>, <|eos|> and vocab_size - 258 merges.
       path: the file to write; it must not exist.
 
     Returns:
       The tokenizer, opened from the file.
 
     Raises:
-      DataError: if `vocab_size` is below 258 or above 2^24, the file exists, there is no document, or the text
-        is too short for that many merges.
+      DataError: if `vocab_size` is below 258 or above 2^24, the file exists, there is no document,
+        or the text is too short for that many merges.
     """
     module = require_module("tokenizers", "hf", "training a BPE")
     path = Path(os.path.expanduser(path))
@@ -299,7 +301,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int, path: str | Path) -> HF
     if vocab_size > _MAX_VOCAB:
         raise DataError(f"vocab_size is {vocab_size}; it must be at most {_MAX_VOCAB} (2^24)")
     if path.exists():
-        raise DataError(f"{path} exists; name another file for the tokenizer")
+        raise DataError(f"{path} exists; choose another file for the tokenizer")
     tokenizer = module.Tokenizer(module.models.BPE())
     tokenizer.pre_tokenizer = module.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = module.decoders.ByteLevel()
@@ -323,7 +325,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int, path: str | Path) -> HF
     if (size := tokenizer.get_vocab_size()) < vocab_size:
         raise DataError(
             f"{path}: the text yields a vocabulary of {size}, not {vocab_size}; "
-            f"ask for {size} or give more text"
+            f"use a vocab_size of {size} or more text"
         )
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs and state by layer."""
+"""The cost of a model: parameters, FLOPs and state by layer."""
 
 import dataclasses
 import math
@@ -16,12 +16,12 @@ class LayerCost:
 
     Attributes:
       name: the mixer's name in the config, or "embedding" / "head".
-      mechanism: the mixer in a few words.
-      parameters: in this layer, its norms and feed-forward included.
-      flops_per_token: of the forward pass; a multiply-add counts 2, causal halves are counted as
-        halves, windows as windows.
-      state_bytes: per sequence after each of `STATE_LENGTHS` tokens, bfloat16 caches.
-      active: parameters that one token uses; None is all.
+      mechanism: a short description of the mixer.
+      parameters: of this layer, including its norms and feed-forward.
+      flops_per_token: of the forward pass; a multiply-add counts 2, and masked-out pairs of causal
+        or windowed attention do not count.
+      state_bytes: cache of one sequence after each of `STATE_LENGTHS` tokens, in bfloat16.
+      active: parameters that one token uses; None means all.
     """
 
     name: str
@@ -33,7 +33,7 @@ class LayerCost:
 
 
 def layer_table(model: Model, seq_len: int) -> list[LayerCost]:
-    """The cost of every layer, bottom to top, embedding and head at the ends."""
+    """The costs of the embedding, of each layer from bottom to top, and of the head."""
     config = model.config
     embedding = math.prod(model.abstract["embedding"].shape)
     rows = [LayerCost("embedding", "token embedding", embedding, 0.0, (0,) * len(STATE_LENGTHS))]
@@ -61,15 +61,15 @@ def layer_table(model: Model, seq_len: int) -> list[LayerCost]:
 
 
 def train_flops_per_token(model: Model, seq_len: int) -> float:
-    """FLOPs of forward and backward: 3 times the forward's; recomputation is not counted."""
+    """FLOPs of forward and backward pass: 3 times the forward pass, without recomputation."""
     return 3 * sum(row.flops_per_token for row in layer_table(model, seq_len))
 
 
 def with_vocab(config: ModelConfig, tokenizer_size: int, multiple: int = 64) -> ModelConfig:
-    """`config` with its vocabulary size: the tokenizer's, rounded up to a multiple, if None.
+    """Sets a vocabulary size of None to the tokenizer's, rounded up to a multiple of `multiple`.
 
     Raises:
-      ConfigError: where a given size is smaller than the tokenizer's.
+      ConfigError: if the config's vocabulary is smaller than the tokenizer's.
     """
     if config.vocab_size is None:
         size = -(-tokenizer_size // multiple) * multiple

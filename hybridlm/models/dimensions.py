@@ -1,6 +1,7 @@
 """The letters that names of arrays in `hybridlm.models` end in, one a dimension.
 
-`q_BTHK` has the shape (B, T, H, K), `lost_BT1` a last dimension of 1.
+`q_BTHK` has the shape (B, T, H, K), `lost_BT1` a last dimension of 1. The letters of operations'
+arguments are those of `kernels_pallas.dimensions`; these are theirs and the models' own.
 
     B  sequences of a batch
     T  tokens of a sequence
@@ -12,8 +13,7 @@ Mixers:
     H  query heads, or the heads of a recurrence
     G  key/value heads; of Mamba-2, groups
     K  size of a query or key head
-    I  inner width: all heads of a mixer side by side
-    W  recurrent width: channels of RG-LRU's recurrence
+    I  inner width: all heads of a mixer side by side, or the channels of RG-LRU's recurrence
     F  frequencies of RoPE
     S  capacity of a token cache: its entries, one a token
     M  memory slots of a head

@@ -182,8 +182,9 @@ class HybridLM(nnx.Module):
 
         Args:
           x_BTD: what `embed` gives.
-          look: (index, block, x_BTD, y_BTD) -> any pytree, of what enters and leaves the block. It
-            is called once for each layer of the repeating unit, `index` being its lowest copy's.
+          look: (index, block, x_BTD, y_BTD, context) -> any pytree, of what enters and leaves the
+            block, and the context that the block read. It is called once for each layer of the
+            repeating unit, `index` being its lowest copy's.
 
         Returns:
           The residual stream before the final norm, and `look`'s results of all layers, bottom to
@@ -192,7 +193,7 @@ class HybridLM(nnx.Module):
 
         def apply(block, index, x_BTD, context, carry, given):
             y_BTD = block(x_BTD, context)
-            return y_BTD, carry, look(index, block, x_BTD, y_BTD)
+            return y_BTD, carry, look(index, block, x_BTD, y_BTD, context)
 
         x_BTD, _, found = self.through(apply, x_BTD, context)
         return x_BTD, stacks.by_layer(found, self.config.layout)

@@ -1,8 +1,8 @@
-"""Next-token cross entropy without the full logits: the head is applied a slice of time at a time.
+"""Next-token cross-entropy without the full logits: the head is applied to slices of time.
 
-The gradient with respect to logits is softmax - onehot, known as soon as a slice's logits are;
-`summed_cross_entropy` therefore forms the gradients of hidden states and head in the forward
-pass and keeps only those. Neither pass ever holds more than one slice of logits.
+The gradient with respect to logits is softmax - onehot, which needs only the logits
+of a slice. `summed_cross_entropy` therefore computes the gradients of hidden states and head in the
+forward pass and stores only those. Neither pass holds more than one slice of logits in memory.
 """
 
 import functools
@@ -27,7 +27,7 @@ class LossSettings(NamedTuple):
 
 
 def loss_settings(config: ModelConfig) -> LossSettings:
-    """The part of the model's settings that the loss reads."""
+    """The loss settings of a model config."""
     return LossSettings(config.logit_soft_cap, config.z_loss)
 
 
@@ -43,7 +43,8 @@ def summed_cross_entropy(
     Args:
       hidden_BTD: output of the final norm, any float dtype.
       head_DV: float32 head kernel; multiplied in hidden's dtype, accumulated in float32.
-      targets_BT: int32. weights_BT: float32, 0 for what is not to be predicted.
+      targets_BT: int32.
+      weights_BT: float32, 0 for targets that do not count.
 
     Returns:
       (total, nll): float32 scalars in nats. Only `total` has a gradient, with respect to
@@ -59,7 +60,7 @@ def token_nll(
     targets_BT: jax.Array,
     settings: LossSettings = LossSettings(),
 ) -> jax.Array:
-    """The negative log-likelihood of each target, (B, T) float32 nats; a slice at a time."""
+    """The negative log-likelihood of each target, (B, T) float32 nats; computed slice by slice."""
     return _nll_by_shard(hidden_BTD, head_DV, targets_BT, settings=settings)
 
 
@@ -117,7 +118,7 @@ def _forward(settings, hidden_BTD, head_DV, targets_BT, weights_BT):
 
 def _backward(settings, gradients, cotangents):
     del settings
-    d_total, _ = cotangents  # nll is a report, not an objective
+    d_total, _ = cotangents  # nll is reported, not optimised
     d_hidden_BTD, d_head_DV = gradients
     scaled = (d_total.astype(d_hidden_BTD.dtype) * d_hidden_BTD, d_total * d_head_DV)
     return *scaled, None, None
@@ -162,8 +163,8 @@ def _nll(hidden_BTD, head_DV, targets_BT, *, settings):
     return _nll_and_normalizer(settings, hidden_BTD, head_DV, targets_BT)[0]
 
 
-# Each device goes through its own tokens: left to itself XLA would gather the head, and add up its
-# gradient over all devices, at every slice. The vocabulary stays split over `tensor` as it is.
+# Each device processes its own tokens. Otherwise XLA would gather the head, and sum its gradient
+# over all devices, in every slice. The vocabulary stays split over `tensor`.
 _TOKENS = dict(hidden_BTD="BT-", head_DV="--", targets_BT="BT", weights_BT="BT")
 _sums_by_shard = per_shard(_sums, None, _TOKENS, ("N", "N"), each_token=True)
 _nll_by_shard = per_shard(_nll, None, _TOKENS, ("BT",), each_token=True)

@@ -1,4 +1,4 @@
-"""Rotary position embedding, whole or partial (arXiv 2104.09864), and logits that grow with it."""
+"""Rotary position embedding, full or partial (arXiv 2104.09864), and logit scaling by position."""
 
 import dataclasses
 import math
@@ -17,15 +17,15 @@ from hybridlm.settings.reader import require
 class YarnConfig:
     """YaRN (arXiv 2309.00071): a model trained on `length` tokens reads `factor` times as many.
 
-    Dimensions that turn more than `fast` times within `length` stay as they are, those that turn
-    less than `slow` times are slowed down by `factor`, and between the two there is a ramp. Queries
-    and keys are multiplied by 0.1 ln(factor) + 1 each.
+    Dimensions that rotate more than `fast` times within `length` keep their frequency; for those
+    that rotate less than `slow` times it is divided by `factor`, with a linear ramp in between.
+    Queries and keys are each multiplied by 0.1 ln(factor) + 1.
 
     Attributes:
-      factor: the new context length over that of training (the paper's s).
+      factor: the new context length divided by that of training (the paper's s).
       length: context length of training, in tokens.
-      fast: turns within `length` above which a frequency is kept (the paper's beta).
-      slow: turns within `length` below which a frequency is divided by `factor` (the paper's
+      fast: rotations within `length` above which a frequency is kept (the paper's beta).
+      slow: rotations within `length` below which a frequency is divided by `factor` (the paper's
         alpha); smaller than `fast`.
     """
 
@@ -39,31 +39,31 @@ class YarnConfig:
 
     @property
     def magnitude(self) -> float:
-        """What rotated queries and keys are multiplied by."""
+        """The factor on rotated queries and keys."""
         return 0.1 * math.log(self.factor) + 1
 
-    def slowed(self, theta: float, rotated: int) -> np.ndarray:
-        """(rotated / 2,) float64, what each frequency theta^(-2i / rotated) is multiplied by."""
+    def frequency_factors(self, theta: float, rotated: int) -> np.ndarray:
+        """The factors on the frequencies theta^(-2i / rotated), (rotated / 2,) float64."""
 
         def dimension(turns: float) -> float:
-            """The i at which a frequency turns so often within `length` tokens."""
+            """The i whose frequency makes `turns` rotations within `length` tokens."""
             return rotated * math.log(self.length / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
         first = max(math.floor(dimension(self.fast)), 0)
         last = min(math.ceil(dimension(self.slow)), rotated - 1)
         index = np.arange(rotated // 2)
-        share = np.clip((index - first) / max(last - first, 0.001), 0, 1)  # slowed altogether: 1
-        return (1 - share) + share / self.factor
+        ramp = np.clip((index - first) / max(last - first, 0.001), 0, 1)  # 0: kept, 1: divided
+        return (1 - ramp) + ramp / self.factor
 
 
 @settings
 class RopeConfig:
-    """RoPE's settings.
+    """Settings of RoPE.
 
     Attributes:
       theta: base of the wavelengths 2 pi theta^(2i / rotated size).
-      fraction: share of each head that is rotated, from its first dimension on.
-      yarn: YaRN's settings for contexts longer than those of training, or None.
+      fraction: share of each head's dimensions that is rotated, from the first dimension.
+      yarn: settings of YaRN for contexts longer than in training, or None.
     """
 
     theta: PositiveFloat = 10_000.0
@@ -78,12 +78,12 @@ class RopeConfig:
         )
 
     def rotated(self, head_dim: int) -> int:
-        """How many dimensions of a head are rotated."""
+        """The number of rotated dimensions of a head."""
         return round(head_dim * self.fraction)
 
 
 def check_rope(rope: RopeConfig | None, head_dim: int) -> None:
-    """Raises `Invalid`, naming "rope", unless it rotates pairs of a head's dimensions."""
+    """Raises `Invalid` for field "rope" unless an even number of dimensions is rotated."""
     rotated = 2 if rope is None else rope.rotated(head_dim)
     require(
         rotated >= 2 and rotated % 2 == 0,
@@ -93,20 +93,21 @@ def check_rope(rope: RopeConfig | None, head_dim: int) -> None:
 
 
 class Rope:
-    """Rotates pairs (x_i, x_{i + R/2}) of the first R dimensions of each head by its position."""
+    """Rotates the pairs (x_i, x_{i + R/2}) of each head's first R dimensions by the position."""
 
     def __init__(self, config: RopeConfig, head_dim: int):
         self.config = config
         self.rotated = config.rotated(head_dim)
 
     def __call__(self, x_BTHK: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """x of any float dtype, positions int32; angles are computed in float32."""
+        """x has any float dtype, positions int32; angles are computed in float32."""
         half = self.rotated // 2
         exponents = jnp.arange(half, dtype=jnp.float32) / half
         frequencies = jnp.power(jnp.float32(self.config.theta), -exponents)
         yarn, magnitude = self.config.yarn, 1.0
         if yarn is not None:
-            frequencies *= yarn.slowed(self.config.theta, self.rotated).astype(np.float32)
+            factors = yarn.frequency_factors(self.config.theta, self.rotated)
+            frequencies *= factors.astype(np.float32)
             magnitude = yarn.magnitude
         angles_BT1F = positions_BT[:, :, None, None] * frequencies[None, None, None, :]
         cos, sin = (
@@ -133,11 +134,11 @@ def no_rope(x_BTHK: jax.Array, positions_BT: jax.Array) -> jax.Array:
 
 
 def halves_from_pairs(rotated: int) -> np.ndarray:
-    """Where each rotated dimension stands in a model that rotates neighbours (x_2i, x_2i+1).
+    """The permutation from a model that rotates neighbours (x_2i, x_2i+1) to this layout.
 
-    `kernel[..., halves_from_pairs(R)]`, applied to the R rotated dimensions of the queries' and of
-    the keys' projections, turns such a model's weights (Llama 4, DeepSeek) into this one's: both
-    are permuted alike, so every logit stays what it was.
+    `kernel[..., halves_from_pairs(R)]`, applied to the R rotated dimensions of the query and key
+    projections, converts the weights of such a model (Llama 4, DeepSeek). Queries and keys are
+    permuted in the same way, so the logits do not change.
     """
     return np.concatenate([np.arange(0, rotated, 2), np.arange(1, rotated, 2)])
 
@@ -146,15 +147,15 @@ def halves_from_pairs(rotated: int) -> np.ndarray:
 class TemperatureConfig:
     """A factor on the logits that grows with the query's position p.
 
-    1 + strength log(1 + p / scale). With strength 1 / log(scale) that is log_scale(scale + p), as
-    SWAN-GPT (arXiv 2504.08719) and HyPE (arXiv 2601.22156) use it on NoPE layers beyond the length
-    of training. It has no parameters and may be set for evaluation alone.
+    The factor is 1 + strength log(1 + p / scale). With strength 1 / log(scale) it equals
+    log_scale(scale + p), which SWAN-GPT (arXiv 2504.08719) and HyPE (arXiv 2601.22156) use on NoPE
+    layers beyond the training length. It has no parameters and can be set only for evaluation.
 
     Attributes:
-      scale: positions over which the factor changes little.
-      strength: weight of the logarithm; None is 1 / log(scale).
-      steps: count whole multiples of `scale`, the first token being 1: floor((p + 1) / scale), with
-        strength 0.1 and scale 8192 the rule of Llama 4's NoPE layers.
+      scale: number of positions over which the factor changes little.
+      strength: weight of the logarithm; None means 1 / log(scale).
+      steps: replace p / scale by floor((p + 1) / scale); with strength 0.1 and scale 8192 this is
+        the rule of Llama 4's NoPE layers.
     """
 
     scale: Annotated[float, Above(1)]
@@ -164,12 +165,12 @@ class TemperatureConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Temperature:
-    """Multiplies each query by its position's factor."""
+    """Multiplies each query by the factor of its position."""
 
     config: TemperatureConfig
 
     def __call__(self, q_BTHK: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """q of any float dtype, positions int32; the factor is at least float32."""
+        """q has any float dtype, positions int32; the factor is at least float32."""
         scale, strength = self.config.scale, self.config.strength or 1 / math.log(self.config.scale)
         positions_BT = positions_BT.astype(jnp.promote_types(q_BTHK.dtype, jnp.float32))
         spans_BT = positions_BT / scale
@@ -180,6 +181,6 @@ class Temperature:
 
 
 def no_temperature(q_BTHK: jax.Array, positions_BT: jax.Array) -> jax.Array:
-    """Logits that do not depend on the position."""
+    """Leaves logits independent of the position."""
     del positions_BT
     return q_BTHK

@@ -1,4 +1,4 @@
-"""Jitted functions of a model, built once for each."""
+"""Jitted functions of a model, built once per model."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from hybridlm.models.params import Model
 def per_model(build: Callable[..., Any]) -> Callable[..., Any]:
     """Caches `build(model, dtype, *settings)` by the identity of the model.
 
-    A `Model` is not hashable, and a jitted function that is made anew is compiled anew.
+    A `Model` is not hashable, and a new jitted function would be compiled again.
     """
 
     @functools.lru_cache(maxsize=32)
@@ -28,7 +28,7 @@ def per_model(build: Callable[..., Any]) -> Callable[..., Any]:
 
 class _Identity:
     def __init__(self, model: Model):
-        self.model = model  # held, so that its id stays its own
+        self.model = model  # the reference keeps the id unique
 
     def __hash__(self) -> int:
         return id(self.model)

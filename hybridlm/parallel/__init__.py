@@ -1,1 +1,1 @@
-"""Meshes and the rules that place arrays on them."""
+"""Device meshes, the sharding of arrays over them, and runs on several hosts."""

@@ -1,4 +1,4 @@
-"""The one table from logical axes to mesh axes, and the mesh in force."""
+"""The table that maps logical axes to mesh axes, and the active mesh."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor", "context")
 
-# Logical axis of an array dimension -> mesh axes it is split over. What is not named is whole.
+# Logical axis of an array dimension -> mesh axes that it is split over. Other axes are not split.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "time": ("context",),
@@ -24,8 +24,8 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
     return PartitionSpec(*(RULES.get(name) if name else None for name in axes))
 
 
-def mesh_in_force() -> Mapping[str, int] | None:
-    """Devices along `AXES`; None without a mesh of several, and inside `shard_map`."""
+def active_mesh_shape() -> Mapping[str, int] | None:
+    """Devices along `AXES`; None without a mesh of several devices, and inside `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.axis_names != AXES or mesh.size == 1 or set(mesh.axis_types) != {AxisType.Auto}:
         return None
@@ -33,11 +33,11 @@ def mesh_in_force() -> Mapping[str, int] | None:
 
 
 def split_over_batch(x_BTD: jax.Array) -> jax.Array:
-    """`x_BTD` held split over the batch (and time) by the mesh in force.
+    """Constrains `x_BTD` to be split over batch and time on the active mesh.
 
-    Left alone XLA keeps the parameters split where they are and gathers activations of the whole
-    batch; held so, it gathers a layer's parameters when they are needed, which is what FSDP means.
+    Without the constraint XLA leaves the parameters split and gathers the activations of the whole
+    batch. With it XLA gathers the parameters of each layer before use, as FSDP requires.
     """
-    if mesh_in_force() is None:
+    if active_mesh_shape() is None:
         return x_BTD
     return jax.lax.with_sharding_constraint(x_BTD, spec(("batch", "time", None)))

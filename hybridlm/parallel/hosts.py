@@ -1,8 +1,8 @@
-"""Many hosts: one process each, that find each other, do the same steps, and agree when to stop.
+"""Runs on several hosts: connecting them, loading each host's rows, and stopping all at one step.
 
-Every process runs the same program on its share of the devices. What only one may do (write the
-workdir, tokenize, print) the first one does; `together` and `in_turn` keep the others from waiting
-for a host that has already failed.
+Each host is one process that runs the same program on its own devices. Only the first host (process
+0) writes the workdir, tokenizes and prints. `fail_together` and `in_turn` stop all hosts if one
+fails, so that no host waits for a failed one.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from hybridlm.errors import TRY_AGAIN, RunError, UserError
 
 CLUSTERS = ("auto", "none", "slurm", "ompi", "tpu")
-HEARTBEAT_SECONDS = 30  # a host that is silent for so long counts as lost
+HEARTBEAT_SECONDS = 30  # a host without heartbeat for this long is considered lost
 
 
 class Address(NamedTuple):
-    """Where the hosts meet, how many there are, and which one this is."""
+    """HOST:PORT of the coordinator (process 0), the number of hosts, and the index of this one."""
 
     coordinator: str
     count: int
@@ -34,16 +34,16 @@ class Address(NamedTuple):
 
 
 def address(coordinator: str | None, count: int | None, index: int | None) -> Address | None:
-    """An address given by hand, None where nothing was given.
+    """The address of the command-line options; None if no option is given.
 
     Raises:
-      UserError: where it is incomplete or means nothing.
+      UserError: if the options are incomplete or invalid.
     """
     given = (coordinator, count, index)
     if given == (None, None, None):
         return None
     if None in given:
-        raise UserError("--coordinator, --num_processes and --process_id are given together")
+        raise UserError("--coordinator, --num_processes and --process_id must be given together")
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"--coordinator must be HOST:PORT of process 0, not {coordinator!r}")
@@ -54,8 +54,8 @@ def address(coordinator: str | None, count: int | None, index: int | None) -> Ad
     return Address(coordinator, count, index)
 
 
-def find(environment: Mapping[str, str]) -> str | None:
-    """The cluster whose launcher started this process as one of several, by its variables.
+def detect_cluster(environment: Mapping[str, str]) -> str | None:
+    """The launcher that started this process as one of several, detected by its variables.
 
     "slurm" (srun), "ompi" (mpirun of Open MPI), "tpu" (a Cloud TPU worker, GKE or TPU VM) or None.
     """
@@ -73,14 +73,14 @@ def find(environment: Mapping[str, str]) -> str | None:
 
 
 def start(where: Address | None, cluster: str, environment: Mapping[str, str]) -> None:
-    """Joins the other hosts, before any device is touched; returns at once where there are none.
+    """Connects this host to the others; call it before JAX uses a device. No-op on a single host.
 
     Args:
-      where: given by hand, or None to ask the launcher's variables in `environment`.
-      cluster: one of `CLUSTERS`; "auto" is what `find` finds.
+      where: the address, or None to read the launcher's variables in `environment`.
+      cluster: one of `CLUSTERS`; "auto" uses `detect_cluster`.
 
     Raises:
-      UserError: for an unknown cluster, or where the hosts do not meet.
+      UserError: if the cluster is unknown or the hosts cannot connect.
     """
     if cluster not in CLUSTERS:
         raise UserError(f"--cluster must be one of {', '.join(CLUSTERS)}, not {cluster!r}")
@@ -89,35 +89,38 @@ def start(where: Address | None, cluster: str, environment: Mapping[str, str]) -
         options = dict(zip(("coordinator_address", "num_processes", "process_id"), where))
         options["cluster_detection_method"] = "deactivate"
     else:
-        found = find(environment) if cluster == "auto" else cluster
-        if found in (None, "none"):
+        cluster = detect_cluster(environment) if cluster == "auto" else cluster
+        if cluster in (None, "none"):
             return
-        if found in ("slurm", "ompi"):
-            options["cluster_detection_method"] = found
+        if cluster in ("slurm", "ompi"):
+            options["cluster_detection_method"] = cluster
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **options)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"the hosts of this run did not meet: {reason}") from error
+        raise UserError(f"the hosts of this run could not connect: {reason}") from error
 
 
-def leave() -> None:
-    """Says goodbye to the others, once all have come this far; what follows is this host's own."""
+def disconnect() -> None:
+    """Disconnects the hosts once all have called this; afterwards each runs independently."""
     if jax.process_count() > 1:
         jax.distributed.shutdown()
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Whether this is the first host, the one that writes and prints."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
-def together(what: str) -> Iterator[None]:
-    """A part of the work that all hosts do: where one fails with a UserError, all end.
+def fail_together(doing: str) -> Iterator[None]:
+    """Context of work that all hosts do: if it raises a UserError on one host, all hosts raise.
+
+    Args:
+      doing: the work, for the error.
 
     Raises:
-      RunError: on the hosts that did not fail themselves, naming the first that did.
+      RunError: on the hosts where the work succeeded; names the first host where it failed.
     """
     if jax.process_count() == 1:
         yield
@@ -131,24 +134,29 @@ def together(what: str) -> Iterator[None]:
     if failure is not None:
         raise failure
     if np.any(failed):
-        raise RunError(f"{what} failed on host {int(np.argmax(failed))}: its messages say why")
+        raise RunError(
+            f"{doing} failed on host {int(np.argmax(failed))}: see the messages of that host"
+        )
 
 
-def in_turn[T](what: str, work: Callable[[], T]) -> T:
-    """What `work` returns, done by the first host alone and then by the others."""
-    with together(what):
+def in_turn[T](doing: str, work: Callable[[], T]) -> T:
+    """Calls `work` on the first host, then on the others, and returns its result."""
+    with fail_together(doing):
         if is_first():
             result = work()
-    with together(what):
+    with fail_together(doing):
         if not is_first():
             result = work()
     return result
 
 
 class Rows(NamedTuple):
-    """The part of a global batch (accumulate, rows, time) that this host's devices hold.
+    """The rows of a global batch (accumulate, rows, time) that this host's devices hold.
 
-    indices: rows of the whole batch, in the order in which this host loads them.
+    Attributes:
+      sharding: of the global batch.
+      shape: of the global batch.
+      indices: this host's rows of the global batch, in the order in which it loads them.
     """
 
     sharding: Sharding
@@ -164,63 +172,77 @@ class Rows(NamedTuple):
         return cls(sharding, tuple(shape), indices)
 
     def arrays(self, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The global arrays of which each of `local` (len(indices), time) is this host's rows."""
-        if jax.process_count() == 1:  # at once, which spares most of the time
-            whole = {name: rows.reshape(self.shape) for name, rows in local.items()}
-            return jax.device_put(whole, self.sharding)
+        """The global arrays; each of `local` (len(indices), time) has this host's rows of one."""
+        if jax.process_count() == 1:  # one device_put for all arrays is much faster
+            batch = {name: rows.reshape(self.shape) for name, rows in local.items()}
+            return jax.device_put(batch, self.sharding)
         return {name: self._array(rows) for name, rows in local.items()}
 
     def _array(self, local: np.ndarray) -> jax.Array:
         parts, rows, time = self.shape
         local = local.reshape(parts, -1, time)
-        place = {row: i for i, row in enumerate(self.indices[: local.shape[1]])}
+        position = {row: i for i, row in enumerate(self.indices[: local.shape[1]])}
 
-        def piece(index: tuple[slice, ...]) -> np.ndarray:
-            held = [place[row] for row in range(rows)[index[1]]]
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            held = [position[row] for row in range(rows)[index[1]]]
             return local[index[0], held[0] : held[-1] + 1, index[2]]
 
-        return jax.make_array_from_callback(self.shape, self.sharding, piece)
+        return jax.make_array_from_callback(self.shape, self.sharding, shard)
 
 
-def whole(value: np.ndarray, sharding: Sharding) -> jax.Array:
-    """A global array of which every host has all of `value`."""
+def global_array(value: np.ndarray, sharding: Sharding) -> jax.Array:
+    """The global array `value`, sharded; every host must pass the same complete `value`."""
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-class Vote:
-    """Whether any host wants to stop: the same answer on all of them, after the same step.
+class StopAgreement:
+    """Agreement of all hosts to stop after the same step.
 
-    Hands are counted on the devices behind the step that was just begun, and read with the step
-    before it, so that nobody waits.
+    The devices compute whether any host requested a stop after the training step that was just
+    dispatched. The result is read one step later, so that no host waits for it.
     """
 
     def __init__(self, mesh: Mesh):
         self._each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
-        self._counted: jax.Array | None = None
+        self._requested: jax.Array | None = None
 
-    def stop(self, raised: bool) -> bool:
-        """Raises or keeps down this host's hand; tells whether one was up at the step before."""
+    def should_stop(self, requested: bool) -> bool:
+        """Whether to stop now.
+
+        Args:
+          requested: whether this host requests a stop.
+
+        Returns:
+          On one host `requested`; on several whether any host requested a stop at the last call.
+        """
         if jax.process_count() == 1:
-            return raised
-        before = self._counted
-        hands = np.full(self._each.mesh.size, raised)
-        self._counted = self._any(whole(hands, self._each))
-        return before is not None and bool(before)
+            return requested
+        previous = self._requested
+        requests = np.full(self._each.mesh.size, requested)
+        self._requested = self._any(global_array(requests, self._each))
+        return previous is not None and bool(previous)
 
 
-def end(error: Exception, doing: str) -> NoReturn:
-    """Ends this process at once, saying why: others that wait for it, or that it would wait for on
-    its way out, may be gone. They notice within `HEARTBEAT_SECONDS`."""
+def exit_process(error: Exception, doing: str) -> NoReturn:
+    """Prints the error and exits at once.
+
+    A normal exit would wait for the other hosts, which may be lost. They detect the exit of this
+    host within `HEARTBEAT_SECONDS`.
+
+    Args:
+      error: what failed.
+      doing: the work that failed, for the message.
+    """
     if isinstance(error, UserError):
         message, code = str(error), error.exit_code
     else:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         code = TRY_AGAIN
         message = (
-            f"{doing} failed on host {jax.process_index()} of {jax.process_count()}, as it does when"
-            f" another host has ended or cannot be reached ({reason}); start the same command again"
-            " on all hosts to go on from the newest checkpoint"
+            f"{doing} failed on host {jax.process_index()} of {jax.process_count()}; a likely cause is"
+            f" that another host has exited or cannot be reached ({reason}); start the same command"
+            " again on all hosts to continue from the newest checkpoint"
         )
     print(f"hybridlm: {message}", file=sys.stderr, flush=True)
     os._exit(code)

@@ -1,4 +1,4 @@
-"""The device mesh, and where it puts parameters and batches."""
+"""The device mesh, and the shardings of parameters and batches."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,36 +15,34 @@ from hybridlm.parallel.settings import MeshConfig
 
 
 def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, ...]:
-    """Devices along `AXES`, -1 filled in.
+    """Devices along `AXES`, with -1 replaced.
 
     Raises:
-      ConfigError: where the axes do not multiply to the number of devices.
+      ConfigError: if the product of the axes is not the number of devices.
     """
     sizes = {name: getattr(config, name) for name in AXES}
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if device_count % fixed:
-        raise ConfigError(
-            f"mesh asks for a multiple of {fixed} devices, and there are {device_count}"
-        )
+        raise ConfigError(f"mesh needs a multiple of {fixed} devices, but there are {device_count}")
     free = device_count // fixed
     shape = tuple(free if size == -1 else size for size in sizes.values())
     if math.prod(shape) != device_count:
         text = " x ".join(f"{n} {s}" for n, s in zip(AXES, shape))
         raise ConfigError(
-            f"mesh {text} has {math.prod(shape)} devices, and there are {device_count}: set one"
-            " axis to -1 to take all"
+            f"mesh {text} has {math.prod(shape)} devices, but there are {device_count}: set one"
+            " axis to -1 to use all"
         )
     return shape
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices (or `devices`), its axes `AXES`, sharding decided by XLA.
+    """The mesh with axes `AXES` over all devices (or `devices`); XLA decides on the sharding.
 
-    Several slices of TPUs are laid along `data`: between them only gradients pass.
+    TPU slices are placed along `data`, so that only gradients are sent from slice to slice.
 
     Raises:
-      ConfigError: where the axes do not multiply to the number of devices, or `data` does not
-        divide over the slices.
+      ConfigError: if the product of the axes is not the number of devices, or the number of slices
+        does not divide `data`.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(config, len(devices))
@@ -52,62 +50,62 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     data, *others = shape
     if data % len(slices):
         raise ConfigError(
-            f"mesh.data {data} does not divide over the {len(slices)} slices that there are, and"
-            f" nothing else may reach from one to another: use a multiple of {len(slices)}"
+            f"mesh.data {data} does not divide over the {len(slices)} slices; only the data axis may"
+            f" span slices: use a multiple of {len(slices)}"
         )
     grids = [_grid(of_slice, (data // len(slices), *others)) for of_slice in slices]
     return Mesh(np.concatenate(grids), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _by_slice(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
-    """The devices of each slice of TPUs; all of them elsewhere (jax calls a GPU host a slice)."""
+    """The devices of each TPU slice; one group elsewhere (JAX calls a GPU host a slice)."""
     found: dict[int, list[jax.Device]] = {}
     for device in devices:
-        # A described slice that is alone has no index.
+        # A single slice of a topology description has no index.
         index = getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
         found.setdefault(index, []).append(device)
     return [found[index] for index in sorted(found)]
 
 
 def _grid(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
-    """Where neighbours in the mesh are neighbours in the slice's torus, as far as it goes."""
+    """Places neighbours in the mesh next to each other in the slice's torus where possible."""
     if devices[0].platform != "tpu":
         return np.array(devices).reshape(shape)
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
-class Split(NamedTuple):
-    """A number that the mesh splits evenly, or refuses.
+class ShardedSize(NamedTuple):
+    """A setting whose value the mesh must split evenly.
 
     Attributes:
-      key: the setting that holds it, e.g. "data.seq_len".
+      key: the setting, e.g. "data.seq_len".
       size: its value.
-      axis: the logical axis that is split, of `RULES`.
-      parts: how many more equal parts it is cut into beforehand.
-      what: what splits it, in words.
+      axis: the logical axis that is split, a key of `RULES`.
+      split_by: the mesh axes and settings that split it, for the error.
+      parts: equal parts that it is cut into before the mesh splits it.
     """
 
     key: str
     size: int
     axis: str
-    what: str
+    split_by: str
     parts: int = 1
 
 
-def check_divides(splits: Iterable[Split], shape: Sequence[int]) -> None:
-    """Refuses sizes that a mesh of `shape` cannot split evenly, and proposes some that it can.
+def check_divides(sizes: Iterable[ShardedSize], shape: Sequence[int]) -> None:
+    """Checks that a mesh of `shape` splits all sizes evenly.
 
     Raises:
-      ConfigError: naming the first setting that does not divide.
+      ConfigError: names the first setting that does not divide, and the nearest sizes that do.
     """
     devices = dict(zip(AXES, shape))
-    for key, size, axis, what, parts in splits:
+    for key, size, axis, split_by, parts in sizes:
         shards = math.prod(devices[name] for name in RULES[axis]) * parts
         if size % shards:
             below, above = size // shards * shards, -(-size // shards) * shards
             fits = " or ".join(str(s) for s in (below, above) if s)
             raise ConfigError(
-                f"{key} {size} does not divide over {shards} shards ({what}): use {fits}"
+                f"{key} {size} does not divide over {shards} shards ({split_by}): use {fits}"
             )
 
 
@@ -116,10 +114,11 @@ def shardings(mesh: Mesh, abstract: Any, axes: Any) -> Any:
 
     Args:
       mesh: from `make_mesh`.
-      abstract: nested dict of shapes. axes: the same nesting, tuples of logical names.
+      abstract: nested dict of shapes.
+      axes: logical names of the dimensions, tuples in the same nesting.
 
     Raises:
-      ConfigError: for a dimension that its mesh axes do not divide, with the nearest that does.
+      ConfigError: if a dimension does not divide over its mesh axes; names the next that does.
     """
 
     def one(path: Any, shape: jax.ShapeDtypeStruct, names: tuple[str, ...]) -> NamedSharding:
@@ -128,8 +127,8 @@ def shardings(mesh: Mesh, abstract: Any, axes: Any) -> Any:
             if size % ways:
                 raise ConfigError(
                     f"parameter {jax.tree_util.keystr(path, simple=True, separator='/')} has"
-                    f" {size} along {name!r}, which {ways} devices of mesh axis"
-                    f" {'+'.join(RULES[name])} do not divide: use {-(-size // ways) * ways}"
+                    f" size {size} along {name!r}, which does not divide over the {ways} devices of"
+                    f" mesh axis {'+'.join(RULES[name])}: use {-(-size // ways) * ways}"
                 )
         return NamedSharding(mesh, spec(names))
 
@@ -139,15 +138,15 @@ def shardings(mesh: Mesh, abstract: Any, axes: Any) -> Any:
 
 
 def sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
-    """Of an array whose dimensions have these logical names."""
+    """The sharding of an array whose dimensions have these logical names."""
     return NamedSharding(mesh, spec(axes))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of batches (accumulate, batch, time)."""
+    """The sharding of batches (accumulate, batch, time)."""
     return sharding(mesh, (None, "batch", "time"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """The sharding that copies an array to every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -1,10 +1,10 @@
-"""The ops of `kernels_pallas`, each device running them on its own part.
+"""The ops of `kernels_pallas` on a mesh: each device runs them on its own shard.
 
-XLA cannot partition a kernel, and would gather what a scan over split time reads. So under a mesh
-of several devices an op runs inside `jax.shard_map`: rows split as the batch is, heads over
-`tensor`, and time over `context` in the form of `kernels_pallas.context`, whose devices exchange
-halos, states or keys. Without a mesh, inside another `shard_map`, and where rows or time do not
-divide (as one token does not), the op is called as it is.
+XLA cannot partition a kernel, and gathers the inputs of a scan over split time. On a mesh of
+several devices an op therefore runs inside `jax.shard_map`: rows are split like the batch, heads over
+`tensor`, and time over `context` in the forms of `kernels_pallas.context`, whose devices exchange
+halos, states or keys. Without a mesh, inside another `shard_map`, and if rows or time do not divide
+(a single token does not), the op is called directly.
 """
 
 import functools
@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from hybridlm.parallel.axes import RULES, mesh_in_force
+from hybridlm.parallel.axes import RULES, active_mesh_shape
 from kernels_pallas import attention as attention_op
 from kernels_pallas import block_sparse as block_sparse_op
 from kernels_pallas import causal_conv as conv_op
@@ -27,7 +27,7 @@ from kernels_pallas import gated_slots as slots_op
 from kernels_pallas import linear_recurrence as recurrence_op
 
 # A letter for each dimension of an array: B rows, T time, H heads or channels, N one entry for each
-# device that rows and time are split over, "-" what is not split.
+# device that rows and time are split over, "-" a dimension that is not split.
 LETTERS = {
     "B": RULES["batch"],
     "T": RULES["time"],
@@ -46,30 +46,31 @@ def per_shard(
     state: Any = None,
     each_token: bool = False,
 ) -> Callable[..., Any]:
-    """`op`, run by each device on its part; same arguments, same results.
+    """`op`, run by each device on its shard; takes the same arguments and returns the same results.
 
     Args:
-      op: gives its results, a tuple where there are several, and its state with `return_state`.
-      split_time: the form that also takes the mesh axis that splits time; None with `each_token`.
-      arguments: letters of every argument that is an array, or a state of them. A tuple of them
-        for one of several ranks.
-      results, state: letters of what it gives.
-      each_token: `op` treats tokens one by one, so that it needs no other form for split time;
-        what rows and time are not split over (`tensor`) is left to XLA.
+      op: returns its results, a tuple if there are several, and its state with `return_state`.
+      split_time: the form of `op` for split time, which also takes the mesh axis that splits time;
+        None with `each_token`.
+      arguments: letters of every argument that is an array, or a state of letters; a tuple of
+        letters for an argument that may have different ranks.
+      results, state: letters of the results and the state.
+      each_token: True if `op` treats each token independently and needs no form for split time.
+        XLA then decides on the mesh axes that do not split rows or time (`tensor`).
     """
     signature = inspect.signature(op)
 
     @functools.wraps(op)
     def run(*positional: Any, **named: Any) -> Any:
         given = signature.bind(*positional, **named).arguments
-        mesh = mesh_in_force()
+        mesh = active_mesh_shape()
         if mesh is None:
             return op(**given)
         arrays = {n: x for n, x in given.items() if n in arguments and _is_array(x)}
         letters = {n: _letters_of(arguments[n], x) for n, x in arrays.items()}
         undivided = _undivided(arrays, letters, mesh)
-        ours = LETTERS["N"] if each_token and mesh["tensor"] > 1 else tuple(mesh)
-        if undivided & {"B", "T"} or math.prod(mesh[axis] for axis in ours) == 1:
+        manual_axes = LETTERS["N"] if each_token and mesh["tensor"] > 1 else tuple(mesh)
+        if undivided & {"B", "T"} or math.prod(mesh[axis] for axis in manual_axes) == 1:
             return op(**given)
         form = op
         if mesh[TIME] > 1 and not each_token:
@@ -84,7 +85,7 @@ def per_shard(
             lambda arrays: form(**arrays, **options),
             in_specs=(specs(letters),),
             out_specs=specs(out if len(out) > 1 else out[0]),
-            axis_names=set(ours),
+            axis_names=set(manual_axes),
             check_vma=False,
         )(arrays)
 
@@ -102,7 +103,7 @@ def _letters_of(letters: Any, x: Any) -> Any:
 
 
 def _undivided(arrays: Any, letters: Any, sizes: Mapping[str, int]) -> set[str]:
-    """Letters of which some dimension does not divide over its mesh axes."""
+    """Letters with a dimension that does not divide over its mesh axes."""
     found = set()
     for x, text in zip(jax.tree.leaves(arrays), jax.tree.leaves(letters), strict=True):
         for size, letter in zip(x.shape, text, strict=True):

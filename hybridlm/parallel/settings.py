@@ -1,4 +1,4 @@
-"""The settings of the mesh."""
+"""Settings of the mesh."""
 
 import dataclasses
 from typing import Annotated
@@ -11,14 +11,14 @@ Devices = Annotated[int, AtLeast(1, also=-1)]
 
 @settings
 class MeshConfig:
-    """Devices along each axis of the mesh; -1 (at most once) takes all that are left.
+    """Devices along each axis of the mesh; -1 (at most once) takes all remaining devices.
 
     Attributes:
-      data: devices that the batch is split over, each with a copy of all parameters.
-      fsdp: devices that the batch and also parameters and optimizer state are split over; a layer's
-        parameters are gathered where they are used (ZeRO-3, arXiv 1910.02054).
-      tensor: devices that heads, MLPs and vocabulary are split over (Megatron-LM, arXiv 1909.08053).
-      context: devices that the time of each sequence is split over (context parallelism).
+      data: devices that split the batch; each has a copy of all parameters.
+      fsdp: devices that split the batch, the parameters and the optimizer state; each layer gathers
+        its parameters before use (ZeRO-3, arXiv 1910.02054).
+      tensor: devices that split heads, MLPs and vocabulary (Megatron-LM, arXiv 1909.08053).
+      context: devices that split the time of each sequence (context parallelism).
     """
 
     data: Devices = -1

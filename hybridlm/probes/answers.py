@@ -1,7 +1,7 @@
 """Whether a model repeats the needle: likelihood and accuracy of given answers, after an intervention."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,10 +76,13 @@ def _program(model: Model, dtype: jnp.dtype, restrictions: tuple[Restriction, ..
         if not by_layer:
             hidden_BTD = module.hidden_from(x_BTD, context)
         else:
-            for index, (_, block) in enumerate(module.blocks()):
+
+            def apply(block: Any, index: int, x_BTD: jax.Array, context: Any, *_: Any) -> Any:
                 if index in by_layer:
                     block.mixer = _restricted(block.mixer, by_layer[index])
-                x_BTD = block(x_BTD, context)
+                return block(x_BTD, context), None, None
+
+            x_BTD, _, _ = module.through(apply, x_BTD, context, unroll=True)
             hidden_BTD = module.final_norm(x_BTD)
 
         rows_BQ = batch.rows_BQ

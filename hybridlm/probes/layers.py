@@ -18,16 +18,13 @@ from hybridlm.probes.table import Head
 
 
 class View(NamedTuple):
-    """A layer at work: its block, what enters and leaves it (B, T, D), and the batch."""
+    """A layer at work: its block, what enters and leaves it (B, T, D), the batch and the context."""
 
     block: Any
     x_BTD: jax.Array
     y_BTD: jax.Array
     batch: Batch
-
-    @property
-    def context(self) -> SequenceContext:
-        return self.batch.context
+    context: SequenceContext
 
     @property
     def mixer_input_BTD(self) -> jax.Array:
@@ -71,14 +68,13 @@ def _measured(model: Model, dtype: jnp.dtype, measure: Measure, layers: tuple[in
     @jax.jit
     def run(params: Params, batch: Batch) -> list[Any]:
         module = model.bind(params)
-        context = batch.context
 
-        def look(index: int, block: Any, x_BTD: jax.Array, y_BTD: jax.Array) -> Any:
+        def look(index: int, block: Any, x_BTD: jax.Array, y_BTD: jax.Array, context: Any) -> Any:
             if wanted.intersection(stack.copies(model.config.layout, index)):
-                return measure(View(block, x_BTD, y_BTD, batch))
+                return measure(View(block, x_BTD, y_BTD, batch, context))
             return None
 
-        _, found = module.walk(module.embed(batch.tokens_BT, dtype), context, look)
+        _, found = module.walk(module.embed(batch.tokens_BT, dtype), batch.context, look)
         return [found[index] for index in layers]
 
     return run

@@ -1,1 +1,1 @@
-"""Settings of any kind: frozen dataclasses, read from plain mappings and written back as such."""
+"""Settings: frozen dataclasses that are read from and written to plain mappings."""

@@ -1,8 +1,8 @@
 """Bounds of settings, declared in their types: `Annotated[int, AtLeast(1)]`, or `PositiveInt`.
 
-`@settings` makes a class a frozen dataclass that checks these bounds whenever one is made, read from
-a config or built in Python. Documentation reads them, too. A bound stands on a plain type, which may
-be one of `X | None` (None passes), of `tuple[X, ...]` or of `dict[str, X]`.
+`@settings` makes a class a frozen dataclass that checks these bounds whenever an instance is
+created, from a config or in Python. The documentation is generated from them, too. A bound annotates
+a plain type X, alone or in `X | None` (None is always allowed), `tuple[X, ...]` or `dict[str, X]`.
 """
 
 import abc
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from hybridlm.settings.reader import Invalid
 
-FLOAT32_TINY = 2.0**-126  # smallest normal number
+FLOAT32_TINY = 2.0**-126  # smallest normal number of float32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +23,8 @@ class Bound(abc.ABC):
     """One condition on the value of a setting.
 
     Attributes:
-      note: why the bound is there, in a few words; errors give it in brackets.
-      none: what None does where the type allows it, e.g. "for no limit"; errors say so.
+      note: the reason for the bound, in a few words; errors append it in brackets.
+      none: the meaning of None if the type allows it, e.g. "for no limit"; errors append it.
     """
 
     note: str = ""
@@ -32,29 +32,29 @@ class Bound(abc.ABC):
 
     @abc.abstractmethod
     def holds(self, value: Any) -> bool:
-        """Whether the value satisfies the bound; NaN never does."""
+        """Whether the value satisfies the bound; False for NaN."""
 
     @property
     @abc.abstractmethod
-    def rule(self) -> str:
-        """What follows "must" in an error, e.g. "be at least 1"."""
+    def requirement(self) -> str:
+        """The text after "must" in an error, e.g. "be at least 1"."""
 
     @property
     @abc.abstractmethod
-    def words(self) -> str:
-        """What follows the type in documentation, e.g. ", at least 1"."""
+    def description(self) -> str:
+        """The text after the type in documentation, e.g. ", at least 1"."""
 
-    def sentence(self, value: Any, optional: bool) -> str:
-        """What an error says after the name of the setting."""
-        why = f" ({self.note})" if self.note else ""
-        verb = "" if self.rule.startswith("be ") else "be "
+    def error_message(self, value: Any, optional: bool) -> str:
+        """The text after the name of the setting in an error."""
+        note = f" ({self.note})" if self.note else ""
+        verb = "" if self.requirement.startswith("be ") else "be "
         none = f", or {verb}None{' ' * bool(self.none)}{self.none}" if optional else ""
-        return f"must {self.rule}{why}{none}, not {value}"
+        return f"must {self.requirement}{note}{none}, not {value}"
 
 
 @dataclasses.dataclass(frozen=True)
 class AtLeast(Bound):
-    """`low` or more; `also` is one value below that is allowed, too."""
+    """At least `low`; `also` is one lower value that is allowed too."""
 
     low: float
     also: float | None = None
@@ -63,18 +63,18 @@ class AtLeast(Bound):
         return value >= self.low or value == self.also
 
     @property
-    def rule(self) -> str:
+    def requirement(self) -> str:
         also = "" if self.also is None else f", or {_number(self.also)}"
         return f"be at least {_number(self.low)}{also}"
 
     @property
-    def words(self) -> str:
-        return f", {self.rule.removeprefix('be ')}"
+    def description(self) -> str:
+        return f", {self.requirement.removeprefix('be ')}"
 
 
 @dataclasses.dataclass(frozen=True)
 class AtMost(Bound):
-    """`high` or less."""
+    """At most `high`."""
 
     high: float
 
@@ -82,11 +82,11 @@ class AtMost(Bound):
         return value <= self.high
 
     @property
-    def rule(self) -> str:
+    def requirement(self) -> str:
         return f"be at most {_number(self.high)}"
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f", at most {_number(self.high)}"
 
 
@@ -100,11 +100,11 @@ class Above(Bound):
         return value > self.low
 
     @property
-    def rule(self) -> str:
+    def requirement(self) -> str:
         return f"be above {_number(self.low)}" if self.low else "be positive"
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f" above {_number(self.low)}"
 
 
@@ -118,17 +118,17 @@ class Below(Bound):
         return value < self.high
 
     @property
-    def rule(self) -> str:
+    def requirement(self) -> str:
         return f"be below {_number(self.high)}" if self.high else "be negative"
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f" below {_number(self.high)}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Between(Bound):
-    """From `low` to `high`; an open end is itself left out."""
+    """Between `low` and `high`; an open end is excluded."""
 
     low: float
     high: float
@@ -147,41 +147,41 @@ class Between(Bound):
         return f"{'(' if self.low_open else '['}{low}, {high}{')' if self.high_open else ']'}"
 
     @property
-    def rule(self) -> str:
+    def requirement(self) -> str:
         return f"lie in {self._interval}"
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         separator = " in" if self.low_open or self.high_open else ","
         return f"{separator} {self._interval}"
 
 
 @dataclasses.dataclass(frozen=True)
 class NotEmpty(Bound):
-    """Text, or settings by name, of at least one; `says` is the whole error."""
+    """Text or settings by name that must not be empty; `message` is the complete error."""
 
-    says: str = "is empty"
+    message: str = "is empty"
 
     def holds(self, value: Sized) -> bool:
         return len(value) > 0
 
     @property
-    def rule(self) -> str:
+    def requirement(self) -> str:
         return "not be empty"
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return ", not empty"
 
-    def sentence(self, value: Any, optional: bool) -> str:
-        return self.says
+    def error_message(self, value: Any, optional: bool) -> str:
+        return self.message
 
 
 PositiveInt = Annotated[int, AtLeast(1)]
 NonNegativeInt = Annotated[int, AtLeast(0)]
 PositiveFloat = Annotated[float, Above(0)]
 NonNegativeFloat = Annotated[float, AtLeast(0)]
-#: What is added to a denominator. Accelerators and XLA on a CPU flush float32's subnormals to 0.
+#: A number added to a denominator. Accelerators and XLA on CPUs flush float32 subnormals to 0.
 Epsilon = Annotated[float, AtLeast(FLOAT32_TINY, note="smaller ones are 0 in float32")]
 
 
@@ -189,11 +189,11 @@ Epsilon = Annotated[float, AtLeast(FLOAT32_TINY, note="smaller ones are 0 in flo
 def settings[T](cls: type[T]) -> type[T]:
     """Makes a frozen dataclass that checks the bounds of its fields, then its own `__post_init__`.
 
-    The latter is for what concerns several fields: it may rely on the bounds of each. One that
-    extends its base class's calls `super().__post_init__()`, as in any dataclass.
+    `__post_init__` is for conditions on several fields and may rely on the bounds of each. To
+    extend the base class's, call `super().__post_init__()`, as in any dataclass.
 
-    Raises (when one is made):
-      Invalid: naming the field that is out of bounds, the bound and the value.
+    Raises (when an instance is created):
+      Invalid: names the field that is out of bounds, the bound and the value.
     """
     own = cls.__dict__.get("__post_init__")
 
@@ -209,7 +209,7 @@ def settings[T](cls: type[T]) -> type[T]:
 
 
 def check_bounds(config: Any) -> None:
-    """Raises `Invalid` for the first field of a dataclass that is out of its declared bounds."""
+    """Raises `Invalid` for the first field of a dataclass that is out of bounds."""
     for name, hint in _hints(type(config)).items():
         _check(hint, getattr(config, name), name, optional=False)
 
@@ -232,12 +232,12 @@ def _check(hint: Any, value: Any, field: str, optional: bool) -> None:
     hint, bounds = bounds_of(hint)
     for bound in bounds:
         if not bound.holds(value):
-            raise Invalid(field, bound.sentence(value, optional))
+            raise Invalid(field, bound.error_message(value, optional))
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         options = [a for a in args if a is not type(None)]
         if len(options) > 1 and any(bounds_of(a)[1] for a in options):
-            raise TypeError(f"{field}: a bound stands on one type or None, not on {hint}")
+            raise TypeError(f"{field}: a bound may annotate one type or None, not {hint}")
         if len(options) == 1 and value is not None:
             _check(options[0], value, field, optional=True)
     elif origin is tuple:

@@ -1,4 +1,4 @@
-"""Settings described in words, from their dataclasses: for documentation and command-line help."""
+"""Descriptions of settings for documentation and command-line help, from their dataclasses."""
 
 import dataclasses
 import inspect
@@ -11,7 +11,7 @@ from hybridlm.settings.bounds import bounds_of
 
 
 def summary_and_meanings(cls: type) -> tuple[str, dict[str, str]]:
-    """The text before "Attributes:", and the meaning of each attribute, inherited ones too."""
+    """The docstring before "Attributes:", and the meaning of each attribute, inherited ones too."""
     meanings: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         meanings |= _meanings(inspect.cleandoc(base.__doc__ or ""))
@@ -34,12 +34,12 @@ def _meanings(text: str) -> dict[str, str]:
 
 
 def type_text(hint: Any) -> str:
-    """The type of a setting and its bounds in words, for documentation and help.
+    """The type of a setting and its bounds as text.
 
-    `hint` is an annotation, of `typing.get_type_hints(cls, include_extras=True)`.
+    `hint` is an annotation from `typing.get_type_hints(cls, include_extras=True)`.
     """
     hint, bounds = bounds_of(hint)
-    return _plain_type(hint) + "".join(bound.words for bound in bounds)
+    return _plain_type(hint) + "".join(bound.description for bound in bounds)
 
 
 def _plain_type(hint: Any) -> str:
@@ -61,7 +61,7 @@ def _plain_type(hint: Any) -> str:
 
 
 def default_text(field: dataclasses.Field) -> str:
-    """The default of a setting in words."""
+    """The default of a setting as text."""
     if field.default is dataclasses.MISSING:
         return "required"
     if dataclasses.is_dataclass(field.default):

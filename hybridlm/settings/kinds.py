@@ -1,4 +1,4 @@
-"""Settings whose class is chosen by a `kind`: mixers, feed-forwards."""
+"""Settings whose `kind` selects their class: mixers, feed-forwards."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,18 +15,18 @@ def read_kind(
     default: str | None = None,
     prepare: Callable[[type, dict[str, Any]], None] = lambda cls, settings: None,
 ) -> Any:
-    """Reads a mapping whose `kind` says which dataclass its other settings fill.
+    """Reads a mapping into the dataclass that its `kind` selects.
 
     Args:
       value: the mapping, or an instance of one of the dataclasses, which is returned.
-      path: its key in the config, for errors.
-      kinds: dataclass by the name that `kind` may say.
-      default: the kind where the mapping names none; None is an error then.
-      prepare: is called with the dataclass and the settings, which it may change, before they are
-        read.
+      path: the mapping's key in the config, for errors.
+      kinds: dataclass by kind.
+      default: the kind if the mapping has none; if None, the mapping must have one.
+      prepare: called with the dataclass and the settings before they are read; may change the
+        settings.
 
     Raises:
-      ConfigError: where the kind is missing or unknown, or a setting is wrong.
+      ConfigError: if the kind is missing or unknown, or a setting is invalid.
     """
     if isinstance(value, tuple(kinds.values())):
         return value

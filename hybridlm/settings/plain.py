@@ -1,4 +1,4 @@
-"""Settings as plain nested data: what `config.json` holds, and flat dotted keys."""
+"""Settings as plain nested data, as in `config.json`, and as flat dotted keys."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def to_dict(config: Any) -> Any:
-    """The plain, JSON-ready form of a config: what `config.json` holds and `read` takes back."""
+    """The config as plain data for JSON, as `config.json` stores it and `read` reads it."""
     if dataclasses.is_dataclass(config):
         fields = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
         kind = getattr(config, "kind_name", None)

@@ -1,9 +1,9 @@
-"""Reading nested mappings into frozen dataclasses, with errors that name the key and the nearest.
+"""Reads nested mappings into frozen dataclasses; errors name the key and the nearest valid one.
 
-The reader knows nothing of hybridlm: it follows the type annotations of a dataclass. Bounds
-(`hybridlm.settings.bounds`) and what concerns several fields (heads that divide) the dataclass
-checks itself when it is made, by raising `Invalid(field, message)`; the reader puts the path in
-front.
+The reader follows the type annotations of a dataclass and does not depend on the rest of hybridlm.
+The dataclass itself checks bounds (`hybridlm.settings.bounds`) and conditions on several fields
+(heads that must divide) when an instance is created, and raises `Invalid(field, message)`; the
+reader prefixes the path.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from typing import Any
 
 from hybridlm.errors import ConfigError
 
-LARGEST = 2**31 - 1  # whole number
+LARGEST = 2**31 - 1  # the largest whole number
 
 
 class Invalid(Exception):
-    """A value that is of the right type and still wrong; `field` is the dataclass field's name."""
+    """An invalid value of the right type; `field` is the name of the dataclass field."""
 
     def __init__(self, field: str, message: str):
         super().__init__(message)
@@ -36,7 +36,7 @@ def require(condition: bool, field: str, message: str) -> None:
 
 @contextlib.contextmanager
 def within(field: str) -> Iterator[None]:
-    """Puts `field` in front of the name in an `Invalid` raised inside."""
+    """Prefixes `field` to the field of an `Invalid` raised inside."""
     try:
         yield
     except Invalid as error:
@@ -44,7 +44,7 @@ def within(field: str) -> Iterator[None]:
 
 
 def nearest(name: str, valid: typing.Iterable[str]) -> str:
-    """A phrase that offers the nearest of `valid` names, or lists them."""
+    """Text that suggests the nearest of the `valid` names, or lists all."""
     valid = sorted(valid)
     close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.7)
     if close:
@@ -57,12 +57,13 @@ def read_dataclass(cls: type, value: Any, path: str) -> Any:
 
     Args:
       cls: a frozen dataclass whose annotations are bool, int, float, str, `X | None`, `Literal`,
-        `tuple[X, ...]`, `dict[str, X]` or other such dataclasses, with bounds where it has them.
+        `tuple[X, ...]`, `dict[str, X]` or other such dataclasses, optionally with bounds.
       value: a mapping (an `ml_collections.ConfigDict` or a dict).
-      path: the key of this mapping in the config, "" at the root; used in errors only.
+      path: the key of this mapping in the config, "" at the root; used only in errors.
 
     Raises:
-      ConfigError: one sentence naming the key, what was wrong and the nearest valid one.
+      ConfigError: if a key or value is invalid; one sentence that names the key, the problem and
+        the nearest valid key.
     """
     if not isinstance(value, Mapping) and not hasattr(value, "items"):
         raise ConfigError(f"{path or 'config'} must be a mapping of settings, not {_show(value)}")
@@ -85,9 +86,10 @@ def read_dataclass(cls: type, value: Any, path: str) -> Any:
 
 
 def read_value(hint: Any, value: Any, path: str) -> Any:
-    """Reads `value` as type `hint`; an int is a valid float, a bool is no number.
+    """Reads `value` as type `hint`; an int is a valid float, a bool is not a number.
 
-    Whole numbers lie below 2^31 and floats are finite: sizes and positions are int32 on devices.
+    Whole numbers must be below 2^31, since sizes and positions are int32 on devices; floats must be
+    finite.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -147,7 +149,7 @@ def _name(hint: Any) -> str:
 
 def _show(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 256:
-        return f"a number of {value.bit_length()} bits"  # Python refuses to write the longest
+        return f"a number of {value.bit_length()} bits"  # Python refuses to print very long ones
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 

@@ -94,7 +94,7 @@ def _train(
     # --- begin ---------------------------------------------------------------------------------
     config, path = trainer.config, folder.path
     steps, start = config.train.steps, trainer.start_step
-    with hosts.together("beginning the run"):
+    with hosts.fail_together("beginning the run"):
         writers = _begin(config, folder, start) if hosts.is_first() else metrics.Writers([])
     peak, peak_source = peak_flops(jax.devices())
     clock = StepClock(config.tokens_per_step, trainer.program.flops_per_step, peak)
@@ -140,7 +140,7 @@ def _train(
     # --- loop ----------------------------------------------------------------------------------
     state, pending, saved = trainer.state, None, start
     batches = trainer.batches()
-    vote = hosts.Vote(trainer.program.mesh)
+    stop_agreement = hosts.StopAgreement(trainer.program.mesh)
     watch.begin(path, start)
     clock.restart()
     try:
@@ -153,7 +153,8 @@ def _train(
                 log(*pending)
             pending = (step, values)
 
-            stopping = vote.stop(bool(stop.received))  # asked once: a later signal is the next's
+            # Read once per step: a signal received later counts for the next step.
+            stopping = stop_agreement.should_stop(bool(stop.received))
             evaluate_now = step % config.train.eval_every == 0 or step == steps
             save_now = step % config.train.checkpoint_every == 0 or step == steps or stopping
             watch_now = watch.due(step)
@@ -179,7 +180,7 @@ def _train(
         trainer.checkpoints.wait()
     except Exception as error:
         if jax.process_count() > 1:
-            hosts.end(error, f"step {step}")
+            hosts.exit_process(error, f"step {step}")
         raise
     finally:
         batches.close()

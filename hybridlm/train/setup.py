@@ -42,13 +42,15 @@ def check_divides(config: Config, shape: Sequence[int]) -> None:
       ConfigError: naming `data.batch_size`, `data.seq_len` or a mixer's setting.
     """
     data, model, parts = config.data, config.model, config.train.accumulate
-    rows = meshes.Split(
+    rows = meshes.ShardedSize(
         "data.batch_size", data.batch_size, "batch", "data x fsdp x accumulate", parts
     )
-    splits = [rows, meshes.Split("data.seq_len", data.seq_len, "time", "context")]
+    splits = [rows, meshes.ShardedSize("data.seq_len", data.seq_len, "time", "context")]
     for name, mixer in dict(model.layer_mixers()).items():
         for setting, count in mixer.head_counts(model.width).items():
-            splits.append(meshes.Split(f"model.mixers.{name}.{setting}", count, "heads", "tensor"))
+            splits.append(
+                meshes.ShardedSize(f"model.mixers.{name}.{setting}", count, "heads", "tensor")
+            )
     meshes.check_divides(splits, shape)
 
 
@@ -189,7 +191,7 @@ class Trainer:
         rows = self.config.data.batch_size // self.config.train.accumulate
         sharding = meshes.sharding(self.program.mesh, ("batch", "time"))
         batches = self.pipeline.heldout_batches(rows, self.config.train.eval_sequences)
-        return [{k: hosts.whole(v, sharding) for k, v in batch.items()} for batch in batches]
+        return [{k: hosts.global_array(v, sharding) for k, v in batch.items()} for batch in batches]
 
 
 def build(config: Config, workdir: pathlib.Path) -> Trainer:
@@ -210,7 +212,7 @@ def build(config: Config, workdir: pathlib.Path) -> Trainer:
     rows = hosts.Rows.of(meshes.batch_sharding(program.mesh), batch_shape(config))
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.keep_every)
     start_step = checkpoints.latest_step or 0
-    with hosts.together("opening the checkpoint"):
+    with hosts.fail_together("opening the checkpoint"):
         if start_step:
             state = checkpoints.restore(program.abstract)
         else:

@@ -1,4 +1,4 @@
-"""The bigram baseline: equal to counting one by one, dense and sparse alike."""
+"""The bigram baseline equals counting pair by pair, with dense and sparse tables."""
 
 import collections
 import math
@@ -34,7 +34,7 @@ def by_hand(pipeline, sequences, k):
 @pytest.mark.parametrize("dense", [4096, 0])
 def test_equals_counting_by_hand(packing, dense, tmp_path, monkeypatch):
     monkeypatch.setattr(bigram, "_DENSE", dense)
-    monkeypatch.setattr(bigram, "_READ", 700)  # several reads, whose seams lose no pair
+    monkeypatch.setattr(bigram, "_READ", 700)  # several reads; no pair is lost between them
     documents = {n: draw_texts(np.random.default_rng(), 20) for n in "ab"}
     pipeline = make_pipeline(tmp_path, documents, packing=packing)
     for k in (0.5, 30.0):
@@ -44,7 +44,7 @@ def test_equals_counting_by_hand(packing, dense, tmp_path, monkeypatch):
         assert result.bits_per_byte == pytest.approx(bits, rel=1e-10)
 
 
-def test_the_chosen_strength_is_about_the_best(tmp_path):
+def test_the_selected_strength_is_close_to_the_best(tmp_path):
     pipeline = make_pipeline(tmp_path, {"a": draw_texts(np.random.default_rng(), 200)})
     chosen = bigram_bits_per_byte(pipeline, 100)
     best = min(

@@ -1,4 +1,4 @@
-"""Mixtures: exact shares, at any index, with no state."""
+"""Mixtures: exact shares at any index, without state."""
 
 from fractions import Fraction
 
@@ -28,19 +28,19 @@ def test_weights_are_read_as_decimals(given_weights, expected):
 
 @settings(max_examples=60, deadline=None)
 @given(weights=weights, start=st.integers(0, 2**50))
-def test_a_cycle_holds_exactly_its_shares(weights, start):
+def test_a_cycle_has_exact_shares(weights, start):
     total = sum(weights)
     start -= start % total
     chosen = [select(start + i, weights) for i in range(total)]
     for source, weight in enumerate(weights):
         mine = [k for s, k in chosen if s == source]
         first = start // total * weight
-        assert mine == list(range(first, first + weight)), "elements are skipped or doubled"
+        assert mine == list(range(first, first + weight)), "elements are skipped or repeated"
 
 
 @settings(max_examples=60, deadline=None)
 @given(weights=weights, count=st.integers(1, 300))
-def test_any_beginning_is_close_to_its_shares(weights, count):
+def test_any_prefix_is_close_to_the_shares(weights, count):
     taken = [0] * len(weights)
     for index in range(count):
         source, before = select(index, weights)
@@ -50,8 +50,8 @@ def test_any_beginning_is_close_to_its_shares(weights, count):
         assert abs(got - Fraction(count * weight, sum(weights))) < len(weights)
 
 
-def test_grains_own_mix_would_not_be_exact():
-    """Why `select` exists; when Grain becomes exact, it can go."""
+def test_grains_mix_is_not_exact():
+    """The reason for `select`; remove it once Grain's mix is exact."""
     import grain
 
     parents = [grain.MapDataset.range(10**6).map(lambda _, i=i: i) for i in range(2)]
@@ -76,7 +76,7 @@ def test_spread_order_is_a_permutation(count):
 
 
 @given(count=st.integers(1, 300), data=st.data())
-def test_beginnings_of_the_spread_order_are_even(count, data):
+def test_prefixes_of_the_spread_order_are_even(count, data):
     order = list(spread_order(count))
     some = sorted(order[: data.draw(st.integers(1, count))])
     gaps = [b - a for a, b in zip([-1, *some], [*some, count])]

@@ -1,4 +1,4 @@
-"""Packing laws: no target lost or doubled, documents rebuilt, segments, positions and padding."""
+"""Packing: each target occurs once, documents can be rebuilt, segments, positions, padding."""
 
 import time
 
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from hybridlm.data.packing import (
     best_fit,
+    best_fit_sequence,
+    concat_count,
     concat_range,
-    concat_window,
-    concat_windows,
-    empty_window,
-    packed_window,
+    concat_sequence,
+    empty_sequence,
 )
 
 BOS, EOS = 1000, 1001
@@ -31,24 +31,23 @@ def make_split(lengths):
     return np.concatenate(documents), offsets, documents
 
 
-def make_windows(method, lengths, seq_len, cross=False):
+def make_sequences(method, lengths, seq_len, cross=False):
     tokens, offsets, documents = make_split(lengths)
     begins = np.zeros(len(tokens), bool)
     begins[offsets[:-1]] = True
     if method == "concat":
         ranges = [
-            concat_range(i, len(tokens), seq_len)
-            for i in range(concat_windows(len(tokens), seq_len))
+            concat_range(i, len(tokens), seq_len) for i in range(concat_count(len(tokens), seq_len))
         ]
-        windows = [concat_window(tokens[a:b], begins[a:b], seq_len, cross) for a, b in ranges]
+        sequences = [concat_sequence(tokens[a:b], begins[a:b], seq_len, cross) for a, b in ranges]
     else:
         packing = best_fit(offsets, seq_len)
-        windows = []
+        sequences = []
         for first, last in zip(packing.first[:-1], packing.first[1:]):
             spans = zip(packing.starts[first:last], packing.lengths[first:last])
             pieces = [tokens[start : start + n + 1] for start, n in spans]
-            windows.append(packed_window(pieces, seq_len, cross))
-    return windows, tokens, documents
+            sequences.append(best_fit_sequence(pieces, seq_len, cross))
+    return sequences, tokens, documents
 
 
 METHODS = pytest.mark.parametrize("method", ["concat", "best_fit"])
@@ -57,12 +56,12 @@ METHODS = pytest.mark.parametrize("method", ["concat", "best_fit"])
 @METHODS
 @settings(max_examples=80, deadline=None)
 @given(lengths=lengths, seq_len=seq_lens)
-def test_every_target_once_and_in_its_document(method, lengths, seq_len):
-    windows, tokens, documents = make_windows(method, lengths, seq_len)
+def test_each_target_occurs_once_within_its_document(method, lengths, seq_len):
+    sequences, tokens, documents = make_sequences(method, lengths, seq_len)
     counted = [
         (int(a), int(b))
-        for w in windows
-        for a, b in zip(w.tokens[w.loss_weights > 0], w.targets[w.loss_weights > 0])
+        for row in sequences
+        for a, b in zip(row.tokens[row.loss_weights > 0], row.targets[row.loss_weights > 0])
     ]
     expected = [pair for d in documents for pair in zip(d, d[1:])]
     assert sorted(counted) == sorted(expected)
@@ -71,8 +70,8 @@ def test_every_target_once_and_in_its_document(method, lengths, seq_len):
 @settings(max_examples=80, deadline=None)
 @given(lengths=lengths, seq_len=seq_lens)
 def test_concat_with_cross_document_attention_targets_the_whole_stream(lengths, seq_len):
-    windows, tokens, _ = make_windows("concat", lengths, seq_len, cross=True)
-    targets = np.concatenate([w.targets[w.loss_weights > 0] for w in windows])
+    sequences, tokens, _ = make_sequences("concat", lengths, seq_len, cross=True)
+    targets = np.concatenate([row.targets[row.loss_weights > 0] for row in sequences])
     np.testing.assert_array_equal(targets, tokens[1:])
 
 
@@ -81,55 +80,55 @@ def test_concat_with_cross_document_attention_targets_the_whole_stream(lengths, 
 @settings(max_examples=60, deadline=None)
 @given(lengths=lengths, seq_len=seq_lens)
 def test_segments_positions_and_padding(method, cross, lengths, seq_len):
-    for w in make_windows(method, lengths, seq_len, cross)[0]:
-        dtypes = [str(a.dtype) for a in w]
+    for row in make_sequences(method, lengths, seq_len, cross)[0]:
+        dtypes = [str(a.dtype) for a in row]
         assert dtypes == ["int32", "int32", "float32", "int32", "int32"]
-        assert {a.shape for a in w} == {(seq_len,)}
-        real = w.segment_ids > 0
+        assert {a.shape for a in row} == {(seq_len,)}
+        real = row.segment_ids > 0
         n = int(real.sum())
-        assert n and real[:n].all(), "padding lies at the end"
-        for array in w:
+        assert n and real[:n].all(), "padding is not at the end"
+        for array in row:
             assert not array[n:].any()
-        assert set(np.unique(w.loss_weights)) <= {0, 1}
-        segments = w.segment_ids[:n]
+        assert set(np.unique(row.loss_weights)) <= {0, 1}
+        segments = row.segment_ids[:n]
         if cross:
             assert (segments == 1).all()
-            assert w.loss_weights[:n].all()
-            np.testing.assert_array_equal(w.positions[:n], np.arange(n))
+            assert row.loss_weights[:n].all()
+            np.testing.assert_array_equal(row.positions[:n], np.arange(n))
             continue
-        # A document's first token, and nothing else but the window's start, begins a segment.
+        # A segment begins at the start of the sequence and at a document's first token only.
         steps = np.diff(segments)
         assert segments[0] == 1 and set(steps.tolist()) <= {0, 1}
         if method == "concat":
-            np.testing.assert_array_equal(steps == 1, w.tokens[1:n] == BOS)
+            np.testing.assert_array_equal(steps == 1, row.tokens[1:n] == BOS)
         starts = np.concatenate([[True], steps == 1])
-        assert (w.positions[:n][starts] == 0).all()
-        np.testing.assert_array_equal(np.diff(w.positions[:n])[steps == 0], 1)
-        # Inside a segment the target is the next token.
+        assert (row.positions[:n][starts] == 0).all()
+        np.testing.assert_array_equal(np.diff(row.positions[:n])[steps == 0], 1)
+        # Within a segment the target is the next token.
         inside = np.flatnonzero(steps == 0)
-        np.testing.assert_array_equal(w.targets[inside], w.tokens[inside + 1])
-        np.testing.assert_array_equal(w.loss_weights[inside], 1)
+        np.testing.assert_array_equal(row.targets[inside], row.tokens[inside + 1])
+        np.testing.assert_array_equal(row.loss_weights[inside], 1)
 
 
 @settings(max_examples=80, deadline=None)
 @given(lengths=lengths, seq_len=seq_lens)
 def test_best_fit_rebuilds_documents(lengths, seq_len):
-    windows, _, documents = make_windows("best_fit", lengths, seq_len)
+    sequences, _, documents = make_sequences("best_fit", lengths, seq_len)
     pieces = []
-    for w in windows:
-        for s in range(1, w.segment_ids.max() + 1):
-            here = w.segment_ids == s
-            pieces.append([*w.tokens[here].tolist(), int(w.targets[here][-1])])
+    for row in sequences:
+        for s in range(1, row.segment_ids.max() + 1):
+            here = row.segment_ids == s
+            pieces.append([*row.tokens[here].tolist(), int(row.targets[here][-1])])
     for document in documents:
-        if len(document) == 2:  # documents without text are alike
+        if len(document) == 2:  # documents without text are identical
             assert [BOS, EOS] in pieces
             pieces.remove([BOS, EOS])
             continue
-        # Follow it from its first token; a piece's last token is the next piece's first.
+        # Join the pieces: the last token of a piece is the first of the next.
         rebuilt = next(p for p in pieces if p[:2] == document[:2])
         pieces.remove(rebuilt)
         whole = len(document) <= seq_len + 1
-        assert (rebuilt == document) == whole, "a document that fits is cut, or a long one is not"
+        assert (rebuilt == document) == whole, "only documents longer than a sequence are cut"
         rebuilt = list(rebuilt)
         while len(rebuilt) < len(document):
             piece = next(p for p in pieces if p[0] == rebuilt[-1])
@@ -140,27 +139,29 @@ def test_best_fit_rebuilds_documents(lengths, seq_len):
 
 
 def naive_best_fit(places, seq_len):
-    """Best-fit-decreasing, one piece after the other: the lengths in each window."""
-    windows = []
+    """Best-fit-decreasing, piece by piece: the lengths in each sequence."""
+    sequences = []
     for n in sorted(places, reverse=True):
-        rooms = [(seq_len - sum(w), i) for i, w in enumerate(windows) if seq_len - sum(w) >= n]
-        if rooms:
-            windows[min(rooms)[1]].append(n)
+        free = [
+            (seq_len - sum(row), i) for i, row in enumerate(sequences) if seq_len - sum(row) >= n
+        ]
+        if free:
+            sequences[min(free)[1]].append(n)
         else:
-            windows.append([n])
-    return windows
+            sequences.append([n])
+    return sequences
 
 
 @settings(max_examples=150, deadline=None)
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=120), seq_len=seq_lens)
-def test_best_fit_packs_as_tightly_as_one_by_one(lengths, seq_len):
+def test_best_fit_equals_packing_piece_by_piece(lengths, seq_len):
     _, offsets, _ = make_split(lengths)
     packing = best_fit(offsets, seq_len)
-    windows = np.split(packing.lengths, packing.first[1:-1])
+    sequences = np.split(packing.lengths, packing.first[1:-1])
     naive = naive_best_fit(packing.lengths.tolist(), seq_len)
-    assert max(w.sum() for w in windows) <= seq_len
-    # Windows of equal room are interchangeable, so what each is filled to is what can be compared.
-    assert sorted(int(w.sum()) for w in windows) == sorted(sum(w) for w in naive)
+    assert max(row.sum() for row in sequences) <= seq_len
+    # Sequences of equal free space are interchangeable, so only the filled lengths are compared.
+    assert sorted(int(row.sum()) for row in sequences) == sorted(sum(row) for row in naive)
 
 
 def test_best_fit_of_a_hundred_thousand_documents_is_fast_and_full():
@@ -171,14 +172,14 @@ def test_best_fit_of_a_hundred_thousand_documents_is_fast_and_full():
     packing = best_fit(offsets, 1024)
     seconds = time.perf_counter() - start
     assert seconds < 5, f"{seconds:.1f} s"
-    fill = packing.lengths.sum() / (packing.windows * 1024)
-    assert fill > 0.99, f"{fill:.3f} of the places are filled"
+    fill = packing.lengths.sum() / (packing.sequences * 1024)
+    assert fill > 0.99, f"{fill:.3f} of the positions are filled"
     again = best_fit(offsets, 1024)
     for one, other in zip(packing, again):
         np.testing.assert_array_equal(one, other)
 
 
-def test_no_document_no_window():
-    assert best_fit(np.array([0]), 8).windows == 0
-    assert concat_windows(0, 8) == 0
-    assert not any(a.any() for a in empty_window(8))
+def test_no_documents_make_no_sequences():
+    assert best_fit(np.array([0]), 8).sequences == 0
+    assert concat_count(0, 8) == 0
+    assert not any(a.any() for a in empty_sequence(8))

@@ -1,4 +1,4 @@
-"""The pipeline: batch n is a function of (seed, n); every token once an epoch; shares exact."""
+"""The pipeline: batch n depends only on (seed, n); tokens once per epoch; exact shares."""
 
 import collections
 import pathlib
@@ -35,7 +35,7 @@ def test_rows_are_slices_of_the_same_batch(packing, tmp_path):
 
 
 @PACKINGS
-def test_iterating_gives_the_batches_from_any_step(packing, tmp_path):
+def test_iterate_yields_the_batches_from_any_step(packing, tmp_path):
     pipeline = two_sources(tmp_path, packing=packing)
     for start, rows, prefetch in ((0, slice(None), 1), (3, [2, 3], 4), (10**8, slice(1, 5), 16)):
         pipeline._prefetch = prefetch
@@ -58,7 +58,7 @@ def test_batches_depend_on_the_seed_and_not_on_the_order_of_sources(tmp_path):
     assert_batches_equal(one.batch(5), swapped.batch(5))
 
 
-def test_another_process_makes_the_same_batch(tmp_path):
+def test_another_process_produces_the_same_batch(tmp_path):
     pipeline = two_sources(tmp_path, seed=11)
     code = (
         "import sys, pathlib, hashlib; sys.path.insert(0, sys.argv[2])\n"
@@ -79,10 +79,10 @@ def test_another_process_makes_the_same_batch(tmp_path):
 
 
 @PACKINGS
-def test_every_training_target_comes_once_an_epoch(packing, tmp_path):
+def test_each_training_target_occurs_once_per_epoch(packing, tmp_path):
     rng = np.random.default_rng()
     pipeline = make_pipeline(tmp_path, {"a": draw_texts(rng, 25)}, packing=packing, batch_size=1)
-    windows = pipeline.counts()["sources"]["a"]["train"]["windows"]
+    sequences = pipeline.counts()["sources"]["a"]["train"]["windows"]
     split = pipeline.train_splits["a"]
     tokens, begins = split.read(0, split.tokens)
     expected = collections.Counter(
@@ -91,7 +91,7 @@ def test_every_training_target_comes_once_an_epoch(packing, tmp_path):
     orders = []
     for epoch in range(3):
         counted, order = collections.Counter(), []
-        for step in range(epoch * windows, (epoch + 1) * windows):
+        for step in range(epoch * sequences, (epoch + 1) * sequences):
             batch = pipeline.batch(step)
             real = batch["loss_weights"] > 0
             counted.update(zip(batch["tokens"][real].tolist(), batch["targets"][real].tolist()))
@@ -99,11 +99,11 @@ def test_every_training_target_comes_once_an_epoch(packing, tmp_path):
         assert counted == expected
         orders.append(order)
     assert sorted(orders[0]) == sorted(orders[1])
-    assert orders[0] != orders[1] != orders[2], "epochs are not shuffled anew"
+    assert orders[0] != orders[1] != orders[2], "epochs have the same order"
     assert pipeline.tokens_per_epoch == split.tokens
 
 
-def test_mixture_shares_are_exact_and_resume(tmp_path):
+def test_mixture_shares_are_exact_at_any_step(tmp_path):
     documents = {name: [name * length for length in range(101, 110)] for name in "abc"}
     pipeline = make_pipeline(
         tmp_path, documents, weights={"a": 0.5, "b": 0.3, "c": 0.2}, batch_size=10
@@ -125,11 +125,11 @@ def test_held_out_batches_are_fixed_spread_and_padded(packing, tmp_path):
     assert batches[-1]["segment_ids"][:2].any(axis=1).all()
     for value in batches[-1].values():
         assert not value[2:].any()
-    few, many = pipeline.heldout_windows(5), pipeline.heldout_windows(12)
+    few, many = pipeline.heldout_sequences(5), pipeline.heldout_sequences(12)
     assert many[:5] == few
-    # All of them, asked for more than there are: each held-out token once.
+    # A count above the total selects each held-out sequence once.
     counts = pipeline.counts()["sources"]
-    everything = pipeline.heldout_windows(10**9)
+    everything = pipeline.heldout_sequences(10**9)
     assert len(everything) == len(set(everything))
     assert len(everything) == sum(c["heldout"]["windows"] for c in counts.values())
     weights = sum(b["loss_weights"].sum() for b in pipeline.heldout_batches(8, 10**9))
@@ -138,7 +138,7 @@ def test_held_out_batches_are_fixed_spread_and_padded(packing, tmp_path):
     )
 
 
-def test_held_out_windows_hold_no_training_text(tmp_path):
+def test_held_out_sequences_contain_no_training_text(tmp_path):
     documents = {"a": [f"<{i:04d}>" * 20 for i in range(60)]}
     pipeline = make_pipeline(tmp_path, documents, batch_size=16)
 
@@ -180,7 +180,7 @@ def cached(tmp_path):
     return sorted(p.name for p in (tmp_path / "tokens").iterdir())
 
 
-def test_tokens_are_cached_and_never_for_other_settings(tmp_path):
+def test_tokens_are_cached_and_not_reused_for_other_settings(tmp_path):
     rng = np.random.default_rng()
     documents = {"a": draw_texts(rng, 30)}
     make_pipeline(tmp_path, documents)
@@ -192,7 +192,7 @@ def test_tokens_are_cached_and_never_for_other_settings(tmp_path):
     make_pipeline(tmp_path, documents, heldout_fraction=0.4)
     make_pipeline(tmp_path, {"a": [*documents["a"], "one more"]})
     assert len(cached(tmp_path)) == 3
-    # A folder of other text under this name is refused, not used.
+    # A folder of other text under this name is refused.
     other = next(n for n in cached(tmp_path) if n not in first)
     folder = tmp_path / "tokens" / first[0]
     folder.rename(tmp_path / "away")
@@ -216,7 +216,7 @@ def test_a_damaged_cache_is_refused(tmp_path):
         make_pipeline(tmp_path, documents)
 
 
-def test_shards_written_before_give_the_same_batches(tmp_path):
+def test_existing_shards_give_the_same_batches(tmp_path):
     documents = draw_texts(np.random.default_rng(), 30)
     raw = make_pipeline(tmp_path, {"a": documents})
     folder = write_shards(tmp_path / "written" / "a", documents, 0.3)
@@ -242,7 +242,7 @@ def test_a_sequence_longer_than_the_text_is_refused(packing, tmp_path):
 
 
 def test_the_package_executes_nothing_it_reads():
-    """No pickle, no numpy loader, no eval in the package; and no model or trainer either."""
+    """The package uses no pickle, numpy loader or eval, and imports no model or trainer."""
     for path in (ROOT / "hybridlm" / "data").glob("*.py"):
         source = path.read_text(encoding="utf-8")
         for word in ("pickle", "np.load", "marshal", "eval(", "exec(", "torch"):
@@ -251,7 +251,7 @@ def test_the_package_executes_nothing_it_reads():
 
 
 def test_importing_needs_no_optional_library():
-    # array_record is not among them: grain itself brings and imports it.
+    # array_record is not blocked, because grain itself imports it.
     blocked = ["pyarrow", "tokenizers", "sentencepiece", "zstandard"]
     code = f"import sys\nfor m in {blocked}: sys.modules[m] = None\nimport hybridlm.data"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

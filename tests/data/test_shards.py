@@ -1,4 +1,4 @@
-"""Shards: what is written is read; whatever was damaged is refused by one clear sentence."""
+"""Shards: documents are read back unchanged, and damaged folders raise a one-sentence error."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def split_texts(split):
 
 
 @VERIFY
-def test_documents_come_back(written, verify):
+def test_documents_are_read_back_unchanged(written, verify):
     folder, documents = written
     shards = open_shards(folder, tokenizer=TOKENIZER, verify=verify)
     train, heldout = split_texts(shards.train), split_texts(shards.heldout)
@@ -105,7 +105,7 @@ def flip_tokens(folder):
 
 
 def pickled_index(folder):
-    """A pickle of the same size in place of an index: it is numbers to us, and refused as such."""
+    """Replaces an index by a pickle of the same size, which is read as numbers and refused."""
     path = shard_file(folder, ".idx")
     size = path.stat().st_size
     np.save(path.with_suffix(".npy"), np.array([Bomb()], dtype=object), allow_pickle=True)
@@ -137,7 +137,7 @@ def break_manifest(folder):
 
 def foreign_manifest(folder):
     (folder / MANIFEST).write_text('{"name": "something else"}')
-    return [MANIFEST, "is no manifest of token shards"]
+    return [MANIFEST, "is not a manifest of token shards"]
 
 
 def other_version(folder):
@@ -148,7 +148,7 @@ def other_version(folder):
 
 def half_written(folder):
     (folder / MANIFEST).unlink()
-    return [MANIFEST, "is missing", "no folder that was written to its end"]
+    return [MANIFEST, "is missing", "not a complete folder of token shards"]
 
 
 def no_folder(folder):
@@ -160,7 +160,7 @@ def wrong_counts(folder):
     manifest = read_manifest(folder)
     manifest["splits"]["train"]["tokens"] += 1
     write_manifest(folder, manifest)
-    return ["the counts of split 'train' are not those of its shards"]
+    return ["the counts of split 'train' do not match its shards"]
 
 
 BOTH = [
@@ -209,7 +209,7 @@ def test_another_tokenizer_is_refused(written, tmp_path, verify):
 
 
 def test_ids_outside_the_vocabulary_are_refused(tmp_path):
-    """Shards that are whole by their checksums and were still written with a bad id."""
+    """Shards with valid checksums that contain an invalid id."""
     with ShardWriter(tmp_path / "t", TOKENIZER) as writer:
         writer._token_bytes = np.ones(1000, np.int32)
         writer.add("train", np.array([3, 300, 5]), 3)
@@ -228,7 +228,7 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+def test_temporary_folders_of_killed_processes_are_removed(tmp_path):
     import socket
     import subprocess
     import sys
@@ -249,12 +249,12 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     assert not mine.exists() and theirs.exists()
 
 
-def test_a_folder_that_exists_is_not_overwritten(written):
+def test_an_existing_folder_is_not_overwritten(written):
     with pytest.raises(DataError, match="exists; remove it or name another"):
         ShardWriter(written[0], TOKENIZER)
 
 
-def test_two_processes_that_write_the_same_folder_agree(tmp_path):
+def test_two_writers_of_the_same_folder_leave_one_folder(tmp_path):
     folder = tmp_path / "t"
     with ShardWriter(folder, TOKENIZER) as one, ShardWriter(folder, TOKENIZER) as two:
         for writer in (one, two):

@@ -1,4 +1,4 @@
-"""Sources: every kind gives the same documents; what cannot be read is one clear sentence."""
+"""Sources: all kinds yield the same documents, and unreadable input raises a one-sentence error."""
 
 import gzip
 import json
@@ -44,7 +44,7 @@ def write(kind, path, documents):
         import zstandard
 
         half = len(data) // 2  # two frames, as parallel compressors write
-        # With checksums, as the zstd command writes; without them damage may go unseen.
+        # With checksums, as the zstd command writes; without them damage may be undetected.
         compressor = zstandard.ZstdCompressor(write_checksum=True)
         data = b"".join(compressor.compress(part) for part in (data[:half], data[half:]))
     path.write_bytes(data)
@@ -55,14 +55,14 @@ KINDS = "text jsonl jsonl.gz jsonl.zst parquet arrayrecord".split()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_gives_the_documents_in_order(tmp_path, kind):
+def test_each_kind_yields_the_documents_in_order(tmp_path, kind):
     documents = draw_texts(np.random.default_rng(), 300)
     source = write(kind, tmp_path / "s", documents)
     read = list(read_documents(source))
     assert [d.text for d in read] == documents
     assert len({d.id for d in read}) == len(documents)
     assert read == list(read_documents(source))
-    assert not any(str(tmp_path) in d.id for d in read), "an id holds where the source lies"
+    assert not any(str(tmp_path) in d.id for d in read), "an id contains the path of the source"
 
 
 @settings(max_examples=30, deadline=None)
@@ -114,14 +114,14 @@ def dangling_link(path, pattern=""):
     path.mkdir()
     (path / "a.txt").write_text("a")
     (path / "b.txt").symlink_to("/no/such/file")
-    return SourceConfig("text", str(path / pattern)), ["b.txt: is no file, or a link to one"]
+    return SourceConfig("text", str(path / pattern)), ["b.txt: is not a file, or is a broken link"]
 
 
 def linked_loop(path):
     path.mkdir()
     (path / "a.txt").write_text("a")
     (path / "again").symlink_to(path)
-    return SourceConfig("text", str(path)), ["again: is a link to", "the source has already"]
+    return SourceConfig("text", str(path)), ["again: is a link to", "is already in the source"]
 
 
 def empty_folder(path):
@@ -193,11 +193,13 @@ CASES = {
     "malformed line": jsonl_case(GOOD + b'{"text": "b"', [":2: malformed JSON", "one JSON object"]),
     "blank line": jsonl_case(GOOD + b"\n" + GOOD, [":2: the line is empty"]),
     "UTF-8 in a line": jsonl_case(GOOD + b'{"text": "\xe9"}\n', [":2: invalid UTF-8 at byte 10"]),
-    "no object": jsonl_case(b"[1]\n", [":1: a JSON list", "object was expected"]),
+    "no object": jsonl_case(b"[1]\n", [":1: the line is a JSON list, not an object"]),
     "missing key": jsonl_case(b'{"txt": "a", "n": 1}\n', [":1:", "no key 'text'", "txt, n"]),
-    "null": jsonl_case(b'{"text": null}\n', [":1: 'text' is null, where text was expected"]),
+    "null": jsonl_case(b'{"text": null}\n', [":1: 'text' is null, not text"]),
     "number": jsonl_case(b'{"body": 3}\n', [":1: 'body' is int"], text_key="body"),
-    "surrogate": jsonl_case(b'{"text": "ab\\ud800"}\n', [":1:", "surrogate pair at character 2"]),
+    "surrogate": jsonl_case(
+        b'{"text": "ab\\ud800"}\n', [":1:", "unpaired surrogate at character 2"]
+    ),
     "empty document": jsonl_case(GOOD + b'{"text": ""}\n', [":2: the document has no text"]),
     "deep JSON": jsonl_case(b"[" * 200_000 + b"\n", [":1: malformed JSON"]),
     "5,000 digits": jsonl_case(GOOD + b"1" * 5000 + b"\n", [":2: malformed JSON"]),
@@ -209,12 +211,12 @@ CASES = {
     "no file": no_file,
     "truncated gzip": truncated("jsonl.gz", ["the gzip file is truncated"]),
     "truncated zstd": truncated("jsonl.zst", ["the zstd file is truncated"]),
-    "truncated parquet": truncated("parquet", ["no readable parquet file", "copy it again"]),
-    "truncated ArrayRecord": truncated("arrayrecord", ["no readable ArrayRecord file"]),
+    "truncated parquet": truncated("parquet", ["not a readable parquet file", "copy it again"]),
+    "truncated ArrayRecord": truncated("arrayrecord", ["not a readable ArrayRecord file"]),
     "corrupt gzip": flipped("jsonl.gz", 0.5, ["s.gz"]),
     "corrupt zstd": flipped("jsonl.zst", 0.0, ["the zstd file is corrupt"]),
-    "corrupt parquet": flipped("parquet", 1 - 1e-9, ["no readable parquet file"]),
-    "corrupt ArrayRecord": flipped("arrayrecord", 0.01, ["no readable ArrayRecord file"]),
+    "corrupt parquet": flipped("parquet", 1 - 1e-9, ["not a readable parquet file"]),
+    "corrupt ArrayRecord": flipped("arrayrecord", 0.01, ["not a readable ArrayRecord file"]),
     "no gzip": lambda p: (jsonl_case(GOOD, 0)(p.with_suffix(".gz"))[0], ["gzip file is corrupt"]),
     "no column": parquet_table(["no column 'text'", "columns are: n"], n=[1]),
     "parquet null": parquet_table([":1: 'text' is null"], text=["a", None]),
@@ -227,7 +229,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_cannot_be_read_is_one_sentence(case, tmp_path):
+def test_unreadable_input_raises_one_sentence(case, tmp_path):
     source, words = CASES[case](tmp_path / "s")
     with pytest.raises(DataError) as error:
         list(read_documents(source))
@@ -239,8 +241,8 @@ def test_what_cannot_be_read_is_one_sentence(case, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "parquet", "arrayrecord"])
-def test_a_flipped_byte_never_drops_a_document_silently(kind, tmp_path):
-    """A checksum notices it, or the text that was written is not what is read: none is skipped."""
+def test_a_flipped_byte_never_silently_drops_a_document(kind, tmp_path):
+    """A checksum detects the damage, or the text differs; no document is missing."""
     rng = np.random.default_rng()
     documents = draw_texts(rng, 200)
     source = write(kind, tmp_path / "s", documents)
@@ -272,7 +274,7 @@ def test_a_missing_library_names_the_extra(kind, module, tmp_path, monkeypatch):
 
 
 def test_documents_are_streamed(tmp_path):
-    """The first document comes before the file has been read: the bad line is not seen yet."""
+    """The first document is yielded before the reader reaches the malformed line."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(GOOD * 200_000 + b"bad\n")
     documents = read_documents(SourceConfig("jsonl", str(path)))

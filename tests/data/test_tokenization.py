@@ -1,4 +1,4 @@
-"""Tokenizing a source: the same bytes from any number of processes, a stable split, all or none."""
+"""Tokenizing: the same files from any number of processes, a stable split, no partial output."""
 
 import os
 import pathlib
@@ -37,8 +37,8 @@ def test_one_and_three_processes_write_the_same_bytes(kind, tmp_path, monkeypatc
     assert one == three
 
 
-def test_reading_stays_close_to_writing(tmp_path, monkeypatch):
-    """With processes, text is read at most two chunks a process ahead of what is written."""
+def test_reading_is_at_most_two_chunks_per_process_ahead(tmp_path, monkeypatch):
+    """Text is read at most two chunks per process ahead of what is written."""
     from hybridlm.data.sources import Document
 
     read, ahead = [], []
@@ -54,7 +54,7 @@ def test_reading_stays_close_to_writing(tmp_path, monkeypatch):
     assert max(ahead) <= 4, f"{max(ahead)} chunks"
 
 
-def test_the_split_stays_when_documents_are_added(tmp_path):
+def test_the_split_is_unchanged_when_documents_are_added(tmp_path):
     documents = draw_texts(np.random.default_rng(), 200)
     heldout = {}
     for count in (2, 3, 50, 200):
@@ -66,7 +66,7 @@ def test_the_split_stays_when_documents_are_added(tmp_path):
         assert heldout[more][: len(heldout[fewer])] == heldout[fewer]
 
 
-def test_the_held_out_share_is_as_asked():
+def test_the_held_out_share_is_the_configured_fraction():
     rng = np.random.default_rng()
     texts = [f"{rng.integers(2**60)}:{i}".encode() for i in range(20_000)]
     splitter = Splitter(0.05)
@@ -74,8 +74,8 @@ def test_the_held_out_share_is_as_asked():
     assert abs(share - 0.05) < 0.01, f"{share:.4f}"
 
 
-def test_copies_of_a_held_out_text_do_not_train(tmp_path):
-    """By content: wherever copies stand, the splits share no text and neither is empty."""
+def test_copies_of_a_held_out_text_are_not_trained_on(tmp_path):
+    """Wherever copies occur, the splits share no text and neither is empty."""
     rng = np.random.default_rng()
     for trial in range(20):
         distinct = [f"text {i}" for i in range(rng.integers(2, 12))]
@@ -101,7 +101,7 @@ def test_a_bad_document_leaves_no_folder(processes, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
 
 
-def test_a_tokenizer_that_changes_meanwhile_is_refused(tmp_path):
+def test_a_tokenizer_file_that_changes_during_use_is_refused(tmp_path):
     documents = draw_texts(np.random.default_rng(), 80)
     path = tmp_path / "tokenizer.json"
     tokenizer = train_bpe(documents, 290, path)
@@ -112,8 +112,8 @@ def test_a_tokenizer_that_changes_meanwhile_is_refused(tmp_path):
         tokenize(source, tokenizer, tmp_path / "out", 0.1, 2)
 
 
-def test_the_processes_of_a_killed_one_end_too(tmp_path):
-    """kill -9 reaches the parent alone; its pool must not wait for ever."""
+def test_pool_processes_exit_when_the_parent_is_killed(tmp_path):
+    """kill -9 ends only the parent; its pool processes must not wait forever."""
     script = tmp_path / "tokenizes.py"
     script.write_text(
         "import itertools, multiprocessing, time\n"
@@ -148,7 +148,7 @@ def running(pid):
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    stat = pathlib.Path(f"/proc/{pid}/stat")  # nobody may have fetched the exit code of an orphan
+    stat = pathlib.Path(f"/proc/{pid}/stat")  # an orphan may remain as a zombie
     return not (stat.exists() and stat.read_text().rpartition(") ")[2].startswith("Z"))
 
 
@@ -163,7 +163,7 @@ def test_the_held_out_fraction_lies_between_0_and_1(tmp_path, fraction):
         tokenize(write_jsonl(tmp_path / "a.jsonl", ["a"]), TOKENIZER, tmp_path / "o", fraction)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_an_unwritable_path_is_named(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", ["a"])
     folder = tmp_path / "a.jsonl" / "out"
     with pytest.raises(DataError, match=f"tokens cannot be written to {folder}"):

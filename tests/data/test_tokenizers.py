@@ -1,4 +1,4 @@
-"""Tokenizers: round trips, bytes a token, specials, fingerprints, and files that are none."""
+"""Tokenizers: round trips, bytes per token, special ids, fingerprints, and invalid files."""
 
 import json
 
@@ -94,7 +94,7 @@ def test_invalid_bytes_are_shown_as_replacement(bpe, data):
 
 
 def _byte_letter(byte):
-    """GPT-2's alphabet: printable bytes are themselves, the others follow from U+0100."""
+    """GPT-2's byte alphabet: printable bytes map to themselves, the others to U+0100 onwards."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     return chr(byte) if byte in printable else chr(256 + others.index(byte))
@@ -156,7 +156,7 @@ def rewrite(bpe, folder, change):
     return path
 
 
-def test_a_path_that_cannot_be_one_is_named():
+def test_an_invalid_path_is_named():
     with pytest.raises(DataError, match="null byte"):
         open_tokenizer(TokenizerConfig("hf", "a\0b"))
 
@@ -165,7 +165,7 @@ def open_hf(path):
     return open_tokenizer(TokenizerConfig("hf", str(path)))
 
 
-def test_hf_file_without_specials_gets_ids_past_its_vocabulary(bpe, tmp_path):
+def test_hf_file_without_specials_gets_ids_after_its_vocabulary(bpe, tmp_path):
     def change(content):
         names = {"<|bos|>": "<|x|>", "<|eos|>": "<|y|>"}
         for token in content["added_tokens"]:
@@ -179,7 +179,7 @@ def test_hf_file_without_specials_gets_ids_past_its_vocabulary(bpe, tmp_path):
     assert tokenizer.vocab_size == VOCAB + 2
     assert len(tokenizer.token_bytes()) == VOCAB + 2
     check_round_trip(tokenizer, "a union of states")
-    # What a tokenizer_config.json beside it names is the file's own.
+    # A tokenizer_config.json beside the file names its special tokens.
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": None, "eos_token": {"content": "<|y|>"}})
     )
@@ -210,7 +210,7 @@ def test_hf_truncation_and_padding_in_the_file_are_ignored(bpe, tmp_path):
     check_round_trip(open_hf(rewrite(bpe, tmp_path, change)), "the states of the union " * 9)
 
 
-def test_sentencepiece_without_specials_gets_ids_past_its_pieces(tmp_path):
+def test_sentencepiece_without_specials_gets_ids_after_its_pieces(tmp_path):
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.train(
@@ -236,7 +236,7 @@ def test_fingerprints_differ(tokenizer, bpe, sentencepiece):
 
 
 @pytest.mark.parametrize("kind", ["hf", "sentencepiece"])
-def test_files_that_are_no_tokenizer(kind, tmp_path):
+def test_invalid_tokenizer_files_are_refused(kind, tmp_path):
     def opening(path):
         return open_tokenizer(TokenizerConfig(kind, str(path)))
 
@@ -245,7 +245,7 @@ def test_files_that_are_no_tokenizer(kind, tmp_path):
     for number, content in enumerate([b"", b"hello", b"{}", b"\xff\xfe\x00", b"[]"]):
         path = tmp_path / f"{number}"
         path.write_bytes(content)
-        with pytest.raises(DataError, match="no valid") as error:
+        with pytest.raises(DataError, match="not a valid") as error:
             opening(path)
         assert str(path) in str(error.value)
 

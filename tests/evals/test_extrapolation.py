@@ -71,18 +71,18 @@ def test_yarn_is_its_papers_formula():
     """Eq. 17-23: the ramp over the turns within the trained length, and the factor on logits."""
     theta, size, length, factor = 10_000.0, 64, 4096, 8.0
     yarn = YarnConfig(factor, length)
-    slowed = yarn.slowed(theta, size)
+    factors = yarn.frequency_factors(theta, size)
     frequencies = theta ** (-np.arange(0, size, 2) / size)
     turns = length * frequencies / (2 * math.pi)
-    assert (slowed[turns > 40] == 1).all() and (slowed[turns > 40]).size > 5
-    np.testing.assert_allclose(slowed[turns < 0.8], 1 / factor)
-    assert (np.diff(slowed) <= 1e-12).all()
+    assert (factors[turns > 40] == 1).all() and (factors[turns > 40]).size > 5
+    np.testing.assert_allclose(factors[turns < 0.8], 1 / factor)
+    assert (np.diff(factors) <= 1e-12).all()
     x = np.ones((1, 2, 1, size), np.float32)
     positions = np.array([[0, 7]])
     out = np.asarray(Rope(RopeConfig(theta, yarn=yarn), size)(jnp.asarray(x), positions))
     magnitude = 0.1 * math.log(factor) + 1
     np.testing.assert_allclose(out[0, 0], magnitude, rtol=1e-6)
-    angle = 7 * frequencies * slowed
+    angle = 7 * frequencies * factors
     np.testing.assert_allclose(
         out[0, 1, 0, : size // 2], magnitude * (np.cos(angle) - np.sin(angle)), atol=1e-5
     )

@@ -23,6 +23,7 @@ MIXERS = {
     "chunked": dict(
         kind="attention", heads=4, kv_heads=2, chunk=6, qk_norm="l2", output_gate="head"
     ),
+    "biased": dict(kind="attention", heads=2, kv_heads=1, window=5, bias="qkv"),
     "growing": dict(kind="attention", heads=2, head_dim=12, rope=None, temperature=dict(scale=5.0)),
     "mla": dict(
         kind="mla",

@@ -296,7 +296,7 @@ def test_blocks_are_the_layers_bottom_to_top():
             each.append(x)
         each = [jnp.sum(x) for x in each]
         end, walked = module.walk(
-            module.embed(tokens), context, lambda index, block, x, y: jnp.sum(y)
+            module.embed(tokens), context, lambda index, block, x, y, context: jnp.sum(y)
         )
         return (
             module.final_norm(x),

@@ -226,22 +226,12 @@ def test_the_loss_goes_through_every_part_of_the_model():
     np.testing.assert_array_equal(hidden, module.hidden(tokens, context))
     unrolled = module.hidden_and_loss(tokens, context, scan=False)[1]
     x, total = module.embed(tokens, jnp.float32), 0
-    for name, layer in zip(model.config.layout.names, blocks(module), strict=True):
+    for name, layer in module.blocks():
         x, one = layer.with_loss(x, context)
         assert (float(one) > 0) == (name == "nha_llm")
         total += float(one)
     assert float(loss) == pytest.approx(total, rel=1e-5)
     assert float(unrolled) == pytest.approx(total, rel=1e-5)
-
-
-def blocks(module):
-    """Every layer's block, bottom to top."""
-    graphdef, stacked = nnx.split(module.unit)
-    yield from (block for _, block in sorted(module.prefix.items()))
-    for i in range(module.repeats):
-        unit = nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], stacked))
-        yield from (block for _, block in sorted(unit.items()))
-    yield from (block for _, block in sorted(module.suffix.items()))
 
 
 def test_gates_start_with_unit_gain_and_no_bias():

@@ -1,7 +1,8 @@
 """Run with eight simulated devices: `equal MIXER...` or `collectives`.
 
-`equal` holds mixers whose rows and time are split over devices to one device, in float64, outputs
-and gradients; `collectives` prints the compiled training step of a hybrid with time split in 8.
+`equal` compares mixers with rows and time split over devices to one device, in float64: outputs and
+gradients must agree. `collectives` prints the compiled training step of a hybrid with time split in
+8.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""What a step split over devices sends: parameters and gradients, no activations of the batch."""
+"""A step split by FSDP sends parameters and gradients, but no activations of the whole batch."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ print(lowered.step.compile().as_text())
 """
 
 
-def test_no_device_gets_the_whole_batch(root):
+def test_no_device_receives_the_whole_batch(root):
     environment = os.environ | dict(
         XLA_FLAGS="--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     )
@@ -31,7 +31,9 @@ def test_no_device_gets_the_whole_batch(root):
     shapes = [
         shape
         for kind, dtype, shape in collectives(done.stdout)
-        if kind != "collective-permute" and dtype[0] == "f" and shape  # token ids are few
+        if kind != "collective-permute"
+        and dtype[0] == "f"
+        and shape  # token ids are integers and small
     ]
-    assert len(shapes) > 20, "the parameters are gathered"
+    assert len(shapes) > 20, "no parameters are gathered"
     assert not any(12 in shape for shape in shapes), shapes

@@ -1,4 +1,4 @@
-"""Many hosts as real processes on this machine, killed and stopped for real."""
+"""Runs on several hosts, as processes on this machine that are killed and stopped."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from hybridlm.parallel import hosts
 from hybridlm.runs import metrics
 from hybridlm.runs.checkpoint import steps as checkpoint_steps
 
-pytestmark = pytest.mark.xdist_group("hosts")  # one run on one host for all tests
+pytestmark = pytest.mark.xdist_group("hosts")  # the tests share one single-host run
 ENVIRONMENT = os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_backend_optimization_level=0")
 
 
@@ -30,7 +30,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def started(root, workdir: pathlib.Path, count: int, *overrides: str):
-    """A run on `count` hosts; what is left of them at the end is killed."""
+    """Starts a run on `count` hosts and kills the hosts still alive at the end."""
     workdir.parent.mkdir(exist_ok=True)
     words = [sys.executable, "-m", "hybridlm.cli", "train", "--config", "configs/demo.py:smoke"]
     words += ["--workdir", str(workdir), "--config.data.bigram_baseline=False"]
@@ -61,18 +61,18 @@ def started(root, workdir: pathlib.Path, count: int, *overrides: str):
             process.log.close()
 
 
-def said(process) -> str:
+def output(process) -> str:
     process.log.seek(0)
     return process.log.read()
 
 
 def codes(processes, timeout: float = 240) -> list[int]:
-    """Exit codes, in order; what a process said comes with one that does not end."""
+    """Exit codes, in order; fails with the output if a process does not exit in time."""
     end = time.monotonic() + timeout
     try:
         return [p.wait(max(0.1, end - time.monotonic())) for p in processes]
     except subprocess.TimeoutExpired:
-        raise AssertionError("\n---\n".join(said(p)[-2000:] for p in processes)) from None
+        raise AssertionError("\n---\n".join(output(p)[-2000:] for p in processes)) from None
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:
@@ -85,27 +85,27 @@ def wait_for_step(workdir: pathlib.Path, step: int, processes) -> None:
     while time.monotonic() < end:
         if max(losses(workdir), default=0) >= step:
             return
-        assert all(p.poll() is None for p in processes), [said(p)[-2000:] for p in processes]
+        assert all(p.poll() is None for p in processes), [output(p)[-2000:] for p in processes]
         time.sleep(0.2)
-    raise AssertionError(f"step {step} was not reached: {[said(p)[-2000:] for p in processes]}")
+    raise AssertionError(f"step {step} was not reached: {[output(p)[-2000:] for p in processes]}")
 
 
 def run(root, workdir, count, *overrides):
     with started(root, workdir, count, *overrides) as processes:
-        assert codes(processes) == [0] * count, [said(p)[-3000:] for p in processes]
-        return [said(p) for p in processes]
+        assert codes(processes) == [0] * count, [output(p)[-3000:] for p in processes]
+        return [output(p) for p in processes]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> pathlib.Path:
-    """The run on one host that the others are held to."""
+    """The single-host run that the other runs are compared with."""
     root, workdir = pathlib.Path(__file__).parents[2], tmp_path_factory.mktemp("hosts") / "alone"
     run(root, workdir, 1)
     return workdir
 
 
-def test_two_hosts_train_as_one(root, tmp_path, alone):
-    """The same curve, one record of it, one talker, and a report of the first host."""
+def test_two_hosts_train_like_one(root, tmp_path, alone):
+    """The loss curve is the same; only the first host records, prints and reports."""
     first, second = run(root, tmp_path / "two", 2)
     ours, theirs = losses(tmp_path / "two"), losses(alone)
     assert list(ours) == list(theirs)
@@ -117,8 +117,8 @@ def test_two_hosts_train_as_one(root, tmp_path, alone):
 
 
 @pytest.mark.slow
-def test_probes_see_the_parameters_of_all_hosts(root, tmp_path):
-    """Split over two hosts as on one: every head, at every step that they are due."""
+def test_probes_use_the_parameters_of_all_hosts(root, tmp_path):
+    """With parameters split over two hosts, probes give the same results as on one host."""
     settings = [
         f"--config.{key}={value}"
         for key, value in {
@@ -142,7 +142,7 @@ def test_probes_see_the_parameters_of_all_hosts(root, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_of_four_saves_once_and_two_go_on(root, tmp_path, alone):
+def test_sigterm_to_one_of_four_hosts_saves_once_and_two_hosts_continue(root, tmp_path, alone):
     workdir, slower = tmp_path / "run", "--config.train.checkpoint_every=1000"
     with started(root, workdir, 4, slower, "--config.train.log_every=1") as processes:
         wait_for_step(workdir, 1, processes)
@@ -155,7 +155,7 @@ def test_sigterm_to_one_of_four_saves_once_and_two_go_on(root, tmp_path, alone):
     np.testing.assert_allclose(losses(workdir)[8], losses(alone)[8], rtol=1e-4)
 
 
-def test_a_killed_host_ends_the_others_with_a_sentence(root, tmp_path):
+def test_a_killed_host_ends_the_other_with_one_sentence(root, tmp_path):
     workdir = tmp_path / "run"
     long = ("--config.train.steps=100000", "--config.train.eval_every=100000")
     with started(root, workdir, 2, *long, "--config.train.checkpoint_every=5") as processes:
@@ -163,12 +163,12 @@ def test_a_killed_host_ends_the_others_with_a_sentence(root, tmp_path):
         processes[1].kill()
         processes[1].wait()
         assert codes(processes[:1], timeout=60) == [75]
-        assert "another host has ended or cannot be reached" in said(processes[0])
-    assert checkpoint_steps(workdir), "nothing to go on from"
+        assert "another host has exited or cannot be reached" in output(processes[0])
+    assert checkpoint_steps(workdir), "there is no checkpoint to continue from"
 
 
 @pytest.mark.slow
-def test_two_hosts_of_which_one_was_killed_go_on_as_four_on_another_mesh(root, tmp_path):
+def test_after_a_killed_host_the_run_continues_on_four_hosts_and_another_mesh(root, tmp_path):
     settings = [
         f"--config.train.{key}={value}"
         for key, value in dict(steps=80, eval_every=80, checkpoint_every=10, log_every=10).items()
@@ -187,31 +187,31 @@ def test_two_hosts_of_which_one_was_killed_go_on_as_four_on_another_mesh(root, t
 
 
 @pytest.mark.slow
-def test_updates_that_are_not_finite_are_skipped_on_all_hosts_alike(root, tmp_path):
-    """The first update throws the parameters out of range; no gradient is finite from then on."""
+def test_all_hosts_skip_the_same_non_finite_updates(root, tmp_path):
+    """The first update makes the parameters so large that all later gradients are not finite."""
     wild = ["--config.optimizer.lr=1e38", "--config.optimizer.warmup_steps=0"]
     wild += ["--config.train.log_every=1", "--config.train.abort_after=4"]
     found = {}
     for count in (1, 2):
         with started(root, tmp_path / str(count), count, *wild) as processes:
             assert codes(processes) == [1] * count
-            assert "not finite" in said(processes[0]) or "skipped" in said(processes[0])
+            assert "not finite" in output(processes[0]) or "skipped" in output(processes[0])
         records = metrics.read(tmp_path / str(count) / metrics.FILE)
         found[count] = [r["skipped"] for r in records if r["kind"] == "train"]
     assert found[1] == found[2] and found[1][-1] >= 3
 
 
 @pytest.mark.slow
-def test_a_host_that_hangs_trips_the_watchdog_of_the_others(root, tmp_path):
+def test_a_hanging_host_triggers_the_watchdog_of_the_other(root, tmp_path):
     workdir = tmp_path / "run"
     long = ("--config.train.steps=100000", "--config.train.eval_every=100000")
     with started(root, workdir, 2, *long, "--config.train.hang_seconds=10.0") as processes:
         wait_for_step(workdir, 10, processes)
         processes[1].send_signal(signal.SIGSTOP)
         assert codes(processes[:1], timeout=100) == [75]
-        words = said(processes[0])
+        words = output(processes[0])
     assert "host 0 of 2 has hung for" in words and " s in step " in words
-    assert "train/loop.py" in words, "no stack says where"
+    assert "train/loop.py" in words, "the stack trace is missing"
 
 
 PROGRAM = """
@@ -231,24 +231,25 @@ for shape, spec in (((count, 1), ("a", "b")), ((1, count), ("a", "b")), ((count,
     array = rows.arrays({"x": batch.reshape(16, 8)[list(rows.indices)]})["x"]
     np.testing.assert_array_equal(multihost_utils.process_allgather(array, tiled=True), batch)
     if spec[0] and shape[0] == count:
-        assert len(rows.indices) == 16 // count, rows.indices  # only its share is loaded
-vote = hosts.Vote(mesh)
-heard = [vote.stop(raised=step == 2 and index == count - 1) for step in range(5)]
-assert heard == [False, False, False, True, False], heard
+        assert len(rows.indices) == 16 // count, rows.indices  # each host loads only its own rows
+agreement = hosts.StopAgreement(mesh)
+stops = [agreement.should_stop(step == 2 and index == count - 1) for step in range(5)]
+assert stops == [False, False, False, True, False], stops
 try:
-    with hosts.together("the test"):
+    with hosts.fail_together("the test"):
         if index == 1:
             raise UserError("mine")
 except UserError as error:
-    assert str(error) == ("mine" if index == 1 else "the test failed on host 1: its messages say why")
+    other = "the test failed on host 1: see the messages of that host"
+    assert str(error) == ("mine" if index == 1 else other)
 else:
-    raise AssertionError("nobody was told")
+    raise AssertionError("the failure was not raised")
 print("well")
 """
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_hosts_share_rows_and_agree(root, count):
+def test_hosts_load_their_rows_and_agree_to_stop(root, count):
     address = f"localhost:{free_port()}"
     command = [sys.executable, "-c", PROGRAM, address, str(count)]
     processes = [
@@ -272,27 +273,27 @@ def test_hosts_share_rows_and_agree(root, count):
     [
         ({}, None),
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, "slurm"),
-        ({"SLURM_NTASKS": "4"}, None),  # the batch script itself, not a task of srun
+        ({"SLURM_NTASKS": "4"}, None),  # the batch script, not a task of srun
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "ompi"),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, "tpu"),
         ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, None),
     ],
 )
-def test_launchers_are_known_by_their_variables(environment, cluster):
-    assert hosts.find(environment) == cluster
+def test_launchers_are_detected_by_their_variables(environment, cluster):
+    assert hosts.detect_cluster(environment) == cluster
 
 
 @pytest.mark.parametrize(
     "given, sentence",
     [
-        (("localhost:1", 2, None), "are given together"),
+        (("localhost:1", 2, None), "must be given together"),
         (("localhost", 2, 0), "must be HOST:PORT of process 0, not 'localhost'"),
         (("localhost:1", 0, 0), "--num_processes must be at least 1"),
         (("localhost:1", 2, 2), "--process_id must lie in [0, 2), not 2"),
     ],
 )
-def test_a_wrong_address_is_one_sentence(given, sentence):
+def test_an_invalid_address_raises_one_sentence(given, sentence):
     with pytest.raises(UserError) as caught:
         hosts.address(*given)
     assert sentence in str(caught.value)

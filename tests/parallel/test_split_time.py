@@ -1,4 +1,4 @@
-"""Time split over devices: the results of one device, and no device that gets the sequence."""
+"""Time split over devices: results equal those of one device; no device gets a whole sequence."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from hybridlm.train.setup import check_divides
 from kernels_pallas.testing import collectives
 
 PROGRAM = pathlib.Path(__file__).with_name("context_program.py")
-# One of each kind; the first few in every run.
+# One mixer of each kind; MIXERS are in every test run, MORE only in slow ones.
 MIXERS = ["full", "gdn", "nha"]
 MORE = ["swa", "rec", "ssd", "chunked", "sink", "growing", "mla", "deltanet", "kda", "short"]
 MORE += ["gla", "hgrn2", "lightning", "hymba", "nested", "gsa", "nha_full", "mlstm", "moba"]
@@ -33,18 +33,18 @@ def run(root, *arguments):
     return done.stdout
 
 
-def test_split_mixers_are_single_device(root):
+def test_split_mixers_equal_one_device(root):
     assert run(root, "equal", *MIXERS).split() == MIXERS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", MORE)
-def test_split_mixer_is_single_device(mixer, root):
+def test_split_mixer_equals_one_device(mixer, root):
     assert run(root, "equal", mixer).split() == [mixer]
 
 
-def test_no_device_gets_the_sequence(root):
-    """A hybrid at context 8: neighbours' tokens and states go round; 176 tokens meet nowhere."""
+def test_no_device_receives_the_whole_sequence(root):
+    """A hybrid at context 8: devices exchange tokens and states; no array has all 176 tokens."""
     found = [
         (kind, shape)
         for kind, dtype, shape in collectives(run(root, "collectives"))
@@ -55,7 +55,7 @@ def test_no_device_gets_the_sequence(root):
     assert not [x for x in found if x[0] in ("all-gather", "all-to-all") and 22 in x[1]], found
 
 
-def test_a_length_that_does_not_divide_is_refused_with_those_that_do():
+def test_an_indivisible_length_is_refused_with_the_nearest_divisible_ones():
     made = config.load("configs/demo.py:smoke", [("data.seq_len", "130")])
     with pytest.raises(ConfigError, match=r"data.seq_len 130 does not divide over 4 .* 128 or 132"):
         check_divides(made, (1, 1, 1, 4))
@@ -70,7 +70,7 @@ def test_a_length_that_does_not_divide_is_refused_with_those_that_do():
         ("mixers/hymba", "model.mixers.mixer.branches.ssm.groups 1 does not divide"),
     ],
 )
-def test_heads_that_do_not_divide_are_refused(recipe, sentence):
+def test_indivisible_heads_are_refused(recipe, sentence):
     made = config.load(f"configs/{recipe}.py:smoke")
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         check_divides(made, (1, 1, 4, 1))

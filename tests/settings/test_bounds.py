@@ -1,4 +1,4 @@
-"""Bounds hold however settings are made, and errors and documentation say them alike."""
+"""Bounds are checked however settings are created; errors and documentation state them."""
 
 import dataclasses
 import math
@@ -96,7 +96,7 @@ BOUNDS = [
 
 @pytest.mark.parametrize("hint, inside, outside, error, text", BOUNDS, ids=[b[3] for b in BOUNDS])
 def test_each_bound(hint, inside, outside, error, text):
-    """Held in Python, in `replace` and in reading, and said in the same words."""
+    """Checked in Python, by `replace` and by the reader, with the same error."""
     cls = settings(type("Some", (), {"__annotations__": {"size": hint}}))
     assert cls(inside).size == inside
     for make in (lambda: cls(outside), lambda: dataclasses.replace(cls(inside), size=outside)):
@@ -113,7 +113,7 @@ def test_each_bound(hint, inside, outside, error, text):
 @given(
     st.floats(allow_nan=False), st.floats(-10, 10), st.floats(-10, 10), st.booleans(), st.booleans()
 )
-def test_an_interval_is_two_comparisons(x, low, high, low_open, high_open):
+def test_an_interval_equals_two_comparisons(x, low, high, low_open, high_open):
     holds = Between(low, high, low_open, high_open).holds(x)
     above = x > low if low_open else x >= low
     below = x < high if high_open else x <= high
@@ -131,7 +131,7 @@ def test_the_least_epsilon_is_the_smallest_normal_float32():
 
 @settings
 class Size:
-    """What a subclass builds on.
+    """A base class.
 
     Attributes:
       heads: a number of heads.
@@ -142,7 +142,7 @@ class Size:
 
 @settings
 class Parts(Size):
-    """Its bounds, its base's, and a check of several fields."""
+    """Has bounds of its own and of its base, and a check of several fields."""
 
     parts: PositiveInt = 2
     each: tuple[PositiveFloat, ...] = ()
@@ -154,19 +154,19 @@ class Parts(Size):
 
 @settings
 class More(Parts):
-    """Adds a field, and inherits the check."""
+    """Adds a field and inherits the check."""
 
     more: PositiveInt = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Plain(Parts):
-    """Of a class that does not declare itself settings."""
+    """A subclass without the decorator `settings`."""
 
 
 @pytest.mark.parametrize("cls", [Parts, More, Plain])
-def test_bounds_come_before_checks_of_several_fields_and_are_inherited(cls):
-    """With parts 0 the check itself would fail."""
+def test_bounds_are_inherited_and_checked_before_conditions_on_several_fields(cls):
+    """With parts 0 the condition itself would raise ZeroDivisionError."""
     for made, field in (
         (dict(parts=0), "parts"),
         (dict(heads=0), "heads"),
@@ -178,25 +178,25 @@ def test_bounds_come_before_checks_of_several_fields_and_are_inherited(cls):
     assert cls(heads=6, parts=3).parts == 3
 
 
-def test_items_are_bounded_and_named():
+def test_bounds_of_items_are_checked_and_errors_name_the_item():
     with pytest.raises(ConfigError, match=r"^p\.each\[1\] must be positive, not 0\.0$"):
         read_dataclass(Parts, {"each": [1, 0]}, "p")
 
 
-def test_a_bound_in_a_union_of_types_is_an_error_of_the_code():
+def test_a_bound_in_a_union_of_types_raises_type_error():
     hints = {"size": Annotated[int, AtLeast(1)] | Literal["auto"]}
-    with pytest.raises(TypeError, match="a bound stands on one type or None"):
+    with pytest.raises(TypeError, match="a bound may annotate one type or None"):
         settings(type("Some", (), {"__annotations__": hints}))("auto")
 
 
-def test_settings_are_frozen_equal_and_pickle():
+def test_settings_are_frozen_comparable_and_picklable():
     made = More(heads=6, parts=3)
     assert pickle.loads(pickle.dumps(made)) == made and hash(made) == hash(More(6, 3))
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.heads = 0
 
 
-def test_within_puts_a_field_in_front():
+def test_within_prefixes_the_field():
     with pytest.raises(Invalid, match="^is wrong$") as error, within("a"), within("b"):
         raise Invalid("c", "is wrong")
     assert error.value.field == "a.b.c"

@@ -25,14 +25,16 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @settings
 class DenseConfig(FeedForwardConfig):
-    """Base of the dense kinds: `matrices` of width x hidden."""
+    """Base of the dense kinds: `matrices` of width x hidden, an activation, biases or none."""
 
+    hidden: PositiveInt  # first: kinds turn the next two into settings, in this order
+
+    activation: ClassVar[str]
+    bias: ClassVar[bool] = False
     matrices: ClassVar[int]
 
-    hidden: PositiveInt
-
     def parameters(self, width: int) -> int:
-        biases = (self.matrices - 1) * self.hidden + width if self.has_bias else 0
+        biases = (self.matrices - 1) * self.hidden + width if self.bias else 0
         return self.matrices * width * self.hidden + biases
 
     def flops_per_token(self, width: int) -> float:
@@ -41,32 +43,38 @@ class DenseConfig(FeedForwardConfig):
     def kept_per_token(self, width: int) -> int:
         return self.matrices * self.hidden
 
-    @property
-    def has_bias(self) -> bool:
-        """Whether its linear maps have biases."""
-        return getattr(self, "bias", False)
+
+class Gated(FeedForward):
+    """down(act(gate x) * up x)."""
+
+    def __init__(self, config: DenseConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
+        width, hidden, bias = spec.width, config.hidden, config.bias
+        self.gate = Linear(width, hidden, ("embed", "mlp"), rngs=rngs, bias=bias)
+        self.up = Linear(width, hidden, ("embed", "mlp"), rngs=rngs, bias=bias)
+        self.down = Linear(
+            hidden, width, ("mlp", "embed"), rngs=rngs, scale=spec.out_scale, bias=bias
+        )
+        self.activation = config.activation
+
+    def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        del context
+        return self.down(ACTIVATIONS[self.activation](self.gate(x_BTD)) * self.up(x_BTD))
 
 
-@settings
-class GatedConfig(DenseConfig):
-    """A gated feed-forward: `down(act(gate x) * up x)`.
+class Plain(FeedForward):
+    """down(act(up x))."""
 
-    Attributes:
-      hidden: size of the hidden layer.
-      activation: of the gate.
-      bias: adds biases to its three linear maps.
-    """
+    def __init__(self, config: DenseConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
+        width, hidden, bias = spec.width, config.hidden, config.bias
+        self.up = Linear(width, hidden, ("embed", "mlp"), rngs=rngs, bias=bias)
+        self.down = Linear(
+            hidden, width, ("mlp", "embed"), rngs=rngs, scale=spec.out_scale, bias=bias
+        )
+        self.activation = config.activation
 
-    kind_name: ClassVar[str] = "gated"
-    equation: ClassVar[str] = "y = W_down (act(W_gate x) * W_up x)"
-    source: ClassVar[str] = "arXiv 2002.05202"
-    matrices: ClassVar[int] = 3
-
-    activation: ActivationName = "silu"
-    bias: bool = False
-
-    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "Gated":
-        return Gated(spec, self.hidden, self.activation, self.bias, rngs=rngs)
+    def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        del context
+        return self.down(ACTIVATIONS[self.activation](self.up(x_BTD)))
 
 
 @settings
@@ -81,13 +89,14 @@ class SwiGLUConfig(DenseConfig):
     equation: ClassVar[str] = "y = W_down (silu(W_gate x) * W_up x)"
     source: ClassVar[str] = "arXiv 2002.05202"
     matrices: ClassVar[int] = 3
+    activation: ClassVar[str] = "silu"
 
-    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "Gated":
-        return Gated(spec, self.hidden, "silu", False, rngs=rngs)
+    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> Gated:
+        return Gated(self, spec, rngs=rngs)
 
 
 @settings
-class GeGLUConfig(DenseConfig):
+class GeGLUConfig(SwiGLUConfig):
     """A gated feed-forward with GELU (its tanh form) and no biases.
 
     Attributes:
@@ -96,11 +105,29 @@ class GeGLUConfig(DenseConfig):
 
     kind_name: ClassVar[str] = "geglu"
     equation: ClassVar[str] = "y = W_down (gelu(W_gate x) * W_up x)"
+    activation: ClassVar[str] = "gelu_tanh"
+
+
+@settings
+class GatedConfig(DenseConfig):
+    """A gated feed-forward: `down(act(gate x) * up x)`.
+
+    Attributes:
+      hidden: size of the hidden layer.
+      activation: of the gate.
+      bias: True adds biases to its three linear maps.
+    """
+
+    kind_name: ClassVar[str] = "gated"
+    equation: ClassVar[str] = "y = W_down (act(W_gate x) * W_up x)"
     source: ClassVar[str] = "arXiv 2002.05202"
     matrices: ClassVar[int] = 3
 
-    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "Gated":
-        return Gated(spec, self.hidden, "gelu_tanh", False, rngs=rngs)
+    activation: ActivationName = "silu"
+    bias: bool = False
+
+    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> Gated:
+        return Gated(self, spec, rngs=rngs)
 
 
 @settings
@@ -110,7 +137,7 @@ class PlainConfig(DenseConfig):
     Attributes:
       hidden: size of the hidden layer.
       activation: "relu2" is the square of ReLU (Nemotron-H), "gelu" the exact form (GPT-2).
-      bias: adds biases to its two linear maps.
+      bias: True adds biases to its two linear maps.
     """
 
     kind_name: ClassVar[str] = "plain"
@@ -121,42 +148,5 @@ class PlainConfig(DenseConfig):
     activation: ActivationName = "gelu"
     bias: bool = False
 
-    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "Plain":
-        return Plain(spec, self.hidden, self.activation, self.bias, rngs=rngs)
-
-
-class Gated(FeedForward):
-    """down(act(gate x) * up x)."""
-
-    def __init__(
-        self, spec: LayerSpec, hidden: int, activation: str, bias: bool, *, rngs: nnx.Rngs
-    ):
-        width = spec.width
-        self.gate = Linear(width, hidden, ("embed", "mlp"), rngs=rngs, bias=bias)
-        self.up = Linear(width, hidden, ("embed", "mlp"), rngs=rngs, bias=bias)
-        self.down = Linear(
-            hidden, width, ("mlp", "embed"), rngs=rngs, scale=spec.out_scale, bias=bias
-        )
-        self.activation = activation
-
-    def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        del context
-        return self.down(ACTIVATIONS[self.activation](self.gate(x_BTD)) * self.up(x_BTD))
-
-
-class Plain(FeedForward):
-    """down(act(up x))."""
-
-    def __init__(
-        self, spec: LayerSpec, hidden: int, activation: str, bias: bool, *, rngs: nnx.Rngs
-    ):
-        width = spec.width
-        self.up = Linear(width, hidden, ("embed", "mlp"), rngs=rngs, bias=bias)
-        self.down = Linear(
-            hidden, width, ("mlp", "embed"), rngs=rngs, scale=spec.out_scale, bias=bias
-        )
-        self.activation = activation
-
-    def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        del context
-        return self.down(ACTIVATIONS[self.activation](self.up(x_BTD)))
+    def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> Plain:
+        return Plain(self, spec, rngs=rngs)

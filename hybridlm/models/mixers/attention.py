@@ -50,6 +50,8 @@ class AttentionConfig(MixerConfig):
         without (Llama 4).
       output_gate: out * sigmoid(gate(x)) before the output projection (arXiv 2505.06708): True
         element by element, "head" one gate a head.
+      bias: True adds biases to all four projections, "qkv" to those of queries, keys and values
+        (Qwen2).
       sinks: a learned logit per head that only enlarges the softmax's denominator (gpt-oss).
       soft_cap: cap * tanh(logits / cap) on attention logits (Gemma 2).
       scale: factor on logits; None is head_dim ** -0.5.
@@ -70,6 +72,7 @@ class AttentionConfig(MixerConfig):
     temperature: TemperatureConfig | None = None
     qk_norm: bool | Literal["l2"] = False
     output_gate: bool | Literal["head"] = False
+    bias: bool | Literal["qkv"] = False
     sinks: bool = False
     soft_cap: PositiveFloat | None = None
     scale: PositiveFloat | None = None
@@ -136,10 +139,18 @@ class Attention(AttentionMixer):
         width, size = spec.width, config.head_size(spec.width)
         heads, kv_heads = config.heads, config.kv_heads
         self.config = config
-        self.q = Linear(width, heads * size, ("embed", "heads"), rngs=rngs)
-        self.k = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs)
-        self.v = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs)
-        self.out = Linear(heads * size, width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
+        bias = bool(config.bias)
+        self.q = Linear(width, heads * size, ("embed", "heads"), rngs=rngs, bias=bias)
+        self.k = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs, bias=bias)
+        self.v = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs, bias=bias)
+        self.out = Linear(
+            heads * size,
+            width,
+            ("heads", "embed"),
+            rngs=rngs,
+            scale=spec.out_scale,
+            bias=config.bias is True,
+        )
         self.q_norm = QK_NORMS[config.qk_norm](size, spec.norm_eps)
         self.k_norm = QK_NORMS[config.qk_norm](size, spec.norm_eps)
         self.rope = Rope(config.rope, size) if config.rope else no_rope

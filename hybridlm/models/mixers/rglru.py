@@ -112,25 +112,25 @@ class RGLRU(Mixer):
     ) -> tuple[jax.Array, RGLRUState]:
         ids_BT = context.segment_ids_BT
         conv_state, recurrence_state = state or (None, None)
-        u_BTW, conv_state = self.conv(self.input(x_BTD), ids_BT, conv_state)
-        log_a_BTW, gated_BTW = self._gate(u_BTW)
-        h_BTW, recurrence_state = ops.gated_recurrence(
-            log_a_BTW,
-            gated_BTW,
+        u_BTI, conv_state = self.conv(self.input(x_BTD), ids_BT, conv_state)
+        log_a_BTI, gated_BTI = self._gate(u_BTI)
+        h_BTI, recurrence_state = ops.gated_recurrence(
+            log_a_BTI,
+            gated_BTI,
             segment_ids=ids_BT,
             initial_state=recurrence_state,
             return_state=True,
         )
-        branch_BTW = jax.nn.gelu(self.branch(x_BTD), approximate=True)
-        y_BTD = self.out(branch_BTW * h_BTW.astype(x_BTD.dtype))
+        branch_BTI = jax.nn.gelu(self.branch(x_BTD), approximate=True)
+        y_BTD = self.out(branch_BTI * h_BTI.astype(x_BTD.dtype))
         return y_BTD, RGLRUState(conv_state, recurrence_state)
 
-    def _gate(self, u_BTW: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _gate(self, u_BTI: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logarithm of the decay and gated input i_t x_t, float32; eq. 1-3."""
-        r_BTW = jax.nn.sigmoid(at_least_float32(self.recurrence_gate(u_BTW)))
-        i_BTW = jax.nn.sigmoid(at_least_float32(self.input_gate(u_BTW)))
-        log_a_BTW = -DECAY_POWER * r_BTW * jax.nn.softplus(self.decay[...])[None, None, :]
-        return log_a_BTW, i_BTW * at_least_float32(u_BTW)
+        r_BTI = jax.nn.sigmoid(at_least_float32(self.recurrence_gate(u_BTI)))
+        i_BTI = jax.nn.sigmoid(at_least_float32(self.input_gate(u_BTI)))
+        log_a_BTI = -DECAY_POWER * r_BTI * jax.nn.softplus(self.decay[...])[None, None, :]
+        return log_a_BTI, i_BTI * at_least_float32(u_BTI)
 
 
 class BlockDiagonal(nnx.Module):
@@ -144,11 +144,11 @@ class BlockDiagonal(nnx.Module):
         )
         self.bias = nnx.Param(jnp.zeros((heads, size)), axes=("heads", "block_out"))
 
-    def __call__(self, x_BTW: jax.Array) -> jax.Array:
+    def __call__(self, x_BTI: jax.Array) -> jax.Array:
         heads, size = self.bias[...].shape
-        x_BTHK = x_BTW.reshape(*x_BTW.shape[:2], heads, size)
-        y_BTHK = jnp.einsum("bthi,hij->bthj", x_BTHK, self.kernel[...].astype(x_BTW.dtype))
-        return (y_BTHK + self.bias[...].astype(x_BTW.dtype)[None, None]).reshape(x_BTW.shape)
+        x_BTHK = x_BTI.reshape(*x_BTI.shape[:2], heads, size)
+        y_BTHK = jnp.einsum("bthi,hij->bthj", x_BTHK, self.kernel[...].astype(x_BTI.dtype))
+        return (y_BTHK + self.bias[...].astype(x_BTI.dtype)[None, None]).reshape(x_BTI.shape)
 
 
 def _initial_decay(key: jax.Array, channels: int, low: float = 0.9, high: float = 0.999):

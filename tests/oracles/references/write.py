@@ -7,6 +7,7 @@ import sys
 import layers  # noqa: F401  (registers its cases)
 import naive
 import ops  # noqa: F401
+import recurrences  # noqa: F401
 import torch
 from recording import CASES, write
 
