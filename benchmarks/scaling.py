@@ -154,7 +154,7 @@ def overhead(steps: int = 400) -> Iterator[dict]:
         times = []
         for _ in range(steps):
             start = time.perf_counter()
-            state, values = trainer.program.train_step(state, batch)
+            state, values = trainer.train_step(state, batch)
             jax.block_until_ready(values)
             times.append(time.perf_counter() - start)
         trainer.checkpoints.close()

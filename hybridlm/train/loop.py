@@ -77,7 +77,7 @@ def train(
         with preemption.StopSignal() as stop, Watchdog(config.train.hang_seconds) as watchdog:
             progress.say("reading the data and compiling the training step")
             trainer = setup.build(config, folder.path)
-            with jax.set_mesh(trainer.program.mesh):
+            with jax.set_mesh(trainer.mesh):
                 return _train(trainer, folder, progress, stop, watchdog, watch)
     finally:
         folder.close()
@@ -97,7 +97,7 @@ def _train(
     with hosts.together("beginning the run"):
         writers = _begin(config, folder, start) if hosts.is_first() else metrics.Writers([])
     peak, peak_source = peak_flops(jax.devices())
-    clock = StepClock(config.tokens_per_step, trainer.program.flops_per_step, peak)
+    clock = StepClock(config.tokens_per_step, trainer.flops_per_step, peak)
     heldout = trainer.heldout()
     _say_start(progress, config, trainer, peak, peak_source)
     if hosts.is_first() and not any(r["kind"] == "run" for r in metrics.read(path / metrics.FILE)):
@@ -122,7 +122,7 @@ def _train(
             **fetched,
             **speed,
             "eta_seconds": remaining,
-            "compile_seconds": trainer.program.compile_seconds,
+            "compile_seconds": trainer.compile_seconds,
             "memory_bytes": memory_in_use(),
         }
         writers.write(record)
@@ -140,7 +140,7 @@ def _train(
     # --- loop ----------------------------------------------------------------------------------
     state, pending, saved = trainer.state, None, start
     batches = trainer.batches()
-    vote = hosts.Vote(trainer.program.mesh)
+    vote = hosts.Vote(trainer.mesh)
     watch.begin(path, start)
     clock.restart()
     try:
@@ -148,7 +148,7 @@ def _train(
             watchdog.beat(f"step {step}")
             with clock.waiting():
                 batch = trainer.device_batch(next(batches))
-            state, values = trainer.program.train_step(state, batch)
+            state, values = trainer.train_step(state, batch)
             if pending:
                 log(*pending)
             pending = (step, values)
@@ -163,7 +163,7 @@ def _train(
                 with clock.paused():
                     if evaluate_now:
                         watchdog.beat(f"the evaluation after step {step}")
-                        figures = evaluate(trainer.program.eval_step, state["params"], heldout)
+                        figures = evaluate(trainer.eval_step, state["params"], heldout)
                         writers.write({"kind": "eval", "step": step, **figures})
                         progress.say(_eval_line(step, figures))
                     if watch_now:
@@ -217,9 +217,9 @@ def _facts(trainer: setup.Trainer, peak: float | None, peak_source: str) -> dict
     """What is said once about a run: sizes, data, the baseline."""
     config = trainer.config
     facts = {
-        "parameters": trainer.program.model.count(),
-        "parameters_without_embedding": trainer.program.model.count(embeddings=False),
-        "flops_per_token": trainer.program.flops_per_step / config.tokens_per_step,
+        "parameters": trainer.model.count(),
+        "parameters_without_embedding": trainer.model.count(embeddings=False),
+        "flops_per_token": trainer.flops_per_step / config.tokens_per_step,
         "peak_flops": peak,
         "peak_source": peak_source,
         "data": trainer.pipeline.counts(config.train.steps),
@@ -240,9 +240,9 @@ def _say_start(
         progress.say(f"resuming from step {start} of {steps}")
     names = " ".join(config.model.layout.names)
     progress.say(
-        f"{trainer.program.model.count():,} parameters in {config.model.depth} layers ({names});"
+        f"{trainer.model.count():,} parameters in {config.model.depth} layers ({names});"
         f" {config.tokens_per_step:,} tokens a step; compiled in"
-        f" {duration(trainer.program.compile_seconds)}"
+        f" {duration(trainer.compile_seconds)}"
     )
     if peak:
         progress.say(f"MFU is counted against {peak / 1e12:.3g} TFLOP/s ({source})")
