@@ -70,7 +70,7 @@ def make_train_step(
         grad_norm = optax.global_norm(grads) / targets
         clip = schedule.clip_norm
         scale = 1.0 if clip is None else jnp.minimum(1.0, clip / jnp.maximum(grad_norm, 1e-12))
-        ok, guard_state = guard.judge(state["guard"], loss, grad_norm, train.spike_sigma)
+        ok, guard_state = guard.check_update(state["guard"], loss, grad_norm, train.spike_sigma)
 
         grads = jax.tree.map(lambda g: g * (scale / targets), grads)
         directions, opt_state = optimizer.update(grads, state["opt_state"], state["params"])

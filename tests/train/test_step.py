@@ -14,7 +14,7 @@ import pytest
 from hybridlm import config as configs
 from hybridlm.models.mixers import read_mixer
 from hybridlm.models.params import Model
-from hybridlm.train.guard import judge
+from hybridlm.train.guard import check_update
 from hybridlm.train.optimizer import make_optimizer
 from hybridlm.train.state import init_state
 from hybridlm.train.step import make_train_step
@@ -140,7 +140,7 @@ def test_a_spike_is_skipped_and_ripples_are_not():
         for k in ("norm_mean", "norm_square", "accepted", "skipped", "skipped_in_row")
     }
     rng, loss = np.random.default_rng(0), jnp.float32(1)
-    check = jax.jit(lambda guard, norm: judge(guard, loss, norm, 6.0))
+    check = jax.jit(lambda guard, norm: check_update(guard, loss, norm, 6.0))
     for _ in range(60):
         ok, guard = check(guard, jnp.float32(1 + 0.1 * rng.standard_normal()))
         assert bool(ok)
