@@ -83,7 +83,7 @@ def train(
     folder = hosts.in_turn("opening the workdir", lambda: open_workdir(path, settings))
     try:
         with preemption.StopSignal() as stop, Watchdog(config.train.hang_seconds) as watchdog:
-            progress.say("reading the data and compiling the training step")
+            progress.print("reading the data and compiling the training step")
             trainer = setup.build(config, folder.path)
             with jax.set_mesh(trainer.mesh):
                 return _train(trainer, folder, progress, stop, watchdog, callback)
@@ -178,10 +178,10 @@ def _train(
                         watchdog.beat(f"the evaluation after step {step}")
                         figures = evaluate(trainer.eval_step, state["params"], heldout)
                         writers.write({"kind": "eval", "step": step, **figures})
-                        progress.say(_eval_line(step, figures))
+                        progress.print(_eval_line(step, figures))
                     if callback_now:
                         watchdog.beat(f"the probes after step {step}")
-                        progress.say(callback.on_step(step, state["params"]))
+                        progress.print(callback.on_step(step, state["params"]))
                     if save_now:
                         watchdog.beat(f"the checkpoint of step {step}")
                         save(step, state)
@@ -201,9 +201,9 @@ def _train(
         callback.close()
         writers.close()
     if saved < steps:
-        progress.say(
+        progress.print(
             f"{stop.received or 'a signal to another host'} received: saved step {saved} of {steps}"
-            f" in {path}; the same command goes on from there"
+            f" in {path}; the same command resumes from there"
         )
         return TRY_AGAIN
     return 0
@@ -248,17 +248,17 @@ def _print_start(
 ) -> None:
     start, steps = trainer.start_step, config.train.steps
     if start >= steps:
-        progress.say(f"step {start} of {steps} is already done")
+        progress.print(f"step {start} of {steps} is already done")
     elif start:
-        progress.say(f"resuming from step {start} of {steps}")
+        progress.print(f"resuming from step {start} of {steps}")
     names = " ".join(config.model.layout.names)
-    progress.say(
+    progress.print(
         f"{trainer.model.count():,} parameters in {config.model.depth} layers ({names});"
         f" {config.tokens_per_step:,} tokens a step; compiled in"
         f" {duration(trainer.compile_seconds)}"
     )
     if peak:
-        progress.say(f"MFU is counted against {peak / 1e12:.3g} TFLOP/s ({source})")
+        progress.print(f"MFU is counted against {peak / 1e12:.3g} TFLOP/s ({source})")
 
 
 def _eval_line(step: int, figures: dict[str, Any]) -> str:

@@ -29,14 +29,14 @@ from hybridlm.train.step import make_train_step
 
 
 def resolve(config: Config) -> tuple[Config, Tokenizer]:
-    """The config with its vocabulary size filled in, and its tokenizer; touches no device."""
+    """The config with its vocabulary size filled in, and its tokenizer; uses no device."""
     tokenizer = open_tokenizer(config.data.tokenizer)
     model = with_vocab(config.model, tokenizer.vocab_size)
     return dataclasses.replace(config, model=model), tokenizer
 
 
 def check_divides(config: Config, shape: Sequence[int]) -> None:
-    """Refuses a batch, a length and heads that a mesh of `shape` cannot split evenly.
+    """Checks that a mesh of `shape` splits the batch, the length and the heads evenly.
 
     Raises:
       ConfigError: naming `data.batch_size`, `data.seq_len` or a mixer's setting.
@@ -225,7 +225,7 @@ def _attached_devices() -> list[jax.Device]:
 
 
 def _check_same_data(pipeline: Pipeline, workdir: pathlib.Path) -> None:
-    """Holds a run that goes on to the tokenizer and the tokens that it began with."""
+    """Checks that a resumed run reads the tokens and the tokenizer that it started with."""
     records = metrics.read(workdir / metrics.FILE) if checkpoint.steps(workdir) else []
     before = next((r["data"] for r in records if r["kind"] == "run"), None)
     if before is None:

@@ -172,7 +172,7 @@ def test_sigterm_saves_and_exits_75(uninterrupted, shared, tmp_path, root):
     process.terminate()
     assert process.wait(timeout=120) == 75
     log = workdir.with_suffix(".log").read_text()
-    assert "SIGTERM received: saved step" in log and "the same command goes on from there" in log
+    assert "SIGTERM received: saved step" in log and "the same command resumes from there" in log
     finish(workdir, shared, root)
     kept, hashes = outcome(workdir)
     assert hashes == uninterrupted[1]
