@@ -1,4 +1,4 @@
-"""Tasks whose answer is text: samples are drawn, continued greedily, and matched with references."""
+"""Tasks whose answer is text: each prompt is continued greedily and matched with references."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,16 +13,17 @@ from hybridlm.evals.settings import EvalSettings
 from hybridlm.evals.task import Record
 from hybridlm.runs import OpenedModel
 
-Drawn = dict[int, list[Sample]]  # samples by length
+SamplesByLength = dict[int, list[Sample]]
 
 
 class Sampler(Protocol):
     """Draws samples of a task; needs no model.
 
     Attributes:
-      name: of the task.
-      tokens_to_generate: greedy tokens that an answer may have.
-      metric: "all" (share of the references that the answer holds) or "any" (1 where it holds one).
+      name: the task's name.
+      tokens_to_generate: maximum number of tokens of an answer.
+      metric: "all" (share of the references that the answer contains) or "any" (1 if it contains
+        any reference).
     """
 
     name: str
@@ -34,12 +35,12 @@ class Sampler(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """A task of this kind, as the registry holds it (see `hybridlm.evals.task.Task`).
+    """A registered task with text answers (see `hybridlm.evals.task.Task`).
 
     Attributes:
-      sampler: gives what draws the samples, from the settings (files of questions are there).
+      sampler: makes the sampler from the settings, which name the files of questions.
       repeats: samples drawn for each of `settings.samples`.
-      until: text at which an answer ends; None for its last token.
+      until: an answer is cut at this text; None keeps all generated tokens.
     """
 
     name: str
@@ -52,8 +53,8 @@ class Answered:
     figure: str = "accuracy"
     title: str = "accuracy, %"
 
-    def prepare(self, opened: OpenedModel, settings: EvalSettings) -> Drawn:
-        """Every sample, so that a length too short is known at once."""
+    def prepare(self, opened: OpenedModel, settings: EvalSettings) -> SamplesByLength:
+        """Draws all samples, so that a length that is too short fails before any model runs."""
         sampler, count = self.sampler(settings), settings.samples * self.repeats
         return {
             length: [
@@ -63,9 +64,9 @@ class Answered:
         }
 
     def run(
-        self, opened: OpenedModel, length: int, settings: EvalSettings, prepared: Drawn
+        self, opened: OpenedModel, length: int, settings: EvalSettings, prepared: SamplesByLength
     ) -> Record:
-        """`accuracy`, `samples`, `by_depth` (where a sample has one needle) and `answers`."""
+        """Returns `accuracy`, `samples`, `by_depth` (see `_by_depth`) and `answers`."""
         samples, metric = prepared[length], METRICS[self.sampler(settings).metric]
         texts = complete(
             opened.model,
@@ -100,12 +101,12 @@ class Answered:
 
 
 def accuracy_headline(record: Record) -> str:
-    """Of any record with `accuracy` and `samples`."""
+    """The headline of a record with `accuracy` and `samples`."""
     return f"{100 * record['accuracy']:.1f}% of {record['samples']} samples"
 
 
 def _by_depth(samples: Sequence[Sample], scores: Sequence[float]) -> list[Record]:
-    """Accuracy at each depth, where every sample has one needle."""
+    """Accuracy at each depth; empty unless every sample has one needle."""
     found: dict[float, list[float]] = {}
     if all(len(s.depths) == 1 for s in samples):
         for s, score in zip(samples, scores):

@@ -1,9 +1,9 @@
-"""EleutherAI's lm-evaluation-harness on a run: its `LM` interface over a trained model.
+"""Evaluates a run with EleutherAI's lm-evaluation-harness, through the harness's `LM` interface.
 
     python -m hybridlm.evals.harness --workdir runs/demo --tasks arc_easy,lambada_openai --limit 100
 
-Requests are sorted by length and run in batches; generation decodes from cached states. The harness
-is of the extra `eval`: pip install 'hybridlm[eval]'.
+Requests are sorted by length and run in batches; generation decodes from cached states. The
+optional dependency `eval` installs the harness: pip install 'hybridlm[eval]'.
 """
 
 import argparse
@@ -38,13 +38,13 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 class HarnessModel(LM):
-    """A run's model as the harness sees it."""
+    """The `LM` interface of the harness over a run's model."""
 
     def __init__(self, run: OpenedModel, *, batch: int = 8, max_length: int | None = None):
         """Args:
-        batch: sequences at once.
-        max_length: tokens of prompt and answer; longer prompts lose their beginning. None: the
-          length of training.
+        batch: batch size, in sequences.
+        max_length: maximum tokens of prompt and answer; longer prompts lose their beginning. None
+          means the training length.
         """
         super().__init__()
         self.opened, self.batch = run, batch
@@ -54,14 +54,14 @@ class HarnessModel(LM):
     def loglikelihood(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """(ln p of the continuation, whether it is the greedy one) of (context, continuation)."""
+        """For each (context, continuation): (ln p of the continuation, whether it is greedy)."""
         pairs = [self._pair(*request.args) for request in requests]
-        return [(found.log_prob, found.greedy) for found in self._likelihoods(pairs)]
+        return [(likelihood.log_prob, likelihood.greedy) for likelihood in self._likelihoods(pairs)]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """ln p of each whole text, in windows of `max_length` without overlap, after BOS."""
+        """ln p of each whole text after BOS, in non-overlapping windows of `max_length` tokens."""
         tokenizer, pieces, owner = self.opened.tokenizer, [], []
         for number, request in enumerate(requests):
             windows = utils.get_rolling_token_windows(
@@ -74,15 +74,15 @@ class HarnessModel(LM):
                 pieces.append((np.array(context, np.int32), np.array(continuation, np.int32)))
                 owner.append(number)
         sums = [0.0] * len(requests)
-        for number, found in zip(owner, self._likelihoods(pieces)):
-            sums[number] += found.log_prob
+        for number, likelihood in zip(owner, self._likelihoods(pieces)):
+            sums[number] += likelihood.log_prob
         return sums
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations, each up to the first of its `until` strings.
+        """Greedy continuations, each cut at the first of its `until` strings.
 
         Raises:
-          UserError: for settings that ask for sampling or beams.
+          UserError: if the settings ask for sampling or beam search.
         """
         settings = [self._generation(*request.args) for request in requests]
         order = sorted(range(len(requests)), key=lambda i: (settings[i][2], len(settings[i][0])))
@@ -104,59 +104,63 @@ class HarnessModel(LM):
         return texts
 
     def _likelihoods(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """Of all pairs, longest first in batches, in the order given."""
+        """Likelihoods of the pairs, in their order; batches are formed longest first."""
         order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
         run = self.opened
-        found = continuation_likelihoods(
+        likelihoods = continuation_likelihoods(
             run.model, run.params, [pairs[i] for i in order], batch=self.batch, dtype=self.dtype
         )
-        back = dict(zip(order, found))
-        return [back[i] for i in range(len(pairs))]
+        by_index = dict(zip(order, likelihoods))
+        return [by_index[i] for i in range(len(pairs))]
 
     def _pair(self, context: str, continuation: str) -> Pair:
-        """Tokens of both, cut where the context ends; it loses its beginning where too long.
+        """The tokens of context and continuation; a context that is too long loses its beginning.
 
-        Spaces at the context's end go with the continuation, as tokenizers have them there.
+        Spaces at the end of the context count to the continuation, because tokenizers put a space
+        at the start of a word.
         """
         tokenizer = self.opened.tokenizer
         bare = context.rstrip()
         continuation = context[len(bare) :] + continuation
         whole = tokenizer.encode(bare + continuation)
         cut = len(tokenizer.encode(bare)) if bare else 0
-        if cut >= len(whole):  # the tokenizer merges across: the last token is the continuation's
+        if cut >= len(whole):  # a token spans the border: it counts to the continuation
             cut = max(len(whole) - 1, 0)
         answer = whole[cut:]
         if not len(answer) or len(answer) >= self.max_length:
             raise UserError(
                 f"a continuation has {len(answer)} tokens: it needs 1 to {self.max_length - 1}"
             )
-        room = self.max_length - len(answer) - 1
-        kept = whole[max(cut - room, 0) : cut] if room else whole[:0]
+        budget = self.max_length - len(answer) - 1
+        kept = whole[max(cut - budget, 0) : cut] if budget else whole[:0]
         return np.concatenate([[tokenizer.bos_id], kept]).astype(np.int32), answer
 
     def _generation(self, context: str, settings: dict[str, Any]) -> tuple[np.ndarray, list, int]:
         """(prompt tokens, strings to stop at, tokens to generate)."""
         if settings.get("do_sample") and settings.get("temperature", 1.0) > 0:
-            raise UserError("the harness asks for sampling (do_sample), and only greedy is there")
+            raise UserError(
+                "the harness asks for sampling (do_sample): only greedy decoding is supported"
+            )
         if settings.get("num_beams", 1) > 1:
             raise UserError(
-                f"the harness asks for {settings['num_beams']} beams, of which 1 is there"
+                f"the harness asks for {settings['num_beams']} beams: only greedy decoding is"
+                " supported"
             )
         until = settings.get("until") or []
         until = [until] if isinstance(until, str) else list(until)
         count = int(settings.get("max_gen_toks") or MAX_NEW_TOKENS)
-        room = self.max_length - count - 1
-        if room < 1:
+        budget = self.max_length - count - 1
+        if budget < 1:
             raise UserError(
                 f"the harness asks for {count} new tokens, and max_length is {self.max_length}"
             )
-        tokens = self.opened.tokenizer.encode(context)[-room:]
+        tokens = self.opened.tokenizer.encode(context)[-budget:]
         prompt = np.concatenate([[self.opened.tokenizer.bos_id], tokens]).astype(np.int32)
         return prompt, [stop for stop in until if stop], count
 
 
 def _sample(prompt: np.ndarray, count: int) -> Sample:
-    # Lengths in steps of 64: few shapes, few programs.
+    # Lengths are multiples of 64, so that few shapes are compiled.
     length = -(-len(prompt) // 64) * 64 + count
     return Sample("harness", length, 0, 0, "", "", (), (), prompt, (), (), count)
 
@@ -165,13 +169,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="harness", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a run")
-    parser.add_argument("--tasks", required=True, help="the harness's names, commas between")
-    parser.add_argument("--step", type=int, help="checkpoint; the newest by default")
-    parser.add_argument("--limit", type=int, help="samples of each task; all by default")
-    parser.add_argument("--num_fewshot", type=int, help="each task's own by default")
-    parser.add_argument("--batch", type=int, default=8, help="sequences at once")
-    parser.add_argument("--max_length", type=int, help="tokens; those of training by default")
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file to write")
+    parser.add_argument(
+        "--tasks", required=True, help="names of the harness's tasks, separated by commas"
+    )
+    parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
+    parser.add_argument("--limit", type=int, help="samples of each task; default: all")
+    parser.add_argument(
+        "--num_fewshot", type=int, help="examples in each prompt; default: the task's own number"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="batch size, in sequences")
+    parser.add_argument(
+        "--max_length", type=int, help="tokens of prompt and answer; default: the training length"
+    )
+    parser.add_argument("--out", type=pathlib.Path, help="JSON file for the results")
     arguments = parser.parse_args(argv)
     try:
         opened = open_model(arguments.workdir, arguments.step)

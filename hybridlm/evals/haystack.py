@@ -1,9 +1,9 @@
-"""Haystacks: held-out addresses, noise, or other needles; and needles put in at given depths.
+"""Haystacks, and the insertion of needles at given depths.
 
-Three kinds, as in RULER (arXiv 2404.06654): running text, repeated sentences that say nothing
-("noise"), and needles of other keys. RULER's text is a collection of essays; ours is the bundled
-State of the Union addresses that are held out from training by default. The noise sentences are
-our own.
+There are three kinds, as in RULER (arXiv 2404.06654): running text, repeated meaningless sentences
+("noise"), and needles with other keys (`ruler_niah.NeedleHaystack`). RULER's text is a collection
+of essays; ours is those bundled State of the Union addresses that are held out from training by
+default. The noise sentences are our own.
 """
 
 import functools
@@ -29,7 +29,7 @@ NOISE = (
 
 
 class Address(NamedTuple):
-    """A document of the bundled corpus; `heldout`: not trained on at the default fraction."""
+    """A document of the bundled corpus; `heldout`: held out at the default fraction."""
 
     year: int
     author: str
@@ -39,10 +39,10 @@ class Address(NamedTuple):
 
 @functools.cache
 def addresses(path: pathlib.Path = CORPUS) -> tuple[Address, ...]:
-    """The bundled corpus, in order; runs of white space in the text are one space.
+    """The bundled corpus, in order; each run of white space becomes one space.
 
     Raises:
-      DataError: where the file is missing (it lies in the checkout, not in a wheel).
+      DataError: if the file is missing (the checkout has it, a wheel does not).
     """
     if not path.is_file():
         raise DataError(f"{path} is missing: the haystacks are made from the bundled corpus")
@@ -58,7 +58,7 @@ def addresses(path: pathlib.Path = CORPUS) -> tuple[Address, ...]:
 
 @functools.cache
 def _heldout_words() -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The words of all held-out addresses, end to end, and where each address begins."""
+    """The words of all held-out addresses, and the index of each address's first word."""
     words: list[str] = []
     starts = []
     for address in addresses():
@@ -69,7 +69,7 @@ def _heldout_words() -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 
 class TextHaystack:
-    """Held-out addresses from a drawn one on, without end; a unit is a word."""
+    """Held-out addresses, starting at a random one and repeating at the end; a unit is a word."""
 
     def __init__(self, rng: np.random.Generator):
         words, starts = _heldout_words()
@@ -77,40 +77,40 @@ class TextHaystack:
         self._words = words[first:] + words[:first]
 
     def sentences(self, units: int) -> list[str]:
-        """So many words, cut at the ends of sentences; the last may be unfinished."""
+        """The first `units` words as sentences; the last sentence may be incomplete."""
         repeats, rest = divmod(units, len(self._words))
         return split_sentences(" ".join(self._words * repeats + self._words[:rest]))
 
 
 class NoiseHaystack:
-    """The noise sentences over and over; a unit is a sentence."""
+    """The noise sentences, repeated; a unit is a sentence."""
 
     def __init__(self):
         self._noise = split_sentences(" ".join(NOISE))
 
     def sentences(self, units: int) -> list[str]:
-        """So many sentences."""
+        """The first `units` sentences."""
         return [self._noise[i % len(self._noise)] for i in range(units)]
 
 
 def split_sentences(text: str) -> list[str]:
-    """Text cut after ., ! and ? that end a word; joined by spaces it is the text again."""
+    """Splits text after ., ! and ? that end a word; joining with spaces gives the text back."""
     return [s for s in re.split(r"(?<=[.!?]) ", text) if s]
 
 
 class Filled(NamedTuple):
-    """A haystack with needles; `spans` are theirs, in characters, in the order given."""
+    """A haystack with needles; `spans` are the needles' character spans, in the order given."""
 
     text: str
     spans: tuple[Span, ...]
 
 
 def insert(sentences: Sequence[str], needles: Sequence[str], depths: Sequence[float]) -> Filled:
-    """Puts needles between sentences.
+    """Inserts needles between sentences.
 
     Args:
-      depths: per cent; a needle at depth d has d% of the haystack's characters before it, or as
-        many as the nearest break between sentences allows. 0 is before all, 100 after all.
+      depths: in per cent; a needle at depth d goes to the sentence boundary that is nearest to d%
+        of the haystack's characters. 0 is before all sentences, 100 after all.
     """
     ends = np.concatenate([[0], np.cumsum([len(s) + 1 for s in sentences])])
     breaks = [int(np.argmin(np.abs(ends - ends[-1] * d / 100))) for d in depths]

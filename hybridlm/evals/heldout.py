@@ -1,4 +1,4 @@
-"""A run's held-out text, at any length."""
+"""A run's held-out text, in sequences of any length."""
 
 import dataclasses
 
@@ -13,10 +13,10 @@ def open_heldout(opened: OpenedModel, length: int, reader: str) -> Pipeline:
     """The data of the run, in sequences of `length` tokens.
 
     Args:
-      reader: who reads it, for errors.
+      reader: name of the task or probe that reads the data, for error messages.
 
     Raises:
-      RunError: for a model folder, which has no data.
+      RunError: if `opened` is a model folder, which has no data.
     """
     if opened.data is None:
         raise RunError(
@@ -30,10 +30,12 @@ def open_heldout(opened: OpenedModel, length: int, reader: str) -> Pipeline:
 def heldout_documents(
     opened: OpenedModel, length: int, count: int, reader: str
 ) -> list[np.ndarray]:
-    """The first `length` tokens, from BOS on, of the first held-out documents that have as many.
+    """The first `length` tokens, BOS included, of at most `count` held-out documents.
+
+    Shorter documents are skipped.
 
     Raises:
-      UserError: where none has. RunError: see `open_heldout`.
+      UserError: if every document is shorter. RunError: see `open_heldout`.
     """
     found: list[np.ndarray] = []
     for split in open_heldout(opened, length, reader).heldout_splits.values():

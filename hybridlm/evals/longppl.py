@@ -1,15 +1,17 @@
 """LongPPL: perplexity over the tokens that need a long context (arXiv 2410.23771).
 
-An evaluator scores each token twice: with all of its context, and with a truncated one. A token is
-a key token where the long context gains it more than `alpha` nats (LSD, long-short difference) and
-leaves it likelier than `beta` nats (LCL, long-context likelihood). LongPPL is the perplexity of the
-model under test, with all of its context, over the key tokens:
+An evaluator scores each token twice: with its whole context and with a truncated context. A token
+is a key token if the long context raises its log probability by more than `alpha` nats (LSD,
+long-short difference) and its log probability in the long context exceeds `beta` nats (LCL,
+long-context likelihood). LongPPL is the perplexity of the model under test, with the whole context,
+over
+the key tokens:
 
     key_t   = (l_t - s_t > alpha) and (l_t > beta),    l, s: ln p of the evaluator, long and short
     LongPPL = exp(- mean over key tokens of ln p_model)
 
-Defaults are those of the authors' package: alpha 2, beta -2, truncated contexts of trunc_len 4096
-tokens that advance by sliding_window 1024. The evaluator may be the model itself ("own-model").
+The defaults are those of the authors' package: alpha 2, beta -2, truncated contexts of trunc_len
+4096 tokens that advance by sliding_window 1024. The evaluator may be the model under test itself.
 """
 
 import dataclasses
@@ -36,9 +38,9 @@ ALPHA, BETA = 2.0, -2.0  # nats
 
 class LongPPL(NamedTuple):
     """Attributes:
-    longppl: perplexity over key tokens, NaN where there is none.
-    ppl: over all tokens, of the same model.
-    key_tokens, tokens: their numbers.
+    longppl: perplexity over the key tokens; NaN if there are none.
+    ppl: the same model's perplexity over all tokens.
+    key_tokens, tokens: the number of key tokens and of all tokens.
     """
 
     longppl: float
@@ -50,12 +52,12 @@ class LongPPL(NamedTuple):
 def key_tokens(
     long_T: np.ndarray, short_T: np.ndarray, alpha: float = ALPHA, beta: float = BETA
 ) -> np.ndarray:
-    """Which tokens need the long context, from the evaluator's ln p of each: bool, same shape."""
+    """Whether each token needs the long context, from the evaluator's ln p: bool, same shape."""
     return (np.asarray(long_T) - np.asarray(short_T) > alpha) & (np.asarray(long_T) > beta)
 
 
 def longppl(log_p_T: np.ndarray, key_T: np.ndarray) -> LongPPL:
-    """LongPPL of a model's ln p, in its full context, over the key tokens; any equal shapes."""
+    """LongPPL from a model's ln p with the whole context; both arrays have the same shape."""
     log_p_T, key_T = np.asarray(log_p_T, np.float64), np.asarray(key_T, bool)
     if log_p_T.shape != key_T.shape:
         raise ValueError(f"log_p has shape {log_p_T.shape}, the key tokens {key_T.shape}")
@@ -68,10 +70,11 @@ def longppl(log_p_T: np.ndarray, key_T: np.ndarray) -> LongPPL:
 def truncated_start(
     index: np.ndarray, trunc_len: int = TRUNC_LEN, sliding_window: int = SLIDING_WINDOW
 ) -> np.ndarray:
-    """Where the truncated context of a token begins, for tokens at these indices of a document.
+    """The index where the truncated context of the token at `index` of a document begins.
 
-    Starts advance by `sliding_window`, and the context has from `trunc_len` to trunc_len +
-    sliding_window - 1 tokens; below index trunc_len + sliding_window it is the whole context.
+    Starts are multiples of `sliding_window`, so a truncated context has from trunc_len to
+    trunc_len + sliding_window - 1 tokens. Below index trunc_len + sliding_window the context is not
+    truncated.
     """
     past = np.maximum(np.asarray(index) - trunc_len, 0)
     return past // sliding_window * sliding_window
@@ -80,7 +83,7 @@ def truncated_start(
 def long_log_probs(
     model: Model, params: Params, tokens_T: np.ndarray, dtype: jnp.dtype = jnp.float32
 ) -> np.ndarray:
-    """ln p of tokens 1 to T - 1 after all tokens before them: float32 (T - 1,), nats."""
+    """ln p of tokens 1 to T - 1 given all earlier tokens: float32 (T - 1,), in nats."""
     length = -(-len(tokens_T) // 64) * 64  # few shapes, few programs
     return _log_probs(model, params, [np.asarray(tokens_T)], length, dtype)[0][: len(tokens_T) - 1]
 
@@ -95,10 +98,10 @@ def short_log_probs(
     batch: int = 8,
     dtype: jnp.dtype = jnp.float32,
 ) -> np.ndarray:
-    """ln p of tokens 1 to T - 1 after their truncated contexts: float32 (T - 1,), nats.
+    """ln p of tokens 1 to T - 1 given their truncated contexts: float32 (T - 1,), in nats.
 
-    Truncated contexts are read as documents of their own: positions begin at 0, without BOS but
-    for the first.
+    Each truncated context is a document of its own: positions begin at 0, and only the first
+    context has a BOS.
     """
     tokens_T = np.asarray(tokens_T)
     starts_T = truncated_start(np.arange(1, len(tokens_T)), trunc_len, sliding_window)
@@ -110,7 +113,7 @@ def short_log_probs(
         pieces += [pieces[0]] * (batch - len(pieces) if len(starts) > batch else 0)
         scored = _log_probs(model, params, pieces, width, dtype)
         for start, log_p in zip(chosen, scored):
-            mine = np.flatnonzero(starts_T == start)  # of targets mine + 1
+            mine = np.flatnonzero(starts_T == start)  # the targets are tokens mine + 1
             out_T[mine] = log_p[mine - start]
     return out_T
 
@@ -127,32 +130,32 @@ def model_longppl(
     beta: float = BETA,
     dtype: jnp.dtype = jnp.float32,
 ) -> LongPPL:
-    """LongPPL of a model over documents (tokens each, BOS first), pooled over their key tokens.
+    """LongPPL of a model, pooled over the key tokens of all documents (token arrays, BOS first).
 
     Args:
-      evaluator: finds the key tokens; must share the tokenizer. None: the model itself.
+      evaluator: finds the key tokens; must share the tokenizer. None means the model itself.
 
     Raises:
-      UserError: where no document is longer than the truncated context.
+      UserError: if no document is longer than a truncated context.
     """
     if trunc_len < 1 or sliding_window < 1:
         raise UserError(
             f"longppl: trunc_len {trunc_len} and sliding_window {sliding_window} must be at least 1"
         )
-    least = trunc_len + sliding_window + 1
+    needed = trunc_len + sliding_window + 1
     longest = max(map(len, documents), default=0)
-    if longest < least:
+    if longest < needed:
         raise UserError(
             f"longppl: with trunc_len {trunc_len} and sliding_window {sliding_window} a document"
-            f" needs {least} tokens and the longest has {longest}: take greater lengths or smaller"
-            " values of these"
+            f" needs {needed} tokens and the longest has {longest}: use longer documents or smaller"
+            " values"
         )
     judge, judge_params = evaluator or (model, params)
     log_p, key = [], []
     for tokens in documents:
         judged = long_log_probs(judge, judge_params, tokens, dtype)
         short = short_log_probs(judge, judge_params, tokens, trunc_len, sliding_window, dtype=dtype)
-        # Where both contexts are the same one, and rounding decides nothing.
+        # Excludes tokens whose two contexts are the same: only rounding would separate them.
         differs = truncated_start(np.arange(1, len(tokens)), trunc_len, sliding_window) > 0
         key.append(key_tokens(judged, short, alpha, beta) & differs)
         own = judged if evaluator is None else long_log_probs(model, params, tokens, dtype)
@@ -163,7 +166,7 @@ def model_longppl(
 def _log_probs(
     model: Model, params: Params, pieces: list[np.ndarray], length: int, dtype: jnp.dtype
 ) -> np.ndarray:
-    """(pieces, length - 1); what lies past the end of a piece means nothing."""
+    """ln p, (pieces, length - 1); entries past the end of a piece are meaningless."""
     tokens_BT, ids_BT = np.zeros((2, len(pieces), length), np.int32)
     for row, piece in enumerate(pieces):
         tokens_BT[row, : len(piece)], ids_BT[row, : len(piece)] = piece, 1
@@ -189,7 +192,7 @@ def _program(model: Model, dtype: jnp.dtype):
 
 
 class Prepared(NamedTuple):
-    """Held-out documents by length, and the model that finds the key tokens (None: the model)."""
+    """Held-out documents by length, and the evaluator (None: the model under test)."""
 
     documents: dict[int, list[np.ndarray]]
     evaluator: tuple[Model, Params] | None
@@ -197,15 +200,15 @@ class Prepared(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LongPPLTask:
-    """The task, as the registry holds it (see `hybridlm.evals.task.Task`)."""
+    """The registered task (see `hybridlm.evals.task.Task`)."""
 
     name: str = "longppl"
     help: str = "perplexity over the tokens that need the long context"
     definition: str = (
-        "exp of the mean −ln p over tokens that the long context makes likelier by more than 2 nats,"
-        " to more than −2 nats; truncated contexts of `--trunc_len` 4096, advancing by"
-        " `--sliding_window` 1024; key tokens found by the model itself, or by another one"
-        " (`--evaluator`); arXiv 2410.23771"
+        "exp of the mean −ln p over key tokens: those whose ln p the long context raises by more than"
+        " 2 nats, to above −2 nats; truncated contexts of `--trunc_len` 4096 tokens that advance by"
+        " `--sliding_window` 1024; the model itself or another one (`--evaluator`) finds the key"
+        " tokens; arXiv 2410.23771"
     )
     needs: tuple[str, ...] = ()
     figure: str = "longppl"
@@ -213,12 +216,12 @@ class LongPPLTask:
 
     def prepare(self, opened: OpenedModel, settings: EvalSettings) -> Prepared:
         evaluator = _evaluator(opened, settings)
-        least = settings.trunc_len + settings.sliding_window + 1
-        if min(settings.lengths) < least:
+        needed = settings.trunc_len + settings.sliding_window + 1
+        if min(settings.lengths) < needed:
             raise UserError(
                 f"longppl does not fit {min(settings.lengths)} tokens: with --trunc_len"
                 f" {settings.trunc_len} and --sliding_window {settings.sliding_window} it needs"
-                f" {least}"
+                f" {needed}"
             )
         documents = {
             length: heldout_documents(opened, length, settings.samples, self.name)
@@ -229,7 +232,7 @@ class LongPPLTask:
     def run(
         self, opened: OpenedModel, length: int, settings: EvalSettings, prepared: Prepared
     ) -> Record:
-        """`longppl` (None without a key token), `ppl`, `key_tokens`, `tokens`, `documents`."""
+        """Returns `longppl` (None without key tokens), `ppl`, `key_tokens`, `tokens`, `documents`."""
         documents = prepared.documents[length]
         result = model_longppl(
             opened.model,

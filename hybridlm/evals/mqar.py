@@ -1,12 +1,12 @@
 """Multi-query associative recall (arXiv 2312.04927, appendix E; zoology's generator).
 
-A sequence of L tokens begins with P pairs k1 v1 k2 v2 ...; each key then comes once more, and the
-token after it is to be its value. Keys are drawn from [1, V/2), values from [V/2, V), both without
-replacement. What is left after the pairs are (L - 2P) / 2 slots of two tokens; the slots of the
-queries are drawn without replacement with p(g) proportional to g^(a-1), g = 1, 2, ... from the
-pairs on: a = 0.01 lets most come early, a = 1 is uniform. Everything else is filler: random tokens
-of the whole vocabulary, keys and values included (zoology's default), or token 0 (the figures of
-the paper). Only the queries' positions count in the loss.
+A sequence of L tokens begins with P pairs k1 v1 k2 v2 ...; each key then occurs once more, as a
+query, and the model must predict its value as the next token. Keys are drawn from [1, V/2), values
+from [V/2, V), both without replacement. After the pairs there are (L - 2P) / 2 slots of two tokens.
+The queries' slots are drawn without replacement with p(g) proportional to g^(a-1) for g = 1, 2, ...
+counted from the pairs: with a = 0.01 most queries come early, a = 1 is uniform. All other tokens
+are filler: random tokens of the whole vocabulary, keys and values included (zoology's default), or
+token 0 (the paper's figures). Only the queries' positions count in the loss.
 """
 
 import dataclasses
@@ -23,13 +23,14 @@ from hybridlm.runs import OpenedModel
 
 
 class MQAR(NamedTuple):
-    """A batch of recall tasks in the form of `hybridlm.data.Batch`, each (batch, time).
+    """A batch in the form of `hybridlm.data.Batch`; arrays are (batch, time) unless stated.
 
     Attributes:
-      tokens: int32. targets: int32, the value at a query's position and 0 elsewhere.
-      loss_weights: float32, 1 at queries' positions.
-      segment_ids, positions: int32; a row is one document.
-      gaps: int32 (batch, pairs), slot of each key's query, from 0.
+      tokens: int32.
+      targets: int32, the value at a query's position and 0 elsewhere.
+      loss_weights: float32, 1 at queries' positions and 0 elsewhere.
+      segment_ids, positions: int32; each row is one document.
+      gaps: int32 (batch, pairs), the slot of each key's query, counted from 0.
     """
 
     tokens: np.ndarray
@@ -40,7 +41,7 @@ class MQAR(NamedTuple):
     gaps: np.ndarray
 
     def batch(self) -> dict[str, np.ndarray]:
-        """What a training or evaluation step takes."""
+        """The arrays that a training or evaluation step takes."""
         return {name: value for name, value in self._asdict().items() if name != "gaps"}
 
 
@@ -55,10 +56,10 @@ def mqar(
     power: float = 0.01,
     random_filler: bool = True,
 ) -> MQAR:
-    """Batch `index` of the task; a function of the arguments alone.
+    """Batch `index` of the task; it depends on the arguments alone.
 
     Raises:
-      UserError: where the pairs and their queries do not fit, or the vocabulary is too small.
+      UserError: if the pairs and their queries do not fit, or the vocabulary is too small.
     """
     check(length, pairs, vocab_size)
     if not power > 0:
@@ -84,7 +85,7 @@ def mqar(
 
 
 def check(length: int, pairs: int, vocab_size: int) -> None:
-    """Raises UserError where the pairs and their queries do not fit, or keys are too few."""
+    """Raises UserError if the pairs and their queries do not fit, or there are too few keys."""
     if length % 2 or 4 * pairs > length or pairs < 1:
         raise UserError(
             f"mqar: {pairs} pairs in {length} tokens: needs an even length of at least 4 times the"
@@ -97,28 +98,28 @@ def check(length: int, pairs: int, vocab_size: int) -> None:
 
 
 def gap_distribution(length: int, pairs: int, power: float) -> np.ndarray:
-    """p of the first slot drawn: g^(power-1), g = 1 to (length - 2 pairs) / 2, over their sum."""
+    """p of each slot in the first draw: g^(power-1), g = 1 to (length - 2 pairs) / 2, normalised."""
     slots = np.arange(1, (length - 2 * pairs) // 2 + 1, dtype=float)
     weights = slots ** (power - 1)
     return weights / weights.sum()
 
 
 def accuracy(predictions_BT: np.ndarray, batch: MQAR) -> float:
-    """Share of queries whose predicted next token is the value."""
+    """Share of queries whose predicted next token is their value."""
     right = (predictions_BT == batch.targets) * batch.loss_weights
     return float(right.sum() / batch.loss_weights.sum())
 
 
 @dataclasses.dataclass(frozen=True)
 class MQARTask:
-    """The task over the ids of the model's vocabulary, as the registry holds it."""
+    """The registered task, over the ids of the model's vocabulary."""
 
     name: str = "mqar"
     help: str = "multi-query associative recall"
     definition: str = (
         "`--pairs` pairs (a 16th of the length by default) over the ids of the model's vocabulary,"
-        " random filler; share of queries whose value is the likeliest; for runs trained on it;"
-        " arXiv 2312.04927"
+        " random filler; share of queries whose value is the likeliest token; for runs trained on"
+        " MQAR; arXiv 2312.04927"
     )
     needs: tuple[str, ...] = ()
     figure: str = "accuracy"
@@ -131,7 +132,7 @@ class MQARTask:
     def run(
         self, opened: OpenedModel, length: int, settings: EvalSettings, prepared: None
     ) -> Record:
-        """`accuracy` (of queries), `samples`, `pairs`."""
+        """Returns `accuracy` (over queries), `samples` and `pairs`."""
         pairs, shares = self._pairs(length, settings), []
         for index in range(-(-settings.samples // settings.batch)):
             made = mqar(
@@ -162,4 +163,4 @@ class MQARTask:
         return settings.pairs or max(length // 16, 1)
 
 
-RECALL_OF_PAIRS = MQARTask()
+MQAR_TASK = MQARTask()

@@ -1,8 +1,8 @@
 """Needle in a haystack: one key and its value in running text, by depth and length.
 
 The grid is that of G. Kamradt's pressure test as used in arXiv 2404.15574 (section 2): lengths by
-10 depths, evenly from 0 to 100%. The value is a number of 7 digits and the prompt ends with the
-words of the needle up to it, so that a base model can answer by copying.
+10 evenly spaced depths from 0 to 100%. The value is a number of 7 digits. The prompt ends with the
+needle's words before the value, so that a base model can answer by copying.
 """
 
 import dataclasses
@@ -20,9 +20,10 @@ DEPTHS = tuple(float(d) for d in np.round(np.linspace(0, 100, 10), 1))  # per ce
 
 @dataclasses.dataclass(frozen=True)
 class NeedleInAHaystack:
-    """The task "needle": sample `index` lies at depth number `index` modulo the depths'.
+    """The task "needle": sample `index` has depth number `index` modulo the number of depths.
 
-    With `choices` the value is drawn from these and not from all numbers: classes for a probe.
+    Attributes:
+      choices: values to draw from (the classes of a probe); empty for any number of 7 digits.
     """
 
     name: str = "needle"
@@ -32,7 +33,7 @@ class NeedleInAHaystack:
     choices: tuple[str, ...] = ()
 
     def sample(self, tokenizer: Tokenizer, length: int, seed: int, index: int) -> Sample:
-        """The sample `index`. Raises UserError where the task does not fit `length`."""
+        """The sample `index`. Raises UserError if the task does not fit `length`."""
         rng = generator(self.name, length, seed, index)
         depth = self.depths[index % len(self.depths)]
         (key,), (value,) = names(rng, "words", 1), names(rng, "numbers", 1)
@@ -61,15 +62,15 @@ class NeedleInAHaystack:
             seed=seed,
             index=index,
             tokens_to_generate=self.tokens_to_generate,
-            least=1,
+            min_units=1,
         )
 
 
 NEEDLE = Answered(
     "needle",
     "a number of 7 digits in held-out text",
-    "10 depths from 0 to 100%, `--samples` at each; the prompt ends with the needle's own words, so a"
-    " base model answers by copying; arXiv 2404.15574, section 2",
+    "10 depths from 0 to 100%, `--samples` at each; the prompt ends with the needle's own words, so"
+    " that a base model can answer by copying; arXiv 2404.15574, section 2",
     lambda settings: NeedleInAHaystack(),
     repeats=len(DEPTHS),
 )

@@ -22,9 +22,10 @@ from hybridlm.runs import OpenedModel
 def make_eval_step(
     model: Model, token_bytes_V: np.ndarray, dtype: jnp.dtype
 ) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """Sums over a batch of (batch, time) arrays, float32, each by position in the document.
+    """Makes a step that sums over a batch of (batch, time) arrays, by position in the document.
 
-    `nll_T` nats, `targets_T` their number, `bytes_T` the UTF-8 bytes they stand for.
+    The step returns float32 arrays: `nll_T` in nats, `targets_T` the number of targets, and
+    `bytes_T` the UTF-8 bytes of the targets.
     """
 
     def eval_step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -56,10 +57,10 @@ def make_eval_step(
 def evaluate(
     eval_step: Callable[[Any, Any], dict[str, jax.Array]], params: Any, batches: Iterable[Any]
 ) -> dict[str, Any]:
-    """Averages `make_eval_step`'s sums over batches.
+    """Averages the sums of `make_eval_step` over batches.
 
-    Returns `loss` (nats a target), `bits_per_byte`, `targets`, and `by_position`: for positions
-    0, 1, 2-3, 4-7, ... of the context the same figures with `first` and `last` position.
+    Returns `loss` (nats per target), `bits_per_byte`, `targets`, and `by_position`: the same
+    figures for the positions 0, 1, 2-3, 4-7, ..., with the `first` and `last` position of each.
     """
     sums: dict[str, np.ndarray] = {}
     for batch in batches:
@@ -87,20 +88,20 @@ def _averages(nll: np.ndarray, targets: np.ndarray, size: np.ndarray) -> dict[st
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """The task, as the registry holds it (see `hybridlm.evals.task.Task`)."""
+    """The registered task (see `hybridlm.evals.task.Task`)."""
 
     name: str = "perplexity"
     help: str = "held-out loss, also by position"
     definition: str = (
-        "nats a token and bits a byte over held-out windows of the length, all positions and 0, 1,"
-        " 2–3, 4–7, …; `hybridlm/evals/perplexity.py`"
+        "nats per token and bits per byte over held-out sequences of the length, for all positions and"
+        " for positions 0, 1, 2–3, 4–7, …; `hybridlm/evals/perplexity.py`"
     )
     needs: tuple[str, ...] = ()
     figure: str = "bits_per_byte"
     title: str = "bits per byte"
 
     def prepare(self, opened: OpenedModel, settings: EvalSettings) -> dict[int, Pipeline]:
-        """The run's data by length."""
+        """Opens the run's data at each length."""
         return {length: open_heldout(opened, length, self.name) for length in settings.lengths}
 
     def run(
@@ -110,7 +111,7 @@ class Perplexity:
         settings: EvalSettings,
         prepared: dict[int, Pipeline],
     ) -> Record:
-        """`loss` (nats), `bits_per_byte`, `targets`, `by_position`."""
+        """Returns `loss` (nats), `bits_per_byte`, `targets` and `by_position`."""
         step = make_eval_step(opened.model, opened.tokenizer.token_bytes(), opened.dtype)
         batches = prepared[length].heldout_batches(settings.batch, settings.samples)
         return evaluate(jax.jit(step), opened.params, batches)

@@ -1,7 +1,7 @@
-"""Questions with documents that answer them: SQuAD and HotpotQA files, and sets of our own.
+"""Questions and the documents that answer them: SQuAD and HotpotQA files, and sets of our own.
 
-Our own sets are about the bundled corpus, made from its years and authors: one document answers a
-question of the first (as in SQuAD), two must be joined for one of the second (as in HotpotQA).
+Our own two sets ask about the years and authors of the bundled corpus. A question of the first set
+needs one document (as in SQuAD), a question of the second needs two (as in HotpotQA).
 """
 
 import functools
@@ -16,7 +16,7 @@ EXCERPT = 24  # words of an address that its document quotes
 
 
 class Question(NamedTuple):
-    """`answers`: any of them is right; `gold`: indices of the documents that hold the answer."""
+    """`answers`: each is correct; `gold`: indices of the documents that contain the answer."""
 
     text: str
     answers: tuple[str, ...]
@@ -24,17 +24,17 @@ class Question(NamedTuple):
 
 
 class QuestionSet(NamedTuple):
-    """Questions, and all documents they draw on; the others distract."""
+    """Questions and all documents; those that are not gold for a question are its distractors."""
 
     documents: tuple[str, ...]
     questions: tuple[Question, ...]
 
 
 def read_questions(path: pathlib.Path | str) -> QuestionSet:
-    """Reads a SQuAD (v1 or v2; unanswerable questions are left out) or HotpotQA JSON file.
+    """Reads a SQuAD (v1 or v2, without unanswerable questions) or HotpotQA JSON file.
 
     Raises:
-      DataError: for a file that is missing or of another form.
+      DataError: if the file is missing or has another form.
     """
     path = pathlib.Path(path)
     try:
@@ -86,7 +86,7 @@ def _hotpot(value: list[dict[str, Any]]) -> QuestionSet:
 
 @functools.cache
 def own_questions(hops: int) -> QuestionSet:
-    """Our own set: who gave the address of a year (1), when did that person give a first (2)."""
+    """Our own set: who gave a year's address (1 hop), and when that person gave the first (2)."""
     given = haystack.addresses()
     years = [a.year for a in given]
     first = {}

@@ -1,13 +1,14 @@
-"""The recall tasks of BASED and JRT on local files: a document, then a cloze that it answers.
+"""The recall tasks of BASED and JRT on local files: a document and a cloze question about it.
 
-FDA, SWDE, SQuAD, DROP, NQ and TriviaQA in the form of arXiv 2402.18668 and 2407.05483: a file
-NAME.jsonl with, in each line, the answer as `value` (or `answers`, a list) and either `context` and
-`question`, or a `text` that has both, the question after its last line break (as in the published
-sets). The prompt is context, ". " and question (a line break for `text`). The score is 1 where the
-answer's text, case aside, is in the greedy continuation up to its first line break.
+FDA, SWDE, SQuAD, DROP, NQ and TriviaQA in the form of arXiv 2402.18668 and 2407.05483. Each line of
+a file NAME.jsonl has the answer as `value` (or `answers`, a list), and either `context` and
+`question` or one `text` with the question after its last line break (as in the published sets). The
+prompt is context, ". " and question, or `text`. The score is 1 if the greedy continuation, up to
+its first line break, contains the answer, ignoring case.
 
-A context that is too long is cut as there: to (length - 50) tokens centred on the first occurrence
-of the answer, so that it always holds it. Scores of cut and uncut prompts do not compare.
+As in the papers, a context that is too long is cut to (length - 50) tokens centred on the first
+occurrence of the answer, so that it always contains the answer. Scores of cut and uncut prompts are
+not comparable.
 """
 
 import dataclasses
@@ -25,11 +26,11 @@ from hybridlm.evals.sample import Sample, generator
 
 NAMES = ("fda", "swde", "squad", "drop", "nq", "triviaqa")
 TOKENS_TO_GENERATE = 48
-MARGIN = 50  # tokens that a cut leaves for question and answer
+MARGIN = 50  # tokens left for question and answer when the context is cut
 
 
 class Cloze(NamedTuple):
-    """A line of a file: `joint` stands between context and question."""
+    """A line of a file; `joint` is the text between context and question."""
 
     context: str
     joint: str
@@ -39,7 +40,7 @@ class Cloze(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recall:
-    """One of the tasks; sample `index` is line `index` of a permutation of the file's."""
+    """One of the tasks; sample `index` is line `index` of a permutation of the file's lines."""
 
     name: str
     folder: pathlib.Path
@@ -50,24 +51,24 @@ class Recall:
         """The sample `index`.
 
         Raises:
-          UserError: where the question alone does not fit `length`. DataError: for the file.
+          UserError: if the question alone does not fit `length`. DataError: see `read`.
         """
         lines = read(self.folder / f"{self.name}.jsonl")
         order = generator(self.name, 0, seed, 0).permutation(len(lines))
         cloze = lines[order[index % len(order)]]
-        room = length - self.tokens_to_generate - 1
+        budget = length - self.tokens_to_generate - 1
         prompt = cloze.context + cloze.joint + cloze.question
         ids = tokenizer.encode(prompt)
-        if len(ids) > room:
+        if len(ids) > budget:
             tail = len(tokenizer.encode(cloze.joint + cloze.question))
-            window = min(length - MARGIN, room) - tail
+            window = min(length - MARGIN, budget) - tail
             if window < 1:
                 raise UserError(
                     f"{self.name} does not fit {length} tokens: the question of sample {index}"
                     f" has {tail}"
                 )
             prompt = _cut(tokenizer, cloze, window) + cloze.joint + cloze.question
-            ids = tokenizer.encode(prompt)[-room:]
+            ids = tokenizer.encode(prompt)[-budget:]
         tokens = np.concatenate([[tokenizer.bos_id], ids]).astype(np.int32)
         return Sample(
             self.name,
@@ -85,17 +86,12 @@ class Recall:
         )
 
 
-def tasks(folder: pathlib.Path) -> dict[str, Recall]:
-    """The six tasks by name, on the files of a folder."""
-    return {name: Recall(name, folder) for name in NAMES}
-
-
 @functools.lru_cache(maxsize=16)
 def read(path: pathlib.Path) -> tuple[Cloze, ...]:
     """The lines of a file.
 
     Raises:
-      DataError: for a file that cannot be read, or a line of another form; it says which.
+      DataError: if the file cannot be read or a line has another form; the message names the line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -130,7 +126,7 @@ def _cloze(entry: dict) -> Cloze:
 
 
 def _cut(tokenizer: Tokenizer, cloze: Cloze, window: int) -> str:
-    """`window` tokens of the context around the first answer there, or its last ones."""
+    """`window` tokens of the context around its first answer, or its last tokens without one."""
     places = [cloze.context.lower().find(answer.lower()) for answer in cloze.answers]
     places = [place for place in places if place >= 0]
     ids = tokenizer.encode(cloze.context)
@@ -142,7 +138,7 @@ def _cut(tokenizer: Tokenizer, cloze: Cloze, window: int) -> str:
 EVALUATIONS = tuple(
     Answered(
         name,
-        "a cloze that a document answers",
+        "a cloze question that a document answers",
         "`--recall` names a folder of NAME.jsonl; below; arXiv 2402.18668, 2407.05483",
         lambda settings, name=name: Recall(name, settings.recall),
         needs=("recall",),

@@ -1,9 +1,9 @@
-"""Every evaluation by the name that `--tasks` takes: a new one is a file and a line here."""
+"""All evaluation tasks by their names in `--tasks`. A new task is a file and a line here."""
 
 from hybridlm.errors import UserError
 from hybridlm.evals import recall, ruler
 from hybridlm.evals.longppl import LONGPPL
-from hybridlm.evals.mqar import RECALL_OF_PAIRS
+from hybridlm.evals.mqar import MQAR_TASK
 from hybridlm.evals.needle import NEEDLE
 from hybridlm.evals.perplexity import PERPLEXITY
 from hybridlm.evals.settings import EvalSettings
@@ -17,7 +17,7 @@ TASKS: dict[str, Task] = by_name(
         LONGPPL,
         NEEDLE,
         *ruler.EVALUATIONS,
-        RECALL_OF_PAIRS,
+        MQAR_TASK,
         *recall.EVALUATIONS,
     ]
 )
@@ -27,7 +27,7 @@ def chosen_tasks(settings: EvalSettings) -> list[Task]:
     """The tasks that the settings name, in that order.
 
     Raises:
-      UserError: for an unknown name, or a setting that a task needs and that is not given.
+      UserError: if a name is unknown, or a setting that a task needs is missing.
     """
     tasks = choose(TASKS, settings.tasks, "tasks")
     for task in tasks:

@@ -1,7 +1,7 @@
 """RULER's tracking and aggregation tasks: variable tracking, common words, frequent words.
 
 Parameters: arXiv 2404.06654, sections 3.2 and 3.3 and its code (`synthetic.yaml`). The wording of
-the questions is ours, and the prompts hold no worked example.
+the questions is ours, and the prompts contain no worked example.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from hybridlm.evals.haystack import NoiseHaystack, insert
 from hybridlm.evals.sample import Draft, Sample, fit, generator
 from hybridlm.evals.words import text_words
 
-ZETA_TERMS = 100_000  # of the normalizer of the frequent words' law
+ZETA_TERMS = 100_000  # summed terms of zeta(alpha), the normalizer of `FrequentWords`
 
 
 @dataclasses.dataclass(frozen=True)
 class VariableTracking:
-    """vt: a value is assigned to a variable, that to another, and so on, far apart in noise.
+    """vt: a value is assigned to a variable, that variable to another, and so on, in noise.
 
-    One chain of `hops` hops has hops + 1 variables; all of them are the answer.
+    A chain of `hops` hops has hops + 1 variables; all variables of the first chain are the answer.
     """
 
     name: str = "vt"
@@ -34,7 +34,7 @@ class VariableTracking:
     definition: str = "RULER: all 5 variables are the answer"
 
     def sample(self, tokenizer: Tokenizer, length: int, seed: int, index: int) -> Sample:
-        """The sample `index`. Raises UserError where the task does not fit `length`."""
+        """The sample `index`. Raises UserError if the task does not fit `length`."""
         rng = generator(self.name, length, seed, index)
         count = self.chains * (self.hops + 1)
         letters = np.array(list(string.ascii_uppercase))
@@ -83,10 +83,11 @@ class VariableTracking:
 
 @dataclasses.dataclass(frozen=True)
 class CommonWords:
-    """cwe: `common` words come `common_times` each, all others `uncommon_times`; name the former.
+    """cwe: `common` words occur `common_times` each, all others `uncommon_times`; name the former.
 
-    The words are those of the bundled text, in a numbered list in random order. `least_uncommon`
-    words at least stand against the common ones; past the text's vocabulary, words get a number.
+    The words come from the bundled text and form a numbered list in random order. There are at
+    least `least_uncommon` uncommon words; once the text's vocabulary is used up, words get a
+    number.
     """
 
     name: str = "cwe"
@@ -100,11 +101,11 @@ class CommonWords:
     definition: str = "RULER: the 10 are the answer"
 
     def sample(self, tokenizer: Tokenizer, length: int, seed: int, index: int) -> Sample:
-        """The sample `index`. Raises UserError where the task does not fit `length`."""
+        """The sample `index`. Raises UserError if the task does not fit `length`."""
         rng = generator(self.name, length, seed, index)
         vocabulary = text_words()
         words = [vocabulary[i] for i in rng.permutation(len(vocabulary))]
-        # No common word is a part of another word: it would be found in a wrong answer.
+        # No common word is part of another word: string matching would find it in a wrong answer.
         common: list[str] = []
         for word in words:
             if len(common) < self.common and not any(word in w or w in word for w in common):
@@ -133,16 +134,16 @@ class CommonWords:
             seed=seed,
             index=index,
             tokens_to_generate=self.tokens_to_generate,
-            least=self.least_uncommon,
+            min_units=self.least_uncommon,
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class FrequentWords:
-    """fwe: coded words whose frequency falls as rank^-alpha / zeta(alpha); name the top ones.
+    """fwe: coded words with frequency rank^-alpha / zeta(alpha); name the most frequent ones.
 
-    Rank 1 is a row of dots, which the question says to leave out; ranks 2 to `top` + 1 are the
-    answer. Coded words are `letters` random letters; a length of L tokens has L // 50 of them.
+    Rank 1 is a row of dots, which the question says to ignore; ranks 2 to `top` + 1 are the answer.
+    A coded word is `letters` random letters; a sample of length L has L // 50 coded words.
     """
 
     name: str = "fwe"
@@ -151,11 +152,11 @@ class FrequentWords:
     letters: int = 6
     tokens_to_generate: int = 50
     metric: str = "all"
-    help: str = "coded words, frequency ∝ rank^−2, rank 1 being dots"
+    help: str = "coded words with frequency ∝ rank^−2; rank 1 is a row of dots"
     definition: str = "RULER: ranks 2 to 4 are the answer"
 
     def sample(self, tokenizer: Tokenizer, length: int, seed: int, index: int) -> Sample:
-        """The sample `index`. Raises UserError where the task does not fit `length`."""
+        """The sample `index`. Raises UserError if the task does not fit `length`."""
         rng = generator(self.name, length, seed, index)
         alphabet = np.array(list(string.ascii_lowercase))
         coded: dict[str, None] = {}
@@ -164,9 +165,9 @@ class FrequentWords:
         words = ["...", *coded]
         order_seed = int(rng.integers(2**31))
         shares = self.shares(len(words))
-        # Fewer words leave the last of the top ones tied with the next.
-        tells_apart = shares[self.top] - shares[self.top + 1]
-        least = int(np.ceil(2 / tells_apart))
+        # With fewer words, the last of the top ones ties with the next.
+        gap = shares[self.top] - shares[self.top + 1]
+        min_units = int(np.ceil(2 / gap))
 
         def make(units: int) -> Draft:
             counts = np.floor(units * shares).astype(int)
@@ -185,17 +186,19 @@ class FrequentWords:
             seed=seed,
             index=index,
             tokens_to_generate=self.tokens_to_generate,
-            least=least,
+            min_units=min_units,
         )
 
     def shares(self, count: int) -> np.ndarray:
-        """rank^-alpha / zeta(alpha) of the first ranks."""
+        """rank^-alpha / zeta(alpha) of the first `count` ranks."""
         if self.alpha <= 1:
             raise UserError(
                 f"fwe: alpha must exceed 1 for the frequencies to sum, not {self.alpha}"
             )
         ranks = np.arange(1, ZETA_TERMS + 1, dtype=float)
-        tail = ZETA_TERMS ** (1 - self.alpha) / (self.alpha - 1)  # the integral of what is left
+        tail = ZETA_TERMS ** (1 - self.alpha) / (
+            self.alpha - 1
+        )  # the integral approximates the remaining terms
         return ranks[:count] ** -self.alpha / (np.sum(ranks**-self.alpha) + tail)
 
 

@@ -1,8 +1,8 @@
-"""RULER's eight needle tasks: keys and values hidden in a haystack, some of them asked for.
+"""RULER's eight needle tasks: the prompt asks for values hidden in a haystack by their keys.
 
 Parameters: arXiv 2404.06654, section 3 and its code (`synthetic.yaml`). The needle's wording is
-RULER's; the wording of the question is ours, so absolute scores are not to be compared with
-published ones.
+RULER's; the wording of the question is ours, so absolute scores are not comparable with published
+ones.
 """
 
 import dataclasses
@@ -25,8 +25,9 @@ class Needles:
     Attributes:
       haystack: "noise", "text" or "needles" (of other keys).
       key, value: "words", "numbers" (7 digits) or "uuids".
-      keys: needles' keys in the context, those asked for included (a haystack of needles apart).
-      values: values of each key. queries: keys asked for.
+      keys: keys in the context, without those of a haystack of needles.
+      values: values of each key.
+      queries: keys that the prompt asks for.
       help, definition: see `hybridlm.evals.task.Task`.
     """
 
@@ -53,10 +54,10 @@ class Needles:
         index: int,
         depths: tuple[float, ...] | None = None,
     ) -> Sample:
-        """The sample `index`; `depths` of the needles in per cent, drawn from `DEPTHS` by default.
+        """The sample `index`; the needles' `depths` (per cent) are drawn from `DEPTHS` by default.
 
         Raises:
-          UserError: where the task does not fit `length`.
+          UserError: if the task does not fit `length`.
         """
         rng = generator(self.name, length, seed, index)
         count = self.keys * self.values
@@ -92,7 +93,7 @@ class Needles:
             seed=seed,
             index=index,
             tokens_to_generate=self.tokens_to_generate,
-            least=1,
+            min_units=1,
         )
 
     def _source(self, rng: np.random.Generator, taken: set[str]):
@@ -102,19 +103,19 @@ class Needles:
 
 
 def needle(key: str, value: str, kind: str) -> str:
-    """The needle's sentence (RULER)."""
+    """The sentence of a needle, as in RULER."""
     return f"One of the special magic {kind} for {key} is: {value}."
 
 
 class NeedleHaystack:
-    """Needles of other keys and values, all different; a unit is one of them."""
+    """Needles with other keys and values, all different; a unit is a needle."""
 
     def __init__(self, rng: np.random.Generator, key: str, value: str, taken: set[str]):
         self._rng, self._kinds, self._taken = rng, (key, value), set(taken)
         self._made: list[str] = []
 
     def sentences(self, units: int) -> list[str]:
-        """So many needles, always the same first ones."""
+        """The first `units` needles; more units never change the earlier needles."""
         while len(self._made) < units:
             key, value = (self._new(kind) for kind in self._kinds)
             self._made.append(needle(key, value, self._kinds[1]))
@@ -130,7 +131,7 @@ class NeedleHaystack:
 def names(
     rng: np.random.Generator, kind: str, count: int, numbers_avoid: list[str] | None = None
 ) -> list[str]:
-    """Different words, 7-digit numbers or (version 4) uuids."""
+    """`count` different words, 7-digit numbers or (version 4) uuids."""
     if kind == "words":
         return word_keys(rng, count)
     found = dict.fromkeys(numbers_avoid or ())

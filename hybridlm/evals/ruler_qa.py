@@ -1,7 +1,7 @@
-"""RULER's question answering: documents that answer a question, among others that do not.
+"""RULER's question answering: documents that answer a question, among distractors.
 
-arXiv 2404.06654, section 3.4: qa_1 draws on SQuAD, qa_2 on HotpotQA. Without a file of theirs, on
-our own questions (`questions.own_questions`).
+arXiv 2404.06654, section 3.4: qa_1 uses SQuAD, qa_2 HotpotQA. Without a file, both use our own
+questions (`questions.own_questions`).
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from hybridlm.evals.sample import Draft, Sample, fit, generator
 
 @dataclasses.dataclass(frozen=True)
 class QuestionAnswering:
-    """qa: any of the references must be in the answer.
+    """qa: the answer must contain any of the references.
 
     Attributes:
-      hops: of our own questions, where no file is given.
+      hops: hops of our own questions, used without a file.
       help, definition: see `hybridlm.evals.task.Task`.
       path: SQuAD or HotpotQA JSON file.
     """
@@ -31,14 +31,14 @@ class QuestionAnswering:
     metric: str = "any"
 
     def questions(self) -> QuestionSet:
-        """The set that samples are drawn from. Raises DataError for an unreadable file."""
+        """The questions to draw from. Raises DataError for an unreadable file."""
         return own_questions(self.hops) if self.path is None else read_questions(self.path)
 
     def sample(self, tokenizer: Tokenizer, length: int, seed: int, index: int) -> Sample:
-        """The sample `index`. Raises UserError where the task does not fit `length`."""
+        """The sample `index`. Raises UserError if the task does not fit `length`."""
         rng = generator(self.name, length, seed, index)
         known = self.questions()
-        # Each question once before any comes again.
+        # Every question occurs once before any is repeated.
         order = generator(self.name, 0, seed, 0).permutation(len(known.questions))
         question = known.questions[order[index % len(order)]]
         distractors = [i for i in range(len(known.documents)) if i not in question.gold]
@@ -46,7 +46,7 @@ class QuestionAnswering:
         ranks = rng.random(len(known.documents))
 
         def make(units: int) -> Draft:
-            # Past the last distractor they come again, as do RULER's.
+            # Distractors are repeated once all are used, as in RULER.
             chosen = (
                 [distractors[i % len(distractors)] for i in range(units)] if distractors else []
             )
@@ -75,7 +75,7 @@ class QuestionAnswering:
         )
 
 
-_OWN = "without one, our own questions about the years and authors of the addresses"
+_OWN = "without it, our own questions about the years and authors of the addresses"
 TASKS = (
     QuestionAnswering(
         "qa_1",

@@ -1,4 +1,4 @@
-"""A sample of a long-context task: text, its tokens, and where in them the needles lie."""
+"""Samples of long-context tasks: their text, tokens and the spans of their needles."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,15 +12,15 @@ Span = tuple[int, int]  # [first, end)
 
 
 class Draft(NamedTuple):
-    """A sample before it is made of tokens.
+    """A sample before tokenization.
 
     Attributes:
       prompt: context and question.
-      answer_prefix: how the answer begins; follows the prompt.
-      references: what the answer must hold.
-      needles: spans of characters of `prompt` that state the answer, in order.
-      values: spans of the references within them.
-      depths: per cent of the haystack before each needle.
+      answer_prefix: the beginning of the answer, which follows the prompt.
+      references: texts that the answer must contain.
+      needles: character spans of `prompt` that state the answer, in order.
+      values: character spans of the references within the needles.
+      depths: of each needle, per cent of the haystack before it.
     """
 
     prompt: str
@@ -35,13 +35,13 @@ class Sample(NamedTuple):
     """A finished sample.
 
     Attributes:
-      task, length, seed, index: what it is a function of, with the tokenizer.
+      task, length, seed, index: these and the tokenizer determine the sample.
       prompt, answer_prefix, references, depths: see `Draft`.
       tokens: int32 (tokens,), BOS + prompt + answer_prefix; len(tokens) + tokens_to_generate is at
         most `length`.
-      needle_spans, value_spans: [first, end) in `tokens` of `Draft.needles` and `Draft.values`: a
-        token that holds any character of the needle belongs to it.
-      tokens_to_generate: how long the answer may be.
+      needle_spans, value_spans: token spans [first, end) of `Draft.needles` and `Draft.values`; a
+        token that contains any character of a span belongs to it.
+      tokens_to_generate: maximum number of tokens of the answer.
     """
 
     task: str
@@ -67,17 +67,17 @@ def fit(
     seed: int,
     index: int,
     tokens_to_generate: int,
-    least: int = 0,
+    min_units: int = 0,
 ) -> Sample:
-    """The largest draft that fits: one more unit of haystack would not.
+    """The sample with the most units of haystack that fits `length`.
 
     Args:
-      make: a draft with so many units (words, sentences, needles) of haystack.
-      length: tokens of BOS, prompt, answer prefix and answer together.
-      least: units without which the task is another one.
+      make: makes a draft with a given number of units (words, sentences, needles) of haystack.
+      length: maximum tokens of BOS, prompt, answer prefix and answer together.
+      min_units: the fewest units that the task needs.
 
     Raises:
-      UserError: where `least` units do not fit; it names the length that would do.
+      UserError: if `min_units` units do not fit; the message names the length that they need.
     """
     budget = length - tokens_to_generate - 1
 
@@ -85,12 +85,12 @@ def fit(
         draft = make(units)
         return len(tokenizer.encode(draft.prompt + draft.answer_prefix))
 
-    if (needed := size(least)) > budget:
+    if (needed := size(min_units)) > budget:
         raise UserError(
             f"{task} does not fit {length} tokens: with this tokenizer sample {index} needs"
             f" at least {needed + tokens_to_generate + 1}, {tokens_to_generate} of them for the answer"
         )
-    low, high = least, max(2 * least, 1)
+    low, high = min_units, max(2 * min_units, 1)
     while size(high) <= budget:
         low, high = high, 2 * high
     while high - low > 1:
@@ -119,18 +119,18 @@ def fit(
 def token_spans(
     tokenizer: Tokenizer, ids: np.ndarray, text: str, spans: Sequence[Span], offset: int = 1
 ) -> tuple[Span, ...]:
-    """[first, end) in tokens of spans of characters of `text`, whose tokens `ids` are.
+    """The token spans [first, end) of character spans of `text`, which `ids` encodes.
 
     Args:
-      offset: tokens that stand before `ids` (BOS).
+      offset: number of tokens before `ids` (BOS).
 
     Raises:
-      DataError: where the tokenizer rewrites the text of a span.
+      DataError: if the tokenizer rewrites the text of a span.
     """
     decoded = tokenizer.decode(ids)
 
-    def reaches(characters: int) -> int:
-        """The fewest tokens whose text has more than so many characters."""
+    def tokens_beyond(characters: int) -> int:
+        """The fewest tokens whose text has more than `characters` characters."""
         low, high = 0, len(ids)
         while low < high:
             middle = (low + high) // 2
@@ -143,18 +143,18 @@ def token_spans(
     found = []
     for first, end in spans:
         wanted = text[first:end]
-        if decoded != text:  # normalised elsewhere, so characters have moved
+        if decoded != text:  # the tokenizer normalises text, which shifts characters
             occurrence = text[:first].count(wanted)
             first = -1
             for _ in range(occurrence + 1):
                 first = decoded.find(wanted, first + 1)
             if first < 0:
-                raise DataError(f"the tokenizer rewrites {wanted!r}, so its tokens are not known")
+                raise DataError(f"the tokenizer rewrites {wanted!r}, so its tokens are unknown")
             end = first + len(wanted)
-        found.append((offset + reaches(first) - 1, offset + reaches(end - 1)))
+        found.append((offset + tokens_beyond(first) - 1, offset + tokens_beyond(end - 1)))
     return tuple(found)
 
 
 def generator(task: str, length: int, seed: int, index: int) -> np.random.Generator:
-    """The random numbers of a sample; every sample has its own."""
+    """The random generator of one sample."""
     return np.random.default_rng([*task.encode(), length, seed, index])

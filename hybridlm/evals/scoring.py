@@ -1,4 +1,4 @@
-"""Runs a model on samples: greedy cached decoding, likelihood of continuations, match of answers."""
+"""Runs a model on samples: greedy cached decoding, likelihoods of continuations, string matches."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,12 +16,12 @@ from hybridlm.models.programs import per_model
 
 
 def string_match_all(text: str, references: Sequence[str]) -> float:
-    """Share of the references that `text` contains, case aside (RULER's metric but for qa)."""
+    """Share of the references that `text` contains, ignoring case (RULER's metric but for qa)."""
     return sum(r.lower() in text.lower() for r in references) / len(references)
 
 
 def string_match_any(text: str, references: Sequence[str]) -> float:
-    """1 if `text` contains any reference, case aside, else 0 (RULER's metric for qa)."""
+    """1 if `text` contains any reference, ignoring case, else 0 (RULER's metric for qa)."""
     return float(any(r.lower() in text.lower() for r in references))
 
 
@@ -37,10 +37,10 @@ def complete(
     batch: int = 8,
     dtype: jnp.dtype = jnp.float32,
 ) -> list[str]:
-    """Greedy continuations of samples, up to their `tokens_to_generate` or the end of document.
+    """Greedy continuations of samples, up to `tokens_to_generate` tokens or the end of document.
 
-    Prompts of a batch are padded on the left, which is no part of a document, so each is continued
-    as if it were alone. BOS and ids past the tokenizer's vocabulary are never chosen.
+    Prompts of a batch are padded on the left. Padding belongs to no document, so each continuation
+    is that of its prompt alone. BOS and ids past the tokenizer's vocabulary are never generated.
     """
     allowed_V = np.arange(model.config.vocab_size) < tokenizer.vocab_size
     allowed_V[tokenizer.bos_id] = False
@@ -48,9 +48,11 @@ def complete(
     for start in range(0, len(samples), batch):
         group = list(samples[start : start + batch])
         count = max(s.tokens_to_generate for s in group)
-        # The length is the task's, not the batch's longest, so that few programs are compiled.
-        room = max(s.length - s.tokens_to_generate for s in group)
-        tokens_BT, ids_BT, positions_BT = _left_padded([s.tokens for s in group], room, batch)
+        # Prompts are padded to the task's length, not the longest prompt: few shapes are compiled.
+        prompt_length = max(s.length - s.tokens_to_generate for s in group)
+        tokens_BT, ids_BT, positions_BT = _left_padded(
+            [s.tokens for s in group], prompt_length, batch
+        )
         made_BN = _greedy(model, dtype, count)(
             params, tokens_BT, ids_BT, positions_BT, jnp.asarray(allowed_V)
         )
@@ -62,7 +64,7 @@ def complete(
 
 
 class Likelihood(NamedTuple):
-    """Of one continuation: `log_prob` summed in nats, `greedy`: each token was the likeliest."""
+    """A continuation's `log_prob` in nats; `greedy`: whether each token was the likeliest."""
 
     log_prob: float
     greedy: bool
@@ -107,12 +109,12 @@ def likeliest(
     *,
     dtype: jnp.dtype = jnp.float32,
 ) -> np.ndarray:
-    """The likeliest next token at each place, int32 (B, T)."""
+    """The likeliest next token after each token, int32 (B, T)."""
     return np.asarray(_likeliest(model, dtype)(params, tokens_BT, segment_ids_BT, positions_BT))
 
 
 def accuracy_table(title: str, rows: dict[str, dict[int, float]]) -> str:
-    """A text table of per cent: a row a task, a column a length."""
+    """A text table in per cent, with a row for each task and a column for each length."""
     lengths = sorted({length for row in rows.values() for length in row})
     width = max(len(title), *(len(name) for name in rows))
     lines = [title.ljust(width) + "".join(f"{length:>9,}" for length in lengths)]
@@ -125,7 +127,7 @@ def accuracy_table(title: str, rows: dict[str, dict[int, float]]) -> str:
 def _left_padded(
     rows: Sequence[np.ndarray], length: int, batch: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(tokens, segment ids, positions), (batch, length) int32; missing rows repeat the first."""
+    """(tokens, segment ids, positions), int32 (batch, length); the first row fills missing rows."""
     tokens_BT, ids_BT, positions_BT = np.zeros((3, batch, length), np.int32)
     for i in range(batch):
         row = rows[i] if i < len(rows) else rows[0]
@@ -156,7 +158,7 @@ def _greedy(model: Model, dtype: jnp.dtype, count: int):
         context = SequenceContext(ids_BT, positions_BT)
         logits_BTV, state = module.extend(tokens_BT, context, state, dtype=dtype)
 
-        def one(carry: Any, _: None):
+        def step(carry: Any, _: None):
             token_B, position_B, state = carry
             ones = jnp.ones_like(token_B)[:, None]
             context = SequenceContext(ones, position_B[:, None])
@@ -164,7 +166,7 @@ def _greedy(model: Model, dtype: jnp.dtype, count: int):
             return (choose(logits_B1V[:, 0]), position_B + 1, state), token_B
 
         carry = (choose(logits_BTV[:, -1]), positions_BT[:, -1] + 1, state)
-        _, made_NB = jax.lax.scan(one, carry, None, length=count)
+        _, made_NB = jax.lax.scan(step, carry, None, length=count)
         return made_NB.T
 
     return run
@@ -188,7 +190,7 @@ def _scored(model: Model, dtype: jnp.dtype):
 
     @jax.jit
     def run(params: Params, tokens_BT: jax.Array, ids_BT: jax.Array, positions_BT: jax.Array):
-        """(nll, was it the likeliest) of tokens 1 to T - 1, each (B, T - 1)."""
+        """(nll, whether it was the likeliest) of tokens 1 to T - 1, each (B, T - 1)."""
         module = model.bind(params)
         context = SequenceContext(ids_BT, positions_BT)
         hidden_BTD = module.hidden(tokens_BT, context, dtype=dtype)[:, :-1]

@@ -8,15 +8,15 @@ from hybridlm.settings.bounds import Above, AtLeast, NonNegativeInt, PositiveInt
 from hybridlm.settings.reader import require
 from hybridlm.settings.text import TOKENS
 
-TRUNC_LEN, SLIDING_WINDOW = 4096, 1024  # tokens; those of LongPPL's authors
+TRUNC_LEN, SLIDING_WINDOW = 4096, 1024  # tokens; the defaults of LongPPL's authors
 
 
 @settings
 class Extrapolation:
-    """What is set anew of positions beyond the training context; None leaves it as it was trained.
+    """Position settings beyond the training context; None leaves a setting as it was in training.
 
     Attributes:
-      logit_scale: a: NoPE layers multiply their logits by log_a(t + a) at position t.
+      logit_scale: a; NoPE layers multiply their logits by log_a(t + a) at position t.
       rope_theta: base of RoPE in global layers.
       yarn: factor of YaRN in global layers.
     """
@@ -29,30 +29,31 @@ class Extrapolation:
         require(
             self.rope_theta is None or self.yarn is None,
             "yarn",
-            "and --rope_theta both stretch RoPE: give one of them",
+            "and --rope_theta both stretch RoPE: set only one of them",
         )
 
 
 @settings
 class EvalSettings:
-    """What is evaluated.
+    """Which evaluations to run, and how.
 
     Attributes:
-      tasks: names with commas between; they are listed below.
-      lengths: tokens, with commas between; 1k is 1024, 1M is 1024 squared.
-      samples: of each task and length; of needle at each depth; of perplexity and longppl sequences.
-      seed: of the samples.
-      batch: sequences at once.
+      tasks: names separated by commas; see the list below.
+      lengths: in tokens, separated by commas; 1k is 1024, 1M is 1024 squared.
+      samples: samples for each task and length; for needle at each depth; for perplexity and
+        longppl the number of sequences.
+      seed: seed of the samples.
+      batch: batch size, in sequences.
       trunc_len: tokens of LongPPL's short context.
       sliding_window: tokens by which LongPPL's short context advances.
       evaluator: run or model folder that finds LongPPL's key tokens; the model itself by default.
       squad: SQuAD JSON file for qa_1; our own questions by default.
       hotpotqa: HotpotQA JSON file for qa_2; our own questions by default.
       recall: folder of the recall tasks' files, NAME.jsonl.
-      pairs: of mqar; a 16th of the length by default.
-      logit_scale: a, beyond training: NoPE layers multiply logits by log_a(t + a) at position t.
-      rope_theta: base of RoPE in global layers, beyond training.
-      yarn: factor of YaRN in global layers, beyond training.
+      pairs: pairs of mqar; a 16th of the length by default.
+      logit_scale: a; NoPE layers multiply logits by log_a(t + a) at position t (extrapolation).
+      rope_theta: base of RoPE in global layers (extrapolation).
+      yarn: factor of YaRN in global layers (extrapolation).
     """
 
     tasks: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Evaluations of a model: the tasks that are asked for, at each length, as records."""
+"""Runs the chosen evaluation tasks on a model, at each length."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,40 +16,40 @@ def run_suite(
     settings: EvalSettings,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Record]:
-    """Evaluates; one record for each task and length, in the order asked for.
+    """Runs each task of the settings at each length, in the order of the settings.
 
-    All that the tasks read is made before the first is run, so that a length too short is known at
-    once.
+    Every task is prepared before the first one runs, so that a length that is too short fails
+    early.
 
     Args:
-      report: takes a line for each record.
+      report: called with a line of text for each record.
 
     Returns:
-      Records with `task`, `length` and what the task's `run` gives.
+      Records with `task`, `length` and the result of the task's `run`.
 
     Raises:
-      UserError: for an unknown task, where a task does not fit a length, or data is missing.
+      UserError: if a task is unknown or does not fit a length, or data is missing.
     """
     tasks = chosen_tasks(settings)
     opened = _extrapolated(opened, settings)
     prepared = [task.prepare(opened, settings) for task in tasks]
     records = []
-    for task, made in zip(tasks, prepared):
+    for task, own in zip(tasks, prepared):
         for length in settings.lengths:
-            record = task.run(opened, length, settings, made)
+            record = task.run(opened, length, settings, own)
             records.append({"task": task.name, "length": length, **record})
             report(headline(records[-1]))
     return records
 
 
 def headline(record: Record) -> str:
-    """A record's main figure in a line."""
+    """One line with a record's task, length and main figure."""
     figure = TASKS[record["task"]].headline(record)
     return f"{record['task']} at {record['length']:,} tokens: {figure}"
 
 
 def _extrapolated(opened: OpenedModel, settings: EvalSettings) -> OpenedModel:
-    """The model as it is, or with other positions, so that it reads further."""
+    """The opened model with the extrapolation settings applied, if there are any."""
     if settings.extrapolation == Extrapolation():
         return opened
     changed = extrapolated(opened.config, settings.extrapolation, opened.length)

@@ -1,4 +1,4 @@
-"""What an evaluation offers to the suite, to help and to the documentation."""
+"""The interface of an evaluation task: the suite, the help and the documentation use it."""
 
 from typing import Any, Protocol
 
@@ -12,12 +12,12 @@ class Task(Protocol):
     """An evaluation of a model at a length.
 
     Attributes:
-      name: as `--tasks` takes it.
-      help: what it measures, in a line.
-      definition: how exactly, and the source.
-      needs: fields of `EvalSettings` that must be given.
+      name: its name in `--tasks`.
+      help: one line that says what the task measures.
+      definition: the exact definition and its source.
+      needs: fields of `EvalSettings` that must be set.
       figure: key of a record's main figure.
-      title: of that figure in tables.
+      title: title of that figure in tables.
     """
 
     name: str
@@ -28,16 +28,16 @@ class Task(Protocol):
     title: str
 
     def prepare(self, opened: OpenedModel, settings: EvalSettings) -> Any:
-        """What `run` reads, for all lengths: samples, data, other models; no program is run.
+        """Makes the samples, data and models that `run` needs, for all lengths; runs no model.
 
         Raises:
-          UserError: where the task does not fit a length, or data is missing.
+          UserError: if the task does not fit a length, or data is missing.
         """
 
     def run(
         self, opened: OpenedModel, length: int, settings: EvalSettings, prepared: Any
     ) -> Record:
-        """Evaluates at one length; `prepared` is what `prepare` gave."""
+        """Evaluates at one length; `prepared` is the result of `prepare`."""
 
     def headline(self, record: Record) -> str:
-        """A record's main figure in words."""
+        """A record's main figure as text."""

@@ -1,4 +1,4 @@
-"""Words for keys of needles (an adjective and a noun), and words of the bundled text."""
+"""Word lists: adjectives and nouns for the keys of needles, and the words of the bundled text."""
 
 import collections
 import functools
@@ -45,14 +45,14 @@ NOUNS = (
 
 
 def word_keys(rng: np.random.Generator, count: int) -> list[str]:
-    """Different "adjective-noun" keys."""
+    """`count` different "adjective-noun" keys."""
     chosen = rng.choice(len(ADJECTIVES) * len(NOUNS), size=count, replace=False)
     return [f"{ADJECTIVES[i // len(NOUNS)]}-{NOUNS[i % len(NOUNS)]}" for i in chosen.tolist()]
 
 
 @functools.cache
 def text_words() -> tuple[str, ...]:
-    """Lower-case words of 4 to 12 letters that the bundled text has at least 3 times, sorted."""
+    """Lower-case words of 4 to 12 letters, at least 3 times in the bundled text, sorted."""
     counts: collections.Counter[str] = collections.Counter()
     for address in haystack.addresses():
         counts.update(re.findall(r"\b[a-z]{4,12}\b", address.text))

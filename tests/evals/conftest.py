@@ -1,4 +1,4 @@
-"""A byte tokenizer and a small BPE of the bundled text, for every generator."""
+"""A byte tokenizer and a small BPE trained on the bundled text."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from hybridlm.evals import haystack
 
 @pytest.fixture(scope="session")
 def tokenizers(tmp_path_factory):
-    """{"bytes", "bpe"}; the BPE merges across what the prompts put together."""
+    """The tokenizers "bytes" and "bpe"; BPE tokens may span two parts of a prompt."""
     texts = [a.text for a in haystack.addresses()[:12]]
     path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
     return {"bytes": ByteTokenizer(), "bpe": train_bpe(texts, 1000, path)}

@@ -1,4 +1,4 @@
-"""Settings for contexts beyond training: what they change, against formulas, and what they leave."""
+"""Extrapolation settings: which layers they change, checked against formulas."""
 
 import dataclasses
 import math
@@ -42,11 +42,11 @@ def apply(config, **settings):
     return extrapolated(config.model, Extrapolation(**settings), config.data.seq_len)
 
 
-def test_nothing_set_changes_nothing(config):
+def test_no_setting_changes_nothing(config):
     assert apply(config) is config.model
 
 
-def test_each_setting_reaches_its_layers_alone(config):
+def test_each_setting_changes_only_its_layers(config):
     changed = apply(config, logit_scale=64.0, rope_theta=5e5).mixers
     assert changed["near"] == config.model.mixers["near"]
     assert changed["nope"].temperature.scale == 64 and changed["nope"].rope is None
@@ -56,8 +56,8 @@ def test_each_setting_reaches_its_layers_alone(config):
     assert yarn["near"].rope.yarn is None
 
 
-def test_the_same_parameters_serve(config):
-    """A scale of the logits is 1 at the first position and changes what comes later."""
+def test_a_logit_scale_needs_no_new_parameters(config):
+    """The scale is 1 at the first position and changes the logits of later ones."""
     model, far = Model.of(config.model), Model.of(apply(config, logit_scale=3.0))
     _, params = small.make(config.model)
     tokens = np.arange(12, dtype=np.int32)[None] % 40
@@ -67,7 +67,7 @@ def test_the_same_parameters_serve(config):
     assert np.abs(a[:, -1] - b[:, -1]).max() > 1e-4
 
 
-def test_yarn_is_its_papers_formula():
+def test_yarn_equals_the_papers_formula():
     """Eq. 17-23: the ramp over the turns within the trained length, and the factor on logits."""
     theta, size, length, factor = 10_000.0, 64, 4096, 8.0
     yarn = YarnConfig(factor, length)
@@ -100,12 +100,12 @@ BAD = [
 
 
 @pytest.mark.parametrize("given, sentence", BAD, ids=[s for _, s in BAD])
-def test_settings_that_mean_nothing(given, sentence):
+def test_invalid_settings_are_refused(given, sentence):
     with pytest.raises(UserError, match=sentence):
         read_options(EvalSettings, {"tasks": ("vt",), "lengths": (512,), **given})
 
 
-def test_a_setting_without_its_layer(config):
+def test_a_setting_that_applies_to_no_layer_is_refused(config):
     model = dataclasses.replace(
         config.model,
         pattern="near nope",

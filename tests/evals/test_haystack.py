@@ -1,4 +1,4 @@
-"""Haystacks and insertion: the text is the corpus's, needles lie where they should."""
+"""Haystacks are held-out text, and needles are inserted at their depths."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hybridlm.evals import haystack
 from hybridlm.evals.sample import token_spans
 
 
-def test_the_text_is_held_out_addresses():
+def test_a_text_haystack_is_a_held_out_address():
     held = [a for a in haystack.addresses() if a.heldout]
     assert 5 <= len(held) <= 20 and len(haystack.addresses()) == 233
     for seed in range(5):
@@ -21,7 +21,7 @@ def test_the_text_is_held_out_addresses():
         assert " ".join(source.sentences(200)) == " ".join(text.split(" ")[:200])
 
 
-def test_text_goes_on_past_its_end():
+def test_a_text_haystack_repeats_past_its_end():
     source = haystack.TextHaystack(np.random.default_rng(0))
     total = len(source._words)
     assert sum(len(s.split(" ")) for s in source.sentences(2 * total + 7)) == 2 * total + 7
@@ -30,7 +30,7 @@ def test_text_goes_on_past_its_end():
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**31), count=st.integers(0, 40), needles=st.integers(1, 5))
 def test_insertion_keeps_the_text_and_finds_the_depth(seed, count, needles):
-    """Without the needles it is the haystack; each span is its needle, at its depth."""
+    """Without the needles the text is the haystack; each span contains its needle, at its depth."""
     rng = np.random.default_rng(seed)
     sentences = ["x" * int(rng.integers(1, 30)) + "." for _ in range(count)]
     put = [f"<needle {i}>" for i in range(needles)]
@@ -50,13 +50,13 @@ def test_insertion_keeps_the_text_and_finds_the_depth(seed, count, needles):
         assert abs(len(before) - depth / 100 * hay) <= longest / 2 + 1e-6
 
 
-def test_depths_0_and_100_are_the_ends():
+def test_depths_0_and_100_are_the_ends_of_the_text():
     filled = haystack.insert(["A b.", "C d."], ["first", "last"], [0, 100])
     assert filled.text == "first A b. C d. last"
 
 
 @pytest.mark.parametrize("name", ["bytes", "bpe"])
-def test_token_spans_hold_the_characters_and_no_more_tokens_than_needed(tokenizers, name):
+def test_token_spans_are_the_shortest_that_contain_the_characters(tokenizers, name):
     tokenizer = tokenizers[name]
     text = "The people’s magic number – for us – is 1234567, not 7654321. Naïve."
     ids = tokenizer.encode(text)
@@ -69,7 +69,7 @@ def test_token_spans_hold_the_characters_and_no_more_tokens_than_needed(tokenize
 
 
 class Lower:
-    """A tokenizer that rewrites text."""
+    """A tokenizer that lower-cases text and removes double spaces."""
 
     def __init__(self, inner):
         self._inner = inner
@@ -81,7 +81,7 @@ class Lower:
         return self._inner.decode(ids)
 
 
-def test_a_tokenizer_that_rewrites_the_text_is_followed_or_refused(tokenizers):
+def test_token_spans_of_a_tokenizer_that_rewrites_text(tokenizers):
     tokenizer = Lower(tokenizers["bytes"])
     text = "two  spaces, then 123 and 123"
     ids = tokenizer.encode(text)

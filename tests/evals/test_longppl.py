@@ -1,4 +1,4 @@
-"""LongPPL against its definition, token by token, on a tiny random model."""
+"""LongPPL equals its definition, computed token by token on a tiny random model."""
 
 import math
 import pathlib
@@ -28,7 +28,7 @@ PROGRAMS = {}  # by model, compiled once
 
 
 def direct(model, params, tokens, start, index):
-    """ln p(tokens[index] | tokens[start:index]), from a forward pass of just that."""
+    """ln p(tokens[index] | tokens[start:index]), from a forward pass over these tokens alone."""
     count = index - start
     row, ids = np.zeros((2, 1, 32), np.int32)
     row[0, :count], ids[0, :count] = tokens[start:index], 1
@@ -42,17 +42,17 @@ def direct(model, params, tokens, start, index):
 
 
 def direct_start(index, trunc_len, sliding_window):
-    """Loops over truncated contexts as the definition does."""
+    """The start of the truncated context, by a loop as in the definition."""
     start = 0
     while index - (start + sliding_window) >= trunc_len:
         start += sliding_window
     return start
 
 
-def test_the_pure_functions():
+def test_key_tokens_and_longppl_equal_hand_computed_values():
     long, short = np.array([-1.0, -1.0, -3.0, -0.5, -1.0]), np.array([-3.5, -2.5, -9, -2.5, -3.0])
     key = longppl.key_tokens(long, short)
-    # gains 2.5, 1.5, 6 (but unlikely even so), 2.0 (not more than alpha), 2.0
+    # gains 2.5, 1.5, 6 (but ln p is below beta), 2.0 (not above alpha), 2.0
     assert key.tolist() == [True, False, False, False, False]
     key = longppl.key_tokens(long, short, alpha=1.4, beta=-4)
     assert key.tolist() == [True] * 5
@@ -66,7 +66,7 @@ def test_the_pure_functions():
 
 
 @pytest.mark.parametrize("trunc_len, sliding_window", [(4, 1), (4, 3), (7, 8), (4096, 1024)])
-def test_truncated_contexts(trunc_len, sliding_window):
+def test_truncated_contexts_equal_the_definition(trunc_len, sliding_window):
     index = np.arange(1, 12_000 if trunc_len > 100 else 60)
     starts = longppl.truncated_start(index, trunc_len, sliding_window)
     for i in index[:: max(1, len(index) // 60)]:
@@ -77,8 +77,8 @@ def test_truncated_contexts(trunc_len, sliding_window):
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_a_models_longppl_is_the_direct_one(models, given):
-    """Own-model and given-evaluator, over two documents; thresholds so that there are key tokens."""
+def test_a_models_longppl_equals_direct_computation(models, given):
+    """Without and with an evaluator, on two documents; the thresholds give some key tokens."""
     (model, params), evaluator = models
     rng = np.random.default_rng(3)
     documents = [rng.integers(0, 40, 30), rng.integers(0, 40, 21)]
@@ -90,7 +90,9 @@ def test_a_models_longppl_is_the_direct_one(models, given):
             start = direct_start(i, 6, 4)
             long = direct(judge, judge_params, tokens, 0, i)
             short = direct(judge, judge_params, tokens, start, i)
-            assert abs(long - short - alpha) > 1e-4  # rounding decides nothing in this draw
+            assert (
+                abs(long - short - alpha) > 1e-4
+            )  # no gain is so near alpha that rounding matters
             own = direct(model, params, tokens, 0, i)
             total.append(own)
             if start and long - short > alpha and long > beta:

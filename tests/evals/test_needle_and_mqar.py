@@ -1,4 +1,4 @@
-"""The needle grid, and MQAR by direct recomputation."""
+"""The needle task's grid of depths, and MQAR by direct recomputation."""
 
 import re
 
@@ -11,7 +11,7 @@ from hybridlm.evals.needle import DEPTHS, NeedleInAHaystack
 
 
 @pytest.mark.parametrize("name, length", [("bytes", 256), ("bpe", 512)])
-def test_needles_lie_on_the_grid(tokenizers, name, length):
+def test_needle_samples_cycle_through_the_depths(tokenizers, name, length):
     tokenizer, task = tokenizers[name], NeedleInAHaystack()
     assert len(DEPTHS) == 10 and DEPTHS[0] == 0 and DEPTHS[-1] == 100
     for index in range(20):
@@ -26,7 +26,7 @@ def test_needles_lie_on_the_grid(tokenizers, name, length):
 
 @pytest.mark.parametrize("random_filler", [True, False])
 @pytest.mark.parametrize("length, pairs, vocab", [(64, 4, 100), (64, 16, 8192), (8, 2, 12)])
-def test_mqar_recomputed(length, pairs, vocab, random_filler):
+def test_mqar_targets_are_the_values_of_the_keys(length, pairs, vocab, random_filler):
     made = mqar(length, pairs, 5, seed=1, vocab_size=vocab, random_filler=random_filler)
     half = vocab // 2
     for row in range(5):
@@ -36,7 +36,7 @@ def test_mqar_recomputed(length, pairs, vocab, random_filler):
         assert all(1 <= k < half for k in keys) and all(half <= v < vocab for v in values)
         asked = np.flatnonzero(made.loss_weights[row])
         assert len(asked) == pairs and asked.min() >= 2 * pairs and not np.any(asked % 2)
-        for place in asked:  # what followed the key the first time
+        for place in asked:  # the token after the key's first occurrence
             assert made.targets[row, place] == values[keys.index(tokens[place])]
         assert {int(tokens[p]) for p in asked} == set(keys)
         rest = np.setdiff1d(np.arange(2 * pairs, length), asked)
@@ -50,8 +50,8 @@ def test_mqar_recomputed(length, pairs, vocab, random_filler):
     assert accuracy(np.where(made.targets % 2 == 0, made.targets, -1), made) < 1.0
 
 
-def test_queries_come_at_the_published_gaps():
-    """One key: its slot follows g^(a-1) over the slots; a = 1 is uniform."""
+def test_query_gaps_have_the_published_distribution():
+    """With one key, its slot has p(g) proportional to g^(a-1); a = 1 is uniform."""
     made = mqar(22, 1, 4000, seed=0, power=0.01)
     expected = np.arange(1.0, 11.0) ** -0.99
     shares = np.bincount(made.gaps[:, 0], minlength=10) / 4000
@@ -60,7 +60,7 @@ def test_queries_come_at_the_published_gaps():
     assert all(len(set(row)) == 8 for row in mqar(64, 8, 30, seed=2).gaps.tolist())
 
 
-def test_mqar_batches_are_functions_of_seed_and_index():
+def test_mqar_batches_depend_on_seed_and_index_alone():
     one, again, other = (mqar(64, 4, 3, seed=0, index=i) for i in (2, 2, 3))
     np.testing.assert_array_equal(one.tokens, again.tokens)
     assert np.any(one.tokens != other.tokens)
@@ -68,7 +68,7 @@ def test_mqar_batches_are_functions_of_seed_and_index():
 
 
 @pytest.mark.parametrize("words", [(64, 17), (63, 4), (64, 0)])
-def test_what_does_not_fit_is_refused(words):
+def test_pairs_that_do_not_fit_are_refused(words):
     with pytest.raises(UserError, match="needs an even length of at least 4 times"):
         mqar(*words, 1, seed=0)
     with pytest.raises(UserError, match="it has 4 keys"):

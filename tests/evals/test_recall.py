@@ -1,4 +1,4 @@
-"""Recall tasks from local files: prompts, cuts around the answer, and what a file may look like."""
+"""Recall tasks from local files: prompts, cuts around the answer, and refused files."""
 
 import json
 
@@ -16,7 +16,7 @@ def task(tmp_path, *lines):
     return recall.Recall("squad", tmp_path)
 
 
-def test_a_short_prompt_is_whole(tmp_path):
+def test_a_short_prompt_is_not_cut(tmp_path):
     squad = task(tmp_path, {"context": "A cat sat.", "question": "It sat on a", "value": "mat"})
     made = squad.sample(ByteTokenizer(), 256, 0, 0)
     assert made.prompt == "A cat sat. It sat on a"
@@ -24,8 +24,8 @@ def test_a_short_prompt_is_whole(tmp_path):
     assert len(made.tokens) + made.tokens_to_generate <= 256
 
 
-def test_published_form_keeps_its_question(tmp_path):
-    """One text of both, the question after the last line break."""
+def test_a_cut_keeps_the_question_of_the_published_form(tmp_path):
+    """The published form has one text, with the question after its last line break."""
     squad = task(tmp_path, {"text": f"{CONTEXT}\nFact 59 is", "value": "3481"})
     made = squad.sample(ByteTokenizer(), 200, 0, 0)
     assert made.prompt.endswith("\nFact 59 is") and "3481" in made.prompt
@@ -35,7 +35,7 @@ def test_published_form_keeps_its_question(tmp_path):
 
 @pytest.mark.parametrize("number", [0, 17, 30, 59])
 @pytest.mark.parametrize("length", [150, 300, 900])
-def test_a_cut_holds_the_answer(tmp_path, number, length):
+def test_a_cut_contains_the_answer(tmp_path, number, length):
     value = f"Fact {number} is {number * number}"
     squad = task(tmp_path, {"context": CONTEXT, "question": "So:", "value": value})
     made = squad.sample(ByteTokenizer(), length, 0, 0)
@@ -48,14 +48,14 @@ def test_a_cut_holds_the_answer(tmp_path, number, length):
         assert abs(len(before) - len(after) - len(value)) <= 4  # the answer begins in the middle
 
 
-def test_samples_are_every_line_once(tmp_path):
+def test_every_line_is_sampled_once(tmp_path):
     lines = [{"context": "c", "question": "q", "answers": [f"a{i}", "b"]} for i in range(5)]
     squad = task(tmp_path, *lines)
     drawn = [squad.sample(ByteTokenizer(), 256, 3, i).references[0] for i in range(5)]
     assert sorted(drawn) == [f"a{i}" for i in range(5)]
 
 
-def test_what_will_not_do_is_one_sentence(tmp_path):
+def test_bad_files_and_lengths_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"gone.*cannot be read"):
         recall.Recall("squad", tmp_path / "gone").sample(ByteTokenizer(), 256, 0, 0)
     with pytest.raises(DataError, match="line 1: needs `value`"):

@@ -1,6 +1,6 @@
-"""RULER's tasks against their published parameters: counts, depths, uniqueness, length, answers.
+"""RULER's tasks have their published parameters: counts, depths, uniqueness, length, answers.
 
-The answers are found again in the prompt by parsers that know nothing of the generator.
+Parsers that are independent of the generators find the answers in the prompts.
 """
 
 import collections
@@ -15,7 +15,7 @@ from hybridlm.evals import ruler
 from hybridlm.evals.ruler_niah import DEPTHS
 from hybridlm.evals.words import ADJECTIVES, NOUNS, text_words
 
-# task: (haystack, key, value, keys, values a key, queries), as arXiv 2404.06654 has them
+# task: (haystack, key, value, keys, values per key, queries), from arXiv 2404.06654
 NIAH = {
     "niah_single_1": ("noise", "words", "numbers", 1, 1, 1),
     "niah_single_2": ("text", "words", "numbers", 1, 1, 1),
@@ -40,7 +40,7 @@ def draw(tokenizers, name, task, index, seed=0):
     return ruler.tasks()[task].sample(tokenizers[name], length, seed, index)
 
 
-def test_the_thirteen_tasks():
+def test_there_are_thirteen_tasks():
     assert set(ruler.NAMES) == set(TO_GENERATE) == set(ruler.tasks()) and len(ruler.NAMES) == 13
     for name, task in ruler.tasks().items():
         assert task.tokens_to_generate == TO_GENERATE[name]
@@ -49,8 +49,8 @@ def test_the_thirteen_tasks():
 
 @pytest.mark.parametrize("name", ["bytes", "bpe"])
 @pytest.mark.parametrize("task", ruler.NAMES)
-def test_samples_fit_their_length_and_little_is_left(tokenizers, name, task):
-    """Prompt, prefix and answer never exceed the length; one more unit would."""
+def test_samples_nearly_fill_their_length(tokenizers, name, task):
+    """Prompt, prefix and answer fit the length and leave less than a unit of haystack."""
     tokenizer = tokenizers[name]
     for index in range(3):
         s = draw(tokenizers, name, task, index)
@@ -65,7 +65,7 @@ def test_samples_fit_their_length_and_little_is_left(tokenizers, name, task):
 
 @pytest.mark.parametrize("name", ["bytes", "bpe"])
 @pytest.mark.parametrize("task", NIAH)
-def test_needles(tokenizers, name, task):
+def test_needle_tasks_have_the_published_parameters(tokenizers, name, task):
     haystack, key, value, keys, values, queries = NIAH[task]
     tokenizer = tokenizers[name]
     for index in range(3):
@@ -98,14 +98,14 @@ def test_needles(tokenizers, name, task):
             assert left in ADJECTIVES and right in NOUNS
 
 
-def test_the_depths_are_forty_and_all_are_used(tokenizers):
+def test_all_forty_depths_are_used(tokenizers):
     assert len(set(DEPTHS)) == 40 and DEPTHS[0] == 0 and DEPTHS[-1] == 100
     assert DEPTHS == tuple(round(100 * i / 39) for i in range(40))
     seen = {draw(tokenizers, "bytes", "niah_single_1", i).depths[0] for i in range(300)}
     assert seen == set(DEPTHS)
 
 
-def test_a_needle_lies_at_its_depth(tokenizers):
+def test_a_needle_is_at_its_depth(tokenizers):
     for index in range(20):
         s = draw(tokenizers, "bytes", "niah_single_1", index)
         first = s.prompt.index("One of")
@@ -114,7 +114,7 @@ def test_a_needle_lies_at_its_depth(tokenizers):
         assert abs((first - head) / hay - s.depths[0] / 100) < 30 / hay
 
 
-def test_variable_tracking(tokenizers):
+def test_variable_tracking_answers_are_the_chain(tokenizers):
     for index in range(4):
         s = draw(tokenizers, "bytes", "vt", index)
         value = re.search(r"hold the value (\d{5})\?", s.prompt)[1]
@@ -129,7 +129,7 @@ def test_variable_tracking(tokenizers):
             assert tokenizers["bytes"].decode(s.tokens[a:b]) == wanted
 
 
-def test_common_words(tokenizers):
+def test_common_words_have_their_counts(tokenizers):
     s = draw(tokenizers, "bpe", "cwe", 1)
     listed = re.findall(r"(\d+)\. ([a-z]+\d*)", s.prompt)
     assert [int(i) for i, _ in listed] == list(range(1, len(listed) + 1))
@@ -138,11 +138,11 @@ def test_common_words(tokenizers):
     assert set(counts.values()) == {30, 3}
     assert {w for w, c in counts.items() if c == 30} == set(s.references)
     assert set(counts) <= set(text_words()) and len(counts) >= 20
-    for word in s.references:  # found in no other word
+    for word in s.references:  # part of no other word
         assert sum(word in other for other in counts) == 1
 
 
-def test_frequent_words(tokenizers):
+def test_frequent_words_follow_the_power_law(tokenizers):
     for index in range(3):
         s = draw(tokenizers, "bytes", "fwe", index)
         body = s.prompt.split("\n")[1].split(" ")
@@ -171,7 +171,7 @@ def test_own_questions_are_answered_by_their_documents(tokenizers):
         assert s.references == (first,) and len(s.needle_spans) == 2
 
 
-def test_files_of_squad_and_hotpotqa(tokenizers, tmp_path):
+def test_squad_and_hotpotqa_files_are_read(tokenizers, tmp_path):
     squad = {
         "data": [
             {
@@ -211,7 +211,7 @@ def test_files_of_squad_and_hotpotqa(tokenizers, tmp_path):
         assert f"City {city} lies on {s.references[0]}." in s.prompt
         (span,) = s.needle_spans
         assert tokenizer.decode(s.tokens[slice(*span)]) == f"City {city} lies on {s.references[0]}."
-    assert len(asked) == 39  # each question once, before any comes again
+    assert len(asked) == 39  # every question occurs once before any is repeated
     s = tasks["qa_2"].sample(tokenizer, 256, 0, 0)
     assert "A. a1. a2." in s.prompt and "B. b." in s.prompt and s.references == ("yes",)
     (tmp_path / "bad.json").write_text('{"a": 1}')
@@ -221,7 +221,7 @@ def test_files_of_squad_and_hotpotqa(tokenizers, tmp_path):
 
 
 @pytest.mark.parametrize("task", ruler.NAMES)
-def test_a_sample_is_a_function_of_task_length_seed_and_index(tokenizers, task):
+def test_a_sample_depends_on_task_length_seed_and_index(tokenizers, task):
     one, again = (draw(tokenizers, "bpe", task, 1) for _ in range(2))
     assert one.prompt == again.prompt and one.references == again.references
     assert one.needle_spans == again.needle_spans
@@ -230,10 +230,10 @@ def test_a_sample_is_a_function_of_task_length_seed_and_index(tokenizers, task):
 
 
 @pytest.mark.parametrize("task", ruler.NAMES)
-def test_a_length_that_is_too_short_is_refused_with_one_that_is_not(tokenizers, task):
+def test_the_refusal_of_a_short_length_names_one_that_fits(tokenizers, task):
     tokenizer = tokenizers["bytes"]
     with pytest.raises(UserError, match=f"{task} does not fit 100 tokens") as error:
         ruler.tasks()[task].sample(tokenizer, 100, 0, 0)
     needed = int(re.search(r"at least (\d+)", str(error.value))[1])
-    slack = 1500 if task == "cwe" else 60  # other words are drawn for another length
+    slack = 1500 if task == "cwe" else 60  # another length draws other words
     assert ruler.tasks()[task].sample(tokenizer, needed + slack, 0, 0).length == needed + slack

@@ -1,4 +1,4 @@
-"""Scoring against direct computation on a tiny random model: decoding, likelihoods, metrics."""
+"""Scoring equals direct computation on a tiny random model: decoding, likelihoods, metrics."""
 
 import pathlib
 import sys
@@ -42,8 +42,8 @@ def sample(tokens, count, length):
     return Sample("t", length, 0, 0, *nothing)
 
 
-def test_batched_decoding_is_the_argmax_of_each_prompt_alone(tiny, logits_of):
-    """Prompts of different lengths, padded on the left: each token is the likeliest allowed one."""
+def test_batched_decoding_equals_the_argmax_for_each_prompt_alone(tiny, logits_of):
+    """With prompts of different lengths, padded on the left, only allowed tokens are generated."""
     model, params = tiny
     tokenizer = ByteTokenizer()
     rng = np.random.default_rng(0)
@@ -61,7 +61,7 @@ def test_batched_decoding_is_the_argmax_of_each_prompt_alone(tiny, logits_of):
         assert text == tokenizer.decode(chosen)
 
 
-def test_likelihoods_are_sums_of_the_forward_pass(tiny, logits_of):
+def test_likelihoods_are_sums_over_the_forward_pass(tiny, logits_of):
     model, params = tiny
     rng = np.random.default_rng(1)
     pairs = [
@@ -80,7 +80,7 @@ def test_likelihoods_are_sums_of_the_forward_pass(tiny, logits_of):
         scoring.continuation_likelihoods(model, params, [(np.array([], int), np.array([1]))])
 
 
-def test_a_greedy_continuation_is_called_greedy(tiny, logits_of):
+def test_a_greedy_continuation_is_reported_as_greedy(tiny, logits_of):
     model, params = tiny
     prompt = np.array([256, 97, 98])
     tokens = list(prompt)
@@ -103,7 +103,7 @@ def test_string_matches(text, references, every, one):
     assert scoring.string_match_any(text, references) == one
 
 
-def test_the_table_has_a_row_a_task_and_a_column_a_length():
+def test_the_table_has_a_row_per_task_and_a_column_per_length():
     text = scoring.accuracy_table("task", {"vt": {1024: 0.25, 256: 1.0}, "needle": {256: 0.0}})
     assert text.splitlines() == [
         "task        256    1,024",

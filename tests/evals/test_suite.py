@@ -1,4 +1,4 @@
-"""`hybridlm eval` on a real, tiny run: its files, what it refuses, and the commands of its page."""
+"""`hybridlm eval` on a tiny run: its files, its refusals and the commands of docs/evals.md."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("suite")  # one run for all tests
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, request):
-    """A folder with a finished smoke run of the demo in runs/demo."""
+    """A folder whose runs/demo is a finished smoke run of the demo."""
     root, top = request.config.rootpath, tmp_path_factory.mktemp("suite")
     for name in ("configs", "data", "docs", "experiments"):
         (top / name).symlink_to(root / name)
@@ -42,8 +42,8 @@ def place(tmp_path_factory, request):
     return top
 
 
-def test_the_commands_of_the_page(place, monkeypatch, command, page_commands):
-    """They run as written, say what the page says they say, and leave the files it names."""
+def test_the_commands_of_the_page_run(place, monkeypatch, command, page_commands):
+    """They print what the page shows and write the files that it names."""
     monkeypatch.chdir(place)
     commands = page_commands("evals.md")
     assert len(commands) == 3
@@ -95,7 +95,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("words, sentence", BAD, ids=[" ".join(w) for w, _ in BAD])
-def test_what_cannot_be_evaluated_is_one_sentence(
+def test_an_impossible_evaluation_is_refused_in_one_sentence(
     place, monkeypatch, refusal, tmp_path, words, sentence
 ):
     monkeypatch.chdir(place)
@@ -104,13 +104,15 @@ def test_what_cannot_be_evaluated_is_one_sentence(
     assert sentence in refusal("eval", *(w for item in settings.items() for w in item))
 
 
-def test_no_run_and_no_checkpoint(tmp_path, refusal):
+def test_a_folder_without_a_run_is_refused(tmp_path, refusal):
     words = ["--tasks", "needle", "--lengths", "512", "--out", tmp_path / "out"]
     assert "is no run" in refusal("eval", "--workdir", tmp_path, *words)
 
 
-def test_a_model_folder(place, monkeypatch, command, refusal, tmp_path):
-    """Tasks that make their own samples run on it, to the same answers; others want a run."""
+def test_a_model_folder_runs_the_tasks_that_need_no_data(
+    place, monkeypatch, command, refusal, tmp_path
+):
+    """Such tasks give the same records as on the run; the other tasks refuse the folder."""
     monkeypatch.chdir(place)
     save_model(open_model("runs/demo"), tmp_path / "model")
     records = []
@@ -127,7 +129,7 @@ def test_a_model_folder(place, monkeypatch, command, refusal, tmp_path):
     assert command("generate", "--workdir", tmp_path / "model", "--tokens", 3)[0] == 0
 
 
-def test_haystacks_are_what_a_run_does_not_train_on(place, monkeypatch):
+def test_haystacks_are_the_held_out_documents_of_a_run(place, monkeypatch):
     monkeypatch.chdir(place)
     config = read_json(place / "runs/demo/config.json")
     pipeline = open_pipeline(config.data, seed=0, workdir=place / "runs/demo")
@@ -141,7 +143,7 @@ def test_haystacks_are_what_a_run_does_not_train_on(place, monkeypatch):
 
 
 def test_tables_and_figures_from_records():
-    """Accuracies by task and length; the needle's heat map has a row a depth."""
+    """Accuracies by task and length; the needle's heat map has a row for each depth."""
     needle = [
         {
             "task": "needle",

@@ -1,4 +1,4 @@
-"""Every task goes through one protocol; what it needs and what it is called come from it."""
+"""Every task implements the protocol `Task`, and tasks are chosen by name."""
 
 import inspect
 import pathlib
@@ -13,7 +13,7 @@ from hybridlm.evals.task import Task
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
-def test_a_task_has_all_of_the_protocol(task):
+def test_a_task_implements_the_protocol(task):
     for name in Task.__annotations__:
         assert hasattr(task, name), name
     for name in ("prepare", "run"):
@@ -26,12 +26,12 @@ def settings(*tasks, **given):
     return EvalSettings(tasks, (512,), **given)
 
 
-def test_the_names_in_order():
+def test_the_registry_has_all_names_in_order():
     assert list(TASKS)[:3] == ["perplexity", "longppl", "needle"]
     assert set(TASKS) == {*list(TASKS)[:3], *ruler.NAMES, "mqar", *recall.NAMES}
 
 
-def test_tasks_are_chosen_in_the_order_asked_for():
+def test_tasks_are_chosen_in_the_order_of_the_settings():
     chosen = chosen_tasks(settings("vt", "needle"))
     assert [task.name for task in chosen] == ["vt", "needle"]
     with pytest.raises(UserError, match="fda needs --recall, folder of the recall tasks' files"):
