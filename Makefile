@@ -1,12 +1,12 @@
-# Everything starts from a bare clone, a Python of at least 3.12, and a package index.
+# Every target works in a fresh clone. It needs Python 3.12 or newer and a package index.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export JAX_PLATFORMS ?= cpu
 
-# Compilers of chips that are not there, kept out of the environment that runs things: with them
-# jax looks for the chips.
+# Compilers for chips that are not attached have their own environment: with libtpu installed, jax
+# looks for a chip in every process.
 AOT := .venv-aot
 AOT_READY := $(AOT)/.ready
 
@@ -14,16 +14,16 @@ AOT_READY := $(AOT)/.ready
   mixers benchmark aot aot-environment scorecard clean
 
 help:
-	@echo "make demo       set up, and train the demo: 5 minutes on 2 CPU cores"
-	@echo "make laziness   see retrieval heads form in 30 small runs; it goes on where it stopped"
-	@echo "make test       set up, and run the tests (slow ones: a sample that rotates by the day)"
-	@echo "make test-slow  all tests"
-	@echo "make lint       ruff: rules and format"
-	@echo "make mixers     run every law on every mixer, and write docs/mixers.md: half an hour"
-	@echo "make aot        compile every kernel for every chip, hold them to the committed scorecard,"
-	@echo "                and the training step of configs/scale/hybrid_1b.py for its slice"
-	@echo "make scorecard  the same, and write benchmarks/scorecard.{json,md}"
-	@echo "make benchmark  speed on this CPU against PyTorch and jax-linear-attention"
+	@echo "make demo       install, and train the demo: 5 minutes on 2 CPU cores"
+	@echo "make laziness   train the 30 small runs of the experiment on retrieval heads; resumes if stopped"
+	@echo "make test       install, and run the tests (of the slow ones, a sample that changes every day)"
+	@echo "make test-slow  install, and run all tests"
+	@echo "make lint       check the rules and the format of ruff"
+	@echo "make mixers     check every law on every mixer, and write docs/mixers.md: half an hour"
+	@echo "make aot        compile every kernel for every chip and compare with the committed scorecard;"
+	@echo "                compile the training step of configs/scale/hybrid_1b.py for its slice"
+	@echo "make scorecard  compile every kernel for every chip, and write benchmarks/scorecard.{json,md}"
+	@echo "make benchmark  measure speed on this CPU, against PyTorch and jax-linear-attention"
 
 setup: $(READY)
 
@@ -43,18 +43,18 @@ laziness: setup
 	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --sets core --jobs 2
 	$(MAKE) laziness-results
 
-# Smaller models, 96 tokens: windows and cures.
+# Smaller models at 96 tokens: windows and cures.
 laziness-pilot: setup
 	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --scale pilot --sets core,cures --jobs 2
 	$(BIN)/python -m experiments.large_window_laziness.results --workdir $(RUNS) --scale pilot
 
-# Recurrent mixers and long budgets too, at 96 tokens, beside the windows at 256.
+# Windows, cures, recurrent mixers and long budgets at 96 tokens; then the windows at 256 tokens.
 laziness-all: setup
 	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --scale pilot --sets core,cures,recurrent,long --jobs 2
 	$(BIN)/python -m experiments.large_window_laziness.results --workdir $(RUNS) --scale pilot
 	$(MAKE) laziness
 
-# Tables, claims and figures of the runs that are done.
+# Tables, claims and figures of the finished runs.
 laziness-results: setup
 	$(BIN)/python -m experiments.large_window_laziness.results --workdir $(RUNS)
 

@@ -64,7 +64,7 @@ def split(axis: str, count: int) -> dict[str, str]:
 
 def sent(program, count: int, tokens: int) -> dict:
     """Bytes that all devices together send per token of a step, by kind of collective, of a
-    `hybridlm.aot.hlo.Program`."""
+    `hybridlm.aot.hlo.ProgramCost`."""
     return {kind: c.sent * count / tokens for kind, c in program.collectives.items()}
 
 
@@ -97,7 +97,7 @@ def on_chips(name: str) -> Iterator[dict]:
     made = config_of(split("fsdp", count) | mesh)
     start = time.perf_counter()
     compiled = measure.compile_step(made, target)
-    by_kind = sent(compiled.program, count, made.tokens_per_step)
+    by_kind = sent(compiled.cost, count, made.tokens_per_step)
     yield {
         "kind": "chips",
         "axis": "fsdp",
@@ -154,7 +154,7 @@ def overhead(steps: int = 400) -> Iterator[dict]:
         times = []
         for _ in range(steps):
             start = time.perf_counter()
-            state, values = trainer.program.train_step(state, batch)
+            state, values = trainer.train_step(state, batch)
             jax.block_until_ready(values)
             times.append(time.perf_counter() - start)
         trainer.checkpoints.close()

@@ -1,6 +1,6 @@
-"""What recipes share: their argument, its flag "smoke", and the small runs of `configs/mixers`.
+"""Helpers that recipes share: their argument, its flag "smoke", and the small runs of `configs/mixers`.
 
-No recipe itself. The recipes in this folder and one below import it as `common`.
+This file is not a recipe. Recipes in this folder and in the folders in it import it as `common`.
 """
 
 import math
@@ -14,10 +14,10 @@ from hybridlm.models.pattern import expand
 
 
 def small_run() -> ConfigDict:
-    """Data, optimizer and length of the runs in `configs/mixers`; the model is left to the recipe.
+    """Data, optimizer and length of the runs in `configs/mixers`; the recipe adds the model.
 
-    The State of the Union addresses in bytes, 150 steps of 8 sequences of 256 tokens: the same for
-    every mixer, so that their held-out losses compare.
+    Trains on the bytes of the State of the Union addresses, 150 steps of 8 sequences of 256 tokens.
+    All mixers have the same data and steps, so their held-out losses are comparable.
     """
     c = ConfigDict()
     c.seed = 0
@@ -36,7 +36,7 @@ def small_run() -> ConfigDict:
 def smoke(c: Any) -> Any:
     """Shrinks recipe `c` (a ConfigDict, changed in place and returned) to seconds on a CPU.
 
-    Layers keep their kinds and their pattern, once; widths, windows and steps become tiny.
+    The pattern appears once, with the same kinds of layers; widths, windows and steps become tiny.
     """
     mixers = list(_all_mixers(c.model.mixers))
     heads = [m.heads for m in mixers if m.get("heads")]
@@ -61,7 +61,7 @@ def smoke(c: Any) -> Any:
 
 
 def _all_mixers(mixers: Mapping[str, Any]) -> Iterator[Any]:
-    """Every mixer, those that are branches of others included."""
+    """Every mixer, including those that are branches of other mixers."""
     for mixer in mixers.values():
         yield mixer
         yield from _all_mixers(mixer.get("branches") or {})
@@ -71,7 +71,7 @@ def parse_arg(arg: str | None, **flags: bool) -> dict[str, bool]:
     """Reads a recipe's argument: a comma-separated subset of `flags`, e.g. "smoke".
 
     Raises:
-      ConfigError: for a name that is no flag of the recipe.
+      ConfigError: for a name that is not a flag of the recipe.
     """
     chosen = [a for a in (arg or "").split(",") if a]
     for name in chosen:

@@ -1,14 +1,14 @@
-"""Efficient and full attention in turn, at 16k tokens of context: the matrix of arXiv 2606.15378.
+"""Hybrids of efficient and full attention, at 16k tokens of context: the matrix of arXiv 2606.15378.
 
-Seven architectures (`LOCAL`) x five sizes (`SIZES`) x six token budgets (`BUDGETS`), long and short
-documents 1:1. The argument names a point, e.g. `swa512,S2,200n,nope,smoke`; `sweep()` yields one
-architecture's points. It reads token shards from data/tokens/long and data/tokens/short, which
-`hybridlm tokenize` writes, with one tokenizer of at most 73,448 ids.
+Seven architectures (`LOCAL`) x five sizes (`SIZES`) x six token budgets (`BUDGETS`), with long and
+short documents mixed 1:1. The argument names a point, e.g. `swa512,S2,200n,nope,smoke`; `sweep()`
+yields the points of one architecture. The recipe reads token shards from data/tokens/long and
+data/tokens/short. Write them with `hybridlm tokenize` and one tokenizer of at most 73,448 ids.
 
-The published parameter counts without embeddings (S1 14,999,424, S2 31,470,080, S3 64,901,760, S4
-104,427,264) are met exactly by the widths of `SIZES` with heads of 64, 2 key/value heads and an MLP
-of 2.5 widths, and the counts with embeddings by 73,448 untied tokens; of S5 only rounded counts are
-published. Optimizer, schedule, batch and RoPE's base are not published: those here are ours.
+The widths of `SIZES`, with heads of 64, 2 key/value heads and an MLP of 2.5 widths, give exactly the
+published parameter counts without embeddings (S1 14,999,424, S2 31,470,080, S3 64,901,760, S4
+104,427,264); 73,448 untied tokens give the counts with embeddings. For S5 only rounded counts are
+published. Optimizer, schedule, batch and RoPE's base are not published: the values here are ours.
 
 Hardware: an accelerator for S1 to S3, a pod for S4 and S5 (--config.mesh.fsdp=...); not timed yet.
 Expected: not run here; the paper's S5 at 100B tokens has RULER 16K of 46.13 with windows of 128.
@@ -38,7 +38,7 @@ class Size(NamedTuple):
     depth: int
     lr: float
     batch: int
-    params: int  # without embeddings, as published; of S5 as the shape gives it
+    params: int  # without embeddings, as published; for S5 computed from the shape
 
 
 SIZES = {
@@ -49,8 +49,8 @@ SIZES = {
     "S5": Size(1280, 30, 5e-4, 64, 476_852_480),
 }
 
-# Settings of the efficient layers, from those of the full ones `a`. Inner sizes of the recurrent
-# mixers are those that come nearest to attention's parameters.
+# Settings of the efficient layers, made from the settings `a` of the full layers. The inner sizes of
+# recurrent mixers are those whose parameters come nearest to attention's.
 LOCAL = {
     "full": lambda a: dict(a),
     "swa128": lambda a: dict(a, window=128),
@@ -68,16 +68,16 @@ def get_config(arg: str = "") -> ConfigDict:
     """A point of the matrix.
 
     Args:
-      arg: with commas between, in any order: an architecture of `LOCAL`, a size ("S1" to "S5"), a
-        token budget ("100n" to "1000n"), the first of each where none is named; "nope" (no RoPE in
-        the full layers); "smoke" (seconds, on any machine, on the bundled text).
+      arg: separated by commas, in any order: an architecture of `LOCAL`, a size ("S1" to "S5") and
+        a token budget ("100n" to "1000n"), by default the first of each; "nope" (no RoPE in the full
+        layers); "smoke" (seconds, on any machine, on the bundled text).
     """
     architecture, sizes, budgets, flags = _parse(arg)
     return _point(architecture, sizes[0], budgets[0], flags)
 
 
 def sweep(arg: str = "") -> Iterator[dict[str, Any]]:
-    """Flat overrides of `get_config(arg)` for each size and budget, or for those that `arg` names."""
+    """Flat overrides of `get_config(arg)` for each size and budget, or only for those that `arg` names."""
     architecture, sizes, budgets, flags = _parse(arg)
     base = flat(get_config(arg).to_dict())
     for size in sizes:
@@ -87,7 +87,7 @@ def sweep(arg: str = "") -> Iterator[dict[str, Any]]:
 
 
 def _parse(arg: str | None) -> tuple[str, Sequence[str], Sequence[int], Sequence[str]]:
-    """Architecture, sizes, budgets and flags of an argument: all sizes where it names none."""
+    """Architecture, sizes, budgets and flags of an argument; all sizes if it names none."""
     words = [word for word in (arg or "").split(",") if word]
     of_budget = {f"{budget}n": budget for budget in BUDGETS}
     axes = (LOCAL, SIZES, of_budget)
@@ -126,7 +126,7 @@ def _point(architecture: str, size_name: str, budget: int, flags: Sequence[str])
     c.train.steps = -(-budget * size.params // (CONTEXT * size.batch))
     c.train.dtype, c.train.remat = "bfloat16", "full"
     c.train.log_every, c.train.eval_every, c.train.checkpoint_every = 20, 1000, 500
-    # Intermediate checkpoints stay: heads and Q/K distances are measured on them.
+    # Keeps intermediate checkpoints, to measure heads and Q/K distances on them.
     c.train.keep_every = max(500, c.train.steps // 20 // 500 * 500)
     c.optimizer = dict(lr=size.lr, schedule="wsd", warmup_steps=min(500, c.train.steps // 10))
     c.optimizer.decay_steps, c.optimizer.weight_decay = c.train.steps // 10, 0.1
@@ -136,7 +136,7 @@ def _point(architecture: str, size_name: str, budget: int, flags: Sequence[str])
 
 
 def _smoke(c: ConfigDict) -> ConfigDict:
-    """Seconds on a CPU, on the bundled text."""
+    """Shrinks the recipe to seconds on a CPU, on the bundled text."""
     c.data.sources = dict(
         addresses=dict(kind="jsonl", path="data/corpora/state_of_the_union.jsonl.gz")
     )

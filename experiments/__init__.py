@@ -1,1 +1,1 @@
-"""Experiments: one folder a claim."""
+"""Experiments, one folder per claim."""

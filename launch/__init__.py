@@ -1,5 +1,5 @@
-"""Thin adapters that start the runs of a sweep: here, on SLURM, on GKE by xpk, by SkyPilot.
+"""Launchers, which start the runs of a sweep: on this machine, on SLURM, on GKE (xpk), by SkyPilot.
 
-Each renders words and an environment for another program; none of them knows what a run is. They
-stand above `hybridlm`, which imports nothing of them: only its command `sweep` asks for them.
+Each launcher only renders a command and an environment for another program. `hybridlm` does not
+depend on this package; only its command `sweep` imports it.
 """

@@ -1,4 +1,4 @@
-"""`hybridlm sweep`: show what would run and cost, ask, then hand it to a launcher."""
+"""`hybridlm sweep`: shows the runs and their costs, asks for confirmation, and launches them."""
 
 import pathlib
 import sys
@@ -19,41 +19,41 @@ def run_sweep(
     yes: bool,
     overrides: list[tuple[str, str]],
 ) -> int:
-    """Expands the sweep of recipe `config`, prints it, and submits what is not finished.
+    """Expands the sweep of recipe `config`, prints it, and submits the unfinished runs.
 
     Args:
       config: "file.py" or "file.py:argument".
-      root: the runs' folders lie in it.
-      to, site, parallel: as `launch.targets.launcher` takes them.
-      dry_run: print only.
-      yes: do not ask a person at a terminal.
+      root: the folder of the runs' folders.
+      to, site, parallel: arguments of `launch.targets.launcher`.
+      dry_run: only print.
+      yes: do not ask for confirmation.
       overrides: (dotted key, text) pairs for every run.
 
     Returns:
-      the exit code: 0, 1 where runs failed, or 75 where they were stopped and can go on.
+      The exit code: 0, 1 if runs failed, or 75 if they were stopped and can be continued.
 
     Raises:
-      UserError: one sentence; nothing was started then.
+      UserError: if an argument or the sweep is invalid; no run was started.
     """
-    where = launcher(to, site, parallel)
+    target = launcher(to, site, parallel)
     sweep = sweeps.expand(config, overrides)
-    planned = sweeps.plan(sweep, root)
-    print(sweeps.describe(sweep, planned))
+    planned = sweeps.plan_runs(sweep, root)
+    print(sweeps.cost_table(sweep, planned))
     jobs = [Job(p, config) for p in planned if not p.finished]
     if not jobs:
         print(f"\nnothing to do: every run in {root} is finished")
         return 0
-    print(f"\n{where.preview(jobs, root)}", flush=True)
+    print(f"\n{target.preview(jobs, root)}", flush=True)
     if dry_run:
         return 0
-    if where.confirms and not yes and sys.stdin.isatty() and not _agreed(len(jobs), to):
+    if target.confirms and not yes and sys.stdin.isatty() and not _confirmed(len(jobs), to):
         print("nothing was submitted")
         return 0
-    sweeps.record(sweep, planned, root)
+    sweeps.write_record(sweep, planned, root)
     print()
-    return where.submit(jobs, root)
+    return target.submit(jobs, root)
 
 
-def _agreed(runs: int, target: str) -> bool:
+def _confirmed(runs: int, target: str) -> bool:
     answer = input(f"\nsubmit {runs} run{'' if runs == 1 else 's'} to {target}? [y/N] ")
     return answer.strip().lower() in ("y", "yes")

@@ -1,4 +1,4 @@
-"""A run as something to start: words for `hybridlm`, and where it works."""
+"""Jobs: runs to start, with their command-line arguments and workdirs."""
 
 import dataclasses
 import os
@@ -7,22 +7,22 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from hybridlm.sweep import Planned
+from hybridlm.sweep import PlannedRun
 
-# On this machine, and on others that see its files: the interpreter that reads this.
+# The current interpreter, for this machine and for machines that share its files.
 PROGRAM = (sys.executable, "-m", "hybridlm.cli")
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run to start or to go on with.
+    """A run to start or continue.
 
     Attributes:
-      planned: the run, its costs, and how far it is.
-      spec: its recipe, as `--config` takes it.
+      planned: the run with its costs and progress.
+      spec: its recipe, as for `--config`.
     """
 
-    planned: Planned
+    planned: PlannedRun
     spec: str
 
     @property
@@ -36,42 +36,42 @@ class Job:
     def workdir(self, root: pathlib.PurePath) -> pathlib.PurePath:
         return root / self.name
 
-    def words(self, root: pathlib.PurePath) -> list[str]:
-        """What follows the program's name to train in `root` as the job's machine sees it.
+    def arguments(self, root: pathlib.PurePath) -> list[str]:
+        """The arguments of `hybridlm` that train the run in `root`, a path on the job's machine.
 
-        Runs of a sweep that read the same raw text share its tokens, in `root`/tokens.
+        Runs of a sweep that read the same raw text share its tokens in `root`/tokens.
         """
         run = self.planned.run
-        words = ["train", "--config", self.spec, "--workdir", str(self.workdir(root))]
-        words += [f"--config.{key}={text}" for key, text in run.overrides]
+        arguments = ["train", "--config", self.spec, "--workdir", str(self.workdir(root))]
+        arguments += [f"--config.{key}={text}" for key, text in run.overrides]
         if run.config.data.token_cache is None:
-            words.append(f"--config.data.token_cache={root / 'tokens'}")
-        return words
+            arguments.append(f"--config.data.token_cache={root / 'tokens'}")
+        return arguments
 
 
 class Launcher(Protocol):
-    """Starts jobs somewhere. It only renders words and an environment: what a run is, `Job` says.
+    """Starts jobs; renders only a command and an environment from each `Job`.
 
     Attributes:
-      confirms: whether a person at a terminal is asked before anything is started.
+      confirms: whether to ask for confirmation at a terminal before jobs are started.
     """
 
     confirms: bool
 
     def preview(self, jobs: Sequence[Job], root: pathlib.Path) -> str:
-        """What would be started, for a person to read; changes nothing anywhere."""
+        """A description of the jobs that `submit` would start; has no side effects."""
 
     def submit(self, jobs: Sequence[Job], root: pathlib.Path) -> int:
         """Starts the jobs; returns the exit code of the command.
 
         Raises:
-          UserError: where they cannot be started.
+          UserError: if they cannot be started.
         """
 
 
 def child_environment(extra: dict[str, str]) -> dict[str, str]:
-    """This process's environment, `extra`, and a path on which `PROGRAM` finds this hybridlm."""
-    here = str(pathlib.Path(__file__).resolve().parent.parent)
+    """This process's environment and `extra`, with a PYTHONPATH to this hybridlm for `PROGRAM`."""
+    repository = str(pathlib.Path(__file__).resolve().parent.parent)
     path = os.environ.get("PYTHONPATH", "")
-    known = [here, *(p for p in path.split(os.pathsep) if p and p != here)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(known), **extra}
+    paths = [repository, *(p for p in path.split(os.pathsep) if p and p != repository)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **extra}

@@ -1,11 +1,11 @@
-"""A table that renews itself on a terminal, and a line for each change of state elsewhere."""
+"""A table that updates in place on a terminal; without a terminal, a line per change of state."""
 
 import shutil
 import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from hybridlm.sweep.plan import aligned
+from hybridlm.sweep.plan import align_columns
 
 HEAD = ("run", "state", "step", "loss", "held out")
 
@@ -16,33 +16,33 @@ class LiveTable:
     def __init__(self, stream: TextIO | None = None):
         self.stream = stream or sys.stdout
         self._live = self.stream.isatty()
-        self._drawn = 0  # lines that the next drawing goes over
+        self._drawn = 0  # lines that the next drawing overwrites
 
     def show(self, rows: Sequence[Sequence[str]]) -> None:
-        """Draws the table in place of the one before; nothing where it could not be renewed."""
+        """Draws the table over the previous one; does nothing without a terminal."""
         if self._live:
             size = shutil.get_terminal_size()
             lines = self._lines(rows)
-            if len(lines) >= size.lines:  # what scrolled off could not be drawn over
+            if len(lines) >= size.lines:  # lines that scrolled off cannot be overwritten
                 kept = max(1, size.lines - 2)
                 lines = [*lines[:kept], f"and {len(lines) - kept} more"]
-            # A line that wraps would be two.
+            # A wrapped line would take two lines.
             self._draw([line[: size.columns - 1] for line in lines])
 
-    def say(self, message: str) -> None:
-        """Prints a line of its own, above the table."""
+    def print_line(self, message: str) -> None:
+        """Prints a line above the table."""
         self._draw([])
         self.stream.write(message + "\n")
         self.stream.flush()
 
     def finish(self, rows: Sequence[Sequence[str]]) -> None:
-        """Prints the whole table, for good."""
+        """Prints the complete table permanently."""
         self._draw([])
         self.stream.write("\n" + "\n".join(self._lines(rows)) + "\n")
         self.stream.flush()
 
     def _lines(self, rows: Sequence[Sequence[str]]) -> list[str]:
-        return aligned([HEAD, *rows], right=(2, 3, 4)).splitlines()
+        return align_columns([HEAD, *rows], right=(2, 3, 4)).splitlines()
 
     def _draw(self, lines: list[str]) -> None:
         if self._drawn:

@@ -1,7 +1,7 @@
-"""Runs of a sweep as processes of this machine, so many at a time.
+"""Runs of a sweep as processes on this machine, a given number at a time.
 
-A run that fails stops no other. Ctrl-C asks the runs to save and ends the sweep; the same command
-goes on with it. A second Ctrl-C kills them, which costs no more than the steps since their last
+A failed run does not stop the others. Ctrl-C tells the runs to save and ends the sweep; the same
+command continues it. A second Ctrl-C kills the runs, which loses the steps since their last
 checkpoint.
 """
 
@@ -18,41 +18,41 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hybridlm.errors import TRY_AGAIN, RunError, UserError
-from hybridlm.sweep.progress import RunProgress, newest
+from hybridlm.sweep.progress import RunProgress, newest_progress
 from hybridlm.train import preemption
 from launch.job import PROGRAM, Job, child_environment
 from launch.live_table import LiveTable
 from launch.site import LocalSite
 
 _POLL_SECONDS, _SHOW_SECONDS = 0.1, 1.0
-_SENTENCE = "hybridlm: "  # with which the command line begins what a person should read
+_MESSAGE_PREFIX = "hybridlm: "  # the prefix of the command line's error messages
 
 
 @dataclasses.dataclass
 class _Attempt:
-    """A job, and its process once there is one."""
+    """A job, and its process once it is started."""
 
     job: Job
     workdir: pathlib.Path
     log: pathlib.Path
-    reached: RunProgress
+    progress: RunProgress
     state: str = "waiting"
     slot: int | None = None
     process: subprocess.Popen | None = None
-    log_start: int = 0  # bytes that earlier attempts left in the log
+    log_start: int = 0  # bytes that earlier attempts wrote to the log
     failure: str = ""
 
     def row(self) -> tuple[str, ...]:
         def nats(loss: float | None) -> str:
             return "" if loss is None else f"{loss:.4f}"
 
-        reached = self.reached
-        step = f"{reached.step}/{self.job.steps}"
-        return (self.job.name, self.state, step, nats(reached.loss), nats(reached.heldout))
+        progress = self.progress
+        step = f"{progress.step}/{self.job.steps}"
+        return (self.job.name, self.state, step, nats(progress.loss), nats(progress.heldout))
 
 
-class Local:
-    """Starts jobs here, `parallel` at a time."""
+class LocalLauncher:
+    """Starts jobs on this machine, `parallel` at a time."""
 
     confirms = False
 
@@ -64,19 +64,19 @@ class Local:
             )
 
     def preview(self, jobs: Sequence[Job], root: pathlib.Path) -> str:
-        command = shlex.join([*PROGRAM, *jobs[0].words(root)])
+        command = shlex.join([*PROGRAM, *jobs[0].arguments(root)])
         at_a_time = f"{min(self._parallel, len(jobs))} at a time"
-        return f"here, {at_a_time}, with logs in {root / 'logs'}; the first one:\n{command}"
+        return f"on this machine, {at_a_time}, with logs in {root / 'logs'}; the first:\n{command}"
 
     def submit(self, jobs: Sequence[Job], root: pathlib.Path) -> int:
-        """Runs the jobs to their end; 0 if all finished, 1 if any failed, 75 if stopped."""
+        """Runs the jobs to their end; returns 0 if all finished, 1 if any failed, 75 if stopped."""
         attempts = [
             _Attempt(
                 job, job.workdir(root), root / "logs" / f"{job.name}.log", job.planned.progress
             )
             for job in jobs
         ]
-        with _held(root) as lock, preemption.StopSignal() as stop:
+        with _locked(root) as lock, preemption.StopSignal() as stop:
             try:
                 self._run(attempts, root, lock, stop)
             finally:
@@ -94,18 +94,18 @@ class Local:
     def _run(
         self, attempts: list[_Attempt], root: pathlib.Path, lock: Any, stop: preemption.StopSignal
     ) -> None:
-        table, shown, asked = LiveTable(), 0.0, False
+        table, shown, stopping = LiveTable(), 0.0, False
         slots = list(range(self._parallel))
         while True:
             running = [a for a in attempts if a.state in ("running", "stopping")]
             for attempt in running:
                 if attempt.process.poll() is not None:
-                    self._end(attempt, asked)
+                    self._end(attempt, stopping)
                     slots.append(attempt.slot)
-                    table.say(f"{attempt.job.name}: {attempt.state}{_where(attempt)}")
-            if stop.received and not asked:
-                asked = True
-                table.say(f"{stop.received} received: the runs save and stop")
+                    table.print_line(f"{attempt.job.name}: {attempt.state}{_result(attempt)}")
+            if stop.received and not stopping:
+                stopping = True
+                table.print_line(f"{stop.received} received: the runs save and stop")
                 for attempt in attempts:
                     if attempt.state == "running":
                         attempt.process.send_signal(signal.SIGTERM)
@@ -115,14 +115,14 @@ class Local:
             waiting = [a for a in attempts if a.state == "waiting"]
             for attempt in waiting[: len(slots)]:
                 self._start(attempt, slots.pop(0), root, lock)
-                table.say(f"{attempt.job.name}: started, log in {attempt.log}")
-            _note(lock, attempts)
+                table.print_line(f"{attempt.job.name}: started, log in {attempt.log}")
+            _write_processes(lock, attempts)
             if not any(a.state in ("waiting", "running", "stopping") for a in attempts):
                 break
             if time.monotonic() - shown >= _SHOW_SECONDS:
                 shown = time.monotonic()
                 for attempt in running:
-                    attempt.reached = _seen(attempt)
+                    attempt.progress = newest_progress(attempt.workdir)
                 table.show([a.row() for a in attempts])
             time.sleep(_POLL_SECONDS)
         table.finish([a.row() for a in attempts])
@@ -137,59 +137,57 @@ class Local:
         with attempt.log.open("ab") as log:
             attempt.log_start = log.tell()
             attempt.process = subprocess.Popen(
-                [*PROGRAM, *attempt.job.words(root)],
+                [*PROGRAM, *attempt.job.arguments(root)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                # Ctrl-C reaches this process alone, which passes on one signal: two stop at once.
+                # Ctrl-C reaches only this process, which sends each run one signal: a run exits
+                # unsaved at a second one.
                 start_new_session=True,
-                # While a run lives, whatever became of this process, the root is taken.
+                # The root stays locked while a run is alive, even if this process is not.
                 pass_fds=(lock.fileno(),),
             )
         attempt.state, attempt.slot = "running", slot
 
-    def _end(self, attempt: _Attempt, asked: bool) -> None:
+    def _end(self, attempt: _Attempt, stopping: bool) -> None:
         code = attempt.process.returncode
-        attempt.reached = _seen(attempt)
+        attempt.progress = newest_progress(attempt.workdir)
         if code == 0:
             attempt.state = "finished"
-        elif code == TRY_AGAIN or (asked and code == -signal.SIGTERM):
-            attempt.state = "stopped"  # before there was anything to save, in the second case
+        elif code == TRY_AGAIN or (stopping and code == -signal.SIGTERM):
+            attempt.state = "stopped"  # killed by SIGTERM: before there was anything to save
         else:
             attempt.state = "failed"
             attempt.failure = _failure(attempt, code)
 
 
-def _seen(attempt: _Attempt) -> RunProgress:
-    return newest(attempt.workdir)
-
-
-def _where(attempt: _Attempt) -> str:
-    if attempt.state == "stopped" and attempt.reached.step:
-        return f" at step {attempt.reached.step} of {attempt.job.steps}"
-    if attempt.state == "finished" and attempt.reached.heldout is not None:
-        return f", {attempt.reached.heldout:.4f} nats held out"
+def _result(attempt: _Attempt) -> str:
+    if attempt.state == "stopped" and attempt.progress.step:
+        return f" at step {attempt.progress.step} of {attempt.job.steps}"
+    if attempt.state == "finished" and attempt.progress.heldout is not None:
+        return f", {attempt.progress.heldout:.4f} nats held out"
     return ""
 
 
 def _failure(attempt: _Attempt, code: int) -> str:
-    """One sentence: how a process ended, what it said last, and where the rest is."""
+    """One sentence: how the process exited, its last message, and the path of its log."""
     ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed ({code})"
     with attempt.log.open("rb") as log:
         log.seek(attempt.log_start)
         lines = log.read().decode(errors="replace").split("\n")
-    said = [line for line in lines if line.startswith(_SENTENCE)] or [x for x in lines if x.strip()]
-    last = said[-1].removeprefix(_SENTENCE) if said else "it said nothing"
+    messages = [line for line in lines if line.startswith(_MESSAGE_PREFIX)]
+    messages = messages or [line for line in lines if line.strip()]
+    last = messages[-1].removeprefix(_MESSAGE_PREFIX) if messages else "it printed nothing"
     return f"{ended}: {last} (log in {attempt.log})"
 
 
 @contextlib.contextmanager
-def _held(root: pathlib.Path) -> Iterator[Any]:
-    """The lock of `root`, which the runs inherit.
+def _locked(root: pathlib.Path) -> Iterator[Any]:
+    """Locks `root`; the runs inherit the lock.
 
     Raises:
-      RunError: where another sweep, or a run that one left behind, works there.
+      RunError: if another sweep, or a run of an ended sweep, holds the lock.
     """
     path = root / ".lock"
     with path.open("a+") as lock:
@@ -197,17 +195,17 @@ def _held(root: pathlib.Path) -> Iterator[Any]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
-            who = " ".join(lock.read().split())
+            processes = " ".join(lock.read().split())
             raise RunError(
-                f"another sweep, or runs that one left behind, work in {root} ({who}): wait for"
+                f"another sweep, or runs left by one, are active in {root} ({processes}): wait for"
                 " them, or stop them with SIGTERM"
             ) from None
         yield lock
         lock.truncate(0)
 
 
-def _note(lock: Any, attempts: Sequence[_Attempt]) -> None:
-    """Says in the lock file which processes hold it."""
+def _write_processes(lock: Any, attempts: Sequence[_Attempt]) -> None:
+    """Writes the processes that hold the lock into the lock file."""
     ids = [str(a.process.pid) for a in attempts if a.state in ("running", "stopping")]
     text = f"processes {' '.join(ids)}\n"
     lock.seek(0)

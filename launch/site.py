@@ -1,4 +1,4 @@
-"""What a site's machines need said, once: a small TOML file with a table for each target."""
+"""Settings of a site's machines: a TOML file with a table for each target."""
 
 import dataclasses
 import pathlib
@@ -17,8 +17,8 @@ class LocalSite:
     """This machine.
 
     Attributes:
-      gpus: numbers of the GPUs to use, divided evenly over the runs at one time; a run sees its
-        own in CUDA_VISIBLE_DEVICES. Empty: every run sees every device.
+      gpus: numbers of the GPUs to use, divided evenly over the concurrent runs; a run gets its
+        GPUs in CUDA_VISIBLE_DEVICES. Empty: every run uses all devices.
       env: environment variables of every run.
     """
 
@@ -28,24 +28,24 @@ class LocalSite:
 
 @settings
 class SlurmSite:
-    """A SLURM cluster whose nodes see this machine's files. The names are submitit's.
+    """A SLURM cluster whose nodes share this machine's file system. Names are those of submitit.
 
     Attributes:
-      partition: the partition that jobs are submitted to; None leaves it to SLURM.
-      account: the account that jobs are charged to; None leaves it to SLURM.
-      qos: quality of service; None leaves it to SLURM.
+      partition: the partition that jobs are submitted to; None uses SLURM's default.
+      account: the account that jobs are charged to; None uses SLURM's default.
+      qos: quality of service; None uses SLURM's default.
       timeout_min: time limit of a job in minutes; a run that needs longer is requeued.
-      max_num_timeout: how often it is requeued for that; preemptions are not counted.
-      signal_delay_s: seconds before the limit at which a run is asked to save.
-      nodes: nodes of one run; each has one process.
-      gpus_per_node: GPUs that a run takes on each node; None asks for none.
-      cpus_per_task: CPU cores of a run's process on each node; None leaves it to SLURM.
-      mem_gb: memory on each node in GiB, 0 for all of it; None leaves it to SLURM.
-      constraint: features that nodes must have, as sbatch --constraint takes them.
-      exclude: nodes that are not to be used, as sbatch --exclude takes them.
-      array_parallelism: jobs at one time, where --parallel does not say it.
-      setup: shell lines before each job, e.g. "module load cuda".
-      additional_parameters: any other sbatch option by its name.
+      max_num_timeout: maximum number of such requeues; preemptions are not counted.
+      signal_delay_s: seconds before the time limit at which a run is told to save.
+      nodes: nodes of a run, with one process each.
+      gpus_per_node: GPUs of a run on each node; None requests none.
+      cpus_per_task: CPU cores of a run's process on each node; None uses SLURM's default.
+      mem_gb: memory on each node in GiB, 0 for all of it; None uses SLURM's default.
+      constraint: required features of nodes, in the syntax of sbatch --constraint.
+      exclude: nodes not to use, in the syntax of sbatch --exclude.
+      array_parallelism: concurrent jobs if --parallel is not given.
+      setup: shell lines to run before each job, e.g. "module load cuda".
+      additional_parameters: other sbatch options by name.
       env: environment variables of every run.
     """
 
@@ -73,19 +73,19 @@ class XpkSite:
 
     Attributes:
       cluster: name of the GKE cluster.
-      project: Google Cloud project of the cluster; None takes gcloud's own setting.
-      zone: zone of the cluster; None takes gcloud's own setting.
+      project: Google Cloud project of the cluster; None uses gcloud's setting.
+      zone: zone of the cluster; None uses gcloud's setting.
       tpu_type: kind and size of a slice, e.g. "v5litepod-16".
-      num_slices: slices that make a run.
-      docker_image: an image that has hybridlm, and the recipe at the path that --config gives.
-      base_docker_image: instead, an image that has hybridlm; xpk adds the folder `script_dir`.
-      script_dir: folder that is added to `base_docker_image`; None is the current one.
-      root: where the pods see the sweep's root, on storage that all of them share.
-      priority: a workload's priority in the cluster's queue.
-      program: what starts hybridlm in the image.
-      max_restarts: restarts of a workload that was preempted or asked to stop.
-      grace_seconds: seconds that a pod has to save when it is asked to stop.
-      extra_args: more words for `xpk workload create`.
+      num_slices: slices of a run.
+      docker_image: an image with hybridlm, and with the recipe at the path given by --config.
+      base_docker_image: alternatively, an image with hybridlm to which xpk adds `script_dir`.
+      script_dir: folder added to `base_docker_image`; None means the current folder.
+      root: path of the sweep's root in the pods, on storage that all of them share.
+      priority: priority of workloads in the cluster's queue.
+      program: command that starts hybridlm in the image.
+      max_restarts: restarts of a workload that was preempted or told to stop.
+      grace_seconds: seconds that a pod has to save when it is told to stop.
+      extra_args: additional arguments for `xpk workload create`.
       env: environment variables of every run.
     """
 
@@ -119,17 +119,18 @@ class SkySite:
 
     Attributes:
       accelerators: accelerators of one machine, e.g. "H100:8" or "tpu-v5e-8".
-      root: where the machines see the sweep's root: a path under one of `file_mounts`.
-      file_mounts: path on the machine -> bucket (mounted) or a path here (copied).
+      root: path of the sweep's root on the machines, under one of `file_mounts`.
+      file_mounts: path on the machine -> bucket (mounted) or local path (copied).
       infra: "gcp/us-central2", "kubernetes", ...; None lets SkyPilot choose.
-      image_id: image of the machines; None is SkyPilot's own.
-      num_nodes: machines that make a run.
-      disk_size: disk of a machine in GB; None is SkyPilot's own.
-      spot: machines that may be taken away; runs go on elsewhere.
-      workdir: folder that is copied to the machine, where the recipe lies; None for none.
-      setup: shell lines run once on a new machine; they install hybridlm, unless image_id has it.
-      max_restarts: restarts of a run that fails; one that saved and exits with 75 is not counted.
-      program: what starts hybridlm there.
+      image_id: image of the machines; None uses SkyPilot's default.
+      num_nodes: machines of a run.
+      disk_size: disk of a machine in GB; None uses SkyPilot's default.
+      spot: use preemptible machines; preempted runs continue on other machines.
+      workdir: folder with the recipe, copied to the machine; None copies nothing.
+      setup: shell lines to run once on a new machine; they must install hybridlm if image_id does
+        not have it.
+      max_restarts: restarts of a failed run; those after exit code 75 (saved) are not counted.
+      program: command that starts hybridlm on the machine.
       env: environment variables of every run.
     """
 
@@ -155,9 +156,8 @@ class Site:
     Attributes:
       local: this machine.
       slurm: a SLURM cluster.
-      xpk: TPUs on GKE; None where there are none, as some of its settings must be given.
-      sky: clouds, through SkyPilot; None where there are none, as some of its settings must be
-        given.
+      xpk: TPUs on GKE; None if not used, since some of its settings are required.
+      sky: clouds, through SkyPilot; None if not used, since some of its settings are required.
     """
 
     local: LocalSite = LocalSite()
@@ -167,10 +167,10 @@ class Site:
 
 
 def read_site(path: pathlib.Path | None) -> Site:
-    """The settings in a TOML file; the defaults where there is none.
+    """Reads the settings of a TOML file; `path` None gives the defaults.
 
     Raises:
-      UserError: one sentence that names the file, and the key with the nearest valid one.
+      UserError: if the file is unreadable or invalid; names the file, the key and the nearest one.
     """
     if path is None:
         return Site()
@@ -180,6 +180,6 @@ def read_site(path: pathlib.Path | None) -> Site:
     except OSError as error:
         raise UserError(f"--site {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--site {path} is no TOML: {error}") from None
+        raise UserError(f"--site {path} is not valid TOML: {error}") from None
     except ConfigError as error:
         raise ConfigError(f"--site {path}: {error}") from None

@@ -1,4 +1,4 @@
-"""Runs of a sweep as SkyPilot managed jobs, which go on elsewhere when a spot machine is taken."""
+"""Runs of a sweep as SkyPilot managed jobs, which continue elsewhere after a preemption."""
 
 import pathlib
 import shlex
@@ -8,16 +8,16 @@ from typing import Any
 import yaml
 
 from hybridlm.errors import TRY_AGAIN
-from hybridlm.sweep.names import label
+from hybridlm.sweep.names import dns_label
 from launch.job import Job
 from launch.site import SkySite
 from launch.submission import Submission, submit_all
 
-_LONGEST_NAME = 60
+_MAX_NAME_LENGTH = 60
 
 
-class Sky:
-    """Writes the task of each job as YAML, and launches it with `sky jobs launch`."""
+class SkyLauncher:
+    """Writes the task of each job as YAML and launches it with `sky jobs launch`."""
 
     confirms = True
 
@@ -26,7 +26,7 @@ class Sky:
 
     def preview(self, jobs: Sequence[Job], root: pathlib.Path) -> str:
         task = self.task(jobs[0], root)
-        return f"by SkyPilot, from tasks that will be in {root / 'sky'}; the first one:\n{task}"
+        return f"by SkyPilot, from tasks written to {root / 'sky'}; the first:\n{task}"
 
     def submit(self, jobs: Sequence[Job], root: pathlib.Path) -> int:
         files = {f"{job.name}.yaml": self.task(job, root) for job in jobs}
@@ -49,7 +49,8 @@ class Sky:
     def task(self, job: Job, root: pathlib.Path) -> str:
         """The YAML of a job's task."""
         site = self._site
-        words = ["exec", *shlex.split(site.program), *job.words(pathlib.PurePosixPath(site.root))]
+        arguments = job.arguments(pathlib.PurePosixPath(site.root))
+        run = ["exec", *shlex.split(site.program), *arguments]
         recovery = {
             "max_restarts_on_errors": site.max_restarts,
             "recover_on_exit_codes": [TRY_AGAIN],
@@ -63,26 +64,26 @@ class Sky:
             "job_recovery": recovery,
         }
         task = {
-            "name": label(f"{root.absolute().name}-{job.name}", _LONGEST_NAME),
+            "name": dns_label(f"{root.absolute().name}-{job.name}", _MAX_NAME_LENGTH),
             "num_nodes": site.num_nodes,
             "workdir": site.workdir,
             "resources": {k: v for k, v in resources.items() if v is not None},
-            "file_mounts": {there: _mount(here) for there, here in site.file_mounts.items()},
+            "file_mounts": {path: _mount(source) for path, source in site.file_mounts.items()},
             "envs": dict(site.env),
             "setup": "".join(f"{line}\n" for line in site.setup),
-            "run": shlex.join(words) + "\n",
+            "run": shlex.join(run) + "\n",
         }
         given = {k: v for k, v in task.items() if v not in (None, {}, "")}
         return yaml.dump(given, Dumper=_Dumper, sort_keys=False, width=10**6)
 
 
 def _mount(source: str) -> Any:
-    """A bucket is mounted, so that what a run writes outlives its machine; a path is copied."""
+    """Mounts a bucket, so that a run's files outlive its machine; copies a local path."""
     return {"source": source, "mode": "MOUNT"} if "://" in source else source
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text that ends in a newline as a block, as a person would."""
+    """Writes text that ends in a newline as a block scalar."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:

@@ -1,6 +1,6 @@
 """Runs of a sweep as a SLURM job array, through submitit.
 
-A job that is preempted, or nears its time limit, lets its run save, and is queued again.
+When a job is preempted or reaches its time limit, its run saves and the job is requeued.
 """
 
 import pathlib
@@ -32,8 +32,8 @@ _SAME_NAME = (
 )
 
 
-class Slurm:
-    """Submits jobs, `parallel` of them to run at a time."""
+class SlurmLauncher:
+    """Submits jobs to SLURM, of which at most `parallel` run concurrently."""
 
     confirms = True
 
@@ -47,14 +47,14 @@ class Slurm:
 
     def preview(self, jobs: Sequence[Job], root: pathlib.Path) -> str:
         settings = " ".join(f"{k}={v}" for k, v in self.parameters().items() if k != "setup")
-        command = shlex.join([*PROGRAM, *jobs[0].words(root.absolute())])
+        command = shlex.join([*PROGRAM, *jobs[0].arguments(root.absolute())])
         return (
-            f"on SLURM, as a job array with logs in {root / FOLDER}: {settings}\nthe first one:\n"
+            f"on SLURM, as a job array with logs in {root / FOLDER}: {settings}\nthe first:\n"
             f"{command}"
         )
 
     def parameters(self) -> dict[str, Any]:
-        """submitit's parameters, as `SlurmExecutor` names them."""
+        """The parameters of submitit's `SlurmExecutor`."""
         site = self._site
         given = {name: getattr(site, name) for name in _SAME_NAME}
         given["time"] = site.timeout_min
@@ -67,7 +67,7 @@ class Slurm:
         return {name: value for name, value in given.items() if value is not None}
 
     def submit(self, jobs: Sequence[Job], root: pathlib.Path) -> int:
-        """Submits the jobs that are not in the queue already; 0 once SLURM has them."""
+        """Submits the jobs that are not queued yet; returns 0."""
         for tool in ("sbatch", "srun", "squeue"):
             if shutil.which(tool) is None:
                 raise UserError(
@@ -77,49 +77,50 @@ class Slurm:
         root = root.absolute()
         record = read_record(root / RECORD)
         queued = _queue()
-        wanted = []
+        new = []
         for job in jobs:
             number = record.get(job.name)
             if number in queued:
                 print(f"{job.name}: already job {number} ({queued[number]})")
             else:
-                wanted.append(job)
-        if wanted:
-            for job, number in zip(wanted, self._submit(wanted, root)):
+                new.append(job)
+        if new:
+            for job, number in zip(new, self._submit(new, root)):
                 print(f"{job.name}: job {number}")
                 record[job.name] = number
             write_json(root / RECORD, record)
             print(
-                f"submitted {len(wanted)}; `squeue --me` shows them, `scancel JOB` stops one, and the"
-                " same command submits what is neither queued nor finished"
+                f"submitted {len(new)}; `squeue --me` shows them, `scancel JOB` stops one, and the"
+                " same command submits runs that are neither queued nor finished"
             )
         return 0
 
     def _submit(self, jobs: Sequence[Job], root: pathlib.Path) -> list[str]:
-        """Job numbers, in order."""
+        """Submits jobs; returns their SLURM job numbers, in order."""
         errors = self._submitit.core.utils
         executor = self._submitit.SlurmExecutor(
             folder=root / FOLDER / "%j", max_num_timeout=self._site.max_num_timeout
         )
-        here = str(pathlib.Path.cwd())
+        folder = str(pathlib.Path.cwd())
         calls = [
-            RunJob(job.name, [*PROGRAM, *job.words(root)], self._site.env, here) for job in jobs
+            RunJob(job.name, [*PROGRAM, *job.arguments(root)], self._site.env, folder)
+            for job in jobs
         ]
         try:
             executor.update_parameters(job_name=f"hybridlm-{root.name}", **self.parameters())
             with executor.batch():
                 submitted = [executor.submit(call) for call in calls]
         except (errors.FailedJobError, errors.FailedSubmissionError, ValueError) as error:
-            said = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
-            why = (said or [" ".join(str(error).split())])[0]
-            raise UserError(f"SLURM does not take the jobs: {why}") from None
+            lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
+            reason = (lines or [" ".join(str(error).split())])[0]
+            raise UserError(f"SLURM refused the jobs: {reason}") from None
         return [job.job_id for job in submitted]
 
 
 def _queue() -> dict[str, str]:
-    """State by job number of this user's jobs that SLURM has not done with."""
+    """The states, by job number, of this user's jobs that are queued or running."""
     command = ["squeue", "--me", "--noheader", "--array", "--format", "%i %T"]
-    asked = subprocess.run(command, capture_output=True, text=True)
-    if asked.returncode:
-        raise UserError(f"SLURM does not answer: {asked.stderr.strip().splitlines()[-1]}")
-    return dict(line.split() for line in asked.stdout.splitlines() if line.strip())
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise UserError(f"SLURM does not answer: {result.stderr.strip().splitlines()[-1]}")
+    return dict(line.split() for line in result.stdout.splitlines() if line.strip())

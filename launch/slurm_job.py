@@ -1,6 +1,6 @@
-"""What runs on a SLURM node: a run as a child process, asked to save when its job must end.
+"""The job on a SLURM node: it starts the run as a child process and tells it to save in time.
 
-Imported on the node before the run starts, so it imports little.
+The node imports this module before the run starts, so its imports are few.
 """
 
 import os
@@ -13,33 +13,33 @@ from typing import Any
 
 from hybridlm.errors import TRY_AGAIN
 
-# SLURM signals every process of a job. SIGUSR2 is submitit's, and would kill the run.
-_SHIELD = ("sh", "-c", 'trap "" USR2; exec "$@"', "sh")
+# SLURM signals every process of a job. SIGUSR2 is meant for submitit and would kill the run.
+_IGNORE_USR2 = ("sh", "-c", 'trap "" USR2; exec "$@"', "sh")
 
 
 class RunFailed(Exception):
-    """The run ended with an exit code that another start would not change."""
+    """The run exited with a code other than 0, and restarting it would not help."""
 
 
 class RunJob:
-    """Called by submitit on the node; may be called again there, and the run goes on."""
+    """A job that submitit calls on the node; when called again it continues the run."""
 
     def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], folder: str):
         self.name, self.argv, self.env, self.folder = name, tuple(argv), dict(env), folder
         self._process: subprocess.Popen | None = None
-        self._told = False  # the run got SLURM's own SIGTERM; a second one would stop it at once
+        self._terminated = False  # SLURM sent SIGTERM; the run would exit unsaved at a second one
 
     def __call__(self) -> None:
-        """Runs to the end.
+        """Trains the run to its end.
 
         Raises:
-          RunFailed: where the run does, or was stopped and SLURM does not start it again.
+          RunFailed: if the run fails, or was stopped and SLURM does not restart it.
         """
-        signal.signal(signal.SIGTERM, self._hear)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
         self._process = subprocess.Popen(
-            [*_SHIELD, *self.argv], cwd=self.folder, env={**os.environ, **self.env}
+            [*_IGNORE_USR2, *self.argv], cwd=self.folder, env={**os.environ, **self.env}
         )
-        _await(self._process.pid)
+        _wait_for_exit(self._process.pid)
         code = self._process.wait()
         if code == TRY_AGAIN:
             self._requeue()
@@ -47,47 +47,47 @@ class RunJob:
             raise RunFailed(f"run {self.name} ended with exit code {code}")
 
     def checkpoint(self) -> Any:
-        """Asks the run to save, waits for it, and says what to queue: the same once more.
+        """Tells the run to save, waits for its exit, and returns the same job to be requeued.
 
-        submitit calls this in its signal handler, at a preemption and before the time limit.
+        submitit calls this in its signal handler, on preemption and before the time limit.
         """
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:
-            if not self._told:
+            if not self._terminated:
                 os.kill(self._process.pid, signal.SIGTERM)
-            _await(self._process.pid)
+            _wait_for_exit(self._process.pid)
         return DelayedSubmission(RunJob(self.name, self.argv, self.env, self.folder))
 
-    __submitit_checkpoint__ = checkpoint  # submitit 1.5 asks for both names
+    __submitit_checkpoint__ = checkpoint  # submitit 1.5 needs both names
 
-    def _hear(self, number: int, _: FrameType | None) -> None:
-        self._told = True
+    def _on_sigterm(self, number: int, _: FrameType | None) -> None:
+        self._terminated = True
 
     def _requeue(self) -> None:
-        """Queues the job of a run that was told to stop by something else than submitit.
+        """Requeues the job of a run that was stopped, but not by submitit.
 
-        A job that is not running any more was cancelled by a person, or SLURM queues it itself.
+        A job whose state is no longer RUNNING was cancelled, or SLURM requeues it.
         """
         from submitit import JobEnvironment
 
         job = JobEnvironment()
         if job.global_rank:
-            return  # the first of the job's processes speaks for all
-        asked = subprocess.run(
+            return  # only the job's first process requeues it
+        state = subprocess.run(
             ["squeue", "--noheader", "--jobs", job.job_id, "--format", "%T"],
             capture_output=True,
             text=True,
         )
-        if asked.stdout.strip() == "RUNNING":
+        if state.stdout.strip() == "RUNNING":
             subprocess.run(["scontrol", "requeue", job.job_id], check=True)
             sys.exit(TRY_AGAIN)
 
 
-def _await(pid: int) -> None:
-    """Returns when a child has ended, and leaves its exit code to be read.
+def _wait_for_exit(pid: int) -> None:
+    """Waits for the exit of a child without reading its exit code.
 
-    Unlike `Popen.wait`, it may be called in a signal handler that interrupts another such call.
+    Unlike `Popen.wait`, it can be called in a signal handler that interrupts another such call.
     """
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)

@@ -1,4 +1,4 @@
-"""What the adapters of command-line tools share: files and a script are written, then it is run."""
+"""Submission by command-line tools: writes files and a script, then runs the commands."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from hybridlm.runs.json_files import write_json
 
 @dataclasses.dataclass(frozen=True)
 class Submission:
-    """A job, and the words of the command that submits it."""
+    """The name of a job and the command that submits it."""
 
     name: str
     command: tuple[str, ...]
@@ -29,22 +29,23 @@ def submit_all(
     files: Mapping[str, str],
     root: pathlib.Path,
 ) -> int:
-    """Writes `files` and `submit.sh` into `root`/TOOL, and runs the commands that were not run yet.
+    """Writes `files` and `submit.sh` into `root`/TOOL and runs the commands that were not run yet.
 
-    Which runs were submitted is kept in `root`/TOOL.json: these tools do not say it, and two jobs
-    of one run would spoil its checkpoints.
+    `root`/TOOL.json records the submitted runs. The tools do not report them, and two jobs of one
+    run would corrupt its checkpoints.
 
     Args:
-      tool: program that the commands begin with.
-      install: how to get it, for the sentence that says that it is missing.
-      submissions: all of them.
+      tool: the program that the commands call.
+      install: how to install the tool, for the error if it is missing.
+      submissions: all jobs, submitted earlier or not.
       files: text by file name.
+      root: the sweep's root.
 
     Returns:
-      0, or 1 where the tool refused some.
+      0, or 1 if the tool refused a job.
 
     Raises:
-      UserError: where the tool is not here; the files are written then.
+      UserError: if the tool is not installed; the files are written nevertheless.
     """
     folder = root / tool
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,21 +57,21 @@ def submit_all(
     for submission in submissions:
         if submission.name in record:
             print(
-                f"{submission.name}: submitted at {record[submission.name]}; if {tool} has it no"
-                f" more, take it out of {record_path} and submit again"
+                f"{submission.name}: submitted at {record[submission.name]}; if {tool} no longer"
+                f" has it, remove it from {record_path} and submit again"
             )
-    wanted = [s for s in submissions if s.name not in record]
-    lines = [f"# {s.name}\n{shlex.join(s.command)}\n" for s in wanted]
+    new = [s for s in submissions if s.name not in record]
+    lines = [f"# {s.name}\n{shlex.join(s.command)}\n" for s in new]
     script.write_text("#!/bin/sh\nset -e\n\n" + "\n".join(lines), encoding="utf-8")
-    if not wanted:
+    if not new:
         return 0
     if shutil.which(tool) is None:
         raise UserError(
-            f"{tool} is not on this machine: {install}, or run `sh {script}` where it is; the files"
-            f" of {len(wanted)} runs are in {folder}"
+            f"{tool} is not on this machine: {install}, or run `sh {script}` on one that has it; the"
+            f" files of {len(new)} runs are in {folder}"
         )
     refused = []
-    for submission in wanted:
+    for submission in new:
         print(f"{submission.name}: {shlex.join(submission.command)}", flush=True)
         code = subprocess.run(submission.command).returncode
         if code:
@@ -78,16 +79,16 @@ def submit_all(
             continue
         record[submission.name] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_json(record_path, record)
-    for sentence in refused:
-        print(sentence, file=sys.stderr)
+    for message in refused:
+        print(message, file=sys.stderr)
     return 1 if refused else 0
 
 
 def read_record(path: pathlib.Path) -> dict[str, str]:
-    """What was submitted before, by run name; nothing where there is no such file.
+    """The record of submitted runs, by run name; empty if there is no such file.
 
     Raises:
-      UserError: where it is damaged.
+      UserError: if the file is damaged.
     """
     if not path.exists():
         return {}
@@ -95,6 +96,6 @@ def read_record(path: pathlib.Path) -> dict[str, str]:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(
-            f"{path}, which says what was submitted, is damaged ({error}): mend it, or remove it"
-            " once none of it is queued or running"
+            f"{path}, the record of submitted runs, is damaged ({error}): repair it, or remove it"
+            " once no run is queued or running"
         ) from None

@@ -1,4 +1,4 @@
-"""Launchers by the name that `--to` gives."""
+"""Launchers by target, the name given by `--to`."""
 
 import pathlib
 from collections.abc import Callable
@@ -6,19 +6,19 @@ from collections.abc import Callable
 from hybridlm.errors import UserError
 from hybridlm.settings.reader import nearest
 from launch.job import Launcher
-from launch.local import Local
+from launch.local import LocalLauncher
 from launch.site import Site, read_site
-from launch.sky import Sky
-from launch.slurm import Slurm
-from launch.xpk import Xpk
+from launch.sky import SkyLauncher
+from launch.slurm import SlurmLauncher
+from launch.xpk import XpkLauncher
 
 
 def _local(site: Site, parallel: int | None) -> Launcher:
-    return Local(site.local, parallel or 1)
+    return LocalLauncher(site.local, parallel or 1)
 
 
 def _slurm(site: Site, parallel: int | None) -> Launcher:
-    return Slurm(site.slurm, parallel or site.slurm.array_parallelism)
+    return SlurmLauncher(site.slurm, parallel or site.slurm.array_parallelism)
 
 
 def _xpk(site: Site, parallel: int | None) -> Launcher:
@@ -27,7 +27,7 @@ def _xpk(site: Site, parallel: int | None) -> Launcher:
             "xpk needs --site FILE.toml with a table [xpk]: cluster, tpu_type, root, and docker_image"
         )
     _check_no_parallel("xpk", "the cluster's queue", parallel)
-    return Xpk(site.xpk)
+    return XpkLauncher(site.xpk)
 
 
 def _sky(site: Site, parallel: int | None) -> Launcher:
@@ -36,13 +36,13 @@ def _sky(site: Site, parallel: int | None) -> Launcher:
             "sky needs --site FILE.toml with a table [sky]: accelerators and root at least"
         )
     _check_no_parallel("sky", "SkyPilot", parallel)
-    return Sky(site.sky)
+    return SkyLauncher(site.sky)
 
 
-def _check_no_parallel(target: str, who: str, parallel: int | None) -> None:
+def _check_no_parallel(target: str, scheduler: str, parallel: int | None) -> None:
     if parallel is not None:
         raise UserError(
-            f"--parallel is of local and slurm: with {target}, {who} decides how many run at a time"
+            f"--parallel is only for local and slurm; with {target}, {scheduler} limits the runs"
         )
 
 
@@ -55,15 +55,15 @@ TARGETS: dict[str, Callable[[Site, int | None], Launcher]] = {
 
 
 def launcher(target: str, site: pathlib.Path | None, parallel: int | None) -> Launcher:
-    """The launcher named `target`, set up by the site file.
+    """The launcher of `target` with the settings of the site file.
 
     Args:
       target: a name in `TARGETS`.
       site: TOML file with the site's settings, or None.
-      parallel: runs at one time at most, or None for the target's own default.
+      parallel: maximum number of concurrent runs, or None for the target's default.
 
     Raises:
-      UserError: one sentence about the name, the file or the number.
+      UserError: if the target, the site file or `parallel` is invalid.
     """
     if target not in TARGETS:
         raise UserError(f"--to {target!r} is unknown: {nearest(target, TARGETS)}")

@@ -5,16 +5,16 @@ import shlex
 from collections.abc import Sequence
 
 from hybridlm.errors import TRY_AGAIN
-from hybridlm.sweep.names import label
+from hybridlm.sweep.names import dns_label
 from launch.job import Job
 from launch.site import XpkSite
 from launch.submission import Submission, submit_all
 
-_LONGEST_NAME = 40  # that xpk takes
+_MAX_NAME_LENGTH = 40  # xpk's limit
 
 
-class Xpk:
-    """Renders an `xpk workload create` for each job, and runs it."""
+class XpkLauncher:
+    """Renders an `xpk workload create` command for each job and runs it."""
 
     confirms = True
 
@@ -23,19 +23,20 @@ class Xpk:
 
     def preview(self, jobs: Sequence[Job], root: pathlib.Path) -> str:
         command = shlex.join(self.command(jobs[0], root))
-        return f"on GKE, by commands that will be in {root / 'xpk'}; the first one:\n{command}"
+        return f"on GKE, by commands written to {root / 'xpk'}; the first:\n{command}"
 
     def submit(self, jobs: Sequence[Job], root: pathlib.Path) -> int:
         commands = [Submission(job.name, self.command(job, root)) for job in jobs]
         return submit_all("xpk", "pip install xpk", commands, {}, root)
 
     def command(self, job: Job, root: pathlib.Path) -> tuple[str, ...]:
-        """The words that create the workload of a job; its name is stable, so none is made twice."""
+        """The command that creates a job's workload; the same run always gets the same name."""
         site = self._site
-        # exec: xpk signals the shell that it starts, and the run must hear it to save.
-        words = ["exec", *shlex.split(site.program), *job.words(pathlib.PurePosixPath(site.root))]
+        # exec: xpk signals the shell that it starts, and the signal must reach the run.
+        arguments = job.arguments(pathlib.PurePosixPath(site.root))
+        run = ["exec", *shlex.split(site.program), *arguments]
         options = {
-            "workload": label(f"{root.absolute().name}-{job.name}", _LONGEST_NAME),
+            "workload": dns_label(f"{root.absolute().name}-{job.name}", _MAX_NAME_LENGTH),
             "cluster": site.cluster,
             "project": site.project,
             "zone": site.zone,
@@ -51,5 +52,5 @@ class Xpk:
         }
         given = [f"--{name}={value}" for name, value in options.items() if value is not None]
         given += [f"--env={name}={value}" for name, value in site.env.items()]
-        command = f"--command={shlex.join(words)}"
+        command = f"--command={shlex.join(run)}"
         return ("xpk", "workload", "create", *given, *site.extra_args, command)

@@ -52,23 +52,25 @@ def readme_commands(text):
 
 
 def test_every_command_of_the_readme_runs(root, tmp_path):
-    """The commands run in order, in a folder with links to the checkout."""
+    """The commands run in order, in a folder with links to the checkout; the demo is a smoke run.
+
+    The first Python block is the recipe; the others are scripts that run after the commands.
+    """
     text = (root / "README.md").read_text()
     for name in ("configs", "data", "docs"):
         (tmp_path / name).symlink_to(root / name)
-    recipe = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    recipe, *scripts = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "mine.py").write_text(recipe)
     commands, lines = readme_commands(text)
     assert len(commands) >= 8
 
-    def run(command):
-        words = shlex.split(command)[1:]
+    def python(*words):
         return subprocess.run(
-            [sys.executable, "-m", "hybridlm.cli", *words],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
+            [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True
         )
+
+    def run(command):
+        return python("-m", "hybridlm.cli", *shlex.split(command)[1:])
 
     demo = run(".venv/bin/hybridlm train --config configs/demo.py:smoke --workdir runs/demo")
     assert demo.returncode == 0, demo.stderr
@@ -81,6 +83,11 @@ def test_every_command_of_the_readme_runs(root, tmp_path):
             assert done.returncode == 0, f"{command}\n{done.stderr}"
             assert done.stdout.strip(), f"{command} says nothing"
     assert (tmp_path / "runs" / "mine" / "report.html").exists()
+    assert scripts
+    for script in scripts:
+        done = python("-c", script)
+        assert done.returncode == 0, f"{script}\n{done.stderr}"
+        assert done.stdout.strip(), f"{script} prints nothing"
 
 
 def test_make_targets_of_the_readme_exist(root):

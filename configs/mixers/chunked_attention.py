@@ -1,7 +1,8 @@
-"""Chunked-local attention three times, full NoPE attention once, on the State of the Union addresses.
+"""Three layers of chunked-local attention and one of full attention with NoPE.
 
-Llama 4's iRoPE: local layers see their chunk, every fourth layer sees all without positions.
+Llama 4's iRoPE: local layers see only their chunk, and every fourth layer sees all tokens, without positions.
 
+Data:     the State of the Union addresses, as bytes.
 Hardware: 2 CPU cores, 90 seconds of CPU time.
 Expected: held-out loss of 2.02 nats (2.91 bits per byte).
 Run:      hybridlm train --config configs/mixers/chunked_attention.py --workdir runs/chunked_attention

@@ -1,7 +1,8 @@
-"""Attention plus Mamba-2 in each layer three times, full NoPE attention once, on the State of the Union addresses.
+"""Three layers with attention and Mamba-2 in parallel and one of full attention with NoPE.
 
-Falcon-H1 (arXiv 2507.22448): the sum of both branches.
+Falcon-H1 (arXiv 2507.22448): a layer adds up the outputs of both branches.
 
+Data:     the State of the Union addresses, as bytes.
 Hardware: 2 CPU cores, 180 seconds of CPU time.
 Expected: held-out loss of 1.56 nats (2.25 bits per byte).
 Run:      hybridlm train --config configs/mixers/falcon_h1.py --workdir runs/falcon_h1

@@ -1,7 +1,8 @@
-"""Gated windowed attention three times, full NoPE attention once, on the State of the Union addresses.
+"""Three layers of gated sliding-window attention and one of full attention with NoPE.
 
-An output gate after attention, partial RoPE (Qwen3-Next's attention, arXiv 2505.06708).
+Attention with an output gate and partial RoPE (Qwen3-Next's attention, arXiv 2505.06708).
 
+Data:     the State of the Union addresses, as bytes.
 Hardware: 2 CPU cores, 100 seconds of CPU time.
 Expected: held-out loss of 2.14 nats (3.09 bits per byte).
 Run:      hybridlm train --config configs/mixers/gated_attention.py --workdir runs/gated_attention

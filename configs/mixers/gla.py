@@ -1,7 +1,8 @@
-"""Gated linear attention three times, full NoPE attention once, on the State of the Union addresses.
+"""Three layers of gated linear attention and one of full attention with NoPE.
 
-One decay a key channel (GLA, arXiv 2312.06635).
+One decay per key channel (GLA, arXiv 2312.06635).
 
+Data:     the State of the Union addresses, as bytes.
 Hardware: 2 CPU cores, 140 seconds of CPU time.
 Expected: held-out loss of 2.02 nats (2.91 bits per byte).
 Run:      hybridlm train --config configs/mixers/gla.py --workdir runs/gla

@@ -1,7 +1,8 @@
-"""Gated slot attention three times, full NoPE attention once, on the State of the Union addresses.
+"""Three layers of gated slot attention and one of full attention with NoPE.
 
-Softmax attention over 32 slots a head (arXiv 2409.07146).
+Softmax attention over 32 slots per head (arXiv 2409.07146).
 
+Data:     the State of the Union addresses, as bytes.
 Hardware: 2 CPU cores, 180 seconds of CPU time.
 Expected: held-out loss of 2.10 nats (3.04 bits per byte).
 Run:      hybridlm train --config configs/mixers/gsa.py --workdir runs/gsa

@@ -1,7 +1,8 @@
-"""Attention and Mamba-2 side by side three times, full NoPE attention once, on the State of the Union addresses.
+"""Three layers with attention and Mamba-2 in parallel and one of full attention with NoPE.
 
-Hymba (arXiv 2411.13676): the mean of both branches, each normed.
+Hymba (arXiv 2411.13676): a layer averages the normed outputs of both branches.
 
+Data:     the State of the Union addresses, as bytes.
 Hardware: 2 CPU cores, 200 seconds of CPU time.
 Expected: held-out loss of 1.56 nats (2.25 bits per byte).
 Run:      hybridlm train --config configs/mixers/hymba.py --workdir runs/hymba

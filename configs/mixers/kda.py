@@ -1,7 +1,8 @@
-"""Kimi Delta Attention three times, full NoPE attention once, on the State of the Union addresses.
+"""Three layers of Kimi Delta Attention and one of full attention with NoPE.
 
-The delta rule with one decay a channel, 3 to 1 with NoPE (Kimi Linear, arXiv 2510.26692).
+The delta rule with one decay per channel, 3 to 1 with NoPE (Kimi Linear, arXiv 2510.26692).
 
+Data:     the State of the Union addresses, as bytes.
 Hardware: 2 CPU cores, 240 seconds of CPU time.
 Expected: held-out loss of 1.88 nats (2.71 bits per byte).
 Run:      hybridlm train --config configs/mixers/kda.py --workdir runs/kda

@@ -1,7 +1,8 @@
-"""Lightning attention three times, full NoPE attention once, on the State of the Union addresses.
+"""Three layers of Lightning attention and one of full attention with NoPE.
 
-A fixed decay a head (arXiv 2401.04658), 7 to 1 in MiniMax-01.
+A fixed decay per head (arXiv 2401.04658); MiniMax-01 has 7 to 1.
 
+Data:     the State of the Union addresses, as bytes.
 Hardware: 2 CPU cores, 110 seconds of CPU time.
 Expected: held-out loss of 2.03 nats (2.93 bits per byte).
 Run:      hybridlm train --config configs/mixers/lightning.py --workdir runs/lightning

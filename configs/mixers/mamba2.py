@@ -1,7 +1,8 @@
-"""Mamba-2 three times, full NoPE attention once, on the State of the Union addresses.
+"""Three Mamba-2 layers and one of full attention with NoPE.
 
-State-space layers with one decay a head (SSD, arXiv 2405.21060).
+State-space layers with one decay per head (SSD, arXiv 2405.21060).
 
+Data:     the State of the Union addresses, as bytes.
 Hardware: 2 CPU cores, 170 seconds of CPU time.
 Expected: held-out loss of 1.52 nats (2.19 bits per byte).
 Run:      hybridlm train --config configs/mixers/mamba2.py --workdir runs/mamba2

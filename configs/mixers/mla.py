@@ -1,7 +1,8 @@
-"""Multi-head latent attention three times, full NoPE attention once, on the State of the Union addresses.
+"""Three layers of multi-head latent attention and one of full attention with NoPE.
 
-Keys and values from a latent of 64 numbers a token (DeepSeek-V2, arXiv 2405.04434).
+Keys and values come from a latent of 64 numbers per token (DeepSeek-V2, arXiv 2405.04434).
 
+Data:     the State of the Union addresses, as bytes.
 Hardware: 2 CPU cores, 130 seconds of CPU time.
 Expected: held-out loss of 2.08 nats (2.99 bits per byte).
 Run:      hybridlm train --config configs/mixers/mla.py --workdir runs/mla

@@ -1,7 +1,8 @@
-"""Block-sparse attention three times, full NoPE attention once, on the State of the Union addresses.
+"""Three layers of block-sparse attention and one of full attention with NoPE.
 
-MoBA (arXiv 2502.13189): the own block of 32 keys and the 3 that match best.
+MoBA (arXiv 2502.13189): a query sees its own block of 32 keys and the 3 blocks that match best.
 
+Data:     the State of the Union addresses, as bytes.
 Hardware: 2 CPU cores, 150 seconds of CPU time.
 Expected: held-out loss of 2.05 nats (2.96 bits per byte).
 Run:      hybridlm train --config configs/mixers/moba.py --workdir runs/moba

@@ -1,7 +1,8 @@
-"""Native hybrid attention three times, full NoPE attention once, on the State of the Union addresses.
+"""Three layers of Native Hybrid Attention and one of full attention with NoPE.
 
 One softmax over 32 slots and a window of 32 (arXiv 2510.07019).
 
+Data:     the State of the Union addresses, as bytes.
 Hardware: 2 CPU cores, 200 seconds of CPU time.
 Expected: held-out loss of 2.08 nats (3.01 bits per byte).
 Run:      hybridlm train --config configs/mixers/nha.py --workdir runs/nha

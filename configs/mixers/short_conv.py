@@ -1,7 +1,8 @@
-"""Gated short convolutions three times, full NoPE attention once, on the State of the Union addresses.
+"""Three gated short-convolution layers and one of full attention with NoPE.
 
-LFM2's mixer (arXiv 2511.23404): nothing is remembered beyond two tokens.
+LFM2's mixer (arXiv 2511.23404): it has no memory beyond two tokens.
 
+Data:     the State of the Union addresses, as bytes.
 Hardware: 2 CPU cores, 80 seconds of CPU time.
 Expected: held-out loss of 1.48 nats (2.14 bits per byte).
 Run:      hybridlm train --config configs/mixers/short_conv.py --workdir runs/short_conv

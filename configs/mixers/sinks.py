@@ -1,7 +1,8 @@
-"""Windowed attention with learned sinks three times, full NoPE attention once, on the State of the Union addresses.
+"""Three layers of sliding-window attention with learned sinks and one of full attention with NoPE.
 
-The local layers of gpt-oss: a window and one more logit a head in the softmax's denominator.
+The local layers of gpt-oss: a window, and one more logit per head in the softmax's denominator.
 
+Data:     the State of the Union addresses, as bytes.
 Hardware: 2 CPU cores, 100 seconds of CPU time.
 Expected: held-out loss of 2.02 nats (2.91 bits per byte).
 Run:      hybridlm train --config configs/mixers/sinks.py --workdir runs/sinks

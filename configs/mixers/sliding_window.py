@@ -1,7 +1,8 @@
-"""Sliding-window attention three times, full NoPE attention once, on the State of the Union addresses.
+"""Three layers of sliding-window attention and one of full attention with NoPE.
 
-RoPE near, NoPE far (RNoPE-SWA, arXiv 2501.18795).
+RoPE in the local layers, NoPE in the global layer (RNoPE-SWA, arXiv 2501.18795).
 
+Data:     the State of the Union addresses, as bytes.
 Hardware: 2 CPU cores, 100 seconds of CPU time.
 Expected: held-out loss of 2.01 nats (2.90 bits per byte).
 Run:      hybridlm train --config configs/mixers/sliding_window.py --workdir runs/sliding_window

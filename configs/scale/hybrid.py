@@ -1,6 +1,6 @@
 """The model of the recipes in this folder: a hybrid of three mixers at the size of a real run.
 
-No recipe itself: `hybrid_1b.py`, `hybrid_7b.py` and `hybrid_70b.py` give it its sizes.
+This file is not a recipe. `hybrid_1b.py`, `hybrid_7b.py` and `hybrid_70b.py` set the sizes.
 """
 
 from ml_collections import ConfigDict
@@ -26,19 +26,20 @@ def hybrid(
     tensor: int = 1,
     tie_embeddings: bool = False,
 ) -> ConfigDict:
-    """Gated DeltaNet, sliding-window attention with RoPE and full attention with NoPE, in turn.
+    """Layers of Gated DeltaNet, sliding-window attention with RoPE and full attention with NoPE.
 
-    Heads of 128 in all three. The text of the checkout stands in for a corpus, and bytes for its
-    tokens, in a vocabulary of the size that a real tokenizer has: name your own with
-    `data.sources` and `data.tokenizer`.
+    The three alternate, all with heads of 128. The data is a placeholder: the bundled text, as bytes,
+    in a vocabulary of the size of a real tokenizer's. Set your own with `data.sources` and
+    `data.tokenizer`.
 
     Args:
       arg: "" or "smoke".
       units: how often the three layers repeat.
-      hidden: of the MLP. kv_heads: of both kinds of attention. window: in tokens.
-      batch_size: sequences of `seq_len` tokens in a step, over all chips; `accumulate` parts of it
-        go through one after another. tensor: chips that share heads and hidden units; the others
-        share the parameters.
+      hidden: hidden size of the MLP. kv_heads: key/value heads of both kinds of attention.
+      window: in tokens.
+      batch_size: sequences of `seq_len` tokens in a step, over all chips. accumulate: micro-batches
+        of a step. tensor: size of `mesh.tensor`, the chips that share heads and hidden units; the
+        other chips shard the parameters (`mesh.fsdp`).
     """
     flags = parse_arg(arg, smoke=False)
     heads = width // HEAD_DIM

@@ -1,10 +1,10 @@
-"""A hybrid of 1.0B parameters: Gated DeltaNet, windowed attention with RoPE, full attention with NoPE.
+"""A hybrid of 1.0B parameters: Gated DeltaNet, sliding-window attention, full attention with NoPE.
 
-Sharded over all chips with `mesh.fsdp`, 262,144 tokens a step, 20B tokens in all. The corpus of
-the checkout and a byte tokenizer stand in for yours: set `data.sources` and `data.tokenizer`.
+Sharded over all chips with `mesh.fsdp`, 262,144 tokens per step, 20B tokens in all. The data is a
+placeholder, the bundled text as bytes: set `data.sources` and `data.tokenizer`.
 
-Hardware: v5e:4x4 (16 chips); docs/scale.md has what the compiler has said of it so far.
-Expected: no loss is known: no such slice was at hand, and it has not trained.
+Hardware: v5e:4x4 (16 chips); docs/scale.md has the compiler's memory and FLOPs.
+Expected: unknown; it has not been trained, because no such slice was available.
 Run:      hybridlm train --config configs/scale/hybrid_1b.py --workdir runs/hybrid_1b
 Compile:  hybridlm compile --config configs/scale/hybrid_1b.py --topology v5e:4x4
 """

@@ -1,11 +1,11 @@
-"""A hybrid of 70B parameters: Gated DeltaNet, windowed attention with RoPE, full attention with NoPE.
+"""A hybrid of 70B parameters: Gated DeltaNet, sliding-window attention, full attention with NoPE.
 
-Heads and hidden units are shared by 4 chips (`mesh.tensor`), parameters by all; 4,194,304 tokens a
-step, 1.4T tokens in all. The corpus of the checkout and a byte tokenizer stand in for yours: set
+4 chips share heads and hidden units (`mesh.tensor`), and all chips shard the parameters. 4,194,304
+tokens per step, 1.4T tokens in all. The data is a placeholder, the bundled text as bytes: set
 `data.sources` and `data.tokenizer`.
 
-Hardware: v5p:8x8x8 (512 chips); docs/scale.md has what the compiler has said of it so far.
-Expected: no loss is known: no such slice was at hand, and it has not trained.
+Hardware: v5p:8x8x8 (512 chips); docs/scale.md has the compiler's memory and FLOPs.
+Expected: unknown; it has not been trained, because no such slice was available.
 Run:      hybridlm train --config configs/scale/hybrid_70b.py --workdir runs/hybrid_70b
 Compile:  hybridlm compile --config configs/scale/hybrid_70b.py --topology v5p:8x8x8
 """

@@ -1,10 +1,10 @@
-"""A hybrid of 6.8B parameters: Gated DeltaNet, windowed attention with RoPE, full attention with NoPE.
+"""A hybrid of 6.8B parameters: Gated DeltaNet, sliding-window attention, full attention with NoPE.
 
-Sharded over all chips with `mesh.fsdp`, 1,048,576 tokens a step, 136B tokens in all. The corpus of
-the checkout and a byte tokenizer stand in for yours: set `data.sources` and `data.tokenizer`.
+Sharded over all chips with `mesh.fsdp`, 1,048,576 tokens per step, 136B tokens in all. The data is a
+placeholder, the bundled text as bytes: set `data.sources` and `data.tokenizer`.
 
-Hardware: v5p:4x4x4 (64 chips); docs/scale.md has what the compiler has said of it so far.
-Expected: no loss is known: no such slice was at hand, and it has not trained.
+Hardware: v5p:4x4x4 (64 chips); docs/scale.md has the compiler's memory and FLOPs.
+Expected: unknown; it has not been trained, because no such slice was available.
 Run:      hybridlm train --config configs/scale/hybrid_7b.py --workdir runs/hybrid_7b
 Compile:  hybridlm compile --config configs/scale/hybrid_7b.py --topology v5p:4x4x4
 """

@@ -1,7 +1,7 @@
-"""How far the windows of the demo's hybrid should see: the demo, with windows of 16, 64 and 256.
+"""A sweep over the sliding window of the demo: windows of 16, 64 and 256 tokens.
 
 Hardware: 2 CPU cores, 4 minutes a run.
-Expected: held-out loss of 1.34 nats at window 64, as the demo's; the others are not measured yet.
+Expected: held-out loss of 1.34 nats at window 64, as in the demo; the others are not measured yet.
 Run:      hybridlm train --config configs/sweeps/window.py --workdir runs/window (window 64 alone)
 Sweep:    hybridlm sweep --config configs/sweeps/window.py --root runs/window
 """

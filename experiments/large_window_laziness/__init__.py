@@ -1,1 +1,1 @@
-"""Large-Window Laziness (arXiv 2606.15378): larger windows delay the forming of retrieval heads."""
+"""Large-Window Laziness (arXiv 2606.15378): larger windows delay the formation of retrieval heads."""

@@ -1,7 +1,7 @@
-"""Every arm of the experiment: what stands in the efficient layers, and how its window changes.
+"""The arms of the experiment: the mixer of the efficient layers, and the schedule of its window.
 
-Models have 4 layers, efficient and full attention in turn ("local full local full"). Arms that
-differ in windows alone are one program: the window is an input of the step.
+Models have 4 layers that alternate efficient and full attention ("local full local full"). Arms
+that differ only in windows share one program, because the window is an input of the step.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.large_window_laziness import stream
-from experiments.large_window_laziness.stream import Task
+from experiments.large_window_laziness.stream import CopyTask
 from hybridlm.models.settings import ModelConfig
 from hybridlm.train.settings import OptimizerConfig, TrainConfig
 
@@ -20,20 +20,21 @@ OPTIMIZER = OptimizerConfig(
     lr=3e-3, schedule="constant", warmup_steps=50, weight_decay=0.0, b2=0.98
 )
 SEEDS = (0, 1, 2)
-SMALL = 4  # the window that the cures begin with
+SMALL = 4  # the first window of the cures
 
 
-class Scale(NamedTuple):
-    """A task, and how the models of its arms are trained.
+class ExperimentScale(NamedTuple):
+    """A task, with the size and the training budget of its arms.
 
     Attributes:
-      windows: of the arms; the last is as long as a sequence, hence none.
+      windows: of the arms; the last one spans a whole sequence.
       width, heads: of the models.
-      batch: sequences a step. every: steps between two measurements.
-      core, long: steps of the arms' budgets.
+      batch: sequences per step.
+      every: steps between two measurements.
+      core, long: steps of the two budgets.
     """
 
-    task: Task
+    task: CopyTask
     windows: tuple[int, ...]
     width: int
     heads: int
@@ -44,23 +45,23 @@ class Scale(NamedTuple):
 
     @property
     def large(self) -> int:
-        """What the cures end with."""
+        """The last window of the cures."""
         return self.windows[-2]
 
 
-MAIN = Scale(stream.MAIN, (4, 16, 64, 128, 256), 64, 2, 8, 100, 1500, 6000)
-PILOT = Scale(stream.PILOT, (4, 16, 32, 64, 96), 32, 1, 16, 50, 900, 3000)
+MAIN = ExperimentScale(stream.MAIN, (4, 16, 64, 128, 256), 64, 2, 8, 100, 1500, 6000)
+PILOT = ExperimentScale(stream.PILOT, (4, 16, 32, 64, 96), 32, 1, 16, 50, 900, 3000)
 
 Window = Callable[[int, int, int], int]  # (step, steps, seed) -> the window of that step
 
 
 def constant(window: int) -> Window:
-    """The same at all steps."""
+    """The same window at all steps."""
     return lambda step, steps, seed: window
 
 
 def curriculum(first: int, last: int, share: float = 0.5) -> Window:
-    """From `first` to `last` in doublings of equal length over this share of the steps."""
+    """Doubles the window from `first` to `last`, at equal intervals in this share of the steps."""
     doublings = int(np.log2(last // first))
 
     def window(step: int, steps: int, seed: int) -> int:
@@ -71,7 +72,7 @@ def curriculum(first: int, last: int, share: float = 0.5) -> Window:
 
 
 def stochastic(small: int, large: int, share: float = 0.5) -> Window:
-    """`small` in this share of the steps, drawn for each, else `large` (SWAX, arXiv 2509.24552)."""
+    """`small` with probability `share` at each step, else `large` (SWAX, arXiv 2509.24552)."""
 
     def window(step: int, steps: int, seed: int) -> int:
         return small if np.random.default_rng([17, seed, step]).random() < share else large
@@ -80,25 +81,25 @@ def stochastic(small: int, large: int, share: float = 0.5) -> Window:
 
 
 def dropout(large: int, share: float = 0.5) -> Window:
-    """`large`, but in this share of the steps a token's own key alone."""
+    """`large`, but with probability `share` at each step only a token's own key."""
     return stochastic(1, large, share)
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One row of the experiment; its runs differ in seeds.
+    """One condition of the experiment; its runs differ in their seeds.
 
     Attributes:
-      scale: task, batch and measurements.
+      scale: the task, batch and measurements.
       local: settings of the mixer in the efficient layers.
-      nope: no RoPE in the full layers.
-      final: window that the trained model has, and is measured with; None for a recurrence.
-      window: what it trains with.
-      steps: budget.
+      nope: whether the full layers have no RoPE.
+      final: the window in measurements and after training; None for a recurrence.
+      window: the schedule of the window in training.
+      steps: the budget.
     """
 
     name: str
-    scale: Scale
+    scale: ExperimentScale
     local: Mapping[str, Any]
     nope: bool
     final: int | None
@@ -106,7 +107,7 @@ class Arm:
     steps: int
 
     def model(self) -> ModelConfig:
-        """The same for all arms that share a program."""
+        """The model's settings, equal for all arms that share a program."""
         full = dict(kind="attention", heads=self.scale.heads, rope=None if self.nope else {})
         return ModelConfig(
             width=self.scale.width,
@@ -115,7 +116,7 @@ class Arm:
             vocab_size=self.scale.task.vocab,
             mixers=dict(local=dict(self.local), full=full),
             mlp=dict(kind="swiglu", hidden=MLP),
-            # Embeddings of about the size of what a layer adds: neither drowns the other.
+            # Embeddings and layer outputs of about the same size.
             init_std=self.scale.width**-0.5,
             embedding_scale=2.0,
         )
@@ -124,8 +125,8 @@ class Arm:
         return TrainConfig(steps=self.steps)
 
 
-def recurrent(scale: Scale) -> dict[str, dict[str, Any]]:
-    """The mixers that stand in place of the window, of this scale's heads."""
+def recurrent(scale: ExperimentScale) -> dict[str, dict[str, Any]]:
+    """Settings of the recurrent mixers that replace the window, by name."""
     return {
         "gdn": dict(kind="gdn", heads=scale.heads),
         "lightning": dict(kind="lightning", heads=scale.heads),
@@ -134,8 +135,8 @@ def recurrent(scale: Scale) -> dict[str, dict[str, Any]]:
     }
 
 
-def sets(scale: Scale) -> dict[str, list[Arm]]:
-    """All arms of a scale: "core" (the windows), "cures", "recurrent", "long"."""
+def sets(scale: ExperimentScale) -> dict[str, list[Arm]]:
+    """The arms of a scale by set: "core" (the windows), "cures", "recurrent" and "long"."""
     large, none = scale.large, scale.windows[-1]
     found: dict[str, list[Arm]] = {"core": [], "cures": [], "recurrent": [], "long": []}
     for nope in (False, True):

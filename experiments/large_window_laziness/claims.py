@@ -1,13 +1,13 @@
-"""Tests the claims on the committed table, and says of each: holds, does not, or undecided.
+"""Tests the claims on the committed table: each holds, does not hold, or is undecided.
 
     python -m experiments.large_window_laziness.claims [--scale main] [--results FOLDER]
 
-A run is the sample: every run has initial weights and data of its own. Intervals are 95%
-percentile bootstraps over runs, tests are permutations of runs among arms, one-sided. A claim of a
-difference holds where p <= 0.05 (the least that 3 runs against 3 can reach) and the interval lies
-above 0, and does not hold where the interval lies below 0. A claim of no difference holds where the
-interval lies within its margin, and does not where it lies outside. All else is undecided. Nothing
-is said of arms with fewer than 2 runs.
+The sample is a run: each run has its own initial weights and data. Intervals are 95% percentile
+bootstraps over runs, and tests are one-sided permutations of runs among arms. A claim of a
+difference holds if p <= 0.05 (the minimum for 3 runs against 3) and the interval lies above 0; it
+does not hold if the interval lies below 0. A claim of no difference holds if the interval lies
+within its margin, and does not hold if it lies outside. All other claims are undecided. Arms with
+fewer than 2 runs are left out.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.large_window_laziness import tables
-from experiments.large_window_laziness.arms import MAIN, SCALES, SMALL, Scale, recurrent
+from experiments.large_window_laziness.arms import MAIN, SCALES, SMALL, ExperimentScale, recurrent
 from experiments.large_window_laziness.statistics import (
     Estimate,
     Time,
@@ -35,23 +35,23 @@ from experiments.large_window_laziness.tables import Curve
 RESULTS = pathlib.Path(__file__).parent / "results"
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 P = 0.05
-ACCURACY_MARGIN = 0.05  # share of tokens, within which accuracies count as the same
-LOSS_MARGIN = 0.02  # nats a token of local text
+ACCURACY_MARGIN = 0.05  # share of tokens; smaller differences in accuracy count as none
+LOSS_MARGIN = 0.02  # nats per token of local text
 CURES = ("curriculum", "stochastic", "dropout")
 
 Arms = dict[str, list[Curve]]
 
 
 class Verdict(NamedTuple):
-    """A claim, what the runs say of it, and the figure."""
+    """A claim, its outcome, and the figures that decide it."""
 
     claim: str
     outcome: str
     figure: str
 
 
-def verdicts(curves: Sequence[Curve], scale: Scale = MAIN) -> list[Verdict]:
-    """All claims that the runs can speak to; an arm with fewer than 2 runs is left out."""
+def verdicts(curves: Sequence[Curve], scale: ExperimentScale = MAIN) -> list[Verdict]:
+    """The verdict on each claim that the runs can test, without arms of fewer than 2 runs."""
     arms: Arms = defaultdict(list)
     for curve in curves:
         arms[curve.arm].append(curve)
@@ -85,7 +85,7 @@ def verdicts(curves: Sequence[Curve], scale: Scale = MAIN) -> list[Verdict]:
 
 
 def ordering(arms: Arms, order: Sequence[str], positions: str) -> Verdict | None:
-    """Larger windows, later retrieval: trend over the windows."""
+    """Whether retrieval forms later with larger windows: the trend over the windows."""
     names = [w for w in order if f"{w}-{positions}" in arms]
     if len(names) < 3:
         return None
@@ -103,7 +103,7 @@ def ordering(arms: Arms, order: Sequence[str], positions: str) -> Verdict | None
 
 
 def nope_gain(arms: Arms, names: Sequence[str], claim: str) -> Verdict | None:
-    """Accuracy at far distances, averaged over training, with NoPE less with RoPE."""
+    """Whether NoPE raises the accuracy at the largest distances, averaged over training."""
     pairs = [(arms.get(f"{n}-rope"), arms.get(f"{n}-nope")) for n in names]
     pairs = [pair for pair in pairs if pair[0] and pair[1]]
     if not pairs:
@@ -124,7 +124,7 @@ def nope_gain(arms: Arms, names: Sequence[str], claim: str) -> Verdict | None:
 
 
 def convergence(arms: Arms, small: str, large: str, positions: str) -> Verdict | None:
-    """With the long budget, the largest window ends where the smallest does."""
+    """Whether the largest and the smallest window end equal with the long budget."""
     few, many = (arms.get(f"{window}-long-{positions}") for window in (small, large))
     if not (few and many):
         return None
@@ -143,7 +143,7 @@ def convergence(arms: Arms, small: str, large: str, positions: str) -> Verdict |
 
 
 def same_local_loss(arms: Arms, small: str, large: str, positions: str) -> Verdict | None:
-    """The loss of local text at the end, the largest window's less the smallest's."""
+    """Whether the largest and the smallest window have the same final loss on local text."""
     groups = [arms.get(f"{w}-{positions}") for w in (small, large)]
     if not all(groups):
         return None
@@ -161,7 +161,7 @@ def same_local_loss(arms: Arms, small: str, large: str, positions: str) -> Verdi
 
 
 def _later(arms: Arms, late: str, early: str, claim: str) -> Verdict | None:
-    """Retrieval forms later in the runs of `late` than in those of `early`."""
+    """Whether retrieval forms later in the runs of `late` than in those of `early`."""
     if late not in arms or early not in arms:
         return None
     horizon = _horizon([arms[late], arms[early]])
@@ -178,7 +178,7 @@ def _later(arms: Arms, late: str, early: str, claim: str) -> Verdict | None:
 
 
 def _horizon(groups: Sequence[Sequence[Curve]]) -> float:
-    """The steps that all the runs have."""
+    """The number of steps that all runs have."""
     return min(float(c.steps[-1]) for group in groups for c in group)
 
 
@@ -187,7 +187,7 @@ def _times(group: Sequence[Curve]) -> list[Time]:
 
 
 def _stratified(strata: Sequence[Sequence[Sequence[float]]], seed: int = 0) -> Estimate:
-    """The mean over strata of second group less first, resampled within each group."""
+    """The mean over strata of (second group - first group), resampled within each group."""
     rng = np.random.default_rng(seed)
 
     def gap(resample: Callable[[Sequence[float]], Sequence[float]]) -> float:

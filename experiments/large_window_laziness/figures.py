@@ -1,4 +1,4 @@
-"""The figures, made from the committed tables alone.
+"""Draws the figures from the committed tables.
 
 python -m experiments.large_window_laziness.figures [--results FOLDER]
 """
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.large_window_laziness import tables
-from experiments.large_window_laziness.arms import ARMS, MAIN, SCALES, SETS, Scale
+from experiments.large_window_laziness.arms import ARMS, MAIN, SCALES, SETS, ExperimentScale
 from experiments.large_window_laziness.claims import RESULTS
 from experiments.large_window_laziness.statistics import survival
 from experiments.large_window_laziness.tables import Curve
@@ -29,8 +29,8 @@ HEADS = {
 }
 
 
-def accuracy_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
-    """Accuracy at each range of distances against the step; faint lines are single runs."""
+def accuracy_figure(curves: Sequence[Curve], scale: ExperimentScale = MAIN) -> Figure:
+    """Accuracy by step for each range of distances; thin lines are single runs."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     grid = figure.subplots(2, len(tables.DISTANCES), sharex=True, sharey=True)
     for row, (positions, title) in zip(grid, POSITIONS.items()):
@@ -45,8 +45,8 @@ def accuracy_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
     return figure
 
 
-def heads_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
-    """The retrieval heads (largest score at the end) along training."""
+def heads_figure(curves: Sequence[Curve], scale: ExperimentScale = MAIN) -> Figure:
+    """The retrieval heads (those with the largest final score) during training."""
     figure = Figure(figsize=(9.6, 4.8), layout="constrained")
     grid = figure.subplots(2, len(HEADS), sharex=True)
     for row, (positions, title) in zip(grid, POSITIONS.items()):
@@ -61,8 +61,8 @@ def heads_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
     return figure
 
 
-def survival_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
-    """Share of runs in which retrieval has not formed yet (Kaplan and Meier)."""
+def survival_figure(curves: Sequence[Curve], scale: ExperimentScale = MAIN) -> Figure:
+    """Share of runs without retrieval by step (Kaplan-Meier)."""
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     row = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, (positions, title) in zip(row, POSITIONS.items()):
@@ -70,7 +70,7 @@ def survival_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
             steps, share = survival([run.formed for run in runs])
             end = max(run.steps[-1] for run in runs)
             steps, share = np.append(steps, end), np.append(share, share[-1])
-            # Steps that lie on each other are told apart by a hair.
+            # A small offset separates curves that coincide.
             axes.step(
                 steps,
                 share + 0.008 * number,
@@ -88,8 +88,8 @@ def survival_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
     return figure
 
 
-def local_figure(curves: Sequence[Curve], scale: Scale = MAIN) -> Figure:
-    """The loss of local text along training, above its entropy."""
+def local_figure(curves: Sequence[Curve], scale: ExperimentScale = MAIN) -> Figure:
+    """The loss on local text during training, minus its entropy."""
     from experiments.large_window_laziness.stream import LOCAL_ENTROPY
 
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
@@ -112,8 +112,8 @@ FIGURES = {
 }
 
 
-def _of(curves: Sequence[Curve], positions: str, scale: Scale) -> dict[str, list[Curve]]:
-    """The runs by arm, without the ending that says the positions, in the order of `ARMS`."""
+def _of(curves: Sequence[Curve], positions: str, scale: ExperimentScale) -> dict[str, list[Curve]]:
+    """The runs with these positions by arm, without the suffix, in the order of `ARMS`."""
     found: dict[str, list[Curve]] = defaultdict(list)
     order = {name: i for i, name in enumerate(ARMS[scale.task.name])}
     for curve in sorted(curves, key=lambda c: order.get(c.arm, len(order))):

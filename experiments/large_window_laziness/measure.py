@@ -1,4 +1,4 @@
-"""What is measured along a run: accuracy by distance, losses by kind of token, and the heads."""
+"""Measures a model: accuracy by distance, losses by kind of token, and attention heads."""
 
 import functools
 from typing import Any
@@ -8,29 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.large_window_laziness import stream
-from experiments.large_window_laziness.stream import Task
+from experiments.large_window_laziness.stream import CopyTask
 from hybridlm.models.loss import token_nll
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
 from hybridlm.probes import Prompt, Prompts, heads_at_once
 
-HELD_OUT = 10**6  # seed of the sequences that are measured on, the same for all runs
-EACH, PROMPTS, AT_ONCE = 32, 32, 16  # sequences of each of two kinds; needles; at once
+HELD_OUT = 10**6  # seed of the held-out sequences, the same for all runs
+EACH, PROMPTS, AT_ONCE = 32, 32, 16  # sequences of each of two kinds; needles; batch size
 
 Record = dict[str, Any]
 
 
-def measure(task: Task, model: Model, params: Params, window: int | None) -> Record:
+def measure(task: CopyTask, model: Model, params: Params, window: int | None) -> Record:
     """One line of a run's curve.
 
-    `accuracy`: share of the copied tokens that are the likeliest, by distance as in `task.bins`.
-    `local_nll`, `copied_nll`: nats a token of local text, and of copies (without their first
-    token). `heads`: [layer, head, mass, copy, entropy] of each attention head (see
+    `accuracy`: share of the copied tokens that the model ranks first, by distance in `task.bins`.
+    `local_nll`, `copied_nll`: nats per token of local text, and of copies without their first
+    token. `heads`: [layer, head, mass, copy, entropy] of each attention head (see
     `hybridlm.probes`), on needles at the largest distances.
 
     Args:
-      window: of the attention mixers that have one; None leaves them as they are.
+      window: replaces that of the attention mixers that have one; None keeps their own.
     """
     held_out, kind_NT, distance_NT = _held_out(task)
     nll_NT, right_NT = _tokens(model, params, held_out, window)
@@ -49,8 +49,8 @@ def measure(task: Task, model: Model, params: Params, window: int | None) -> Rec
 
 
 @functools.cache
-def _held_out(task: Task) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """A batch, and of each of its targets the kind and the distance; half has many far copies."""
+def _held_out(task: CopyTask) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """A batch, with the kind and the distance of each target; half of it has many far copies."""
     near, far = (stream.sequences(task, HELD_OUT, 0, EACH, power) for power in (1.0, 0.0))
     both = stream.Sequences(*(np.concatenate(parts) for parts in zip(near, far)))
     batch = stream.batch(both)
@@ -60,8 +60,8 @@ def _held_out(task: Task) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray
 
 
 @functools.cache
-def needles(task: Task, window: int | None) -> Prompts:
-    """Sequences that end with a far copy: its source is the needle, its first token the question."""
+def needles(task: CopyTask, window: int | None) -> Prompts:
+    """Sequences that end with a far copy; its source is the needle, its first token the query."""
     found, first, far = [], EACH, task.bins[-1]
     while len(found) < PROMPTS:
         made = stream.sequences(task, HELD_OUT, first, stream.AT_ONCE, 0.0)
@@ -85,7 +85,7 @@ def needles(task: Task, window: int | None) -> Prompts:
 def _tokens(
     model: Model, params: Params, batch: dict[str, np.ndarray], window: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(nats, was it the likeliest) of each target."""
+    """(nats, whether the model ranks it first) of each target."""
     program = _program(model, jnp.float32)
     bound = None if window is None else np.int32(window)
     parts = []

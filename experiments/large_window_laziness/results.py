@@ -1,4 +1,4 @@
-"""Writes the tables, the claims, the figures, and the README's table, of the runs that are done.
+"""Writes the tables, claims, figures and the README's table of the completed runs.
 
 python -m experiments.large_window_laziness.results --workdir runs/laziness
 """
@@ -16,7 +16,7 @@ README = pathlib.Path(__file__).with_name("README.md")
 
 
 def filled(page: str, scale: str, results: pathlib.Path = claims.RESULTS) -> str:
-    """The page with the table of claims of a scale made anew, from the committed one."""
+    """The page with a scale's table of claims replaced by the committed one."""
     rows = tables.read(results / scale / "claims.tsv")
     lines = ["| claim | here | figure |", "|---|---|---|"]
     lines += ["| {claim} | **{outcome}** | {figure} |".format(**row) for row in rows]
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     curves, runs = tables.collect(arguments.workdir / arguments.scale)
     if not runs:
-        print(f"results: no run in {arguments.workdir} is done", file=sys.stderr)
+        print(f"results: no run in {arguments.workdir} is complete", file=sys.stderr)
         return 2
     folder = arguments.out / arguments.scale
     tables.write(folder / "curves.tsv", tables.CURVE, curves)

@@ -1,9 +1,9 @@
-"""Trains the experiment's runs, several at once; started again, it goes on where it was stopped.
+"""Trains the experiment's runs, several at once; the same command resumes them.
 
     python -m experiments.large_window_laziness.run --workdir runs/laziness --sets core
     python -m experiments.large_window_laziness.run --workdir runs/laziness --arms w4-nope,gdn-rope
 
-A seed of all arms comes before the next seed, so that what is finished compares at any time.
+All arms run with one seed before the next seed, so completed runs are comparable at any time.
 """
 
 import argparse
@@ -21,18 +21,18 @@ from experiments.large_window_laziness.arms import ARMS, SCALES, SEEDS, SETS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns 2, with one sentence on stderr, for an arm that is not there."""
+    """The command; returns 2, with one sentence on stderr, for an unknown arm."""
     parser = argparse.ArgumentParser(prog="laziness", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of all runs")
     parser.add_argument("--scale", choices=tuple(SCALES), default="main", help="of the task")
     parser.add_argument(
-        "--sets", default="", help="of core, cures, recurrent, long; commas between"
+        "--sets", default="", help="core, cures, recurrent, long; separated by commas"
     )
-    parser.add_argument("--arms", default="", help="names with commas between")
+    parser.add_argument("--arms", default="", help="names, separated by commas")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs of each arm")
-    parser.add_argument("--steps", type=int, help="in place of each arm's own budget")
+    parser.add_argument("--steps", type=int, help="replaces each arm's own budget")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
-    parser.add_argument("--list", action="store_true", help="print the runs and how far they are")
+    parser.add_argument("--list", action="store_true", help="print the runs and their progress")
     arguments = parser.parse_args(argv)
     sets, arms = SETS[arguments.scale], ARMS[arguments.scale]
     unknown = [s for s in _words(arguments.sets) if s not in sets]
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names += _words(arguments.arms)
     units = [(name, seed) for seed in range(arguments.seeds) for name in dict.fromkeys(names)]
     if not units:
-        print("laziness: nothing to run: name --sets or --arms", file=sys.stderr)
+        print("laziness: nothing to run: give --sets or --arms", file=sys.stderr)
         return 2
     if arguments.list:
         for name, seed in units:
@@ -61,7 +61,7 @@ def _train(
 ) -> int:
     left = [unit for unit in units if not _done(workdir / scale, unit)]
     print(f"{len(units)} runs, {len(units) - len(left)} of them done; {jobs} at once", flush=True)
-    # One thread a run: two runs side by side are faster than one run on two cores.
+    # One thread per run: two runs in parallel are faster than one run on two cores.
     flags = "--xla_cpu_multi_thread_eigen=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     signal.signal(signal.SIGTERM, _interrupt)
@@ -75,7 +75,7 @@ def _train(
                 print(f"{number} of {len(left)} runs done, about {rest} left", flush=True)
         except KeyboardInterrupt:
             pool.terminate()
-            print("stopped; the same command goes on from here", file=sys.stderr)
+            print("stopped; the same command resumes the runs", file=sys.stderr)
             return 130
     return 0
 
@@ -92,16 +92,16 @@ def _one(unit: tuple[str, int], scale: str, workdir: pathlib.Path, steps: int | 
     name, seed = unit
     parent = os.getppid()
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         print(line, flush=True)
-        if os.getppid() != parent:  # killed: another command may soon go on with this run
+        if os.getppid() != parent:  # parent killed: another command may resume this run
             os._exit(1)
 
-    run(ARMS[scale][name], seed, workdir / scale / name / str(seed), steps, say)
+    run(ARMS[scale][name], seed, workdir / scale / name / str(seed), steps, log)
 
 
 def _quiet() -> None:
-    """An interrupt is the parent's to answer; it ends its workers."""
+    """Makes a worker ignore interrupts: the parent handles them and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

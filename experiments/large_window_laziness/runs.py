@@ -1,8 +1,8 @@
-"""One run: an arm and a seed, trained and measured, going on where it was stopped.
+"""Trains and measures one run, an arm with a seed; resumes it if it was stopped.
 
-A run's folder holds `curve.jsonl` (a line a measurement), `state.npz` (where it goes on),
-`weights.npz` (the heads' query and key weights at each measurement) and, when it is done,
-`done.json` with its cost.
+A run's folder holds `curve.jsonl` (one line per measurement), `state.npz` (the checkpoint, with the
+heads' query and key weights at each measurement) and, when the run is complete, `done.json` with
+its cost.
 """
 
 import json
@@ -21,44 +21,34 @@ from experiments.large_window_laziness import stream
 from experiments.large_window_laziness.arms import OPTIMIZER, Arm
 from experiments.large_window_laziness.measure import measure
 from hybridlm.models.params import Model, Params
-from hybridlm.models.settings import ModelConfig
 from hybridlm.probes import qk_distance
 from hybridlm.train.optimizer import make_optimizer
-from hybridlm.train.settings import OptimizerConfig, TrainConfig
 from hybridlm.train.state import init_state
 from hybridlm.train.step import make_train_step
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-class Settings(NamedTuple):
-    """What the training step takes from a config."""
-
-    model: ModelConfig
-    train: TrainConfig
-    optimizer: OptimizerConfig
-
-
-class Program(NamedTuple):
-    """An arm's model and compiled step: the same for all windows and seeds."""
+class ArmProgram(NamedTuple):
+    """An arm's model, initialisation and compiled step, shared by all windows and seeds."""
 
     model: Model
     init: Callable[[jax.Array], Any]
     step: Callable[[Any, dict[str, np.ndarray]], tuple[Any, dict[str, jax.Array]]]
 
 
-_programs: dict[str, Program] = {}
+_programs: dict[str, ArmProgram] = {}
 
 
-def program_of(arm: Arm) -> Program:
-    """The arm's program; arms with the same model get the same one."""
+def program_of(arm: Arm) -> ArmProgram:
+    """The arm's program; arms with the same model share one."""
     key = repr(arm.model())
     if key not in _programs:
         model = Model.of(arm.model())
         optimizer = make_optimizer(OPTIMIZER, model.decay, model.muon)
         bytes_V = np.ones(arm.scale.task.vocab, np.float32)
         step = make_train_step(model, optimizer, arm.train(), OPTIMIZER, bytes_V, jnp.float32)
-        _programs[key] = Program(
+        _programs[key] = ArmProgram(
             model,
             jax.jit(lambda key: init_state(model, optimizer, key)),
             jax.jit(step, donate_argnums=0),
@@ -66,18 +56,18 @@ def program_of(arm: Arm) -> Program:
     return _programs[key]
 
 
-def run(arm: Arm, seed: int, folder: pathlib.Path, steps: int | None = None, say: Say = print):
-    """Trains and measures one run, or goes on with it; returns when it is done.
+def run(arm: Arm, seed: int, folder: pathlib.Path, steps: int | None = None, log: Log = print):
+    """Starts or resumes one run, and returns when it is complete.
 
     Args:
-      steps: in place of the arm's own budget.
+      steps: replaces the arm's own budget.
     """
     if (folder / "done.json").exists():
         return
     steps = arm.steps if steps is None else steps
     folder.mkdir(parents=True, exist_ok=True)
     model, init, train_step = program_of(arm)
-    own = zlib.crc32(f"{arm.name}/{seed}".encode())  # no two runs share weights or data
+    own = zlib.crc32(f"{arm.name}/{seed}".encode())  # each run has its own weights and data
     state = init(jax.random.key(own))
     before = {"cpu": 0.0, "wall": 0.0, "curve": [], "weights": []}
     if (folder / "state.npz").exists():
@@ -94,7 +84,7 @@ def run(arm: Arm, seed: int, folder: pathlib.Path, steps: int | None = None, say
             _save(folder / "state.npz", state, *costs, curve, weights)
             _write(folder / "curve.jsonl", "".join(json.dumps(r) + "\n" for r in curve))
             shown = " ".join(f"{a:.2f}" for a in figures["accuracy"])
-            say(
+            log(
                 f"{arm.name} seed {seed}: step {step} of {steps}, accuracy by distance {shown},"
                 f" local {figures['local_nll']:.3f} nats, {costs[1]:.0f} s"
             )
@@ -111,7 +101,7 @@ def run(arm: Arm, seed: int, folder: pathlib.Path, steps: int | None = None, say
 
 
 def _batch(arm: Arm, seed: int, step: int, window: int) -> dict[str, np.ndarray]:
-    """The batch of a step, as the training step takes it: one micro-batch."""
+    """The training step's batch, of one micro-batch."""
     size = arm.scale.batch
     batch = stream.batch(stream.sequences(arm.scale.task, seed, step * size, size))
     split = {name: x[None] for name, x in batch.items()}
@@ -119,12 +109,12 @@ def _batch(arm: Arm, seed: int, step: int, window: int) -> dict[str, np.ndarray]
 
 
 def _attention_weights(params: Params) -> list[np.ndarray]:
-    """The query and key weights, in the order of the tree."""
+    """The query and key weights, in tree order."""
     return [np.asarray(x) for path, x in _leaves(params) if _is_query_or_key(path)]
 
 
 def _distances(model: Model, final: Params, curve, weights) -> list[list[list[float]]]:
-    """At each measurement [layer, head, relative Q/K distance to the end] of each head."""
+    """[layer, head, relative Q/K distance to the final weights] of each head per measurement."""
     paths = [path for path, _ in _leaves(final)]
     final = jax.tree.map(np.asarray, final)
 
@@ -170,7 +160,7 @@ def _restore(path: pathlib.Path, state):
         leaves = [jnp.asarray(file[f"leaf{i}"]) for i in range(len(jax.tree.leaves(state)))]
         each = len([name for name in file.files if name.startswith("weights0_")])
         weights = [[file[f"weights{i}_{j}"] for j in range(each)] for i in range(facts["weights"])]
-    # The measurement of this step is made again.
+    # Drop the last measurement: the resumed run repeats it.
     return jax.tree.unflatten(jax.tree.structure(state), leaves), {
         "cpu": facts["cpu"],
         "wall": facts["wall"],

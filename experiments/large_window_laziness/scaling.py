@@ -39,7 +39,7 @@ SHARE_STARTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the data term in L, at the centre
 CONSTANTS = ("b", "c", "alpha", "beta")
 COLUMNS = ("model_size", "token_multiplier", "n", "loss")
 FEWEST_ROWS = 5
-POLISHED = 3  # ends of the grid that are descended from again
+POLISHED = 3  # best results of the grid that are refined
 INTERVAL = (2.5, 97.5)  # percentiles
 
 
@@ -47,11 +47,15 @@ class ScalingError(Exception):
     """A table that cannot be fitted; the message is one sentence that says why."""
 
 
-class Rows(NamedTuple):
-    """A table of runs, a row each.
+class ScalingRows(NamedTuple):
+    """A table with one row per run.
 
     Attributes:
-      size: names. multiplier: D / N. params: N. tokens: D. log_longppl: L = ln LongPPL, above 0.
+      size: names.
+      multiplier: D / N.
+      params: N.
+      tokens: D.
+      log_longppl: L = ln LongPPL, above 0.
     """
 
     size: np.ndarray
@@ -60,9 +64,9 @@ class Rows(NamedTuple):
     tokens: np.ndarray
     log_longppl: np.ndarray
 
-    def take(self, chosen: np.ndarray) -> "Rows":
-        """The rows that a mask or an array of indices picks."""
-        return Rows(*(column[chosen] for column in self))
+    def take(self, chosen: np.ndarray) -> "ScalingRows":
+        """The rows chosen by a mask or an array of indices."""
+        return ScalingRows(*(column[chosen] for column in self))
 
 
 class Law(NamedTuple):
@@ -78,11 +82,11 @@ class Law(NamedTuple):
         return self.b * params**-self.alpha + self.c * tokens**-self.beta
 
 
-def read_rows(path: pathlib.Path | str) -> Rows:
+def read_rows(path: pathlib.Path | str) -> ScalingRows:
     """Reads and checks a table.
 
     Raises:
-      ScalingError: for a file, column or number that cannot be used; it names the line.
+      ScalingError: for an invalid file, column or number; it names the line.
     """
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8")
@@ -114,14 +118,14 @@ def read_rows(path: pathlib.Path | str) -> Rows:
                 f"{where}: loss is {row['loss']}, where LongPPL (not its logarithm) must exceed 1"
             )
     multiplier, params, longppl = np.array(numbers, float).reshape(-1, 3).T
-    return Rows(np.array(sizes), multiplier, params, multiplier * params, np.log(longppl))
+    return ScalingRows(np.array(sizes), multiplier, params, multiplier * params, np.log(longppl))
 
 
-def split_rows(rows: Rows, held_out: str | None = None) -> tuple[Rows, Rows]:
-    """(training rows, held-out rows); the size with the most parameters where none is named.
+def split_rows(rows: ScalingRows, held_out: str | None = None) -> tuple[ScalingRows, ScalingRows]:
+    """(training rows, held-out rows); by default the size with the most parameters is held out.
 
     Raises:
-      ScalingError: where there is no such size, or what remains cannot determine four constants.
+      ScalingError: for an unknown size, or if the other rows cannot determine four constants.
     """
     if held_out is None and len(rows.size):
         held_out = str(rows.size[np.argmax(rows.params)])
@@ -138,27 +142,27 @@ def split_rows(rows: Rows, held_out: str | None = None) -> tuple[Rows, Rows]:
 
 
 def huber(residuals: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
-    """r^2 / 2 where |r| <= epsilon, beyond it epsilon (|r| - epsilon / 2)."""
+    """r^2 / 2 if |r| <= epsilon, else epsilon (|r| - epsilon / 2)."""
     size = np.abs(residuals)
     return np.where(size <= epsilon, size**2 / 2, epsilon * (size - epsilon / 2))
 
 
-def log_residuals(law: Law, rows: Rows) -> np.ndarray:
-    """ln(predicted ln LongPPL) - ln(ln LongPPL), a row each."""
+def log_residuals(law: Law, rows: ScalingRows) -> np.ndarray:
+    """ln(predicted ln LongPPL) - ln(ln LongPPL) of each row."""
     return np.log(law(rows.params, rows.tokens)) - np.log(rows.log_longppl)
 
 
-def fit(rows: Rows, starts: Sequence[np.ndarray] | None = None) -> Law:
-    """The law with the least Huber loss of log residuals among the ends of all starting points.
+def fit(rows: ScalingRows, starts: Sequence[np.ndarray] | None = None) -> Law:
+    """Fits the law: the least Huber loss of log residuals over descents from all starting points.
 
     Args:
-      starts: (ln b, ln c, alpha, beta) each, as `as_start` makes them; the grid where None.
+      starts: (ln b, ln c, alpha, beta) each, from `as_start`; None for the grid.
     """
     objective = _Objective(rows)
     points = _grid(rows) if starts is None else [objective.centred(s) for s in starts]
     ends = [_descend(objective, point, EPSILON) for point in points]
-    # The corner of the Huber loss stops line searches early: the best few are started again from
-    # where they stopped, first with a rounder corner.
+    # The corner of the Huber loss stops line searches early: restart the best few from where they
+    # stopped, first with a smoother corner.
     ends.sort(key=lambda end: end[0])
     for loss, point in ends[:POLISHED]:
         for epsilon in (30 * EPSILON, 5 * EPSILON):
@@ -181,11 +185,10 @@ class _Objective:
     """Huber loss and gradient in (ln b', ln c', alpha, beta).
 
     b' = b exp(-alpha mean ln N) and c' = c exp(-beta mean ln D) are the terms' sizes at the centre
-    of the rows: without this the constants and exponents are so correlated that a line search
-    gets nowhere.
+    of the rows. In b and c, constants and exponents are so correlated that line searches fail.
     """
 
-    def __init__(self, rows: Rows):
+    def __init__(self, rows: ScalingRows):
         log_n, log_d = np.log(rows.params), np.log(rows.tokens)
         self.centre_n, self.centre_d = log_n.mean(), log_d.mean()
         self.log_n, self.log_d = log_n - self.centre_n, log_d - self.centre_d
@@ -200,7 +203,7 @@ class _Objective:
         by_n = slope * np.exp(term_n - predicted)
         by_d = slope * np.exp(term_d - predicted)
         gradient = [by_n.sum(), by_d.sum(), -by_n @ self.log_n, -by_d @ self.log_d]
-        # Divided by epsilon, so that the optimizer's absolute tolerances mean what they should.
+        # Divided by epsilon to fit the optimizer's absolute tolerances.
         return huber(residuals, epsilon).sum() / epsilon, np.array(gradient) / epsilon
 
     def centred(self, start: np.ndarray) -> np.ndarray:
@@ -217,7 +220,7 @@ class _Objective:
         )
 
 
-def _grid(rows: Rows) -> list[np.ndarray]:
+def _grid(rows: ScalingRows) -> list[np.ndarray]:
     centre = float(np.exp(np.log(rows.log_longppl).mean()))
     return [
         np.array([math.log(centre * (1 - share)), math.log(centre * share), alpha, beta])
@@ -239,16 +242,16 @@ def _descend(objective: _Objective, point: np.ndarray, epsilon: float) -> tuple[
     return float(done.fun), done.x
 
 
-def bootstrap(rows: Rows, law: Law, samples: int, seed: int) -> list[Law]:
-    """Laws fitted to resamples of the rows, with replacement; the same for the same seed.
+def bootstrap(rows: ScalingRows, law: Law, samples: int, seed: int) -> list[Law]:
+    """Fits laws to bootstrap resamples of the rows; deterministic in the seed.
 
     A resample that cannot determine the constants (see `split_rows`) is drawn again. Each fit
-    starts from `law` and from a few points around it.
+    starts from `law` and from a few points near it.
     """
     rng = np.random.default_rng(seed)
     starts = []
     for alpha, beta in itertools.product(ALPHA_BOUNDS, (0.6 * law.beta, 1.6 * law.beta)):
-        # Turned about the centre of the rows, where the terms keep their sizes.
+        # Change the exponents and keep the terms' sizes at the centre of the rows.
         d_n = (alpha - law.alpha) * np.log(rows.params).mean()
         d_d = (beta - law.beta) * np.log(rows.tokens).mean()
         starts.append(as_start(law) + [d_n, d_d, alpha - law.alpha, beta - law.beta])
@@ -261,9 +264,9 @@ def bootstrap(rows: Rows, law: Law, samples: int, seed: int) -> list[Law]:
 
 
 def analyse(
-    rows: Rows, held_out: str | None = None, samples: int = 200, seed: int = 0
+    rows: ScalingRows, held_out: str | None = None, samples: int = 200, seed: int = 0
 ) -> dict[str, Any]:
-    """Fits, holds out and resamples; everything that the command writes, JSON-ready."""
+    """Fits, predicts the held-out rows and resamples; returns the command's JSON output."""
     train, test = split_rows(rows, held_out)
     law = fit(train)
     resampled = bootstrap(train, law, samples, seed)
@@ -311,7 +314,7 @@ def analyse(
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result of `analyse`, for a person to read."""
+    """The result of `analyse` as text."""
     low, high = result["interval_percentiles"]
     lines = [
         f"{result['law']}, {result['train_rows']} rows, without {result['held_out']}",
@@ -340,7 +343,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns 2, with one sentence on stderr, for what cannot be fitted."""
+    """The command; returns 2, with one sentence on stderr, for input that cannot be fitted."""
     parser = argparse.ArgumentParser(prog="scaling", description=__doc__.split("\n")[0])
     parser.add_argument("table", metavar="FILE.tsv", type=pathlib.Path)
     parser.add_argument("--held_out", help="size to predict; the largest by default")
@@ -377,8 +380,8 @@ def _positive(text: str | None, column: str, where: str) -> float:
     return value
 
 
-def _determined(rows: Rows) -> bool:
-    """Whether the rows can tell the constants apart at all."""
+def _determined(rows: ScalingRows) -> bool:
+    """Whether the rows determine the four constants."""
     pairs = set(zip(rows.params.tolist(), rows.tokens.tolist()))
     sizes, budgets = len(set(rows.params.tolist())), len(set(rows.multiplier.tolist()))
     return len(rows.size) >= FEWEST_ROWS and len(pairs) >= 4 and sizes >= 2 and budgets >= 2

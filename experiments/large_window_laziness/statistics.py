@@ -1,4 +1,4 @@
-"""Censored times, intervals and tests with runs as the sample: every run has a seed of its own."""
+"""Censored times, bootstrap intervals and permutation tests; the sample is a run."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ SAMPLES = 5_000
 
 
 class Time(NamedTuple):
-    """When something happened in a run; `seen` False: not by then (right-censored)."""
+    """The step of an event in a run; if `seen` is False, the time is right-censored there."""
 
     step: float
     seen: bool
@@ -30,9 +30,9 @@ class Estimate(NamedTuple):
 
 
 def first_crossing(steps: Sequence[float], values: Sequence[float], level: float) -> Time:
-    """The first measured step at which `values` reaches `level` and has it at the next one too.
+    """The first measured step at which `values` is at least `level`, and at the next one, too.
 
-    A value at the last step needs no next one. Without any, censored at the last step.
+    The last step needs no next one. Without such a step, the time is censored at the last step.
     """
     for i, value in enumerate(values):
         if value >= level and (i + 1 == len(values) or values[i + 1] >= level):
@@ -41,7 +41,7 @@ def first_crossing(steps: Sequence[float], values: Sequence[float], level: float
 
 
 def survival(times: Sequence[Time]) -> tuple[np.ndarray, np.ndarray]:
-    """Kaplan and Meier: (steps, share of runs without the event just after each), from step 0."""
+    """Kaplan-Meier: (steps from 0, share of runs without the event just after each step)."""
     steps, share = [0.0], [1.0]
     for step in sorted({t.step for t in times if t.seen}):
         at_risk = sum(t.step >= step for t in times)
@@ -54,7 +54,7 @@ def survival(times: Sequence[Time]) -> tuple[np.ndarray, np.ndarray]:
 def restricted_mean(times: Sequence[Time], horizon: float) -> float:
     """Area under the survival curve up to `horizon`: the mean of min(time, horizon).
 
-    Runs censored before the horizon are treated as the Kaplan-Meier curve does.
+    Runs censored before the horizon count as in the Kaplan-Meier curve.
     """
     steps, share = survival(times)
     kept = steps < horizon
@@ -63,7 +63,7 @@ def restricted_mean(times: Sequence[Time], horizon: float) -> float:
 
 
 def log_rank(a: Sequence[Time], b: Sequence[Time]) -> float:
-    """Events of `a` less what is expected if both hazards are the same, by their deviation."""
+    """The log-rank z-score: (events of `a` - expected with equal hazards) / standard deviation."""
     excess = variance = 0.0
     for step in sorted({t.step for t in (*a, *b) if t.seen}):
         n_a, n_b = sum(t.step >= step for t in a), sum(t.step >= step for t in b)
@@ -95,14 +95,14 @@ def permutation(
     seed: int = 0,
     samples: int = SAMPLES,
 ) -> float:
-    """One-sided p: how often the summed statistic is as large when labels mean nothing.
+    """One-sided p: how often the summed statistic is as large with permuted labels.
 
     Args:
-      groups: strata, each a sequence of groups of runs; runs are exchanged within a stratum.
-      statistic: of one stratum's groups; larger is more in favour of the claim.
+      groups: strata, each a sequence of groups of runs; runs are permuted within a stratum.
+      statistic: of one stratum's groups; larger values support the claim.
     """
     observed = sum(map(statistic, groups))
-    if len(groups) == 1 and len(groups[0]) == 2:  # few enough to see them all
+    if len(groups) == 1 and len(groups[0]) == 2:  # few enough to enumerate
         return _exact(*groups[0], statistic, observed)
     rng = np.random.default_rng(seed)
     pooled = [[run for group in stratum for run in group] for stratum in groups]
@@ -122,7 +122,7 @@ def permutation(
 def _exact(
     a: Sequence, b: Sequence, statistic: Callable[[Sequence[Sequence]], float], observed: float
 ) -> float:
-    """p over all ways to divide the runs of two groups."""
+    """p over all divisions of the runs into two groups."""
     runs, found = [*a, *b], []
     for chosen in itertools.combinations(range(len(runs)), len(a)):
         rest = [runs[i] for i in range(len(runs)) if i not in chosen]
@@ -131,7 +131,7 @@ def _exact(
 
 
 def increasing(groups: Sequence[Sequence[float]]) -> float:
-    """Jonckheere's count of pairs that stand in the order of the groups, ties half."""
+    """Jonckheere's statistic: pairs in the order of the groups; ties count half."""
     total = 0.0
     for i, a in enumerate(groups):
         for b in groups[i + 1 :]:

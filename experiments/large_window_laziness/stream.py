@@ -1,18 +1,18 @@
-"""The task stream: what must be copied lies at log-uniform distances, among short-range text.
+"""The task: copies at log-uniform distances within text of short range.
 
-A sequence is a chain of chunks of `span` tokens, each after a piece of local text, without marks:
+A sequence alternates pieces of local text and chunks of `span` tokens, without separators:
 
-- local text: a walk of `local` symbols in which each has four likely successors, the same in every
-  sequence. Any window of two tokens is enough to predict it, and its entropy is known.
-- a new chunk: symbols of another alphabet, drawn without replacement, so that a symbol stands in
-  one chunk of the sequence (in two, where more than content / span chunks are new). What is left
-  of the alphabet is all that is known of them.
-- a copy: a chunk of the sequence once more. Its first token says which; the others can be
-  copied. d is the distance to where that chunk stood last, hence to the nearest tokens that hold
-  the answer. A d is drawn log-uniformly from span + 1 to length - 1 and moved to the nearest one there is; where
-  none is near (as where a sequence has not got so far) the chunk is a new one.
+- local text: a random walk over `local` symbols. Each symbol has four likely successors, the same
+  in all sequences. A window of two tokens suffices to predict it, and its entropy is known.
+- a new chunk: symbols of another alphabet, drawn without replacement: a symbol is in one chunk of
+  the sequence (in two, if more than content / span chunks are new). Only the symbols that are
+  left in the alphabet tell anything about it.
+- a copy: an earlier chunk of the sequence, repeated. Its first token identifies the chunk, and the
+  others can be copied. d is the distance to the chunk's last occurrence, and thus to the nearest
+  tokens with the answer. d is drawn log-uniformly from span + 1 to length - 1, and the chunk with
+  the nearest distance is taken; if none is near, as early in a sequence, the chunk is new.
 
-A sequence is a function of (seed, index) and of nothing else.
+A sequence depends only on (seed, index).
 """
 
 import functools
@@ -22,18 +22,19 @@ import numpy as np
 
 SUCCESSORS = (0.4, 0.3, 0.2, 0.1)
 LOCAL_ENTROPY = float(-np.sum(np.array(SUCCESSORS) * np.log(SUCCESSORS)))  # nats a token
-NEW_CHUNK = 0.15  # share of chunks that are new without a distance being drawn
-NEAR_ENOUGH = 0.25  # of ln d, between the distance drawn and one that is there
-AT_ONCE = 512  # sequences made together
+NEW_CHUNK = 0.15  # share of chunks that are new whatever distance is drawn
+NEAR_ENOUGH = 0.25  # largest difference in ln d between the drawn and the taken distance
+AT_ONCE = 512  # sequences generated together
 
 
-class Task(NamedTuple):
+class CopyTask(NamedTuple):
     """The sizes of a stream.
 
     Attributes:
-      length: of a sequence. span: of a chunk.
-      local, content: symbols of the two alphabets; local text has ids from 0, chunks those above.
-      local_piece: tokens of a piece of local text, shortest and longest.
+      length: tokens per sequence.
+      span: tokens per chunk.
+      local, content: sizes of the two alphabets; local text has the ids from 0, chunks the next.
+      local_piece: least and most tokens of a piece of local text.
     """
 
     name: str
@@ -57,14 +58,14 @@ class Task(NamedTuple):
 
     @property
     def bins(self) -> tuple[tuple[int, int], ...]:
-        """Ranges of distances, both ends in, cut at powers of 2."""
+        """Ranges of distances, cut at powers of 2; both ends are included."""
         cuts = [2**i for i in range(1, 20) if self.nearest < 2**i < self.furthest]
         edges = [self.nearest, *cuts, self.furthest + 1]
         return tuple((first, end - 1) for first, end in zip(edges, edges[1:]))
 
 
-MAIN = Task("main", 256, 8, 16, 112, (1, 4))
-PILOT = Task("pilot", 96, 4, 8, 56, (1, 2))
+MAIN = CopyTask("main", 256, 8, 16, 112, (1, 4))
+PILOT = CopyTask("pilot", 96, 4, 8, 56, (1, 2))
 TASKS = {task.name: task for task in (MAIN, PILOT)}
 
 LOCAL_TOKEN, NEW_TOKEN, COPY_START, COPIED_TOKEN = range(4)  # kinds
@@ -75,9 +76,9 @@ class Sequences(NamedTuple):
 
     Attributes:
       tokens_NT: int32.
-      kind_NT: int8, what each token is. The first of a piece of local text, which nothing
-        predicts, counts as new.
-      distance_NT: int32, of a copy's tokens to where they stood last; 0 for all others.
+      kind_NT: int8, the kind of each token. The first token of a piece of local text cannot be
+        predicted and counts as new.
+      distance_NT: int32, from a copy's tokens to their last occurrence; 0 for other tokens.
     """
 
     tokens_NT: np.ndarray
@@ -89,11 +90,11 @@ class Sequences(NamedTuple):
         return Sequences(*(x[chosen] for x in self))
 
 
-def sequences(task: Task, seed: int, first: int, count: int, power: float = 1.0) -> Sequences:
+def sequences(task: CopyTask, seed: int, first: int, count: int, power: float = 1.0) -> Sequences:
     """Sequences `first` to first + count - 1 of the stream `seed`.
 
     Args:
-      power: density d^-power of what is drawn: 1 is log-uniform, 0 uniform (more far copies).
+      power: distances have density d^-power: 1 is log-uniform, 0 uniform (more far copies).
     """
     blocks = range(first // AT_ONCE, (first + count - 1) // AT_ONCE + 1)
     made = [_block(task, seed, block, power) for block in blocks]
@@ -103,9 +104,9 @@ def sequences(task: Task, seed: int, first: int, count: int, power: float = 1.0)
 
 
 def batch(sequences: Sequences) -> dict[str, np.ndarray]:
-    """A training batch of `hybridlm`, (N, T): one document a row.
+    """A training batch of `hybridlm`, (N, T), with one document per row.
 
-    What can be predicted counts in the loss: local text, and copies but for their first token.
+    The loss counts the tokens that can be predicted: local text, and copies without their first.
     """
     tokens_NT, kind_NT = sequences.tokens_NT, np.roll(sequences.kind_NT, -1, axis=1)
     weights_NT = ((kind_NT == LOCAL_TOKEN) | (kind_NT == COPIED_TOKEN)).astype(np.float32)
@@ -129,8 +130,8 @@ def successors(local: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=32)
-def _block(task: Task, seed: int, block: int, power: float) -> Sequences:
-    """AT_ONCE sequences, made side by side, a chunk of each at a time."""
+def _block(task: CopyTask, seed: int, block: int, power: float) -> Sequences:
+    """AT_ONCE sequences, generated in parallel chunk by chunk."""
     rng = np.random.default_rng([seed, block, round(1000 * power)])
     shortest_piece, longest_piece = task.local_piece
     longest = task.length + longest_piece + task.span
@@ -138,11 +139,11 @@ def _block(task: Task, seed: int, block: int, power: float) -> Sequences:
     tokens, distance = np.zeros((2, AT_ONCE, longest), np.int32)
     kind = np.full((AT_ONCE, longest), NEW_TOKEN, np.int8)
     chunks = _chunks(task, rng, most)
-    last = np.full((AT_ONCE, most), -1)  # where each chunk stood last
+    last = np.full((AT_ONCE, most), -1)  # last position of each chunk
     row, at, new = np.arange(AT_ONCE), np.zeros(AT_ONCE, int), np.zeros(AT_ONCE, int)
     walk = _walk(task, rng, longest)
     for _ in range(most):
-        at = np.minimum(at, task.length)  # what comes behind the end is cut off
+        at = np.minimum(at, task.length)  # tokens after the end are cut off
         size = rng.integers(shortest_piece, longest_piece + 1, AT_ONCE)
         for t in range(longest_piece):
             rows = row[t < size]
@@ -167,16 +168,16 @@ def _block(task: Task, seed: int, block: int, power: float) -> Sequences:
     return Sequences(tokens[:, : task.length], kind[:, : task.length], distance[:, : task.length])
 
 
-def _chunks(task: Task, rng: np.random.Generator, count: int) -> np.ndarray:
-    """(AT_ONCE, count, span) chunks to choose from, in the order in which they are used."""
+def _chunks(task: CopyTask, rng: np.random.Generator, count: int) -> np.ndarray:
+    """(AT_ONCE, count, span) new chunks, in the order of their use."""
     rounds = -(-count * task.span // task.content)
     alphabet = np.arange(task.local, task.vocab, dtype=np.int32)
     symbols = rng.permuted(np.tile(alphabet, (AT_ONCE, rounds, 1)), axis=2)
-    whole = task.content // task.span * task.span  # a chunk does not reach into the next round
+    whole = task.content // task.span * task.span  # a chunk lies within one round
     return symbols[:, :, :whole].reshape(AT_ONCE, -1, task.span)[:, :count]
 
 
-def _draw(task: Task, rng: np.random.Generator, power: float) -> np.ndarray:
+def _draw(task: CopyTask, rng: np.random.Generator, power: float) -> np.ndarray:
     """A distance for each sequence, with density d^-power, power 1 or 0."""
     share = rng.random(AT_ONCE)
     if power == 1:
@@ -184,8 +185,8 @@ def _draw(task: Task, rng: np.random.Generator, power: float) -> np.ndarray:
     return task.nearest + (task.furthest - task.nearest) * share
 
 
-def _walk(task: Task, rng: np.random.Generator, length: int) -> np.ndarray:
-    """(AT_ONCE, length) walks over the local symbols; a piece of local text is a cut of one."""
+def _walk(task: CopyTask, rng: np.random.Generator, length: int) -> np.ndarray:
+    """(AT_ONCE, length) walks over the local symbols; a piece of local text is a slice of one."""
     symbols = np.zeros((AT_ONCE, length), np.int32)
     symbols[:, 0] = rng.integers(0, task.local, AT_ONCE)
     choice = rng.choice(len(SUCCESSORS), p=SUCCESSORS, size=symbols.shape)

@@ -4,8 +4,8 @@
     python -m experiments.large_window_laziness.sweep --workdir runs/matrix --print_commands
     python -m experiments.large_window_laziness.sweep --workdir runs/matrix --sizes S1 --budgets 100
 
-Without --dry_run or --print_commands it trains the points one after another on this machine and
-goes on where it was stopped; launchers take the printed commands, one a job.
+Without --dry_run or --print_commands it trains the points one after another on this machine, and
+the same command resumes them. Launchers run the printed commands, one per job.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from hybridlm import config as configs
 from hybridlm.errors import UserError
 
-RECIPE = "configs/laziness.py"  # from the root of the checkout, as the printed commands say it
+RECIPE = "configs/laziness.py"  # relative to the checkout, as in the printed commands
 _MATRIX = configs.recipe_module(pathlib.Path(__file__).parents[2] / RECIPE)
 LOCAL, SIZES, BUDGETS = _MATRIX.LOCAL, _MATRIX.SIZES, _MATRIX.BUDGETS
 
@@ -45,7 +45,7 @@ class Point(NamedTuple):
 def points(
     architectures: Sequence[str], sizes: Sequence[str], budgets: Sequence[int], flags: str = ""
 ) -> Iterator[Point]:
-    """Small sizes and budgets first."""
+    """The points of the matrix, small sizes and budgets first."""
     for size in sizes:
         for budget in budgets:
             for architecture in architectures:
@@ -53,16 +53,18 @@ def points(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; --config.a.b=value goes to every run."""
+    """The command; --config.a.b=value applies to every run."""
     parser = argparse.ArgumentParser(prog="sweep", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of all runs")
     parser.add_argument("--architectures", default=",".join(LOCAL))
     parser.add_argument("--sizes", default=",".join(SIZES))
-    parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)), help="tokens a parameter")
+    parser.add_argument(
+        "--budgets", default=",".join(map(str, BUDGETS)), help="tokens per parameter"
+    )
     parser.add_argument("--nope", action="store_true", help="no RoPE in the full layers")
     parser.add_argument("--smoke", action="store_true", help="tiny, on bundled text")
     parser.add_argument("--dry_run", action="store_true", help="print what each point would cost")
-    parser.add_argument("--print_commands", action="store_true", help="print a command a point")
+    parser.add_argument("--print_commands", action="store_true", help="print one command per point")
     arguments, rest = parser.parse_known_args(argv)
     flags = ",".join(f for f in ("nope", "smoke") if getattr(arguments, f))
     try:

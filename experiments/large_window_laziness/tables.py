@@ -1,4 +1,4 @@
-"""The committed tables: one row a measurement (curves.tsv), one row a run (runs.tsv)."""
+"""The committed tables: one row per measurement (curves.tsv) and per run (runs.tsv)."""
 
 import csv
 import json
@@ -11,9 +11,9 @@ import numpy as np
 
 from experiments.large_window_laziness.statistics import Time, first_crossing
 
-TOP_K = 2  # heads that are followed: those with the largest score at the end of a run
-FORMED = 0.5  # accuracy at the largest distances, from which on retrieval has formed
-DISTANCES = tuple(f"accuracy_{i}" for i in range(1, 6))  # ranges of `Task.bins`, nearest first
+TOP_K = 2  # number of heads in the table: those with the largest final score
+FORMED = 0.5  # accuracy at the largest distances at which retrieval has formed
+DISTANCES = tuple(f"accuracy_{i}" for i in range(1, 6))  # ranges of `CopyTask.bins`, nearest first
 CURVE = (
     "arm",
     "seed",
@@ -32,10 +32,11 @@ Row = dict[str, float | str | int]
 
 
 class Curve(NamedTuple):
-    """A run along its measurements.
+    """The N measurements of one run.
 
     Attributes:
-      steps: (N,). values: by column of `CURVE`, (N,) each.
+      steps: (N,).
+      values: (N,) for each column of `CURVE`.
     """
 
     arm: str
@@ -61,7 +62,7 @@ class Curve(NamedTuple):
 
 
 def collect(workdir: pathlib.Path) -> tuple[list[Row], list[Row]]:
-    """(rows of curves.tsv, rows of runs.tsv) of all finished runs."""
+    """(rows of curves.tsv, rows of runs.tsv) of all completed runs."""
     curves, runs = [], []
     for done in sorted(workdir.glob("*/*/done.json")):
         facts = json.loads(done.read_text())
@@ -84,7 +85,7 @@ def collect(workdir: pathlib.Path) -> tuple[list[Row], list[Row]]:
 
 
 def _curve_rows(arm: str, seed: int, records: Sequence[dict]) -> list[Row]:
-    """The heads' figures are means over the `TOP_K` with the largest mass at the end."""
+    """Rows of one run; figures of heads are means over the `TOP_K` with the largest final mass."""
     final = sorted(records[-1]["heads"], key=lambda head: -head[2])[:TOP_K]
     followed = {(layer, head) for layer, head, *_ in final}
     rows = []
@@ -109,7 +110,7 @@ def _curve_rows(arm: str, seed: int, records: Sequence[dict]) -> list[Row]:
 
 
 def read_curves(rows: Iterable[Row]) -> list[Curve]:
-    """The runs of a table's rows, in their order."""
+    """The runs in a table, in the order of its rows."""
     by_run: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in rows:
         by_run[str(row["arm"]), int(row["seed"])].append(row)
@@ -130,6 +131,6 @@ def write(path: pathlib.Path, columns: Sequence[str], rows: Iterable[Row]) -> No
 
 
 def read(path: pathlib.Path) -> list[Row]:
-    """The rows of a table, all as text."""
+    """The rows of a table, with all values as text."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t"))

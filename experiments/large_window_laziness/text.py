@@ -1,15 +1,15 @@
-"""The same matrix on real text, for one accelerator: windows x positions x seeds.
+"""The matrix of windows, positions and seeds on real text, for one accelerator.
 
     python -m experiments.large_window_laziness.text --workdir runs/laziness-text
     python -m experiments.large_window_laziness.text --workdir runs/laziness-text --table
     python -m experiments.large_window_laziness.text --workdir runs/... --tokens data/tokens/books \\
         --tokenizer hf --tokenizer_path data/tokenizer.json
 
-Models of 8 layers of width 512, efficient and full attention in turn, at 4,096 tokens of context, on
-the bundled State of the Union addresses in bytes or on a folder that `hybridlm tokenize` wrote. Each
-run is one of `hybridlm train`, with live probes of the heads: it goes on where it was stopped, and
-`hybridlm report|probe|eval` read it. `--table` writes a line a run: held-out loss, its loss at the
-last positions, and the score and entropy of the retrieval heads over training.
+Models have 8 layers of width 512 that alternate efficient and full attention, and 4,096 tokens of
+context. They train on the bundled State of the Union addresses in bytes, or on a folder written by
+`hybridlm tokenize`. Each run is one of `hybridlm train` with live probes of the heads: the same
+command resumes it, and `hybridlm report|probe|eval` read it. `--table` writes one line per
+evaluation: held-out loss, loss at the last positions, and the retrieval heads' score and entropy.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from hybridlm.config import Config, read
 from hybridlm.errors import UserError
 from hybridlm.runs import metrics
 
-WINDOWS = (16, 128, 512, 2048, None)  # None: full attention in place of the windows
+WINDOWS = (16, 128, 512, 2048, None)  # None: full attention instead of a window
 POSITIONS = ("rope", "nope")
 SEEDS = 3
 TOP_K = 4
@@ -35,7 +35,7 @@ COLUMNS = ("run", "step", "loss", "bits_per_byte", "last_positions_loss", "mass"
 
 
 def name(window: int | None, positions: str, seed: int) -> str:
-    """Of a run and its folder."""
+    """The name of a run and of its folder."""
     return f"{'full' if window is None else f'w{window}'}-{positions}-{seed}"
 
 
@@ -45,7 +45,8 @@ def settings(
     """The config of one run.
 
     Args:
-      data: `sources` and `tokenizer`. smoke: seconds on a CPU, in place of an accelerator's size.
+      data: `sources` and `tokenizer`.
+      smoke: whether to shrink the run to seconds on a CPU.
     """
     heads, width, depth = (2, 32, 2) if smoke else (8, 512, 8)
     seq_len, batch = (128, 4) if smoke else (4096, 16)
@@ -85,7 +86,7 @@ def settings(
 
 
 def table(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """One row for each evaluation of each run; the heads are those that score highest at the end."""
+    """One row per evaluation of each run; the heads are those with the highest final score."""
     rows = []
     for folder in sorted(path.parent for path in workdir.glob(f"*/{metrics.FILE}")):
         evals = [r for r in metrics.read(folder / metrics.FILE) if r["kind"] == "eval"]
@@ -144,8 +145,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokenizer_path", help="file of an hf or sentencepiece tokenizer")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--steps", type=int, help="5000 by default")
-    parser.add_argument("--only", default="", help="runs with commas between, e.g. w16-nope-0")
-    parser.add_argument("--smoke", action="store_true", help="tiny models: seconds a run on a CPU")
+    parser.add_argument("--only", default="", help="runs, separated by commas, e.g. w16-nope-0")
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny models: seconds per run on a CPU"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print what each run would cost")
     parser.add_argument(
         "--table", action="store_true", help="write WORKDIR/text.tsv, train nothing"

@@ -1,1 +1,1 @@
-"""Compiling a training step for chips that are not there, and what the compiler says of it."""
+"""Compiles a training step for chips that are not attached, and reports memory, FLOPs and time."""

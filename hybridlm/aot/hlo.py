@@ -1,7 +1,7 @@
-"""Reading a compiled program's text: what it multiplies, moves and sends, loops multiplied out.
+"""Counts FLOPs, HBM traffic and collectives in a compiled program's text.
 
 XLA's own cost analysis counts the body of a loop once, and a scanned model is one loop. Here each
-computation counts as often as it runs.
+computation counts once per execution.
 """
 
 import math
@@ -36,7 +36,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _HEAD = re.compile(r"^(?:ENTRY )?%([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = ")
 _SLICES = ("dynamic-slice", "slice", "gather")
-# What moves nothing itself: names for buffers, and calls whose bodies are counted.
+# Operations without HBM traffic of their own: names of buffers, and calls whose bodies count.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all"
     " partition-id replica-id opt-barrier iota".split()
@@ -44,13 +44,14 @@ _FREE = frozenset(
 
 
 class Collective(NamedTuple):
-    """All collectives of a kind in one step.
+    """All collectives of one kind in one step.
 
     Attributes:
-      static: in the program's text. count: as often as they run.
-      payload: bytes of the whole arrays, gathered or to be reduced, on each chip.
-      sent: bytes that a chip sends at least: of n chips on a ring (n-1)/n of the payload, and
-        twice that for an all-reduce.
+      static: number of them in the program's text.
+      count: number of executions.
+      payload: bytes of the gathered arrays, or of the arrays to reduce, on each chip.
+      sent: least bytes that a chip sends: on a ring of n chips (n-1)/n of the payload, and twice
+        that for an all-reduce.
     """
 
     static: int
@@ -59,16 +60,16 @@ class Collective(NamedTuple):
     sent: float
 
 
-class Program(NamedTuple):
-    """What one chip does in one run of the program.
+class ProgramCost(NamedTuple):
+    """The work of one chip in one execution of the program.
 
     Attributes:
       flops: of matrix products and convolutions; a multiply-add counts 2.
-      hbm_bytes: read from and written to HBM, each operation's operands and results once (slices
-        of larger arrays as slices); what lies in on-chip memory is left out.
+      hbm_bytes: read from and written to HBM: each operation's operands and results once, slices
+        of larger arrays as slices, and arrays in on-chip memory not at all.
       collectives: by kind, those of `KINDS` that occur.
-      kernels: Pallas kernels by name, as often as they run.
-      unknown_loops: loops of unknown length, counted as running once.
+      kernels: executions of each Pallas kernel by name.
+      unknown_loops: loops of unknown length, whose bodies are counted once.
     """
 
     flops: float
@@ -87,7 +88,7 @@ class Instruction(NamedTuple):
     root: bool
 
 
-class Array(NamedTuple):
+class ArrayShape(NamedTuple):
     bits: int
     dims: tuple[int, ...]
     space: int  # 0 is HBM
@@ -97,8 +98,8 @@ class Array(NamedTuple):
         return self.bits * math.prod(self.dims) / 8
 
 
-def read(text: str) -> Program:
-    """Reads what `jax.stages.Compiled.as_text()` gives."""
+def read(text: str) -> ProgramCost:
+    """Reads the text of `jax.stages.Compiled.as_text()`."""
     computations, entry = _parse(text)
     runs, unknown = _runs(computations, entry)
     fused = _fused(computations)
@@ -116,7 +117,7 @@ def read(text: str) -> Program:
         for i in body.values():
             if 'custom_call_target="tpu_custom_call"' in i.attributes:
                 kernels[_kernel_name(i)] += times
-    return Program(
+    return ProgramCost(
         flops,
         traffic,
         {k: Collective(*found[k]) for k in KINDS if k in found},
@@ -125,7 +126,7 @@ def read(text: str) -> Program:
     )
 
 
-# --- the text ------------------------------------------------------------------------------------
+# --- parsing ------------------------------------------------------------------------------------
 
 
 def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -153,7 +154,7 @@ def _instruction(line: str) -> Instruction | None:
     start = end + opcode.end() - 1
     stop = _closing(rest, start)
     operands = tuple(_NAME.findall(rest[start:stop]))
-    # A constant's value and a parameter's number stand where others have operands.
+    # Constants have their value, and parameters their number, in place of operands.
     inside = rest[start + 1 : stop] if opcode[1] in ("constant", "parameter") else ""
     return Instruction(
         match[2], rest[:end], opcode[1], operands, inside + rest[stop + 1 :], bool(match[1])
@@ -161,7 +162,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` closes."""
+    """The index of the parenthesis that closes the one at `start`."""
     depth = 0
     for match in re.finditer(r"[()]", text[start:]):
         depth += 1 if match[0] == "(" else -1
@@ -170,13 +171,13 @@ def _closing(text: str, start: int) -> int:
     return len(text)
 
 
-def _arrays(shape: str) -> list[Array]:
+def _arrays(shape: str) -> list[ArrayShape]:
     found = []
     for dtype, dims, layout in _ARRAY.findall(shape):
         bits = _BITS.get(dtype, 8 if dtype.startswith("f8") else 0)
         space = re.search(r"S\((\d+)\)", layout)
         sizes = tuple(int(re.sub(r"\D", "", d)) for d in dims.split(",") if d)
-        found.append(Array(bits, sizes, int(space[1]) if space else 0))
+        found.append(ArrayShape(bits, sizes, int(space[1]) if space else 0))
     return found
 
 
@@ -184,11 +185,11 @@ def _bytes(shape: str, hbm_only: bool = False) -> float:
     return sum(a.bytes for a in _arrays(shape) if not (hbm_only and a.space))
 
 
-# --- how often ------------------------------------------------------------------------------------
+# --- execution counts ------------------------------------------------------------------------------------
 
 
 def _called(i: Instruction) -> Iterator[tuple[str, str]]:
-    """(role, computation) of those that an instruction runs."""
+    """(role, name) of each computation that an instruction calls."""
     for role in ("calls", "body", "condition", "to_apply"):
         for name in re.findall(rf"\b{role}=%([\w.\-]+)", i.attributes):
             yield role, name
@@ -200,7 +201,7 @@ def _called(i: Instruction) -> Iterator[tuple[str, str]]:
 
 
 def _fused(computations: dict[str, list[Instruction]]) -> set[str]:
-    """Bodies of fusions, and functions applied element by element."""
+    """Names of fusion bodies and of functions applied to each element."""
     return {
         name
         for body in computations.values()
@@ -211,9 +212,9 @@ def _fused(computations: dict[str, list[Instruction]]) -> set[str]:
 
 
 def _runs(computations: dict[str, list[Instruction]], entry: str) -> tuple[dict[str, int], int]:
-    """How often each computation runs, and the number of loops whose length is not known.
+    """Executions of each computation, and the number of loops of unknown length.
 
-    A function applied to each element of an array counts as run once: it multiplies no matrices.
+    A function applied to each element of an array counts once: it has no matrix products.
     """
     runs: dict[str, int] = defaultdict(int)
     unknown = 0
@@ -239,7 +240,7 @@ def _trips(loop: Instruction, computations: dict[str, list[Instruction]]) -> int
         return int(stated[1])
     condition = next(name for role, name in _called(loop) if role == "condition")
     bounds, names = [], [condition]
-    while names:  # a scan counts from 0 to a constant
+    while names:  # a scan counts up from 0 to a constant
         for i in computations[names.pop()]:
             names += [name for _, name in _called(i)]
             if i.opcode == "constant" and re.match(r"[su]32\[\]", i.shape):
@@ -262,8 +263,10 @@ def _product_flops(i: Instruction, body: dict[str, Instruction]) -> float:
 
 
 def _convolution_flops(i: Instruction, body: dict[str, Instruction]) -> float:
-    """TPUs run matrix products as convolutions, batches as dilated windows: only products of two
-    entries that exist count."""
+    """FLOPs of a convolution, without products with padding or dilation zeros.
+
+    TPU programs write matrix products as convolutions, and batches as dilated windows.
+    """
     labels = re.search(r"dim_labels=([\w?]+)_([\w?]+)->([\w?]+)", i.attributes)
     left, right = (_arrays(body[name].shape)[0].dims for name in i.operands[:2])
     out = _arrays(i.shape)[0].dims
@@ -294,7 +297,7 @@ def _convolution_flops(i: Instruction, body: dict[str, Instruction]) -> float:
 def _valid_pairs(
     inputs: int, taps: int, outputs: int, stride: int, pad: int, dilate: int, tap_dilate: int
 ) -> int:
-    """(output, tap) pairs of one dimension that meet an entry of the input."""
+    """Number of (output, tap) pairs of one dimension that read an entry of the input."""
     if (stride, pad, dilate, tap_dilate) == (1, 0, 1, 1) and taps == 1:
         return outputs
     extent = (inputs - 1) * dilate + 1
@@ -310,7 +313,7 @@ def _valid_pairs(
 
 
 def _traffic(i: Instruction, body: dict[str, Instruction], computations: dict) -> float:
-    """Bytes through HBM of one instruction."""
+    """HBM bytes read and written by one instruction."""
     if i.opcode in _FREE or i.opcode.endswith("-done"):
         return 0.0
 
@@ -320,8 +323,8 @@ def _traffic(i: Instruction, body: dict[str, Instruction], computations: dict) -
 
     result = _bytes(i.shape, hbm_only=True)
     if i.opcode == "custom-call" and "tpu_custom_call" not in i.attributes:
-        return 0.0  # allocations, and marks of what runs elsewhere
-    if i.opcode.endswith("-start"):  # its result names its operands, too
+        return 0.0  # allocations and annotations
+    if i.opcode.endswith("-start"):  # its result includes its operands
         return max(result, 2 * operand(0)) if i.opcode != "copy-start" else result
     if i.opcode in _SLICES:
         return result + (_bytes(i.shape) if operand(0) else 0.0)
@@ -334,7 +337,7 @@ def _traffic(i: Instruction, body: dict[str, Instruction], computations: dict) -
 
 
 def _fusion_traffic(i: Instruction, inner: list[Instruction], operand) -> float:
-    """Of what it takes slices of, the slices; of what it updates in place, the updates."""
+    """HBM bytes of a fusion: of arrays that it slices or updates in place, those parts only."""
     named = {x.name: x for x in inner}
     users: dict[str, list[Instruction]] = defaultdict(list)
     for x in inner:
@@ -342,7 +345,7 @@ def _fusion_traffic(i: Instruction, inner: list[Instruction], operand) -> float:
             users[name].append(x)
 
     def read(name: str) -> float | None:
-        """Bytes read of a buffer; None for all of it."""
+        """Bytes read from a buffer; None for the whole buffer."""
         total = 0.0
         for user in users[name]:
             first = user.operands[0] == name
@@ -384,12 +387,12 @@ def _fusion_traffic(i: Instruction, inner: list[Instruction], operand) -> float:
 def _collectives(
     computation: str, body: dict[str, Instruction], fused: bool
 ) -> Iterator[tuple[str, float, float]]:
-    """(kind, payload, sent) of each collective that begins in a computation.
+    """(kind, payload, sent) of each collective that starts in a computation.
 
-    A TPU program overlaps a collective with other work by repeating it in the fusions that carry
-    it on: it counts where it starts. A reduce-scatter is a fusion of an all-reduce and a slice.
+    A TPU program overlaps a collective with other work by repeating it in the fusions that continue
+    it; only its start counts. A reduce-scatter is a fusion of an all-reduce and a slice.
     """
-    begun = {
+    started = {
         name
         for i in body.values()
         if '"AsyncCollectiveStart"' in i.attributes
@@ -398,7 +401,7 @@ def _collectives(
     scatter = "all-reduce-scatter" in computation
     for i in body.values():
         kind = i.opcode.removesuffix("-start")
-        if kind not in KINDS or (fused and not scatter and i.name not in begun):
+        if kind not in KINDS or (fused and not scatter and i.name not in started):
             continue
         if scatter and kind == "all-reduce":
             kind = "reduce-scatter"
@@ -413,7 +416,7 @@ def _collectives(
 
 
 def group_size(attributes: str) -> int:
-    """Chips that a collective goes over together."""
+    """Number of chips in one group of a collective."""
     named = re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", attributes)
     if named:
         sizes = {k: int(v) for k, v in re.findall(r"'([^']+)'=(\d+)", named[1])}
@@ -425,7 +428,7 @@ def group_size(attributes: str) -> int:
     tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
     if tiled:
         return int(tiled[2])
-    return 2  # a permutation has pairs
+    return 2  # a collective-permute lists pairs
 
 
 def _kernel_name(i: Instruction) -> str:

@@ -1,4 +1,4 @@
-"""One compiled training step: what it needs of each chip, and what it does there."""
+"""Compiles one training step and measures its memory, work and bounds per chip."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from hybridlm.aot import hlo
-from hybridlm.aot.topology import Target
+from hybridlm.aot.topology import CompileTarget
 from hybridlm.data import open_tokenizer
 from hybridlm.models.accounting import train_flops_per_token
 from hybridlm.train import setup
@@ -20,12 +20,13 @@ class Memory(NamedTuple):
     """Bytes of HBM on each chip.
 
     Attributes:
-      parameters, optimizer, batch: the arguments' shards; the optimizer's with the step and the
+      parameters, optimizer, batch: shards of the arguments; `optimizer` includes the step and the
         guard's statistics.
-      padding: what the chip's layouts add to them.
-      temporaries: activations kept for the backward pass, gradients and what comes and goes: the
-        compiler lays them out together and does not tell them apart.
-      outputs: results that no argument's buffer takes. program: the code.
+      padding: added by the chip's memory layouts.
+      temporaries: activations kept for the backward pass, gradients and intermediate results; the
+        compiler allocates them together and reports one figure.
+      outputs: results that do not reuse an argument's buffer.
+      program: the code.
     """
 
     parameters: float
@@ -42,7 +43,7 @@ class Memory(NamedTuple):
 
 
 class Roofline(NamedTuple):
-    """Seconds of a step that no chip of the data sheet can undercut, were each the only limit."""
+    """Lower bounds on the seconds of a step, from the peaks of the data sheet for each resource."""
 
     compute: float
     hbm: float
@@ -50,22 +51,23 @@ class Roofline(NamedTuple):
 
     @property
     def limit(self) -> str:
-        """The name of the largest."""
+        """The name of the largest bound."""
         return max(zip(self, self._fields))[1]
 
 
 class Compiled(NamedTuple):
-    """A step that the compiler took.
+    """A compiled step and its figures.
 
     Attributes:
-      lower_seconds, compile_seconds: what tracing it, and compiling it, took here.
-      model_flops: of the whole step by the model's own formulas, recomputation not counted.
+      cost: of one chip, read from the compiled program.
+      model_flops: of the whole step by the model's own formulas, without recomputation.
+      lower_seconds, compile_seconds: of tracing and of compiling on this machine.
     """
 
     step: jax.stages.Compiled
     lowered: setup.LoweredStep
     memory: Memory
-    program: hlo.Program
+    cost: hlo.ProgramCost
     roofline: Roofline
     model_flops: float
     lower_seconds: float
@@ -73,12 +75,13 @@ class Compiled(NamedTuple):
 
 
 class TooLarge(NamedTuple):
-    """A step that the compiler refused for want of HBM.
+    """A step that the compiler rejected because it needs too much HBM.
 
     Attributes:
       state: bytes of parameters, optimizer and batch on each chip.
-      temporaries: bytes that it wanted for the rest, or None where it did not say.
-      available: bytes that it has. reason: its own words.
+      temporaries: bytes needed for all else; None if the compiler's message does not state it.
+      available: bytes of HBM; None if the message does not state it.
+      reason: the compiler's message.
     """
 
     state: float
@@ -92,11 +95,11 @@ class TooLarge(NamedTuple):
         return None if self.temporaries is None else self.state + self.temporaries
 
 
-def compile_step(config: Config, target: Target) -> Compiled | TooLarge:
+def compile_step(config: Config, target: CompileTarget) -> Compiled | TooLarge:
     """Compiles the training step of a resolved `config` as `hybridlm train` would on `target`.
 
     Raises:
-      ConfigError: where the mesh, the batch and the parameters do not divide.
+      ConfigError: if the mesh does not divide the batch, the length or the parameters.
     """
     token_bytes_V = open_tokenizer(config.data.tokenizer).token_bytes()
     start = time.perf_counter()
@@ -126,33 +129,33 @@ def compile_step(config: Config, target: Target) -> Compiled | TooLarge:
         sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
         sizes.generated_code_size_in_bytes,
     )
-    program = hlo.read(step.as_text())
+    cost = hlo.read(step.as_text())
     roofline = Roofline(
-        program.flops / target.flops,
-        program.hbm_bytes / target.bandwidth,
-        sum(c.sent for c in program.collectives.values()) / target.interconnect,
+        cost.flops / target.flops,
+        cost.hbm_bytes / target.bandwidth,
+        sum(c.sent for c in cost.collectives.values()) / target.interconnect,
     )
     flops = train_flops_per_token(lowered.model, config.data.seq_len) * config.tokens_per_step
-    return Compiled(step, lowered, memory, program, roofline, flops, lower_seconds, seconds)
+    return Compiled(step, lowered, memory, cost, roofline, flops, lower_seconds, seconds)
 
 
 def too_large(reason: str, state: float, seconds: float) -> TooLarge:
-    """Reads the compiler's refusal: it says what the temporaries want, or what all wants."""
+    """Reads the compiler's message, which states the size of the temporaries or the total."""
     temporaries = re.search(
         r"temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", reason
     )
     if temporaries:
-        wanted, available = map(_size, temporaries.groups())
-        return TooLarge(state, wanted, available, reason[:400], seconds)
+        needed, available = map(_size, temporaries.groups())
+        return TooLarge(state, needed, available, reason[:400], seconds)
     used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", reason)
     if used:
-        wanted, available = map(_size, used.groups())
-        return TooLarge(state, wanted - state, available, reason[:400], seconds)
+        needed, available = map(_size, used.groups())
+        return TooLarge(state, needed - state, available, reason[:400], seconds)
     return TooLarge(state, None, None, reason[:400], seconds)
 
 
 def _size(text: str) -> float:
-    """Bytes of the compiler's "30.34G"."""
+    """Bytes of a size in the compiler's message, e.g. "30.34G"."""
     unit = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1])
     return float(text[:-1]) * 2**unit if unit else float(text.rstrip("B"))
 

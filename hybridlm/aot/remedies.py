@@ -1,10 +1,10 @@
-"""What would make a step fit: each change compiled, so that what is said is so."""
+"""Finds changes of settings that make a step fit, by compiling each of them."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
 
 from hybridlm.aot.measure import Compiled, TooLarge
-from hybridlm.aot.topology import Target
+from hybridlm.aot.topology import CompileTarget
 from hybridlm.parallel import mesh as meshes
 from hybridlm.train.settings import Config
 
@@ -12,7 +12,7 @@ Change = dict[str, object]
 
 
 def changes(config: Config, devices: int) -> Iterator[Change]:
-    """Settings that save memory and change no loss, the cheapest first, then all together."""
+    """Changes that save memory and keep the loss: the cheapest first, all together last."""
     found: list[Change] = []
     if config.train.remat == "none":
         found.append({"train.remat": "dots"})
@@ -23,7 +23,7 @@ def changes(config: Config, devices: int) -> Iterator[Change]:
         found.append({"mesh.data": 1, "mesh.fsdp": sizes["data"] * sizes["fsdp"]})
     ways = sizes["data"] * sizes["fsdp"]
     rows = config.data.batch_size // config.train.accumulate // ways
-    if rows > 1:  # the same batch, one sequence at a time
+    if rows > 1:  # the same batch in micro-batches of one sequence per device
         found.append({"train.accumulate": config.train.accumulate * rows})
     yield from found
     if len(found) > 1:
@@ -31,7 +31,7 @@ def changes(config: Config, devices: int) -> Iterator[Change]:
 
 
 def apply(config: Config, change: Change) -> Config:
-    """`config` with settings of its parts changed, {"train.remat": "full"}."""
+    """`config` with a change applied, e.g. {"train.remat": "full"}."""
     for key, value in change.items():
         part, field = key.split(".")
         inner = dataclasses.replace(getattr(config, part), **{field: value})
@@ -40,24 +40,24 @@ def apply(config: Config, change: Change) -> Config:
 
 
 def overrides(change: Change) -> str:
-    """As the command line takes it."""
+    """The change as command-line overrides."""
     return " ".join(f"--config.{key}={value}" for key, value in change.items())
 
 
 def search(
     config: Config,
-    target: Target,
+    target: CompileTarget,
     fits: Callable[[Compiled | TooLarge], bool],
-    compile_step: Callable[[Config, Target], Compiled | TooLarge],
-    say: Callable[[str], None],
+    compile_step: Callable[[Config, CompileTarget], Compiled | TooLarge],
+    log: Callable[[str], None],
 ) -> list[tuple[Change, Compiled | TooLarge]]:
-    """Compiles each change in turn; all together only where none alone fits."""
+    """Compiles each change; compiles all together only if none alone fits."""
     tried: list[tuple[Change, Compiled | TooLarge]] = []
     listed = list(changes(config, len(target.devices)))
     for change in listed:
         together = change is listed[-1] and len(listed) > 2
         if together and any(fits(result) for _, result in tried):
             break
-        say(f"compiling with {overrides(change)}")
+        log(f"compiling with {overrides(change)}")
         tried.append((change, compile_step(apply(config, change), target)))
     return tried

@@ -1,22 +1,22 @@
-"""What `hybridlm compile` says of a step, for a terminal and as JSON."""
+"""The report of `hybridlm compile`, as text and as JSON."""
 
 from typing import Any
 
 from hybridlm.aot import remedies
 from hybridlm.aot.measure import Compiled, TooLarge
-from hybridlm.aot.topology import Target
+from hybridlm.aot.topology import CompileTarget
 from hybridlm.train.settings import Config
 
 Result = Compiled | TooLarge
 
 
-def fits(result: Result, target: Target) -> bool:
-    """Whether the compiler took it, and the chip's HBM holds it."""
+def fits(result: Result, target: CompileTarget) -> bool:
+    """Whether the step compiled and needs no more HBM than the chip has."""
     return isinstance(result, Compiled) and result.memory.total <= target.hbm
 
 
-def figures(result: Result, config: Config, target: Target) -> dict[str, Any]:
-    """All figures, JSON-ready; sizes in bytes and times in seconds, of one chip and one step."""
+def figures(result: Result, config: Config, target: CompileTarget) -> dict[str, Any]:
+    """All figures for JSON: bytes and seconds, of one chip and one step."""
     known = {"fits": fits(result, target), "compile_seconds": result.compile_seconds}
     if isinstance(result, TooLarge):
         return known | {
@@ -33,12 +33,12 @@ def figures(result: Result, config: Config, target: Target) -> dict[str, Any]:
     return known | {
         "lower_seconds": result.lower_seconds,
         "memory": result.memory._asdict() | {"total": result.memory.total, "available": target.hbm},
-        "flops": result.program.flops,
+        "flops": result.cost.flops,
         "model_flops": result.model_flops / len(target.devices),
-        "hbm_bytes": result.program.hbm_bytes,
-        "collectives": {k: c._asdict() for k, c in result.program.collectives.items()},
-        "kernels": result.program.kernels,
-        "unknown_loops": result.program.unknown_loops,
+        "hbm_bytes": result.cost.hbm_bytes,
+        "collectives": {k: c._asdict() for k, c in result.cost.collectives.items()},
+        "kernels": result.cost.kernels,
+        "unknown_loops": result.cost.unknown_loops,
         "roofline": result.roofline._asdict() | {"limit": result.roofline.limit},
         "step_seconds_at_least": seconds,
         "tokens_per_second_at_most": config.tokens_per_step / seconds,
@@ -46,12 +46,12 @@ def figures(result: Result, config: Config, target: Target) -> dict[str, Any]:
     }
 
 
-def text(result: Result, config: Config, target: Target) -> str:
+def text(result: Result, config: Config, target: CompileTarget) -> str:
     """The report of one step."""
     name = f"{target.name}, {len(target.devices)} devices"
     if isinstance(result, TooLarge):
         return _refused(result, name)
-    memory, program = result.memory, result.program
+    memory, cost = result.memory, result.cost
     known = figures(result, config, target)
     lines = [
         f"compiled for {name}, in {result.lower_seconds:.0f} s of tracing and"
@@ -62,18 +62,18 @@ def text(result: Result, config: Config, target: Target) -> str:
         f" {'it fits' if known['fits'] else 'IT DOES NOT FIT'}",
         *(f"  {n:<18}{size(b):>10}" for n, b in memory._asdict().items()),
         "",
-        f"FLOPs of each device {program.flops:.4g} a step; the model's own"
+        f"FLOPs of each device {cost.flops:.4g} a step; the model's own"
         f" {known['model_flops']:.4g}, recomputation not counted",
         "",
         "collectives         in the program   a step    payload       sent, each device a step",
     ]
-    for kind, c in program.collectives.items():
+    for kind, c in cost.collectives.items():
         lines.append(
             f"  {kind:<18}{c.static:>14,}{c.count:>9,}{size(c.payload):>11}{size(c.sent):>11}"
         )
-    if not program.collectives:
+    if not cost.collectives:
         lines.append("  none")
-    kernels = ", ".join(f"{n} x {c:,}" for n, c in program.kernels.items())
+    kernels = ", ".join(f"{n} x {c:,}" for n, c in cost.kernels.items())
     roofline = result.roofline
     lines += [
         "",
@@ -86,8 +86,8 @@ def text(result: Result, config: Config, target: Target) -> str:
         f" {100 * known['mfu_at_most']:.0f}%",
         "(bounds from data sheets: bfloat16 peak, all links busy, nothing waiting; nothing was timed)",
     ]
-    if program.unknown_loops:
-        lines.append(f"{program.unknown_loops} loops of unknown length were counted once")
+    if cost.unknown_loops:
+        lines.append(f"{cost.unknown_loops} loops of unknown length were counted once")
     return "\n".join(lines)
 
 
@@ -98,8 +98,10 @@ _LIMITS = {
 }
 
 
-def remedy_text(tried: list[tuple[remedies.Change, Result]], config: Config, target: Target) -> str:
-    """Which changes make it fit, and what each needs."""
+def remedy_text(
+    tried: list[tuple[remedies.Change, Result]], config: Config, target: CompileTarget
+) -> str:
+    """The text about changes: which of them fit, and the memory of each."""
     lines = ["what would make it fit, each compiled:"]
     for change, result in tried:
         total = result.memory.total if isinstance(result, Compiled) else result.total
@@ -130,7 +132,7 @@ def _refused(result: TooLarge, name: str) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for a person."""
+    """Bytes as text, in B, KiB, MiB or GiB."""
     for unit in ("B", "KiB", "MiB"):
         if abs(count) < 1024:
             return f"{count:.4g} {unit}"

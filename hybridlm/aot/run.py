@@ -1,4 +1,4 @@
-"""`hybridlm compile`: the training step of a config, for chips that are not there."""
+"""`hybridlm compile`: compiles the training step of a config for chips that are not attached."""
 
 import pathlib
 from collections.abc import Callable
@@ -18,25 +18,28 @@ def run(
     topology_name: str,
     slices: int,
     out: pathlib.Path | None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> int:
-    """Compiles, reports, and saves into `out`; returns 0, or 1 where the step does not fit.
+    """Compiles the step, prints the report, and saves both in `out` if it is given.
+
+    Returns:
+      The exit code: 0, or 1 if the step does not fit.
 
     Raises:
-      UserError: for a topology that does not exist, a mesh that does not divide, or no compiler.
+      UserError: for an unknown topology, a mesh that does not divide, or a missing compiler.
     """
-    jax.config.update("jax_platforms", "cpu")  # the chips are described, not looked for
+    jax.config.update("jax_platforms", "cpu")  # jax must not search for the chips
     target = topology.find(topology_name, slices)
     config, _ = resolve(config)
     result = measure.compile_step(config, target)
-    say(report.text(result, config, target))
+    log(report.text(result, config, target))
     fits = report.fits(result, target)
     tried: list[tuple[remedies.Change, report.Result]] = []
     if not fits:
         tried = remedies.search(
-            config, target, lambda r: report.fits(r, target), measure.compile_step, say
+            config, target, lambda r: report.fits(r, target), measure.compile_step, log
         )
-        say(report.remedy_text(tried, config, target))
+        log(report.remedy_text(tried, config, target))
     if out is not None:
         figures = {
             "topology": target.name,
@@ -53,5 +56,5 @@ def run(
         }
         step = result.step if isinstance(result, measure.Compiled) else None
         saved.save(out, figures, step)
-        say(f"written to {out}")
+        log(f"written to {out}")
     return 0 if fits else DOES_NOT_FIT

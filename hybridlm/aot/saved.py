@@ -1,4 +1,4 @@
-"""A compiled step on disk: the executable for where the chips are, and a report beside it."""
+"""A compiled step on disk: the executable for machines with the chips, and its report."""
 
 import json
 import pathlib
@@ -14,10 +14,10 @@ STEP, REPORT = "step.pickle", "report.json"
 
 
 def save(folder: pathlib.Path, report: dict[str, Any], step: jax.stages.Compiled | None) -> None:
-    """Writes `REPORT`, and `STEP` where there is a step.
+    """Writes `REPORT`, and `STEP` if the step compiled.
 
     Raises:
-      RunError: where the folder cannot be written.
+      RunError: if the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,17 +31,19 @@ def save(folder: pathlib.Path, report: dict[str, Any], step: jax.stages.Compiled
 
 
 def load(folder: pathlib.Path, backend: str | None = None) -> jax.stages.Compiled:
-    """The step that `save` wrote, on the devices of this process, which must be those it is for.
+    """Loads the step that `save` wrote; this process must have the devices that it is for.
 
-    It is a pickle: load only what you wrote yourself.
+    The file is a pickle: load only files that you wrote.
 
     Raises:
-      RunError: where there is none, or another jax wrote it.
+      RunError: if there is no step, or another version of jax wrote it.
     """
     path = folder / STEP
     if not path.exists():
         raise RunError(f"{folder} holds no {STEP}: `hybridlm compile --out` writes one")
     versions, parts = pickle.loads(path.read_bytes())
     if versions["jax"] != jax.__version__:
-        raise RunError(f"{path} is of jax {versions['jax']}, and this is jax {jax.__version__}")
+        raise RunError(
+            f"{path} was written by jax {versions['jax']}, and this is jax {jax.__version__}"
+        )
     return serialize_executable.deserialize_and_load(*parts, backend=backend)

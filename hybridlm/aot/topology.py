@@ -1,4 +1,4 @@
-"""Chips that are not there, by name: slices of TPUs and hosts of GPUs, and their figures."""
+"""Describes chips that are not attached: TPU slices and GPU hosts by name, with their figures."""
 
 import importlib.util
 import os
@@ -19,11 +19,12 @@ class _Kind(NamedTuple):
     """A kind of chip.
 
     Attributes:
-      known_as: what the compiler calls it.
-      sides: of its torus.
-      cores: cores of one jax device, which `CHIPS` has the figures of.
-      hbm: bytes of one jax device. interconnect: bytes/s that it sends over all its links.
-      example: the smallest slices of it.
+      known_as: the compiler's name.
+      sides: dimensions of its torus.
+      cores: cores per jax device; `CHIPS` has figures per core.
+      hbm: bytes per jax device.
+      interconnect: bytes/s that one jax device sends over all its links.
+      example: the name of a small slice.
     """
 
     known_as: str
@@ -43,18 +44,21 @@ _KINDS = {
 }
 
 
-# H100 SXM: what it says of its memory, and NVLink's bytes/s one way.
+# H100 SXM: the memory that the device reports, and NVLink's bytes/s in one direction.
 _GPU = _Kind("h100", 1, 1, 84_942_979_072, 450e9, "h100:8")
 _OF_A_HOST = (1, 2, 4, 8)
 
 
-class Target(NamedTuple):
-    """What a step is compiled for, and the figures of one of its devices.
+class CompileTarget(NamedTuple):
+    """The devices that a step is compiled for, and the figures of one device.
 
     Attributes:
-      name: as the user wrote it. chip: "v5e", ... or "sm_90a".
-      devices: for a mesh; they compile and run nothing.
-      hbm: bytes. flops: bfloat16 matrix products, FLOP/s. bandwidth: of HBM, bytes/s.
+      name: as the user wrote it.
+      chip: "v5e", ... or "sm_90a".
+      devices: descriptions for a mesh; programs compile for them but cannot run.
+      hbm: bytes.
+      flops: FLOP/s of bfloat16 matrix products.
+      bandwidth: bytes/s of HBM.
       interconnect: bytes/s that a device sends over all its links.
     """
 
@@ -67,11 +71,11 @@ class Target(NamedTuple):
     interconnect: float
 
 
-def find(name: str, slices: int = 1) -> Target:
-    """That many slices of that name, e.g. "v5p:8x8x8" (512 chips each), or a host: "h100:8".
+def find(name: str, slices: int = 1) -> CompileTarget:
+    """The target of that name: TPU slices, "v5p:8x8x8" (512 chips each), or a GPU host, "h100:8".
 
     Raises:
-      UserError: for a name, chip or shape that does not exist, and where the compiler is missing.
+      UserError: for an unknown name, chip or shape, and if the compiler is not installed.
     """
     if slices < 1:
         raise UserError(f"--slices must be at least 1, not {slices}")
@@ -84,7 +88,7 @@ def find(name: str, slices: int = 1) -> Target:
         _need("libtpu", "libtpu, the compiler of TPUs")
         devices = _devices(kind, sides, name, slices)
     figures = CHIPS[chip]
-    return Target(
+    return CompileTarget(
         name=f"{slices} of {name}" if slices > 1 else name,
         chip=chip,
         devices=devices,
@@ -104,7 +108,7 @@ def _need(module: str, what: str) -> None:
 
 
 def _gpus(name: str) -> Sequence[jax.Device]:
-    """A host's H100s."""
+    """The H100s of one host."""
     count = name.partition(":")[2]
     if count not in map(str, _OF_A_HOST):
         raise UserError(
@@ -112,7 +116,7 @@ def _gpus(name: str) -> Sequence[jax.Device]:
             f" {', '.join(map(str, _OF_A_HOST))} of them, e.g. {_GPU.example}"
         )
     _need("jax_cuda13_plugin", "jax's CUDA plugin, the compiler of GPUs")
-    jax.devices()  # has jax look for its plugins
+    jax.devices()  # makes jax load its plugins
     return host_of_gpus(CHIPS["sm_90a"], int(count)).devices
 
 
@@ -146,7 +150,7 @@ def _read(name: str) -> tuple[str, _Kind, tuple[int, ...]]:
 def _devices(kind: _Kind, sides: tuple[int, ...], name: str, slices: int) -> Sequence[jax.Device]:
     from jax.experimental import topologies
 
-    # libtpu would look for a chip, a metadata server and other processes otherwise.
+    # Without these, libtpu searches for a chip, a metadata server and other processes.
     os.environ.update(
         TPU_SKIP_MDS_QUERY="1",
         TPU_WORKER_HOSTNAMES="localhost",

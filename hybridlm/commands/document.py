@@ -1,7 +1,7 @@
-"""The tables of tasks and probes in the documentation: `python -m hybridlm.commands.document`.
+"""Writes the tables of tasks and probes into the documentation: `python -m hybridlm.commands.document`.
 
-They stand in docs/evals.md and docs/probes.md between two comments and are made from the
-registries.
+The tables are in docs/evals.md and docs/probes.md, between two comments. Their rows come from the
+registries of tasks and probes.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ BEGIN, END = "<!-- made by python -m hybridlm.commands.document -->", "<!-- end 
 
 
 class Defined(Protocol):
-    """What the page says of an entry of a registry."""
+    """An entry of a registry, as a table shows it."""
 
     name: str
     help: str
@@ -25,14 +25,14 @@ class Defined(Protocol):
 
 
 def table(title: str, entries: Iterable[Defined]) -> str:
-    """A row an entry; those with one meaning share it, and a definition is not said twice."""
+    """One row per entry. Entries with the same texts share a row; a repeated definition is "the same"."""
     rows: list[tuple[list[str], str, str]] = []
     for entry in entries:
         if rows and rows[-1][1:] == (entry.help, entry.definition):
             rows[-1][0].append(entry.name)
         else:
             rows.append(([entry.name], entry.help, entry.definition))
-    lines = [f"| {title} | what | definition and source |", "|---|---|---|"]
+    lines = [f"| {title} | summary | definition and source |", "|---|---|---|"]
     last = ""
     for names, help, definition in rows:
         shown = ", ".join(f"`{name}`" for name in names)
@@ -42,7 +42,7 @@ def table(title: str, entries: Iterable[Defined]) -> str:
 
 
 def written(page: str, name: str) -> str:
-    """The text of page `name` with its table made anew."""
+    """The text of page `name` with a new table."""
     title, entries = PAGES[name]
     made = f"{BEGIN}\n{table(title, entries.values())}\n{END}"
     return re.sub(f"{BEGIN}.*?{END}", lambda _: made, page, flags=re.DOTALL)

@@ -21,7 +21,7 @@ def full_run(config: Config, path: pathlib.Path) -> int:
     Raises:
       UserError: see `hybridlm.train.loop.train`.
     """
-    code = train(config, path, watch=live_probes(config))
+    code = train(config, path, callback=live_probes(config))
     hosts.disconnect()
     if code == 0 and hosts.is_first():
         with jax.set_mesh(make_mesh(MeshConfig(), jax.local_devices()[:1])):

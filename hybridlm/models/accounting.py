@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import jax
+
 from hybridlm.errors import ConfigError
 from hybridlm.models.params import Model
 from hybridlm.models.settings import ModelConfig
@@ -15,7 +17,7 @@ class LayerCost:
     """One row of the layer table.
 
     Attributes:
-      name: the mixer's name in the config, or "embedding" / "head".
+      name: the layer as the pattern writes it, or "embedding" / "head".
       mechanism: a short description of the mixer.
       parameters: of this layer, including its norms and feed-forward.
       flops_per_token: of the forward pass; a multiply-add counts 2, and masked-out pairs of causal
@@ -37,14 +39,14 @@ def layer_table(model: Model, seq_len: int) -> list[LayerCost]:
     config = model.config
     embedding = math.prod(model.abstract["embedding"].shape)
     rows = [LayerCost("embedding", "token embedding", embedding, 0.0, (0,) * len(STATE_LENGTHS))]
-    layers = zip(config.layer_mixers(), config.layer_feedforwards())
-    for index, ((name, mixer), feedforward) in enumerate(layers):
+    for index, layer in enumerate(config.layout.layers):
+        mixer, feedforward = config.mixer_of(layer), config.feedforward_of(layer)
         parameters = sum(math.prod(shape) for shape in model.layer_shapes(index).values())
         idle = feedforward.parameters(config.width) - feedforward.active_parameters(config.width)
         flops = mixer.flops_per_token(config.width, seq_len)
         rows.append(
             LayerCost(
-                name,
+                layer.label,
                 mixer.mechanism,
                 parameters,
                 flops + feedforward.flops_per_token(config.width),
@@ -54,7 +56,7 @@ def layer_table(model: Model, seq_len: int) -> list[LayerCost]:
         )
     head = 0 if config.tie_embeddings else embedding
     tied = "head, tied to the embedding" if config.tie_embeddings else "head"
-    norm = config.width
+    norm = sum(math.prod(x.shape) for x in jax.tree.leaves(model.abstract["final_norm"]))
     flops = 2.0 * config.width * config.vocab_size
     rows.append(LayerCost("head", tied, head + norm, flops, (0,) * len(STATE_LENGTHS)))
     return rows

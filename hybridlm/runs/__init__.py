@@ -1,4 +1,4 @@
-"""The folder of a run, what it holds, and the models in it."""
+"""The folder of a run, its files, and the models in it."""
 
 from hybridlm.runs.opened import OpenedModel, open_model, save_model
 

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: asynchronous, whole or absent, opened anywhere.
+"""Checkpoints of a run: saved asynchronously, complete or absent, restored on any devices.
 
 A checkpoint is an Orbax v1 folder `checkpoints/STEP/` of plain arrays. Orbax writes it under
-another name and renames it at the end, so that a killed save leaves nothing that could be loaded.
+another name and renames it at the end, so a killed save leaves no checkpoint that could be loaded.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ class Checkpoints:
     """The checkpoints of one workdir, newest last."""
 
     def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int | None = None):
-        """Opens or makes the folder.
+        """Opens or creates the folder.
 
         Args:
-          keep: how many of the newest checkpoints stay.
-          keep_every: checkpoints at multiples of this stay, too.
+          keep: number of the newest checkpoints to keep.
+          keep_every: also keep checkpoints whose step is a multiple of this.
         """
         policies = [_policies.LatestN(keep)]
         if keep_every:
@@ -43,61 +43,61 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """The newest whole checkpoint's step."""
+        """The step of the newest complete checkpoint; None without one."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
-        """Starts a save and returns; waits first for one that is still under way.
+        """Waits for the previous save, starts this one and returns.
 
-        The arrays are copied before this returns, so the step may then donate them.
+        The arrays are copied before this returns, so the next step may donate them.
 
         Raises:
-          RunError: where it, or the one before, cannot be written.
+          RunError: if this or the previous checkpoint cannot be written.
         """
         with self._writing():
             self._checkpointer.save_async(step, state, custom_metadata=metadata)
 
     def restore(self, abstract: Any) -> Any:
-        """The newest checkpoint, placed as `abstract` says (another mesh than the saver's is fine).
+        """Restores the newest checkpoint with the shardings of `abstract`, on any mesh.
 
         Raises:
-          RunError: where it cannot be read; no older one is taken in its place unasked.
+          RunError: if it cannot be read; an older checkpoint is not used instead.
         """
         step = self.latest_step
         with _readable(self._folder / str(step)):
             return self._checkpointer.load(step, abstract)
 
     def wait(self) -> None:
-        """Returns when no save is under way; raises RunError where one could not be written."""
+        """Waits for the save in progress; raises RunError if it could not be written."""
         with self._writing():
             self._checkpointer.wait()
 
     def close(self) -> None:
-        """As `wait`, and the last call."""
+        """Waits as `wait` does, then releases the checkpointer."""
         with self._writing():
             self._checkpointer.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns what Orbax raises over a full or unwritable disk into a RunError."""
+        """Converts Orbax's exceptions for a full or unwritable disk to a RunError."""
         try:
             yield
         except Exception as error:
             reason = " ".join(str(error).split())
-            # What the disk refuses Orbax's tensors is no OSError.
+            # When a tensor cannot be written, Orbax does not raise an OSError.
             if not isinstance(error, OSError) and "os_error_code" not in reason:
                 raise
             found = steps(self._folder.parent)
             last = f"that of step {found[-1]} is the newest" if found else "there is none yet"
             raise RunError(
-                f"a checkpoint cannot be written to {self._folder} ({reason[-300:]}): {last}; with room"
-                " to write, the same command goes on from there"
+                f"a checkpoint cannot be written to {self._folder} ({reason[-300:]}): {last}; make room,"
+                " and the same command resumes from there"
             ) from error
 
 
 def steps(workdir: pathlib.Path) -> list[int]:
-    """Steps of the whole checkpoints under `workdir`, oldest first."""
+    """Steps of the complete checkpoints under `workdir`, oldest first."""
     folder = workdir / FOLDER
     if not folder.is_dir():
         return []
@@ -105,10 +105,13 @@ def steps(workdir: pathlib.Path) -> list[int]:
 
 
 def load_numpy(workdir: pathlib.Path, step: int | None = None) -> tuple[int, dict[str, Any]]:
-    """(step, state as nested dicts of numpy arrays): needs no devices, mesh or class of the saver.
+    """Loads a checkpoint without devices, a mesh or the classes that saved it.
+
+    Returns:
+      (step, state as nested dicts of numpy arrays).
 
     Raises:
-      RunError: where the run has no such checkpoint.
+      RunError: if the run has no such checkpoint, or it cannot be read.
     """
     found = steps(workdir)
     if not found:
@@ -121,10 +124,10 @@ def load_numpy(workdir: pathlib.Path, step: int | None = None) -> tuple[int, dic
 
 
 def load_tree(path: pathlib.Path) -> dict[str, Any]:
-    """An Orbax folder of arrays as nested dicts of numpy arrays.
+    """Loads an Orbax folder of arrays as nested dicts of numpy arrays.
 
     Raises:
-      RunError: where it cannot be read.
+      RunError: if it cannot be read.
     """
     path = path.absolute()
     with _readable(path):
@@ -135,19 +138,19 @@ def load_tree(path: pathlib.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _readable(path: pathlib.Path) -> Iterator[None]:
-    """Turns whatever Orbax raises over a damaged checkpoint into a RunError that names it."""
+    """Converts Orbax's exceptions for a damaged checkpoint to a RunError with its path."""
     try:
         yield
     except Exception as error:
         reason = " ".join(str(error).split())
         raise RunError(
             f"the checkpoint {path} cannot be read ({reason[:300]}): copy it again, or remove that"
-            " folder to go on from the one before it"
+            " folder to resume from the one before it"
         ) from error
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 of a pytree of arrays: of each, in path order, its path, dtype, shape and bytes."""
+    """SHA-256 of a pytree of arrays: the path, dtype, shape and bytes of each, in path order."""
     named = {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.ascontiguousarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

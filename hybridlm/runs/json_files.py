@@ -1,4 +1,4 @@
-"""JSON files of a run: written whole or not at all, read with one sentence where damaged."""
+"""JSON files of a run: written atomically, read with one error sentence if damaged."""
 
 import json
 import pathlib
@@ -8,7 +8,7 @@ from hybridlm.errors import RunError
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file at once or not at all."""
+    """Writes a JSON file atomically."""
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     draft.replace(path)
@@ -18,7 +18,7 @@ def read_json(path: pathlib.Path) -> Any:
     """The value in a JSON file of a run.
 
     Raises:
-      RunError: where it is no JSON.
+      RunError: if it is not valid JSON.
     """
     try:
         return json.loads(path.read_bytes())

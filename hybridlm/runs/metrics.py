@@ -1,8 +1,8 @@
-"""Where a run's figures go: `metrics.jsonl`, TensorBoard, and on request Weights & Biases.
+"""Writes a run's metrics to `metrics.jsonl`, TensorBoard and, optionally, Weights & Biases.
 
-`metrics.jsonl` is the record: one JSON object a line with `kind` ("train", "eval", "run") and
-`step`. On resume it is cut back to the checkpoint's step, and what follows is computed again, so
-that a killed run ends with the same lines as an uninterrupted one (clock readings aside).
+`metrics.jsonl` is the complete record: one JSON object per line with `kind` ("train", "eval",
+"run", "sample") and `step`. On resume, records after the checkpoint's step are dropped and computed
+again, so a killed run ends with the same lines as an uninterrupted one, except for times.
 """
 
 import json
@@ -18,7 +18,7 @@ FILE = "metrics.jsonl"
 
 
 class Writer(Protocol):
-    """Takes records; `flush` returns when they are safe."""
+    """Writes records; after `flush` they are stored."""
 
     def write(self, record: Record) -> None: ...
 
@@ -28,7 +28,7 @@ class Writer(Protocol):
 
 
 class JsonlWriter:
-    """Appends records to a file; a line is written whole or, by a kill, cut off at the end."""
+    """Appends records to a file; a kill can truncate the last line only."""
 
     def __init__(self, path: pathlib.Path):
         self._file = path.open("a", encoding="utf-8")
@@ -47,7 +47,7 @@ class JsonlWriter:
 
 
 class TensorBoardWriter:
-    """Scalars of each record as `kind/name`."""
+    """Writes the scalars of each record as `kind/name`."""
 
     def __init__(self, folder: pathlib.Path, resume_step: int):
         from tensorboardX import SummaryWriter
@@ -57,7 +57,7 @@ class TensorBoardWriter:
 
     def write(self, record: Record) -> None:
         for name, value in record.items():
-            # TensorBoard draws no NaN, and complains of it; metrics.jsonl has it.
+            # TensorBoard warns of NaN and does not plot it; metrics.jsonl has it.
             if isinstance(value, int | float) and name != "step" and math.isfinite(value):
                 self._writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
@@ -69,7 +69,7 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """Scalars of each record as `kind/name`, to the Weights & Biases project named."""
+    """Writes the scalars of each record as `kind/name` to a Weights & Biases project."""
 
     def __init__(self, project: str, workdir: pathlib.Path, config: dict[str, Any]):
         try:
@@ -92,7 +92,7 @@ class WandbWriter:
 
 
 class Writers:
-    """Several writers as one."""
+    """Passes each record to several writers."""
 
     def __init__(self, writers: list[Writer]):
         self._writers = writers
@@ -111,19 +111,19 @@ class Writers:
 
 
 def read(path: pathlib.Path) -> list[Record]:
-    """The records of `metrics.jsonl`; a last line that a kill cut off is left out.
+    """The records of `metrics.jsonl`, without a truncated last line; empty without a file.
 
     Raises:
-      RunError: for a line that is no JSON.
+      RunError: for a line that is not a JSON record.
     """
     if not path.exists():
         return []
-    *whole, _ = path.read_bytes().split(b"\n")  # the last is empty, or a line without its end
+    *whole, _ = path.read_bytes().split(b"\n")  # the last is empty or truncated
     records = []
     for number, line in enumerate(whole, start=1):
         try:
             record = json.loads(line)
-            record["kind"], record["step"]  # every reader asks for them
+            record["kind"], record["step"]  # every reader uses them
             records.append(record)
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise RunError(
@@ -133,7 +133,7 @@ def read(path: pathlib.Path) -> list[Record]:
 
 
 def cut_back(path: pathlib.Path, step: int) -> None:
-    """Drops the records after `step`, at once or not at all; step 0 drops them all."""
+    """Drops the records after `step`, atomically; step 0 drops all of them."""
     if not path.exists():
         return
     kept = [record for record in read(path) if record["step"] <= step] if step else []
@@ -146,7 +146,7 @@ def cut_back(path: pathlib.Path, step: int) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: non-finite numbers become their names."""
+    """Replaces non-finite numbers by their names, as JSON has none."""
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     if isinstance(value, dict):

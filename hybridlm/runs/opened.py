@@ -1,7 +1,7 @@
-"""A model that is opened from disk: out of a run, or out of a model folder without a run.
+"""Opens a model from a run, or from a model folder without a run.
 
-A model folder holds `model.json` (settings of the model, tokenizer, where it came from), the
-parameters as the Orbax folder `params/`, and the tokenizer's file, if it has one.
+A model folder holds `model.json` (settings of the model, its tokenizer, and its source), the
+parameters as the Orbax folder `params/`, and the tokenizer's file, if there is one.
 """
 
 import dataclasses
@@ -33,16 +33,16 @@ MODEL, PARAMS = "model.json", "params"
 
 @dataclasses.dataclass(frozen=True)
 class OpenedModel:
-    """A model with its parameters, as evaluations, probes, generation and notebooks take it.
+    """A model with its parameters, for evaluations, probes, generation and notebooks.
 
     Attributes:
       path: the run or model folder.
-      model: its graph and settings (`model.config`); the vocabulary size is filled in.
-      params: nested dict of numpy arrays, float32 (`Model.bind` makes a module of them).
-      tokenizer: of the text that it was trained on.
-      step: of the checkpoint; None in a model folder that names none.
-      settings: the plain settings found there: a run's `config.json`, or `model.json`.
-      data: what the run read, None in a model folder.
+      model: its graph and settings (`model.config`), with the vocabulary size filled in.
+      params: nested dict of numpy arrays, float32; `Model.bind` makes a module of them.
+      tokenizer: the one that the model was trained with.
+      step: of the checkpoint; None in a model folder that does not name one.
+      settings: the contents of a run's `config.json`, or of `model.json`.
+      data: settings of the run's data; None in a model folder.
     """
 
     path: pathlib.Path
@@ -60,20 +60,20 @@ class OpenedModel:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of activations, as it was trained: `train.dtype` on the devices at hand."""
+        """Of activations in training: `train.dtype` on the attached devices."""
         return compute_dtype(self.settings.get("train", {}).get("dtype", "float32"))
 
     @property
     def seed(self) -> int:
-        """The run's, which splits its documents into training and held-out ones."""
+        """The run's seed, which splits its documents into training and held-out ones."""
         return self.settings.get("seed", 0)
 
     @property
     def length(self) -> int:
-        """Tokens of a sequence in training.
+        """Tokens per sequence in training.
 
         Raises:
-          RunError: where the model folder does not say.
+          RunError: if the model folder does not state it.
         """
         length = self.data.seq_len if self.data else self.settings.get("length")
         if length is None:
@@ -81,10 +81,10 @@ class OpenedModel:
         return length
 
     def training_data(self) -> DataConfig:
-        """The settings of the data that the run read.
+        """The settings of the run's data.
 
         Raises:
-          RunError: for a model folder, which names none.
+          RunError: for a model folder, which has none.
         """
         if self.data is None:
             raise RunError(f"{self.path} is a model folder without a run: it names no data")
@@ -97,12 +97,12 @@ class OpenedModel:
 
         Args:
           tokens_BT: int, ids of the model's vocabulary.
-          segment_ids_BT: int; 0 is padding, a change of id a document boundary, where positions
-            start again at 0. None is one document a row.
+          segment_ids_BT: int; 0 is padding. The id changes at a document boundary, where positions
+            restart at 0. None means one document per row.
           dtype: of activations and matrix products.
 
         Raises:
-          ValueError: for shapes that do not agree, or ids outside the vocabulary.
+          ValueError: for shapes that differ, or ids outside the vocabulary.
         """
         tokens_BT = np.asarray(tokens_BT)
         ids_BT = np.ones_like(tokens_BT) if segment_ids_BT is None else np.asarray(segment_ids_BT)
@@ -112,14 +112,14 @@ class OpenedModel:
 
 
 def open_model(path: pathlib.Path | str, step: int | None = None) -> OpenedModel:
-    """Opens the model of a run, or of a model folder; needs no device, mesh or class of the writer.
+    """Opens the model of a run or of a model folder, without the devices or mesh that saved it.
 
     Args:
       path: a workdir of `hybridlm train`, or a folder that `save_model` wrote.
       step: of the run's checkpoint; None is the newest.
 
     Raises:
-      RunError: where there is no such run, model or checkpoint, or the tokenizer is another one.
+      RunError: if there is no such run, model or checkpoint, or the tokenizer has changed.
     """
     path = pathlib.Path(path)
     if (path / CONFIG).is_file():
@@ -130,10 +130,10 @@ def open_model(path: pathlib.Path | str, step: int | None = None) -> OpenedModel
 
 
 def save_model(opened: OpenedModel, path: pathlib.Path | str) -> None:
-    """Writes a model folder: settings, parameters, tokenizer and where they came from.
+    """Writes a model folder: settings, parameters, the tokenizer, and the run they are from.
 
     Raises:
-      RunError: where `path` is there already and is not empty, or cannot be written.
+      RunError: if `path` is not empty, or cannot be written.
     """
     path = pathlib.Path(path)
     try:
@@ -156,7 +156,7 @@ def save_model(opened: OpenedModel, path: pathlib.Path | str) -> None:
         "length": opened.data.seq_len if opened.data else opened.settings.get("length"),
         "from": {"path": str(opened.path), "step": opened.step},
     }
-    write_json(path / MODEL, settings)  # last: without it the folder is no model
+    write_json(path / MODEL, settings)  # last: a folder without it is not a model
 
 
 def _open_run(path: pathlib.Path, step: int | None) -> OpenedModel:
@@ -190,7 +190,7 @@ def _open_folder(path: pathlib.Path, step: int | None) -> OpenedModel:
 
 
 def _read(cls: type, settings: Any, key: str, file: pathlib.Path) -> Any:
-    """One part of the settings in a file, as the dataclass that owns it."""
+    """Reads `settings[key]` of a file as the dataclass `cls`."""
     if not isinstance(settings, dict) or key not in settings:
         raise RunError(f"{file} is damaged: it has no {key}")
     try:
@@ -236,7 +236,7 @@ def _check_tokenizer(
 
 
 def _copy_tokenizer(file: pathlib.Path, folder: pathlib.Path) -> None:
-    """The tokenizer's file, and the one beside it that names its special tokens."""
+    """Copies the tokenizer's file, and the file beside it that names its special tokens."""
     shutil.copyfile(file, folder / file.name)
     beside = file.with_name("tokenizer_config.json")
     if beside.is_file():

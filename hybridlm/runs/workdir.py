@@ -1,4 +1,4 @@
-"""The folder of a run: who may write to it, and the files that say what the run is."""
+"""The folder of a run: its lock, and the files that describe the run."""
 
 import dataclasses
 import fcntl
@@ -22,13 +22,13 @@ CONFIG, ENVIRONMENT, REPORT = "config.json", "environment.json", "report.html"
 
 
 class RunSettings(NamedTuple):
-    """The settings of a run, as its folder is held to them.
+    """The settings of a run, which must match its folder's `config.json` on resume.
 
     Attributes:
-      settings: plain and nested, as `config.json` holds them.
-      free: beginnings of the dotted keys that may change when the run goes on.
-      complete: settings of an older `config.json` -> the same with today's keys, those that are
-        newer than the run at their defaults.
+      settings: plain and nested, as in `config.json`.
+      free: prefixes of the dotted keys that may change on resume.
+      complete: adds to the settings of an older `config.json` the keys that are newer than the
+        run, with their defaults.
     """
 
     settings: Settings
@@ -38,29 +38,31 @@ class RunSettings(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """An opened, locked workdir; `close` gives it up (as does the end of the process)."""
+    """An opened, locked workdir; `close` or the end of the process unlocks it."""
 
     path: pathlib.Path
     lock: Any
 
     @classmethod
     def follow(cls, path: pathlib.Path, run: RunSettings) -> "Workdir":
-        """The folder of a run that another host has opened and writes to; see `open`.
+        """Opens the folder without a lock, on a host that does not write to it; see `open`.
 
         Raises:
-          RunError: where the run there has other settings, or the folder is not shared.
+          RunError: if the run in it has other settings, or the folder is not shared.
         """
         if not path.is_dir():
-            raise RunError(f"--workdir {path} is not there: all hosts need the same, shared folder")
+            raise RunError(
+                f"--workdir {path} does not exist: all hosts need the same, shared folder"
+            )
         check_same_run(path, run)
         return cls(path, None)
 
     @classmethod
     def open(cls, path: os.PathLike[str] | str, run: RunSettings) -> "Workdir":
-        """Locks the folder, and holds a run found there to the settings it was started with.
+        """Locks the folder, and checks that a run in it has the same settings.
 
         Raises:
-          RunError: where another process trains there, or the run there has other settings.
+          RunError: if another process trains in it, or the run in it has other settings.
         """
         path = pathlib.Path(path)
         if path.exists() and not path.is_dir():
@@ -78,7 +80,7 @@ class Workdir:
         return cls(path, lock)
 
     def begin(self, settings: Settings) -> None:
-        """Writes `config.json`; until then a start that failed leaves no claim on the folder."""
+        """Writes `config.json`: before this, a failed start leaves the folder free for other runs."""
         write_json(self.path / CONFIG, settings)
 
     def close(self) -> None:
@@ -87,10 +89,10 @@ class Workdir:
 
 
 def check_same_run(path: pathlib.Path, run: RunSettings) -> None:
-    """Holds a run that lies in `path`, if one does, to the settings of `run`.
+    """Checks that the run in `path`, if there is one, has the settings of `run`.
 
     Raises:
-      RunError: where it has other settings, naming the keys that differ.
+      RunError: if settings differ; it names the keys.
     """
     if not (path / CONFIG).exists():
         return
@@ -107,7 +109,7 @@ def check_same_run(path: pathlib.Path, run: RunSettings) -> None:
 
 
 def record_environment(path: pathlib.Path, devices: list[Any]) -> dict[str, Any]:
-    """Writes what it takes to run this again; an earlier session's is kept under `sessions`."""
+    """Writes what is needed to repeat the run; `sessions` keeps the times of earlier starts."""
     environment = {
         "command": shlex.join(["hybridlm", *sys.argv[1:]]),
         "folder": pathlib.Path.cwd().name,

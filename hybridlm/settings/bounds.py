@@ -1,8 +1,9 @@
 """Bounds of settings, declared in their types: `Annotated[int, AtLeast(1)]`, or `PositiveInt`.
 
 `@settings` makes a class a frozen dataclass that checks these bounds whenever an instance is
-created, from a config or in Python. The documentation is generated from them, too. A bound annotates
-a plain type X, alone or in `X | None` (None is always allowed), `tuple[X, ...]` or `dict[str, X]`.
+created, from a config or in Python. The documentation is generated from them, too. A bound
+annotates a plain type X, alone or in `X | None` (None is always allowed), `tuple[X, ...]` or
+`dict[str, X]`.
 """
 
 import abc

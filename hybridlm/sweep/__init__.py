@@ -1,20 +1,20 @@
-"""Sweeps: from a recipe's `sweep()` to named runs, what each would cost, and how far each is.
+"""Sweeps: the named runs of a recipe's `sweep()`, their costs and their progress.
 
-Who starts the runs is not known here: that is the business of the top-level package `launch`.
+The top-level package `launch` starts the runs.
 """
 
-from hybridlm.sweep.expand import Run, Sweep, expand
-from hybridlm.sweep.plan import Planned, describe, plan, record
-from hybridlm.sweep.progress import RunProgress, progress
+from hybridlm.sweep.expand import Sweep, SweepRun, expand
+from hybridlm.sweep.plan import PlannedRun, cost_table, plan_runs, write_record
+from hybridlm.sweep.progress import RunProgress, run_progress
 
 __all__ = [
-    "Planned",
-    "Run",
+    "PlannedRun",
     "RunProgress",
     "Sweep",
-    "describe",
+    "SweepRun",
+    "cost_table",
     "expand",
-    "plan",
-    "progress",
-    "record",
+    "plan_runs",
+    "run_progress",
+    "write_record",
 ]

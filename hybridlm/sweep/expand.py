@@ -1,4 +1,4 @@
-"""From a recipe and its `sweep()` to runs: each validated, named, and none of them twice."""
+"""Expands a recipe's `sweep()` to runs: validates and names each, and drops duplicates."""
 
 import dataclasses
 import json
@@ -13,20 +13,20 @@ from hybridlm.sweep.names import run_name
 from hybridlm.train.setup import resolve
 
 Pairs = tuple[tuple[str, str], ...]
-ABSENT = object()  # a key that a config does not have
+ABSENT = object()  # the value of a key that a config does not have
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class SweepRun:
     """One run of a sweep.
 
     Attributes:
-      name: of its folder; a function of what the sweep sets in this run.
-      overrides: (dotted key, text) of all that differs from the recipe, the command line's first:
-        `hybridlm train --config SPEC --config.KEY=TEXT ...` is this run.
-      differences: (dotted key, the recipe's value, this run's) of the resolved configs; `ABSENT`
-        where one of them has no such key.
-      config: resolved, its vocabulary size filled in.
+      name: the name of its folder; depends only on the settings that the sweep gives this run.
+      overrides: (dotted key, text) of the command line's settings, then of the sweep's;
+        `hybridlm train --config SPEC --config.KEY=TEXT ...` trains this run.
+      differences: (dotted key, value in the recipe, value in this run) of the resolved configs;
+        `ABSENT` if one of them does not have the key.
+      config: the resolved config, with its vocabulary size.
     """
 
     name: str
@@ -37,45 +37,45 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """The runs of a recipe's sweep, in its order; `duplicates` were the same as an earlier one."""
+    """The runs of a recipe's sweep, in its order, without `duplicates` equal to earlier runs."""
 
     spec: str
-    runs: tuple[Run, ...]
+    runs: tuple[SweepRun, ...]
     duplicates: int
 
 
 def expand(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Sweep:
-    """Reads every run that `sweep()` of recipe `spec` yields.
+    """Reads all runs that `sweep()` of recipe `spec` yields.
 
     Args:
       spec: "file.py" or "file.py:argument".
       overrides: (dotted key, text) pairs of the command line, for every run.
 
     Raises:
-      UserError: one sentence, which names the run where it is of one run.
+      UserError: if the recipe, the sweep or a run is invalid; one sentence that names the run.
     """
     yielded = configs.sweep(spec)
     base = _resolved(configs.load(spec, overrides))
-    runs: dict[str, Run] = {}
+    runs: dict[str, SweepRun] = {}
     seen: set[str] = set()
     for number, settings in enumerate(yielded, start=1):
         try:
-            _check_free(overrides, settings)
+            _check_no_conflict(overrides, settings)
             pairs = (*overrides, *settings.items())
             config, _ = resolve(configs.load(spec, pairs))
         except UserError as error:
-            said = " ".join(f"{key}={value}" for key, value in settings.items()) or "no override"
-            raise type(error)(f"run {number} of sweep() of {spec} ({said}): {error}") from None
+            text = " ".join(f"{key}={value}" for key, value in settings.items()) or "no override"
+            raise type(error)(f"run {number} of sweep() of {spec} ({text}): {error}") from None
         new = flat(to_dict(config))
         content = json.dumps(new, sort_keys=True)
         if content in seen:
             continue
         seen.add(content)
-        run = Run(_name(settings, new), pairs, _differences(base, new), config)
+        run = SweepRun(_name(settings, new), pairs, _differences(base, new), config)
         if run.name in runs:
             raise ConfigError(
-                f"run {number} of sweep() of {spec} would be named {run.name!r}, as an earlier one"
-                " that differs from it is: set the same keys in both"
+                f"run {number} of sweep() of {spec} has the name {run.name!r} of an earlier run"
+                " with other settings: set the same keys in both"
             )
         runs[run.name] = run
     return Sweep(spec, tuple(runs.values()), len(yielded) - len(runs))
@@ -85,8 +85,8 @@ def _resolved(config: Config) -> dict[str, Any]:
     return flat(to_dict(resolve(config)[0]))
 
 
-def _check_free(overrides: Sequence[tuple[str, str]], settings: Mapping[str, str]) -> None:
-    """The sweep would silently win over the command line."""
+def _check_no_conflict(overrides: Sequence[tuple[str, str]], settings: Mapping[str, str]) -> None:
+    """Refuses a command-line setting that the sweep would silently override."""
     for key, _ in overrides:
         for swept in settings:
             if key == swept or key.startswith(f"{swept}."):
@@ -94,11 +94,11 @@ def _check_free(overrides: Sequence[tuple[str, str]], settings: Mapping[str, str
 
 
 def _name(settings: Mapping[str, str], resolved: Mapping[str, Any]) -> str:
-    """Named by what the run sets, as it was resolved: lr 1 and 1.0 are one name."""
-    said: dict[str, Any] = {}
+    """The name by the resolved settings of the run: lr 1 and 1.0 give the same name."""
+    given: dict[str, Any] = {}
     for key, text in settings.items():
-        said |= flat(literal(text), key)
-    return run_name({key: resolved.get(key, value) for key, value in said.items()})
+        given |= flat(literal(text), key)
+    return run_name({key: resolved.get(key, value) for key, value in given.items()})
 
 
 def _differences(

@@ -1,7 +1,7 @@
-"""Names of runs, which are names of folders: readable, and a function of a run's settings alone.
+"""Names of runs and of their folders: readable, and determined by the run's settings alone.
 
-The name does not depend on the other runs, nor on their order, so that a sweep which grows keeps
-the names, and so the workdirs, of the runs it had.
+The name does not depend on the other runs or their order, so that the names and workdirs of
+existing runs do not change when runs are added to a sweep.
 """
 
 import hashlib
@@ -10,54 +10,54 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Sections whose keys go without the section: no two of them have a key in common (a test says so).
-_UNSAID = re.compile(r"^(model\.mixers|model|data|train|optimizer)\.")
-_SPOKEN = {" ": "+", "*": "@"}  # of patterns; neither is special to a shell or a bucket
-_LONGEST = 120
+# Names omit these sections; no two of them have a key in common, which a test checks.
+_OMITTED_SECTIONS = re.compile(r"^(model\.mixers|model|data|train|optimizer)\.")
+_REPLACEMENTS = {" ": "+", "*": "@"}  # for patterns; shells and buckets accept + and @
+_MAX_LENGTH = 120
 
 
 def short_key(key: str) -> str:
-    """`key` as tables and names show it: "optimizer.lr" is "lr"."""
-    return _UNSAID.sub("", key)
+    """`key` without its section, for tables and names: "optimizer.lr" becomes "lr"."""
+    return _OMITTED_SECTIONS.sub("", key)
 
 
 def run_name(settings: Mapping[str, Any]) -> str:
     """The name of the run that sets `settings` (dotted key -> resolved value).
 
-    "lr=0.001,swa.window=64"; "base" where nothing is set. Where a value cannot be told from the
-    text that stands for it, or the name would be long, a hash of the settings ends the name.
+    For example "lr=0.001,swa.window=64", or "base" without settings. The name ends with a hash of
+    the settings if a value's text is ambiguous or the name would be too long.
     """
     if not settings:
         return "base"
     exact, parts = True, []
     for key, value in sorted(settings.items()):
-        written, kept = _spoken(value)
+        written, kept = _value_text(value)
         exact &= kept
         parts.append(f"{short_key(key)}={written}")
     name = ",".join(parts)
-    if not exact or len(name) > _LONGEST:
+    if not exact or len(name) > _MAX_LENGTH:
         content = json.dumps(sorted(settings.items())).encode()
-        name = f"{name[: _LONGEST - 9]}-{hashlib.sha256(content).hexdigest()[:8]}"
+        name = f"{name[: _MAX_LENGTH - 9]}-{hashlib.sha256(content).hexdigest()[:8]}"
     return name
 
 
-def label(name: str, longest: int) -> str:
-    """`name` as a DNS label, for systems that take no other: lower case, digits, hyphens.
+def dns_label(name: str, max_length: int) -> str:
+    """`name` as a DNS label (lower case, digits, hyphens), for systems that require one.
 
-    Ends with a hash of `name`, so that two names have two labels.
+    It ends with a hash of `name`, so that different names have different labels.
     """
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"
     if not plain[0].isalpha():
         plain = f"r-{plain}"
-    return f"{plain[: longest - 9].strip('-')}-{digest}"
+    return f"{plain[: max_length - 9].strip('-')}-{digest}"
 
 
-def _spoken(value: Any) -> tuple[str, bool]:
-    """What stands for a value in a name, and whether no other value is written so."""
+def _value_text(value: Any) -> tuple[str, bool]:
+    """The text of a value in a name, and whether that text is unambiguous."""
     if not isinstance(value, str):
         written = re.sub(r"[^A-Za-z0-9.+-]+", "+", str(value)).strip("+")
         return written, not isinstance(value, list | dict)
     exact = re.fullmatch(r"[A-Za-z0-9_. *-]+", value) is not None
-    written = "".join(_SPOKEN.get(c, c) for c in value)
+    written = "".join(_REPLACEMENTS.get(c, c) for c in value)
     return re.sub(r"[^A-Za-z0-9_.+@-]+", "-", written), exact

@@ -1,4 +1,4 @@
-"""What a sweep would run and cost, before anything of it is started."""
+"""The costs and progress of a sweep's runs, known before any run starts."""
 
 import dataclasses
 import json
@@ -11,18 +11,18 @@ from hybridlm.errors import RunError, UserError
 from hybridlm.models.accounting import train_flops_per_token
 from hybridlm.models.params import Model
 from hybridlm.runs.json_files import write_json
-from hybridlm.sweep.expand import ABSENT, Run, Sweep
-from hybridlm.sweep.progress import RunProgress, progress
+from hybridlm.sweep.expand import ABSENT, Sweep, SweepRun
+from hybridlm.sweep.progress import RunProgress, run_progress
 
 RECORD = "sweep.json"
-_SHOWN = 6  # differences of a run, in a table
+_MAX_DIFFERENCES = 6  # differences of a run that a table shows
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
-    """A run, what it costs in all, and how far it is."""
+class PlannedRun:
+    """A run with its workdir, total cost and progress."""
 
-    run: Run
+    run: SweepRun
     workdir: pathlib.Path
     parameters: int
     tokens: int
@@ -34,15 +34,15 @@ class Planned:
         return self.progress.state == "finished"
 
 
-def plan(sweep: Sweep, root: pathlib.Path) -> list[Planned]:
-    """Counts every run of `sweep`, whose workdirs lie under `root`; touches no device.
+def plan_runs(sweep: Sweep, root: pathlib.Path) -> list[PlannedRun]:
+    """The cost and progress of each run of `sweep`, with workdirs in `root`; uses no device.
 
     Raises:
-      RunError: where a workdir holds a run of another config.
+      RunError: if a workdir holds a run of another config.
     """
     if root.exists() and not root.is_dir():
         raise RunError(f"--root {root} is a file: name a folder")
-    costs: dict[str, tuple[int, float]] = {}  # many runs of a sweep have one model
+    costs: dict[str, tuple[int, float]] = {}  # runs of a sweep often share a model
     planned = []
     for run in sweep.runs:
         config = run.config
@@ -53,18 +53,18 @@ def plan(sweep: Sweep, root: pathlib.Path) -> list[Planned]:
         parameters, flops_per_token = costs[key]
         tokens = config.tokens_per_step * config.train.steps
         try:
-            reached = progress(root / run.name, config)
+            reached = run_progress(root / run.name, config)
         except RunError as error:
-            said = str(error).replace("another --workdir", "another --root")
-            raise RunError(f"run {run.name}: {said}") from None
+            message = str(error).replace("another --workdir", "another --root")
+            raise RunError(f"run {run.name}: {message}") from None
         planned.append(
-            Planned(run, root / run.name, parameters, tokens, flops_per_token * tokens, reached)
+            PlannedRun(run, root / run.name, parameters, tokens, flops_per_token * tokens, reached)
         )
     return planned
 
 
-def describe(sweep: Sweep, planned: Sequence[Planned]) -> str:
-    """A table for a terminal: what each run is, costs and differs in, and the total."""
+def cost_table(sweep: Sweep, planned: Sequence[PlannedRun]) -> str:
+    """A table of the state, cost and differences of each run, and the total, for a terminal."""
     head = f"{sweep.spec}: {_count(len(planned), 'run')}"
     if sweep.duplicates:
         head += f" ({_count(sweep.duplicates, 'duplicate')} left out)"
@@ -72,23 +72,24 @@ def describe(sweep: Sweep, planned: Sequence[Planned]) -> str:
     for p in planned:
         costs = (f"{p.parameters:,}", f"{p.tokens:,}", f"{p.flops:.3g}")
         rows.append((p.run.name, _state(p), *costs, differences(p.run)))
-    left = [p for p in planned if not p.finished]
-    for name, group in (("total", planned), ("of it to run", left)):
-        if name == "total" or 0 < len(left) < len(planned):
+    unfinished = [p for p in planned if not p.finished]
+    for name, group in (("total", planned), ("to run", unfinished)):
+        if name == "total" or 0 < len(unfinished) < len(planned):
             tokens, flops = sum(p.tokens for p in group), sum(p.flops for p in group)
             rows.append((name, _count(len(group), "run"), "", f"{tokens:,}", f"{flops:.3g}", ""))
-    return head + "\n\n" + aligned(rows, right=(2, 3, 4))
+    return head + "\n\n" + align_columns(rows, right=(2, 3, 4))
 
 
-def differences(run: Run) -> str:
-    """ "optimizer.lr 0.003 -> 0.001; ..." of a run."""
-    said = [f"{key} {_value(old)} -> {_value(new)}" for key, old, new in run.differences]
-    more = f" and {len(said) - _SHOWN} more" if len(said) > _SHOWN else ""
-    return "; ".join(said[:_SHOWN]) + more or "nothing"
+def differences(run: SweepRun) -> str:
+    """The differences of a run as text, e.g. "optimizer.lr 0.003 -> 0.001; ..."."""
+    texts = [f"{key} {_value(old)} -> {_value(new)}" for key, old, new in run.differences]
+    rest = len(texts) - _MAX_DIFFERENCES
+    more = f" and {rest} more" if rest > 0 else ""
+    return "; ".join(texts[:_MAX_DIFFERENCES]) + more or "nothing"
 
 
-def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Rows of equal length as a table; columns numbered in `right` are flushed right."""
+def align_columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Rows of equal length as a table; aligns the columns numbered in `right` to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
     for row in rows:
@@ -100,11 +101,11 @@ def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     return "\n".join(lines)
 
 
-def record(sweep: Sweep, planned: Sequence[Planned], root: pathlib.Path) -> None:
-    """Writes `sweep.json` into `root`: what each run sets and costs, for whoever reads the runs.
+def write_record(sweep: Sweep, planned: Sequence[PlannedRun], root: pathlib.Path) -> None:
+    """Writes `sweep.json` into `root`: the settings and costs of each run.
 
     Raises:
-      UserError: where `root` cannot be written.
+      UserError: if `root` cannot be written.
     """
     runs = {
         p.run.name: {
@@ -123,7 +124,7 @@ def record(sweep: Sweep, planned: Sequence[Planned], root: pathlib.Path) -> None
         raise UserError(f"--root {root} cannot be written: {error.strerror}") from None
 
 
-def _state(planned: Planned) -> str:
+def _state(planned: PlannedRun) -> str:
     reached = planned.progress
     if reached.state == "new":
         return "new"

@@ -1,4 +1,4 @@
-"""How far the run in a workdir is, read from its files while it may be running."""
+"""The progress of the run in a workdir, read from its files; the run may be active."""
 
 import dataclasses
 import json
@@ -10,18 +10,18 @@ from hybridlm.runs import checkpoint, metrics
 from hybridlm.runs.workdir import CONFIG, REPORT, check_same_run
 from hybridlm.train.settings import Config, run_settings
 
-_TAIL = 1 << 16  # bytes that hold the newest records of any run
+_TAIL = 1 << 16  # bytes at the end of a record file that contain the newest records
 
 
 @dataclasses.dataclass(frozen=True)
 class RunProgress:
-    """What a workdir says of its run.
+    """The progress of a run.
 
     Attributes:
-      state: "new" (nothing was trained), "unfinished" or "finished" (report included).
-      step: the newest step on record, 0 for none.
-      loss: the newest training loss in nats, None before the first.
-      heldout: the newest held-out loss in nats, None before the first.
+      state: "new" (no step was trained), "unfinished" or "finished" (with report).
+      step: the newest recorded step, 0 for none.
+      loss: the newest training loss in nats, None if there is none yet.
+      heldout: the newest held-out loss in nats, None if there is none yet.
     """
 
     state: Literal["new", "unfinished", "finished"]
@@ -30,23 +30,23 @@ class RunProgress:
     heldout: float | None = None
 
 
-def progress(workdir: pathlib.Path, config: Config) -> RunProgress:
-    """How far the run of `config` in `workdir` is.
+def run_progress(workdir: pathlib.Path, config: Config) -> RunProgress:
+    """The progress of the run of `config` in `workdir`.
 
     Raises:
-      RunError: where another config's run lies there.
+      RunError: if `workdir` holds a run of another config.
     """
     if not (workdir / CONFIG).exists():
         return RunProgress("new")
     check_same_run(workdir, run_settings(config))
-    found = newest(workdir)
+    progress = newest_progress(workdir)
     saved = checkpoint.steps(workdir)
-    whole = bool(saved) and saved[-1] >= config.train.steps and (workdir / REPORT).exists()
-    return dataclasses.replace(found, state="finished" if whole else "unfinished")
+    finished = bool(saved) and saved[-1] >= config.train.steps and (workdir / REPORT).exists()
+    return dataclasses.replace(progress, state="finished" if finished else "unfinished")
 
 
-def newest(workdir: pathlib.Path) -> RunProgress:
-    """Step and losses of the newest records: a glance, which a run being written stands."""
+def newest_progress(workdir: pathlib.Path) -> RunProgress:
+    """Step and losses of the newest records; safe while the run writes them."""
     latest: dict[str, dict[str, Any]] = {}
     for record in _tail(workdir / metrics.FILE):
         latest[record.get("kind")] = record
@@ -60,7 +60,7 @@ def newest(workdir: pathlib.Path) -> RunProgress:
 
 
 def _tail(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The newest whole records of a file of JSON lines, oldest first."""
+    """The newest complete records of a JSON Lines file, oldest first."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -73,10 +73,10 @@ def _tail(path: pathlib.Path) -> list[dict[str, Any]]:
         try:
             records.append(json.loads(line))
         except ValueError:
-            continue  # a glance is no place to complain: the run's own start will
+            continue  # the run itself reports a damaged line when it starts
     return [record for record in records if isinstance(record, dict)]
 
 
 def _number(value: Any) -> float | None:
-    """A loss of the record; "nan" and "inf" are text there."""
+    """A recorded loss; the record stores "nan" and "inf" as text."""
     return None if value is None else float(value)

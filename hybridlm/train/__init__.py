@@ -1,1 +1,1 @@
-"""The trainer: state, step, loop, checkpoints, metrics."""
+"""Training: the state, the step, the loop, its checkpoints and metrics."""

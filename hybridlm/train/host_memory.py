@@ -1,9 +1,9 @@
-"""Keeping the host's large buffers mapped between steps, in huge pages.
+"""Keeps the host's large buffers mapped between steps, in huge pages.
 
-XLA on a CPU takes its temporary memory from malloc once a step, and glibc gives so large a block
-back to the system each time: the next step then waits for the kernel to clear it, page by page.
-On two cores that was an eighth of the time of a training step with 1.5 GB of temporaries; pages of
-2 MB in place of 4 kB, which spare the address translation, were worth another fifth.
+On a CPU, XLA allocates its temporary memory with malloc in each step. glibc returns so large a
+block to the system, and the next step waits while the kernel zeroes it page by page. On two cores
+this took an eighth of the time of a step with 1.5 GB of temporaries. Pages of 2 MB instead of 4 kB
+need fewer address translations and saved another fifth.
 """
 
 import ctypes
@@ -16,9 +16,9 @@ HUGE_PAGE = 2**21
 
 
 def keep_large_buffers() -> bool:
-    """Tells glibc to keep what it once had; True where that worked, False on other systems.
+    """Tells glibc to keep freed memory; True if that worked, False on other systems.
 
-    Threads that have allocated before go on as they were: call it before they do.
+    It has no effect on threads that have allocated already: call it before they do.
     """
     libc = _glibc()
     if libc is None:
@@ -28,9 +28,9 @@ def keep_large_buffers() -> bool:
 
 
 def reserve_huge_pages(size: int) -> bool:
-    """Has the next `size` bytes of the heap in huge pages, once they are used.
+    """Marks the next `size` bytes of the heap for huge pages.
 
-    Takes address space, no memory. True where that worked; nothing but speed depends on it.
+    It takes address space but no memory. True if that worked; only speed depends on it.
     """
     libc = _glibc()
     if libc is None:
@@ -38,7 +38,7 @@ def reserve_huge_pages(size: int) -> bool:
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    block = libc.malloc(size)  # at the heap's end, where it stays when it is freed
+    block = libc.malloc(size)  # at the heap's end; it stays there after free
     if not block:
         return False
     first, last = -(-block // HUGE_PAGE) * HUGE_PAGE, (block + size) // HUGE_PAGE * HUGE_PAGE
@@ -48,7 +48,7 @@ def reserve_huge_pages(size: int) -> bool:
 
 
 def _glibc():
-    """The C library, or None where it is another one."""
+    """glibc, or None with another C library."""
     try:
         libc = ctypes.CDLL("libc.so.6") if sys.platform == "linux" else None
         return libc if hasattr(libc, "mallopt") else None

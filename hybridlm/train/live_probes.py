@@ -18,18 +18,18 @@ from hybridlm.probes.settings import ProbesConfig
 from hybridlm.probes.table import FILE, Table
 from hybridlm.runs import metrics
 from hybridlm.train import setup
-from hybridlm.train.loop import NoWatch, Watch
+from hybridlm.train.loop import Callback, NoCallback
 from hybridlm.train.settings import Config
 
 
-def live_probes(config: Config) -> Watch:
+def live_probes(config: Config) -> Callback:
     """What `config.probes` asks for; the prompts are drawn at once, and touch no device.
 
     Raises:
       UserError: where the prompts do not fit.
     """
     if not config.probes.which:
-        return NoWatch()
+        return NoCallback()
     return LiveProbes(config) if jax.process_count() == 1 else FirstHostProbes(config)
 
 
@@ -61,7 +61,7 @@ class LiveProbes:
     def due(self, step: int) -> bool:
         return step % self.settings.interval == 0 or step == self.steps
 
-    def look(self, step: int, params: Params) -> str:
+    def on_step(self, step: int, params: Params) -> str:
         start = time.perf_counter()
         tables = self._tables(step, params)
         for record in (r for found in tables for table in found for r in table.records(step)):
@@ -103,9 +103,9 @@ class FirstHostProbes(LiveProbes):
         if hosts.is_first():
             super().begin(path, step)
 
-    def look(self, step: int, params: Params) -> str:
+    def on_step(self, step: int, params: Params) -> str:
         if hosts.is_first():
-            return super().look(step, params)
+            return super().on_step(step, params)
         _gathered(params)
         return ""
 

@@ -1,4 +1,4 @@
-"""The training loop: build, restore, compile, then step, log the step before, evaluate, save."""
+"""The training loop: build, restore, compile, then step, log the previous step, evaluate, save."""
 
 import contextlib
 import os
@@ -22,63 +22,71 @@ from hybridlm.train.watchdog import Watchdog
 
 
 class TrainingAborted(UserError):
-    """The run cannot go on by itself: too many updates in a row had to be skipped."""
+    """The run has diverged: too many updates in a row were skipped."""
 
     exit_code = 1
 
 
-class Watch(Protocol):
-    """What looks at the parameters while they train, from outside; its time belongs to no step."""
+class Callback(Protocol):
+    """Called after some training steps; its time is not counted in step times."""
 
     def begin(self, path: pathlib.Path, step: int) -> None:
-        """The run in `path` goes on after `step`: what was written of later ones is void."""
+        """Called once, before the first step: the run in `path` starts or resumes after `step`.
+
+        Records of later steps must be dropped; the loop computes them again.
+        """
 
     def due(self, step: int) -> bool:
-        """Whether it wants to look after this step."""
+        """Whether `on_step` is to be called after this step."""
 
-    def look(self, step: int, params: Any) -> str:
-        """Looks, writes what it saw safely, and returns a line to say."""
+    def on_step(self, step: int, params: Any) -> str:
+        """Reads the parameters after `step`, flushes what it writes, and returns a log line."""
 
     def close(self) -> None: ...
 
 
-class NoWatch:
-    """Nobody looks."""
+class NoCallback:
+    """A callback that is never due."""
 
     def begin(self, path: pathlib.Path, step: int) -> None: ...
 
     def due(self, step: int) -> bool:
         return False
 
-    def look(self, step: int, params: Any) -> str:
-        raise RuntimeError("it is never due")
+    def on_step(self, step: int, params: Any) -> str:
+        raise RuntimeError("this callback is never due")
 
     def close(self) -> None: ...
 
 
 def train(
-    config: Config, path: pathlib.Path, progress: Progress | None = None, watch: Watch = NoWatch()
+    config: Config,
+    path: pathlib.Path,
+    progress: Progress | None = None,
+    callback: Callback = NoCallback(),
 ) -> int:
-    """Trains, or goes on training, the run of `config` in `path`.
+    """Starts or resumes the run of `config` in `path`.
 
-    Returns the exit code: 0 when the run is complete, 75 when it was asked to stop and saved.
+    Returns:
+      The exit code: 0 when the run is complete, 75 when a signal stopped it after a save.
 
     Raises:
       UserError: for bad data, a workdir of another run, or a run that diverged.
     """
     if jax.config.jax_platforms == "cpu":
-        host_memory.keep_large_buffers()  # before jax has threads: some would not heed it later
+        host_memory.keep_large_buffers()  # before jax starts threads: running ones ignore it
     config, _ = setup.resolve(config)
     first = hosts.is_first()
     progress = progress or Progress(config.train.steps, None if first else open(os.devnull, "w"))
-    enter = workdir.Workdir.open if first else workdir.Workdir.follow
-    folder = hosts.in_turn("opening the workdir", lambda: enter(path, run_settings(config)))
+    open_workdir = workdir.Workdir.open if first else workdir.Workdir.follow
+    settings = run_settings(config)
+    folder = hosts.in_turn("opening the workdir", lambda: open_workdir(path, settings))
     try:
         with preemption.StopSignal() as stop, Watchdog(config.train.hang_seconds) as watchdog:
-            progress.say("reading the data and compiling the training step")
+            progress.print("reading the data and compiling the training step")
             trainer = setup.build(config, folder.path)
-            with jax.set_mesh(trainer.program.mesh):
-                return _train(trainer, folder, progress, stop, watchdog, watch)
+            with jax.set_mesh(trainer.mesh):
+                return _train(trainer, folder, progress, stop, watchdog, callback)
     finally:
         folder.close()
 
@@ -89,22 +97,26 @@ def _train(
     progress: Progress,
     stop: preemption.StopSignal,
     watchdog: Watchdog,
-    watch: Watch,
+    callback: Callback,
 ) -> int:
-    # --- begin ---------------------------------------------------------------------------------
+    # --- start ---------------------------------------------------------------------------------
     config, path = trainer.config, folder.path
     steps, start = config.train.steps, trainer.start_step
     with hosts.fail_together("beginning the run"):
         writers = _begin(config, folder, start) if hosts.is_first() else metrics.Writers([])
     peak, peak_source = peak_flops(jax.devices())
-    clock = StepClock(config.tokens_per_step, trainer.program.flops_per_step, peak)
+    clock = StepClock(config.tokens_per_step, trainer.flops_per_step, peak)
     heldout = trainer.heldout()
-    _say_start(progress, config, trainer, peak, peak_source)
+    _print_start(progress, config, trainer, peak, peak_source)
     if hosts.is_first() and not any(r["kind"] == "run" for r in metrics.read(path / metrics.FILE)):
-        writers.write({"kind": "run", "step": start, **_facts(trainer, peak, peak_source)})
+        writers.write({"kind": "run", "step": start, **_run_facts(trainer, peak, peak_source)})
 
     def log(step: int, values: dict[str, jax.Array]) -> None:
-        """Waits for a step, records the metrics of those to log; ends a run that diverges."""
+        """Waits for a step and records its metrics if they are due.
+
+        Raises:
+          TrainingAborted: after `train.abort_after` skipped updates in a row.
+        """
         diverged = int(values["skipped_in_row"]) >= config.train.abort_after
         clock.tick()
         logged = step % config.train.log_every == 0 or step == steps
@@ -122,14 +134,14 @@ def _train(
             **fetched,
             **speed,
             "eta_seconds": remaining,
-            "compile_seconds": trainer.program.compile_seconds,
+            "compile_seconds": trainer.compile_seconds,
             "memory_bytes": memory_in_use(),
         }
         writers.write(record)
         progress.update(record)
 
     def save(step: int, state: Any) -> None:
-        """Starts a checkpoint; every record up to its step is on disk before."""
+        """Flushes the records up to this step, then starts a checkpoint."""
         writers.flush()
         if jax.default_backend() == "cpu":
             # A host view of a CPU array shares its memory, which the next step would overwrite.
@@ -140,15 +152,15 @@ def _train(
     # --- loop ----------------------------------------------------------------------------------
     state, pending, saved = trainer.state, None, start
     batches = trainer.batches()
-    stop_agreement = hosts.StopAgreement(trainer.program.mesh)
-    watch.begin(path, start)
+    stop_agreement = hosts.StopAgreement(trainer.mesh)
+    callback.begin(path, start)
     clock.restart()
     try:
         for step in range(start + 1, steps + 1):
             watchdog.beat(f"step {step}")
             with clock.waiting():
                 batch = trainer.device_batch(next(batches))
-            state, values = trainer.program.train_step(state, batch)
+            state, values = trainer.train_step(state, batch)
             if pending:
                 log(*pending)
             pending = (step, values)
@@ -157,19 +169,19 @@ def _train(
             stopping = stop_agreement.should_stop(bool(stop.received))
             evaluate_now = step % config.train.eval_every == 0 or step == steps
             save_now = step % config.train.checkpoint_every == 0 or step == steps or stopping
-            watch_now = watch.due(step)
-            if evaluate_now or save_now or watch_now:
+            callback_now = callback.due(step)
+            if evaluate_now or save_now or callback_now:
                 log(*pending)
                 pending = None
                 with clock.paused():
                     if evaluate_now:
                         watchdog.beat(f"the evaluation after step {step}")
-                        figures = evaluate(trainer.program.eval_step, state["params"], heldout)
+                        figures = evaluate(trainer.eval_step, state["params"], heldout)
                         writers.write({"kind": "eval", "step": step, **figures})
-                        progress.say(_eval_line(step, figures))
-                    if watch_now:
+                        progress.print(_eval_line(step, figures))
+                    if callback_now:
                         watchdog.beat(f"the probes after step {step}")
-                        progress.say(watch.look(step, state["params"]))
+                        progress.print(callback.on_step(step, state["params"]))
                     if save_now:
                         watchdog.beat(f"the checkpoint of step {step}")
                         save(step, state)
@@ -184,21 +196,21 @@ def _train(
         raise
     finally:
         batches.close()
-        with contextlib.suppress(RunError):  # where a save failed, that was said
+        with contextlib.suppress(RunError):  # a failed save has been reported already
             trainer.checkpoints.close()
-        watch.close()
+        callback.close()
         writers.close()
     if saved < steps:
-        progress.say(
+        progress.print(
             f"{stop.received or 'a signal to another host'} received: saved step {saved} of {steps}"
-            f" in {path}; the same command goes on from there"
+            f" in {path}; the same command resumes from there"
         )
         return TRY_AGAIN
     return 0
 
 
 def _begin(config: Config, folder: workdir.Workdir, start: int) -> metrics.Writers:
-    """Makes the folder the run's, and its records those up to step `start`."""
+    """Writes the run's config and environment, and drops records after step `start`."""
     folder.begin(to_dict(config))
     workdir.record_environment(folder.path, jax.devices())
     metrics.cut_back(folder.path / metrics.FILE, start)
@@ -214,13 +226,13 @@ def _writers(config: Config, path: pathlib.Path, start: int) -> metrics.Writers:
     return metrics.Writers(writers)
 
 
-def _facts(trainer: setup.Trainer, peak: float | None, peak_source: str) -> dict[str, Any]:
-    """What is said once about a run: sizes, data, the baseline."""
+def _run_facts(trainer: setup.Trainer, peak: float | None, peak_source: str) -> dict[str, Any]:
+    """The record of kind "run": sizes, data, the bigram baseline."""
     config = trainer.config
     facts = {
-        "parameters": trainer.program.model.count(),
-        "parameters_without_embedding": trainer.program.model.count(embeddings=False),
-        "flops_per_token": trainer.program.flops_per_step / config.tokens_per_step,
+        "parameters": trainer.model.count(),
+        "parameters_without_embedding": trainer.model.count(embeddings=False),
+        "flops_per_token": trainer.flops_per_step / config.tokens_per_step,
         "peak_flops": peak,
         "peak_source": peak_source,
         "data": trainer.pipeline.counts(config.train.steps),
@@ -231,22 +243,22 @@ def _facts(trainer: setup.Trainer, peak: float | None, peak_source: str) -> dict
     return facts
 
 
-def _say_start(
+def _print_start(
     progress: Progress, config: Config, trainer: setup.Trainer, peak: float | None, source: str
 ) -> None:
     start, steps = trainer.start_step, config.train.steps
     if start >= steps:
-        progress.say(f"step {start} of {steps} is already done")
+        progress.print(f"step {start} of {steps} is already done")
     elif start:
-        progress.say(f"resuming from step {start} of {steps}")
+        progress.print(f"resuming from step {start} of {steps}")
     names = " ".join(config.model.layout.names)
-    progress.say(
-        f"{trainer.program.model.count():,} parameters in {config.model.depth} layers ({names});"
+    progress.print(
+        f"{trainer.model.count():,} parameters in {config.model.depth} layers ({names});"
         f" {config.tokens_per_step:,} tokens a step; compiled in"
-        f" {duration(trainer.program.compile_seconds)}"
+        f" {duration(trainer.compile_seconds)}"
     )
     if peak:
-        progress.say(f"MFU is counted against {peak / 1e12:.3g} TFLOP/s ({source})")
+        progress.print(f"MFU is counted against {peak / 1e12:.3g} TFLOP/s ({source})")
 
 
 def _eval_line(step: int, figures: dict[str, Any]) -> str:

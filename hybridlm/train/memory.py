@@ -1,4 +1,4 @@
-"""An estimate of the memory that training takes, from shapes alone."""
+"""Estimates the memory of training from shapes."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from hybridlm.models.params import Model
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes for the whole job, before it is divided over devices."""
+    """Bytes of the whole job, summed over devices."""
 
     parameters: int
     gradients: int
@@ -30,13 +30,13 @@ def estimate_memory(
     remat: str,
     itemsize: int,
 ) -> MemoryEstimate:
-    """A rough estimate from shapes; `hybridlm compile` has the compiler's own figure.
+    """A rough estimate from shapes; `hybridlm compile` reports the compiler's figure.
 
     Args:
-      optimizer: its state is traced, not made.
-      tokens: of one micro-batch, whose activations are kept for the backward pass: per layer and
-        token some 10 residual streams and the feed-forward's hidden numbers, or with remat the
-        residual stream alone.
+      optimizer: its state is traced, not allocated.
+      tokens: of one micro-batch. Its activations are kept for the backward pass: per layer and
+        token about 10 residual streams and the feed-forward's hidden activations; with full remat,
+        one residual stream.
       remat: the setting `train.remat`.
       itemsize: bytes of an activation.
     """

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules, from optax.
 
-The transformation here gives a direction; the step multiplies it by minus the learning rate of
-the training step, so that a skipped update does not shift the schedule.
+The transformation returns a direction, and the training step multiplies it by minus the learning
+rate. The rate depends on the training step, so a skipped update does not shift the schedule.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from hybridlm.train.settings import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array) -> jax.Array:
-    """The rate of update `step` (0-based; update 0 of a warm-up already moves), float32."""
+    """The learning rate of update `step` (0-based), float32; it is above 0 at update 0, too."""
     progress = jnp.asarray(step, jnp.float32) + 1
     warmup = config.warmup_steps
     warm = jnp.minimum(progress / warmup, 1.0) if warmup else jnp.float32(1)
@@ -32,11 +32,11 @@ def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array) -> jax.A
 
 
 def make_optimizer(config: OptimizerConfig, decays: Any, muon: Any) -> optax.GradientTransformation:
-    """Gradients (already clipped) -> directions, weight decay included.
+    """The transformation from clipped gradients to directions, with weight decay added.
 
     Args:
-      decays: nested as parameters, True for those that weight decay applies to (`Model.decay`).
-      muon: True for those that Muon may update (`Model.muon`); Adam serves the others.
+      decays: a tree like the parameters, True where weight decay applies (`Model.decay`).
+      muon: the same, True where Muon may update (`Model.muon`); Adam updates the others.
     """
     decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
     adam = optax.chain(optax.scale_by_adam(config.b1, config.b2, config.eps), decay)
@@ -44,7 +44,7 @@ def make_optimizer(config: OptimizerConfig, decays: Any, muon: Any) -> optax.Gra
         return adam
     if config.name == "adafactor":
         factored = optax.adafactor(None, multiply_by_parameter_scale=False, clipping_threshold=None)
-        # optax's adafactor ends by flipping the sign; the step flips it again.
+        # optax's adafactor negates the direction, and so does the training step.
         return optax.chain(factored, optax.scale(-1.0), decay)
     by_muon = optax.chain(
         contrib.scale_by_muon(weight_dimension_numbers=_muon_dimensions),

@@ -1,11 +1,11 @@
-"""SIGTERM and SIGINT ask the loop to save and stop; a second one stops at once."""
+"""The first SIGTERM or SIGINT asks the loop to save and stop; a second one interrupts at once."""
 
 import signal
 from types import FrameType
 
 
 class StopSignal:
-    """Remembers that the process was asked to stop. Use as a context manager."""
+    """Records the signal that asked the process to stop; a context manager."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

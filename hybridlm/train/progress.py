@@ -1,4 +1,4 @@
-"""The line that a person watches: one that renews itself on a terminal, a line a log otherwise."""
+"""Prints progress: one line that is rewritten on a terminal, and a new line per record in a log."""
 
 import shutil
 import sys
@@ -6,7 +6,7 @@ from typing import Any, TextIO
 
 
 class Progress:
-    """Prints training records as one live line; other messages go above it."""
+    """Prints training records as one live line, and messages above it."""
 
     def __init__(self, steps: int, stream: TextIO | None = None):
         self.steps = steps
@@ -16,7 +16,7 @@ class Progress:
 
     def update(self, record: dict[str, Any]) -> None:
         """Shows a training record."""
-        # A live line must not wrap: it could not be renewed. 80 columns hold the narrow form.
+        # A line that wraps could not be rewritten. The narrow form fits 80 columns.
         columns = shutil.get_terminal_size().columns - 1 if self._live else None
         line = self._line(record, "  ", "tokens/s")
         if columns and len(line) > columns:
@@ -44,7 +44,7 @@ class Progress:
             parts.append(f"{record['skipped']} skipped")
         return space.join(parts)
 
-    def say(self, message: str) -> None:
+    def print(self, message: str) -> None:
         """Prints a message on a line of its own."""
         if self._live and self._width:
             self.stream.write("\r" + " " * self._width + "\r")

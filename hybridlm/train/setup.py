@@ -1,4 +1,4 @@
-"""From a config to everything the loop needs: data, mesh, compiled steps and the state to start."""
+"""Builds what the loop uses from a config: data, mesh, compiled steps and the first state."""
 
 import dataclasses
 import pathlib
@@ -16,7 +16,7 @@ from hybridlm.errors import RunError
 from hybridlm.evals.perplexity import make_eval_step
 from hybridlm.models.accounting import train_flops_per_token, with_vocab
 from hybridlm.models.dtypes import compute_dtype
-from hybridlm.models.params import Model
+from hybridlm.models.params import Model, Params
 from hybridlm.parallel import hosts
 from hybridlm.parallel import mesh as meshes
 from hybridlm.runs import checkpoint, metrics
@@ -29,14 +29,14 @@ from hybridlm.train.step import make_train_step
 
 
 def resolve(config: Config) -> tuple[Config, Tokenizer]:
-    """The config with its vocabulary size filled in, and its tokenizer; touches no device."""
+    """The config with its vocabulary size filled in, and its tokenizer; uses no device."""
     tokenizer = open_tokenizer(config.data.tokenizer)
     model = with_vocab(config.model, tokenizer.vocab_size)
     return dataclasses.replace(config, model=model), tokenizer
 
 
 def check_divides(config: Config, shape: Sequence[int]) -> None:
-    """Refuses a batch, a length and heads that a mesh of `shape` cannot split evenly.
+    """Checks that a mesh of `shape` splits the batch, the length and the heads evenly.
 
     Raises:
       ConfigError: naming `data.batch_size`, `data.seq_len` or a mixer's setting.
@@ -54,36 +54,15 @@ def check_divides(config: Config, shape: Sequence[int]) -> None:
     meshes.check_divides(splits, shape)
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A model's compiled training step on a mesh, and what belongs to it.
-
-    Attributes:
-      abstract: the train state's shapes, dtypes and shardings.
-      train_step: (state, batch) -> (state, metrics); donates the state.
-      eval_step: (params, batch) -> sums by position; compiled when first called, which must be
-        under `jax.set_mesh(mesh)`.
-      init: key -> fresh state, placed as `abstract` says; as `eval_step`.
-      flops_per_step: model FLOPs of forward and backward.
-      compile_seconds: what compiling `train_step` took.
-    """
-
-    model: Model
-    mesh: jax.sharding.Mesh
-    abstract: TrainState
-    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    eval_step: Callable[[Any, Any], dict[str, jax.Array]]
-    init: Callable[[jax.Array], TrainState]
-    flops_per_step: float
-    compile_seconds: float
-
-
 class LoweredStep(NamedTuple):
-    """The training step on a mesh, not compiled yet, and what it is made of.
+    """The training step, traced and lowered for a mesh, with what evaluation and start need.
 
     Attributes:
+      model: with its vocabulary size filled in.
+      optimizer: of `config.optimizer`.
+      mesh: its devices may be described only, and not attached.
       abstract: the train state's shapes, dtypes and shardings.
-      token_bytes_V: with zeros for what the vocabulary has besides the tokenizer's tokens.
+      token_bytes_V: float32; 0 for ids beyond the tokenizer's own.
       dtype: of activations.
       step: (state, batch) -> (state, metrics); donates the state.
     """
@@ -96,23 +75,36 @@ class LoweredStep(NamedTuple):
     dtype: jnp.dtype
     step: jax.stages.Lowered
 
-    @property
-    def shardings(self) -> TrainState:
-        """Of the train state."""
-        return jax.tree.map(lambda x: x.sharding, self.abstract)
+    def eval_step(self) -> Callable[[Params, Any], dict[str, jax.Array]]:
+        """(params, batch) -> sums by position; compiles at its first call.
+
+        That call must be made under `jax.set_mesh(mesh)`.
+        """
+        step = make_eval_step(self.model, self.token_bytes_V, self.dtype)
+        return jax.jit(step, out_shardings=meshes.replicated(self.mesh))
+
+    def init_state(self, seed: int) -> TrainState:
+        """A fresh state, placed as `abstract` says."""
+        init = jax.jit(
+            lambda key: init_state(self.model, self.optimizer, key),
+            out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract),
+        )
+        with jax.set_mesh(self.mesh):
+            return init(jax.random.key(seed))
 
 
 def lower_step(
     config: Config, token_bytes_V: np.ndarray, devices: Sequence[jax.Device]
 ) -> LoweredStep:
-    """The training step of `config` for `devices`, which need not be there.
+    """Traces and lowers the training step of `config` for `devices`.
 
     Args:
       config: with its vocabulary size filled in.
-      token_bytes_V: bytes that each token stands for, as `Tokenizer.token_bytes` gives them.
+      token_bytes_V: bytes of each token's text, from `Tokenizer.token_bytes`.
+      devices: attached ones, or ones that are described only (see `hybridlm.aot.topology`).
 
     Raises:
-      ConfigError: where the mesh, the batch and the parameters do not divide.
+      ConfigError: where the mesh does not divide the batch, the length or the parameters.
     """
     check_divides(config, meshes.mesh_shape(config.mesh, len(devices)))
     mesh = meshes.make_mesh(config.mesh, devices)
@@ -131,76 +123,65 @@ def lower_step(
         return LoweredStep(model, optimizer, mesh, abstract, token_bytes_V, dtype, lowered)
 
 
-def compile_program(config: Config, token_bytes_V: np.ndarray) -> Program:
-    """Makes the mesh and compiles the training step of `config` for the devices at hand.
-
-    Args:
-      config: with its vocabulary size filled in.
-      token_bytes_V: bytes that each token stands for, as `Tokenizer.token_bytes` gives them.
-
-    Raises:
-      ConfigError: where the mesh, the batch and the parameters do not divide.
-    """
-    devices = _devices()
-    start = time.perf_counter()
-    lowered = lower_step(config, token_bytes_V, devices)
-    model, optimizer, mesh = lowered.model, lowered.optimizer, lowered.mesh
-    train_step = lowered.step.compile()
-    if devices[0].platform == "cpu":
-        temporaries = train_step.memory_analysis().temp_size_in_bytes
-        host_memory.reserve_huge_pages(2 * temporaries)
-    return Program(
-        model=model,
-        mesh=mesh,
-        abstract=lowered.abstract,
-        train_step=train_step,
-        eval_step=jax.jit(
-            make_eval_step(model, lowered.token_bytes_V, lowered.dtype),
-            out_shardings=meshes.replicated(mesh),
-        ),
-        init=jax.jit(
-            lambda key: init_state(model, optimizer, key), out_shardings=lowered.shardings
-        ),
-        flops_per_step=train_flops_per_token(model, config.data.seq_len) * config.tokens_per_step,
-        compile_seconds=time.perf_counter() - start,
-    )
+def compile_lowered(lowered: LoweredStep) -> jax.stages.Compiled:
+    """Compiles the step for attached devices; on CPUs, its temporaries get huge pages."""
+    step = lowered.step.compile()
+    if lowered.mesh.devices.flat[0].platform == "cpu":
+        host_memory.reserve_huge_pages(2 * step.memory_analysis().temp_size_in_bytes)
+    return step
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """A run ready to go on: `state` is that of `start_step`, fresh or restored."""
+    """All that the training loop uses: data, compiled steps, checkpoints and the first state.
+
+    Attributes:
+      train_step: (state, batch) -> (state, metrics); donates the state.
+      eval_step: (params, batch) -> sums by position (see `LoweredStep.eval_step`).
+      flops_per_step: model FLOPs of forward and backward.
+      compile_seconds: of tracing and compiling `train_step`.
+      start_step: the checkpoint's, or 0 in a new run.
+      state: after `start_step` steps, restored or fresh.
+      rows: the part of each batch that this host loads.
+    """
 
     config: Config
     pipeline: Pipeline
-    program: Program
+    model: Model
+    mesh: jax.sharding.Mesh
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    eval_step: Callable[[Params, Any], dict[str, jax.Array]]
+    flops_per_step: float
+    compile_seconds: float
     checkpoints: Checkpoints
     start_step: int
     state: TrainState
     rows: hosts.Rows
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """This host's rows of every batch from the next step on, (rows, time)."""
+        """This host's rows of each batch after `start_step`, (rows, time)."""
         return self.pipeline.iterate(self.start_step, self.rows.indices)
 
     def device_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """A training batch on the mesh, (accumulate, micro-batch, time), of the hosts' rows."""
+        """The training batch on the mesh, (accumulate, micro-batch, time), from hosts' rows."""
         return self.rows.arrays(batch)
 
     def heldout(self) -> list[dict[str, jax.Array]]:
         """The batches of one evaluation, (batch, time) on the mesh."""
         rows = self.config.data.batch_size // self.config.train.accumulate
-        sharding = meshes.sharding(self.program.mesh, ("batch", "time"))
+        sharding = meshes.sharding(self.mesh, ("batch", "time"))
         batches = self.pipeline.heldout_batches(rows, self.config.train.eval_sequences)
         return [{k: hosts.global_array(v, sharding) for k, v in batch.items()} for batch in batches]
 
 
 def build(config: Config, workdir: pathlib.Path) -> Trainer:
-    """Reads the data, compiles the steps, and makes or restores the state.
+    """Opens the data, compiles the training step, and restores or initialises the state.
 
     Raises:
-      UserError: for a mesh or data that do not fit, and where the run there read other data.
+      UserError: for a mesh or data that do not fit, and where the run in `workdir` read other data.
     """
-    check_divides(config, meshes.mesh_shape(config.mesh, len(_devices())))
+    devices = _attached_devices()
+    check_divides(config, meshes.mesh_shape(config.mesh, len(devices)))
 
     def open_data() -> Pipeline:
         pipeline = open_pipeline(config.data, seed=config.seed, workdir=workdir)
@@ -208,21 +189,37 @@ def build(config: Config, workdir: pathlib.Path) -> Trainer:
         return pipeline
 
     pipeline = hosts.in_turn("reading the data", open_data)
-    program = compile_program(config, pipeline.tokenizer.token_bytes())
-    rows = hosts.Rows.of(meshes.batch_sharding(program.mesh), batch_shape(config))
+    start = time.perf_counter()
+    lowered = lower_step(config, pipeline.tokenizer.token_bytes(), devices)
+    train_step = compile_lowered(lowered)
+    compile_seconds = time.perf_counter() - start
+    model, mesh = lowered.model, lowered.mesh
+    rows = hosts.Rows.of(meshes.batch_sharding(mesh), batch_shape(config))
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.keep_every)
     start_step = checkpoints.latest_step or 0
     with hosts.fail_together("opening the checkpoint"):
         if start_step:
-            state = checkpoints.restore(program.abstract)
+            state = checkpoints.restore(lowered.abstract)
         else:
-            with jax.set_mesh(program.mesh):
-                state = program.init(jax.random.key(config.seed))
-    return Trainer(config, pipeline, program, checkpoints, start_step, state, rows)
+            state = lowered.init_state(config.seed)
+    return Trainer(
+        config=config,
+        pipeline=pipeline,
+        model=model,
+        mesh=mesh,
+        train_step=train_step,
+        eval_step=lowered.eval_step(),
+        flops_per_step=train_flops_per_token(model, config.data.seq_len) * config.tokens_per_step,
+        compile_seconds=compile_seconds,
+        checkpoints=checkpoints,
+        start_step=start_step,
+        state=state,
+        rows=rows,
+    )
 
 
-def _devices() -> list[jax.Device]:
-    """All devices. CPUs' threads are told how to allocate as soon as they are there."""
+def _attached_devices() -> list[jax.Device]:
+    """All devices. On CPUs, malloc is set up before XLA's threads allocate."""
     devices = jax.devices()
     if devices[0].platform == "cpu":
         host_memory.keep_large_buffers()
@@ -230,7 +227,7 @@ def _devices() -> list[jax.Device]:
 
 
 def _check_same_data(pipeline: Pipeline, workdir: pathlib.Path) -> None:
-    """Holds a run that goes on to the tokenizer and the tokens that it began with."""
+    """Checks that a resumed run reads the tokens and the tokenizer that it started with."""
     records = metrics.read(workdir / metrics.FILE) if checkpoint.steps(workdir) else []
     before = next((r["data"] for r in records if r["kind"] == "run"), None)
     if before is None:

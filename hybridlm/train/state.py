@@ -1,4 +1,4 @@
-"""What a run carries from step to step: a plain pytree, made sharded, saved whole."""
+"""The train state: a plain pytree, initialised sharded and saved as one checkpoint."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, key: jax.A
 
 
 def abstract_state(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state as ShapeDtypeStructs with shardings; optimizer moments lie as their parameter."""
+    """The state as ShapeDtypeStructs; optimizer moments have the sharding of their parameter."""
     abstract = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0)))
     of_params = {
         jax.tree_util.keystr(path): (x.shape, s)

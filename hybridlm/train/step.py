@@ -31,13 +31,13 @@ def make_train_step(
     """The training step, to be jitted with its state donated.
 
     It takes a batch of (accumulate, batch, time) arrays, sums loss and gradient over
-    micro-batches, and divides once by the weight of all targets: accumulation changes no loss.
-    A `window` in the batch, int32 (accumulate,), narrows the windows of attention (see
-    `SequenceContext`), so that a schedule of windows needs one program.
+    micro-batches, and divides once by the weight of all targets, so that accumulation does not
+    change the loss. An optional `window` in the batch, int32 (accumulate,), narrows the attention
+    windows (see `SequenceContext`): one program serves a schedule of windows.
 
-    Metrics, float32 scalars: `loss` (nats a target), `bits_per_byte`, `grad_norm` before
-    clipping, `learning_rate`, `skipped`, `skipped_in_row` (updates), `targets`; and `aux_loss`,
-    what the mixers' own losses add to the objective, where some mixer has one.
+    Metrics, float32 scalars: `loss` (nats per target), `bits_per_byte`, `grad_norm` before
+    clipping, `learning_rate`, `skipped` and `skipped_in_row` (updates), `targets`, and, if a mixer
+    has a loss of its own, `aux_loss`, which is added to the objective.
     """
     remat = REMAT[train.remat]
     has_loss = model.config.has_loss
@@ -70,7 +70,7 @@ def make_train_step(
         grad_norm = optax.global_norm(grads) / targets
         clip = schedule.clip_norm
         scale = 1.0 if clip is None else jnp.minimum(1.0, clip / jnp.maximum(grad_norm, 1e-12))
-        ok, guard_state = guard.judge(state["guard"], loss, grad_norm, train.spike_sigma)
+        ok, guard_state = guard.check_update(state["guard"], loss, grad_norm, train.spike_sigma)
 
         grads = jax.tree.map(lambda g: g * (scale / targets), grads)
         directions, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
@@ -105,7 +105,7 @@ def make_train_step(
 def _summed_loss(
     model: Model, params: Any, batch: Batch, dtype: jnp.dtype, remat: Any, targets_per_token: Any
 ) -> tuple[jax.Array, Metrics]:
-    """The objective of one micro-batch summed over its targets, and its sums for the log."""
+    """The objective of one micro-batch, summed over its targets, and the sums to log."""
     del targets_per_token
     module, context = model.bind(params), _context(batch)
     hidden_BTD = module.hidden(batch["tokens"], context, dtype=dtype, remat=remat)
@@ -116,10 +116,11 @@ def _summed_loss(
 def _summed_loss_and_mixers(
     model: Model, params: Any, batch: Batch, dtype: jnp.dtype, remat: Any, targets_per_token: Any
 ) -> tuple[jax.Array, Metrics]:
-    """As `_summed_loss`, with the mixers' own losses.
+    """`_summed_loss` plus the mixers' own losses.
 
-    They are means over the micro-batch's real tokens. Times that number and `targets_per_token`
-    of the whole batch they are on the scale of a sum over targets, however the batch is split.
+    Those are means over the micro-batch's tokens without padding. Multiplied by the number of
+    these tokens and by `targets_per_token` of the whole batch, they scale as a sum over targets
+    and do not depend on how the batch is split.
     """
     module, context = model.bind(params), _context(batch)
     hidden_BTD, loss = module.hidden_and_loss(batch["tokens"], context, dtype=dtype, remat=remat)
@@ -145,7 +146,7 @@ def _summed_cross_entropy(
 
 
 _policies = jax.checkpoint_policies
-# The matrix products of the layers and attention's (out, lse); what is cheap is recomputed.
+# Keeps the layers' matrix products and attention's (out, lse); recomputes the cheap operations.
 _products = _policies.save_from_both_policies(
     _policies.dots_with_no_batch_dims_saveable,
     _policies.save_only_these_names("attention_out", "attention_lse"),

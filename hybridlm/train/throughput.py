@@ -1,4 +1,4 @@
-"""How fast a run goes: step times, tokens a second, MFU, and the share spent waiting for data."""
+"""Measures speed: step times, tokens per second, MFU, and the share of time waiting for data."""
 
 import collections
 import contextlib
@@ -26,10 +26,10 @@ PEAKS = {
 
 
 def peak_flops(devices: list[jax.Device]) -> tuple[float | None, str]:
-    """FLOP/s of all devices together, and where the figure comes from.
+    """Peak FLOP/s of all devices together, and the source of the figure.
 
-    On a CPU it is measured (a float32 matmul), and counts all its cores once, however many
-    devices it simulates. None for a device that is not in `PEAKS`.
+    On a CPU it is measured with a float32 matmul on all cores, and does not grow with the number
+    of simulated devices. It is None for a device that is not in `PEAKS`.
     """
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
@@ -41,7 +41,7 @@ def peak_flops(devices: list[jax.Device]) -> tuple[float | None, str]:
 
 
 def measured_matmul_flops(size: int = 1024, seconds: float = 0.3) -> float:
-    """FLOP/s of a square float32 matmul on the default device: the best of a short run."""
+    """FLOP/s of the fastest of several square float32 matmuls on the default device."""
     x = jnp.ones((size, size), jnp.float32)
     matmul = jax.jit(lambda a, b: a @ b).lower(x, x).compile()
     matmul(x, x).block_until_ready()
@@ -54,10 +54,16 @@ def measured_matmul_flops(size: int = 1024, seconds: float = 0.3) -> float:
 
 
 class StepClock:
-    """Times steps over the last `window` of them, leaving out what `paused` covers."""
+    """Times the last `window` steps, without the time in `paused`."""
 
     def __init__(self, tokens: int, flops: float, peak: float | None, window: int = 200):
-        """tokens and FLOPs of one step; peak FLOP/s of the machine."""
+        """Starts the clock.
+
+        Args:
+          tokens, flops: of one step.
+          peak: FLOP/s of all devices; None if unknown.
+          window: steps over which `summary` averages.
+        """
         self.tokens, self.flops, self.peak = tokens, flops, peak
         self._times: collections.deque[float] = collections.deque(maxlen=window)
         self._waits: collections.deque[float] = collections.deque(maxlen=window)
@@ -66,14 +72,14 @@ class StepClock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time in here (an evaluation, a save) belongs to no step."""
+        """Time in this context (an evaluation, a save) is not counted in a step."""
         start = time.perf_counter()
         yield
         self._excluded += time.perf_counter() - start
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time in here is spent waiting for data."""
+        """Time in this context counts as waiting for data."""
         start = time.perf_counter()
         yield
         self._wait += time.perf_counter() - start
@@ -86,11 +92,11 @@ class StepClock:
         self._start, self._excluded, self._wait = now, 0.0, 0.0
 
     def restart(self) -> None:
-        """Leaves out the time since the last step (compilation, say)."""
+        """Drops the time since the last step, e.g. of compilation."""
         self._start, self._excluded, self._wait = time.perf_counter(), 0.0, 0.0
 
     def summary(self) -> dict[str, float]:
-        """Seconds a step (median and 90th percentile), tokens/s, MFU and data-wait share."""
+        """Seconds per step (median and 90th percentile), tokens/s, MFU and data-wait share."""
         if not self._times:
             return {}
         times = np.array(self._times)

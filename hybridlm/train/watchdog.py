@@ -1,4 +1,4 @@
-"""Ends a process that hangs, and says where."""
+"""Ends a process that hangs, and prints where."""
 
 import faulthandler
 import os
@@ -12,10 +12,10 @@ from hybridlm.errors import TRY_AGAIN
 
 
 class Watchdog:
-    """Ends the process when `beat` was called, and not again for `seconds`. A context manager.
+    """Ends the process if `beat` is not called again within `seconds`. A context manager.
 
-    A step that waits for a lost host or a stuck disk never returns, so that no exception could tell
-    of it; the stacks of all threads do.
+    A step that waits for a lost host or a stuck disk never returns and raises no exception, so the
+    watchdog prints the stacks of all threads. It starts to count at the first `beat`.
     """
 
     def __init__(self, seconds: float | None):
@@ -33,7 +33,7 @@ class Watchdog:
         self._done.set()
 
     def beat(self, doing: str) -> None:
-        """All is well; from now on the process is `doing` this."""
+        """Restarts the timeout; `doing` names what the process does next."""
         self._doing, self._since = doing, time.monotonic()
 
     def _watch(self) -> None:
@@ -43,7 +43,7 @@ class Watchdog:
                 print(
                     f"hybridlm: host {jax.process_index()} of {jax.process_count()} has hung for"
                     f" {waited:.0f} s in {self._doing} (train.hang_seconds {self.seconds:g}); the"
-                    " stacks of its threads follow, and the same command goes on from the newest"
+                    " stacks of its threads follow, and the same command resumes from the newest"
                     " checkpoint",
                     file=sys.stderr,
                 )

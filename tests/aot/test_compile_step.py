@@ -1,4 +1,4 @@
-"""The real training step, compiled ahead: for simulated devices, and for a TPU slice."""
+"""The training step compiled ahead of time, for simulated devices and for a TPU slice."""
 
 import importlib.util
 import json
@@ -26,7 +26,7 @@ from hybridlm.train import setup
 
 config = configs.load("configs/demo.py:smoke", {OVERRIDES!r})
 config, _ = setup.resolve(config)
-target = topology.Target("cpu", "cpu", jax.devices(), 2**30, 1e12, 1e11, 1e10)
+target = topology.CompileTarget("cpu", "cpu", jax.devices(), 2**30, 1e12, 1e11, 1e10)
 compiled = measure.compile_step(config, target)
 
 memory, sizes = compiled.memory, compiled.step.memory_analysis()
@@ -39,15 +39,15 @@ assert 2 * memory.parameters <= memory.optimizer < 2 * memory.parameters + 64
 assert memory.batch == 5 * 4 * config.tokens_per_step / 4
 assert memory.temporaries == sizes.temp_size_in_bytes > 0
 
-# Remat adds a third; a loop over layers is not counted once.
+# Remat adds a third, and the loop over layers counts once per layer.
 share = compiled.model_flops / 4
-assert share < compiled.program.flops < 3 * share, (share, compiled.program)
-assert compiled.program.unknown_loops == 0, compiled.program
-assert compiled.program.collectives and compiled.program.kernels == {{}}
+assert share < compiled.cost.flops < 3 * share, (share, compiled.cost)
+assert compiled.cost.unknown_loops == 0, compiled.cost
+assert compiled.cost.collectives and compiled.cost.kernels == {{}}
 
-# It loads, and does what it did.
+# The saved step loads and returns the same results.
 folder = pathlib.Path(sys.argv[1])
-saved.save(folder, {{"said": 1}}, compiled.step)
+saved.save(folder, {{"figure": 1}}, compiled.step)
 loaded = saved.load(folder)
 
 def zeros(tree):
@@ -56,7 +56,7 @@ def zeros(tree):
 batch = zeros(setup.abstract_batch(config, compiled.lowered.mesh))
 results = [step(zeros(compiled.lowered.abstract), batch) for step in (compiled.step, loaded)]
 jax.tree.map(np.testing.assert_array_equal, *results)
-print("all holds")
+print("all checks passed")
 """
 
 
@@ -70,8 +70,8 @@ def test_on_four_simulated_devices(root, tmp_path):
         env=os.environ | {"XLA_FLAGS": flags.strip()},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.endswith("all holds\n")
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == {"said": 1}
+    assert done.stdout.endswith("all checks passed\n")
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == {"figure": 1}
 
 
 needs_libtpu = pytest.mark.skipif(
@@ -81,7 +81,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def compile_in_process(root, out, *words):
-    """`hybridlm compile`, in a process of its own: libtpu reads its settings once."""
+    """Runs `hybridlm compile` in a new process, because libtpu reads its settings once."""
     done = subprocess.run(
         [sys.executable, "-m", "hybridlm.cli", "compile", "--out", str(out), *words],
         cwd=root,
@@ -105,10 +105,10 @@ needs_cuda_plugin = pytest.mark.skipif(
 )
 def test_a_small_step_for_four_chips(root, tmp_path, topology):
     words = ("--config", "configs/demo.py:smoke", "--config.mesh.data=1", "--config.mesh.fsdp=4")
-    done, said = compile_in_process(root, tmp_path, *words, "--topology", topology)
+    done, report = compile_in_process(root, tmp_path, *words, "--topology", topology)
     assert done.returncode == 0 and "it fits" in done.stdout
-    assert said["devices"] == 4 and said["step"]["flops"] >= 0.9 * said["step"]["model_flops"]
-    assert said["step"]["fits"] and said["step"]["collectives"]
+    assert report["devices"] == 4 and report["step"]["flops"] >= 0.9 * report["step"]["model_flops"]
+    assert report["step"]["fits"] and report["step"]["collectives"]
     assert (tmp_path / "step.pickle").stat().st_size > 0
 
 
@@ -116,8 +116,8 @@ def test_a_small_step_for_four_chips(root, tmp_path, topology):
 @needs_libtpu
 def test_the_recipe_of_1b_fits_its_slice(root, tmp_path):
     words = ("--config", "configs/scale/hybrid_1b.py", "--topology", "v5e:4x4")
-    done, said = compile_in_process(root, tmp_path, *words)
-    assert said["devices"] == 16
-    assert done.returncode == 0 and said["step"]["fits"], said["step"]
-    kernels = said["step"]["kernels"]  # each chip runs them on its own part
+    done, report = compile_in_process(root, tmp_path, *words)
+    assert report["devices"] == 16
+    assert done.returncode == 0 and report["step"]["fits"], report["step"]
+    kernels = report["step"]["kernels"]  # each chip runs them on its shard
     assert any("attention" in k for k in kernels) and any("delta_rule" in k for k in kernels)

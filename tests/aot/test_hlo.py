@@ -1,4 +1,4 @@
-"""What a compiled program's text says, read from small programs of both compilers' kinds."""
+"""The costs read from the text of a small compiled program."""
 
 import pathlib
 
@@ -6,12 +6,12 @@ import pytest
 
 from hybridlm.aot import hlo
 
-# As TPUs' programs look: memory spaces, a loop that counts to 5, a collective carried on by
-# fusions, a reduce-scatter as a fusion, a batched product as a dilated convolution.
+# Like a TPU program: memory spaces, a loop that counts to 5, a collective continued by fusions, a
+# reduce-scatter as a fusion, and a batched product as a dilated convolution.
 TPU = (pathlib.Path(__file__).parent / "step.hlo.txt").read_text()
 
 
-def test_loops_count_as_often_as_they_run():
+def test_a_loops_body_counts_once_per_iteration():
     program = hlo.read(TPU)
     batched = 2 * 4 * 2 * 64 * 32 * 16
     assert program.flops == batched + 5 * 2 * 32**3
@@ -19,7 +19,7 @@ def test_loops_count_as_often_as_they_run():
     assert program.unknown_loops == 0
 
 
-def test_collectives_count_where_they_begin():
+def test_a_collective_counts_at_its_start():
     found = hlo.read(TPU).collectives
     assert set(found) == {"all-gather", "reduce-scatter", "collective-permute"}
     gathered = 2 * 256 * 128
@@ -28,19 +28,19 @@ def test_collectives_count_where_they_begin():
     assert found["collective-permute"] == (1, 5, 5 * 4 * 32**2, 5 * 4 * 32**2)
 
 
-def test_traffic_is_of_slices():
-    """Of stacked layers each turn of the loop reads one, however many there are."""
+def test_a_slice_counts_as_its_own_size():
+    """An iteration reads one of the stacked layers, whatever their number."""
     assert hlo.read(TPU).hbm_bytes == hlo.read(TPU.replace("[5,32,32]", "[5000,32,32]")).hbm_bytes
 
 
-def test_traffic_is_of_hbm():
-    """What lies in on-chip memory, S(1), is none; in HBM it is written once and read once."""
+def test_on_chip_memory_is_not_counted():
+    """A result in on-chip memory, S(1), has no traffic; in HBM it is written and read once."""
     product = "%product = f32[32,32]{1,0:S(1)}"
     in_hbm = TPU.replace(product, product.replace(":S(1)", ""))
     assert hlo.read(in_hbm).hbm_bytes - hlo.read(TPU).hbm_bytes == 5 * 2 * 4 * 32**2
 
 
-def test_an_all_reduce_sends_twice():
+def test_an_all_reduce_sends_its_payload_twice():
     text = TPU.replace("%all-reduce-scatter.1", "%sum_of_chips.1").replace(
         "calls=%sum_of_chips.1", "to_apply=%sum_of_chips.1"
     )
@@ -49,7 +49,7 @@ def test_an_all_reduce_sends_twice():
     assert hlo.read(text).collectives["all-reduce"] == (1, 1, payload, 2 * payload * 3 / 4)
 
 
-def test_a_loop_of_unknown_length_is_said():
+def test_a_loop_of_unknown_length_is_reported():
     program = hlo.read(
         TPU.replace("%bound = s32[]{:T(128)} constant(5)", "").replace(
             "compare(%n.1, %bound)", "compare(%n.1, %n.1)"

@@ -1,4 +1,4 @@
-"""Slices that do not exist are refused in a sentence that names those that do."""
+"""Topologies: errors name the valid ones, and known ones have the data sheet's figures."""
 
 import importlib.util
 
@@ -13,7 +13,7 @@ NO_CUDA_PLUGIN = importlib.util.find_spec("jax_cuda13_plugin") is None
 
 
 @pytest.mark.parametrize(
-    "name, said",
+    "name, sentence",
     [
         ("v9:2x2", "valid are: h100, v5e, v5p, v6e, v7x"),
         ("v5ee:2x2", "did you mean 'v5e'?"),
@@ -27,47 +27,49 @@ NO_CUDA_PLUGIN = importlib.util.find_spec("jax_cuda13_plugin") is None
         ("h100", "is no host of h100"),
     ],
 )
-def test_a_wrong_topology_is_refused(refusal, in_root, name, said):
+def test_an_unknown_topology_is_an_error(refusal, in_root, name, sentence):
     message = refusal("compile", "--config", "configs/demo.py:smoke", "--topology", name)
-    assert f"--topology {name!r}" in message and said in message
+    assert f"--topology {name!r}" in message and sentence in message
 
 
 @pytest.mark.skipif(not NO_LIBTPU, reason="libtpu is installed")
-def test_without_libtpu_the_way_to_it_is_named(refusal, in_root):
+def test_without_libtpu_the_error_names_make_aot(refusal, in_root):
     message = refusal("compile", "--config", "configs/demo.py:smoke", "--topology", "v5e:2x2")
     assert "needs libtpu" in message and "`make aot`" in message
 
 
-@pytest.mark.skipif(NO_LIBTPU, reason="libtpu is not installed: `make aot` has an environment")
+@pytest.mark.skipif(NO_LIBTPU, reason="libtpu is not installed: `make aot` installs it")
 @pytest.mark.parametrize(
     "name, devices, flops",
     [("v5e:1x1", 1, 197e12), ("v5p:8x8x8", 512, 459e12), ("v7x:2x2x1", 8, 2307e12 / 2)],
 )
-def test_devices_and_their_figures(name, devices, flops):
+def test_the_figures_of_a_device(name, devices, flops):
     target = topology.find(name)
     assert (len(target.devices), target.flops) == (devices, flops)
 
 
-@pytest.mark.skipif(NO_LIBTPU, reason="libtpu is not installed: see `make aot`")
+@pytest.mark.skipif(NO_LIBTPU, reason="libtpu is not installed: `make aot` installs it")
 @pytest.mark.parametrize("sizes", [dict(fsdp=128, tensor=4), dict(data=2, fsdp=4, context=64)])
 def test_a_mesh_may_split_a_side_of_the_torus(sizes):
     grid = make_mesh(MeshConfig(**dict(data=1) | sizes), topology.find("v5p:8x8x8").devices).devices
     assert sorted(d.id for d in grid.flat) == list(range(512))
 
 
-@pytest.mark.skipif(NO_CUDA_PLUGIN, reason="jax's CUDA plugin is not installed: see `make aot`")
+@pytest.mark.skipif(
+    NO_CUDA_PLUGIN, reason="jax's CUDA plugin is not installed: `make aot` installs it"
+)
 def test_a_host_of_gpus():
     target = topology.find("h100:8")
     assert (len(target.devices), target.flops, target.chip) == (8, 989e12, "sm_90a")
 
 
-def test_gpus_have_no_slices(refusal, in_root):
+def test_slices_are_for_tpus(refusal, in_root):
     words = ("--topology", "h100:8", "--slices", "2")
     message = refusal("compile", "--config", "configs/demo.py:smoke", *words)
     assert "--slices is for TPUs" in message
 
 
 @pytest.mark.skipif(not NO_CUDA_PLUGIN, reason="jax's CUDA plugin is installed")
-def test_without_the_cuda_plugin_the_way_to_it_is_named(refusal, in_root):
+def test_without_the_cuda_plugin_the_error_names_make_aot(refusal, in_root):
     message = refusal("compile", "--config", "configs/demo.py:smoke", "--topology", "h100:8")
     assert "needs jax's CUDA plugin" in message and "`make aot`" in message

@@ -1,4 +1,4 @@
-"""The paper's matrix: published parameter counts, budgets, and a dry run of every point."""
+"""The paper's matrix: published parameter counts, budgets, and dry runs."""
 
 import json
 import pathlib
@@ -18,8 +18,8 @@ PUBLISHED = {"S1": 14_999_424, "S2": 31_470_080, "S3": 64_901_760, "S4": 104_427
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_shapes_have_the_published_parameters(in_root, size):
-    """Exactly for S1 to S4 without embeddings, and 71M and 665M with them for S1 and S5."""
+def test_sizes_have_the_published_parameter_counts(in_root, size):
+    """S1 to S4 exactly without embeddings; S1 and S5 within 1% of 71M and 665M with them."""
     figures = cost(configs.load(f"configs/laziness.py:swa128,{size}", []))
     assert figures["parameters_without_embedding"] == PUBLISHED.get(size, SIZES[size].params)
     whole = {"S1": 71e6, "S5": 665e6}
@@ -28,7 +28,7 @@ def test_shapes_have_the_published_parameters(in_root, size):
 
 
 @pytest.mark.parametrize("architecture", LOCAL)
-def test_architectures_are_matched_and_budgets_met(in_root, architecture):
+def test_architectures_have_equal_parameters_and_budgets(in_root, architecture):
     for budget in (100, 1000):
         config = configs.load(f"configs/laziness.py:{architecture},S1,{budget}n", [])
         figures = cost(config)
@@ -37,7 +37,7 @@ def test_architectures_are_matched_and_budgets_met(in_root, architecture):
         assert config.data.seq_len == 16_384
 
 
-def test_nope_is_in_the_full_layers_alone(in_root):
+def test_nope_applies_to_the_full_layers_only(in_root):
     mixers = configs.load("configs/laziness.py:nope,S2,200n,swa128", []).model.mixers
     assert mixers["full"].rope is None and mixers["local"].rope is not None
 
@@ -45,7 +45,7 @@ def test_nope_is_in_the_full_layers_alone(in_root):
 @pytest.mark.parametrize("flags", ["", ",nope"])
 @pytest.mark.parametrize("architecture", LOCAL)
 def test_sweeps_are_flat_overrides_of_the_recipe(in_root, architecture, flags):
-    """30 points, each the same config as its argument gives."""
+    """30 points, each with the same config as from its argument."""
     spec = f"configs/laziness.py:{architecture}{flags}"
     found = configs.sweep(spec)
     names = [f"{size},{budget}n" for size in SIZES for budget in BUDGETS]
@@ -54,21 +54,21 @@ def test_sweeps_are_flat_overrides_of_the_recipe(in_root, architecture, flags):
         assert configs.load(spec, list(overrides.items())) == configs.load(f"{spec},{name}")
 
 
-def test_a_sweep_keeps_to_what_its_argument_names(in_root):
+def test_a_sweep_keeps_the_values_in_its_argument(in_root):
     assert len(configs.sweep("configs/laziness.py:gdn,S2")) == len(BUDGETS)
     assert len(configs.sweep("configs/laziness.py:200n")) == len(SIZES)
     assert configs.sweep("configs/laziness.py:gdn,S2,200n") == [{}]
 
 
-def test_a_wrong_argument_is_one_sentence(in_root):
+def test_an_error_in_the_argument_is_one_sentence(in_root):
     for argument in ("S6", "S1,S2", "150n", "gdn,full", "smoek"):
         sentence = f"argument '{argument}': give at most one of full, swa128, .*, one of S1, S2, "
         with pytest.raises(ConfigError, match=sentence):
             configs.load(f"configs/laziness.py:{argument}")
 
 
-def test_one_command_sweeps(in_root, capsys):
-    """Every point in a dry run of one size; commands; and what is wrong in a sentence."""
+def test_the_sweep_command(in_root, capsys):
+    """The dry run of one size, the printed commands, and the error for an unknown architecture."""
     words = ["--workdir", "runs/m", "--sizes", "S1", "--budgets", "100,1000"]
     assert sweep.main([*words, "--dry_run"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -92,7 +92,7 @@ def test_text_matrix_dry_run(in_root, capsys):
 
 
 @pytest.mark.slow
-def test_text_runs_and_makes_its_table(in_root, tmp_path, capsys):
+def test_text_runs_and_writes_its_table(in_root, tmp_path, capsys):
     words = ["--workdir", str(tmp_path), "--smoke", "--only", "w16-nope-0", "--steps", "4"]
     assert text.main(words) == 0
     assert text.main(["--workdir", str(tmp_path), "--table"]) == 0

@@ -1,4 +1,4 @@
-"""A run of the experiment: stopped and gone on with it is the same run; arms and schedules."""
+"""A run of the experiment, killed and resumed, ends the same; arms and schedules of windows."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from experiments.large_window_laziness.arms import ARMS, SETS
 
 @pytest.fixture
 def small(monkeypatch):
-    """Measurements of seconds."""
+    """Makes measurements take seconds."""
     monkeypatch.setattr(measure, "EACH", 2)
     monkeypatch.setattr(measure, "PROMPTS", 2)
     monkeypatch.setattr(measure, "AT_ONCE", 2)
@@ -36,15 +36,15 @@ class Stop(Exception):
     pass
 
 
-def test_a_run_that_was_killed_ends_as_if_it_was_not(small, tmp_path):
+def test_a_killed_and_resumed_run_ends_the_same(small, tmp_path):
     arm, silent = ARMS["pilot"]["w4-nope"], lambda line: None
     arm = dataclasses.replace(arm, scale=arm.scale._replace(batch=2, every=2))
     runs.run(arm, 0, tmp_path / "whole", 4, silent)
-    said = []
+    lines = []
 
     def killed(line):
-        said.append(line)
-        if len(said) == 2:
+        lines.append(line)
+        if len(lines) == 2:
             raise Stop
 
     with pytest.raises(Stop):

@@ -1,4 +1,4 @@
-"""Survival, permutation and claims on cases whose answers are known."""
+"""Survival, permutation tests and claims on cases with known answers."""
 
 import pathlib
 import sys
@@ -14,14 +14,14 @@ from experiments.large_window_laziness.arms import SCALES
 from experiments.large_window_laziness.statistics import Time
 
 
-def test_a_crossing_must_last():
+def test_a_crossing_must_last_two_measurements():
     assert st.first_crossing([0, 10, 20, 30], [0, 0.6, 0.2, 0.7], 0.5) == Time(30, True)
     assert st.first_crossing([0, 10, 20, 30], [0, 0.6, 0.5, 0.7], 0.5) == Time(10, True)
     assert st.first_crossing([0, 10, 20], [0, 0.1, 0.2], 0.5) == Time(20, False)
 
 
-def test_survival_is_kaplan_and_meiers():
-    """The textbook's: a censored run leaves the risk set and lowers nothing."""
+def test_survival_is_the_kaplan_meier_estimate():
+    """A censored run leaves the risk set and does not lower the curve."""
     times = [Time(3, True), Time(5, False), Time(7, True), Time(7, True), Time(9, False)]
     steps, share = st.survival(times)
     np.testing.assert_array_equal(steps, [0, 3, 7])
@@ -30,13 +30,13 @@ def test_survival_is_kaplan_and_meiers():
     assert st.restricted_mean(times, 10) == pytest.approx(want)
 
 
-def test_restricted_mean_of_whole_data_is_a_mean():
+def test_restricted_mean_without_early_censoring_is_the_mean():
     times = [Time(t, t < 50) for t in (10, 20, 50)]
     assert st.restricted_mean(times, 50) == pytest.approx(80 / 3)
 
 
-def test_log_rank_by_hand():
-    """Two against two, no censoring: O - E = (1 - 1/2) + (1 - 1/3) = 7/6, V = 1/4 + 2/9."""
+def test_log_rank_equals_a_hand_calculation():
+    """Two runs against two, uncensored: O - E = (1 - 1/2) + (1 - 1/3) = 7/6, V = 1/4 + 2/9."""
     a, b = [Time(1, True), Time(2, True)], [Time(3, True), Time(4, True)]
     assert st.log_rank(a, b) == pytest.approx((7 / 6) / np.sqrt(1 / 4 + 2 / 9))
     assert st.log_rank(b, a) == pytest.approx(-st.log_rank(a, b))
@@ -51,7 +51,7 @@ def test_permutation_of_three_against_three_is_exact():
 
 
 def curve(arm, seed, formed, local=1.30, steps=(0, 100, 200, 300, 400)):
-    """A run whose far accuracy jumps from 0 to 0.9 at `formed`."""
+    """A run whose accuracy at the largest distances rises from 0 to 0.9 at step `formed`."""
     steps = np.array(steps, float)
     values = {name: np.zeros(len(steps)) for name in tables.CURVE[2:]}
     values["step"] = steps
@@ -72,7 +72,7 @@ def outcome(curves, claim):
     return found.outcome
 
 
-def test_claims_hold_where_they_are_planted():
+def test_claims_hold_on_data_that_supports_them():
     curves = runs("w4-rope", (100, 100, 200)) + runs("w16-rope", (200, 200, 300))
     curves += runs("w64-rope", (300, 300, 400)) + runs("w128-rope", (NEVER,) * 3)
     curves += runs("w4-nope", (100, 100, 100))
@@ -86,7 +86,7 @@ def test_claims_hold_where_they_are_planted():
     assert outcome(curves, "NoPE helps at window 4") == "undecided"
 
 
-def test_claims_fail_where_the_opposite_is_planted():
+def test_claims_fail_on_data_that_contradicts_them():
     curves = runs("w4-rope", (400, 400, 400)) + runs("w16-rope", (300,) * 3)
     curves += runs("w64-rope", (200,) * 3) + runs("w128-rope", (100, 100, 100), local=1.5)
     curves += runs("w4-long-rope", (300,) * 3) + runs("w128-long-rope", (100,) * 3)
@@ -98,7 +98,7 @@ def test_claims_fail_where_the_opposite_is_planted():
     assert outcome(curves, catches) == "holds"
 
 
-def test_nothing_is_said_of_single_runs():
+def test_arms_of_one_run_have_no_verdict():
     assert claims.verdicts(runs("w4-rope", (100,)) + runs("w128-rope", (100,))) == []
 
 
@@ -113,7 +113,7 @@ def test_tables_read_back_what_was_written(tmp_path):
     np.testing.assert_array_equal(read.values["mass"], [0, 10])
 
 
-def test_figures_are_made_of_any_runs():
+def test_figures_need_no_complete_set_of_arms():
     curves = runs("w4-rope", (100, 200)) + runs("w128-nope", (NEVER, 300))
     for make in figures.FIGURES.values():
         assert len(make(curves).axes) >= 2

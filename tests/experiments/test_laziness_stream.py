@@ -1,4 +1,4 @@
-"""The task stream does what it says: copies are copies of what stood last, at the distance said."""
+"""The task stream: copies repeat the last occurrence of a chunk, at the stated distance."""
 
 import pathlib
 import sys
@@ -20,7 +20,7 @@ def made(task, power=1.0):
     return stream.sequences(task, 3, 0, stream.AT_ONCE, power)
 
 
-def test_a_sequence_is_a_function_of_seed_and_index(task):
+def test_a_sequence_depends_on_seed_and_index_only(task):
     across = stream.sequences(task, 5, 500, 24)
     behind = stream.sequences(task, 5, 512, 12)
     for a, b in zip(across.take(np.arange(12, 24)), behind):
@@ -28,7 +28,7 @@ def test_a_sequence_is_a_function_of_seed_and_index(task):
     assert (stream.sequences(task, 6, 500, 24).tokens_NT != across.tokens_NT).any()
 
 
-def test_copies_stand_where_they_say(task):
+def test_copies_have_their_stated_distance(task):
     x = made(task)
     for tokens, kind, distance in zip(*x):
         for t in np.flatnonzero(kind == stream.COPY_START):
@@ -42,8 +42,8 @@ def test_copies_stand_where_they_say(task):
     assert x.tokens_NT.max() < task.vocab
 
 
-def test_and_nowhere_nearer():
-    """As long as no symbol is in two chunks, the answer stands nowhere but where it is said to."""
+def test_no_nearer_token_has_the_answer():
+    """While no symbol is in two chunks, the nearest equal token is at the stated distance."""
     task, checked = stream.MAIN, 0
     for tokens, kind, distance in zip(*made(task)):
         new = (kind == stream.NEW_TOKEN) & (tokens >= task.local)
@@ -55,7 +55,7 @@ def test_and_nowhere_nearer():
 
 
 def test_distances_are_about_log_uniform():
-    """A fifth of the copies in each doubling, fewer at the far end, which is not always there."""
+    """About a fifth of the copies per doubling, fewer at distances that early tokens do not have."""
     x, far = made(stream.MAIN), made(stream.MAIN, 0.0)
     d, d_far = (y.distance_NT[y.kind_NT == stream.COPY_START] for y in (x, far))
     bins = stream.MAIN.bins
@@ -66,7 +66,7 @@ def test_distances_are_about_log_uniform():
     assert (d_far >= bins[-1][0]).mean() > 2 * shares[-1]
 
 
-def test_local_text_follows_its_table(task):
+def test_local_text_follows_the_table_of_successors(task):
     x, table = made(task), stream.successors(task.local)
     later = x.kind_NT[:, 1:] == stream.LOCAL_TOKEN
     before, after = x.tokens_NT[:, :-1][later], x.tokens_NT[:, 1:][later]
@@ -76,7 +76,7 @@ def test_local_text_follows_its_table(task):
     np.testing.assert_allclose(shares, stream.SUCCESSORS, atol=0.03)
 
 
-def test_batch_is_that_of_the_trainer(task):
+def test_a_batch_has_the_trainers_layout(task):
     some = made(task).take(np.arange(3))
     batch = stream.batch(some)
     assert batch["tokens"].shape == (3, task.length)

@@ -1,4 +1,4 @@
-"""The scaling law's fit: known constants come back, the published points fit, mistakes are named."""
+"""The scaling law's fit recovers known constants, fits the published points, and names errors."""
 
 import json
 import pathlib
@@ -25,10 +25,10 @@ def made(noise=0.0, seed=0, law=TRUE):
     rng = np.random.default_rng(seed)
     log_longppl = law(params, tokens) * np.exp(noise * rng.standard_normal(len(GRID)))
     size = np.array([f"S{1 + int(np.searchsorted([2e7, 4e7, 7e7], n))}" for n in params])
-    return scaling.Rows(size, multiplier, params, tokens, log_longppl)
+    return scaling.ScalingRows(size, multiplier, params, tokens, log_longppl)
 
 
-def test_known_constants_come_back():
+def test_the_fit_recovers_known_constants():
     train, test = scaling.split_rows(made())
     law = scaling.fit(train)
     assert np.abs(scaling.log_residuals(law, train)).max() < 1e-4
@@ -38,8 +38,8 @@ def test_known_constants_come_back():
     assert law.b == pytest.approx(TRUE.b, rel=0.05) and law.c == pytest.approx(TRUE.c, rel=0.05)
 
 
-def test_with_noise_the_prediction_is_no_worse_than_the_noise():
-    """1% noise on L: the held-out rows are met within 1%, and the loss is below the truth's."""
+def test_the_prediction_error_is_within_the_noise():
+    """With 1% noise on L, held-out rows are predicted within 1%; the loss is below that of TRUE."""
     noisy = made(noise=0.01, seed=3)
     train, test = scaling.split_rows(noisy, "S4")
     law = scaling.fit(train)
@@ -53,21 +53,21 @@ def test_with_noise_the_prediction_is_no_worse_than_the_noise():
     assert scaling.ALPHA_BOUNDS[0] <= law.alpha <= scaling.ALPHA_BOUNDS[1]
 
 
-def test_one_outlier_does_not_bend_the_law():
-    """Huber: the same fit by least squares would move by percents."""
+def test_one_outlier_hardly_changes_the_law():
+    """The Huber loss bounds its influence; a least-squares fit would move by several percent."""
     rows = made()
     rows.log_longppl[3] *= 1.5
     law = scaling.fit(scaling.split_rows(rows)[0])
     assert np.abs(scaling.log_residuals(law, made())).max() < 2e-3
 
 
-def test_the_huber_loss_is_its_definition():
+def test_the_huber_loss_follows_its_definition():
     residuals = np.array([-0.002, -0.001, -0.0004, 0.0, 0.0005, 0.001, 0.1])
     expected = [1e-3 * (0.002 - 5e-4), 5e-7, 8e-8, 0, 1.25e-7, 5e-7, 1e-3 * (0.1 - 5e-4)]
     np.testing.assert_allclose(scaling.huber(residuals), expected, rtol=1e-12)
 
 
-def test_the_gradient_is_that_of_the_objective():
+def test_the_gradient_equals_finite_differences():
     objective = scaling._Objective(made(noise=0.05, seed=1))
     point = np.array([0.1, -0.7, 0.24, 0.41])
     for i in range(4):
@@ -85,17 +85,17 @@ def test_tokens_are_the_multiplier_times_the_rows_own_parameters():
 
 
 def test_the_published_points():
-    """S4 is predicted from S1 to S3 within 6% of LongPPL, within 3.5% but for the smallest budget."""
+    """S1 to S3 predict LongPPL of S4 within 6%, and within 3.5% except for one budget."""
     train, test = scaling.split_rows(scaling.read_rows(DATA))
     law = scaling.fit(train)
     predicted = np.exp(law(test.params, test.tokens) - test.log_longppl)
     assert np.abs(predicted - 1).max() < 0.06
     assert np.sort(np.abs(predicted - 1))[-2] < 0.035
-    # The optimum found by 270 descents to the last digit, with other starting points.
+    # The optimum that 270 descents from other starting points agree on.
     assert scaling.huber(scaling.log_residuals(law, train)).sum() < 2.0175e-4
 
 
-def test_resamples_are_those_of_the_seed():
+def test_the_seed_determines_the_resamples():
     train, _ = scaling.split_rows(made(noise=0.01))
     law = scaling.fit(train)
     assert scaling.bootstrap(train, law, 3, 5) == scaling.bootstrap(train, law, 3, 5)
@@ -165,11 +165,11 @@ BAD = [
 
 
 @pytest.mark.parametrize("text, words, sentence", BAD)
-def test_what_cannot_be_fitted_is_one_sentence(tmp_path, capsys, text, words, sentence):
+def test_an_input_error_is_one_sentence(tmp_path, capsys, text, words, sentence):
     path = tmp_path / "table.tsv"
     if text is not None:
         path.write_text(text)
     assert scaling.main([str(path), *words]) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert said.startswith("scaling: ") and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert sentence in output
+    assert output.startswith("scaling: ") and output.count("\n") == 1

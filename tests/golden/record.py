@@ -1,8 +1,8 @@
-"""Writes `golden.json` and `run_at_step_3.tar.gz`: what runs of `recipe.py` come to.
+"""Writes `golden.json` and `run_at_step_3.tar.gz`: the results of the runs of `recipe.py`.
 
-They were written before the packages of hybridlm were rearranged, and hold later changes of
-structure to the same numbers. Write them anew only for a change that is meant to change numbers:
-`python -m tests.golden.record` from the top of the checkout.
+They were written before hybridlm's packages were reorganised, and later refactorings must reproduce
+them. Rewrite them only for a change that is meant to change numbers, with `python -m
+tests.golden.record` from the top of the checkout.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import tempfile
 from hybridlm import cli
 
 HERE = pathlib.Path(__file__).parent
-RESUMED = "delta"  # the case whose checkpoint of step 3 is kept
+RESUMED = "delta"  # the case whose checkpoint of step 3 is stored
 FIGURES = ("loss", "bits_per_byte", "grad_norm", "learning_rate", "aux_loss")
 
 
@@ -31,7 +31,7 @@ def words(case: str, workdir: pathlib.Path, cache: pathlib.Path) -> list[str]:
 
 
 def train(case: str, workdir: pathlib.Path, cache: pathlib.Path) -> None:
-    """Trains one case in a process of its own, compiled as the tests compile."""
+    """Trains one case in a new process, with the compiler flags of the tests."""
     devices = "--xla_force_host_platform_device_count=4" if case == "mesh" else ""
     flags = f"--xla_backend_optimization_level=0 {devices}".strip()
     subprocess.run(
@@ -44,13 +44,13 @@ def train(case: str, workdir: pathlib.Path, cache: pathlib.Path) -> None:
 
 
 def result(workdir: pathlib.Path) -> dict:
-    """Figures of each step, hashes of the final state, parameters' paths, and config.json's keys."""
+    """Figures of each step, hashes of the final state, shapes of parameters, and config.json."""
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         cli.main(["inspect", str(workdir)])
-    lines_said = said.getvalue().splitlines()
-    hashes = dict(line.split(": ", 1) for line in lines_said if "sha256" in line)
+    inspected = output.getvalue().splitlines()
+    hashes = dict(line.split(": ", 1) for line in inspected if "sha256" in line)
     return {
         "figures": [
             {key: line[key] for key in ("kind", "step", *FIGURES) if key in line}
@@ -64,14 +64,14 @@ def result(workdir: pathlib.Path) -> dict:
 
 
 def config(workdir: pathlib.Path) -> dict:
-    """What config.json holds, without the folder of tokens, which is this machine's."""
+    """The contents of config.json, without the token cache, which differs between machines."""
     settings = json.loads((workdir / "config.json").read_text())
     settings["data"]["token_cache"] = None
     return settings
 
 
 def parameters(workdir: pathlib.Path) -> dict[str, list[int]]:
-    """Shape by path of the newest checkpoint's parameters."""
+    """The shape of each parameter of the newest checkpoint, by path."""
     import jax
     from orbax.checkpoint import v1 as ocp
 
@@ -85,7 +85,7 @@ def parameters(workdir: pathlib.Path) -> dict[str, list[int]]:
 
 
 def processor() -> str:
-    """A hash of what this processor can do: programs for another one round differently."""
+    """A hash of the processor's model and flags: programs for another one round differently."""
     text = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     kept = [line for line in text if line.startswith(("model name", "flags"))]
     return hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Runs of today come to the numbers of `golden.json`, to the bit on the processor that wrote it."""
+"""Runs reproduce the numbers of `golden.json`, bit for bit on the processor that wrote it."""
 
 import json
 import tarfile
@@ -28,14 +28,14 @@ def check(found: dict, golden: dict) -> None:
 
 
 def contains(settings, older) -> bool:
-    """Whether every key of `older` is there with its value; there may be newer ones."""
+    """Whether `settings` has every key of `older` with its value; it may have newer keys."""
     if not isinstance(older, dict):
         return settings == older
     return all(key in settings and contains(settings[key], older[key]) for key in older)
 
 
 def train(case, workdir, cache):
-    """In this process, compiled as the recorded runs were, but for the case of several devices."""
+    """Trains in this process with the recorded runs' compiler flags; "mesh" in a new process."""
     if case == "mesh":
         record.train(case, workdir, cache)
     else:
@@ -49,14 +49,14 @@ def tokens(tmp_path_factory):
 
 @pytest.mark.xdist_group("golden")
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_comes_to_the_numbers_of_before(case, tokens, tmp_path, in_root):
+def test_a_run_reproduces_the_recorded_numbers(case, tokens, tmp_path, in_root):
     train(case, tmp_path / "run", tokens)
     check(record.result(tmp_path / "run"), GOLDEN["cases"][case])
 
 
 @pytest.mark.xdist_group("golden")
-def test_a_checkpoint_of_before_is_resumed_to_the_same_bits(tokens, tmp_path, in_root):
-    """Its `config.json` is read back, too: the run goes on only if it is of the same config."""
+def test_a_resumed_recorded_checkpoint_ends_with_the_same_bits(tokens, tmp_path, in_root):
+    """The run resumes only if the recorded `config.json` matches the config."""
     with tarfile.open(record.HERE / "run_at_step_3.tar.gz") as archive:
         archive.extractall(tmp_path / "run", filter="data")
     train(record.RESUMED, tmp_path / "run", tokens)

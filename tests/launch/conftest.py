@@ -1,4 +1,4 @@
-"""Jobs for launchers, with a program that trains nothing."""
+"""Jobs for the tests of launchers, with a stub program that trains nothing."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from hybridlm import config as configs
-from hybridlm.sweep import Planned, Run, RunProgress
+from hybridlm.sweep import PlannedRun, RunProgress, SweepRun
 from launch.job import Job
 
 STUB = pathlib.Path(__file__).parent / "stub_run.py"
@@ -24,8 +24,8 @@ def jobs(in_root):
         made = []
         for rate in rates:
             pairs = (("train.steps", str(steps)), ("optimizer.lr", repr(rate)))
-            run = Run(f"lr={rate}", pairs, (), dataclasses.replace(config, train=settings))
-            planned = Planned(run, root / run.name, 1, 1, 1.0, RunProgress("new"))
+            run = SweepRun(f"lr={rate}", pairs, (), dataclasses.replace(config, train=settings))
+            planned = PlannedRun(run, root / run.name, 1, 1, 1.0, RunProgress("new"))
             made.append(Job(planned, "configs/demo.py:smoke"))
         return made
 
@@ -34,14 +34,14 @@ def jobs(in_root):
 
 @pytest.fixture
 def stub(monkeypatch):
-    """Launchers on this machine's files start the stub."""
+    """Makes the local and SLURM launchers start the stub."""
     for module in ("launch.local", "launch.slurm"):
         monkeypatch.setattr(f"{module}.PROGRAM", (sys.executable, str(STUB)))
 
 
 @pytest.fixture
 def sessions():
-    """What the stub's starts and ends in a workdir left on record."""
+    """Reads the starts and ends that the stub recorded in a workdir."""
 
     def read(workdir):
         path = workdir / "sessions"

@@ -1,6 +1,6 @@
-"""A SLURM cluster of one node, on this machine, from the programs of the Debian packages.
+"""A one-node SLURM cluster on this machine, from the programs of the Debian packages.
 
-Nothing of the machine is changed: configuration, keys, state and sockets lie in one folder.
+Configuration, keys, state and sockets are in one folder; the machine is not changed.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ def one_node_slurm(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Starts the cluster and yields its slurm.conf; jobs in `high` preempt those in `low`.
 
     Raises:
-      NoSlurm: where programs are missing (apt-get install slurm-wlm munge), or do not start.
+      NoSlurm: if programs are missing (apt-get install slurm-wlm munge) or do not start.
     """
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     missing = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
@@ -62,13 +62,13 @@ def one_node_slurm(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         start("slurmd", "-D", "-N", socket.gethostname().split(".")[0])
 
         def idle() -> bool:
-            asked = subprocess.run(
+            result = subprocess.run(
                 ["sinfo", "--noheader", "--format=%t"],
                 env=environment,
                 capture_output=True,
                 text=True,
             )
-            return "idle" in asked.stdout.split()
+            return "idle" in result.stdout.split()
 
         _until(idle, "the node does not come up", folder)
         yield conf

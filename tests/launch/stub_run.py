@@ -1,7 +1,7 @@
-"""Stands for `hybridlm train` where a launcher is tested: counts steps, saves when asked, no JAX.
+"""A stub of `hybridlm train` for the tests of launchers, without JAX.
 
-Steps of 50 ms; stopped by SIGTERM it saves and exits with 75, and the next start goes on from
-there. A learning rate of 1e30 fails; a second SIGTERM ends it unsaved, as it does a real run.
+It counts steps of 50 ms. On SIGTERM it saves and exits with 75; the next start continues from
+there. With a learning rate of 1e30 it fails. Like a real run it exits unsaved at a second SIGTERM.
 """
 
 import json
@@ -16,13 +16,13 @@ workdir = pathlib.Path(sys.argv[sys.argv.index("--workdir") + 1])
 workdir.mkdir(parents=True, exist_ok=True)
 steps = int(options["config.train.steps"])
 saved = workdir / "saved"
-asked = []
+signals = []
 
 
 def stop(number, _):
-    if asked:
+    if signals:
         os._exit(130)
-    asked.append(number)
+    signals.append(number)
 
 
 signal.signal(signal.SIGTERM, stop)
@@ -39,8 +39,8 @@ with (workdir / "metrics.jsonl").open("a") as records:
         time.sleep(0.05)
         records.write(json.dumps({"kind": "train", "step": step, "loss": 5 - step / 1000}) + "\n")
         records.flush()
-        if asked:
-            time.sleep(0.2)  # a save takes its time; a second signal would spoil it
+        if signals:
+            time.sleep(0.2)  # a save takes time, during which a second signal would end it
             saved.write_text(str(step))
             sys.exit(75)
     records.write(json.dumps({"kind": "eval", "step": steps, "loss": 4.5}) + "\n")

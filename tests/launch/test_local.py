@@ -1,4 +1,4 @@
-"""Runs as processes of this machine: how many at a time, what failure and Ctrl-C do."""
+"""Runs as processes on this machine: concurrency, failures and Ctrl-C."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 
 from hybridlm.errors import RunError, UserError
 from launch.live_table import LiveTable
-from launch.local import Local
+from launch.local import LocalLauncher
 from launch.site import LocalSite
 
 
@@ -29,39 +29,41 @@ def interrupt_when(condition, number=signal.SIGINT):
     return thread
 
 
-def test_so_many_at_a_time_and_all_finish(jobs, stub, sessions, tmp_path, capfd):
+def test_at_most_parallel_runs_are_active_and_all_finish(jobs, stub, sessions, tmp_path, capfd):
     made = jobs(tmp_path, 0.1, 0.2, 0.3, steps=6)
     site = LocalSite(gpus=(4, 5), env={"SITE": "here"})
-    assert Local(site, 2).submit(made, tmp_path) == 0
+    assert LocalLauncher(site, 2).submit(made, tmp_path) == 0
     times = [sessions(tmp_path / job.name) for job in made]
     assert [t[0]["SITE"] for t in times] == ["here"] * 3
     assert [t[0]["CUDA_VISIBLE_DEVICES"] for t in times[:2]] == ["4", "5"]
     first_end = min(times[0][1]["end"], times[1][1]["end"])
-    assert times[1][0]["at"] < first_end <= times[2][0]["at"], "two at a time, the third after"
+    assert times[1][0]["at"] < first_end <= times[2][0]["at"], (
+        "the third run must start after one of the first two"
+    )
     out, err = capfd.readouterr()
     assert (
         out.count("finished") == 6 and "4.5000" in out and not err
     )  # as it ends, and in the table
 
 
-def test_one_failure_stops_no_other_and_is_one_sentence(jobs, stub, tmp_path, capfd):
+def test_a_failure_does_not_stop_other_runs_and_is_one_sentence(jobs, stub, tmp_path, capfd):
     made = jobs(tmp_path, 1e30, 0.1)
-    assert Local(LocalSite(), 1).submit(made, tmp_path) == 1
+    assert LocalLauncher(LocalSite(), 1).submit(made, tmp_path) == 1
     out, err = capfd.readouterr()
     log = tmp_path / "logs" / "lr=1e+30.log"
     assert err == f"hybridlm: run lr=1e+30 failed (1): the run has diverged (log in {log})\n"
     assert "lr=0.1: finished" in out and (tmp_path / "lr=0.1" / "saved").read_text() == "4"
 
 
-def test_interrupted_runs_save_and_the_next_call_goes_on(jobs, stub, sessions, tmp_path, capfd):
+def test_interrupted_runs_save_and_the_next_call_continues(jobs, stub, sessions, tmp_path, capfd):
     made = jobs(tmp_path, 0.1, 0.2, steps=40)
     thread = interrupt_when((tmp_path / "lr=0.1" / "metrics.jsonl").exists)
-    assert Local(LocalSite(), 1).submit(made, tmp_path) == 75
+    assert LocalLauncher(LocalSite(), 1).submit(made, tmp_path) == 75
     thread.join()
     assert "SIGINT received" in capfd.readouterr().out
     reached = int((tmp_path / "lr=0.1" / "saved").read_text())
     assert 1 <= reached < 40 and not (tmp_path / "lr=0.2").exists()
-    assert Local(LocalSite(), 2).submit(made, tmp_path) == 0
+    assert LocalLauncher(LocalSite(), 2).submit(made, tmp_path) == 0
     assert [s["start"] for s in sessions(tmp_path / "lr=0.1") if "start" in s] == [0, reached]
 
 
@@ -72,12 +74,16 @@ def test_a_second_interrupt_kills(jobs, stub, tmp_path, capfd, monkeypatch):
     def twice():
         threads.append(interrupt_when(lambda: True))
 
-    say = LiveTable.say
-    monkeypatch.setattr(
-        LiveTable, "say", lambda table, text: (say(table, text), "received" in text and twice())
-    )
+    print_line = LiveTable.print_line
+
+    def print_and_interrupt(table, text):
+        print_line(table, text)
+        if "received" in text:
+            twice()
+
+    monkeypatch.setattr(LiveTable, "print_line", print_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
-        Local(LocalSite(), 1).submit(made, tmp_path)
+        LocalLauncher(LocalSite(), 1).submit(made, tmp_path)
     for thread in threads:
         thread.join()
 
@@ -85,12 +91,12 @@ def test_a_second_interrupt_kills(jobs, stub, tmp_path, capfd, monkeypatch):
 def test_a_killed_run_is_named(jobs, stub, tmp_path, capfd, monkeypatch):
     killer = (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
     monkeypatch.setattr("launch.local.PROGRAM", killer)
-    assert Local(LocalSite(), 1).submit(jobs(tmp_path, 0.1), tmp_path) == 1
-    assert "run lr=0.1 was killed by SIGKILL: it said nothing" in capfd.readouterr().err
+    assert LocalLauncher(LocalSite(), 1).submit(jobs(tmp_path, 0.1), tmp_path) == 1
+    assert "run lr=0.1 was killed by SIGKILL: it printed nothing" in capfd.readouterr().err
 
 
-def test_a_root_that_runs_still_hold_is_refused(jobs, stub, tmp_path):
-    """Even when the sweep that started them is gone: they inherit its lock."""
+def test_a_root_locked_by_active_runs_is_refused(jobs, stub, tmp_path):
+    """Runs inherit the lock of their sweep and keep it after the sweep has ended."""
     with (tmp_path / ".lock").open("a+") as lock:
         import fcntl
 
@@ -98,8 +104,8 @@ def test_a_root_that_runs_still_hold_is_refused(jobs, stub, tmp_path):
         left = subprocess.Popen(["sleep", "60"], pass_fds=(lock.fileno(),))
         lock.write(f"processes {left.pid}\n")
     try:
-        with pytest.raises(RunError, match=f"left behind, work in .* .processes {left.pid}."):
-            Local(LocalSite(), 1).submit(jobs(tmp_path, 0.1), tmp_path)
+        with pytest.raises(RunError, match=f"left by one, are active in .* .processes {left.pid}."):
+            LocalLauncher(LocalSite(), 1).submit(jobs(tmp_path, 0.1), tmp_path)
     finally:
         left.kill()
         left.wait()
@@ -107,11 +113,11 @@ def test_a_root_that_runs_still_hold_is_refused(jobs, stub, tmp_path):
 
 def test_gpus_must_divide():
     with pytest.raises(UserError, match="--parallel 2 does not divide the 3 GPUs"):
-        Local(LocalSite(gpus=(0, 1, 2)), 2)
+        LocalLauncher(LocalSite(gpus=(0, 1, 2)), 2)
 
 
 class Screen:
-    """A terminal of 40 columns that remembers what is written to it."""
+    """A terminal of 40 columns that stores the text written to it."""
 
     def __init__(self):
         self.text = ""
@@ -129,7 +135,7 @@ class Screen:
         pass
 
 
-def test_the_table_draws_over_itself_within_the_terminal(monkeypatch):
+def test_the_table_is_redrawn_in_place_within_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("LINES", "6")
     screen = Screen()
@@ -140,6 +146,6 @@ def test_the_table_draws_over_itself_within_the_terminal(monkeypatch):
     assert len(first) == 5 and all(len(line) < 40 for line in first)
     assert first[-1] == "and 6 more"
     table.show(rows[:1])
-    assert "\x1b[5A\x1b[J" in screen.text, "goes up over the five lines"
-    table.say("lr=0: finished")
+    assert "\x1b[5A\x1b[J" in screen.text, "the cursor must move up five lines"
+    table.print_line("lr=0: finished")
     assert "\x1b[2A\x1b[Jlr=0: finished\n" in screen.text

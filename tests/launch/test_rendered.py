@@ -1,4 +1,4 @@
-"""What is handed to xpk and SkyPilot: by shape, and by those tools' own parsers where they are."""
+"""The commands and tasks for xpk and SkyPilot, also read by the tools' parsers if installed."""
 
 import json
 import pathlib
@@ -11,8 +11,8 @@ import yaml
 
 from hybridlm.errors import UserError
 from launch.site import SkySite, XpkSite
-from launch.sky import Sky
-from launch.xpk import Xpk
+from launch.sky import SkyLauncher
+from launch.xpk import XpkLauncher
 
 XPK = XpkSite(
     cluster="v5e",
@@ -35,15 +35,15 @@ SKY = SkySite(
 
 
 def tool_python(name):
-    """The interpreter of an installed tool, wherever on PATH it is; skips where it is not."""
+    """The interpreter of a tool on PATH; skips the test if the tool is not installed."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"no {name} on PATH: install it in an environment of its own")
     return str(pathlib.Path(found).parent / "python")
 
 
-def test_an_xpk_command_says_run_environment_and_restarts(jobs, tmp_path):
-    words = Xpk(XPK).command(jobs(tmp_path, 1e-3)[0], tmp_path)
+def test_an_xpk_command_has_run_environment_and_restarts(jobs, tmp_path):
+    words = XpkLauncher(XPK).command(jobs(tmp_path, 1e-3)[0], tmp_path)
     assert words[:3] == ("xpk", "workload", "create")
     options = dict(word.removeprefix("--").split("=", 1) for word in words[3:])
     assert options["tpu-type"] == "v5litepod-16" and options["num-slices"] == "2"
@@ -55,9 +55,9 @@ def test_an_xpk_command_says_run_environment_and_restarts(jobs, tmp_path):
     assert "--config.optimizer.lr=0.001" in run
 
 
-def test_xpk_itself_reads_the_command(jobs, tmp_path):
+def test_xpk_parses_the_command(jobs, tmp_path):
     python = tool_python("xpk")
-    words = Xpk(XPK).command(jobs(tmp_path, 1e-3)[0], tmp_path)
+    words = XpkLauncher(XPK).command(jobs(tmp_path, 1e-3)[0], tmp_path)
     read = (
         "import argparse, json, sys; from xpk.parser.core import set_parser;"
         " p = argparse.ArgumentParser(); set_parser(p); a = p.parse_args(sys.argv[1:]);"
@@ -74,8 +74,8 @@ def test_xpk_itself_reads_the_command(jobs, tmp_path):
     assert command.startswith("exec hybridlm train --config configs/demo.py:smoke")
 
 
-def test_a_sky_task_says_run_environment_and_recovery(jobs, tmp_path):
-    task = yaml.safe_load(Sky(SKY).task(jobs(tmp_path, 1e-3)[0], tmp_path))
+def test_a_sky_task_has_run_environment_and_recovery(jobs, tmp_path):
+    task = yaml.safe_load(SkyLauncher(SKY).task(jobs(tmp_path, 1e-3)[0], tmp_path))
     assert task["resources"]["accelerators"] == "tpu-v5e-8" and task["resources"]["use_spot"]
     assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
     assert task["file_mounts"] == {"/runs": {"source": "gs://bucket", "mode": "MOUNT"}}
@@ -86,11 +86,11 @@ def test_a_sky_task_says_run_environment_and_recovery(jobs, tmp_path):
     assert run[run.index("--workdir") + 1] == "/runs/sweep/lr=0.001"
 
 
-def test_skypilot_itself_reads_the_task(jobs, tmp_path):
+def test_skypilot_parses_the_task(jobs, tmp_path):
     python = tool_python("sky")
     path = tmp_path / "task.yaml"
-    path.write_text(Sky(SKY).task(jobs(tmp_path, 1e-3)[0], tmp_path))
-    # file_mounts by their schema: the storage of a bucket that is not there cannot be opened.
+    path.write_text(SkyLauncher(SKY).task(jobs(tmp_path, 1e-3)[0], tmp_path))
+    # Only the schema of file_mounts is checked, since the bucket does not exist.
     read = (
         "import sys, yaml; from sky import Task; from sky.utils import common_utils, schemas;"
         " config = yaml.safe_load(open(sys.argv[1]));"
@@ -108,7 +108,7 @@ def test_skypilot_itself_reads_the_task(jobs, tmp_path):
 
 @pytest.fixture
 def tool(tmp_path, monkeypatch):
-    """Puts a program of a name on PATH that writes down its words, and refuses lr=0.2."""
+    """Puts a program on PATH that records its arguments and refuses lr=0.2."""
 
     def make(name):
         folder = tmp_path / "bin"
@@ -124,8 +124,8 @@ def tool(tmp_path, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("name, launcher", [("xpk", Xpk(XPK)), ("sky", Sky(SKY))])
-def test_each_run_is_submitted_once_and_a_refusal_is_said(
+@pytest.mark.parametrize("name, launcher", [("xpk", XpkLauncher(XPK)), ("sky", SkyLauncher(SKY))])
+def test_each_run_is_submitted_once_and_refusals_are_printed(
     jobs, tool, tmp_path, capfd, name, launcher
 ):
     root, calls = tmp_path / "runs", tool(name)
@@ -135,12 +135,12 @@ def test_each_run_is_submitted_once_and_a_refusal_is_said(
     assert capfd.readouterr().err == f"hybridlm: {name} refused run lr=0.2 (exit code 3)\n"
     assert len(calls()) == 2
     assert launcher.submit(made, root) == 1
-    assert len(calls()) == 3 and "lr=0.2" in calls()[2], "the refused one alone is tried again"
-    assert f"take it out of {root / name}.json" in capfd.readouterr().out
+    assert len(calls()) == 3 and "lr=0.2" in calls()[2], "only the refused run is submitted again"
+    assert f"remove it from {root / name}.json" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("name, launcher", [("xpk", Xpk(XPK)), ("sky", Sky(SKY))])
-def test_without_the_tool_the_files_are_there(jobs, tmp_path, monkeypatch, name, launcher):
+@pytest.mark.parametrize("name, launcher", [("xpk", XpkLauncher(XPK)), ("sky", SkyLauncher(SKY))])
+def test_without_the_tool_the_files_are_written(jobs, tmp_path, monkeypatch, name, launcher):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=f"{name} is not on this machine: .*submit.sh"):
         launcher.submit(jobs(tmp_path, 0.1, 0.2), tmp_path)
@@ -149,7 +149,7 @@ def test_without_the_tool_the_files_are_there(jobs, tmp_path, monkeypatch, name,
     assert len(list((tmp_path / name).glob("*.yaml"))) == (2 if name == "sky" else 0)
 
 
-def test_a_damaged_record_is_one_sentence(jobs, tool, tmp_path):
+def test_a_damaged_record_raises_one_sentence(jobs, tool, tmp_path):
     (tmp_path / "sky.json").write_text("{")
-    with pytest.raises(UserError, match="sky.json, which says what was submitted, is damaged"):
-        Sky(SKY).submit(jobs(tmp_path, 0.1), tmp_path)
+    with pytest.raises(UserError, match="sky.json, the record of submitted runs, is damaged"):
+        SkyLauncher(SKY).submit(jobs(tmp_path, 0.1), tmp_path)

@@ -1,4 +1,4 @@
-"""The settings of a site: each is explained, and bad ones are one sentence."""
+"""The settings of a site: all are documented, and invalid ones raise one sentence."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ TABLES = [site.LocalSite, site.SlurmSite, site.XpkSite, site.SkySite, site.Site]
 
 
 @pytest.mark.parametrize("cls", TABLES)
-def test_every_setting_has_a_meaning(cls):
+def test_each_setting_is_documented(cls):
     _, meanings = summary_and_meanings(cls)
     missing = [f.name for f in dataclasses.fields(cls) if not meanings.get(f.name)]
     assert not missing
@@ -35,7 +35,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("toml, sentence", BAD, ids=[s for _, s in BAD])
-def test_a_bad_setting_is_named(tmp_path, toml, sentence):
+def test_an_invalid_setting_is_named(tmp_path, toml, sentence):
     path = tmp_path / "site.toml"
     path.write_text(toml)
     with pytest.raises(ConfigError) as error:

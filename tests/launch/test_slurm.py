@@ -1,6 +1,6 @@
-"""SLURM for real: a cluster of one node on this machine, and submitit.
+"""SLURM jobs on a real one-node cluster on this machine, through submitit.
 
-Skipped, saying what is missing, where SLURM or submitit is not installed.
+Tests are skipped, naming what is missing, if SLURM or submitit is not installed.
 """
 
 import importlib
@@ -16,12 +16,12 @@ from one_node_slurm import NoSlurm, one_node_slurm
 
 from hybridlm.errors import UserError
 from launch.site import SlurmSite
-from launch.slurm import Slurm
+from launch.slurm import SlurmLauncher
 from launch.slurm_job import RunJob
 
-# Imported before any test: its logger keeps the stderr that it finds, and a test's is closed.
+# Imported before any test: its logger keeps the current stderr, and that of a test is closed later.
 submitit = importlib.import_module("submitit") if importlib.util.find_spec("submitit") else None
-pytestmark = pytest.mark.slow  # minutes, on a machine that does other things
+pytestmark = pytest.mark.slow  # takes minutes on a busy machine
 needs_submitit = pytest.mark.skipif(
     submitit is None, reason="no submitit: pip install 'hybridlm[launch]'"
 )
@@ -29,7 +29,7 @@ needs_submitit = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def cluster():
-    """The path of slurm.conf. The folder's name is short: sockets' names must be."""
+    """The path of slurm.conf. The folder has a short name, since socket paths must be short."""
     with tempfile.TemporaryDirectory(prefix="slurm") as folder:
         try:
             with one_node_slurm(pathlib.Path(folder)) as conf:
@@ -45,7 +45,7 @@ def slurm(cluster, stub, monkeypatch):
     site = SlurmSite(partition="low", timeout_min=30, signal_delay_s=60, env={"SITE": "node"})
 
     def launcher(parallel=2):
-        return Slurm(site, parallel)
+        return SlurmLauncher(site, parallel)
 
     yield launcher
     subprocess.run(["scancel", "--me", "--signal=KILL", "--full"], capture_output=True)
@@ -53,13 +53,13 @@ def slurm(cluster, stub, monkeypatch):
 
 
 def queue():
-    asked = subprocess.run(
+    result = subprocess.run(
         ["squeue", "--me", "--noheader", "--array", "--format=%i %T"],
         capture_output=True,
         text=True,
         check=True,
     )
-    return dict(line.split() for line in asked.stdout.splitlines())
+    return dict(line.split() for line in result.stdout.splitlines())
 
 
 def wait_for(what, holds, seconds=240):
@@ -70,10 +70,10 @@ def wait_for(what, holds, seconds=240):
 
 
 def trained(workdir, steps):
-    """Whether the stub has saved that it is at its end; hurries jobs that were queued again.
+    """Whether the stub has saved its last step; starts requeued jobs without SLURM's delay.
 
-    SLURM lets them wait for two minutes. Within the second in which it revoked a job's credential its
-    node would refuse to start the job again, and SLURM drop it.
+    SLURM delays requeued jobs by two minutes. Within a second of revoking a job's credential the
+    node refuses to start the job again and SLURM drops it, so this waits for 3 s.
     """
     saved = workdir / "saved"
     if not saved.exists():
@@ -88,7 +88,7 @@ def trained(workdir, steps):
 
 
 @needs_submitit
-def test_an_array_of_runs_finishes_and_none_is_submitted_twice(
+def test_an_array_of_runs_finishes_and_no_run_is_submitted_twice(
     jobs, slurm, sessions, tmp_path, capsys
 ):
     made = jobs(tmp_path, 0.1, 0.2, steps=40)
@@ -103,8 +103,8 @@ def test_an_array_of_runs_finishes_and_none_is_submitted_twice(
 
 
 @needs_submitit
-def test_a_preempted_run_saves_is_queued_again_and_goes_on(jobs, slurm, sessions, tmp_path):
-    """By a job of more priority: SLURM sends SIGTERM, and the run exits with 75."""
+def test_a_preempted_run_saves_is_requeued_and_continues(jobs, slurm, sessions, tmp_path):
+    """For a job of higher priority SLURM sends SIGTERM, and the run exits with 75."""
     (job,) = jobs(tmp_path, 0.1, steps=200)
     workdir = tmp_path / job.name
     slurm().submit([job], tmp_path)
@@ -121,8 +121,8 @@ def test_a_preempted_run_saves_is_queued_again_and_goes_on(jobs, slurm, sessions
 
 
 @needs_submitit
-def test_at_its_time_limit_a_run_saves_and_is_queued_again(jobs, slurm, sessions, tmp_path):
-    """submitit's signal, as SLURM sends it before the limit; it reaches the run's process too."""
+def test_at_its_time_limit_a_run_saves_and_is_requeued(jobs, slurm, sessions, tmp_path):
+    """Sends submitit's signal, as SLURM does before the limit; the run's process gets it too."""
     (job,) = jobs(tmp_path, 0.1, steps=100)
     workdir = tmp_path / job.name
     slurm().submit([job], tmp_path)
@@ -146,20 +146,20 @@ def test_a_cancelled_run_saves_and_stays_cancelled(jobs, slurm, tmp_path):
     wait_for("the end", lambda: not queue())
     assert 1 <= int((workdir / "saved").read_text()) < 2000
     time.sleep(1)
-    assert not queue(), "it was cancelled, and is queued again"
+    assert not queue(), "the cancelled run was requeued"
 
 
 @needs_submitit
-def test_what_slurm_refuses_is_one_sentence(jobs, slurm, tmp_path, monkeypatch):
-    launcher = Slurm(SlurmSite(partition="gpus"), 1)
-    with pytest.raises(UserError, match="SLURM does not take the jobs: .*partition"):
+def test_a_refusal_by_slurm_raises_one_sentence(jobs, slurm, tmp_path, monkeypatch):
+    launcher = SlurmLauncher(SlurmSite(partition="gpus"), 1)
+    with pytest.raises(UserError, match="SLURM refused the jobs: .*partition"):
         launcher.submit(jobs(tmp_path, 0.1), tmp_path)
 
 
 @pytest.mark.slow
 @needs_submitit
 def test_a_real_sweep(cluster, monkeypatch, in_root, tmp_path, command):
-    """`hybridlm sweep --to slurm` trains, and a second call has nothing to do."""
+    """`hybridlm sweep --to slurm` trains all runs, and a second call submits none."""
     monkeypatch.setenv("SLURM_CONF", str(cluster))
     monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/usr/sbin")
     site = tmp_path / "site.toml"
@@ -186,14 +186,14 @@ def test_a_real_sweep(cluster, monkeypatch, in_root, tmp_path, command):
     assert code == 0 and "nothing to do" in out
 
 
-def test_a_run_that_fails_for_good_is_said(tmp_path):
-    """Without SLURM: the job on the node is a function of its own."""
+def test_a_failed_run_raises(tmp_path):
+    """Calls the job of the node directly, without SLURM."""
     job = RunJob("lr=1", ["sh", "-c", "exit 2"], {}, str(tmp_path))
     with pytest.raises(Exception, match="run lr=1 ended with exit code 2"):
         job()
 
 
-def test_without_submitit_one_sentence_says_so(monkeypatch):
+def test_a_missing_submitit_raises_one_sentence(monkeypatch):
     import builtins
 
     real = builtins.__import__
@@ -207,4 +207,4 @@ def test_without_submitit_one_sentence_says_so(monkeypatch):
     with pytest.raises(
         UserError, match=r"--to slurm needs submitit: pip install 'hybridlm\[launch"
     ):
-        Slurm(SlurmSite(), 1)
+        SlurmLauncher(SlurmSite(), 1)

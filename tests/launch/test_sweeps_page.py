@@ -1,4 +1,4 @@
-"""docs/sweeps.md: its commands run as written; the real sweep is interrupted and goes on."""
+"""The commands of docs/sweeps.md run as written; a real sweep is interrupted and continued."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ from hybridlm.runs import checkpoint, metrics
 
 @pytest.fixture
 def place(tmp_path, root, monkeypatch):
-    """A folder like the top of the checkout, and this checkout's programs."""
+    """A folder with the checkout's configs, data and docs, in which its programs can run."""
     for name in ("configs", "data", "docs"):
         (tmp_path / name).symlink_to(root / name)
     monkeypatch.chdir(tmp_path)
@@ -31,10 +31,10 @@ def page(page_commands):
     return found
 
 
-def test_what_the_page_shows_and_refuses(place, page, command):
+def test_the_commands_of_the_page(place, page, command):
     for words, below in page:
         if "--parallel" in words:
-            continue  # the next test's
+            continue  # tested below
         code, out, err = command(*words)
         if below.startswith("# hybridlm: "):
             assert (code, err) == (2, below.removeprefix("# ") + "\n")
@@ -48,8 +48,8 @@ def test_what_the_page_shows_and_refuses(place, page, command):
 
 
 @pytest.mark.slow
-def test_the_page_s_sweep_is_interrupted_and_goes_on(place, page, command, refusal):
-    """Real runs. `test_local.py` does the same with runs that train nothing, and always."""
+def test_the_sweep_of_the_page_is_interrupted_and_continued(place, page, command, refusal):
+    """With real runs; `test_local.py` does the same with stubs and is never skipped."""
     (words,) = [words for words, _ in page if "--parallel" in words]
     runs = place / "runs" / "smoke"
 
@@ -71,7 +71,7 @@ def test_the_page_s_sweep_is_interrupted_and_goes_on(place, page, command, refus
     out, err = first.communicate(timeout=600)
     assert first.returncode == 75, out + err
     assert "SIGINT received: the runs save and stop" in out and not err
-    assert not (runs / "swa.window=256").exists(), "it was waiting, and must not start"
+    assert not (runs / "swa.window=256").exists(), "the waiting run must not start"
 
     second = start()
     out, err = second.communicate(timeout=600)
@@ -84,11 +84,12 @@ def test_the_page_s_sweep_is_interrupted_and_goes_on(place, page, command, refus
         config = json.loads((workdir / "config.json").read_text())
         assert config["model"]["mixers"]["swa"]["window"] == window
         assert f"swa.window={window}: finished" in out or f"swa.window={window}  finished" in out
-        assert not (workdir / "tokens").exists(), "tokens are shared"
+        assert not (workdir / "tokens").exists(), "the runs must share their tokens"
     assert len(list((runs / "tokens").iterdir())) == 1
 
     code, out, _ = command(*words)
     assert code == 0 and "nothing to do" in out
     assert out.count("finished, ") == 3 and out.count("nats held out") == 3
-    said = refusal(*words, "--config.data.seq_len=32")
-    assert said.startswith("hybridlm: run swa.window=16: ") and "data.seq_len 64 -> 32" in said
+    message = refusal(*words, "--config.data.seq_len=32")
+    assert message.startswith("hybridlm: run swa.window=16: ")
+    assert "data.seq_len 64 -> 32" in message

@@ -133,7 +133,10 @@ def test_layers_follow_the_pattern(name):
     expected = {"first_dense": [80, 80, 48, 48], "halves": [None, 40] * 4, "mamba": [None] * 3}
     assert widths == expected[name]
     rows = layer_table(model, 64)
+    assert [row.name for row in rows[1:-1]] == [layer.label for layer in config.layout.layers]
     assert sum(row.parameters for row in rows) == model.count()
+    other = Model.of(config_of(name, norm="layernorm", tie_embeddings=False))
+    assert sum(row.parameters for row in layer_table(other, 64)) == other.count()
     assert train_flops_per_token(model, 64) == 3 * sum(row.flops_per_token for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""What `sweep()` becomes: runs, names, differences, costs; and what is refused, in one sentence."""
+"""Expansion of `sweep()` to runs, names, differences and costs; refusals are one sentence."""
 
 import dataclasses
 import json
@@ -13,9 +13,9 @@ from hybridlm import config as configs
 from hybridlm import sweep as sweeps
 from hybridlm.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, to_dict
 from hybridlm.config.load import literal, text
-from hybridlm.sweep.names import label, run_name, short_key
+from hybridlm.sweep.names import dns_label, run_name, short_key
 from hybridlm.sweep.plan import differences
-from hybridlm.sweep.progress import newest
+from hybridlm.sweep.progress import newest_progress
 
 HEAD = """
 from hybridlm.config.load import recipe
@@ -39,7 +39,7 @@ def recipe(in_root, tmp_path):
     return write
 
 
-def test_runs_are_named_by_what_they_set_and_none_is_there_twice(recipe):
+def test_runs_are_named_by_their_settings_and_duplicates_are_dropped(recipe):
     spec = recipe(
         "import numpy as np\n"
         "for lr in np.logspace(-3, -2, 2):\n"
@@ -67,8 +67,8 @@ def test_runs_are_named_by_what_they_set_and_none_is_there_twice(recipe):
     assert "model.mixers.rec.kind 'rglru' -> 'gla'" in differences(sweep.runs[5])
 
 
-def test_a_run_is_what_its_command_line_trains(recipe):
-    """With the command line's own settings, which come first."""
+def test_the_overrides_of_a_run_give_its_config(recipe):
+    """The settings of the command line come first."""
     spec = recipe('yield {"optimizer.lr": 1e-3}\nyield {}')
     sweep = sweeps.expand(spec, [("train.steps", "5"), ("data.packing", "best_fit")])
     for run in sweep.runs:
@@ -80,13 +80,13 @@ def test_a_run_is_what_its_command_line_trains(recipe):
     assert sweep.runs[1].differences == ()
 
 
-def test_a_sweep_may_take_the_argument(recipe):
+def test_a_sweep_can_take_the_argument(recipe):
     spec = recipe('yield {"seed": len(arg)}', signature="def sweep(arg):")
     assert [run.name for run in sweeps.expand(f"{spec}:smoke").runs] == ["seed=5"]
 
 
-def test_keys_that_go_without_their_section_are_unique():
-    """Or two settings would have one name."""
+def test_keys_without_their_section_are_unique():
+    """Otherwise two settings would have the same name."""
     sections = (ModelConfig, DataConfig, TrainConfig, OptimizerConfig)
     names = [field.name for cls in sections for field in dataclasses.fields(cls)]
     assert len(names) == len(set(names))
@@ -110,8 +110,8 @@ SETTINGS = st.dictionaries(st.sampled_from(["optimizer.lr", "seed", "model.patte
 
 @settings(max_examples=300, deadline=None)
 @given(SETTINGS, SETTINGS)
-def test_names_are_folders_and_differ_where_settings_do(one, other):
-    """Numbers of one text aside (1 and '1'), which cannot both be valid."""
+def test_names_are_valid_folder_names_and_differ_if_settings_differ(one, other):
+    """Except for a number and its text (1 and '1'), which cannot both be valid."""
 
     def shown(setting):
         return json.dumps(
@@ -123,23 +123,25 @@ def test_names_are_folders_and_differ_where_settings_do(one, other):
         assert 0 < len(name) <= 120 and not set(name) & set("/\\ *?'\"$:\n")
     if shown(one) != shown(other):
         assert names[0] != names[1]
-    assert run_name(dict(reversed(one.items()))) == names[0], "the order of keys says nothing"
+    assert run_name(dict(reversed(one.items()))) == names[0], (
+        "the name depends on the order of keys"
+    )
 
 
 @given(st.text("aZ9=.,+@_", min_size=1, max_size=90))
 def test_labels_are_dns_labels(name):
-    made = label(name, 40)
-    assert len(made) <= 40 and made[0].isalpha() and made[-1].isalnum()
-    assert all(c.islower() or c.isdigit() or c == "-" for c in made)
-    assert label(name + "x", 40) != made
+    label = dns_label(name, 40)
+    assert len(label) <= 40 and label[0].isalpha() and label[-1].isalnum()
+    assert all(c.islower() or c.isdigit() or c == "-" for c in label)
+    assert dns_label(name + "x", 40) != label
 
 
 @given(VALUES)
-def test_what_a_command_line_is_given_reads_back(value):
+def test_values_survive_the_command_line(value):
     assert literal(text(value, "key")) == value
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numpy_numbers_are_written_as_numbers():
     assert text(np.float64(1e-3), "k") == "0.001" and text(np.int64(3), "k") == "3"
 
 
@@ -166,12 +168,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_sweep_is_one_sentence(recipe, refusal, tmp_path, case):
+def test_an_invalid_sweep_is_refused_with_one_sentence(recipe, refusal, tmp_path, case):
     body, sentence = BAD[case]
     spec = recipe(body)
-    said = refusal("sweep", "--config", spec, "--root", tmp_path / "runs", "--config.train.steps=8")
-    assert sentence.format(spec) in said
-    assert not (tmp_path / "runs").exists(), "nothing was begun"
+    root = tmp_path / "runs"
+    message = refusal("sweep", "--config", spec, "--root", root, "--config.train.steps=8")
+    assert sentence.format(spec) in message
+    assert not root.exists(), "something was started"
 
 
 REFUSED = [
@@ -186,7 +189,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("words, sentence", REFUSED, ids=[" ".join(w) for w, _ in REFUSED])
-def test_what_cannot_be_launched_is_one_sentence(recipe, refusal, tmp_path, words, sentence):
+def test_invalid_launch_options_are_refused_with_one_sentence(
+    recipe, refusal, tmp_path, words, sentence
+):
     spec = recipe('yield {"seed": 1}')
     words = [word.format(tmp=tmp_path) for word in words]
     root = [] if "--root" in words else ["--root", tmp_path / "runs"]
@@ -199,21 +204,23 @@ SITES = [
     ("[local]\ngpus = 4", "local.gpus must be a list, not 4 (int)"),
     ('[xpk]\ncluster = "c"\ntpu_type = "t"\nroot = "/r"', "xpk.docker_image or base_docker_image"),
     ('[xpk]\ncluster = "c"', "xpk.tpu_type is missing"),
-    ("[slurm", "is no TOML"),
+    ("[slurm", "is not valid TOML"),
 ]
 
 
 @pytest.mark.parametrize("toml, sentence", SITES, ids=[s for _, s in SITES])
-def test_a_bad_site_file_is_one_sentence(recipe, refusal, tmp_path, toml, sentence):
+def test_an_invalid_site_file_is_refused_with_one_sentence(
+    recipe, refusal, tmp_path, toml, sentence
+):
     site = tmp_path / "site.toml"
     site.write_text(toml)
     spec = recipe('yield {"seed": 1}')
-    said = refusal("sweep", "--config", spec, "--root", tmp_path / "runs", "--site", site)
-    assert said.startswith(f"hybridlm: --site {site}") and sentence in said
+    message = refusal("sweep", "--config", spec, "--root", tmp_path / "runs", "--site", site)
+    assert message.startswith(f"hybridlm: --site {site}") and sentence in message
 
 
-def test_the_dry_run_counts_as_train_does_and_touches_nothing(recipe, command, tmp_path):
-    """Parameters, tokens and FLOPs of `hybridlm train --dry_run`, and their total."""
+def test_the_dry_run_counts_like_train_and_writes_nothing(recipe, command, tmp_path):
+    """Parameters, tokens and FLOPs equal those of `hybridlm train --dry_run`; checks the total."""
     rates = (1e-3, 1e-2)
     spec = recipe("\n".join(f'yield {{"optimizer.lr": {rate}}}' for rate in rates))
     root = tmp_path / "runs"
@@ -234,11 +241,11 @@ def test_the_dry_run_counts_as_train_does_and_touches_nothing(recipe, command, t
     assert f"--workdir {root}/lr=0.001 --config.optimizer.lr=0.001" in out
 
 
-def test_a_glance_at_a_run_that_is_being_written(tmp_path):
+def test_the_progress_of_a_run_that_is_writing(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(
         b'{"kind": "train", "step": 2, "loss": 5.0}\n{"kind": "eval", "step": 2, "loss": 4.0}\n'
         b'{"kind": "train", "step": 4, "loss": "nan"}\n{"kind": "train", "st'
     )
-    seen = newest(tmp_path)
-    assert (seen.step, seen.heldout) == (4, 4.0) and math.isnan(seen.loss)
-    assert newest(tmp_path / "none").state == "new"
+    progress = newest_progress(tmp_path)
+    assert (progress.step, progress.heldout) == (4, 4.0) and math.isnan(progress.loss)
+    assert newest_progress(tmp_path / "none").state == "new"

@@ -1,4 +1,4 @@
-"""What was damaged or exchanged in a workdir is named in a sentence; nothing older is taken unasked."""
+"""Damaged or replaced files of a workdir: the error names them, and no older checkpoint is used."""
 
 import json
 import resource
@@ -20,7 +20,7 @@ TEXTS = [f"Document {i} tells of the year {1790 + i} and of what came then." * 4
 
 
 def load(folder):
-    """A run of seconds on text and a tokenizer of its own, both in `folder`."""
+    """The config of a run of seconds, with its text and tokenizer in `folder`."""
     settings = dict(
         model=dict(
             width=16,
@@ -50,7 +50,7 @@ def load(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A folder with text and tokenizer, and `run`, a finished run of them."""
+    """A folder with text, a tokenizer, and `run`, a completed run on them."""
     folder = tmp_path_factory.mktemp("damage")
     lines = (json.dumps({"text": text}) + "\n" for text in TEXTS)
     (folder / "a.jsonl").write_text("".join(lines))
@@ -61,7 +61,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def folder(whole, tmp_path):
-    """A copy of `whole`, of which the run stopped after its first checkpoint."""
+    """A copy of `whole` whose run has only its first checkpoint."""
     shutil.copytree(whole, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "run" / "checkpoints" / "4")
     config = tmp_path / "copy" / "run" / "config.json"
@@ -85,27 +85,27 @@ def empty(step):
 
 
 @pytest.mark.parametrize("damage", [truncate, drop_metadata, empty])
-def test_a_damaged_checkpoint_is_named_and_not_passed_over(whole, folder, damage):
+def test_a_damaged_checkpoint_is_an_error(whole, folder, damage):
     shutil.copytree(whole / "run" / "checkpoints" / "4", folder / "run" / "checkpoints" / "4")
     damage(folder / "run" / "checkpoints" / "4")
     with pytest.raises(UserError, match="checkpoints/4 cannot be read .*copy it again, or remov"):
         open_model(folder / "run")
 
 
-def test_a_run_with_a_damaged_checkpoint_goes_on_when_it_is_removed(whole, folder):
+def test_a_run_resumes_once_its_damaged_checkpoint_is_removed(whole, folder):
     step = folder / "run" / "checkpoints" / "4"
     shutil.copytree(whole / "run" / "checkpoints" / "4", step)
     truncate(step)
     with pytest.raises(UserError, match="checkpoints/4 cannot be read"):
         train(load(folder), folder / "run")
-    shutil.rmtree(step)  # as the sentence proposes
+    shutil.rmtree(step)  # as the error says
     assert train(load(folder), folder / "run") == 0
     ends = [checkpoint.load_numpy(f / "run")[1] for f in (whole, folder)]
     assert checkpoint.digest(ends[0]) == checkpoint.digest(ends[1])
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_a_sentence(whole, folder):
-    """No file may grow to the size of a checkpoint's; when it may again, the run goes on."""
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(whole, folder):
+    """A limit on file size stops the save; without the limit the run resumes."""
     sizes = [p.stat().st_size for p in (whole / "run" / "checkpoints").rglob("*") if p.is_file()]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) // 2, hard))
@@ -132,7 +132,7 @@ def other_tokenizer(folder):
 
 
 @pytest.mark.parametrize("change", [other_text, other_tokenizer])
-def test_a_run_goes_on_with_its_own_data_alone(folder, change):
+def test_a_run_does_not_resume_with_other_data(folder, change):
     change(folder)
     with pytest.raises(
         UserError, match=r"of data\.sources\.a are not those that the run in .* began"
@@ -140,7 +140,7 @@ def test_a_run_goes_on_with_its_own_data_alone(folder, change):
         train(load(folder), folder / "run")
 
 
-def test_another_tokenizer_generates_nothing(folder):
+def test_a_model_does_not_open_with_another_tokenizer(folder):
     open_model(folder / "run")
     other_tokenizer(folder)
     with pytest.raises(
@@ -150,23 +150,23 @@ def test_another_tokenizer_generates_nothing(folder):
 
 
 @pytest.mark.parametrize("name", ["config.json", "environment.json", "metrics.jsonl"])
-def test_a_damaged_file_is_named_when_the_run_goes_on(folder, name):
+def test_a_damaged_file_is_named_on_resume(folder, name):
     path = folder / "run" / name
     path.write_text("{" + path.read_text())
     with pytest.raises(UserError, match=f"{name} is damaged"):
         train(load(folder), folder / "run")
 
 
-def test_a_run_without_a_checkpoint_begins_its_record_anew(tmp_path):
-    """Facts on record were those of a start that may have read other data."""
+def test_a_run_without_a_checkpoint_drops_its_old_records(tmp_path):
+    """They are from a start that may have read other data."""
     path = tmp_path / metrics.FILE
     path.write_text('{"kind": "run", "step": 0}\n{"kind": "train", "step": 3}\n')
     metrics.cut_back(path, 0)
     assert metrics.read(path) == []
 
 
-def test_a_signal_in_an_evaluation_is_served_by_the_next_step(whole, tmp_path, monkeypatch):
-    """It saves before it ends: the run does not fall back to the checkpoint before."""
+def test_a_signal_in_an_evaluation_stops_the_next_step(whole, tmp_path, monkeypatch):
+    """The next step saves a checkpoint, so no step is lost."""
     from hybridlm.train import loop, preemption
 
     stops = []
@@ -175,12 +175,12 @@ def test_a_signal_in_an_evaluation_is_served_by_the_next_step(whole, tmp_path, m
         preemption.StopSignal, "__enter__", lambda s: stops.append(s) or plain_enter(s)
     )
 
-    def evaluate_and_be_stopped(*arguments):
+    def evaluate_and_signal(*arguments):
         stops[0].received = "SIGTERM"
         return plain_evaluate(*arguments)
 
     plain_evaluate = loop.evaluate
-    monkeypatch.setattr(loop, "evaluate", evaluate_and_be_stopped)
+    monkeypatch.setattr(loop, "evaluate", evaluate_and_signal)
     config = load(whole)
     frequent = configs.to_dict(config)
     frequent["train"] |= dict(eval_every=1, checkpoint_every=4)
@@ -188,7 +188,7 @@ def test_a_signal_in_an_evaluation_is_served_by_the_next_step(whole, tmp_path, m
     assert checkpoint.steps(tmp_path / "run") == [2]
 
 
-def test_evaluation_batches_lie_on_the_mesh(whole):
+def test_evaluation_batches_are_sharded(whole):
     """Each device evaluates its own rows."""
     from hybridlm.parallel.axes import AXES
     from hybridlm.parallel.mesh import sharding

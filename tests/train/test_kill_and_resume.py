@@ -1,7 +1,7 @@
-"""kill -9 at any moment, the same command again: the same bits as an uninterrupted run.
+"""A run killed with SIGKILL at any time and started again ends with an uninterrupted run's bits.
 
-Real processes are killed for real: in a step, in a save, in an evaluation, in the data loader, in
-the middle of start-up. The moments are drawn afresh from a seed that the test prints.
+The tests kill processes during start-up, a step, a save and an evaluation. The times are drawn
+from a new seed, which the test prints.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import pytest
 
 from hybridlm import cli
 
-pytestmark = pytest.mark.xdist_group("kill_and_resume")  # one uninterrupted run for all
+pytestmark = pytest.mark.xdist_group("kill_and_resume")  # all tests share an uninterrupted run
 
 SETTINGS = [
     "--config.train.steps=40",
@@ -29,7 +29,7 @@ SETTINGS = [
     "--config.data.bigram_baseline=False",
     "--config.train.tensorboard=False",
 ]
-# Clock readings may differ between two runs; nothing else may.
+# Only these measured figures may differ between two runs.
 CLOCK = {
     "step_seconds_p50",
     "step_seconds_p90",
@@ -45,7 +45,7 @@ CLOCK = {
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """A folder that all runs share, for token shards."""
+    """A folder for token shards that all runs share."""
     return tmp_path_factory.mktemp("shared")
 
 
@@ -81,11 +81,11 @@ def records(workdir):
 
 
 def outcome(workdir):
-    """The record without clock readings, and the hashes that `hybridlm inspect` prints."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    """The records without `CLOCK`, and the hashes that `hybridlm inspect` prints."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         assert cli.main(["inspect", str(workdir)]) == 0
-    hashes = [line for line in said.getvalue().splitlines() if "sha256" in line]
+    hashes = [line for line in output.getvalue().splitlines() if "sha256" in line]
     assert hashes
     kept = [{k: v for k, v in r.items() if k != "data"} for r in records(workdir)]
     return kept, hashes
@@ -107,7 +107,7 @@ def reached(workdir, step):
 
 
 def saving(workdir):
-    """Whether a checkpoint is half-written at this moment."""
+    """Whether a checkpoint is being written."""
     folder = workdir / "checkpoints"
     return folder.is_dir() and any("tmp" in p.name for p in folder.iterdir())
 
@@ -123,7 +123,7 @@ PHASES = {
 
 
 def kill_in(phase, workdir, shared, root, rng):
-    """Starts the run and kills it when the phase's moment comes; True if it was killed."""
+    """Starts the run and kills it in the phase; True if it was killed or had completed."""
     process = start(workdir, shared, root)
     seed = rng.random()
     deadline = time.monotonic() + 240
@@ -138,7 +138,9 @@ def kill_in(phase, workdir, shared, root, rng):
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_killed_and_resumed_is_uninterrupted(phase, uninterrupted, shared, tmp_path, root):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
+    phase, uninterrupted, shared, tmp_path, root
+):
     seed = random.SystemRandom().randrange(2**31)
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -151,8 +153,8 @@ def test_killed_and_resumed_is_uninterrupted(phase, uninterrupted, shared, tmp_p
 
 
 @pytest.mark.slow
-def test_killed_many_times(uninterrupted, shared, tmp_path, root):
-    """Ten kills in one run, at any time from its start."""
+def test_a_run_killed_many_times_equals_an_uninterrupted_one(uninterrupted, shared, tmp_path, root):
+    """Ten kills, each 1 to 14 seconds after a start."""
     rng = random.Random(random.SystemRandom().randrange(2**31))
     workdir = tmp_path / "run"
     for _ in range(10):
@@ -172,14 +174,14 @@ def test_sigterm_saves_and_exits_75(uninterrupted, shared, tmp_path, root):
     process.terminate()
     assert process.wait(timeout=120) == 75
     log = workdir.with_suffix(".log").read_text()
-    assert "SIGTERM received: saved step" in log and "the same command goes on from there" in log
+    assert "SIGTERM received: saved step" in log and "the same command resumes from there" in log
     finish(workdir, shared, root)
     kept, hashes = outcome(workdir)
     assert hashes == uninterrupted[1]
     assert kept == uninterrupted[0]
 
 
-def test_a_finished_run_started_again_changes_nothing(shared, tmp_path, root):
+def test_starting_a_completed_run_again_changes_nothing(shared, tmp_path, root):
     workdir = tmp_path / "run"
     finish(workdir, shared, root)
     before = outcome(workdir)

@@ -1,4 +1,4 @@
-"""Probes while a model trains: what is written and said, and when the loop lets them look."""
+"""Probes during training: their records, their log lines, and when the loop runs them."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from hybridlm import config
 from hybridlm.errors import UserError
 from hybridlm.runs import checkpoint, metrics
 from hybridlm.train.live_probes import live_probes
-from hybridlm.train.loop import NoWatch, train
+from hybridlm.train.loop import NoCallback, train
 from kernels_pallas import dispatch
 
 SETTINGS = [
@@ -27,8 +27,8 @@ def small_config(*overrides):
     return config.load("configs/demo.py:smoke", [*SETTINGS, *overrides])
 
 
-def test_what_is_written_said_and_cut_back(in_root, tmp_path):
-    """Both tables of every head, and the cost, of which the first look has no share."""
+def test_records_log_lines_and_resume(in_root, tmp_path):
+    """Both tables of every head, and the cost; the first run of the probes has no share."""
     live = live_probes(small_config(("probes.which", "['heads', 'slot_share']")))
     assert [s for s in range(1, 9) if live.due(s)] == [3, 6, 8]
     rng = np.random.default_rng(0)
@@ -37,10 +37,10 @@ def test_what_is_written_said_and_cut_back(in_root, tmp_path):
     )
     live.begin(tmp_path, 0)
     with dispatch.auto_means("reference"):
-        said = [live.look(step, params) for step in (3, 6)]
+        lines = [live.on_step(step, params) for step in (3, 6)]
     live.close()
-    assert said[0].endswith("compiled now") and said[1].endswith("% of training time")
-    assert said[0].startswith("probes at step 3: best mass 0.")
+    assert lines[0].endswith("compiled now") and lines[1].endswith("% of training time")
+    assert lines[0].startswith("probes at step 3: best mass 0.")
     records = metrics.read(tmp_path / "probes.jsonl")
     assert {(r["kind"], r["step"]) for r in records} == {
         (kind, step) for kind in ("retrieval_heads", "entropy", "cost") for step in (3, 6)
@@ -54,13 +54,13 @@ def test_what_is_written_said_and_cut_back(in_root, tmp_path):
             for s in (3, 6)
         )
         assert here == there  # the same parameters, the same figures
-    live.begin(tmp_path, 5)  # a run that goes on from step 5 looks at step 6 again
+    live.begin(tmp_path, 5)  # a run that resumes after step 5 probes step 6 again
     live.close()
     assert {r["step"] for r in metrics.read(tmp_path / "probes.jsonl")} == {3}
 
 
-def test_nothing_is_watched_by_default_and_what_does_not_fit_is_said(in_root):
-    assert isinstance(live_probes(small_config()), NoWatch)
+def test_no_probes_by_default_and_errors_name_the_setting(in_root):
+    assert isinstance(live_probes(small_config()), NoCallback)
     with pytest.raises(UserError, match="needle does not fit 64 tokens"):
         live_probes(small_config(("probes.which", "['heads']"), ("probes.length", "None")))
     for key, value, sentence in (
@@ -80,7 +80,7 @@ def test_nothing_is_watched_by_default_and_what_does_not_fit_is_said(in_root):
 
 
 class Recorder:
-    """Notes what the loop shows it."""
+    """A callback that records its calls."""
 
     def __init__(self):
         self.began, self.seen, self.closed = [], {}, 0
@@ -91,29 +91,29 @@ class Recorder:
     def due(self, step):
         return step in (2, 4)
 
-    def look(self, step, params):
+    def on_step(self, step, params):
         self.seen[step] = jax.device_get(params)
-        return f"looked at {step}"
+        return f"recorded step {step}"
 
     def close(self):
         self.closed += 1
 
 
 @pytest.mark.slow
-def test_the_loop_shows_the_parameters_of_the_step(in_root, tmp_path, capsys):
-    """Those that the checkpoint of that step holds; looking changes nothing of the run."""
-    watched, unwatched = tmp_path / "a", tmp_path / "b"
+def test_the_callback_gets_the_parameters_of_the_step(in_root, tmp_path, capsys):
+    """The same as in the checkpoint of that step, and a run without the callback has them too."""
+    with_callback, without = tmp_path / "a", tmp_path / "b"
     small = small_config(
         ("train.steps", "4"),
         ("train.checkpoint_every", "2"),
         ("data.token_cache", repr(str(tmp_path / "tokens"))),
     )
     recorder = Recorder()
-    assert train(small, watched, watch=recorder) == 0
+    assert train(small, with_callback, callback=recorder) == 0
     assert (recorder.began, sorted(recorder.seen), recorder.closed) == ([0], [2, 4], 1)
-    assert "looked at 2" in capsys.readouterr().out
-    assert train(small, unwatched) == 0
+    assert "recorded step 2" in capsys.readouterr().out
+    assert train(small, without) == 0
     for step, params in recorder.seen.items():
-        for path in (watched, unwatched):
+        for path in (with_callback, without):
             saved = checkpoint.load_numpy(path, step)[1]["params"]
             assert checkpoint.digest(saved) == checkpoint.digest(params)

@@ -1,4 +1,4 @@
-"""Schedules, decay masks and the three optimizers."""
+"""Learning-rate schedules, weight-decay masks and the three optimizers."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def rates(steps=100, **settings):
     return np.array([float(learning_rate(config, steps, jnp.int32(s))) for s in range(steps)])
 
 
-def test_warmup_is_linear_and_the_first_update_moves():
+def test_warmup_is_linear_and_starts_above_0():
     r = rates(schedule="constant", warmup_steps=10)
     np.testing.assert_allclose(r[:10], 0.2 * np.arange(1, 11), rtol=1e-6)
     np.testing.assert_allclose(r[10:], 2.0)
@@ -49,12 +49,12 @@ DECAYS = {"embedding": False, "layer": {"q": {"kernel": True}, "norm": {"scale":
 
 
 def flags(tree) -> dict[str, bool]:
-    """Of `Model.decay` or `Model.muon`, by path."""
+    """The flags of `Model.decay` or `Model.muon` by path."""
     named = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in named}
 
 
-def test_only_what_decays_is_decayed():
+def test_weight_decay_applies_to_marked_parameters_only():
     optimizer = make_optimizer(OptimizerConfig(lr=1.0, weight_decay=0.5), DECAYS, DECAYS)
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     directions, _ = optimizer.update(zeros, optimizer.init(PARAMS), PARAMS)
@@ -63,8 +63,8 @@ def test_only_what_decays_is_decayed():
 
 
 @pytest.mark.parametrize("block", ["prenorm", "sandwich", "parallel"])
-def test_kernels_of_every_mixer_decay_and_muon_takes_those_of_linear_maps(block):
-    """Never norms, biases, decays or embeddings; Muon takes no head and no depthwise filter."""
+def test_kernels_decay_and_muon_updates_those_of_linear_maps(block):
+    """Norms, biases and embeddings do not decay; Muon updates no head and no depthwise filter."""
     names = list(small.MIXERS)
     config = small.model_config(" ".join(names), block=block, tie_embeddings=False)
     model = Model.of(config)
@@ -83,7 +83,7 @@ def flags_of_axes(model):
 
 
 @pytest.mark.parametrize("name", ["conv", "convnext", "head", "norm"])
-def test_a_mixers_name_decides_nothing(name):
+def test_a_mixers_name_changes_no_flag(name):
     def of(name):
         mixers = {name: dict(kind="gdn", heads=2)}
         model = Model.of(small.model_config(name, mixers=mixers))
@@ -95,7 +95,7 @@ def test_a_mixers_name_decides_nothing(name):
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
 def test_directions_point_up_the_gradient(name):
-    """params - rate * direction goes downhill: every optimizer lowers a quadratic."""
+    """params - rate * direction lowers a quadratic with every optimizer."""
     config = OptimizerConfig(lr=0.02, name=name, weight_decay=0.0)
     optimizer = make_optimizer(config, DECAYS, DECAYS)
     rng = np.random.default_rng(0)
@@ -120,11 +120,11 @@ def test_muon_orthogonalises_each_layer_of_a_stack():
     directions, _ = optimizer.update(grads, optimizer.init(grads), grads)
     for matrix in directions["k"]["kernel"]:
         singular = np.linalg.svd(np.asarray(matrix), compute_uv=False)
-        assert singular.min() > 0.3 and singular.max() < 1.5  # Newton-Schulz, five rounds
+        assert singular.min() > 0.3 and singular.max() < 1.5  # five Newton-Schulz iterations
 
 
 def test_muon_leaves_other_parameters_to_adam():
-    """Adam's first direction is the gradient's sign."""
+    """The first direction of Adam is the gradient's sign."""
     settings = OptimizerConfig(lr=1.0, name="muon", weight_decay=0.0, eps=1e-20)
     muon = {n: {"kernel": n == "q"} for n in ("head", "conv", "q")}
     optimizer = make_optimizer(settings, muon, muon)

@@ -1,4 +1,4 @@
-"""The progress line says everything, and on a terminal it never wraps."""
+"""The progress line shows all figures, and does not wrap on a terminal."""
 
 import io
 
@@ -28,7 +28,7 @@ def shown(stream, columns, monkeypatch):
     return stream.getvalue()
 
 
-def test_a_log_has_the_whole_line(monkeypatch):
+def test_a_log_has_the_full_line(monkeypatch):
     assert shown(io.StringIO(), 20, monkeypatch) == (
         "step 600/600  loss 1.2346 nats  1.7811 bits/byte  4,321 tokens/s  MFU 21.0%  ETA 3m05s\n"
     )

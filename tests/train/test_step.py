@@ -1,4 +1,4 @@
-"""A step: accumulation changes nothing, bad updates are skipped, clipping bounds, it is sharded."""
+"""The training step: accumulation, skipped updates, clipping and sharding."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ import pytest
 from hybridlm import config as configs
 from hybridlm.models.mixers import read_mixer
 from hybridlm.models.params import Model
-from hybridlm.train.guard import judge
+from hybridlm.train.guard import check_update
 from hybridlm.train.optimizer import make_optimizer
 from hybridlm.train.state import init_state
 from hybridlm.train.step import make_train_step
@@ -43,7 +43,7 @@ def batch_of(config, seed=0):
     rng = np.random.default_rng(seed)
     shape = (config.train.accumulate, 4 // config.train.accumulate, 12)
 
-    # Drawn as (4, 12) first: the same tokens however they are split.
+    # Drawn as (4, 12) first: the tokens do not depend on the number of micro-batches.
     def ints(high):
         return jnp.asarray(rng.integers(0, high, (4, 12)), jnp.int32).reshape(shape)
 
@@ -67,8 +67,8 @@ def make(config):
     return state, jax.jit(step)
 
 
-def test_accumulation_changes_no_update():
-    """1, 2 and 4 micro-batches with uneven weights: the same loss and the same parameters."""
+def test_accumulation_does_not_change_the_update():
+    """1, 2 and 4 micro-batches with uneven weights have the same loss and parameters."""
     results = []
     for parts in (1, 2, 4):
         config = tiny(accumulate=parts)
@@ -82,15 +82,15 @@ def test_accumulation_changes_no_update():
 
 
 def with_slot_usage(weight, **train):
-    """The tiny model with Native Hybrid Attention in place of its attention."""
+    """The tiny model with Native Hybrid Attention instead of attention."""
     config = tiny(**train)
     nha = dict(kind="nha", heads=2, slots=3, window=3, slot_usage_weight=weight)
     mixers = {**config.model.mixers, "swa": read_mixer(nha, "swa")}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, mixers=mixers))
 
 
-def test_a_mixers_loss_joins_the_objective_and_accumulates_exactly():
-    """However the batch is split: micro-batches differ in padding and in targets."""
+def test_a_mixers_loss_is_added_and_accumulates_exactly():
+    """Micro-batches differ in padding and targets; the sums do not depend on the split."""
     results = []
     for accumulate in (1, 2, 4):
         config = with_slot_usage(0.5, accumulate=accumulate)
@@ -110,7 +110,7 @@ def test_a_mixers_loss_joins_the_objective_and_accumulates_exactly():
             np.testing.assert_allclose(a, b, atol=2e-6)
 
 
-def test_without_a_mixers_loss_none_is_logged():
+def test_aux_loss_is_absent_without_a_mixers_loss():
     config = with_slot_usage(0.0)
     state, step = make(config)
     assert "aux_loss" not in jax.eval_shape(step, state, batch_of(config))[1]
@@ -134,13 +134,13 @@ def test_a_non_finite_update_is_skipped_and_counted():
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_spike_is_skipped_and_ripples_are_not():
+def test_a_spike_is_skipped_and_small_changes_are_not():
     guard = {
         k: jnp.float32(0) if k.startswith("norm") else jnp.int32(0)
         for k in ("norm_mean", "norm_square", "accepted", "skipped", "skipped_in_row")
     }
     rng, loss = np.random.default_rng(0), jnp.float32(1)
-    check = jax.jit(lambda guard, norm: judge(guard, loss, norm, 6.0))
+    check = jax.jit(lambda guard, norm: check_update(guard, loss, norm, 6.0))
     for _ in range(60):
         ok, guard = check(guard, jnp.float32(1 + 0.1 * rng.standard_normal()))
         assert bool(ok)
@@ -201,7 +201,7 @@ for shape in [dict(data=1) | shape for shape in shapes]:
 
 
 def test_sharded_training_is_single_device_training(root):
-    """Four simulated devices, split by data, fsdp and tensor: the same losses, and really split."""
+    """Four simulated devices, split by data, fsdp and tensor, have the same losses and shards."""
     code = textwrap.dedent(SHARDED).format(here=str(root / "tests" / "train"))
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Every option of the trainer trains: the demo, shrunk, with settings that its recipe does not have."""
+"""Every option of the trainer trains: a small demo with settings that its recipe does not use."""
 
 import math
 
@@ -49,7 +49,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_it_trains(in_root, tmp_path, name):
+def test_the_loss_falls(in_root, tmp_path, name):
     fixed = [("train.steps", "16"), ("train.eval_every", "16"), ("train.checkpoint_every", "16")]
     fixed += [("data.bigram_baseline", "False"), ("train.tensorboard", "False")]
     config = configs.load("configs/demo.py:smoke", fixed + VARIANTS[name])

@@ -18,6 +18,10 @@ class NoMixerConfig(MixerConfig):
     equation: ClassVar[str] = "y = 0"
     source: ClassVar[str] = ""
 
+    @property
+    def mechanism(self) -> str:
+        return "no mixer"
+
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "NoMixer":
         del spec, rngs
         return NoMixer()
