@@ -20,8 +20,10 @@ import pathlib
 import re
 import shlex
 import shutil
+import sys
 import zlib
 
+import absl.logging
 import jax
 import pytest
 
@@ -31,6 +33,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 SLOW_SHARE = 40  # one in 40 slow tests runs by default; the selection changes daily
 
 jax.config.update("jax_platforms", "cpu")
+# Importing submitit closes all log handlers. absl's would close the stream it was made with, which
+# is pytest's own capture file wherever a test had replaced sys.stderr by then.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 def pytest_addoption(parser):
