@@ -160,7 +160,7 @@ class HarnessModel(LM):
 
 
 def _sample(prompt: np.ndarray, count: int) -> Sample:
-    # Lengths are multiples of 64, so that few shapes are compiled.
+    # Prompt lengths are rounded up to multiples of 64, so that few shapes are compiled.
     length = -(-len(prompt) // 64) * 64 + count
     return Sample("harness", length, 0, 0, "", "", (), (), prompt, (), (), count)
 
