@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hybridlm.models.norms import along_last
+
 
 @jax.custom_vjp
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -68,7 +70,7 @@ class Linear(nnx.Module):
         y = matmul(x, self.kernel[...])
         if self.bias is None:
             return y
-        return y + self.bias[...].reshape((1,) * (y.ndim - 1) + (-1,)).astype(y.dtype)
+        return y + along_last(self.bias[...], y).astype(y.dtype)
 
 
 class Identity(nnx.Module):

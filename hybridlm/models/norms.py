@@ -22,7 +22,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = at_least_float32(x)
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (x32 * inverse * _along(self._factor(), x)).astype(x.dtype)
+        return (x32 * inverse * along_last(self._factor(), x)).astype(x.dtype)
 
     def _factor(self) -> jax.Array:
         return self.scale[...]
@@ -51,9 +51,9 @@ class LayerNorm(nnx.Module):
         x32 = at_least_float32(x)
         centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(variance + self.eps) * _along(self.scale[...], x)
+        normed = centred * jax.lax.rsqrt(variance + self.eps) * along_last(self.scale[...], x)
         if self.bias is not None:
-            normed = normed + _along(self.bias[...], x)
+            normed = normed + along_last(self.bias[...], x)
         return normed.astype(x.dtype)
 
 
@@ -70,6 +70,6 @@ NORMS: dict[str, Callable[[int, float], nnx.Module]] = {
 }
 
 
-def _along(vector: jax.Array, x: jax.Array) -> jax.Array:
+def along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
     """A vector reshaped to broadcast along the last axis of x."""
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
