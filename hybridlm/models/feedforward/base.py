@@ -61,9 +61,9 @@ class FeedForwardConfig(abc.ABC):
 class FeedForward(nnx.Module):
     """The module of a feed-forward; this base class has no loss and no state."""
 
+    @abc.abstractmethod
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         """The layer's output, from the normed residual stream."""
-        raise NotImplementedError
 
     def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
         """The output, and a scalar loss: weighted, and a mean over tokens without padding."""
