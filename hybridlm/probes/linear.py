@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import minimize
 
 from hybridlm.models.mixers.rows import take
 from hybridlm.models.params import Model, Params
@@ -118,6 +117,8 @@ def fit_logistic(
     The bias is not penalised; C is `inverse_strength`. This is the objective of scikit-learn's
     LogisticRegression.
     """
+    from scipy.optimize import minimize  # here: it takes a third of a second to import
+
     classes_C, index_N = np.unique(labels_N, return_inverse=True)
     size, count = x_ND.shape[1], len(classes_C)
     onehot_NC = np.eye(count)[index_N]

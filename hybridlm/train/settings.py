@@ -7,7 +7,6 @@ from hybridlm.errors import ConfigError
 from hybridlm.generation.settings import SampleConfig
 from hybridlm.models.settings import ModelConfig
 from hybridlm.parallel.settings import MeshConfig
-from hybridlm.probes.registry import LIVE
 from hybridlm.probes.settings import ProbesConfig
 from hybridlm.runs.workdir import RunSettings
 from hybridlm.settings.bounds import (
@@ -156,8 +155,11 @@ class Config:
 
     def __post_init__(self):
         train, data, optimizer = self.train, self.data, self.optimizer
-        for name in self.probes.which:
-            require(name in LIVE, "probes.which", f"names {name!r}: {nearest(name, LIVE)}")
+        if self.probes.which:
+            from hybridlm.probes.registry import LIVE  # here: most configs start without it
+
+            for name in self.probes.which:
+                require(name in LIVE, "probes.which", f"names {name!r}: {nearest(name, LIVE)}")
         require(
             data.batch_size % train.accumulate == 0,
             "train.accumulate",

@@ -95,6 +95,7 @@ def test_contributing_names_all_changed_files(heading, changes, root):
         assert written in named, f"{path} is not named under {heading!r}: {sorted(named)}"
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("contributing")
 def test_the_mixer_obeys_the_laws(copy):
     """Packed documents are separate, decoding equals the parallel form, and outputs are causal."""

@@ -11,6 +11,7 @@ from tests.golden import record
 from tests.golden.recipe import CASES
 
 GOLDEN = json.loads((record.HERE / "golden.json").read_text())
+LONG = ("delta", "ssm", "odd", "options")  # the resumed checkpoint is of "delta"
 SAME_PROCESSOR = record.processor() == GOLDEN["processor"]
 
 
@@ -48,7 +49,9 @@ def tokens(tmp_path_factory):
 
 
 @pytest.mark.xdist_group("golden")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] * (c in LONG)) for c in CASES]
+)
 def test_a_run_reproduces_the_recorded_numbers(case, tokens, tmp_path, in_root):
     train(case, tmp_path / "run", tokens)
     check(record.result(tmp_path / "run"), GOLDEN["cases"][case])
