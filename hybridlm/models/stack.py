@@ -36,11 +36,6 @@ class Address(NamedTuple):
     name: str
     repeat: int | None = None
 
-    @property
-    def path(self) -> str:
-        """The prefix of its parameters' paths, such as "unit/0_swa"."""
-        return f"{self.group}/{self.name}"
-
 
 def block_name(index: int, layer: Layer) -> str:
     """The name of the block number `index` of a group."""

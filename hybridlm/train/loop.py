@@ -251,7 +251,7 @@ def _print_start(
         progress.print(f"step {start} of {steps} is already done")
     elif start:
         progress.print(f"resuming from step {start} of {steps}")
-    names = " ".join(config.model.layout.names)
+    names = " ".join(config.model.layout.labels)
     progress.print(
         f"{trainer.model.count():,} parameters in {config.model.depth} layers ({names});"
         f" {config.tokens_per_step:,} tokens a step; compiled in"
