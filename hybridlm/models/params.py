@@ -26,6 +26,8 @@ class Model:
       decay: the same structure; True for parameters that weight decay applies to.
       muon: the same structure; True for parameters that Muon may update. See
         `hybridlm.models.layers`.
+      names: the same structure; a tuple of the names of the parameters in each array, one for each
+        layer that shares it (see `hybridlm.models.stack.names`).
     """
 
     config: ModelConfig
@@ -35,6 +37,7 @@ class Model:
     axes: Params
     decay: Params
     muon: Params
+    names: Params
 
     @classmethod
     def of(cls, config: ModelConfig) -> "Model":
@@ -44,13 +47,14 @@ class Model:
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state)
         )
-        axes, decay, muon = {}, {}, {}
+        axes, decay, muon, names = {}, {}, {}, {}
         for path, variable in nnx.to_flat_state(state):
             known = variable.get_metadata()
             _insert(axes, path, stack.logical_axes(path, known["axes"]))
             _insert(decay, path, known.get("decay", False))
             _insert(muon, path, known.get("muon", False))
-        return cls(config, graphdef, state, abstract, axes, decay, muon)
+            _insert(names, path, stack.names(path, config.layout))
+        return cls(config, graphdef, state, abstract, axes, decay, muon, names)
 
     def init(self, key: jax.Array) -> Params:
         """Initial float32 parameters, which depend on `key` alone; works under jit."""
@@ -74,6 +78,34 @@ class Model:
         """The shapes of the parameters of layer `index`, by path in the layer ("mixer/q/kernel")."""
         return stack.layer_shapes(self.abstract, self.addresses[index])
 
+    def by_name(self, params: Params) -> dict[str, Any]:
+        """Each parameter by its name, a layer's own without the axis of the scan.
+
+        The names do not depend on how layers are stacked, so parameters of models with other
+        patterns can be compared. The order is that of the forward pass.
+
+        Args:
+          params: nested as the parameters are; arrays, or `abstract`.
+        """
+        layers = {
+            ".".join(("layers", str(i), *path)): value
+            for i in range(self.config.depth)
+            for path, value in _flat(self.layer(params, i)).items()
+        }
+        rest = {k: v for k, v in params.items() if k not in stack.GROUPS}
+        above = {".".join(path): v for path, v in _flat(rest).items()}
+        first = {"embedding": above.pop("embedding")}
+        return {**first, **layers, **above}
+
+    def from_names(self, named: dict[str, Any]) -> Params:
+        """The inverse of `by_name`, for numpy arrays of all parameters."""
+        params: Params = {}
+        for path, names in _flat(self.names).items():
+            stacked = path[0] == stack.UNIT
+            rows = [np.asarray(named[name]) for name in names]
+            _insert(params, path, np.stack(rows) if stacked else rows[0])
+        return params
+
     @property
     def addresses(self) -> tuple[stack.Address, ...]:
         """The address of each layer's parameters, bottom to top."""
@@ -85,6 +117,15 @@ class Model:
         if not embeddings:
             tree = {k: v for k, v in tree.items() if k not in ("embedding", "head")}
         return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def _flat(tree: Params, above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """The leaves of nested dicts, by path."""
+    flat: dict[tuple[str, ...], Any] = {}
+    for name, value in tree.items():
+        path = (*above, name)
+        flat |= _flat(value, path) if isinstance(value, dict) else {path: value}
+    return flat
 
 
 def _insert(tree: Params, path: tuple[str, ...], value: Any) -> None:

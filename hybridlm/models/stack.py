@@ -104,6 +104,20 @@ def layer_shapes(params: ByGroup, address: Address) -> dict[str, tuple[int, ...]
     }
 
 
+def names(path: Sequence[str], layout: Layout) -> tuple[str, ...]:
+    """The names of the parameters in the array at `path` of the parameters.
+
+    A name is a path with dots, in which layers are numbered as in the model:
+    "layers.3.mixer.q.kernel". An array of the unit holds one parameter of each repeat.
+    """
+    if path[0] not in GROUPS:
+        return (".".join(path),)
+    group, name, *rest = path
+    below = {PREFIX: 0, UNIT: len(layout.prefix), SUFFIX: len(layout.layers) - len(layout.suffix)}
+    first = below[group] + block_names(layout)[group].index(name)
+    return tuple(".".join(("layers", str(i), *rest)) for i in copies(layout, first))
+
+
 def by_layer(values: ByGroup, layout: Layout) -> list[Any]:
     """A `ByGroup` as a list over layers, bottom to top."""
     return [layer_params(values, address) for address in addresses(layout)]

@@ -179,3 +179,20 @@ def test_cross_layer_arrays_of_different_shapes_are_refused(monkeypatch):
         match="gives the array 'first_value' the shape .64,., and other layers give it .32,.",
     ):
         small.model_config("a b", mixers=mixers)
+
+
+def test_each_parameter_has_one_name_with_its_layers_number(model):
+    params = numbered(model)
+    named = model.by_name(params)
+    stacked = jax.tree.leaves(model.names, is_leaf=lambda x: isinstance(x, tuple))
+    assert sorted(named) == sorted(name for names in stacked for name in names)
+    for index in range(model.config.depth):
+        layer = {
+            f"layers.{index}.{jax.tree_util.keystr(path, simple=True, separator='.')}": value
+            for path, value in jax.tree_util.tree_leaves_with_path(model.layer(params, index))
+        }
+        for name, value in layer.items():
+            np.testing.assert_array_equal(named.pop(name), value)
+    assert {name.split(".")[0] for name in named} == {"embedding", "final_norm"}
+    back = model.from_names(model.by_name(params))
+    jax.tree.map(np.testing.assert_array_equal, back, params)
