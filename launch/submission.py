@@ -1,7 +1,6 @@
 """Submission by command-line tools: writes files and a script, then runs the commands."""
 
 import dataclasses
-import json
 import pathlib
 import shlex
 import shutil
@@ -12,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from hybridlm.errors import UserError
 from hybridlm.runs.json_files import write_json
+from hybridlm.settings.json_text import parse_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def read_record(path: pathlib.Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except ValueError as error:
         raise UserError(
             f"{path}, the record of submitted runs, is damaged ({error}): repair it, or remove it"

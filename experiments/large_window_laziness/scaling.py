@@ -19,6 +19,7 @@ the training rows; where a size has few rows they say little about alpha, whose 
 
 import argparse
 import csv
+import io
 import itertools
 import json
 import math
@@ -89,11 +90,11 @@ def read_rows(path: pathlib.Path | str) -> ScalingRows:
       ScalingError: for an invalid file, column or number; it names the line.
     """
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
+        text = pathlib.Path(path).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ScalingError(f"{path} cannot be read: {reason}") from None
-    reader = csv.DictReader(text.splitlines(), delimiter="\t")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise ScalingError(

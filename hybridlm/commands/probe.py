@@ -54,7 +54,7 @@ def _run(where: CheckpointsSettings, settings: Any, output: OutputSettings) -> i
 def _shown(table: Any) -> str:
     from hybridlm.probes.table import FILE
 
-    lines = table.text().splitlines()
+    lines = table.text().split("\n")
     left_out = len(table) - SHOWN
     if left_out > 0:
         lines = [*lines[:-left_out], f"... and {left_out} more in {FILE}"]

@@ -26,6 +26,7 @@ import numpy as np
 
 from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import DataError
+from hybridlm.settings.json_text import parse_json
 
 FORMAT = "hybridlm-tokens"
 VERSION = 2  # version 2 selects held-out documents by a hash of their text
@@ -302,7 +303,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             "remove it and run `hybridlm tokenize` again"
         )
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: malformed JSON ({error}); copy the folder again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

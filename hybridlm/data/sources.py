@@ -8,7 +8,6 @@ import glob
 import gzip
 import hashlib
 import importlib
-import json
 import os
 import zlib
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from hybridlm.data.settings import SourceConfig
 from hybridlm.errors import DataError
+from hybridlm.settings.json_text import parse_json
 
 _CHUNK = 1 << 20  # bytes read at once
 
@@ -166,7 +166,7 @@ def _read_jsonl(file: SourceFile, text_key: str) -> Iterator[Document]:
         where = f"{file.path}:{number}"
         text = _utf8(line, where)
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except (ValueError, RecursionError) as error:  # a number of 5,000 digits raises ValueError
             what = "the line is empty" if not text.strip() else f"malformed JSON ({error})"
             raise DataError(f"{where}: {what}; every line must be one JSON object") from None
@@ -207,6 +207,12 @@ def _text(value: Any, key: str, where: str) -> str:
 
 def _chunks(path: Path) -> Iterator[bytes]:
     """The bytes of a file, decompressed according to its suffix; raises if it is truncated."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if not size:  # for gzip and zstd that is an end without an error
+        raise DataError(f"{path}: the file has 0 bytes; copy it again, or remove it")
     if path.suffix == ".zst":
         yield from _zstd_chunks(path)
         return

@@ -8,7 +8,6 @@ default. The noise sentences are our own.
 
 import functools
 import gzip
-import json
 import pathlib
 import re
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from hybridlm.data.tokenization import Splitter, text_digest
 from hybridlm.errors import DataError
 from hybridlm.evals.sample import Span
+from hybridlm.settings.json_text import parse_json
 
 CORPUS = pathlib.Path(__file__).parents[2] / "data" / "corpora" / "state_of_the_union.jsonl.gz"
 HELDOUT_FRACTION = 0.05  # DataConfig's default
@@ -47,9 +47,9 @@ def addresses(path: pathlib.Path = CORPUS) -> tuple[Address, ...]:
     if not path.is_file():
         raise DataError(f"{path} is missing: the haystacks are made from the bundled corpus")
     found, splitter = [], Splitter(HELDOUT_FRACTION)
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
+    with gzip.open(path, "rb") as lines:
         for line in lines:
-            entry = json.loads(line)
+            entry = parse_json(line)
             split = splitter.split_of(text_digest(entry["text"].encode()))
             text = " ".join(entry["text"].split())
             found.append(Address(int(entry["year"]), entry["author"], text, split == "heldout"))

@@ -5,12 +5,12 @@ needs one document (as in SQuAD), a question of the second needs two (as in Hotp
 """
 
 import functools
-import json
 import pathlib
 from typing import Any, NamedTuple
 
 from hybridlm.errors import DataError
 from hybridlm.evals import haystack
+from hybridlm.settings.json_text import parse_json
 
 EXCERPT = 24  # words of an address that its document quotes
 
@@ -38,7 +38,7 @@ def read_questions(path: pathlib.Path | str) -> QuestionSet:
     """
     path = pathlib.Path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"questions {path}: cannot be read ({error.strerror})") from None
     except ValueError as error:

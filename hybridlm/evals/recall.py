@@ -13,7 +13,6 @@ not comparable.
 
 import dataclasses
 import functools
-import json
 import pathlib
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import DataError, UserError
 from hybridlm.evals.answered import Answered
 from hybridlm.evals.sample import Sample, generator
+from hybridlm.settings.json_text import parse_json
 
 NAMES = ("fda", "swde", "squad", "drop", "nq", "triviaqa")
 TOKENS_TO_GENERATE = 48
@@ -94,20 +94,27 @@ def read(path: pathlib.Path) -> tuple[Cloze, ...]:
       DataError: if the file cannot be read or a line has another form; the message names the line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise DataError(f"recall task {path}: cannot be read ({reason})") from None
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"recall task {path}: cannot be read ({error.strerror})") from None
     found = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                found.append(_cloze(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise DataError(
-                    f"recall task {path}, line {number}: needs `value` or `answers`, and `text` or"
-                    " `context` with `question`"
-                ) from None
+    # Not str.splitlines, which also splits at characters that JSON text may hold.
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"recall task {path}, line {number}"
+        try:
+            entry = parse_json(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: invalid UTF-8 at byte {error.start}") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: malformed JSON ({error})") from None
+        try:
+            found.append(_cloze(entry))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(
+                f"{where}: needs `value` or `answers`, and `text` or `context` with `question`"
+            ) from None
     if not found:
         raise DataError(f"recall task {path}: has no line")
     return tuple(found)

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from hybridlm.errors import RunError
+from hybridlm.settings.json_text import parse_json
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -18,9 +19,9 @@ def read_json(path: pathlib.Path) -> Any:
     """The value in a JSON file of a run.
 
     Raises:
-      RunError: if it is not valid JSON.
+      RunError: if it is not valid JSON, or has a key twice.
     """
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}") from None

@@ -189,7 +189,10 @@ def bytes_record(path):
 GOOD = b'{"text": "a"}\n'
 CASES = {
     "invalid UTF-8": corrupt_text,
-    "empty text file": jsonl_case(b"", ["holds no document"]),
+    "key twice": jsonl_case(
+        GOOD + b'{"text": "a", "b": {"text": 1}, "text": "b"}\n', [":2:", "the key 'text' twice"]
+    ),
+    "byte order mark": jsonl_case(b"\xef\xbb\xbf" + GOOD, [":1:", "byte order mark"]),
     "malformed line": jsonl_case(GOOD + b'{"text": "b"', [":2: malformed JSON", "one JSON object"]),
     "blank line": jsonl_case(GOOD + b"\n" + GOOD, [":2: the line is empty"]),
     "UTF-8 in a line": jsonl_case(GOOD + b'{"text": "\xe9"}\n', [":2: invalid UTF-8 at byte 10"]),
@@ -226,6 +229,26 @@ CASES = {
     "empty record": empty_record,
     "binary record": bytes_record,
 }
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".parquet", ".arrayrecord"])
+def test_a_file_of_0_bytes_among_others_is_refused(suffix, tmp_path):
+    """No kind of file is whole with 0 bytes of documents; gzip and zstd report no error."""
+    kind = suffix[1:] if suffix in (".parquet", ".arrayrecord") else f"jsonl{suffix}"
+    folder = tmp_path / "s"
+    folder.mkdir()
+    write(kind, folder / "a", ["good"])
+    (folder / f"b{suffix}").write_bytes(b"")
+    source = SourceConfig(kind.partition(".")[0], str(folder))
+    with pytest.raises(DataError, match=rf"s/b{suffix}: (the file has 0 bytes|not a readable)"):
+        list(read_documents(source))
+
+
+def test_separators_of_lines_in_unicode_do_not_end_a_line(tmp_path):
+    text = "one\u2028two\u2029three\x85four\x1c"
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" + GOOD)
+    assert [d.text for d in read_documents(SourceConfig("jsonl", str(path)))] == [text, "a"]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -55,6 +55,32 @@ def test_every_line_is_sampled_once(tmp_path):
     assert sorted(drawn) == [f"a{i}" for i in range(5)]
 
 
+def test_a_line_ends_at_a_newline_alone(tmp_path):
+    """JSON text may hold U+2028, U+2029 and U+0085, at which str.splitlines cuts."""
+    context = "One\u2028two\u2029three\x85four"
+    line = {"context": context, "question": "q", "value": "v"}
+    (tmp_path / "squad.jsonl").write_bytes(
+        "\r\n".join(json.dumps(line, ensure_ascii=False) for _ in range(3)).encode()
+    )
+    read = recall.read(tmp_path / "squad.jsonl")
+    assert [cloze.context for cloze in read] == [context] * 3
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"\xef\xbb\xbf{}", "line 1: malformed JSON .*byte order mark"),
+        (b'{"text": "a", "value": "b"}\n\n{"text": "a", "text": "c"}', "line 3.*'text' twice"),
+        (b'{"text": "a", "value": "b"}\n{"text": "\xff"}', "line 2: invalid UTF-8 at byte 10"),
+        (b'{"text": "a", "value": "b"}\n{"text": ', "line 2: malformed JSON"),
+    ],
+)
+def test_a_damaged_line_is_named(data, words, tmp_path):
+    (tmp_path / "squad.jsonl").write_bytes(data)
+    with pytest.raises(DataError, match=words):
+        recall.read(tmp_path / "squad.jsonl")
+
+
 def test_bad_files_and_lengths_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"gone.*cannot be read"):
         recall.Recall("squad", tmp_path / "gone").sample(ByteTokenizer(), 256, 0, 0)

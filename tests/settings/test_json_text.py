@@ -1,0 +1,72 @@
+"""Strict JSON: any value is read back, and a key that an object has twice is refused with its line."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridlm import config
+from hybridlm.data.tokenizers import train_bpe
+from hybridlm.errors import UserError
+from hybridlm.evals.questions import read_questions
+from hybridlm.runs import json_files
+from hybridlm.settings.json_text import parse_json
+from launch.submission import read_record
+
+keys = st.text(max_size=4)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(value=values, indent=st.sampled_from([None, 1]), ascii=st.booleans())
+def test_any_value_is_read_back(value, indent, ascii):
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii)
+    assert parse_json(text) == value
+
+
+@given(value=st.text(max_size=6))
+def test_bytes_may_begin_with_a_byte_order_mark_and_text_may_not(value):
+    text = json.dumps({"a": value})
+    assert parse_json(b"\xef\xbb\xbf" + text.encode()) == {"a": value}
+    with pytest.raises(ValueError, match="begins with a byte order mark"):
+        parse_json("\ufeff" + text)
+
+
+@given(key=keys, outer=st.lists(keys, max_size=4), inside=values, before=values)
+def test_a_key_that_an_object_has_twice_is_refused(key, outer, inside, before):
+    """Wherever the object is, however the key is written; equal keys of two objects are fine."""
+    written, escaped = json.dumps(key), '"' + "".join(f"\\u{ord(c):04x}" for c in key) + '"'
+    if any(ord(c) > 0xFFFF for c in key):
+        escaped = written
+    text = f"{{{written}: {json.dumps(before)},\n{json.dumps('a' + key)}: [{{{written}: 1}}],\n{escaped}: 2}}"
+    for name in outer:
+        text = f"[{{{json.dumps(name)}: {text}}}, {json.dumps(inside)}]"
+    with pytest.raises(ValueError, match="twice, the second time in line 3") as error:
+        parse_json(text)
+    assert repr(key) in str(error.value)
+
+
+def _tokenizer_config(path):
+    (path.parent / "tokenizer_config.json").write_bytes(path.read_bytes())
+    train_bpe(["a b c"] * 9, 258, path.parent / "t.json")
+
+
+READERS = {
+    "a run's config": config.read_json,
+    "a file of a run or model": json_files.read_json,
+    "questions": read_questions,
+    "the record of submitted runs": read_record,
+    "tokenizer_config.json": _tokenizer_config,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_of_a_json_file_names_file_key_and_line(name, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"seed": 1,\n "model": 2,\n "seed": 3}')
+    with pytest.raises(UserError, match=r"\.json.*'seed' twice, the second time in line 3"):
+        READERS[name](path)
