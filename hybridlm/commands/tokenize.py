@@ -53,7 +53,9 @@ def _run(chosen: TokenizeSettings) -> int:
     opened = data.open_shards(chosen.out, tokenizer=tokenizer)
     for name, split in (("train", opened.train), ("heldout", opened.heldout)):
         print(
-            f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes"
+            f"{name}: {split.documents:,} documents, {split.tokens:,} tokens"
+            f" ({split.unknown_tokens:,} unknown), {split.bytes:,} bytes of text,"
+            f" {split.token_bytes:,} bytes of its tokens"
         )
     print(f"written to {chosen.out}")
     return 0

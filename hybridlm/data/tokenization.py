@@ -111,7 +111,7 @@ def _encode(
     """For each chunk, in order: (digest, UTF-8 bytes) of each text, and the ids of each text."""
     if processes == 1:
         for chunk in chunks:
-            yield _digests_and_sizes(chunk), [tokenizer.encode(document.text) for document in chunk]
+            yield _digests_and_sizes(chunk), [_encode_document(d, tokenizer) for d in chunk]
         return
     # Not Pool.imap, which reads its whole input at once.
     pool = concurrent.futures.ProcessPoolExecutor(
@@ -121,9 +121,8 @@ def _encode(
     try:
         for chunk in itertools.chain(chunks, [None]):
             if chunk is not None:
-                texts = [document.text for document in chunk]
                 identity = (tokenizer.kind, tokenizer.path, tokenizer.fingerprint)
-                future = pool.submit(_encode_texts, texts, *identity)
+                future = pool.submit(_encode_chunk, chunk, *identity)
                 pending.append((_digests_and_sizes(chunk), future))
             while pending and (chunk is None or len(pending) >= 2 * processes):
                 digests_and_sizes, future = pending.popleft()
@@ -159,8 +158,15 @@ def _reopen(kind: str, path: str | None, fingerprint: str) -> Tokenizer:
     return tokenizer
 
 
-def _encode_texts(
-    texts: list[str], kind: str, path: str | None, fingerprint: str
+def _encode_chunk(
+    chunk: list[Document], kind: str, path: str | None, fingerprint: str
 ) -> list[np.ndarray]:
     tokenizer = _reopen(kind, path, fingerprint)
-    return [tokenizer.encode(text) for text in texts]
+    return [_encode_document(document, tokenizer) for document in chunk]
+
+
+def _encode_document(document: Document, tokenizer: Tokenizer) -> np.ndarray:
+    try:
+        return tokenizer.encode(document.text)
+    except DataError as error:
+        raise DataError(f"{document.id}: {error}") from None

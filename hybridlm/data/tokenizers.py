@@ -6,13 +6,16 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
+from hybridlm.data import hf_text
 from hybridlm.data.settings import TokenizerConfig
 from hybridlm.data.sources import require_module
 from hybridlm.errors import DataError
+from hybridlm.settings.json_text import parse_json
 
 # A tokenizer.json does not say which special tokens begin and end a document. Without a
 # tokenizer_config.json beside it, these names decide. (SentencePiece models name their own.)
@@ -126,6 +129,9 @@ class HFTokenizer:
 
     BOS and EOS are the tokens named by a `tokenizer_config.json` beside the file, else special
     tokens with well-known names, else new ids after the vocabulary.
+
+    Tokens that either file calls special are never read out of text. Text that the tokenizer would
+    lose is refused.
     """
 
     kind = "hf"
@@ -135,29 +141,45 @@ class HFTokenizer:
         content = _read_file(path, "the file")
         try:
             self._tokenizer = module.Tokenizer.from_str(content.decode("utf-8"))
-            self._json = json.loads(content)
+            self._json = parse_json(content)
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"tokenizer {path}: not a valid tokenizer.json ({error})") from None
         self.path = str(path)
-        # The file may configure truncation or padding, and text may contain a special token's name.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True
-        special = {
-            token.content: index
-            for index, token in self._tokenizer.get_added_tokens_decoder().items()
-            if token.special
-        }
+        config = _tokenizer_config(Path(os.path.expanduser(path)).parent / "tokenizer_config.json")
+        named, names = hf_text.named_roles(config), hf_text.special_names(config)
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {t.content: i for i, t in added.items() if t.special or t.content in names}
         self._special = set(special.values())
         ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
         self._file_vocab = 1 + max(ids, default=-1)
         self.vocab_size = self._file_vocab
-        named = _named_specials(Path(os.path.expanduser(path)).parent / "tokenizer_config.json")
         self.bos_id = self._special_id("bos_token", named, special, _BOS_NAMES)
         self.eos_id = self._special_id("eos_token", named, special, _EOS_NAMES)
-        unk = (self._json.get("model") or {}).get("unk_token")
-        self.unk_id = self._tokenizer.token_to_id(unk) if isinstance(unk, str) else None
-        self.fingerprint = _fingerprint("hf", content, self.bos_id, self.eos_id)
+        model = self._json.get("model") or {}
+        unk, self.unk_id = model.get("unk_token"), model.get("unk_id")
+        if isinstance(unk, str):
+            self.unk_id = self._tokenizer.token_to_id(unk)
+
+        kept = {name: i for name, i in special.items() if i != self.unk_id}
+        for role in ("bos_token", "eos_token"):
+            if role in named:
+                kept[named[role]] = self._tokenizer.token_to_id(named[role])
+        promoted = sorted(t.content for t in added.values() if t.content in kept and not t.special)
+        changed = hf_text.without_pieces(
+            self._json, {name for name, i in kept.items() if i != self.unk_id}
+        )
+        self._encoder = self._tokenizer
+        if changed:
+            self._encoder = module.Tokenizer.from_str(json.dumps(changed))
+        _read_plainly(module, self._encoder, promoted)
+        self._never = np.array(sorted(kept.values()), np.int32)
+        self._detector = None
+        if detecting := hf_text.with_unknown(changed or self._json):
+            self._detector = module.Tokenizer.from_str(json.dumps(detecting[0])), detecting[1]
+            _read_plainly(module, self._detector[0], promoted)
+        # What is read in another way than by the file alone gets another fingerprint.
+        how = json.dumps([promoted, changed is not None]).encode() if promoted or changed else b""
+        self.fingerprint = _fingerprint("hf", content + how, self.bos_id, self.eos_id)
 
     def _special_id(self, role: str, named: dict, special: dict[str, int], known: list[str]) -> int:
         if name := named.get(role):
@@ -177,9 +199,35 @@ class HFTokenizer:
         return self.vocab_size - 1
 
     def encode(self, text: str) -> np.ndarray:
-        # The "fast" variant omits character offsets, which take a fifth of the time.
-        encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
-        return np.asarray(encoded[0].ids, dtype=np.int32)
+        try:
+            # The "fast" variant omits character offsets, which take a fifth of the time.
+            encoded = self._encoder.encode_batch_fast([text], add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(
+                f"tokenizer {self.path}: cannot encode the text {text[:20]!r}... ({error})"
+            ) from None
+        if self._detector:
+            self._refuse_lost_text(text)
+        ids = np.asarray(encoded[0].ids, dtype=np.int32)
+        if np.isin(ids, self._never).any():
+            found = int(ids[np.isin(ids, self._never)][0])
+            raise DataError(
+                f"tokenizer {self.path}: reads ordinary text as its special token {found} "
+                f"({self._tokenizer.id_to_token(found)!r}); take this text out"
+            )
+        return ids
+
+    def _refuse_lost_text(self, text: str) -> None:
+        detector, unknown = self._detector
+        if unknown not in detector.encode_batch_fast([text], add_special_tokens=False)[0].ids:
+            return
+        found = detector.encode(text, add_special_tokens=False)
+        start, stop = found.offsets[found.ids.index(unknown)]
+        raise DataError(
+            f"tokenizer {self.path}: has no token for {text[start:stop]!r} (character {start} of"
+            " the text), no unknown token and no bytes, so the text would be lost; use a tokenizer"
+            " with byte fallback or an unknown token, or take such text out"
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         ids = _id_array(ids, self.vocab_size)
@@ -262,21 +310,32 @@ def _piece_bytes(piece: str) -> int:
     return len(piece.replace("▁", " ").encode("utf-8"))
 
 
-def _named_specials(path: Path) -> dict[str, str]:
-    """bos_token and eos_token of a `tokenizer_config.json`; {} if there is no such file."""
+def _read_plainly(module: ModuleType, tokenizer, promoted: list[str]) -> None:
+    """Makes the library read text whole, and the names of special tokens in it as text.
+
+    The file may configure truncation, padding and dropout. `promoted` are added tokens that the
+    file does not call special.
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None) is not None:
+        tokenizer.model.dropout = None  # for training only: text would be cut at random
+    present = [name for name in promoted if tokenizer.token_to_id(name) is not None]
+    tokenizer.add_special_tokens([module.AddedToken(name, special=True) for name in present])
+    tokenizer.encode_special_tokens = True
+
+
+def _tokenizer_config(path: Path) -> dict:
+    """The content of a `tokenizer_config.json`; {} if there is no such file."""
     if not path.is_file():
         return {}
     try:
-        config = json.loads(path.read_bytes())
+        config = parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: malformed JSON ({error})") from None
-    named = {}
-    for role in ("bos_token", "eos_token"):
-        value = config.get(role) if isinstance(config, dict) else None
-        value = value.get("content") if isinstance(value, dict) else value
-        if isinstance(value, str):
-            named[role] = value
-    return named
+    if not isinstance(config, dict):
+        raise DataError(f"{path}: is a JSON {type(config).__name__}, not an object")
+    return config
 
 
 def train_bpe(documents: Iterable[str], vocab_size: int, path: str | Path) -> HFTokenizer:
