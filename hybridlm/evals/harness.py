@@ -119,6 +119,8 @@ class HarnessModel(LM):
         Spaces at the end of the context count to the continuation, because tokenizers put a space
         at the start of a word.
         """
+        if not continuation:
+            raise UserError(f"the continuation of {context[-40:]!r} is empty: it needs some text")
         tokenizer = self.opened.tokenizer
         bare = context.rstrip()
         continuation = context[len(bare) :] + continuation

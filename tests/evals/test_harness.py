@@ -65,6 +65,13 @@ def test_loglikelihood(harness, log_probs):
         assert greedy == bool((table[places].argmax(-1) == answer).all())
 
 
+@pytest.mark.parametrize("context", ["", "abc", "abc  "])
+def test_an_empty_continuation_is_refused(harness, context):
+    """Spaces at the end of the context, which count to the continuation, do not fill it."""
+    with pytest.raises(UserError, match="is empty"):
+        harness.loglikelihood(requests("loglikelihood", ("fine", "fine"), (context, "")))
+
+
 def test_rolling_loglikelihood_sums_over_windows(harness, log_probs):
     tokenizer, text = ByteTokenizer(), "The road is long. " * 15
     short = "Nothing."
