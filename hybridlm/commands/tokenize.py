@@ -16,8 +16,8 @@ class TokenizeSettings:
     Attributes:
       source: file or glob.
       out: folder for the shards.
-      kind: text, jsonl, parquet or arrayrecord.
-      text_key: field or column that has the text.
+      kind: kind of the source, a kind of text: text, jsonl, parquet, arrayrecord.
+      text_key: field or column that has the text; default: text.
       tokenizer: bytes, hf or sentencepiece.
       tokenizer_path: file of an hf or sentencepiece tokenizer.
       heldout_fraction: share of documents held out for evaluation.
@@ -27,7 +27,7 @@ class TokenizeSettings:
     source: Annotated[str, NotEmpty()]
     out: pathlib.Path
     kind: str = "text"
-    text_key: str = "text"
+    text_key: str | None = None
     tokenizer: str = "bytes"
     tokenizer_path: str | None = None
     heldout_fraction: Annotated[float, Between(0, 1, low_open=True, high_open=True)] = 0.05
@@ -36,15 +36,16 @@ class TokenizeSettings:
 
 def _run(chosen: TokenizeSettings) -> int:
     from hybridlm import data
-    from hybridlm.data.settings import SourceConfig, TokenizerConfig
+    from hybridlm.data.settings import TokenizerConfig
+    from hybridlm.data.sources import text_source
 
     kind, path = chosen.tokenizer, chosen.tokenizer_path
     names = {"kind": "tokenizer", "path": "tokenizer_path"}
     tokenizer_config = read_options(TokenizerConfig, {"kind": kind, "path": path}, names)
-    source = {"kind": chosen.kind, "path": chosen.source, "text_key": chosen.text_key}
+    source = text_source(chosen.kind, chosen.source, chosen.text_key)
     tokenizer = data.open_tokenizer(tokenizer_config)
     data.tokenize(
-        read_options(SourceConfig, source),
+        source,
         tokenizer,
         chosen.out,
         chosen.heldout_fraction,

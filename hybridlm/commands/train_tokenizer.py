@@ -5,7 +5,6 @@ from typing import Annotated
 
 from hybridlm.commands.command import Command
 from hybridlm.settings.bounds import NotEmpty, settings
-from hybridlm.settings.text import read_options
 
 
 @settings
@@ -16,23 +15,22 @@ class TrainTokenizerSettings:
       source: file or glob.
       vocab_size: number of tokens, special tokens included.
       out: path of the tokenizer.json to write.
-      kind: text, jsonl, parquet or arrayrecord.
-      text_key: field or column that has the text.
+      kind: kind of the source, a kind of text: text, jsonl, parquet, arrayrecord.
+      text_key: field or column that has the text; default: text.
     """
 
     source: Annotated[str, NotEmpty()]
     vocab_size: int
     out: pathlib.Path
     kind: str = "text"
-    text_key: str = "text"
+    text_key: str | None = None
 
 
 def _run(chosen: TrainTokenizerSettings) -> int:
     from hybridlm import data
-    from hybridlm.data.settings import SourceConfig
+    from hybridlm.data.sources import text_source
 
-    source = {"kind": chosen.kind, "path": chosen.source, "text_key": chosen.text_key}
-    documents = data.read_documents(read_options(SourceConfig, source))
+    documents = text_source(chosen.kind, chosen.source, chosen.text_key).documents()
     data.train_bpe(documents, chosen.vocab_size, chosen.out)
     print(f"written to {chosen.out}")
     return 0

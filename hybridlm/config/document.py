@@ -4,6 +4,7 @@ import dataclasses
 import typing
 
 from hybridlm.data import settings as data
+from hybridlm.data import sources
 from hybridlm.generation.settings import SampleConfig
 from hybridlm.models import feedforward, mixers
 from hybridlm.models import settings as models
@@ -22,7 +23,7 @@ SECTIONS: list[tuple[str, type]] = [
     ("model.mixers.NAME.rope.yarn", YarnConfig),
     ("model.mixers.NAME.temperature", TemperatureConfig),
     ("data", data.DataConfig),
-    ("data.sources.NAME", data.SourceConfig),
+    *((f"data.sources.NAME, kind {k!r}", c) for k, c in sources.KINDS.items()),
     ("data.tokenizer", data.TokenizerConfig),
     ("optimizer", train.OptimizerConfig),
     ("train", train.TrainConfig),

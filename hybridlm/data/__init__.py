@@ -10,7 +10,7 @@ from hybridlm.data.bigram import BigramResult, bigram_bits_per_byte
 from hybridlm.data.packing import PackedSequence
 from hybridlm.data.pipeline import Batch, Pipeline, open_pipeline
 from hybridlm.data.shards import Shards, open_shards
-from hybridlm.data.sources import Document, read_documents
+from hybridlm.data.source import Document, SourceConfig
 from hybridlm.data.tokenization import tokenize
 from hybridlm.data.tokenizers import Tokenizer, open_tokenizer, train_bpe
 
@@ -21,12 +21,12 @@ __all__ = [
     "PackedSequence",
     "Pipeline",
     "Shards",
+    "SourceConfig",
     "Tokenizer",
     "bigram_bits_per_byte",
     "open_pipeline",
     "open_shards",
     "open_tokenizer",
-    "read_documents",
     "tokenize",
     "train_bpe",
 ]

@@ -6,9 +6,6 @@ sequence. Row r of step n is sequence n * batch_size + r. All steps cost the sam
 needs no state, and each host can read only its own rows of the global batch.
 """
 
-import hashlib
-import json
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,23 +16,12 @@ import numpy as np
 
 from hybridlm.data import mixture, packing
 from hybridlm.data.packing import PackedSequence
-from hybridlm.data.settings import DataConfig, SourceConfig
-from hybridlm.data.shards import (
-    VERSION,
-    Shards,
-    Split,
-    describe_tokenizer,
-    open_shards,
-    read_manifest,
-)
-from hybridlm.data.sources import describe_source
-from hybridlm.data.tokenization import tokenize
+from hybridlm.data.settings import DataConfig
+from hybridlm.data.store import Opening, Split, TokenStore
 from hybridlm.data.tokenizers import Tokenizer, open_tokenizer
 from hybridlm.errors import DataError
 
-_log = logging.getLogger(__name__)
 _INFINITE = 2**62
-_PARALLEL_BYTES = 64 << 20  # several processes tokenize sources of at least this size
 
 Batch = dict[str, np.ndarray]
 
@@ -102,23 +88,23 @@ class Pipeline:
     """
 
     def __init__(
-        self, data: DataConfig, shards: dict[str, Shards], tokenizer: Tokenizer, *, seed: int
+        self, data: DataConfig, stores: dict[str, TokenStore], tokenizer: Tokenizer, *, seed: int
     ):
         self.tokenizer, self.seq_len, self.batch_size = tokenizer, data.seq_len, data.batch_size
         # Sorted, so that batches do not depend on the order of the sources in the config.
-        self._names = sorted(shards)
-        self._shards = shards
+        self._names = sorted(stores)
+        self._stores = stores
         self._weights = mixture.integer_weights([data.sources[n].weight for n in self._names])
         self._prefetch = data.prefetch
         layout = (data.seq_len, data.packing, data.cross_document_attention)
-        self._train = {n: SplitSequences(shards[n].train, *layout) for n in self._names}
-        self._heldout = {n: SplitSequences(shards[n].heldout, *layout) for n in self._names}
+        self._train = {n: SplitSequences(stores[n].train, *layout) for n in self._names}
+        self._heldout = {n: SplitSequences(stores[n].heldout, *layout) for n in self._names}
         self.cross_document_attention = data.cross_document_attention
         for name in self._names:
-            tokens = shards[name].train.tokens
+            tokens = stores[name].train.tokens
             if tokens <= data.seq_len:
                 raise DataError(
-                    f"data.sources.{name}: {shards[name].folder} has {tokens} training tokens, too"
+                    f"data.sources.{name}: {stores[name].folder} has {tokens} training tokens, too"
                     f" few for one sequence of data.seq_len {data.seq_len}: give it more text, or"
                     " shorten the sequences"
                 )
@@ -144,17 +130,17 @@ class Pipeline:
 
     @property
     def tokens_per_epoch(self) -> int:
-        return sum(shards.train.tokens for shards in self._shards.values())
+        return sum(store.train.tokens for store in self._stores.values())
 
     @property
     def train_splits(self) -> dict[str, Split]:
         """The training split of each source, by name."""
-        return {name: self._shards[name].train for name in self._names}
+        return {name: self._stores[name].train for name in self._names}
 
     @property
     def heldout_splits(self) -> dict[str, Split]:
         """The held-out split of each source, by name."""
-        return {name: self._shards[name].heldout for name in self._names}
+        return {name: self._stores[name].heldout for name in self._names}
 
     def batch(self, step: int, rows: Sequence[int] | slice = slice(None)) -> Batch:
         """The batch of `step` (from 0), or the given rows of it; depends only on (seed, step)."""
@@ -220,7 +206,7 @@ class Pipeline:
           steps: steps of the run; if given, the result has the epochs that it reads of each source.
 
         Returns:
-          {"sources": {name: {"folder", "weight" (share), "sha256" (of the manifest, which covers
+          {"sources": {name: {"folder", "weight" (share), "sha256" (which covers
           text, tokenizer and tokens), "heldout_fraction", "epochs", "train": {...}, "heldout":
           {...}}}, "tokens_per_epoch", "vocab_size", "tokenizer" (its fingerprint)}. Each split has
           documents, tokens, bytes, token_bytes, unknown_tokens and windows (packed sequences).
@@ -228,14 +214,14 @@ class Pipeline:
         sources = {}
         for name, weight in zip(self._names, self._weights):
             share = weight / sum(self._weights)
-            shards = self._shards[name]
+            store = self._stores[name]
             entry: dict[str, Any] = {
-                "folder": str(shards.folder),
+                "folder": str(store.folder),
                 "weight": share,
-                "sha256": shards.manifest["sha256"],
-                "heldout_fraction": shards.manifest["heldout_fraction"],
-                "train": _split_counts(shards.train, self._train[name]),
-                "heldout": _split_counts(shards.heldout, self._heldout[name]),
+                "sha256": store.sha256,
+                "heldout_fraction": store.heldout_fraction,
+                "train": _split_counts(store.train, self._train[name]),
+                "heldout": _split_counts(store.heldout, self._heldout[name]),
             }
             if steps is not None:
                 sequences = steps * self.batch_size * share
@@ -264,57 +250,21 @@ def _stack(sequences: list[PackedSequence], seq_len: int) -> Batch:
 
 
 def open_pipeline(data: DataConfig, *, seed: int, workdir: str | Path) -> Pipeline:
-    """Opens every source; tokenizes raw text that no earlier run has tokenized.
+    """Opens every source; tokenizes text that no earlier run has tokenized.
 
-    The tokens of raw text are written to `data.token_cache`, or `workdir`/tokens. The folder's name
-    is the source's name and a hash of its settings, the content of its files, the tokenizer and the
-    held-out fraction; an existing folder is used only if its manifest records the same. A "tokens"
-    source keeps the split of its manifest and ignores `data.heldout_fraction`.
+    What opening writes (the tokens of text, the indices of foreign stores) goes to
+    `data.token_cache`, or `workdir`/tokens.
 
     Raises:
       DataError: if a source cannot be read; the message is one sentence.
     """
     tokenizer = open_tokenizer(data.tokenizer)
     cache = Path(os.path.expanduser(data.token_cache or Path(workdir) / "tokens"))
-    shards = {}
+    stores = {}
     for name, source in data.sources.items():
+        opening = Opening(name, tokenizer, cache, data.heldout_fraction, data.verify)
         try:
-            folder = source.path
-            if source.kind != "tokens":
-                folder = _token_folder(name, source, tokenizer, cache, data.heldout_fraction)
-            shards[name] = open_shards(folder, tokenizer=tokenizer, verify=data.verify)
+            stores[name] = source.open(opening)
         except DataError as error:
             raise DataError(f"data.sources.{name}: {error}") from None
-    return Pipeline(data, shards, tokenizer, seed=seed)
-
-
-def _token_folder(
-    name: str, source: SourceConfig, tokenizer: Tokenizer, cache: Path, heldout_fraction: float
-) -> Path:
-    """The folder of a raw-text source's tokens; writes it if it does not exist."""
-    description = describe_source(source)
-    expected = {
-        "source": description,
-        "tokenizer": describe_tokenizer(tokenizer),
-        "heldout_fraction": heldout_fraction,
-        "version": VERSION,
-    }
-    digest = hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest()
-    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-    folder = cache / f"{safe}-{digest[:12]}"
-    if not folder.exists():
-        size = sum(file["bytes"] for file in description["files"])
-        processes = min(os.cpu_count() or 1, 16) if size >= _PARALLEL_BYTES else 1
-        _log.info("tokenizing %s (%.1f MB) into %s", name, size / 1e6, folder)
-        try:
-            tokenize(source, tokenizer, folder, heldout_fraction, processes)
-        except DataError:
-            if not folder.exists():  # otherwise another run wrote the same folder first
-                raise
-    manifest = read_manifest(folder)
-    if {key: manifest[key] for key in expected} != expected:
-        raise DataError(
-            f"{folder}: holds tokens of other settings or other text; remove it, or set "
-            "another data.token_cache"
-        )
-    return folder
+    return Pipeline(data, stores, tokenizer, seed=seed)

@@ -1,48 +1,12 @@
-"""Settings of the data: sources, tokenizer, packing."""
+"""Settings of the data: sources, packing, and what else batches depend on."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from hybridlm.settings.bounds import Between, NotEmpty, PositiveFloat, PositiveInt, settings
-from hybridlm.settings.reader import require
+from hybridlm.data.sources import SourceConfig, read_source
+from hybridlm.data.tokenizers import TokenizerConfig
+from hybridlm.settings.bounds import Between, NotEmpty, PositiveInt, settings
 
-
-@settings
-class SourceConfig:
-    """A source of text.
-
-    Attributes:
-      kind: "text" (files), "jsonl" (also .gz and .zst), "parquet", "arrayrecord" (one UTF-8
-        document per record), or "tokens" (a folder written by `hybridlm tokenize`).
-      path: a file, a folder ("tokens") or a glob; relative paths start at the working
-        directory.
-      text_key: the field or column that holds the text.
-      weight: share of this source in the mixture, relative to the other sources.
-    """
-
-    kind: Literal["text", "jsonl", "parquet", "arrayrecord", "tokens"]
-    path: Annotated[str, NotEmpty()]
-    text_key: Annotated[str, NotEmpty()] = "text"
-    weight: PositiveFloat = 1.0
-
-
-@settings
-class TokenizerConfig:
-    """The tokenizer.
-
-    Attributes:
-      kind: "bytes" (ids 0 to 255 are the bytes of UTF-8), "hf" (a Hugging Face
-        `tokenizer.json`) or "sentencepiece" (a `.model` file).
-      path: the tokenizer's file; None for "bytes".
-    """
-
-    kind: Literal["bytes", "hf", "sentencepiece"] = "bytes"
-    path: str | None = None
-
-    def __post_init__(self):
-        if self.kind == "bytes":
-            require(self.path is None, "path", "must be None for the byte tokenizer")
-        else:
-            require(bool(self.path), "path", f"must name the file of the {self.kind} tokenizer")
+__all__ = ["DataConfig", "SourceConfig", "TokenizerConfig"]
 
 
 @settings
@@ -50,7 +14,8 @@ class DataConfig:
     """The data, and how batches are made of it.
 
     Attributes:
-      sources: sources of text, by a name of your choice; their weights define the mixture.
+      sources: settings by a name of your choice; each has a `kind` and that kind's own settings.
+        Their weights define the mixture.
       seq_len: tokens per sequence.
       batch_size: sequences per global batch (all hosts, all accumulation steps).
       tokenizer: the tokenizer of all sources.
@@ -65,7 +30,7 @@ class DataConfig:
       bigram_baseline: score a bigram model of the corpus on the held-out sequences at the start.
     """
 
-    sources: Annotated[dict[str, SourceConfig], NotEmpty("names no source")]
+    sources: Annotated[dict[str, Any], NotEmpty("names no source")]
     seq_len: PositiveInt
     batch_size: PositiveInt
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -76,3 +41,7 @@ class DataConfig:
     token_cache: str | None = None
     prefetch: PositiveInt = 4
     bigram_baseline: bool = False
+
+    def __post_init__(self):
+        sources = {n: read_source(s, f"data.sources.{n}") for n, s in self.sources.items()}
+        object.__setattr__(self, "sources", sources)

@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from hybridlm.data.store import SPLITS
 from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import DataError
 from hybridlm.settings.json_text import parse_json
 
 FORMAT = "hybridlm-tokens"
 VERSION = 2  # version 2 selects held-out documents by a hash of their text
-SPLITS = ("train", "heldout")
 MANIFEST = "manifest.json"
 SHARD_TOKENS = 1 << 26  # a shard ends after the document that reaches this many tokens
 _INDEX_DTYPE = np.dtype("<i8")
@@ -204,14 +204,10 @@ def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
-    """The documents of one split, concatenated over all its shards.
+class ShardSplit:
+    """The documents of one split, concatenated over all its shards: a `store.Split`.
 
-    Attributes:
-      documents, tokens: counts; `tokens` includes each document's BOS and EOS.
-      bytes: UTF-8 bytes of the documents' text.
-      token_bytes: UTF-8 bytes of the documents' tokens (`Tokenizer.token_bytes`).
-      unknown_tokens: tokens that stand for text which the tokenizer cannot encode.
+    `tokens` counts each document's BOS and EOS.
     """
 
     documents: int
@@ -224,12 +220,7 @@ class Split:
     _starts: np.ndarray
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens `start` to `stop` of the split.
-
-        Returns:
-          tokens: int32 (stop - start,).
-          begins: bool (stop - start,), True where a document begins.
-        """
+        """Tokens `start` to `stop`: see `Split.read`."""
         if not 0 <= start <= stop <= self.tokens:
             raise IndexError(f"tokens {start} to {stop} of {self.tokens}")
         tokens, begins = np.empty(stop - start, np.int32), np.zeros(stop - start, bool)
@@ -246,7 +237,7 @@ class Split:
         return tokens, begins
 
     def document_offsets(self) -> np.ndarray:
-        """The token at which each document begins, then `tokens`: int64 (documents + 1,)."""
+        """See `Split.document_offsets`."""
         parts = [index[:-1] + base for index, base in zip(self._indices, self._starts)]
         return np.concatenate([*parts, [self.tokens]]).astype(np.int64)
 
@@ -257,8 +248,17 @@ class Shards:
 
     folder: Path
     manifest: dict[str, Any]
-    train: Split
-    heldout: Split
+    train: ShardSplit
+    heldout: ShardSplit
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the manifest, which covers text, tokenizer and tokens."""
+        return self.manifest["sha256"]
+
+    @property
+    def heldout_fraction(self) -> float:
+        return self.manifest["heldout_fraction"]
 
 
 def open_shards(folder: str | Path, *, tokenizer: Tokenizer, verify: str = "checksum") -> Shards:
@@ -322,7 +322,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 def _open_split(
     folder: Path, split: str, entry: dict, dtype: np.dtype, tokenizer: Tokenizer, verify: str
-) -> Split:
+) -> ShardSplit:
     bins, indices, starts = [], [], [0]
     for shard in entry["shards"]:
         data = _map_file(folder / f"{shard['name']}.bin", shard["bin_bytes"], dtype)
@@ -351,7 +351,7 @@ def _open_split(
     if counts["tokens"] != starts[-1] or counts["documents"] != summed:
         raise DataError(f"{folder}: the counts of split {split!r} do not match its shards")
     starts = np.asarray(starts[:-1], np.int64)
-    return Split(**counts, _bins=tuple(bins), _indices=tuple(indices), _starts=starts)
+    return ShardSplit(**counts, _bins=tuple(bins), _indices=tuple(indices), _starts=starts)
 
 
 def _map_file(path: Path, size: int, dtype: np.dtype) -> np.ndarray:

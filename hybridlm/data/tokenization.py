@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hybridlm.data.settings import SourceConfig
 from hybridlm.data.shards import SHARD_TOKENS, ShardWriter
-from hybridlm.data.sources import Document, describe_source, read_documents
+from hybridlm.data.source import Document, TextReader
 from hybridlm.data.tokenizers import Tokenizer, open_kind
 from hybridlm.errors import DataError
 
@@ -24,7 +23,7 @@ _CHUNK_DOCUMENTS = 4096
 
 
 def tokenize(
-    source: SourceConfig,
+    source: TextReader,
     tokenizer: Tokenizer,
     folder: str | Path,
     heldout_fraction: float,
@@ -38,7 +37,7 @@ def tokenize(
     chunks of text per process are in memory, so memory does not grow with the source.
 
     Args:
-      source: a source of a raw-text kind.
+      source: a source of text.
       tokenizer: the result of `open_tokenizer`.
       folder: the folder to create; it must not exist, and exists only once it is complete.
       heldout_fraction: share of documents held out for evaluation, see `Splitter`.
@@ -55,10 +54,10 @@ def tokenize(
         raise DataError(f"processes is {processes}; it must be at least 1")
     if not 0 < heldout_fraction < 1:
         raise DataError(f"heldout_fraction is {heldout_fraction}; it must lie between 0 and 1")
-    description = describe_source(source)
+    description = source.describe()
     try:
         with ShardWriter(Path(folder), tokenizer, shard_tokens) as writer:
-            chunks, splitter = _chunked(read_documents(source)), Splitter(heldout_fraction)
+            chunks, splitter = _chunked(source.documents()), Splitter(heldout_fraction)
             for texts, encoded in _encode(chunks, tokenizer, processes):
                 for (digest, size), ids in zip(texts, encoded, strict=True):
                     writer.add(splitter.split_of(digest), ids, size)

@@ -7,15 +7,16 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from hybridlm.data import hf_text
-from hybridlm.data.settings import TokenizerConfig
-from hybridlm.data.sources import require_module
+from hybridlm.data.files import require_module
 from hybridlm.errors import DataError
+from hybridlm.settings.bounds import settings
 from hybridlm.settings.json_text import parse_json
+from hybridlm.settings.reader import require
 
 # A tokenizer.json does not say which special tokens begin and end a document. Without a
 # tokenizer_config.json beside it, these names decide. (SentencePiece models name their own.)
@@ -29,6 +30,26 @@ _EOS_NAMES = (
 ).split()
 
 _MAX_VOCAB = 1 << 24  # the library allocates memory for all merges of a BPE in advance
+
+
+@settings
+class TokenizerConfig:
+    """The tokenizer.
+
+    Attributes:
+      kind: "bytes" (ids 0 to 255 are the bytes of UTF-8), "hf" (a Hugging Face
+        `tokenizer.json`) or "sentencepiece" (a `.model` file).
+      path: the tokenizer's file; None for "bytes".
+    """
+
+    kind: Literal["bytes", "hf", "sentencepiece"] = "bytes"
+    path: str | None = None
+
+    def __post_init__(self):
+        if self.kind == "bytes":
+            require(self.path is None, "path", "must be None for the byte tokenizer")
+        else:
+            require(bool(self.path), "path", f"must name the file of the {self.kind} tokenizer")
 
 
 class Tokenizer(Protocol):

@@ -50,7 +50,7 @@ BAD = [
         "model.logit_soft_cap must be positive, or None for no cap, not -1.0",
     ),
     ("model.vocab_size=100", "model.vocab_size is 100, and the tokenizer has 258 ids"),
-    ("data.sources.addresses.kind='json'", "data.sources.addresses.kind is 'json' (str): did you"),
+    ("data.sources.addresses.kind='json'", "data.sources.addresses.kind is 'json': did you"),
     ("data.sources={}", "data.sources names no source"),
     ("data.sources.addresses.weight=0", "data.sources.addresses.weight must be positive"),
     ("data.seq_len=0", "data.seq_len must be at least 1, not 0"),

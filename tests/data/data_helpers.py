@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from hybridlm.data import open_pipeline, open_tokenizer, tokenize
-from hybridlm.data.settings import DataConfig, SourceConfig, TokenizerConfig
+from hybridlm.data.settings import DataConfig, TokenizerConfig
+from hybridlm.data.sources import JsonLines
 
 BYTES = TokenizerConfig()
 WORDS = "the union of states shall be a hybrid and its windows are short – naïve 数 🙂".split()
@@ -21,7 +22,7 @@ def draw_texts(rng, count, longest=60):
 def write_jsonl(path, documents):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"text": t}) + "\n" for t in documents), encoding="utf-8")
-    return SourceConfig("jsonl", str(path))
+    return JsonLines(str(path))
 
 
 def write_shards(folder, documents, heldout_fraction=0.3, **kwargs):
@@ -36,7 +37,7 @@ def make_pipeline(tmp_path, documents_by_name, *, weights=None, seed=0, **settin
     for name, documents in documents_by_name.items():
         source = write_jsonl(tmp_path / f"{name}.jsonl", documents)
         weight = (weights or {}).get(name, 1.0)
-        sources[name] = SourceConfig("jsonl", source.path, weight=weight)
+        sources[name] = JsonLines(source.path, weight=weight)
     settings = {"seq_len": 32, "batch_size": 6, "heldout_fraction": 0.3, **settings}
     return open_pipeline(DataConfig(sources=sources, **settings), seed=seed, workdir=tmp_path)
 

@@ -11,7 +11,8 @@ import pytest
 from data_helpers import BYTES, assert_batches_equal, draw_texts, make_pipeline, write_shards
 
 from hybridlm.data import open_pipeline, open_tokenizer
-from hybridlm.data.settings import DataConfig, SourceConfig
+from hybridlm.data.settings import DataConfig
+from hybridlm.data.sources import TokenShards
 from hybridlm.errors import DataError
 
 PACKINGS = pytest.mark.parametrize("packing", ["concat", "best_fit"])
@@ -220,7 +221,7 @@ def test_existing_shards_give_the_same_batches(tmp_path):
     documents = draw_texts(np.random.default_rng(), 30)
     raw = make_pipeline(tmp_path, {"a": documents})
     folder = write_shards(tmp_path / "written" / "a", documents, 0.3)
-    sources = {"a": SourceConfig("tokens", str(folder))}
+    sources = {"a": TokenShards(str(folder))}
     data = DataConfig(sources=sources, seq_len=32, batch_size=6)
     written = open_pipeline(data, seed=0, workdir=tmp_path)
     assert_batches_equal(raw.batch(3), written.batch(3))
@@ -243,7 +244,7 @@ def test_a_sequence_longer_than_the_text_is_refused(packing, tmp_path):
 
 def test_the_package_executes_nothing_it_reads():
     """The package uses no pickle, numpy loader or eval, and imports no model or trainer."""
-    for path in (ROOT / "hybridlm" / "data").glob("*.py"):
+    for path in (ROOT / "hybridlm" / "data").rglob("*.py"):
         source = path.read_text(encoding="utf-8")
         for word in ("pickle", "np.load", "marshal", "eval(", "exec(", "torch"):
             assert word not in source, f"{path.name}: {word}"

@@ -10,8 +10,9 @@ from data_helpers import draw_texts, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlm.data.settings import SourceConfig
-from hybridlm.data.sources import read_documents, source_files
+from hybridlm.data import sources
+from hybridlm.data.files import source_files
+from hybridlm.data.sources import ArrayRecords, JsonLines, ParquetFiles, TextFiles
 from hybridlm.errors import DataError
 
 
@@ -21,13 +22,13 @@ def write(kind, path, documents):
         path.mkdir()
         for i, text in enumerate(documents):
             (path / f"{i:05d}.txt").write_bytes(text.encode())
-        return SourceConfig("text", str(path / "*.txt"))
+        return TextFiles(str(path / "*.txt"))
     if kind == "parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         pq.write_table(pa.table({"n": range(len(documents)), "text": documents}), path)
-        return SourceConfig("parquet", str(path))
+        return ParquetFiles(str(path))
     if kind == "arrayrecord":
         from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -35,7 +36,7 @@ def write(kind, path, documents):
         for text in documents:
             writer.write(text.encode())
         writer.close()
-        return SourceConfig("arrayrecord", str(path))
+        return ArrayRecords(str(path))
     data = "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in documents).encode()
     path = path.with_suffix(kind.removeprefix("jsonl"))
     if kind == "jsonl.gz":
@@ -48,7 +49,7 @@ def write(kind, path, documents):
         compressor = zstandard.ZstdCompressor(write_checksum=True)
         data = b"".join(compressor.compress(part) for part in (data[:half], data[half:]))
     path.write_bytes(data)
-    return SourceConfig("jsonl", str(path))
+    return JsonLines(str(path))
 
 
 KINDS = "text jsonl jsonl.gz jsonl.zst parquet arrayrecord".split()
@@ -58,10 +59,10 @@ KINDS = "text jsonl jsonl.gz jsonl.zst parquet arrayrecord".split()
 def test_each_kind_yields_the_documents_in_order(tmp_path, kind):
     documents = draw_texts(np.random.default_rng(), 300)
     source = write(kind, tmp_path / "s", documents)
-    read = list(read_documents(source))
+    read = list(source.documents())
     assert [d.text for d in read] == documents
     assert len({d.id for d in read}) == len(documents)
-    assert read == list(read_documents(source))
+    assert read == list(source.documents())
     assert not any(str(tmp_path) in d.id for d in read), "an id contains the path of the source"
 
 
@@ -71,7 +72,7 @@ def test_jsonl_returns_any_text(documents, tmp_path_factory):
     path = tmp_path_factory.mktemp("s") / "a.jsonl"
     # No newline at the end, and "\r\n" in between: both are JSON Lines.
     path.write_bytes("\r\n".join(json.dumps({"text": t}) for t in documents).encode())
-    read = list(read_documents(SourceConfig("jsonl", str(path))))
+    read = list(JsonLines(str(path)).documents())
     assert [d.text for d in read] == documents
 
 
@@ -80,7 +81,7 @@ def test_globs_and_folders_are_sorted_and_relative(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     for path in (tmp_path, tmp_path / "**" / "*.txt"):
-        names = [f.name for f in source_files(SourceConfig("text", str(path)))]
+        names = [f.name for f in source_files(str(path))]
         assert names == ["a/1.txt", "b/2.txt", "c.txt"]
 
 
@@ -89,49 +90,49 @@ def test_links_to_folders_are_followed(tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("x")
     (tmp_path / "s" / "more").symlink_to(tmp_path / "elsewhere")
-    names = [f.name for f in source_files(SourceConfig("text", str(tmp_path / "s")))]
+    names = [f.name for f in source_files(str(tmp_path / "s"))]
     assert names == ["a.txt", "more/b.txt"]
 
 
 def corrupt_text(path):
     path.write_bytes(b"good \xc3\xa9 then \xff bad")
-    return SourceConfig("text", str(path)), ["invalid UTF-8 at byte 13"]
+    return TextFiles(str(path)), ["invalid UTF-8 at byte 13"]
 
 
 def jsonl_case(data, words, **kwargs):
     def make(path):
         path.write_bytes(data)
-        return SourceConfig("jsonl", str(path), **kwargs), words
+        return JsonLines(str(path), **kwargs), words
 
     return make
 
 
 def empty_glob(path):
-    return SourceConfig("text", str(path / "*.txt")), ["the glob holds no file"]
+    return TextFiles(str(path / "*.txt")), ["the glob holds no file"]
 
 
 def dangling_link(path, pattern=""):
     path.mkdir()
     (path / "a.txt").write_text("a")
     (path / "b.txt").symlink_to("/no/such/file")
-    return SourceConfig("text", str(path / pattern)), ["b.txt: is not a file, or is a broken link"]
+    return TextFiles(str(path / pattern)), ["b.txt: is not a file, or is a broken link"]
 
 
 def linked_loop(path):
     path.mkdir()
     (path / "a.txt").write_text("a")
     (path / "again").symlink_to(path)
-    return SourceConfig("text", str(path)), ["again: is a link to", "is already in the source"]
+    return TextFiles(str(path)), ["again: is a link to", "is already in the source"]
 
 
 def empty_folder(path):
     path.mkdir()
     (path / ".x").write_text("hidden")
-    return SourceConfig("text", str(path)), ["the folder holds no file"]
+    return TextFiles(str(path)), ["the folder holds no file"]
 
 
 def no_file(path):
-    return SourceConfig("jsonl", str(path / "no.jsonl")), ["there is no such file or folder"]
+    return JsonLines(str(path / "no.jsonl")), ["there is no such file or folder"]
 
 
 def truncated(kind, words):
@@ -167,7 +168,7 @@ def parquet_table(words, text_key="text", **columns):
         import pyarrow.parquet as pq
 
         pq.write_table(pa.table(columns), path)
-        return SourceConfig("parquet", str(path), text_key=text_key), words
+        return ParquetFiles(str(path), text_key=text_key), words
 
     return make
 
@@ -183,7 +184,7 @@ def bytes_record(path):
     writer.write(b"fine")
     writer.write(b"ab\xff")
     writer.close()
-    return SourceConfig("arrayrecord", str(path)), [":1: invalid UTF-8 at byte 2"]
+    return ArrayRecords(str(path)), [":1: invalid UTF-8 at byte 2"]
 
 
 GOOD = b'{"text": "a"}\n'
@@ -239,23 +240,23 @@ def test_a_file_of_0_bytes_among_others_is_refused(suffix, tmp_path):
     folder.mkdir()
     write(kind, folder / "a", ["good"])
     (folder / f"b{suffix}").write_bytes(b"")
-    source = SourceConfig(kind.partition(".")[0], str(folder))
+    source = sources.KINDS[kind.partition(".")[0]](str(folder))
     with pytest.raises(DataError, match=rf"s/b{suffix}: (the file has 0 bytes|not a readable)"):
-        list(read_documents(source))
+        list(source.documents())
 
 
 def test_separators_of_lines_in_unicode_do_not_end_a_line(tmp_path):
     text = "one\u2028two\u2029three\x85four\x1c"
     path = tmp_path / "a.jsonl"
     path.write_bytes(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" + GOOD)
-    assert [d.text for d in read_documents(SourceConfig("jsonl", str(path)))] == [text, "a"]
+    assert [d.text for d in JsonLines(str(path)).documents()] == [text, "a"]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_unreadable_input_raises_one_sentence(case, tmp_path):
     source, words = CASES[case](tmp_path / "s")
     with pytest.raises(DataError) as error:
-        list(read_documents(source))
+        list(source.documents())
     message = str(error.value)
     assert source.path in message or source.path.split("*")[0] in message
     for word in words:
@@ -277,7 +278,7 @@ def test_a_flipped_byte_never_silently_drops_a_document(kind, tmp_path):
         with open(source.path, "wb") as file:
             file.write(changed)
         try:
-            read = [d.text for d in read_documents(source)]
+            read = [d.text for d in source.documents()]
         except DataError:
             continue
         assert len(read) == len(documents), f"byte {at} flipped: {len(read)} documents"
@@ -293,14 +294,14 @@ def test_a_missing_library_names_the_extra(kind, module, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DataError, match=rf"needs {module}.*pip install 'hybridlm\[data\]'"):
-        list(read_documents(source))
+        list(source.documents())
 
 
 def test_documents_are_streamed(tmp_path):
     """The first document is yielded before the reader reaches the malformed line."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(GOOD * 200_000 + b"bad\n")
-    documents = read_documents(SourceConfig("jsonl", str(path)))
+    documents = JsonLines(str(path)).documents()
     assert next(documents).text == "a"
     with pytest.raises(DataError, match=":200001: malformed JSON"):
         list(documents)

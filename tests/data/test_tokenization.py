@@ -39,7 +39,7 @@ def test_one_and_three_processes_write_the_same_bytes(kind, tmp_path, monkeypatc
 
 def test_reading_is_at_most_two_chunks_per_process_ahead(tmp_path, monkeypatch):
     """Text is read at most two chunks per process ahead of what is written."""
-    from hybridlm.data.sources import Document
+    from hybridlm.data import Document
 
     read, ahead = [], []
 

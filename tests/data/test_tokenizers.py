@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridlm.data.settings import TokenizerConfig
-from hybridlm.data.sources import read_documents
 from hybridlm.data.tokenizers import open_tokenizer, train_bpe
 from hybridlm.errors import DataError
 
@@ -119,7 +118,7 @@ def test_bpe_training_is_deterministic(tmp_path):
     documents = draw_texts(np.random.default_rng(), 200)
     source = write_jsonl(tmp_path / "a.jsonl", documents)
     one = train_bpe(documents, VOCAB, tmp_path / "1.json")
-    two = train_bpe(read_documents(source), VOCAB, tmp_path / "2.json")
+    two = train_bpe(source.documents(), VOCAB, tmp_path / "2.json")
     assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
     assert one.fingerprint == two.fingerprint
     assert one.vocab_size == VOCAB
@@ -139,7 +138,7 @@ def test_bpe_training_refuses(tmp_path):
         train_bpe(["aa aa"], 1000, tmp_path / "a.json")
     bad = write_jsonl(tmp_path / "b.jsonl", ["good", ""])
     with pytest.raises(DataError, match=":2: the document has no text"):
-        train_bpe(read_documents(bad), 300, tmp_path / "a.json")
+        train_bpe(bad.documents(), 300, tmp_path / "a.json")
     assert not (tmp_path / "a.json").exists()
     train_bpe(draw_texts(np.random.default_rng(), 50), VOCAB, tmp_path / "a.json")
     with pytest.raises(DataError, match="exists"):

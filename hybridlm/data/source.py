@@ -1,0 +1,53 @@
+"""Sources: the settings of every kind, and the text that most kinds read."""
+
+import abc
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
+
+from hybridlm.data.store import Opening, TokenStore
+from hybridlm.settings.bounds import NotEmpty, PositiveFloat, settings
+
+
+@settings
+class SourceConfig(abc.ABC):
+    """Settings of one source; `kind_name` is what configs write as `kind`.
+
+    Attributes:
+      path: a file, a folder or a glob; relative paths start at the working directory.
+      weight: share of this source in the mixture, relative to the other sources.
+    """
+
+    kind_name: ClassVar[str]
+
+    path: Annotated[str, NotEmpty()]
+    weight: PositiveFloat = 1.0
+
+    @abc.abstractmethod
+    def open(self, opening: Opening) -> TokenStore:
+        """The source's documents as tokens, checked.
+
+        Raises:
+          DataError: if the source cannot be read; one sentence that names the file.
+        """
+
+
+class Document(NamedTuple):
+    """One text. `id` is the file's path relative to the source's root, with ":line" or ":row"."""
+
+    id: str
+    text: str
+
+
+class TextReader(Protocol):
+    """A source that yields text; `hybridlm.data.sources.text_source.TextSource` is its base."""
+
+    def documents(self) -> Iterator[Document]:
+        """Streams the documents, file by file, sorted by name.
+
+        Raises:
+          DataError: for a source without files or documents, a truncated or corrupt file, invalid
+            UTF-8, a malformed line, a missing or non-text field, a document without text.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """What the documents depend on (kind, keys, files with SHA-256), ready for JSON."""

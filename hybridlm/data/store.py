@@ -1,0 +1,86 @@
+"""Token stores: what every source gives once it is opened, and how it is asked."""
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from hybridlm.data.tokenizers import Tokenizer
+
+SPLITS = ("train", "heldout")
+
+
+class Split(Protocol):
+    """The documents of one split as one stream of tokens, read by index.
+
+    Attributes:
+      documents, tokens: counts; `tokens` includes the special tokens of documents.
+      bytes: UTF-8 bytes of the documents' text.
+      token_bytes: UTF-8 bytes of the documents' tokens (`Tokenizer.token_bytes`).
+      unknown_tokens: tokens that stand for text which the tokenizer cannot encode.
+    """
+
+    documents: int
+    tokens: int
+    bytes: int
+    token_bytes: int
+    unknown_tokens: int
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens `start` to `stop` of the split.
+
+        Returns:
+          tokens: int32 (stop - start,).
+          begins: bool (stop - start,), True where a document begins.
+        """
+
+    def document_offsets(self) -> np.ndarray:
+        """The token at which each document begins, then `tokens`: int64 (documents + 1,)."""
+
+
+class TokenStore(Protocol):
+    """An opened source: its documents in two splits.
+
+    Attributes:
+      folder: where its tokens are, for messages and records.
+      sha256: changes with every token and with the tokenizer; a resumed run compares it.
+      heldout_fraction: share of documents held out; None where they come from files of their own.
+    """
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def heldout_fraction(self) -> float | None: ...
+
+    @property
+    def train(self) -> Split: ...
+
+    @property
+    def heldout(self) -> Split: ...
+
+
+class Opening(NamedTuple):
+    """What a source is opened with.
+
+    Attributes:
+      name: the source's name in the config.
+      tokenizer: the tokenizer of all sources.
+      cache: folder for tokens and indices that opening writes.
+      heldout_fraction: share of documents held out for evaluation.
+      verify: "checksum" or "size", see `DataConfig`.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    cache: Path
+    heldout_fraction: float
+    verify: str = "checksum"
+
+    def folder(self, digest: str) -> Path:
+        """The folder of `cache` for tokens of this source with this digest, in hexadecimal."""
+        safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in self.name)
+        return self.cache / f"{safe}-{digest[:12]}"
