@@ -4,11 +4,16 @@ import pathlib
 
 from hybridlm.commands import shared
 from hybridlm.commands.command import Command
-from hybridlm.commands.shared import CheckpointSettings, OutputSettings
+from hybridlm.commands.shared import CheckpointSettings, CompilationSettings, OutputSettings
 from hybridlm.evals.settings import EvalSettings
 
 
-def _run(where: CheckpointSettings, settings: EvalSettings, output: OutputSettings) -> int:
+def _run(
+    where: CheckpointSettings,
+    settings: EvalSettings,
+    output: OutputSettings,
+    compilation: CompilationSettings,
+) -> int:
     """Writes `eval.json` (step, settings, records), `eval.txt` (the table) and figures.
 
     The figures are `needle.svg` (accuracy by depth and length) and `tasks.svg` (accuracy by task
@@ -22,6 +27,7 @@ def _run(where: CheckpointSettings, settings: EvalSettings, output: OutputSettin
     from hybridlm.runs.json_files import write_json
 
     chosen_tasks(settings)  # a wrong name fails before the model is opened
+    compilation.start()
     opened = open_model(where.workdir, where.step)
     out = shared.make_folder(output.out)
     records = run_suite(opened, settings, lambda line: print(line, flush=True))
@@ -46,7 +52,7 @@ def _tasks() -> str:
 EVAL = Command(
     "eval",
     "evaluate a trained model on long-context tasks",
-    lambda: (CheckpointSettings, EvalSettings, OutputSettings),
+    lambda: (CheckpointSettings, EvalSettings, OutputSettings, CompilationSettings),
     _run,
     notes=_tasks,
 )

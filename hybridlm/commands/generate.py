@@ -1,14 +1,17 @@
 """`hybridlm generate`."""
 
 from hybridlm.commands.command import Command
-from hybridlm.commands.shared import CheckpointSettings
+from hybridlm.commands.shared import CheckpointSettings, CompilationSettings
 from hybridlm.generation.settings import GenerateSettings
 
 
-def _run(checkpoint: CheckpointSettings, settings: GenerateSettings) -> int:
+def _run(
+    checkpoint: CheckpointSettings, settings: GenerateSettings, compilation: CompilationSettings
+) -> int:
     from hybridlm.generation.text import Sampling, generate_text
     from hybridlm.runs import open_model
 
+    compilation.start()
     opened = open_model(checkpoint.workdir, checkpoint.step)
     print(settings.prompt, end="", flush=True)
     for text in generate_text(
@@ -28,6 +31,6 @@ def _run(checkpoint: CheckpointSettings, settings: GenerateSettings) -> int:
 GENERATE = Command(
     "generate",
     "continue a prompt with a trained model",
-    lambda: (CheckpointSettings, GenerateSettings),
+    lambda: (CheckpointSettings, GenerateSettings, CompilationSettings),
     _run,
 )

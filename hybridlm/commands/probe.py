@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from hybridlm.commands import shared
 from hybridlm.commands.command import Command
-from hybridlm.commands.shared import OutputSettings
+from hybridlm.commands.shared import CompilationSettings, OutputSettings
 
 SHOWN = 40  # printed entries of a table; probes.jsonl has all
 
@@ -24,7 +24,12 @@ class CheckpointsSettings:
     step: int | Literal["all"] | None = None
 
 
-def _run(where: CheckpointsSettings, settings: Any, output: OutputSettings) -> int:
+def _run(
+    where: CheckpointsSettings,
+    settings: Any,
+    output: OutputSettings,
+    compilation: CompilationSettings,
+) -> int:
     """Appends to `probes.jsonl` (a line per entry) and writes `probes.txt` (the tables)."""
     from hybridlm.probes.registry import chosen_probes
     from hybridlm.probes.suite import run_probes
@@ -32,6 +37,7 @@ def _run(where: CheckpointsSettings, settings: Any, output: OutputSettings) -> i
     from hybridlm.runs import metrics, open_model
 
     chosen_probes(settings)  # a wrong name fails before the model is opened
+    compilation.start()
     probing = run_probes(open_model(where.workdir), settings, where.step)
     out = shared.make_folder(output.out)
     writer, parts = metrics.JsonlWriter(out / FILE), []
@@ -64,7 +70,7 @@ def _shown(table: Any) -> str:
 def _settings() -> tuple[type, ...]:
     from hybridlm.probes.settings import ProbeSettings
 
-    return CheckpointsSettings, ProbeSettings, OutputSettings
+    return CheckpointsSettings, ProbeSettings, OutputSettings, CompilationSettings
 
 
 def _probes() -> str:

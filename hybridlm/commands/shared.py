@@ -29,6 +29,23 @@ class CheckpointSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class CompilationSettings:
+    """Where compiled programs are kept.
+
+    Attributes:
+      compilation_cache: folder of compiled programs; auto is ~/.cache/hybridlm/compiled, off is none.
+    """
+
+    compilation_cache: str = "auto"
+
+    def start(self) -> None:
+        """Makes JAX use the folder; call it before anything is compiled."""
+        from hybridlm.parallel import compilation_cache
+
+        compilation_cache.use(self.compilation_cache)
+
+
+@dataclasses.dataclass(frozen=True)
 class OutputSettings:
     """Where results go.
 

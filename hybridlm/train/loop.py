@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from hybridlm.data import bigram_bits_per_byte
 from hybridlm.errors import TRY_AGAIN, RunError, UserError
 from hybridlm.evals.perplexity import evaluate
-from hybridlm.parallel import hosts
+from hybridlm.parallel import compilation_cache, hosts
 from hybridlm.runs import metrics, workdir
 from hybridlm.settings.plain import to_dict
 from hybridlm.train import host_memory, preemption, setup
@@ -75,6 +75,7 @@ def train(
     """
     if jax.config.jax_platforms == "cpu":
         host_memory.keep_large_buffers()  # before jax starts threads: running ones ignore it
+    compilation_cache.use(config.train.compilation_cache)
     config, _ = setup.resolve(config)
     first = hosts.is_first()
     progress = progress or Progress(config.train.steps, None if first else open(os.devnull, "w"))

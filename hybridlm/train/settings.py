@@ -38,6 +38,7 @@ FREE_ON_RESUME = (
     "train.wandb",
     "train.abort_after",
     "train.hang_seconds",
+    "train.compilation_cache",
 )
 
 
@@ -109,6 +110,8 @@ class TrainConfig:
         (None: never); the first evaluation compiles, too.
       tensorboard: write TensorBoard events into the workdir.
       wandb: Weights & Biases project to log to; None for none.
+      compilation_cache: folder where compiled programs are kept for later starts; "auto" is the
+        user's (`~/.cache/hybridlm/compiled`), "off" is none.
     """
 
     steps: PositiveInt
@@ -126,6 +129,7 @@ class TrainConfig:
     hang_seconds: Annotated[float, Above(0, none="to wait for ever")] | None = 3600.0
     tensorboard: bool = True
     wandb: str | None = None
+    compilation_cache: str = "auto"
 
 
 @settings
