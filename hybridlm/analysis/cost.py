@@ -5,7 +5,7 @@ from typing import Any
 from hybridlm.models.accounting import train_flops_per_token
 from hybridlm.models.params import Model
 from hybridlm.train.memory import MemoryEstimate, estimate_memory
-from hybridlm.train.optimizer import make_optimizer
+from hybridlm.train.optimizer import optimizer_of
 from hybridlm.train.settings import Config
 from hybridlm.train.setup import resolve
 
@@ -27,10 +27,13 @@ def cost(config: Config) -> dict[str, Any]:
 
 def memory(config: Config, model: Model) -> MemoryEstimate:
     """Estimated memory of training `model`, in bytes by purpose."""
+    trainable, optimizer = optimizer_of(config.optimizer, model)
     return estimate_memory(
         model,
-        make_optimizer(config.optimizer, model.decay, model.muon),
+        optimizer,
         config.tokens_per_step // config.train.accumulate,
         config.train.remat,
         2 if config.train.dtype == "bfloat16" else 4,
+        trainable,
+        config.train.ema_decay is not None,
     )

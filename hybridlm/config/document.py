@@ -26,6 +26,7 @@ SECTIONS: list[tuple[str, type]] = [
     *((f"data.sources.NAME, kind {k!r}", c) for k, c in sources.KINDS.items()),
     ("data.tokenizer", data.TokenizerConfig),
     ("optimizer", train.OptimizerConfig),
+    ("optimizer.lr_multipliers[N]", train.LrMultiplier),
     ("train", train.TrainConfig),
     ("mesh", MeshConfig),
     ("sample", SampleConfig),

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hybridlm.models import stack
 from hybridlm.models.lm import HybridLM
@@ -90,21 +91,20 @@ class Model:
         layers = {
             ".".join(("layers", str(i), *path)): value
             for i in range(self.config.depth)
-            for path, value in _flat(self.layer(params, i)).items()
+            for path, value in flatten_dict(self.layer(params, i)).items()
         }
         rest = {k: v for k, v in params.items() if k not in stack.GROUPS}
-        above = {".".join(path): v for path, v in _flat(rest).items()}
+        above = {".".join(path): v for path, v in flatten_dict(rest).items()}
         first = {"embedding": above.pop("embedding")}
         return {**first, **layers, **above}
 
     def from_names(self, named: dict[str, Any]) -> Params:
         """The inverse of `by_name`, for numpy arrays of all parameters."""
-        params: Params = {}
-        for path, names in _flat(self.names).items():
-            stacked = path[0] == stack.UNIT
+        params = {}
+        for path, names in flatten_dict(self.names).items():
             rows = [np.asarray(named[name]) for name in names]
-            _insert(params, path, np.stack(rows) if stacked else rows[0])
-        return params
+            params[path] = np.stack(rows) if path[0] == stack.UNIT else rows[0]
+        return unflatten_dict(params)
 
     @property
     def addresses(self) -> tuple[stack.Address, ...]:
@@ -117,15 +117,6 @@ class Model:
         if not embeddings:
             tree = {k: v for k, v in tree.items() if k not in ("embedding", "head")}
         return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
-
-
-def _flat(tree: Params, above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """The leaves of nested dicts, by path."""
-    flat: dict[tuple[str, ...], Any] = {}
-    for name, value in tree.items():
-        path = (*above, name)
-        flat |= _flat(value, path) if isinstance(value, dict) else {path: value}
-    return flat
 
 
 def _insert(tree: Params, path: tuple[str, ...], value: Any) -> None:

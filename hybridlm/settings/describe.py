@@ -53,7 +53,8 @@ def _plain_type(hint: Any) -> str:
         return "number by name" if args[1] is float else "settings by name"
     if origin is tuple:
         text = type_text(args[0])
-        return f"list of {text}{'s' * text[-1].isalpha()}"
+        plural = "s" * (text[-1].isalpha() and not text.endswith("s"))
+        return f"list of {text}{plural}"
     if dataclasses.is_dataclass(hint):
         return "settings"
     names = {int: "whole number", float: "number", str: "text", bool: "`True`, `False`"}

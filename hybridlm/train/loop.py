@@ -177,7 +177,7 @@ def _train(
                 with clock.paused():
                     if evaluate_now:
                         watchdog.beat(f"the evaluation after step {step}")
-                        figures = evaluate(trainer.eval_step, state["params"], heldout)
+                        figures = _evaluate(trainer, state, heldout)
                         writers.write({"kind": "eval", "step": step, **figures})
                         progress.print(_eval_line(step, figures))
                     if callback_now:
@@ -238,6 +238,8 @@ def _run_facts(trainer: setup.Trainer, peak: float | None, peak_source: str) -> 
         "peak_source": peak_source,
         "data": trainer.pipeline.counts(config.train.steps),
     }
+    if not trainer.trainable.all:
+        facts["trained_parameters"] = trainer.trainable.count(trainer.model)
     if config.data.bigram_baseline:
         result = bigram_bits_per_byte(trainer.pipeline, config.train.eval_sequences)
         facts["bigram"] = {"loss": result.nats_per_token, "bits_per_byte": result.bits_per_byte}
@@ -253,8 +255,10 @@ def _print_start(
     elif start:
         progress.print(f"resuming from step {start} of {steps}")
     names = " ".join(config.model.layout.labels)
+    count, trained = trainer.model.count(), trainer.trainable.count(trainer.model)
+    frozen = "" if trained == count else f" ({trained:,} of them trained)"
     progress.print(
-        f"{trainer.model.count():,} parameters in {config.model.depth} layers ({names});"
+        f"{count:,} parameters{frozen} in {config.model.depth} layers ({names});"
         f" {config.tokens_per_step:,} tokens a step; compiled in"
         f" {duration(trainer.compile_seconds)}"
     )
@@ -262,11 +266,23 @@ def _print_start(
         progress.print(f"MFU is counted against {peak / 1e12:.3g} TFLOP/s ({source})")
 
 
+def _evaluate(trainer: setup.Trainer, state: Any, heldout: Any) -> dict[str, Any]:
+    """Held-out figures, with those of the moving average as `ema_loss` and `ema_bits_per_byte`."""
+    figures = evaluate(trainer.eval_step, state["params"], heldout)
+    if "ema" in state:
+        averaged = evaluate(trainer.eval_step, trainer.averaged(state), heldout)
+        figures |= {f"ema_{name}": averaged[name] for name in ("loss", "bits_per_byte")}
+    return figures
+
+
 def _eval_line(step: int, figures: dict[str, Any]) -> str:
-    return (
+    line = (
         f"held-out at step {step}: loss {figures['loss']:.4f} nats"
         f"  {figures['bits_per_byte']:.4f} bits/byte"
     )
+    if "ema_loss" in figures:
+        line += f"; moving average {figures['ema_loss']:.4f} nats"
+    return line
 
 
 def _aborted(

@@ -7,20 +7,22 @@ import numpy as np
 import optax
 
 from hybridlm.models.params import Model
+from hybridlm.models.trainable import Trainable
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of the whole job, summed over devices."""
+    """Bytes of the whole job, summed over devices; `ema` is the moving average."""
 
     parameters: int
     gradients: int
     optimizer: int
     activations: int
+    ema: int = 0
 
     @property
     def total(self) -> int:
-        return self.parameters + self.gradients + self.optimizer + self.activations
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.ema
 
 
 def estimate_memory(
@@ -29,6 +31,8 @@ def estimate_memory(
     tokens: int,
     remat: str,
     itemsize: int,
+    trainable: Trainable = Trainable(),
+    ema: bool = False,
 ) -> MemoryEstimate:
     """A rough estimate from shapes; `hybridlm compile` reports the compiler's figure.
 
@@ -39,16 +43,19 @@ def estimate_memory(
         one residual stream.
       remat: the setting `train.remat`.
       itemsize: bytes of an activation.
+      trainable: the parameters that have gradients and optimizer state.
+      ema: whether these have a moving average.
     """
     config = model.config
-    count = model.count()
-    state = jax.eval_shape(optimizer.init, model.abstract)
+    trained = 4 * trainable.count(model)
+    state = jax.eval_shape(optimizer.init, trainable.take(model.abstract))
     streams, share = {"none": (10, 1), "dots": (6, 2 / 3), "full": (1, 0)}[remat]
     hidden = sum(f.kept_per_token(config.width) for f in config.layer_feedforwards())
     kept = streams * config.width * config.depth + round(share * hidden)
     return MemoryEstimate(
-        parameters=4 * count,
-        gradients=4 * count,
+        parameters=4 * model.count(),
+        gradients=trained,
         optimizer=sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)),
         activations=itemsize * tokens * kept,
+        ema=trained if ema else 0,
     )

@@ -8,14 +8,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax import contrib
 
+from hybridlm.errors import ConfigError
+from hybridlm.models.params import Model, Params
+from hybridlm.models.trainable import Trainable
+from hybridlm.settings import globs
 from hybridlm.train.settings import OptimizerConfig
 
 
-def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array) -> jax.Array:
-    """The learning rate of update `step` (0-based), float32; it is above 0 at update 0, too."""
+def learning_rate(
+    config: OptimizerConfig, steps: int, step: jax.Array, multiplier: float | np.ndarray = 1.0
+) -> jax.Array:
+    """The learning rate of update `step` (0-based), float32; it is above 0 at update 0, too.
+
+    With a `multiplier` it is, bit for bit, the rate of a config whose `lr` is so many times as high.
+    """
     progress = jnp.asarray(step, jnp.float32) + 1
     warmup = config.warmup_steps
     warm = jnp.minimum(progress / warmup, 1.0) if warmup else jnp.float32(1)
@@ -28,14 +38,52 @@ def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array) -> jax.A
         "linear": lambda: 1 - (1 - floor) * done,
         "wsd": lambda: 1 - (1 - floor) * done,
     }[config.schedule]()
-    return config.lr * warm * shape
+    peak = config.lr * multiplier
+    return (peak if isinstance(peak, float) else np.float32(peak)) * warm * shape
+
+
+def lr_multipliers(config: OptimizerConfig, model: Model, trainable: Trainable) -> Params | None:
+    """The multiplier of each trained array (see `Trainable.multipliers`); None if there are none.
+
+    Raises:
+      ConfigError: where a glob matches no parameter, or only ones that an earlier entry has.
+    """
+    if not config.lr_multipliers:
+        return None
+    by_name = dict.fromkeys(model.by_name(model.abstract), 1.0)
+    left = set(by_name)
+    for number, entry in enumerate(config.lr_multipliers):
+        setting = f"optimizer.lr_multipliers[{number}].parameters"
+        found = left.intersection(globs.select(entry.parameters, by_name, setting))
+        if not found:
+            raise ConfigError(
+                f"{setting} is {entry.parameters!r}, and earlier entries match all of these"
+                " parameters: put it before them"
+            )
+        by_name |= dict.fromkeys(found, entry.factor)
+        left -= found
+    return trainable.multipliers(model, by_name)
+
+
+def optimizer_of(
+    config: OptimizerConfig, model: Model
+) -> tuple[Trainable, optax.GradientTransformation]:
+    """The parameters of `model` that `config` trains, and their optimizer.
+
+    Raises:
+      ConfigError: where globs in `config` do not fit the model's parameter names.
+    """
+    trainable = Trainable.of(model, config.freeze)
+    lr_multipliers(config, model, trainable)  # checked here
+    decays, muon = trainable.arrays(model.decay), trainable.arrays(model.muon)
+    return trainable, make_optimizer(config, decays, muon)
 
 
 def make_optimizer(config: OptimizerConfig, decays: Any, muon: Any) -> optax.GradientTransformation:
     """The transformation from clipped gradients to directions, with weight decay added.
 
     Args:
-      decays: a tree like the parameters, True where weight decay applies (`Model.decay`).
+      decays: a tree like the trained parameters, True where weight decay applies (`Model.decay`).
       muon: the same, True where Muon may update (`Model.muon`); Adam updates the others.
     """
     decay = optax.add_decayed_weights(config.weight_decay, mask=decays)

@@ -15,6 +15,7 @@ from hybridlm.settings.bounds import (
     Epsilon,
     NonNegativeFloat,
     NonNegativeInt,
+    NotEmpty,
     PositiveFloat,
     PositiveInt,
     settings,
@@ -43,6 +44,19 @@ FREE_ON_RESUME = (
 
 
 @settings
+class LrMultiplier:
+    """A factor on the learning rate of some parameters.
+
+    Attributes:
+      parameters: globs over parameter names (see "Parameters by name" in docs/runs.md).
+      factor: on the learning rate, and so on the weight decay that is times the learning rate.
+    """
+
+    parameters: Annotated[str, NotEmpty("is empty: name parameters, e.g. 'head|*.gate'")]
+    factor: Annotated[float, Above(0, note="to freeze parameters, name them in optimizer.freeze")]
+
+
+@settings
 class OptimizerConfig:
     """Optimizer and learning-rate schedule.
 
@@ -64,6 +78,11 @@ class OptimizerConfig:
       eps: what Adam adds to the root of the mean squared gradient; smaller numbers than the bound
         are 0 in float32.
       muon_lr: Muon's own rate for the matrices of hidden layers; None takes `lr`.
+      freeze: globs over the names of parameters that keep their initial values (see "Parameters by
+        name" in docs/runs.md); they have no weight decay, no part in the gradient norm and no
+        memory for gradients and moments. Empty for none.
+      lr_multipliers: factors on the learning rate (and on `muon_lr`) by globs over parameter names;
+        of several that match a parameter, the first counts.
     """
 
     lr: PositiveFloat
@@ -78,6 +97,8 @@ class OptimizerConfig:
     b2: Annotated[float, Between(0, 1, high_open=True)] = 0.95
     eps: Epsilon = 1e-8
     muon_lr: Annotated[float, Above(0, none="to take lr")] | None = None
+    freeze: str = ""
+    lr_multipliers: tuple[LrMultiplier, ...] = ()
 
     def __post_init__(self):
         require(
@@ -105,6 +126,9 @@ class TrainConfig:
       keep_every: additionally, checkpoints at multiples of this stay for good.
       spike_sigma: skip an update whose gradient norm lies this many standard deviations above
         its running mean (None: only non-finite ones are skipped).
+      ema_decay: decay per update of a moving average of the parameters, which is evaluated beside
+        them and which `--weights ema` opens; without bias to the initial values, as Adam's moments
+        (arXiv 1412.6980, section 3). None for none.
       abort_after: end the run after this many skipped updates in a row.
       hang_seconds: end a process that is so long in one step, evaluation or save, saying where
         (None: never); the first evaluation compiles, too.
@@ -125,6 +149,9 @@ class TrainConfig:
     keep_checkpoints: PositiveInt = 2
     keep_every: PositiveInt | None = None
     spike_sigma: Annotated[float, Above(0, none="to skip only non-finite updates")] | None = None
+    ema_decay: (
+        Annotated[float, Between(0, 1, low_open=True, high_open=True, none="for no average")] | None
+    ) = None
     abort_after: PositiveInt = 20
     hang_seconds: Annotated[float, Above(0, none="to wait for ever")] | None = 3600.0
     tensorboard: bool = True

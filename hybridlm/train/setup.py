@@ -17,21 +17,28 @@ from hybridlm.evals.perplexity import make_eval_step
 from hybridlm.models.accounting import train_flops_per_token, with_vocab
 from hybridlm.models.dtypes import compute_dtype
 from hybridlm.models.params import Model, Params
+from hybridlm.models.trainable import Trainable
 from hybridlm.parallel import hosts
 from hybridlm.parallel import mesh as meshes
 from hybridlm.runs import checkpoint, metrics
 from hybridlm.runs.checkpoint import Checkpoints
 from hybridlm.train import host_memory
-from hybridlm.train.optimizer import make_optimizer
+from hybridlm.train.optimizer import optimizer_of
 from hybridlm.train.settings import Config
 from hybridlm.train.state import TrainState, abstract_state, init_state
 from hybridlm.train.step import make_train_step
 
 
 def resolve(config: Config) -> tuple[Config, Tokenizer]:
-    """The config with its vocabulary size filled in, and its tokenizer; uses no device."""
+    """The config with its vocabulary size filled in, and its tokenizer; uses no device.
+
+    Raises:
+      ConfigError: where the optimizer's settings name parameters that the model has not.
+    """
     tokenizer = open_tokenizer(config.data.tokenizer)
     model = with_vocab(config.model, tokenizer.vocab_size)
+    if config.optimizer.freeze or config.optimizer.lr_multipliers:
+        optimizer_of(config.optimizer, Model.of(model))
     return dataclasses.replace(config, model=model), tokenizer
 
 
@@ -60,6 +67,7 @@ class LoweredStep(NamedTuple):
     Attributes:
       model: with its vocabulary size filled in.
       optimizer: of `config.optimizer`.
+      trainable: the parameters that it updates.
       mesh: its devices may be described only, and not attached.
       abstract: the train state's shapes, dtypes and shardings.
       token_bytes_V: float32; 0 for ids beyond the tokenizer's own.
@@ -69,6 +77,7 @@ class LoweredStep(NamedTuple):
 
     model: Model
     optimizer: optax.GradientTransformation
+    trainable: Trainable
     mesh: jax.sharding.Mesh
     abstract: TrainState
     token_bytes_V: np.ndarray
@@ -86,7 +95,9 @@ class LoweredStep(NamedTuple):
     def init_state(self, seed: int) -> TrainState:
         """A fresh state, placed as `abstract` says."""
         init = jax.jit(
-            lambda key: init_state(self.model, self.optimizer, key),
+            lambda key: init_state(
+                self.model, self.optimizer, key, self.trainable, "ema" in self.abstract
+            ),
             out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract),
         )
         with jax.set_mesh(self.mesh):
@@ -110,8 +121,9 @@ def lower_step(
     mesh = meshes.make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
         model = Model.of(config.model)
-        optimizer = make_optimizer(config.optimizer, model.decay, model.muon)
-        abstract = abstract_state(model, optimizer, mesh)
+        trainable, optimizer = optimizer_of(config.optimizer, model)
+        ema = config.train.ema_decay is not None
+        abstract = abstract_state(model, optimizer, mesh, trainable, ema)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
         token_bytes_V = _padded(token_bytes_V, config.model.vocab_size)
         dtype = compute_dtype(config.train.dtype, devices[0].platform)
@@ -120,7 +132,9 @@ def lower_step(
         )
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
         lowered = jitted.lower(abstract, abstract_batch(config, mesh))
-        return LoweredStep(model, optimizer, mesh, abstract, token_bytes_V, dtype, lowered)
+        return LoweredStep(
+            model, optimizer, trainable, mesh, abstract, token_bytes_V, dtype, lowered
+        )
 
 
 def compile_lowered(lowered: LoweredStep) -> jax.stages.Compiled:
@@ -143,6 +157,7 @@ class Trainer:
       start_step: the checkpoint's, or 0 in a new run.
       state: after `start_step` steps, restored or fresh.
       rows: the part of each batch that this host loads.
+      trainable: the parameters that are trained.
     """
 
     config: Config
@@ -157,6 +172,13 @@ class Trainer:
     start_step: int
     state: TrainState
     rows: hosts.Rows
+    trainable: Trainable
+
+    def averaged(self, state: TrainState) -> Params:
+        """The parameters with their moving average in place of the trained ones."""
+        params = state["params"]
+        placed = jax.tree.map(lambda x: x.sharding, params)
+        return jax.jit(self.trainable.put, out_shardings=placed)(params, state["ema"])
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
         """This host's rows of each batch after `start_step`, (rows, time)."""
@@ -215,6 +237,7 @@ def build(config: Config, workdir: pathlib.Path) -> Trainer:
         start_step=start_step,
         state=state,
         rows=rows,
+        trainable=lowered.trainable,
     )
 
 

@@ -1,5 +1,6 @@
 """One optimizer step, as a pure function of state and batch."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,9 @@ import optax
 from hybridlm.models.loss import loss_settings, summed_cross_entropy
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model
+from hybridlm.models.trainable import Trainable
 from hybridlm.train import guard
-from hybridlm.train.optimizer import learning_rate
+from hybridlm.train.optimizer import learning_rate, lr_multipliers
 from hybridlm.train.settings import OptimizerConfig, TrainConfig
 from hybridlm.train.state import TrainState
 
@@ -35,6 +37,9 @@ def make_train_step(
     change the loss. An optional `window` in the batch, int32 (accumulate,), narrows the attention
     windows (see `SequenceContext`): one program serves a schedule of windows.
 
+    Parameters that `optimizer.freeze` names are constants of the gradient, which is not computed
+    for arrays that are frozen whole. With `train.ema_decay` the state has a moving average.
+
     Metrics, float32 scalars: `loss` (nats per target), `bits_per_byte`, `grad_norm` before
     clipping, `learning_rate`, `skipped` and `skipped_in_row` (updates), `targets`, and, if a mixer
     has a loss of its own, `aux_loss`, which is added to the objective.
@@ -42,17 +47,22 @@ def make_train_step(
     remat = REMAT[train.remat]
     has_loss = model.config.has_loss
     micro_loss = _summed_loss_and_mixers if has_loss else _summed_loss
+    trainable = Trainable.of(model, schedule.freeze)
+    multipliers = lr_multipliers(schedule, model, trainable)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        trained = trainable.take(state["params"])
         targets = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
         tokens = jnp.maximum(jnp.sum(batch["segment_ids"] != 0), 1)
 
-        def objective(params: Any, micro: Batch) -> tuple[jax.Array, Metrics]:
+        def objective(arrays: Any, micro: Batch) -> tuple[jax.Array, Metrics]:
+            params = trainable.merge(state["params"], arrays)
             return micro_loss(model, params, micro, dtype, remat, targets / tokens)
 
         def grads_and_sums(micro: Batch) -> tuple[Any, Metrics]:
-            (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(state["params"], micro)
-            return grads, sums
+            arrays = trainable.arrays(state["params"])
+            (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(arrays, micro)
+            return trainable.cut(grads), sums
 
         def accumulate(carry: Any, micro: Batch) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, carry, grads_and_sums(micro)), None
@@ -61,7 +71,7 @@ def make_train_step(
             grads, sums = grads_and_sums(jax.tree.map(lambda x: x[0], batch))
         else:
             sums = {"nll": jnp.float32(0)} | ({"aux": jnp.float32(0)} if has_loss else {})
-            zeros = jax.tree.map(jnp.zeros_like, (state["params"], sums))
+            zeros = jax.tree.map(jnp.zeros_like, (trained, sums))
             (grads, sums), _ = jax.lax.scan(accumulate, zeros, batch)
 
         nll = sums["nll"]
@@ -73,19 +83,32 @@ def make_train_step(
         ok, guard_state = guard.check_update(state["guard"], loss, grad_norm, train.spike_sigma)
 
         grads = jax.tree.map(lambda g: g * (scale / targets), grads)
-        directions, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        directions, opt_state = optimizer.update(grads, state["opt_state"], trained)
         rate = learning_rate(schedule, train.steps, state["step"])
-        params = jax.tree.map(lambda p, d: p - rate * d, state["params"], directions)
+        if multipliers is None:
+            updated = jax.tree.map(lambda p, d: p - rate * d, trained, directions)
+        else:
+            rates = jax.tree.map(
+                lambda m: learning_rate(schedule, train.steps, state["step"], m), multipliers
+            )
+            updated = jax.tree.map(lambda p, d, r: p - r * d, trained, directions, rates)
 
         def keep(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(ok, new, old)
 
+        kept = jax.tree.map(keep, updated, trained)
         new_state = {
-            "params": jax.tree.map(keep, params, state["params"]),
+            "params": trainable.put(state["params"], kept),
             "opt_state": jax.tree.map(keep, opt_state, state["opt_state"]),
             "step": state["step"] + 1,
             "guard": guard_state,
         }
+        if train.ema_decay is not None:
+            new_state["ema"] = jax.tree.map(
+                keep,
+                _moved(state["ema"], kept, train.ema_decay, guard_state["accepted"]),
+                state["ema"],
+            )
         metrics = {
             "loss": loss,
             "bits_per_byte": nll / (jnp.maximum(target_bytes, 1.0) * jnp.log(2.0)),
@@ -100,6 +123,17 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
+
+
+def _moved(ema: Any, params: Any, decay: float, accepted: jax.Array) -> Any:
+    """The moving average after update number `accepted`, from the parameters after it.
+
+    After t updates it weights the parameters after update s by decay^(t-s) (1 - decay) /
+    (1 - decay^t), as a debiased moment of Adam (arXiv 1412.6980, section 3). So it does not depend
+    on the initial parameters, and the first 1 / (1 - decay) are averaged almost uniformly.
+    """
+    weight = (1 - decay) / -jnp.expm1(jnp.maximum(accepted, 1) * math.log(decay))
+    return jax.tree.map(lambda e, p: jnp.where(accepted == 1, p, e + weight * (p - e)), ema, params)
 
 
 def _summed_loss(

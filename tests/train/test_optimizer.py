@@ -1,5 +1,7 @@
 """Learning-rate schedules, weight-decay masks and the three optimizers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,19 @@ def test_warmup_is_linear_and_starts_above_0():
     r = rates(schedule="constant", warmup_steps=10)
     np.testing.assert_allclose(r[:10], 0.2 * np.arange(1, 11), rtol=1e-6)
     np.testing.assert_allclose(r[10:], 2.0)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_a_multiplier_is_a_higher_rate_bit_for_bit(schedule):
+    factors = np.random.default_rng().uniform(0.01, 20, 5)
+    config = OptimizerConfig(lr=3e-3, schedule=schedule, warmup_steps=7)
+    for step in map(jnp.int32, (0, 5, 6, 40, 99)):
+        higher = [dataclasses.replace(config, lr=config.lr * factor) for factor in factors]
+        expected = [learning_rate(each, 100, step) for each in higher]
+        assert [learning_rate(config, 100, step, float(f)) for f in factors] == expected
+        rows = learning_rate(config, 100, step, factors.reshape(5, 1, 1))
+        assert rows.dtype == np.float32
+        np.testing.assert_array_equal(rows.ravel(), expected)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
