@@ -34,6 +34,7 @@ FLOORS: list[dict[str, str]] = [
     {"hybridlm.models": "stack, blocks, norms, mixers, feed-forwards, loss, accounting"},
     {"hybridlm.parallel": "mesh, logical axes, ops per shard, hosts"},
     {"hybridlm.settings": "frozen dataclasses from mappings: bounds, errors, descriptions"},
+    {"hybridlm.storage": "paths of this machine, gs:// and s3://; leases; uploads"},
     {"hybridlm.errors": "errors that a user can mend, and exit codes"},
     {"kernels_pallas": "ops: reference, chunked, TPU, Hopper; laws; scorecard"},
 ]

@@ -19,3 +19,9 @@ class DataError(UserError):
 
 class RunError(UserError):
     """A workdir or checkpoint that does not hold what was asked for."""
+
+
+class StorageError(UserError):
+    """A request to a storage server that failed, or was not answered."""
+
+    exit_code = TRY_AGAIN

@@ -21,6 +21,7 @@ import re
 import shlex
 import shutil
 import sys
+import uuid
 import zlib
 
 import absl.logging
@@ -130,3 +131,28 @@ def in_root(monkeypatch) -> pathlib.Path:
     """Runs the test in the top folder of the checkout, where paths in recipes are valid."""
     monkeypatch.chdir(ROOT)
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def storage_servers():
+    """Servers of both kinds of bucket on loopback, which this process and its children use."""
+    from tests.storage.servers import Servers
+
+    servers = Servers()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in servers.environment.items():
+            patch.setenv(name, value)
+        yield servers
+    servers.close()
+
+
+@pytest.fixture(params=["gs", "s3"])
+def bucket(request, storage_servers) -> str:
+    """The URL of an empty folder in a bucket, for each kind of server."""
+    return f"{request.param}://bucket/{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def gate(bucket, storage_servers):
+    """The gate before the server of `bucket`, which can make it fail."""
+    return storage_servers.gates[bucket[:2]]
