@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from hybridlm.data.sources import SourceConfig, read_source
 from hybridlm.data.tokenizers import TokenizerConfig
-from hybridlm.settings.bounds import Between, NotEmpty, PositiveInt, settings
+from hybridlm.settings.bounds import Between, IsPath, NotEmpty, PositiveInt, settings
 
 __all__ = ["DataConfig", "SourceConfig", "TokenizerConfig"]
 
@@ -38,7 +38,7 @@ class DataConfig:
     cross_document_attention: bool = False
     heldout_fraction: Annotated[float, Between(0, 1, low_open=True, high_open=True)] = 0.05
     verify: Literal["checksum", "size"] = "checksum"
-    token_cache: str | None = None
+    token_cache: Annotated[str, IsPath()] | None = None
     prefetch: PositiveInt = 4
     bigram_baseline: bool = False
 

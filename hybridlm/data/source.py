@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 from hybridlm.data.store import Opening, TokenStore
-from hybridlm.settings.bounds import NotEmpty, PositiveFloat, settings
+from hybridlm.settings.bounds import IsPath, NotEmpty, PositiveFloat, settings
 
 
 @settings
@@ -19,7 +19,7 @@ class SourceConfig(abc.ABC):
 
     kind_name: ClassVar[str]
 
-    path: Annotated[str, NotEmpty()]
+    path: Annotated[str, NotEmpty(), IsPath()]
     weight: PositiveFloat = 1.0
 
     @abc.abstractmethod

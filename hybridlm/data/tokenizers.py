@@ -7,14 +7,14 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 
 from hybridlm.data import hf_text
 from hybridlm.data.files import require_module
 from hybridlm.errors import DataError
-from hybridlm.settings.bounds import settings
+from hybridlm.settings.bounds import IsPath, settings
 from hybridlm.settings.json_text import parse_json
 from hybridlm.settings.reader import require
 
@@ -43,7 +43,7 @@ class TokenizerConfig:
     """
 
     kind: Literal["bytes", "hf", "sentencepiece"] = "bytes"
-    path: str | None = None
+    path: Annotated[str, IsPath()] | None = None
 
     def __post_init__(self):
         if self.kind == "bytes":

@@ -14,7 +14,9 @@ import typing
 from collections.abc import Sized
 from typing import Annotated, Any
 
+from hybridlm.errors import UserError
 from hybridlm.settings.reader import Invalid
+from hybridlm.storage import check_path
 
 FLOAT32_TINY = 2.0**-126  # smallest normal number of float32
 
@@ -176,6 +178,33 @@ class NotEmpty(Bound):
 
     def error_message(self, value: Any, optional: bool) -> str:
         return self.message
+
+
+@dataclasses.dataclass(frozen=True)
+class IsPath(Bound):
+    """Text that names a file or folder of this machine, or of a bucket: gs://…, s3://…"""
+
+    def holds(self, value: str) -> bool:
+        return _path_error(value) is None
+
+    @property
+    def requirement(self) -> str:
+        return "be a path"
+
+    @property
+    def description(self) -> str:
+        return ", local, gs:// or s3://"
+
+    def error_message(self, value: Any, optional: bool) -> str:
+        return f"is no path that can be used: {_path_error(value)}"
+
+
+def _path_error(value: str) -> str | None:
+    try:
+        check_path(value)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 PositiveInt = Annotated[int, AtLeast(1)]

@@ -9,6 +9,7 @@ reader prefixes the path.
 import contextlib
 import dataclasses
 import difflib
+import pathlib
 import sys
 import types
 import typing
@@ -121,7 +122,9 @@ def read_value(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+    # A path of a bucket is no pathlib.Path, but pure as that is.
+    kind = pathlib.PurePath if hint is pathlib.Path else hint
+    if not isinstance(value, kind) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{path} must be {_name(hint)}, not {_show(value)}")
     if hint is int and not -LARGEST <= value <= LARGEST:
         raise ConfigError(f"{path} must be below 2^31, not {_show(value)}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.settings.reader import nearest, read_dataclass
+from hybridlm.storage import open_path
 
 #: Metadata of a field that counts tokens: "4k" is 4096 there, "1M" 1048576.
 TOKENS = {"unit": "tokens"}
@@ -81,7 +82,10 @@ def _value(hint: Any, text: str, option: str, counts_tokens: bool) -> Any:
     if hint is pathlib.Path:
         if not text:
             raise UserError("a path is empty: name a file or folder ('.' is this one)")
-        return pathlib.Path(text)
+        try:
+            return open_path(text)
+        except UserError as error:
+            raise UserError(f"{option}: {error}") from None
     if hint in _ONE:
         try:
             return _tokens(text) if counts_tokens else hint(text)

@@ -18,6 +18,7 @@ from hybridlm.settings.bounds import (
     AtMost,
     Below,
     Between,
+    IsPath,
     NotEmpty,
     PositiveFloat,
     PositiveInt,
@@ -200,3 +201,14 @@ def test_within_prefixes_the_field():
     with pytest.raises(Invalid, match="^is wrong$") as error, within("a"), within("b"):
         raise Invalid("c", "is wrong")
     assert error.value.field == "a.b.c"
+
+
+@pytest.mark.parametrize("path", ["gcs://bucket/x", "gs:/bucket/x", "gs://"])
+def test_a_path_that_cannot_be_used_is_refused_when_it_is_read(path):
+    @settings
+    class Data:
+        path: Annotated[str, IsPath()] | None = None
+
+    with pytest.raises(ConfigError, match=f"^data.path is no path that can be used: {path} "):
+        read_dataclass(Data, {"path": path}, "data")
+    assert read_dataclass(Data, {"path": "gs://bucket/x"}, "data").path == "gs://bucket/x"
