@@ -1,15 +1,21 @@
-"""Files of sources: finding, hashing and decompressing them, and importing optional libraries."""
+"""Files of sources: finding, mapping, decompressing and writing them; optional libraries."""
 
+import contextlib
 import glob
 import gzip
 import hashlib
 import importlib
 import os
+import secrets
+import shutil
+import socket
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
+
+import numpy as np
 
 from hybridlm.errors import DataError
 
@@ -93,6 +99,50 @@ def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def map_ids(path: Path, dtype: np.dtype, offset: int = 0, count: int = -1) -> np.ndarray:
+    """Numbers of a file from byte `offset` on, mapped into memory; -1 takes all to its end."""
+    if count < 0:
+        count = (path.stat().st_size - offset) // dtype.itemsize
+    if not count:  # no bytes cannot be mapped
+        return np.empty(0, dtype)
+    mapped = np.memmap(path, dtype, mode="r", offset=offset, shape=(count,))
+    return np.asarray(mapped)  # slicing a plain array is faster
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`; it takes that name when the block ends without an error.
+
+    If another process has made the folder in the meantime, that one is kept.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_partials(folder)
+    writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    partial = folder.parent / f"{folder.name}.partial-{writer}"
+    partial.mkdir()
+    try:
+        yield partial
+        for path in partial.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        try:
+            os.rename(partial, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_stale_partials(folder: Path) -> None:
+    """Removes temporary folders left by killed processes on this machine."""
+    for partial in folder.parent.glob(f"{glob.escape(folder.name)}.partial-*"):
+        host, pid, _ = partial.name[len(folder.name) + len(".partial-") :].rsplit("-", 2)
+        if host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            if Path("/proc/self").exists():
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def utf8(data: bytes, where: str) -> str:

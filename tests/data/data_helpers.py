@@ -1,5 +1,6 @@
 """Small sources, shards and pipelines for the tests of hybridlm.data."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -8,6 +9,8 @@ from hypothesis import strategies as st
 from hybridlm.data import open_pipeline, open_tokenizer, tokenize
 from hybridlm.data.settings import DataConfig, TokenizerConfig
 from hybridlm.data.sources import JsonLines
+from hybridlm.data.store import Opening
+from hybridlm.data.tokenization import Splitter
 
 BYTES = TokenizerConfig()
 WORDS = "the union of states shall be a hybrid and its windows are short – naïve 数 🙂".split()
@@ -47,3 +50,47 @@ def assert_batches_equal(one, other):
     for name in one:
         assert one[name].dtype == other[name].dtype
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def draw_ids(rng, count, longest=40, low=0, high=200):
+    """`count` different documents of 1 to `longest` token ids, as lists."""
+    lengths = rng.integers(1, longest + 1, count)
+    return [[int(i) for i in rng.integers(low, high, n)] for n in lengths]
+
+
+def open_source(source, folder, *, heldout_fraction=0.3, verify="checksum", tokenizer=BYTES):
+    """The opened source; its index lies below `folder`."""
+    opened = open_tokenizer(tokenizer)
+    return source.open(Opening("s", opened, folder / "cache", heldout_fraction, verify))
+
+
+def split_by_hand(documents, heldout_fraction=0.3):
+    """(train, heldout): the documents with tokens, by the rule of `Splitter`."""
+    splitter, found = Splitter(heldout_fraction), {"train": [], "heldout": []}
+    for ids in filter(len, documents):
+        data = np.asarray(ids, "<i4").tobytes()
+        found[splitter.split_of(hashlib.blake2b(data, digest_size=16).digest())].append(list(ids))
+    return found["train"], found["heldout"]
+
+
+def assert_split_holds(split, documents, rng):
+    """The split's stream is the documents one after the other, however it is read."""
+    stream = [i for ids in documents for i in ids]
+    begins = [k == 0 for ids in documents for k in range(len(ids))]
+    assert (split.documents, split.tokens) == (len(documents), len(stream))
+    tokens, starts = split.read(0, split.tokens)
+    assert (tokens.dtype, starts.dtype) == (np.int32, bool)
+    assert (tokens.tolist(), starts.tolist()) == (stream, begins)
+    for _ in range(30):
+        a, b = sorted(rng.integers(0, split.tokens + 1, 2).tolist())
+        tokens, starts = split.read(a, b)
+        assert (tokens.tolist(), starts.tolist()) == (stream[a:b], begins[a:b])
+    ends = np.cumsum([0, *map(len, documents)])
+    assert split.document_offsets().tolist() == ends.tolist()
+
+
+def assert_store_holds(store, documents, rng, heldout_fraction=0.3):
+    """The splits of an opened store are the documents, split by hand."""
+    train, heldout = split_by_hand(documents, heldout_fraction)
+    assert_split_holds(store.train, train, rng)
+    assert_split_holds(store.heldout, heldout, rng)

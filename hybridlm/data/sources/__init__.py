@@ -1,36 +1,55 @@
 """The registry of kinds of sources: the values that `kind` may have in a config.
 
 A new kind is a file with a settings class here, and a line in `KINDS`. A kind of text derives from
-`TextSource` and gives `read_file`; any other derives from `SourceConfig` and gives `open`.
+`TextSource` and gives `read_file`, a store of token ids from `TokenSource` and gives `read_store`;
+any other derives from `SourceConfig` and gives `open`.
 """
 
 from typing import Any
 
 from hybridlm.data.source import SourceConfig
 from hybridlm.data.sources.arrayrecord import ArrayRecords
+from hybridlm.data.sources.arrow import ArrowTable
+from hybridlm.data.sources.flat import FlatTokens
 from hybridlm.data.sources.jsonl import JsonLines
+from hybridlm.data.sources.megatron import MegatronTokens
 from hybridlm.data.sources.parquet import ParquetFiles
 from hybridlm.data.sources.text import TextFiles
 from hybridlm.data.sources.text_source import TextSource
 from hybridlm.data.sources.token_shards import TokenShards
+from hybridlm.data.sources.token_source import TokenSource
 from hybridlm.errors import UserError
 from hybridlm.settings.kinds import read_kind
 from hybridlm.settings.reader import nearest
 from hybridlm.settings.text import read_options
 
 KINDS: dict[str, type[SourceConfig]] = {
-    c.kind_name: c for c in (TextFiles, JsonLines, ParquetFiles, ArrayRecords, TokenShards)
+    c.kind_name: c
+    for c in (
+        TextFiles,
+        JsonLines,
+        ParquetFiles,
+        ArrayRecords,
+        ArrowTable,
+        TokenShards,
+        FlatTokens,
+        MegatronTokens,
+    )
 }
 
 __all__ = [
     "KINDS",
     "ArrayRecords",
+    "ArrowTable",
+    "FlatTokens",
     "JsonLines",
+    "MegatronTokens",
     "ParquetFiles",
     "SourceConfig",
     "TextFiles",
     "TextSource",
     "TokenShards",
+    "TokenSource",
     "read_source",
     "text_source",
 ]

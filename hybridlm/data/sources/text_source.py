@@ -38,10 +38,14 @@ class TextSource(SourceConfig):
         """The field or column that holds the text; None if files or records have no fields."""
         return None
 
+    def files(self, path: str) -> list[SourceFile]:
+        """The files that `path` names, in order."""
+        return source_files(path)
+
     def documents(self) -> Iterator[Document]:
         """Streams the documents: see `TextReader.documents`."""
         count = 0
-        for file in source_files(self.path):
+        for file in self.files(self.path):
             for document in self.read_file(file):
                 if not document.text:
                     raise DataError(
@@ -58,7 +62,7 @@ class TextSource(SourceConfig):
         try:
             files = [
                 {"name": f.name, "bytes": f.path.stat().st_size, "sha256": file_sha256(f.path)}
-                for f in source_files(self.path)
+                for f in self.files(self.path)
             ]
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from None
