@@ -13,6 +13,7 @@ from hybridlm.analysis.run import Run
 from hybridlm.config import to_dict
 from hybridlm.models.accounting import STATE_LENGTHS, LayerCost, layer_table
 from hybridlm.models.params import Model
+from hybridlm.runs import lineage
 from hybridlm.runs.workdir import REPORT
 from hybridlm.train.progress import duration
 
@@ -46,6 +47,9 @@ def write_report(workdir: pathlib.Path | str) -> pathlib.Path:
 def _summary(run: Run) -> str:
     total, done = run.config.train.steps, run.steps_done
     state = "" if done >= total else f"<p class=warn>Unfinished: step {done:,} of {total:,}.</p>"
+    if run.lineage:
+        begun = html.escape(lineage.described(run.lineage))
+        state += f"<p class=note>Begun from {begun}.</p>"
     cards = []
     if run.eval_records:
         last = run.eval_records[-1]
@@ -56,7 +60,9 @@ def _summary(run: Run) -> str:
         cards.append((f"{bigram['bits_per_byte']:.3f}", "bits per byte of a bigram model"))
     if run.facts:
         cards.append((_count(run.facts["parameters"]), "parameters"))
-        cards.append((_count(done * run.config.tokens_per_step), "training tokens"))
+        records = run.train_records
+        tokens = records[-1]["tokens"] if records else done * run.config.tokens_per_step
+        cards.append((_count(tokens), "training tokens"))
     if run.train_records:
         speed = run.train_records[-1]["tokens_per_second"]
         cards.append((f"{speed:,.0f}", "tokens a second"))

@@ -7,7 +7,8 @@ from typing import Any
 
 from hybridlm.config import Config, read_json
 from hybridlm.errors import RunError
-from hybridlm.runs import checkpoint, json_files, metrics, workdir
+from hybridlm.runs import checkpoint, json_files, lineage, metrics, workdir
+from hybridlm.runs.lineage import Origin
 
 Record = dict[str, Any]
 
@@ -72,6 +73,11 @@ class Run:
     def steps_done(self) -> int:
         """The newest recorded step."""
         return max((r["step"] for r in self.records), default=0)
+
+    @functools.cached_property
+    def lineage(self) -> list[Origin]:
+        """Whose parameters the run began with, nearest source first; empty for a new model."""
+        return lineage.read(self.path)
 
     @functools.cached_property
     def checkpoints(self) -> list[int]:

@@ -6,13 +6,15 @@ from hybridlm.analysis.cost import memory
 from hybridlm.models.accounting import layer_table, train_flops_per_token
 from hybridlm.models.params import Model
 from hybridlm.settings.plain import to_dict
+from hybridlm.train.init_plan import make_plan
 from hybridlm.train.settings import Config
 from hybridlm.train.setup import resolve
 
 
 def describe(config: Config) -> str:
     """Text for a terminal: the config as JSON, then parameters, FLOPs, tokens and memory."""
-    config, _ = resolve(config)
+    config, tokenizer = resolve(config)
+    begins = [] if config.init is None else [make_plan(config, tokenizer).describe()]
     model = Model.of(config.model)
     seq_len = config.data.seq_len
     flops = train_flops_per_token(model, seq_len)
@@ -38,7 +40,7 @@ def describe(config: Config) -> str:
         f" gradients {_size(needed.gradients)}, optimizer {_size(needed.optimizer)},"
         f" activations {_size(needed.activations)}",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *begins])
 
 
 def _size(count: float) -> str:

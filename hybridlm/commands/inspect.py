@@ -29,6 +29,7 @@ def describe(workdir: pathlib.Path, step: int | None = None) -> str:
       RunError: if there is no run or no such checkpoint.
     """
     from hybridlm.analysis.run import Run
+    from hybridlm.runs import lineage
     from hybridlm.runs.checkpoint import digest, load_numpy, steps
 
     run = Run.open(workdir)
@@ -38,6 +39,8 @@ def describe(workdir: pathlib.Path, step: int | None = None) -> str:
         "steps": f"{found[-1] if found else 0} of {run.config.train.steps}",
         "checkpoints": " ".join(map(str, found)) or "none",
     }
+    if run.lineage:
+        lines["begun_from"] = lineage.described(run.lineage)
     train, evals = run.train_records, run.eval_records
     if train:
         lines["train_loss"] = f"{train[-1]['loss']} nats at step {train[-1]['step']}"

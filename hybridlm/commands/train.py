@@ -15,6 +15,7 @@ class TrainSettings:
     Attributes:
       config: recipe: file.py or file.py:argument.
       workdir: folder of the run.
+      init_from: begin with the parameters of this run or model folder: PATH or PATH@STEP.
       dry_run: print the resolved config and the cost, and train nothing.
       coordinator: HOST:PORT of process 0, for several hosts.
       num_processes: number of hosts.
@@ -24,6 +25,7 @@ class TrainSettings:
 
     config: str
     workdir: pathlib.Path | None = None
+    init_from: str | None = None
     dry_run: bool = False
     coordinator: str | None = None
     num_processes: int | None = None
@@ -34,7 +36,8 @@ class TrainSettings:
 def _run(settings: TrainSettings, overrides: Overrides) -> int:
     from hybridlm import config as configs
 
-    config = configs.load(settings.config, overrides)
+    init = [] if settings.init_from is None else _init_overrides(settings.init_from)
+    config = configs.load(settings.config, [*init, *overrides])
     if settings.dry_run:
         from hybridlm.commands.dry_run import describe
 
@@ -48,6 +51,14 @@ def _run(settings: TrainSettings, overrides: Overrides) -> int:
     where = hosts.address(settings.coordinator, settings.num_processes, settings.process_id)
     hosts.start(where, settings.cluster, os.environ)
     return full_run(config, settings.workdir)
+
+
+def _init_overrides(text: str) -> Overrides:
+    """Overrides of the config for PATH or PATH@STEP; a folder's own name may have an "@"."""
+    path, at, step = text.rpartition("@")
+    if not at or not step.isdecimal() or pathlib.Path(text).is_dir():
+        return [("init.path", repr(text))]
+    return [("init.path", repr(path)), ("init.step", step)]
 
 
 TRAIN = Command(

@@ -8,11 +8,12 @@ from hybridlm.models.settings import ModelConfig
 from hybridlm.parallel.settings import MeshConfig
 from hybridlm.probes.settings import ProbesConfig
 from hybridlm.settings.plain import flat, to_dict
-from hybridlm.train.settings import Config, OptimizerConfig, TrainConfig
+from hybridlm.train.settings import Config, InitConfig, OptimizerConfig, TrainConfig
 
 __all__ = [
     "Config",
     "DataConfig",
+    "InitConfig",
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -31,6 +31,7 @@ SECTIONS: list[tuple[str, type]] = [
     ("mesh", MeshConfig),
     ("sample", SampleConfig),
     ("probes", ProbesConfig),
+    ("init", train.InitConfig),
 ]
 
 HEAD = """# Settings

@@ -139,7 +139,7 @@ def override(settings: dict[str, Any], key: str, value: Any) -> None:
         raise ConfigError(f"--config.{key} has an empty name in its key")
     for depth, name in enumerate(names[:-1]):
         path = ".".join(names[: depth + 1])
-        if node.get(name) is None and depth:
+        if node.get(name) is None and (depth or name in node):
             node[name] = {}
         elif name not in node:
             if name not in Config.__dataclass_fields__:

@@ -84,6 +84,9 @@ class Tokenizer(Protocol):
         normalises text they may not; the shards' manifest records both sums.
         """
 
+    def pieces(self) -> list[str]:
+        """The name of each id in the tokenizer's file; "" for ids that the file does not name."""
+
 
 def open_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """Opens the tokenizer that `config` describes.
@@ -143,6 +146,9 @@ class ByteTokenizer:
 
     def token_bytes(self) -> np.ndarray:
         return np.where(np.arange(self.vocab_size) < 256, 1, 0).astype(np.int32)
+
+    def pieces(self) -> list[str]:
+        return [*(f"<0x{byte:02X}>" for byte in range(256)), "", ""]
 
 
 class HFTokenizer:
@@ -272,6 +278,12 @@ class HFTokenizer:
         sizes[sorted(self._special)] = 0
         return sizes
 
+    def pieces(self) -> list[str]:
+        named = [""] * self.vocab_size
+        for token, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            named[index] = token
+        return named
+
 
 class SentencePieceTokenizer:
     """A SentencePiece model; BOS and EOS are its own, else new ids after its pieces."""
@@ -322,6 +334,10 @@ class SentencePieceTokenizer:
                 piece = model.id_to_piece(index)
                 sizes[index] = 1 if model.is_byte(index) else _piece_bytes(piece)
         return sizes
+
+    def pieces(self) -> list[str]:
+        named = [self._processor.id_to_piece(index) for index in range(self._pieces)]
+        return [*named, *[""] * (self.vocab_size - self._pieces)]
 
 
 def _piece_bytes(piece: str) -> int:

@@ -7,7 +7,7 @@ another name and renames it at the end, so a killed save leaves no checkpoint th
 import contextlib
 import hashlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -113,18 +113,29 @@ def load_numpy(workdir: pathlib.Path, step: int | None = None) -> tuple[int, dic
     Raises:
       RunError: if the run has no such checkpoint, or it cannot be read.
     """
+    step = find(workdir, step)
+    return step, load_tree(workdir / FOLDER / str(step))
+
+
+def find(workdir: pathlib.Path, step: int | None = None) -> int:
+    """The step itself if `workdir` has a checkpoint of it; without a step, the newest one's.
+
+    Raises:
+      RunError: if the run has no such checkpoint.
+    """
     found = steps(workdir)
     if not found:
         raise RunError(f"{workdir} holds no checkpoint")
     if step is not None and step not in found:
         raise RunError(f"{workdir} holds no checkpoint of step {step}: it has {_listed(found)}")
-    step = found[-1] if step is None else step
-    path = workdir / FOLDER / str(step)
-    return step, load_tree(path)
+    return found[-1] if step is None else step
 
 
-def load_tree(path: pathlib.Path) -> dict[str, Any]:
+def load_tree(path: pathlib.Path, parts: Sequence[str] | None = None) -> dict[str, Any]:
     """Loads an Orbax folder of arrays as nested dicts of numpy arrays.
+
+    Args:
+      parts: the top-level keys to load; None loads all.
 
     Raises:
       RunError: if it cannot be read.
@@ -132,8 +143,31 @@ def load_tree(path: pathlib.Path) -> dict[str, Any]:
     path = path.absolute()
     with _readable(path):
         metadata = ocp.metadata(path).metadata
-        abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
-        return ocp.load(path, abstract)
+        parts = tuple(metadata) if parts is None else parts
+        abstract = {
+            key: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
+            if key in parts
+            else jax.tree.map(lambda _: ocp.PLACEHOLDER, tree)
+            for key, tree in metadata.items()
+        }
+        loaded = ocp.load(path, abstract)
+        return {key: loaded[key] for key in parts}
+
+
+def describe_tree(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arrays, facts) of an Orbax folder, without reading an array.
+
+    Returns:
+      The arrays have `shape` and `dtype`, nested as in `load_tree`; the facts are those that were
+      saved beside them (`Checkpoints.save`).
+
+    Raises:
+      RunError: if it cannot be read.
+    """
+    path = path.absolute()
+    with _readable(path):
+        described = ocp.metadata(path)
+        return described.metadata, described.custom_metadata or {}
 
 
 @contextlib.contextmanager

@@ -22,8 +22,9 @@ from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
 from hybridlm.models.settings import ModelConfig
-from hybridlm.runs import checkpoint, metrics
+from hybridlm.runs import checkpoint, lineage, metrics
 from hybridlm.runs.json_files import read_json, write_json
+from hybridlm.runs.lineage import Origin
 from hybridlm.runs.workdir import CONFIG
 from hybridlm.settings.plain import to_dict
 from hybridlm.settings.reader import read_dataclass
@@ -154,15 +155,33 @@ def save_model(opened: OpenedModel, path: pathlib.Path | str) -> None:
             "fingerprint": opened.tokenizer.fingerprint,
         },
         "length": opened.data.seq_len if opened.data else opened.settings.get("length"),
-        "from": {"path": str(opened.path), "step": opened.step},
+        "from": {
+            "path": str(opened.path),
+            "step": opened.step,
+            "parameters_sha256": checkpoint.digest(opened.params),
+        },
+        "lineage": [dataclasses.asdict(origin) for origin in lineage_of(opened.path)],
     }
     write_json(path / MODEL, settings)  # last: a folder without it is not a model
 
 
+def lineage_of(path: pathlib.Path) -> list[Origin]:
+    """The lineage of a run, or of the model in a model folder, nearest source first.
+
+    Raises:
+      RunError: if a file is damaged.
+    """
+    if not (path / MODEL).is_file():
+        return lineage.read(path)
+    settings = read_json(path / MODEL)
+    first = settings.get("from")
+    return lineage.parse([*([first] if first else []), *settings.get("lineage", [])], path / MODEL)
+
+
 def _open_run(path: pathlib.Path, step: int | None) -> OpenedModel:
     settings = read_json(path / CONFIG)
-    config = _read(ModelConfig, settings, "model", path / CONFIG)
-    data = _read(DataConfig, settings, "data", path / CONFIG)
+    config = read_section(ModelConfig, settings, "model", path / CONFIG)
+    data = read_section(DataConfig, settings, "data", path / CONFIG)
     tokenizer = open_tokenizer(data.tokenizer)
     facts = next((r for r in metrics.read(path / metrics.FILE) if r["kind"] == "run"), {})
     _check_tokenizer(tokenizer, facts.get("data", {}).get("tokenizer"), "run", path)
@@ -174,22 +193,38 @@ def _open_run(path: pathlib.Path, step: int | None) -> OpenedModel:
 
 def _open_folder(path: pathlib.Path, step: int | None) -> OpenedModel:
     settings = read_json(path / MODEL)
-    config = _read(ModelConfig, settings, "model", path / MODEL)
-    written = dict(settings.get("tokenizer") or {})
-    fingerprint = written.pop("fingerprint", None)
-    if written.get("path") is not None:
-        written["path"] = str(path / written["path"])
-    tokenizer = open_tokenizer(_read(TokenizerConfig, {"tokenizer": written}, "tokenizer", path))
+    config = read_section(ModelConfig, settings, "model", path / MODEL)
+    tokenizer = open_tokenizer(folder_tokenizer(settings, path))
+    fingerprint = (settings.get("tokenizer") or {}).get("fingerprint")
     _check_tokenizer(tokenizer, fingerprint, "model", path)
-    at = (settings.get("from") or {}).get("step")
-    if step is not None and step != at:
-        raise RunError(f"{path} is a model folder, which holds no checkpoint of step {step}")
+    at = folder_step(settings, path, step)
     model, params = Model.of(config), checkpoint.load_tree(path / PARAMS)
     _check_params(model, params, path)
     return OpenedModel(path, model, params, tokenizer, at, settings, None)
 
 
-def _read(cls: type, settings: Any, key: str, file: pathlib.Path) -> Any:
+def folder_tokenizer(settings: dict[str, Any], path: pathlib.Path) -> TokenizerConfig:
+    """The tokenizer of the model folder `path`, from the contents of its `model.json`."""
+    written = dict(settings.get("tokenizer") or {})
+    written.pop("fingerprint", None)
+    if written.get("path") is not None:
+        written["path"] = str(path / written["path"])
+    return read_section(TokenizerConfig, {"tokenizer": written}, "tokenizer", path)
+
+
+def folder_step(settings: dict[str, Any], path: pathlib.Path, step: int | None) -> int | None:
+    """The step that the model folder `path` names; None if it names none.
+
+    Raises:
+      RunError: if `step` is given and is another one.
+    """
+    at = (settings.get("from") or {}).get("step")
+    if step is not None and step != at:
+        raise RunError(f"{path} is a model folder, which holds no checkpoint of step {step}")
+    return at
+
+
+def read_section(cls: type, settings: Any, key: str, file: pathlib.Path) -> Any:
     """Reads `settings[key]` of a file as the dataclass `cls`."""
     if not isinstance(settings, dict) or key not in settings:
         raise RunError(f"{file} is damaged: it has no {key}")

@@ -12,9 +12,10 @@ from hybridlm.data import bigram_bits_per_byte
 from hybridlm.errors import TRY_AGAIN, RunError, UserError
 from hybridlm.evals.perplexity import evaluate
 from hybridlm.parallel import compilation_cache, hosts
-from hybridlm.runs import metrics, workdir
+from hybridlm.runs import checkpoint, lineage, metrics, workdir
 from hybridlm.settings.plain import to_dict
 from hybridlm.train import host_memory, preemption, setup
+from hybridlm.train.init_plan import make_plan
 from hybridlm.train.progress import Progress, duration
 from hybridlm.train.settings import Config, run_settings
 from hybridlm.train.throughput import StepClock, memory_in_use, peak_flops
@@ -76,7 +77,10 @@ def train(
     if jax.config.jax_platforms == "cpu":
         host_memory.keep_large_buffers()  # before jax starts threads: running ones ignore it
     compilation_cache.use(config.train.compilation_cache)
-    config, _ = setup.resolve(config)
+    config, tokenizer = setup.resolve(config)
+    plan = None
+    if config.init is not None and not checkpoint.steps(path):
+        plan = make_plan(config, tokenizer)
     first = hosts.is_first()
     progress = progress or Progress(config.train.steps, None if first else open(os.devnull, "w"))
     open_workdir = workdir.Workdir.open if first else workdir.Workdir.follow
@@ -85,7 +89,7 @@ def train(
     try:
         with preemption.StopSignal() as stop, Watchdog(config.train.hang_seconds) as watchdog:
             progress.print("reading the data and compiling the training step")
-            trainer = setup.build(config, folder.path)
+            trainer = setup.build(config, folder.path, plan)
             with jax.set_mesh(trainer.mesh):
                 return _train(trainer, folder, progress, stop, watchdog, callback)
     finally:
@@ -131,7 +135,7 @@ def _train(
         record = {
             "kind": "train",
             "step": step,
-            "tokens": step * config.tokens_per_step,
+            "tokens": trainer.tokens(step),
             **fetched,
             **speed,
             "eta_seconds": remaining,
@@ -147,11 +151,15 @@ def _train(
         if jax.default_backend() == "cpu":
             # A host view of a CPU array shares its memory, which the next step would overwrite.
             state = jax.tree.map(jnp.copy, state)
-        facts = {"step": step, "next_batch": step, "tokens": step * config.tokens_per_step}
+        facts = {"step": step, "next_batch": step, "tokens": trainer.tokens(step)}
         trainer.checkpoints.save(step, state, {**facts, "config": to_dict(config)})
 
     # --- loop ----------------------------------------------------------------------------------
     state, pending, saved = trainer.state, None, start
+    if trainer.lineage and not trainer.is_begun:
+        if hosts.is_first():
+            lineage.write(path, trainer.lineage)
+        save(start, state)  # with it, the run no longer needs its source
     batches = trainer.batches()
     stop_agreement = hosts.StopAgreement(trainer.mesh)
     callback.begin(path, start)
@@ -250,9 +258,11 @@ def _print_start(
     progress: Progress, config: Config, trainer: setup.Trainer, peak: float | None, source: str
 ) -> None:
     start, steps = trainer.start_step, config.train.steps
+    if trainer.lineage:
+        progress.print(f"begun from {lineage.described(trainer.lineage)}")
     if start >= steps:
         progress.print(f"step {start} of {steps} is already done")
-    elif start:
+    elif trainer.is_begun:
         progress.print(f"resuming from step {start} of {steps}")
     names = " ".join(config.model.layout.labels)
     count, trained = trainer.model.count(), trainer.trainable.count(trainer.model)
@@ -289,7 +299,9 @@ def _aborted(
     step: int, fetched: dict[str, float], trainer: setup.Trainer, path: pathlib.Path
 ) -> TrainingAborted:
     latest = trainer.checkpoints.latest_step
-    kept = f"the newest checkpoint is of step {latest}" if latest else "there is no checkpoint"
+    kept = "there is no checkpoint"
+    if latest is not None:
+        kept = f"the newest checkpoint is of step {latest}"
     return TrainingAborted(
         f"{fetched['skipped_in_row']:.0f} updates in a row were skipped up to step {step} (loss"
         f" {fetched['loss']:.4g}, gradient norm {fetched['grad_norm']:.4g}): the run has diverged;"

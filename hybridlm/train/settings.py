@@ -160,6 +160,39 @@ class TrainConfig:
 
 
 @settings
+class InitConfig:
+    """The run or model folder whose parameters a new run begins with.
+
+    Parameters are matched by layer and name ("layers.3.mixer.q.kernel"), whatever the mixers are
+    called and however layers repeat. A larger vocabulary keeps the old rows of the embedding and
+    the old columns of the head; new ones start fresh. A run reads its source once, at its first
+    start.
+
+    Attributes:
+      path: the workdir or the model folder.
+      step: of the run's checkpoint; None is the newest.
+      optimizer: take the optimizer's state too; what starts fresh has a moment of 0.
+      keep_step: count steps, and the batches of the data, on from the source's step; needs
+        `optimizer`. Otherwise the run begins at step 0.
+      fresh: names of parameters that start fresh, or that are left out if only the source has
+        them; globs with "|" between, e.g. "head|*.gate".
+    """
+
+    path: Annotated[str, NotEmpty()]
+    step: NonNegativeInt | None = None
+    optimizer: bool = False
+    keep_step: bool = False
+    fresh: str = ""
+
+    def __post_init__(self):
+        require(
+            self.optimizer or not self.keep_step,
+            "keep_step",
+            "needs init.optimizer=True: steps can be counted on only with the optimizer's state",
+        )
+
+
+@settings
 class Config:
     """Everything that a run depends on.
 
@@ -173,6 +206,7 @@ class Config:
       mesh: how devices share the work.
       sample: the text generated at the end.
       probes: what is looked at inside the model while it trains.
+      init: the run or model folder whose parameters it begins with; None for a new model.
     """
 
     model: ModelConfig
@@ -183,6 +217,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     sample: SampleConfig = SampleConfig()
     probes: ProbesConfig = ProbesConfig()
+    init: InitConfig | None = None
 
     def __post_init__(self):
         train, data, optimizer = self.train, self.data, self.optimizer

@@ -21,8 +21,12 @@ from hybridlm.models.trainable import Trainable
 from hybridlm.parallel import hosts
 from hybridlm.parallel import mesh as meshes
 from hybridlm.runs import checkpoint, metrics
+from hybridlm.runs import lineage as lineages
 from hybridlm.runs.checkpoint import Checkpoints
+from hybridlm.runs.lineage import Origin
 from hybridlm.train import host_memory
+from hybridlm.train.init_from import start_state
+from hybridlm.train.init_plan import Plan
 from hybridlm.train.optimizer import optimizer_of
 from hybridlm.train.settings import Config
 from hybridlm.train.state import TrainState, abstract_state, init_state
@@ -154,8 +158,10 @@ class Trainer:
       eval_step: (params, batch) -> sums by position (see `LoweredStep.eval_step`).
       flops_per_step: model FLOPs of forward and backward.
       compile_seconds: of tracing and compiling `train_step`.
-      start_step: the checkpoint's, or 0 in a new run.
+      start_step: the checkpoint's; in a new run 0, or the source's step with `init.keep_step`.
       state: after `start_step` steps, restored or fresh.
+      lineage: of the run, nearest source first (see `hybridlm.runs.lineage`).
+      is_begun: whether the run has a checkpoint; without one, its lineage is not on disk either.
       rows: the part of each batch that this host loads.
       trainable: the parameters that are trained.
     """
@@ -171,6 +177,8 @@ class Trainer:
     checkpoints: Checkpoints
     start_step: int
     state: TrainState
+    lineage: list[Origin]
+    is_begun: bool
     rows: hosts.Rows
     trainable: Trainable
 
@@ -179,6 +187,14 @@ class Trainer:
         params = state["params"]
         placed = jax.tree.map(lambda x: x.sharding, params)
         return jax.jit(self.trainable.put, out_shardings=placed)(params, state["ema"])
+
+    def tokens(self, step: int) -> int:
+        """Tokens trained on up to `step`, the source's with `init.keep_step` included."""
+        per_step, init = self.config.tokens_per_step, self.config.init
+        if init is None or not init.keep_step or self.lineage[0].tokens is None:
+            return step * per_step
+        source = self.lineage[0]
+        return source.tokens + (step - source.step) * per_step
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
         """This host's rows of each batch after `start_step`, (rows, time)."""
@@ -196,8 +212,11 @@ class Trainer:
         return [{k: hosts.global_array(v, sharding) for k, v in batch.items()} for batch in batches]
 
 
-def build(config: Config, workdir: pathlib.Path) -> Trainer:
+def build(config: Config, workdir: pathlib.Path, plan: Plan | None = None) -> Trainer:
     """Opens the data, compiles the training step, and restores or initialises the state.
+
+    Args:
+      plan: what a run that has no checkpoint takes from the source of its `init`.
 
     Raises:
       UserError: for a mesh or data that do not fit, and where the run in `workdir` read other data.
@@ -218,12 +237,16 @@ def build(config: Config, workdir: pathlib.Path) -> Trainer:
     model, mesh = lowered.model, lowered.mesh
     rows = hosts.Rows.of(meshes.batch_sharding(mesh), batch_shape(config))
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.keep_every)
-    start_step = checkpoints.latest_step or 0
+    start_step, is_begun = checkpoints.latest_step or 0, checkpoints.latest_step is not None
     with hosts.fail_together("opening the checkpoint"):
-        if start_step:
+        lineage = lineages.read(workdir) if is_begun else []
+        if is_begun:
             state = checkpoints.restore(lowered.abstract)
         else:
             state = lowered.init_state(config.seed)
+            if plan is not None:
+                state, lineage = start_state(plan, state)
+                start_step = lineage[0].step if config.init.keep_step else 0
     return Trainer(
         config=config,
         pipeline=pipeline,
@@ -236,6 +259,8 @@ def build(config: Config, workdir: pathlib.Path) -> Trainer:
         checkpoints=checkpoints,
         start_step=start_step,
         state=state,
+        lineage=lineage,
+        is_begun=is_begun,
         rows=rows,
         trainable=lowered.trainable,
     )

@@ -1,0 +1,100 @@
+"""A run or a model folder as the source of another run: what is known without reading an array."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from hybridlm.data.settings import DataConfig
+from hybridlm.data.tokenizers import Tokenizer, open_tokenizer
+from hybridlm.errors import RunError
+from hybridlm.models.settings import ModelConfig
+from hybridlm.runs import checkpoint, metrics, opened
+from hybridlm.runs.json_files import read_json
+from hybridlm.runs.lineage import Origin
+from hybridlm.runs.workdir import CONFIG
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The shapes and facts of a checkpoint or of a model folder.
+
+    Attributes:
+      path: the workdir or the model folder.
+      step: of the checkpoint; None if a model folder does not name it.
+      folder: the Orbax folder of the arrays.
+      is_run: whether the folder holds a training state; a model folder holds parameters only.
+      arrays: `shape` and `dtype` of each array, nested as in a train state.
+      settings: the contents of `config.json` or `model.json`.
+      tokens: that the model was trained on up to `step`; None if it is not known.
+      lineage: of the source itself, nearest first.
+    """
+
+    path: pathlib.Path
+    step: int | None
+    folder: pathlib.Path
+    is_run: bool
+    arrays: dict[str, Any]
+    settings: dict[str, Any]
+    tokens: int | None
+    lineage: list[Origin]
+
+    @property
+    def model(self) -> ModelConfig:
+        """Settings of the model, with the vocabulary size."""
+        return opened.read_section(ModelConfig, self.settings, "model", self.path)
+
+    def load(self, *, optimizer: bool) -> dict[str, Any]:
+        """The parameters, as numpy arrays nested as in a train state.
+
+        Args:
+          optimizer: load the rest of the train state, too.
+        """
+        if not self.is_run:
+            return {"params": checkpoint.load_tree(self.folder)}
+        return checkpoint.load_tree(self.folder, None if optimizer else ("params",))
+
+    def tokenizer_fingerprint(self) -> str:
+        """Of the tokenizer that the model was trained with."""
+        if self.is_run:
+            records = metrics.read(self.path / metrics.FILE)
+            facts = next((r for r in records if r["kind"] == "run"), {})
+            recorded = facts.get("data", {}).get("tokenizer")
+        else:
+            recorded = (self.settings.get("tokenizer") or {}).get("fingerprint")
+        return self.tokenizer().fingerprint if recorded is None else recorded
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with, opened.
+
+        Raises:
+          UserError: if its file is missing.
+        """
+        if self.is_run:
+            data = opened.read_section(DataConfig, self.settings, "data", self.path)
+            return open_tokenizer(data.tokenizer)
+        return open_tokenizer(opened.folder_tokenizer(self.settings, self.path))
+
+
+def open_source(path: pathlib.Path | str, step: int | None = None) -> Source:
+    """Opens a run's checkpoint (default: the newest) or a model folder.
+
+    Raises:
+      RunError: if there is no such run, model or checkpoint.
+    """
+    path = pathlib.Path(path)
+    is_run = (path / CONFIG).is_file()
+    if is_run:
+        settings = read_json(path / CONFIG)
+        step = checkpoint.find(path, step)
+        folder = path / checkpoint.FOLDER / str(step)
+        arrays, facts = checkpoint.describe_tree(folder)
+    elif (path / opened.MODEL).is_file():
+        settings = read_json(path / opened.MODEL)
+        step = opened.folder_step(settings, path, step)
+        folder = path / opened.PARAMS
+        params, facts = checkpoint.describe_tree(folder)
+        arrays = {"params": params}
+    else:
+        raise RunError(f"{path} is no run and no model folder: it has no {CONFIG}")
+    lineage = opened.lineage_of(path)
+    return Source(path, step, folder, is_run, arrays, settings, facts.get("tokens"), lineage)
