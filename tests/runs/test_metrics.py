@@ -91,3 +91,17 @@ def test_tensorboard_reads_the_finite_scalars(tmp_path):
     assert (start.step, start.session_log.status) == (5, event_pb2.SessionLog.START)
     assert [(v.tag, v.simple_value) for v in loss.summary.value] == [("train/loss", 1.5)]
     assert loss.step == 5 and abs(loss.wall_time - version.wall_time) < 60
+
+
+def test_weights_and_biases_knows_runs_of_one_name_apart(tmp_path, monkeypatch):
+    """Offline, which needs no account; a resumed run goes on under its id."""
+    pytest.importorskip("wandb", reason="no wandb: pip install 'hybridlm[wandb]'")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    for run_id in ("first", "second", "first"):
+        writer = metrics.WandbWriter("project", "lr=0.1", run_id, {"lr": 0.1})
+        writer.write({"kind": "train", "step": 1, "loss": math.nan})
+        writer.close()
+    folders = [path.name for path in tmp_path.glob("wandb/offline-run-*")]
+    assert {name.rpartition("-")[2] for name in folders} == {"first", "second"}
