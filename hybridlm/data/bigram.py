@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hybridlm.data.pipeline import Pipeline
+from hybridlm.data.store import loss_mask_of
 
 _DENSE = 4096  # up to this vocabulary size pairs are counted in a dense table, above it sparsely
 _READ = 1 << 22  # tokens read at once
@@ -44,7 +45,8 @@ def bigram_bits_per_byte(
     p(b | a) = (count(a, b) + k p(b)) / (count(a) + k), with p(b) = (count(b) + 1) / (N + V): pair
     counts interpolated with add-one unigrams (MacKay and Peto 1995, eq. 6). Every training token
     counts once; the weights of the sources are ignored. Pairs across documents count only if the
-    pipeline's `cross_document_attention` makes them targets.
+    pipeline's `cross_document_attention` makes them targets; where only answers count, so do only
+    the pairs that end in one.
 
     Args:
       pipeline: provides the training splits, and the held-out sequences (`heldout_batches`).
@@ -88,8 +90,12 @@ def _count_pairs(pipeline: Pipeline, vocab: int) -> _Pairs:
         for start in range(0, split.tokens - 1, _READ):
             tokens, begins = split.read(start, min(start + _READ + 1, split.tokens))
             keys = tokens[:-1].astype(np.int64) * vocab + tokens[1:]
+            counted = np.ones(len(keys), bool)
             if not pipeline.cross_document_attention:
-                keys = keys[~begins[1:]]
+                counted &= ~begins[1:]
+            if (mask := loss_mask_of(split)) is not None:
+                counted &= mask.read(start, start + len(tokens))[1:]
+            keys = keys[counted]
             if dense is not None:
                 dense += np.bincount(keys, minlength=vocab * vocab)
             else:

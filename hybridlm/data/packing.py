@@ -26,7 +26,8 @@ class PackedSequence(NamedTuple):
       tokens: int32, 0 in padding.
       targets: int32, the next token, 0 in padding. The target of a document's last token is the
         next document's BOS and has loss weight 0.
-      loss_weights: float32, 1 where the target belongs to the token's own document, else 0.
+      loss_weights: float32, 1 where the target belongs to the token's own document and counts
+        (every token does, but in sources with answers, where theirs alone do), else 0.
       segment_ids: int32, 1, 2, ... by document in the sequence, 0 in padding.
       positions: int32, counted from 0 at the start of the sequence and of each document; 0 in
         padding.
@@ -59,7 +60,11 @@ def concat_range(index: int, tokens: int, seq_len: int) -> tuple[int, int]:
 
 
 def concat_sequence(
-    tokens: np.ndarray, begins: np.ndarray, seq_len: int, cross_document_attention: bool = False
+    tokens: np.ndarray,
+    begins: np.ndarray,
+    seq_len: int,
+    cross_document_attention: bool = False,
+    counts: np.ndarray | None = None,
 ) -> PackedSequence:
     """Makes a packed sequence of consecutive tokens of the stream.
 
@@ -67,15 +72,17 @@ def concat_sequence(
       tokens: int (n,), 2 <= n <= T + 1: the inputs, and the target of the last one.
       begins: bool (n,), True where a document begins.
       cross_document_attention: True makes all real tokens one segment and counts every target.
+      counts: bool (n,), True where a token counts as a target; None where all do.
     """
     n = len(tokens) - 1
+    counts = np.ones(n + 1, bool) if counts is None else counts
     sequence = empty_sequence(seq_len)
     sequence.tokens[:n], sequence.targets[:n] = tokens[:-1], tokens[1:]
     if cross_document_attention:
-        sequence.segment_ids[:n], sequence.loss_weights[:n] = 1, 1
+        sequence.segment_ids[:n], sequence.loss_weights[:n] = 1, counts[1:]
         sequence.positions[:n] = np.arange(n)
         return sequence
-    sequence.loss_weights[:n] = ~begins[1:]
+    sequence.loss_weights[:n] = ~begins[1:] & counts[1:]
     begins = begins[:-1].copy()
     begins[0] = True  # the sequence may start inside a document
     starts = np.flatnonzero(begins)
@@ -194,13 +201,17 @@ def _assign_sequences(lengths: np.ndarray, seq_len: int) -> np.ndarray:
 
 
 def best_fit_sequence(
-    pieces: list[np.ndarray], seq_len: int, cross_document_attention: bool = False
+    pieces: list[np.ndarray],
+    seq_len: int,
+    cross_document_attention: bool = False,
+    counts: list[np.ndarray] | None = None,
 ) -> PackedSequence:
     """Makes a packed sequence of pieces of documents, in order, and pads the rest.
 
     Args:
       pieces: int (n_i + 1,) each; the sum of the n_i is at most T.
       cross_document_attention: True makes all real tokens one segment.
+      counts: bool (n_i + 1,) each, True where a token counts as a target; None where all do.
     """
     sequence, at = empty_sequence(seq_len), 0
     for number, piece in enumerate(pieces, start=1):
@@ -209,6 +220,6 @@ def best_fit_sequence(
         sequence.tokens[span], sequence.targets[span] = piece[:-1], piece[1:]
         sequence.segment_ids[span] = 1 if cross_document_attention else number
         sequence.positions[span] = np.arange(n) + (at if cross_document_attention else 0)
+        sequence.loss_weights[span] = 1 if counts is None else counts[number - 1][1:]
         at += n
-    sequence.loss_weights[:at] = 1
     return sequence

@@ -17,7 +17,7 @@ import numpy as np
 from hybridlm.data import mixture, packing
 from hybridlm.data.packing import PackedSequence
 from hybridlm.data.settings import DataConfig
-from hybridlm.data.store import Opening, Split, TokenStore
+from hybridlm.data.store import Opening, Split, TokenStore, loss_mask_of
 from hybridlm.data.tokenizers import Tokenizer, open_tokenizer
 from hybridlm.errors import DataError
 
@@ -40,15 +40,19 @@ class SplitSequences:
         return self._len
 
     def __getitem__(self, index: int) -> PackedSequence:
+        mask = loss_mask_of(self._split)
         if self._packing is None:
             start, stop = packing.concat_range(index, self._split.tokens, self._seq_len)
             tokens, begins = self._split.read(start, stop)
-            return packing.concat_sequence(tokens, begins, self._seq_len, self._cross)
+            counts = None if mask is None else mask.read(start, stop)
+            return packing.concat_sequence(tokens, begins, self._seq_len, self._cross, counts)
         first, last = self._packing.first[index], self._packing.first[index + 1]
         starts = self._packing.starts[first:last].tolist()
         lengths = self._packing.lengths[first:last].tolist()
-        pieces = [self._split.read(s, s + n + 1)[0] for s, n in zip(starts, lengths)]
-        return packing.best_fit_sequence(pieces, self._seq_len, self._cross)
+        spans = [(s, s + n + 1) for s, n in zip(starts, lengths)]
+        pieces = [self._split.read(*span)[0] for span in spans]
+        counts = None if mask is None else [mask.read(*span) for span in spans]
+        return packing.best_fit_sequence(pieces, self._seq_len, self._cross, counts)
 
 
 class _Selection(grain.transforms.DatasetSelectionMap):

@@ -5,6 +5,7 @@
     train-00000.idx    little-endian int64: the token of the .bin at which each document begins,
                        then the number of tokens; a document never spans two shards
     heldout-00000.bin  the same for the documents held out for evaluation
+    train-00000.mask   only where not every token counts as a target (`hybridlm.data.loss_mask`)
 
 Each document is stored as BOS + tokens + EOS. Files hold plain numbers or JSON, so opening a folder
 executes no code from it. Folders must be local, since their files are memory-mapped.
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from hybridlm.data.loss_mask import LossMask, MaskWriter, mask_bytes
 from hybridlm.data.store import SPLITS
 from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import DataError
@@ -31,6 +33,7 @@ from hybridlm.settings.json_text import parse_json
 
 FORMAT = "hybridlm-tokens"
 VERSION = 2  # version 2 selects held-out documents by a hash of their text
+MASKED_VERSION = 3  # version 2 with a file of loss weights beside each shard
 MANIFEST = "manifest.json"
 SHARD_TOKENS = 1 << 26  # a shard ends after the document that reaches this many tokens
 _INDEX_DTYPE = np.dtype("<i8")
@@ -68,6 +71,7 @@ class ShardWriter:
         self._counts = {split: _zero_counts() for split in SPLITS}
         self._shards: dict[str, list[dict]] = {split: [] for split in SPLITS}
         self._open: dict[str, _OpenShard] = {}
+        self._masked: bool | None = None  # known with the first document
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale_partials(self.folder)
         writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -82,19 +86,38 @@ class ShardWriter:
             shard.close()
         shutil.rmtree(self.partial, ignore_errors=True)
 
-    def add(self, split: str, ids: np.ndarray, text_bytes: int) -> None:
-        """Appends a document: its ids (tokens,) without specials, and its size in UTF-8 bytes."""
+    def add(
+        self, split: str, ids: np.ndarray, text_bytes: int, counts: np.ndarray | None = None
+    ) -> None:
+        """Appends a document.
+
+        Args:
+          split: "train" or "heldout".
+          ids: its tokens (tokens,), without BOS and EOS.
+          text_bytes: its size in UTF-8 bytes.
+          counts: bool (tokens + 1,), whether each token, and then EOS, counts as a target; None
+            where all do. Either every document has them, or none.
+        """
+        if self._masked is None:
+            self._masked = counts is not None
+            if self._masked:
+                self._counts = {s: c | {"answer_tokens": 0} for s, c in self._counts.items()}
+        if self._masked != (counts is not None):
+            raise ValueError("either every document has loss weights, or none has")
         if split not in self._open:
             name = f"{split}-{len(self._shards[split]):05d}"
-            self._open[split] = _OpenShard(self.partial, name, self._dtype)
-        shard, counts, tokens = self._open[split], self._counts[split], len(ids) + 2
+            self._open[split] = _OpenShard(self.partial, name, self._dtype, self._masked)
+        shard, summed, tokens = self._open[split], self._counts[split], len(ids) + 2
         shard.add(self._bos + ids.astype(self._dtype).tobytes() + self._eos, tokens)
-        counts["documents"] += 1
-        counts["tokens"] += tokens
-        counts["bytes"] += text_bytes
-        counts["token_bytes"] += int(self._token_bytes[ids].sum())
+        summed["documents"] += 1
+        summed["tokens"] += tokens
+        summed["bytes"] += text_bytes
+        summed["token_bytes"] += int(self._token_bytes[ids].sum())
         if self._tokenizer.unk_id is not None:
-            counts["unknown_tokens"] += int((ids == self._tokenizer.unk_id).sum())
+            summed["unknown_tokens"] += int((ids == self._tokenizer.unk_id).sum())
+        if counts is not None:
+            shard.add_mask(np.concatenate([[False], counts]))  # BOS is no target
+            summed["answer_tokens"] += int(counts.sum())
         if shard.tokens >= self._shard_tokens:
             self._shards[split].append(self._open.pop(split).close())
 
@@ -108,7 +131,7 @@ class ShardWriter:
         self._open = {}
         manifest = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": MASKED_VERSION if self._masked else VERSION,
             "tokenizer": describe_tokenizer(self._tokenizer),
             "source": source,
             "heldout_fraction": heldout_fraction,
@@ -127,9 +150,10 @@ class ShardWriter:
 class _OpenShard:
     """A .bin and .idx file that are being written."""
 
-    def __init__(self, folder: Path, name: str, dtype: np.dtype):
+    def __init__(self, folder: Path, name: str, dtype: np.dtype, masked: bool):
         self._name, self._folder, self._dtype = name, folder, dtype
         self._file, self._hash = open(folder / f"{name}.bin", "wb"), hashlib.sha256()
+        self._mask = MaskWriter(open(folder / f"{name}.mask", "wb")) if masked else None
         self._offsets, self.tokens = [0], 0
 
     def add(self, data: bytes, tokens: int) -> None:
@@ -138,12 +162,19 @@ class _OpenShard:
         self.tokens += tokens
         self._offsets.append(self.tokens)
 
+    def add_mask(self, counts: np.ndarray) -> None:
+        self._mask.add(counts)
+
     def close(self) -> dict[str, Any]:
         _sync(self._file)
         index = np.asarray(self._offsets, _INDEX_DTYPE).tobytes()
         with open(self._folder / f"{self._name}.idx", "wb") as file:
             file.write(index)
             _sync(file)
+        mask = {}
+        if self._mask is not None:
+            mask = {"mask_sha256": self._mask.finish()}
+            _sync(self._mask.file)
         return {
             "name": self._name,
             "documents": len(self._offsets) - 1,
@@ -152,6 +183,7 @@ class _OpenShard:
             "idx_bytes": len(index),
             "bin_sha256": self._hash.hexdigest(),
             "idx_sha256": hashlib.sha256(index).hexdigest(),
+            **mask,
         }
 
 
@@ -190,14 +222,14 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Writes manifest.json with a SHA-256 of its content, and flushes it to disk."""
     content = {**manifest, "sha256": _manifest_sha256(manifest)}
     with open(Path(folder) / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
+        json.dump(content, file, indent=1, ensure_ascii=False)
         file.write("\n")
         _sync(file)
 
 
 def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
     content = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -207,7 +239,8 @@ def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
 class ShardSplit:
     """The documents of one split, concatenated over all its shards: a `store.Split`.
 
-    `tokens` counts each document's BOS and EOS.
+    `tokens` counts each document's BOS and EOS. Where only answers count as targets, `loss_mask`
+    has them and `answer_tokens` their number.
     """
 
     documents: int
@@ -218,6 +251,8 @@ class ShardSplit:
     _bins: tuple[np.ndarray, ...]
     _indices: tuple[np.ndarray, ...]
     _starts: np.ndarray
+    loss_mask: LossMask | None = None
+    answer_tokens: int | None = None
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens `start` to `stop`: see `Split.read`."""
@@ -288,6 +323,11 @@ def open_shards(folder: str | Path, *, tokenizer: Tokenizer, verify: str = "chec
         split: _open_split(folder, split, manifest["splits"][split], dtype, tokenizer, verify)
         for split in SPLITS
     }
+    if manifest["version"] == MASKED_VERSION:
+        for name, split in splits.items():
+            mask = _open_mask(folder, manifest["splits"][name], split, verify)
+            answers = manifest["splits"][name]["answer_tokens"]
+            splits[name] = dataclasses.replace(split, loss_mask=mask, answer_tokens=answers)
     return Shards(folder, manifest, **splits)
 
 
@@ -308,10 +348,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise DataError(f"{path}: malformed JSON ({error}); copy the folder again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path}: is not a manifest of token shards (format {FORMAT!r})")
-    if manifest.get("version") != VERSION:
+    if manifest.get("version") not in (VERSION, MASKED_VERSION):
         raise DataError(
-            f"{path}: has format version {manifest.get('version')}, this program reads {VERSION}; "
-            "run `hybridlm tokenize` again"
+            f"{path}: has format version {manifest.get('version')}, this program reads {VERSION} "
+            f"and {MASKED_VERSION}; run `hybridlm tokenize` again"
         )
     if manifest.get("sha256") != _manifest_sha256(manifest):
         raise DataError(
@@ -352,6 +392,16 @@ def _open_split(
         raise DataError(f"{folder}: the counts of split {split!r} do not match its shards")
     starts = np.asarray(starts[:-1], np.int64)
     return ShardSplit(**counts, _bins=tuple(bins), _indices=tuple(indices), _starts=starts)
+
+
+def _open_mask(folder: Path, entry: dict, split: ShardSplit, verify: str) -> LossMask:
+    files = []
+    for shard in entry["shards"]:
+        path = folder / f"{shard['name']}.mask"
+        files.append(_map_file(path, mask_bytes(shard["tokens"]), np.dtype(np.uint8)))
+        if verify == "checksum":
+            _check_file(path, files[-1], shard["mask_sha256"], None)
+    return LossMask(tuple(files), np.asarray([*split._starts, split.tokens], np.int64))
 
 
 def _map_file(path: Path, size: int, dtype: np.dtype) -> np.ndarray:

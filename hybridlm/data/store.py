@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from hybridlm.data.loss_mask import LossMask
 from hybridlm.data.tokenizers import Tokenizer
 
 SPLITS = ("train", "heldout")
@@ -18,6 +19,8 @@ class Split(Protocol):
       bytes: UTF-8 bytes of the documents' text.
       token_bytes: UTF-8 bytes of the documents' tokens (`Tokenizer.token_bytes`).
       unknown_tokens: tokens that stand for text which the tokenizer cannot encode.
+
+    A split of which only some tokens count as targets has a `loss_mask` too (`loss_mask_of`).
     """
 
     documents: int
@@ -36,6 +39,11 @@ class Split(Protocol):
 
     def document_offsets(self) -> np.ndarray:
         """The token at which each document begins, then `tokens`: int64 (documents + 1,)."""
+
+
+def loss_mask_of(split: Split) -> LossMask | None:
+    """Which tokens of a split count as targets; None where all do."""
+    return getattr(split, "loss_mask", None)
 
 
 class TokenStore(Protocol):
