@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from hybridlm.errors import UserError
 from hybridlm.runs.json_files import write_json
-from hybridlm.settings import json_text
-from hybridlm.storage.writing import make_folder, write_text
+from hybridlm.settings.json_text import parse_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +48,9 @@ def submit_all(
       UserError: if the tool is not installed; the files are written nevertheless.
     """
     folder = root / tool
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        write_text(folder / name, text)
+        (folder / name).write_text(text, encoding="utf-8")
     script = folder / "submit.sh"
     record_path = root / f"{tool}.json"
     record = read_record(record_path)
@@ -63,7 +62,7 @@ def submit_all(
             )
     new = [s for s in submissions if s.name not in record]
     lines = [f"# {s.name}\n{shlex.join(s.command)}\n" for s in new]
-    write_text(script, "#!/bin/sh\nset -e\n\n" + "\n".join(lines))
+    script.write_text("#!/bin/sh\nset -e\n\n" + "\n".join(lines), encoding="utf-8")
     if not new:
         return 0
     if shutil.which(tool) is None:
@@ -94,7 +93,7 @@ def read_record(path: pathlib.Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        return json_text.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except ValueError as error:
         raise UserError(
             f"{path}, the record of submitted runs, is damaged ({error}): repair it, or remove it"

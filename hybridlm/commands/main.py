@@ -1,6 +1,5 @@
 """The command line: finds the named command and runs it."""
 
-import errno
 import io
 import logging
 import os
@@ -37,7 +36,6 @@ COMMANDS = by_name(
         TRAIN_TOKENIZER,
     ]
 )
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = _run(argv)
-        sys.stdout.flush()
-        return code
+        return _run(argv)
     except UserError as error:
         print(f"hybridlm: {error}", file=sys.stderr)
         return error.exit_code
@@ -65,21 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("hybridlm: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        _drop_output()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.filename is None and error.errno not in _FULL:
+        if error.filename is None:
             raise
-        if error.filename is None:  # files have names: only the output has none
-            _drop_output()
-        what = error.filename or "the output of this command cannot be written"
-        print(f"hybridlm: {what}: {error.strerror}", file=sys.stderr)
+        print(f"hybridlm: {error.filename}: {error.strerror}", file=sys.stderr)
         return UserError.exit_code
-
-
-def _drop_output() -> None:
-    """Sends what is still buffered for stdout nowhere: Python would report it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: Sequence[str]) -> int:

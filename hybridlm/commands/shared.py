@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Protocol
 
-from hybridlm.storage.writing import writing
+from hybridlm.errors import UserError
 
 
 class Described(Protocol):
@@ -60,10 +60,12 @@ def make_folder(out: pathlib.Path) -> pathlib.Path:
     """Makes the folder for results.
 
     Raises:
-      WriteError: if it cannot be made.
+      UserError: if it cannot be made.
     """
-    with writing(f"--out {out}"):
+    try:
         out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
     return out
 
 

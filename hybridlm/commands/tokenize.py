@@ -16,7 +16,7 @@ class TokenizeSettings:
     Attributes:
       source: file or glob.
       out: folder for the shards.
-      kind: kind of the source, a kind of text: text, jsonl, parquet, arrayrecord.
+      kind: kind of the source, a kind of text: text, jsonl, parquet, arrayrecord, prompts, chat.
       text_key: field or column that has the text; default: text.
       tokenizer: bytes, hf or sentencepiece.
       tokenizer_path: file of an hf or sentencepiece tokenizer.
@@ -57,6 +57,7 @@ def _run(chosen: TokenizeSettings) -> int:
             f"{name}: {split.documents:,} documents, {split.tokens:,} tokens"
             f" ({split.unknown_tokens:,} unknown), {split.bytes:,} bytes of text,"
             f" {split.token_bytes:,} bytes of its tokens"
+            + (f", {split.answer_tokens:,} tokens of answers" if split.loss_mask else "")
         )
     print(f"written to {chosen.out}")
     return 0

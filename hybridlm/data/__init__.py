@@ -7,10 +7,11 @@ This package uses numpy only; it touches no device.
 """
 
 from hybridlm.data.bigram import BigramResult, bigram_bits_per_byte
+from hybridlm.data.examples import Document
 from hybridlm.data.packing import PackedSequence
 from hybridlm.data.pipeline import Batch, Pipeline, open_pipeline
 from hybridlm.data.shards import Shards, open_shards
-from hybridlm.data.source import Document, SourceConfig
+from hybridlm.data.source import SourceConfig
 from hybridlm.data.tokenization import tokenize
 from hybridlm.data.tokenizers import Tokenizer, open_tokenizer, train_bpe
 

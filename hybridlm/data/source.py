@@ -2,9 +2,11 @@
 
 import abc
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
+from hybridlm.data.examples import Example
 from hybridlm.data.store import Opening, TokenStore
+from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.settings.bounds import IsPath, NotEmpty, PositiveFloat, settings
 
 
@@ -31,17 +33,10 @@ class SourceConfig(abc.ABC):
         """
 
 
-class Document(NamedTuple):
-    """One text. `id` is the file's path relative to the source's root, with ":line" or ":row"."""
-
-    id: str
-    text: str
-
-
 class TextReader(Protocol):
     """A source that yields text; `hybridlm.data.sources.text_source.TextSource` is its base."""
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self) -> Iterator[Example]:
         """Streams the documents, file by file, sorted by name.
 
         Raises:
@@ -49,5 +44,5 @@ class TextReader(Protocol):
             UTF-8, a malformed line, a missing or non-text field, a document without text.
         """
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """What the documents depend on (kind, keys, files with SHA-256), ready for JSON."""

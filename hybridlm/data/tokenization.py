@@ -11,13 +11,11 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
+from hybridlm.data.examples import Encoded, Example
 from hybridlm.data.shards import SHARD_TOKENS, ShardWriter
-from hybridlm.data.source import Document, TextReader
+from hybridlm.data.source import TextReader
 from hybridlm.data.tokenizers import Tokenizer, open_kind
 from hybridlm.errors import DataError
-from hybridlm.storage.writing import writing
 
 _CHUNK_CHARS = 1 << 20  # characters of text sent to a process at once
 _CHUNK_DOCUMENTS = 4096
@@ -50,19 +48,21 @@ def tokenize(
 
     Raises:
       DataError: if the source cannot be read completely, or the folder exists.
-      WriteError: if the folder cannot be written.
     """
     if processes < 1:
         raise DataError(f"processes is {processes}; it must be at least 1")
     if not 0 < heldout_fraction < 1:
         raise DataError(f"heldout_fraction is {heldout_fraction}; it must lie between 0 and 1")
-    description = source.describe()
-    with writing(folder), ShardWriter(Path(folder), tokenizer, shard_tokens) as writer:
-        chunks, splitter = _chunked(source.documents()), Splitter(heldout_fraction)
-        for texts, encoded in _encode(chunks, tokenizer, processes):
-            for (digest, size), ids in zip(texts, encoded, strict=True):
-                writer.add(splitter.split_of(digest), ids, size)
-        return writer.finish(description, heldout_fraction)
+    description = source.describe(tokenizer)
+    try:
+        with ShardWriter(Path(folder), tokenizer, shard_tokens) as writer:
+            chunks, splitter = _chunked(source.documents()), Splitter(heldout_fraction)
+            for texts, encoded in _encode(chunks, tokenizer, processes):
+                for (digest, size), made in zip(texts, encoded, strict=True):
+                    writer.add(splitter.split_of(digest), made.ids, size, made.counts)
+            return writer.finish(description, heldout_fraction)
+    except OSError as error:
+        raise DataError(f"tokens cannot be written to {folder} ({error.strerror})") from None
 
 
 class Splitter:
@@ -91,7 +91,7 @@ def text_digest(text: bytes) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-def _chunked(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def _chunked(documents: Iterable[Example]) -> Iterator[list[Example]]:
     chunk, size = [], 0
     for document in documents:
         chunk.append(document)
@@ -104,9 +104,9 @@ def _chunked(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _encode(
-    chunks: Iterator[list[Document]], tokenizer: Tokenizer, processes: int
-) -> Iterator[tuple[list[tuple[bytes, int]], list[np.ndarray]]]:
-    """For each chunk, in order: (digest, UTF-8 bytes) of each text, and the ids of each text."""
+    chunks: Iterator[list[Example]], tokenizer: Tokenizer, processes: int
+) -> Iterator[tuple[list[tuple[bytes, int]], list[Encoded]]]:
+    """For each chunk, in order: (digest, UTF-8 bytes) of each text, and the tokens of each text."""
     if processes == 1:
         for chunk in chunks:
             yield _digests_and_sizes(chunk), [_encode_document(d, tokenizer) for d in chunk]
@@ -133,7 +133,7 @@ def _encode(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _digests_and_sizes(chunk: list[Document]) -> list[tuple[bytes, int]]:
+def _digests_and_sizes(chunk: list[Example]) -> list[tuple[bytes, int]]:
     texts = [document.text.encode("utf-8") for document in chunk]
     return [(text_digest(text), len(text)) for text in texts]
 
@@ -157,14 +157,14 @@ def _reopen(kind: str, path: str | None, fingerprint: str) -> Tokenizer:
 
 
 def _encode_chunk(
-    chunk: list[Document], kind: str, path: str | None, fingerprint: str
-) -> list[np.ndarray]:
+    chunk: list[Example], kind: str, path: str | None, fingerprint: str
+) -> list[Encoded]:
     tokenizer = _reopen(kind, path, fingerprint)
     return [_encode_document(document, tokenizer) for document in chunk]
 
 
-def _encode_document(document: Document, tokenizer: Tokenizer) -> np.ndarray:
+def _encode_document(document: Example, tokenizer: Tokenizer) -> Encoded:
     try:
-        return tokenizer.encode(document.text)
+        return document.encode(tokenizer)
     except DataError as error:
         raise DataError(f"{document.id}: {error}") from None

@@ -17,7 +17,6 @@ from hybridlm.errors import DataError
 from hybridlm.settings.bounds import IsPath, settings
 from hybridlm.settings.json_text import parse_json
 from hybridlm.settings.reader import require
-from hybridlm.storage.writing import make_folder, write_text
 
 # A tokenizer.json does not say which special tokens begin and end a document. Without a
 # tokenizer_config.json beside it, these names decide. (SentencePiece models name their own.)
@@ -61,6 +60,9 @@ class Tokenizer(Protocol):
       vocab_size: ids are in [0, vocab_size), BOS and EOS included.
       bos_id, eos_id: the ids that begin and end a document.
       unk_id: the id of text that cannot be encoded, or None if all text can be.
+      special_tokens: the ids of the special tokens that have names, by name.
+      named_tokens: the names of special tokens by role ("bos_token", ...), as templates use them.
+      chat_template: the Jinja template of conversations, or None.
       fingerprint: SHA-256, in hexadecimal, of the kind, the file, bos_id and eos_id.
     """
 
@@ -70,6 +72,9 @@ class Tokenizer(Protocol):
     bos_id: int
     eos_id: int
     unk_id: int | None
+    special_tokens: dict[str, int]
+    named_tokens: dict[str, str]
+    chat_template: str | None
     fingerprint: str
 
     def encode(self, text: str) -> np.ndarray:
@@ -134,8 +139,10 @@ class ByteTokenizer:
 
     kind, path = "bytes", None
     vocab_size, bos_id, eos_id, unk_id = 258, 256, 257, None
+    chat_template = None
 
     def __init__(self):
+        self.special_tokens, self.named_tokens = {}, {}
         self.fingerprint = _fingerprint("bytes", b"", self.bos_id, self.eos_id)
 
     def encode(self, text: str) -> np.ndarray:
@@ -173,7 +180,9 @@ class HFTokenizer:
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"tokenizer {path}: not a valid tokenizer.json ({error})") from None
         self.path = str(path)
-        config = _tokenizer_config(Path(os.path.expanduser(path)).parent / "tokenizer_config.json")
+        folder = Path(os.path.expanduser(path)).parent
+        config = _tokenizer_config(folder / "tokenizer_config.json")
+        self.chat_template = _chat_template(folder, config)
         named, names = hf_text.named_roles(config), hf_text.special_names(config)
         added = self._tokenizer.get_added_tokens_decoder()
         special = {t.content: i for i, t in added.items() if t.special or t.content in names}
@@ -201,6 +210,10 @@ class HFTokenizer:
             self._encoder = module.Tokenizer.from_str(json.dumps(changed))
         _read_plainly(module, self._encoder, promoted)
         self._never = np.array(sorted(kept.values()), np.int32)
+        self.special_tokens = {**special, **kept}
+        by_id = {index: name for name, index in self.special_tokens.items()}
+        own = {"bos_token": self.bos_id, "eos_token": self.eos_id}
+        self.named_tokens = {role: by_id[i] for role, i in own.items() if i in by_id} | named
         self._detector = None
         if detecting := hf_text.with_unknown(changed or self._json):
             self._detector = module.Tokenizer.from_str(json.dumps(detecting[0])), detecting[1]
@@ -290,6 +303,7 @@ class SentencePieceTokenizer:
     """A SentencePiece model; BOS and EOS are its own, else new ids after its pieces."""
 
     kind = "sentencepiece"
+    chat_template = None
 
     def __init__(self, path: str):
         module = require_module("sentencepiece", "hf", f"the tokenizer {path}")
@@ -309,6 +323,9 @@ class SentencePieceTokenizer:
         self.bos_id = self._own_or_new(self._processor.bos_id())
         self.eos_id = self._own_or_new(self._processor.eos_id())
         self.unk_id = self._processor.unk_id()
+        control = [i for i in range(self._pieces) if self._processor.is_control(i)]
+        self.special_tokens = {self._processor.id_to_piece(i): i for i in control}
+        self.named_tokens = {}
         self.fingerprint = _fingerprint("sentencepiece", content, self.bos_id, self.eos_id)
 
     def _own_or_new(self, index: int) -> int:
@@ -339,6 +356,21 @@ class SentencePieceTokenizer:
     def pieces(self) -> list[str]:
         named = [self._processor.id_to_piece(index) for index in range(self._pieces)]
         return [*named, *[""] * (self.vocab_size - self._pieces)]
+
+
+def _chat_template(folder: Path, config: dict) -> str | None:
+    """The template in `chat_template.jinja`, else in a `tokenizer_config.json`."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return _read_file(str(path), "the template").decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: invalid UTF-8 at byte {error.start}") from None
+    found = config.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        found = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+        found = found.get("default")
+    return found if isinstance(found, str) else None
 
 
 def _piece_bytes(piece: str) -> int:
@@ -424,6 +456,11 @@ def train_bpe(documents: Iterable[str], vocab_size: int, path: str | Path) -> HF
             f"{path}: the text yields a vocabulary of {size}, not {vocab_size}; "
             f"use a vocab_size of {size} or more text"
         )
-    make_folder(path.parent)
-    write_text(path, tokenizer.to_str(pretty=True))
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
     return HFTokenizer(str(path))

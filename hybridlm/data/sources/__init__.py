@@ -10,10 +10,12 @@ from typing import Any
 from hybridlm.data.source import SourceConfig
 from hybridlm.data.sources.arrayrecord import ArrayRecords
 from hybridlm.data.sources.arrow import ArrowTable
+from hybridlm.data.sources.chat import Chat
 from hybridlm.data.sources.flat import FlatTokens
 from hybridlm.data.sources.jsonl import JsonLines
 from hybridlm.data.sources.megatron import MegatronTokens
 from hybridlm.data.sources.parquet import ParquetFiles
+from hybridlm.data.sources.prompts import Prompts
 from hybridlm.data.sources.text import TextFiles
 from hybridlm.data.sources.text_source import TextSource
 from hybridlm.data.sources.token_shards import TokenShards
@@ -31,6 +33,8 @@ KINDS: dict[str, type[SourceConfig]] = {
         ParquetFiles,
         ArrayRecords,
         ArrowTable,
+        Prompts,
+        Chat,
         TokenShards,
         FlatTokens,
         MegatronTokens,
@@ -41,10 +45,12 @@ __all__ = [
     "KINDS",
     "ArrayRecords",
     "ArrowTable",
+    "Chat",
     "FlatTokens",
     "JsonLines",
     "MegatronTokens",
     "ParquetFiles",
+    "Prompts",
     "SourceConfig",
     "TextFiles",
     "TextSource",

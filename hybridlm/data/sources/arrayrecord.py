@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from hybridlm.data.examples import Document
 from hybridlm.data.files import SourceFile, require_module, utf8
-from hybridlm.data.source import Document
 from hybridlm.data.sources.text_source import TextSource
 from hybridlm.errors import DataError
 from hybridlm.settings.bounds import settings

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from hybridlm.data.document_index import Documents
+from hybridlm.data.examples import Document
 from hybridlm.data.files import SourceFile, require_module, source_files
-from hybridlm.data.source import Document
 from hybridlm.data.sources.columns import ColumnSource, id_lists
 from hybridlm.data.sources.text_source import field_text
 from hybridlm.data.store import Opening

@@ -1,10 +1,10 @@
 """Sources of kind "jsonl": one JSON object per line."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
+from hybridlm.data.examples import Document
 from hybridlm.data.files import SourceFile, chunks, lines, utf8
-from hybridlm.data.source import Document
 from hybridlm.data.sources.text_source import TextSource, field_text
 from hybridlm.errors import DataError
 from hybridlm.settings.bounds import NotEmpty, settings
@@ -31,11 +31,24 @@ class JsonLines(TextSource):
         for number, line in enumerate(lines(chunks(file.path)), start=1):
             where = f"{file.path}:{number}"
             value = json_object(line, where)
-            if self.text_key not in value:
-                keys = ", ".join(map(str, value)) or "none"
-                raise DataError(f"{where}: there is no key {self.text_key!r}; the keys are: {keys}")
-            text = field_text(value[self.text_key], self.text_key, where)
-            yield Document(f"{file.name}:{number}", text)
+            yield Document(f"{file.name}:{number}", field(value, self.text_key, where))
+
+
+def present(value: dict, key: str, where: str) -> Any:
+    """`value[key]`.
+
+    Raises:
+      DataError: if there is no such key; `where` names the line.
+    """
+    if key not in value:
+        keys = ", ".join(map(str, value)) or "none"
+        raise DataError(f"{where}: there is no key {key!r}; the keys are: {keys}")
+    return value[key]
+
+
+def field(value: dict, key: str, where: str) -> str:
+    """The text of `value[key]`: see `present` and `field_text`."""
+    return field_text(present(value, key, where), key, where)
 
 
 def json_object(line: bytes, where: str) -> dict:

@@ -7,13 +7,21 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from hybridlm.data.examples import Example
 from hybridlm.data.files import SourceFile, file_sha256, source_files, utf8
-from hybridlm.data.shards import VERSION, describe_tokenizer, open_shards, read_manifest
-from hybridlm.data.source import Document, SourceConfig
+from hybridlm.data.shards import (
+    MASKED_VERSION,
+    VERSION,
+    describe_tokenizer,
+    open_shards,
+    read_manifest,
+)
+from hybridlm.data.source import SourceConfig
 from hybridlm.data.store import Opening, TokenStore
 from hybridlm.data.tokenization import tokenize
+from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import DataError
 from hybridlm.settings.bounds import settings
 
@@ -29,8 +37,10 @@ class TextSource(SourceConfig):
     and the line, row, record or byte.
     """
 
+    answers_only: ClassVar[bool] = False  # whether only answers count as targets
+
     @abc.abstractmethod
-    def read_file(self, file: SourceFile) -> Iterator[Document]:
+    def read_file(self, file: SourceFile) -> Iterator[Example]:
         """Streams the documents of one file."""
 
     @property
@@ -42,7 +52,7 @@ class TextSource(SourceConfig):
         """The files that `path` names, in order."""
         return source_files(path)
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self) -> Iterator[Example]:
         """Streams the documents: see `TextReader.documents`."""
         count = 0
         for file in self.files(self.path):
@@ -57,8 +67,12 @@ class TextSource(SourceConfig):
         if not count:
             raise DataError(f"source {self.path} ({self.kind_name}): holds no document")
 
-    def describe(self) -> dict[str, Any]:
-        """The kind, text key and files (with SHA-256), ready for JSON."""
+    def describe_reading(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """What the documents depend on beside the kind and the files, ready for JSON."""
+        return {"text_key": self.read_key}
+
+    def describe(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """The kind, keys and files (with SHA-256), ready for JSON."""
         try:
             files = [
                 {"name": f.name, "bytes": f.path.stat().st_size, "sha256": file_sha256(f.path)}
@@ -66,7 +80,7 @@ class TextSource(SourceConfig):
             ]
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from None
-        return {"kind": self.kind_name, "text_key": self.read_key, "files": files}
+        return {"kind": self.kind_name, **self.describe_reading(tokenizer), "files": files}
 
     def open(self, opening: Opening) -> TokenStore:
         """The shards of the text; tokenizes text that no earlier run has tokenized.
@@ -79,12 +93,12 @@ class TextSource(SourceConfig):
         return open_shards(folder, tokenizer=opening.tokenizer, verify=opening.verify)
 
     def _token_folder(self, opening: Opening) -> Path:
-        description = self.describe()
+        description = self.describe(opening.tokenizer)
         expected = {
             "source": description,
             "tokenizer": describe_tokenizer(opening.tokenizer),
             "heldout_fraction": opening.heldout_fraction,
-            "version": VERSION,
+            "version": MASKED_VERSION if self.answers_only else VERSION,
         }
         digest = hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest()
         folder = opening.folder(digest)
