@@ -63,7 +63,7 @@ def main(names: list[str]) -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in names or TARGETS:
         results[name] = compile_recipe(name)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        RESULTS.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     print(
         "| recipe | slice | HBM of a device, GiB | fits | FLOPs | GiB sent | step at least, s |"
         " compile s |\n|---|---|--:|---|--:|--:|--:|--:|"

@@ -81,7 +81,7 @@ def make(
     Raises:
       Unavailable: where it cannot be made.
     """
-    wanted, stamp = json.dumps(requirements), folder / "requirements.json"
+    wanted, stamp = json.dumps(requirements, allow_nan=False), folder / "requirements.json"
     if stamp.exists() and stamp.read_text() == wanted:
         return str(python_of(folder))
     _run(folder, [base, "-m", "venv", "--clear", str(folder)])

@@ -77,10 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
         if not any(part in op.name for part in options.ops):
             continue
         for record in measure(op, sizes, lengths, 192 if options.smoke else CHECKED):
-            print(json.dumps(record), flush=True)
+            print(json.dumps(record, allow_nan=False), flush=True)
             results["records"].append(record)
         if options.json:
-            options.json.write_text(json.dumps(results, indent=1) + "\n")
+            options.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     wrong = [r for r in results["records"] if r["form"] in OURS and "failed" in r]
     return bool(wrong)
 

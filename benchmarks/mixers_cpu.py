@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train_cpu.say(f"the run broke off: {error}")
         return 1
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        options.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     print(render(results))
     for failure in failures(results):
         train_cpu.say(f"misses its bar: {failure}")

@@ -180,7 +180,7 @@ def run(worker: str, *arguments: str, devices: int = 1) -> list[dict]:
     )
     records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     for record in records:
-        train_cpu.say(json.dumps(record))
+        train_cpu.say(json.dumps(record, allow_nan=False))
     return records
 
 
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.worker:
         name, *values = options.worker
         for record in WORKERS[name](*(int(v) if v.isdigit() else v for v in values)):
-            print(json.dumps(record), flush=True)
+            print(json.dumps(record, allow_nan=False), flush=True)
         return 0
     if options.render:
         train_cpu.write_between(BEGIN, END, render(json.loads(options.render.read_text())))
@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results["records"] = [r for r in before if r["kind"] not in kinds]
     results["records"] += records
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        options.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     print(render(results))
     return 0
 

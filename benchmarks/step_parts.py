@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     results = measured()
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        options.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     print(render(results))
     return 0
 

@@ -393,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     results["doubts"] = doubts(results)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        options.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     print(render(results))
     for doubt in results["doubts"]:
         say(f"doubt: {doubt}")

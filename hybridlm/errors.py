@@ -1,5 +1,8 @@
 """Errors that a user can mend: the CLI prints their one sentence and exits with code 2."""
 
+import sys
+from collections.abc import Callable
+
 TRY_AGAIN = 75  # exit code of a run that stopped and can go on; launchers start it again
 
 
@@ -25,3 +28,16 @@ class StorageError(UserError):
     """A request to a storage server that failed, or was not answered."""
 
     exit_code = TRY_AGAIN
+
+
+class WriteError(UserError):
+    """A file that cannot be written, for example because the disk is full; it names the path."""
+
+
+def exit_code(program: str, main: Callable[[], int]) -> int:
+    """Runs the `main` of a script; prints a UserError as one sentence and returns its exit code."""
+    try:
+        return main()
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return error.exit_code

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hybridlm.errors import TRY_AGAIN, RunError, UserError
+from hybridlm.storage.writing import make_folder, writing
 from hybridlm.sweep.progress import RunProgress, newest_progress
 from hybridlm.train import preemption
 from launch.job import PROGRAM, Job, child_environment
@@ -133,8 +134,8 @@ class LocalLauncher:
             share = len(self._site.gpus) // self._parallel
             own = self._site.gpus[slot * share : (slot + 1) * share]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, own))
-        attempt.log.parent.mkdir(parents=True, exist_ok=True)
-        with attempt.log.open("ab") as log:
+        make_folder(attempt.log.parent)
+        with writing(attempt.log), attempt.log.open("ab") as log:
             attempt.log_start = log.tell()
             attempt.process = subprocess.Popen(
                 [*PROGRAM, *attempt.job.arguments(root)],
@@ -190,7 +191,9 @@ def _locked(root: pathlib.Path) -> Iterator[Any]:
       RunError: if another sweep, or a run of an ended sweep, holds the lock.
     """
     path = root / ".lock"
-    with path.open("a+") as lock:
+    with writing(path):
+        lock = path.open("a+")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -210,6 +213,7 @@ def _write_processes(lock: Any, attempts: Sequence[_Attempt]) -> None:
     text = f"processes {' '.join(ids)}\n"
     lock.seek(0)
     if lock.read() != text:
-        lock.truncate(0)
-        lock.write(text)
-        lock.flush()
+        with writing(lock.name):
+            lock.truncate(0)
+            lock.write(text)
+            lock.flush()

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from hybridlm.errors import UserError
 from hybridlm.runs.json_files import write_json
-from hybridlm.settings.json_text import parse_json
+from hybridlm.settings import json_text
+from hybridlm.storage.writing import make_folder, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +49,9 @@ def submit_all(
       UserError: if the tool is not installed; the files are written nevertheless.
     """
     folder = root / tool
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     script = folder / "submit.sh"
     record_path = root / f"{tool}.json"
     record = read_record(record_path)
@@ -62,7 +63,7 @@ def submit_all(
             )
     new = [s for s in submissions if s.name not in record]
     lines = [f"# {s.name}\n{shlex.join(s.command)}\n" for s in new]
-    script.write_text("#!/bin/sh\nset -e\n\n" + "\n".join(lines), encoding="utf-8")
+    write_text(script, "#!/bin/sh\nset -e\n\n" + "\n".join(lines))
     if not new:
         return 0
     if shutil.which(tool) is None:
@@ -93,7 +94,7 @@ def read_record(path: pathlib.Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        return parse_json(path.read_bytes())
+        return json_text.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(
             f"{path}, the record of submitted runs, is damaged ({error}): repair it, or remove it"

@@ -15,9 +15,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+import contextlib
 import datetime
 import pathlib
 import re
+import resource
 import shlex
 import shutil
 import sys
@@ -156,3 +158,19 @@ def bucket(request, storage_servers) -> str:
 def gate(bucket, storage_servers):
     """The gate before the server of `bucket`, which can make it fail."""
     return storage_servers.gates[bucket[:2]]
+
+
+@pytest.fixture
+def full_disk():
+    """`with full_disk(n)`: no file can grow beyond n bytes; the kernel refuses the write."""
+
+    @contextlib.contextmanager
+    def limited(size):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited

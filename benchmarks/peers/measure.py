@@ -119,9 +119,9 @@ def main(doc: str, variants: dict[str, Variant]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the data and the parameters")
     options = parser.parse_args()
     if options.list:
-        print(json.dumps(list(variants)))
+        print(json.dumps(list(variants), allow_nan=False))
         return
     if options.steps < 1 or options.warmup < 1:
         parser.error("--steps and --warmup must be at least 1")
     figures = variants[options.variant](options)
-    print(json.dumps({"variant": options.variant, **figures}), flush=True)
+    print(json.dumps({"variant": options.variant, **figures}, allow_nan=False), flush=True)

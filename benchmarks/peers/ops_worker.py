@@ -184,10 +184,10 @@ def main() -> None:
     jax.devices()
     host_memory.reserve_huge_pages(4 * 2**30)
     versions = {p: importlib.metadata.version(p) for p in ("jax", "jax-linear-attention")}
-    print(json.dumps({"versions": versions}), flush=True)
+    print(json.dumps({"versions": versions}, allow_nan=False), flush=True)
     for op in options.ops:
         for length in options.lengths:
-            print(json.dumps(measure(op, length, options.repeats)), flush=True)
+            print(json.dumps(measure(op, length, options.repeats), allow_nan=False), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from experiments.large_window_laziness.claims import RESULTS
 from experiments.large_window_laziness.statistics import survival
 from experiments.large_window_laziness.tables import Curve
 from hybridlm.analysis.figures import INK, PALETTE, to_svg
+from hybridlm.errors import exit_code
+from hybridlm.storage.writing import write_text, writing
 
 POSITIONS = {"rope": "RoPE in the full layers", "nope": "NoPE in the full layers"}
 HEADS = {
@@ -176,11 +178,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, make in FIGURES.items():
         path = folder / f"{arguments.set}_{name}"
         if arguments.png:
-            make(curves, scale).savefig(path.with_suffix(".png"), dpi=110)
+            with writing(path.with_suffix(".png")):
+                make(curves, scale).savefig(path.with_suffix(".png"), dpi=110)
         else:
-            path.with_suffix(".svg").write_text(to_svg(make(curves, scale)), encoding="utf-8")
+            write_text(path.with_suffix(".svg"), to_svg(make(curves, scale)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("figures", main))

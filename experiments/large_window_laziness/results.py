@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from experiments.large_window_laziness import claims, figures, tables
 from experiments.large_window_laziness.arms import SETS
+from hybridlm.errors import exit_code
+from hybridlm.storage.writing import write_text
 
 README = pathlib.Path(__file__).with_name("README.md")
 
@@ -46,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(arm.name in present for arm in arms):
             figures.main([*where, "--set", name])
     if arguments.out == claims.RESULTS:
-        README.write_text(filled(README.read_text(encoding="utf-8"), arguments.scale))
+        write_text(README, filled(README.read_text(encoding="utf-8"), arguments.scale))
     cost = sum(row["cpu_seconds"] for row in runs)
     print(f"{len(runs)} runs, {cost / 60:.0f} minutes of one core; written to {folder}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("results", main))

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 
 from experiments.large_window_laziness.arms import ARMS, SCALES, SEEDS, SETS
+from hybridlm.errors import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,9 +121,9 @@ def _progress(folder: pathlib.Path) -> str:
         return "done"
     if not (folder / "curve.jsonl").exists():
         return "not begun"
-    import json
+    from hybridlm.settings import json_text
 
-    last = json.loads((folder / "curve.jsonl").read_text().splitlines()[-1])
+    last = json_text.loads((folder / "curve.jsonl").read_text().splitlines()[-1])
     return f"at step {last['step']}, accuracy by distance {last['accuracy']}"
 
 
@@ -131,4 +132,4 @@ def _words(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("laziness", main))

@@ -5,7 +5,6 @@ heads' query and key weights at each measurement) and, when the run is complete,
 its cost.
 """
 
-import json
 import os
 import pathlib
 import time
@@ -22,6 +21,8 @@ from experiments.large_window_laziness.arms import OPTIMIZER, Arm
 from experiments.large_window_laziness.measure import measure
 from hybridlm.models.params import Model, Params
 from hybridlm.probes import qk_distance
+from hybridlm.settings import json_text
+from hybridlm.storage.writing import make_folder, write_text, writing
 from hybridlm.train.optimizer import make_optimizer
 from hybridlm.train.state import init_state
 from hybridlm.train.step import make_train_step
@@ -65,7 +66,7 @@ def run(arm: Arm, seed: int, folder: pathlib.Path, steps: int | None = None, log
     if (folder / "done.json").exists():
         return
     steps = arm.steps if steps is None else steps
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     model, init, train_step = program_of(arm)
     own = zlib.crc32(f"{arm.name}/{seed}".encode())  # each run has its own weights and data
     state = init(jax.random.key(own))
@@ -82,7 +83,7 @@ def run(arm: Arm, seed: int, folder: pathlib.Path, steps: int | None = None, log
             curve.append({"step": step, **figures, **seconds})
             weights.append(_attention_weights(state["params"]))
             _save(folder / "state.npz", state, *costs, curve, weights)
-            _write(folder / "curve.jsonl", "".join(json.dumps(r) + "\n" for r in curve))
+            write_text(folder / "curve.jsonl", "".join(json_text.dumps(r) + "\n" for r in curve))
             shown = " ".join(f"{a:.2f}" for a in figures["accuracy"])
             log(
                 f"{arm.name} seed {seed}: step {step} of {steps}, accuracy by distance {shown},"
@@ -93,10 +94,9 @@ def run(arm: Arm, seed: int, folder: pathlib.Path, steps: int | None = None, log
             state, _ = train_step(state, _batch(arm, own, step, window))
     for record, distances in zip(curve, _distances(model, state["params"], curve, weights)):
         record["qk"] = distances
-    _write(folder / "curve.jsonl", "".join(json.dumps(r) + "\n" for r in curve))
-    _write(
-        folder / "done.json", json.dumps({"arm": arm.name, "seed": seed, "steps": steps, **seconds})
-    )
+    write_text(folder / "curve.jsonl", "".join(json_text.dumps(r) + "\n" for r in curve))
+    facts = {"arm": arm.name, "seed": seed, "steps": steps, **seconds}
+    write_text(folder / "done.json", json_text.dumps(facts))
     (folder / "state.npz").unlink()
 
 
@@ -148,15 +148,16 @@ def _save(path: pathlib.Path, state, cpu, wall, curve, weights) -> None:
     arrays = {f"leaf{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
     for i, saved in enumerate(weights):
         arrays |= {f"weights{i}_{j}": x for j, x in enumerate(saved)}
-    facts = json.dumps({"cpu": cpu, "wall": wall, "curve": curve, "weights": len(weights)})
+    facts = json_text.dumps({"cpu": cpu, "wall": wall, "curve": curve, "weights": len(weights)})
     draft = path.with_name("draft.npz")
-    np.savez(draft, facts=np.array(facts), **arrays)
-    os.replace(draft, path)
+    with writing(path):
+        np.savez(draft, facts=np.array(facts), **arrays)
+        os.replace(draft, path)
 
 
 def _restore(path: pathlib.Path, state):
     with np.load(path) as file:
-        facts = json.loads(str(file["facts"]))
+        facts = json_text.loads(str(file["facts"]))
         leaves = [jnp.asarray(file[f"leaf{i}"]) for i in range(len(jax.tree.leaves(state)))]
         each = len([name for name in file.files if name.startswith("weights0_")])
         weights = [[file[f"weights{i}_{j}"] for j in range(each)] for i in range(facts["weights"])]
@@ -167,9 +168,3 @@ def _restore(path: pathlib.Path, state):
         "curve": facts["curve"][:-1],
         "weights": weights[:-1],
     }
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    draft = path.with_suffix(".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

@@ -21,7 +21,6 @@ import argparse
 import csv
 import io
 import itertools
-import json
 import math
 import pathlib
 import sys
@@ -30,6 +29,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
+
+from hybridlm.errors import WriteError
+from hybridlm.settings import json_text
+from hybridlm.storage.writing import write_text
 
 EPSILON = 1e-3
 ALPHA_BOUNDS = (0.2, 0.3)
@@ -361,13 +364,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ScalingError(f"--json {arguments.json}: there is no folder to write it to")
         rows = read_rows(arguments.table)
         result = analyse(rows, arguments.held_out, arguments.bootstrap, arguments.seed)
-    except ScalingError as error:
+        print(table(result))
+        if arguments.json is not None:
+            write_text(arguments.json, json_text.dumps(result, indent=2) + "\n")
+            print(f"written to {arguments.json}")
+    except (ScalingError, WriteError) as error:
         print(f"scaling: {error}", file=sys.stderr)
         return 2
-    print(table(result))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        print(f"written to {arguments.json}")
     return 0
 
 

@@ -9,7 +9,6 @@ the same command resumes them. Launchers run the printed commands, one per job.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 from hybridlm import config as configs
 from hybridlm.errors import UserError
+from hybridlm.settings import json_text
 
 RECIPE = "configs/laziness.py"  # relative to the checkout, as in the printed commands
 _MATRIX = configs.recipe_module(pathlib.Path(__file__).parents[2] / RECIPE)
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.dry_run:
                 from hybridlm.analysis.cost import cost
 
-                print(json.dumps({"run": point.name, **cost(config)}), flush=True)
+                print(json_text.dumps({"run": point.name, **cost(config)}), flush=True)
                 continue
             from hybridlm.commands.full_run import full_run
 

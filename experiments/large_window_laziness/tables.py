@@ -1,7 +1,7 @@
 """The committed tables: one row per measurement (curves.tsv) and per run (runs.tsv)."""
 
 import csv
-import json
+import io
 import pathlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.large_window_laziness.statistics import Time, first_crossing
+from hybridlm.settings import json_text
+from hybridlm.storage.writing import make_folder, write_text
 
 TOP_K = 2  # number of heads in the table: those with the largest final score
 FORMED = 0.5  # accuracy at the largest distances at which retrieval has formed
@@ -65,8 +67,8 @@ def collect(workdir: pathlib.Path) -> tuple[list[Row], list[Row]]:
     """(rows of curves.tsv, rows of runs.tsv) of all completed runs."""
     curves, runs = [], []
     for done in sorted(workdir.glob("*/*/done.json")):
-        facts = json.loads(done.read_text())
-        records = [json.loads(line) for line in (done.parent / "curve.jsonl").open()]
+        facts = json_text.loads(done.read_text())
+        records = [json_text.loads(line) for line in (done.parent / "curve.jsonl").open()]
         rows = _curve_rows(facts["arm"], facts["seed"], records)
         curves += rows
         formed = read_curves(rows)[0].formed
@@ -123,11 +125,12 @@ def read_curves(rows: Iterable[Row]) -> list[Curve]:
 
 def write(path: pathlib.Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     """Writes a tab-separated table."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    make_folder(path.parent)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, file.getvalue())
 
 
 def read(path: pathlib.Path) -> list[Row]:

@@ -14,7 +14,6 @@ evaluation: held-out loss, loss at the last positions, and the retrieval heads' 
 
 import argparse
 import itertools
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from experiments.large_window_laziness import tables
 from hybridlm.config import Config, read
 from hybridlm.errors import UserError
 from hybridlm.runs import metrics
+from hybridlm.settings import json_text
 
 WINDOWS = (16, 128, 512, 2048, None)  # None: full attention instead of a window
 POSITIONS = ("rope", "nope")
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.dry_run:
                 from hybridlm.analysis.cost import cost
 
-                print(json.dumps({"run": run, **cost(config)}))
+                print(json_text.dumps({"run": run, **cost(config)}))
                 continue
             from hybridlm.commands.full_run import full_run
 

@@ -1,6 +1,5 @@
 """Tables and figures from the records of an evaluation."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from hybridlm.analysis.figures import heat_map_figure
 from hybridlm.evals.registry import TASKS
 from hybridlm.evals.scoring import accuracy_table
 from hybridlm.evals.task import Record
+from hybridlm.runs.json_files import read_json
 
 RECORDS = "eval.json"
 
@@ -52,7 +52,7 @@ def figures(records: Sequence[Record]) -> dict[str, Any]:
 
 def read(folder: pathlib.Path) -> Record:
     """Reads the `step`, `settings` and `records` that `hybridlm eval` wrote into a folder."""
-    return json.loads((folder / RECORDS).read_text(encoding="utf-8"))
+    return read_json(folder / RECORDS)
 
 
 def _rows(records: Sequence[Record], key: str) -> dict[str, dict[int, float]]:

@@ -48,6 +48,7 @@ def loss_figure(
         )
     if shown:
         axes.set_ylim(0.95 * min(shown), min(max(shown), 3 * min(shown)) * 1.03)
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.88))
     axes.set(xlabel="step", ylabel="bits per byte", title="Loss")
     return figure

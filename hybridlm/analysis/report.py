@@ -2,7 +2,6 @@
 
 import html
 import itertools
-import json
 import pathlib
 from typing import Any
 
@@ -15,6 +14,8 @@ from hybridlm.models.accounting import STATE_LENGTHS, LayerCost, layer_table
 from hybridlm.models.params import Model
 from hybridlm.runs import lineage
 from hybridlm.runs.workdir import REPORT
+from hybridlm.settings import json_text
+from hybridlm.storage.writing import write_text
 from hybridlm.train.progress import duration
 
 
@@ -22,7 +23,7 @@ def write_report(workdir: pathlib.Path | str) -> pathlib.Path:
     """Writes the report of the run in `workdir`, finished or not, and returns its path.
 
     Raises:
-      RunError: if `workdir` is not a run.
+      RunError: if `workdir` is not a run. WriteError: if the report cannot be written.
     """
     run = Run.open(workdir)
     name = html.escape(run.path.resolve().name)
@@ -37,10 +38,7 @@ def write_report(workdir: pathlib.Path | str) -> pathlib.Path:
     ]
     page = PAGE.format(title=name, style=STYLE, body="\n".join(s for s in sections if s))
     target = run.path / REPORT
-    draft = target.with_suffix(".html.tmp")
-    # A path in the command may not be UTF-8.
-    draft.write_text(page, encoding="utf-8", errors="backslashreplace")
-    draft.replace(target)
+    write_text(target, page, errors="backslashreplace")  # a path in the command may not be UTF-8
     return target
 
 
@@ -200,7 +198,7 @@ def _speed(run: Run) -> str:
 
 def _reproduce(run: Run) -> str:
     environment = run.environment
-    config = html.escape(json.dumps(to_dict(run.config), indent=2))
+    config = html.escape(json_text.dumps(to_dict(run.config), indent=2))
     details = f"<details><summary>The resolved config</summary><pre>{config}</pre></details>"
     if not environment:
         return f"<h2>Reproduce</h2>{details}"

@@ -1,6 +1,5 @@
 """A compiled step on disk: the executable for machines with the chips, and its report."""
 
-import json
 import pathlib
 import pickle
 from typing import Any
@@ -9,6 +8,8 @@ import jax
 from jax.experimental import serialize_executable
 
 from hybridlm.errors import RunError
+from hybridlm.settings import json_text
+from hybridlm.storage.writing import make_folder, write_bytes, write_text
 
 STEP, REPORT = "step.pickle", "report.json"
 
@@ -17,17 +18,14 @@ def save(folder: pathlib.Path, report: dict[str, Any], step: jax.stages.Compiled
     """Writes `REPORT`, and `STEP` if the step compiled.
 
     Raises:
-      RunError: if the folder cannot be written.
+      WriteError: if the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if step is not None:
-            versions = {"jax": jax.__version__}
-            parts = serialize_executable.serialize(step)
-            (folder / STEP).write_bytes(pickle.dumps((versions, parts)))
-        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-    except OSError as error:
-        raise RunError(f"--out {folder} cannot be written: {error}") from error
+    make_folder(folder)
+    if step is not None:
+        versions = {"jax": jax.__version__}
+        parts = serialize_executable.serialize(step)
+        write_bytes(folder / STEP, pickle.dumps((versions, parts)))
+    write_text(folder / REPORT, json_text.dumps(report, indent=2) + "\n")
 
 
 def load(folder: pathlib.Path, backend: str | None = None) -> jax.stages.Compiled:

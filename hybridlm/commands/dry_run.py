@@ -1,10 +1,9 @@
 """`hybridlm train --dry_run`: the resolved config and the cost of the run; uses no device."""
 
-import json
-
 from hybridlm.analysis.cost import memory
 from hybridlm.models.accounting import layer_table, train_flops_per_token
 from hybridlm.models.params import Model
+from hybridlm.settings import json_text
 from hybridlm.settings.plain import to_dict
 from hybridlm.train.init_plan import make_plan
 from hybridlm.train.settings import Config
@@ -20,7 +19,7 @@ def describe(config: Config) -> str:
     flops = train_flops_per_token(model, seq_len)
     tokens = config.tokens_per_step * config.train.steps
     needed = memory(config, model)
-    lines = [json.dumps(to_dict(config), indent=2), "", "layer  mixer", ""]
+    lines = [json_text.dumps(to_dict(config), indent=2), "", "layer  mixer", ""]
     rows = layer_table(model, seq_len)
     for i, row in zip(
         ["", *range(len(rows) - 2), ""], rows

@@ -25,6 +25,7 @@ def _run(
     from hybridlm.evals.suite import run_suite
     from hybridlm.runs import open_model
     from hybridlm.runs.json_files import write_json
+    from hybridlm.storage.writing import write_text
 
     chosen_tasks(settings)  # a wrong name fails before the model is opened
     compilation.start()
@@ -36,9 +37,9 @@ def _run(
         out / evaluation.RECORDS, {"step": opened.step, "settings": shown, "records": records}
     )
     text = evaluation.table(records)
-    (out / "eval.txt").write_text(text + "\n", encoding="utf-8")
+    write_text(out / "eval.txt", text + "\n")
     for name, figure in evaluation.figures(records).items():
-        (out / f"{name}.svg").write_text(to_svg(figure), encoding="utf-8")
+        write_text(out / f"{name}.svg", to_svg(figure))
     print(f"\n{text}\n\nwritten to {out}")
     return 0
 

@@ -1,5 +1,6 @@
 """The command line: finds the named command and runs it."""
 
+import errno
 import io
 import logging
 import os
@@ -36,6 +37,7 @@ COMMANDS = by_name(
         TRAIN_TOKENIZER,
     ]
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return _run(argv)
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"hybridlm: {error}", file=sys.stderr)
         return error.exit_code
@@ -61,13 +65,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("hybridlm: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in _FULL:
             raise
-        print(f"hybridlm: {error.filename}: {error.strerror}", file=sys.stderr)
+        if error.filename is None:  # files have names: only the output has none
+            _drop_output()
+        what = error.filename or "the output of this command cannot be written"
+        print(f"hybridlm: {what}: {error.strerror}", file=sys.stderr)
         return UserError.exit_code
+
+
+def _drop_output() -> None:
+    """Sends what is still buffered for stdout nowhere: Python would report it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: Sequence[str]) -> int:

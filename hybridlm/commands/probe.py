@@ -35,6 +35,7 @@ def _run(
     from hybridlm.probes.suite import run_probes
     from hybridlm.probes.table import FILE
     from hybridlm.runs import metrics, open_model
+    from hybridlm.storage.writing import write_text
 
     chosen_probes(settings)  # a wrong name fails before the model is opened
     compilation.start()
@@ -52,7 +53,7 @@ def _run(
     finally:
         writer.close()
     text = "\n\n".join(parts)
-    (out / "probes.txt").write_text(text + "\n", encoding="utf-8")
+    write_text(out / "probes.txt", text + "\n")
     print(f"\n{text}\n\nwritten to {out}")
     return 0
 

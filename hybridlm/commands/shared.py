@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Protocol
 
-from hybridlm.errors import UserError
+from hybridlm.storage.writing import writing
 
 
 class Described(Protocol):
@@ -60,12 +60,10 @@ def make_folder(out: pathlib.Path) -> pathlib.Path:
     """Makes the folder for results.
 
     Raises:
-      UserError: if it cannot be made.
+      WriteError: if it cannot be made.
     """
-    try:
+    with writing(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
     return out
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from hybridlm.config.recipe_file import imported, one_line, split
 from hybridlm.errors import ConfigError
-from hybridlm.settings.json_text import parse_json
+from hybridlm.settings import json_text
 from hybridlm.settings.reader import nearest, read_dataclass
 from hybridlm.train.settings import Config
 
@@ -48,7 +48,7 @@ def read_json(path: os.PathLike[str] | str) -> Config:
       ConfigError: if the file is not JSON, or not a config of this version.
     """
     try:
-        settings = parse_json(pathlib.Path(path).read_bytes())
+        settings = json_text.loads(pathlib.Path(path).read_bytes())
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: {error}") from None
     try:

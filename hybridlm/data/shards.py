@@ -222,14 +222,14 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Writes manifest.json with a SHA-256 of its content, and flushes it to disk."""
     content = {**manifest, "sha256": _manifest_sha256(manifest)}
     with open(Path(folder) / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
+        json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
         _sync(file)
 
 
 def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
     content = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 # --- reading ----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from hybridlm.data.shards import SHARD_TOKENS, ShardWriter
 from hybridlm.data.source import TextReader
 from hybridlm.data.tokenizers import Tokenizer, open_kind
 from hybridlm.errors import DataError
+from hybridlm.storage.writing import writing
 
 _CHUNK_CHARS = 1 << 20  # characters of text sent to a process at once
 _CHUNK_DOCUMENTS = 4096
@@ -48,21 +49,19 @@ def tokenize(
 
     Raises:
       DataError: if the source cannot be read completely, or the folder exists.
+      WriteError: if the folder cannot be written.
     """
     if processes < 1:
         raise DataError(f"processes is {processes}; it must be at least 1")
     if not 0 < heldout_fraction < 1:
         raise DataError(f"heldout_fraction is {heldout_fraction}; it must lie between 0 and 1")
     description = source.describe(tokenizer)
-    try:
-        with ShardWriter(Path(folder), tokenizer, shard_tokens) as writer:
-            chunks, splitter = _chunked(source.documents()), Splitter(heldout_fraction)
-            for texts, encoded in _encode(chunks, tokenizer, processes):
-                for (digest, size), made in zip(texts, encoded, strict=True):
-                    writer.add(splitter.split_of(digest), made.ids, size, made.counts)
-            return writer.finish(description, heldout_fraction)
-    except OSError as error:
-        raise DataError(f"tokens cannot be written to {folder} ({error.strerror})") from None
+    with writing(folder), ShardWriter(Path(folder), tokenizer, shard_tokens) as writer:
+        chunks, splitter = _chunked(source.documents()), Splitter(heldout_fraction)
+        for texts, encoded in _encode(chunks, tokenizer, processes):
+            for (digest, size), made in zip(texts, encoded, strict=True):
+                writer.add(splitter.split_of(digest), made.ids, size, made.counts)
+        return writer.finish(description, heldout_fraction)
 
 
 class Splitter:

@@ -17,6 +17,7 @@ from hybridlm.errors import DataError
 from hybridlm.settings.bounds import IsPath, settings
 from hybridlm.settings.json_text import parse_json
 from hybridlm.settings.reader import require
+from hybridlm.storage.writing import make_folder, write_text
 
 # A tokenizer.json does not say which special tokens begin and end a document. Without a
 # tokenizer_config.json beside it, these names decide. (SentencePiece models name their own.)
@@ -456,11 +457,6 @@ def train_bpe(documents: Iterable[str], vocab_size: int, path: str | Path) -> HF
             f"{path}: the text yields a vocabulary of {size}, not {vocab_size}; "
             f"use a vocab_size of {size} or more text"
         )
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    make_folder(path.parent)
+    write_text(path, tokenizer.to_str(pretty=True))
     return HFTokenizer(str(path))

@@ -7,7 +7,6 @@ optional dependency `eval` installs the harness: pip install 'hybridlm[eval]'.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,8 @@ from hybridlm.errors import UserError
 from hybridlm.evals.sample import Sample
 from hybridlm.evals.scoring import Likelihood, complete, continuation_likelihoods
 from hybridlm.runs import OpenedModel, open_model
+from hybridlm.settings import json_text
+from hybridlm.storage.writing import write_text
 
 try:
     import lm_eval
@@ -194,12 +195,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             limit=arguments.limit,
             num_fewshot=arguments.num_fewshot,
         )["results"]
+        text = json_text.dumps(results, indent=2, default=str)
+        if arguments.out:
+            write_text(arguments.out, text + "\n")
     except UserError as error:
         print(f"harness: {error}", file=sys.stderr)
         return 2
-    text = json.dumps(results, indent=2, default=str)
-    if arguments.out:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
     print(text)
     return 0
 

@@ -62,8 +62,9 @@ def longppl(log_p_T: np.ndarray, key_T: np.ndarray) -> LongPPL:
     if log_p_T.shape != key_T.shape:
         raise ValueError(f"log_p has shape {log_p_T.shape}, the key tokens {key_T.shape}")
     count = int(key_T.sum())
-    value = math.exp(-log_p_T[key_T].mean()) if count else math.nan
-    whole = math.exp(-log_p_T.mean()) if log_p_T.size else math.nan
+    with np.errstate(over="ignore"):  # a model that fits nothing has infinite perplexity
+        value = float(np.exp(-log_p_T[key_T].mean())) if count else math.nan
+        whole = float(np.exp(-log_p_T.mean())) if log_p_T.size else math.nan
     return LongPPL(value, whole, count, log_p_T.size)
 
 
@@ -243,7 +244,9 @@ class LongPPLTask:
             sliding_window=settings.sliding_window,
             dtype=opened.dtype,
         )
-        figures = {k: None if math.isnan(v) else v for k, v in result._asdict().items()}
+        figures = result._asdict()
+        if not result.key_tokens:
+            figures["longppl"] = None
         return {**figures, "documents": len(documents)}
 
     def headline(self, record: Record) -> str:

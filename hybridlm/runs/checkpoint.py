@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from hybridlm.errors import RunError
+from hybridlm.errors import RunError, WriteError
 
 FOLDER = "checkpoints"
 _policies = ocp.training.preservation_policies
@@ -84,16 +84,37 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reason = " ".join(str(error).split())
-            # When a tensor cannot be written, Orbax does not raise an OSError.
-            if not isinstance(error, OSError) and "os_error_code" not in reason:
+            reason = write_failure(error)
+            if reason is None:
                 raise
             found = steps(self._folder.parent)
             last = f"that of step {found[-1]} is the newest" if found else "there is none yet"
             raise RunError(
-                f"a checkpoint cannot be written to {self._folder} ({reason[-300:]}): {last}; make room,"
+                f"a checkpoint cannot be written to {self._folder} ({reason}): {last}; make room,"
                 " and the same command resumes from there"
             ) from error
+
+
+def write_failure(error: Exception) -> str | None:
+    """Why Orbax could not write to a full or unwritable disk; None if that is not the error."""
+    reason = " ".join(str(error).split())
+    # When a tensor cannot be written, Orbax does not raise an OSError.
+    return reason[-300:] if isinstance(error, OSError) or "os_error_code" in reason else None
+
+
+def save_tree(path: pathlib.Path, tree: Any) -> None:
+    """Writes nested dicts of arrays as an Orbax folder, which `load_tree` reads.
+
+    Raises:
+      WriteError: if it cannot be written.
+    """
+    try:
+        ocp.save(path.absolute(), tree)
+    except Exception as error:
+        reason = write_failure(error)
+        if reason is None:
+            raise
+        raise WriteError(f"{path} cannot be written: {reason}") from error
 
 
 def steps(workdir: pathlib.Path) -> list[int]:

@@ -1,18 +1,20 @@
-"""JSON files of a run: written atomically, read with one error sentence if damaged."""
+"""JSON files of a run: written whole or not at all, read with one error sentence if damaged."""
 
-import json
 import pathlib
 from typing import Any
 
 from hybridlm.errors import RunError
-from hybridlm.settings.json_text import parse_json
+from hybridlm.settings import json_text
+from hybridlm.storage.writing import write_text
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file atomically."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    """Writes a JSON file; numbers that are not finite as `hybridlm.settings.json_text` does.
+
+    Raises:
+      WriteError: if it cannot be written.
+    """
+    write_text(path, json_text.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -22,6 +24,6 @@ def read_json(path: pathlib.Path) -> Any:
       RunError: if it is not valid JSON, or has a key twice.
     """
     try:
-        return parse_json(path.read_bytes())
+        return json_text.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}") from None

@@ -5,13 +5,16 @@
 again, so a killed run ends with the same lines as an uninterrupted one, except for times.
 """
 
-import json
 import math
-import os
 import pathlib
+import socket
+import struct
+import time
 from typing import Any, Protocol
 
 from hybridlm.errors import RunError, UserError
+from hybridlm.settings import json_text
+from hybridlm.storage.writing import AppendedFile, make_folder, write_text
 
 Record = dict[str, Any]
 FILE = "metrics.jsonl"
@@ -31,55 +34,78 @@ class JsonlWriter:
     """Appends records to a file; a kill can truncate the last line only."""
 
     def __init__(self, path: pathlib.Path):
-        self._file = path.open("a", encoding="utf-8")
+        self._file = AppendedFile(path)
 
     def write(self, record: Record) -> None:
-        self._file.write(json.dumps(_finite(record)) + "\n")
-        self._file.flush()
+        self._file.write((json_text.dumps(record) + "\n").encode())
 
     def flush(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._file.sync()
 
     def close(self) -> None:
-        self.flush()
         self._file.close()
 
 
 class TensorBoardWriter:
-    """Writes the scalars of each record as `kind/name`."""
+    """Writes the scalars of each record as `kind/name`.
+
+    It makes the events of tensorboardX and writes their file itself: tensorboardX writes in a
+    thread, where a full disk ends in a traceback and the run goes on without its events.
+    """
 
     def __init__(self, folder: pathlib.Path, resume_step: int):
-        from tensorboardX import SummaryWriter
+        """Begins a file in `folder`; events after `resume_step` in older files are dropped."""
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import masked_crc32c
 
-        purge = resume_step + 1 if resume_step else None
-        self._writer = SummaryWriter(str(folder), purge_step=purge)
+        self._pb, self._crc = event_pb2, masked_crc32c
+        make_folder(folder)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
+        self._file = AppendedFile(folder / name)
+        self._write(file_version="brain.Event:2")
+        if resume_step:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(step=resume_step + 1, session_log=start)
 
     def write(self, record: Record) -> None:
+        from tensorboardX.summary import scalar
+
         for name, value in record.items():
             # TensorBoard warns of NaN and does not plot it; metrics.jsonl has it.
             if isinstance(value, int | float) and name != "step" and math.isfinite(value):
-                self._writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+                summary = scalar(f"{record['kind']}/{name}", value)
+                self._write(step=record["step"], summary=summary)
 
     def flush(self) -> None:
-        self._writer.flush()
+        self._file.sync()
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
+
+    def _write(self, **event: Any) -> None:
+        """Appends an event as a TFRecord: length, its checksum, content, its checksum."""
+        content = self._pb.Event(wall_time=time.time(), **event).SerializeToString()
+        length = struct.pack("<Q", len(content))
+        sums = (struct.pack("<I", self._crc(part)) for part in (length, content))
+        self._file.write(length + next(sums) + content + next(sums))
 
 
 class WandbWriter:
     """Writes the scalars of each record as `kind/name` to a Weights & Biases project."""
 
-    def __init__(self, project: str, workdir: pathlib.Path, config: dict[str, Any]):
+    def __init__(self, project: str, name: str, run_id: str, config: dict[str, Any]):
+        """Begins or resumes the run `run_id` of the project, which shows it as `name`.
+
+        Raises:
+          UserError: if the package is missing.
+        """
         try:
             import wandb
         except ModuleNotFoundError:
             raise UserError(
                 "train.wandb needs Weights & Biases: pip install 'hybridlm[wandb]', or set it to None"
             ) from None
-        name = workdir.name
-        self._run = wandb.init(project=project, name=name, id=name, resume="allow", config=config)
+        self._run = wandb.init(project=project, name=name, id=run_id, resume="allow", config=config)
 
     def write(self, record: Record) -> None:
         scalars = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
@@ -122,33 +148,34 @@ def read(path: pathlib.Path) -> list[Record]:
     records = []
     for number, line in enumerate(whole, start=1):
         try:
-            record = json.loads(line)
+            record = parse(line)
             record["kind"], record["step"]  # every reader uses them
             records.append(record)
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise RunError(
-                f"{path} is damaged in line {number} ({error}): remove that line"
+                f"{path} is damaged in line {number} ({error}): remove that line, {_shown(line)}"
             ) from None
     return records
 
 
+def parse(line: bytes) -> Any:
+    """The value of one line; raises ValueError if it is not JSON."""
+    return json_text.loads(line, old_names=True)
+
+
 def cut_back(path: pathlib.Path, step: int) -> None:
-    """Drops the records after `step`, atomically; step 0 drops all of them."""
+    """Drops the records after `step`, atomically; step 0 drops all of them.
+
+    Raises:
+      RunError: for a line that is not a JSON record. WriteError: if it cannot be written.
+    """
     if not path.exists():
         return
     kept = [record for record in read(path) if record["step"] <= step] if step else []
-    draft = path.with_suffix(".jsonl.tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    write_text(path, "".join(json_text.dumps(record) + "\n" for record in kept))
 
 
-def _finite(value: Any) -> Any:
-    """Replaces non-finite numbers by their names, as JSON has none."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list) else value
+def _shown(line: bytes) -> str:
+    """A line for an error: its two ends, if it is long."""
+    text = line.decode("utf-8", "replace")
+    return repr(text if len(text) <= 80 else f"{text[:50]} ... {text[-25:]}")

@@ -6,13 +6,11 @@ parameters as the Orbax folder `params/`, and the tokenizer's file, if there is 
 
 import dataclasses
 import pathlib
-import shutil
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from hybridlm.data.settings import DataConfig, TokenizerConfig
 from hybridlm.data.tokenizers import Tokenizer, open_tokenizer
@@ -28,6 +26,7 @@ from hybridlm.runs.lineage import Origin
 from hybridlm.runs.workdir import CONFIG
 from hybridlm.settings.plain import to_dict
 from hybridlm.settings.reader import read_dataclass
+from hybridlm.storage.writing import write_bytes, writing
 
 MODEL, PARAMS = "model.json", "params"
 
@@ -134,16 +133,14 @@ def save_model(opened: OpenedModel, path: pathlib.Path | str) -> None:
     """Writes a model folder: settings, parameters, the tokenizer, and the run they are from.
 
     Raises:
-      RunError: if `path` is not empty, or cannot be written.
+      RunError: if `path` is not empty. WriteError: if it cannot be written.
     """
     path = pathlib.Path(path)
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
             raise RunError(f"{path} is not empty: name a new folder for the model")
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}") from None
-    ocp.save((path / PARAMS).absolute(), opened.params)
+    checkpoint.save_tree(path / PARAMS, opened.params)
     source = opened.tokenizer.path
     if source is not None:
         _copy_tokenizer(pathlib.Path(source), path)
@@ -272,10 +269,10 @@ def _check_tokenizer(
 
 def _copy_tokenizer(file: pathlib.Path, folder: pathlib.Path) -> None:
     """Copies the tokenizer's file, and the file beside it that names its special tokens."""
-    shutil.copyfile(file, folder / file.name)
-    beside = file.with_name("tokenizer_config.json")
-    if beside.is_file():
-        shutil.copyfile(beside, folder / beside.name)
+    for source in (file, file.with_name("tokenizer_config.json")):
+        if source == file or source.is_file():
+            content = source.read_bytes()
+            write_bytes(folder / source.name, content)
 
 
 def _check_tokens(tokens_BT: np.ndarray, ids_BT: np.ndarray, vocab_size: int) -> None:

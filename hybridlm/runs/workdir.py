@@ -5,6 +5,7 @@ import fcntl
 import os
 import pathlib
 import platform
+import secrets
 import shlex
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from hybridlm.errors import RunError
 from hybridlm.runs.json_files import read_json, write_json
 from hybridlm.settings.plain import flat
+from hybridlm.storage.writing import writing
 
 Settings = dict[str, Any]
 CONFIG, ENVIRONMENT, REPORT = "config.json", "environment.json", "report.html"
@@ -63,15 +65,14 @@ class Workdir:
 
         Raises:
           RunError: if another process trains in it, or the run in it has other settings.
+          WriteError: if it cannot be written.
         """
         path = pathlib.Path(path)
         if path.exists() and not path.is_dir():
             raise RunError(f"--workdir {path} is a file: name a folder")
-        try:
+        with writing(f"--workdir {path}"):
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / ".lock").open("a+")
-        except OSError as error:
-            raise RunError(f"--workdir {path} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -109,8 +110,17 @@ def check_same_run(path: pathlib.Path, run: RunSettings) -> None:
 
 
 def record_environment(path: pathlib.Path, devices: list[Any]) -> dict[str, Any]:
-    """Writes what is needed to repeat the run; `sessions` keeps the times of earlier starts."""
+    """Writes what is needed to repeat the run, and returns it.
+
+    `sessions` keeps the times of earlier starts, and `id` the name of this run among all runs,
+    which other services know it by: drawn at the first start, because folders' names recur.
+    """
+    target = path / ENVIRONMENT
+    earlier = read_json(target) if target.exists() else {}
+    # Before ids were kept, Weights & Biases knew a run by its folder's name.
+    first = path.resolve().name if earlier else secrets.token_hex(8)
     environment = {
+        "id": earlier.get("id", first),
         "command": shlex.join(["hybridlm", *sys.argv[1:]]),
         "folder": pathlib.Path.cwd().name,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -125,9 +135,8 @@ def record_environment(path: pathlib.Path, devices: list[Any]) -> dict[str, Any]
             name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS") if name in os.environ
         },
     }
-    target = path / ENVIRONMENT
-    earlier = read_json(target).get("sessions", []) if target.exists() else []
-    write_json(target, {**environment, "sessions": [*earlier, environment["started"]]})
+    sessions = [*earlier.get("sessions", []), environment["started"]]
+    write_json(target, {**environment, "sessions": sessions})
     return environment
 
 

@@ -4,6 +4,7 @@ Everything that a user names as a path goes through `open_path` or `check_path` 
 that a path that cannot be used is refused before anything else happens.
 """
 
+import contextlib
 import difflib
 import os
 import pathlib
@@ -88,5 +89,13 @@ def write_whole(path: pathlib.Path, data: bytes) -> None:
         objects.write(path, data)
         return
     draft = path.with_name(path.name + ".tmp")
-    draft.write_bytes(data)
-    draft.replace(path)
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise

@@ -1,7 +1,6 @@
 """Expands a recipe's `sweep()` to runs: validates and names each, and drops duplicates."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from hybridlm import config as configs
 from hybridlm.config import Config, flat, to_dict
 from hybridlm.config.load import literal
 from hybridlm.errors import ConfigError, UserError
+from hybridlm.settings import json_text
 from hybridlm.sweep.names import run_name
 from hybridlm.train.setup import resolve
 
@@ -67,7 +67,7 @@ def expand(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Sweep:
             text = " ".join(f"{key}={value}" for key, value in settings.items()) or "no override"
             raise type(error)(f"run {number} of sweep() of {spec} ({text}): {error}") from None
         new = flat(to_dict(config))
-        content = json.dumps(new, sort_keys=True)
+        content = json_text.dumps(new, sort_keys=True)
         if content in seen:
             continue
         seen.add(content)

@@ -5,10 +5,11 @@ existing runs do not change when runs are added to a sweep.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from hybridlm.settings import json_text
 
 # Names omit these sections; no two of them have a key in common, which a test checks.
 _OMITTED_SECTIONS = re.compile(r"^(model\.mixers|model|data|train|optimizer)\.")
@@ -36,7 +37,7 @@ def run_name(settings: Mapping[str, Any]) -> str:
         parts.append(f"{short_key(key)}={written}")
     name = ",".join(parts)
     if not exact or len(name) > _MAX_LENGTH:
-        content = json.dumps(sorted(settings.items())).encode()
+        content = json_text.dumps(sorted(settings.items())).encode()
         name = f"{name[: _MAX_LENGTH - 9]}-{hashlib.sha256(content).hexdigest()[:8]}"
     return name
 

@@ -1,16 +1,17 @@
 """The costs and progress of a sweep's runs, known before any run starts."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from hybridlm.config import to_dict
-from hybridlm.errors import RunError, UserError
+from hybridlm.errors import RunError
 from hybridlm.models.accounting import train_flops_per_token
 from hybridlm.models.params import Model
 from hybridlm.runs.json_files import write_json
+from hybridlm.settings import json_text
+from hybridlm.storage.writing import writing
 from hybridlm.sweep.expand import ABSENT, Sweep, SweepRun
 from hybridlm.sweep.progress import RunProgress, run_progress
 
@@ -46,7 +47,7 @@ def plan_runs(sweep: Sweep, root: pathlib.Path) -> list[PlannedRun]:
     planned = []
     for run in sweep.runs:
         config = run.config
-        key = json.dumps([to_dict(config.model), config.data.seq_len])
+        key = json_text.dumps([to_dict(config.model), config.data.seq_len])
         if key not in costs:
             model = Model.of(config.model)
             costs[key] = model.count(), train_flops_per_token(model, config.data.seq_len)
@@ -105,7 +106,7 @@ def write_record(sweep: Sweep, planned: Sequence[PlannedRun], root: pathlib.Path
     """Writes `sweep.json` into `root`: the settings and costs of each run.
 
     Raises:
-      UserError: if `root` cannot be written.
+      WriteError: if it cannot be written.
     """
     runs = {
         p.run.name: {
@@ -117,11 +118,9 @@ def write_record(sweep: Sweep, planned: Sequence[PlannedRun], root: pathlib.Path
         }
         for p in planned
     }
-    try:
+    with writing(f"--root {root}"):
         root.mkdir(parents=True, exist_ok=True)
-        write_json(root / RECORD, {"config": sweep.spec, "runs": runs})
-    except OSError as error:
-        raise UserError(f"--root {root} cannot be written: {error.strerror}") from None
+    write_json(root / RECORD, {"config": sweep.spec, "runs": runs})
 
 
 def _state(planned: PlannedRun) -> str:

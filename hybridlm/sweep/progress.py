@@ -1,7 +1,6 @@
 """The progress of the run in a workdir, read from its files; the run may be active."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any, Literal
@@ -54,8 +53,8 @@ def newest_progress(workdir: pathlib.Path) -> RunProgress:
     return RunProgress(
         "unfinished" if latest else "new",
         max((r.get("step", 0) for r in (train, heldout)), default=0),
-        _number(train.get("loss")),
-        _number(heldout.get("loss")),
+        train.get("loss"),
+        heldout.get("loss"),
     )
 
 
@@ -71,12 +70,7 @@ def _tail(path: pathlib.Path) -> list[dict[str, Any]]:
     records = []
     for line in lines[0 if size <= _TAIL else 1 : -1]:
         try:
-            records.append(json.loads(line))
+            records.append(metrics.parse(line))
         except ValueError:
             continue  # the run itself reports a damaged line when it starts
     return [record for record in records if isinstance(record, dict)]
-
-
-def _number(value: Any) -> float | None:
-    """A recorded loss; the record stores "nan" and "inf" as text."""
-    return None if value is None else float(value)

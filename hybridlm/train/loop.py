@@ -221,17 +221,18 @@ def _train(
 def _begin(config: Config, folder: workdir.Workdir, start: int) -> metrics.Writers:
     """Writes the run's config and environment, and drops records after step `start`."""
     folder.begin(to_dict(config))
-    workdir.record_environment(folder.path, jax.devices())
+    environment = workdir.record_environment(folder.path, jax.devices())
     metrics.cut_back(folder.path / metrics.FILE, start)
-    return _writers(config, folder.path, start)
+    return _writers(config, folder.path, environment["id"], start)
 
 
-def _writers(config: Config, path: pathlib.Path, start: int) -> metrics.Writers:
+def _writers(config: Config, path: pathlib.Path, run_id: str, start: int) -> metrics.Writers:
     writers: list[metrics.Writer] = [metrics.JsonlWriter(path / metrics.FILE)]
     if config.train.tensorboard:
         writers.append(metrics.TensorBoardWriter(path / "tensorboard", start))
     if config.train.wandb:
-        writers.append(metrics.WandbWriter(config.train.wandb, path, to_dict(config)))
+        name = path.resolve().name
+        writers.append(metrics.WandbWriter(config.train.wandb, name, run_id, to_dict(config)))
     return metrics.Writers(writers)
 
 

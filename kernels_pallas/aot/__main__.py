@@ -49,7 +49,7 @@ def main(arguments=None) -> int:
             chip: scorecard.compile_one(chip, "function", options.kernel, options.shapes)
             for chip in chips
         }
-        print(json.dumps(results, indent=1))
+        print(json.dumps(results, indent=1, allow_nan=False))
         return any(not result["compiles"] for result in results.values())
 
     registered = cases.by_name()

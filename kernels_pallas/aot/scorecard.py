@@ -169,7 +169,7 @@ def write(path: pathlib.Path, results: dict, order) -> dict:
     }
     content = dict(versions=versions(), cases=cases)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + os.linesep)
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + os.linesep)
     path.with_suffix(".md").write_text(markdown(content))
     return cases
 

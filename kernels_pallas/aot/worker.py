@@ -142,11 +142,11 @@ def main(arguments: list[str]) -> None:
         seconds = compile_for(chip, case.function, case.arguments)
     except Exception as error:
         reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
-        print("RESULT " + json.dumps(dict(compiles=False, reason=reason[:400])))
+        print("RESULT " + json.dumps(dict(compiles=False, reason=reason[:400]), allow_nan=False))
         return
     kernels = tpu_kernels(pathlib.Path(dump), case) if chip.platform == "tpu" else {}
     result = dict(compiles=True, seconds=round(seconds, 2), bytes=call_bytes(case), kernels=kernels)
-    print("RESULT " + json.dumps(result))
+    print("RESULT " + json.dumps(result, allow_nan=False))
 
 
 def tpu_kernels(dump: pathlib.Path, case) -> dict:

@@ -1,9 +1,10 @@
-"""Strict JSON: any value is read back, and a key that an object has twice is refused with its line."""
+"""Strict JSON: any value is read back, NaN too, and a key that an object has twice is refused."""
 
 import json
+import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridlm import config
@@ -11,7 +12,7 @@ from hybridlm.data.tokenizers import train_bpe
 from hybridlm.errors import UserError
 from hybridlm.evals.questions import read_questions
 from hybridlm.runs import json_files
-from hybridlm.settings.json_text import parse_json
+from hybridlm.settings.json_text import dumps, loads, parse_json
 from launch.submission import read_record
 
 keys = st.text(max_size=4)
@@ -70,3 +71,53 @@ def test_every_reader_of_a_json_file_names_file_key_and_line(name, tmp_path):
     path.write_text('{"seed": 1,\n "model": 2,\n "seed": 3}')
     with pytest.raises(UserError, match=r"\.json.*'seed' twice, the second time in line 3"):
         READERS[name](path)
+
+
+NAMES = ("NaN", "Infinity", "-Infinity", "nan", "inf", "-inf")
+LOOKALIKES = st.builds("{}{}".format, st.integers(0, 3).map("~".__mul__), st.sampled_from(NAMES))
+TEXTS = st.text() | LOOKALIKES
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def same(a, b):
+    """Equality in which NaN equals NaN, and 1 does not equal 1.0."""
+    if isinstance(a, float) and math.isnan(a):
+        return isinstance(b, float) and math.isnan(b)
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@settings(max_examples=50, deadline=None)
+@given(VALUES, st.booleans(), st.booleans())
+def test_what_we_write_is_read(value, old_names, as_bytes):
+    text = dumps(value)
+    assert same(value, loads(text.encode() if as_bytes else text, old_names))
+
+
+@settings(max_examples=25, deadline=None)
+@given(VALUES)
+def test_what_we_write_is_json_of_the_standard(value):
+    def refuse(word):
+        raise AssertionError(f"bare {word}")
+
+    json.loads(dumps(value), parse_constant=refuse)
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_the_bare_words_of_older_files_are_read(word):
+    assert same(loads(f'{{"a": {word}}}'), {"a": float(word)})
+
+
+@pytest.mark.parametrize("name", ["nan", "inf", "-inf"])
+def test_older_names_are_numbers_only_where_they_were_written(name):
+    assert same(loads(f'["{name}"]', old_names=True), [float(name)])
+    assert loads(f'["{name}"]') == [name]

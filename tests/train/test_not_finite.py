@@ -1,0 +1,99 @@
+"""A run whose losses are not finite ends like any other; a full disk ends it with one sentence."""
+
+import json
+import math
+
+import pytest
+
+from hybridlm import config as configs
+from hybridlm.analysis.report import write_report
+from hybridlm.commands.full_run import full_run
+from hybridlm.commands.inspect import describe
+from hybridlm.errors import WriteError
+from hybridlm.runs import metrics
+from hybridlm.sweep.progress import run_progress
+from hybridlm.train import setup
+from hybridlm.train.loop import train
+
+pytestmark = pytest.mark.xdist_group("not_finite")  # one run for all tests
+
+
+def load(folder, **optimizer):
+    texts = [f"Of the year {1790 + i} and of what came then." * 2 for i in range(25)]
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    settings = dict(
+        model=dict(
+            width=16,
+            depth=1,
+            pattern="rec",
+            mixers=dict(rec=dict(kind="rglru", heads=2)),
+            mlp=dict(hidden=16),
+        ),
+        data=dict(
+            sources=dict(a=dict(kind="jsonl", path=str(folder / "a.jsonl"))),
+            seq_len=32,
+            batch_size=4,
+        ),
+        optimizer=dict(schedule="constant", warmup_steps=0, **optimizer),
+        train=dict(
+            steps=30,
+            log_every=1,
+            eval_every=30,
+            checkpoint_every=30,
+            eval_sequences=4,
+            abort_after=1000,
+            tensorboard=False,
+        ),
+        sample=dict(tokens=4),
+    )
+    return setup.resolve(configs.read(settings))[0]
+
+
+@pytest.fixture(scope="module")
+def diverged(tmp_path_factory):
+    """A finished run whose parameters left float32's range at its first update."""
+    folder = tmp_path_factory.mktemp("diverged")
+    config = load(folder, lr=1e38)
+    assert full_run(config, folder / "run") == 0
+    return config, folder / "run"
+
+
+def test_it_counts_as_finished_and_its_losses_are_not_numbers(diverged):
+    config, path = diverged
+    progress = run_progress(path, config)
+    assert progress.state == "finished"
+    assert math.isnan(progress.loss) and math.isnan(progress.heldout)
+    assert "heldout_loss: nan nats" in describe(path)
+
+
+def test_its_files_are_json_of_the_standard(diverged):
+    def refuse(word):
+        raise AssertionError(f"bare {word}")
+
+    _, path = diverged
+    lines = (path / metrics.FILE).read_text().splitlines()
+    losses = [json.loads(line, parse_constant=refuse).get("loss") for line in lines]
+    assert "NaN" in losses
+
+
+def test_a_full_disk_names_the_report(diverged, full_disk):
+    _, path = diverged
+    before = (path / "report.html").read_text()
+    with (
+        full_disk(1000),
+        pytest.raises(WriteError, match="run/report.html cannot be written: File"),
+    ):
+        write_report(path)
+    assert (path / "report.html").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_full_disk_names_the_metrics_and_the_run_resumes(tmp_path, full_disk):
+    config = load(tmp_path, lr=0.01)
+    with full_disk(8_000), pytest.raises(WriteError, match=f"run/{metrics.FILE} cannot be written"):
+        train(config, tmp_path / "run")
+    assert train(config, tmp_path / "run") == 0
+    steps = [
+        r["step"] for r in metrics.read(tmp_path / "run" / metrics.FILE) if r["kind"] == "train"
+    ]
+    assert steps == list(range(1, 31))
