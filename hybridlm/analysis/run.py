@@ -61,13 +61,16 @@ class Run:
 
     @property
     def facts(self) -> Record:
-        """The record of the start: parameters, FLOPs, data, bigram baseline; {} if missing."""
-        return next(iter(self._of("run")), {})
+        """The newest record of a start: parameters, FLOPs, data, bigram baseline; {} if missing.
+
+        There are several if the run has gone on to more steps than it was started with.
+        """
+        return next(reversed(self._of("run")), {})
 
     @property
     def sample(self) -> Record:
-        """The record of the generated sample; {} if there is none."""
-        return next(iter(self._of("sample")), {})
+        """The newest record of a generated sample; {} if there is none."""
+        return next(reversed(self._of("sample")), {})
 
     @property
     def steps_done(self) -> int:

@@ -32,9 +32,10 @@ def full_run(config: Config, path: pathlib.Path) -> int:
 
 
 def _sample(config: Config, path: pathlib.Path) -> None:
-    """Records a generated sample, if the config asks for one and none is recorded yet."""
+    """Records a sample of the last step, if the config asks for one and none is recorded yet."""
     settings, file = config.sample, path / metrics.FILE
-    if not settings.tokens or any(r["kind"] == "sample" for r in metrics.read(file)):
+    recorded = {r["step"] for r in metrics.read(file) if r["kind"] == "sample"}
+    if not settings.tokens or config.train.steps in recorded:
         return
     opened = open_model(path)
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
@@ -58,10 +59,10 @@ def _summary(path: pathlib.Path) -> None:
     records = metrics.read(path / metrics.FILE)
     last = [r for r in records if r["kind"] == "eval"][-1]
     print(f"held-out loss {last['loss']:.4f} nats, {last['bits_per_byte']:.4f} bits/byte")
-    for record in records:
-        if record["kind"] == "run" and "bigram" in record:
-            bigram = record["bigram"]
-            print(
-                f"a bigram model of the same corpus has {bigram['loss']:.4f} nats,"
-                f" {bigram['bits_per_byte']:.4f} bits/byte"
-            )
+    facts = [r for r in records if r["kind"] == "run"][-1]
+    if "bigram" in facts:
+        bigram = facts["bigram"]
+        print(
+            f"a bigram model of the same corpus has {bigram['loss']:.4f} nats,"
+            f" {bigram['bits_per_byte']:.4f} bits/byte"
+        )

@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from hybridlm.errors import RunError
+from hybridlm.runs import checkpoint
 from hybridlm.runs.json_files import read_json, write_json
 from hybridlm.settings.plain import flat
 from hybridlm.storage.writing import writing
@@ -31,11 +32,16 @@ class RunSettings(NamedTuple):
       free: prefixes of the dotted keys that may change on resume.
       complete: adds to the settings of an older `config.json` the keys that are newer than the
         run, with their defaults.
+      length: dotted keys that may change together if `why_not` allows it.
+      why_not: (path, old settings, new settings, steps of the checkpoints) -> one sentence that
+        says why `length` may not change to the new settings; None if it may.
     """
 
     settings: Settings
     free: tuple[str, ...]
     complete: Callable[[Settings], Settings]
+    length: tuple[str, ...]
+    why_not: Callable[[pathlib.Path, Settings, Settings, list[int]], str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +86,16 @@ class Workdir:
         check_same_run(path, run)
         return cls(path, lock)
 
-    def begin(self, settings: Settings) -> None:
-        """Writes `config.json`: before this, a failed start leaves the folder free for other runs."""
-        write_json(self.path / CONFIG, settings)
+    def begin(self, settings: Settings) -> Settings | None:
+        """Writes `config.json`: before this, a failed start leaves the folder free for other runs.
+
+        Returns:
+          What the file held before; None in a new run.
+        """
+        file = self.path / CONFIG
+        before = read_json(file) if file.exists() else None
+        write_json(file, settings)
+        return before
 
     def close(self) -> None:
         if self.lock is not None:
@@ -97,10 +110,15 @@ def check_same_run(path: pathlib.Path, run: RunSettings) -> None:
     """
     if not (path / CONFIG).exists():
         return
-    old, new = flat(run.complete(read_json(path / CONFIG))), flat(run.settings)
+    settings = run.complete(read_json(path / CONFIG))
+    old, new = flat(settings), flat(run.settings)
     changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     changed = [k for k in changed if not k.startswith(run.free)]
-    if changed:
+    if changed and set(changed) <= set(run.length):
+        refusal = run.why_not(path, settings, run.settings, checkpoint.steps(path))
+        if refusal:
+            raise RunError(refusal)
+    elif changed:
         shown = ", ".join(f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:4])
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise RunError(

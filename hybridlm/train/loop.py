@@ -108,13 +108,18 @@ def _train(
     config, path = trainer.config, folder.path
     steps, start = config.train.steps, trainer.start_step
     with hosts.fail_together("beginning the run"):
-        writers = _begin(config, folder, start) if hosts.is_first() else metrics.Writers([])
+        writers, goes_on = metrics.Writers([]), False
+        if hosts.is_first():
+            writers, goes_on = _begin(config, folder, start)
     peak, peak_source = peak_flops(jax.devices())
     clock = StepClock(config.tokens_per_step, trainer.flops_per_step, peak)
     heldout = trainer.heldout()
     _print_start(progress, config, trainer, peak, peak_source)
-    if hosts.is_first() and not any(r["kind"] == "run" for r in metrics.read(path / metrics.FILE)):
-        writers.write({"kind": "run", "step": start, **_run_facts(trainer, peak, peak_source)})
+    if hosts.is_first():
+        recorded = [r for r in metrics.read(path / metrics.FILE) if r["kind"] == "run"]
+        if goes_on or not recorded:
+            facts = _run_facts(trainer, peak, peak_source, recorded)
+            writers.write({"kind": "run", "step": start, **facts})
 
     def log(step: int, values: dict[str, jax.Array]) -> None:
         """Waits for a step and records its metrics if they are due.
@@ -218,12 +223,19 @@ def _train(
     return 0
 
 
-def _begin(config: Config, folder: workdir.Workdir, start: int) -> metrics.Writers:
-    """Writes the run's config and environment, and drops records after step `start`."""
-    folder.begin(to_dict(config))
+def _begin(config: Config, folder: workdir.Workdir, start: int) -> tuple[metrics.Writers, bool]:
+    """Writes the run's config and environment, and drops records after step `start`.
+
+    Returns:
+      (writers, whether the run in the folder goes on to another last step than before).
+    """
+    before = folder.begin(to_dict(config))
+    goes_on = before is not None and before["train"]["steps"] != config.train.steps
+    if goes_on:
+        (folder.path / workdir.REPORT).unlink(missing_ok=True)  # of the run that was shorter
     environment = workdir.record_environment(folder.path, jax.devices())
     metrics.cut_back(folder.path / metrics.FILE, start)
-    return _writers(config, folder.path, environment["id"], start)
+    return _writers(config, folder.path, environment["id"], start), goes_on
 
 
 def _writers(config: Config, path: pathlib.Path, run_id: str, start: int) -> metrics.Writers:
@@ -236,8 +248,10 @@ def _writers(config: Config, path: pathlib.Path, run_id: str, start: int) -> met
     return metrics.Writers(writers)
 
 
-def _run_facts(trainer: setup.Trainer, peak: float | None, peak_source: str) -> dict[str, Any]:
-    """The record of kind "run": sizes, data, the bigram baseline."""
+def _run_facts(
+    trainer: setup.Trainer, peak: float | None, peak_source: str, earlier: list[metrics.Record]
+) -> dict[str, Any]:
+    """The record of kind "run": sizes, data, the bigram baseline (of an `earlier` record)."""
     config = trainer.config
     facts = {
         "parameters": trainer.model.count(),
@@ -249,7 +263,9 @@ def _run_facts(trainer: setup.Trainer, peak: float | None, peak_source: str) -> 
     }
     if not trainer.trainable.all:
         facts["trained_parameters"] = trainer.trainable.count(trainer.model)
-    if config.data.bigram_baseline:
+    if earlier and "bigram" in earlier[0]:
+        facts["bigram"] = earlier[0]["bigram"]
+    elif config.data.bigram_baseline:
         result = bigram_bits_per_byte(trainer.pipeline, config.train.eval_sequences)
         facts["bigram"] = {"loss": result.nats_per_token, "bits_per_byte": result.bits_per_byte}
     return facts

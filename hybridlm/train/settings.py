@@ -22,6 +22,7 @@ from hybridlm.settings.bounds import (
 )
 from hybridlm.settings.plain import to_dict
 from hybridlm.settings.reader import nearest, read_dataclass, require
+from hybridlm.train import schedule
 
 # Settings that change how a run is carried out and watched, not what it computes.
 FREE_ON_RESUME = (
@@ -244,7 +245,8 @@ class Config:
 
 def run_settings(config: Config) -> RunSettings:
     """The settings that a run's folder is held to when the run goes on."""
-    return RunSettings(to_dict(config), FREE_ON_RESUME, _complete)
+    length = (schedule.LENGTH, schedule.why_not)
+    return RunSettings(to_dict(config), FREE_ON_RESUME, _complete, *length)
 
 
 def _complete(settings: dict[str, Any]) -> dict[str, Any]:
