@@ -36,7 +36,9 @@ def run(tmp_path_factory, request):
 
 def test_a_run_prints_its_progress_and_results(run):
     workdir, out = run
-    for text in ("nats", "bits/byte", "tokens/s", "MFU", "ETA", "held-out at step 8", "sample:"):
+    said = "nats bits/byte tokens/s MFU ETA".split()
+    said += ["held-out at step 8", "sample:", "read of addresses: "]
+    for text in said:
         assert text in out, text
     assert "a bigram model of the same corpus has" in out
     assert out.rstrip().splitlines()[-1] == f"report: {workdir / 'report.html'}"
@@ -68,6 +70,7 @@ def test_inspect_prints_state_and_hashes(run, command):
     assert code == 0
     assert lines["steps"] == "8 of 8" and lines["checkpoints"] == "4 8"
     assert len(lines["parameters_sha256"]) == 64
+    assert "100.00% of all (100.00% asked)" in lines["read of addresses"]
     assert command("inspect", run[0])[1] == out
     earlier = command("inspect", run[0], "--step", 4)[1]
     assert lines["parameters_sha256"] not in earlier

@@ -10,6 +10,7 @@ import pytest
 
 from hybridlm.commands import document as tables
 from hybridlm.config.document import render
+from hybridlm.data.sources import KINDS
 from hybridlm.models.mixers import document as mixers_page
 
 
@@ -37,7 +38,9 @@ def test_the_tables_of_tasks_and_probes_are_up_to_date(root, name):
     )
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/runs.md", "docs/sweeps.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "docs/data.md", "docs/runs.md", "docs/sweeps.md"]
+)
 def test_the_targets_of_links_exist(root, name):
     text = (root / name).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
@@ -97,3 +100,20 @@ def test_make_targets_of_the_readme_exist(root):
     assert {"demo", "test"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"no target {target}"
+
+
+def test_the_examples_of_the_page_on_data_run(root, tmp_path, monkeypatch, capsys):
+    """A block without a language after an example is what the example prints."""
+    text = (root / "docs" / "data.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"```python\n(.*?)```(?:\n\n```\n(.*?)```)?", text, re.DOTALL)
+    assert len(examples) >= 2
+    for example, printed in examples:
+        exec(compile(example, "docs/data.md", "exec"), {})
+        out = capsys.readouterr().out
+        assert out and printed in ("", out)
+
+
+def test_the_page_on_data_names_every_kind_of_source(root):
+    text = (root / "docs" / "data.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(KINDS)

@@ -161,7 +161,23 @@ def _data(run: Run) -> str:
         f" a step, packing {data.packing}; attention across documents is"
         f" {'on' if data.cross_document_attention else 'off'}."
     )
-    return f"<h2>Data</h2>{_table(head, body, numbers_from=3)}<p class=note>{html.escape(note)}</p>"
+    return (
+        f"<h2>Data</h2>{_table(head, body, numbers_from=3)}<p class=note>{html.escape(note)}</p>"
+        + _seen(run)
+    )
+
+
+def _seen(run: Run) -> str:
+    rows = run.seen()
+    if not rows:
+        return ""
+    head = ["source", "share asked", "share seen", "sequences", "documents", "tokens", "epochs"]
+    body = [[row.name, *row.cells()] for row in rows]
+    return (
+        _table(head, body, numbers_from=1)
+        + f"<p class=note>What the run had seen after step {run.steps_done:,}; a document or token"
+        " counts as often as it was read.</p>"
+    )
 
 
 def _sample(run: Run) -> str:

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from hybridlm.config import Config, read_json
+from hybridlm.data import Seen, seen
 from hybridlm.errors import RunError
 from hybridlm.runs import checkpoint, json_files, lineage, metrics, workdir
 from hybridlm.runs.lineage import Origin
@@ -76,6 +77,11 @@ class Run:
     def steps_done(self) -> int:
         """The newest recorded step."""
         return max((r["step"] for r in self.records), default=0)
+
+    def seen(self, step: int | None = None) -> list[Seen]:
+        """What the run read of each source up to `step` (default: the newest recorded one)."""
+        sources = self.facts.get("data", {}).get("sources", {})
+        return seen(self.config.data, sources, self.steps_done if step is None else step)
 
     @functools.cached_property
     def lineage(self) -> list[Origin]:

@@ -56,6 +56,8 @@ def describe(workdir: pathlib.Path, step: int | None = None) -> str:
         lines["skipped_updates"] = int(state["guard"]["skipped"])
         lines["parameters_sha256"] = digest(state["params"])
         lines["state_sha256"] = digest({"params": state["params"], "opt": state["opt_state"]})
+        for source in run.seen(at):
+            lines[f"read of {source.name}"] = source.text()
     return "\n".join(f"{key}: {value}" for key, value in lines.items())
 
 

@@ -7,6 +7,7 @@ This package uses numpy only; it touches no device.
 """
 
 from hybridlm.data.bigram import BigramResult, bigram_bits_per_byte
+from hybridlm.data.epochs import Seen, seen
 from hybridlm.data.examples import Document
 from hybridlm.data.packing import PackedSequence
 from hybridlm.data.pipeline import Batch, Pipeline, open_pipeline
@@ -21,6 +22,7 @@ __all__ = [
     "Document",
     "PackedSequence",
     "Pipeline",
+    "Seen",
     "Shards",
     "SourceConfig",
     "Tokenizer",
@@ -28,6 +30,7 @@ __all__ = [
     "open_pipeline",
     "open_shards",
     "open_tokenizer",
+    "seen",
     "tokenize",
     "train_bpe",
 ]

@@ -285,20 +285,16 @@ def _scan(
             elif stop > start:
                 tokens = documents.stream.read(start, stop)
                 data = memoryview(tokens.astype("<i4", copy=False)).cast("B")
-                summed = np.concatenate([[0], np.cumsum(sizes[tokens], dtype=np.int64)])
-                unknowns = None
+                bounds = np.unique(np.concatenate([[start], group])) - start  # without empty ones
+                summed = np.add.reduceat(sizes[tokens], bounds[:-1], dtype=np.int64).tolist()
+                unknown = [0] * len(summed)
                 if unk is not None:
-                    unknowns = np.concatenate([[0], np.cumsum(tokens == unk)])
-                first = 0
-                for last in (group - start).tolist():
-                    if last == first:  # a document without tokens
-                        continue
+                    unknown = np.add.reduceat(tokens == unk, bounds[:-1], dtype=np.int64).tolist()
+                places = bounds.tolist()
+                for first, last, *counts in zip(places, places[1:], summed, unknown):
                     digest = _digest(data[4 * first : 4 * last])
-                    unknown = 0 if unknowns is None else int(unknowns[last] - unknowns[first])
-                    size = int(summed[last] - summed[first])
-                    writer_of(digest).add(start + first, last - first, size, unknown)
+                    writer_of(digest).add(start + first, last - first, *counts)
                     whole.update(digest)
-                    first = last
             start = stop
     if start != documents.stream.tokens:
         raise AssertionError(f"documents end at {start} of {documents.stream.tokens} tokens")

@@ -39,6 +39,16 @@ def select(index: int, weights: Sequence[int]) -> tuple[int, int]:
     raise AssertionError("the last source takes every remaining element")
 
 
+def taken(count: int, weights: Sequence[int]) -> tuple[int, ...]:
+    """How many of the first `count` elements of the mixture are of each source, see `select`."""
+    found, remaining = [], sum(weights)
+    for weight in weights:
+        left = count * (remaining - weight) // remaining
+        found.append(count - left)
+        count, remaining = left, remaining - weight
+    return tuple(found)
+
+
 def source_seed(seed: int, name: str) -> int:
     """The 32-bit seed of a source's shuffle, from the run's seed and the source's name.
 

@@ -15,6 +15,7 @@ import grain
 import numpy as np
 
 from hybridlm.data import mixture, packing
+from hybridlm.data.epochs import check_epochs
 from hybridlm.data.packing import PackedSequence
 from hybridlm.data.settings import DataConfig
 from hybridlm.data.store import Opening, Split, TokenStore, loss_mask_of
@@ -99,6 +100,7 @@ class Pipeline:
         self._names = sorted(stores)
         self._stores = stores
         self._weights = mixture.integer_weights([data.sources[n].weight for n in self._names])
+        self._sources = data.sources
         self._prefetch = data.prefetch
         layout = (data.seq_len, data.packing, data.cross_document_attention)
         self._train = {n: SplitSequences(stores[n].train, *layout) for n in self._names}
@@ -202,6 +204,15 @@ class Pipeline:
                 if not remaining[name]:
                     break
         return selected
+
+    def check_epochs(self, steps: int) -> None:
+        """Checks that `steps` steps read no source more often than its `max_epochs`.
+
+        Raises:
+          ConfigError: with the steps that the weights allow, and with weights that would fit.
+        """
+        windows = {name: len(self._train[name]) for name in self._names}
+        check_epochs(self._sources, windows, steps, self.batch_size)
 
     def counts(self, steps: int | None = None) -> dict[str, Any]:
         """A description of the data that a run reads, ready for JSON.

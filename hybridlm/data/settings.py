@@ -24,8 +24,10 @@ class DataConfig:
       cross_document_attention: True treats a sequence as one document: each token attends to
         all earlier tokens of the sequence.
       heldout_fraction: share of documents held out for evaluation.
-      verify: check the SHA-256 of the shards ("checksum") or only their sizes ("size").
-      token_cache: folder for the tokens of raw-text sources; None uses the workdir.
+      verify: check the SHA-256 of shards and indices at each start ("checksum") or only their sizes
+        ("size").
+      token_cache: folder for the tokens of text and for the indices of token stores; None uses the
+        workdir, so that each run writes its own.
       prefetch: batches read ahead.
       bigram_baseline: score a bigram model of the corpus on the held-out sequences at the start.
     """

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 from hybridlm.data.examples import Example
 from hybridlm.data.store import Opening, TokenStore
 from hybridlm.data.tokenizers import Tokenizer
-from hybridlm.settings.bounds import IsPath, NotEmpty, PositiveFloat, settings
+from hybridlm.settings.bounds import Above, IsPath, NotEmpty, PositiveFloat, settings
 
 
 @settings
@@ -17,12 +17,15 @@ class SourceConfig(abc.ABC):
     Attributes:
       path: a file, a folder or a glob; relative paths start at the working directory.
       weight: share of this source in the mixture, relative to the other sources.
+      max_epochs: how often a run may read the source; a run that would read it more often is refused
+        at its start. None for no limit.
     """
 
     kind_name: ClassVar[str]
 
     path: Annotated[str, NotEmpty(), IsPath()]
     weight: PositiveFloat = 1.0
+    max_epochs: Annotated[float, Above(0, none="for no limit")] | None = None
 
     @abc.abstractmethod
     def open(self, opening: Opening) -> TokenStore:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from hybridlm.data import bigram_bits_per_byte
+from hybridlm.data import bigram_bits_per_byte, seen
 from hybridlm.errors import TRY_AGAIN, RunError, UserError
 from hybridlm.evals.perplexity import evaluate
 from hybridlm.parallel import compilation_cache, hosts
@@ -220,6 +220,8 @@ def _train(
             f" in {path}; the same command resumes from there"
         )
         return TRY_AGAIN
+    for source in seen(config.data, trainer.pipeline.counts()["sources"], steps):
+        progress.print(f"read of {source.name}: {source.text()}")
     return 0
 
 

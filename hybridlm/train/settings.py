@@ -246,7 +246,8 @@ class Config:
 def run_settings(config: Config) -> RunSettings:
     """The settings that a run's folder is held to when the run goes on."""
     length = (schedule.LENGTH, schedule.why_not)
-    return RunSettings(to_dict(config), FREE_ON_RESUME, _complete, *length)
+    limits = tuple(f"data.sources.{name}.max_epochs" for name in config.data.sources)
+    return RunSettings(to_dict(config), FREE_ON_RESUME + limits, _complete, *length)
 
 
 def _complete(settings: dict[str, Any]) -> dict[str, Any]:

@@ -227,6 +227,7 @@ def build(config: Config, workdir: pathlib.Path, plan: Plan | None = None) -> Tr
     def open_data() -> Pipeline:
         pipeline = open_pipeline(config.data, seed=config.seed, workdir=workdir)
         _check_same_data(pipeline, workdir)
+        pipeline.check_epochs(config.train.steps)
         return pipeline
 
     pipeline = hosts.in_turn("reading the data", open_data)

@@ -179,3 +179,18 @@ def test_an_incomplete_last_line_is_ignored(finished):
     with (finished / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
     assert len(Run.open(finished).records) == 6
+
+
+def test_the_report_says_what_was_read_of_each_source(root, tmp_path):
+    """Of the sources in the config; half of the run's steps are half of its epochs."""
+    (name,) = configs.load(str(root / "configs" / "demo.py") + ":smoke").data.sources
+    batch_size = configs.load(str(root / "configs" / "demo.py") + ":smoke").data.batch_size
+    train = {"documents": 12, "tokens": 4000, "bytes": 1, "windows": 8 * batch_size}
+    source = {"weight": 1.0, "epochs": 1.0, "train": train, "heldout": train}
+    facts = {**FACTS, "data": {"sources": {name: source}}}
+    folder = make(root, tmp_path / "run", [facts, train_record(4)])
+    page = write_report(folder).read_text()
+    assert "What the run had seen after step 4" in page
+    row = re.search(rf"<tr><td>{name}</td><td class=n>100.00%</td>.*?</tr>", page)[0]
+    cells = re.findall(r"<td class=n>(.*?)</td>", row)
+    assert cells == ["100.00%", "100.00%", f"{4 * batch_size:,}", "6", "2,000", "0.5"]

@@ -207,6 +207,7 @@ def test_errors_name_the_source(tmp_path):
 def test_memory_does_not_grow_with_the_files(tmp_path, monkeypatch):
     """Neither for the index nor for reading; numpy reports what it allocates to tracemalloc."""
     monkeypatch.setattr("hybridlm.data.document_index._BLOCK", 1 << 14)
+    monkeypatch.setattr("hybridlm.data.document_index._PENDING", 1 << 10)
     monkeypatch.setattr("hybridlm.data.sources.flat._BLOCK", 1 << 14)
     block = np.random.default_rng().integers(0, 200, 1 << 15).astype("<u2")
     block[::17] = EOT

@@ -7,7 +7,7 @@ from hybridlm.data.document_index import Documents, Specials, open_indexed
 from hybridlm.data.source import SourceConfig
 from hybridlm.data.store import Opening, TokenStore
 from hybridlm.errors import DataError
-from hybridlm.settings.bounds import NotEmpty, settings
+from hybridlm.settings.bounds import IsPath, NotEmpty, settings
 
 
 @settings
@@ -24,7 +24,7 @@ class TokenSource(SourceConfig):
       add_eos: put the tokenizer's EOS after every document.
     """
 
-    heldout_path: Annotated[str, NotEmpty()] | None = None
+    heldout_path: Annotated[str, NotEmpty(), IsPath()] | None = None
     add_bos: bool = False
     add_eos: bool = False
 
