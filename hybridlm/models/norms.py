@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hybridlm.settings.names import ABSENT
+
 
 def at_least_float32(x: jax.Array) -> jax.Array:
     """x in float32; float64 (the reference precision of tests) stays float64."""
@@ -67,6 +69,21 @@ NORMS: dict[str, Callable[[int, float], nnx.Module]] = {
     "rmsnorm_unit_offset": UnitOffsetRMSNorm,
     "layernorm": LayerNorm,
     "layernorm_no_bias": layer_norm_without_bias,
+}
+
+
+#: What papers and other code call them, for errors.
+OTHER_NORM_NAMES = {
+    "rms": "'rmsnorm'",
+    "root_mean_square": "'rmsnorm'",
+    "gemma": "'rmsnorm_unit_offset'",
+    "gemma_rmsnorm": "'rmsnorm_unit_offset'",
+    "rmsnorm_plus_one": "'rmsnorm_unit_offset'",
+    "zero_centered_rmsnorm": "'rmsnorm_unit_offset'",
+    "ln": "'layernorm'",
+    "layernorm_without_bias": "'layernorm_no_bias'",
+    "cohere": "'layernorm_no_bias'",
+    **dict.fromkeys(("batchnorm", "groupnorm", "scalenorm", "dyt", "none"), ABSENT),
 }
 
 

@@ -9,6 +9,7 @@ from hybridlm.models.feedforward import FeedForwardConfig, read_feedforward
 from hybridlm.models.feedforward.absent import NoFeedForwardConfig
 from hybridlm.models.mixers import MixerConfig
 from hybridlm.models.mixers.absent import NoMixerConfig
+from hybridlm.models.norms import OTHER_NORM_NAMES
 from hybridlm.settings.bounds import (
     Above,
     AtLeast,
@@ -20,7 +21,7 @@ from hybridlm.settings.bounds import (
     PositiveInt,
     settings,
 )
-from hybridlm.settings.reader import require, within
+from hybridlm.settings.reader import other_names, require, within
 
 
 @settings
@@ -63,7 +64,9 @@ class ModelConfig:
     suffix: str = ""
     vocab_size: Annotated[int, AtLeast(2, none="to take the tokenizer's")] | None = None
     block: Literal["prenorm", "postnorm", "sandwich", "parallel"] = "prenorm"
-    norm: Literal["rmsnorm", "rmsnorm_unit_offset", "layernorm", "layernorm_no_bias"] = "rmsnorm"
+    norm: Literal["rmsnorm", "rmsnorm_unit_offset", "layernorm", "layernorm_no_bias"] = (
+        dataclasses.field(default="rmsnorm", metadata=other_names("norm", OTHER_NORM_NAMES))
+    )
     norm_eps: Epsilon = 1e-6
     tie_embeddings: bool = True
     logit_soft_cap: Annotated[float, Above(0, none="for no cap")] | None = None

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hybridlm.errors import ConfigError
+from hybridlm.settings.names import explained
 
 LARGEST = 2**31 - 1  # the largest whole number
 
@@ -75,6 +76,7 @@ def read_dataclass(cls: type, value: Any, path: str) -> Any:
         key_path = _join(path, key)
         if key not in fields:
             raise ConfigError(f"unknown key {key_path}: {nearest(key, fields)}")
+        _check_choice(hints[key], item, key_path, fields[key].metadata)
         read[key] = read_value(hints[key], item, key_path)
     for name, field in fields.items():
         missing = dataclasses.MISSING
@@ -84,6 +86,20 @@ def read_dataclass(cls: type, value: Any, path: str) -> Any:
         return cls(**read)
     except Invalid as error:
         raise ConfigError(f"{_join(path, error.field)} {error}") from None
+
+
+def other_names(what: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """A field's metadata: what else its choices are called; see `names.explained`."""
+    return {"other_names": (what, names)}
+
+
+def _check_choice(hint: Any, value: Any, path: str, metadata: Mapping[str, Any]) -> None:
+    """Explains the other names of a choice (a `Literal`) whose field declares them."""
+    if "other_names" in metadata and isinstance(value, str):
+        what, others = metadata["other_names"]
+        valid = typing.get_args(hint)
+        if value not in valid:
+            raise ConfigError(f"{path} is {value!r}: {explained(value, valid, others, what)}")
 
 
 def read_value(hint: Any, value: Any, path: str) -> Any:

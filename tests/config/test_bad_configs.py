@@ -44,7 +44,10 @@ BAD = [
     ("modle.width=3", "unknown key modle: did you mean 'model'?"),
     ("model.prefix='swa*7'", "model.depth is 6, but prefix and suffix have 7 layers"),
     ("model.block='sandwhich'", "model.block is 'sandwhich' (str): did you mean 'sandwich'?"),
-    ("model.mlp.kind='relu'", "model.mlp.kind is 'relu': valid are: gated, geglu, plain, swiglu"),
+    (
+        "model.mlp.kind='relu'",
+        "model.mlp.kind is 'relu': did you mean 'plain' with activation='relu'?",
+    ),
     (
         "model.logit_soft_cap=-1.0",
         "model.logit_soft_cap must be positive, or None for no cap, not -1.0",

@@ -74,7 +74,7 @@ def read_source(value: Any, path: str) -> SourceConfig:
         if cls in _WITHOUT_KEY:  # older versions wrote the text_key of every kind
             settings.pop("text_key", None)
 
-    return read_kind(value, path, KINDS, prepare=drop_unused)
+    return read_kind(value, path, KINDS, "source", prepare=drop_unused)
 
 
 def text_source(kind: str, path: str, text_key: str | None = None) -> TextSource:

@@ -15,6 +15,9 @@ KINDS: dict[str, type[FeedForwardConfig]] = {
     c.kind_name: c for c in (GatedConfig, GeGLUConfig, PlainConfig, SwiGLUConfig)
 }
 
+#: Well-known feed-forwards that there is no kind for.
+ABSENT = ("moe", "mixture_of_experts", "sparse_moe", "switch", "kan", "bilinear")
+
 __all__ = ["KINDS", "FeedForward", "FeedForwardConfig", "read_feedforward"]
 
 
@@ -24,4 +27,4 @@ def read_feedforward(value: Any, path: str) -> FeedForwardConfig:
     Raises:
       ConfigError: if the kind is unknown or a setting is invalid.
     """
-    return read_kind(value, path, KINDS, default="swiglu")
+    return read_kind(value, path, KINDS, "feed-forward", absent=ABSENT, default="swiglu")

@@ -7,6 +7,7 @@ token at a time; one that reads neighbouring tokens (a token shift) has a state,
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -20,12 +21,14 @@ from hybridlm.models.mixers.base import LayerSpec, SequenceContext
 class FeedForwardConfig(abc.ABC):
     """Settings of one feed-forward; `kind_name` is what configs write as `kind`.
 
-    `equation` (one line) and `source` (paper and section) say what it computes.
+    `equation` (one line) and `source` (paper and section) say what it computes. `other_names` are
+    what papers and other code call it, each with the settings that make it that one, or "".
     """
 
     kind_name: ClassVar[str]
     equation: ClassVar[str]
     source: ClassVar[str]
+    other_names: ClassVar[Mapping[str, str]] = {}
 
     @abc.abstractmethod
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "FeedForward":

@@ -1,6 +1,6 @@
 """Dense feed-forwards: gated (three matrices) and plain (two)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import jax
@@ -86,6 +86,11 @@ class SwiGLUConfig(DenseConfig):
     """
 
     kind_name: ClassVar[str] = "swiglu"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "swish_glu": "",
+        "silu_glu": "",
+        "llama": "",
+    }
     equation: ClassVar[str] = "y = W_down (silu(W_gate x) * W_up x)"
     source: ClassVar[str] = "arXiv 2002.05202"
     matrices: ClassVar[int] = 3
@@ -104,6 +109,10 @@ class GeGLUConfig(SwiGLUConfig):
     """
 
     kind_name: ClassVar[str] = "geglu"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "gelu_glu": "",
+        "gated_gelu": "",
+    }
     equation: ClassVar[str] = "y = W_down (gelu(W_gate x) * W_up x)"
     activation: ClassVar[str] = "gelu_tanh"
 
@@ -119,6 +128,11 @@ class GatedConfig(DenseConfig):
     """
 
     kind_name: ClassVar[str] = "gated"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "glu": "activation=...",
+        "gated_mlp": "activation=...",
+        "reglu": "activation='relu'",
+    }
     equation: ClassVar[str] = "y = W_down (act(W_gate x) * W_up x)"
     source: ClassVar[str] = "arXiv 2002.05202"
     matrices: ClassVar[int] = 3
@@ -141,6 +155,16 @@ class PlainConfig(DenseConfig):
     """
 
     kind_name: ClassVar[str] = "plain"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "mlp": "",
+        "ffn": "",
+        "dense": "",
+        "feedforward": "",
+        "gelu": "activation='gelu'",
+        "relu": "activation='relu'",
+        "relu2": "activation='relu2'",
+        "squared_relu": "activation='relu2'",
+    }
     equation: ClassVar[str] = "y = W_down act(W_up x)"
     source: ClassVar[str] = "arXiv 1706.03762 sec. 3.3; relu2 arXiv 2109.08668"
     matrices: ClassVar[int] = 2

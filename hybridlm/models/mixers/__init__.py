@@ -43,6 +43,14 @@ KINDS: dict[str, type[MixerConfig]] = {
     )
 }
 
+#: Well-known mixers that there is no kind for.
+ABSENT = (
+    "rwkv rwkv4 rwkv5 rwkv6 rwkv7 eagle finch goose mamba mamba1 mamba3 s4 s4d s5 h3 hyena hgrn lru"
+    " slstm lstm gru minlstm mingru mega megalodon ttt titans based rebased linear_attention performer"
+    " nsa native_sparse_attention dsa deepseek_sparse_attention deltaproduct gated_deltaproduct comba"
+    " log_linear_attention path_attention forgetting_transformer fox differential_attention"
+).split()
+
 __all__ = ["KINDS", "LayerSpec", "Mixer", "MixerConfig", "SequenceContext", "read_mixer"]
 
 
@@ -59,4 +67,4 @@ def read_mixer(value: Any, path: str) -> MixerConfig:
                 inner = settings[name].items()
                 settings[name] = {n: read_mixer(m, f"{path}.{name}.{n}") for n, m in inner}
 
-    return read_kind(value, path, KINDS, prepare=read_inner)
+    return read_kind(value, path, KINDS, "mixer", absent=ABSENT, prepare=read_inner)

@@ -1,6 +1,7 @@
 """Softmax attention: full, windowed or chunked; MHA, GQA or MQA; RoPE or NoPE."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import jax
@@ -58,6 +59,37 @@ class AttentionConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "attention"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "swa": "window=... (tokens)",
+        "sliding_window": "window=... (tokens)",
+        "sliding_window_attention": "window=... (tokens)",
+        "windowed_attention": "window=... (tokens)",
+        "local": "window=... (tokens)",
+        "local_attention": "window=... (tokens)",
+        "chunked_attention": "chunk=... (tokens)",
+        "block_local_attention": "chunk=... (tokens)",
+        "gqa": "kv_heads=... (fewer than heads)",
+        "grouped_query_attention": "kv_heads=... (fewer than heads)",
+        "mqa": "kv_heads=1",
+        "multi_query_attention": "kv_heads=1",
+        "mha": "",
+        "multi_head_attention": "",
+        "softmax": "",
+        "softmax_attention": "",
+        "full": "",
+        "full_attention": "",
+        "global": "",
+        "global_attention": "",
+        "causal_attention": "",
+        "self_attention": "",
+        "attn": "",
+        "flash_attention": "",
+        "transformer": "",
+        "gated_attention": "output_gate=True",
+        "nope": "rope=None",
+        "nope_attention": "rope=None",
+        "rope_attention": "",
+    }
     head_settings: ClassVar[tuple[str, ...]] = ("heads", "kv_heads")
     equation: ClassVar[str] = "o_t = sum_{t-W < s <= t} softmax_s(scale q_t . k_s) v_s"
     source: ClassVar[str] = "arXiv 1706.03762 sec. 3.2; GQA arXiv 2305.13245"

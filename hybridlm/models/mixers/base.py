@@ -8,6 +8,7 @@ window, slots - is in `hybridlm.models.mixers.capabilities`.
 """
 
 import abc
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -75,6 +76,8 @@ class MixerConfig(abc.ABC):
     `equation` (one line, for tables) and `source` (paper and section) say what it computes,
     `operations` which folders of kernels_pallas it calls. `holds_mixers` names the settings that
     are mappings from names to mixers, `head_settings` those that are numbers of heads.
+    `other_names` are what papers and other code call the mixer, each with the settings that make it
+    that one, or ""; errors propose them.
     """
 
     kind_name: ClassVar[str]
@@ -83,6 +86,7 @@ class MixerConfig(abc.ABC):
     source: ClassVar[str]
     operations: ClassVar[tuple[str, ...]] = ()
     holds_mixers: ClassVar[tuple[str, ...]] = ()
+    other_names: ClassVar[Mapping[str, str]] = {}
 
     def check_width(self, width: int) -> None:
         """Raises `Invalid` where the settings do not fit a residual stream of this width."""

@@ -1,5 +1,6 @@
 """DeltaNet (arXiv 2102.11174; its chunked form and this layer, arXiv 2406.06484)."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from flax import nnx
@@ -25,6 +26,11 @@ class DeltaNetConfig(DeltaConfig):
     """
 
     kind_name: ClassVar[str] = "deltanet"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "delta_net": "",
+        "delta": "",
+        "delta_rule": "",
+    }
     head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = "S_t = S_{t-1} + b_t k_t (v_t - S_{t-1}^T k_t)^T, o_t = S_t^T q_t"
     source: ClassVar[str] = "arXiv 2406.06484 sec. 2.2, 3.3"

@@ -1,5 +1,6 @@
 """Gated DeltaNet (arXiv 2412.06464), as in Qwen3-Next and OLMo Hybrid."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
@@ -30,6 +31,12 @@ class GDNConfig(DeltaConfig):
     """
 
     kind_name: ClassVar[str] = "gdn"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "gated_deltanet": "",
+        "gated_delta_net": "",
+        "gated_delta": "",
+        "gated_delta_rule": "",
+    }
     head_settings: ClassVar[tuple[str, ...]] = ("heads", "value_heads")
     equation: ClassVar[str] = (
         "S_t = a_t S_{t-1} + b_t k_t (v_t - a_t S_{t-1}^T k_t)^T, o_t = S_t^T q_t"

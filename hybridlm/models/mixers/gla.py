@@ -1,5 +1,6 @@
 """Gated linear attention (arXiv 2312.06635): each channel of the key forgets at its own rate."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
@@ -29,6 +30,9 @@ class GLAConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "gla"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "gated_linear_attention": "",
+    }
     head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = (
         "S_t = Diag(a_t) S_{t-1} + k_t v_t^T, a_t = sigmoid(W2 W1 x_t + b)^(1/16)"

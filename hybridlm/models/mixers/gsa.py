@@ -1,5 +1,6 @@
 """Gated slot attention: softmax attention over a fixed number of gated memory slots."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import jax
@@ -35,6 +36,10 @@ class GSAConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "gsa"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "gated_slot_attention": "",
+        "gated_slots": "",
+    }
     head_settings: ClassVar[tuple[str, ...]] = ("heads", "kv_heads")
     equation: ClassVar[str] = (
         "M_t = Diag(a_t) M_{t-1} + (1 - a_t) [k_t; v_t]^T, o_t = softmax(M^K_t q_t) M^V_t,"

@@ -1,5 +1,6 @@
 """Kimi Delta Attention (Kimi Linear, arXiv 2510.26692, sec. 3 and 4)."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import jax
@@ -38,6 +39,12 @@ class KDAConfig(DeltaConfig):
     """
 
     kind_name: ClassVar[str] = "kda"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "kimi_delta_attention": "",
+        "kimi_delta": "",
+        "kimi_linear": "",
+        "kimi_linear_attention": "",
+    }
     head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = (
         "S' = Diag(a_t) S_{t-1}, S_t = S' + b_t k_t (v_t - S'^T k_t)^T, o_t = S_t^T q_t"

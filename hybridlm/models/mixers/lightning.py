@@ -1,5 +1,6 @@
 """Lightning attention (arXiv 2401.04658, MiniMax-01 arXiv 2501.08313): a fixed decay per head."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import jax
@@ -35,6 +36,13 @@ class LightningConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "lightning"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "lightning_attention": "",
+        "lightning_attention_2": "",
+        "minimax": "",
+        "retnet": "decay='retnet'",
+        "retention": "decay='retnet'",
+    }
     head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = "S_t = a_h S_{t-1} + k_t v_t^T, o_t = S_t^T q_t, a_h fixed"
     source: ClassVar[str] = "arXiv 2401.04658; MiniMax-01 arXiv 2501.08313 sec. 2.2"

@@ -1,5 +1,6 @@
 """Mamba-2: a state-space layer whose decay is one number per head (SSD, arXiv 2405.21060)."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, NamedTuple
 
 import jax
@@ -34,6 +35,10 @@ class Mamba2Config(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "mamba2"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "ssd": "",
+        "state_space_duality": "",
+    }
     equation: ClassVar[str] = "h_t = exp(-A dt_t) h_{t-1} + dt_t B_t x_t^T, y_t = h_t^T C_t + D x_t"
     source: ClassVar[str] = "arXiv 2405.21060 sec. 7"
     operations: ClassVar[tuple[str, ...]] = ("causal_conv", "gated_linear")

@@ -1,5 +1,6 @@
 """Multi-head latent attention: keys and values of all heads from one small latent per token."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
@@ -39,6 +40,10 @@ class MLAConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "mla"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "multi_head_latent_attention": "",
+        "latent_attention": "",
+    }
     head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = "k_s = [W_k c_s; rope(W_r x_s)], v_s = W_v c_s, c_s = norm(W_c x_s)"
     source: ClassVar[str] = "arXiv 2405.04434 sec. 2.1; arXiv 2412.19437 sec. 2.1.1"

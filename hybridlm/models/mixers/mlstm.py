@@ -1,5 +1,6 @@
 """mLSTM: xLSTM's matrix memory with exponential input gates, in the form of xLSTM-7B."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, NamedTuple
 
 import jax
@@ -33,6 +34,10 @@ class MLSTMConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "mlstm"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "matrix_lstm": "",
+        "xlstm": "",
+    }
     head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = (
         "C_t = f_t C_{t-1} + exp(i_t) k_t v_t^T, n likewise of k_t,"

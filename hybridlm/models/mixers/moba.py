@@ -1,5 +1,6 @@
 """Mixture of block attention: sparse attention that chooses blocks of the past by their mean keys."""
 
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -43,6 +44,10 @@ class MoBAConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "moba"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "mixture_of_block_attention": "",
+        "block_sparse_attention": "",
+    }
     head_settings: ClassVar[tuple[str, ...]] = ("heads", "kv_heads")
     equation: ClassVar[str] = (
         "o_t = attention to own block and top_{k-1} blocks n by q_t . mean k_n"

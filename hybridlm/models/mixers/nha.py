@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, NamedTuple
 
 import jax
@@ -44,6 +45,9 @@ class NHAConfig(GSAConfig):
     """
 
     kind_name: ClassVar[str] = "nha"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "native_hybrid_attention": "",
+    }
     equation: ClassVar[str] = (
         "o_t = softmax([M^K_t q_t; RoPE(K_win) RoPE(q_t)]) [M^V_t; V_win],"
         " M_t = Diag(a_u) M_{t-1} + (1 - a_u) [k_u; v_u]^T, u = t - W"

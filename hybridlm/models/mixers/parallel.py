@@ -1,6 +1,6 @@
 """Within-layer hybrids: several mixers read the same input in parallel (Hymba, Falcon-H1)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -26,6 +26,12 @@ class ParallelConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "parallel"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "hymba": "",
+        "falcon_h1": "",
+        "parallel_hybrid": "",
+        "hybrid_head": "",
+    }
     holds_mixers: ClassVar[tuple[str, ...]] = ("branches",)
     equation: ClassVar[str] = "y = mean_i beta_i * rmsnorm(f_i(x)), or sum_i m_i f_i(x)"
     source: ClassVar[str] = "Hymba, arXiv 2411.13676 sec. 2.1; Falcon-H1, arXiv 2507.22448"

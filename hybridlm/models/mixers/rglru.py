@@ -1,5 +1,6 @@
 """RG-LRU with its temporal convolution: Griffin's recurrent block (arXiv 2402.19427, sec. 2.3-2.4)."""
 
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -30,6 +31,12 @@ class RGLRUConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "rglru"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "griffin": "",
+        "hawk": "",
+        "recurrentgemma": "",
+        "real_gated_lru": "",
+    }
     head_settings: ClassVar[tuple[str, ...]] = ("heads",)
     equation: ClassVar[str] = "h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t), a_t = a^(8 r_t)"
     source: ClassVar[str] = "arXiv 2402.19427 sec. 2.4"

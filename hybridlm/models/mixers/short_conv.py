@@ -1,5 +1,6 @@
 """LFM2's short convolution: two gates around a depthwise convolution of a few taps."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
@@ -22,6 +23,12 @@ class ShortConvConfig(MixerConfig):
     """
 
     kind_name: ClassVar[str] = "short_conv"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "lfm2": "",
+        "conv": "",
+        "short_convolution": "",
+        "gated_short_convolution": "",
+    }
     equation: ClassVar[str] = "y_t = C_t * sum_{i < W} w_i (B * x)_{t-i}"
     source: ClassVar[str] = "LFM2, arXiv 2511.23404"
     operations: ClassVar[tuple[str, ...]] = ("causal_conv",)
