@@ -20,8 +20,8 @@ class Memory(NamedTuple):
     """Bytes of HBM on each chip.
 
     Attributes:
-      parameters, optimizer, batch: shards of the arguments; `optimizer` includes the step and the
-        guard's statistics.
+      parameters, optimizer, batch: shards of the arguments; `optimizer` includes the step, the
+        guard's statistics and the moving average.
       padding: added by the chip's memory layouts.
       temporaries: activations kept for the backward pass, gradients and intermediate results; the
         compiler allocates them together and reports one figure.

@@ -1,8 +1,10 @@
 """`hybridlm train --dry_run`: the resolved config and the cost of the run; uses no device."""
 
 from hybridlm.analysis.cost import memory
+from hybridlm.commands import parameters
 from hybridlm.models.accounting import layer_table, train_flops_per_token
 from hybridlm.models.params import Model
+from hybridlm.models.trainable import Trainable
 from hybridlm.settings import json_text
 from hybridlm.settings.plain import to_dict
 from hybridlm.train.init_plan import make_plan
@@ -19,7 +21,8 @@ def describe(config: Config) -> str:
     flops = train_flops_per_token(model, seq_len)
     tokens = config.tokens_per_step * config.train.steps
     needed = memory(config, model)
-    lines = [json_text.dumps(to_dict(config), indent=2), "", "layer  mixer", ""]
+    lines = [json_text.dumps(to_dict(config), indent=2), "", "parameters by name", ""]
+    lines += [*parameters.table(model, config.optimizer.freeze), "", "layer  mixer", ""]
     rows = layer_table(model, seq_len)
     for i, row in zip(
         ["", *range(len(rows) - 2), ""], rows
@@ -31,13 +34,15 @@ def describe(config: Config) -> str:
     lines += [
         "",
         f"parameters          {model.count():,} ({model.count(embeddings=False):,} without embedding)",
+        f"trained parameters  {Trainable.of(model, config.optimizer.freeze).count(model):,}",
         f"FLOPs per token     {flops:,.0f} (forward and backward, at {seq_len} tokens)",
         f"training tokens     {tokens:,} in {config.train.steps:,} steps of"
         f" {config.tokens_per_step:,}",
         f"training FLOPs      {flops * tokens:.4g}",
         f"memory, estimated   {_size(needed.total)}: parameters {_size(needed.parameters)},"
         f" gradients {_size(needed.gradients)}, optimizer {_size(needed.optimizer)},"
-        f" activations {_size(needed.activations)}",
+        f" activations {_size(needed.activations)}"
+        + (f", moving average {_size(needed.ema)}" if needed.ema else ""),
     ]
     return "\n".join([*lines, *begins])
 

@@ -14,7 +14,7 @@ def _run(
     output: OutputSettings,
     compilation: CompilationSettings,
 ) -> int:
-    """Writes `eval.json` (step, settings, records), `eval.txt` (the table) and figures.
+    """Writes `eval.json` (step, weights, settings, records), `eval.txt` (the table) and figures.
 
     The figures are `needle.svg` (accuracy by depth and length) and `tasks.svg` (accuracy by task
     and length), if such tasks were run.
@@ -29,13 +29,12 @@ def _run(
 
     chosen_tasks(settings)  # a wrong name fails before the model is opened
     compilation.start()
-    opened = open_model(where.workdir, where.step)
+    opened = open_model(where.workdir, where.step, where.weights)
     out = shared.make_folder(output.out)
     records = run_suite(opened, settings, lambda line: print(line, flush=True))
     shown = {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in vars(settings).items()}
-    write_json(
-        out / evaluation.RECORDS, {"step": opened.step, "settings": shown, "records": records}
-    )
+    facts = {"step": opened.step, "weights": opened.weights}
+    write_json(out / evaluation.RECORDS, {**facts, "settings": shown, "records": records})
     text = evaluation.table(records)
     write_text(out / "eval.txt", text + "\n")
     for name, figure in evaluation.figures(records).items():

@@ -12,7 +12,7 @@ def _run(
     from hybridlm.runs import open_model
 
     compilation.start()
-    opened = open_model(checkpoint.workdir, checkpoint.step)
+    opened = open_model(checkpoint.workdir, checkpoint.step, checkpoint.weights)
     print(settings.prompt, end="", flush=True)
     for text in generate_text(
         opened.model,

@@ -13,17 +13,19 @@ class InspectSettings:
     Attributes:
       workdir: folder of a run.
       step: step of the checkpoint; the newest by default.
+      parameters: also list the parameters by name, as optimizer.freeze writes them.
     """
 
     workdir: pathlib.Path
     step: int | None = None
+    parameters: bool = False
 
 
 def describe(workdir: pathlib.Path, step: int | None = None) -> str:
     """The state of the run in `workdir`, as lines `key: value`.
 
     `parameters_sha256` covers the parameters of the checkpoint of `step` (default: the newest), and
-    `state_sha256` the optimizer's state too. Equal hashes mean equal bits.
+    `state_sha256` the optimizer's state and the moving average too. Equal hashes mean equal bits.
 
     Raises:
       RunError: if there is no run or no such checkpoint.
@@ -49,20 +51,38 @@ def describe(workdir: pathlib.Path, step: int | None = None) -> str:
             f"{evals[-1]['loss']} nats, {evals[-1]['bits_per_byte']} bits/byte"
             f" at step {evals[-1]['step']}"
         )
+        if "ema_loss" in evals[-1]:
+            lines["heldout_ema_loss"] = (
+                f"{evals[-1]['ema_loss']} nats, {evals[-1]['ema_bits_per_byte']} bits/byte"
+                f" at step {evals[-1]['step']}"
+            )
     if found or step is not None:
         at, state = load_numpy(workdir, step)
         lines["checkpoint"] = at
         lines["next_batch"] = int(state["step"])
         lines["skipped_updates"] = int(state["guard"]["skipped"])
         lines["parameters_sha256"] = digest(state["params"])
-        lines["state_sha256"] = digest({"params": state["params"], "opt": state["opt_state"]})
+        ema = {"ema": state["ema"]} if "ema" in state else {}
+        whole = {"params": state["params"], "opt": state["opt_state"], **ema}
+        lines["state_sha256"] = digest(whole)
         for source in run.seen(at):
             lines[f"read of {source.name}"] = source.text()
     return "\n".join(f"{key}: {value}" for key, value in lines.items())
 
 
+def _parameters(workdir: pathlib.Path) -> str:
+    from hybridlm.analysis.run import Run
+    from hybridlm.commands import parameters
+    from hybridlm.models.params import Model
+
+    config = Run.open(workdir).config
+    return "\n".join(parameters.table(Model.of(config.model), config.optimizer.freeze))
+
+
 def _run(settings: InspectSettings) -> int:
     print(describe(settings.workdir, settings.step))
+    if settings.parameters:
+        print(f"\n{_parameters(settings.workdir)}")
     return 0
 
 

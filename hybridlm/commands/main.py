@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from hybridlm import __version__
 from hybridlm.commands import options
+from hybridlm.commands.average import AVERAGE
 from hybridlm.commands.compile import COMPILE
 from hybridlm.commands.eval import EVAL
 from hybridlm.commands.generate import GENERATE
@@ -32,6 +33,7 @@ COMMANDS = by_name(
         EVAL,
         PROBE,
         INSPECT,
+        AVERAGE,
         REPORT,
         TOKENIZE,
         TRAIN_TOKENIZER,

@@ -18,10 +18,12 @@ class CheckpointsSettings:
     Attributes:
       workdir: folder of a run, or a model folder.
       step: step of a checkpoint, or all; the newest by default.
+      weights: the parameters of the step, or their moving average (train.ema_decay).
     """
 
     workdir: pathlib.Path
     step: int | Literal["all"] | None = None
+    weights: Literal["raw", "ema"] = "raw"
 
 
 def _run(
@@ -39,7 +41,8 @@ def _run(
 
     chosen_probes(settings)  # a wrong name fails before the model is opened
     compilation.start()
-    probing = run_probes(open_model(where.workdir), settings, where.step)
+    opened = open_model(where.workdir, weights=where.weights)
+    probing = run_probes(opened, settings, where.step)
     out = shared.make_folder(output.out)
     writer, parts = metrics.JsonlWriter(out / FILE), []
     try:

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from hybridlm.storage.writing import writing
 
@@ -22,10 +22,12 @@ class CheckpointSettings:
     Attributes:
       workdir: folder of a run, or a model folder.
       step: step of the checkpoint; the newest by default.
+      weights: the parameters of the step, or their moving average (train.ema_decay).
     """
 
     workdir: pathlib.Path
     step: int | None = None
+    weights: Literal["raw", "ema"] = "raw"
 
 
 @dataclasses.dataclass(frozen=True)

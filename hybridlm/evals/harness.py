@@ -176,6 +176,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--tasks", required=True, help="names of the harness's tasks, separated by commas"
     )
     parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
+    parser.add_argument(
+        "--weights",
+        choices=("raw", "ema"),
+        default="raw",
+        help="the parameters of the step, or their moving average (train.ema_decay)",
+    )
     parser.add_argument("--limit", type=int, help="samples of each task; default: all")
     parser.add_argument(
         "--num_fewshot", type=int, help="examples in each prompt; default: the task's own number"
@@ -187,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=pathlib.Path, help="JSON file for the results")
     arguments = parser.parse_args(argv)
     try:
-        opened = open_model(arguments.workdir, arguments.step)
+        opened = open_model(arguments.workdir, arguments.step, arguments.weights)
         model = HarnessModel(opened, batch=arguments.batch, max_length=arguments.max_length)
         results = lm_eval.simple_evaluate(
             model,

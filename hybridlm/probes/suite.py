@@ -11,6 +11,7 @@ from hybridlm.probes.settings import ProbeSettings
 from hybridlm.probes.subject import OpenedSubject
 from hybridlm.probes.table import Record, Table
 from hybridlm.runs import OpenedModel, checkpoint
+from hybridlm.runs.opened import Weights
 
 
 class ProbeResult(NamedTuple):
@@ -20,11 +21,13 @@ class ProbeResult(NamedTuple):
     step: int | None
     tables: list[Table[Any]]
     length: int
+    weights: Weights = "raw"
 
     def records(self) -> list[Record]:
-        """Lines of `probes.jsonl`."""
+        """Lines of `probes.jsonl`; those of a moving average say so."""
         rows = (row for table in self.tables for row in table.records(self.step))
-        return [{**row, "length": self.length} for row in rows]
+        weights = {} if self.weights == "raw" else {"weights": self.weights}
+        return [{**row, "length": self.length, **weights} for row in rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +43,10 @@ class ProbeRun:
         for step in self.steps:
             params = opened.params
             if step != opened.step:
-                params = checkpoint.load_numpy(opened.path, step)[1]["params"]
+                params = opened.params_at(step)
             for probe in self.probes:
                 tables = list(probe.run(self.subject, step, params))
-                yield ProbeResult(probe, step, tables, self.subject.length)
+                yield ProbeResult(probe, step, tables, self.subject.length, opened.weights)
 
 
 def run_probes(

@@ -6,7 +6,7 @@ parameters as the Orbax folder `params/`, and the tokenizer's file, if there is 
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
 from hybridlm.models.settings import ModelConfig
+from hybridlm.models.trainable import Trainable
 from hybridlm.runs import checkpoint, lineage, metrics
 from hybridlm.runs.json_files import read_json, write_json
 from hybridlm.runs.lineage import Origin
@@ -29,6 +30,8 @@ from hybridlm.settings.reader import read_dataclass
 from hybridlm.storage.writing import write_bytes, writing
 
 MODEL, PARAMS = "model.json", "params"
+#: Of a checkpoint: the parameters, or their moving average (`train.ema_decay`).
+Weights = Literal["raw", "ema"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,9 @@ class OpenedModel:
       tokenizer: the one that the model was trained with.
       step: of the checkpoint; None in a model folder that does not name one.
       settings: the contents of a run's `config.json`, or of `model.json`.
-      data: settings of the run's data; None in a model folder.
+      data: settings of the run's data; None in a model folder that does not name it.
+      weights: whether `params` are the parameters of the step, or their moving average.
+      averaged: the steps whose parameters were averaged; empty for those of one step.
     """
 
     path: pathlib.Path
@@ -52,6 +57,8 @@ class OpenedModel:
     step: int | None
     settings: dict[str, Any]
     data: DataConfig | None
+    weights: Weights = "raw"
+    averaged: tuple[int, ...] = ()
 
     @property
     def config(self) -> ModelConfig:
@@ -79,6 +86,14 @@ class OpenedModel:
         if length is None:
             raise RunError(f"{self.path / MODEL} does not say the length of training")
         return length
+
+    def params_at(self, step: int) -> Params:
+        """The same kind of weights of another checkpoint of the run.
+
+        Raises:
+          RunError: if there is no such checkpoint, or it has no such weights.
+        """
+        return _load(self.path, step, self.weights, self.model, self.settings)[1]
 
     def training_data(self) -> DataConfig:
         """The settings of the run's data.
@@ -111,26 +126,33 @@ class OpenedModel:
         return forward(self.params, tokens_BT.astype(np.int32), ids_BT.astype(np.int32))
 
 
-def open_model(path: pathlib.Path | str, step: int | None = None) -> OpenedModel:
+def open_model(
+    path: pathlib.Path | str, step: int | None = None, weights: Weights = "raw"
+) -> OpenedModel:
     """Opens the model of a run or of a model folder, without the devices or mesh that saved it.
 
     Args:
       path: a workdir of `hybridlm train`, or a folder that `save_model` wrote.
       step: of the run's checkpoint; None is the newest.
+      weights: "ema" opens the moving average of a run with `train.ema_decay`.
 
     Raises:
-      RunError: if there is no such run, model or checkpoint, or the tokenizer has changed.
+      RunError: if there is no such run, model or checkpoint, it has no moving average, or the
+        tokenizer has changed.
     """
     path = pathlib.Path(path)
     if (path / CONFIG).is_file():
-        return _open_run(path, step)
+        return _open_run(path, step, weights)
     if (path / MODEL).is_file():
-        return _open_folder(path, step)
+        return _open_folder(path, step, weights)
     raise RunError(f"{path} is no run: it has no {CONFIG} (and no {MODEL} of a model folder)")
 
 
-def save_model(opened: OpenedModel, path: pathlib.Path | str) -> None:
+def save_model(opened: OpenedModel, path: pathlib.Path | str, *, data: bool = False) -> None:
     """Writes a model folder: settings, parameters, the tokenizer, and the run they are from.
+
+    Args:
+      data: also name the run's data, so that held-out loss can be measured beside the run.
 
     Raises:
       RunError: if `path` is not empty. WriteError: if it cannot be written.
@@ -155,10 +177,18 @@ def save_model(opened: OpenedModel, path: pathlib.Path | str) -> None:
         "from": {
             "path": str(opened.path),
             "step": opened.step,
+            "weights": opened.weights,
+            **({"method": "uniform average", "steps": opened.averaged} if opened.averaged else {}),
             "parameters_sha256": checkpoint.digest(opened.params),
         },
         "lineage": [dataclasses.asdict(origin) for origin in lineage_of(opened.path)],
     }
+    if data:
+        used = opened.training_data()
+        cache = used.token_cache or str(opened.path / "tokens")
+        settings["data"] = to_dict(dataclasses.replace(used, token_cache=cache))
+        settings["seed"] = opened.seed
+        settings["train"] = {"dtype": opened.settings.get("train", {}).get("dtype", "float32")}
     write_json(path / MODEL, settings)  # last: a folder without it is not a model
 
 
@@ -175,20 +205,40 @@ def lineage_of(path: pathlib.Path) -> list[Origin]:
     return lineage.parse([*([first] if first else []), *settings.get("lineage", [])], path / MODEL)
 
 
-def _open_run(path: pathlib.Path, step: int | None) -> OpenedModel:
+def _open_run(path: pathlib.Path, step: int | None, weights: Weights) -> OpenedModel:
     settings = read_json(path / CONFIG)
     config = read_section(ModelConfig, settings, "model", path / CONFIG)
     data = read_section(DataConfig, settings, "data", path / CONFIG)
     tokenizer = open_tokenizer(data.tokenizer)
     facts = next((r for r in metrics.read(path / metrics.FILE) if r["kind"] == "run"), {})
     _check_tokenizer(tokenizer, facts.get("data", {}).get("tokenizer"), "run", path)
+    model = Model.of(config)
+    step, params = _load(path, step, weights, model, settings)
+    return OpenedModel(path, model, params, tokenizer, step, settings, data, weights)
+
+
+def _load(
+    path: pathlib.Path, step: int | None, weights: Weights, model: Model, settings: dict[str, Any]
+) -> tuple[int, Params]:
+    """(step, weights) of a run's checkpoint, the newest for None."""
     step, state = checkpoint.load_numpy(path, step)
-    model, params = Model.of(config), state["params"]
-    _check_params(model, params, path)
-    return OpenedModel(path, model, params, tokenizer, step, settings, data)
+    _check_params(model.abstract, state["params"], path)
+    if weights == "raw":
+        return step, state["params"]
+    if "ema" not in state:
+        raise RunError(
+            f"the checkpoint of step {step} in {path} has no moving average of the parameters: use"
+            " the raw weights, or train with train.ema_decay"
+        )
+    freeze = (settings.get("optimizer") or {}).get("freeze", "")
+    trainable = Trainable.of(model, freeze)
+    _check_params(trainable.take(model.abstract), state["ema"], path)
+    return step, trainable.put(state["params"], state["ema"])
 
 
-def _open_folder(path: pathlib.Path, step: int | None) -> OpenedModel:
+def _open_folder(path: pathlib.Path, step: int | None, weights: Weights) -> OpenedModel:
+    if weights != "raw":
+        raise RunError(f"{path} is a model folder, which holds one set of weights: open the run's")
     settings = read_json(path / MODEL)
     config = read_section(ModelConfig, settings, "model", path / MODEL)
     tokenizer = open_tokenizer(folder_tokenizer(settings, path))
@@ -196,8 +246,11 @@ def _open_folder(path: pathlib.Path, step: int | None) -> OpenedModel:
     _check_tokenizer(tokenizer, fingerprint, "model", path)
     at = folder_step(settings, path, step)
     model, params = Model.of(config), checkpoint.load_tree(path / PARAMS)
-    _check_params(model, params, path)
-    return OpenedModel(path, model, params, tokenizer, at, settings, None)
+    _check_params(model.abstract, params, path)
+    data = None
+    if "data" in settings:
+        data = read_section(DataConfig, settings, "data", path / MODEL)
+    return OpenedModel(path, model, params, tokenizer, at, settings, data)
 
 
 def folder_tokenizer(settings: dict[str, Any], path: pathlib.Path) -> TokenizerConfig:
@@ -231,14 +284,14 @@ def read_section(cls: type, settings: Any, key: str, file: pathlib.Path) -> Any:
         raise RunError(f"{file}: {error}") from None
 
 
-def _check_params(model: Model, params: Params, path: pathlib.Path) -> None:
-    """Holds parameters to the model's: the same paths, the same shapes."""
+def _check_params(abstract: Params, params: Params, path: pathlib.Path) -> None:
+    """Holds parameters to those of the model: the same paths, the same shapes."""
 
     def shapes(tree: Params) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
 
-    wanted, found = shapes(model.abstract), shapes(params)
+    wanted, found = shapes(abstract), shapes(params)
     faults = {
         "missing": [name for name in wanted if name not in found],
         "not the model's": [name for name in found if name not in wanted],

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -206,3 +209,59 @@ def test_globs_that_do_not_fit_the_model_are_refused(settings, message):
     with pytest.raises(ConfigError) as caught:
         optimizer_of(config.optimizer, Model.of(config.model))
     assert message in str(caught.value)
+
+
+SHARDED = """
+import json, sys
+sys.path.insert(0, {here!r})
+import jax, numpy as np
+from test_trainable import FREEZE, LARGE, batch_of, config_of
+from hybridlm.config import MeshConfig
+from hybridlm.parallel import mesh as meshes
+from hybridlm.train.setup import lower_step
+import dataclasses
+for shape in dict(), dict(fsdp=2), dict(tensor=2):
+    config = config_of(dict(freeze=FREEZE), LARGE, ema_decay=0.9)
+    config = dataclasses.replace(config, mesh=MeshConfig(**(dict(data=1) | shape)))
+    devices = jax.devices()[: len(shape) + 1]
+    lowered = lower_step(config, np.ones(32, np.float32), devices)
+    step, state = lowered.step.compile(), lowered.init_state(0)
+    sharding = meshes.batch_sharding(lowered.mesh)
+    losses, first = [], state["params"]["embedding"].copy()
+    for seed in range(4):
+        batch = {{k: jax.device_put(np.asarray(v), sharding) for k, v in batch_of(config, seed).items()}}
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert np.array_equal(first, state["params"]["embedding"])
+    kernel = lambda tree: tree["unit"]["1_rec+b"]["mlp"]["gate"]["kernel"]
+    shards = [kernel(t).addressable_shards[0].data.shape for t in (state["params"], state["ema"])]
+    sums = [float(np.sum(np.abs(x))) for x in jax.tree.leaves(state["ema"])]
+    print(json.dumps([losses, sums, shards]))
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_train_the_same_part(root):
+    """Frozen rows and the average are split as their parameters; the numbers are one device's."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED.format(here=str(root / "tests" / "train"))],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={
+            "JAX_PLATFORMS": "cpu",
+            "PATH": "",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2"
+            " --xla_backend_optimization_level=0",
+        },
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, *split = [json.loads(line) for line in done.stdout.splitlines()]
+    for losses, sums, _ in split:
+        np.testing.assert_allclose(losses, one[0], rtol=2e-5)
+        np.testing.assert_allclose(sums, one[1], rtol=2e-4)
+    assert one[2] == [[2, 16, 12], [1, 16, 12]]
+    assert [shards for *_, shards in split] == [
+        [[2, 8, 12], [1, 8, 12]],
+        [[2, 16, 6], [1, 16, 6]],
+    ]
