@@ -14,13 +14,14 @@ A store's files are known by name, size and time of change: an index of other fi
 """
 
 import array
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from hybridlm.data.token_stream import TokenStream
 from hybridlm.data.tokenization import Splitter
 from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import DataError
+from hybridlm.storage.writing import writing
 
 VERSION = 1
 MANIFEST = "index.json"
@@ -202,40 +204,35 @@ def _write(
     fraction: float | None,
     tokenizer: Tokenizer,
 ) -> None:
-    added = sum(specials)
-    try:
-        with new_folder(folder) as partial:
-            writers = {s: _SplitWriter(partial, s, added, tokenizer) for s in SPLITS}
-            if heldout is None:
-                splitter = Splitter(fraction)
-                digest = _scan(documents, lambda d: writers[splitter.split_of(d)], tokenizer)
-            else:
-                digest = _scan(documents, lambda d: writers["train"], tokenizer)
-                digest += _scan(heldout, lambda d: writers["heldout"], tokenizer)
-            splits = {split: writer.close() for split, writer in writers.items()}
-            covered = {
-                key: expected[key] for key in ("specials", "tokenizer", "heldout_fraction")
-            } | {"documents": digest}
-            text = json.dumps(covered, sort_keys=True).encode()
-            manifest = {
-                **expected,
-                "splits": splits,
-                "documents_sha256": hashlib.sha256(text).hexdigest(),
-            }
-            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise DataError(
-            f"{folder}: the index cannot be written ({error.strerror or error})"
-        ) from None
+    with writing(folder), new_folder(folder) as partial, contextlib.ExitStack() as files:
+        writers = {
+            split: _SplitWriter(
+                {p: files.enter_context(open(partial / f"{split}.{p}", "wb")) for p in _PARTS},
+                sum(specials),
+            )
+            for split in SPLITS
+        }
+        if heldout is None:
+            splitter = Splitter(fraction)
+            digest = _scan(documents, lambda d: writers[splitter.split_of(d)], tokenizer)
+        else:
+            digest = _scan(documents, lambda d: writers["train"], tokenizer)
+            digest += _scan(heldout, lambda d: writers["heldout"], tokenizer)
+        splits = {split: writer.close() for split, writer in writers.items()}
+        covered = {key: expected[key] for key in ("specials", "tokenizer", "heldout_fraction")}
+        text = json.dumps({**covered, "documents": digest}, sort_keys=True)
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        manifest = {**expected, "splits": splits, "documents_sha256": sha256}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 class _SplitWriter:
     """Writes the index of one split, document by document."""
 
-    def __init__(self, folder: Path, split: str, added: int, tokenizer: Tokenizer):
-        self._files = {part: open(folder / f"{split}.{part}", "wb") for part in _PARTS}
+    def __init__(self, files: dict[str, BinaryIO], added: int):
+        self._files = files
         self._hashes = {part: hashlib.sha256() for part in _PARTS}
-        self._added, self._sizes, self._unk = added, tokenizer.token_bytes(), tokenizer.unk_id
+        self._added = added
         self._pending = {part: array.array("q") for part in _PARTS}
         self._pending["offsets"].append(0)
         self.counts = dict(documents=0, tokens=0, token_bytes=0, unknown_tokens=0)

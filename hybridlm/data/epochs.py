@@ -30,14 +30,14 @@ class Seen(NamedTuple):
     share: float
     sequences: int
     epochs: float
-    documents: int
+    documents: float
     tokens: int
 
     def cells(self) -> list[str]:
         """The figures as text: shares, sequences, documents, tokens, epochs."""
         shares = [f"{self.asked:.2%}", f"{self.share:.2%}"]
-        counts = [f"{n:,}" for n in (self.sequences, self.documents, self.tokens)]
-        return [*shares, *counts, f"{self.epochs:.3g}"]
+        documents = f"{self.documents:,.0f}" if self.documents >= 100 else f"{self.documents:.3g}"
+        return [*shares, f"{self.sequences:,}", documents, f"{self.tokens:,}", f"{self.epochs:.3g}"]
 
     def text(self) -> str:
         """One line without the name."""
@@ -74,7 +74,7 @@ def seen(data: DataConfig, sources: Mapping[str, Any], steps: int) -> list[Seen]
                 count / max(sum(counts), 1),
                 count,
                 float(epochs),
-                round(epochs * train["documents"]),
+                float(epochs * train["documents"]),
                 round(epochs * train["tokens"]),
             )
         )

@@ -117,11 +117,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     If another process has made the folder in the meantime, that one is kept.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale_partials(folder)
-    writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    partial = folder.parent / f"{folder.name}.partial-{writer}"
-    partial.mkdir()
+    partial = partial_folder(folder)
     try:
         yield partial
         for path in partial.iterdir():
@@ -136,13 +132,21 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def remove_stale_partials(folder: Path) -> None:
-    """Removes temporary folders left by killed processes on this machine."""
-    for partial in folder.parent.glob(f"{glob.escape(folder.name)}.partial-*"):
-        host, pid, _ = partial.name[len(folder.name) + len(".partial-") :].rsplit("-", 2)
+def partial_folder(folder: Path) -> Path:
+    """Makes a temporary folder beside `folder`, for this process to fill and rename.
+
+    Those that killed processes of this machine left are removed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for stale in folder.parent.glob(f"{glob.escape(folder.name)}.partial-*"):
+        host, pid, _ = stale.name[len(folder.name) + len(".partial-") :].rsplit("-", 2)
         if host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
             if Path("/proc/self").exists():
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(stale, ignore_errors=True)
+    writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    partial = folder.parent / f"{folder.name}.partial-{writer}"
+    partial.mkdir()
+    return partial
 
 
 def utf8(data: bytes, where: str) -> str:

@@ -114,6 +114,11 @@ class Pipeline:
                     f" few for one sequence of data.seq_len {data.seq_len}: give it more text, or"
                     " shorten the sequences"
                 )
+            if not len(self._train[name]):
+                raise DataError(
+                    f"data.sources.{name}: no training document has two tokens, so that there is no"
+                    " target"
+                )
             if len(self._train[name]) > 2**32:
                 raise DataError(
                     f"data.sources.{name}: has {len(self._train[name])} sequences, more than the "

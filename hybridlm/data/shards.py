@@ -12,19 +12,17 @@ executes no code from it. Folders must be local, since their files are memory-ma
 """
 
 import dataclasses
-import glob
 import hashlib
 import json
 import os
-import secrets
 import shutil
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hybridlm.data.files import partial_folder
 from hybridlm.data.loss_mask import LossMask, MaskWriter, mask_bytes
 from hybridlm.data.store import SPLITS
 from hybridlm.data.tokenizers import Tokenizer
@@ -72,11 +70,7 @@ class ShardWriter:
         self._shards: dict[str, list[dict]] = {split: [] for split in SPLITS}
         self._open: dict[str, _OpenShard] = {}
         self._masked: bool | None = None  # known with the first document
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale_partials(self.folder)
-        writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        self.partial = self.folder.parent / f"{self.folder.name}.partial-{writer}"
-        self.partial.mkdir()
+        self.partial = partial_folder(self.folder)
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -196,15 +190,6 @@ def _sync(file) -> None:
         file.flush()
         os.fsync(file.fileno())
         file.close()
-
-
-def _remove_stale_partials(folder: Path) -> None:
-    """Removes temporary folders left by killed processes on this machine."""
-    for partial in folder.parent.glob(f"{glob.escape(folder.name)}.partial-*"):
-        host, pid, _ = partial.name[len(folder.name) + len(".partial-") :].rsplit("-", 2)
-        if host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            if Path("/proc/self").exists():
-                shutil.rmtree(partial, ignore_errors=True)
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from data_helpers import (
 from hybridlm.data import open_pipeline
 from hybridlm.data.settings import DataConfig
 from hybridlm.data.sources import FlatTokens
-from hybridlm.errors import DataError
+from hybridlm.errors import DataError, WriteError
 
 EOT = 257
 
@@ -99,14 +99,16 @@ def test_each_token_but_a_documents_first_is_a_target_once(packing, tmp_path):
         assert pairs == collections.Counter(pair for d in own for pair in zip(d, d[1:]))
 
 
-def test_documents_of_one_token_alone_are_no_batch(tmp_path):
-    documents = [[n] for n in range(200)]
+def test_documents_of_one_token_alone_are_refused_where_they_make_no_batch(tmp_path):
     source = FlatTokens(str(tmp_path / "a.bin"), heldout_path=str(tmp_path / "b.bin"), eot_id=0)
-    write_flat(tmp_path / "a.bin", documents)
+    write_flat(tmp_path / "a.bin", [[0]] * 200)
     write_flat(tmp_path / "b.bin", [[1, 2, 0]])
     data = DataConfig(sources={"a": source}, seq_len=8, batch_size=1, packing="best_fit")
-    pipeline = open_pipeline(data, seed=0, workdir=tmp_path)
-    assert pipeline.batch(0)["loss_weights"].sum() == 8
+    with pytest.raises(DataError, match=r"data\.sources\.a: no training document has two tokens"):
+        open_pipeline(data, seed=0, workdir=tmp_path)
+    concat = DataConfig(sources={"a": source}, seq_len=8, batch_size=1)
+    batch = open_pipeline(concat, seed=0, workdir=tmp_path).batch(0)
+    assert not batch["loss_weights"].any() and batch["segment_ids"].max() == 8
 
 
 def test_our_own_tokens_in_a_flat_file_give_the_same_batches_as_shards(tmp_path):
@@ -212,7 +214,7 @@ def test_memory_does_not_grow_with_the_files(tmp_path, monkeypatch):
     block = np.random.default_rng().integers(0, 200, 1 << 15).astype("<u2")
     block[::17] = EOT
     peaks = []
-    for blocks in (8, 40):  # 15,000 and 77,000 documents: indices of 0.25 and 1.2 MB
+    for blocks in (4, 16):  # 7,700 and 31,000 documents: indices of 0.12 and 0.5 MB
         path = tmp_path / f"{blocks}.bin"
         path.write_bytes(b"".join(block.tobytes() for _ in range(blocks)))
         tracemalloc.start()
@@ -234,3 +236,10 @@ def test_added_specials_are_read_at_any_cut(bos, eos, tmp_path):
     store = open_source(source, tmp_path)
     for split, own in zip((store.train, store.heldout), split_by_hand(documents)):
         assert_split_holds(split, [[256] * bos + d + [257] * eos for d in own], rng)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, full_disk):
+    source = write_flat(tmp_path / "a.bin", draw_documents(np.random.default_rng(), 3000))
+    with full_disk(5000), pytest.raises(WriteError, match=r"^\S*cache/s-\w+ cannot be written: "):
+        open_source(source, tmp_path)
+    assert not list(tmp_path.glob("cache/*"))

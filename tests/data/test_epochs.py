@@ -53,7 +53,7 @@ def test_seen_is_what_the_batches_hold(tmp_path):
     train = counts["a"]["train"]
     assert (one.epochs, one.tokens) == (3, 3 * train["tokens"])
     assert one.documents == 3 * train["documents"]
-    assert one.text().startswith(f"3 epochs: {one.tokens:,} tokens of {one.documents:,} documents")
+    assert one.text().startswith(f"3 epochs: {one.tokens:,} tokens of {one.documents:g} documents")
 
 
 def test_nothing_is_said_of_other_sources():

@@ -18,6 +18,7 @@ from hybridlm.data.store import Opening
 from hybridlm.data.token_stream import Segment, TokenStream
 from hybridlm.errors import DataError
 from hybridlm.settings.bounds import settings
+from hybridlm.storage.writing import writing
 
 _INT64 = np.dtype("<i8")
 _ENDS = 1 << 16  # ends of documents read at once
@@ -52,11 +53,8 @@ class ParquetFiles(ColumnSource):
         text = json.dumps(["ids", self.ids_key, vocab_size, described])
         folder = opening.folder(hashlib.sha256(text.encode()).hexdigest())
         if not folder.exists():
-            try:
-                with new_folder(folder) as partial:
-                    _copy_ids(files, self.ids_key, dtype, vocab_size, partial)
-            except OSError as error:
-                raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
+            with writing(folder), new_folder(folder) as partial:
+                _copy_ids(files, self.ids_key, dtype, vocab_size, partial)
         stream = TokenStream(
             [Segment(map_ids(folder / "tokens.bin", dtype), folder / "tokens.bin")], vocab_size
         )
