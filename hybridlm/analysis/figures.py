@@ -22,14 +22,20 @@ INK, FAINT = "#333333", "#B8B8B8"
 def loss_figure(
     train: Sequence[Record], evals: Sequence[Record], bigram: Record | None = None
 ) -> Figure:
-    """Training and held-out loss in bits per byte against the step, with the bigram baseline."""
+    """Training and held-out loss in bits per byte against the step, with the bigram baseline.
+
+    The held-out loss of a moving average of the parameters is drawn where it was measured.
+    """
     figure, axes = _axes(7.2, 3.4)
     shown = []
-    for records, label, style in (
-        (train, "training", dict(color=FAINT, linewidth=1.2)),
-        (evals, "held-out", dict(color=PALETTE[0], linewidth=2, marker="o", markersize=4)),
+    dots = dict(linewidth=2, marker="o", markersize=4)
+    averaged = [r for r in evals if "ema_bits_per_byte" in r]
+    for records, key, label, style in (
+        (train, "bits_per_byte", "training", dict(color=FAINT, linewidth=1.2)),
+        (evals, "bits_per_byte", "held-out", dict(color=PALETTE[0], **dots)),
+        (averaged, "ema_bits_per_byte", "held-out, average", dict(color=PALETTE[2], **dots)),
     ):
-        points = [(r["step"], r["bits_per_byte"]) for r in records if _finite(r["bits_per_byte"])]
+        points = [(r["step"], r[key]) for r in records if _finite(r[key])]
         if points:
             axes.plot(*zip(*points), label=label, **style)
             shown += [y for _, y in points]

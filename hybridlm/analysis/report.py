@@ -53,11 +53,15 @@ def _summary(run: Run) -> str:
         last = run.eval_records[-1]
         cards.append((f"{last['bits_per_byte']:.3f}", "bits per byte, held out"))
         cards.append((f"{last['loss']:.3f}", "nats a token, held out"))
+        if "ema_loss" in last:
+            cards.append((f"{last['ema_loss']:.3f}", "nats of the moving average"))
     bigram = run.facts.get("bigram")
     if bigram:
         cards.append((f"{bigram['bits_per_byte']:.3f}", "bits per byte of a bigram model"))
     if run.facts:
         cards.append((_count(run.facts["parameters"]), "parameters"))
+        if "trained_parameters" in run.facts:
+            cards.append((_count(run.facts["trained_parameters"]), "of them trained"))
         records = run.train_records
         tokens = records[-1]["tokens"] if records else done * run.config.tokens_per_step
         cards.append((_count(tokens), "training tokens"))

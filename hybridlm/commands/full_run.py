@@ -59,6 +59,11 @@ def _summary(path: pathlib.Path) -> None:
     records = metrics.read(path / metrics.FILE)
     last = [r for r in records if r["kind"] == "eval"][-1]
     print(f"held-out loss {last['loss']:.4f} nats, {last['bits_per_byte']:.4f} bits/byte")
+    if "ema_loss" in last:
+        print(
+            f"the moving average of the parameters has {last['ema_loss']:.4f} nats,"
+            f" {last['ema_bits_per_byte']:.4f} bits/byte"
+        )
     facts = [r for r in records if r["kind"] == "run"][-1]
     if "bigram" in facts:
         bigram = facts["bigram"]

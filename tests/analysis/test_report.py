@@ -28,6 +28,7 @@ def train_record(step, **changes):
         "learning_rate": 1e-3,
         "skipped": 0,
         "skipped_in_row": 0,
+        "tokens": 256 * step,
         "tokens_per_second": 4321.0,
         "mfu": 0.21,
         "step_seconds_p50": 0.5,
@@ -113,6 +114,14 @@ def test_the_report_has_every_section_and_the_recorded_figures(finished):
     assert "abc123, with uncommitted changes" in page and "jax 0.11.2" in page
     assert page.count("<svg") == 5
     assert "Unfinished" not in page
+
+
+def test_the_moving_average_and_the_trained_part_are_shown(root, tmp_path):
+    averaged = {**eval_record(8), "ema_loss": 1.1234, "ema_bits_per_byte": 1.6543}
+    facts = {**FACTS, "trained_parameters": 345678}
+    page = write_report(make(root, tmp_path / "run", [facts, averaged])).read_text()
+    assert "<b>1.123</b><span>nats of the moving average" in page
+    assert "<b>346 k</b><span>of them trained" in page
 
 
 def test_text_of_the_run_is_escaped(finished):

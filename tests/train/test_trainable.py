@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from test_step import batch_of, tiny
 
+from hybridlm.analysis.cost import memory
 from hybridlm.errors import ConfigError
 from hybridlm.models.feedforward import read_feedforward
 from hybridlm.models.params import Model
@@ -97,6 +98,19 @@ def test_frozen_parameters_have_no_moments():
     assert sum(x.size for x in jax.tree.leaves(moments)) == trainable.count(model) == count
     assert "embedding" not in moments and "up" not in moments["unit"]["0_none+a"]["mlp"]
     assert moments["unit"]["1_none+b"]["mlp"]["gate"]["kernel"].shape == (1, 16, 12)
+
+
+def test_the_estimate_of_memory_is_that_of_the_state():
+    config = config_of(dict(freeze=FREEZE), ema_decay=0.9)
+    model, trainable, state, _ = made(config)
+    found = memory(config, model)
+    sizes = {key: sum(x.nbytes for x in jax.tree.leaves(state[key])) for key in state}
+    assert (found.parameters, found.optimizer, found.ema) == (
+        sizes["params"],
+        sizes["opt_state"],
+        sizes["ema"],
+    )
+    assert found.gradients == found.ema == 4 * trainable.count(model) < found.parameters
 
 
 @pytest.mark.slow
