@@ -1,7 +1,7 @@
 """Packs documents into sequences of `seq_len` tokens.
 
-Letters: T = seq_len, S sequences, P pieces. A document of L tokens (BOS and EOS included) has L - 1
-targets; token i + 1 is the target of token i.
+Letters: T = seq_len, S sequences, P pieces. A document of L tokens (BOS and EOS included, where it
+has them) has L - 1 targets; token i + 1 is the target of token i.
 
 "concat" joins the documents into one stream. Sequence i reads tokens [i*T, i*T + T], one more than
 it has inputs, so every token except the first of the stream is a target exactly once. A partial
@@ -138,7 +138,7 @@ def best_fit(offsets: np.ndarray, seq_len: int) -> Packing:
     earlier document goes first, into the sequence that reached its free space first.
 
     Args:
-      offsets: int64 (documents + 1,) of documents of two tokens or more.
+      offsets: int64 (documents + 1,); a document of one token has no target, and no piece.
     """
     starts, lengths = cut_documents(offsets, seq_len)
     assigned = _assign_sequences(lengths, seq_len)
