@@ -63,11 +63,12 @@ def _summary(run: Run) -> str:
         if "trained_parameters" in run.facts:
             cards.append((_count(run.facts["trained_parameters"]), "of them trained"))
         records = run.train_records
-        tokens = records[-1]["tokens"] if records else done * run.config.tokens_per_step
-        cards.append((_count(tokens), "training tokens"))
+        tokens = done * run.config.tokens_per_step
+        tokens = records[-1].get("tokens", tokens) if records else tokens
+        cards.append((_count(tokens), "training tokens, padding included"))
     if run.train_records:
         speed = run.train_records[-1]["tokens_per_second"]
-        cards.append((f"{speed:,.0f}", "tokens a second"))
+        cards.append((f"{speed:,.0f}", "tokens a second, padding included"))
     shown = "".join(f"<div><b>{html.escape(v)}</b><span>{t}</span></div>" for v, t in cards)
     return f"{state}<div class=cards>{shown}</div>"
 
@@ -201,10 +202,14 @@ def _speed(run: Run) -> str:
     if not run.train_records:
         return ""
     last, facts = run.train_records[-1], run.facts
-    rows = [["tokens a second", f"{last['tokens_per_second']:,.0f}"]]
+    rows = [["tokens a second, padding included", f"{last['tokens_per_second']:,.0f}"]]
+    if "real_tokens_per_second" in last:
+        rows.append(["tokens a second of documents", f"{last['real_tokens_per_second']:,.0f}"])
     if "mfu" in last:
         peak = f"{facts.get('peak_flops', 0) / 1e12:.3g} TFLOP/s, {facts.get('peak_source', '')}"
-        rows.append(["MFU", f"{last['mfu']:.1%} of {peak}"])
+        rows.append(["MFU, padding included", f"{last['mfu']:.1%} of {peak}"])
+    if "real_mfu" in last:
+        rows.append(["MFU of documents", f"{last['real_mfu']:.1%}"])
     rows += [
         ["training FLOPs a token", f"{facts.get('flops_per_token', 0) / 1e6:,.2f} M"],
         ["step, median", f"{1e3 * last['step_seconds_p50']:,.1f} ms"],

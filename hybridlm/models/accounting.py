@@ -1,9 +1,14 @@
 """The cost of a model: parameters, FLOPs and state by layer."""
 
+import collections
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from hybridlm.errors import ConfigError
 from hybridlm.models.params import Model
@@ -65,6 +70,59 @@ def layer_table(model: Model, seq_len: int) -> list[LayerCost]:
 def train_flops_per_token(model: Model, seq_len: int) -> float:
     """FLOPs of forward and backward pass: 3 times the forward pass, without recomputation."""
     return 3 * sum(row.flops_per_token for row in layer_table(model, seq_len))
+
+
+class Work(NamedTuple):
+    """What training on a batch takes, without its padding.
+
+    Attributes:
+      tokens: of documents.
+      flops: of forward and backward pass; attention counts keys of the token's own document.
+    """
+
+    tokens: int
+    flops: float
+
+
+def document_lengths(segment_ids_BT: np.ndarray) -> np.ndarray:
+    """The lengths of the documents in rows of segment ids (0 is padding), row by row: int (N,).
+
+    A document is a run of one id within a row: the part of it that the row holds.
+    """
+    begins_BT = np.ones(segment_ids_BT.shape, bool)
+    begins_BT[:, 1:] = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
+    begins = np.flatnonzero(begins_BT)
+    lengths = np.diff(begins, append=segment_ids_BT.size)
+    return lengths[segment_ids_BT.ravel()[begins] != 0]
+
+
+def work_counter(model: Model) -> Callable[[np.ndarray], Work]:
+    """A function that counts the work of a batch from its segment ids (rows, time).
+
+    A document of n tokens takes n times `train_flops_per_token(model, n)`, which is computed once
+    for each n.
+    """
+    config = model.config
+    layers = collections.Counter((x.mixer, x.feedforward) for x in config.layout.layers)
+    kinds = {(x.mixer, x.feedforward): x for x in config.layout.layers}
+    mixers = [(config.mixer_of(kinds[key]), count) for key, count in layers.items()]
+    same = 2.0 * config.width * config.vocab_size + sum(
+        count * config.feedforward_of(kinds[key]).flops_per_token(config.width)
+        for key, count in layers.items()
+    )
+
+    @functools.cache
+    def of_document(length: int) -> float:
+        mixing = sum(count * m.flops_per_token(config.width, length) for m, count in mixers)
+        return 3 * length * (mixing + same)
+
+    def count(segment_ids_BT: np.ndarray) -> Work:
+        lengths = document_lengths(segment_ids_BT)
+        found = zip(*np.unique(lengths, return_counts=True))
+        flops = sum(int(many) * of_document(int(length)) for length, many in found)
+        return Work(int(lengths.sum()), float(flops))
+
+    return count
 
 
 def with_vocab(config: ModelConfig, tokenizer_size: int, multiple: int = 64) -> ModelConfig:

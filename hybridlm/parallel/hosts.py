@@ -157,11 +157,14 @@ class Rows(NamedTuple):
       sharding: of the global batch.
       shape: of the global batch.
       indices: this host's rows of the global batch, in the order in which it loads them.
+      own: for each of `indices`, whether no host before this one loads the row too, as several do
+        where their devices split its time.
     """
 
     sharding: Sharding
     shape: tuple[int, int, int]
     indices: tuple[int, ...]
+    own: tuple[bool, ...]
 
     @classmethod
     def of(cls, sharding: Sharding, shape: Sequence[int]) -> "Rows":
@@ -169,7 +172,12 @@ class Rows(NamedTuple):
         held = sharding.addressable_devices_indices_map(tuple(shape)).values()
         mine = sorted({row for index in held for row in range(rows)[index[1]]})
         indices = tuple(part * rows + row for part in range(parts) for row in mine)
-        return cls(sharding, tuple(shape), indices)
+        first: dict[int, int] = {}
+        for device, index in sharding.devices_indices_map(tuple(shape)).items():
+            for row in range(rows)[index[1]]:
+                first[row] = min(first.get(row, device.process_index), device.process_index)
+        own = [first[row] == jax.process_index() for row in mine]
+        return cls(sharding, tuple(shape), indices, tuple(own * parts))
 
     def arrays(self, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """The global arrays; each of `local` (len(indices), time) has this host's rows of one."""
@@ -188,6 +196,16 @@ class Rows(NamedTuple):
             return local[index[0], held[0] : held[-1] + 1, index[2]]
 
         return jax.make_array_from_callback(self.shape, self.sharding, shard)
+
+
+def summed(values: Sequence[float]) -> np.ndarray:
+    """The sum over hosts of each value, in float64; all hosts call it."""
+    own = np.asarray(values, np.float64)
+    if jax.process_count() == 1:
+        return own
+    # As bytes: jax would round to float32.
+    gathered = multihost_utils.process_allgather(own.view(np.uint8))
+    return np.asarray(gathered).view(np.float64).sum(axis=0)
 
 
 def global_array(value: np.ndarray, sharding: Sharding) -> jax.Array:

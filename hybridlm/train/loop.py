@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from hybridlm.data import bigram_bits_per_byte, seen
 from hybridlm.errors import TRY_AGAIN, RunError, UserError
 from hybridlm.evals.perplexity import evaluate
+from hybridlm.models.accounting import Work
 from hybridlm.parallel import compilation_cache, hosts
 from hybridlm.runs import checkpoint, lineage, metrics, workdir
 from hybridlm.settings.plain import to_dict
@@ -121,26 +122,29 @@ def _train(
             facts = _run_facts(trainer, peak, peak_source, recorded)
             writers.write({"kind": "run", "step": start, **facts})
 
-    def log(step: int, values: dict[str, jax.Array]) -> None:
+    def log(step: int, values: dict[str, jax.Array], work: Work) -> None:
         """Waits for a step and records its metrics if they are due.
 
         Raises:
           TrainingAborted: after `train.abort_after` skipped updates in a row.
         """
         diverged = int(values["skipped_in_row"]) >= config.train.abort_after
-        clock.tick()
+        clock.tick(work)
         logged = step % config.train.log_every == 0 or step == steps
         if not logged and not diverged:
             return
         fetched = {name: value.item() for name, value in jax.device_get(values).items()}
         if diverged:
             raise _aborted(step, fetched, trainer, path)
-        speed = clock.summary()
+        tokens, flops, *window = hosts.summed([*work, *clock.work])
+        speed = clock.summary(Work(*window))
         remaining = (steps - step) * speed["step_seconds_p50"]
         record = {
             "kind": "train",
             "step": step,
             "tokens": trainer.tokens(step),
+            "real_tokens": int(tokens),
+            "real_flops": float(flops),
             **fetched,
             **speed,
             "eta_seconds": remaining,
@@ -173,11 +177,13 @@ def _train(
         for step in range(start + 1, steps + 1):
             watchdog.beat(f"step {step}")
             with clock.waiting():
-                batch = trainer.device_batch(next(batches))
+                own = next(batches)
+                batch = trainer.device_batch(own)
             state, values = trainer.train_step(state, batch)
+            work = trainer.work(own)
             if pending:
                 log(*pending)
-            pending = (step, values)
+            pending = (step, values, work)
 
             # Read once per step: a signal received later counts for the next step.
             stopping = stop_agreement.should_stop(bool(stop.received))

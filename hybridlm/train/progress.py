@@ -36,6 +36,9 @@ class Progress:
         ]
         if "tokens_per_second" in record:
             parts.append(f"{record['tokens_per_second']:,.0f} {rate}")
+            real = record.get("real_tokens_per_second", record["tokens_per_second"])
+            if real < 0.995 * record["tokens_per_second"]:
+                parts[-1] += f" ({real:,.0f} real)"
         if "mfu" in record:
             parts.append(f"MFU {record['mfu']:.1%}")
         if "eta_seconds" in record:

@@ -14,7 +14,7 @@ import optax
 from hybridlm.data import Pipeline, Tokenizer, open_pipeline, open_tokenizer
 from hybridlm.errors import RunError
 from hybridlm.evals.perplexity import make_eval_step
-from hybridlm.models.accounting import train_flops_per_token, with_vocab
+from hybridlm.models.accounting import Work, train_flops_per_token, with_vocab, work_counter
 from hybridlm.models.dtypes import compute_dtype
 from hybridlm.models.params import Model, Params
 from hybridlm.models.trainable import Trainable
@@ -156,7 +156,8 @@ class Trainer:
     Attributes:
       train_step: (state, batch) -> (state, metrics); donates the state.
       eval_step: (params, batch) -> sums by position (see `LoweredStep.eval_step`).
-      flops_per_step: model FLOPs of forward and backward.
+      flops_per_step: model FLOPs of forward and backward, if every row were one document.
+      count_work: the work that segment ids (rows, time) take.
       compile_seconds: of tracing and compiling `train_step`.
       start_step: the checkpoint's; in a new run 0, or the source's step with `init.keep_step`.
       state: after `start_step` steps, restored or fresh.
@@ -173,6 +174,7 @@ class Trainer:
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     eval_step: Callable[[Params, Any], dict[str, jax.Array]]
     flops_per_step: float
+    count_work: Callable[[np.ndarray], Work]
     compile_seconds: float
     checkpoints: Checkpoints
     start_step: int
@@ -199,6 +201,10 @@ class Trainer:
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
         """This host's rows of each batch after `start_step`, (rows, time)."""
         return self.pipeline.iterate(self.start_step, self.rows.indices)
+
+    def work(self, batch: dict[str, np.ndarray]) -> Work:
+        """Of those of this host's rows that no other host counts."""
+        return self.count_work(batch["segment_ids"][list(self.rows.own)])
 
     def device_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """The training batch on the mesh, (accumulate, micro-batch, time), from hosts' rows."""
@@ -256,6 +262,7 @@ def build(config: Config, workdir: pathlib.Path, plan: Plan | None = None) -> Tr
         train_step=train_step,
         eval_step=lowered.eval_step(),
         flops_per_step=train_flops_per_token(model, config.data.seq_len) * config.tokens_per_step,
+        count_work=work_counter(model),
         compile_seconds=compile_seconds,
         checkpoints=checkpoints,
         start_step=start_step,

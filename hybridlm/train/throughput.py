@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybridlm.models.accounting import Work
+
 # Dense bfloat16 peak of one device, FLOP/s, from the vendors' data sheets.
 PEAKS = {
     "TPU v4": 275e12,
@@ -60,13 +62,14 @@ class StepClock:
         """Starts the clock.
 
         Args:
-          tokens, flops: of one step.
+          tokens, flops: of one step, padding included.
           peak: FLOP/s of all devices; None if unknown.
           window: steps over which `summary` averages.
         """
         self.tokens, self.flops, self.peak = tokens, flops, peak
         self._times: collections.deque[float] = collections.deque(maxlen=window)
         self._waits: collections.deque[float] = collections.deque(maxlen=window)
+        self._work: collections.deque[Work] = collections.deque(maxlen=window)
         self._start = time.perf_counter()
         self._excluded = self._wait = 0.0
 
@@ -84,19 +87,30 @@ class StepClock:
         yield
         self._wait += time.perf_counter() - start
 
-    def tick(self) -> None:
-        """Ends a step."""
+    def tick(self, work: Work = Work(0, 0.0)) -> None:
+        """Ends a step, in which this host's rows took `work`."""
         now = time.perf_counter()
         self._times.append(now - self._start - self._excluded)
         self._waits.append(self._wait)
+        self._work.append(work)
         self._start, self._excluded, self._wait = now, 0.0, 0.0
 
     def restart(self) -> None:
         """Drops the time since the last step, e.g. of compilation."""
         self._start, self._excluded, self._wait = time.perf_counter(), 0.0, 0.0
 
-    def summary(self) -> dict[str, float]:
-        """Seconds per step (median and 90th percentile), tokens/s, MFU and data-wait share."""
+    @property
+    def work(self) -> Work:
+        """Of this host's rows, in all steps that `summary` averages over."""
+        return Work(sum(w.tokens for w in self._work), sum(w.flops for w in self._work))
+
+    def summary(self, work: Work | None = None) -> dict[str, float]:
+        """Seconds per step (median and 90th percentile), tokens/s, MFU and data-wait share.
+
+        Args:
+          work: `self.work`, summed over hosts; adds `real_tokens_per_second` and `real_mfu`, which
+            count documents only. The other figures count every position of a batch.
+        """
         if not self._times:
             return {}
         times = np.array(self._times)
@@ -109,6 +123,11 @@ class StepClock:
         }
         if self.peak:
             figures["mfu"] = self.flops / mean / self.peak
+        if work is not None:
+            seconds = float(times.sum())
+            figures["real_tokens_per_second"] = work.tokens / seconds
+            if self.peak:
+                figures["real_mfu"] = work.flops / seconds / self.peak
         return figures
 
 

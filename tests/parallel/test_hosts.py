@@ -80,6 +80,12 @@ def losses(workdir: pathlib.Path) -> dict[int, float]:
     return {r["step"]: r["loss"] for r in records if r["kind"] == "train"}
 
 
+def work(workdir: pathlib.Path) -> list[tuple[int, float]]:
+    """Tokens and FLOPs of the documents of each recorded step."""
+    records = metrics.read(workdir / metrics.FILE)
+    return [(r["real_tokens"], r["real_flops"]) for r in records if r["kind"] == "train"]
+
+
 def wait_for_step(workdir: pathlib.Path, step: int, processes) -> None:
     end = time.monotonic() + 240
     while time.monotonic() < end:
@@ -105,11 +111,12 @@ def alone(tmp_path_factory) -> pathlib.Path:
 
 
 def test_two_hosts_train_like_one(root, tmp_path, alone):
-    """The loss curve is the same; only the first host records, prints and reports."""
+    """The loss curve and what was read are the same; only the first host records, prints and reports."""
     first, second = run(root, tmp_path / "two", 2)
     ours, theirs = losses(tmp_path / "two"), losses(alone)
     assert list(ours) == list(theirs)
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+    assert work(tmp_path / "two") == work(alone)
     assert "report: " in first and "step 8/8" in first
     assert "step" not in second.replace("[Gloo]", "")
     environment = json.loads((tmp_path / "two" / "environment.json").read_text())

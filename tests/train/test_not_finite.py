@@ -1,15 +1,19 @@
-"""A run whose losses are not finite ends like any other; a full disk ends it with one sentence."""
+"""A run of padded batches whose losses are not finite ends like any other, and says what it read."""
 
 import json
 import math
 
+import numpy as np
 import pytest
 
 from hybridlm import config as configs
 from hybridlm.analysis.report import write_report
 from hybridlm.commands.full_run import full_run
 from hybridlm.commands.inspect import describe
+from hybridlm.data import open_pipeline
 from hybridlm.errors import WriteError
+from hybridlm.models.accounting import train_flops_per_token
+from hybridlm.models.params import Model
 from hybridlm.runs import metrics
 from hybridlm.sweep.progress import run_progress
 from hybridlm.train import setup
@@ -33,6 +37,7 @@ def load(folder, **optimizer):
             sources=dict(a=dict(kind="jsonl", path=str(folder / "a.jsonl"))),
             seq_len=32,
             batch_size=4,
+            packing="best_fit",
         ),
         optimizer=dict(schedule="constant", warmup_steps=0, **optimizer),
         train=dict(
@@ -85,6 +90,22 @@ def test_a_full_disk_names_the_report(diverged, full_disk):
     ):
         write_report(path)
     assert (path / "report.html").read_text() == before
+
+
+def test_each_step_records_the_tokens_and_flops_of_its_documents(diverged):
+    """In rows of one recurrent layer, a token takes as many FLOPs wherever it stands."""
+    config, path = diverged
+    pipeline = open_pipeline(config.data, seed=config.seed, workdir=path)
+    batches = pipeline.iterate(0, range(config.data.batch_size))
+    real = [int((next(batches)["segment_ids"] != 0).sum()) for _ in range(config.train.steps)]
+    batches.close()
+    per_token = train_flops_per_token(Model.of(config.model), config.data.seq_len)
+    records = [r for r in metrics.read(path / metrics.FILE) if r["kind"] == "train"]
+    assert [r["real_tokens"] for r in records] == real and min(real) < config.tokens_per_step
+    assert [r["real_flops"] for r in records] == pytest.approx([per_token * n for n in real])
+    shares = [r["real_tokens_per_second"] / r["tokens_per_second"] for r in records]
+    means = np.cumsum(real) / np.arange(1, len(real) + 1) / config.tokens_per_step
+    np.testing.assert_allclose(shares, means)
 
 
 @pytest.mark.slow
