@@ -10,7 +10,8 @@ store: it checks every id, hashes every document and assigns it to a split.
     heldout.starts   the same for the documents held out
 
 Reading maps these files into memory: it needs memory neither for the tokens nor for the index.
-A store's files are known by name, size and time of change: an index of other files is not used.
+A store's files are known by name, size and time of change: an index of other files is not used. A
+sample of the tokens is hashed again at every opening, all of them in a small store.
 """
 
 import array
@@ -26,6 +27,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from hybridlm.data.files import SourceFile, map_ids, new_folder
+from hybridlm.data.indexed_split import IndexedSplit
 from hybridlm.data.shards import describe_tokenizer
 from hybridlm.data.store import SPLITS, Opening
 from hybridlm.data.token_stream import TokenStream
@@ -39,6 +41,7 @@ MANIFEST = "index.json"
 _INT64 = np.dtype("<i8")
 _BLOCK = 1 << 22  # tokens read at once
 _PENDING = 1 << 14  # documents written at once
+_SAMPLES, _SAMPLE = 64, 4096  # parts of a stream, and their tokens, hashed at every opening
 _log = logging.getLogger(__name__)
 
 
@@ -62,64 +65,6 @@ class Specials(NamedTuple):
 
     bos: bool
     eos: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class IndexedSplit:
-    """The documents of one split of a token store: a `store.Split`.
-
-    `bytes` are those of the tokens, since the text is not known.
-    """
-
-    documents: int
-    tokens: int
-    bytes: int
-    token_bytes: int
-    unknown_tokens: int
-    _stream: TokenStream
-    _starts: np.ndarray
-    _offsets: np.ndarray
-    _bos: tuple[int, ...]
-    _eos: tuple[int, ...]
-
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens `start` to `stop`: see `Split.read`."""
-        if not 0 <= start <= stop <= self.tokens:
-            raise IndexError(f"tokens {start} to {stop} of {self.tokens}")
-        tokens, begins = np.empty(stop - start, np.int32), np.zeros(stop - start, bool)
-        if start == stop:
-            return tokens, begins
-        first = int(np.searchsorted(self._offsets, start, side="right")) - 1
-        last = int(np.searchsorted(self._offsets, stop, side="left"))
-        offsets = np.array(self._offsets[first : last + 1])
-        begins[offsets[:-1][offsets[:-1] >= start] - start] = True
-        for ids, places in ((self._bos, offsets[:-1]), (self._eos, offsets[1:] - 1)):
-            if ids:
-                tokens[places[(places >= start) & (places < stop)] - start] = ids[0]
-        # The part of each document that the store holds, cut to [start, stop).
-        body = offsets[:-1] + len(self._bos)
-        low = np.clip(body, start, stop)
-        high = np.clip(offsets[1:] - len(self._eos), low, stop)
-        source = self._starts[first:last] + (low - body)
-        for a, b, at in _runs(low, high, source):
-            tokens[a - start : b - start] = self._stream.read(at, at + b - a)
-        return tokens, begins
-
-    def document_offsets(self) -> np.ndarray:
-        """See `Split.document_offsets`; mapped into memory, not read."""
-        return self._offsets
-
-
-def _runs(low: np.ndarray, high: np.ndarray, source: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """(low, high, source) with neighbours joined that are neighbours in the source, too."""
-    kept = high > low
-    low, high, source = low[kept], high[kept], source[kept]
-    if not len(low):
-        return
-    breaks = (low[1:] != high[:-1]) | (source[1:] != source[:-1] + (high - low)[:-1])
-    firsts = np.concatenate([[0], np.flatnonzero(breaks) + 1])
-    lasts = np.concatenate([firsts[1:], [len(low)]]) - 1
-    yield from zip(low[firsts].tolist(), high[lasts].tolist(), source[firsts].tolist())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +119,11 @@ def open_indexed(
         )
         _write(folder, expected, documents, heldout, specials, fraction, opening.tokenizer)
     manifest = _read_manifest(folder, expected)
+    if manifest["sample"] != _sample(documents, heldout):
+        raise DataError(
+            f"{folder}: its files have other tokens than when the index was written, and the same"
+            " size and time of change; put them back, or remove the folder"
+        )
     streams = {"train": documents.stream, "heldout": (heldout or documents).stream}
     splits = {
         split: _open_split(
@@ -222,7 +172,12 @@ def _write(
         covered = {key: expected[key] for key in ("specials", "tokenizer", "heldout_fraction")}
         text = json.dumps({**covered, "documents": digest}, sort_keys=True)
         sha256 = hashlib.sha256(text.encode()).hexdigest()
-        manifest = {**expected, "splits": splits, "documents_sha256": sha256}
+        manifest = {
+            **expected,
+            "splits": splits,
+            "documents_sha256": sha256,
+            "sample": _sample(documents, heldout),
+        }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
@@ -281,7 +236,7 @@ def _scan(
                 whole.update(digest)
             elif stop > start:
                 tokens = documents.stream.read(start, stop)
-                data = memoryview(tokens.astype("<i4", copy=False)).cast("B")
+                data = _bytes(tokens)
                 bounds = np.unique(np.concatenate([[start], group])) - start  # without empty ones
                 summed = np.add.reduceat(sizes[tokens], bounds[:-1], dtype=np.int64).tolist()
                 unknown = [0] * len(summed)
@@ -308,9 +263,26 @@ def _groups(ends: np.ndarray, start: int) -> Iterator[np.ndarray]:
         start, first = int(ends[last - 1]), last
 
 
+def _bytes(tokens: np.ndarray) -> memoryview:
+    """The tokens as little-endian int32."""
+    return memoryview(tokens.astype("<i4", copy=False)).cast("B")
+
+
 def _digest(data: memoryview) -> bytes:
     """As `tokenization.text_digest`, of the tokens as little-endian int32."""
     return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _sample(documents: Documents, heldout: Documents | None) -> str:
+    """SHA-256 of parts of the tokens, spread evenly over each stream."""
+    found = hashlib.sha256()
+    for stream in [d.stream for d in (documents, heldout) if d is not None]:
+        starts = np.linspace(0, max(stream.tokens - _SAMPLE, 0), _SAMPLES).astype(np.int64)
+        if stream.tokens <= _SAMPLES * _SAMPLE:
+            starts = np.arange(0, stream.tokens, _SAMPLE)
+        for start in starts.tolist():
+            found.update(_bytes(stream.read(start, min(start + _SAMPLE, stream.tokens))))
+    return found.hexdigest()
 
 
 def _long_document(
@@ -319,7 +291,7 @@ def _long_document(
     found, size, unknown = hashlib.blake2b(digest_size=16), 0, 0
     for at in range(start, stop, _BLOCK):
         tokens = stream.read(at, min(at + _BLOCK, stop))
-        found.update(tokens.astype("<i4", copy=False))
+        found.update(_bytes(tokens))
         size += int(sizes[tokens].sum(dtype=np.int64))
         unknown += int((tokens == unk).sum()) if unk is not None else 0
     return found.digest(), size, unknown
@@ -332,7 +304,7 @@ def _read_manifest(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
-        same = {key: manifest[key] for key in expected} == expected
+        same = {key: manifest[key] for key in expected} == expected and "sample" in manifest
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         same = False
     if not same:

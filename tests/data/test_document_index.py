@@ -201,6 +201,20 @@ def test_a_token_that_changes_after_the_check_is_found_when_it_is_read(tmp_path)
         pipeline.batch(0)
 
 
+def test_other_tokens_at_the_same_time_of_change_are_refused(tmp_path):
+    documents = draw_documents(np.random.default_rng(), 40)
+    source = write_flat(tmp_path / "a.bin", documents)
+    open_source(source, tmp_path)
+    stat = (tmp_path / "a.bin").stat()
+    changed = [[documents[0][0] ^ 1, *documents[0][1:]], *documents[1:]]
+    write_flat(tmp_path / "a.bin", changed)
+    os.utime(tmp_path / "a.bin", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(
+        DataError, match=r"^[^\n]*have other tokens than when the index was written"
+    ):
+        open_source(source, tmp_path, verify="size")
+
+
 def test_errors_name_the_source(tmp_path):
     with pytest.raises(DataError, match=r"^data\.sources\.a: .*a\.bin: token 2 is 999, outside"):
         open_flat(tmp_path, [[1, EOT], [999, EOT]])
