@@ -2,6 +2,7 @@
 
 from hybridlm.errors import UserError
 from hybridlm.evals import recall, ruler
+from hybridlm.evals.answers import ANSWERS
 from hybridlm.evals.longppl import LONGPPL
 from hybridlm.evals.mqar import MQAR_TASK
 from hybridlm.evals.needle import NEEDLE
@@ -19,6 +20,7 @@ TASKS: dict[str, Task] = by_name(
         *ruler.EVALUATIONS,
         MQAR_TASK,
         *recall.EVALUATIONS,
+        ANSWERS,
     ]
 )
 
