@@ -52,8 +52,15 @@ def loss_figure(
             color=PALETTE[1],
             fontsize=9,
         )
-    if shown:
-        axes.set_ylim(0.95 * min(shown), min(max(shown), 3 * min(shown)) * 1.03)
+    lowest = min(shown, default=0)
+    far = max(shown, default=0) > 20 * lowest or (bigram and bigram["bits_per_byte"] > 3 * lowest)
+    if far and lowest > 0:  # answers may be learned to almost 0
+        axes.set_yscale("log")
+        axes.set_ylim(0.8 * lowest, 1.25 * max(shown))
+    elif far:
+        axes.set_ylim(0, 1.03 * max(shown))
+    elif shown:
+        axes.set_ylim(0.95 * lowest, min(max(shown), 3 * lowest) * 1.03)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.88))
     axes.set(xlabel="step", ylabel="bits per byte", title="Loss")

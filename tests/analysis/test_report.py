@@ -7,6 +7,7 @@ import re
 import pytest
 
 from hybridlm import config as configs
+from hybridlm.analysis.figures import loss_figure, to_svg
 from hybridlm.analysis.report import write_report
 from hybridlm.analysis.run import Run
 from hybridlm.config import to_dict
@@ -148,6 +149,16 @@ def test_figures_that_are_not_finite_are_left_out(root, tmp_path):
     broken = train_record(4, loss="nan", bits_per_byte="nan", grad_norm="inf", skipped=2)
     folder = make(root, tmp_path / "run", [FACTS, train_record(2), broken, eval_record(8)])
     assert "2 updates were skipped" in write_report(folder).read_text()
+
+
+@pytest.mark.parametrize("last", [3.0, 0.3, 0.003, 0.0])
+def test_the_figure_of_losses_shows_the_bigram_model_and_the_last_loss(last):
+    """Also of answers, which may be learned to almost 0."""
+    points = [dict(step=1, bits_per_byte=4.0), dict(step=2, bits_per_byte=last)]
+    figure = loss_figure(points, points[1:], dict(bits_per_byte=3.8))
+    low, high = figure.axes[0].get_ylim()
+    assert low <= last <= high and high > 3.8
+    to_svg(figure)
 
 
 def test_equal_neighbours_of_eighty_layers_share_a_line(root, tmp_path):
