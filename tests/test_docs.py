@@ -39,7 +39,15 @@ def test_the_tables_of_tasks_and_probes_are_up_to_date(root, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/data.md", "docs/runs.md", "docs/sweeps.md"]
+    "name",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/data.md",
+        "docs/runs.md",
+        "docs/sweeps.md",
+        "docs/finetuning.md",
+    ],
 )
 def test_the_targets_of_links_exist(root, name):
     text = (root / name).read_text()
