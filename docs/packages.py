@@ -35,7 +35,10 @@ FLOORS: list[dict[str, str]] = [
     {"hybridlm.parallel": "mesh, logical axes, ops per shard, hosts"},
     {"hybridlm.settings": "frozen dataclasses from mappings: bounds, errors, descriptions"},
     {"hybridlm.storage": "paths of this machine, gs:// and s3://; leases; uploads"},
-    {"hybridlm.errors": "errors that a user can mend, and exit codes"},
+    {
+        "hybridlm.errors": "errors that a user can mend, and exit codes",
+        "hybridlm.progress": "says what takes longer than two seconds",
+    },
     {"kernels_pallas": "ops: reference, chunked, TPU, Hopper; laws; scorecard"},
 ]
 MEANINGS = {package: text for floor in FLOORS for package, text in floor.items()}

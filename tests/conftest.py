@@ -30,12 +30,13 @@ import absl.logging
 import jax
 import pytest
 
-from hybridlm import cli
+from hybridlm import cli, progress
 
 ROOT = pathlib.Path(__file__).parent.parent
 SLOW_SHARE = 40  # one in 40 slow tests runs by default; the selection changes daily
 
 jax.config.update("jax_platforms", "cpu")
+progress.PATIENCE = 3600.0  # tests read what commands say, and a busy machine is slow
 # Importing submitit closes all log handlers. absl's would close the stream it was made with, which
 # is pytest's own capture file wherever a test had replaced sys.stderr by then.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__

@@ -12,11 +12,11 @@ from hybridlm.analysis.run import Run
 from hybridlm.config import to_dict
 from hybridlm.models.accounting import STATE_LENGTHS, LayerCost, layer_table
 from hybridlm.models.params import Model
+from hybridlm.progress import doing, duration
 from hybridlm.runs import lineage
 from hybridlm.runs.workdir import REPORT
 from hybridlm.settings import json_text
 from hybridlm.storage.writing import write_text
-from hybridlm.train.progress import duration
 
 
 def write_report(workdir: pathlib.Path | str) -> pathlib.Path:
@@ -25,6 +25,11 @@ def write_report(workdir: pathlib.Path | str) -> pathlib.Path:
     Raises:
       RunError: if `workdir` is not a run. WriteError: if the report cannot be written.
     """
+    with doing("writing the report"):
+        return _write_report(pathlib.Path(workdir))
+
+
+def _write_report(workdir: pathlib.Path) -> pathlib.Path:
     run = Run.open(workdir)
     name = html.escape(run.path.resolve().name)
     sections = [

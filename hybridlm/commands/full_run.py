@@ -9,6 +9,7 @@ from hybridlm.generation.text import Sampling, generate_text
 from hybridlm.parallel import hosts
 from hybridlm.parallel.mesh import make_mesh
 from hybridlm.parallel.settings import MeshConfig
+from hybridlm.progress import doing
 from hybridlm.runs import metrics, open_model
 from hybridlm.train.live_probes import live_probes
 from hybridlm.train.loop import train
@@ -48,7 +49,8 @@ def _sample(config: Config, path: pathlib.Path) -> None:
         sampling,
         seed=config.seed,
     )
-    text = "".join(pieces)
+    with doing("generating the sample"):
+        text = "".join(pieces)
     writer = metrics.JsonlWriter(file)
     writer.write({"kind": "sample", "step": opened.step, "prompt": settings.prompt, "text": text})
     writer.close()

@@ -30,6 +30,13 @@ def describe(workdir: pathlib.Path, step: int | None = None) -> str:
     Raises:
       RunError: if there is no run or no such checkpoint.
     """
+    from hybridlm.progress import doing
+
+    with doing(f"reading the run in {workdir}"):
+        return _describe(workdir, step)
+
+
+def _describe(workdir: pathlib.Path, step: int | None) -> str:
     from hybridlm.analysis.run import Run
     from hybridlm.runs import lineage
     from hybridlm.runs.checkpoint import digest, load_numpy, steps

@@ -38,19 +38,16 @@ def _run(chosen: TokenizeSettings) -> int:
     from hybridlm import data
     from hybridlm.data.settings import TokenizerConfig
     from hybridlm.data.sources import text_source
+    from hybridlm.progress import doing
 
     kind, path = chosen.tokenizer, chosen.tokenizer_path
     names = {"kind": "tokenizer", "path": "tokenizer_path"}
     tokenizer_config = read_options(TokenizerConfig, {"kind": kind, "path": path}, names)
     source = text_source(chosen.kind, chosen.source, chosen.text_key)
     tokenizer = data.open_tokenizer(tokenizer_config)
-    data.tokenize(
-        source,
-        tokenizer,
-        chosen.out,
-        chosen.heldout_fraction,
-        chosen.processes or os.cpu_count() or 1,
-    )
+    processes = chosen.processes or os.cpu_count() or 1
+    with doing(f"tokenizing {chosen.source}"):
+        data.tokenize(source, tokenizer, chosen.out, chosen.heldout_fraction, processes)
     opened = data.open_shards(chosen.out, tokenizer=tokenizer)
     for name, split in (("train", opened.train), ("heldout", opened.heldout)):
         print(

@@ -29,9 +29,11 @@ class TrainTokenizerSettings:
 def _run(chosen: TrainTokenizerSettings) -> int:
     from hybridlm import data
     from hybridlm.data.sources import text_source
+    from hybridlm.progress import doing
 
     documents = text_source(chosen.kind, chosen.source, chosen.text_key).documents()
-    data.train_bpe(documents, chosen.vocab_size, chosen.out)
+    with doing("training the tokenizer"):
+        data.train_bpe(documents, chosen.vocab_size, chosen.out)
     print(f"written to {chosen.out}")
     return 0
 

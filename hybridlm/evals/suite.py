@@ -8,6 +8,7 @@ from hybridlm.evals.registry import TASKS, chosen_tasks
 from hybridlm.evals.settings import EvalSettings, Extrapolation
 from hybridlm.evals.task import Record
 from hybridlm.models.params import Model
+from hybridlm.progress import doing
 from hybridlm.runs import OpenedModel
 
 
@@ -32,11 +33,15 @@ def run_suite(
     """
     tasks = chosen_tasks(settings)
     opened = _extrapolated(opened, settings)
-    prepared = [task.prepare(opened, settings) for task in tasks]
+    prepared = []
+    for task in tasks:
+        with doing(f"preparing {task.name}"):
+            prepared.append(task.prepare(opened, settings))
     records = []
     for task, own in zip(tasks, prepared):
         for length in settings.lengths:
-            record = task.run(opened, length, settings, own)
+            with doing(f"{task.name} at {length:,} tokens"):
+                record = task.run(opened, length, settings, own)
             records.append({"task": task.name, "length": length, **record})
             report(headline(records[-1]))
     return records

@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from hybridlm import progress
 from hybridlm.errors import TRY_AGAIN, RunError, UserError
 
 CLUSTERS = ("auto", "none", "slurm", "ompi", "tpu")
@@ -99,6 +100,8 @@ def start(where: Address | None, cluster: str, environment: Mapping[str, str]) -
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the hosts of this run could not connect: {reason}") from error
+    if not is_first():
+        progress.silence()
 
 
 def disconnect() -> None:

@@ -10,6 +10,7 @@ from hybridlm.probes.registry import chosen_probes
 from hybridlm.probes.settings import ProbeSettings
 from hybridlm.probes.subject import OpenedSubject
 from hybridlm.probes.table import Record, Table
+from hybridlm.progress import doing
 from hybridlm.runs import OpenedModel, checkpoint
 from hybridlm.runs.opened import Weights
 
@@ -45,7 +46,10 @@ class ProbeRun:
             if step != opened.step:
                 params = opened.params_at(step)
             for probe in self.probes:
-                tables = list(probe.run(self.subject, step, params))
+                with doing(
+                    f"probing {probe.name}" + ("" if step is None else f" at step {step:,}")
+                ):
+                    tables = list(probe.run(self.subject, step, params))
                 yield ProbeResult(probe, step, tables, self.subject.length, opened.weights)
 
 

@@ -21,6 +21,7 @@ from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
 from hybridlm.models.settings import ModelConfig
 from hybridlm.models.trainable import Trainable
+from hybridlm.progress import doing
 from hybridlm.runs import checkpoint, lineage, metrics
 from hybridlm.runs.json_files import read_json, write_json
 from hybridlm.runs.lineage import Origin
@@ -141,6 +142,11 @@ def open_model(
         tokenizer has changed.
     """
     path = pathlib.Path(path)
+    with doing(f"opening the model in {path}"):
+        return _open(path, step, weights)
+
+
+def _open(path: pathlib.Path, step: int | None, weights: Weights) -> OpenedModel:
     if (path / CONFIG).is_file():
         return _open_run(path, step, weights)
     if (path / MODEL).is_file():

@@ -13,11 +13,12 @@ from hybridlm.errors import TRY_AGAIN, RunError, UserError
 from hybridlm.evals.perplexity import evaluate
 from hybridlm.models.accounting import Work
 from hybridlm.parallel import compilation_cache, hosts
+from hybridlm.progress import doing, duration
 from hybridlm.runs import checkpoint, lineage, metrics, workdir
 from hybridlm.settings.plain import to_dict
 from hybridlm.train import host_memory, preemption, setup
 from hybridlm.train.init_plan import make_plan
-from hybridlm.train.progress import Progress, duration
+from hybridlm.train.progress import Progress
 from hybridlm.train.settings import Config, run_settings
 from hybridlm.train.throughput import StepClock, memory_in_use, peak_flops
 from hybridlm.train.watchdog import Watchdog
@@ -89,7 +90,6 @@ def train(
     folder = hosts.in_turn("opening the workdir", lambda: open_workdir(path, settings))
     try:
         with preemption.StopSignal() as stop, Watchdog(config.train.hang_seconds) as watchdog:
-            progress.print("reading the data and compiling the training step")
             trainer = setup.build(config, folder.path, plan)
             with jax.set_mesh(trainer.mesh):
                 return _train(trainer, folder, progress, stop, watchdog, callback)
@@ -114,7 +114,8 @@ def _train(
             writers, goes_on = _begin(config, folder, start)
     peak, peak_source = peak_flops(jax.devices())
     clock = StepClock(config.tokens_per_step, trainer.flops_per_step, peak)
-    heldout = trainer.heldout()
+    with doing("reading the held-out data"):
+        heldout = trainer.heldout()
     _print_start(progress, config, trainer, peak, peak_source)
     if hosts.is_first():
         recorded = [r for r in metrics.read(path / metrics.FILE) if r["kind"] == "run"]
@@ -196,20 +197,25 @@ def _train(
                 with clock.paused():
                     if evaluate_now:
                         watchdog.beat(f"the evaluation after step {step}")
-                        figures = _evaluate(trainer, state, heldout)
+                        with doing(f"evaluating step {step}"):
+                            figures = _evaluate(trainer, state, heldout)
                         writers.write({"kind": "eval", "step": step, **figures})
                         progress.print(_eval_line(step, figures))
                     if callback_now:
                         watchdog.beat(f"the probes after step {step}")
-                        progress.print(callback.on_step(step, state["params"]))
+                        with doing(f"probing step {step}"):
+                            line = callback.on_step(step, state["params"])
+                        progress.print(line)
                     if save_now:
                         watchdog.beat(f"the checkpoint of step {step}")
-                        save(step, state)
+                        with doing(f"saving step {step}"):
+                            save(step, state)
                         saved = step
             if stopping:
                 break
         watchdog.beat(f"the end of the checkpoint of step {saved}")
-        trainer.checkpoints.wait()
+        with doing(f"finishing the checkpoint of step {saved}"):
+            trainer.checkpoints.wait()
     except Exception as error:
         if jax.process_count() > 1:
             hosts.exit_process(error, f"step {step}")
@@ -274,7 +280,8 @@ def _run_facts(
     if earlier and "bigram" in earlier[0]:
         facts["bigram"] = earlier[0]["bigram"]
     elif config.data.bigram_baseline:
-        result = bigram_bits_per_byte(trainer.pipeline, config.train.eval_sequences)
+        with doing("fitting the bigram model"):
+            result = bigram_bits_per_byte(trainer.pipeline, config.train.eval_sequences)
         facts["bigram"] = {"loss": result.nats_per_token, "bits_per_byte": result.bits_per_byte}
     return facts
 

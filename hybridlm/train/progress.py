@@ -4,6 +4,9 @@ import shutil
 import sys
 from typing import Any, TextIO
 
+from hybridlm import progress
+from hybridlm.progress import duration
+
 
 class Progress:
     """Prints training records as one live line, and messages above it."""
@@ -12,7 +15,6 @@ class Progress:
         self.steps = steps
         self.stream = stream or sys.stdout
         self._live = self.stream.isatty()
-        self._width = 0
 
     def update(self, record: dict[str, Any]) -> None:
         """Shows a training record."""
@@ -21,12 +23,8 @@ class Progress:
         line = self._line(record, "  ", "tokens/s")
         if columns and len(line) > columns:
             line = self._line(record, " ", "tok/s")[:columns]
-        if self._live:
-            self.stream.write("\r" + line.ljust(self._width))
-            self._width = len(line)
-        else:
-            self.stream.write(line + "\n")
-        self.stream.flush()
+        show = progress.rewrite if self._live else progress.write
+        show(self.stream, line)
 
     def _line(self, record: dict[str, Any], space: str, rate: str) -> str:
         parts = [
@@ -49,17 +47,4 @@ class Progress:
 
     def print(self, message: str) -> None:
         """Prints a message on a line of its own."""
-        if self._live and self._width:
-            self.stream.write("\r" + " " * self._width + "\r")
-            self._width = 0
-        self.stream.write(message + "\n")
-        self.stream.flush()
-
-
-def duration(seconds: float) -> str:
-    """ "1h02m", "3m05s" or "42s"."""
-    seconds = max(0, round(seconds))
-    hours, minutes, rest = seconds // 3600, seconds // 60 % 60, seconds % 60
-    if hours:
-        return f"{hours}h{minutes:02}m"
-    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+        progress.write(self.stream, message)

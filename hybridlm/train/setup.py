@@ -20,6 +20,7 @@ from hybridlm.models.params import Model, Params
 from hybridlm.models.trainable import Trainable
 from hybridlm.parallel import hosts
 from hybridlm.parallel import mesh as meshes
+from hybridlm.progress import doing
 from hybridlm.runs import checkpoint, metrics
 from hybridlm.runs import lineage as lineages
 from hybridlm.runs.checkpoint import Checkpoints
@@ -236,16 +237,21 @@ def build(config: Config, workdir: pathlib.Path, plan: Plan | None = None) -> Tr
         pipeline.check_epochs(config.train.steps)
         return pipeline
 
-    pipeline = hosts.in_turn("reading the data", open_data)
+    with doing("reading the data"):
+        pipeline = hosts.in_turn("reading the data", open_data)
     start = time.perf_counter()
-    lowered = lower_step(config, pipeline.tokenizer.token_bytes(), devices)
-    train_step = compile_lowered(lowered)
+    with doing("compiling the training step"):
+        lowered = lower_step(config, pipeline.tokenizer.token_bytes(), devices)
+        train_step = compile_lowered(lowered)
     compile_seconds = time.perf_counter() - start
     model, mesh = lowered.model, lowered.mesh
     rows = hosts.Rows.of(meshes.batch_sharding(mesh), batch_shape(config))
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.keep_every)
     start_step, is_begun = checkpoints.latest_step or 0, checkpoints.latest_step is not None
-    with hosts.fail_together("opening the checkpoint"):
+    opening = (
+        f"opening the checkpoint of step {start_step}" if is_begun else "making the first state"
+    )
+    with doing(opening), hosts.fail_together("opening the checkpoint"):
         lineage = lineages.read(workdir) if is_begun else []
         if is_begun:
             state = checkpoints.restore(lowered.abstract)
