@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from hybridlm import __version__
 from hybridlm.commands import options
 from hybridlm.commands.average import AVERAGE
+from hybridlm.commands.branch import BRANCH
 from hybridlm.commands.compile import COMPILE
 from hybridlm.commands.eval import EVAL
 from hybridlm.commands.generate import GENERATE
@@ -27,6 +28,7 @@ from hybridlm.settings.registry import by_name
 COMMANDS = by_name(
     [
         TRAIN,
+        BRANCH,
         COMPILE,
         SWEEP,
         GENERATE,

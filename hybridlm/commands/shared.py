@@ -48,6 +48,27 @@ class CompilationSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class StartSettings:
+    """Where the run goes, and which of several hosts runs this process.
+
+    Attributes:
+      workdir: folder of the run.
+      dry_run: print the resolved config and the cost, and train nothing.
+      coordinator: HOST:PORT of process 0, for several hosts.
+      num_processes: number of hosts.
+      process_id: number of this host, from 0.
+      cluster: launcher that sets these variables: auto, none, slurm, ompi, tpu.
+    """
+
+    workdir: pathlib.Path | None = None
+    dry_run: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    cluster: str = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
 class OutputSettings:
     """Where results go.
 

@@ -27,6 +27,8 @@ class Origin:
         it went on from there; None if it is not known.
       optimizer: whether the optimizer state was taken too.
       fresh: `init.fresh`, the parameters that were not taken.
+      weights: "ema" for the moving average of the parameters.
+      steps: whose parameters were averaged, in a model folder of such an average.
     """
 
     path: str
@@ -35,9 +37,13 @@ class Origin:
     tokens: int | None = None
     optimizer: bool = False
     fresh: str = ""
+    weights: str = "raw"
+    steps: Sequence[int] = ()
 
     def __str__(self) -> str:
         at = "" if self.step is None else f" at step {self.step}"
+        at += f" averaged over steps {', '.join(map(str, self.steps))}" if self.steps else ""
+        at += ", the moving average" if self.weights == "ema" else ""
         optimizer = " and its optimizer state" if self.optimizer else ""
         fresh = f" but {self.fresh}" if self.fresh else ""
         sha256 = f" (parameters {self.parameters_sha256})" if self.parameters_sha256 else ""
