@@ -198,3 +198,29 @@ def test_a_missing_library_names_the_extra(cls, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(DataError, match=r"needs pyarrow.*pip install 'hybridlm\[data\]'"):
         open_source(cls(str(tmp_path / "s"), ids_key="ids"), tmp_path)
+
+
+@pytest.mark.parametrize("key", ["ids", "text"])
+@pytest.mark.parametrize("kind", ["arrow stream", "arrow file", "parquet"])
+def test_flipped_bytes_are_a_sentence_or_other_rows(kind, key, tmp_path):
+    """And never a crash: pyarrow ends the process where lengths in a damaged file go unchecked."""
+    rng = np.random.default_rng()
+    cls, write = WRITERS[kind]
+    table = pa.table({"ids": pa.array(draw_ids(rng, 9), IDS), "text": draw_texts(rng, 9)})
+    write(tmp_path / "s", table)
+    data = (tmp_path / "s").read_bytes()
+    source = cls(str(tmp_path / "s"), ids_key="ids" if key == "ids" else None)
+    for _ in range(20):
+        damaged = bytearray(data)
+        for at in rng.integers(0, len(data), 2):
+            damaged[at] = rng.integers(256)
+        (tmp_path / "s").write_bytes(damaged)
+        try:
+            if key == "text":
+                list(source.documents())
+                continue
+            store = open_source(source, tmp_path)
+            tokens, _ = store.train.read(0, store.train.tokens)
+            assert tokens.min() >= 0 and tokens.max() < 258
+        except DataError as error:
+            assert "\n" not in str(error)

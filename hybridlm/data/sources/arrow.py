@@ -134,13 +134,15 @@ def _batches(path: Path, key: str, mapped: bool = False) -> Iterator[Any]:
                 f"{path}: there is no column {key!r}; the columns are: {', '.join(names)}"
             )
         for batch in batches:
+            batch.validate()  # lengths and sizes, before anything is read by them
             column = batch.column(names.index(key))
+            column.validate(full=True)  # where each row begins and ends, and UTF-8
             buffers = [b for b in column.buffers() if b is not None and b.size]
             if mapped and not all(low <= b.address < high for b in buffers):
                 raise DataError(f"{path}: is compressed: save it again without compression")
             yield column
         if stream and whole[-8:].to_pybytes() != _END:
             raise DataError(f"{path}: is truncated after a record batch; copy it again")
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: not a readable Arrow file ({reason}); copy it again") from None

@@ -9,7 +9,7 @@ Formats: github.com/karpathy/nanoGPT data/*/prepare.py; github.com/karpathy/llm.
 dev/data/data_common.py and dev/data/fineweb.py.
 """
 
-import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -27,6 +27,11 @@ from hybridlm.settings.bounds import AtLeast, NonNegativeInt, settings
 
 _HEADER_BYTES = 1024
 _MAGIC = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}
+#: The header as numpy writes it: a dict of Python, which is not evaluated here.
+_NPY = (
+    rb"\{'descr': '(?P<dtype>[<|][iu][1248])', 'fortran_order': (?:True|False),"
+    rb" 'shape': \((?P<count>\d{1,18}),\), \}\s*"
+)
 _VERSIONS = (1, 7)  # llm.c writes version 7 for Llama 3, and other writers of that magic 1
 _BLOCK = 1 << 22  # tokens searched at once
 
@@ -157,15 +162,16 @@ def _llmc_layout(path: Path, head: bytes, size: int) -> _Layout | None:
 def _npy_layout(path: Path, head: bytes) -> _Layout | None:
     if not head.startswith(b"\x93NUMPY"):
         return None
-    file, formats = io.BytesIO(head), np.lib.format
-    try:
-        read = {(1, 0): formats.read_array_header_1_0, (2, 0): formats.read_array_header_2_0}
-        shape, _, dtype = read[formats.read_magic(file)](file)
-    except (ValueError, KeyError) as error:
-        raise DataError(f"{path}: not a readable .npy file ({error}); copy it again") from None
-    if len(shape) != 1 or dtype.kind not in "iu":
+    start = {1: 10, 2: 12}.get(head[6])  # the size of the header is a uint16 or a uint32
+    if start is None or len(head) < start:
+        raise DataError(f"{path}: not a readable .npy file; copy it again")
+    size = int.from_bytes(head[8:start], "little")
+    header = head[start : start + size]
+    found = re.fullmatch(_NPY, header)
+    if found is None or len(header) < size:
         raise DataError(
-            f"{path}: holds an array of shape {shape} and type {dtype}, and not integers in one"
-            " dimension"
+            f"{path}: not a .npy file of integers in one dimension (its header is"
+            f" {header[:60].decode('latin-1').strip()!r})"
         )
-    return _Layout(dtype, file.tell(), shape[0])
+    dtype = np.dtype(found["dtype"].decode())
+    return _Layout(dtype, start + size, int(found["count"]))

@@ -104,6 +104,6 @@ def _batches(path: Path, key: str) -> Iterator[Any]:
                     f"{path}: holds {row} rows, but its footer says "
                     f"{table.metadata.num_rows}; copy it again"
                 )
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: not a readable parquet file ({reason}); copy it again") from None
