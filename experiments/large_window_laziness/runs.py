@@ -20,7 +20,7 @@ from experiments.large_window_laziness import stream
 from experiments.large_window_laziness.arms import OPTIMIZER, Arm
 from experiments.large_window_laziness.measure import measure
 from hybridlm.models.params import Model, Params
-from hybridlm.probes import qk_distance
+from hybridlm.probes.weights import Weights, query_key_weights, weights_distance
 from hybridlm.settings import json_text
 from hybridlm.storage.writing import make_folder, write_text, writing
 from hybridlm.train.optimizer import make_optimizer
@@ -81,7 +81,7 @@ def run(arm: Arm, seed: int, folder: pathlib.Path, steps: int | None = None, log
             costs = time.process_time() - cpu, time.perf_counter() - wall
             seconds = {"cpu_seconds": round(costs[0], 1), "wall_seconds": round(costs[1], 1)}
             curve.append({"step": step, **figures, **seconds})
-            weights.append(_attention_weights(state["params"]))
+            weights.append(_heads_weights(model, state["params"]))
             _save(folder / "state.npz", state, *costs, curve, weights)
             write_text(folder / "curve.jsonl", "".join(json_text.dumps(r) + "\n" for r in curve))
             shown = " ".join(f"{a:.2f}" for a in figures["accuracy"])
@@ -92,7 +92,7 @@ def run(arm: Arm, seed: int, folder: pathlib.Path, steps: int | None = None, log
         if step < steps:
             window = arm.window(step, steps, seed)
             state, _ = train_step(state, _batch(arm, own, step, window))
-    for record, distances in zip(curve, _distances(model, state["params"], curve, weights)):
+    for record, distances in zip(curve, _distances(model, curve, weights)):
         record["qk"] = distances
     write_text(folder / "curve.jsonl", "".join(json_text.dumps(r) + "\n" for r in curve))
     facts = {"arm": arm.name, "seed": seed, "steps": steps, **seconds}
@@ -108,40 +108,26 @@ def _batch(arm: Arm, seed: int, step: int, window: int) -> dict[str, np.ndarray]
     return {**split, "window": np.full(1, window, np.int32)}
 
 
-def _attention_weights(params: Params) -> list[np.ndarray]:
-    """The query and key weights, in tree order."""
-    return [np.asarray(x) for path, x in _leaves(params) if _is_query_or_key(path)]
+def _heads_weights(model: Model, params: Params) -> list[np.ndarray]:
+    """The query and key weights (H, P) of each layer that has heads, layer by layer."""
+    found = query_key_weights(model, params).values()
+    return [x.astype(np.float32) for pair in found for x in pair]  # exact: parameters are float32
 
 
-def _distances(model: Model, final: Params, curve, weights) -> list[list[list[float]]]:
+def _distances(model: Model, curve, weights) -> list[list[list[float]]]:
     """[layer, head, relative Q/K distance to the final weights] of each head per measurement."""
-    paths = [path for path, _ in _leaves(final)]
-    final = jax.tree.map(np.asarray, final)
+    layers = query_key_weights(model, jax.tree.map(lambda x: np.zeros(x.shape), model.abstract))
 
-    def at(saved: list[np.ndarray]) -> Params:
-        left, tree = list(saved), jax.tree.structure(final)
-        leaves = [
-            left.pop(0) if _is_query_or_key(path) else x
-            for path, x in zip(paths, jax.tree.leaves(final))
-        ]
-        return jax.tree.unflatten(tree, leaves)
+    def by_layer(saved: list[np.ndarray]) -> Weights:
+        exact = [x.astype(np.float64) for x in saved]
+        return dict(zip(layers, zip(exact[::2], exact[1::2])))
 
+    read = [by_layer(saved) for saved in weights]
     steps = [record["step"] for record in curve]
-    table = qk_distance(model, zip(steps, map(at, weights)), final)
     by_step: dict[int, list[list[float]]] = {step: [] for step in steps}
-    for entry in table:
+    for entry in weights_distance(model, zip(steps, read), read[-1]):
         by_step[entry.step].append([entry.layer, entry.head, round(entry.relative, 4)])
     return list(by_step.values())
-
-
-def _leaves(params: Params) -> list[tuple[str, Any]]:
-    return [
-        (jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(params)
-    ]
-
-
-def _is_query_or_key(path: str) -> bool:
-    return path.endswith(("['q']['kernel']", "['k']['kernel']"))
 
 
 def _save(path: pathlib.Path, state, cpu, wall, curve, weights) -> None:

@@ -13,6 +13,8 @@ from hybridlm.probes.layers import mixer_names
 from hybridlm.probes.probe import Probe, Subject
 from hybridlm.probes.table import Head, Table
 
+Weights = dict[int, tuple[np.ndarray, np.ndarray]]
+
 
 @dataclasses.dataclass(frozen=True)
 class QKDistance:
@@ -51,12 +53,22 @@ def qk_distance(
       final: the parameters to compare with.
       heads: the heads to measure; None for all.
     """
+    read = ((step, query_key_weights(model, params)) for step, params in checkpoints)
+    return weights_distance(model, read, query_key_weights(model, final), heads)
+
+
+def weights_distance(
+    model: Model,
+    checkpoints: Iterable[tuple[int | None, Weights]],
+    final: Weights,
+    heads: Collection[Head] | None = None,
+) -> Table[QKDistance]:
+    """`qk_distance` of weights that `query_key_weights` read earlier."""
     names, wanted = mixer_names(model), None if heads is None else set(heads)
-    end = _weights(model, final)
     entries = []
-    for step, params in checkpoints:
-        for layer, pair in _weights(model, params).items():
-            last = end[layer]
+    for step, weights in checkpoints:
+        for layer, pair in weights.items():
+            last = final[layer]
             moved = [_norms(now - then) for now, then in zip(pair, last)]
             whole = [_norms(then) for then in last]
             for h in range(len(moved[0])):
@@ -74,8 +86,8 @@ def qk_distance(
     )
 
 
-def _weights(model: Model, params: Params) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """(q_HP, k_HP) of each layer with attention heads, in float64."""
+def query_key_weights(model: Model, params: Params) -> Weights:
+    """(q_HP, k_HP) of each layer with attention heads, in float64, by its number."""
     blocks = model.bind(jax.tree.map(np.asarray, params)).blocks()
     return {
         layer: tuple(np.asarray(w, np.float64) for w in block.mixer.query_key_weights())

@@ -70,8 +70,9 @@ class OptimizerConfig:
       warmup_steps: optimizer steps of the warm-up; 0 for none.
       decay_steps: optimizer steps of the decay at the end of a "wsd" schedule.
       final_lr_fraction: learning rate of the last step over `lr`, with all schedules but "constant".
-      weight_decay: decoupled weight decay, times the learning rate; on matrices only (never on
-        norms, biases, gates or embeddings).
+      weight_decay: decoupled weight decay, times the learning rate; on the kernels of linear maps
+        (of gates and of an untied head too) and of convolutions, and on nothing else: not on norms,
+        biases, embeddings, decay rates or sinks.
       clip_norm: global gradient norm above which gradients are scaled down; None for no clipping.
       b1: decay per step of the mean gradient in Adam (arXiv 1412.6980), and in the AdamW that Muon
         leaves embeddings, head, convolutions, norms and biases to; not in Adafactor.
