@@ -30,6 +30,15 @@ def test_the_page_of_mixers_is_up_to_date(root):
     assert all(all(laws.values()) for laws in record["passed"].values()), record["passed"]
 
 
+def test_no_table_is_cut(root):
+    """A row that a blank line separates from its table would be shown as text."""
+    for page in [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("experiments/*/*.md")]:
+        lines = ["", *page.read_text(encoding="utf-8").splitlines(), ""]
+        for number, (before, line, after) in enumerate(zip(lines, lines[1:], lines[2:]), start=1):
+            begins = line.startswith("|") and not before.startswith("|")
+            assert not begins or re.match(r"\|[ :|-]+\|$", after), f"{page}:{number}: {line}"
+
+
 @pytest.mark.parametrize("name", tables.PAGES)
 def test_the_tables_of_tasks_and_probes_are_up_to_date(root, name):
     text = (root / "docs" / name).read_text()

@@ -6,6 +6,7 @@ sequence. Row r of step n is sequence n * batch_size + r. All steps cost the sam
 needs no state, and each host can read only its own rows of the global batch.
 """
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -106,13 +107,21 @@ class Pipeline:
         self._train = {n: SplitSequences(stores[n].train, *layout) for n in self._names}
         self._heldout = {n: SplitSequences(stores[n].heldout, *layout) for n in self._names}
         self.cross_document_attention = data.cross_document_attention
+        self._seed = seed
+
+    def check(self) -> None:
+        """Checks that there is text to train on, and to evaluate.
+
+        Raises:
+          DataError: naming the source.
+        """
         for name in self._names:
-            tokens = stores[name].train.tokens
-            if tokens <= data.seq_len:
+            tokens = self._stores[name].train.tokens
+            if tokens <= self.seq_len:
                 raise DataError(
-                    f"data.sources.{name}: {stores[name].folder} has {tokens} training tokens, too"
-                    f" few for one sequence of data.seq_len {data.seq_len}: give it more text, or"
-                    " shorten the sequences"
+                    f"data.sources.{name}: {self._stores[name].folder} has {tokens} training tokens,"
+                    f" too few for one sequence of data.seq_len {self.seq_len}: give it more text,"
+                    " or shorten the sequences"
                 )
             if not len(self._train[name]):
                 raise DataError(
@@ -129,10 +138,14 @@ class Pipeline:
                 f"data.sources: {', '.join(self._names)} has a single document (or copies of one), "
                 "so none can be held out for evaluation; split it into several documents"
             )
-        self._stream = grain.MapDataset.select_from_datasets(
+
+    @functools.cached_property
+    def _stream(self) -> grain.MapDataset:
+        """The training sequences, without end."""
+        return grain.MapDataset.select_from_datasets(
             [
                 grain.MapDataset.source(self._train[name])
-                .shuffle(seed=mixture.source_seed(seed, name))
+                .shuffle(seed=mixture.source_seed(self._seed, name))
                 .repeat()
                 for name in self._names
             ],
@@ -269,11 +282,17 @@ def _stack(sequences: list[PackedSequence], seq_len: int) -> Batch:
 # --- opening ----------------------------------------------------------------------------------
 
 
-def open_pipeline(data: DataConfig, *, seed: int, workdir: str | Path) -> Pipeline:
+def open_pipeline(
+    data: DataConfig, *, seed: int, workdir: str | Path, training: bool = True
+) -> Pipeline:
     """Opens every source; tokenizes text that no earlier run has tokenized.
 
     What opening writes (the tokens of text, the indices of foreign stores) goes to
     `data.token_cache`, or `workdir`/tokens.
+
+    Args:
+      training: whether to check that there is enough text to train on (see `Pipeline.check`); a
+        reader of held-out text checks that itself.
 
     Raises:
       DataError: if a source cannot be read; the message is one sentence.
@@ -287,4 +306,7 @@ def open_pipeline(data: DataConfig, *, seed: int, workdir: str | Path) -> Pipeli
             stores[name] = source.open(opening)
         except DataError as error:
             raise DataError(f"data.sources.{name}: {error}") from None
-    return Pipeline(data, stores, tokenizer, seed=seed)
+    pipeline = Pipeline(data, stores, tokenizer, seed=seed)
+    if training:
+        pipeline.check()
+    return pipeline

@@ -11,7 +11,9 @@ leave the parameters as they are:
 Layers with a window stay as they are: they meet no distance that they did not meet in training.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from hybridlm.errors import UserError
@@ -19,6 +21,7 @@ from hybridlm.evals.settings import Extrapolation
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.positional import TemperatureConfig, YarnConfig
 from hybridlm.models.settings import ModelConfig
+from hybridlm.settings.reader import Invalid
 
 
 def extrapolated(config: ModelConfig, settings: Extrapolation, length: int) -> ModelConfig:
@@ -55,8 +58,19 @@ def _mixer(mixer: Any, settings: Extrapolation, length: int, applied: set[str]) 
     rope = mixer.rope
     if settings.rope_theta is not None:
         applied.add("rope_theta")
-        rope = dataclasses.replace(rope, theta=settings.rope_theta)
+        with _option("rope_theta"):
+            rope = dataclasses.replace(rope, theta=settings.rope_theta)
     if settings.yarn is not None:
         applied.add("yarn")
-        rope = dataclasses.replace(rope, yarn=YarnConfig(settings.yarn, length))
+        with _option("yarn"):
+            rope = dataclasses.replace(rope, yarn=YarnConfig(settings.yarn, length))
     return dataclasses.replace(mixer, rope=rope)
+
+
+@contextlib.contextmanager
+def _option(name: str) -> Iterator[None]:
+    """Says which option makes a mixer's settings invalid."""
+    try:
+        yield
+    except Invalid as error:
+        raise UserError(f"--{name} does not fit the model: its {error.field} {error}") from None

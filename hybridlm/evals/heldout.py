@@ -17,6 +17,7 @@ def open_heldout(opened: OpenedModel, length: int, reader: str) -> Pipeline:
 
     Raises:
       RunError: if `opened` is a model folder, which has no data.
+      UserError: if the held-out text has no sequence of the length.
     """
     if opened.data is None:
         raise RunError(
@@ -24,7 +25,14 @@ def open_heldout(opened: OpenedModel, length: int, reader: str) -> Pipeline:
             " a run: give the run's folder"
         )
     data = dataclasses.replace(opened.data, seq_len=length)
-    return open_pipeline(data, seed=opened.seed, workdir=opened.path)
+    pipeline = open_pipeline(data, seed=opened.seed, workdir=opened.path, training=False)
+    longest = max(split.tokens for split in pipeline.heldout_splits.values()) - 1  # and a target
+    if longest < length:
+        raise UserError(
+            f"{reader} does not fit {length:,} tokens: the run's held-out text has {longest + 1:,},"
+            f" enough for {max(longest, 0):,}"
+        )
+    return pipeline
 
 
 def heldout_documents(

@@ -77,6 +77,7 @@ BAD = [
         "optimizer.eps=1e-38",
         "optimizer.eps must be at least 1.1754943508222875e-38 (smaller ones are 0 in float32), not 1e-38",
     ),
+    ("optimizer.eps=1e-46", "optimizer.eps must be at least 1.1754943508222875e-38 (smaller"),
     ("optimizer.eps=0", "optimizer.eps must be at least 1.1754943508222875e-38 (smaller"),
     ("optimizer.b2=1", "optimizer.b2 must lie in [0, 1), not 1.0"),
     ("optimizer.final_lr_fraction=1.5", "optimizer.final_lr_fraction must lie in 0 to 1, not 1.5"),

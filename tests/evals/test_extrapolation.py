@@ -105,6 +105,16 @@ def test_invalid_settings_are_refused(given, sentence):
         read_options(EvalSettings, {"tasks": ("vt",), "lengths": (512,), **given})
 
 
+def test_a_base_that_the_model_cannot_take_names_the_option(config):
+    """The model's own YaRN needs a base above 1; no key of a config is named."""
+    yarned = dict(kind="attention", heads=2, rope=dict(yarn=dict(factor=2.0, length=64)))
+    model = dataclasses.replace(config.model, mixers={**MIXERS, "rope": yarned})
+    with pytest.raises(
+        UserError, match="--rope_theta does not fit the model: its theta must be ab"
+    ):
+        apply(dataclasses.replace(config, model=model), rope_theta=0.5)
+
+
 def test_a_setting_that_applies_to_no_layer_is_refused(config):
     model = dataclasses.replace(
         config.model,

@@ -82,6 +82,10 @@ BAD = [
     (["--tasks", "fda"], "fda needs --recall, folder of the recall tasks' files"),
     (["--tasks", "mqar", "--pairs", "300"], "mqar: 300 pairs in 512 tokens"),
     (["--lengths", "100"], "needle does not fit 100 tokens"),
+    (
+        ["--tasks", "perplexity", "--lengths", "100M"],
+        "perplexity does not fit 104,857,600 tokens: the run's held-out text has ",
+    ),
     (["--samples", "0"], "--samples must be at least 1, not 0"),
     (["--seed", "-1"], "--seed must be at least 0, not -1"),
     (["--step", "3"], "3"),
