@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels_pallas import dispatch, segments
+from kernels_pallas import dispatch, nonfinite, segments
 from kernels_pallas.attention import chunked, hopper, reference, tpu
 from kernels_pallas.attention.decode import decode_attention as _decode_attention
 
@@ -158,10 +158,11 @@ def attention(
         k_BSGK = jnp.concatenate([old.k_BSGK.astype(k_BTGK.dtype), k_BTGK], axis=1)
         v_BSGV = jnp.concatenate([old.v_BSGV.astype(v_BTGV.dtype), v_BTGV], axis=1)
         ids_BS = jnp.concatenate([old.segment_ids_BS.astype(jnp.int32), ids_BS], axis=1)
+    contained = nonfinite.contain_attention(
+        q_BTHK, k_BSGK, v_BSGV, ids_BS, window if traced else bound
+    )
     out_BTHV, lse_BTH = form(
-        q_BTHK,
-        k_BSGK,
-        v_BSGV,
+        *contained.inputs,
         ids_BS,
         sinks_H,
         window=window if traced else bound,
@@ -169,6 +170,7 @@ def attention(
         soft_cap=soft_cap,
         precision=precision,
     )
+    out_BTHV, lse_BTH = contained.mark(out_BTHV), contained.mark(lse_BTH)
     if not return_state:
         return out_BTHV, lse_BTH
     state = AttentionState(k_BSGK, v_BSGV, ids_BS)

@@ -31,6 +31,8 @@ def decode_attention(q_BHK, k_BSGK, v_BSGV, valid_BS, sinks_H, scale, soft_cap):
     if sinks_H is not None:
         sum_BGR1 += jnp.exp(sink_1GR1 - max_BGR1)
     sum_BGR1 = jnp.where(jnp.any(mask_BGRS, axis=-1, keepdims=True), sum_BGR1, 1)
+    # A slot of an earlier document may hold NaN, which a weight of 0 would not remove.
+    v_BSGV = jnp.where(valid_BS[:, :, None, None], v_BSGV, 0)
     out_BGRV = jnp.einsum(
         "bgrs,bsgv->bgrv",
         (weights_BGRS / sum_BGR1).astype(v_BSGV.dtype),

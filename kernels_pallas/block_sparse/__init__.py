@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas import dispatch, segments
+from kernels_pallas import dispatch, nonfinite, segments
 from kernels_pallas.block_sparse import chunked, reference
 from kernels_pallas.block_sparse.decode import decode as _decode
 from kernels_pallas.block_sparse.decode import update_means as _update_means
@@ -113,14 +113,17 @@ def block_sparse_attention(
         ids_BS,
         _positions(ids_BS, old.positions_BS),
     )
+    contained = nonfinite.contain_attention(q_BTHK, state.k_BSGK, state.v_BSGV, ids_BS)
     out_BTHV, lse_BTH = form(
-        q_BTHK,
-        *state,
+        *contained.inputs,
+        ids_BS,
+        state.positions_BS,
         block=block,
         top_k=top_k,
         scale=key_size**-0.5 if scale is None else scale,
         precision=precision,
     )
+    out_BTHV, lse_BTH = contained.mark(out_BTHV), contained.mark(lse_BTH)
     return (out_BTHV, lse_BTH, state) if return_state else (out_BTHV, lse_BTH)
 
 

@@ -48,6 +48,8 @@ def decode(q_BHK, k_BSGK, v_BSGV, means_BNGK, first_B, position_B, block, top_k,
     weights_BGRS = jnp.where(mask_BGRS, jnp.exp(logits_BGRS - max_BGR1), 0)
     sum_BGR1 = jnp.sum(weights_BGRS, axis=-1, keepdims=True)
     weights_BGRS /= jnp.where(jnp.any(mask_BGRS, axis=-1, keepdims=True), sum_BGR1, 1)
+    # A slot of an earlier document may hold NaN, which a weight of 0 would not remove.
+    v_BGRSV = jnp.where(mask_BGRS[..., None], v_BGRSV, 0)
     out_BGRV = jnp.einsum(
         "bgrs,bgrsv->bgrv", weights_BGRS.astype(v_BSGV.dtype), v_BGRSV, preferred_element_type=dtype
     )

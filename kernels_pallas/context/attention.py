@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import attention as op
-from kernels_pallas import segments
+from kernels_pallas import nonfinite, segments
 from kernels_pallas.context import ring
 from kernels_pallas.context.halo import document_numbers, halo, of_last_shard
+from kernels_pallas.context.nonfinite import contain
 
 
 def attention(
@@ -57,17 +58,22 @@ def attention(
             raise ValueError(
                 "context.attention: a state needs a window; full attention supports no state."
             )
-        own = op.attention(
-            q_BTHK, k_BTGK, v_BTGV, segment_ids=segment_ids, sinks_H=sinks_H, **options
-        )
         if jax.lax.axis_size(axis) == 1:
-            return own
+            return op.attention(
+                q_BTHK, k_BTGK, v_BTGV, segment_ids=segment_ids, sinks_H=sinks_H, **options
+            )
+        # The queries of a shard are the heads of one token on the ring: NaN must not get there.
+        queries = nonfinite.contain_attention(q_BTHK, k_BTGK, v_BTGV, ids_BT)
+        keys = contain(ids_BT, (k_BTGK, v_BTGV), axis)
+        contained = keys._replace(spoilt_BT=keys.spoilt_BT | queries.spoilt_BT)
+        q_BTHK, (k_BTGK, v_BTGV) = queries.inputs[0], contained.inputs
+        own = op.attention(q_BTHK, k_BTGK, v_BTGV, segment_ids=ids_BT, sinks_H=sinks_H, **options)
         scale = k_BTGK.shape[3] ** -0.5 if scale is None else scale
         static = ring.Static(axis, scale, soft_cap, impl, precision)
         numbers_BT = document_numbers(ids_BT, axis)
         others = ring.attention_to_the_left(q_BTHK, k_BTGK, v_BTGV, numbers_BT, static)
         out_BTHV, lse_BTH = ring.merge(own, others)
-        return out_BTHV.astype(v_BTGV.dtype), lse_BTH
+        return contained.mark(out_BTHV.astype(v_BTGV.dtype)), contained.mark(lse_BTH)
 
     reachable = (jax.lax.axis_size(axis) - 1) * time
     before = op.AttentionState(None, None, None)

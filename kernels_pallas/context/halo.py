@@ -4,6 +4,8 @@ Everything here is called inside `jax.shard_map` with time split over the mesh a
 holds the tokens [i T, (i + 1) T) of every row, T tokens a shard.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
@@ -28,6 +30,31 @@ def of_last_shard(x: Array, axis: str) -> Array:
     """The `x` of the last shard, on every shard; costs an all-reduce of the size of x."""
     is_last = jax.lax.axis_index(axis) == jax.lax.axis_size(axis) - 1
     return jax.lax.psum(jnp.where(is_last, x, jnp.zeros_like(x)), axis)
+
+
+def entering_state(
+    transition: Array, end: Array, first: Array, multiply: Callable, axis: str
+) -> Array:
+    """The state that enters this shard.
+
+    Arguments:
+      transition, end: the shard's A and B.
+      first: the state that enters the first shard.
+      multiply: (A, A or B) -> their product; associative, and linear in the second.
+      axis: the mesh axis that splits time.
+    """
+    # Each shard starts with its left neighbour's map, the first one with the constant `first`, so the
+    # composition of all maps up to a shard is its entering state.
+    transition, end = from_left(transition, 1, axis), from_left(end, 1, axis)
+    end = of_first_shard(first, end, axis)
+    hops = 1
+    while hops < jax.lax.axis_size(axis):
+        # Beyond the first shard from_left returns A = B = 0, which is right: there A is already 0.
+        left, left_end = from_left(transition, hops, axis), from_left(end, hops, axis)
+        end = multiply(transition, left_end) + end
+        transition = multiply(transition, left)
+        hops *= 2
+    return end
 
 
 def halo(x_BT: Array, tokens: int, axis: str, before_BS: Array | None = None) -> Array:

@@ -6,8 +6,6 @@ depth composes the maps of the shards, which gives each shard its entering state
 there.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -17,32 +15,8 @@ from kernels_pallas import dispatch, segments
 from kernels_pallas import gated_linear as gated_op
 from kernels_pallas import gated_slots as slots_op
 from kernels_pallas import linear_recurrence as diagonal_op
-from kernels_pallas.context.halo import from_left, ids_before, of_first_shard, of_last_shard
-
-
-def entering_state(
-    transition: Array, end: Array, first: Array, multiply: Callable, axis: str
-) -> Array:
-    """The state that enters this shard.
-
-    Arguments:
-      transition, end: the shard's A and B.
-      first: the state that enters the first shard.
-      multiply: (A, A or B) -> their product; associative, and linear in the second.
-      axis: the mesh axis that splits time.
-    """
-    # Each shard starts with its left neighbour's map, the first one with the constant `first`, so the
-    # composition of all maps up to a shard is its entering state.
-    transition, end = from_left(transition, 1, axis), from_left(end, 1, axis)
-    end = of_first_shard(first, end, axis)
-    hops = 1
-    while hops < jax.lax.axis_size(axis):
-        # Beyond the first shard from_left returns A = B = 0, which is right: there A is already 0.
-        left, left_end = from_left(transition, hops, axis), from_left(end, hops, axis)
-        end = multiply(transition, left_end) + end
-        transition = multiply(transition, left)
-        hops *= 2
-    return end
+from kernels_pallas.context.halo import entering_state, ids_before, of_last_shard
+from kernels_pallas.context.nonfinite import contain
 
 
 def linear_recurrence(
@@ -68,6 +42,7 @@ def linear_recurrence(
     """
     return _diagonal(
         diagonal_op.linear_recurrence,
+        False,
         lambda a_BTD: jnp.prod(a_BTD, axis=1),
         a_BTD,
         b_BTD,
@@ -95,6 +70,7 @@ def gated_recurrence(
     """
     return _diagonal(
         diagonal_op.gated_recurrence,
+        True,
         lambda log_a_BTD: jnp.exp(jnp.sum(log_a_BTD, axis=1)),
         log_a_BTD,
         x_BTD,
@@ -106,11 +82,16 @@ def gated_recurrence(
     )
 
 
-def _diagonal(op, product, a_BTD, b_BTD, axis, segment_ids, initial_state, return_state, impl):
+def _diagonal(
+    op, is_log, product, a_BTD, b_BTD, axis, segment_ids, initial_state, return_state, impl
+):
     batch, time, channels = a_BTD.shape
     dtype = dispatch.accumulator_dtype(a_BTD, b_BTD)
     first = initial_state or diagonal_op.empty_state(batch, channels, dtype)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
+    inputs, logs = ((b_BTD,), (a_BTD,)) if is_log else ((b_BTD, a_BTD), ())
+    contained = contain(ids_BT, inputs, axis, logs=logs, state=first)
+    b_BTD, a_BTD, first = *contained.inputs, contained.state
     before_B = ids_before(ids_BT, axis, first.segment_ids_B)
     # Not `empty_state`: a document that continues from the left does not start in this shard.
     nothing = diagonal_op.RecurrenceState(jnp.zeros((batch, channels), dtype), before_B)
@@ -124,7 +105,7 @@ def _diagonal(op, product, a_BTD, b_BTD, axis, segment_ids, initial_state, retur
     h_BTD, state = op(
         a_BTD, b_BTD, segment_ids=ids_BT, initial_state=state, return_state=True, impl=impl
     )
-    return _result(h_BTD, state, return_state, axis)
+    return _result(contained, h_BTD, state, return_state, axis)
 
 
 def gated_linear(
@@ -159,6 +140,10 @@ def gated_linear(
     if first is None:
         first = gated_op.empty_state(batch, heads, k_BTGK.shape[3], value_size, dtype)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
+    logs = () if log_decay.ndim == 1 else (log_decay,)
+    contained = contain(ids_BT, (q_BTGK, k_BTGK, v_BTHV), axis, logs=logs, state=first)
+    q_BTGK, k_BTGK, v_BTHV, *logs = contained.inputs
+    first, log_decay = contained.state, *(logs or (log_decay,))
     before_B = ids_before(ids_BT, axis, first.segment_ids_B)
 
     per_token = log_decay.astype(dtype)
@@ -185,7 +170,7 @@ def gated_linear(
         impl=impl,
         precision=precision,
     )
-    return _result(o_BTHV, state, return_state, axis)
+    return _result(contained, o_BTHV, state, return_state, axis)
 
 
 def _last_document(k_BTGK, v_BTHV, sums_BTHK, ids_BT, precision):
@@ -240,6 +225,11 @@ def delta_rule(
     dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, beta_BTH, *gates)
     first = initial_state or delta_op.empty_state(batch, heads, key_size, value_size, dtype)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
+    contained = contain(
+        ids_BT, (q_BTGK, k_BTGK, v_BTHV, beta_BTH), axis, logs=(log_decay,), state=first
+    )
+    q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay = contained.inputs
+    first = contained.state
     before_B = ids_before(ids_BT, axis, first.segment_ids_B)
 
     def run(v_BTHV, s_BHKV):
@@ -265,7 +255,7 @@ def delta_rule(
     end, transition = jnp.split(run(wide_v, wide_s)[1].s_BHKV, [value_size], axis=-1)
     transition = jnp.where(_unbroken(ids_BT, before_B)[:, None, None, None], transition, 0)
     s_BHKV = entering_state(transition, end, first.s_BHKV.astype(dtype), _matmul, axis)
-    return _result(*run(v_BTHV, s_BHKV), return_state, axis)
+    return _result(contained, *run(v_BTHV, s_BHKV), return_state, axis)
 
 
 def gated_slots(
@@ -305,6 +295,10 @@ def gated_slots(
     if first is None:
         first = slots_op.empty_state(batch, groups, slots, key_size, value_size, dtype)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
+    inputs = (q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM)
+    contained = contain(ids_BT, inputs, axis, state=first)
+    q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM = contained.inputs
+    first = contained.state
     before_B = ids_before(ids_BT, axis, first.segment_ids_B)
     starts_BT, unbroken_B = segments.document_starts(ids_BT, before_B), _unbroken(ids_BT, before_B)
     updates_BT = ids_BT != 0 if written_BT is None else written_BT & (ids_BT != 0)
@@ -340,9 +334,10 @@ def gated_slots(
         initial_state=slots_op.SlotState(k_slots_BGMK, v_slots_BGMV, before_B, written_B),
         return_state=True,
     )
+    out_BTHV, lse_BTH = contained.mark(out_BTHV), contained.mark(lse_BTH)
     if not return_state:
         return out_BTHV, lse_BTH
-    return out_BTHV, lse_BTH, jax.tree.map(lambda x: of_last_shard(x, axis), state)
+    return out_BTHV, lse_BTH, _of_rows(contained, state, axis)
 
 
 def _matmul(a, b):
@@ -355,7 +350,11 @@ def _unbroken(ids_BT, before_B) -> Bool[Array, "B"]:
     return ~jnp.any(starts_BT | (ids_BT == 0), axis=1)
 
 
-def _result(out, state, return_state: bool, axis: str):
-    if not return_state:
-        return out
-    return out, jax.tree.map(lambda x: of_last_shard(x, axis), state)
+def _result(contained, out, state, return_state: bool, axis: str):
+    out = contained.mark(out)
+    return (out, _of_rows(contained, state, axis)) if return_state else out
+
+
+def _of_rows(contained, state, axis: str):
+    """The state after the rows' last token, on every shard."""
+    return jax.tree.map(lambda x: of_last_shard(x, axis), contained.mark_state(state))

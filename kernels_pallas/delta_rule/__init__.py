@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas import dispatch, mxu, segments
+from kernels_pallas import dispatch, mxu, nonfinite, segments
 from kernels_pallas.delta_rule import chunked, hopper, reference, tpu
 from kernels_pallas.forms import Call
 
@@ -145,12 +145,15 @@ def delta_rule(
     if state is None:
         state = empty_state(batch, heads, key_size, value_size, dtype)
     scale = key_size**-0.5 if scale is None else scale
-    call = Call.of(ids_BT, *state, dtype, scale, precision)
-    o_BTHV, s_BHKV = form(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call)
-    o_BTHV = o_BTHV.astype(v_BTHV.dtype)
+    contained = nonfinite.contain(
+        ids_BT, (q_BTGK, k_BTGK, v_BTHV, beta_BTH), logs=(log_decay,), state=state
+    )
+    call = Call.of(ids_BT, *contained.state, dtype, scale, precision)
+    o_BTHV, s_BHKV = form(*contained.inputs, call)
+    o_BTHV = contained.mark(o_BTHV.astype(v_BTHV.dtype))
     if not return_state:
         return o_BTHV
-    return o_BTHV, DeltaRuleState(s_BHKV, ids_BT[:, -1])
+    return o_BTHV, contained.mark_state(DeltaRuleState(s_BHKV, ids_BT[:, -1]))
 
 
 def _check(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids, initial_state) -> None:

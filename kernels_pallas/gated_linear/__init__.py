@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas import dispatch, mxu, segments
+from kernels_pallas import dispatch, mxu, nonfinite, segments
 from kernels_pallas.forms import Call
 from kernels_pallas.gated_linear import chunked, hopper, reference, tpu
 
@@ -139,12 +139,15 @@ def gated_linear(
     state = initial_state
     if state is None:
         state = empty_state(batch, heads, key_size, value_size, dtype)
-    call = Call.of(ids_BT, *state, dtype, scale, precision)
-    o_BTHV, s_BHKV = form(q_BTGK, k_BTGK, v_BTHV, log_decay, call)
-    o_BTHV = o_BTHV.astype(v_BTHV.dtype)
+    per_token = () if log_decay.ndim == 1 else (log_decay,)
+    contained = nonfinite.contain(ids_BT, (q_BTGK, k_BTGK, v_BTHV), logs=per_token, state=state)
+    q_BTGK, k_BTGK, v_BTHV, *per_token = contained.inputs
+    call = Call.of(ids_BT, *contained.state, dtype, scale, precision)
+    o_BTHV, s_BHKV = form(q_BTGK, k_BTGK, v_BTHV, *(per_token or (log_decay,)), call)
+    o_BTHV = contained.mark(o_BTHV.astype(v_BTHV.dtype))
     if not return_state:
         return o_BTHV
-    return o_BTHV, GatedLinearState(s_BHKV, ids_BT[:, -1])
+    return o_BTHV, contained.mark_state(GatedLinearState(s_BHKV, ids_BT[:, -1]))
 
 
 def _check(q_BTGK, k_BTGK, v_BTHV, log_decay, segment_ids, initial_state) -> None:

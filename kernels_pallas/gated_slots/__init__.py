@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels_pallas import dispatch, mxu, segments
+from kernels_pallas import dispatch, mxu, nonfinite, segments
 from kernels_pallas.gated_slots import chunked, hopper, reference, tpu
 
 NEGATIVE = -1e30  # the log-sum-exp of an empty set
@@ -157,11 +157,12 @@ def gated_slots(
     state = initial_state
     if state is None:
         state = empty_state(batch, kv_heads, slots, key_size, value_size, dtype)
+    inputs = (q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM)
+    contained = nonfinite.contain(ids_BT, inputs, state=state)
+    q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM = contained.inputs
+    state = contained.state
     starts_BT = segments.document_starts(ids_BT, state.segment_ids_B)
-    k_slots_BGMK, v_slots_BGMV = (
-        segments.of_first_document(x, state.segment_ids_B, ids_BT).astype(dtype)
-        for x in (state.k_slots_BGMK, state.v_slots_BGMV)
-    )
+    k_slots_BGMK, v_slots_BGMV = (x.astype(dtype) for x in (state.k_slots_BGMK, state.v_slots_BGMV))
     real_BT = ids_BT != 0
     update_BT = real_BT if written_BT is None else real_BT & written_BT
 
@@ -185,10 +186,11 @@ def gated_slots(
     out_BTHV = out_BTGRV.reshape(batch, time, heads, value_size)
     out_BTHV = jnp.where(seen_BT1[..., None], out_BTHV, 0).astype(v_BTGV.dtype)
     lse_BTH = jnp.where(seen_BT1, lse_BTGR.reshape(batch, time, heads), NEGATIVE)
+    out_BTHV, lse_BTH = contained.mark(out_BTHV), contained.mark(lse_BTH)
     if not return_state:
         return out_BTHV, lse_BTH
     final = SlotState(k_slots_BGMK, v_slots_BGMV, ids_BT[:, -1], filled_BT[:, -1])
-    return out_BTHV, lse_BTH, final
+    return out_BTHV, lse_BTH, contained.mark_state(final)
 
 
 def filled(starts_BT, update_BT, written_B) -> Bool[Array, "B T"]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas import dispatch, segments
+from kernels_pallas import dispatch, nonfinite, segments
 from kernels_pallas.forms import Call
 from kernels_pallas.linear_recurrence import chunked, hopper, reference, tpu
 
@@ -118,7 +118,10 @@ def _run(gated, a_BTD, b_BTD, segment_ids, initial_state, return_state, impl):
         gated=gated,
     )
     form = _FORMS[dispatch.resolve(op, impl, case, SUPPORT)]
-    h_BTD = form(gated, a_BTD, b_BTD, Call.of(ids_BT, *state, dtype))
+    logs, inputs = ((a_BTD,), (b_BTD,)) if gated else ((), (b_BTD, a_BTD))
+    contained = nonfinite.contain(ids_BT, inputs, logs=logs, state=state)
+    b_BTD, a_BTD = contained.inputs
+    h_BTD = contained.mark(form(gated, a_BTD, b_BTD, Call.of(ids_BT, *contained.state, dtype)))
     if not return_state:
         return h_BTD
     return h_BTD, RecurrenceState(h_BTD[:, -1], ids_BT[:, -1])

@@ -31,6 +31,7 @@ from kernels_pallas import (
     testing,
 )
 from kernels_pallas import linear_recurrence as recurrence
+from kernels_pallas.testing.contained import Planted, as_of_loss
 
 AXIS = "context"
 SHARD, BATCH = jax.P(None, AXIS), 6
@@ -179,11 +180,11 @@ def runners(case: Case, mesh, with_ids: bool, with_state: bool, impl="chunked") 
         if case.stateful:
             common |= dict(initial_state=state, return_state=True)
         outputs, final = case.call(op, inputs, params, **common)
-        return (outputs, testing._floats(final)[0]), final
+        return (outputs, testing.floats(final)[0]), final
 
     def gradients(forward):
         def run(inputs, params, ids, state, cotangents):
-            floats, rebuild = testing._floats(state)
+            floats, rebuild = testing.floats(state)
             (outputs, _), vjp, final = jax.vjp(
                 lambda *args: forward(*args[:2], ids, rebuild(args[2])),
                 inputs,
@@ -214,7 +215,7 @@ def arguments(case: Case, rng, time, ids, with_state, dtype) -> tuple:
 
     def outputs(inputs, params):
         outputs, final = case.call(case.single, inputs, params, **common)
-        return outputs, testing._floats(final)[0]
+        return outputs, testing.floats(final)[0]
 
     shapes = jax.eval_shape(outputs, inputs, params)
     cotangents = jax.tree.map(lambda s: testing.normal(rng, s.shape, s.dtype), shapes)
@@ -232,6 +233,22 @@ def check(name: str, rng, mesh, time: int, with_ids=True, with_state=True, **opt
     )
     testing.assert_close(f"{name}: sharded over time = single device", got, want, 1e-10)
     return testing.error(got, want)
+
+
+def check_contained(name: str, rng, mesh, time: int) -> None:
+    """With NaN or infinity planted in a document, sharded = single device, NaN at the same places."""
+    case = CASES[name]
+    ids = documents(rng, time, mesh.shape[AXIS])
+    inputs, params, _, state, cotangents = arguments(case, rng, time, ids, True, jnp.float64)
+    plan = Planted(rng, np.asarray(ids))
+    planted = plan.inputs(inputs), params, ids, plan.state(state if case.stateful else None)
+    single, sharded = runners(case, mesh, True, case.stateful)
+    found = single(*planted, cotangents)
+    cotangents = as_of_loss(cotangents[0], found["outputs"]), cotangents[1]
+    want, got = (jax.device_get(run(*planted, cotangents)) for run in (single, sharded))
+    both = jax.tree.map(lambda x, y: ~np.isfinite(x) & ~np.isfinite(y), want, got)
+    want, got = (jax.tree.map(lambda x, b: np.where(b, 0, x), r, both) for r in (want, got))
+    testing.assert_close(f"{name}: {plan.value} over time = single device", got, want, 1e-10)
 
 
 def collectives(name: str, rng, mesh, time: int) -> dict[str, list[tuple[int, ...]]]:

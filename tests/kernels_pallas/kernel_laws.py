@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import dispatch, testing
-from kernels_pallas.testing import assert_close
+from kernels_pallas.testing import assert_close, contained
 
 
 def interpreted(subject: testing.Subject, interpret=True, platform="tpu") -> testing.Subject:
@@ -197,6 +197,17 @@ class Held:
                         f"{self.subject.name}, {name}: not finite: {jax.tree_util.keystr(path)}"
                     )
 
+    def check_contained(self, tolerance=1e-5):
+        """Law 8: NaN or infinity of a document or of padding reaches no other document."""
+        inputs, params, ids, state, (cotangents, final) = self.draw()
+        final = jax.tree.map(jnp.zeros_like, final)
+        was = self.run(inputs, params, ids, state, (cotangents, final))
+        plan = contained.Planted(self.rng, np.asarray(ids))
+        planted = plan.inputs(inputs), params, ids, plan.state(state)
+        outputs = self.run(*planted, (cotangents, final))["outputs"]
+        found = self.run(*planted, (contained.as_of_loss(cotangents, outputs), final))
+        contained.check_same_elsewhere(self.subject.name, plan, found, was, tolerance)
+
     def check_deterministic(self):
         """Law 7: two runs, the same bits."""
         arguments = self.draw()
@@ -208,7 +219,7 @@ class Held:
 #: Law 1 is part of law 3, which compares with the reference.
 LAWS = {
     name: getattr(Held, f"check_{name}")
-    for name in ("packed", "split", "causal", "finite", "deterministic")
+    for name in ("packed", "split", "causal", "finite", "deterministic", "contained")
 }
 
 

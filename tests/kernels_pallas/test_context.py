@@ -28,6 +28,12 @@ EQUAL = """
 for name in {names}:
     print(name, cases.check(name, rng, mesh, {time}, **dict({options})))
 """
+CONTAINED = """
+for name in {names}:
+    print(name)
+    for _ in range({draws}):
+        cases.check_contained(name, rng, mesh, 48)
+"""
 NEVER_GATHERS = """
 jax.config.update("jax_enable_x64", False)
 for name in {names}:
@@ -100,6 +106,11 @@ def test_no_collective_moves_the_sequence():
 
 def test_planted_faults_are_caught():
     run_on_devices(4, FAULTS)
+
+
+@pytest.mark.slow
+def test_nan_of_a_document_spoils_what_it_does_on_a_single_device():
+    run_on_devices(4, CONTAINED, names=ALL, draws=4)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from kernels_pallas import attention as attn
 from kernels_pallas.attention import chunked
 from kernels_pallas.testing import Subject, normal
-from subjects.faults import Fault, boundary_dropped, causal, forms, split
+from subjects.faults import Fault, boundary_dropped, causal, forms, not_contained, split
 
 
 def attention_subject(
@@ -93,6 +93,7 @@ def slots_dropped(state, slots):
 windowed, full = attention_subject(window=4, sinks=True), attention_subject()
 FAULTS = {
     "boundary dropped": boundary_dropped(full),
+    "NaN spreads": not_contained(full),
     "window off by one": Fault(attn._FORMS, "chunked", window_one_longer, forms(windowed)),
     "dlse ignored": Fault(chunked._attention, "bwd", lse_gradient_ignored, forms(windowed)),
     "one future key": Fault(chunked._Part, "mask", sees_the_future, causal(full)),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from kernels_pallas import block_sparse
 from kernels_pallas.block_sparse import chunked
 from kernels_pallas.testing import Subject, normal
-from subjects.faults import Fault, boundary_dropped, causal, forms, packed, split
+from subjects.faults import Fault, boundary_dropped, causal, forms, not_contained, packed, split
 
 
 def block_sparse_subject(
@@ -96,6 +96,7 @@ def lse_gradient_ignored(static, residuals, cotangents, original=chunked._backwa
 subject = block_sparse_subject()
 FAULTS = {
     "boundary dropped": boundary_dropped(subject),
+    "NaN spreads": not_contained(subject),
     "one block less": Fault(block_sparse._FORMS, "chunked", one_block_less, forms(subject)),
     "state dropped": Fault(block_sparse._FORMS, "chunked", slots_dropped, split(subject)),
     "own block ranked": Fault(chunked, "_choose", own_block_ranked, causal(subject)),

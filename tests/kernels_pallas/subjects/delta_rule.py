@@ -12,6 +12,7 @@ from subjects.faults import (
     boundary_dropped,
     finite,
     forms,
+    not_contained,
     packed,
     rng,
     split,
@@ -152,6 +153,7 @@ def across_chunks(subject):
 plain, gated, channels = (delta_subject(gate) for gate in GATES)
 FAULTS = {
     "boundary dropped": boundary_dropped(gated),
+    "NaN spreads": not_contained(gated),
     "boundary in a chunk dropped": Fault(
         chunked, "_documents", documents(same=True), packed(channels)
     ),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas import segments, testing
+from kernels_pallas import nonfinite, segments, testing
 from kernels_pallas.forms import Call
 
 
@@ -51,6 +51,17 @@ def without_state(call: Call) -> Call:
 
 def no_boundaries(segment_ids_BT, previous_ids_B=None):
     return jnp.zeros(segment_ids_BT.shape, bool).at[:, 0].set(previous_ids_B is None)
+
+
+def not_replaced(inputs, ids_BT, is_log=False):
+    return list(inputs), jnp.zeros(ids_BT.shape, bool)
+
+
+def not_contained(subject) -> Fault:
+    """NaN and infinity reach the products, for any op that uses `nonfinite`."""
+    ids = jnp.asarray([[1] * 4 + [2] * 4 + [3] * 4] * 2)
+    law = lambda: testing.check_contained(subject, rng(), 2, 12, 6, ids)  # noqa: E731
+    return Fault(nonfinite, "_replace", not_replaced, law)
 
 
 def boundary_dropped(subject) -> Fault:

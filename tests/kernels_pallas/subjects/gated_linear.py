@@ -11,6 +11,7 @@ from subjects.faults import (
     causal,
     finite,
     forms,
+    not_contained,
     packed,
     split,
     without_state,
@@ -128,6 +129,7 @@ by_token = gated_subject()
 by_channel = gated_subject(ratio=1, decay="channel")
 FAULTS = {
     "boundary dropped": boundary_dropped(by_token),
+    "NaN spreads": not_contained(by_token),
     "state dropped": Fault(gated._FORMS, "chunked", state_dropped, split(by_channel)),
     "decay order": Fault(gated._FORMS, "chunked", decays_after_input, forms(by_token)),
     "division by decays": Fault(gated._FORMS, "chunked", divides_by_decays, finite(by_channel)),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from kernels_pallas import gated_slots as slots_op
 from kernels_pallas.gated_slots import chunked, passes
 from kernels_pallas.testing import Subject, normal
-from subjects.faults import Fault, boundary_dropped, causal, finite, forms, split
+from subjects.faults import Fault, boundary_dropped, causal, finite, forms, not_contained, split
 
 
 def slots_subject(
@@ -170,6 +170,7 @@ plain, untied = slots_subject(), slots_subject(strength=20.0, tied=False)
 masked = slots_subject(mask_empty=True, gaps=True)
 FAULTS = {
     "boundary dropped": boundary_dropped(plain),
+    "NaN spreads": not_contained(plain),
     "state dropped": Fault(slots_op._FORMS, "chunked", state_dropped, split(plain)),
     "decay order": Fault(slots_op._FORMS, "chunked", writes_before_decaying, forms(untied)),
     "exp(-cumsum)": Fault(slots_op._FORMS, "chunked", factors_over_the_sequence, finite(plain)),

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 from kernels_pallas import linear_recurrence as recurrence
 from kernels_pallas.linear_recurrence import chunked, gates
 from kernels_pallas.testing import Subject, normal
-from subjects.faults import Fault, boundary_dropped, finite, forms, split, without_state
+from subjects.faults import (
+    Fault,
+    boundary_dropped,
+    finite,
+    forms,
+    not_contained,
+    split,
+    without_state,
+)
 
 
 def recurrence_subject(channels=5) -> Subject:
@@ -101,6 +109,7 @@ def state_dropped(gated, a_BTD, b_BTD, call, original=chunked.recurrence):
 recurrent = recurrence_subject()
 FAULTS = {
     "boundary dropped": boundary_dropped(recurrent),
+    "NaN spreads": not_contained(recurrent),
     "state dropped": Fault(recurrence._FORMS, "chunked", state_dropped, split(recurrent)),
     "decay order": Fault(recurrence._FORMS, "chunked", decays_after_input, forms(recurrent)),
     "division by decays": Fault(

@@ -1,0 +1,140 @@
+"""Keeps NaN and infinity within the document that they come from.
+
+A mask of zeros does not: 0 times NaN is NaN, so in a product over the tokens of a block, forward or
+backward, one document that has overflowed would spoil every other document, and the padding, beside it.
+So an op replaces what is not finite by 0 before it starts, and sets the outputs of the document from
+that token on to NaN: nothing is hidden, and no gradient passes there.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from kernels_pallas import segments
+
+
+class Contained(NamedTuple):
+    """The inputs of an op without NaN and infinity.
+
+    Attributes:
+      inputs: as given, finite.
+      state: as given, finite, and 0 where the first token does not continue its document.
+      spoilt_BT: True at tokens whose document held NaN or infinity up to them; never at padding.
+    """
+
+    inputs: tuple
+    state: Any
+    spoilt_BT: Bool[Array, "B T"]
+
+    def mark(self, x_BT: Array) -> Array:
+        """An output (B, T, ...) with NaN at spoilt tokens."""
+        return jnp.where(_wide(self.spoilt_BT, x_BT), jnp.nan, x_BT)
+
+    def mark_state(self, state: Any) -> Any:
+        """A last state with NaN in its floating fields (B, ...) where the last token is spoilt."""
+        last_B = self.spoilt_BT[:, -1]
+        return type(state)(
+            *(jnp.where(_wide(last_B, x), jnp.nan, x) if _is_float(x) else x for x in state)
+        )
+
+
+def contain(
+    ids_BT: Int[Array, "B T"],
+    inputs: tuple,
+    *,
+    logs: tuple = (),
+    state: Any = None,
+) -> Contained:
+    """Replaces NaN and infinity, and marks the tokens that they spoil.
+
+    Arguments:
+      ids_BT: int32 segment ids, 0 = padding.
+      inputs: arrays (B, T, ...), or None.
+      logs: further inputs, logarithms of decays, in which minus infinity is a decay of 0.
+      state: a recurrent state before the first token, with arrays (B, ...) and the field
+        segment_ids_B; None is no state.
+
+    Returns the inputs and then the logs, in `Contained.inputs`.
+    """
+    found, bad_BT = _replace(inputs, ids_BT)
+    found_logs, bad_logs_BT = _replace(logs, ids_BT, is_log=True)
+    bad_BT, before_B = bad_BT | bad_logs_BT, None
+    if state is not None:
+        state, bad_B = contain_state(state, ids_BT)
+        bad_BT, before_B = bad_BT.at[:, 0].max(bad_B), state.segment_ids_B
+    return Contained((*found, *found_logs), state, spoilt(ids_BT, bad_BT, before_B))
+
+
+def contain_state(state: Any, ids_BT: Int[Array, "B T"]) -> tuple[Any, Bool[Array, "B"]]:
+    """A recurrent state as in `Contained.state`, and the rows that were not finite."""
+    bad_B = jnp.zeros(ids_BT.shape[:1], bool)
+    fields = []
+    for x in state:
+        if _is_float(x):
+            x = segments.of_first_document(x, state.segment_ids_B, ids_BT)
+            bad = ~jnp.isfinite(x)
+            bad_B |= jnp.any(bad, axis=tuple(range(1, x.ndim)))
+            x = jnp.where(bad, 0, x)
+        fields.append(x)
+    return type(state)(*fields), bad_B
+
+
+def _replace(inputs: tuple, ids_BT: Array, is_log: bool = False) -> tuple[list, Array]:
+    """The inputs with 0 for what is not finite, and the tokens, padding apart, where that was."""
+    bad_BT, found = jnp.zeros(ids_BT.shape, bool), []
+    for x in inputs:
+        if x is not None:
+            bad = jnp.isnan(x) | (x == jnp.inf) if is_log else ~jnp.isfinite(x)
+            bad_BT |= jnp.any(bad, axis=tuple(range(2, x.ndim)))
+            x = jnp.where(bad, 0, x)
+        found.append(x)
+    return found, bad_BT & (ids_BT != 0)
+
+
+def contain_attention(
+    q_BT: Array, k_BS: Array, v_BS: Array, ids_BS: Array, window: int | Array | None = None
+) -> Contained:
+    """`contain` for attention of T queries to S >= T keys, whose last T tokens are the queries'.
+
+    A query that is not finite spoils its own output only; a key or value spoils the queries of its
+    document from its own token on, as far as the window reaches.
+    """
+    time = q_BT.shape[1]
+    (k_BS, v_BS), bad_BS = _replace((k_BS, v_BS), ids_BS)
+    (q_BT,), own_BT = _replace((q_BT,), ids_BS[:, -time:])
+    spoilt_BT = spoilt(ids_BS, bad_BS, reach=window)[:, -time:] | own_BT
+    return Contained((q_BT, k_BS, v_BS), None, spoilt_BT)
+
+
+def spoilt(
+    ids_BT: Int[Array, "B T"],
+    bad_BT: Bool[Array, "B T"],
+    before_B: Int[Array, "B"] | None = None,
+    reach: int | Array | None = None,
+) -> Bool[Array, "B T"]:
+    """True from a document's first bad token on; never at padding.
+
+    Arguments:
+      bad_BT: False at padding.
+      before_B: the segment id of the token before the first one.
+      reach: a bad token spoils itself and the reach - 1 tokens after it; None is all of them.
+    """
+    # The barrier keeps the compiler from evaluating the scan of constant ids, slowly.
+    ids_BT, bad_BT = jax.lax.optimization_barrier((ids_BT, bad_BT))
+    index_1T = jnp.arange(ids_BT.shape[1], dtype=jnp.int32)[None]
+    starts_BT = segments.document_starts(ids_BT, before_B)
+    start_BT = jax.lax.cummax(jnp.where(starts_BT, index_1T, 0), axis=1)
+    if reach is not None:
+        start_BT = jnp.maximum(start_BT, index_1T - (reach - 1))
+    newest_BT = jax.lax.cummax(jnp.where(bad_BT, index_1T, -1), axis=1)
+    return (newest_BT >= start_BT) & (ids_BT != 0)
+
+
+def _is_float(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _wide(mask, x: Array) -> Array:
+    return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
