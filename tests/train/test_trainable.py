@@ -126,6 +126,7 @@ def test_the_gradient_norm_is_of_the_trained_parameters():
     assert min(parts) > 0.01 * whole
 
 
+@pytest.mark.slow
 def test_no_gradient_of_frozen_arrays_is_computed():
     """The program has no matrix product for the gradient of three kernels of a frozen array."""
 
