@@ -46,13 +46,11 @@ def made(pairs, tmp_path_factory):
             dict(
                 model=dict(
                     width=16,
-                    depth=2,
-                    pattern="full rec",
+                    depth=1,
+                    pattern="full",
                     mlp=dict(hidden=24),
                     vocab_size=264,
-                    mixers=dict(
-                        full=dict(kind="attention", heads=2), rec=dict(kind="rglru", heads=2)
-                    ),
+                    mixers=dict(full=dict(kind="attention", heads=2)),
                 ),
                 data=dict(
                     sources=dict(a=source),
