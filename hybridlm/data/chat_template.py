@@ -176,7 +176,7 @@ def _compiled(template: str) -> Any:
     # No strftime_now: what a template renders must not depend on the day.
     environment.globals["raise_exception"] = refuse
     environment.filters["tojson"] = lambda value, ensure_ascii=False, indent=None: json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent
+        value, ensure_ascii=ensure_ascii, indent=indent, allow_nan=True
     )
     return environment.from_string(template)
 

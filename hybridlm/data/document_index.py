@@ -34,6 +34,7 @@ from hybridlm.data.token_stream import TokenStream
 from hybridlm.data.tokenization import Splitter
 from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import DataError
+from hybridlm.settings.json_text import parse_json
 from hybridlm.storage.writing import writing
 
 VERSION = 1
@@ -111,7 +112,9 @@ def open_indexed(
         "heldout_fraction": fraction,
         "tokenizer": describe_tokenizer(opening.tokenizer),
     }
-    digest = hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(
+        json.dumps(expected, sort_keys=True, allow_nan=False).encode()
+    ).hexdigest()
     folder = opening.folder(digest)
     if not folder.exists():
         _log.info(
@@ -170,7 +173,7 @@ def _write(
             digest += _scan(heldout, lambda d: writers["heldout"], tokenizer)
         splits = {split: writer.close() for split, writer in writers.items()}
         covered = {key: expected[key] for key in ("specials", "tokenizer", "heldout_fraction")}
-        text = json.dumps({**covered, "documents": digest}, sort_keys=True)
+        text = json.dumps({**covered, "documents": digest}, sort_keys=True, allow_nan=False)
         sha256 = hashlib.sha256(text.encode()).hexdigest()
         manifest = {
             **expected,
@@ -178,7 +181,9 @@ def _write(
             "documents_sha256": sha256,
             "sample": _sample(documents, heldout),
         }
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        (partial / MANIFEST).write_text(
+            json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8"
+        )
 
 
 class _SplitWriter:
@@ -303,7 +308,7 @@ def _long_document(
 def _read_manifest(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse_json(path.read_bytes())
         same = {key: manifest[key] for key in expected} == expected and "sample" in manifest
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         same = False

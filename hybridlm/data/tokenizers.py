@@ -208,7 +208,7 @@ class HFTokenizer:
         )
         self._encoder = self._tokenizer
         if changed:
-            self._encoder = module.Tokenizer.from_str(json.dumps(changed))
+            self._encoder = module.Tokenizer.from_str(json.dumps(changed, allow_nan=False))
         _read_plainly(module, self._encoder, promoted)
         self._never = np.array(sorted(kept.values()), np.int32)
         self.special_tokens = {**special, **kept}
@@ -217,10 +217,17 @@ class HFTokenizer:
         self.named_tokens = {role: by_id[i] for role, i in own.items() if i in by_id} | named
         self._detector = None
         if detecting := hf_text.with_unknown(changed or self._json):
-            self._detector = module.Tokenizer.from_str(json.dumps(detecting[0])), detecting[1]
+            self._detector = (
+                module.Tokenizer.from_str(json.dumps(detecting[0], allow_nan=False)),
+                detecting[1],
+            )
             _read_plainly(module, self._detector[0], promoted)
         # What is read in another way than by the file alone gets another fingerprint.
-        how = json.dumps([promoted, changed is not None]).encode() if promoted or changed else b""
+        how = (
+            json.dumps([promoted, changed is not None], allow_nan=False).encode()
+            if promoted or changed
+            else b""
+        )
         self.fingerprint = _fingerprint("hf", content + how, self.bos_id, self.eos_id)
 
     def _special_id(self, role: str, named: dict, special: dict[str, int], known: list[str]) -> int:
@@ -278,7 +285,7 @@ class HFTokenizer:
 
     @functools.cached_property
     def _byte_level(self) -> bool:
-        return '"ByteLevel"' in json.dumps(self._json.get("decoder"))
+        return '"ByteLevel"' in json.dumps(self._json.get("decoder"), allow_nan=False)
 
     def token_bytes(self) -> np.ndarray:
         sizes = np.zeros(self.vocab_size, np.int32)

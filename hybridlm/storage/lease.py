@@ -114,7 +114,9 @@ class Lease:
 
     def _write(self, if_version: bytes | None) -> bool:
         began = time.monotonic()
-        content = json.dumps({**self._owner, "nonce": secrets.token_hex(8)}).encode()
+        content = json.dumps(
+            {**self._owner, "nonce": secrets.token_hex(8)}, allow_nan=False
+        ).encode()
         if objects.write(self._url, content, if_version, guarded=False) is None:
             # The answer to a write that did happen may have been lost, and the write repeated.
             if objects.read(self._url) != content:

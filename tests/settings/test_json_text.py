@@ -1,5 +1,6 @@
 """Strict JSON: any value is read back, NaN too, and a key that an object has twice is refused."""
 
+import ast
 import json
 import math
 
@@ -121,3 +122,19 @@ def test_the_bare_words_of_older_files_are_read(word):
 def test_older_names_are_numbers_only_where_they_were_written(name):
     assert same(loads(f'["{name}"]', old_names=True), [float(name)])
     assert loads(f'["{name}"]') == [name]
+
+
+def test_no_code_writes_the_bare_words(root):
+    """`json.dumps` writes NaN, which JSON has not, unless it is told not to."""
+    found = []
+    for folder in ("hybridlm", "launch", "experiments", "benchmarks", "kernels_pallas", "docs"):
+        for path in (root / folder).rglob("*.py"):
+            hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+            text = "" if hidden else path.read_text(encoding="utf-8")
+            for node in ast.walk(ast.parse(text)) if "json.dump" in text else ():
+                if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                    continue
+                plain = ast.unparse(node.func) in ("json.dump", "json.dumps")
+                if plain and not any(word.arg == "allow_nan" for word in node.keywords):
+                    found.append(f"{path}:{node.lineno}")
+    assert not found, found

@@ -5,7 +5,6 @@ order, dataset_info.json and data-*.arrow, streams of record batches. Neither `d
 is needed: pyarrow maps the batches into memory.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from hybridlm.data.store import Opening
 from hybridlm.data.token_stream import Segment, TokenStream
 from hybridlm.errors import DataError
 from hybridlm.settings.bounds import settings
+from hybridlm.settings.json_text import parse_json
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _END = b"\xff\xff\xff\xff\0\0\0\0"  # the mark at the end of a stream
@@ -100,7 +100,7 @@ class ArrowTable(ColumnSource):
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: malformed JSON ({error}); copy it again") from None
     if not isinstance(value, dict):

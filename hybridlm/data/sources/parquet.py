@@ -50,7 +50,7 @@ class ParquetFiles(ColumnSource):
         files, vocab_size = source_files(path), opening.tokenizer.vocab_size
         dtype = token_dtype(vocab_size)
         described = [(f.name, f.path.stat().st_size, f.path.stat().st_mtime_ns) for f in files]
-        text = json.dumps(["ids", self.ids_key, vocab_size, described])
+        text = json.dumps(["ids", self.ids_key, vocab_size, described], allow_nan=False)
         folder = opening.folder(hashlib.sha256(text.encode()).hexdigest())
         if not folder.exists():
             with writing(folder), new_folder(folder) as partial:

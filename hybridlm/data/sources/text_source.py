@@ -100,7 +100,9 @@ class TextSource(SourceConfig):
             "heldout_fraction": opening.heldout_fraction,
             "version": MASKED_VERSION if self.answers_only else VERSION,
         }
-        digest = hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(
+            json.dumps(expected, sort_keys=True, allow_nan=False).encode()
+        ).hexdigest()
         folder = opening.folder(digest)
         if not folder.exists():
             size = sum(file["bytes"] for file in description["files"])
