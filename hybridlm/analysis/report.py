@@ -16,6 +16,7 @@ from hybridlm.progress import doing, duration
 from hybridlm.runs import lineage
 from hybridlm.runs.workdir import REPORT
 from hybridlm.settings import json_text
+from hybridlm.storage import open_path, own_name
 from hybridlm.storage.writing import write_text
 
 
@@ -26,12 +27,12 @@ def write_report(workdir: pathlib.Path | str) -> pathlib.Path:
       RunError: if `workdir` is not a run. WriteError: if the report cannot be written.
     """
     with doing("writing the report"):
-        return _write_report(pathlib.Path(workdir))
+        return _write_report(open_path(workdir))
 
 
 def _write_report(workdir: pathlib.Path) -> pathlib.Path:
     run = Run.open(workdir)
-    name = html.escape(run.path.resolve().name)
+    name = html.escape(own_name(run.path))
     sections = [
         f"<h1>{name}</h1>{_summary(run)}",
         _curves(run),

@@ -10,6 +10,7 @@ from hybridlm.data import Seen, seen
 from hybridlm.errors import RunError
 from hybridlm.runs import checkpoint, json_files, lineage, metrics, workdir
 from hybridlm.runs.lineage import Origin
+from hybridlm.storage import open_path
 
 Record = dict[str, Any]
 
@@ -37,7 +38,7 @@ class Run:
         Raises:
           UserError: if the folder is not a run, or one of its files is damaged.
         """
-        path = pathlib.Path(path)
+        path = open_path(path)
         if not path.is_dir():
             raise RunError(f"{path} is not a folder")
         if not (path / workdir.CONFIG).is_file():

@@ -11,6 +11,7 @@ from hybridlm.parallel.mesh import make_mesh
 from hybridlm.parallel.settings import MeshConfig
 from hybridlm.progress import doing
 from hybridlm.runs import metrics, open_model
+from hybridlm.storage.mirror import growing_file
 from hybridlm.train.live_probes import live_probes
 from hybridlm.train.loop import train
 from hybridlm.train.settings import Config
@@ -51,9 +52,11 @@ def _sample(config: Config, path: pathlib.Path) -> None:
     )
     with doing("generating the sample"):
         text = "".join(pieces)
-    writer = metrics.JsonlWriter(file)
-    writer.write({"kind": "sample", "step": opened.step, "prompt": settings.prompt, "text": text})
-    writer.close()
+    record = {"kind": "sample", "step": opened.step, "prompt": settings.prompt, "text": text}
+    with growing_file(file) as local:
+        writer = metrics.JsonlWriter(local)
+        writer.write(record)
+        writer.close()
     print(f"\nsample: {settings.prompt}{text}\n")
 
 

@@ -4,7 +4,6 @@ import ast
 import contextlib
 import inspect
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from hybridlm.config.recipe_file import imported, one_line, split
 from hybridlm.errors import ConfigError
 from hybridlm.settings import json_text
 from hybridlm.settings.reader import nearest, read_dataclass
+from hybridlm.storage import open_path
 from hybridlm.train.settings import Config
 
 
@@ -48,7 +48,7 @@ def read_json(path: os.PathLike[str] | str) -> Config:
       ConfigError: if the file is not JSON, or not a config of this version.
     """
     try:
-        settings = json_text.loads(pathlib.Path(path).read_bytes())
+        settings = json_text.loads(open_path(path).read_bytes())
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: {error}") from None
     try:

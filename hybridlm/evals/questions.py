@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from hybridlm.errors import DataError
 from hybridlm.evals import haystack
 from hybridlm.settings.json_text import parse_json
+from hybridlm.storage import open_path
 
 EXCERPT = 24  # words of an address that its document quotes
 
@@ -36,7 +37,7 @@ def read_questions(path: pathlib.Path | str) -> QuestionSet:
     Raises:
       DataError: if the file is missing or has another form.
     """
-    path = pathlib.Path(path)
+    path = open_path(path)
     try:
         value = parse_json(path.read_bytes())
     except OSError as error:

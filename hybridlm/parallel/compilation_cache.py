@@ -21,6 +21,9 @@ import filelock
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
+from hybridlm.errors import UserError
+from hybridlm.storage import is_remote
+
 MAX_BYTES = 5 * 10**9  # of the folder; JAX's own limit, if it is set, goes before
 # JAX's default of 1 s leaves out most programs of a start: dozens that take 0.1 s each.
 MIN_COMPILE_SECONDS = 0.0
@@ -46,6 +49,8 @@ def use(setting: str) -> None:
     if not wanted or setting == "off" or os.environ.get(_DIRECTORY):
         jax_cache.reset_cache()  # a cache of an earlier command in this process
         return
+    if is_remote(setting):
+        raise UserError(f"--compilation_cache {setting} is no folder of this machine: name one")
     folder = pathlib.Path(setting)
     try:
         root = user_folder() if setting == "auto" else folder.expanduser()

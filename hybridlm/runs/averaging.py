@@ -10,6 +10,7 @@ import numpy as np
 from hybridlm.errors import RunError
 from hybridlm.runs import checkpoint
 from hybridlm.runs.opened import OpenedModel, open_model
+from hybridlm.storage import open_path
 
 
 def average_checkpoints(
@@ -28,7 +29,7 @@ def average_checkpoints(
       RunError: if there is no such run, it has fewer checkpoints, or not one of a step, or the
         parameters in a checkpoint are not the model's.
     """
-    path = pathlib.Path(path)
+    path = open_path(path)
     found = checkpoint.steps(path)
     chosen = sorted(set(steps)) if last is None else found[-last:]
     if last is not None and len(chosen) < last:

@@ -15,6 +15,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from hybridlm.errors import RunError, WriteError
+from hybridlm.storage import is_remote
+from hybridlm.storage.orbax import complete_steps, orbax_path
 
 FOLDER = "checkpoints"
 _policies = ocp.training.preservation_policies
@@ -33,7 +35,7 @@ class Checkpoints:
         policies = [_policies.LatestN(keep)]
         if keep_every:
             policies.append(_policies.EveryNSteps(keep_every))
-        self._folder = (workdir / FOLDER).absolute()
+        self._folder = orbax_path(workdir / FOLDER)
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -109,7 +111,7 @@ def save_tree(path: pathlib.Path, tree: Any) -> None:
       WriteError: if it cannot be written.
     """
     try:
-        ocp.save(path.absolute(), tree)
+        ocp.save(orbax_path(path), tree)
     except Exception as error:
         reason = write_failure(error)
         if reason is None:
@@ -120,6 +122,8 @@ def save_tree(path: pathlib.Path, tree: Any) -> None:
 def steps(workdir: pathlib.Path) -> list[int]:
     """Steps of the complete checkpoints under `workdir`, oldest first."""
     folder = workdir / FOLDER
+    if is_remote(folder):
+        return complete_steps(folder)
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
@@ -161,7 +165,7 @@ def load_tree(path: pathlib.Path, parts: Sequence[str] | None = None) -> dict[st
     Raises:
       RunError: if it cannot be read.
     """
-    path = path.absolute()
+    path = orbax_path(path)
     with _readable(path):
         metadata = ocp.metadata(path).metadata
         parts = tuple(metadata) if parts is None else parts
@@ -185,7 +189,7 @@ def describe_tree(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       RunError: if it cannot be read.
     """
-    path = path.absolute()
+    path = orbax_path(path)
     with _readable(path):
         described = ocp.metadata(path)
         return described.metadata, described.custom_metadata or {}

@@ -28,6 +28,7 @@ from hybridlm.runs.lineage import Origin
 from hybridlm.runs.workdir import CONFIG
 from hybridlm.settings.plain import to_dict
 from hybridlm.settings.reader import read_dataclass
+from hybridlm.storage import open_path
 from hybridlm.storage.writing import write_bytes, writing
 
 MODEL, PARAMS = "model.json", "params"
@@ -141,7 +142,7 @@ def open_model(
       RunError: if there is no such run, model or checkpoint, it has no moving average, or the
         tokenizer has changed.
     """
-    path = pathlib.Path(path)
+    path = open_path(path)
     with doing(f"opening the model in {path}"):
         return _open(path, step, weights)
 
@@ -163,15 +164,15 @@ def save_model(opened: OpenedModel, path: pathlib.Path | str, *, data: bool = Fa
     Raises:
       RunError: if `path` is not empty. WriteError: if it cannot be written.
     """
-    path = pathlib.Path(path)
+    path = open_path(path)
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
+        if path.exists() and any(path.iterdir()):
             raise RunError(f"{path} is not empty: name a new folder for the model")
     checkpoint.save_tree(path / PARAMS, opened.params)
     source = opened.tokenizer.path
     if source is not None:
-        _copy_tokenizer(pathlib.Path(source), path)
+        _copy_tokenizer(open_path(source), path)
     settings = {
         "model": to_dict(opened.config),
         "tokenizer": {

@@ -12,6 +12,7 @@ from hybridlm.runs import checkpoint, metrics, opened
 from hybridlm.runs.json_files import read_json
 from hybridlm.runs.lineage import Origin
 from hybridlm.runs.workdir import CONFIG
+from hybridlm.storage import open_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ def open_source(path: pathlib.Path | str, step: int | None = None) -> Source:
     Raises:
       RunError: if there is no such run, model or checkpoint.
     """
-    path = pathlib.Path(path)
+    path = open_path(path)
     is_run = (path / CONFIG).is_file()
     if is_run:
         settings = read_json(path / CONFIG)

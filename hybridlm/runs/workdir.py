@@ -11,13 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
+from importlib import metadata as packages
 from typing import Any, NamedTuple
 
 from hybridlm.errors import RunError
-from hybridlm.runs import checkpoint
+from hybridlm.runs import checkpoint, metrics
 from hybridlm.runs.json_files import read_json, write_json
 from hybridlm.settings.plain import flat
+from hybridlm.storage import is_remote, objects, open_path, own_name
+from hybridlm.storage.lease import Lease
+from hybridlm.storage.mirror import Mirror
 from hybridlm.storage.writing import writing
 
 Settings = dict[str, Any]
@@ -46,10 +49,23 @@ class RunSettings(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """An opened, locked workdir; `close` or the end of the process unlocks it."""
+    """An opened, locked workdir; `close` or the end of the process unlocks it.
+
+    Attributes:
+      path: the folder, here or in a bucket.
+      lock: the lock of a folder of this machine, the lease of one in a bucket; None where the
+        folder is not written.
+      mirror: uploads the files that grow to a bucket.
+    """
 
     path: pathlib.Path
     lock: Any
+    mirror: Mirror | None = None
+
+    @property
+    def local(self) -> pathlib.Path:
+        """The folder of this machine for files that grow: `path`, or the mirror's."""
+        return self.path if self.mirror is None else self.mirror.local
 
     @classmethod
     def follow(cls, path: pathlib.Path, run: RunSettings) -> "Workdir":
@@ -58,7 +74,7 @@ class Workdir:
         Raises:
           RunError: if the run in it has other settings, or the folder is not shared.
         """
-        if not path.is_dir():
+        if not is_remote(path) and not path.is_dir():
             raise RunError(
                 f"--workdir {path} does not exist: all hosts need the same, shared folder"
             )
@@ -73,7 +89,9 @@ class Workdir:
           RunError: if another process trains in it, or the run in it has other settings.
           WriteError: if it cannot be written.
         """
-        path = pathlib.Path(path)
+        path = open_path(path)
+        if is_remote(path):
+            return cls._open_remote(path, run)
         if path.exists() and not path.is_dir():
             raise RunError(f"--workdir {path} is a file: name a folder")
         with writing(f"--workdir {path}"):
@@ -86,6 +104,22 @@ class Workdir:
         check_same_run(path, run)
         return cls(path, lock)
 
+    @classmethod
+    def _open_remote(cls, path: pathlib.Path, run: RunSettings) -> "Workdir":
+        check_same_run(path, run)  # before the lease, which may have to be waited for
+        lease = Lease(path)
+        mirror = Mirror(os.fspath(path))
+        try:
+            check_same_run(path, run)
+            for name in objects.keys(path):
+                if name.endswith(".jsonl") and "/" not in name:
+                    mirror.download(name)
+        except BaseException:
+            mirror.discard()
+            lease.close()
+            raise
+        return cls(path, lease, mirror)
+
     def begin(self, settings: Settings) -> Settings | None:
         """Writes `config.json`: before this, a failed start leaves the folder free for other runs.
 
@@ -97,9 +131,33 @@ class Workdir:
         write_json(file, settings)
         return before
 
+    def uploads(self) -> list[metrics.Writer]:
+        """What must come after the writers of files in `local`, so that a flush stores them."""
+        return [] if self.mirror is None else [_Uploads(self.mirror)]
+
     def close(self) -> None:
-        if self.lock is not None:
-            self.lock.close()
+        """Uploads what has grown since, and unlocks the folder."""
+        try:
+            if self.mirror is not None:
+                self.mirror.close()
+        finally:
+            if self.lock is not None:
+                self.lock.close()
+
+
+class _Uploads:
+    """A writer whose `flush` uploads the files that the writers before it have written."""
+
+    def __init__(self, mirror: Mirror):
+        self._mirror = mirror
+
+    def write(self, record: metrics.Record) -> None: ...
+
+    def flush(self) -> None:
+        self._mirror.upload()
+
+    def close(self) -> None:
+        self._mirror.upload()
 
 
 def check_same_run(path: pathlib.Path, run: RunSettings) -> None:
@@ -136,7 +194,7 @@ def record_environment(path: pathlib.Path, devices: list[Any]) -> dict[str, Any]
     target = path / ENVIRONMENT
     earlier = read_json(target) if target.exists() else {}
     # Before ids were kept, Weights & Biases knew a run by its folder's name.
-    first = path.resolve().name if earlier else secrets.token_hex(8)
+    first = own_name(path) if earlier else secrets.token_hex(8)
     environment = {
         "id": earlier.get("id", first),
         "command": shlex.join(["hybridlm", *sys.argv[1:]]),
@@ -173,8 +231,8 @@ PACKAGES = (
 
 def _version(name: str) -> str | None:
     try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
+        return packages.version(name)
+    except packages.PackageNotFoundError:
         return None
 
 

@@ -5,6 +5,7 @@ Nothing is cached, because other processes write to the same bucket. A file that
 whole when it is closed, and not at all if an exception ends the block.
 """
 
+import errno
 import io
 import os
 from typing import Any
@@ -38,7 +39,7 @@ class BucketFileSystem(fsspec.AbstractFileSystem):
             return {"name": name, "type": "file", "size": None}
         if "/" not in name or objects.keys(url):
             return {"name": name, "type": "directory", "size": 0}
-        raise FileNotFoundError(url)
+        raise _absent(url)
 
     def exists(self, path: Any, **options: Any) -> bool:
         try:
@@ -82,13 +83,13 @@ class BucketFileSystem(fsspec.AbstractFileSystem):
     def cp_file(self, path1: Any, path2: Any, **options: Any) -> None:
         data = objects.read(self._url(path1))
         if data is None:
-            raise FileNotFoundError(self._url(path1))
+            raise _absent(self._url(path1))
         objects.write(self._url(path2), data)
 
     def cat_file(self, path: Any, start: Any = None, end: Any = None, **options: Any) -> bytes:
         data = objects.read(self._url(path))
         if data is None:
-            raise FileNotFoundError(self._url(path))
+            raise _absent(self._url(path))
         return data[start:end]
 
     def pipe_file(self, path: Any, value: bytes, mode: str = "overwrite", **options: Any) -> None:
@@ -168,6 +169,10 @@ class _TextWriter(io.TextIOWrapper):
             self.buffer.discard()
         else:
             self.close()
+
+
+def _absent(url: str) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, "there is no such object", url)
 
 
 def register() -> None:

@@ -19,6 +19,7 @@ import threading
 import time
 from typing import Any
 
+from hybridlm import progress
 from hybridlm.errors import RunError, StorageError
 from hybridlm.storage import objects
 
@@ -85,10 +86,10 @@ class Lease:
                 raise RunError(self._refusal(holder))
             if not said:
                 said = True
-                print(
+                progress.write(
+                    sys.stderr,
                     f"hybridlm: {_named(holder)} holds {self._folder}: waiting for {self._expires:.0f} s"
                     " to see whether it still runs",
-                    file=sys.stderr,
                 )
             time.sleep(min(_POLL, self._expires / 10))
             now = objects.read_version(self._url)

@@ -4,14 +4,18 @@ Objects cannot be appended to, so a growing file is written here and uploaded wh
 `EVERY` seconds, and when `upload` is called.
 """
 
+import contextlib
+import os
 import pathlib
 import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 
 from hybridlm.errors import UserError
 from hybridlm.storage import objects
+from hybridlm.storage.paths import is_remote
 
 EVERY = 20.0  # seconds
 
@@ -52,11 +56,16 @@ class Mirror:
 
     def close(self) -> None:
         """Uploads a last time, and removes the local folder."""
-        self._ended.set()
         try:
             self.upload()
         finally:
-            shutil.rmtree(self.local, ignore_errors=True)
+            self.discard()
+
+    def discard(self) -> None:
+        """Removes the local folder without uploading."""
+        self._ended.set()
+        self._thread.join(timeout=10)
+        shutil.rmtree(self.local, ignore_errors=True)
 
     def _keep(self) -> None:
         last = time.monotonic()
@@ -67,6 +76,20 @@ class Mirror:
             except UserError as error:
                 self._failure = error
                 return
+
+
+@contextlib.contextmanager
+def growing_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The file of this machine to append to: `path`, or a copy that replaces it at the end."""
+    if not is_remote(path):
+        yield path
+        return
+    mirror = Mirror(os.fspath(path.parent))
+    try:
+        mirror.download(path.name)
+        yield mirror.local / path.name
+    finally:
+        mirror.close()
 
 
 def _state(path: pathlib.Path) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from hybridlm import progress
 from hybridlm.errors import StorageError
 
 SCHEMES = {"gs": "gcs", "s3": "s3"}  # TensorStore's driver of each
@@ -150,10 +151,17 @@ def delete(url: Any, if_version: bytes | None = None) -> bool:
 
 def exists(url: Any) -> bool:
     """Whether there is an object of this name."""
+    return version(url) != ABSENT
+
+
+def version(url: Any) -> bytes | None:
+    """The version of an object; None if the server does not tell, `ABSENT` without an object."""
     store, at = _store_of(url)
-    # An empty range: the server sends no content.
-    result = _wait(lambda: store.read(at.key, byte_range=slice(0, 0)), "reading", at.url)
-    return result.state == "value"
+    nothing = slice(0, 0)  # an empty range: the server sends no content
+    result = _wait(lambda: store.read(at.key, byte_range=nothing), "reading", at.url)
+    if result.state != "value":
+        return ABSENT
+    return None if result.stamp.generation == _UNKNOWN else result.stamp.generation
 
 
 def keys(url: Any) -> list[str]:
@@ -270,7 +278,7 @@ def _wait(start: Callable[[], Any], doing: str, url: str) -> Any:
                     f"{doing} {url} failed: its server did not answer, or answered with errors of its"
                     f" own, for {waited:.0f} seconds; start the same command again to go on"
                 ) from None
-            print(f"hybridlm: {doing} {url}: no answer for {waited:.0f} s", file=sys.stderr)
+            progress.write(sys.stderr, f"hybridlm: {doing} {url}: no answer for {waited:.0f} s")
             patience = min(waited * 2, GIVE_UP_AFTER - waited)
         except ValueError as error:  # TensorStore's, which begins with the status
             raise _mended(str(error), doing, url) from None

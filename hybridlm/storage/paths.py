@@ -77,6 +77,11 @@ def expand(path: Any) -> pathlib.Path:
     return open_path(path if is_remote(path) else os.path.expanduser(path))
 
 
+def own_name(path: pathlib.Path) -> str:
+    """The name of a file or folder, also where the path ends in "." or ".."."""
+    return path.name if is_remote(path) else path.resolve().name
+
+
 def write_whole(path: pathlib.Path, data: bytes) -> None:
     """Writes a file that every reader sees as it was before, or complete.
 

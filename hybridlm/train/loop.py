@@ -16,6 +16,7 @@ from hybridlm.parallel import compilation_cache, hosts
 from hybridlm.progress import doing, duration
 from hybridlm.runs import checkpoint, lineage, metrics, workdir
 from hybridlm.settings.plain import to_dict
+from hybridlm.storage import own_name
 from hybridlm.train import host_memory, preemption, setup
 from hybridlm.train.init_plan import make_plan
 from hybridlm.train.progress import Progress
@@ -34,9 +35,10 @@ class Callback(Protocol):
     """Called after some training steps; its time is not counted in step times."""
 
     def begin(self, path: pathlib.Path, step: int) -> None:
-        """Called once, before the first step: the run in `path` starts or resumes after `step`.
+        """Called once, before the first step: the run starts or resumes after `step`.
 
-        Records of later steps must be dropped; the loop computes them again.
+        Files that grow belong into the folder `path` of this machine. Records of later steps must
+        be dropped; the loop computes them again.
         """
 
     def due(self, step: int) -> bool:
@@ -118,7 +120,7 @@ def _train(
         heldout = trainer.heldout()
     _print_start(progress, config, trainer, peak, peak_source)
     if hosts.is_first():
-        recorded = [r for r in metrics.read(path / metrics.FILE) if r["kind"] == "run"]
+        recorded = [r for r in metrics.read(folder.local / metrics.FILE) if r["kind"] == "run"]
         if goes_on or not recorded:
             facts = _run_facts(trainer, peak, peak_source, recorded)
             writers.write({"kind": "run", "step": start, **facts})
@@ -172,7 +174,7 @@ def _train(
         save(start, state)  # with it, the run no longer needs its source
     batches = trainer.batches()
     stop_agreement = hosts.StopAgreement(trainer.mesh)
-    callback.begin(path, start)
+    callback.begin(folder.local, start)
     clock.restart()
     try:
         for step in range(start + 1, steps + 1):
@@ -248,18 +250,18 @@ def _begin(config: Config, folder: workdir.Workdir, start: int) -> tuple[metrics
     if goes_on:
         (folder.path / workdir.REPORT).unlink(missing_ok=True)  # of the run that was shorter
     environment = workdir.record_environment(folder.path, jax.devices())
-    metrics.cut_back(folder.path / metrics.FILE, start)
-    return _writers(config, folder.path, environment["id"], start), goes_on
+    metrics.cut_back(folder.local / metrics.FILE, start)
+    return _writers(config, folder, environment["id"], start), goes_on
 
 
-def _writers(config: Config, path: pathlib.Path, run_id: str, start: int) -> metrics.Writers:
-    writers: list[metrics.Writer] = [metrics.JsonlWriter(path / metrics.FILE)]
+def _writers(config: Config, folder: workdir.Workdir, run_id: str, start: int) -> metrics.Writers:
+    writers: list[metrics.Writer] = [metrics.JsonlWriter(folder.local / metrics.FILE)]
     if config.train.tensorboard:
-        writers.append(metrics.TensorBoardWriter(path / "tensorboard", start))
+        writers.append(metrics.TensorBoardWriter(folder.local / "tensorboard", start))
     if config.train.wandb:
-        name = path.resolve().name
+        name = own_name(folder.path)
         writers.append(metrics.WandbWriter(config.train.wandb, name, run_id, to_dict(config)))
-    return metrics.Writers(writers)
+    return metrics.Writers([*writers, *folder.uploads()])
 
 
 def _run_facts(

@@ -13,6 +13,7 @@ from hybridlm.settings.bounds import (
     Above,
     Between,
     Epsilon,
+    IsPath,
     NonNegativeFloat,
     NonNegativeInt,
     NotEmpty,
@@ -180,7 +181,7 @@ class InitConfig:
         them; globs with "|" between, e.g. "head|*.gate".
     """
 
-    path: Annotated[str, NotEmpty()]
+    path: Annotated[str, NotEmpty(), IsPath()]
     step: NonNegativeInt | None = None
     optimizer: bool = False
     keep_step: bool = False

@@ -61,6 +61,8 @@ class Gate(http.server.ThreadingHTTPServer):
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: Gate
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # headers and content in one packet
 
     def _answer(self) -> None:
         body = self._body()
