@@ -43,7 +43,7 @@ def _run(chosen: TokenizeSettings) -> int:
     kind, path = chosen.tokenizer, chosen.tokenizer_path
     names = {"kind": "tokenizer", "path": "tokenizer_path"}
     tokenizer_config = read_options(TokenizerConfig, {"kind": kind, "path": path}, names)
-    source = text_source(chosen.kind, chosen.source, chosen.text_key)
+    source = text_source(chosen.kind, chosen.source, chosen.text_key).on_this_machine()
     tokenizer = data.open_tokenizer(tokenizer_config)
     processes = chosen.processes or os.cpu_count() or 1
     with doing(f"tokenizing {chosen.source}"):

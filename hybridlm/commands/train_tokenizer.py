@@ -31,7 +31,8 @@ def _run(chosen: TrainTokenizerSettings) -> int:
     from hybridlm.data.sources import text_source
     from hybridlm.progress import doing
 
-    documents = text_source(chosen.kind, chosen.source, chosen.text_key).documents()
+    source = text_source(chosen.kind, chosen.source, chosen.text_key)
+    documents = source.on_this_machine().documents()
     with doing("training the tokenizer"):
         data.train_bpe(documents, chosen.vocab_size, chosen.out)
     print(f"written to {chosen.out}")

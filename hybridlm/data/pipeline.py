@@ -15,13 +15,15 @@ from typing import Any
 import grain
 import numpy as np
 
+from hybridlm import storage
 from hybridlm.data import mixture, packing
 from hybridlm.data.epochs import check_epochs
 from hybridlm.data.packing import PackedSequence
 from hybridlm.data.settings import DataConfig
 from hybridlm.data.store import Opening, Split, TokenStore, loss_mask_of
 from hybridlm.data.tokenizers import Tokenizer, open_tokenizer
-from hybridlm.errors import DataError
+from hybridlm.errors import DataError, StorageError
+from hybridlm.storage.local_copies import copy_of
 
 _INFINITE = 2**62
 
@@ -288,7 +290,8 @@ def open_pipeline(
     """Opens every source; tokenizes text that no earlier run has tokenized.
 
     What opening writes (the tokens of text, the indices of foreign stores) goes to
-    `data.token_cache`, or `workdir`/tokens.
+    `data.token_cache`, or `workdir`/tokens. In a bucket, both are copied to and from a folder of
+    the user's cache, where they are read.
 
     Args:
       training: whether to check that there is enough text to train on (see `Pipeline.check`); a
@@ -298,13 +301,17 @@ def open_pipeline(
       DataError: if a source cannot be read; the message is one sentence.
     """
     tokenizer = open_tokenizer(data.tokenizer)
-    cache = Path(os.path.expanduser(data.token_cache or Path(workdir) / "tokens"))
+    cache = storage.expand(data.token_cache or storage.open_path(workdir) / "tokens")
+    shared = os.fspath(cache) if storage.is_remote(cache) else None
+    if shared is not None:
+        cache = copy_of(shared)
     stores = {}
     for name, source in data.sources.items():
-        opening = Opening(name, tokenizer, cache, data.heldout_fraction, data.verify)
+        opening = Opening(name, tokenizer, cache, data.heldout_fraction, data.verify, shared, [])
         try:
-            stores[name] = source.open(opening)
-        except DataError as error:
+            stores[name] = source.on_this_machine().open(opening)
+            opening.share()
+        except (DataError, StorageError) as error:
             raise DataError(f"data.sources.{name}: {error}") from None
     pipeline = Pipeline(data, stores, tokenizer, seed=seed)
     if training:

@@ -28,6 +28,7 @@ from hybridlm.data.store import SPLITS
 from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import DataError
 from hybridlm.settings.json_text import parse_json
+from hybridlm.storage.local_copies import local_copy
 
 FORMAT = "hybridlm-tokens"
 VERSION = 2  # version 2 selects held-out documents by a hash of their text
@@ -294,7 +295,7 @@ def open_shards(folder: str | Path, *, tokenizer: Tokenizer, verify: str = "chec
       DataError: for a missing, truncated or corrupt file, an edited manifest, another format
         version or tokenizer.
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = Path(os.path.expanduser(local_copy(folder)))
     manifest = read_manifest(folder)
     written, given = manifest["tokenizer"], describe_tokenizer(tokenizer)
     if written != given:

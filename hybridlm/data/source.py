@@ -1,13 +1,17 @@
 """Sources: the settings of every kind, and the text that most kinds read."""
 
 import abc
+import dataclasses
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Protocol
 
 from hybridlm.data.examples import Example
 from hybridlm.data.store import Opening, TokenStore
 from hybridlm.data.tokenizers import Tokenizer
+from hybridlm.errors import DataError, StorageError
 from hybridlm.settings.bounds import Above, IsPath, NotEmpty, PositiveFloat, settings
+from hybridlm.storage import is_remote
+from hybridlm.storage.local_copies import local_copy
 
 
 @settings
@@ -26,6 +30,22 @@ class SourceConfig(abc.ABC):
     path: Annotated[str, NotEmpty(), IsPath()]
     weight: PositiveFloat = 1.0
     max_epochs: Annotated[float, Above(0, none="for no limit")] | None = None
+
+    def on_this_machine(self) -> "SourceConfig":
+        """The source with the files of a bucket copied to this machine, if it has such files.
+
+        Raises:
+          DataError: if there is no such file, or it cannot be copied.
+        """
+        try:
+            copies = {
+                name: local_copy(path)
+                for name in ("path", "heldout_path")
+                if (path := getattr(self, name, None)) is not None and is_remote(path)
+            }
+        except StorageError as error:
+            raise DataError(f"source {error}") from None
+        return dataclasses.replace(self, **copies) if copies else self
 
     @abc.abstractmethod
     def open(self, opening: Opening) -> TokenStore:

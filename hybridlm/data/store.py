@@ -7,6 +7,7 @@ import numpy as np
 
 from hybridlm.data.loss_mask import LossMask
 from hybridlm.data.tokenizers import Tokenizer
+from hybridlm.storage.local_copies import download_folder, is_uploaded, upload_folder
 
 SPLITS = ("train", "heldout")
 
@@ -80,6 +81,8 @@ class Opening(NamedTuple):
       cache: folder for tokens and indices that opening writes.
       heldout_fraction: share of documents held out for evaluation.
       verify: "checksum" or "size", see `DataConfig`.
+      shared: the folder of a bucket that `cache` is a copy of; None if it is no copy.
+      asked: gets every folder of `cache` that is asked for.
     """
 
     name: str
@@ -87,8 +90,26 @@ class Opening(NamedTuple):
     cache: Path
     heldout_fraction: float
     verify: str = "checksum"
+    shared: str | None = None
+    asked: list[Path] | None = None
 
     def folder(self, digest: str) -> Path:
-        """The folder of `cache` for tokens of this source with this digest, in hexadecimal."""
+        """The folder of `cache` for tokens of this source with this digest, in hexadecimal.
+
+        It is downloaded if another process has shared it in a bucket.
+        """
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in self.name)
-        return self.cache / f"{safe}-{digest[:12]}"
+        folder = self.cache / f"{safe}-{digest[:12]}"
+        if self.shared is not None and not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            download_folder(f"{self.shared}/{folder.name}", folder)
+        if self.asked is not None:
+            self.asked.append(folder)
+        return folder
+
+    def share(self) -> None:
+        """Uploads the folders that were asked for and are not in the bucket yet."""
+        for folder in self.asked if self.shared is not None and self.asked else ():
+            url = f"{self.shared}/{folder.name}"
+            if folder.exists() and not is_uploaded(url):
+                upload_folder(folder, url)

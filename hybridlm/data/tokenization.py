@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import multiprocessing
 import os
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from hybridlm.data.shards import SHARD_TOKENS, ShardWriter
 from hybridlm.data.source import TextReader
 from hybridlm.data.tokenizers import Tokenizer, open_kind
 from hybridlm.errors import DataError
+from hybridlm.storage import is_remote, objects, open_path
+from hybridlm.storage.local_copies import upload_folder
 from hybridlm.storage.writing import writing
 
 _CHUNK_CHARS = 1 << 20  # characters of text sent to a process at once
@@ -39,7 +42,8 @@ def tokenize(
     Args:
       source: a source of text.
       tokenizer: the result of `open_tokenizer`.
-      folder: the folder to create; it must not exist, and exists only once it is complete.
+      folder: the folder to create; it must not exist, and exists only once it is complete. That of
+        a bucket is written on this machine first.
       heldout_fraction: share of documents held out for evaluation, see `Splitter`.
       processes: number of encoding processes; 1 encodes in this process.
       shard_tokens: a shard ends after the document that reaches this many tokens.
@@ -55,6 +59,16 @@ def tokenize(
         raise DataError(f"processes is {processes}; it must be at least 1")
     if not 0 < heldout_fraction < 1:
         raise DataError(f"heldout_fraction is {heldout_fraction}; it must lie between 0 and 1")
+    if is_remote(folder):
+        if objects.keys(folder):
+            raise DataError(f"{folder} exists; remove it or name another folder")
+        with tempfile.TemporaryDirectory(prefix="hybridlm-") as scratch:
+            local = Path(scratch) / "tokens"
+            tokenize(
+                source, tokenizer, local, heldout_fraction, processes, shard_tokens=shard_tokens
+            )
+            upload_folder(local, folder)
+        return open_path(folder)
     description = source.describe(tokenizer)
     with writing(folder), ShardWriter(Path(folder), tokenizer, shard_tokens) as writer:
         chunks, splitter = _chunked(source.documents()), Splitter(heldout_fraction)

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ from hybridlm.errors import DataError
 from hybridlm.settings.bounds import IsPath, settings
 from hybridlm.settings.json_text import parse_json
 from hybridlm.settings.reader import require
+from hybridlm.storage import expand
 from hybridlm.storage.writing import make_folder, write_text
 
 # A tokenizer.json does not say which special tokens begin and end a document. Without a
@@ -118,7 +118,7 @@ def _fingerprint(kind: str, content: bytes, bos_id: int, eos_id: int) -> str:
 
 def _read_file(path: str | None, part: str) -> bytes:
     try:
-        return Path(os.path.expanduser(path)).read_bytes()
+        return expand(path).read_bytes()
     except ValueError as error:  # a NUL in the path
         raise DataError(f"tokenizer {path!r}: {part} cannot be read ({error})") from None
     except OSError as error:
@@ -181,7 +181,7 @@ class HFTokenizer:
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"tokenizer {path}: not a valid tokenizer.json ({error})") from None
         self.path = str(path)
-        folder = Path(os.path.expanduser(path)).parent
+        folder = expand(path).parent
         config = _tokenizer_config(folder / "tokenizer_config.json")
         self.chat_template = _chat_template(folder, config)
         named, names = hf_text.named_roles(config), hf_text.special_names(config)
@@ -432,7 +432,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int, path: str | Path) -> HF
         or the text is too short for that many merges.
     """
     module = require_module("tokenizers", "hf", "training a BPE")
-    path = Path(os.path.expanduser(path))
+    path = expand(path)
     if vocab_size < 258:
         raise DataError(f"vocab_size is {vocab_size}; 256 bytes and 2 specials need at least 258")
     if vocab_size > _MAX_VOCAB:
