@@ -38,7 +38,10 @@ class Origin:
     optimizer: bool = False
     fresh: str = ""
     weights: str = "raw"
-    steps: Sequence[int] = ()
+    steps: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "steps", tuple(self.steps))  # JSON has lists
 
     def __str__(self) -> str:
         at = "" if self.step is None else f" at step {self.step}"

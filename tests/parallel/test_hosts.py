@@ -15,7 +15,7 @@ import pytest
 
 from hybridlm.errors import UserError
 from hybridlm.parallel import hosts
-from hybridlm.runs import metrics
+from hybridlm.runs import lineage, metrics
 from hybridlm.runs.checkpoint import steps as checkpoint_steps
 
 pytestmark = pytest.mark.xdist_group("hosts")  # the tests share one single-host run
@@ -121,6 +121,18 @@ def test_two_hosts_train_like_one(root, tmp_path, alone):
     assert "step" not in second.replace("[Gloo]", "")
     environment = json.loads((tmp_path / "two" / "environment.json").read_text())
     assert len(environment["devices"]) == 2
+
+
+@pytest.mark.slow
+def test_two_hosts_begin_from_a_run_like_one(root, tmp_path, alone):
+    """Each host takes its own shards of the parameters and moments; the first writes the lineage."""
+    words = ["--init_from", f"{alone}@4", "--config.init.optimizer=True"]
+    words += ["--config.model.vocab_size=384", "--config.mesh.data=1", "--config.mesh.fsdp=-1"]
+    run(root, tmp_path / "one", 1, *words)
+    run(root, tmp_path / "two", 2, *words)
+    ours, theirs = losses(tmp_path / "two"), losses(tmp_path / "one")
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+    assert lineage.read(tmp_path / "two") == lineage.read(tmp_path / "one") != []
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ MODEL = dict(
     depth=4,
     pattern="swa rec",
     mixers=dict(
-        swa=dict(kind="attention", heads=2, kv_heads=1, window=8),
-        full=dict(kind="attention", heads=2, kv_heads=1),
+        swa=dict(kind="attention", heads=2, window=8),
+        full=dict(kind="attention", heads=2),
         rec=dict(kind="short_conv"),
     ),
     mlp=dict(kind="swiglu", hidden=16),

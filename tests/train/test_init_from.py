@@ -1,17 +1,22 @@
 """A run begins with the parameters of another run, by name, whatever differs that may."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from hybridlm.analysis.report import write_report
+from hybridlm.config import to_dict
 from hybridlm.data import train_bpe
 from hybridlm.errors import UserError
 from hybridlm.models.trainable import Trainable
 from hybridlm.runs import checkpoint, lineage, metrics, open_model, save_model
+from hybridlm.runs.json_files import write_json
 from hybridlm.train import setup
 from hybridlm.train.init_from import start_state
 from hybridlm.train.init_plan import make_plan
@@ -56,7 +61,7 @@ OTHERS = {
         prefix="one two",
         pattern="one two",
         mixers=dict(
-            one=dict(kind="attention", heads=2, kv_heads=1, rope=dict(theta=1e6)),
+            one=dict(kind="attention", heads=2, rope=dict(theta=1e6)),
             two=dict(kind="short_conv"),
         ),
     ),
@@ -256,3 +261,43 @@ def test_a_begun_run_names_its_lineage_and_no_longer_needs_its_source(tmp_path, 
     assert train(new, run) == 0
     assert checkpoint.digest(checkpoint.load_numpy(run)[1]) == whole
     assert [r["step"] for r in metrics.read(run / metrics.FILE) if r["kind"] == "train"] == [1, 2]
+
+
+PROGRAM = """
+import sys
+import jax, numpy as np
+from hybridlm import config as configs
+from hybridlm.runs.checkpoint import digest
+from hybridlm.train import setup
+from hybridlm.train.init_from import start_state
+from hybridlm.train.init_plan import make_plan
+
+config, tokenizer = setup.resolve(configs.read_json(sys.argv[1]))
+plan = make_plan(config, tokenizer)
+lowered = setup.lower_step(config, tokenizer.token_bytes(), jax.devices())
+state, _ = start_state(plan, lowered.init_state(config.seed))
+placed = jax.tree.map(lambda x, y: x.sharding == y.sharding, state, lowered.abstract)
+assert jax.tree.all(placed), placed
+split = [x for x in jax.tree.leaves(state) if not x.is_fully_replicated]
+print(len(split), digest(jax.tree.map(np.asarray, state)))
+"""
+
+
+@pytest.mark.slow
+def test_every_mesh_begins_with_the_same_bits(source, tmp_path, in_root):
+    """New rows of a larger vocabulary included, where shards hold old and new ones."""
+    found = {}
+    for devices, mesh in ((1, {}), (4, dict(data=1, fsdp=2, tensor=2))):
+        init = dict(path=str(source[0]), optimizer=True)
+        new = to_dict(config(dict(vocab_size=512), init=init, data=dict(batch_size=4)))
+        write_json(tmp_path / "config.json", {**new, "mesh": {**new["mesh"], **mesh}})
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(tmp_path / "config.json")],
+            env=os.environ | dict(XLA_FLAGS=f"{flags} --xla_backend_optimization_level=0"),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[devices] = done.stdout.split()
+    assert found[4][1] == found[1][1] and int(found[4][0]) > 20
