@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 from hybridlm.commands.command import Command
+from hybridlm.errors import RunError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,11 +15,13 @@ class InspectSettings:
       workdir: folder of a run.
       step: step of the checkpoint; the newest by default.
       parameters: also list the parameters by name, as optimizer.freeze writes them.
+      verify: also read every checkpoint (or that of `step`) and compare the checksum of every array.
     """
 
     workdir: pathlib.Path
     step: int | None = None
     parameters: bool = False
+    verify: bool = False
 
 
 def describe(workdir: pathlib.Path, step: int | None = None) -> str:
@@ -86,10 +89,38 @@ def _parameters(workdir: pathlib.Path) -> str:
     return "\n".join(parameters.table(Model.of(config.model), config.optimizer.freeze))
 
 
+def verify(workdir: pathlib.Path, step: int | None = None) -> str:
+    """What the checksums of the checkpoints say, as lines `key: value`; all without `step`.
+
+    Raises:
+      RunError: if an array cannot be read or is not the one that was saved, after all were read.
+    """
+    from hybridlm.runs import checkpoint
+
+    found = checkpoint.steps(workdir)
+    asked = found if step is None else [checkpoint.find(workdir, step)]
+    lines, damaged = [], []
+    for at in asked:
+        try:
+            arrays = checkpoint.verify(workdir, at)
+        except RunError as error:
+            damaged.append(str(error))
+            continue
+        what = "no checksums, but readable" if arrays is None else f"{arrays} arrays as saved"
+        lines.append(f"verified_{at}: {what}")
+    if damaged:
+        raise RunError("; ".join([*damaged, *lines]))
+    return "\n".join(lines or ["verified: no checkpoint"])
+
+
 def _run(settings: InspectSettings) -> int:
+    if settings.verify:  # first, because the description reads a checkpoint too
+        verified = verify(settings.workdir, settings.step)
     print(describe(settings.workdir, settings.step))
     if settings.parameters:
         print(f"\n{_parameters(settings.workdir)}")
+    if settings.verify:
+        print(verified)
     return 0
 
 

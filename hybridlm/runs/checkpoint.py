@@ -15,10 +15,13 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from hybridlm.errors import RunError, WriteError
+from hybridlm.runs import checksum, integrity
 from hybridlm.storage import is_remote
 from hybridlm.storage.orbax import complete_steps, orbax_path
 
 FOLDER = "checkpoints"
+REMEDY = "copy it again, or remove that folder to resume from the one before it"
+REWRITE = "copy the model folder again, or write it anew"
 _policies = ocp.training.preservation_policies
 
 
@@ -52,23 +55,32 @@ class Checkpoints:
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Waits for the previous save, starts this one and returns.
 
+        The metadata get a checksum of every array (see `hybridlm.runs.checksum`).
+
         The arrays are copied before this returns, so the next step may donate them.
 
         Raises:
           RunError: if this or the previous checkpoint cannot be written.
         """
         with self._writing():
+            metadata = integrity.sealed(metadata, state)
             self._checkpointer.save_async(step, state, custom_metadata=metadata)
 
     def restore(self, abstract: Any) -> Any:
         """Restores the newest checkpoint with the shardings of `abstract`, on any mesh.
 
         Raises:
-          RunError: if it cannot be read; an older checkpoint is not used instead.
+          RunError: if it cannot be read, or an array is not the one that was saved; an older
+            checkpoint is not used instead.
         """
         step = self.latest_step
-        with _readable(self._folder / str(step)):
-            return self._checkpointer.load(step, abstract)
+        path = self._folder / str(step)
+        with integrity.readable(path, REMEDY):
+            saved = integrity.read_checksums(path)
+            integrity.check_layouts(saved, abstract)
+            state = self._checkpointer.load(step, abstract)
+            integrity.check(saved, state)
+            return state
 
     def wait(self) -> None:
         """Waits for the save in progress; raises RunError if it could not be written."""
@@ -105,13 +117,13 @@ def write_failure(error: Exception) -> str | None:
 
 
 def save_tree(path: pathlib.Path, tree: Any) -> None:
-    """Writes nested dicts of arrays as an Orbax folder, which `load_tree` reads.
+    """Writes nested dicts of arrays, with their checksums, as an Orbax folder for `load_tree`.
 
     Raises:
       WriteError: if it cannot be written.
     """
     try:
-        ocp.save(orbax_path(path), tree)
+        ocp.save(orbax_path(path), tree, custom_metadata=integrity.sealed({}, tree))
     except Exception as error:
         reason = write_failure(error)
         if reason is None:
@@ -136,7 +148,8 @@ def load_numpy(workdir: pathlib.Path, step: int | None = None) -> tuple[int, dic
       (step, state as nested dicts of numpy arrays).
 
     Raises:
-      RunError: if the run has no such checkpoint, or it cannot be read.
+      RunError: if the run has no such checkpoint, it cannot be read, or an array is not the one
+        that was saved.
     """
     step = find(workdir, step)
     return step, load_tree(workdir / FOLDER / str(step))
@@ -156,18 +169,23 @@ def find(workdir: pathlib.Path, step: int | None = None) -> int:
     return found[-1] if step is None else step
 
 
-def load_tree(path: pathlib.Path, parts: Sequence[str] | None = None) -> dict[str, Any]:
-    """Loads an Orbax folder of arrays as nested dicts of numpy arrays.
+def load_tree(
+    path: pathlib.Path, parts: Sequence[str] | None = None, *, remedy: str = REMEDY
+) -> dict[str, Any]:
+    """Loads an Orbax folder of arrays as nested dicts of numpy arrays, and checks them.
 
     Args:
       parts: the top-level keys to load; None loads all.
+      remedy: what to do if the folder is damaged, for the error.
 
     Raises:
-      RunError: if it cannot be read.
+      RunError: if it cannot be read, or an array is not the one that was saved.
     """
     path = orbax_path(path)
-    with _readable(path):
+    with integrity.readable(path, remedy):
+        saved = integrity.read_checksums(path)
         metadata = ocp.metadata(path).metadata
+        integrity.check_layouts(saved, metadata)
         parts = tuple(metadata) if parts is None else parts
         abstract = {
             key: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
@@ -176,7 +194,23 @@ def load_tree(path: pathlib.Path, parts: Sequence[str] | None = None) -> dict[st
             for key, tree in metadata.items()
         }
         loaded = ocp.load(path, abstract)
-        return {key: loaded[key] for key in parts}
+        state = {key: loaded[key] for key in parts}
+        integrity.check(saved, state, parts)
+        return state
+
+
+def verify(workdir: pathlib.Path, step: int) -> int | None:
+    """Reads a checkpoint array by array and compares the checksums.
+
+    Returns:
+      The number of its arrays; None if an older version saved it without checksums.
+
+    Raises:
+      RunError: naming the arrays that cannot be read or are not those that were saved.
+    """
+    path = orbax_path(workdir / FOLDER / str(step))
+    with integrity.readable(path, REMEDY):
+        return integrity.verify(path)
 
 
 def describe_tree(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -190,32 +224,16 @@ def describe_tree(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
       RunError: if it cannot be read.
     """
     path = orbax_path(path)
-    with _readable(path):
+    with integrity.readable(path, REMEDY):
         described = ocp.metadata(path)
         return described.metadata, described.custom_metadata or {}
 
 
-@contextlib.contextmanager
-def _readable(path: pathlib.Path) -> Iterator[None]:
-    """Converts Orbax's exceptions for a damaged checkpoint to a RunError with its path."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise RunError(
-            f"the checkpoint {path} cannot be read ({reason[:300]}): copy it again, or remove that"
-            " folder to resume from the one before it"
-        ) from error
-
-
 def digest(tree: Any) -> str:
     """SHA-256 of a pytree of arrays: the path, dtype, shape and bytes of each, in path order."""
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.ascontiguousarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
     sha = hashlib.sha256()
-    for name, array in sorted(named.items()):
+    for name, leaf in sorted(checksum.named(tree).items()):
+        array = np.ascontiguousarray(leaf)
         sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()

@@ -252,7 +252,8 @@ def _open_folder(path: pathlib.Path, step: int | None, weights: Weights) -> Open
     fingerprint = (settings.get("tokenizer") or {}).get("fingerprint")
     _check_tokenizer(tokenizer, fingerprint, "model", path)
     at = folder_step(settings, path, step)
-    model, params = Model.of(config), checkpoint.load_tree(path / PARAMS)
+    params = checkpoint.load_tree(path / PARAMS, remedy=checkpoint.REWRITE)
+    model = Model.of(config)
     _check_params(model.abstract, params, path)
     data = None
     if "data" in settings:

@@ -51,7 +51,7 @@ class Source:
           optimizer: load the rest of the train state, too.
         """
         if not self.is_run:
-            return {"params": checkpoint.load_tree(self.folder)}
+            return {"params": checkpoint.load_tree(self.folder, remedy=checkpoint.REWRITE)}
         return checkpoint.load_tree(self.folder, None if optimizer else ("params",))
 
     def tokenizer_fingerprint(self) -> str:

@@ -146,3 +146,14 @@ def test_what_cannot_be_opened_is_one_sentence(run, tmp_path):
 def test_tokens_that_are_none_are_refused(run, tokens, ids, sentence):
     with pytest.raises(ValueError, match=sentence):
         open_model(run).logits(tokens, ids)
+
+
+def test_a_model_folder_with_a_flipped_bit_does_not_open(run, tmp_path):
+    save_model(open_model(run), tmp_path / "model")
+    data = max((tmp_path / "model").rglob("d/*"), key=lambda path: path.stat().st_size)
+    raw = bytearray(data.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    data.write_bytes(bytes(raw))
+    sentence = "model/params cannot be read .*: copy the model folder again, or write it anew"
+    with pytest.raises(RunError, match=sentence):
+        open_model(tmp_path / "model")

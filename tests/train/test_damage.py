@@ -1,6 +1,7 @@
 """Damaged or replaced files of a workdir: the error names them, and no older checkpoint is used."""
 
 import json
+import re
 import resource
 import shutil
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from hybridlm import config as configs
 from hybridlm.data import train_bpe
 from hybridlm.errors import TRY_AGAIN, UserError
-from hybridlm.runs import checkpoint, metrics, open_model
+from hybridlm.runs import checkpoint, integrity, metrics, open_model
 from hybridlm.train.loop import train
 
 pytestmark = pytest.mark.xdist_group("damage")  # one run for all tests
@@ -90,6 +91,26 @@ def test_a_damaged_checkpoint_is_an_error(whole, folder, damage):
     damage(folder / "run" / "checkpoints" / "4")
     with pytest.raises(UserError, match="checkpoints/4 cannot be read .*copy it again, or remov"):
         open_model(folder / "run")
+
+
+def test_inspect_verifies_all_checkpoints(whole, folder, command, refusal):
+    """After one bit of step 4 has flipped it names the array, and says that step 2 is whole."""
+    run = folder / "run"
+    shutil.copytree(whole / "run" / "checkpoints" / "4", run / "checkpoints" / "4")
+    code, said, _ = command("inspect", run, "--verify")
+    arrays = integrity.checksum.named(checkpoint.load_numpy(run)[1])
+    assert code == 0 and said.count(f": {len(arrays)} arrays as saved\n") == 2
+    data = max((run / "checkpoints" / "4").rglob("d/*"), key=lambda path: path.stat().st_size)
+    raw = bytearray(data.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    data.write_bytes(bytes(raw))
+    said = refusal("inspect", run, "--verify")
+    name = re.search(r"checkpoints/4 cannot be read \((\S+) ", said).group(1)
+    assert name in arrays and f"verified_2: {len(arrays)} arrays as saved" in said
+    assert name in refusal("inspect", run, "--verify", "--step", "4")
+    assert command("inspect", run, "--verify", "--step", "2")[0] == 0
+    with pytest.raises(UserError, match=f"{name} "):
+        train(load(folder), run)
 
 
 def test_a_run_resumes_once_its_damaged_checkpoint_is_removed(whole, folder):

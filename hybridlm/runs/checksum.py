@@ -1,0 +1,262 @@
+"""Checksums of arrays: the same 64 bits for every sharding, computed where the shards are.
+
+An element's bits are a word of 32 bits (two or four words for wider elements). Every word is mixed
+with its index in the whole array, and the mixed words are added modulo 2^32 in two lanes. Integer
+addition is associative, so XLA adds each shard on its own device and then one number of each.
+
+For a fixed index the first lane's mix is a bijection of the word, so a change within one word
+always changes the checksum. Other damage (swapped elements or rows, zeroed blocks, a truncated
+tail) leaves it unchanged with a probability of about 2^-64. It protects against accidents, not
+against somebody who wants to deceive.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+VERSION = 1  # of the algorithm and of the entries' text
+
+GOLDEN = 0x9E3779B1  # odd, 2^32 / golden ratio: consecutive indices get unlike keys
+MURMUR = (0x85EBCA6B, 0xC2B2AE35)  # the finaliser of MurmurHash3 (Appleby)
+LOWBIAS = (0x7FEB352D, 0x846CA68B)  # constants of Wellons' search for mixes with low bias
+BLOCK = 2**32  # words that an index of 32 bits tells apart; larger arrays have several blocks
+
+_CHUNK = 2**15  # words: numpy's temporaries stay in the cache
+_PIECES = (2**20, 2**18)  # words that the program for hosts takes at once
+_WORTH_A_PROGRAM = 2**24  # bytes: numpy needs about as long for these as that program to compile
+
+
+def checksums(tree: Any) -> dict[str, str]:
+    """The entry of each array of a pytree, by its path: "float32[3,4] 0123456789abcdef".
+
+    Arrays of devices are read where they are, on all hosts; every host gets all entries.
+    """
+    found = named(tree)
+    on_host = {name: np.asarray(x) for name, x in found.items() if _is_on_host(x)}
+    # All programs are started before the first result is waited for.
+    lanes = {name: _program(x) for name, x in found.items() if name not in on_host}
+    sums = {**_host_sums(on_host), **jax.device_get(lanes)}
+    return {name: entry(x, sums[name]) for name, x in found.items()}
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by path, with "/" between keys."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+
+
+def entry(array: Any, lanes: tuple[Any, Any]) -> str:
+    """The text of one array's dtype, shape and checksum."""
+    return f"{layout(array)} {int(lanes[0]):08x}{int(lanes[1]):08x}"
+
+
+def layout(array: Any) -> str:
+    """Dtype and shape of an array, or of a description of one, as "float32[3,4]"."""
+    return f"{np.dtype(array.dtype).name}[{','.join(map(str, array.shape))}]"
+
+
+def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> dict[str, str]:
+    """What is wrong with each array that differs, by name; `found` may have layouts only."""
+    faults = {}
+    for name in sorted({*expected, *found}):
+        if name not in found:
+            faults[name] = "is missing"
+        elif name not in expected:
+            faults[name] = "was not saved with it"
+        elif expected[name].split(" ")[0] != found[name].split(" ")[0]:
+            faults[name] = f"is {found[name].split(' ')[0]} and was {expected[name].split(' ')[0]}"
+        elif " " in found[name] and expected[name] != found[name]:
+            faults[name] = "has changed since it was saved"
+    return faults
+
+
+def numpy_lanes(array: np.ndarray, block: int = BLOCK) -> np.ndarray:
+    """The two lanes of an array's checksum, uint32 (2,), on the host.
+
+    Args:
+      array: of any numeric dtype, bool included.
+      block: see `BLOCK`; smaller in tests.
+    """
+    return _host_sums({"": array}, block)[""]
+
+
+def jax_lanes(x: jax.Array, block: int = BLOCK) -> tuple[jax.Array, jax.Array]:
+    """The same with jax: two uint32 scalars, under any sharding of `x`."""
+    words = _device_words(x)
+    if words.size == 0:
+        return jnp.uint32(0), jnp.uint32(0)
+    trailing = _trailing_axes(words.shape, block)
+    axes = range(words.ndim)
+    key = _linear_index(words.shape, axes[words.ndim - trailing :]) * np.uint32(GOLDEN)
+    row = _linear_index(words.shape, axes[: words.ndim - trailing])
+    return _lanes(words, key + _mix(row, *MURMUR), key + _mix(row, *LOWBIAS))
+
+
+def _lanes(words: jax.Array, first_key: jax.Array, second_key: jax.Array) -> Any:
+    """The two sums over words, uint32 as their keys."""
+    first = _mix(words ^ first_key, *MURMUR)
+    second = _mix(first ^ second_key, *LOWBIAS)
+    # One reduction of both lanes: XLA vectorises it on CPUs, where two sums ran 14 times slower.
+    return lax.reduce(
+        (first, second),
+        (np.uint32(0), np.uint32(0)),
+        lambda a, b: (a[0] + b[0], a[1] + b[1]),
+        tuple(range(words.ndim)),
+    )
+
+
+_program = jax.jit(jax_lanes, static_argnums=1)
+
+
+def _mix(h: jax.Array, a: int, b: int) -> jax.Array:
+    """A bijection of 32 bits that maps 0 to 0; every bit of `h` reaches every bit of the result."""
+    h = h ^ (h >> 16)
+    h = h * np.uint32(a)
+    h = h ^ (h >> 13)
+    h = h * np.uint32(b)
+    return h ^ (h >> 16)
+
+
+def _mix_in_place(h: np.ndarray, a: int, b: int, scratch: np.ndarray) -> None:
+    """The same with numpy, without the allocations that would take most of its time."""
+    for shift, factor in ((16, a), (13, b), (16, 1)):
+        np.right_shift(h, np.uint32(shift), out=scratch)
+        np.bitwise_xor(h, scratch, out=h)
+        if factor != 1:
+            np.multiply(h, np.uint32(factor), out=h)
+
+
+def _trailing_axes(shape: tuple[int, ...], block: int) -> int:
+    """How many trailing axes make a block: as many as have at most `block` words, at least one."""
+    count = 1
+    while count < len(shape) and math.prod(shape[-count - 1 :]) <= block:
+        count += 1
+    return min(count, len(shape))
+
+
+def _linear_index(shape: tuple[int, ...], axes: range) -> jax.Array:
+    """The C-order index over `axes`, uint32 of `shape`; XLA splits it with the array."""
+    index, stride = jnp.uint32(0), 1
+    for axis in reversed(axes):
+        step = np.uint32(stride % 2**32)
+        index = index + lax.broadcasted_iota(jnp.uint32, shape, axis) * step
+        stride *= shape[axis]
+    return index
+
+
+def _device_words(x: jax.Array) -> jax.Array:
+    """The bits of an array as uint32; elements of 8 bytes have two on a new last axis."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        x = jnp.stack([x.real, x.imag], axis=-1)
+    if _bits(x.dtype) < 8 or x.dtype == np.bool_:
+        x = x.astype(_whole_byte(x.dtype))
+    narrow = {1: jnp.uint8, 2: jnp.uint16}.get(np.dtype(x.dtype).itemsize, jnp.uint32)
+    return lax.bitcast_convert_type(x, narrow).astype(jnp.uint32)
+
+
+def _host_words(array: np.ndarray) -> np.ndarray:
+    """The same with numpy, in C order in one dimension; narrow elements are widened later."""
+    if _bits(array.dtype) < 8 or array.dtype == np.bool_:
+        array = array.astype(_whole_byte(array.dtype))
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return flat.view({1: np.uint8, 2: np.uint16}.get(array.dtype.itemsize, np.uint32))
+
+
+def _bits(dtype: Any) -> int:
+    return jax.dtypes.itemsize_bits(dtype)
+
+
+def _whole_byte(dtype: Any) -> Any:
+    """A dtype of whole bytes that holds the values of a narrower one."""
+    if np.dtype(dtype) == np.bool_:
+        return np.uint8
+    return np.float32 if jnp.issubdtype(dtype, jnp.floating) else np.int8
+
+
+def _host_sums(arrays: Mapping[str, np.ndarray], block: int = BLOCK) -> dict[str, np.ndarray]:
+    """The lanes of each array, uint32 (2,): large pieces by a program, the rest by numpy.
+
+    On two cores the program adds 13 GB/s and numpy 2.4 GB/s.
+    """
+    cpu = _cpu_device() if sum(x.nbytes for x in arrays.values()) >= _WORTH_A_PROGRAM else None
+    sums = {name: np.zeros(2, np.uint32) for name in arrays}
+    started, numpy_lanes_of = [], _NumpyLanes()
+    for name, array in arrays.items():
+        words = _host_words(array)
+        shape = (
+            array.shape if words.size <= array.size else (*array.shape, words.size // array.size)
+        )
+        columns = math.prod(shape[len(shape) - _trailing_axes(shape, block) :])
+        # The program reads memory of this alignment without a copy.
+        unaligned = -words.ctypes.data % 64 // words.itemsize
+        start = 0
+        while start < words.size:
+            row, column = divmod(start, columns)
+            offsets = _key_offsets(row, column)
+            left = min(words.size - start, columns - column)
+            fitting = [size for size in _PIECES if size <= left]
+            if cpu is not None and start >= unaligned and fitting:
+                piece = words[start : start + fitting[0]]
+                started.append((name, _piece_program(jax.device_put(piece, cpu), offsets)))
+            else:
+                size = _CHUNK if start >= unaligned or cpu is None else unaligned - start
+                piece = words[start : start + min(size, left)]
+                sums[name] += numpy_lanes_of(piece, offsets)
+            start += piece.size
+    for name, lanes in started:
+        sums[name] += np.stack(lanes)
+    return sums
+
+
+class _NumpyLanes:
+    """The two sums over up to `_CHUNK` words of one block, in memory that is allocated once."""
+
+    def __init__(self) -> None:
+        self.index_key = np.arange(_CHUNK, dtype=np.uint32) * np.uint32(GOLDEN)
+        self.buffers = np.empty((3, _CHUNK), np.uint32)
+
+    def __call__(self, words: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """uint32 (2,); `offsets` are the keys of the first word."""
+        h, key, scratch = self.buffers[:, : words.size]
+        sums, mixed = np.empty(2, np.uint32), words
+        for lane, constants in enumerate((MURMUR, LOWBIAS)):
+            np.add(self.index_key[: words.size], offsets[lane], out=key)
+            np.bitwise_xor(mixed, key, out=h)
+            _mix_in_place(h, *constants, scratch)
+            sums[lane], mixed = h.sum(dtype=np.uint32), h
+        return sums
+
+
+@jax.jit
+def _piece_program(words: jax.Array, offsets: jax.Array) -> Any:
+    """The same with jax."""
+    key = lax.iota(jnp.uint32, words.size) * np.uint32(GOLDEN)
+    return _lanes(words.astype(jnp.uint32), key + offsets[0], key + offsets[1])
+
+
+def _key_offsets(row: int, column: int) -> np.ndarray:
+    """The two keys of the word in column `column` of block `row`, uint32 (2,)."""
+    keys = np.full(2, row % 2**32, np.uint32)
+    for lane, constants in enumerate((MURMUR, LOWBIAS)):
+        _mix_in_place(keys[lane : lane + 1], *constants, np.empty(1, np.uint32))
+    keys += np.uint32(column * GOLDEN % 2**32)
+    return keys
+
+
+def _is_on_host(x: Any) -> bool:
+    """Whether numpy can look at the memory of `x` without a copy."""
+    if not isinstance(x, jax.Array):
+        return True
+    return len(x.sharding.device_set) == 1 and next(iter(x.sharding.device_set)).platform == "cpu"
+
+
+def _cpu_device() -> jax.Device | None:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names accelerators only
+        return None

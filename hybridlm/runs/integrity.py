@@ -1,0 +1,197 @@
+"""Checksums in a checkpoint's metadata: sealed when it is saved, verified when it is read.
+
+Orbax commits its custom metadata with the arrays, as JSON, so they are read without a device.
+"""
+
+import contextlib
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorstore
+from orbax.checkpoint import v1 as ocp
+
+from hybridlm.errors import RunError
+from hybridlm.runs import checksum
+from hybridlm.storage import is_remote
+from hybridlm.storage.objects import Location, kvstore_spec
+
+METADATA = "_CHECKPOINT_METADATA"  # Orbax's file for custom metadata
+STATE = "state"  # Orbax's folder for the arrays
+ARRAYS, VERSION, SEAL = "checksums", "checksum_version", "metadata_sha256"
+
+Checksums = dict[str, str]
+
+
+class DamagedError(Exception):
+    """Arrays that differ from what was saved: what is wrong with each, by name."""
+
+    def __init__(self, faults: Mapping[str, str]):
+        super().__init__(listed(faults))
+
+
+def sealed(metadata: Mapping[str, Any], state: Any) -> dict[str, Any]:
+    """Metadata with the checksums of `state`'s arrays and a hash of all the metadata.
+
+    All hosts must call this, because arrays are read on the devices that hold them.
+    """
+    whole = {**metadata, VERSION: checksum.VERSION, ARRAYS: checksum.checksums(state)}
+    return {**whole, SEAL: _sha256(whole)}
+
+
+def read_checksums(path: pathlib.Path) -> Checksums | None:
+    """The checksums of the checkpoint folder `path`, by array; None if it was saved without.
+
+    Raises:
+      DamagedError: if the metadata are not those that were saved.
+    """
+    try:
+        metadata = json.loads((path / METADATA).read_bytes())["custom_metadata"] or {}
+        if not metadata.keys() & {ARRAYS, VERSION, SEAL}:
+            return None  # saved by a version without checksums
+        seal = metadata.pop(SEAL)
+        version, arrays = metadata[VERSION], metadata[ARRAYS]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError({METADATA: f"cannot be read ({_reason(error)})"}) from error
+    if seal != _sha256(metadata):
+        raise DamagedError({METADATA: "has changed since it was saved"})
+    if version != checksum.VERSION:
+        raise DamagedError(
+            {METADATA: f"has checksums of version {version}, newer than this program"}
+        )
+    return arrays
+
+
+def check(saved: Checksums | None, state: Any, parts: Sequence[str] | None = None) -> None:
+    """Checks that the arrays of `state` are those that were saved; no-op without checksums.
+
+    Args:
+      parts: the top-level keys that `state` has; None is all that were saved.
+
+    Raises:
+      DamagedError: naming the arrays that differ.
+    """
+    if saved is None:
+        return
+    if parts is not None:
+        saved = {name: entry for name, entry in saved.items() if name.split("/")[0] in parts}
+    faults = checksum.differences(saved, checksum.checksums(state))
+    if faults:
+        raise DamagedError(faults)
+
+
+def check_layouts(saved: Checksums | None, described: Any) -> None:
+    """Checks the arrays' names, dtypes and shapes, before memory is allocated for them.
+
+    Raises:
+      DamagedError: naming the arrays that differ.
+    """
+    if saved is None:
+        return
+    layouts = {name: checksum.layout(x) for name, x in checksum.named(described).items()}
+    if not layouts:  # Orbax logs why, and describes nothing
+        raise ValueError(f"its {STATE}/_METADATA or {STATE}/_sharding is damaged")
+    faults = checksum.differences(saved, layouts)
+    if faults:
+        raise DamagedError(faults)
+
+
+def verify(path: pathlib.Path) -> int | None:
+    """Reads the checkpoint folder `path` array by array and compares all checksums.
+
+    Returns:
+      The number of arrays; None if they have no checksums: then each could be read, no more.
+
+    Raises:
+      DamagedError: naming each array that cannot be read or has changed.
+    """
+    saved = read_checksums(path)
+    names = checksum.named(ocp.metadata(path).metadata) if saved is None else saved
+    faults = {name: fault for name in names if (fault := _array_fault(path, name, saved))}
+    reasons = set(faults.values())
+    if len(reasons) == 1 and len(faults) == len(names) > 1:
+        raise DamagedError({"every array": reasons.pop()})
+    if faults:
+        raise DamagedError(faults)
+    check_layouts(saved, ocp.metadata(path).metadata)
+    return None if saved is None else len(saved)
+
+
+@contextlib.contextmanager
+def readable(path: pathlib.Path, remedy: str) -> Iterator[None]:
+    """Converts exceptions for a damaged checkpoint to a RunError: its path, the arrays, a remedy.
+
+    If the reader did not say which array it could not read, the arrays are read one by one.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, DamagedError) else _damage(path) or _reason(error)
+        raise RunError(f"the checkpoint {path} cannot be read ({reason}): {remedy}") from error
+
+
+def _damage(path: pathlib.Path) -> str | None:
+    """What `verify` finds wrong; None if it finds nothing, or cannot look."""
+    try:
+        verify(path)
+    except DamagedError as error:
+        return str(error)
+    except Exception:
+        return None
+    return None
+
+
+def _array_fault(path: pathlib.Path, name: str, saved: Checksums | None) -> str | None:
+    """What is wrong with one array, which is read alone and without Orbax; None if nothing is."""
+    place = {"driver": "ocdbt", "base": _store(path), "path": name.replace("/", ".") + "/"}
+    try:
+        stored = tensorstore.open({"driver": "zarr3", "kvstore": place}).result()
+        if saved is not None:
+            expected, layout = {name: saved[name]}, _layout(stored)
+            if faults := checksum.differences(expected, {name: layout}):
+                return faults[name]  # unread: a damaged shape could ask for any memory
+        array = stored.read().result()
+        if saved is not None:
+            return checksum.differences(expected, checksum.checksums({name: array})).get(name)
+    except Exception as error:
+        return f"cannot be read ({_reason(error)})"
+    return None
+
+
+def _store(path: pathlib.Path) -> dict[str, Any]:
+    """TensorStore's description of the folder of a checkpoint's arrays."""
+    folder = path / STATE
+    if not is_remote(folder):
+        return {"driver": "file", "path": f"{folder.absolute()}/"}
+    spec = kvstore_spec(Location.of(folder))
+    return {**spec, "path": spec["path"] + "/"}
+
+
+def _layout(stored: tensorstore.TensorStore) -> str:
+    return checksum.layout(np.broadcast_to(np.empty((), stored.dtype.numpy_dtype), stored.shape))
+
+
+def listed(faults: Mapping[str, str], most: int = 4) -> str:
+    """The first faults as one phrase."""
+    shown = [f"{name} {fault}" for name, fault in list(faults.items())[:most]]
+    more = f", and {len(faults) - most} more" if len(faults) > most else ""
+    return ", ".join(shown) + more
+
+
+def _reason(error: BaseException) -> str:
+    """The error's text on one line: of TensorStore's its end, which names the file and the fault."""
+    text = " ".join(str(error).split()).split(" [tensorstore_spec")[0]
+    start = text.rfind("Error reading local file") if "OCDBT" in text else -1
+    start = max(
+        start, text.rfind("Error decoding local file"), text.rfind("Error reading Byte range")
+    )
+    return text[max(start, 0) :][:300]
+
+
+def _sha256(metadata: Mapping[str, Any]) -> str:
+    """Of the metadata as they are after JSON: lists for tuples, strings for keys."""
+    plain = json.loads(json.dumps(metadata))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,199 @@
+"""A checkpoint with a flipped bit is either read exactly or refused, by the name of the array."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hybridlm.errors import RunError
+from hybridlm.runs import checkpoint, integrity
+from hybridlm.storage import objects, open_path
+
+pytestmark = pytest.mark.xdist_group("integrity")  # one checkpoint for all tests
+CONFIG = {"lr": 0.1, "betas": (0.9, 0.95), "window": None, "limit": float("inf")}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A workdir with a checkpoint of random bits, which do not compress, and its state."""
+    rng = np.random.default_rng(0)
+
+    def drawn(shape, dtype):
+        size = np.dtype(dtype).itemsize * int(np.prod(shape))
+        return jnp.asarray(rng.integers(0, 256, size, np.uint8).view(dtype).reshape(shape))
+
+    params = {"w": drawn((40, 30), np.float32), "blocks": {"k": drawn((50, 20), jnp.bfloat16)}}
+    moments = {"w": drawn((40, 30), np.float32), "blocks": {"k": drawn((50, 20), np.float32)}}
+    state = {"params": params, "opt_state": ({"mu": moments}, ()), "step": jnp.int32(3)}
+    workdir = tmp_path_factory.mktemp("integrity")
+    checkpoints = checkpoint.Checkpoints(workdir, keep=2)
+    checkpoints.save(3, state, {"step": 3, "config": CONFIG})
+    checkpoints.wait()
+    checkpoints.close()
+    return workdir, state
+
+
+@pytest.fixture
+def copied(written, tmp_path):
+    shutil.copytree(written[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def restore(workdir, state):
+    checkpoints = checkpoint.Checkpoints(workdir, keep=2)
+    try:
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+        )
+        return checkpoints.restore(abstract)
+    finally:
+        checkpoints.close()
+
+
+def folder(workdir):
+    return workdir / checkpoint.FOLDER / "3"
+
+
+def flip(path, byte, bit):
+    raw = bytearray(path.read_bytes())
+    raw[byte] ^= 1 << bit
+    path.write_bytes(bytes(raw))
+
+
+def data_file(workdir):
+    """The file with the bytes of the arrays."""
+    return max(folder(workdir).rglob("d/*"), key=lambda path: path.stat().st_size)
+
+
+def place_of(array, path):
+    """Where an array's bytes begin in a file: they are random, and zstd leaves them as they are."""
+    place = path.read_bytes().find(np.asarray(array).tobytes())
+    assert place > 0
+    return place
+
+
+def test_what_is_saved_is_read(written):
+    workdir, state = written
+    assert checkpoint.verify(workdir, 3) == 5
+    assert checkpoint.digest(restore(workdir, state)) == checkpoint.digest(state)
+    stored = json.loads((folder(workdir) / integrity.METADATA).read_text())["custom_metadata"]
+    assert stored["checksums"].keys() == integrity.checksum.named(state).keys()
+    assert stored["step"] == 3
+
+
+@pytest.mark.parametrize("name", ["params/blocks/k", "opt_state/0/mu/w"])
+def test_a_flipped_bit_is_refused_by_the_arrays_name(written, copied, name):
+    """On restore, on loading and on verifying; the other arrays are not named."""
+    rng = np.random.default_rng()
+    array = integrity.checksum.named(written[1])[name]
+    path = data_file(copied)
+    flip(path, place_of(array, path) + rng.integers(array.nbytes), rng.integers(8))
+    sentence = rf"checkpoints/3 cannot be read \({name} has changed since it was saved\): copy it"
+    with pytest.raises(RunError, match=sentence):
+        restore(copied, written[1])
+    with pytest.raises(RunError, match=sentence):
+        checkpoint.load_numpy(copied)
+    with pytest.raises(RunError, match=sentence):
+        checkpoint.verify(copied, 3)
+
+
+def test_any_flipped_bit_is_harmless_or_refused(written, copied):
+    """In every file: arrays, TensorStore's index, Orbax's JSON and the checksums themselves."""
+    rng = np.random.default_rng()
+    whole = checkpoint.digest(checkpoint.load_numpy(copied)[1])
+    refused = 0
+    for path in sorted(p for p in folder(copied).rglob("*") if p.stat().st_size and p.is_file()):
+        raw = path.read_bytes()
+        for _ in range(3):
+            byte, bit = int(rng.integers(len(raw))), int(rng.integers(8))
+            flip(path, byte, bit)
+            try:
+                assert checkpoint.digest(checkpoint.load_numpy(copied)[1]) == whole, (
+                    path,
+                    byte,
+                    bit,
+                )
+            except RunError as error:
+                assert "checkpoints/3 cannot be read (" in str(error)
+                refused += 1
+                with pytest.raises(RunError):
+                    checkpoint.verify(copied, 3)
+            path.write_bytes(raw)
+    assert refused >= 9, "flips in the files of arrays, index and metadata must be refused"
+
+
+def test_an_unreadable_array_is_named_though_orbax_does_not_say_which(written, copied):
+    """Bytes that are no zstd stream: the loader fails, and the arrays are read one by one."""
+    path = data_file(copied)
+    place = place_of(written[1]["params"]["w"], path)
+    raw = bytearray(path.read_bytes())
+    raw[place - 6 : place] = bytes(6)  # the end of zstd's header
+    path.write_bytes(bytes(raw))
+    with pytest.raises(RunError, match=r"\(params/w cannot be read \(.*ZSTD.*copy it again"):
+        checkpoint.load_numpy(copied)
+
+
+def test_changed_metadata_are_refused(copied):
+    path = folder(copied) / integrity.METADATA
+    path.write_text(path.read_text().replace('"lr": 0.1', '"lr": 0.2'))
+    with pytest.raises(RunError, match=r"\(_CHECKPOINT_METADATA has changed since it was saved"):
+        checkpoint.load_numpy(copied)
+
+
+def test_an_old_checkpoint_opens_without_checksums(written, copied):
+    """Its metadata are those that versions before the checksums wrote."""
+    path = folder(copied) / integrity.METADATA
+    stored = json.loads(path.read_text())
+    for key in (integrity.ARRAYS, integrity.VERSION, integrity.SEAL):
+        del stored["custom_metadata"][key]
+    path.write_text(json.dumps(stored))
+    assert checkpoint.verify(copied, 3) is None
+    restore(copied, written[1])
+    checkpoint.load_numpy(copied)
+
+
+def test_one_of_three_seals_missing_is_damage(copied):
+    path = folder(copied) / integrity.METADATA
+    path.write_text(path.read_text().replace('"checksums"', '"checksuns"'))
+    with pytest.raises(RunError, match="_CHECKPOINT_METADATA cannot be read .'checksums'"):
+        checkpoint.load_numpy(copied)
+
+
+def test_a_newer_versions_checksums_are_refused(copied):
+    path = folder(copied) / integrity.METADATA
+    stored = json.loads(path.read_text())
+    metadata = stored["custom_metadata"]
+    metadata.pop(integrity.SEAL)
+    metadata[integrity.VERSION] += 1
+    metadata[integrity.SEAL] = integrity._sha256(metadata)
+    path.write_text(json.dumps(stored))
+    with pytest.raises(RunError, match="checksums of version 2, newer than this program"):
+        checkpoint.load_numpy(copied)
+
+
+def test_an_array_of_another_dtype_is_not_restored(written):
+    """Orbax would convert it."""
+    wrong = jax.tree.map(lambda x: x, written[1])
+    wrong["params"]["w"] = wrong["params"]["w"].astype(jnp.bfloat16)
+    with pytest.raises(RunError, match=r"params/w is bfloat16\[40,30\] and was float32\[40,30\]"):
+        restore(written[0], wrong)
+
+
+def test_a_flipped_bit_in_a_bucket_is_refused_by_the_arrays_name(written, bucket):
+    workdir, state = open_path(bucket), written[1]
+    checkpoints = checkpoint.Checkpoints(workdir, keep=1)
+    checkpoints.save(3, state, {})
+    checkpoints.wait()
+    checkpoints.close()
+    assert checkpoint.verify(workdir, 3) == 5
+    array = np.asarray(state["params"]["w"]).tobytes()
+    for key in objects.keys(folder(workdir)):
+        path = folder(workdir) / key
+        if (place := path.read_bytes().find(array)) >= 0:
+            flip(path, place + 100, 3)
+    for read in (checkpoint.load_numpy, lambda path: checkpoint.verify(path, 3)):
+        with pytest.raises(RunError, match=r"\(params/w has changed since it was saved\)"):
+            read(workdir)
