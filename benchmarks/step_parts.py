@@ -89,8 +89,6 @@ def measured() -> dict:
     import jax
     import measure
 
-    from hybridlm.train.throughput import measured_matmul_flops
-
     options = argparse.Namespace(seed=0, warmup=3, steps=12)
     whole = hybridlm_worker.run(options)  # first: it tells the allocator before there are threads
     records = []
@@ -107,7 +105,7 @@ def measured() -> dict:
         "machine": train_cpu.machine(),
         "records": records,
         "step_seconds": min(whole["cases"][train_cpu.ONE_DOCUMENT]["step_seconds"]),
-        "matmul_flops": max(measured_matmul_flops() for _ in range(3)),
+        "matmul_flops": max(hybridlm_worker.measured_matmul_flops() for _ in range(3)),
         "versions": whole["versions"],
     }
 

@@ -8,6 +8,7 @@ import argparse
 import time
 
 import jax
+import jax.numpy as jnp
 import measure
 import numpy as np
 
@@ -17,9 +18,21 @@ from hybridlm.data.packing import concat_sequence
 from hybridlm.models.dtypes import compute_dtype
 from hybridlm.parallel import mesh as meshes
 from hybridlm.train import host_memory, setup
-from hybridlm.train.throughput import measured_matmul_flops
 
 MEAN_DOCUMENT = 256  # tokens; a document begins at each with this reciprocal probability
+
+
+def measured_matmul_flops(size: int = 1024, seconds: float = 0.3) -> float:
+    """FLOP/s of the fastest of several square float32 matmuls on the default device."""
+    x = jnp.ones((size, size), jnp.float32)
+    matmul = jax.jit(lambda a, b: a @ b).lower(x, x).compile()
+    matmul(x, x).block_until_ready()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        matmul(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
 
 
 def settings(options: argparse.Namespace) -> dict:

@@ -8,21 +8,26 @@ from hybridlm.models.trainable import Trainable
 from hybridlm.settings import json_text
 from hybridlm.settings.plain import to_dict
 from hybridlm.train.init_plan import make_plan
+from hybridlm.train.ready import check_ready
 from hybridlm.train.settings import Config
-from hybridlm.train.setup import resolve
 
 
-def describe(config: Config) -> str:
-    """Text for a terminal: the config as JSON, then parameters, FLOPs, tokens and memory."""
-    config, tokenizer = resolve(config)
+def describe(config: Config, show_config: bool = False) -> str:
+    """Text for a terminal: parameters, layers, FLOPs, tokens and memory.
+
+    Args:
+      show_config: begin with the whole config as JSON.
+    """
+    config, tokenizer = check_ready(config, files=False)
     begins = [] if config.init is None else [make_plan(config, tokenizer).describe()]
     model = Model.of(config.model)
     seq_len = config.data.seq_len
     flops = train_flops_per_token(model, seq_len)
     tokens = config.tokens_per_step * config.train.steps
     needed = memory(config, model)
-    lines = [json_text.dumps(to_dict(config), indent=2), "", "parameters by name", ""]
-    lines += [*parameters.table(model, config.optimizer.freeze), "", "layer  mixer", ""]
+    lines = [json_text.dumps(to_dict(config), indent=2), ""] if show_config else []
+    lines += ["parameters by name", "", *parameters.table(model, config.optimizer.freeze)]
+    lines += ["", "layer  mixer", ""]
     rows = layer_table(model, seq_len)
     for i, row in zip(
         ["", *range(len(rows) - 2), ""], rows
@@ -44,6 +49,8 @@ def describe(config: Config) -> str:
         f" activations {_size(needed.activations)}"
         + (f", moving average {_size(needed.ema)}" if needed.ema else ""),
     ]
+    if partial := config.model.layout.partial_unit:
+        lines.append(f"depth {config.model.depth:<14}{partial}")
     return "\n".join([*lines, *begins])
 
 

@@ -53,7 +53,8 @@ class StartSettings:
 
     Attributes:
       workdir: folder of the run.
-      dry_run: print the resolved config and the cost, and train nothing.
+      dry_run: print the model's parameters and the cost, and train nothing.
+      show_config: with dry_run, print the resolved config before them, as JSON.
       coordinator: HOST:PORT of process 0, for several hosts.
       num_processes: number of hosts.
       process_id: number of this host, from 0.
@@ -62,6 +63,7 @@ class StartSettings:
 
     workdir: pathlib.Path | None = None
     dry_run: bool = False
+    show_config: bool = False
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None

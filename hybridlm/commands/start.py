@@ -16,13 +16,19 @@ def start(config: Config, settings: StartSettings, command: str) -> int:
     if settings.dry_run:
         from hybridlm.commands.dry_run import describe
 
-        print(describe(config))
+        print(describe(config, settings.show_config))
         return 0
+    if settings.show_config:
+        raise UserError("--show_config goes with --dry_run, and only with it")
     if settings.workdir is None:
         raise UserError(f"{command} needs --workdir, the folder of the run (or --dry_run)")
     from hybridlm.commands.full_run import full_run
     from hybridlm.parallel import hosts
+    from hybridlm.train.ready import check_ready, cpu_devices
 
     where = hosts.address(settings.coordinator, settings.num_processes, settings.process_id)
+    launched = settings.cluster if settings.cluster != "auto" else hosts.detect_cluster(os.environ)
+    alone = where is None and launched in (None, "none")
+    check_ready(config, devices=cpu_devices() if alone else None)
     hosts.start(where, settings.cluster, os.environ)
     return full_run(config, settings.workdir)

@@ -26,6 +26,7 @@ class SourceConfig(abc.ABC):
     """
 
     kind_name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()  # modules of the extra "data"
 
     path: Annotated[str, NotEmpty(), IsPath()]
     weight: PositiveFloat = 1.0

@@ -30,12 +30,17 @@ class Layer(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The layers by position; one scan runs `unit` `repeats` times."""
+    """The layers by position; one scan runs `unit` `repeats` times.
+
+    Attributes:
+      rest: the number of layers at the start of `suffix` that are the first of one more unit.
+    """
 
     prefix: tuple[Layer, ...]
     unit: tuple[Layer, ...]
     repeats: int
     suffix: tuple[Layer, ...]
+    rest: int = 0
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -51,6 +56,17 @@ class Layout(NamedTuple):
     def labels(self) -> tuple[str, ...]:
         """Each layer as the pattern writes it, bottom to top."""
         return tuple(layer.label for layer in self.layers)
+
+    @property
+    def partial_unit(self) -> str:
+        """What the last, incomplete unit is, if the depth leaves one; else "" (nothing)."""
+        if not self.rest:
+            return ""
+        unit, rest = (" ".join(x.label for x in self.unit[:n]) for n in (None, self.rest))
+        return (
+            f"{self.repeats} x ({unit}), then only {self.rest} of these {len(self.unit)} layers"
+            f" ({rest})"
+        )
 
 
 def parse(
@@ -82,7 +98,7 @@ def parse(
         f"is {depth}, but prefix and suffix have {len(before) + len(after)} layers",
     )
     repeats, rest = divmod(remaining, len(unit))
-    return Layout(before, unit, repeats, unit[:rest] + after)
+    return Layout(before, unit, repeats, unit[:rest] + after, rest)
 
 
 def expand(text: str, field: str = "pattern") -> tuple[Layer, ...]:

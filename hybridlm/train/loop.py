@@ -306,6 +306,8 @@ def _print_start(
         f" {config.tokens_per_step:,} tokens a step; compiled in"
         f" {duration(trainer.compile_seconds)}"
     )
+    if partial := config.model.layout.partial_unit:
+        progress.print(f"model.depth {config.model.depth} leaves part of the pattern: {partial}")
     if peak:
         progress.print(f"MFU is counted against {peak / 1e12:.3g} TFLOP/s ({source})")
 

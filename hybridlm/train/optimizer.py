@@ -29,8 +29,9 @@ def learning_rate(
     progress = jnp.asarray(step, jnp.float32) + 1
     warmup = config.warmup_steps
     warm = jnp.minimum(progress / warmup, 1.0) if warmup else jnp.float32(1)
-    decay = config.decay_steps if config.schedule == "wsd" else max(steps - warmup, 1)
-    done = jnp.clip((progress - (steps - decay)) / decay, 0.0, 1.0)
+    decay = config.decay_steps if config.schedule == "wsd" else steps - warmup
+    # A warm-up over all steps ends at the peak, and no step is left for the decay.
+    done = jnp.clip((progress - (steps - decay)) / decay, 0.0, 1.0) if decay else jnp.float32(0)
     floor = config.final_lr_fraction
     shape = {
         "constant": lambda: jnp.float32(1),

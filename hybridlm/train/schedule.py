@@ -52,8 +52,8 @@ def why_not(
 def share_of_peak(optimizer: dict[str, Any], steps: int, step: int) -> float:
     """The learning rate after `step` steps over its peak, after the warm-up; 1.0 before decay."""
     schedule, warmup = optimizer["schedule"], optimizer["warmup_steps"]
-    decay = optimizer["decay_steps"] if schedule == "wsd" else max(steps - warmup, 1)
-    done = min(max((step - (steps - decay)) / decay, 0.0), 1.0)
+    decay = optimizer["decay_steps"] if schedule == "wsd" else steps - warmup
+    done = min(max((step - (steps - decay)) / decay, 0.0), 1.0) if decay else 0.0
     floor = optimizer["final_lr_fraction"]
     if schedule == "constant":
         return 1.0

@@ -68,7 +68,8 @@ class OptimizerConfig:
         (arXiv 1804.04235, with `lr` as its rate).
       schedule: after warm-up "constant", "cosine" or "linear" to `final_lr_fraction` of the peak
         at the last step, or "wsd": constant, then linear over the last `decay_steps`.
-      warmup_steps: optimizer steps of the warm-up; 0 for none.
+      warmup_steps: optimizer steps of the warm-up; 0 for none. The peak is reached at its last step,
+        and if that is the run's last, there is no decay.
       decay_steps: optimizer steps of the decay at the end of a "wsd" schedule.
       final_lr_fraction: learning rate of the last step over `lr`, with all schedules but "constant".
       weight_decay: decoupled weight decay, times the learning rate; on the kernels of linear maps

@@ -228,7 +228,7 @@ def test_the_dry_run_counts_like_train_and_writes_nothing(recipe, command, tmp_p
     assert code == 0 and not err and not root.exists()
     shown = command("train", "--config", spec, "--dry_run")[1]
     names = ("parameters", "training tokens", "training FLOPs")
-    lines = [line for line in shown.splitlines() if line.startswith(names)]
+    lines = [line for line in shown.splitlines() if line[:20].strip() in names]
     facts = {line[:20].strip(): line[20:].split()[0] for line in lines}
     rows = [line.split() for line in out.splitlines()]
     expected = ["new", facts["parameters"], facts["training tokens"]]

@@ -54,6 +54,37 @@ def test_wsd_is_constant_then_linear():
     assert r[-1] == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "steps", "warmup", "decay", "expected"),
+    [
+        # The warm-up takes all steps: the last one has the peak.
+        ("constant", 4, 4, None, [0.25, 0.5, 0.75, 1]),
+        ("cosine", 4, 4, None, [0.25, 0.5, 0.75, 1]),
+        ("linear", 4, 4, None, [0.25, 0.5, 0.75, 1]),
+        ("cosine", 1, 1, None, [1]),
+        ("linear", 1, 1, None, [1]),
+        # One step is left: it has the final fraction.
+        ("cosine", 4, 3, None, [1 / 3, 2 / 3, 1, 0.1]),
+        ("linear", 4, 3, None, [1 / 3, 2 / 3, 1, 0.1]),
+        ("cosine", 1, 0, None, [0.1]),
+        ("linear", 1, 0, None, [0.1]),
+        ("constant", 1, 0, None, [1]),
+        ("linear", 4, 2, None, [0.5, 1, 0.55, 0.1]),
+        ("cosine", 4, 2, None, [0.5, 1, 0.55, 0.1]),
+        # The decay begins after the peak.
+        ("wsd", 4, 2, 2, [0.5, 1, 0.55, 0.1]),
+        ("wsd", 4, 3, 1, [1 / 3, 2 / 3, 1, 0.1]),
+        ("wsd", 5, 1, 2, [1, 1, 1, 0.55, 0.1]),
+        ("wsd", 2, 0, 2, [0.55, 0.1]),
+        ("wsd", 1, 0, 1, [0.1]),
+    ],
+)
+def test_every_warmup_ends_at_the_peak(schedule, steps, warmup, decay, expected):
+    """Shares of the peak, worked out by hand, with a final fraction of 0.1."""
+    r = rates(steps, schedule=schedule, warmup_steps=warmup, decay_steps=decay)
+    np.testing.assert_allclose(r / 2.0, expected, rtol=1e-6)
+
+
 PARAMS = {
     "embedding": jnp.ones((6, 4)),
     "layer": {"q": {"kernel": jnp.ones((2, 4, 4))}, "norm": {"scale": jnp.ones((2, 4))}},

@@ -114,6 +114,8 @@ def test_the_share_of_the_peak_is_that_of_the_learning_rate(schedule):
     """`learning_rate` counts updates from 0, the share the steps that were done."""
     decay = 7 if schedule == "wsd" else None
     optimizer = OptimizerConfig(lr=3e-3, schedule=schedule, decay_steps=decay, warmup_steps=3)
-    for step in range(3, 21):
-        rate = float(learning_rate(optimizer, 20, step - 1))
-        assert share_of_peak(vars(optimizer), 20, step) == pytest.approx(rate / optimizer.lr, 1e-6)
+    lengths = (10, 20) if schedule == "wsd" else (3, 4, 20)
+    for steps, step in ((n, step) for n in lengths for step in range(3, n + 1)):
+        rate = float(learning_rate(optimizer, steps, step - 1))
+        share = share_of_peak(vars(optimizer), steps, step)
+        assert share == pytest.approx(rate / optimizer.lr, 1e-6)

@@ -14,6 +14,7 @@ class ArrayRecords(TextSource):
     """ArrayRecord files, one document in UTF-8 per record."""
 
     kind_name = "arrayrecord"
+    needs = ("array_record.python.array_record_module",)
 
     def read_file(self, file: SourceFile) -> Iterator[Document]:
         module = require_module(

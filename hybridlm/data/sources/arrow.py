@@ -33,6 +33,7 @@ class ArrowTable(ColumnSource):
     """
 
     kind_name = "arrow"
+    needs = ("pyarrow",)
 
     def files(self, path: str) -> list[SourceFile]:
         folder = Path(path).expanduser()

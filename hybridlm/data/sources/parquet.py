@@ -31,6 +31,7 @@ class ParquetFiles(ColumnSource):
     """
 
     kind_name = "parquet"
+    needs = ("pyarrow",)
 
     def read_file(self, file: SourceFile) -> Iterator[Document]:
         key, row = self.text_key, 0

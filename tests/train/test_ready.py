@@ -1,0 +1,99 @@
+"""What a run will need is checked before a device is touched: one sentence for what is missing."""
+
+import subprocess
+import sys
+
+import pytest
+
+from hybridlm import config as configs
+from hybridlm.errors import UserError
+from hybridlm.train.ready import check_ready
+
+DEMO = "configs/demo.py:smoke"
+
+
+def demo(**overrides):
+    return configs.load(DEMO, [(k.replace("__", "."), repr(v)) for k, v in overrides.items()])
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Makes the import of a module fail, as if it were not installed."""
+    return lambda name: monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.parametrize(
+    ("module", "setting", "value", "install"),
+    [
+        ("wandb", "train__wandb", "project", "hybridlm[wandb]"),
+        ("tensorboardX", "train__tensorboard", True, "pip install tensorboardX"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_setting(
+    module, setting, value, install, without, in_root
+):
+    without(module)
+    with pytest.raises(UserError, match=f"^{setting.replace('__', '.')} needs") as caught:
+        check_ready(demo(**{setting: value}))
+    assert install in str(caught.value) and "\n" not in str(caught.value)
+    check_ready(demo(**{setting: None if module == "wandb" else False}))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "arrayrecord"])
+def test_a_missing_package_of_a_source_is_named(kind, without, in_root, tmp_path):
+    without("pyarrow")
+    without("array_record.python.array_record_module")
+    config = demo(data__sources__more=dict(kind=kind, path=str(tmp_path)))
+    with pytest.raises(UserError, match=r"data\.sources\.more of kind .*hybridlm\[data\]"):
+        check_ready(config, files=False)
+
+
+def test_missing_files_are_found_only_where_they_must_be_there(in_root, tmp_path):
+    config = demo(data__sources__addresses__path=str(tmp_path / "nothing.jsonl"))
+    check_ready(config, files=False)
+    with pytest.raises(UserError, match="nothing.jsonl"):
+        check_ready(config)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "devices", "sentence"),
+    [
+        (dict(data=1, tensor=3), None, "heads 4 does not divide over 3 shards"),
+        (dict(data=-1, fsdp=3), None, "data.batch_size 4 does not divide over 3 shards"),
+        (dict(data=-1, fsdp=2), 3, "mesh needs a multiple of 2 devices, but there are 3"),
+        (dict(data=1, fsdp=1), 2, "has 1 devices, but there are 2"),
+        (dict(data=-1), 8, "data.batch_size 4 does not divide over 8 shards"),
+        (dict(data=-1, fsdp=2), 4, None),
+    ],
+)
+def test_a_mesh_is_checked_as_far_as_devices_are_known(mesh, devices, sentence, in_root):
+    config = demo(**{f"mesh__{axis}": size for axis, size in mesh.items()})
+    if sentence is None:
+        check_ready(config, devices=devices)
+        return
+    with pytest.raises(UserError, match=sentence):
+        check_ready(config, devices=devices)
+
+
+def test_probes_whose_prompts_do_not_fit_are_refused(in_root):
+    with pytest.raises(UserError, match="fit"):
+        check_ready(demo(probes__which=("heads",), probes__length=40))
+
+
+def test_checking_starts_no_device(in_root):
+    """In a new process: this one has used its devices."""
+    code = (
+        "from hybridlm import config as configs; from hybridlm.train.ready import check_ready;"
+        f"check_ready(configs.load({DEMO!r}, [('probes.which', '[\"heads\"]'),"
+        " ('probes.length', '160')]));"
+        "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", [["--dry_run"], ["--workdir", "never"]])
+def test_the_command_checks_first(words, without, refusal, in_root):
+    without("wandb")
+    said = refusal("train", "--config", DEMO, *words, "--config.train.wandb=project")
+    assert "train.wandb needs wandb" in said and not (in_root / "never").exists()
