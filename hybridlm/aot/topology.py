@@ -20,7 +20,7 @@ class _Kind(NamedTuple):
 
     Attributes:
       known_as: the compiler's name.
-      sides: dimensions of its torus.
+      sides: dimensions of its grid. With three, slices of whole cubes of 4 x 4 x 4 chips are tori.
       cores: cores per jax device; `CHIPS` has figures per core.
       hbm: bytes per jax device.
       interconnect: bytes/s that one jax device sends over all its links.
@@ -147,6 +147,11 @@ def _read(name: str) -> tuple[str, _Kind, tuple[int, ...]]:
     return chip, kind, sides
 
 
+def is_torus(sides: tuple[int, ...]) -> bool:
+    """Whether opposite faces of a slice are linked: whole cubes of 4 x 4 x 4 chips are."""
+    return len(sides) == 3 and not any(side % 4 for side in sides)
+
+
 def _devices(kind: _Kind, sides: tuple[int, ...], name: str, slices: int) -> Sequence[jax.Device]:
     from jax.experimental import topologies
 
@@ -158,6 +163,9 @@ def _devices(kind: _Kind, sides: tuple[int, ...], name: str, slices: int) -> Seq
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",
     )
     options = {"chips_per_host_bounds": (1, 1, 1)} if set(sides) == {1} else {}
+    if is_torus(sides):
+        # Without it libtpu assumes an open grid, on which it gathers parameters by all-reduces.
+        options["wrap"] = (True, True, True)
     if slices > 1:
         options["num_slices"] = slices
     try:

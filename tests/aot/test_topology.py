@@ -2,9 +2,12 @@
 
 import importlib.util
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from hybridlm.aot import topology
+from hybridlm.aot import hlo, topology
 from hybridlm.config import MeshConfig
 from hybridlm.parallel.mesh import make_mesh
 
@@ -53,6 +56,34 @@ def test_the_figures_of_a_device(name, devices, flops):
 def test_a_mesh_may_split_a_side_of_the_torus(sizes):
     grid = make_mesh(MeshConfig(**dict(data=1) | sizes), topology.find("v5p:8x8x8").devices).devices
     assert sorted(d.id for d in grid.flat) == list(range(512))
+
+
+@pytest.mark.parametrize(
+    "sides, torus",
+    [
+        ((4, 4, 4), True),
+        ((8, 8, 16), True),
+        ((4, 4, 2), False),
+        ((2, 2, 1), False),
+        ((4, 4), False),
+    ],
+)
+def test_slices_of_whole_cubes_are_tori(sides, torus):
+    assert topology.is_torus(sides) == torus
+
+
+@pytest.mark.skipif(NO_LIBTPU, reason="libtpu is not installed: `make aot` installs it")
+def test_a_torus_gathers_parameters():
+    """On a grid that is open, libtpu makes an all-reduce of it, which sends twice the bytes."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=64), topology.find("v5p:4x4x4").devices)
+    rows = NamedSharding(mesh, PartitionSpec("fsdp"))
+    shapes = [
+        jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=rows) for s in ((4096, 512), (512, 512))
+    ]
+    with jax.set_mesh(mesh):
+        step = jax.jit(jnp.dot, out_shardings=rows).lower(*shapes).compile()
+    found = hlo.read(step.as_text()).collectives
+    assert {kind: c.payload for kind, c in found.items()} == {"all-gather": 2 * 512 * 512}
 
 
 @pytest.mark.skipif(
