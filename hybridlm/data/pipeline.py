@@ -312,7 +312,7 @@ def open_pipeline(
             stores[name] = source.on_this_machine().open(opening)
             opening.share()
         except (DataError, StorageError) as error:
-            raise DataError(f"data.sources.{name}: {error}") from None
+            raise type(error)(f"data.sources.{name}: {error}") from None
     pipeline = Pipeline(data, stores, tokenizer, seed=seed)
     if training:
         pipeline.check()

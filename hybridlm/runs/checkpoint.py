@@ -17,6 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from hybridlm.errors import RunError, WriteError
 from hybridlm.runs import checksum, integrity
 from hybridlm.storage import is_remote
+from hybridlm.storage.objects import is_refusal
 from hybridlm.storage.orbax import complete_steps, orbax_path
 
 FOLDER = "checkpoints"
@@ -103,17 +104,20 @@ class Checkpoints:
                 raise
             found = steps(self._folder.parent)
             last = f"that of step {found[-1]} is the newest" if found else "there is none yet"
+            mend = "mend that" if is_remote(self._folder) else "make room"
             raise RunError(
-                f"a checkpoint cannot be written to {self._folder} ({reason}): {last}; make room,"
+                f"a checkpoint cannot be written to {self._folder} ({reason}): {last}; {mend},"
                 " and the same command resumes from there"
             ) from error
 
 
 def write_failure(error: Exception) -> str | None:
-    """Why Orbax could not write to a full or unwritable disk; None if that is not the error."""
+    """Why Orbax could not write to a disk or a bucket; None if that is not the error."""
     reason = " ".join(str(error).split())
     # When a tensor cannot be written, Orbax does not raise an OSError.
-    return reason[-300:] if isinstance(error, OSError) or "os_error_code" in reason else None
+    if isinstance(error, OSError) or "os_error_code" in reason:
+        return reason[-300:]
+    return reason[:300] if is_refusal(error) else None
 
 
 def save_tree(path: pathlib.Path, tree: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from hybridlm.errors import RunError
+from hybridlm.errors import RunError, StorageError
 from hybridlm.runs import checksum
 from hybridlm.storage import is_remote
 from hybridlm.storage.objects import Location, kvstore_spec
@@ -128,6 +128,8 @@ def readable(path: pathlib.Path, remedy: str) -> Iterator[None]:
     """
     try:
         yield
+    except StorageError:
+        raise  # a server that does not answer has damaged nothing
     except Exception as error:
         reason = str(error) if isinstance(error, DamagedError) else _damage(path) or _reason(error)
         raise RunError(f"the checkpoint {path} cannot be read ({reason}): {remedy}") from error

@@ -66,7 +66,7 @@ def local_copy(path: Any) -> str:
     if not names:
         raise StorageError(f"{url}: there is no such file or folder")
     versions = _versions(root, names)
-    key = json.dumps([root, versions], sort_keys=True)
+    key = json.dumps([root, versions], sort_keys=True, allow_nan=False)
     folder = cache_folder() / "copies" / hashlib.sha256(key.encode()).hexdigest()[:24]
     if not (folder / ".complete").exists():
         _copy_files(root, names, folder)
@@ -87,7 +87,7 @@ def upload_folder(folder: pathlib.Path, url: Any) -> None:
         objects.write(f"{os.fspath(url)}/{name}", data)
         files[name] = [len(data), hashlib.sha256(data).hexdigest()]
         waiting.done(len(data))
-    objects.write(f"{os.fspath(url)}/{LIST}", json.dumps(files, indent=1).encode())
+    objects.write(f"{os.fspath(url)}/{LIST}", json.dumps(files, indent=1, allow_nan=False).encode())
 
 
 def is_uploaded(url: Any) -> bool:

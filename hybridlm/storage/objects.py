@@ -10,6 +10,7 @@ An object is named by its URL, `gs://BUCKET/KEY` or `s3://BUCKET/KEY`.
 import errno
 import functools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,9 @@ SAY_AFTER = 2.0  # seconds of waiting for a server
 GIVE_UP_AFTER = 300.0  # seconds; servers that answer 5xx are asked again until then
 ABSENT = b"\x02"  # the version of an object that does not exist (TensorStore's encoding)
 _UNKNOWN = bytes(9)
+_STATUS = re.compile(
+    r"(UNAVAILABLE|ABORTED|PERMISSION_DENIED|UNAUTHENTICATED|NOT_FOUND|INTERNAL)\b"
+)
 _READ = 16 << 20  # bytes of a range that a stream reads at once
 _SHOWN = 240  # characters of a server's answer in an error
 
@@ -226,6 +230,11 @@ def _check_guards(url: str) -> None:
     for folder, check in list(_guards.items()):
         if url.startswith(folder):
             check()
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether an exception is TensorStore's for a request that a server refused or did not answer."""
+    return isinstance(error, ValueError) and _STATUS.match(str(error)) is not None
 
 
 class _ShorterObject(Exception):

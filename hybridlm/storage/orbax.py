@@ -13,7 +13,7 @@ from typing import Any
 from hybridlm.errors import StorageError
 from hybridlm.storage.filesystem import COMMIT_MARK
 from hybridlm.storage.objects import SCHEMES, Location, keys, kvstore_spec
-from hybridlm.storage.paths import is_remote
+from hybridlm.storage.paths import absolute, is_remote
 
 _PREFIXES = tuple(f"{scheme}://" for scheme in SCHEMES)
 _REPLACED = {
@@ -28,10 +28,9 @@ _REPLACED = {
 
 def orbax_path(path: pathlib.Path) -> pathlib.Path:
     """A checkpoint's path as Orbax takes it: absolute, and of a bucket if it is one."""
-    if not is_remote(path):
-        return path.absolute()
-    support_buckets()
-    return path
+    if is_remote(path):
+        support_buckets()
+    return absolute(path)
 
 
 @functools.cache

@@ -77,6 +77,11 @@ def expand(path: Any) -> pathlib.Path:
     return open_path(path if is_remote(path) else os.path.expanduser(path))
 
 
+def absolute(path: pathlib.Path) -> pathlib.Path:
+    """The path as it is valid in every working directory."""
+    return path if is_remote(path) else path.absolute()
+
+
 def own_name(path: pathlib.Path) -> str:
     """The name of a file or folder, also where the path ends in "." or ".."."""
     return path.name if is_remote(path) else path.resolve().name

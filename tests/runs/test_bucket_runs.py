@@ -235,3 +235,24 @@ def test_every_command_reads_a_run_in_a_bucket(bucket, in_root, command, tmp_pat
         said[name] = made[1], json.loads((open_path(out) / "eval.json").read_bytes())["records"]
     assert said["here"] == said["there"]
     assert (open_path(run) / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(bucket, in_root, command, page_commands):
+    commands = page_commands("storage.md")
+    assert len(commands) == 4
+    for words, _ in commands:
+        code, _, err = command(*(word.replace("s3://bucket", bucket) for word in words))
+        assert code == 0, (words, err)
+    assert checkpoint.steps(open_path(f"{bucket}/runs/demo"))
+    assert objects.exists(f"{bucket}/tokens/manifest.json")
+
+
+@pytest.mark.slow
+def test_a_sweep_in_a_bucket_counts_its_finished_runs(bucket, in_root, command):
+    words = ["sweep", "--config", "configs/sweeps/window.py:smoke", "--root", bucket, *CHANGES[1:]]
+    words += ["--config.train.steps=4"]
+    code, out, err = command(*words)
+    assert code == 0, err
+    again = command(*words)[1]
+    assert again.count("finished") >= 3 and "nothing to do" in again, again

@@ -1,0 +1,146 @@
+"""Text, tokens and tokenizers in a bucket are the same as on this machine."""
+
+import numpy as np
+import pytest
+from data_helpers import (
+    BYTES,
+    assert_batches_equal,
+    draw_ids,
+    draw_texts,
+    write_jsonl,
+    write_shards,
+)
+
+from hybridlm.data import open_pipeline, open_shards, open_tokenizer, tokenize, train_bpe
+from hybridlm.data.settings import DataConfig
+from hybridlm.data.tokenizers import TokenizerConfig
+from hybridlm.errors import DataError, StorageError
+from hybridlm.storage import local_copies, objects, open_path
+from hybridlm.storage.local_copies import LIST
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """Changes the user's cache, as another machine has another one."""
+
+    def use(name):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches" / name))
+
+    use("first")
+    return use
+
+
+@pytest.fixture
+def documents():
+    return draw_texts(np.random.default_rng(), 40)
+
+
+def pipeline(sources, workdir, **settings):
+    settings = {"seq_len": 32, "batch_size": 4, "heldout_fraction": 0.3, **settings}
+    return open_pipeline(DataConfig(sources=sources, **settings), seed=0, workdir=workdir)
+
+
+def put(folder, bucket):
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        objects.write(f"{bucket}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+
+def test_batches_are_those_of_local_files_and_tokens_are_shared(
+    bucket, machine, tmp_path, documents, gate
+):
+    here = tmp_path / "text"
+    write_jsonl(here / "part-0.jsonl", documents[:20])
+    write_jsonl(here / "sub" / "part-1.jsonl", documents[20:])
+    (here / "notes.txt").write_text("not in the source")
+    put(here, f"{bucket}/text")
+    sources = {"a": dict(kind="jsonl", path=f"{bucket}/text/**/*.jsonl")}
+    local = {"a": dict(kind="jsonl", path=f"{here}/**/*.jsonl")}
+    wanted = pipeline(local, tmp_path / "run")
+    made = pipeline(sources, open_path(f"{bucket}/run"))
+    shared = [key for key in objects.keys(f"{bucket}/run") if key.endswith("manifest.json")]
+    assert len(shared) == 1
+    gate.requests.clear()
+    machine("second")
+    again = pipeline(sources, open_path(f"{bucket}/run"))
+    for other in (made, again):
+        assert other.counts()["sources"]["a"]["sha256"] == wanted.counts()["sources"]["a"]["sha256"]
+        for step in (0, 7):
+            assert_batches_equal(other.batch(step), wanted.batch(step))
+    assert not [path for method, path in gate.requests if method in ("PUT", "POST")]
+
+
+def test_tokens_that_were_not_uploaded_whole_are_made_again(bucket, machine, tmp_path, documents):
+    source = write_jsonl(tmp_path / "a.jsonl", documents)
+    sources = {"a": dict(kind="jsonl", path=source.path)}
+    cache = f"{bucket}/cache"
+    pipeline(sources, tmp_path, token_cache=cache)
+    (listed,) = [key for key in objects.keys(cache) if key.endswith(LIST)]
+    objects.delete(f"{cache}/{listed}")
+    objects.write(f"{cache}/{listed.replace(LIST, 'train-00000.bin')}", b"half")
+    machine("second")
+    pipeline(sources, tmp_path, token_cache=cache)
+    assert objects.exists(f"{cache}/{listed}")
+    objects.write(f"{cache}/{listed.replace(LIST, 'train-00000.bin')}", b"other")
+    machine("third")
+    with pytest.raises(StorageError, match="train-00000.bin is not the file that was uploaded"):
+        pipeline(sources, tmp_path, token_cache=cache)
+
+
+def test_shards_are_written_to_and_read_from_a_bucket(bucket, tmp_path, documents):
+    source, tokenizer = write_jsonl(tmp_path / "a.jsonl", documents), open_tokenizer(BYTES)
+    tokenize(source, tokenizer, f"{bucket}/tokens", 0.3)
+    here = open_shards(tokenize(source, tokenizer, tmp_path / "t", 0.3), tokenizer=tokenizer)
+    there = open_shards(f"{bucket}/tokens", tokenizer=tokenizer)
+    assert there.manifest == here.manifest
+    with pytest.raises(DataError, match="exists"):
+        tokenize(source, tokenizer, f"{bucket}/tokens", 0.3)
+    objects.delete(f"{bucket}/tokens/manifest.json")
+    with pytest.raises(DataError, match="manifest.json is missing"):
+        open_shards(f"{bucket}/tokens", tokenizer=tokenizer)
+    with pytest.raises(StorageError, match="there is no such file or folder"):
+        open_shards(f"{bucket}/none", tokenizer=tokenizer)
+
+
+def test_flat_tokens_and_folders_of_shards_are_sources(bucket, tmp_path, documents):
+    folder = write_shards(tmp_path / "shards", documents)
+    ids = [[*document, 257] for document in draw_ids(np.random.default_rng(), 60)]
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    np.concatenate(ids).astype("<u2").tofile(flat / "train.bin")
+    put(folder, f"{bucket}/shards")
+    put(flat, f"{bucket}/flat")
+
+    def sources(root):
+        return {
+            "s": dict(kind="tokens", path=f"{root}/shards"),
+            "f": dict(kind="flat", path=f"{root}/flat/train.bin"),
+        }
+
+    here = pipeline(sources(tmp_path), tmp_path / "a")
+    there = pipeline(sources(bucket), tmp_path / "b")
+    assert_batches_equal(there.batch(3), here.batch(3))
+
+
+def test_a_copy_is_used_again_until_the_objects_change(bucket, gate):
+    objects.write(f"{bucket}/d/a", b"1")
+    objects.write(f"{bucket}/d/.hidden", b"")
+    first = local_copies.local_copy(f"{bucket}/d")
+    assert sorted(p.name for p in open_path(first).iterdir() if p.name[0] != ".") == ["a"]
+    assert local_copies.local_copy(f"{bucket}/d") == first
+    objects.write(f"{bucket}/d/a", b"2")
+    second = local_copies.local_copy(f"{bucket}/d")
+    assert second != first and (open_path(second) / "a").read_bytes() == b"2"
+    assert local_copies.local_file(f"{bucket}/d/a").read_bytes() == b"2"
+
+
+def test_a_tokenizer_is_trained_into_and_opened_from_a_bucket(bucket, tmp_path, documents):
+    here = train_bpe(documents, 270, tmp_path / "t" / "tokenizer.json")
+    path = f"{bucket}/t/tokenizer.json"
+    train_bpe(documents, 270, path)
+    there = open_tokenizer(TokenizerConfig(kind="hf", path=path))
+    assert there.fingerprint == here.fingerprint
+    config = tmp_path / "t" / "tokenizer_config.json"
+    config.write_text('{"eos_token": "<|bos|>"}')
+    objects.write(f"{bucket}/t/{config.name}", config.read_bytes())
+    both = [open_tokenizer(TokenizerConfig(kind="hf", path=str(p))) for p in (path, here.path)]
+    assert both[0].eos_id == both[1].eos_id == there.bos_id
