@@ -1,12 +1,15 @@
 """Jobs: runs to start, with their command-line arguments and workdirs."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Protocol
 
+from hybridlm.storage import is_remote
+from hybridlm.storage.local_copies import cache_folder
 from hybridlm.sweep import PlannedRun
 
 # The current interpreter, for this machine and for machines that share its files.
@@ -47,6 +50,16 @@ class Job:
         if run.config.data.token_cache is None:
             arguments.append(f"--config.data.token_cache={root / 'tokens'}")
         return arguments
+
+
+def files_folder(root: pathlib.Path) -> pathlib.Path:
+    """The folder for a launcher's logs, locks and records: `root`, or for a root in a bucket one of
+    this user's cache.
+    """
+    if not is_remote(root):
+        return root
+    name = hashlib.sha256(os.fspath(root).encode()).hexdigest()[:12]
+    return cache_folder().parent / "sweeps" / f"{root.name}-{name}"
 
 
 class Launcher(Protocol):

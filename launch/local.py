@@ -21,7 +21,7 @@ from hybridlm.errors import TRY_AGAIN, RunError, UserError
 from hybridlm.storage.writing import make_folder, writing
 from hybridlm.sweep.progress import RunProgress, newest_progress
 from hybridlm.train import preemption
-from launch.job import PROGRAM, Job, child_environment
+from launch.job import PROGRAM, Job, child_environment, files_folder
 from launch.live_table import LiveTable
 from launch.site import LocalSite
 
@@ -67,17 +67,19 @@ class LocalLauncher:
     def preview(self, jobs: Sequence[Job], root: pathlib.Path) -> str:
         command = shlex.join([*PROGRAM, *jobs[0].arguments(root)])
         at_a_time = f"{min(self._parallel, len(jobs))} at a time"
-        return f"on this machine, {at_a_time}, with logs in {root / 'logs'}; the first:\n{command}"
+        return f"on this machine, {at_a_time}, with logs in {files_folder(root) / 'logs'}; the first:\n{command}"
 
     def submit(self, jobs: Sequence[Job], root: pathlib.Path) -> int:
         """Runs the jobs to their end; returns 0 if all finished, 1 if any failed, 75 if stopped."""
+        folder = files_folder(root)
+        make_folder(folder)
         attempts = [
             _Attempt(
-                job, job.workdir(root), root / "logs" / f"{job.name}.log", job.planned.progress
+                job, job.workdir(root), folder / "logs" / f"{job.name}.log", job.planned.progress
             )
             for job in jobs
         ]
-        with _locked(root) as lock, preemption.StopSignal() as stop:
+        with _locked(folder) as lock, preemption.StopSignal() as stop:
             try:
                 self._run(attempts, root, lock, stop)
             finally:

@@ -80,7 +80,7 @@ class XpkSite:
       docker_image: an image with hybridlm, and with the recipe at the path given by --config.
       base_docker_image: alternatively, an image with hybridlm to which xpk adds `script_dir`.
       script_dir: folder added to `base_docker_image`; None means the current folder.
-      root: path of the sweep's root in the pods, on storage that all of them share.
+      root: path of the sweep's root in the pods, in a bucket (gs://…) or on storage that all share.
       priority: priority of workloads in the cluster's queue.
       program: command that starts hybridlm in the image.
       max_restarts: restarts of a workload that was preempted or told to stop.

@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from hybridlm.errors import TRY_AGAIN
+from hybridlm.storage import open_path, own_name
 from hybridlm.sweep.names import dns_label
-from launch.job import Job
+from launch.job import Job, files_folder
 from launch.site import SkySite
 from launch.submission import Submission, submit_all
 
@@ -26,7 +27,9 @@ class SkyLauncher:
 
     def preview(self, jobs: Sequence[Job], root: pathlib.Path) -> str:
         task = self.task(jobs[0], root)
-        return f"by SkyPilot, from tasks written to {root / 'sky'}; the first:\n{task}"
+        return (
+            f"by SkyPilot, from tasks written to {files_folder(root) / 'sky'}; the first:\n{task}"
+        )
 
     def submit(self, jobs: Sequence[Job], root: pathlib.Path) -> int:
         files = {f"{job.name}.yaml": self.task(job, root) for job in jobs}
@@ -39,7 +42,7 @@ class SkyLauncher:
                     "launch",
                     "--yes",
                     "--detach-run",
-                    str(root / "sky" / f"{job.name}.yaml"),
+                    str(files_folder(root) / "sky" / f"{job.name}.yaml"),
                 ),
             )
             for job in jobs
@@ -49,7 +52,7 @@ class SkyLauncher:
     def task(self, job: Job, root: pathlib.Path) -> str:
         """The YAML of a job's task."""
         site = self._site
-        arguments = job.arguments(pathlib.PurePosixPath(site.root))
+        arguments = job.arguments(open_path(site.root))
         run = ["exec", *shlex.split(site.program), *arguments]
         recovery = {
             "max_restarts_on_errors": site.max_restarts,
@@ -64,7 +67,7 @@ class SkyLauncher:
             "job_recovery": recovery,
         }
         task = {
-            "name": dns_label(f"{root.absolute().name}-{job.name}", _MAX_NAME_LENGTH),
+            "name": dns_label(f"{own_name(root)}-{job.name}", _MAX_NAME_LENGTH),
             "num_nodes": site.num_nodes,
             "workdir": site.workdir,
             "resources": {k: v for k, v in resources.items() if v is not None},

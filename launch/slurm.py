@@ -12,7 +12,9 @@ from typing import Any
 
 from hybridlm.errors import UserError
 from hybridlm.runs.json_files import write_json
-from launch.job import PROGRAM, Job, child_environment
+from hybridlm.storage import absolute
+from hybridlm.storage.writing import make_folder
+from launch.job import PROGRAM, Job, child_environment, files_folder
 from launch.site import SlurmSite
 from launch.slurm_job import RunJob
 from launch.submission import read_record
@@ -47,9 +49,9 @@ class SlurmLauncher:
 
     def preview(self, jobs: Sequence[Job], root: pathlib.Path) -> str:
         settings = " ".join(f"{k}={v}" for k, v in self.parameters().items() if k != "setup")
-        command = shlex.join([*PROGRAM, *jobs[0].arguments(root.absolute())])
+        command = shlex.join([*PROGRAM, *jobs[0].arguments(absolute(root))])
         return (
-            f"on SLURM, as a job array with logs in {root / FOLDER}: {settings}\nthe first:\n"
+            f"on SLURM, as a job array with logs in {files_folder(root) / FOLDER}: {settings}\nthe first:\n"
             f"{command}"
         )
 
@@ -74,8 +76,9 @@ class SlurmLauncher:
                     f"--to slurm needs {tool}, which is not on this machine: submit from a login"
                     " node of the cluster"
                 )
-        root = root.absolute()
-        record = read_record(root / RECORD)
+        root = absolute(root)
+        records = files_folder(root) / RECORD
+        record = read_record(records)
         queued = _queue()
         new = []
         for job in jobs:
@@ -88,7 +91,8 @@ class SlurmLauncher:
             for job, number in zip(new, self._submit(new, root)):
                 print(f"{job.name}: job {number}")
                 record[job.name] = number
-            write_json(root / RECORD, record)
+            make_folder(records.parent)
+            write_json(records, record)
             print(
                 f"submitted {len(new)}; `squeue --me` shows them, `scancel JOB` stops one, and the"
                 " same command submits runs that are neither queued nor finished"
@@ -99,7 +103,7 @@ class SlurmLauncher:
         """Submits jobs; returns their SLURM job numbers, in order."""
         errors = self._submitit.core.utils
         executor = self._submitit.SlurmExecutor(
-            folder=root / FOLDER / "%j", max_num_timeout=self._site.max_num_timeout
+            folder=files_folder(root) / FOLDER / "%j", max_num_timeout=self._site.max_num_timeout
         )
         folder = str(pathlib.Path.cwd())
         calls = [

@@ -13,6 +13,7 @@ from hybridlm.errors import UserError
 from hybridlm.runs.json_files import write_json
 from hybridlm.settings import json_text
 from hybridlm.storage.writing import make_folder, write_text
+from launch.job import files_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +49,12 @@ def submit_all(
     Raises:
       UserError: if the tool is not installed; the files are written nevertheless.
     """
-    folder = root / tool
+    folder = files_folder(root) / tool
     make_folder(folder)
     for name, text in files.items():
         write_text(folder / name, text)
     script = folder / "submit.sh"
-    record_path = root / f"{tool}.json"
+    record_path = files_folder(root) / f"{tool}.json"
     record = read_record(record_path)
     for submission in submissions:
         if submission.name in record:

@@ -5,8 +5,9 @@ import shlex
 from collections.abc import Sequence
 
 from hybridlm.errors import TRY_AGAIN
+from hybridlm.storage import open_path, own_name
 from hybridlm.sweep.names import dns_label
-from launch.job import Job
+from launch.job import Job, files_folder
 from launch.site import XpkSite
 from launch.submission import Submission, submit_all
 
@@ -23,7 +24,7 @@ class XpkLauncher:
 
     def preview(self, jobs: Sequence[Job], root: pathlib.Path) -> str:
         command = shlex.join(self.command(jobs[0], root))
-        return f"on GKE, by commands written to {root / 'xpk'}; the first:\n{command}"
+        return f"on GKE, by commands written to {files_folder(root) / 'xpk'}; the first:\n{command}"
 
     def submit(self, jobs: Sequence[Job], root: pathlib.Path) -> int:
         commands = [Submission(job.name, self.command(job, root)) for job in jobs]
@@ -33,10 +34,10 @@ class XpkLauncher:
         """The command that creates a job's workload; the same run always gets the same name."""
         site = self._site
         # exec: xpk signals the shell that it starts, and the signal must reach the run.
-        arguments = job.arguments(pathlib.PurePosixPath(site.root))
+        arguments = job.arguments(open_path(site.root))
         run = ["exec", *shlex.split(site.program), *arguments]
         options = {
-            "workload": dns_label(f"{root.absolute().name}-{job.name}", _MAX_NAME_LENGTH),
+            "workload": dns_label(f"{own_name(root)}-{job.name}", _MAX_NAME_LENGTH),
             "cluster": site.cluster,
             "project": site.project,
             "zone": site.zone,

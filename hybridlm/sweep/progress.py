@@ -3,10 +3,12 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from hybridlm.runs import checkpoint, metrics
 from hybridlm.runs.workdir import CONFIG, REPORT, check_same_run
+from hybridlm.storage import is_remote, objects
 from hybridlm.train.settings import Config, run_settings
 
 _TAIL = 1 << 16  # bytes at the end of a record file that contain the newest records
@@ -60,6 +62,10 @@ def newest_progress(workdir: pathlib.Path) -> RunProgress:
 
 def _tail(path: pathlib.Path) -> list[dict[str, Any]]:
     """The newest complete records of a JSON Lines file, oldest first."""
+    if is_remote(path):
+        data = objects.read(path) or b""
+        size, lines = len(data), data[-_TAIL:].split(b"\n")
+        return _records(lines[0 if size <= _TAIL else 1 : -1])
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -67,8 +73,12 @@ def _tail(path: pathlib.Path) -> list[dict[str, Any]]:
             lines = file.read().split(b"\n")
     except OSError:
         return []
+    return _records(lines[0 if size <= _TAIL else 1 : -1])
+
+
+def _records(lines: Sequence[bytes]) -> list[dict[str, Any]]:
     records = []
-    for line in lines[0 if size <= _TAIL else 1 : -1]:
+    for line in lines:
         try:
             records.append(metrics.parse(line))
         except ValueError:

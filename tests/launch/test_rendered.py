@@ -1,5 +1,6 @@
 """The commands and tasks for xpk and SkyPilot, also read by the tools' parsers if installed."""
 
+import dataclasses
 import json
 import pathlib
 import shlex
@@ -53,6 +54,16 @@ def test_an_xpk_command_has_run_environment_and_restarts(jobs, tmp_path):
     assert run[:3] == ["exec", "hybridlm", "train"]
     assert run[run.index("--workdir") + 1] == "/gcs/runs/lr=0.001"
     assert "--config.optimizer.lr=0.001" in run
+
+
+@pytest.mark.parametrize("root", ["gs://lab/runs", "s3://lab/runs"])
+def test_runs_of_pods_may_be_in_a_bucket(jobs, tmp_path, root):
+    job = jobs(tmp_path, 1e-3)[0]
+    words = XpkLauncher(dataclasses.replace(XPK, root=root)).command(job, tmp_path)
+    (command,) = [word for word in words if word.startswith("--command=")]
+    assert f" --workdir {root}/lr=0.001 " in command
+    task = SkyLauncher(dataclasses.replace(SKY, root=root, file_mounts={})).task(job, tmp_path)
+    assert f" --workdir {root}/lr=0.001 " in yaml.safe_load(task)["run"]
 
 
 def test_xpk_parses_the_command(jobs, tmp_path):
