@@ -17,9 +17,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas import measured
+
 IMPLS = ("auto", "reference", "chunked", "pallas")
 _AUTO = contextvars.ContextVar("auto", default="auto")
 _TARGET = contextvars.ContextVar("target", default=None)
+_CHIP = contextvars.ContextVar("chip", default=None)
+_CHOICES = contextvars.ContextVar("choices", default=None)
 
 
 class Target(NamedTuple):
@@ -35,20 +39,31 @@ class Target(NamedTuple):
 
 
 @contextlib.contextmanager
-def kernels_for(platform: str, interpret: Any = False) -> Iterator[None]:
+def kernels_for(platform: str, interpret: Any = False, chip: str | None = None) -> Iterator[None]:
     """Ops traced inside use the kernels of `platform`: to compile for a chip that is not attached or,
     with `interpret`, to run its kernels without it. Gradients keep the target of their forward pass,
-    so a backward pass may be traced outside."""
-    token = _TARGET.set(Target(platform, interpret))
+    so a backward pass may be traced outside.
+
+    Arguments:
+      chip: the device kind as jax names it ("NVIDIA H200"), for rows of `measured`; None is unknown.
+    """
+    tokens = _TARGET.set(Target(platform, interpret)), _CHIP.set(chip)
     try:
         yield
     finally:
-        _TARGET.reset(token)
+        _TARGET.reset(tokens[0])
+        _CHIP.reset(tokens[1])
 
 
 def target() -> Target:
     """The target of ops traced now: that of `kernels_for`, otherwise jax's default backend."""
     return _TARGET.get() or Target(jax.default_backend())
+
+
+def chip() -> str | None:
+    """The device kind that ops traced now run on: that of `kernels_for`, which may be unknown (None),
+    otherwise that of jax's first device."""
+    return jax.devices()[0].device_kind if _TARGET.get() is None else _CHIP.get()
 
 
 @contextlib.contextmanager
@@ -60,6 +75,32 @@ def auto_means(impl: str) -> Iterator[None]:
         yield
     finally:
         _AUTO.reset(token)
+
+
+class Choice(NamedTuple):
+    """What `resolve` returned for one call.
+
+    Attributes:
+      op, backend: their names.
+      case: the features that the op gave.
+      tokens: length of the call's rows, if the op gave it.
+    """
+
+    op: str
+    backend: str
+    case: dict[str, Any]
+    tokens: int | None
+
+
+@contextlib.contextmanager
+def choices() -> Iterator[list[Choice]]:
+    """A list that every op traced inside joins: to see which forms a program consists of."""
+    made: list[Choice] = []
+    token = _CHOICES.set(made)
+    try:
+        yield made
+    finally:
+        _CHOICES.reset(token)
 
 
 class _Any:
@@ -84,8 +125,8 @@ class Backend:
       impl: the public name that selects it: "reference", "chunked" or "pallas".
       limits: for each feature of a case the values covered (any container, `range`
         included); None covers every case.
-      auto: whether "auto" selects it too; False for a kernel that has not been measured to be
-        faster than the chunked form on its chip.
+      auto: whether "auto" selects it for every case that it covers; False for a kernel that "auto"
+        selects only for calls for which it was measured to be right and the fastest (`measured`).
     """
 
     name: str
@@ -109,7 +150,11 @@ XLA_ONLY = (Backend("reference", "reference"), Backend("chunked", "chunked"))
 
 
 def resolve(
-    op_name: str, impl: str, case: Mapping[str, Any], support: tuple[Backend, ...] = XLA_ONLY
+    op_name: str,
+    impl: str,
+    case: Mapping[str, Any],
+    support: tuple[Backend, ...] = XLA_ONLY,
+    tokens: int | None = None,
 ) -> str:
     """The name of the backend that runs this call.
 
@@ -120,17 +165,29 @@ def resolve(
       case: the features of the call, e.g. `dict(dtype="bfloat16", window=128)`; `resolve` adds the
         platform of `target()` and the axes of the current mesh that XLA partitions over.
       support: the op's table.
+      tokens: length of the call's rows; a kernel may be the fastest at some lengths only.
 
     Raises ValueError for an unknown impl, and for "pallas" if no kernel covers the case.
     """
+    backend = _resolve(op_name, impl, case, support, tokens)
+    if (made := _CHOICES.get()) is not None:
+        made.append(Choice(op_name, backend, dict(case), tokens))
+    return backend
+
+
+def _resolve(op_name, impl, case, support, tokens) -> str:
     impl = _AUTO.get() if impl == "auto" else impl
     if impl not in IMPLS:
         raise ValueError(f"{op_name}: impl must be one of {', '.join(IMPLS)}, got {impl!r}.")
-    case = dict(platform=target().platform, **_partitioned(), **case)
+    features, case = case, dict(platform=target().platform, **_partitioned(), **case)
     kernels = [b for b in support if b.impl == "pallas"]
     if impl in ("auto", "pallas"):
         for backend in kernels:
-            if (backend.auto or impl == "pallas") and not backend.uncovered(case):
+            if backend.uncovered(case):
+                continue
+            if impl == "pallas" or backend.auto:
+                return backend.name
+            if _is_fastest(op_name, backend.name, features, tokens):
                 return backend.name
     if impl == "pallas":
         if not kernels:
@@ -141,6 +198,11 @@ def resolve(
         raise ValueError(f"{op_name}: impl='pallas' does not support this call: {missing}.")
     wanted = "chunked" if impl == "auto" else impl
     return next(b.name for b in support if b.impl == wanted)
+
+
+def _is_fastest(op: str, backend: str, features: Mapping[str, Any], tokens: int | None) -> bool:
+    rows = measured.rows_of(op, backend)
+    return bool(rows) and any(r.covers(op, backend, chip(), features, tokens) for r in rows)
 
 
 def _partitioned() -> dict[str, str]:

@@ -5,15 +5,21 @@ import pathlib
 import re
 import sys
 
+from kernels_pallas import measured
 from kernels_pallas.aot.cases import OPS
 
 PAGE = pathlib.Path("docs/kernels.md")
 
 
+def support_of(op: str):
+    """The support table of an op, by its name in calls of `dispatch.resolve`."""
+    folder = "linear_recurrence" if op == "gated_recurrence" else op
+    return importlib.import_module(f"kernels_pallas.{folder}").SUPPORT
+
+
 def support_table(op: str) -> str:
     """The table of what each kernel of an op covers, from its `SUPPORT`."""
-    support = importlib.import_module(f"kernels_pallas.{op}").SUPPORT
-    kernels = [backend for backend in support if backend.impl == "pallas"]
+    kernels = [backend for backend in support_of(op) if backend.impl == "pallas"]
     if not kernels:
         return f"`{op}` has no kernel: `auto` is the chunked form everywhere."
     lines = ["| feature | " + " | ".join(f"`{k.name}`" for k in kernels) + " |"]
@@ -23,11 +29,17 @@ def support_table(op: str) -> str:
         cells = [_values(kernel.limits.get(feature, ())) for kernel in kernels]
         lines.append(f"| {feature} | " + " | ".join(cells) + " |")
     if not all(kernel.auto for kernel in kernels):
-        taken = (
-            "yes" if kernel.auto else "no: not measured ahead of `chunked`" for kernel in kernels
-        )
+        taken = (_taken(op, kernel) for kernel in kernels)
         lines.append("| taken by `auto` | " + " | ".join(taken) + " |")
     return "\n".join(lines)
+
+
+def _taken(op: str, kernel) -> str:
+    if kernel.auto:
+        return "yes"
+    rows = measured.rows_of(op, kernel.name)
+    chips = ", ".join(sorted({str(row.chip) for row in rows}))
+    return f"where measured: {chips}" if rows else "no: not measured ahead of `chunked`"
 
 
 def _values(values) -> str:

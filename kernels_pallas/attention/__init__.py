@@ -149,7 +149,7 @@ def attention(
         state=initial_state is not None,
         vmem_mib=tpu.vmem_mib(time, slots, bound, key_size, value_size, q_BTHK.dtype),
     )
-    form = _FORMS[dispatch.resolve("attention", impl, case, SUPPORT)]
+    form = _FORMS[dispatch.resolve("attention", impl, case, SUPPORT, time)]
 
     ids_BS = segments.or_one_document(segment_ids, batch, time)
     k_BSGK, v_BSGV = k_BTGK, v_BTGV

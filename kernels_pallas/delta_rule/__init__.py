@@ -138,7 +138,7 @@ def delta_rule(
         key_dtype=dispatch.dtypes(q_BTGK, k_BTGK),
         precision=mxu.precision_name(precision),
     )
-    form = _FORMS[dispatch.resolve("delta_rule", impl, case, SUPPORT)]
+    form = _FORMS[dispatch.resolve("delta_rule", impl, case, SUPPORT, time)]
 
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     state = initial_state

@@ -133,7 +133,7 @@ def gated_linear(
         key_dtype=dispatch.dtypes(q_BTGK, k_BTGK),
         precision=mxu.precision_name(precision),
     )
-    form = _FORMS[dispatch.resolve("gated_linear", impl, case, SUPPORT)]
+    form = _FORMS[dispatch.resolve("gated_linear", impl, case, SUPPORT, time)]
 
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     state = initial_state

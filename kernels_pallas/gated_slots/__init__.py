@@ -151,7 +151,7 @@ def gated_slots(
         accumulator=jnp.dtype(dtype).name,
         precision=mxu.precision_name(precision),
     )
-    form = _FORMS[dispatch.resolve("gated_slots", impl, case, SUPPORT)]
+    form = _FORMS[dispatch.resolve("gated_slots", impl, case, SUPPORT, time)]
 
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     state = initial_state

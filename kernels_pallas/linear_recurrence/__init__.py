@@ -23,7 +23,6 @@ _COVERED = dict(
 SUPPORT = (
     *dispatch.XLA_ONLY,
     dispatch.Backend("tpu", "pallas", dict(platform=("tpu",)) | _COVERED),
-    # auto=False: it has not been measured.
     dispatch.Backend("hopper", "pallas", dict(platform=("gpu",)) | _COVERED, auto=False),
 )
 _FORMS = {
@@ -117,7 +116,7 @@ def _run(gated, a_BTD, b_BTD, segment_ids, initial_state, return_state, impl):
         channels=channels,
         gated=gated,
     )
-    form = _FORMS[dispatch.resolve(op, impl, case, SUPPORT)]
+    form = _FORMS[dispatch.resolve(op, impl, case, SUPPORT, time)]
     logs, inputs = ((a_BTD,), (b_BTD,)) if gated else ((), (b_BTD, a_BTD))
     contained = nonfinite.contain(ids_BT, inputs, logs=logs, state=state)
     b_BTD, a_BTD = contained.inputs
