@@ -1,0 +1,27 @@
+"""Tiny items that `test_gpu_visit_runner.py` runs in real processes."""
+
+import pathlib
+import subprocess
+import sys
+import time
+
+
+def write(out, records=1, seconds=0.0, log=None):
+    """Writes some records, then takes some time; notes each run in the file `log`."""
+    if log:
+        with open(log, "a") as file:
+            file.write(out.item + "\n")
+    for number in range(records):
+        out.write("record", number=number)
+    time.sleep(seconds)
+
+
+def leave_a_child(out, pid):
+    """Starts a process that would live on, and writes its number."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    pathlib.Path(pid).write_text(str(child.pid))
+    out.write("record")
+
+
+def not_a_number(out):
+    out.write("record", value=float("nan"))
