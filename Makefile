@@ -10,11 +10,12 @@ export JAX_PLATFORMS ?= cpu
 AOT := .venv-aot
 AOT_READY := $(AOT)/.ready
 
-.PHONY: help setup demo laziness laziness-pilot laziness-all laziness-results test test-slow lint \
+.PHONY: help setup demo life laziness laziness-pilot laziness-all laziness-results test test-slow lint \
   mixers benchmark aot aot-environment scorecard clean
 
 help:
 	@echo "make demo       install, and train the demo: 5 minutes on 2 CPU cores"
+	@echo "make life       pretrain, decay, extend and fine-tune one model: 7 minutes on 2 CPU cores"
 	@echo "make laziness   train the 30 small runs of the experiment on retrieval heads; resumes if stopped"
 	@echo "make test       install, and run the tests (of the slow ones, a sample that changes every day)"
 	@echo "make test-slow  install, and run all tests"
@@ -36,6 +37,13 @@ $(READY): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/hybridlm train --config configs/demo.py --workdir runs/demo
+
+# The stages of docs/runs.md; each begins with the parameters of the one before it.
+life: setup
+	$(BIN)/hybridlm train --config configs/life.py:pretrain --workdir runs/life/pretrain
+	$(BIN)/hybridlm branch runs/life/pretrain --decay 100 --workdir runs/life/decay
+	$(BIN)/hybridlm train --config configs/life.py:extend --workdir runs/life/extend
+	$(BIN)/hybridlm train --config configs/life.py:finetune --workdir runs/life/finetune
 
 RUNS := runs/laziness
 

@@ -1,11 +1,10 @@
 """`hybridlm train`."""
 
 import dataclasses
-import pathlib
 
 from hybridlm.commands.command import Command, Overrides
 from hybridlm.commands.shared import StartSettings
-from hybridlm.storage import is_remote
+from hybridlm.storage import is_remote, open_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +31,7 @@ def _run(settings: TrainSettings, where: StartSettings, overrides: Overrides) ->
 def _init_overrides(text: str) -> Overrides:
     """Overrides of the config for PATH or PATH@STEP; a folder's own name may have an "@"."""
     path, at, step = text.rpartition("@")
-    if not at or not step.isdecimal() or (not is_remote(text) and pathlib.Path(text).is_dir()):
+    if not at or not step.isdecimal() or (not is_remote(text) and open_path(text).is_dir()):
         return [("init.path", repr(text))]
     return [("init.path", repr(path)), ("init.step", step)]
 
