@@ -38,8 +38,13 @@ def checksums(tree: Any) -> dict[str, str]:
     """
     found = named(tree)
     on_host = {name: np.asarray(x) for name, x in found.items() if _is_on_host(x)}
-    # All programs are started before the first result is waited for.
-    lanes = {name: _program(x) for name, x in found.items() if name not in on_host}
+    lanes = {}
+    for name, x in found.items():
+        if name not in on_host:
+            lanes[name] = _program(x)
+            if jax.default_backend() == "cpu":
+                # Two programs with collectives at once can wait for each other's threads there.
+                jax.block_until_ready(lanes[name])
     sums = {**_host_sums(on_host), **jax.device_get(lanes)}
     return {name: entry(x, sums[name]) for name, x in found.items()}
 
@@ -249,10 +254,11 @@ def _key_offsets(row: int, column: int) -> np.ndarray:
 
 
 def _is_on_host(x: Any) -> bool:
-    """Whether numpy can look at the memory of `x` without a copy."""
+    """Whether numpy can read `x`; of several simulated devices it gets a copy."""
     if not isinstance(x, jax.Array):
         return True
-    return len(x.sharding.device_set) == 1 and next(iter(x.sharding.device_set)).platform == "cpu"
+    devices = x.sharding.device_set
+    return x.is_fully_addressable and all(device.platform == "cpu" for device in devices)
 
 
 def _cpu_device() -> jax.Device | None:

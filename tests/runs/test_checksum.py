@@ -196,6 +196,8 @@ checkpoints.wait()
 for spec in specs[::3]:
     abstract = {"w": jax.ShapeDtypeStruct((16, 24), np.float32, sharding=NamedSharding(mesh, spec))}
     assert (checkpoints.restore(abstract)["w"] == state["w"]).all()
+    by_program = jax.device_get(lanes(checkpoints.restore(abstract)["w"], 2**32))
+    assert checksum.checksums(state)["w"].endswith("%08x%08x" % by_program)
 checkpoint.load_numpy(folder)
 assert checkpoint.verify(folder, 1) == 1
 checkpoints.close()
