@@ -54,9 +54,13 @@ class LiveProbes:
         self.spent = 0.0
         self.first_done: float | None = None
 
-    def begin(self, path: pathlib.Path, step: int) -> None:
-        metrics.cut_back(path / FILE, step)
+    def begin(self, path: pathlib.Path, step: int) -> bool:
+        # The record of the cost is a step's last: without it, the others are not complete.
+        records = metrics.read(path / FILE)
+        complete = any(r["kind"] == "cost" and r["step"] == step for r in records)
+        metrics.cut_back(path / FILE, step if complete else step - 1)
         self.writer = metrics.JsonlWriter(path / FILE)
+        return self.due(step) and not complete
 
     def due(self, step: int) -> bool:
         return step % self.settings.interval == 0 or step == self.steps
@@ -99,9 +103,8 @@ class FirstHostProbes(LiveProbes):
     The device must have room for the whole model.
     """
 
-    def begin(self, path: pathlib.Path, step: int) -> None:
-        if hosts.is_first():
-            super().begin(path, step)
+    def begin(self, path: pathlib.Path, step: int) -> bool:
+        return hosts.is_first() and super().begin(path, step)
 
     def on_step(self, step: int, params: Params) -> str:
         if hosts.is_first():

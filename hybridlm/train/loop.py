@@ -34,11 +34,14 @@ class TrainingAborted(UserError):
 class Callback(Protocol):
     """Called after some training steps; its time is not counted in step times."""
 
-    def begin(self, path: pathlib.Path, step: int) -> None:
+    def begin(self, path: pathlib.Path, step: int) -> bool:
         """Called once, before the first step: the run starts or resumes after `step`.
 
         Files that grow belong into the folder `path` of this machine. Records of later steps must
         be dropped; the loop computes them again.
+
+        Returns:
+          Whether `on_step` of `step` itself is due and was not completed.
         """
 
     def due(self, step: int) -> bool:
@@ -53,7 +56,8 @@ class Callback(Protocol):
 class NoCallback:
     """A callback that is never due."""
 
-    def begin(self, path: pathlib.Path, step: int) -> None: ...
+    def begin(self, path: pathlib.Path, step: int) -> bool:
+        return False
 
     def due(self, step: int) -> bool:
         return False
@@ -119,11 +123,9 @@ def _train(
     with doing("reading the held-out data"):
         heldout = trainer.heldout()
     _print_start(progress, config, trainer, peak, peak_source)
-    if hosts.is_first():
-        recorded = [r for r in metrics.read(folder.local / metrics.FILE) if r["kind"] == "run"]
-        if goes_on or not recorded:
-            facts = _run_facts(trainer, peak, peak_source, recorded)
-            writers.write({"kind": "run", "step": start, **facts})
+
+    def evaluation_is_due(step: int) -> bool:
+        return step % config.train.eval_every == 0 or step == steps
 
     def log(step: int, values: dict[str, jax.Array], work: Work) -> None:
         """Waits for a step and records its metrics if they are due.
@@ -166,17 +168,44 @@ def _train(
         facts = {"step": step, "next_batch": step, "tokens": trainer.tokens(step)}
         trainer.checkpoints.save(step, state, {**facts, "config": to_dict(config)})
 
-    # --- loop ----------------------------------------------------------------------------------
-    state, pending, saved = trainer.state, None, start
-    if trainer.lineage and not trainer.is_begun:
-        if hosts.is_first():
-            lineage.write(path, trainer.lineage)
-        save(start, state)  # with it, the run no longer needs its source
+    def measure(step: int, state: Any, evaluate_now: bool, callback_now: bool) -> None:
+        """Evaluates and probes the state after `step`, outside of step times."""
+        with clock.paused():
+            if evaluate_now:
+                watchdog.beat(f"the evaluation after step {step}")
+                with doing(f"evaluating step {step}"):
+                    figures = _evaluate(trainer, state, heldout)
+                writers.write({"kind": "eval", "step": step, **figures})
+                progress.print(_eval_line(step, figures))
+            if callback_now:
+                watchdog.beat(f"the probes after step {step}")
+                with doing(f"probing step {step}"):
+                    line = callback.on_step(step, state["params"])
+                progress.print(line)
+
+    state, step, pending, saved, unmeasured = trainer.state, start, None, start, False
+    recorded = metrics.read(folder.local / metrics.FILE) if hosts.is_first() else []
+    unprobed = callback.begin(folder.local, start)
     batches = trainer.batches()
     stop_agreement = hosts.StopAgreement(trainer.mesh)
-    callback.begin(folder.local, start)
-    clock.restart()
     try:
+        # --- what the run left open when it ended at `start`, and its first records --------------
+        evaluated = any(r["kind"] == "eval" and r["step"] == start for r in recorded)
+        unevaluated = hosts.is_first() and evaluation_is_due(start) and not evaluated
+        if start > trainer.first_step:
+            measure(start, state, *(hosts.summed([unevaluated, unprobed]) > 0))
+        if hosts.is_first():
+            earlier = [r for r in recorded if r["kind"] == "run"]
+            if goes_on or not earlier:
+                facts = _run_facts(trainer, peak, peak_source, earlier)
+                writers.write({"kind": "run", "step": start, **facts})
+        if trainer.lineage and not trainer.is_begun:
+            if hosts.is_first():
+                lineage.write(path, trainer.lineage)
+            save(start, state)  # with it, the run no longer needs its source
+
+        # --- loop ------------------------------------------------------------------------------
+        clock.restart()
         for step in range(start + 1, steps + 1):
             watchdog.beat(f"step {step}")
             with clock.waiting():
@@ -190,29 +219,19 @@ def _train(
 
             # Read once per step: a signal received later counts for the next step.
             stopping = stop_agreement.should_stop(bool(stop.received))
-            evaluate_now = step % config.train.eval_every == 0 or step == steps
             save_now = step % config.train.checkpoint_every == 0 or step == steps or stopping
-            callback_now = callback.due(step)
-            if evaluate_now or save_now or callback_now:
+            measurements = evaluation_is_due(step), callback.due(step)
+            if save_now or any(measurements):
                 log(*pending)
                 pending = None
-                with clock.paused():
-                    if evaluate_now:
-                        watchdog.beat(f"the evaluation after step {step}")
-                        with doing(f"evaluating step {step}"):
-                            figures = _evaluate(trainer, state, heldout)
-                        writers.write({"kind": "eval", "step": step, **figures})
-                        progress.print(_eval_line(step, figures))
-                    if callback_now:
-                        watchdog.beat(f"the probes after step {step}")
-                        with doing(f"probing step {step}"):
-                            line = callback.on_step(step, state["params"])
-                        progress.print(line)
-                    if save_now:
-                        watchdog.beat(f"the checkpoint of step {step}")
-                        with doing(f"saving step {step}"):
-                            save(step, state)
-                        saved = step
+                if save_now:
+                    watchdog.beat(f"the checkpoint of step {step}")
+                    with clock.paused(), doing(f"saving step {step}"):
+                        save(step, state)
+                    saved = step
+                if not stopping:
+                    measure(step, state, *measurements)
+            unmeasured = stopping and any(measurements)  # the run that resumes makes up for it
             if stopping:
                 break
         watchdog.beat(f"the end of the checkpoint of step {saved}")
@@ -228,7 +247,7 @@ def _train(
             trainer.checkpoints.close()
         callback.close()
         writers.close()
-    if saved < steps:
+    if saved < steps or unmeasured:
         progress.print(
             f"{stop.received or 'a signal to another host'} received: saved step {saved} of {steps}"
             f" in {path}; the same command resumes from there"

@@ -185,6 +185,12 @@ class Trainer:
     rows: hosts.Rows
     trainable: Trainable
 
+    @property
+    def first_step(self) -> int:
+        """The step after which the run began: 0, or its source's with `init.keep_step`."""
+        init = self.config.init
+        return self.lineage[0].step if init is not None and init.keep_step else 0
+
     def averaged(self, state: TrainState) -> Params:
         """The parameters with their moving average in place of the trained ones."""
         params = state["params"]
