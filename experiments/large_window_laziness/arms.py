@@ -1,6 +1,6 @@
 """The arms of the experiment: the mixer of the efficient layers, and the schedule of its window.
 
-Models have 4 layers that alternate efficient and full attention ("local full local full"). Arms
+Models have layers that alternate efficient and full attention ("local full local full"). Arms
 that differ only in windows share one program, because the window is an input of the step.
 """
 
@@ -15,12 +15,7 @@ from experiments.large_window_laziness.stream import CopyTask
 from hybridlm.models.settings import ModelConfig
 from hybridlm.train.settings import OptimizerConfig, TrainConfig
 
-DEPTH, MLP = 4, 64
-OPTIMIZER = OptimizerConfig(
-    lr=3e-3, schedule="constant", warmup_steps=50, weight_decay=0.0, b2=0.98
-)
 SEEDS = (0, 1, 2)
-SMALL = 4  # the first window of the cures
 
 
 class ExperimentScale(NamedTuple):
@@ -32,6 +27,8 @@ class ExperimentScale(NamedTuple):
       batch: sequences per step.
       every: steps between two measurements.
       core, long: steps of the two budgets.
+      depth, mlp: layers, and hidden size of an MLP, of the models.
+      lr: learning rate.
     """
 
     task: CopyTask
@@ -42,6 +39,20 @@ class ExperimentScale(NamedTuple):
     every: int
     core: int
     long: int
+    depth: int = 4
+    mlp: int = 64
+    lr: float = 3e-3
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        return OptimizerConfig(
+            lr=self.lr, schedule="constant", warmup_steps=50, weight_decay=0.0, b2=0.98
+        )
+
+    @property
+    def small(self) -> int:
+        """The first window of the cures."""
+        return self.windows[0]
 
     @property
     def large(self) -> int:
@@ -51,6 +62,10 @@ class ExperimentScale(NamedTuple):
 
 MAIN = ExperimentScale(stream.MAIN, (4, 16, 64, 128, 256), 64, 2, 8, 100, 1500, 6000)
 PILOT = ExperimentScale(stream.PILOT, (4, 16, 32, 64, 96), 32, 1, 16, 50, 900, 3000)
+#: 100M parameters, for a GPU; it has not been run.
+LARGE = ExperimentScale(
+    stream.LARGE, (16, 64, 256, 512, 1024), 768, 12, 32, 100, 2000, 8000, 14, 2048, 5e-4
+)
 
 Window = Callable[[int, int, int], int]  # (step, steps, seed) -> the window of that step
 
@@ -111,11 +126,11 @@ class Arm:
         full = dict(kind="attention", heads=self.scale.heads, rope=None if self.nope else {})
         return ModelConfig(
             width=self.scale.width,
-            depth=DEPTH,
+            depth=self.scale.depth,
             pattern="local full",
             vocab_size=self.scale.task.vocab,
             mixers=dict(local=dict(self.local), full=full),
-            mlp=dict(kind="swiglu", hidden=MLP),
+            mlp=dict(kind="swiglu", hidden=self.scale.mlp),
             # Embeddings and layer outputs of about the same size.
             init_std=self.scale.width**-0.5,
             embedding_scale=2.0,
@@ -137,7 +152,7 @@ def recurrent(scale: ExperimentScale) -> dict[str, dict[str, Any]]:
 
 def sets(scale: ExperimentScale) -> dict[str, list[Arm]]:
     """The arms of a scale by set: "core" (the windows), "cures", "recurrent" and "long"."""
-    large, none = scale.large, scale.windows[-1]
+    small, large, none = scale.small, scale.large, scale.windows[-1]
     found: dict[str, list[Arm]] = {"core": [], "cures": [], "recurrent": [], "long": []}
     for nope in (False, True):
         ending = "nope" if nope else "rope"
@@ -149,11 +164,11 @@ def sets(scale: ExperimentScale) -> dict[str, list[Arm]]:
         for width in scale.windows:
             name = "full" if width == none else f"w{width}"
             found["core"].append(arm(name, width, constant(width), scale.core))
-            if width in (SMALL, large, none):
+            if width in (small, large, none):
                 found["long"].append(arm(f"{name}-long", width, constant(width), scale.long))
         for name, window in (
-            ("curriculum", curriculum(SMALL, large)),
-            ("stochastic", stochastic(SMALL, large)),
+            ("curriculum", curriculum(small, large)),
+            ("stochastic", stochastic(small, large)),
             ("dropout", dropout(large)),
         ):
             found["cures"].append(arm(name, large, window, scale.core))
@@ -162,6 +177,6 @@ def sets(scale: ExperimentScale) -> dict[str, list[Arm]]:
     return found
 
 
-SCALES = {scale.task.name: scale for scale in (MAIN, PILOT)}
+SCALES = {scale.task.name: scale for scale in (MAIN, PILOT, LARGE)}
 SETS = {name: sets(scale) for name, scale in SCALES.items()}
 ARMS = {name: {a.name: a for arms in s.values() for a in arms} for name, s in SETS.items()}

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.large_window_laziness import tables
-from experiments.large_window_laziness.arms import MAIN, SCALES, SMALL, ExperimentScale, recurrent
+from experiments.large_window_laziness.arms import MAIN, SCALES, ExperimentScale, recurrent
 from experiments.large_window_laziness.statistics import (
     Estimate,
     Time,
@@ -61,10 +61,12 @@ def verdicts(curves: Sequence[Curve], scale: ExperimentScale = MAIN) -> list[Ver
     found = []
     for positions in ("rope", "nope"):
         late, early = f"{large}-{positions}", f"{small}-{positions}"
-        claim = f"window {scale.large} forms retrieval later than window {SMALL} ({positions})"
+        claim = (
+            f"window {scale.large} forms retrieval later than window {scale.small} ({positions})"
+        )
         found.append(ordering(arms, order, positions))
         found.append(_later(arms, late, early, claim))
-    found.append(nope_gain(arms, (small,), f"NoPE helps at window {SMALL}"))
+    found.append(nope_gain(arms, (small,), f"NoPE helps at window {scale.small}"))
     found.append(nope_gain(arms, order, "NoPE helps, all windows together"))
     for positions in ("rope", "nope"):
         found.append(convergence(arms, small, large, positions))

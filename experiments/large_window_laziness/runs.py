@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.large_window_laziness import stream
-from experiments.large_window_laziness.arms import OPTIMIZER, Arm
+from experiments.large_window_laziness.arms import Arm
 from experiments.large_window_laziness.measure import measure
 from hybridlm.models.params import Model, Params
 from hybridlm.probes.weights import Weights, query_key_weights, weights_distance
@@ -43,12 +43,13 @@ _programs: dict[str, ArmProgram] = {}
 
 def program_of(arm: Arm) -> ArmProgram:
     """The arm's program; arms with the same model share one."""
-    key = repr(arm.model())
+    key = repr((arm.model(), arm.scale.lr))
     if key not in _programs:
         model = Model.of(arm.model())
-        optimizer = make_optimizer(OPTIMIZER, model.decay, model.muon)
+        schedule = arm.scale.optimizer
+        optimizer = make_optimizer(schedule, model.decay, model.muon)
         bytes_V = np.ones(arm.scale.task.vocab, np.float32)
-        step = make_train_step(model, optimizer, arm.train(), OPTIMIZER, bytes_V, jnp.float32)
+        step = make_train_step(model, optimizer, arm.train(), schedule, bytes_V, jnp.float32)
         _programs[key] = ArmProgram(
             model,
             jax.jit(lambda key: init_state(model, optimizer, key)),

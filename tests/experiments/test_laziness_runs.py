@@ -53,7 +53,7 @@ def test_a_killed_and_resumed_run_ends_the_same(small, tmp_path):
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
     assert [record["step"] for record in curve(tmp_path / "whole")] == [0, 2, 4]
     last = curve(tmp_path / "whole")[-1]
-    assert len(last["heads"]) == arms.DEPTH * arms.PILOT.heads == len(last["qk"])
+    assert len(last["heads"]) == arms.PILOT.depth * arms.PILOT.heads == len(last["qk"])
     assert all(relative == 0 for *_, relative in last["qk"])
     (tmp_path / "pilot" / "w4-nope").mkdir(parents=True)
     (tmp_path / "parts").rename(tmp_path / "pilot" / "w4-nope" / "0")
