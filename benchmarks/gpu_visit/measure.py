@@ -1,160 +1,85 @@
-"""Times every op on a Hopper GPU, forward and backward, and compares it with other projects.
+"""Numbers and times of one form of one op, and the card's peaks: items of a visit.
 
-Each form is first compared with the float64 reference and timed only if its numbers are right. Results
-are medians, FLOP/s or bytes/s, and the share of the roofline, whose peaks are measured in the same run.
-Forms that are missing or fail are reported without a figure. A row has many documents. A form without
-segment ids gets one document, and our kernel is also timed on that.
-
-Run:     python benchmarks/gpu.py --json benchmarks/gpu.json
-Table:   python benchmarks/gpu.py --render benchmarks/gpu.json          (writes benchmarks/gpu.md)
-Try it:  python benchmarks/gpu.py --smoke           (a CPU, a few tokens, kernels interpreted)
-Needs:   jax with its CUDA plugin, jaxtyping; optional: jax-linear-attention, torch and fla-core.
+A form's numbers are compared with the float64 reference; it is timed only if they are right. Times are
+medians of calls that wait only at the end. A row has many documents; a form without segment ids gets one
+document, and our kernel is also timed on that.
 """
 
-import argparse
 import contextlib
+import dataclasses
 import importlib.metadata
-import json
-import os
-import pathlib
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs memory too
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
-import gpu_ops
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gpu_ops import OPS, Arrays, Op, Rival, Sizes
 
+from benchmarks.gpu_visit import faults, ops
+from benchmarks.gpu_visit.ops import Arrays, Op, Rival, Sizes
+from benchmarks.gpu_visit.plan import KERNEL, XLA
 from kernels_pallas import dispatch
 
-LENGTHS = (2048, 8192, 32768, 65536)
-CHECKED = 1024  # tokens of the comparison with the reference
-SMOKE = Sizes(heads=2, kv_heads=1, size=64, channels=128, slots=64)
-KERNEL = "hybridlm, kernel"
-OURS = {KERNEL: "pallas", "hybridlm, XLA": "chunked"}
+OURS = {KERNEL: "pallas", XLA: "chunked"}
 #: The largest error of a kernel relative to that of the XLA form; one bfloat16 rounding is allowed.
 ALLOWED, ENOUGH = 1.5, 2**-8
 RIVAL_ALLOWED = 3e-2  # the largest error of other projects' forms, by norm
-SECONDS = 0.3  # duration of the calls for one figure
+SECONDS, ROUNDS = 0.2, 5  # duration of the calls for one figure, and parts of it
 FORWARD, BOTH = "forward", "forward + backward"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
-        "--json", type=pathlib.Path, help="file for the results, written after every op"
-    )
-    parser.add_argument(
-        "--render", type=pathlib.Path, help="results file from which to write gpu.md"
-    )
-    parser.add_argument(
-        "--ops", nargs="+", default=[""], help="only ops whose name contains one of these"
-    )
-    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
-    parser.add_argument("--smoke", action="store_true", help="run on a CPU without timing")
-    options = parser.parse_args(arguments)
-    if options.render:
-        page = pathlib.Path(__file__).with_name("gpu.md")
-        page.write_text(render(json.loads(options.render.read_text())))
-        return 0
-    if not options.smoke and jax.default_backend() != "gpu":
-        print(f"gpu.py: jax has no GPU here, it runs on: {jax.default_backend()}", file=sys.stderr)
-        return 1
-    sizes, lengths = (SMOKE, ()) if options.smoke else (Sizes(), options.lengths)
-    results = {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "records": []}
-    if not options.smoke:
-        results |= {"machine": card(), "peaks": peaks()}
-    for op in OPS:
-        if not any(part in op.name for part in options.ops):
-            continue
-        for record in measure(op, sizes, lengths, 192 if options.smoke else CHECKED):
-            print(json.dumps(record, allow_nan=False), flush=True)
-            results["records"].append(record)
-        if options.json:
-            options.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-    wrong = [r for r in results["records"] if r["form"] in OURS and "failed" in r]
-    return bool(wrong)
+class WrongNumbers(Exception):
+    """A form computes something else than the reference."""
 
 
-# --- one op ------------------------------------------------------------------------------------
+# --- numbers -------------------------------------------------------------------------------------
 
 
-def measure(op: Op, sizes: Sizes, lengths, checked: int) -> Iterator[dict]:
-    """Records of the op: the errors of each form or why there are none, then times of correct forms."""
-    rivals = {}
-    for name, make in op.rivals.items():
-        try:
-            rivals[name] = make()
-        except ImportError as error:
-            yield {"op": op.name, "form": name, "failed": f"not installed: {error}"}
-    said = {}
-    for record in check(op, rivals, gpu_ops.draw(checked, sizes, seed=1, document=checked // 8)):
-        yield record
-        said[record["form"]] = record  # for a wrong form the last record is `failed`
-    right = {
-        name: name in OURS or rivals[name].documents for name in said if "errors" in said[name]
-    }
-    timed = list(right.items())
-    if KERNEL in right and not all(right.values()):
-        timed.append((KERNEL, False))
-    for tokens in lengths:
-        inputs = gpu_ops.draw(tokens, sizes)
-        for name, several in timed:
-            form = name if several else f"{name}, one document"
-            record = {"op": op.name, "form": form, "tokens": tokens}
-            ids = inputs["segment_ids"] if several else None
-            try:
-                if name in OURS:
-                    times = time_jax(with_ids(op, OURS[name], ids), op, inputs)
-                else:
-                    times = time_rival(rivals[name], op, inputs, ids)
-            except Exception as error:
-                yield record | {"failed": sentence(error)}
-                continue
-            documents = gpu_ops.documents(ids) if several else [tokens]
-            yield record | {"seconds": times, "work": work(op, documents, sizes, inputs)}
+def numbers(
+    out, op: str, form: str, sizes: Mapping[str, int] | None, tokens: int, document: int
+) -> None:
+    """Records the form's errors against float64: ours on packed documents of `document` tokens on
+    average, others' on one unless they take several.
+
+    Raises:
+      WrongNumbers: where they are too large, or not finite.
+    """
+    op, sizes = ops.by_name()[op], Sizes(**(sizes or {}))
+    inputs = ops.draw(op.inputs, tokens, sizes, seed=1, document=document)
+    rival = None if form in OURS else op.rivals[form]()
+    packed = rival is None or rival.documents
+    ids = inputs["segment_ids"] if packed else None
+    want = reference(op, inputs, ids)
+    bounds = dict.fromkeys(want, RIVAL_ALLOWED)
+    if rival is None:
+        plain = errors(gradients(with_ids(op, "chunked", ids), op, inputs), want)
+        bounds = {part: max(ALLOWED * error, ENOUGH) for part, error in plain.items()}
+    if form == KERNEL:
+        with interpreted():
+            found = gradients(with_ids(op, "pallas", ids), op, inputs)
+    elif form == XLA:
+        found = gradients(with_ids(op, "chunked", ids), op, inputs)
+    else:
+        found = rival_gradients(rival, op, inputs, ids)
+    off = errors(faults.poisoned(found), want)
+    finite = {part: error for part, error in off.items() if np.isfinite(error)}
+    wrong = [part for part in off if not off[part] <= bounds[part]]
+    out.write("numbers", op=op.name, form=form, sizes=_other(sizes), errors=finite, right=not wrong)
+    if wrong:
+        (first, *_) = wrong
+        said = f"{first} is off by {off[first]:.1e}, and {bounds[first]:.1e} is allowed"
+        if first not in finite:
+            said = f"{first} is not finite"
+        raise WrongNumbers(said)
 
 
-def check(op: Op, rivals: dict[str, Rival], inputs: Arrays) -> Iterator[dict]:
-    """A record of each form's errors against float64, and a second record, `failed`, for wrong forms.
-    Our forms are checked on packed documents, others on one."""
-    want, own = reference(op, inputs, inputs["segment_ids"]), {}
-    for name, impl in OURS.items():
-        record = {"op": op.name, "form": name}
-        try:
-            with interpreted():
-                form = with_ids(op, impl, inputs["segment_ids"])
-                own[name] = errors(gradients(form, op, inputs), want)
-        except Exception as error:  # a form that fails is a result
-            yield record | {"failed": sentence(error)}
-            continue
-        yield record | {"errors": own[name]}
-    kernel, plain = (own.get(name) for name in OURS)
-    for part in kernel if kernel and plain else ():
-        if not kernel[part] <= max(ALLOWED * plain[part], ENOUGH):
-            why = f"{part} is off by {kernel[part]:.1e}, the XLA form's by {plain[part]:.1e}"
-            yield {"op": op.name, "form": "hybridlm, kernel", "failed": why}
-            break
-    want = reference(op, inputs, None)
-    for name, rival in rivals.items():
-        record = {"op": op.name, "form": name}
-        try:
-            off = errors(rival_gradients(rival, op, inputs), want)
-        except Exception as error:
-            yield record | {"failed": sentence(error)}
-            continue
-        yield record | {"errors": off}
-        if not all(error <= RIVAL_ALLOWED for error in off.values()):
-            yield record | {"failed": "its numbers are not the reference's"}
+def _other(sizes: Sizes) -> dict[str, int]:
+    """The sizes that are not the usual ones."""
+    usual = dataclasses.asdict(Sizes())
+    return {k: v for k, v in dataclasses.asdict(sizes).items() if v != usual[k]}
 
 
 def with_ids(op: Op, impl: str, ids: jax.Array | None) -> Callable:
@@ -217,10 +142,10 @@ def errors(found: dict, want: dict) -> dict[str, float]:
     return {k: float(norm(found[k] - want[k]) / max(norm(want[k]), 1e-30)) for k in want}
 
 
-def rival_gradients(rival: Rival, op: Op, inputs: Arrays) -> dict[str, jax.Array]:
-    """`gradients` of another project's form, on one document."""
+def rival_gradients(rival: Rival, op: Op, inputs: Arrays, ids) -> dict[str, jax.Array]:
+    """`gradients` of another project's form."""
     if rival.form:
-        return gradients(rival.form, op, inputs)
+        return gradients(with_rival_ids(rival, ids), op, inputs)
     values = [inputs[name] for name in op.inputs]
     tensors = _torch(values)
     out = rival.torch_form(*tensors)
@@ -228,6 +153,12 @@ def rival_gradients(rival: Rival, op: Op, inputs: Arrays) -> dict[str, jax.Array
     out.backward(_torch([d_out])[0].to(out.dtype))
     named = _named(op, out, [x.grad for x in tensors])
     return {name: x.detach().float().cpu().numpy() for name, x in named.items()}
+
+
+def with_rival_ids(rival: Rival, ids: jax.Array | None) -> Callable:
+    """Another project's form on these documents."""
+    given = {} if ids is None else dict(segment_ids=ids)
+    return lambda *values: rival.form(*values, **given)
 
 
 def _torch(arrays) -> list:
@@ -243,19 +174,94 @@ def _torch(arrays) -> list:
     ]
 
 
-def sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
-
-
 # --- times ---------------------------------------------------------------------------------------
 
 
-def time_rival(rival: Rival, op: Op, inputs: Arrays, ids: jax.Array | None) -> dict[str, float]:
-    """Seconds of another project's form."""
-    if rival.form:
-        given = {} if ids is None else dict(segment_ids=ids)
-        return time_jax(lambda *a: rival.form(*a, **given), op, inputs)
+def times(
+    out,
+    op: str,
+    form: str,
+    packed: bool,
+    lengths: Sequence[int],
+    sizes: Mapping[str, int] | None = None,
+    compile_only: bool = False,
+) -> None:
+    """Records the form's seconds at each length, or only compiles the programs.
+
+    Args:
+      packed: rows of several documents; otherwise a row is one.
+    """
+    op, sizes = ops.by_name()[op], Sizes(**(sizes or {}))
+    rival = None if form in OURS else op.rivals[form]()
+    wrong = []
+    for tokens in lengths:
+        try:
+            record = _at_length(op, form, rival, packed, tokens, sizes, compile_only)
+        except Exception as error:  # the other lengths may do
+            wrong.append(f"at {tokens} tokens {type(error).__name__}: {error}")
+            continue
+        name = form if packed or rival is not None else f"{form}, one document"
+        kind = "compiled" if compile_only else "times"
+        out.write(kind, op=op.name, form=name, tokens=tokens, sizes=_other(sizes), **record)
+    if len(wrong) == len(lengths) or (wrong and not compile_only):
+        raise RuntimeError(wrong[0])
+
+
+def _at_length(
+    op: Op,
+    form: str,
+    rival: Rival | None,
+    packed: bool,
+    tokens: int,
+    sizes: Sizes,
+    compile_only: bool,
+) -> dict:
+    """What `times` records of one length."""
+    inputs = ops.draw(op.inputs, tokens, sizes)
+    ids = inputs["segment_ids"] if packed else None
+    with dispatch.choices() as made, interpreted():
+        if rival is not None and rival.torch_form:
+            found, compiling = time_torch(rival, op, inputs), 0.0
+        else:
+            own = with_ids(op, OURS[form], ids) if rival is None else with_rival_ids(rival, ids)
+            start = time.perf_counter()
+            programs = compiled(own, op, inputs)
+            compiling = round(time.perf_counter() - start, 1)
+            if compile_only:
+                return dict(compile_seconds=compiling)
+            found = time_programs(programs)
+    documents = ops.documents(inputs["segment_ids"]) if packed else [tokens]
+    done = work(op, documents, sizes, inputs)
+    return dict(seconds=found, compile_seconds=compiling, work=done, calls=_calls(made))
+
+
+def _calls(made: Sequence[dispatch.Choice]) -> list[dict]:
+    """Each of our ops that the form calls, once, as the table of measurements describes it."""
+    found: list[dict] = []
+    for choice in made:
+        call = choice._asdict()
+        if call not in found:
+            found.append(call)
+    return found
+
+
+def compiled(form: Callable, op: Op, inputs: Arrays) -> dict[str, tuple]:
+    """The program of a call and its arguments, forward and with gradients to every input."""
+    values = [inputs[name] for name in op.inputs]
+    d_out = _cotangent(form, values)
+    return {
+        FORWARD: (jax.jit(form).lower(*values).compile(), *values),
+        BOTH: (jax.jit(_both(form)).lower(d_out, *values).compile(), d_out, *values),
+    }
+
+
+def time_programs(programs: Mapping[str, tuple]) -> dict[str, float]:
+    """Seconds of each program."""
+    return {name: seconds(program, *values) for name, (program, *values) in programs.items()}
+
+
+def time_torch(rival: Rival, op: Op, inputs: Arrays) -> dict[str, float]:
+    """Seconds of a form of torch, forward and with gradients to every input."""
     import torch
 
     values = [inputs[name] for name in op.inputs]
@@ -275,16 +281,6 @@ def time_rival(rival: Rival, op: Op, inputs: Arrays, ids: jax.Array | None) -> d
     return {FORWARD: median(forward, wait), BOTH: median(both, wait)}
 
 
-def time_jax(form: Callable, op: Op, inputs: Arrays) -> dict[str, float]:
-    """Seconds of a call, forward and with gradients to every input."""
-    values = [inputs[name] for name in op.inputs]
-    d_out = _cotangent(form, values)
-    return {
-        FORWARD: seconds(jax.jit(form).lower(*values).compile(), *values),
-        BOTH: seconds(jax.jit(_both(form)).lower(d_out, *values).compile(), d_out, *values),
-    }
-
-
 def seconds(program: Callable, *values) -> float:
     """`median` of a compiled program."""
     last = []
@@ -295,7 +291,7 @@ def seconds(program: Callable, *values) -> float:
     return median(call, lambda: jax.block_until_ready(last))
 
 
-def median(call: Callable[[], None], wait: Callable[[], None], rounds: int = 7) -> float:
+def median(call: Callable[[], None], wait: Callable[[], None]) -> float:
     """Seconds per call: the median of rounds of calls that wait only at the end."""
 
     def run(times: int) -> float:
@@ -306,8 +302,8 @@ def median(call: Callable[[], None], wait: Callable[[], None], rounds: int = 7) 
         return (time.perf_counter() - start) / times
 
     run(2)
-    times = max(1, round(SECONDS / rounds / max(run(1), 1e-6)))
-    return statistics.median(run(times) for _ in range(rounds))
+    times = max(1, round(SECONDS / ROUNDS / max(run(1), 1e-6)))
+    return statistics.median(run(times) for _ in range(ROUNDS))
 
 
 def work(op: Op, documents: list[int], sizes: Sizes, inputs: Arrays) -> dict[str, dict[str, float]]:
@@ -324,11 +320,26 @@ def work(op: Op, documents: list[int], sizes: Sizes, inputs: Arrays) -> dict[str
 # --- the card --------------------------------------------------------------------------------------
 
 
-def peaks(size: int = 8192) -> dict[str, float]:
-    """FLOP/s of a product of two bfloat16 matrices, bytes/s of a copy of 2 GiB (read and written)."""
+def card(out, size: int = 8192, megabytes: int = 2048) -> None:
+    """Records the card, the versions and the peaks.
+
+    Raises:
+      WrongNumbers: where a peak is not a number.
+    """
+    out.write("versions", date=time.strftime("%Y-%m-%d"), versions=versions())
+    device = jax.devices()[0]
+    out.write("card", platform=device.platform, chip=device.device_kind, facts=asked_of_the_card())
+    found = faults.poisoned(peaks(size, megabytes))
+    if not all(np.isfinite(x) for x in found.values()):
+        raise WrongNumbers("a peak is not finite")
+    out.write("peaks", **found)
+
+
+def peaks(size: int, megabytes: int) -> dict[str, float]:
+    """FLOP/s of a product of two bfloat16 matrices, bytes/s of a copy (read and written)."""
     a = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
     product = jax.jit(lambda x, y: x @ y).lower(a, a).compile()
-    flat = jnp.zeros(2**29, jnp.float32)
+    flat = jax.random.normal(jax.random.key(1), (megabytes * 2**18,), jnp.float32)
     copy = jax.jit(lambda x: x + 1).lower(flat).compile()
     return {
         "flops": 2 * size**3 / seconds(product, a, a),
@@ -336,16 +347,19 @@ def peaks(size: int = 8192) -> dict[str, float]:
     }
 
 
-def card() -> dict[str, str]:
-    """The card, its driver and clocks, from nvidia-smi."""
+def asked_of_the_card() -> dict[str, str]:
+    """The card, its driver and clocks, from nvidia-smi; empty where that is missing."""
     fields = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
-    asked = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "--id=0"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return dict(zip(fields.split(","), asked.stdout.strip().split(", ")))
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        asked = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "--id=0"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+        return dict(zip(fields.split(","), asked.stdout.strip().split(", ")))
+    return {}
 
 
 def versions() -> dict[str, str]:
@@ -354,6 +368,8 @@ def versions() -> dict[str, str]:
         "jax",
         "jaxlib",
         "jax-cuda13-plugin",
+        "nvidia-cudnn-cu13",
+        "flax",
         "jax-linear-attention",
         "torch",
         "triton",
@@ -363,53 +379,3 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-# --- the page ----------------------------------------------------------------------------------------
-
-
-def render(results: dict) -> str:
-    """benchmarks/gpu.md of the results."""
-    machine = ", ".join(f"{k} {v}" for k, v in results["machine"].items())
-    tested = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
-    peak = results["peaks"]
-    lines = [
-        "# On a Hopper GPU",
-        "",
-        f"Made by `benchmarks/gpu.py` on {results['date']}: {machine}; {tested}.",
-        "",
-        f"Measured in the same run: {peak['flops'] / 1e12:.0f} TFLOP/s of a bfloat16 product,"
-        f" {peak['bandwidth'] / 1e12:.2f} TB/s of a copy. Medians in ms; in brackets the share of the"
-        f" roofline. A row has documents of {gpu_ops.DOCUMENT:,} tokens on average, or one where that is"
-        " said. What was not measured is blank, and why stands below its table.",
-    ]
-    records = results["records"]
-    for op in dict.fromkeys(r["op"] for r in records):
-        mine = [r for r in records if r["op"] == op]
-        lengths = sorted({r["tokens"] for r in mine if "seconds" in r})
-        for direction in (FORWARD, BOTH):
-            header = " | ".join(f"{tokens:,}" for tokens in lengths)
-            lines += ["", f"## {op}, {direction}", "", f"| form | {header} |"]
-            lines += ["|---|" + "--:|" * len(lengths)]
-            for form in dict.fromkeys(r["form"] for r in mine):
-                by_length = {r["tokens"]: r for r in mine if r["form"] == form and "seconds" in r}
-                cells = [_cell(by_length.get(tokens), direction, peak) for tokens in lengths]
-                lines.append(f"| {form} | {' | '.join(cells)} |")
-        failed = [r for r in mine if "failed" in r]
-        lines += [""] * bool(failed)
-        for r in failed:
-            at = f", {r['tokens']:,} tokens" if "tokens" in r else ""
-            lines.append(f"- {r['form']}{at}: {r['failed']}")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(record: dict | None, direction: str, peak: dict) -> str:
-    if record is None:
-        return ""
-    seconds, task = record["seconds"][direction], record["work"][direction]
-    floor = max(task["flops"] / peak["flops"], task["bytes"] / peak["bandwidth"])
-    return f"{1e3 * seconds:.3f} ({floor / seconds:.0%})"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

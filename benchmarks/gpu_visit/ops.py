@@ -1,4 +1,4 @@
-"""The calls that `gpu.py` times: inputs, our forms, forms of other projects, and their work.
+"""The calls that a visit times: inputs, our forms, forms of other projects, and their work.
 
 Shapes are those of a layer of a 1B hybrid: one row, 16 heads of 128 (4 of keys and values where an
 op shares them), 4,096 channels of the linear recurrence, 64 slots; bfloat16, gates in float32.
@@ -7,6 +7,7 @@ op shares them), 4,096 channels of the linear recurrence, 64 slots; bfloat16, ga
 import dataclasses
 import functools
 import importlib
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -70,40 +71,39 @@ class Op:
     flops: Callable[[Sequence[int], Sizes], tuple[float, float]]
 
 
-def draw(tokens: int, sizes: Sizes, seed: int = 0, document: int = DOCUMENT) -> Arrays:
-    """Inputs of every op, (1, tokens, ...): normal, keys normalised, decays of a fresh model; and
-    the segment ids of documents of `document` tokens on average."""
-    rng = np.random.default_rng(seed)
+def draw(
+    names: Sequence[str], tokens: int, sizes: Sizes, seed: int = 0, document: int = DOCUMENT
+) -> Arrays:
+    """Inputs of an op, (1, tokens, ...): normal, keys normalised, decays of a fresh model; and the
+    segment ids of documents of `document` tokens on average. Made on the device, one by one."""
+    arrays = {name: _input(name, tokens, sizes, seed) for name in names}
+    cuts = np.random.default_rng(seed).random(tokens) < 1 / document
+    return {**arrays, "segment_ids": jnp.asarray(1 + np.cumsum(cuts), jnp.int32)[None]}
 
-    def normal(*shape: int):
-        return rng.standard_normal((1, tokens, *shape), np.float32)
 
-    def sigmoid(x):
-        return 1 / (1 + np.exp(-x))
-
-    heads, size = sizes.heads, sizes.size
-    k, k_shared = normal(heads, size), normal(sizes.kv_heads, size)
-    made = dict(
-        q=normal(heads, size) * size**-0.5,
-        k=k / np.linalg.norm(k, axis=-1, keepdims=True),
-        v=normal(heads, size),
-        k_shared=k_shared,
-        v_shared=normal(sizes.kv_heads, size),
-        x=normal(sizes.channels),
-    )
-    gates = dict(
-        head_decay=-np.exp(normal(heads) - 3),
-        channel_decay=-np.exp(normal(heads, size) - 3),
-        slot_decay=-np.exp(normal(sizes.kv_heads, sizes.slots) - 3),
-        beta=sigmoid(normal(heads)),
-        log_a=-np.exp(normal(sizes.channels) - 3),
-    )
-    cuts = rng.random(tokens) < 1 / document
-    return (
-        {name: jnp.asarray(x, jnp.bfloat16) for name, x in made.items()}
-        | {name: jnp.asarray(x, jnp.float32) for name, x in gates.items()}
-        | {"segment_ids": jnp.asarray(1 + np.cumsum(cuts), jnp.int32)[None]}
-    )
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _input(name: str, tokens: int, sizes: Sizes, seed: int) -> jax.Array:
+    heads, size, groups = sizes.heads, sizes.size, sizes.kv_heads
+    shape = dict(
+        k_shared=(groups, size),
+        v_shared=(groups, size),
+        x=(sizes.channels,),
+        log_a=(sizes.channels,),
+        head_decay=(heads,),
+        beta=(heads,),
+        slot_decay=(groups, sizes.slots),
+    ).get(name, (heads, size))
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    normal = jax.random.normal(key, (1, tokens, *shape), jnp.float32)
+    if name == "beta":
+        return jax.nn.sigmoid(normal)
+    if name.endswith("decay") or name == "log_a":
+        return -jnp.exp(normal - 3)
+    if name == "q":
+        normal = normal * size**-0.5
+    if name == "k":
+        normal = normal / jnp.linalg.norm(normal, axis=-1, keepdims=True)
+    return normal.astype(jnp.bfloat16)
 
 
 # --- ours --------------------------------------------------------------------------------------
@@ -142,6 +142,42 @@ def _cudnn(window) -> Rival:
         )
 
     return Rival(form)
+
+
+def _cudnn_packed(window) -> Rival:
+    """cuDNN's attention over packed documents, which jax has no public call for: each document is
+    given by its first token and its length."""
+    theirs = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+
+    def form(q, k, v, segment_ids):
+        begins, lengths = _documents(segment_ids)
+        return theirs.dot_product_attention(
+            q,
+            k,
+            v,
+            q_seqlen=lengths,
+            kv_seqlen=lengths,
+            q_offsets=begins,
+            kv_offsets=begins,
+            scale=1.0,
+            mask_type=theirs.MaskType.PADDING_CAUSAL,
+            sliding_window_length=window,
+        )
+
+    return Rival(form, documents=True)
+
+
+def _documents(segment_ids: jax.Array, most: int = 256) -> tuple[jax.Array, jax.Array]:
+    """(first tokens (1, most + 1), lengths (1, most)) of a row's documents, with the row's length after
+    the last first token; -1 where there are fewer than `most` documents."""
+    ids_T = segment_ids[0]
+    starts_T = jnp.concatenate([jnp.ones(1, bool), ids_T[1:] != ids_T[:-1]])
+    (begins,) = jnp.nonzero(starts_T, size=most + 1, fill_value=ids_T.shape[0])
+    lengths = jnp.diff(begins)
+    first_empty = jnp.arange(most + 1) > jnp.sum(starts_T)
+    begins = jnp.where(first_empty, -1, begins)
+    lengths = jnp.where(lengths > 0, lengths, -1)
+    return begins[None].astype(jnp.int32), lengths[None].astype(jnp.int32)
 
 
 def _jla_attention(window) -> Rival:
@@ -234,6 +270,7 @@ def _of_window(window: int | None) -> Op:
         lambda impl, *inputs: _attention(window, impl, *inputs)[0],
         {
             "cuDNN": functools.partial(_cudnn, window),
+            "cuDNN, packed": functools.partial(_cudnn_packed, window),
             "jax-linear-attention": functools.partial(_jla_attention, window),
         },
         functools.partial(_attention_flops, window),
@@ -318,3 +355,7 @@ OPS = (
         _native_hybrid_flops,
     ),
 )
+
+
+def by_name() -> dict[str, Op]:
+    return {op.name: op for op in OPS}

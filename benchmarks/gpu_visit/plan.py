@@ -1,0 +1,174 @@
+"""The items of a visit, in order of worth. Needs Python's standard library alone.
+
+Numbers and compilation run side by side, before anything is timed; a form is timed only if its numbers
+are right. What is timed runs alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.gpu_visit.runner import Item, Phase
+
+KERNEL, XLA = "hybridlm, kernel", "hybridlm, XLA"
+CUDNN, CUDNN_PACKED = "cuDNN", "cuDNN, packed"
+JLA, FLA = "jax-linear-attention", "flash-linear-attention"
+_STATE = (JLA, FLA)
+_WINDOW = (CUDNN_PACKED, JLA, CUDNN)
+#: Ops of `ops.py`, by worth, with the other projects' forms of each.
+RIVALS: dict[str, tuple[str, ...]] = {
+    "attention, window 512": _WINDOW,
+    "delta_rule, gate per head": _STATE,
+    "delta_rule, gate per channel": _STATE,
+    "Native Hybrid Attention, window 512": (),
+    "gated_linear, gate per head": _STATE,
+    "attention, window 1024": _WINDOW,
+    "attention, window 128": _WINDOW,
+    "gated_slots": (),
+    "gated_linear, gate per channel": _STATE,
+    "attention, full": _WINDOW,
+    "linear_recurrence, RG-LRU's gate": (),
+}
+#: Forms that take one document a row only.
+ONE_DOCUMENT = (CUDNN, FLA)
+LENGTHS = (8192, 32768, 2048, 65536)
+#: Sizes of the second grid: heads of 64, and as many key heads as query heads.
+OTHER_SIZES = (dict(heads=32, kv_heads=8, size=64), dict(heads=16, kv_heads=16, size=128))
+HYBRIDS = ("windowed", "gdn", "kda", "nha")
+ARMS = ("w16-rope", "w512-rope", "gdn-rope", "w512-nope", "w16-nope", "full-rope", "nha-rope")
+FIRST_ARMS = 2
+JOBS = 14
+MEASURE, STEPS = "benchmarks.gpu_visit.measure", "benchmarks.gpu_visit.steps"
+SMOKE: dict[str, Any] = dict(
+    sizes=dict(heads=2, kv_heads=1, size=64, channels=128, slots=64), tokens=128, lengths=(64,)
+)
+
+
+def phases(smoke: bool = False, jobs: int = JOBS) -> tuple[Phase, ...]:
+    """The plan.
+
+    Args:
+      smoke: tiny sizes, which a CPU can rehearse; kernels are interpreted.
+      jobs: processes side by side, for numbers and compilation.
+    """
+    card = dict(size=256, megabytes=4) if smoke else {}
+    first = [(op, form) for op in RIVALS for form in (KERNEL, XLA, *_main_rivals(op))]
+    rest = [(op, FLA) for op in RIVALS if FLA in RIVALS[op]]
+    rest += [(op, CUDNN) for op in RIVALS if CUDNN in RIVALS[op]]
+    checked = sorted(
+        first, key=lambda pair: (KERNEL, XLA).index(pair[1]) if "hybrid" in pair[1] else 2
+    )
+    kernels = tuple(_name("numbers", op, KERNEL) for op in RIVALS)
+    prepared = [
+        *(_numbers(op, form, smoke) for op, form in checked),
+        *(_step(name, "compile", kernels, smoke) for name in HYBRIDS),
+        *(_times(op, form, smoke, compile_only=True) for op, form in first),
+        *(_arm(arm, smoke, compile_only=True) for arm in ARMS[:1]),
+    ]
+    others = [(op, form, sizes) for sizes in OTHER_SIZES for op in RIVALS for form in (KERNEL, XLA)]
+    more = [
+        *(_numbers(op, form, smoke) for op, form in rest),
+        *(_times(op, CUDNN, smoke, compile_only=True) for op, form in rest if form == CUDNN),
+        *(
+            _times(op, KERNEL, smoke, packed=False, compile_only=True)
+            for op in RIVALS
+            if RIVALS[op]
+        ),
+        *(_step(name, "compile XLA", kernels, smoke, xla=True) for name in HYBRIDS),
+    ]
+    if not smoke:
+        more += [_numbers(op, form, smoke, sizes) for op, form, sizes in others]
+        more += [
+            _times(op, form, smoke, compile_only=True, sizes=sizes) for op, form, sizes in others
+        ]
+    last = [
+        *(_step(name, "step XLA", kernels, smoke, xla=True) for name in HYBRIDS),
+        *(_times(op, form, smoke) for op, form in rest),
+        *(_times(op, KERNEL, smoke, packed=False) for op in RIVALS if RIVALS[op]),
+        *(_arm(arm, smoke) for arm in ARMS[FIRST_ARMS:]),
+    ]
+    if not smoke:
+        last += [_times(op, form, smoke, sizes=sizes) for op, form, sizes in others]
+    return (
+        Phase("card", (Item("card", f"{MEASURE}:card", card, 60.0 if smoke else 30.0),), 1, 0.1),
+        Phase("numbers and compilation", tuple(prepared), jobs, 0.42),
+        Phase("times", tuple(_times(op, form, smoke) for op, form in first), 1, 0.68),
+        Phase("steps", tuple(_step(name, "step", kernels, smoke) for name in HYBRIDS), 1, 0.84),
+        Phase("retrieval", tuple(_arm(arm, smoke) for arm in ARMS[:FIRST_ARMS]), FIRST_ARMS, 1.0),
+        Phase("the rest, prepared", tuple(more), jobs, 1.0),
+        Phase("the rest", tuple(last), 1, 1.0),
+    )
+
+
+def _main_rivals(op: str) -> tuple[str, ...]:
+    return tuple(form for form in RIVALS[op] if form in (CUDNN_PACKED, JLA))
+
+
+def _name(what: str, op: str, form: str, sizes: dict | None = None, packed: bool = True) -> str:
+    words = [what, op, form if packed or form in ONE_DOCUMENT else f"{form}, one document"]
+    if sizes:
+        words.append(" ".join(f"{k}={v}" for k, v in sizes.items()))
+    return " / ".join(words)
+
+
+def _checked(op: str) -> tuple[int, int]:
+    """(tokens, of a document on average) of the comparison with the reference, which holds float64
+    states of all tokens in memory; windows must end within documents."""
+    if op.startswith("attention"):
+        return 2048, 1024
+    return (1024, 512) if op.startswith("Native") else (768, 96)
+
+
+def _numbers(op: str, form: str, smoke: bool, sizes: dict | None = None) -> Item:
+    given: dict[str, Any] = dict(op=op, form=form, sizes=sizes)
+    given |= dict(zip(("tokens", "document"), _checked(op)))
+    if smoke:
+        given |= dict(sizes=SMOKE["sizes"], tokens=SMOKE["tokens"], document=SMOKE["tokens"] // 4)
+    limit = 300.0 if smoke else 150.0
+    return Item(_name("numbers", op, form, sizes), f"{MEASURE}:numbers", given, limit)
+
+
+def _times(
+    op: str,
+    form: str,
+    smoke: bool,
+    packed: bool = True,
+    compile_only: bool = False,
+    sizes: dict | None = None,
+) -> Item:
+    """The times of a form; they need its right numbers and its compiled programs."""
+    given: dict[str, Any] = dict(op=op, form=form, lengths=LENGTHS, sizes=sizes)
+    given |= dict(packed=packed and form not in ONE_DOCUMENT, compile_only=compile_only)
+    if smoke:
+        given |= dict(lengths=SMOKE["lengths"], sizes=SMOKE["sizes"])
+    needs = [_name("numbers", op, form, sizes)]
+    if compile_only:
+        limit = 300.0 if smoke else 240.0
+        name = _name("compile", op, form, sizes, packed)
+        return Item(name, f"{MEASURE}:times", given, limit, (*needs,))
+    if form != FLA:  # torch's forms compile as they run
+        needs.append(_name("compile", op, form, sizes, packed))
+    name, limit = _name("times", op, form, sizes, packed), 300.0 if smoke else 60.0
+    return Item(name, f"{MEASURE}:times", given, limit, (*needs,))
+
+
+def _step(name: str, what: str, kernels: tuple[str, ...], smoke: bool, xla: bool = False) -> Item:
+    """A training step with the kernels whose numbers are right, or with none."""
+    given = dict(name=name, xla=xla, smoke=smoke, compile_only=what.startswith("compile"))
+    needs, follows = (), kernels
+    if not given["compile_only"]:
+        needs, follows = (f"{what.replace('step', 'compile')} / {name}",), ()
+    limit = 600.0 if smoke else 240.0 if given["compile_only"] else 60.0
+    return Item(f"{what} / {name}", f"{STEPS}:step", given, limit, needs, follows)
+
+
+def _arm(arm: str, smoke: bool, compile_only: bool = False) -> Item:
+    given = dict(arm=arm, smoke=smoke, compile_only=compile_only)
+    task = "benchmarks.gpu_visit.retrieval:arm"
+    if compile_only:
+        return Item(f"compile / retrieval, {arm}", task, given, 600.0 if smoke else 150.0)
+    return Item(f"retrieval / {arm}", task, given, 600.0)
+
+
+def names(chosen: Sequence[Phase]) -> Iterator[str]:
+    for phase in chosen:
+        yield from (item.name for item in phase.items)

@@ -1,0 +1,328 @@
+"""What a visit measures, as far as a machine without a GPU can run it; its page, its table, its wheels."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.gpu_visit import __main__ as visit
+from benchmarks.gpu_visit import faults, learn, measure, ops, page, plan, runner, steps, wheels
+from benchmarks.gpu_visit.plan import KERNEL, XLA
+from kernels_pallas import dispatch, measured
+
+SIZES = plan.SMOKE["sizes"]
+BOTH = (measure.FORWARD, measure.BOTH)
+
+
+class Records(list):
+    """A writer that keeps its records."""
+
+    def write(self, kind, **values):
+        self.append(dict(kind=kind, **json.loads(json.dumps(values, allow_nan=False))))
+
+
+@pytest.fixture
+def recurrence(monkeypatch):
+    """The recurrence with other projects' forms of it; returns (its name, records)."""
+
+    def wrong():
+        return ops.Rival(lambda log_a, x: 2 * op.ours("chunked", log_a, x, None))
+
+    def good():
+        return ops.Rival(lambda log_a, x: op.ours("chunked", log_a, x, None))
+
+    def fails():
+        return ops.Rival(lambda log_a, x: 1 / 0 if x.shape[1] > 32 else log_a.astype(x.dtype))
+
+    def missing():
+        raise ImportError("No module named 'nothing'")
+
+    op = next(op for op in ops.OPS if "recurrence" in op.name)
+    rivals = dict(wrong=wrong, good=good, fails=fails, missing=missing)
+    op = ops.Op(op.name, op.inputs, op.ours, rivals, op.flops)
+    monkeypatch.setattr(ops, "OPS", (op,))
+    monkeypatch.setattr(measure, "SECONDS", 1e-4)
+    return op.name, Records()
+
+
+# --- the plan ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+def test_the_plan_has_the_ops_and_the_hybrids_and_no_dead_ends(smoke):
+    assert {name: set(rivals) for name, rivals in plan.RIVALS.items()} == {
+        op.name: set(op.rivals) for op in ops.OPS
+    }
+    assert set(plan.HYBRIDS) == set(steps.HYBRIDS)
+    phases = plan.phases(smoke)
+    names = list(plan.names(phases))
+    assert len(set(names)) == len(names)
+    for phase in phases:
+        before = set(names[: names.index(phase.items[-1].name) + 1])
+        for item in phase.items:
+            assert before.issuperset((*item.needs, *item.follows)), item
+            json.dumps(item.given, allow_nan=False)
+    for calls in (call for _, needed in steps.HYBRIDS.values() for call in needed.values()):
+        assert set(calls) <= set(plan.RIVALS)
+
+
+def test_what_is_timed_is_compiled_before_and_runs_alone():
+    for phase in plan.phases():
+        for item in phase.items:
+            if item.name.startswith(("times", "step")):
+                assert phase.jobs == 1
+                compiled = any(name.startswith("compile") for name in item.needs)
+                assert compiled or plan.FLA in item.name
+
+
+def test_the_hybrids_have_1_3_billion_parameters_and_calls_that_kernels_cover():
+    """Every op that has a kernel for Hopper takes it."""
+    from hybridlm import config as configs
+    from hybridlm.models.accounting import with_vocab
+    from hybridlm.models.mixers import SequenceContext
+    from hybridlm.models.params import Model
+
+    for name, (mixer, needed) in steps.HYBRIDS.items():
+        config = configs.read(steps.settings(mixer, smoke=False))
+        model = Model.of(with_vocab(config.model, 256))
+        assert 1.1e9 < model.count() < 1.6e9
+        tokens = jax.ShapeDtypeStruct((1, 1024), np.int32)
+
+        def hidden(params, tokens, model=model):
+            context = SequenceContext(tokens, tokens)
+            return model.bind(params).hidden(tokens, context, dtype=jax.numpy.bfloat16)
+
+        with measured.table(measured.EVERY_KERNEL), dispatch.kernels_for("gpu"):
+            with dispatch.choices() as made:
+                jax.eval_shape(hidden, model.abstract, tokens)
+        taken = {choice.op for choice in made if choice.backend == "hopper"}
+        assert taken == set(needed), name
+
+
+# --- numbers and times -------------------------------------------------------------------------
+
+
+def test_right_numbers_pass_and_wrong_ones_do_not(recurrence):
+    op, out = recurrence
+    for form in (XLA, "good"):
+        measure.numbers(out, op, form, SIZES, 48, 12)
+    with pytest.raises(measure.WrongNumbers, match="is off by"):
+        measure.numbers(out, op, "wrong", SIZES, 48, 12)
+    with pytest.raises(ImportError):
+        measure.numbers(out, op, "missing", SIZES, 48, 12)
+    assert [r["right"] for r in out] == [True, True, False]
+
+
+@pytest.mark.slow
+def test_an_interpreted_kernel_is_right(recurrence):
+    op, out = recurrence
+    measure.numbers(out, op, KERNEL, SIZES, 40, 10)
+    assert out[0]["right"]
+
+
+def test_nan_is_wrong(recurrence, monkeypatch):
+    op, out = recurrence
+    monkeypatch.setattr(faults, "_planted", ("nan", 0))
+    with pytest.raises(measure.WrongNumbers, match="is not finite"):
+        measure.numbers(out, op, XLA, SIZES, 40, 10)
+    assert [r["right"] for r in out] == [False] and out[0]["errors"] == {}
+
+
+def test_a_length_that_fails_costs_itself_alone(recurrence):
+    op, out = recurrence
+    with pytest.raises(RuntimeError, match="at 40 tokens ZeroDivisionError"):
+        measure.times(out, op, "fails", False, (24, 40, 32), SIZES)
+    assert [r["tokens"] for r in out] == [24, 32] and all(r["seconds"] for r in out)
+    measure.times(out, op, "fails", False, (40, 16), SIZES, compile_only=True)
+    assert [r["tokens"] for r in out if r["kind"] == "compiled"] == [16]
+
+
+def test_the_work_counts_only_pairs_within_documents():
+    op, sizes = ops.by_name()["attention, full"], ops.Sizes(**SIZES)
+    inputs = ops.draw(op.inputs, 200, sizes, document=50)
+    documents = ops.documents(inputs["segment_ids"])
+    packed, whole = (measure.work(op, d, sizes, inputs) for d in (documents, [200]))
+    assert len(documents) > 1 and sum(documents) == 200
+    flops = 2 * 2 * (200 * 201 // 2) * sizes.heads * sizes.size
+    assert whole[measure.FORWARD]["flops"] == flops > packed[measure.FORWARD]["flops"] / 0.8
+
+
+def test_a_row_of_documents_and_one_document_are_two_forms(recurrence):
+    op, out = recurrence
+    for packed in (True, False):
+        measure.times(out, op, XLA, packed, (16,), SIZES)
+    assert [r["form"] for r in out] == [XLA, f"{XLA}, one document"]
+    (call,) = out[0]["calls"]
+    assert (call["op"], call["backend"], call["tokens"]) == ("gated_recurrence", "chunked", 16)
+
+
+def test_cudnn_is_given_the_documents_of_a_row():
+    ids = jax.numpy.array([[3, 3, 3, 5, 3, 3]])
+    begins, lengths = ops._documents(ids, most=5)
+    assert begins.tolist() == [[0, 3, 4, 6, -1, -1]]
+    assert lengths.tolist() == [[3, 1, 2, -1, -1]]
+
+
+# --- the page and the table ----------------------------------------------------------------------
+
+
+def timed(op, form, tokens, seconds, window=512, **sizes):
+    call = dict(op="attention", backend="hopper", tokens=tokens)
+    call["case"] = dict(dtype="bfloat16", window=window, vmem_mib=7)
+    return {
+        "kind": "times",
+        "item": "?",
+        "op": op,
+        "form": form,
+        "tokens": tokens,
+        "sizes": sizes,
+        "seconds": dict.fromkeys(BOTH, seconds),
+        "work": dict.fromkeys(BOTH, {"flops": 2e12, "bytes": 1e9}),
+        "calls": [call],
+    }
+
+
+def checked(op, right=True, **sizes):
+    return dict(kind="numbers", op=op, form=KERNEL, sizes=sizes, errors={"out": 3e-3}, right=right)
+
+
+ABOUT = [
+    dict(kind="versions", date="today", versions={"jax": "0"}),
+    dict(kind="card", platform="gpu", chip="NVIDIA H200", facts={"driver_version": "1"}),
+    dict(kind="peaks", flops=1e15, bandwidth=4e12),
+]
+
+
+def ended(item, outcome, why=""):
+    return dict(kind="end", item=item, outcome=outcome, why=why, seconds=1.0)
+
+
+def test_the_page_has_shares_and_says_what_failed_and_what_has_not_run():
+    records = [
+        *ABOUT,
+        checked("gated_slots"),
+        checked("attention, full", right=False),
+        timed("attention, full", KERNEL, 2048, 4e-3),
+        timed("attention, full", XLA, 2048, 8e-3),
+        dict(kind="step", name="gdn", kernels=[], parameters=13e8, tokens=10, seconds=2.0,
+             spread=[1.9, 2.1], mfu=0.4567, memory=None, peak="sheet"),
+        dict(kind="retrieval", arm="w16-rope", step=3, steps=9, accuracy=[1, 0.5], mass=0.25,
+             local_nll=1.3, seconds=7.0),
+        ended("a", "died", "killed by SIGSEGV"),
+        ended("b", "done"),
+    ]  # fmt: skip
+    text = page.render(records, ["a", "b", "c"])
+    assert f"| {KERNEL} | 4.000 (50%) |" in text and f"| {XLA} | 8.000 (25%) |" in text
+    assert f"| gated_slots | {KERNEL} | 3.0e-03 (out) | right |" in text and "**wrong**" in text
+    assert "| gdn | 1.30B | none | 2.000 (1.900 to 2.100) | 5 | 45.7% |  |" in text
+    assert "| w16-rope | 3 of 9 | 1.00 0.50 | 0.25 | 1.300 | 7 |" in text
+    assert "- a: died. killed by SIGSEGV" in text and text.rstrip().endswith("- c")
+    assert page.render([], ["c"]).count("- c") == 1  # a visit without any result
+
+
+def test_the_table_has_a_kernel_where_it_is_right_and_faster():
+    won, lost, wrong = "attention, window 512", "attention, window 2048", "attention, window 128"
+    records = [*ABOUT, checked(won), checked(lost), checked(wrong, right=False)]
+    speeds = {2048: 2.0, 8192: 1.5, 32768: 1.01, 65536: 3.0}
+    for op, window in ((won, 512), (lost, 2048), (wrong, 128)):
+        for tokens, speedup in speeds.items():
+            speedup = 0.5 if op == lost else speedup
+            records += [
+                timed(op, KERNEL, tokens, 1e-3, window),
+                timed(op, XLA, tokens, speedup * 1e-3, window),
+            ]
+    short, long = learn.rows(records)
+    assert short.tokens == (1024, 16383) and long.tokens == (46341, 131072)
+    assert short.speedup == 1.5 and long.speedup == 3.0 and short.chip == "NVIDIA H200"
+    assert (
+        short.case["window"] == {"from": 256, "to": 1023} and short.case["vmem_mib"] == measured.ANY
+    )
+
+    def taken(window, tokens):
+        case = dict(dtype="bfloat16", window=window, vmem_mib=99)
+        with measured.table((short, long)), dispatch.kernels_for("gpu", chip="NVIDIA H200"):
+            return dispatch.resolve("attention", "auto", case, support, tokens)
+
+    limits = dict.fromkeys(("platform", "dtype", "window", "vmem_mib"), dispatch.ANY)
+    support = (*dispatch.XLA_ONLY, dispatch.Backend("hopper", "pallas", limits, auto=False))
+    assert taken(512, 2048) == taken(600, 4096) == taken(512, 65536) == "hopper"
+    assert taken(512, 32768) == taken(2048, 2048) == taken(None, 2048) == "chunked"
+
+
+def test_a_table_is_made_from_one_gpu_only():
+    for cards in ([], [dict(ABOUT[1], platform="cpu")], [ABOUT[1], dict(ABOUT[1], chip="H100")]):
+        with pytest.raises(ValueError, match="one kind of GPU"):
+            learn.rows([ABOUT[0], *cards])
+    assert learn.rows(ABOUT) == []
+
+
+def test_a_window_in_an_op_of_several_is_not_in_the_table():
+    """Native Hybrid Attention's time says nothing of its parts."""
+    record = timed("both", KERNEL, 2048, 1e-3)
+    record["calls"].append(dict(record["calls"][0], op="gated_slots"))
+    assert learn.rows([*ABOUT, checked("both"), record, timed("both", XLA, 2048, 1.0)]) == []
+
+
+def test_a_step_takes_only_kernels_whose_numbers_are_right():
+    right = [checked("attention, full"), checked("delta_rule, gate per head")]
+    assert steps.right_kernels("gdn", right) == ["delta_rule", "attention"]
+    assert steps.right_kernels("kda", right) == ["attention"]
+    assert steps.right_kernels("windowed", right) == []
+    assert steps.right_kernels("gdn", [checked("attention, full", right=False)]) == []
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_a_fault_needs_an_item_of_the_plan():
+    assert visit.faults_of(["card=nan"], ["card"]) == dict(card="nan")
+    with pytest.raises(SystemExit, match="no item 'cart'"):
+        visit.faults_of(["cart=nan"], ["card"])
+
+
+def test_the_wheels_have_the_tested_versions():
+    """Every package is pinned, in constraints.txt or in the list."""
+    text = (runner.ROOT / "constraints.txt").read_text()
+    pinned = {re.sub("[-_]", "-", line.partition("==")[0]).lower() for line in text.splitlines()}
+    for name in wheels.PACKAGES:
+        assert re.sub("[-_]", "-", name).lower() in pinned, name
+
+
+@pytest.mark.slow
+def test_a_rehearsal_with_a_fault_in_every_phase(root, tmp_path):
+    """Kernels interpreted, tiny sizes; each fault costs its item and what needs it, and no more."""
+    planted = {
+        "card": "nan",
+        f"numbers / linear_recurrence, RG-LRU's gate / {KERNEL}": "nan",
+        f"numbers / attention, window 512 / {XLA}": "raise",
+        f"numbers / gated_slots / {XLA}": "segv",
+        f"compile / attention, window 128 / {XLA}": "hang",
+        "compile / gdn": "hang",
+        f"times / linear_recurrence, RG-LRU's gate / {XLA}": "segv@1",
+        f"times / attention, window 512 / {KERNEL}": "exit",
+        "step / windowed": "nan",
+        "step / kda": "segv",
+        "retrieval / w16-rope": "nan",
+        "retrieval / w512-rope": "missing:scipy",
+    }
+    only = [*(part.partition(" / ")[2] for part in planted if "retrieval" not in part), "card"]
+    only = [part for part in only if part] + ["retrieval / w16", "retrieval / w512"]
+    only += [f"numbers / {op} / {KERNEL}" for op in ("attention, full", "gated_slots")]
+    command = [sys.executable, "-m", "benchmarks.gpu_visit", "run", "--smoke", "--jobs", "2"]
+    command += ["--seconds", "900", "--folder", str(tmp_path), "--only", *only]
+    command += [part for pair in planted.items() for part in ("--fault", "=".join(pair))]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    ends = runner.outcomes(runner.read(tmp_path / "results.jsonl"))
+    found = {name: ends[name]["outcome"] for name in planted}
+    expected = dict(nan="failed", segv="died", exit="died", hang="timed out")
+    for name, fault in planted.items():
+        want = expected.get(fault.partition("@")[0], "failed")
+        assert found[name] == want, (name, ends[name], done.stdout + done.stderr)
+    others = {n: e for n, e in ends.items() if n not in planted}
+    assert sum(e["outcome"] == "done" for e in others.values()) >= 8
+    broken = {n: e for n, e in others.items() if e["outcome"] not in ("done", "skipped", "not run")}
+    assert all("cuDNN" in n or "linear-attention" in n for n in broken), broken
