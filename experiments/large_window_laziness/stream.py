@@ -66,7 +66,7 @@ class CopyTask(NamedTuple):
 
 MAIN = CopyTask("main", 256, 8, 16, 112, (1, 4))
 PILOT = CopyTask("pilot", 96, 4, 8, 56, (1, 2))
-LARGE = CopyTask("large", 1024, 16, 64, 960, (1, 4))
+LARGE = CopyTask("large", 1024, 16, 64, 960, (4, 12))
 TASKS = {task.name: task for task in (MAIN, PILOT, LARGE)}
 
 LOCAL_TOKEN, NEW_TOKEN, COPY_START, COPIED_TOKEN = range(4)  # kinds

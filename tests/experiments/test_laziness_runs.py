@@ -12,6 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments.large_window_laziness import arms, measure, run, runs, tables
 from experiments.large_window_laziness.arms import ARMS, SETS
+from hybridlm.models.params import Model
 
 
 @pytest.fixture
@@ -94,6 +95,12 @@ def test_every_arm_has_a_model():
     for arm in (*ARMS["main"].values(), *ARMS["pilot"].values()):
         assert arm.model().layout.names == ("local", "full") * 2
         assert (arm.model().mixers["full"].rope is None) == arm.nope
+
+
+def test_the_large_scale_has_100_million_parameters():
+    arm = ARMS["large"]["w512-rope"]
+    assert 0.9e8 < Model.of(arm.model()).count() < 1.1e8
+    assert arm.model().layout.names == ("local", "full") * 7 and arm.final == 512
 
 
 def test_an_unknown_arm_is_one_sentence(tmp_path, capsys):
