@@ -19,6 +19,7 @@ BEGUN = time.monotonic()
 from benchmarks.gpu_visit import learn, page, plan, runner, wheels  # noqa: E402
 from benchmarks.gpu_visit.runner import ROOT  # noqa: E402
 
+HANG = 10.0  # seconds that a rehearsal waits for a planted hang
 PRELOAD = ("jax", "jax.numpy", "numpy")
 
 
@@ -92,6 +93,7 @@ def run(options: argparse.Namespace, phases: Sequence[runner.Phase]) -> int:
     }
     if options.smoke:
         environment["JAX_PLATFORMS"] = "cpu"
+    faults = faults_of(options.fault, list(plan.names(phases)))
     made = runner.Runner(
         results,
         folder / "logs",
@@ -99,10 +101,16 @@ def run(options: argparse.Namespace, phases: Sequence[runner.Phase]) -> int:
         begun=BEGUN,
         environment=environment,
         preload=PRELOAD,
-        faults=faults_of(options.fault, list(plan.names(phases))),
+        faults=faults,
     )
     chosen = [
-        p._replace(items=tuple(i for i in p.items if any(part in i.name for part in options.only)))
+        p._replace(
+            items=tuple(
+                i._replace(limit=HANG) if faults.get(i.name, "").startswith("hang") else i
+                for i in p.items
+                if any(part in i.name for part in options.only)
+            )
+        )
         for p in phases
     ]
     endings = made.run(chosen, options.again)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.gpu_visit.plan import RIVALS
+from benchmarks.gpu_visit.plan import CUDNN_PACKED, HYBRID_OP, JLA, KERNEL, RIVALS
 from benchmarks.gpu_visit.runner import outcomes
 
 Record = dict[str, Any]
@@ -16,7 +16,7 @@ def render(records: Sequence[Record], planned: Sequence[str] = ()) -> str:
     Args:
       planned: names of all items, so that those without a record are listed too.
     """
-    lines = ["# On a Hopper GPU", "", *_head(records), "", *_numbers(records)]
+    lines = ["# On a Hopper GPU", "", *_head(records), "", *_aims(records), *_numbers(records)]
     lines += [*_times(records), *_steps(records), *_retrieval(records), *_endings(records, planned)]
     return "\n".join(lines) + "\n"
 
@@ -51,6 +51,46 @@ def _head(records: Sequence[Record]) -> list[str]:
         *lines,
         "What is not here was not measured, and why stands at the end.",
     ]
+
+
+def _aims(records: Sequence[Record]) -> list[str]:
+    """What was aimed at, and what was measured at the worst length, forward and backward."""
+    seconds = {
+        (r["op"], r["form"], r["tokens"]): r["seconds"][DIRECTIONS[1]]
+        for r in _of(records, "times")
+        if not r["sizes"]
+    }
+    lengths = sorted({tokens for *_, tokens in seconds})
+    rows = []
+    for op, rivals in RIVALS.items():
+        rival = CUDNN_PACKED if op.startswith("attention, window") else JLA
+        keys = [((op, rival, n), (op, KERNEL, n)) for n in lengths]
+        found = [seconds[a] / seconds[b] for a, b in keys if a in seconds and b in seconds]
+        if found and rival in rivals and op != "attention, full":
+            rows.append((f"{op}: as fast as {rival}", ">= 1.00", min(found), min(found) >= 1))
+    parts = (HYBRID_OP, "gated_slots", "attention, window 512")
+    keys = [[(op, KERNEL, n) for op in parts] for n in lengths]
+    found = [
+        seconds[a] / (seconds[b] + seconds[c]) for a, b, c in keys if {a, b, c} <= set(seconds)
+    ]
+    if found:
+        rows.append((f"{HYBRID_OP}: times its parts", "<= 1.30", max(found), max(found) <= 1.3))
+    for r in _of(records, "step"):
+        aim = 0.55 if r["name"] == "windowed" else 0.45
+        if r["mfu"] is not None and r["kernels"]:
+            rows.append((f"MFU of {r['name']}", f">= {aim:.2f}", r["mfu"], r["mfu"] >= aim))
+    if not rows:
+        return []
+    lines = [
+        "## Aims",
+        "",
+        "Forward and backward, at the worst length.",
+        "",
+        "| aim | | measured | |",
+    ]
+    lines += ["|---|--:|--:|---|"]
+    lines += [f"| {a} | {b} | {c:.2f} | {'met' if met else 'missed'} |" for a, b, c, met in rows]
+    return [*lines, ""]
 
 
 def _title(record: Record) -> str:

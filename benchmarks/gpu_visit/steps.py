@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.gpu_visit import faults, runner
 from benchmarks.gpu_visit.ops import DOCUMENT
-from benchmarks.gpu_visit.plan import KERNEL
+from benchmarks.gpu_visit.plan import HYBRIDS, KERNEL
 from hybridlm import config as configs
 from hybridlm.data.packing import concat_sequence
 from hybridlm.models.accounting import train_flops_per_token
@@ -25,24 +25,12 @@ from kernels_pallas import dispatch, measured
 ROUNDS, STEPS = 3, 3
 HEADS = dict(heads=16, head_dim=128)
 SHARED = dict(**HEADS, kv_heads=4)
-#: For each hybrid its mixer, and for each of its ops with a kernel the measured calls that must be right.
-HYBRIDS: dict[str, tuple[dict[str, Any], dict[str, tuple[str, ...]]]] = {
-    "windowed": (
-        dict(kind="attention", window=1024, qk_norm=True, **SHARED),
-        dict(attention=("attention, window 1024", "attention, full")),
-    ),
-    "gdn": (
-        dict(kind="gdn", value_dim=128, **HEADS),
-        dict(delta_rule=("delta_rule, gate per head",), attention=("attention, full",)),
-    ),
-    "kda": (
-        dict(kind="kda", **HEADS),
-        dict(delta_rule=("delta_rule, gate per channel",), attention=("attention, full",)),
-    ),
-    "nha": (
-        dict(kind="nha", slots=64, window=512, **SHARED),
-        dict(gated_slots=("gated_slots",), attention=("attention, window 512", "attention, full")),
-    ),
+#: The mixers of `plan.HYBRIDS`.
+MIXERS: dict[str, dict[str, Any]] = {
+    "windowed": dict(kind="attention", window=1024, qk_norm=True, **SHARED),
+    "gdn": dict(kind="gdn", value_dim=128, **HEADS),
+    "kda": dict(kind="kda", **HEADS),
+    "nha": dict(kind="nha", slots=64, window=512, **SHARED),
 }
 
 
@@ -83,7 +71,7 @@ def right_kernels(name: str, records: list[dict[str, Any]]) -> list[str]:
         for r in records
         if r["kind"] == "numbers" and r["form"] == KERNEL and r["right"] and not r["sizes"]
     }
-    return [op for op, calls in HYBRIDS[name][1].items() if right.issuperset(calls)]
+    return [op for op, calls in HYBRIDS[name].items() if right.issuperset(calls)]
 
 
 def step(out, name: str, xla: bool, smoke: bool, compile_only: bool) -> None:
@@ -95,7 +83,7 @@ def step(out, name: str, xla: bool, smoke: bool, compile_only: bool) -> None:
     Raises:
       FloatingPointError: where the loss is not finite.
     """
-    config, tokenizer = setup.resolve(configs.read(settings(HYBRIDS[name][0], smoke)))
+    config, tokenizer = setup.resolve(configs.read(settings(MIXERS[name], smoke)))
     kernels = [] if xla else right_kernels(name, runner.read(out.path))
     rows = [measured.Row(op, None, None, None, None) for op in kernels]
     start = time.perf_counter()

@@ -103,7 +103,8 @@ def compile_step(config: Config, target: CompileTarget) -> Compiled | TooLarge:
     """
     token_bytes_V = open_tokenizer(config.data.tokenizer).token_bytes()
     start = time.perf_counter()
-    with dispatch.kernels_for(target.devices[0].platform):
+    device = target.devices[0]
+    with dispatch.kernels_for(device.platform, chip=device.device_kind):
         lowered = setup.lower_step(config, token_bytes_V, target.devices)
     lower_seconds = time.perf_counter() - start
     parameters = _shard_bytes(lowered.abstract["params"])
