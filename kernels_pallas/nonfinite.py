@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Int
 
 from kernels_pallas import segments
 
+NO_KEYS = -1e30  # the log-sum-exp of a token that sees no keys
+
 
 class Contained(NamedTuple):
     """The inputs of an op without NaN and infinity.
@@ -22,15 +24,21 @@ class Contained(NamedTuple):
       inputs: as given, finite.
       state: as given, finite, and 0 where the first token does not continue its document.
       spoilt_BT: True at tokens whose document held NaN or infinity up to them; never at padding.
+      padding_BT: True at padding.
     """
 
     inputs: tuple
     state: Any
     spoilt_BT: Bool[Array, "B T"]
+    padding_BT: Bool[Array, "B T"]
 
-    def mark(self, x_BT: Array) -> Array:
-        """An output (B, T, ...) with NaN at spoilt tokens."""
-        return jnp.where(_wide(self.spoilt_BT, x_BT), jnp.nan, x_BT)
+    def mark(self, x_BT: Array, empty: float = 0.0) -> Array:
+        """An output (B, T, ...) with NaN at spoilt tokens and `empty` at padding.
+
+        No cotangent of either passes, be it NaN.
+        """
+        set_BT = jnp.where(self.spoilt_BT, jnp.nan, empty).astype(x_BT.dtype)
+        return jnp.where(_wide(self.spoilt_BT | self.padding_BT, x_BT), _wide(set_BT, x_BT), x_BT)
 
     def mark_state(self, state: Any) -> Any:
         """A last state with NaN in its floating fields (B, ...) where the last token is spoilt."""
@@ -64,7 +72,8 @@ def contain(
     if state is not None:
         state, bad_B = contain_state(state, ids_BT)
         bad_BT, before_B = bad_BT.at[:, 0].max(bad_B), state.segment_ids_B
-    return Contained((*found, *found_logs), state, spoilt(ids_BT, bad_BT, before_B))
+    spoilt_BT = spoilt(ids_BT, bad_BT, before_B)
+    return Contained((*found, *found_logs), state, spoilt_BT, ids_BT == 0)
 
 
 def contain_state(state: Any, ids_BT: Int[Array, "B T"]) -> tuple[Any, Bool[Array, "B"]]:
@@ -105,7 +114,7 @@ def contain_attention(
     (k_BS, v_BS), bad_BS = _replace((k_BS, v_BS), ids_BS)
     (q_BT,), own_BT = _replace((q_BT,), ids_BS[:, -time:])
     spoilt_BT = spoilt(ids_BS, bad_BS, reach=window)[:, -time:] | own_BT
-    return Contained((q_BT, k_BS, v_BS), None, spoilt_BT)
+    return Contained((q_BT, k_BS, v_BS), None, spoilt_BT, ids_BS[:, -time:] == 0)
 
 
 def spoilt(

@@ -170,7 +170,7 @@ def attention(
         soft_cap=soft_cap,
         precision=precision,
     )
-    out_BTHV, lse_BTH = contained.mark(out_BTHV), contained.mark(lse_BTH)
+    out_BTHV, lse_BTH = contained.mark(out_BTHV), contained.mark(lse_BTH, nonfinite.NO_KEYS)
     if not return_state:
         return out_BTHV, lse_BTH
     state = AttentionState(k_BSGK, v_BSGV, ids_BS)

@@ -123,7 +123,7 @@ def block_sparse_attention(
         scale=key_size**-0.5 if scale is None else scale,
         precision=precision,
     )
-    out_BTHV, lse_BTH = contained.mark(out_BTHV), contained.mark(lse_BTH)
+    out_BTHV, lse_BTH = contained.mark(out_BTHV), contained.mark(lse_BTH, nonfinite.NO_KEYS)
     return (out_BTHV, lse_BTH, state) if return_state else (out_BTHV, lse_BTH)
 
 

@@ -74,8 +74,9 @@ def _kernel_gradient(x_BSD, dy_BTD, reach_BT1, slots: int):
         )
         past_BSD = jax.lax.dynamic_slice_in_dim(x_BSD, start, size + slots, axis=1)
         for tap in range(slots + 1):
-            dy_tap_BCD = jnp.where(tap <= reach_BC1, dy_BCD, 0)
-            yield dy_tap_BCD * past_BSD[:, slots - tap : slots - tap + size]
+            # Masked after the product: a past token of another document may be NaN.
+            product_BCD = dy_BCD * past_BSD[:, slots - tap : slots - tap + size]
+            yield jnp.where(tap <= reach_BC1, product_BCD, 0)
 
     def step(i, sums):
         return tuple(sum_BCD + p for sum_BCD, p in zip(sums, products(i * block, block)))

@@ -73,7 +73,9 @@ def attention(
         numbers_BT = document_numbers(ids_BT, axis)
         others = ring.attention_to_the_left(q_BTHK, k_BTGK, v_BTGV, numbers_BT, static)
         out_BTHV, lse_BTH = ring.merge(own, others)
-        return contained.mark(out_BTHV.astype(v_BTGV.dtype)), contained.mark(lse_BTH)
+        return contained.mark(out_BTHV.astype(v_BTGV.dtype)), contained.mark(
+            lse_BTH, nonfinite.NO_KEYS
+        )
 
     reachable = (jax.lax.axis_size(axis) - 1) * time
     before = op.AttentionState(None, None, None)

@@ -39,7 +39,7 @@ def contain(
     # Exchanged before what the op itself exchanges: with two collectives under way at once, the
     # simulated devices of a CPU can wait for each other for ever.
     inputs, spoilt_BT = jax.lax.optimization_barrier((own.inputs, spoilt_BT))
-    return nonfinite.Contained(inputs, state, spoilt_BT)
+    return own._replace(inputs=inputs, state=state, spoilt_BT=spoilt_BT)
 
 
 def _finite_state(state) -> tuple:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas import delta_rule as delta_op
-from kernels_pallas import dispatch, segments
+from kernels_pallas import dispatch, nonfinite, segments
 from kernels_pallas import gated_linear as gated_op
 from kernels_pallas import gated_slots as slots_op
 from kernels_pallas import linear_recurrence as diagonal_op
@@ -334,7 +334,7 @@ def gated_slots(
         initial_state=slots_op.SlotState(k_slots_BGMK, v_slots_BGMV, before_B, written_B),
         return_state=True,
     )
-    out_BTHV, lse_BTH = contained.mark(out_BTHV), contained.mark(lse_BTH)
+    out_BTHV, lse_BTH = contained.mark(out_BTHV), contained.mark(lse_BTH, nonfinite.NO_KEYS)
     if not return_state:
         return out_BTHV, lse_BTH
     return out_BTHV, lse_BTH, _of_rows(contained, state, axis)

@@ -186,7 +186,7 @@ def gated_slots(
     out_BTHV = out_BTGRV.reshape(batch, time, heads, value_size)
     out_BTHV = jnp.where(seen_BT1[..., None], out_BTHV, 0).astype(v_BTGV.dtype)
     lse_BTH = jnp.where(seen_BT1, lse_BTGR.reshape(batch, time, heads), NEGATIVE)
-    out_BTHV, lse_BTH = contained.mark(out_BTHV), contained.mark(lse_BTH)
+    out_BTHV, lse_BTH = contained.mark(out_BTHV), contained.mark(lse_BTH, nonfinite.NO_KEYS)
     if not return_state:
         return out_BTHV, lse_BTH
     final = SlotState(k_slots_BGMK, v_slots_BGMV, ids_BT[:, -1], filled_BT[:, -1])

@@ -24,6 +24,7 @@ class Subject:
       inputs: `inputs(rng, batch, time, dtype)` draws the inputs.
       params: `params(rng, dtype)` draws the arrays without a time axis, {} if there are none.
       state: `state(rng, batch, dtype)` draws a state whose tokens belong to document 1.
+      op: False for a whole mixer, whose projections let padding reach its parameters' gradients.
       extremes: named functions inputs -> inputs that set gates and magnitudes to extreme values.
     """
 
@@ -32,6 +33,7 @@ class Subject:
     inputs: Callable
     params: Callable = lambda rng, dtype: {}
     state: Callable | None = None
+    op: bool = True
     extremes: dict[str, Callable] = dataclasses.field(default_factory=dict)
 
 

@@ -31,7 +31,7 @@ from kernels_pallas import (
     testing,
 )
 from kernels_pallas import linear_recurrence as recurrence
-from kernels_pallas.testing.contained import Planted, as_of_loss
+from kernels_pallas.testing.contained import Planted
 
 AXIS = "context"
 SHARD, BATCH = jax.P(None, AXIS), 6
@@ -244,7 +244,7 @@ def check_contained(name: str, rng, mesh, time: int) -> None:
     planted = plan.inputs(inputs), params, ids, plan.state(state if case.stateful else None)
     single, sharded = runners(case, mesh, True, case.stateful)
     found = single(*planted, cotangents)
-    cotangents = as_of_loss(cotangents[0], found["outputs"]), cotangents[1]
+    cotangents = plan.cotangents(cotangents[0], found["outputs"]), cotangents[1]
     want, got = (jax.device_get(run(*planted, cotangents)) for run in (single, sharded))
     both = jax.tree.map(lambda x, y: ~np.isfinite(x) & ~np.isfinite(y), want, got)
     want, got = (jax.tree.map(lambda x, b: np.where(b, 0, x), r, both) for r in (want, got))

@@ -205,8 +205,8 @@ class Held:
         plan = contained.Planted(self.rng, np.asarray(ids))
         planted = plan.inputs(inputs), params, ids, plan.state(state)
         outputs = self.run(*planted, (cotangents, final))["outputs"]
-        found = self.run(*planted, (contained.as_of_loss(cotangents, outputs), final))
-        contained.check_same_elsewhere(self.subject.name, plan, found, was, tolerance)
+        found = self.run(*planted, (plan.cotangents(cotangents, outputs), final))
+        contained.check_same_elsewhere(self.subject, plan, found, was, tolerance)
 
     def check_deterministic(self):
         """Law 7: two runs, the same bits."""

@@ -72,6 +72,7 @@ def mixer_subject(name: str, width: int = 32) -> Subject:
         inputs=lambda rng, batch, time, dtype: dict(x=normal(rng, (batch, time, width), dtype)),
         params=params,
         state=state,
+        op=False,
         extremes={
             "large": lambda inputs: dict(x=inputs["x"] * 100),
             "zero": lambda inputs: dict(x=inputs["x"] * 0),
