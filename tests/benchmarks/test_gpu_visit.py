@@ -299,6 +299,14 @@ def test_a_fault_needs_an_item_of_the_plan():
         visit.faults_of(["cart=nan"], ["card"])
 
 
+def test_the_parent_needs_the_standard_library_alone(root):
+    """No missing or broken package can end the run."""
+    program = "import sys; sys.path.insert(0, '.'); import benchmarks.gpu_visit.__main__"
+    command = [sys.executable, "-I", "-S", "-c", program]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_wheels_have_the_tested_versions():
     """Every package is pinned, in constraints.txt or in the list."""
     text = (runner.ROOT / "constraints.txt").read_text()
