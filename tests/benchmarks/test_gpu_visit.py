@@ -290,6 +290,39 @@ def test_a_step_takes_only_kernels_whose_numbers_are_right():
     assert steps.right_kernels("gdn", [checked("attention, full", right=False)]) == []
 
 
+@pytest.fixture
+def few_measurements(monkeypatch):
+    """Makes the measurements of a retrieval run take seconds."""
+    from experiments.large_window_laziness import measure as measurements
+
+    for name in ("EACH", "PROMPTS", "AT_ONCE"):
+        monkeypatch.setattr(measurements, name, 2)
+    cached = (measurements._held_out, measurements.needles)
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+@pytest.mark.slow
+def test_a_retrieval_run_is_recorded_and_nan_ends_it(few_measurements, tmp_path, monkeypatch):
+    """Once more after its end, it is done at once."""
+    from benchmarks.gpu_visit import retrieval
+
+    out = Records()
+    out.path = tmp_path / "results.jsonl"
+    for _ in range(2):
+        retrieval.arm(out, "w512-rope", smoke=True, compile_only=False)
+    assert [(r["step"], r["arm"], r["steps"]) for r in out] == [
+        (s, "w64-rope", 900) for s in (0, 2)
+    ]
+    assert all(r["local_nll"] > 0 and 0 <= r["mass"] <= 1 and r["accuracy"] for r in out)
+    monkeypatch.setattr(faults, "_planted", ("nan", 0))
+    with pytest.raises(FloatingPointError, match="not finite at step 0"):
+        retrieval.arm(out, "w16-rope", smoke=True, compile_only=False)
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 
