@@ -207,9 +207,7 @@ class Runner:
                     running.remove(ended)
                     self._finish(ended)
                 late = self.stopping or time.monotonic() > end - self.least
-                begun = None if late else self._begin(phase, waiting, running, end)
-                if begun is not None:
-                    running.append(begun)
+                if not late and self._begin(phase, waiting, running, end):
                     continue
                 if not running:
                     break
@@ -224,12 +222,12 @@ class Runner:
             )
             self._note(item, "not run", why, 0.0)
 
-    def _begin(
-        self, phase: Phase, waiting: list[Item], running: list[Running], end: float
-    ) -> Running | None:
-        """Starts the first item that may run now and takes it from `waiting`."""
+    def _begin(self, phase: Phase, waiting: list[Item], running: list[Running], end: float) -> bool:
+        """Moves the first item that may run now from `waiting` to `running`, and takes out those that
+        cannot run; whether there was one."""
         if len(running) >= phase.jobs:
-            return None
+            return False
+        before = len(waiting)
         for item in list(waiting):
             failed = [n for n in item.needs if self._outcome(n) not in (None, "done")]
             if failed:
@@ -238,8 +236,12 @@ class Runner:
                 self._note(item, "skipped", f"{failed[0]} {self._outcome(failed[0])}: {why}", 0.0)
             elif all(self._outcome(name) for name in (*item.needs, *item.follows)):
                 waiting.remove(item)
-                return self._start(item, end, phase.jobs == 1 or len(waiting) > 0)
-        return None
+                try:
+                    running.append(self._start(item, end))
+                except OSError as error:  # no memory for a process, or no room on the disk
+                    self._note(item, "stopped", f"it could not be started: {error}", 0.0)
+                return True
+        return len(waiting) < before
 
     def _outcome(self, name: str) -> str | None:
         return self.known[name]["outcome"] if name in self.known else None
@@ -250,7 +252,7 @@ class Runner:
 
     # --- one item ------------------------------------------------------------------------------
 
-    def _start(self, item: Item, end: float, more: bool) -> Running:
+    def _start(self, item: Item, end: float) -> Running:
         process, log = self._spare or self._new_worker()
         self._spare = None
         self.results.write({"kind": "start", "item": item.name})
@@ -265,7 +267,7 @@ class Runner:
         with contextlib.suppress(BrokenPipeError):  # it died while it imported: seen at its end
             process.stdin.write((json.dumps(job, allow_nan=False) + "\n").encode())
             process.stdin.flush()
-        if more:
+        with contextlib.suppress(OSError):
             self._spare = self._new_worker()
         deadline = min(begun + item.limit, end)
         return Running(item, process, log, begun, deadline, deadline == begun + item.limit)

@@ -91,6 +91,7 @@ def test_a_second_run_goes_on_where_the_first_stopped(visit, tmp_path):
 
 def test_an_item_waits_for_others_and_is_skipped_if_they_failed(visit):
     items = (
+        item("after the skipped", follows=("timed too",)),
         item("timed", needs=("right",)),
         item("timed too", needs=("wrong",)),
         item("step", follows=("right", "wrong")),
@@ -99,7 +100,7 @@ def test_an_item_waits_for_others_and_is_skipped_if_they_failed(visit):
         item("wrong"),
     )
     found = visit(Phase("all", items, jobs=3), faults=dict(wrong="raise"))
-    assert found["timed"] == found["step"] == "done"
+    assert found["timed"] == found["step"] == found["after the skipped"] == "done"
     assert found["timed too"] == "skipped" and found["never"] == "not run"
     assert "wrong failed: RuntimeError: a planted fault" == visit.endings["timed too"]["why"]
     order = [r["item"] for r in visit.records if r["kind"] == "start"]
@@ -129,6 +130,20 @@ def test_a_worker_that_dies_before_it_has_its_item(visit):
     assert visit(phase, preload=["antigravity_is_no_module", "this"])["a"] == "done"
     found = visit(phase, again=("a", "b"), environment=dict(PYTHONHOME="/nowhere"))
     assert found == dict(a="died", b="died")
+
+
+def test_a_process_that_cannot_be_started_costs_its_item_alone(visit, tmp_path, monkeypatch):
+    """Seen again by the next run."""
+    phase = Phase("all", (item("a"), item("b")))
+    whole = runner.subprocess.Popen
+
+    def no_memory(*args, **options):
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr(runner.subprocess, "Popen", no_memory)
+    assert visit(phase) == dict(a="stopped", b="stopped")
+    monkeypatch.setattr(runner.subprocess, "Popen", whole)
+    assert visit(phase) == dict(a="done", b="done")
 
 
 def test_a_torn_line_costs_itself_alone(visit, tmp_path):
