@@ -362,7 +362,7 @@ def test_a_rehearsal_with_a_fault_in_every_phase(root, tmp_path):
         f"times / attention, window 512 / {KERNEL}": "exit",
         "step / windowed": "nan",
         "retrieval / w16-rope": "nan",
-        "retrieval / w512-rope": "missing:scipy",
+        "retrieval / w512-rope": "missing:optax",
     }
     only = [*(part.partition(" / ")[2] for part in planted if "retrieval" not in part), "card"]
     only = [part for part in only if part] + ["retrieval / w16", "retrieval / w512"]
