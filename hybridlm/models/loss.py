@@ -15,7 +15,9 @@ from hybridlm.models.norms import at_least_float32
 from hybridlm.models.settings import ModelConfig
 from hybridlm.parallel.ops import per_shard
 
-MAX_SLICE_LOGITS = 2**22  # elements: 16 MiB of float32
+# The logits of a slice, in elements: as many as the head has, because each slice rewrites the head's
+# gradient, which then takes no more memory and no more traffic than the logits; or 16 MiB of float32.
+SMALL_SLICE = 2**22
 MIN_SLICES = 4
 
 
@@ -78,7 +80,7 @@ def _nll_and_normalizer(settings, hidden_BTD, head_DV, targets_BT):
         return None, (log_normalizer - _pick(logits, xs[1]), log_normalizer)
 
     batch, time = targets_BT.shape
-    slices = _slices(head_DV.shape[1], hidden_BTD, targets_BT)
+    slices = _slices(head_DV, hidden_BTD, targets_BT)
     _, outs = jax.lax.scan(one_slice, None, slices)
     return [jnp.moveaxis(x_NBC, 0, 1).reshape(batch, -1)[:, :time] for x_NBC in outs]
 
@@ -108,7 +110,7 @@ def _forward(settings, hidden_BTD, head_DV, targets_BT, weights_BT):
         return carry, d_hidden
 
     batch, time = targets_BT.shape
-    slices = _slices(head_DV.shape[1], hidden_BTD, targets_BT, weights_BT)
+    slices = _slices(head_DV, hidden_BTD, targets_BT, weights_BT)
     zero = jnp.zeros((), at_least_float32(hidden_BTD[:0]).dtype)
     carry = (zero, zero, jnp.zeros_like(head_DV))
     (total, nll, d_head_DV), d_hidden_NBCD = jax.lax.scan(one_slice, carry, slices)
@@ -141,10 +143,21 @@ def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
 
 
-def _slices(vocab: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+def slice_length(batch: int, time: int, width: int, vocab: int) -> int:
+    """Tokens of each row in a slice: of the lengths that fit, the longest that divides `time`.
+
+    A length that does not divide it (the last slice is padded) is taken if it is twice as long.
+    """
+    logits = max(SMALL_SLICE, width * vocab)
+    longest = max(1, min(logits // (batch * vocab), -(-time // MIN_SLICES)))
+    divisor = next(n for n in range(longest, 0, -1) if time % n == 0)
+    return divisor if 2 * divisor > longest else longest
+
+
+def _slices(head_DV: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Cuts (B, T, ...) arrays along time into (slices, B, C, ...), the last slice zero-padded."""
     batch, time = arrays[0].shape[:2]
-    length = max(1, min(MAX_SLICE_LOGITS // (batch * vocab), -(-time // MIN_SLICES)))
+    length = slice_length(batch, time, *head_DV.shape)
     count = -(-time // length)
 
     def cut(x: jax.Array) -> jax.Array:

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybridlm.models.loss import LossSettings, summed_cross_entropy, token_nll
+from hybridlm.models.loss import (
+    MIN_SLICES,
+    SMALL_SLICE,
+    LossSettings,
+    slice_length,
+    summed_cross_entropy,
+    token_nll,
+)
 
 
 def direct(hidden, head, targets, weights, settings):
@@ -64,6 +71,44 @@ def test_full_logits_are_never_stored(differentiate):
     memory = jax.jit(function).lower(*arguments).compile().memory_analysis()
     full = 4 * batch * time * vocab
     assert memory.temp_size_in_bytes < full, f"{memory.temp_size_in_bytes} of {full} bytes"
+
+
+def test_slices_fit_and_are_the_longest():
+    """A slice has no more logits than the head has weights, and no length that divides is longer."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        batch, time, width = (int(n) for n in rng.integers(1, (16, 5000, 4096)))
+        vocab = int(rng.integers(2, 200_000))
+        length = slice_length(batch, time, width, vocab)
+
+        def fits(n, batch=batch, time=time, width=width, vocab=vocab):
+            return n * batch * vocab <= max(width * vocab, SMALL_SLICE) and n <= -(
+                -time // MIN_SLICES
+            )
+
+        longest = max((n for n in range(1, time + 1) if fits(n)), default=1)
+        divisor = max(n for n in range(1, longest + 1) if time % n == 0)
+        assert length == (divisor if 2 * divisor > longest else longest), (
+            batch,
+            time,
+            width,
+            vocab,
+        )
+
+
+@pytest.mark.parametrize(
+    "batch, time, width, vocab, length",
+    [
+        (4, 4096, 2048, 32_000, 512),  # the 1B step of a chip: 2^26 logits, measured best there
+        (4, 4097, 2048, 32_000, 512),  # prime: the last slice is padded
+        (4, 3000, 2048, 32_000, 500),
+        (8, 256, 128, 258, 64),  # the demo: MIN_SLICES
+        (64, 8, 2048, 262_144, 2),
+        (5000, 8, 2048, 262_144, 1),
+    ],
+)
+def test_known_slices(batch, time, width, vocab, length):
+    assert slice_length(batch, time, width, vocab) == length
 
 
 def test_a_sum_with_zero_weights_is_zero():
