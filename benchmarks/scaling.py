@@ -79,7 +79,7 @@ def simulated(count: int) -> Iterator[dict]:
         made = config_of(split(axis, count))
         bytes_V = np.ones(made.model.vocab_size, np.float32)
         lowered = setup.lower_step(made, bytes_V, jax.devices())
-        program = hlo.read(lowered.step.compile().as_text())
+        program = hlo.read(lowered.compile().as_text())
         by_kind = sent(program, count, made.tokens_per_step)
         yield {"kind": "simulated", "axis": axis, "devices": count, "sent": by_kind}
 
@@ -118,7 +118,7 @@ def depth(layers: int) -> Iterator[dict]:
     start = time.perf_counter()
     lowered = setup.lower_step(made, np.ones(made.model.vocab_size, np.float32), jax.devices())
     traced = time.perf_counter()
-    lowered.step.compile()
+    lowered.compile()
     seconds = {"trace": traced - start, "compile": time.perf_counter() - traced}
     yield {"kind": "depth", "layers": layers, **seconds}
 

@@ -99,7 +99,8 @@ def compile_step(config: Config, target: CompileTarget) -> Compiled | TooLarge:
     """Compiles the training step of a resolved `config` as `hybridlm train` would on `target`.
 
     Raises:
-      ConfigError: if the mesh does not divide the batch, the length or the parameters.
+      ConfigError: if the mesh does not divide the batch, the length or the parameters, and where
+        the compiler refuses one of `train.compiler_options`.
     """
     token_bytes_V = open_tokenizer(config.data.tokenizer).token_bytes()
     start = time.perf_counter()
@@ -112,7 +113,7 @@ def compile_step(config: Config, target: CompileTarget) -> Compiled | TooLarge:
     batch = _shard_bytes(setup.abstract_batch(config, lowered.mesh))
     start = time.perf_counter()
     try:
-        step = lowered.step.compile()
+        step = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in reason or "hbm" not in reason.lower():

@@ -28,6 +28,7 @@ SECTIONS: list[tuple[str, type]] = [
     ("optimizer", train.OptimizerConfig),
     ("optimizer.lr_multipliers[N]", train.LrMultiplier),
     ("train", train.TrainConfig),
+    ("train.compiler_options", train.CompilerOptions),
     ("mesh", MeshConfig),
     ("sample", SampleConfig),
     ("probes", ProbesConfig),

@@ -50,6 +50,8 @@ def _plain_type(hint: Any) -> str:
     if origin is typing.Literal:
         return ", ".join(f"`{a!r}`" for a in args)
     if origin is dict:
+        if typing.get_origin(args[1]) in (typing.Union, types.UnionType):
+            return "value by name"
         return "number by name" if args[1] is float else "settings by name"
     if origin is tuple:
         text = type_text(args[0])
@@ -63,6 +65,8 @@ def _plain_type(hint: Any) -> str:
 
 def default_text(field: dataclasses.Field) -> str:
     """The default of a setting as text."""
+    if field.default_factory is not dataclasses.MISSING:
+        return f"`{field.default_factory()!r}`"
     if field.default is dataclasses.MISSING:
         return "required"
     if dataclasses.is_dataclass(field.default):

@@ -1,5 +1,6 @@
 """The settings of a run: its own of optimizer and loop, composed with the other packages'."""
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from hybridlm.data.settings import DataConfig
@@ -42,6 +43,7 @@ FREE_ON_RESUME = (
     "train.abort_after",
     "train.hang_seconds",
     "train.compilation_cache",
+    "train.compiler_options.",  # as the mesh, they change rounding and no formula
 )
 
 
@@ -112,6 +114,36 @@ class OptimizerConfig:
         )
 
 
+CompilerOption = bool | int | float | str
+
+
+@settings
+class CompilerOptions:
+    """Options of XLA for the training step, under XLA's names; other platforms' have no effect.
+
+    For example, `c.train.compiler_options.tpu = {"xla_tpu_scoped_vmem_limit_kib": 65_536}`. An
+    option that the compiler refuses ends the command with one sentence.
+
+    Attributes:
+      tpu: for TPUs.
+      gpu: for GPUs.
+      cpu: for CPUs.
+    """
+
+    tpu: dict[str, CompilerOption] = dataclasses.field(default_factory=dict)
+    gpu: dict[str, CompilerOption] = dataclasses.field(default_factory=dict)
+    cpu: dict[str, CompilerOption] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def field(platform: str) -> str:
+        """The name of the field for a device's platform; those of GPUs are "cuda" and "rocm"."""
+        return platform if platform in ("tpu", "cpu") else "gpu"
+
+    def of(self, platform: str) -> dict[str, CompilerOption]:
+        """The options for a device's platform."""
+        return getattr(self, self.field(platform))
+
+
 @settings
 class TrainConfig:
     """The training loop.
@@ -140,6 +172,7 @@ class TrainConfig:
       wandb: Weights & Biases project to log to; None for none.
       compilation_cache: folder where compiled programs are kept for later starts; "auto" is the
         user's (`~/.cache/hybridlm/compiled`), "off" is none.
+      compiler_options: how XLA compiles the training step, by platform.
     """
 
     steps: PositiveInt
@@ -161,6 +194,7 @@ class TrainConfig:
     tensorboard: bool = True
     wandb: str | None = None
     compilation_cache: str = "auto"
+    compiler_options: CompilerOptions = CompilerOptions()
 
 
 @settings

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from hybridlm.data import Pipeline, Tokenizer, open_pipeline, open_tokenizer
-from hybridlm.errors import RunError
+from hybridlm.errors import ConfigError, RunError
 from hybridlm.evals.perplexity import make_eval_step
 from hybridlm.models.accounting import Work, train_flops_per_token, with_vocab, work_counter
 from hybridlm.models.dtypes import compute_dtype
@@ -29,7 +29,7 @@ from hybridlm.train import host_memory
 from hybridlm.train.init_from import start_state
 from hybridlm.train.init_plan import Plan
 from hybridlm.train.optimizer import optimizer_of
-from hybridlm.train.settings import Config
+from hybridlm.train.settings import CompilerOption, CompilerOptions, Config
 from hybridlm.train.state import TrainState, abstract_state, init_state
 from hybridlm.train.step import make_train_step
 
@@ -66,6 +66,10 @@ def check_divides(config: Config, shape: Sequence[int]) -> None:
     meshes.check_divides(splits, shape)
 
 
+# How XLA's messages about unknown options and their values begin.
+_REFUSED = ("No such compile option", "While setting option", "Failed to parse")
+
+
 class LoweredStep(NamedTuple):
     """The training step, traced and lowered for a mesh, with what evaluation and start need.
 
@@ -78,6 +82,7 @@ class LoweredStep(NamedTuple):
       token_bytes_V: float32; 0 for ids beyond the tokenizer's own.
       dtype: of activations.
       step: (state, batch) -> (state, metrics); donates the state.
+      options: `train.compiler_options` of the devices' platform.
     """
 
     model: Model
@@ -88,6 +93,24 @@ class LoweredStep(NamedTuple):
     token_bytes_V: np.ndarray
     dtype: jnp.dtype
     step: jax.stages.Lowered
+    options: Mapping[str, CompilerOption]
+
+    def compile(self) -> jax.stages.Compiled:
+        """Compiles the step with its options.
+
+        Raises:
+          ConfigError: where the compiler refuses an option.
+        """
+        try:
+            return self.step.compile(compiler_options=dict(self.options) or None)
+        except jax.errors.JaxRuntimeError as error:
+            reason = str(error).partition("INVALID_ARGUMENT: ")[2].strip(" :\n")
+            if not self.options or not reason.startswith(_REFUSED):
+                raise
+            field = CompilerOptions.field(self.mesh.devices.flat[0].platform)
+            raise ConfigError(
+                f"train.compiler_options.{field} is refused by the compiler: {reason}"
+            ) from error
 
     def eval_step(self) -> Callable[[Params, Any], dict[str, jax.Array]]:
         """(params, batch) -> sums by position; compiles at its first call.
@@ -137,14 +160,15 @@ def lower_step(
         )
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
         lowered = jitted.lower(abstract, abstract_batch(config, mesh))
+        options = config.train.compiler_options.of(devices[0].platform)
         return LoweredStep(
-            model, optimizer, trainable, mesh, abstract, token_bytes_V, dtype, lowered
+            model, optimizer, trainable, mesh, abstract, token_bytes_V, dtype, lowered, options
         )
 
 
 def compile_lowered(lowered: LoweredStep) -> jax.stages.Compiled:
     """Compiles the step for attached devices; on CPUs, its temporaries get huge pages."""
-    step = lowered.step.compile()
+    step = lowered.compile()
     if lowered.mesh.devices.flat[0].platform == "cpu":
         host_memory.reserve_huge_pages(2 * step.memory_analysis().temp_size_in_bytes)
     return step
