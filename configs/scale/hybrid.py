@@ -8,6 +8,9 @@ from ml_collections import ConfigDict
 from common import parse_arg, smoke
 
 HEAD_DIM = 128
+# Gathers parameters before a product, not in a loop around it: such loops (windowed einsums) reread
+# activations. docs/scale.md has the figures.
+TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}
 
 
 def hybrid(
@@ -22,7 +25,6 @@ def hybrid(
     batch_size: int,
     lr: float,
     steps: int,
-    accumulate: int = 1,
     tensor: int = 1,
     tie_embeddings: bool = False,
 ) -> ConfigDict:
@@ -37,9 +39,9 @@ def hybrid(
       units: how often the three layers repeat.
       hidden: hidden size of the MLP. kv_heads: key/value heads of both kinds of attention.
       window: in tokens.
-      batch_size: sequences of `seq_len` tokens in a step, over all chips. accumulate: micro-batches
-        of a step. tensor: size of `mesh.tensor`, the chips that share heads and hidden units; the
-        other chips shard the parameters (`mesh.fsdp`).
+      batch_size: sequences of `seq_len` tokens in a step, over all chips.
+      tensor: size of `mesh.tensor`, the chips that share heads and hidden units; the other chips
+        shard the parameters (`mesh.fsdp`).
     """
     flags = parse_arg(arg, smoke=False)
     heads = width // HEAD_DIM
@@ -69,7 +71,7 @@ def hybrid(
     c.optimizer = dict(lr=lr, schedule="cosine", warmup_steps=2000, weight_decay=0.1)
     c.train = ConfigDict()
     c.train.steps, c.train.remat, c.train.dtype = steps, "full", "auto"
-    c.train.accumulate = 1 if flags["smoke"] else accumulate
+    c.train.compiler_options = dict(tpu=TPU_OPTIONS)
     c.train.log_every, c.train.eval_every, c.train.checkpoint_every = 10, 1000, 1000
     c.train.eval_sequences = 2 * batch_size
     c.mesh = dict(data=-1) if flags["smoke"] else dict(data=1, fsdp=-1, tensor=tensor)

@@ -25,7 +25,6 @@ def get_config(arg: str = "") -> ConfigDict:
         window=1024,
         seq_len=4096,
         batch_size=64,
-        accumulate=4,
         lr=4e-4,
         steps=76_000,
         tie_embeddings=True,
