@@ -4,7 +4,7 @@ The transformation returns a direction, and the training step multiplies it by m
 rate. The rate depends on the training step, so a skipped update does not shift the schedule.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,28 +19,66 @@ from hybridlm.settings import globs
 from hybridlm.train.settings import OptimizerConfig
 
 
+class ScheduleNumbers(NamedTuple):
+    """The numbers of a schedule, float32. As arguments of the compiled step, they let runs with other
+    rates and lengths share its program.
+
+    Attributes:
+      peak: the highest rate.
+      per_warmup: 1 / steps of the warm-up; 1 without one.
+      decay_begin: the last step before the decay.
+      per_decay: 1 / steps of the decay; 0 without one.
+      floor: the last rate over the peak.
+    """
+
+    peak: Any
+    per_warmup: Any
+    decay_begin: Any
+    per_decay: Any
+    floor: Any
+
+    @classmethod
+    def of(cls, config: OptimizerConfig, steps: int) -> "ScheduleNumbers":
+        warmup = config.warmup_steps
+        decay = config.decay_steps if config.schedule == "wsd" else steps - warmup
+        # A warm-up over all steps ends at the peak, and no step is left for the decay.
+        per_decay = 1 / decay if decay else 0
+        numbers = (
+            config.lr,
+            1 / max(warmup, 1),
+            steps - decay,
+            per_decay,
+            config.final_lr_fraction,
+        )
+        return cls(*map(np.float32, numbers))
+
+
 def learning_rate(
-    config: OptimizerConfig, steps: int, step: jax.Array, multiplier: float | np.ndarray = 1.0
+    config: OptimizerConfig,
+    steps: int,
+    step: jax.Array,
+    multiplier: float | np.ndarray | None = None,
+    numbers: ScheduleNumbers | None = None,
 ) -> jax.Array:
     """The learning rate of update `step` (0-based), float32; it is above 0 at update 0, too.
 
-    With a `multiplier` it is, bit for bit, the rate of a config whose `lr` is so many times as high.
+    Args:
+      multiplier: the rate is then, bit for bit, that of a config whose `lr` is so many times as high.
+      numbers: of the schedule; None is those of `config`.
     """
     progress = jnp.asarray(step, jnp.float32) + 1
-    warmup = config.warmup_steps
-    warm = jnp.minimum(progress / warmup, 1.0) if warmup else jnp.float32(1)
-    decay = config.decay_steps if config.schedule == "wsd" else steps - warmup
-    # A warm-up over all steps ends at the peak, and no step is left for the decay.
-    done = jnp.clip((progress - (steps - decay)) / decay, 0.0, 1.0) if decay else jnp.float32(0)
-    floor = config.final_lr_fraction
+    peak, per_warmup, decay_begin, per_decay, floor = numbers or ScheduleNumbers.of(config, steps)
+    warm = jnp.minimum(progress * per_warmup, 1.0)
+    done = jnp.clip((progress - decay_begin) * per_decay, 0.0, 1.0)
     shape = {
         "constant": lambda: jnp.float32(1),
         "cosine": lambda: floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * done)),
         "linear": lambda: 1 - (1 - floor) * done,
         "wsd": lambda: 1 - (1 - floor) * done,
     }[config.schedule]()
-    peak = config.lr * multiplier
-    return (peak if isinstance(peak, float) else np.float32(peak)) * warm * shape
+    if multiplier is not None:
+        peak = np.float32(config.lr * multiplier)
+    return peak * warm * shape
 
 
 def lr_multipliers(config: OptimizerConfig, model: Model, trainable: Trainable) -> Params | None:

@@ -28,7 +28,7 @@ from hybridlm.runs.lineage import Origin
 from hybridlm.train import host_memory
 from hybridlm.train.init_from import start_state
 from hybridlm.train.init_plan import Plan
-from hybridlm.train.optimizer import optimizer_of
+from hybridlm.train.optimizer import ScheduleNumbers, optimizer_of
 from hybridlm.train.settings import CompilerOption, CompilerOptions, Config
 from hybridlm.train.state import TrainState, abstract_state, init_state
 from hybridlm.train.step import make_train_step
@@ -189,6 +189,7 @@ class Trainer:
       lineage: of the run, nearest source first (see `hybridlm.runs.lineage`).
       is_begun: whether the run has a checkpoint; without one, its lineage is not on disk either.
       rows: the part of each batch that this host loads.
+      schedule: of the learning rate, on the mesh.
       trainable: the parameters that are trained.
     """
 
@@ -207,6 +208,7 @@ class Trainer:
     lineage: list[Origin]
     is_begun: bool
     rows: hosts.Rows
+    schedule: ScheduleNumbers
     trainable: Trainable
 
     @property
@@ -239,7 +241,7 @@ class Trainer:
 
     def device_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """The training batch on the mesh, (accumulate, micro-batch, time), from hosts' rows."""
-        return self.rows.arrays(batch)
+        return {**self.rows.arrays(batch), "schedule": self.schedule}
 
     def heldout(self) -> list[dict[str, jax.Array]]:
         """The batches of one evaluation, (batch, time) on the mesh."""
@@ -306,8 +308,15 @@ def build(config: Config, workdir: pathlib.Path, plan: Plan | None = None) -> Tr
         lineage=lineage,
         is_begun=is_begun,
         rows=rows,
+        schedule=_placed_schedule(config, mesh),
         trainable=lowered.trainable,
     )
+
+
+def _placed_schedule(config: Config, mesh: jax.sharding.Mesh) -> ScheduleNumbers:
+    """The schedule's numbers on all devices."""
+    numbers = ScheduleNumbers.of(config.optimizer, config.train.steps)
+    return ScheduleNumbers(*(hosts.global_array(x, meshes.replicated(mesh)) for x in numbers))
 
 
 def _attached_devices() -> list[jax.Device]:
@@ -349,7 +358,10 @@ def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.Sha
     sharding = meshes.batch_sharding(mesh)
     names = ("tokens", "targets", "segment_ids", "positions")
     batch = {n: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for n in names}
-    return {**batch, "loss_weights": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)}
+    weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=meshes.replicated(mesh))
+    schedule = ScheduleNumbers(*[number] * len(ScheduleNumbers._fields))
+    return {**batch, "loss_weights": weights, "schedule": schedule}
 
 
 def _padded(token_bytes_V: np.ndarray, vocab_size: int) -> np.ndarray:

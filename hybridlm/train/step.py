@@ -35,7 +35,9 @@ def make_train_step(
     It takes a batch of (accumulate, batch, time) arrays, sums loss and gradient over
     micro-batches, and divides once by the weight of all targets, so that accumulation does not
     change the loss. An optional `window` in the batch, int32 (accumulate,), narrows the attention
-    windows (see `SequenceContext`): one program serves a schedule of windows.
+    windows (see `SequenceContext`): one program serves a schedule of windows. So do optional
+    `ScheduleNumbers` as `schedule`, which take the place of the config's rate and lengths, except
+    where there are multipliers of the rate.
 
     Parameters that `optimizer.freeze` names are constants of the gradient, which is not computed
     for arrays that are frozen whole. With `train.ema_decay` the state has a moving average.
@@ -51,6 +53,8 @@ def make_train_step(
     multipliers = lr_multipliers(schedule, model, trainable)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        numbers = batch.get("schedule")
+        batch = {name: array for name, array in batch.items() if name != "schedule"}
         trained = trainable.take(state["params"])
         targets = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
         tokens = jnp.maximum(jnp.sum(batch["segment_ids"] != 0), 1)
@@ -84,7 +88,7 @@ def make_train_step(
 
         grads = jax.tree.map(lambda g: g * (scale / targets), grads)
         directions, opt_state = optimizer.update(grads, state["opt_state"], trained)
-        rate = learning_rate(schedule, train.steps, state["step"])
+        rate = learning_rate(schedule, train.steps, state["step"], numbers=numbers)
         if multipliers is None:
             updated = jax.tree.map(lambda p, d: p - rate * d, trained, directions)
         else:

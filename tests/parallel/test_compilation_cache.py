@@ -86,16 +86,17 @@ def test_a_second_run_compiles_nothing_and_ends_with_the_same_bits(
 
 @pytest.mark.slow
 def test_resuming_and_each_command_start_without_compiling(started, tmp_path, in_root, monkeypatch):
-    """Training by other seeds and log intervals, too: they are no part of the step's program."""
+    """Training by other seeds, rates and lengths, too: they are no part of the step's program."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = tmp_path / "run"
     other_run, words = tmp_path / "other", ["auto", tmp_path / "tokens"]
     started(*train(run, *words))
-    other = train(other_run, *words, "--config.seed=5")
+    changed = ("--config.seed=5", "--config.optimizer.lr=0.0123", "--config.train.steps=9")
+    other = train(other_run, *words, *changed)
     asked, found = started(*other)
     assert found == asked > 5
     # A run that was killed resumes from an earlier checkpoint.
-    (other_run / "checkpoints" / "8").rename(tmp_path / "last")
+    (other_run / "checkpoints" / "9").rename(tmp_path / "last")
     asked, found = started(*other, "--config.train.log_every=1")
     assert found == asked > 5
     model = ["--workdir", run]
