@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     results = json.loads(options.render.read_text()) if options.render else measure(options.rounds)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        options.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     train_cpu.write_between(BEGIN, END, render(results))
     print(render(results))
     return 0

@@ -4,13 +4,16 @@ A mask of zeros does not: 0 times NaN is NaN, so in a product over the tokens of
 backward, one document that has overflowed would spoil every other document, and the padding, beside it.
 So an op replaces what is not finite by 0 before it starts, and sets the outputs of the document from
 that token on to NaN: nothing is hidden, and no gradient passes there.
+
+Cotangents are treated alike: one that is not finite (another layer or branch has overflowed at that token)
+becomes 0 for the op, and the gradient of the op's first input becomes NaN at its token.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas import segments
 
@@ -25,27 +28,32 @@ class Contained(NamedTuple):
       state: as given, finite, and 0 where the first token does not continue its document.
       spoilt_BT: True at tokens whose document held NaN or infinity up to them; never at padding.
       padding_BT: True at padding.
+      flag_BT: zeros; a cotangent of NaN here makes the first input's gradient NaN at the token.
     """
 
     inputs: tuple
     state: Any
     spoilt_BT: Bool[Array, "B T"]
     padding_BT: Bool[Array, "B T"]
+    flag_BT: Float[Array, "B T"]
 
     def mark(self, x_BT: Array, empty: float = 0.0) -> Array:
         """An output (B, T, ...) with NaN at spoilt tokens and `empty` at padding.
 
         No cotangent of either passes, be it NaN.
         """
+        x_BT = _with_finite_cotangent(x_BT, self.flag_BT)
         set_BT = jnp.where(self.spoilt_BT, jnp.nan, empty).astype(x_BT.dtype)
         return jnp.where(_wide(self.spoilt_BT | self.padding_BT, x_BT), _wide(set_BT, x_BT), x_BT)
 
     def mark_state(self, state: Any) -> Any:
         """A last state with NaN in its floating fields (B, ...) where the last token is spoilt."""
-        last_B = self.spoilt_BT[:, -1]
-        return type(state)(
-            *(jnp.where(_wide(last_B, x), jnp.nan, x) if _is_float(x) else x for x in state)
-        )
+        last_B, flag_B = self.spoilt_BT[:, -1], self.flag_BT[:, -1]
+
+        def one(x: Array) -> Array:
+            return jnp.where(_wide(last_B, x), jnp.nan, _with_finite_cotangent(x, flag_B))
+
+        return type(state)(*(one(x) if _is_float(x) else x for x in state))
 
 
 def contain(
@@ -73,7 +81,8 @@ def contain(
         state, bad_B = contain_state(state, ids_BT)
         bad_BT, before_B = bad_BT.at[:, 0].max(bad_B), state.segment_ids_B
     spoilt_BT = spoilt(ids_BT, bad_BT, before_B)
-    return Contained((*found, *found_logs), state, spoilt_BT, ids_BT == 0)
+    first, flag_BT = _with_flag(found[0])
+    return Contained((first, *found[1:], *found_logs), state, spoilt_BT, ids_BT == 0, flag_BT)
 
 
 def contain_state(state: Any, ids_BT: Int[Array, "B T"]) -> tuple[Any, Bool[Array, "B"]]:
@@ -113,8 +122,9 @@ def contain_attention(
     time = q_BT.shape[1]
     (k_BS, v_BS), bad_BS = _replace((k_BS, v_BS), ids_BS)
     (q_BT,), own_BT = _replace((q_BT,), ids_BS[:, -time:])
+    q_BT, flag_BT = _with_flag(q_BT)
     spoilt_BT = spoilt(ids_BS, bad_BS, reach=window)[:, -time:] | own_BT
-    return Contained((q_BT, k_BS, v_BS), None, spoilt_BT, ids_BS[:, -time:] == 0)
+    return Contained((q_BT, k_BS, v_BS), None, spoilt_BT, ids_BS[:, -time:] == 0, flag_BT)
 
 
 def spoilt(
@@ -139,6 +149,36 @@ def spoilt(
         start_BT = jnp.maximum(start_BT, index_1T - (reach - 1))
     newest_BT = jax.lax.cummax(jnp.where(bad_BT, index_1T, -1), axis=1)
     return (newest_BT >= start_BT) & (ids_BT != 0)
+
+
+@jax.custom_vjp
+def _with_flag(x_BT: Array) -> tuple[Array, Array]:
+    """x and zeros (B, T), whose cotangent of NaN makes x's gradient NaN at its token."""
+    return x_BT, jnp.zeros(x_BT.shape[:2], x_BT.dtype)
+
+
+def _set_by_flag(_, cotangents: tuple[Array, Array]) -> tuple[Array]:
+    dx_BT, dflag_BT = cotangents
+    return (jnp.where(_wide(jnp.isnan(dflag_BT), dx_BT), jnp.nan, dx_BT),)
+
+
+_with_flag.defvjp(lambda x_BT: (_with_flag(x_BT), None), _set_by_flag)
+
+
+@jax.custom_vjp
+def _with_finite_cotangent(x: Array, flag: Array) -> Array:
+    """x, with 0 for what is not finite in its cotangent; the flag's cotangent is NaN there."""
+    del flag
+    return x
+
+
+def _raise_flag(flag: Array, dx: Array) -> tuple[Array, Array]:
+    bad = ~jnp.isfinite(dx)
+    raised = jnp.any(bad, axis=tuple(range(flag.ndim, dx.ndim)))
+    return jnp.where(bad, 0, dx), jnp.where(raised, jnp.nan, 0).astype(flag.dtype)
+
+
+_with_finite_cotangent.defvjp(lambda x, flag: (x, flag), _raise_flag)
 
 
 def _is_float(x: Array) -> bool:

@@ -65,8 +65,8 @@ def attention(
         # The queries of a shard are the heads of one token on the ring: NaN must not get there.
         queries = nonfinite.contain_attention(q_BTHK, k_BTGK, v_BTGV, ids_BT)
         keys = contain(ids_BT, (k_BTGK, v_BTGV), axis)
-        contained = keys._replace(spoilt_BT=keys.spoilt_BT | queries.spoilt_BT)
-        q_BTHK, (k_BTGK, v_BTGV) = queries.inputs[0], contained.inputs
+        contained = queries._replace(spoilt_BT=keys.spoilt_BT | queries.spoilt_BT)
+        q_BTHK, (k_BTGK, v_BTGV) = queries.inputs[0], keys.inputs
         own = op.attention(q_BTHK, k_BTGK, v_BTGV, segment_ids=ids_BT, sinks_H=sinks_H, **options)
         scale = k_BTGK.shape[3] ** -0.5 if scale is None else scale
         static = ring.Static(axis, scale, soft_cap, impl, precision)

@@ -157,6 +157,11 @@ def gated_slots(
     state = initial_state
     if state is None:
         state = empty_state(batch, kv_heads, slots, key_size, value_size, dtype)
+    if written_BT is not None:  # what is not written may be of another document
+        k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM = (
+            None if x is None else jnp.where(written_BT[:, :, None, None], x, 0)
+            for x in (k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM)
+        )
     inputs = (q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM)
     contained = nonfinite.contain(ids_BT, inputs, state=state)
     q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM = contained.inputs

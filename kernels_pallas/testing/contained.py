@@ -114,12 +114,12 @@ class Planted:
         return rebuild([jnp.where(_rows(self.foreign_B, x), self.value, x) for x in found])
 
     def cotangents(self, cotangents: Tree, outputs: Tree) -> Tree:
-        """Cotangents with NaN where the outputs are not finite, as a loss has them, and at the token
-        itself if it is padding: there a gate that is NaN makes one of a cotangent of 0."""
-        padded_BT = self.token_BT & self.padding_BT
+        """Cotangents with NaN at the victim from its token on, as other layers make them, and where
+        outputs are not finite, as a loss has them."""
+        after_BT = self.victim_BT & (np.cumsum(self.token_BT, axis=1) > 0)
 
         def one(c, x):
-            return jnp.where(jnp.isfinite(x) & ~like(padded_BT, x), c, jnp.nan)
+            return jnp.where(jnp.isfinite(x) & ~like(after_BT, x), c, jnp.nan)
 
         return jax.tree.map(one, cotangents, outputs)
 
@@ -132,8 +132,8 @@ def check_same_elsewhere(
     Where all victims are padding, gradients of an op's parameters are equal too.
     """
     others_BT = ~plan.victim_BT | plan.padding_BT
-    # What a mixer computes token by token spoils the gradient of a padded token of NaN itself.
-    with_gradient_BT = others_BT if subject.op else others_BT & ~plan.token_BT
+    # What a mixer computes token by token spoils the gradients of padding, if cotangents do.
+    with_gradient_BT = others_BT if subject.op else others_BT & ~plan.victim_BT
     name = subject.name
 
     def only(tree: Tree, mask_BT) -> Tree:

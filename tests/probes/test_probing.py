@@ -136,7 +136,7 @@ BAD = [
     (["--layers", "7"], "--layers '7' is no layer of this model"),
     (
         ["--probes", "gradient_influence", "--length", "9999999"],
-        "no held-out document has 9,999,999",
+        "does not fit 9,999,999 tokens: the run's held-out text has",
     ),
     (["--workdir", "configs"], "configs is no run"),
 ]

@@ -131,6 +131,10 @@ class MLSTM(Mixer):
         write_BTH, log_decay_BTH, m_BTH = _stabilized_gates(
             self.input_gate(x_BTD), self.forget_gate(x_BTD), ids_BT, state
         )
+        # No cotangent of a token that is padding or not finite enters the running maximum, which
+        # would pass it to other documents.
+        valid_BT1 = jnp.all(jnp.isfinite(x_BTD), axis=-1, keepdims=True) & (ids_BT != 0)[..., None]
+        write_BTH = jnp.where(valid_BT1, write_BTH, 0)
         q_BTHK = self.q(x_BTD).reshape(batch, time, heads, self.key_size)
         k_BTHK = self.k(x_BTD).reshape(batch, time, heads, self.key_size)
         v_BTHV = at_least_float32(self.v(x_BTD)).reshape(batch, time, heads, self.value_size)
@@ -146,7 +150,8 @@ class MLSTM(Mixer):
             initial_state=state.memory,
             return_state=True,
         )
-        floor_BTH1 = jnp.exp(-m_BTH)[..., None]
+        valid_BTH1 = valid_BT1[..., None] & jnp.isfinite(o_BTHV[..., -1:])
+        floor_BTH1 = jnp.where(valid_BTH1, jnp.exp(-m_BTH)[..., None], 1)
         normalizer_BTH1 = jnp.maximum(jnp.abs(o_BTHV[..., -1:]), floor_BTH1) + NORMALIZER_EPS
         h_BTHV = self.norm(o_BTHV[..., :-1] / normalizer_BTH1).astype(x_BTD.dtype)
         gate = jax.nn.sigmoid(self.output_gate(x_BTD))
@@ -192,7 +197,10 @@ def _stabilized_gates(
     """
     padding_BT1 = (ids_BT == 0)[..., None]
     starts_BT1 = segments.document_starts(ids_BT, state.memory.segment_ids_B)[..., None]
-    input_BTH = jnp.where(padding_BT1, 0, input_BTH)
+    # The running maximum would pass what is not finite to later documents. The op marks this one from
+    # its keys and values, which come from the same input.
+    finite_BTH = jnp.isfinite(input_BTH) & jnp.isfinite(forget_BTH) & ~padding_BT1
+    input_BTH, forget_BTH = (jnp.where(finite_BTH, x, 0) for x in (input_BTH, forget_BTH))
     log_f_BTH = jnp.where(padding_BT1, 0, jax.nn.log_sigmoid(forget_BTH))
     before_BH = jnp.where(starts_BT1[:, 0], 0, state.stabilizer_BH.astype(log_f_BTH.dtype))
     a_BTH = jnp.where(starts_BT1, RESET, log_f_BTH)
