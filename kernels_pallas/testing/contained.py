@@ -36,7 +36,7 @@ def check_contained(
     tokens do not change, with cotangents of NaN wherever outputs are not finite, as a loss has them.
     The tokens are passed in two calls, split at `cut`, so that states carry what is planted too.
 
-    Where all inputs of a token are NaN, an output of it is NaN: nothing is hidden.
+    Where all inputs of a token are NaN, an output of it is NaN: the NaN is not hidden.
     """
 
     def in_two_calls(inputs, params, segment_ids, state, impl):

@@ -140,6 +140,8 @@ def _laws(record: dict[str, Any]) -> list[str]:
         "- causal: later tokens do not change earlier outputs, and padding changes nothing;",
         "- finite: values and gradients are finite on extreme inputs;",
         "- deterministic: two runs have the same bits;",
+        "- contained: NaN or infinity in a document, in padding or in its state changes no output and no"
+        " gradient of other documents;",
         "- sharded = single device: the batch split over devices gives the result of one device.",
         "",
         "| kind | variants | " + " | ".join(laws) + " |",
