@@ -3,7 +3,7 @@
 Every op is a pure function with one signature for all backends: `reference.py` (the oracle, token by
 token, float64-capable), `chunked.py` (fast XLA, any device) and, for some ops, Pallas kernels (`tpu.py`,
 `hopper.py`). `dispatch.py` chooses the backend, fail-closed. `forms.py` has the signature of the
-backends of recurrent ops, `testing.py` the laws that every op obeys.
+backends of recurrent ops, `testing` the laws that every op obeys.
 
 Array names carry their axes, `q_BTHK`; `dimensions.py` lists the letters.
 

@@ -126,7 +126,7 @@ def _laws(record: dict[str, Any]) -> list[str]:
         marks = " | ".join(_mark(passed.get(kind), law) for law in laws)
         rows.append(f"| `{kind}` | {record['variants'].get(kind, 0)} | {marks} |")
     return [
-        "Each law of `kernels_pallas/testing.py` was checked on the whole mixer, with its projections,"
+        "Each law of `kernels_pallas/testing` was checked on the whole mixer, with its projections,"
         f" convolutions and caches, on {record['seeds']} random draw(s) for each small variant of the"
         f" mixer; recorded {record['date']} with jax {record['jax']}. A dash means not recorded yet.",
         "The tests check the same laws on every variant, with other draws.",
