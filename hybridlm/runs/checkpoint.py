@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from hybridlm.errors import RunError, WriteError
+from hybridlm.errors import RunError, UserError, WriteError
 from hybridlm.runs import checksum, integrity
 from hybridlm.storage import is_remote
 from hybridlm.storage.objects import is_refusal
@@ -46,6 +46,7 @@ class Checkpoints:
             preservation_policy=_policies.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
+        self._saving: Any = None  # Orbax's response for the save in progress
 
     @property
     def latest_step(self) -> int | None:
@@ -65,7 +66,15 @@ class Checkpoints:
         """
         with self._writing():
             metadata = integrity.sealed(metadata, state)
-            self._checkpointer.save_async(step, state, custom_metadata=metadata)
+            self._saving = self._checkpointer.save_async(step, state, custom_metadata=metadata)
+
+    def check(self) -> None:
+        """Raises RunError if the save in progress has failed; does not wait for it."""
+        if self._saving is None:
+            return
+        with self._writing(), contextlib.suppress(TimeoutError):  # it is still being written
+            self._saving.result(timeout=0)
+            self._saving = None
 
     def restore(self, abstract: Any) -> Any:
         """Restores the newest checkpoint with the shardings of `abstract`, on any mesh.
@@ -95,13 +104,17 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Converts Orbax's exceptions for a full or unwritable disk to a RunError."""
+        """Converts Orbax's exceptions for what it could not write to a RunError."""
         try:
             yield
+        except UserError:
+            raise
         except Exception as error:
             reason = write_failure(error)
-            if reason is None:
+            if reason is None and self._saving is None:
                 raise
+            # Whatever ends a save in the background: a folder removed under it is a ValueError.
+            reason = reason or " ".join(str(error).split())[:300]
             found = steps(self._folder.parent)
             last = f"that of step {found[-1]} is the newest" if found else "there is none yet"
             mend = "mend that" if is_remote(self._folder) else "make room"

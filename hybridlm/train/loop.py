@@ -208,6 +208,7 @@ def _train(
         clock.restart()
         for step in range(start + 1, steps + 1):
             watchdog.beat(f"step {step}")
+            trainer.checkpoints.check()
             with clock.waiting():
                 own = next(batches)
                 batch = trainer.device_batch(own)

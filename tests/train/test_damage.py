@@ -4,6 +4,7 @@ import json
 import re
 import resource
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from hybridlm import config as configs
 from hybridlm.data import train_bpe
 from hybridlm.errors import TRY_AGAIN, UserError
 from hybridlm.runs import checkpoint, integrity, metrics, open_model
-from hybridlm.train.loop import train
+from hybridlm.train.loop import NoCallback, train
 
 pytestmark = pytest.mark.xdist_group("damage")  # one run for all tests
 TEXTS = [f"Document {i} tells of the year {1790 + i} and of what came then." * 4 for i in range(40)]
@@ -140,6 +141,35 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(whole, folder):
     assert train(load(folder), folder / "run") == 0
     ends = [checkpoint.load_numpy(f / "run")[1] for f in (whole, folder)]
     assert checkpoint.digest(ends[0]) == checkpoint.digest(ends[1])
+
+
+class SlowSteps(NoCallback):
+    """Remembers the last step, and makes each step from the 10th last 0.1 s."""
+
+    last = 0
+
+    def due(self, step):
+        return step >= 10
+
+    def on_step(self, step, params):
+        self.last = step
+        time.sleep(0.1)
+        return f"step {step}"
+
+
+def test_a_save_that_fails_in_the_background_ends_the_run_at_the_next_step(
+    whole, tmp_path, full_disk
+):
+    """Not at the next save, before which the run would train for nothing."""
+    settings = configs.to_dict(load(whole))
+    settings["train"] |= dict(steps=60, checkpoint_every=10, eval_every=60, log_every=60)
+    config = configs.read(settings)
+    sizes = [p.stat().st_size for p in (whole / "run" / "checkpoints").rglob("*") if p.is_file()]
+    with full_disk(max(sizes) // 2):
+        callback = SlowSteps()
+        with pytest.raises(UserError, match="a checkpoint cannot be written to .*: there is none"):
+            train(config, tmp_path / "run", callback=callback)
+    assert 10 <= callback.last < 18, "the next save is at step 20"
 
 
 def other_text(folder):
