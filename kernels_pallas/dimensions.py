@@ -28,6 +28,7 @@ In one op:
                        h  tokens of a half, L of a leaf                 J  pairs of halves, or leaves
                        x  rows of a half or leaf: tokens * R
     gated_linear       P  parts of a chunk
+    grouped_matmul     N  rows            E  groups              D, F  inputs, outputs
     linear_recurrence  L  tokens of a block
     context            F  K + V           P  shards
 """

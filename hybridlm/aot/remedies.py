@@ -21,7 +21,7 @@ def changes(config: Config, devices: int) -> Iterator[Change]:
     sizes = dict(zip(meshes.AXES, meshes.mesh_shape(config.mesh, devices)))
     if sizes["data"] > 1:
         found.append({"mesh.data": 1, "mesh.fsdp": sizes["data"] * sizes["fsdp"]})
-    ways = sizes["data"] * sizes["fsdp"]
+    ways = sizes["data"] * sizes["fsdp"] * sizes["expert"]
     rows = config.data.batch_size // config.train.accumulate // ways
     if rows > 1:  # the same batch in micro-batches of one sequence per device
         found.append({"train.accumulate": config.train.accumulate * rows})

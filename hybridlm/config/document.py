@@ -8,6 +8,7 @@ from hybridlm.data import sources
 from hybridlm.generation.settings import SampleConfig
 from hybridlm.models import feedforward, mixers
 from hybridlm.models import settings as models
+from hybridlm.models.feedforward.routing import RouterConfig
 from hybridlm.models.positional import RopeConfig, TemperatureConfig, YarnConfig
 from hybridlm.parallel.settings import MeshConfig
 from hybridlm.probes.settings import ProbesConfig
@@ -18,6 +19,7 @@ SECTIONS: list[tuple[str, type]] = [
     ("", train.Config),
     ("model", models.ModelConfig),
     *((f"model.mlp, kind {k!r}", c) for k, c in feedforward.KINDS.items()),
+    ("model.mlp.router", RouterConfig),
     *((f"model.mixers.NAME, kind {k!r}", c) for k, c in mixers.KINDS.items()),
     ("model.mixers.NAME.rope", RopeConfig),
     ("model.mixers.NAME.rope.yarn", YarnConfig),

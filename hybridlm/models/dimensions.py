@@ -12,20 +12,24 @@ Mixers:
 
     H  query heads, or the heads of a recurrence
     G  key/value heads; of Mamba-2, groups
-    K  size of a query or key head
+    K  size of a query or key head; experts of a token
     I  inner width: all heads of a mixer side by side, or the channels of RG-LRU's recurrence
-    F  frequencies of RoPE
+    F  frequencies of RoPE; size of an expert's hidden layer
     S  capacity of a token cache, in tokens
     M  memory slots of a head
-    N  blocks of MoBA; slices of the loss; shards of a mesh
-    C  tokens computed at once: a slice of the loss, or a window of `LastTokens`
+    N  blocks of MoBA; slices of the loss; shards of a mesh; groups of experts
+    C  tokens computed at once: a slice of the loss, or a window of `LastTokens`; experts of a group
 
 Multi-head latent attention:
 
     L  size of the latent; in the cache, the shared key part is appended to it
     R  size of the key part that all heads share and RoPE rotates
     U  size of the key part that each head makes from the latent, unrotated
-    E  what each head makes from the latent: U of its key, then V of its value
+    E  what each head makes from the latent: U of its key, then V of its value; experts
+
+Mixtures of experts:
+
+    X  rows that experts read: a token once for each of its experts, sorted by expert
 
 Probes:
 

@@ -5,17 +5,19 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor", "context")
+AXES = ("data", "fsdp", "tensor", "context", "expert")
 
 # Logical axis of an array dimension -> mesh axes that it is split over. Other axes are not split.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "time": ("context",),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "expert"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
+    "experts": ("expert",),
+    "expert_embed": ("fsdp",),  # `embed` of arrays that are split over experts, too
 }
 
 

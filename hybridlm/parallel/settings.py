@@ -19,12 +19,15 @@ class MeshConfig:
         its parameters before use (ZeRO-3, arXiv 1910.02054).
       tensor: devices that split heads, MLPs and vocabulary (Megatron-LM, arXiv 1909.08053).
       context: devices that split the time of each sequence (context parallelism).
+      expert: devices that split the experts of mixtures of experts; all else they split as those of
+        `fsdp` do (GShard, arXiv 2006.16668).
     """
 
     data: Devices = -1
     fsdp: Devices = 1
     tensor: Devices = 1
     context: Devices = 1
+    expert: Devices = 1
 
     def __post_init__(self):
         free = [name for name, size in dataclasses.asdict(self).items() if size == -1]

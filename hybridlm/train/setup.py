@@ -55,7 +55,7 @@ def check_divides(config: Config, shape: Sequence[int]) -> None:
     """
     data, model, parts = config.data, config.model, config.train.accumulate
     rows = meshes.ShardedSize(
-        "data.batch_size", data.batch_size, "batch", "data x fsdp x accumulate", parts
+        "data.batch_size", data.batch_size, "batch", "data x fsdp x expert x accumulate", parts
     )
     splits = [rows, meshes.ShardedSize("data.seq_len", data.seq_len, "time", "context")]
     for name, mixer in dict(model.layer_mixers()).items():

@@ -187,7 +187,7 @@ _policies = jax.checkpoint_policies
 # Keeps the layers' matrix products and attention's (out, lse); recomputes the cheap operations.
 _products = _policies.save_from_both_policies(
     _policies.dots_with_no_batch_dims_saveable,
-    _policies.save_only_these_names("attention_out", "attention_lse"),
+    _policies.save_only_these_names("attention_out", "attention_lse", "expert_product"),
 )
 
 REMAT: dict[str, Callable[..., Any]] = {

@@ -44,7 +44,9 @@ def test_a_mixer_is_known_by_its_other_names(name, answer):
         ("glu", "did you mean 'gated' with activation=...?"),
         ("squared_relu", "did you mean 'plain' with activation='relu2'?"),
         ("mlp", "did you mean 'plain'?"),
-        ("moe", "there is no such feed-forward; valid are: gated, "),
+        ("mixture-of-experts", "did you mean 'moe'?"),
+        ("deepseek_moe", "did you mean 'moe' with shared_hidden=...?"),
+        ("expert_choice", "there is no such feed-forward; valid are: gated, "),
     ],
 )
 def test_a_feed_forward_is_known_by_its_other_names(name, answer):

@@ -43,4 +43,4 @@ def test_other_axes_may_not_span_slices():
 
 def test_gpu_hosts_are_not_slices():
     gpus = [chip._replace(platform="gpu") for chip in CHIPS]
-    assert mesh.make_mesh(MeshConfig(data=1, fsdp=16), gpus).shape == (1, 16, 1, 1)
+    assert mesh.make_mesh(MeshConfig(data=1, fsdp=16), gpus).shape == (1, 16, 1, 1, 1)

@@ -244,5 +244,5 @@ def test_evaluation_batches_are_sharded(whole):
     from hybridlm.parallel.axes import AXES
     from hybridlm.parallel.mesh import sharding
 
-    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), AXES)
-    assert sharding(mesh, ("batch", "time")).spec == jax.P(("data", "fsdp"), ("context",))
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape((1,) * len(AXES)), AXES)
+    assert sharding(mesh, ("batch", "time")).spec == jax.P(("data", "fsdp", "expert"), ("context",))

@@ -9,14 +9,15 @@ from hybridlm.models.feedforward.dense import (
     PlainConfig,
     SwiGLUConfig,
 )
+from hybridlm.models.feedforward.moe import MoEConfig
 from hybridlm.settings.kinds import read_kind
 
 KINDS: dict[str, type[FeedForwardConfig]] = {
-    c.kind_name: c for c in (GatedConfig, GeGLUConfig, PlainConfig, SwiGLUConfig)
+    c.kind_name: c for c in (GatedConfig, GeGLUConfig, MoEConfig, PlainConfig, SwiGLUConfig)
 }
 
 #: Well-known feed-forwards that there is no kind for.
-ABSENT = ("moe", "mixture_of_experts", "sparse_moe", "switch", "kan", "bilinear")
+ABSENT = ("expert_choice", "kan", "bilinear")
 
 __all__ = ["KINDS", "FeedForward", "FeedForwardConfig", "read_feedforward"]
 
