@@ -30,6 +30,7 @@ FLOORS: list[dict[str, str]] = [
         "hybridlm.generation": "sampling, prefill and decoding of text",
     },
     {"hybridlm.runs": "the folder of a run: lock, metrics, checkpoints; open_model"},
+    {"hybridlm.convert": "checkpoints of transformers and GGUF files, read and written"},
     {"hybridlm.data": "sources, tokenizers, shards, packing, mixtures, batches"},
     {"hybridlm.models": "stack, blocks, norms, mixers, feed-forwards, loss, accounting"},
     {"hybridlm.parallel": "mesh, logical axes, ops per shard, hosts"},

@@ -24,6 +24,10 @@ class RunError(UserError):
     """A workdir or checkpoint that does not hold what was asked for."""
 
 
+class ConvertError(UserError):
+    """A checkpoint of another library that cannot be read, or a model that it cannot hold."""
+
+
 class StorageError(UserError):
     """A request to a storage server that failed, or was not answered."""
 

@@ -55,6 +55,12 @@ def pytest_addoption(parser):
         metavar="DIR",
         help="fixtures that tests/oracles/make_fixtures.py wrote, instead of the committed ones",
     )
+    parser.addoption(
+        "--checkpoints",
+        type=lambda text: pathlib.Path(text).resolve(),
+        metavar="DIR",
+        help="fixtures that tests/convert/make_fixtures.py wrote, instead of the committed ones",
+    )
 
 
 def pytest_unconfigure(config):

@@ -12,6 +12,7 @@ from hybridlm.commands import options
 from hybridlm.commands.average import AVERAGE
 from hybridlm.commands.branch import BRANCH
 from hybridlm.commands.compile import COMPILE
+from hybridlm.commands.convert import CONVERT
 from hybridlm.commands.eval import EVAL
 from hybridlm.commands.generate import GENERATE
 from hybridlm.commands.inspect import INSPECT
@@ -36,6 +37,7 @@ COMMANDS = by_name(
         PROBE,
         INSPECT,
         AVERAGE,
+        CONVERT,
         REPORT,
         TOKENIZE,
         TRAIN_TOKENIZER,

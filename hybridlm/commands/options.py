@@ -67,10 +67,12 @@ def _parser(command: Command, classes: Sequence[type]) -> Parser:
                 group.add_argument(f"--{name}", action=action, default=absent, help=help)
             else:
                 metavar = _metavar(hint, field)
+                option = name.removesuffix("_")  # `from` is a word of Python
                 if needed:
-                    usage.append(f"--{name} {metavar}")
+                    usage.append(f"--{option} {metavar}")
                 group.add_argument(
-                    f"--{name}",
+                    f"--{option}",
+                    dest=name,
                     required=needed,
                     metavar=metavar,
                     default=argparse.SUPPRESS,

@@ -9,7 +9,8 @@ from hybridlm.generation.settings import SampleConfig
 from hybridlm.models import feedforward, mixers
 from hybridlm.models import settings as models
 from hybridlm.models.feedforward.routing import RouterConfig
-from hybridlm.models.positional import RopeConfig, TemperatureConfig, YarnConfig
+from hybridlm.models.positional import RopeConfig, TemperatureConfig
+from hybridlm.models.rope_scaling import LinearRopeConfig, Llama3RopeConfig, YarnConfig
 from hybridlm.parallel.settings import MeshConfig
 from hybridlm.probes.settings import ProbesConfig
 from hybridlm.settings.describe import default_text, summary_and_meanings, type_text
@@ -23,6 +24,8 @@ SECTIONS: list[tuple[str, type]] = [
     *((f"model.mixers.NAME, kind {k!r}", c) for k, c in mixers.KINDS.items()),
     ("model.mixers.NAME.rope", RopeConfig),
     ("model.mixers.NAME.rope.yarn", YarnConfig),
+    ("model.mixers.NAME.rope.llama3", Llama3RopeConfig),
+    ("model.mixers.NAME.rope.linear", LinearRopeConfig),
     ("model.mixers.NAME.temperature", TemperatureConfig),
     ("data", data.DataConfig),
     *((f"data.sources.NAME, kind {k!r}", c) for k, c in sources.KINDS.items()),

@@ -416,6 +416,41 @@ def _tokenizer_config(path: Path) -> dict:
     return config
 
 
+class NoTokenizer:
+    """Of a model that came without a tokenizer: ids can be read by the model, text cannot.
+
+    Its only id, which begins and ends a document, is 0.
+    """
+
+    kind, path = "none", None
+    vocab_size, bos_id, eos_id, unk_id = 1, 0, 0, None
+    chat_template = None
+
+    def __init__(self, where: str):
+        """Errors name `where`, the model."""
+        self.where = where
+        self.special_tokens, self.named_tokens = {}, {}
+        self.fingerprint = _fingerprint("none", b"", self.bos_id, self.eos_id)
+
+    def encode(self, text: str) -> np.ndarray:
+        raise self._refusal()
+
+    def decode(self, ids: Iterable[int]) -> str:
+        raise self._refusal()
+
+    def token_bytes(self) -> np.ndarray:
+        raise self._refusal()
+
+    def pieces(self) -> list[str]:
+        return [""]
+
+    def _refusal(self) -> DataError:
+        return DataError(
+            f"{self.where} came without a tokenizer: put its tokenizer.json into the folder that it"
+            " came from, and import it again"
+        )
+
+
 def train_bpe(documents: Iterable[str], vocab_size: int, path: str | Path) -> HFTokenizer:
     """Trains a byte-level BPE and writes it as a `tokenizer.json`; training is deterministic.
 

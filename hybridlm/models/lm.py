@@ -220,10 +220,12 @@ class HybridLM(nnx.Module):
         return self.head.kernel[...]
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
-        """Soft-capped logits, accumulated in float32."""
+        """Scaled and soft-capped logits, accumulated in float32."""
         kernel_DV = self.head_kernel().astype(hidden_BTD.dtype)
         accumulator = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
         logits = jnp.dot(hidden_BTD, kernel_DV, preferred_element_type=accumulator)
+        if self.config.logit_scale != 1.0:
+            logits = logits * self.config.logit_scale
         cap = self.config.logit_soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 

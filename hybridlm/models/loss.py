@@ -26,11 +26,12 @@ class LossSettings(NamedTuple):
 
     logit_soft_cap: float | None = None
     z_loss: float = 0.0
+    logit_scale: float = 1.0
 
 
 def loss_settings(config: ModelConfig) -> LossSettings:
     """The loss settings of a model config."""
-    return LossSettings(config.logit_soft_cap, config.z_loss)
+    return LossSettings(config.logit_soft_cap, config.z_loss, config.logit_scale)
 
 
 def summed_cross_entropy(
@@ -89,7 +90,7 @@ def _forward(settings, hidden_BTD, head_DV, targets_BT, weights_BT):
     def one_slice(carry, xs):
         total, nll_sum, d_head_DV = carry
         hidden_BCD, targets_BC, weights_BC = xs
-        logits, d_cap = _logits(hidden_BCD, head_DV, settings)
+        logits, slope_of_logits = _logits(hidden_BCD, head_DV, settings)
         log_normalizer = jax.nn.logsumexp(logits, axis=-1)
         nll = log_normalizer - _pick(logits, targets_BC)
         loss = nll + settings.z_loss * jnp.square(log_normalizer)
@@ -97,7 +98,7 @@ def _forward(settings, hidden_BTD, head_DV, targets_BT, weights_BT):
         p = jnp.exp(logits - log_normalizer[..., None])
         onehot = targets_BC[..., None] == jnp.arange(logits.shape[-1])[None, None, :]
         d_logits = slope[..., None] * p - jnp.where(onehot, weights_BC[..., None], 0)
-        d_logits = (d_logits * d_cap).astype(hidden_BCD.dtype)
+        d_logits = (d_logits * slope_of_logits).astype(hidden_BCD.dtype)
         d_hidden = jnp.einsum("bcv,dv->bcd", d_logits, head_DV.astype(hidden_BCD.dtype))
         d_head = jnp.einsum(
             "bcd,bcv->dv", hidden_BCD, d_logits, preferred_element_type=head_DV.dtype
@@ -130,13 +131,18 @@ _summed.defvjp(_forward, _backward)
 
 
 def _logits(hidden, head_DV, settings: LossSettings) -> tuple[jax.Array, jax.Array | float]:
-    """Soft-capped logits and the cap's slope, in float32."""
+    """Scaled and soft-capped logits, and their slope by the head's products, in float32."""
     dtype = jnp.promote_types(hidden.dtype, jnp.float32)
     logits = jnp.dot(hidden, head_DV.astype(hidden.dtype), preferred_element_type=dtype)
+    if settings.logit_scale != 1.0:
+        logits = logits * settings.logit_scale
     if settings.logit_soft_cap is None:
-        return logits, 1.0
+        return logits, settings.logit_scale
     squashed = jnp.tanh(logits / settings.logit_soft_cap)
-    return settings.logit_soft_cap * squashed, 1 - jnp.square(squashed)
+    slope = 1 - jnp.square(squashed)
+    if settings.logit_scale != 1.0:
+        slope = slope * settings.logit_scale
+    return settings.logit_soft_cap * squashed, slope
 
 
 def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -9,51 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybridlm.models.norms import at_least_float32
-from hybridlm.settings.bounds import Above, AtLeast, Between, PositiveFloat, PositiveInt, settings
+from hybridlm.models.rope_scaling import LinearRopeConfig, Llama3RopeConfig, YarnConfig
+from hybridlm.settings.bounds import Above, Between, PositiveFloat, settings
 from hybridlm.settings.reader import require
-
-
-@settings
-class YarnConfig:
-    """YaRN (arXiv 2309.00071): a model trained on `length` tokens reads `factor` times as many.
-
-    Dimensions that rotate more than `fast` times within `length` keep their frequency; for those
-    that rotate less than `slow` times it is divided by `factor`, with a linear ramp in between.
-    Queries and keys are each multiplied by 0.1 ln(factor) + 1.
-
-    Attributes:
-      factor: the new context length divided by that of training (the paper's s).
-      length: context length of training, in tokens.
-      fast: rotations within `length` above which a frequency is kept (the paper's beta).
-      slow: rotations within `length` below which a frequency is divided by `factor` (the paper's
-        alpha); smaller than `fast`.
-    """
-
-    factor: Annotated[float, AtLeast(1)]
-    length: PositiveInt
-    fast: PositiveFloat = 32.0
-    slow: PositiveFloat = 1.0
-
-    def __post_init__(self):
-        require(self.slow < self.fast, "slow", f"must be below fast {self.fast}, not {self.slow}")
-
-    @property
-    def magnitude(self) -> float:
-        """The factor on rotated queries and keys."""
-        return 0.1 * math.log(self.factor) + 1
-
-    def frequency_factors(self, theta: float, rotated: int) -> np.ndarray:
-        """The factors on the frequencies theta^(-2i / rotated), (rotated / 2,) float64."""
-
-        def dimension(turns: float) -> float:
-            """The i whose frequency makes `turns` rotations within `length` tokens."""
-            return rotated * math.log(self.length / (turns * 2 * math.pi)) / (2 * math.log(theta))
-
-        first = max(math.floor(dimension(self.fast)), 0)
-        last = min(math.ceil(dimension(self.slow)), rotated - 1)
-        index = np.arange(rotated // 2)
-        ramp = np.clip((index - first) / max(last - first, 0.001), 0, 1)  # 0: kept, 1: divided
-        return (1 - ramp) + ramp / self.factor
 
 
 @settings
@@ -64,18 +22,33 @@ class RopeConfig:
       theta: base of the wavelengths 2 pi theta^(2i / rotated size).
       fraction: share of each head's dimensions that is rotated, from the first dimension.
       yarn: settings of YaRN for contexts longer than in training, or None.
+      llama3: settings of Llama 3.1's change of frequencies, or None; one of the three at most.
+      linear: settings of position interpolation, or None.
     """
 
     theta: PositiveFloat = 10_000.0
     fraction: Annotated[float, Between(0, 1, low_open=True)] = 1.0
     yarn: YarnConfig | None = None
+    llama3: Llama3RopeConfig | None = None
+    linear: LinearRopeConfig | None = None
 
     def __post_init__(self):
+        given = [n for n in ("yarn", "llama3", "linear") if getattr(self, n) is not None]
+        require(
+            len(given) <= 1,
+            given[-1] if given else "yarn",
+            f"goes without {given[0] if given else None}",
+        )
         require(
             self.yarn is None or self.theta > 1,
             "theta",
             f"must be above 1 with yarn, which divides by its logarithm, not {self.theta}",
         )
+
+    @property
+    def scaling(self) -> YarnConfig | Llama3RopeConfig | LinearRopeConfig | None:
+        """What changes the frequencies, or None."""
+        return self.yarn or self.llama3 or self.linear
 
     def rotated(self, head_dim: int) -> int:
         """The number of rotated dimensions of a head."""
@@ -104,11 +77,11 @@ class Rope:
         half = self.rotated // 2
         exponents = jnp.arange(half, dtype=jnp.float32) / half
         frequencies = jnp.power(jnp.float32(self.config.theta), -exponents)
-        yarn, magnitude = self.config.yarn, 1.0
-        if yarn is not None:
-            factors = yarn.frequency_factors(self.config.theta, self.rotated)
+        scaling, magnitude = self.config.scaling, 1.0
+        if scaling is not None:
+            factors = scaling.frequency_factors(self.config.theta, self.rotated)
             frequencies *= factors.astype(np.float32)
-            magnitude = yarn.magnitude
+            magnitude = scaling.magnitude
         angles_BT1F = positions_BT[:, :, None, None] * frequencies[None, None, None, :]
         cos, sin = (
             (magnitude * jnp.cos(angles_BT1F)).astype(x_BTHK.dtype),

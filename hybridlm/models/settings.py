@@ -52,6 +52,7 @@ class ModelConfig:
       residual_scale: factor on what each half of a layer adds to the residual stream (Granite).
       feedforwards: settings by name of the feed-forwards that the pattern names; each has a `kind`
         and that kind's own settings.
+      logit_scale: factor on the head's logits, before a soft cap (Cohere, arXiv 2405.15032).
       init_std: standard deviation of the initial embedding; kernels start at 1 over sqrt(fan-in).
     """
 
@@ -75,6 +76,7 @@ class ModelConfig:
     init_std: PositiveFloat = 0.02
     residual_scale: PositiveFloat = 1.0
     feedforwards: dict[str, Any] = dataclasses.field(default_factory=dict)
+    logit_scale: PositiveFloat = 1.0
 
     def __post_init__(self):
         parsed = {n: mixer_kinds.read_mixer(m, f"model.mixers.{n}") for n, m in self.mixers.items()}

@@ -1,4 +1,4 @@
-"""Opens a model from a run, or from a model folder without a run.
+"""Opens a model from a run, from a model folder without a run, or from a checkpoint of transformers.
 
 A model folder holds `model.json` (settings of the model, its tokenizer, and its source), the
 parameters as the Orbax folder `params/`, and the tokenizer's file, if there is one.
@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybridlm import convert
 from hybridlm.data.settings import DataConfig, TokenizerConfig
-from hybridlm.data.tokenizers import Tokenizer, open_tokenizer
+from hybridlm.data.tokenizer_files import tokenizer_files
+from hybridlm.data.tokenizers import NoTokenizer, Tokenizer, open_tokenizer
 from hybridlm.errors import ConfigError, RunError
 from hybridlm.models.dtypes import compute_dtype
 from hybridlm.models.mixers import SequenceContext
@@ -41,12 +43,13 @@ class OpenedModel:
     """A model with its parameters, for evaluations, probes, generation and notebooks.
 
     Attributes:
-      path: the run or model folder.
+      path: the run, model folder or checkpoint.
       model: its graph and settings (`model.config`), with the vocabulary size filled in.
       params: nested dict of numpy arrays, float32; `Model.bind` makes a module of them.
       tokenizer: the one that the model was trained with.
       step: of the checkpoint; None in a model folder that does not name one.
-      settings: the contents of a run's `config.json`, or of `model.json`.
+      settings: the contents of a run's `config.json`, or of `model.json`; those that `model.json`
+        would have, for a checkpoint of transformers.
       data: settings of the run's data; None in a model folder that does not name it.
       weights: whether `params` are the parameters of the step, or their moving average.
       averaged: the steps whose parameters were averaged; empty for those of one step.
@@ -131,16 +134,17 @@ class OpenedModel:
 def open_model(
     path: pathlib.Path | str, step: int | None = None, weights: Weights = "raw"
 ) -> OpenedModel:
-    """Opens the model of a run or of a model folder, without the devices or mesh that saved it.
+    """Opens a model without the devices or mesh that saved it.
 
     Args:
-      path: a workdir of `hybridlm train`, or a folder that `save_model` wrote.
+      path: a workdir of `hybridlm train`, a folder that `save_model` wrote, or a checkpoint of
+        transformers (`hybridlm.convert`): a folder with safetensors, or a GGUF file.
       step: of the run's checkpoint; None is the newest.
       weights: "ema" opens the moving average of a run with `train.ema_decay`.
 
     Raises:
       RunError: if there is no such run, model or checkpoint, it has no moving average, or the
-        tokenizer has changed.
+        tokenizer has changed. ConvertError: as `hybridlm.convert.open_checkpoint`.
     """
     path = open_path(path)
     with doing(f"opening the model in {path}"):
@@ -148,6 +152,8 @@ def open_model(
 
 
 def _open(path: pathlib.Path, step: int | None, weights: Weights) -> OpenedModel:
+    if convert.is_checkpoint(path):
+        return _open_checkpoint(path, step, weights)
     if (path / CONFIG).is_file():
         return _open_run(path, step, weights)
     if (path / MODEL).is_file():
@@ -170,14 +176,10 @@ def save_model(opened: OpenedModel, path: pathlib.Path | str, *, data: bool = Fa
         if path.exists() and any(path.iterdir()):
             raise RunError(f"{path} is not empty: name a new folder for the model")
     checkpoint.save_tree(path / PARAMS, opened.params)
-    source = opened.tokenizer.path
-    if source is not None:
-        _copy_tokenizer(open_path(source), path)
     settings = {
         "model": to_dict(opened.config),
         "tokenizer": {
-            "kind": opened.tokenizer.kind,
-            "path": None if source is None else pathlib.Path(source).name,
+            **_copied_tokenizer(opened.tokenizer, path),
             "fingerprint": opened.tokenizer.fingerprint,
         },
         "length": opened.data.seq_len if opened.data else opened.settings.get("length"),
@@ -190,6 +192,8 @@ def save_model(opened: OpenedModel, path: pathlib.Path | str, *, data: bool = Fa
         },
         "lineage": [dataclasses.asdict(origin) for origin in lineage_of(opened.path)],
     }
+    if "architecture" in opened.settings:
+        settings["architecture"] = opened.settings["architecture"]
     if data:
         used = opened.training_data()
         cache = used.token_cache or str(opened.path / "tokens")
@@ -206,7 +210,7 @@ def lineage_of(path: pathlib.Path) -> list[Origin]:
       RunError: if a file is damaged.
     """
     if not (path / MODEL).is_file():
-        return lineage.read(path)
+        return [] if convert.is_checkpoint(path) else lineage.read(path)
     settings = read_json(path / MODEL)
     first = settings.get("from")
     return lineage.parse([*([first] if first else []), *settings.get("lineage", [])], path / MODEL)
@@ -248,7 +252,7 @@ def _open_folder(path: pathlib.Path, step: int | None, weights: Weights) -> Open
         raise RunError(f"{path} is a model folder, which holds one set of weights: open the run's")
     settings = read_json(path / MODEL)
     config = read_section(ModelConfig, settings, "model", path / MODEL)
-    tokenizer = open_tokenizer(folder_tokenizer(settings, path))
+    tokenizer = folder_tokenizer(settings, path)
     fingerprint = (settings.get("tokenizer") or {}).get("fingerprint")
     _check_tokenizer(tokenizer, fingerprint, "model", path)
     at = folder_step(settings, path, step)
@@ -261,13 +265,42 @@ def _open_folder(path: pathlib.Path, step: int | None, weights: Weights) -> Open
     return OpenedModel(path, model, params, tokenizer, at, settings, data)
 
 
-def folder_tokenizer(settings: dict[str, Any], path: pathlib.Path) -> TokenizerConfig:
+def _open_checkpoint(path: pathlib.Path, step: int | None, weights: Weights) -> OpenedModel:
+    if weights != "raw" or step is not None:
+        raise RunError(f"{path} is a checkpoint of transformers, which holds one set of weights")
+    checkpoint = convert.open_checkpoint(path)
+    tokenizer = checkpoint_tokenizer(checkpoint)
+    settings = checkpoint_settings(checkpoint)
+    return OpenedModel(
+        path, checkpoint.model, checkpoint.params(), tokenizer, None, settings, data=None
+    )
+
+
+def checkpoint_tokenizer(checkpoint: convert.Checkpoint) -> Tokenizer:
+    """The tokenizer that came with a checkpoint of transformers, or one that refuses text."""
+    if checkpoint.tokenizer is None:
+        return NoTokenizer(str(checkpoint.path))
+    return open_tokenizer(checkpoint.tokenizer)
+
+
+def checkpoint_settings(checkpoint: convert.Checkpoint) -> dict[str, Any]:
+    """What `model.json` would say of a checkpoint of transformers."""
+    return {
+        "model": to_dict(checkpoint.model.config),
+        "length": checkpoint.length,
+        "architecture": checkpoint.family.architecture,
+    }
+
+
+def folder_tokenizer(settings: dict[str, Any], path: pathlib.Path) -> Tokenizer:
     """The tokenizer of the model folder `path`, from the contents of its `model.json`."""
     written = dict(settings.get("tokenizer") or {})
     written.pop("fingerprint", None)
+    if written.get("kind") == NoTokenizer.kind:
+        return NoTokenizer(str(path))
     if written.get("path") is not None:
         written["path"] = str(path / written["path"])
-    return read_section(TokenizerConfig, {"tokenizer": written}, "tokenizer", path)
+    return open_tokenizer(read_section(TokenizerConfig, {"tokenizer": written}, "tokenizer", path))
 
 
 def folder_step(settings: dict[str, Any], path: pathlib.Path, step: int | None) -> int | None:
@@ -328,12 +361,12 @@ def _check_tokenizer(
         )
 
 
-def _copy_tokenizer(file: pathlib.Path, folder: pathlib.Path) -> None:
-    """Copies the tokenizer's file, and the file beside it that names its special tokens."""
-    for source in (file, file.with_name("tokenizer_config.json")):
-        if source == file or source.is_file():
-            content = source.read_bytes()
-            write_bytes(folder / source.name, content)
+def _copied_tokenizer(tokenizer: Tokenizer, folder: pathlib.Path) -> dict[str, str | None]:
+    """Copies a tokenizer's files; returns the kind and the path in the folder."""
+    files = tokenizer_files(tokenizer)
+    for name, content in files.items():
+        write_bytes(folder / name, content)
+    return {"kind": tokenizer.kind, "path": next(iter(files), None)}
 
 
 def _check_tokens(tokens_BT: np.ndarray, ids_BT: np.ndarray, vocab_size: int) -> None:

@@ -1,9 +1,10 @@
-"""A run or a model folder as the source of another run: what is known without reading an array."""
+"""The source of a run's first parameters: what is known of it without reading an array."""
 
 import dataclasses
 import pathlib
 from typing import Any
 
+from hybridlm import convert
 from hybridlm.data.settings import DataConfig
 from hybridlm.data.tokenizers import Tokenizer, open_tokenizer
 from hybridlm.errors import RunError
@@ -17,17 +18,18 @@ from hybridlm.storage import open_path
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The shapes and facts of a checkpoint or of a model folder.
+    """The shapes and facts of a run's checkpoint, of a model folder, or of another library's checkpoint.
 
     Attributes:
-      path: the workdir or the model folder.
+      path: the workdir, the model folder, or the checkpoint.
       step: of the checkpoint; None if a model folder does not name it.
-      folder: the Orbax folder of the arrays.
+      folder: of the arrays.
       is_run: whether the folder holds a training state; a model folder holds parameters only.
       arrays: `shape` and `dtype` of each array, nested as in a train state.
       settings: the contents of `config.json` or `model.json`.
       tokens: that the model was trained on up to `step`; None if it is not known.
       lineage: of the source itself, nearest first.
+      converted: the checkpoint of another library, if it is one.
     """
 
     path: pathlib.Path
@@ -38,6 +40,7 @@ class Source:
     settings: dict[str, Any]
     tokens: int | None
     lineage: list[Origin]
+    converted: convert.Checkpoint | None = None
 
     @property
     def model(self) -> ModelConfig:
@@ -47,9 +50,14 @@ class Source:
     def load(self, *, optimizer: bool) -> dict[str, Any]:
         """The parameters, as numpy arrays nested as in a train state.
 
+        Those of another library's checkpoint are read when they are sliced, so that a host holds one
+        tensor of them at a time.
+
         Args:
           optimizer: load the rest of the train state, too.
         """
+        if self.converted is not None:
+            return {"params": self.converted.lazy_params()}
         if not self.is_run:
             return {"params": checkpoint.load_tree(self.folder, remedy=checkpoint.REWRITE)}
         return checkpoint.load_tree(self.folder, None if optimizer else ("params",))
@@ -73,16 +81,21 @@ class Source:
         if self.is_run:
             data = opened.read_section(DataConfig, self.settings, "data", self.path)
             return open_tokenizer(data.tokenizer)
-        return open_tokenizer(opened.folder_tokenizer(self.settings, self.path))
+        if self.converted is not None:
+            return opened.checkpoint_tokenizer(self.converted)
+        return opened.folder_tokenizer(self.settings, self.path)
 
 
 def open_source(path: pathlib.Path | str, step: int | None = None) -> Source:
-    """Opens a run's checkpoint (default: the newest) or a model folder.
+    """Opens a run's checkpoint (default: the newest), a model folder or a checkpoint of transformers.
 
     Raises:
-      RunError: if there is no such run, model or checkpoint.
+      RunError: if there is no such run, model or checkpoint. ConvertError: as
+        `hybridlm.convert.open_checkpoint`.
     """
     path = open_path(path)
+    if convert.is_checkpoint(path):
+        return _open_converted(path, step)
     is_run = (path / CONFIG).is_file()
     if is_run:
         settings = read_json(path / CONFIG)
@@ -99,3 +112,11 @@ def open_source(path: pathlib.Path | str, step: int | None = None) -> Source:
         raise RunError(f"{path} is no run and no model folder: it has no {CONFIG}")
     lineage = opened.lineage_of(path)
     return Source(path, step, folder, is_run, arrays, settings, facts.get("tokens"), lineage)
+
+
+def _open_converted(path: pathlib.Path, step: int | None) -> Source:
+    if step is not None:
+        raise RunError(f"{path} is a checkpoint of transformers, which has no step {step}")
+    found = convert.open_checkpoint(path)
+    arrays, settings = {"params": found.model.abstract}, opened.checkpoint_settings(found)
+    return Source(path, None, path, False, arrays, settings, None, [], found)

@@ -16,7 +16,7 @@ from hybridlm.models.loss import (
 
 
 def direct(hidden, head, targets, weights, settings):
-    logits = hidden @ head
+    logits = settings.logit_scale * (hidden @ head)
     if settings.logit_soft_cap:
         logits = settings.logit_soft_cap * jnp.tanh(logits / settings.logit_soft_cap)
     normalizer = jax.nn.logsumexp(logits, axis=-1)
@@ -25,13 +25,18 @@ def direct(hidden, head, targets, weights, settings):
 
 
 @pytest.mark.parametrize(
-    "batch, time, vocab, cap, z_loss",
-    [(1, 1, 2, None, 0.0), (2, 33, 50, 5.0, 0.01), (3, 6, 7, None, 0.01)],
+    "batch, time, vocab, cap, z_loss, scale",
+    [
+        (1, 1, 2, None, 0.0, 1.0),
+        (2, 33, 50, 5.0, 0.01, 0.3),
+        (3, 6, 7, None, 0.01, 1.0),
+        (2, 6, 7, None, 0.0, 2.5),
+    ],
 )
-def test_sliced_loss_equals_the_direct_form(batch, time, vocab, cap, z_loss):
+def test_sliced_loss_equals_the_direct_form(batch, time, vocab, cap, z_loss, scale):
     rng = np.random.default_rng(batch * time)
     with jax.enable_x64(True):
-        options = LossSettings(cap, z_loss)
+        options = LossSettings(cap, z_loss, scale)
         hidden = jnp.asarray(rng.standard_normal((batch, time, 7)))
         head = jnp.asarray(rng.standard_normal((7, vocab)))
         targets = jnp.asarray(rng.integers(0, vocab, (batch, time)), jnp.int32)

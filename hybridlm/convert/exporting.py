@@ -1,0 +1,218 @@
+"""Writes a model as a checkpoint of transformers, in the class that holds its layers."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hybridlm.convert import registry, safetensors_folder
+from hybridlm.convert.family import Family, Inexpressible
+from hybridlm.convert.importing import CONFIG, read_settings
+from hybridlm.convert.table import Table
+from hybridlm.data.tokenizer_files import tokenizer_files
+from hybridlm.data.tokenizers import Tokenizer
+from hybridlm.errors import ConvertError
+from hybridlm.models.feedforward.dense import GatedConfig, GeGLUConfig, SwiGLUConfig
+from hybridlm.models.mixers.attention import AttentionConfig
+from hybridlm.models.params import Model, Params
+from hybridlm.models.settings import ModelConfig
+from hybridlm.settings.plain import flat, to_dict
+from hybridlm.storage import open_path
+from hybridlm.storage.writing import make_folder, write_bytes, write_text
+
+#: Names of dtypes in config.json, and those of safetensors.
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+DEFAULT_LENGTH = 2048
+
+
+class Fit(NamedTuple):
+    """A family and the keys of the config.json that describe a model in it."""
+
+    family: Family
+    keys: dict[str, Any]
+
+
+def fit(
+    model: ModelConfig,
+    architecture: str | None = None,
+    preferred: str | None = None,
+    length: int | None = None,
+) -> Fit:
+    """The class of transformers that holds a model.
+
+    Args:
+      architecture: the class to use; None takes the first that fits.
+      preferred: without `architecture`, the class that is tried first.
+      length: context length for the config.json.
+
+    Raises:
+      ConvertError: if none fits: it says of the nearest which layer or setting it does not hold.
+    """
+    families = registry.FAMILIES
+    if preferred in registry.BY_ARCHITECTURE:
+        families = (registry.BY_ARCHITECTURE[preferred], *families)
+    if architecture is not None:
+        families = (registry.find(architecture, "--architecture"),)
+    reasons: dict[str, _Reason] = {}
+    for family in families:
+        try:
+            return Fit(family, _keys(family, model, length or DEFAULT_LENGTH))
+        except Inexpressible as error:
+            reasons[family.architecture] = _Reason.of(error)
+    nearest = max(reasons, key=lambda name: reasons[name].layer)
+    what = (
+        "no class of transformers that hybridlm knows holds" if len(reasons) > 1 else "cannot hold"
+    )
+    if len(reasons) > 1:
+        raise ConvertError(f"{what} this model; the nearest is {nearest}: {reasons[nearest].text}")
+    raise ConvertError(f"{nearest} {what} this model: {reasons[nearest].text}")
+
+
+class _Reason(NamedTuple):
+    layer: float
+    text: str
+
+    @classmethod
+    def of(cls, error: Inexpressible) -> "_Reason":
+        words = str(error).split()
+        of_layer = words[0] == "layer" and words[1].strip(":,").isdecimal()
+        return cls(int(words[1].strip(":,")) if of_layer else -1.0, str(error))
+
+
+def _keys(family: Family, model: ModelConfig, length: int) -> dict[str, Any]:
+    """The config.json of a model in a family, which reads back as the same model.
+
+    Raises:
+      Inexpressible: where it does not.
+    """
+    keys = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "max_position_embeddings": length,
+        **family.config(model),
+    }
+    try:
+        _, back, _ = read_settings(json.loads(json.dumps(keys)), "the exported config.json")
+    except ConvertError as error:
+        raise Inexpressible(str(error)) from None
+    wanted, found = canonical(model, family.ignored), canonical(back, family.ignored)
+    for i, (layer, other) in enumerate(zip(wanted.layers, found.layers)):
+        for key in {**layer, **other}:
+            if layer.get(key) != other.get(key):
+                has = (
+                    f"{key} {layer.get(key)!r}, where {family.architecture} has {other.get(key)!r}"
+                )
+                raise Inexpressible(f"layer {i} has {has}")
+    for key, value in wanted.rest.items():
+        if found.rest[key] != value:
+            has = f"{key} {value!r}, where {family.architecture} has {found.rest[key]!r}"
+            raise Inexpressible(f"the model has {has}")
+    return keys
+
+
+class Canonical(NamedTuple):
+    """A model's settings in one form: equal for models with equal outputs.
+
+    Attributes:
+      layers: flat settings of each layer.
+      rest: of the model outside its layers.
+    """
+
+    layers: list[dict[str, Any]]
+    rest: dict[str, Any]
+
+
+def canonical(model: ModelConfig, ignored: frozenset[str] = frozenset()) -> Canonical:
+    """The settings of each layer, with defaults that depend on others written out.
+
+    Args:
+      ignored: names of settings that are left out.
+    """
+    of_layers = {"depth", "pattern", "prefix", "suffix", "mixers", "mlp", "feedforwards"}
+    rest = {
+        f.name: getattr(model, f.name)
+        for f in dataclasses.fields(model)
+        if f.name not in of_layers | ignored
+    }
+    rest["depth"] = model.depth
+    layers = [
+        {
+            key: value
+            for half, settings in (("mixer", mixer), ("feedforward", feedforward))
+            for key, value in flat(_written_out(settings, model.width), half).items()
+            if key.rpartition(".")[2] not in ignored
+        }
+        for (_, mixer), feedforward in zip(model.layer_mixers(), model.layer_feedforwards())
+    ]
+    return Canonical(layers, rest)
+
+
+def _written_out(settings: Any, width: int) -> dict[str, Any]:
+    plain = to_dict(settings)
+    if isinstance(settings, AttentionConfig):
+        size = settings.head_size(width)
+        plain |= {"head_dim": size, "scale": float(settings.scale or size**-0.5)}
+    if isinstance(settings, SwiGLUConfig | GeGLUConfig | GatedConfig):
+        plain |= {"kind": "gated", "activation": settings.activation, "bias": settings.bias}
+    return plain
+
+
+def export(
+    model: Model,
+    params: Params,
+    out: pathlib.Path | str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    architecture: str | None = None,
+    preferred: str | None = None,
+    length: int | None = None,
+    dtype: str = "float32",
+    shard_bytes: int = safetensors_folder.SHARD_BYTES,
+) -> Fit:
+    """Writes config.json, safetensors and the tokenizer's files.
+
+    Args:
+      params: nested numpy arrays; one tensor more is in memory at a time.
+      tokenizer: whose file is copied, if it has one.
+      architecture, preferred: as in `fit`.
+      length: context length, for the config.json.
+      dtype: of the tensors, a key of `DTYPES`.
+      shard_bytes: bytes of a file at most.
+
+    Raises:
+      ConvertError: if no class fits, or `out` is not empty. WriteError: if it cannot be written.
+    """
+    out = open_path(out)
+    found = fit(model.config, architecture, preferred, length)
+    if out.exists() and any(out.iterdir()):
+        raise ConvertError(f"{out} is not empty: name a new folder")
+    table = Table.of(model, found.family.rules(model.config))
+    make_folder(out)
+    tensors = _tensors(table, model.by_name(params))
+    safetensors_folder.write(out, table.shapes, tensors, DTYPES[dtype], shard_bytes)
+    keys = {**found.keys, "dtype": dtype, **_special_ids(tokenizer)}
+    for name, content in ({} if tokenizer is None else tokenizer_files(tokenizer)).items():
+        write_bytes(out / name, content)
+    # Last: a folder without it is not a checkpoint.
+    write_text(out / CONFIG, json.dumps(keys, indent=2, allow_nan=False) + "\n")
+    return found
+
+
+def _tensors(table: Table, params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    for rule in table.rules:
+        theirs = rule.transform.theirs([np.asarray(params[name]) for name in rule.ours])
+        yield from zip(rule.theirs, theirs)
+
+
+def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The ids that begin and end a text; null where there is no tokenizer, or it has none."""
+    found = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    if tokenizer is not None:
+        pieces = tokenizer.pieces()
+        for name, index in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id)):
+            if index < len(pieces) and pieces[index]:
+                found[f"{name}_token_id"] = index
+    return found

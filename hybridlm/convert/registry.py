@@ -1,0 +1,23 @@
+"""The families, a line each; the first that can hold a model is the one that it is exported as."""
+
+from hybridlm.convert.families.llama import Llama
+from hybridlm.convert.family import Family
+from hybridlm.errors import ConvertError
+
+FAMILIES: tuple[Family, ...] = (Llama(),)
+
+BY_ARCHITECTURE: dict[str, Family] = {
+    name: family for family in FAMILIES for name in (family.architecture, *family.also)
+}
+
+
+def find(architecture: str, where: str) -> Family:
+    """The family of a class of transformers.
+
+    Raises:
+      ConvertError: if there is none; it lists those there are.
+    """
+    if architecture in BY_ARCHITECTURE:
+        return BY_ARCHITECTURE[architecture]
+    known = ", ".join(sorted(BY_ARCHITECTURE))
+    raise ConvertError(f"{where}: hybridlm has no {architecture}; it has {known}")
