@@ -110,6 +110,7 @@ def test_the_mixer_obeys_the_laws(copy):
     assert "4 passed" in said
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("contributing")
 def test_a_hybrid_with_the_mixer_trains_with_the_live_probe_and_is_probed(copy, tmp_path):
     """The scan passes the lowest layer's values to the other layers."""

@@ -11,7 +11,7 @@ from tests.golden import record
 from tests.golden.recipe import CASES
 
 GOLDEN = json.loads((record.HERE / "golden.json").read_text())
-LONG = ("delta", "ssm", "odd", "options")  # the resumed checkpoint is of "delta"
+LONG = ("delta", "ssm", "odd", "options", "mesh")  # the resumed checkpoint is of "delta"
 SAME_PROCESSOR = record.processor() == GOLDEN["processor"]
 
 
