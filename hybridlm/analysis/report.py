@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from hybridlm.analysis import figures
 from hybridlm.analysis.run import Run
 from hybridlm.config import to_dict
-from hybridlm.models.accounting import STATE_LENGTHS, LayerCost, layer_table
+from hybridlm.models.accounting import STATE_LENGTHS, LayerCost, active_parameters, layer_table
 from hybridlm.models.params import Model
 from hybridlm.progress import doing, duration
 from hybridlm.runs import lineage
@@ -66,6 +66,8 @@ def _summary(run: Run) -> str:
         cards.append((f"{bigram['bits_per_byte']:.3f}", "bits per byte of a bigram model"))
     if run.facts:
         cards.append((_count(run.facts["parameters"]), "parameters"))
+        if "active_parameters" in run.facts:
+            cards.append((_count(run.facts["active_parameters"]), "of them for each token"))
         if "trained_parameters" in run.facts:
             cards.append((_count(run.facts["trained_parameters"]), "of them trained"))
         records = run.train_records
@@ -96,10 +98,19 @@ def _curves(run: Run) -> str:
 def _model(run: Run) -> str:
     config = run.config.model
     layers = config.layer_mixers()
-    rows = layer_table(Model.of(config), run.config.data.seq_len)
+    model = Model.of(config)
+    rows = layer_table(model, run.config.data.seq_len)
     total_flops = sum(r.flops_per_token for r in rows)
     lengths = [f"state at {figures.token_label(n)}" for n in STATE_LENGTHS]
     head = ["layer", "mixer", "mechanism", "parameters", "FLOPs/token", "share", *lengths]
+    mixtures = {f.mechanism for f in config.layer_feedforwards() if f.kind_name == "moe"}
+    active = ""
+    if mixtures:
+        used = active_parameters(model)
+        active = (
+            f"<p class=note>{_count(used)} parameters are used by each token. Mixtures of experts:"
+            f" {', '.join(sorted(mixtures))}.</p>"
+        )
     body = [
         [place, row.name, row.mechanism, *_cost(row, count, total_flops)]
         for place, row, count in _folded(rows)
@@ -116,6 +127,7 @@ def _model(run: Run) -> str:
         "<h2>Model</h2>"
         + _figure(figures.pattern_figure(layers, run.config.data.seq_len))
         + _table(head, body, numbers_from=3)
+        + active
         + "<p class=note>FLOPs of the forward pass at"
         f" {run.config.data.seq_len:,} tokens; a multiply-add counts 2, causal attention counts the"
         " keys it sees. State: bytes a sequence holds while decoding, bfloat16 caches, float32"

@@ -2,7 +2,7 @@
 
 from hybridlm.analysis.cost import memory
 from hybridlm.commands import parameters
-from hybridlm.models.accounting import layer_table, train_flops_per_token
+from hybridlm.models.accounting import active_parameters, layer_table, train_flops_per_token
 from hybridlm.models.params import Model
 from hybridlm.models.trainable import Trainable
 from hybridlm.settings import json_text
@@ -32,13 +32,20 @@ def describe(config: Config, show_config: bool = False) -> str:
     for i, row in zip(
         ["", *range(len(rows) - 2), ""], rows
     ):  # layer numbers as in the report and probes
+        active = "" if row.active in (None, row.parameters) else f" ({row.active:,} active)"
         lines.append(
             f"{i:>5}  {row.name:<12} {row.mechanism:<32} {row.parameters:>14,} parameters"
-            f" {row.flops_per_token / 1e6:>10,.3f} MFLOP/token"
+            f" {row.flops_per_token / 1e6:>10,.3f} MFLOP/token{active}"
         )
+    active = active_parameters(model)
     lines += [
         "",
         f"parameters          {model.count():,} ({model.count(embeddings=False):,} without embedding)",
+        *(
+            [f"active parameters   {active:,}, which one token uses"]
+            if active < model.count()
+            else []
+        ),
         f"trained parameters  {Trainable.of(model, config.optimizer.freeze).count(model):,}",
         f"FLOPs per token     {flops:,.0f} (forward and backward, at {seq_len} tokens)",
         f"training tokens     {tokens:,} in {config.train.steps:,} steps of"

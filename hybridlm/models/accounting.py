@@ -67,6 +67,16 @@ def layer_table(model: Model, seq_len: int) -> list[LayerCost]:
     return rows
 
 
+def active_parameters(model: Model) -> int:
+    """The number of parameters that one token uses: all but those of experts that it does not go to."""
+    config = model.config
+    idle = sum(
+        feedforward.parameters(config.width) - feedforward.active_parameters(config.width)
+        for feedforward in config.layer_feedforwards()
+    )
+    return model.count() - idle
+
+
 def train_flops_per_token(model: Model, seq_len: int) -> float:
     """FLOPs of forward and backward pass: 3 times the forward pass, without recomputation."""
     return 3 * sum(row.flops_per_token for row in layer_table(model, seq_len))

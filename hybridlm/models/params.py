@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hybridlm.models import stack
 from hybridlm.models.lm import HybridLM
+from hybridlm.models.observed import Rule
 from hybridlm.models.settings import ModelConfig
 
 Params = dict[str, Any]
@@ -29,6 +30,8 @@ class Model:
         `hybridlm.models.layers`.
       names: the same structure; a tuple of the names of the parameters in each array, one for each
         layer that shares it (see `hybridlm.models.stack.names`).
+      rules: by path, how the parameters move that no gradient trains; see
+        `hybridlm.models.observed`.
     """
 
     config: ModelConfig
@@ -39,6 +42,7 @@ class Model:
     decay: Params
     muon: Params
     names: Params
+    rules: dict[tuple[str, ...], Rule] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, config: ModelConfig) -> "Model":
@@ -48,14 +52,16 @@ class Model:
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state)
         )
-        axes, decay, muon, names = {}, {}, {}, {}
+        axes, decay, muon, names, rules = {}, {}, {}, {}, {}
         for path, variable in nnx.to_flat_state(state):
             known = variable.get_metadata()
             _insert(axes, path, stack.logical_axes(path, known["axes"]))
             _insert(decay, path, known.get("decay", False))
             _insert(muon, path, known.get("muon", False))
             _insert(names, path, stack.names(path, config.layout))
-        return cls(config, graphdef, state, abstract, axes, decay, muon, names)
+            if "rule" in known:
+                rules[path] = known["rule"]
+        return cls(config, graphdef, state, abstract, axes, decay, muon, names, rules)
 
     def init(self, key: jax.Array) -> Params:
         """Initial float32 parameters, which depend on `key` alone; works under jit."""

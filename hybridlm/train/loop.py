@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from hybridlm.data import bigram_bits_per_byte, seen
 from hybridlm.errors import TRY_AGAIN, RunError, UserError
 from hybridlm.evals.perplexity import evaluate
-from hybridlm.models.accounting import Work
+from hybridlm.models.accounting import Work, active_parameters
 from hybridlm.parallel import compilation_cache, hosts
 from hybridlm.progress import doing, duration
 from hybridlm.runs import checkpoint, lineage, metrics, workdir
@@ -297,6 +297,9 @@ def _run_facts(
         "peak_source": peak_source,
         "data": trainer.pipeline.counts(config.train.steps),
     }
+    active = active_parameters(trainer.model)
+    if active < facts["parameters"]:
+        facts["active_parameters"] = active
     if not trainer.trainable.all:
         facts["trained_parameters"] = trainer.trainable.count(trainer.model)
     if earlier and "bigram" in earlier[0]:
@@ -321,8 +324,10 @@ def _print_start(
     names = " ".join(config.model.layout.labels)
     count, trained = trainer.model.count(), trainer.trainable.count(trainer.model)
     frozen = "" if trained == count else f" ({trained:,} of them trained)"
+    active = active_parameters(trainer.model)
+    used = "" if active == count else f", {active:,} for each token,"
     progress.print(
-        f"{count:,} parameters{frozen} in {config.model.depth} layers ({names});"
+        f"{count:,} parameters{frozen}{used} in {config.model.depth} layers ({names});"
         f" {config.tokens_per_step:,} tokens a step; compiled in"
         f" {duration(trainer.compile_seconds)}"
     )

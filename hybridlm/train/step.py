@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hybridlm.models import observed as observed_parameters
 from hybridlm.models.loss import loss_settings, summed_cross_entropy
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model
@@ -41,16 +42,18 @@ def make_train_step(
 
     Parameters that `optimizer.freeze` names are constants of the gradient, which is not computed
     for arrays that are frozen whole. With `train.ema_decay` the state has a moving average.
+    Parameters with a rule move by what they observed (see `hybridlm.models.observed`).
 
     Metrics, float32 scalars: `loss` (nats per target), `bits_per_byte`, `grad_norm` before
     clipping, `learning_rate`, `skipped` and `skipped_in_row` (updates), `targets`, and, if a mixer
-    has a loss of its own, `aux_loss`, which is added to the objective.
+    has a loss of its own, `aux_loss`, which is added to the objective. Rules may log more.
     """
     remat = REMAT[train.remat]
     has_loss = model.config.has_loss
     micro_loss = _summed_loss_and_mixers if has_loss else _summed_loss
     trainable = Trainable.of(model, schedule.freeze)
     multipliers = lr_multipliers(schedule, model, trainable)
+    rules = model.rules
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         numbers = batch.get("schedule")
@@ -78,6 +81,9 @@ def make_train_step(
             zeros = jax.tree.map(jnp.zeros_like, (trained, sums))
             (grads, sums), _ = jax.lax.scan(accumulate, zeros, batch)
 
+        observed = {}
+        if rules:
+            grads, observed = observed_parameters.split(grads, rules)
         nll = sums["nll"]
         target_bytes = jnp.sum(jnp.asarray(token_bytes_V)[batch["targets"]] * batch["loss_weights"])
         loss = nll / targets
@@ -96,6 +102,9 @@ def make_train_step(
                 lambda m: learning_rate(schedule, train.steps, state["step"], m), multipliers
             )
             updated = jax.tree.map(lambda p, d, r: p - r * d, trained, directions, rates)
+
+        if observed:
+            updated = observed_parameters.move(updated, trained, rules, observed)
 
         def keep(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(ok, new, old)
@@ -124,6 +133,7 @@ def make_train_step(
         }
         if has_loss:
             metrics["aux_loss"] = sums["aux"] / targets
+        metrics |= observed_parameters.metrics(rules, observed)
         return new_state, metrics
 
     return train_step

@@ -81,7 +81,7 @@ def check_law(seed):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-10, err_msg=drawn.settings)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_it_is_the_reference_forward_and_every_gradient(seed):
     check_law(seed)
 
@@ -113,13 +113,18 @@ def test_the_law_finds_a_wrong_place(fault, monkeypatch):
         check_law(0)
 
 
-@pytest.mark.parametrize("settings", [PLAIN, SHARED], ids=["plain", "shared"])
+@pytest.mark.parametrize(
+    "settings",
+    [SHARED, pytest.param(PLAIN, marks=pytest.mark.slow)],
+    ids=["shared", "plain"],
+)
 def test_a_token_has_the_same_output_alone_and_in_any_batch(settings):
     drawn = Drawn(settings, 1, jnp.float32, batch=3, time=40)
     together, _ = jax.jit(drawn.run)(drawn.params, drawn.x)
+    run_alone = jax.jit(lambda params, x: drawn.run(params, x, np.ones((1, 1), np.int32)))
     for row, t in ((0, 0), (1, 17), (2, 30)):
         one = drawn.x[row : row + 1, t : t + 1]
-        alone, _ = drawn.run(drawn.params, one, np.ones((1, 1), np.int32))
+        alone, _ = run_alone(drawn.params, one)
         np.testing.assert_allclose(alone[0, 0], together[row, t], rtol=2e-5, atol=2e-6)
 
 
@@ -154,8 +159,9 @@ def test_a_nan_reaches_no_other_token(settings):
 def test_padding_goes_nowhere_and_counts_in_no_loss():
     drawn = Drawn(PLAIN | dict(balance_weight=0.1, z_weight=0.1), 4, jnp.float32)
     padding = (drawn.ids == 0)[..., None]
-    y, loss = drawn.run(drawn.params, drawn.x)
-    other, same_loss = drawn.run(drawn.params, jnp.where(padding, 100.0, drawn.x))
+    run = jax.jit(drawn.run)
+    y, loss = run(drawn.params, drawn.x)
+    other, same_loss = run(drawn.params, jnp.where(padding, 100.0, drawn.x))
     assert not np.any(np.asarray(y)[drawn.ids == 0])
     np.testing.assert_array_equal(other, y)
     assert float(loss) == float(same_loss)
@@ -196,6 +202,7 @@ def test_it_counts_its_parameters_and_its_flops(seed):
             dict(router=dict(groups=6, group_score="max")),
             "mlp.router.top_groups 1 of 1 experts each have fewer than top_k 2",
         ),
+        (dict(router=dict(choice_bias_rate=0.1)), "mlp.router.choice_bias_rate moves a bias that"),
         (
             dict(router=dict(scores="softmax_chosen", choice_bias=True)),
             'mlp.router.scores is "softmax_chosen", whose experts are those of the highest logits',

@@ -58,7 +58,7 @@ def test_no_device_receives_the_whole_sequence(root):
 def test_an_indivisible_length_is_refused_with_the_nearest_divisible_ones():
     made = config.load("configs/demo.py:smoke", [("data.seq_len", "130")])
     with pytest.raises(ConfigError, match=r"data.seq_len 130 does not divide over 4 .* 128 or 132"):
-        check_divides(made, (1, 1, 1, 4))
+        check_divides(made, (1, 1, 1, 4, 1))
 
 
 @pytest.mark.parametrize(
@@ -73,5 +73,5 @@ def test_an_indivisible_length_is_refused_with_the_nearest_divisible_ones():
 def test_indivisible_heads_are_refused(recipe, sentence):
     made = config.load(f"configs/{recipe}.py:smoke")
     with pytest.raises(ConfigError, match=re.escape(sentence)):
-        check_divides(made, (1, 1, 4, 1))
-    check_divides(made, (4, 1, 1, 1))
+        check_divides(made, (1, 1, 4, 1, 1))
+    check_divides(made, (4, 1, 1, 1, 1))

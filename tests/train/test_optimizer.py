@@ -159,12 +159,13 @@ def test_directions_point_up_the_gradient(name):
     assert float(loss(params)) < 0.7 * first
 
 
-def test_muon_orthogonalises_each_layer_of_a_stack():
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 3, 8, 8)], ids=["layers", "experts of layers"])
+def test_muon_orthogonalises_each_matrix_of_a_stack(shape):
     settings = OptimizerConfig(lr=1.0, name="muon", weight_decay=0.0)
     optimizer = make_optimizer(settings, *[{"k": {"kernel": True}}] * 2)
-    grads = {"k": {"kernel": jax.random.normal(jax.random.key(0), (3, 8, 8))}}
+    grads = {"k": {"kernel": jax.random.normal(jax.random.key(0), shape)}}
     directions, _ = optimizer.update(grads, optimizer.init(grads), grads)
-    for matrix in directions["k"]["kernel"]:
+    for matrix in directions["k"]["kernel"].reshape(-1, 8, 8):
         singular = np.linalg.svd(np.asarray(matrix), compute_uv=False)
         assert singular.min() > 0.3 and singular.max() < 1.5  # five Newton-Schulz iterations
 

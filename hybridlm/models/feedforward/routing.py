@@ -1,13 +1,16 @@
 """Routers: which experts a token goes to, and with what weights."""
 
-from typing import Literal, NamedTuple
+import dataclasses
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.norms import along_last, at_least_float32
+from hybridlm.models.observed import observe
 from hybridlm.settings.bounds import (
+    AtLeast,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
@@ -35,6 +38,9 @@ class RouterConfig:
       bias: add a learned bias to the logits (gpt-oss).
       choice_bias: choose by the scores plus a bias for each expert, and weigh by the scores alone
         (DeepSeek-V3, arXiv 2412.19437 sec. 2.1.2). No gradient trains the bias.
+      choice_bias_rate: after each update the bias of an expert that had fewer tokens than the mean
+        rises by this, and that of one that had more falls by it (arXiv 2408.15664); 0.001 in
+        DeepSeek-V3. 0 leaves the bias as it is.
       groups: equal groups of neighbouring experts; more than 1 choose groups first.
       top_groups: how many groups a token may choose experts from.
       group_score: what groups are chosen by: the sum of their two best experts ("top2",
@@ -47,11 +53,17 @@ class RouterConfig:
     scale: PositiveFloat = 1.0
     bias: bool = False
     choice_bias: bool = False
+    choice_bias_rate: Annotated[float, AtLeast(0, note="to leave the bias as it is")] = 0.0
     groups: PositiveInt = 1
     top_groups: PositiveInt = 1
     group_score: Literal["top2", "max"] = "top2"
 
     def __post_init__(self):
+        require(
+            self.choice_bias or not self.choice_bias_rate,
+            "choice_bias_rate",
+            "moves a bias that there is not: set choice_bias=True too",
+        )
         require(
             self.top_groups <= self.groups,
             "top_groups",
@@ -106,10 +118,30 @@ class Routes(NamedTuple):
         return jnp.sum(jax.nn.one_hot(self.chosen_BTK, experts, dtype=jnp.int32), axis=(0, 1, 2))
 
 
+@dataclasses.dataclass(frozen=True)
+class BalanceRule:
+    """Moves the bias of the choice towards an even load (arXiv 2408.15664, algorithm 1).
+
+    Attributes:
+      rate: by which the bias of each expert rises or falls.
+    """
+
+    rate: float
+
+    def __call__(self, bias_E: jax.Array, counts_E: jax.Array) -> jax.Array:
+        mean_1 = jnp.mean(counts_E, axis=-1, keepdims=True)
+        return bias_E + self.rate * jnp.sign(mean_1 - counts_E)
+
+    def metrics(self, counts_E: jax.Array) -> dict[str, jax.Array]:
+        """`expert_violation`: the highest load over the mean load, minus 1 (MaxVio, section 4.1)."""
+        mean_1 = jnp.mean(counts_E, axis=-1, keepdims=True)
+        return {"expert_violation": jnp.max(counts_E / jnp.maximum(mean_1, 1e-9)) - 1}
+
+
 class Router(nnx.Module):
     """The router of `RouterConfig`.
 
-    The bias of the choice is a parameter whose gradient is 0.
+    No gradient trains the bias of the choice. With a rate, `BalanceRule` moves it.
     """
 
     def __init__(
@@ -118,8 +150,10 @@ class Router(nnx.Module):
         kernel = jax.random.normal(rngs.params(), (width, experts)) * width**-0.5
         self.kernel = nnx.Param(kernel, axes=("embed", "router"), decay=True)
         self.bias = nnx.Param(jnp.zeros(experts), axes=("router",)) if config.bias else None
+        rate = config.choice_bias_rate
+        rule = dict(rule=BalanceRule(rate)) if rate else {}
         self.choice_bias = (
-            nnx.Param(jnp.zeros(experts), axes=("router",)) if config.choice_bias else None
+            nnx.Param(jnp.zeros(experts), axes=("router",), **rule) if config.choice_bias else None
         )
         self.config, self.top_k = config, top_k
 
@@ -139,12 +173,16 @@ class Router(nnx.Module):
             shares_BTE = scores_BTE / jnp.sum(scores_BTE, axis=-1, keepdims=True)
         else:
             shares_BTE = scores_BTE
-        return Routes(
+        routes = Routes(
             jnp.where(real_BT1, chosen_BTK, logits_BTE.shape[-1]),
             jnp.where(real_BT1, weights_BTK, 0),
             logits_BTE,
             shares_BTE,
         )
+        if not self.config.choice_bias_rate:
+            return routes
+        weights_BTK = observe(routes.weights_BTK, self.choice_bias[...], routes.counts_E)
+        return routes._replace(weights_BTK=weights_BTK)
 
     def _choose(self, logits_BTE: jax.Array, scores_BTE: jax.Array) -> jax.Array:
         config = self.config
