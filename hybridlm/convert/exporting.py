@@ -95,7 +95,9 @@ def _keys(family: Family, model: ModelConfig, length: int) -> dict[str, Any]:
         **family.config(model),
     }
     try:
-        _, back, _ = read_settings(json.loads(json.dumps(keys)), "the exported config.json")
+        _, back, _ = read_settings(
+            json.loads(json.dumps(keys, allow_nan=False)), "the exported config.json"
+        )
     except ConvertError as error:
         raise Inexpressible(str(error)) from None
     wanted, found = canonical(model, family.ignored), canonical(back, family.ignored)

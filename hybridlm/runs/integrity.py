@@ -195,5 +195,5 @@ def _reason(error: BaseException) -> str:
 
 def _sha256(metadata: Mapping[str, Any]) -> str:
     """Of the metadata as they are after JSON: lists for tuples, strings for keys."""
-    plain = json.loads(json.dumps(metadata, allow_nan=False))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    plain = json.loads(json.dumps(metadata, allow_nan=True))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, allow_nan=True).encode()).hexdigest()
