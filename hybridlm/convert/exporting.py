@@ -62,7 +62,7 @@ def fit(
             return Fit(family, _keys(family, model, length or DEFAULT_LENGTH))
         except Inexpressible as error:
             reasons[family.architecture] = _Reason.of(error)
-    nearest = max(reasons, key=lambda name: reasons[name].layer)
+    nearest = max(reasons, key=lambda name: reasons[name][:2])
     what = (
         "no class of transformers that hybridlm knows holds" if len(reasons) > 1 else "cannot hold"
     )
@@ -71,15 +71,22 @@ def fit(
     raise ConvertError(f"{nearest} {what} this model: {reasons[nearest].text}")
 
 
+class _Differs(Inexpressible):
+    """A class whose keys describe another model."""
+
+
 class _Reason(NamedTuple):
+    """Why a class does not hold a model; the largest is of the nearest class."""
+
+    differs: bool
     layer: float
     text: str
 
     @classmethod
     def of(cls, error: Inexpressible) -> "_Reason":
         words = str(error).split()
-        of_layer = words[0] == "layer" and words[1].strip(":,").isdecimal()
-        return cls(int(words[1].strip(":,")) if of_layer else -1.0, str(error))
+        of_layer = words[0] == "layer" and words[1].isdecimal()
+        return cls(isinstance(error, _Differs), int(words[1]) if of_layer else -1.0, str(error))
 
 
 def _keys(family: Family, model: ModelConfig, length: int) -> dict[str, Any]:
@@ -107,11 +114,11 @@ def _keys(family: Family, model: ModelConfig, length: int) -> dict[str, Any]:
                 has = (
                     f"{key} {layer.get(key)!r}, where {family.architecture} has {other.get(key)!r}"
                 )
-                raise Inexpressible(f"layer {i} has {has}")
+                raise _Differs(f"layer {i} has {has}")
     for key, value in wanted.rest.items():
         if found.rest[key] != value:
             has = f"{key} {value!r}, where {family.architecture} has {found.rest[key]!r}"
-            raise Inexpressible(f"the model has {has}")
+            raise _Differs(f"the model has {has}")
     return keys
 
 

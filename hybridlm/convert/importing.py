@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hybridlm.convert import registry
+from hybridlm.convert import gguf_file, registry
 from hybridlm.convert.family import Family
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.safetensors_folder import SafetensorsFolder, Tensors
@@ -33,13 +33,14 @@ class Checkpoint:
     """A checkpoint of another library; no tensor is read before it is asked for.
 
     Attributes:
-      path: the folder of safetensors.
+      path: the folder of safetensors, or the GGUF file.
       family: of its architecture.
       model: of its settings.
       tensors: of the checkpoint.
       table: how they become parameters.
       tokenizer: its settings; None if the folder has none.
       length: of its context, in tokens; None if it is not said.
+      why_no_tokenizer: where there is one that cannot be read, why.
     """
 
     path: pathlib.Path
@@ -49,6 +50,7 @@ class Checkpoint:
     table: Table
     tokenizer: TokenizerConfig | None
     length: int | None
+    why_no_tokenizer: str | None = None
 
     def parameter(self, name: str) -> np.ndarray:
         """A parameter by its name, float32."""
@@ -118,7 +120,9 @@ class LazyArray:
 
 
 def is_checkpoint(path: pathlib.Path) -> bool:
-    """Whether a path is a folder with a config.json of transformers."""
+    """Whether a path is a GGUF file, or a folder with a config.json of transformers."""
+    if path.suffix == gguf_file.SUFFIX:
+        return path.is_file()
     config = path / CONFIG
     if not config.is_file():
         return False
@@ -130,20 +134,26 @@ def is_checkpoint(path: pathlib.Path) -> bool:
 
 
 def open_checkpoint(path: pathlib.Path | str) -> Checkpoint:
-    """Opens a folder of safetensors: reads settings and shapes, and no tensor.
+    """Opens a folder of safetensors or a GGUF file: reads settings and shapes, and no tensor.
 
     Raises:
       ConvertError: if the architecture, an option or a format is not known, or a tensor is missing,
         extra or of another shape; one sentence.
     """
     path = open_path(path)
-    family, config, length = read_settings(read_config(path), str(path / CONFIG))
-    tensors = SafetensorsFolder.open(path)
-    tokenizer = folder_tokenizer(path)
+    why = None
+    if path.suffix == gguf_file.SUFFIX:
+        tensors = gguf_file.GGUFFile.open(path)
+        family, config, length = read_settings(tensors.config, str(path))
+        tokenizer, why = tensors.tokenizer, tensors.why_no_tokenizer
+    else:
+        family, config, length = read_settings(read_config(path), str(path / CONFIG))
+        tensors = SafetensorsFolder.open(path)
+        tokenizer = folder_tokenizer(path)
     model = Model.of(config)
     table = Table.of(model, family.rules(config))
     _check(path, family, model, table, tensors)
-    return Checkpoint(path, family, model, tensors, table, tokenizer, length)
+    return Checkpoint(path, family, model, tensors, table, tokenizer, length, why)
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Keys:
     """The keys of a config, or of an object in one, with a note of which were read.
 
     A key that is absent or null has the default that is given for it, which must be that of the class
-    in transformers. Without a default it must be there.
+    in transformers. Without a default it must be there. With `nullable` null means None.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str, prefix: str = ""):
@@ -53,17 +53,17 @@ class Keys:
     def __contains__(self, name: str) -> bool:
         return self.values.get(name) is not None
 
-    def integer(self, name: str, default: Any = _REQUIRED) -> Any:
-        return self._read(name, default, "a whole number")
+    def integer(self, name: str, default: Any = _REQUIRED, *, nullable: bool = False) -> Any:
+        return self._read(name, default, "a whole number", nullable)
 
-    def number(self, name: str, default: Any = _REQUIRED) -> Any:
-        return self._read(name, default, "a number")
+    def number(self, name: str, default: Any = _REQUIRED, *, nullable: bool = False) -> Any:
+        return self._read(name, default, "a number", nullable)
 
-    def flag(self, name: str, default: Any = _REQUIRED) -> Any:
-        return self._read(name, default, "true or false")
+    def flag(self, name: str, default: Any = _REQUIRED, *, nullable: bool = False) -> Any:
+        return self._read(name, default, "true or false", nullable)
 
-    def text(self, name: str, default: Any = _REQUIRED) -> Any:
-        return self._read(name, default, "a text")
+    def text(self, name: str, default: Any = _REQUIRED, *, nullable: bool = False) -> Any:
+        return self._read(name, default, "a text", nullable)
 
     def list(self, name: str, length: int | None = None, default: Any = _REQUIRED) -> Any:
         """A list; `length` is how many entries it must have, such as one a layer."""
@@ -116,9 +116,11 @@ class Keys:
         """Raises the ConvertError for a key."""
         raise ConvertError(f"{self.where}: {self.prefix}{name} {problem}")
 
-    def _read(self, name: str, default: Any, what: str) -> Any:
+    def _read(self, name: str, default: Any, what: str, nullable: bool = False) -> Any:
         self._unread.discard(name)
         value = self.values.get(name)
+        if value is None and nullable and name in self.values:
+            return None
         if value is None:
             if default is _REQUIRED:
                 self.refuse(name, "is missing")

@@ -1,11 +1,12 @@
 """What families share: attention, RoPE and feed-forwards as transformers writes them, both ways."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hybridlm.convert.family import Inexpressible, not_none, only_value
+from hybridlm.convert.family import Inexpressible, norm, not_none, only_value
 from hybridlm.convert.keys import Keys
+from hybridlm.convert.layout import LayerSettings
 from hybridlm.convert.table import Rule, linear, rule
 from hybridlm.convert.transforms import SAME, Transform
 from hybridlm.models.feedforward import FeedForwardConfig
@@ -33,6 +34,8 @@ THEIR_ACTIVATIONS = {
     "relu2": "relu2",
 }
 FULL, SLIDING = "full_attention", "sliding_attention"
+#: Written where no layer has a window and the class needs the key.
+DEFAULT_WINDOW = 4096
 
 # --- sizes --------------------------------------------------------------------------------------
 
@@ -65,18 +68,22 @@ def size_keys(model: ModelConfig, eps: str = "rms_norm_eps") -> dict[str, Any]:
 # --- attention ----------------------------------------------------------------------------------
 
 
-def heads(keys: Keys, *, head_dim: int | None = None) -> dict[str, Any]:
+def heads(
+    keys: Keys, *, head_dim: int | None = None, kv_heads: int | None = None
+) -> dict[str, Any]:
     """heads, kv_heads and head_dim of an attention mixer.
 
     Args:
       head_dim: the class's default; None is hidden_size // num_attention_heads.
+      kv_heads: the class's default; None is num_attention_heads.
     """
     count, width = keys.integer("num_attention_heads"), keys.integer("hidden_size")
+    groups = keys.integer("num_key_value_heads", kv_heads or count, nullable=True)
     return {
         "kind": "attention",
         "heads": count,
-        "kv_heads": keys.integer("num_key_value_heads", count),
-        "head_dim": keys.integer("head_dim", head_dim or width // count),
+        "kv_heads": count if groups is None else groups,
+        "head_dim": keys.integer("head_dim", head_dim or width // max(count, 1)),
     }
 
 
@@ -142,6 +149,16 @@ def layer_types(keys: Keys, default: Sequence[str], known: Sequence[str] = (FULL
     return types
 
 
+def required_window(keys: Keys, default: int) -> int:
+    """The window of windowed layers, of classes that transformers runs with one only."""
+    window = keys.integer("sliding_window", default, nullable=True)
+    if window is None:
+        keys.refuse(
+            "sliding_window", "is null: the class needs a number, with windowed layers or not"
+        )
+    return window
+
+
 def window_types(layers: Sequence[AttentionConfig]) -> list[str]:
     """The type of each layer: with a window or without."""
     return [FULL if x.window is None else SLIDING for x in layers]
@@ -160,29 +177,88 @@ def one_window(layers: Sequence[AttentionConfig]) -> int | None:
     return next(iter(found.values()), None)
 
 
+def by_type(
+    types: Sequence[str], mixers: Mapping[str, tuple[str, dict[str, Any]]], feed: dict[str, Any]
+) -> list[LayerSettings]:
+    """Layers whose mixer (name, settings) follows from their type."""
+    return [LayerSettings(*mixers[kind], feed) for kind in types]
+
+
+def repeated(pattern: int, depth: int) -> list[str]:
+    """The types of layers of which every `pattern`-th has full attention."""
+    return [FULL if (i + 1) % pattern == 0 else SLIDING for i in range(depth)]
+
+
+def types_or_pattern(keys: Keys, pattern: int) -> list[str]:
+    """The type of each layer; every `sliding_window_pattern`-th is full where types are not listed.
+
+    Args:
+      pattern: the class's default.
+    """
+    keys.harmless("_sliding_window_pattern")
+    pattern = keys.integer("sliding_window_pattern", pattern)
+    return layer_types(keys, repeated(pattern, keys.integer("num_hidden_layers")))
+
+
 # --- rope ---------------------------------------------------------------------------------------
 
 _DEFAULT = {"rope_type": "default"}
 
 
-def rope(keys: Keys, theta: float = 10_000.0, *, layer_type: str | None = None) -> dict[str, Any]:
+def rope(keys: Keys, theta: float = 10_000.0, *, whole: bool = False) -> dict[str, Any]:
     """The settings of RoPE, from `rope_parameters` (transformers 5) or `rope_theta`, `rope_scaling`.
 
     Args:
       theta: the class's default.
-      layer_type: of the layers, where `rope_parameters` has an object for each type.
+      whole: refuse `partial_rotary_factor`, which the class does not read (without scaling).
     """
     theta = keys.number("rope_theta", theta)
     fraction = keys.number("partial_rotary_factor", 1.0)
-    length = keys.integer("max_position_embeddings", None)
-    length = keys.integer("original_max_position_embeddings", length)
     own = keys.object("rope_parameters", None)
     old = keys.object("rope_scaling", None)
     given = own if own is not None else old
-    if given is None:
-        return _rope(theta, fraction)
-    if layer_type is not None and isinstance(given.values.get(layer_type), dict):
-        given = given.object(layer_type)
+    found = _scaled(keys, Keys({}, keys.where) if given is None else given, theta, fraction)
+    if whole and "fraction" in found:
+        keys.refuse(
+            "partial_rotary_factor", f"is {found['fraction']}: the class rotates whole heads"
+        )
+    return found
+
+
+def rope_by_type(
+    keys: Keys, theta: float, local_theta: float, local: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """The settings of RoPE by type of layer, for classes whose `rope_parameters` has an object for each.
+
+    Older configs have `rope_theta`, and `rope_scaling` for layers with full attention alone.
+
+    Args:
+      theta, local_theta: the class's defaults for full and for windowed layers.
+      local: the older key of the latter.
+    """
+    bases = {FULL: keys.number("rope_theta", theta), SLIDING: local_theta}
+    if local is not None:
+        bases[SLIDING] = keys.number(local, local_theta)
+    own, old = keys.object("rope_parameters", None), keys.object("rope_scaling", None)
+    found = {}
+    for kind, base in bases.items():
+        given = own.object(kind, None) if own is not None else None
+        if given is None and kind == FULL:
+            given = old
+        found[kind] = _scaled(keys, given or Keys({}, keys.where), base, 1.0)
+        if found[kind].get("yarn", {}).get("truncate") is False:
+            given.refuse("truncate", "is false: the class does not read it in an object of a type")
+        if "fraction" in found[kind]:
+            given.refuse("partial_rotary_factor", "is below 1: the class rotates whole heads")
+    if own is not None:
+        own.finish()
+    return found
+
+
+def _scaled(keys: Keys, given: Keys, theta: float, fraction: float) -> dict[str, Any]:
+    """The settings of RoPE from an object with `rope_type`, and the keys of the config around it."""
+    new = keys.integer("max_position_embeddings", None)
+    length = keys.integer("original_max_position_embeddings", new)
     kind = given.text("rope_type", given.text("type", "default"))
     theta = given.number("rope_theta", theta)
     fraction = given.number("partial_rotary_factor", fraction)
@@ -197,7 +273,7 @@ def rope(keys: Keys, theta: float = 10_000.0, *, layer_type: str | None = None) 
     elif kind == "linear":
         extra["linear"] = {"factor": given.number("factor")}
     elif kind == "yarn":
-        extra["yarn"] = _yarn(given, length, keys.integer("max_position_embeddings", None))
+        extra["yarn"] = _yarn(given, length, new)
     elif kind != "default":
         given.refuse(
             "rope_type", f"is {kind!r}: hybridlm has RoPE without scaling, linear, llama3 and yarn"
@@ -262,6 +338,36 @@ def rope_keys(rope: RopeConfig) -> dict[str, Any]:
     return found | _DEFAULT
 
 
+def type_keys(layers: Sequence[AttentionConfig]) -> dict[str, Any]:
+    """The keys of windows, of types of layers and of RoPE, for classes with an object for each type.
+
+    Raises:
+      Inexpressible: if two layers of a type differ in what these keys say.
+    """
+    types = window_types(layers)
+    ropes = {}
+    for kind in dict.fromkeys(types):
+        ropes[kind] = rope_keys(required_rope([x for x, t in zip(layers, types) if t == kind]))
+    both = {FULL: ropes.get(FULL, ropes.get(SLIDING)), SLIDING: ropes.get(SLIDING, ropes.get(FULL))}
+    return {
+        "sliding_window": one_window(layers) or DEFAULT_WINDOW,
+        "layer_types": types,
+        "rope_parameters": both,
+    }
+
+
+def required_rope(mixers: Sequence[AttentionConfig]) -> RopeConfig:
+    """The RoPE of all layers.
+
+    Raises:
+      Inexpressible: if a layer has none, or another.
+    """
+    for i, mixer in enumerate(mixers):
+        if mixer.rope is None:
+            raise Inexpressible(f"layer {i} has no RoPE")
+    return only_value((x.rope for x in mixers), "rope")
+
+
 # --- feed-forwards ------------------------------------------------------------------------------
 
 
@@ -313,4 +419,35 @@ def gated_rules(feedforward: FeedForwardConfig, theirs: str = "mlp") -> list[Rul
         r
         for name in ("gate", "up", "down")
         for r in linear(f"{theirs}.{name}_proj", f"mlp.{name}", bias=bias)
+    ]
+
+
+# --- blocks -------------------------------------------------------------------------------------
+
+#: Norms of a layer in transformers and ours, by `block`.
+PRENORM = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "mlp_norm"}
+POSTNORM = {
+    "post_attention_layernorm": "mixer_post_norm",
+    "post_feedforward_layernorm": "mlp_post_norm",
+}
+SANDWICH = {
+    "input_layernorm": "mixer_norm",
+    "post_attention_layernorm": "mixer_post_norm",
+    "pre_feedforward_layernorm": "mlp_norm",
+    "post_feedforward_layernorm": "mlp_post_norm",
+}
+
+
+def block_rules(
+    model: ModelConfig,
+    mixer: AttentionConfig,
+    feedforward: FeedForwardConfig,
+    norms: Mapping[str, str] = PRENORM,
+    rows: dict[str, Transform] | None = None,
+) -> list[Rule]:
+    """The rules of a layer with attention and a gated feed-forward; `rows` as in `attention_rules`."""
+    return [
+        *(r for theirs, ours in norms.items() for r in norm(model, theirs, ours)),
+        *attention_rules(model, mixer, rows=rows),
+        *gated_rules(feedforward),
     ]

@@ -1,10 +1,27 @@
 """The families, a line each; the first that can hold a model is the one that it is exported as."""
 
+from hybridlm.convert.families.cohere2 import Cohere2
+from hybridlm.convert.families.gemma import Gemma2, Gemma3
 from hybridlm.convert.families.llama import Llama
+from hybridlm.convert.families.mistral import Mistral
+from hybridlm.convert.families.olmo import Olmo2, Olmo3
+from hybridlm.convert.families.qwen import Qwen2, Qwen3
+from hybridlm.convert.families.smollm3 import SmolLM3
 from hybridlm.convert.family import Family
 from hybridlm.errors import ConvertError
 
-FAMILIES: tuple[Family, ...] = (Llama(),)
+FAMILIES: tuple[Family, ...] = (
+    Llama(),
+    Mistral(),
+    Qwen2(),
+    Qwen3(),
+    SmolLM3(),
+    Olmo2(),
+    Olmo3(),
+    Gemma2(),
+    Gemma3(),
+    Cohere2(),
+)
 
 BY_ARCHITECTURE: dict[str, Family] = {
     name: family for family in FAMILIES for name in (family.architecture, *family.also)

@@ -1,5 +1,6 @@
 """The files that a tokenizer consists of, under the names that transformers gives them."""
 
+from hybridlm.data.gguf_tokenizer import gguf_tokenizer_files
 from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.storage import expand
 
@@ -11,6 +12,8 @@ BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jin
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """The contents of a tokenizer's files by name, the main one first; {} for one without a file."""
+    if tokenizer.kind == "gguf":
+        return gguf_tokenizer_files(expand(tokenizer.path))
     if tokenizer.kind not in MAIN or tokenizer.path is None:
         return {}
     path = expand(tokenizer.path)

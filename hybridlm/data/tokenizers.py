@@ -12,6 +12,7 @@ import numpy as np
 
 from hybridlm.data import hf_text
 from hybridlm.data.files import require_module
+from hybridlm.data.gguf_tokenizer import gguf_tokenizer_files
 from hybridlm.errors import DataError
 from hybridlm.settings.bounds import IsPath, settings
 from hybridlm.settings.json_text import parse_json
@@ -39,11 +40,12 @@ class TokenizerConfig:
 
     Attributes:
       kind: "bytes" (ids 0 to 255 are the bytes of UTF-8), "hf" (a Hugging Face
-        `tokenizer.json`) or "sentencepiece" (a `.model` file).
+        `tokenizer.json`), "sentencepiece" (a `.model` file) or "gguf" (the byte-level BPE in a
+        GGUF file).
       path: the tokenizer's file; None for "bytes".
     """
 
-    kind: Literal["bytes", "hf", "sentencepiece"] = "bytes"
+    kind: Literal["bytes", "hf", "sentencepiece", "gguf"] = "bytes"
     path: Annotated[str, IsPath()] | None = None
 
     def __post_init__(self):
@@ -106,7 +108,12 @@ def open_tokenizer(config: TokenizerConfig) -> Tokenizer:
 
 def open_kind(kind: str, path: str | None) -> Tokenizer:
     """`open_tokenizer` for plain values, which can be sent to another process."""
-    kinds = {"bytes": ByteTokenizer, "hf": HFTokenizer, "sentencepiece": SentencePieceTokenizer}
+    kinds = {
+        "bytes": ByteTokenizer,
+        "hf": HFTokenizer,
+        "sentencepiece": SentencePieceTokenizer,
+        "gguf": GGUFTokenizer,
+    }
     if kind not in kinds:
         raise DataError(f"tokenizer kind {kind!r} is unknown; valid are: {', '.join(kinds)}")
     return ByteTokenizer() if kind == "bytes" else kinds[kind](path)
@@ -174,16 +181,13 @@ class HFTokenizer:
 
     def __init__(self, path: str):
         module = require_module("tokenizers", "hf", f"the tokenizer {path}")
-        content = _read_file(path, "the file")
+        content, config, self.chat_template = self._read(path)
         try:
             self._tokenizer = module.Tokenizer.from_str(content.decode("utf-8"))
             self._json = parse_json(content)
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"tokenizer {path}: not a valid tokenizer.json ({error})") from None
         self.path = str(path)
-        folder = expand(path).parent
-        config = _tokenizer_config(folder / "tokenizer_config.json")
-        self.chat_template = _chat_template(folder, config)
         named, names = hf_text.named_roles(config), hf_text.special_names(config)
         added = self._tokenizer.get_added_tokens_decoder()
         special = {t.content: i for i, t in added.items() if t.special or t.content in names}
@@ -229,6 +233,13 @@ class HFTokenizer:
             else b""
         )
         self.fingerprint = _fingerprint("hf", content + how, self.bos_id, self.eos_id)
+
+    def _read(self, path: str) -> tuple[bytes, dict, str | None]:
+        """(tokenizer.json, tokenizer_config.json, template of conversations)."""
+        content = _read_file(path, "the file")
+        folder = expand(path).parent
+        config = _tokenizer_config(folder / "tokenizer_config.json")
+        return content, config, _chat_template(folder, config)
 
     def _special_id(self, role: str, named: dict, special: dict[str, int], known: list[str]) -> int:
         if name := named.get(role):
@@ -305,6 +316,17 @@ class HFTokenizer:
         for token, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
             named[index] = token
         return named
+
+
+class GGUFTokenizer(HFTokenizer):
+    """The byte-level BPE in a GGUF file, as the `tokenizer.json` that it would be."""
+
+    kind = "gguf"
+
+    def _read(self, path: str) -> tuple[bytes, dict, str | None]:
+        files = gguf_tokenizer_files(expand(path))
+        config = parse_json(files["tokenizer_config.json"])
+        return files["tokenizer.json"], config, config.get("chat_template")
 
 
 class SentencePieceTokenizer:
@@ -426,9 +448,9 @@ class NoTokenizer:
     vocab_size, bos_id, eos_id, unk_id = 1, 0, 0, None
     chat_template = None
 
-    def __init__(self, where: str):
-        """Errors name `where`, the model."""
-        self.where = where
+    def __init__(self, where: str, why: str | None = None):
+        """Errors name `where`, the model, and say `why` its tokenizer cannot be read."""
+        self.where, self.why = where, why
         self.special_tokens, self.named_tokens = {}, {}
         self.fingerprint = _fingerprint("none", b"", self.bos_id, self.eos_id)
 
@@ -445,9 +467,10 @@ class NoTokenizer:
         return [""]
 
     def _refusal(self) -> DataError:
+        why = f" ({self.why})" if self.why else ""
         return DataError(
-            f"{self.where} came without a tokenizer: put its tokenizer.json into the folder that it"
-            " came from, and import it again"
+            f"{self.where} came without a tokenizer{why}: only ids can be given to it; a tokenizer.json"
+            " in the folder that it is imported from would come along"
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from hybridlm import convert
 from hybridlm.data.settings import DataConfig, TokenizerConfig
-from hybridlm.data.tokenizer_files import tokenizer_files
+from hybridlm.data.tokenizer_files import MAIN, tokenizer_files
 from hybridlm.data.tokenizers import NoTokenizer, Tokenizer, open_tokenizer
 from hybridlm.errors import ConfigError, RunError
 from hybridlm.models.dtypes import compute_dtype
@@ -279,7 +279,7 @@ def _open_checkpoint(path: pathlib.Path, step: int | None, weights: Weights) -> 
 def checkpoint_tokenizer(checkpoint: convert.Checkpoint) -> Tokenizer:
     """The tokenizer that came with a checkpoint of transformers, or one that refuses text."""
     if checkpoint.tokenizer is None:
-        return NoTokenizer(str(checkpoint.path))
+        return NoTokenizer(str(checkpoint.path), checkpoint.why_no_tokenizer)
     return open_tokenizer(checkpoint.tokenizer)
 
 
@@ -366,7 +366,9 @@ def _copied_tokenizer(tokenizer: Tokenizer, folder: pathlib.Path) -> dict[str, s
     files = tokenizer_files(tokenizer)
     for name, content in files.items():
         write_bytes(folder / name, content)
-    return {"kind": tokenizer.kind, "path": next(iter(files), None)}
+    main = next(iter(files), None)
+    kinds = {name: kind for kind, name in MAIN.items()}
+    return {"kind": kinds.get(main, tokenizer.kind), "path": main}
 
 
 def _check_tokens(tokens_BT: np.ndarray, ids_BT: np.ndarray, vocab_size: int) -> None:

@@ -4,14 +4,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from hybridlm.convert import parts
-from hybridlm.convert.family import (
-    Family,
-    Inexpressible,
-    mixers_of,
-    norm,
-    only_value,
-    require_block,
-)
+from hybridlm.convert.family import Family, mixers_of, only_value, require_block
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.layout import LayerSettings, laid_out
 from hybridlm.convert.table import Rule
@@ -30,7 +23,7 @@ class Llama(Family):
 
     def settings(self, keys: Keys) -> dict[str, Any]:
         bias = keys.flag("attention_bias", False)
-        mixer = parts.heads(keys) | {"rope": parts.rope(keys), "bias": bias}
+        mixer = parts.heads(keys) | {"rope": parts.rope(keys, whole=True), "bias": bias}
         feed = parts.gated(keys, bias=keys.flag("mlp_bias", False))
         layers = [LayerSettings("full", mixer, feed)] * keys.integer("num_hidden_layers")
         return parts.sizes(keys, tied=False) | laid_out(layers)
@@ -42,7 +35,7 @@ class Llama(Family):
             **parts.size_keys(model),
             **parts.head_keys(model, mixers),
             **parts.gated_keys(model),
-            "rope_parameters": parts.rope_keys(required_rope(mixers)),
+            "rope_parameters": parts.rope_keys(parts.required_rope(mixers)),
             "attention_bias": only_value((x.bias for x in mixers), "bias") is True,
             "mlp_bias": model.layer_feedforwards()[0].bias,
         }
@@ -50,21 +43,4 @@ class Llama(Family):
     def layer(
         self, model: ModelConfig, index: int, mixer: MixerConfig, feedforward: FeedForwardConfig
     ) -> Iterable[Rule]:
-        return [
-            *norm(model, "input_layernorm", "mixer_norm"),
-            *parts.attention_rules(model, mixer),
-            *norm(model, "post_attention_layernorm", "mlp_norm"),
-            *parts.gated_rules(feedforward),
-        ]
-
-
-def required_rope(mixers: list[AttentionConfig]) -> Any:
-    """The RoPE of all layers.
-
-    Raises:
-      Inexpressible: if a layer has none, or another.
-    """
-    for i, mixer in enumerate(mixers):
-        if mixer.rope is None:
-            raise Inexpressible(f"layer {i} has no RoPE")
-    return only_value((x.rope for x in mixers), "rope")
+        return parts.block_rules(model, mixer, feedforward)

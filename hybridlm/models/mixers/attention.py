@@ -14,7 +14,7 @@ from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.capabilities import AttentionMixer
 from hybridlm.models.mixers.spans import Chunk, Window, mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
-from hybridlm.models.norms import RMSNorm, at_least_float32
+from hybridlm.models.norms import RMSNorm, UnitOffsetRMSNorm, at_least_float32
 from hybridlm.models.positional import (
     Rope,
     RopeConfig,
@@ -47,8 +47,9 @@ class AttentionConfig(MixerConfig):
         Llama 4's local layers; None for full attention. Not together with window.
       rope: RoPE's settings, or None for NoPE.
       temperature: a factor on the logits that grows with the position, or None; for NoPE layers.
-      qk_norm: RMSNorm on each query and key head before RoPE: True with a learned scale, "l2"
-        without (Llama 4).
+      qk_norm: RMSNorm on each query and key head before RoPE: True with a learned scale,
+        "unit_offset" with 1 plus a learned scale (Gemma 3), "l2" without (Llama 4); "whole" over all
+        heads at once, with a scale per channel (OLMo 2).
       output_gate: out * sigmoid(gate(x)) before the output projection (arXiv 2505.06708): True
         element by element, "head" one gate a head.
       bias: True adds biases to all four projections, "qkv" to those of queries, keys and values
@@ -102,7 +103,7 @@ class AttentionConfig(MixerConfig):
     chunk: Annotated[int, AtLeast(1, none="for full attention")] | None = None
     rope: RopeConfig | None = RopeConfig()
     temperature: TemperatureConfig | None = None
-    qk_norm: bool | Literal["l2"] = False
+    qk_norm: bool | Literal["unit_offset", "l2", "whole"] = False
     output_gate: bool | Literal["head"] = False
     bias: bool | Literal["qkv"] = False
     sinks: bool = False
@@ -183,8 +184,8 @@ class Attention(AttentionMixer):
             scale=spec.out_scale,
             bias=config.bias is True,
         )
-        self.q_norm = QK_NORMS[config.qk_norm](size, spec.norm_eps)
-        self.k_norm = QK_NORMS[config.qk_norm](size, spec.norm_eps)
+        self.q_norm = QK_NORMS[config.qk_norm](heads, size, spec.norm_eps)
+        self.k_norm = QK_NORMS[config.qk_norm](kv_heads, size, spec.norm_eps)
         self.rope = Rope(config.rope, size) if config.rope else no_rope
         self.temperature = Temperature(config.temperature) if config.temperature else no_temperature
         self.gate = OUTPUT_GATES[config.output_gate](width, heads, size, rngs=rngs)
@@ -307,14 +308,21 @@ class HeadGate(nnx.Module):
 class UnitRMS(nnx.Module):
     """x / rms(x) over the last axis, without a learned scale (Llama 4's L2 norm)."""
 
-    def __init__(self, size: int, eps: float):
-        del size
+    def __init__(self, eps: float):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = at_least_float32(x)
         mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
         return (x32 * jax.lax.rsqrt(mean_square + self.eps)).astype(x.dtype)
+
+
+class WholeRMSNorm(RMSNorm):
+    """RMSNorm over the channels of all heads (OLMo 2, arXiv 2501.00656 sec. 3.2)."""
+
+    def __call__(self, x_BTHK: jax.Array) -> jax.Array:
+        x_BTC = x_BTHK.reshape(*x_BTHK.shape[:-2], -1)
+        return super().__call__(x_BTC).reshape(x_BTHK.shape)
 
 
 class Sinks(nnx.Module):
@@ -324,7 +332,13 @@ class Sinks(nnx.Module):
         self.logits = nnx.Param(jnp.zeros(heads), axes=("heads",))
 
 
-QK_NORMS = {False: lambda size, eps: Identity(), True: RMSNorm, "l2": UnitRMS}
+QK_NORMS = {
+    False: lambda heads, size, eps: Identity(),
+    True: lambda heads, size, eps: RMSNorm(size, eps),
+    "unit_offset": lambda heads, size, eps: UnitOffsetRMSNorm(size, eps),
+    "l2": lambda heads, size, eps: UnitRMS(eps),
+    "whole": lambda heads, size, eps: WholeRMSNorm(heads * size, eps),
+}
 OUTPUT_GATES = {
     False: lambda width, heads, size, *, rngs: Identity(),
     True: SigmoidGate,

@@ -67,6 +67,12 @@ def window(draw: Draw) -> int:
     return draw.randint(3, 15)
 
 
+def types(draw: Draw, layers: int) -> list[str] | None:
+    """Full and windowed layers in any order, or the class's own."""
+    kinds = ("full_attention", "sliding_attention")
+    return [draw.choice(kinds) for _ in range(layers)] if draw.random() < 0.7 else None
+
+
 def rope(draw: Draw, *, scaled: tuple[str, ...] = ("linear", "llama3", "yarn")) -> dict[str, Any]:
     """`rope_parameters`: a base, and a scaling of one of these kinds or none."""
     theta = draw.choice((100.0, 1_000.0, 10_000.0, 500_000.0))
