@@ -84,7 +84,14 @@ def names(folder: pathlib.Path) -> set[str]:
     return {path.stem for path in folder.glob("*.npz")}
 
 
-def check_complete(folder: pathlib.Path, cases: Mapping[str, Any], ops: bool) -> None:
-    """Each fixture of ops (or of mixers) has a case here, and each case its fixture."""
-    found = {name for name in names(folder) if name.startswith("op_") == ops}
+def check_complete(folder: pathlib.Path, cases: Mapping[str, Any], prefix: str) -> None:
+    """Each fixture of ops, mixtures or mixers has a case here, and each case its fixture.
+
+    Args:
+      prefix: of the fixtures' names, "op_" or "moe_"; "" are those with neither.
+    """
+    kinds = {
+        name: next((p for p in ("op_", "moe_") if name.startswith(p)), "") for name in names(folder)
+    }
+    found = {name for name, kind in kinds.items() if kind == prefix}
     assert found == set(cases), f"only on one side: {sorted(found ^ set(cases))}"

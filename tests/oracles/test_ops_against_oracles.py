@@ -176,4 +176,4 @@ def test_op_equals_oracle(name, impl, fixtures):
 
 
 def test_every_fixture_of_an_op_is_used(fixtures):
-    comparison.check_complete(fixtures, OPS, ops=True)
+    comparison.check_complete(fixtures, OPS, "op_")

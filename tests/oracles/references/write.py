@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 import layers  # noqa: F401  (registers its cases)
+import mixtures  # noqa: F401
 import naive
 import ops  # noqa: F401
 import recurrences  # noqa: F401
