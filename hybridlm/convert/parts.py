@@ -105,6 +105,7 @@ def attention_rules(
     mixer: AttentionConfig,
     *,
     theirs: str = "self_attn",
+    ours: str = "mixer",
     rows: dict[str, Transform] | None = None,
 ) -> list[Rule]:
     """The rules of q, k, v, the output projection and the norms of q and k.
@@ -113,20 +114,20 @@ def attention_rules(
       rows: transforms of the rows of "q" and "k", before their weights are transposed.
     """
     rows = rows or {}
-    qkv, out = mixer.bias in (True, "qkv"), mixer.bias is True
+    qkv, out = mixer.bias in (True, "qkv"), mixer.bias in (True, "out")
     rules = [
         r
         for name in ("q", "k", "v")
         for r in linear(
             f"{theirs}.{name}_proj",
-            f"mixer.{name}",
+            f"{ours}.{name}",
             bias=qkv,
             transform=rows.get(name, SAME),
         )
     ]
-    rules += linear(f"{theirs}.o_proj", "mixer.out", bias=out)
+    rules += linear(f"{theirs}.o_proj", f"{ours}.out", bias=out)
     if mixer.qk_norm and mixer.qk_norm != "l2":
-        rules += [rule(f"{theirs}.{x}_norm.weight", f"mixer.{x}_norm.scale") for x in ("q", "k")]
+        rules += [rule(f"{theirs}.{x}_norm.weight", f"{ours}.{x}_norm.scale") for x in ("q", "k")]
     return rules
 
 
@@ -205,15 +206,17 @@ def types_or_pattern(keys: Keys, pattern: int) -> list[str]:
 _DEFAULT = {"rope_type": "default"}
 
 
-def rope(keys: Keys, theta: float = 10_000.0, *, whole: bool = False) -> dict[str, Any]:
+def rope(
+    keys: Keys, theta: float = 10_000.0, *, fraction: float = 1.0, whole: bool = False
+) -> dict[str, Any]:
     """The settings of RoPE, from `rope_parameters` (transformers 5) or `rope_theta`, `rope_scaling`.
 
     Args:
-      theta: the class's default.
+      theta, fraction: the class's defaults.
       whole: refuse `partial_rotary_factor`, which the class does not read (without scaling).
     """
     theta = keys.number("rope_theta", theta)
-    fraction = keys.number("partial_rotary_factor", 1.0)
+    fraction = keys.number("partial_rotary_factor", fraction)
     own = keys.object("rope_parameters", None)
     old = keys.object("rope_scaling", None)
     given = own if own is not None else old

@@ -1,9 +1,12 @@
 """The families, a line each; the first that can hold a model is the one that it is exported as."""
 
+from hybridlm.convert.families.bamba import Bamba
 from hybridlm.convert.families.cohere2 import Cohere2
 from hybridlm.convert.families.gemma import Gemma2, Gemma3
 from hybridlm.convert.families.llama import Llama
+from hybridlm.convert.families.mamba2 import Mamba2
 from hybridlm.convert.families.mistral import Mistral
+from hybridlm.convert.families.nemotron_h import NemotronH
 from hybridlm.convert.families.olmo import Olmo2, Olmo3
 from hybridlm.convert.families.qwen import Qwen2, Qwen3
 from hybridlm.convert.families.smollm3 import SmolLM3
@@ -21,6 +24,9 @@ FAMILIES: tuple[Family, ...] = (
     Gemma2(),
     Gemma3(),
     Cohere2(),
+    Mamba2(),
+    NemotronH(),
+    Bamba(),
 )
 
 BY_ARCHITECTURE: dict[str, Family] = {

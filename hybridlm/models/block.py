@@ -11,7 +11,7 @@ from flax import nnx
 
 from hybridlm.models.feedforward import FeedForward, FeedForwardConfig
 from hybridlm.models.feedforward.absent import NoFeedForwardConfig
-from hybridlm.models.layers import Identity
+from hybridlm.models.layers import Identity, scale
 from hybridlm.models.mixers.absent import NoMixerConfig
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.norms import NORMS
@@ -111,7 +111,7 @@ class SequentialBlock(Block):
         self.mlp = parts.feedforward.build(spec, rngs=rngs)
         self.mixer_post_norm = norm(after, parts.mixer)
         self.mlp_post_norm = norm(after, parts.feedforward)
-        self.residual = _scale(parts.residual_scale)
+        self.residual = scale(parts.residual_scale)
 
     def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
         return self.mixer_norm(x_BTD)
@@ -130,7 +130,7 @@ class ParallelBlock(Block):
         self.norm = parts.norm()
         self.mixer = parts.mixer.build(spec, rngs=rngs)
         self.mlp = parts.feedforward.build(spec, rngs=rngs)
-        self.residual = _scale(parts.residual_scale)
+        self.residual = scale(parts.residual_scale)
 
     def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
         return self.norm(x_BTD)
@@ -162,17 +162,3 @@ def build_block(
         model.residual_scale,
     )
     return BLOCKS[model.block](parts, spec, rngs=rngs)
-
-
-def _scale(factor: float) -> Callable[[jax.Array], jax.Array]:
-    return Identity() if factor == 1.0 else Scale(factor)
-
-
-class Scale(nnx.Module):
-    """Multiplies by a constant factor."""
-
-    def __init__(self, factor: float):
-        self.factor = factor
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x * jnp.asarray(self.factor, x.dtype)

@@ -6,6 +6,8 @@ its sharding; `decay`, whether weight decay applies; and `muon`, whether Muon ma
 matrix of a hidden layer). `decay` and `muon` are False by default.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -73,8 +75,36 @@ class Linear(nnx.Module):
         return y + along_last(self.bias[...], y).astype(y.dtype)
 
 
+class ScaledLinear(Linear):
+    """A linear map whose output is cut into equal parts, each multiplied by a constant factor."""
+
+    def __init__(self, *sizes: Any, factors: tuple[float, ...], **options: Any):
+        super().__init__(*sizes, **options)
+        self.factors = factors
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = super().__call__(x)
+        parts = y.reshape(*y.shape[:-1], len(self.factors), -1)
+        return (parts * jnp.asarray(self.factors, y.dtype)[:, None]).reshape(y.shape)
+
+
+class Scale(nnx.Module):
+    """Multiplies by a constant factor."""
+
+    def __init__(self, factor: float):
+        self.factor = factor
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * jnp.asarray(self.factor, x.dtype)
+
+
 class Identity(nnx.Module):
     """Returns its input; replaces an optional part that is left out."""
 
     def __call__(self, x: jax.Array, *_: jax.Array) -> jax.Array:
         return x
+
+
+def scale(factor: float) -> Identity | Scale:
+    """The multiplication by a factor, left out where it is 1."""
+    return Identity() if factor == 1.0 else Scale(factor)

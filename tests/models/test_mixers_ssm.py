@@ -177,7 +177,10 @@ BAD = {
     "no heads": (dict(kind="mamba2", heads=0), "heads must be at least 1, or None, not 0"),
     "state_dim": (dict(kind="mamba2", state_dim=0), "state_dim must be at least 1, not 0"),
     "norm": (dict(kind="mamba2", norm="gate"), "norm is 'gate' (str): valid are: "),
-    "limits": (dict(kind="mamba2", dt_limits=[0.5, 0.1]), "dt_limits must be two numbers, 0 <="),
+    "limits": (
+        dict(kind="mamba2", dt_limits=[0.5, 0.1]),
+        "dt_limits must be one or two numbers, 0 <=",
+    ),
     "conv": (dict(kind="mamba2", conv_width=9), "conv_width must lie in 1 to 8, not 9"),
     "heads": (dict(kind="mlstm", heads=5), "qk_dim_factor times width 32 is 16, which heads 5 do"),
     "small": (

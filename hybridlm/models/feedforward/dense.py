@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.feedforward.base import FeedForward, FeedForwardConfig
-from hybridlm.models.layers import Linear
+from hybridlm.models.layers import Linear, scale
 from hybridlm.models.mixers.base import LayerSpec, SequenceContext
-from hybridlm.settings.bounds import PositiveInt, settings
+from hybridlm.settings.bounds import PositiveFloat, PositiveInt, settings
 
 ActivationName = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 
@@ -31,6 +31,8 @@ class DenseConfig(FeedForwardConfig):
 
     activation: ClassVar[str]
     bias: ClassVar[bool] = False
+    gate_multiplier: ClassVar[float] = 1.0
+    out_multiplier: ClassVar[float] = 1.0
     matrices: ClassVar[int]
 
     def parameters(self, width: int) -> int:
@@ -45,7 +47,7 @@ class DenseConfig(FeedForwardConfig):
 
 
 class Gated(FeedForward):
-    """down(act(gate x) * up x)."""
+    """m_out down(act(m_gate gate x) * up x), where the factors m are constants, usually 1."""
 
     def __init__(self, config: DenseConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
         width, hidden, bias = spec.width, config.hidden, config.bias
@@ -55,10 +57,13 @@ class Gated(FeedForward):
             hidden, width, ("mlp", "embed"), rngs=rngs, scale=spec.out_scale, bias=bias
         )
         self.activation = config.activation
+        self.scale_gate = scale(config.gate_multiplier)
+        self.scale_out = scale(config.out_multiplier)
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         del context
-        return self.down(ACTIVATIONS[self.activation](self.gate(x_BTD)) * self.up(x_BTD))
+        gate_BTF = ACTIVATIONS[self.activation](self.scale_gate(self.gate(x_BTD)))
+        return self.scale_out(self.down(gate_BTF * self.up(x_BTD)))
 
 
 class Plain(FeedForward):
@@ -125,6 +130,8 @@ class GatedConfig(DenseConfig):
       hidden: size of the hidden layer.
       activation: activation of the gate.
       bias: True adds biases to its three linear maps.
+      gate_multiplier: factor on the gate before its activation (Falcon-H1).
+      out_multiplier: factor on the output (Falcon-H1).
     """
 
     kind_name: ClassVar[str] = "gated"
@@ -139,6 +146,8 @@ class GatedConfig(DenseConfig):
 
     activation: ActivationName = "silu"
     bias: bool = False
+    gate_multiplier: PositiveFloat = 1.0
+    out_multiplier: PositiveFloat = 1.0
 
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> Gated:
         return Gated(self, spec, rngs=rngs)

@@ -53,7 +53,7 @@ class AttentionConfig(MixerConfig):
       output_gate: out * sigmoid(gate(x)) before the output projection (arXiv 2505.06708): True
         element by element, "head" one gate a head.
       bias: True adds biases to all four projections, "qkv" to those of queries, keys and values
-        (Qwen2).
+        (Qwen2), "out" to that of the output (RecurrentGemma).
       sinks: a learned logit per head that only enlarges the softmax's denominator (gpt-oss).
       soft_cap: cap * tanh(logits / cap) on attention logits (Gemma 2).
       scale: factor on logits; None is head_dim ** -0.5.
@@ -105,7 +105,7 @@ class AttentionConfig(MixerConfig):
     temperature: TemperatureConfig | None = None
     qk_norm: bool | Literal["unit_offset", "l2", "whole"] = False
     output_gate: bool | Literal["head"] = False
-    bias: bool | Literal["qkv"] = False
+    bias: bool | Literal["qkv", "out"] = False
     sinks: bool = False
     soft_cap: PositiveFloat | None = None
     scale: PositiveFloat | None = None
@@ -172,7 +172,7 @@ class Attention(AttentionMixer):
         width, size = spec.width, config.head_size(spec.width)
         heads, kv_heads = config.heads, config.kv_heads
         self.config = config
-        bias = bool(config.bias)
+        bias = config.bias in (True, "qkv")
         self.q = Linear(width, heads * size, ("embed", "heads"), rngs=rngs, bias=bias)
         self.k = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs, bias=bias)
         self.v = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs, bias=bias)
@@ -182,7 +182,7 @@ class Attention(AttentionMixer):
             ("heads", "embed"),
             rngs=rngs,
             scale=spec.out_scale,
-            bias=config.bias is True,
+            bias=config.bias in (True, "out"),
         )
         self.q_norm = QK_NORMS[config.qk_norm](heads, size, spec.norm_eps)
         self.k_norm = QK_NORMS[config.qk_norm](kv_heads, size, spec.norm_eps)

@@ -1,18 +1,19 @@
 """Mamba-2: a state-space layer whose decay is one number per head (SSD, arXiv 2405.21060)."""
 
+import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Linear
+from hybridlm.models.layers import Linear, ScaledLinear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import ConvWidth, GatedRMSNorm, ShortConv, initial_dt_bias
 from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
-from hybridlm.settings.bounds import PositiveInt, settings
+from hybridlm.settings.bounds import PositiveFloat, PositiveInt, settings
 from hybridlm.settings.reader import require
 from kernels_pallas import gated_linear
 from kernels_pallas.causal_conv import ConvState
@@ -31,7 +32,12 @@ class Mamba2Config(MixerConfig):
       conv_width: taps of the convolution over x, B and C.
       norm: RMSNorm of the output "after_gate", norm(y silu(z)), or "before_gate",
         norm(y) silu(z), or "none", y silu(z) (Falcon-H1's default).
-      dt_limits: lowest and highest time step after the softplus, or None for no limits.
+      dt_limits: lowest and highest time step after the softplus; the lowest alone, or None for no
+        limits.
+      bias: True adds biases to all projections, "in" to those of the input, "out" to that of the
+        output.
+      conv_bias: whether the convolution has a bias.
+      multipliers: factors on the projections of z, x, B, C and dt (Falcon-H1); None for none.
     """
 
     kind_name: ClassVar[str] = "mamba2"
@@ -51,6 +57,9 @@ class Mamba2Config(MixerConfig):
     conv_width: ConvWidth = 4
     norm: Literal["after_gate", "before_gate", "none"] = "after_gate"
     dt_limits: tuple[float, ...] | None = None
+    bias: bool | Literal["in", "out"] = False
+    conv_bias: bool = True
+    multipliers: tuple[PositiveFloat, ...] | None = None
 
     def __post_init__(self):
         if self.heads is not None:
@@ -58,10 +67,15 @@ class Mamba2Config(MixerConfig):
         if self.dt_limits is not None:
             limits = tuple(self.dt_limits)
             require(
-                len(limits) == 2 and 0 <= limits[0] < limits[1],
+                len(limits) in (1, 2) and 0 <= limits[0] and (*limits, math.inf)[1] > limits[0],
                 "dt_limits",
-                f"must be two numbers, 0 <= lowest < highest, not {list(limits)}",
+                f"must be one or two numbers, 0 <= lowest < highest, not {list(limits)}",
             )
+        require(
+            self.multipliers is None or len(self.multipliers) == 5,
+            "multipliers",
+            f"must be 5 numbers, of z, x, B, C and dt, not {len(self.multipliers or ())}",
+        )
 
     def check_width(self, width: int) -> None:
         if self.heads is None:
@@ -130,15 +144,23 @@ class Mamba2(Mixer):
         inner, shared = heads * config.head_dim, 2 * config.groups * config.state_dim
         self.config = config
         self.heads = heads
-        self.gate = Linear(width, inner, ("embed", "heads"), rngs=rngs)
-        self.value = Linear(width, inner, ("embed", "heads"), rngs=rngs)
-        self.shared = Linear(width, shared, ("embed", "state"), rngs=rngs)
-        self.dt = Linear(width, heads, ("embed", "heads"), rngs=rngs)
-        self.out = Linear(inner, width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
-        self.conv = ShortConv(inner, config.conv_width, bias=True, rngs=rngs)
-        self.shared_conv = ShortConv(
-            shared, config.conv_width, bias=True, axes=("state",), rngs=rngs
+        bias, factors = config.bias in (True, "in"), config.multipliers or (1.0,) * 5
+        options = dict(rngs=rngs, bias=bias)
+        self.gate = _linear(factors[:1], width, inner, ("embed", "heads"), **options)
+        self.value = _linear(factors[1:2], width, inner, ("embed", "heads"), **options)
+        self.shared = _linear(factors[2:4], width, shared, ("embed", "state"), **options)
+        self.dt = _linear(factors[4:], width, heads, ("embed", "heads"), **options)
+        self.out = Linear(
+            inner,
+            width,
+            ("heads", "embed"),
+            rngs=rngs,
+            scale=spec.out_scale,
+            bias=config.bias in (True, "out"),
         )
+        taps, bias = config.conv_width, config.conv_bias
+        self.conv = ShortConv(inner, taps, bias=bias, rngs=rngs)
+        self.shared_conv = ShortConv(shared, taps, bias=bias, axes=("state",), rngs=rngs)
         self.dt_bias = nnx.Param(initial_dt_bias(rngs.params(), (heads,)), axes=("heads",))
         self.log_a = nnx.Param(_initial_log_a(rngs.params(), heads), axes=("heads",))
         self.skip = nnx.Param(jnp.ones(heads), axes=("heads",))
@@ -211,6 +233,13 @@ def _output_norm(config: Mamba2Config, inner: int, eps: float) -> nnx.Module:
     return GatedRMSNorm(
         inner, eps, norm_last=config.norm == "after_gate", groups=config.groups, axes=("heads",)
     )
+
+
+def _linear(factors: tuple[float, ...], *sizes: Any, **options: Any) -> Linear:
+    """A linear map, with factors on equal parts of its output where one is not 1."""
+    if all(factor == 1 for factor in factors):
+        return Linear(*sizes, **options)
+    return ScaledLinear(*sizes, factors=factors, **options)
 
 
 def _initial_log_a(key: jax.Array, heads: int, low: float = 1.0, high: float = 16.0) -> jax.Array:

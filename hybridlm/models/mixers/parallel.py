@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hybridlm.models.layers import scale
 from hybridlm.models.mixers import capabilities, rows
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.norms import RMSNorm
@@ -23,6 +24,7 @@ class ParallelConfig(MixerConfig):
       combine: "mean" of the branches' outputs after an RMSNorm with a learned scale per channel
         each (Hymba), or their "sum" with fixed multipliers (Falcon-H1).
       multipliers: factors on the outputs by branch name, for "sum"; a branch not named has 1.
+      input_multipliers: factors on what branches read, by branch name; a branch not named has 1.
     """
 
     kind_name: ClassVar[str] = "parallel"
@@ -39,6 +41,7 @@ class ParallelConfig(MixerConfig):
     branches: dict[str, MixerConfig]
     combine: Literal["mean", "sum"] = "mean"
     multipliers: dict[str, float] | None = None
+    input_multipliers: dict[str, float] | None = None
 
     def __post_init__(self):
         names = sorted(self.branches)
@@ -48,8 +51,9 @@ class ParallelConfig(MixerConfig):
             "multipliers",
             'goes with combine "sum": the norms of "mean" would undo them',
         )
-        for name in self.multipliers or ():
-            require(name in names, f"multipliers.{name}", f"is no branch: {nearest(name, names)}")
+        for key in ("multipliers", "input_multipliers"):
+            for name in getattr(self, key) or ():
+                require(name in names, f"{key}.{name}", f"is no branch: {nearest(name, names)}")
         # In the order of their names: equal configs have equal parameters.
         object.__setattr__(self, "branches", {name: self.branches[name] for name in names})
 
@@ -60,6 +64,9 @@ class ParallelConfig(MixerConfig):
 
     def multiplier(self, branch: str) -> float:
         return (self.multipliers or {}).get(branch, 1.0)
+
+    def input_multiplier(self, branch: str) -> float:
+        return (self.input_multipliers or {}).get(branch, 1.0)
 
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "Parallel":
         return Parallel(self, spec, rngs=rngs)
@@ -104,15 +111,16 @@ class Parallel(Mixer):
         self.config = config
         self.combine = combine(config, spec)
         branch_spec = self.combine.branch_spec(spec)
+        self.inputs = nnx.Dict({n: scale(config.input_multiplier(n)) for n in config.branches})
         self.branches = nnx.Dict(
             {name: branch.build(branch_spec, rngs=rngs) for name, branch in config.branches.items()}
         )
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        return self.combine({n: self.branches[n](x_BTD, context) for n in self.config.branches})
+        return self.combine({n: f(x_BTD, context) for n, f, x_BTD in self._reading(x_BTD)})
 
     def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
-        pairs = {n: self.branches[n].with_loss(x_BTD, context) for n in self.config.branches}
+        pairs = {n: f.with_loss(x_BTD, context) for n, f, x_BTD in self._reading(x_BTD)}
         outputs = {name: y_BTD for name, (y_BTD, _) in pairs.items()}
         return self.combine(outputs), sum(loss for _, loss in pairs.values())
 
@@ -125,9 +133,8 @@ class Parallel(Mixer):
         self, x_BTD: jax.Array, context: SequenceContext, state: dict[str, Any]
     ) -> tuple[jax.Array, dict[str, Any]]:
         outputs, new_state = {}, {}
-        for name in self.config.branches:
-            branch = self.branches[name]
-            outputs[name], new_state[name] = branch.extend(x_BTD, context, state[name])
+        for name, branch, read_BTD in self._reading(x_BTD):
+            outputs[name], new_state[name] = branch.extend(read_BTD, context, state[name])
         return self.combine(outputs), new_state
 
     @property
@@ -139,7 +146,11 @@ class Parallel(Mixer):
         self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array
     ) -> rows.AttentionRows:
         return rows.concatenated(
-            [branch.attention_rows(x_BTD, context, rows_BQ) for branch in self._attending()]
+            [
+                branch.attention_rows(x_BTD, context, rows_BQ)
+                for _, branch, x_BTD in self._reading(x_BTD)
+                if capabilities.attends(branch)
+            ]
         )
 
     def query_key_weights(self) -> tuple[jax.Array, jax.Array]:
@@ -159,8 +170,12 @@ class Parallel(Mixer):
         return sum(capabilities.slot_heads(branch) for branch in self._ordered())
 
     def slot_share(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        branches = filter(capabilities.has_slots, self._ordered())
-        return jnp.concatenate([b.slot_share(x_BTD, context) for b in branches], axis=2)
+        shares = [
+            branch.slot_share(x_BTD, context)
+            for _, branch, x_BTD in self._reading(x_BTD)
+            if capabilities.has_slots(branch)
+        ]
+        return jnp.concatenate(shares, axis=2)
 
     @property
     def has_window(self) -> bool:
@@ -172,6 +187,10 @@ class Parallel(Mixer):
         narrowed = {n: capabilities.narrowed(b, window) for n, b in self.branches.items()}
         copy.branches = nnx.Dict(narrowed)
         return copy
+
+    def _reading(self, x_BTD: jax.Array) -> list[tuple[str, Mixer, jax.Array]]:
+        """(name, branch, what it reads) of each branch."""
+        return [(n, self.branches[n], self.inputs[n](x_BTD)) for n in self.config.branches]
 
     def _ordered(self) -> list[Mixer]:
         return [self.branches[name] for name in self.config.branches]

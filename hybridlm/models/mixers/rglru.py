@@ -28,6 +28,7 @@ class RGLRUConfig(MixerConfig):
       recurrent_width: channels of the recurrence; None is the model's width.
       heads: blocks of the block-diagonal gate projections.
       conv_width: taps of the temporal convolution.
+      bias: whether the three projections have biases (RecurrentGemma).
     """
 
     kind_name: ClassVar[str] = "rglru"
@@ -45,6 +46,7 @@ class RGLRUConfig(MixerConfig):
     recurrent_width: PositiveInt | None = None
     heads: PositiveInt = 4
     conv_width: ConvWidth = 4
+    bias: bool = False
 
     def __post_init__(self):
         if self.recurrent_width is not None:
@@ -94,9 +96,10 @@ class RGLRU(Mixer):
         channels = config.channels(spec.width)
         self.config = config
         self.channels = channels
-        self.branch = Linear(spec.width, channels, ("embed", "heads"), rngs=rngs)
-        self.input = Linear(spec.width, channels, ("embed", "heads"), rngs=rngs)
-        self.out = Linear(channels, spec.width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
+        options = dict(rngs=rngs, bias=config.bias)
+        self.branch = Linear(spec.width, channels, ("embed", "heads"), **options)
+        self.input = Linear(spec.width, channels, ("embed", "heads"), **options)
+        self.out = Linear(channels, spec.width, ("heads", "embed"), scale=spec.out_scale, **options)
         self.conv = ShortConv(channels, config.conv_width, bias=True, rngs=rngs)
         self.recurrence_gate = BlockDiagonal(channels, config.heads, rngs=rngs)
         self.input_gate = BlockDiagonal(channels, config.heads, rngs=rngs)

@@ -20,6 +20,7 @@ class ShortConvConfig(MixerConfig):
 
     Attributes:
       conv_width: taps of the convolution, the current token's included.
+      bias: whether the projections and the convolution have biases.
     """
 
     kind_name: ClassVar[str] = "short_conv"
@@ -34,6 +35,7 @@ class ShortConvConfig(MixerConfig):
     operations: ClassVar[tuple[str, ...]] = ("causal_conv",)
 
     conv_width: ConvWidth = 3
+    bias: bool = False
 
     def head_counts(self, width: int) -> dict[str, int]:
         return {"channels (model.width)": width}  # every channel is a head of its own
@@ -60,11 +62,12 @@ class GatedShortConv(Mixer):
     def __init__(self, config: ShortConvConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
         width = spec.width
         self.config = config
-        self.input_gate = Linear(width, width, ("embed", "heads"), rngs=rngs)
-        self.output_gate = Linear(width, width, ("embed", "heads"), rngs=rngs)
-        self.value = Linear(width, width, ("embed", "heads"), rngs=rngs)
-        self.conv = ShortConv(width, config.conv_width, rngs=rngs)
-        self.out = Linear(width, width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
+        options = dict(rngs=rngs, bias=config.bias)
+        self.input_gate = Linear(width, width, ("embed", "heads"), **options)
+        self.output_gate = Linear(width, width, ("embed", "heads"), **options)
+        self.value = Linear(width, width, ("embed", "heads"), **options)
+        self.conv = ShortConv(width, config.conv_width, **options)
+        self.out = Linear(width, width, ("heads", "embed"), scale=spec.out_scale, **options)
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         return self.extend(x_BTD, context, None)[0]

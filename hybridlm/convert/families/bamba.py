@@ -1,0 +1,112 @@
+"""Bamba: Mamba-2 layers and a few of attention, each with a gated feed-forward."""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from hybridlm.convert import parts, state_space
+from hybridlm.convert.families.llama import required_rope
+from hybridlm.convert.family import Family, Inexpressible, norm, require_block
+from hybridlm.convert.keys import Keys
+from hybridlm.convert.layout import LayerSettings, laid_out
+from hybridlm.convert.table import Rule, rule
+from hybridlm.convert.transforms import TRANSPOSED
+from hybridlm.models.feedforward import FeedForwardConfig
+from hybridlm.models.mixers import MixerConfig
+from hybridlm.models.mixers.attention import AttentionConfig
+from hybridlm.models.mixers.mamba2 import Mamba2Config
+from hybridlm.models.settings import ModelConfig
+
+
+class Bamba(Family):
+    """Pre-norm blocks of Mamba-2 or attention, whose RoPE turns half of each head."""
+
+    architecture: ClassVar[str] = "BambaForCausalLM"
+    model_type: ClassVar[str] = "bamba"
+    models: ClassVar[str] = "Bamba"
+
+    def settings(self, keys: Keys) -> dict[str, Any]:
+        sizes = parts.sizes(keys, tied=False) | {"norm_eps": keys.number("rms_norm_eps", 1e-5)}
+        depth = keys.integer("num_hidden_layers")
+        keys.harmless("num_logits_to_keep", "layers_block_type", "layer_types")
+        feed = parts.gated(keys, bias=keys.flag("mlp_bias", False))
+        mamba = state_space.prefixed(keys, sizes["width"])
+        attention = parts.heads(keys) | {
+            "rope": parts.rope(keys, fraction=0.5),
+            "bias": keys.flag("attention_bias", False),
+        }
+        attending = {*keys.list("attn_layer_indices", default=[])}
+        layers = [
+            LayerSettings("full", attention, feed)
+            if i in attending
+            else LayerSettings("mamba", mamba, feed)
+            for i in range(depth)
+        ]
+        return sizes | laid_out(layers)
+
+    def config(self, model: ModelConfig) -> dict[str, Any]:
+        require_block(model, "prenorm")
+        mamba, attention = split_kinds(model)
+        found = {
+            **parts.size_keys(model),
+            **parts.gated_keys(model),
+            "mlp_bias": model.layer_feedforwards()[0].bias,
+            **state_space.prefixed_keys(model, list(mamba.values())),
+            "attn_layer_indices": list(attention),
+        }
+        if attention:
+            layers = list(attention.values())
+            rope = required_rope(layers)
+            found |= parts.head_keys(model, layers)
+            found["rope_parameters"] = {
+                **parts.rope_keys(rope),
+                "partial_rotary_factor": rope.fraction,
+            }
+            found["attention_bias"] = layers[0].bias is True
+        return found
+
+    def outer(self, model: ModelConfig) -> list[Rule]:
+        return outer(model, "model.final_layernorm")
+
+    def layer(
+        self, model: ModelConfig, index: int, mixer: MixerConfig, feedforward: FeedForwardConfig
+    ) -> Iterable[Rule]:
+        if isinstance(mixer, Mamba2Config):
+            rules = state_space.mamba2_rules(model, mixer, "mamba")
+        else:
+            rules = parts.attention_rules(model, mixer)
+        return [
+            *norm(model, "input_layernorm", "mixer_norm"),
+            *rules,
+            *norm(model, "pre_ff_layernorm", "mlp_norm"),
+            *parts.gated_rules(feedforward, "feed_forward"),
+        ]
+
+
+def split_kinds(
+    model: ModelConfig,
+) -> tuple[dict[int, Mamba2Config], dict[int, AttentionConfig]]:
+    """The Mamba-2 mixers and the attention mixers, by the number of their layer.
+
+    Raises:
+      Inexpressible: if a layer has another.
+    """
+    mamba, attention = {}, {}
+    for i, (_, mixer) in enumerate(model.layer_mixers()):
+        if isinstance(mixer, Mamba2Config):
+            mamba[i] = mixer
+        elif isinstance(mixer, AttentionConfig):
+            attention[i] = mixer
+        else:
+            raise Inexpressible(f"layer {i} is {mixer.mechanism}, not Mamba-2 or attention")
+    return mamba, attention
+
+
+def outer(model: ModelConfig, final_norm: str) -> list[Rule]:
+    """The rules of the embedding, the final norm of this name, and the head."""
+    rules = [
+        rule("model.embed_tokens.weight", "embedding"),
+        *norm(model, final_norm, "final_norm"),
+    ]
+    if not model.tie_embeddings:
+        rules.append(rule("lm_head.weight", "head.kernel", TRANSPOSED))
+    return rules
