@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from hybridlm.convert import parts, state_space
-from hybridlm.convert.families.llama import required_rope
 from hybridlm.convert.family import Family, Inexpressible, norm, require_block
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.layout import LayerSettings, laid_out
@@ -55,7 +54,7 @@ class Bamba(Family):
         }
         if attention:
             layers = list(attention.values())
-            rope = required_rope(layers)
+            rope = parts.required_rope(layers)
             found |= parts.head_keys(model, layers)
             found["rope_parameters"] = {
                 **parts.rope_keys(rope),
