@@ -22,7 +22,7 @@ import jax, jax.numpy as jnp
 import numpy as np
 from hybridlm import config as configs
 from hybridlm.aot import measure, saved, topology
-from hybridlm.train import setup
+from hybridlm.train import optimizer, setup
 
 config = configs.load("configs/demo.py:smoke", {OVERRIDES!r})
 config, _ = setup.resolve(config)
@@ -36,7 +36,8 @@ assert memory.padding == 0
 count = compiled.lowered.model.count()
 assert count <= memory.parameters < 1.1 * count, (count, memory)  # 4 bytes each, in 4 shards
 assert 2 * memory.parameters <= memory.optimizer < 2 * memory.parameters + 64
-assert memory.batch == 5 * 4 * config.tokens_per_step / 4
+numbers = 4 * len(optimizer.ScheduleNumbers._fields)  # on every device
+assert memory.batch == 5 * 4 * config.tokens_per_step / 4 + numbers
 assert memory.temporaries == sizes.temp_size_in_bytes > 0
 
 # Remat adds a third, and the loop over layers counts once per layer.
