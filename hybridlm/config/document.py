@@ -9,6 +9,7 @@ from hybridlm.generation.settings import SampleConfig
 from hybridlm.models import feedforward, mixers
 from hybridlm.models import settings as models
 from hybridlm.models.feedforward.routing import RouterConfig
+from hybridlm.models.joining import BlockConfig
 from hybridlm.models.positional import RopeConfig, TemperatureConfig
 from hybridlm.models.rope_scaling import LinearRopeConfig, Llama3RopeConfig, YarnConfig
 from hybridlm.parallel.settings import MeshConfig
@@ -19,6 +20,7 @@ from hybridlm.train import settings as train
 SECTIONS: list[tuple[str, type]] = [
     ("", train.Config),
     ("model", models.ModelConfig),
+    ("model.blocks.NAME", BlockConfig),
     *((f"model.mlp, kind {k!r}", c) for k, c in feedforward.KINDS.items()),
     ("model.mlp.router", RouterConfig),
     *((f"model.mixers.NAME, kind {k!r}", c) for k, c in mixers.KINDS.items()),

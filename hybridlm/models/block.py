@@ -11,6 +11,7 @@ from flax import nnx
 
 from hybridlm.models.feedforward import FeedForward, FeedForwardConfig
 from hybridlm.models.feedforward.absent import NoFeedForwardConfig
+from hybridlm.models.joining import BlockConfig
 from hybridlm.models.layers import Identity, scale
 from hybridlm.models.mixers.absent import NoMixerConfig
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
@@ -86,12 +87,27 @@ class Parts(NamedTuple):
     Attributes:
       norm: makes a norm over the residual stream.
       residual_scale: factor on the output of each half.
+      joins: further factors in the sums.
     """
 
     mixer: MixerConfig
     feedforward: FeedForwardConfig
     norm: Callable[[], nnx.Module]
     residual_scale: float
+    joins: BlockConfig
+
+    def norm_of(self, half: Any, wanted: bool = True) -> nnx.Module:
+        """A norm of one of the halves, if it is wanted and there is such a half."""
+        absent = isinstance(half, NoMixerConfig | NoFeedForwardConfig)
+        return self.norm() if wanted and not absent else Identity()
+
+    def sums(self) -> tuple["Sum", "Sum"]:
+        """What adds the output of the mixer and that of the feed-forward to the residual stream."""
+        factor, joins = self.residual_scale, self.joins
+        return (
+            Sum(joins.mixer_keep, joins.mixer_add * factor),
+            Sum(joins.mlp_keep, joins.mlp_add * factor),
+        )
 
 
 class SequentialBlock(Block):
@@ -101,26 +117,43 @@ class SequentialBlock(Block):
     """
 
     def __init__(self, parts: Parts, spec: LayerSpec, *, before: bool, after: bool, rngs: nnx.Rngs):
-        def norm(wanted: bool, half: Any) -> nnx.Module:
-            absent = isinstance(half, NoMixerConfig | NoFeedForwardConfig)
-            return parts.norm() if wanted and not absent else Identity()
-
-        self.mixer_norm = norm(before, parts.mixer)
+        self.mixer_norm = parts.norm_of(parts.mixer, before)
         self.mixer = parts.mixer.build(spec, rngs=rngs)
-        self.mlp_norm = norm(before, parts.feedforward)
+        self.mlp_norm = parts.norm_of(parts.feedforward, before)
         self.mlp = parts.feedforward.build(spec, rngs=rngs)
-        self.mixer_post_norm = norm(after, parts.mixer)
-        self.mlp_post_norm = norm(after, parts.feedforward)
-        self.residual = scale(parts.residual_scale)
+        self.mixer_post_norm = parts.norm_of(parts.mixer, after)
+        self.mlp_post_norm = parts.norm_of(parts.feedforward, after)
+        self.add_mixer, self.add_mlp = parts.sums()
 
     def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
         return self.mixer_norm(x_BTD)
 
     def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
         y_BTD, mixed = mix(self.mixer_input(x_BTD))
-        x_BTD = x_BTD + self.residual(self.mixer_post_norm(y_BTD))
+        x_BTD = self.add_mixer(x_BTD, self.mixer_post_norm(y_BTD))
         y_BTD, fed = feed(self.mlp_norm(x_BTD))
-        return x_BTD + self.residual(self.mlp_post_norm(y_BTD)), (mixed, fed)
+        return self.add_mlp(x_BTD, self.mlp_post_norm(y_BTD)), (mixed, fed)
+
+
+class NormedBlock(Block):
+    """The residual stream itself is normed before each half (MiniMax-01, arXiv 2501.08313)."""
+
+    def __init__(self, parts: Parts, spec: LayerSpec, *, rngs: nnx.Rngs):
+        self.mixer_norm = parts.norm_of(parts.mixer)
+        self.mixer = parts.mixer.build(spec, rngs=rngs)
+        self.mlp_norm = parts.norm_of(parts.feedforward)
+        self.mlp = parts.feedforward.build(spec, rngs=rngs)
+        self.add_mixer, self.add_mlp = parts.sums()
+
+    def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
+        return self.mixer_norm(x_BTD)
+
+    def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
+        x_BTD = self.mixer_input(x_BTD)
+        y_BTD, mixed = mix(x_BTD)
+        x_BTD = self.mlp_norm(self.add_mixer(x_BTD, y_BTD))
+        y_BTD, fed = feed(x_BTD)
+        return self.add_mlp(x_BTD, y_BTD), (mixed, fed)
 
 
 class ParallelBlock(Block):
@@ -130,7 +163,7 @@ class ParallelBlock(Block):
         self.norm = parts.norm()
         self.mixer = parts.mixer.build(spec, rngs=rngs)
         self.mlp = parts.feedforward.build(spec, rngs=rngs)
-        self.residual = scale(parts.residual_scale)
+        self.add_mixer, self.add_mlp = parts.sums()
 
     def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
         return self.norm(x_BTD)
@@ -139,7 +172,7 @@ class ParallelBlock(Block):
         normed_BTD = self.mixer_input(x_BTD)
         y_BTD, mixed = mix(normed_BTD)
         z_BTD, fed = feed(normed_BTD)
-        return x_BTD + self.residual(y_BTD) + self.residual(z_BTD), (mixed, fed)
+        return self.add_mlp(self.add_mixer(x_BTD, y_BTD), z_BTD), (mixed, fed)
 
 
 BLOCKS: dict[str, Callable[..., Block]] = {
@@ -147,6 +180,7 @@ BLOCKS: dict[str, Callable[..., Block]] = {
     "postnorm": functools.partial(SequentialBlock, before=False, after=True),
     "sandwich": functools.partial(SequentialBlock, before=True, after=True),
     "parallel": ParallelBlock,
+    "normed": NormedBlock,
 }
 
 
@@ -160,5 +194,16 @@ def build_block(
         model.feedforward_of(layer),
         functools.partial(NORMS[model.norm], model.width, model.norm_eps),
         model.residual_scale,
+        model.block_of(layer),
     )
-    return BLOCKS[model.block](parts, spec, rngs=rngs)
+    return BLOCKS[parts.joins.norms](parts, spec, rngs=rngs)
+
+
+class Sum(nnx.Module):
+    """`keep` x + `add` y, without a product where a factor is 1."""
+
+    def __init__(self, keep: float, add: float):
+        self.keep, self.add = scale(keep), scale(add)
+
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        return self.keep(x) + self.add(y)

@@ -24,6 +24,8 @@ class RopeConfig:
       yarn: settings of YaRN for contexts longer than in training, or None.
       llama3: settings of Llama 3.1's change of frequencies, or None; one of the three at most.
       linear: settings of position interpolation, or None.
+      interleaved: rotate neighbours (x_2i, x_2i+1) instead of halves (x_i, x_{i + R/2}), as in
+        DeepSeek-V3.
     """
 
     theta: PositiveFloat = 10_000.0
@@ -31,6 +33,7 @@ class RopeConfig:
     yarn: YarnConfig | None = None
     llama3: Llama3RopeConfig | None = None
     linear: LinearRopeConfig | None = None
+    interleaved: bool = False
 
     def __post_init__(self):
         given = [n for n in ("yarn", "llama3", "linear") if getattr(self, n) is not None]
@@ -66,7 +69,7 @@ def check_rope(rope: RopeConfig | None, head_dim: int) -> None:
 
 
 class Rope:
-    """Rotates the pairs (x_i, x_{i + R/2}) of each head's first R dimensions by the position."""
+    """Rotates pairs of each head's first R dimensions by the position: halves, or neighbours."""
 
     def __init__(self, config: RopeConfig, head_dim: int):
         self.config = config
@@ -87,6 +90,11 @@ class Rope:
             (magnitude * jnp.cos(angles_BT1F)).astype(x_BTHK.dtype),
             (magnitude * jnp.sin(angles_BT1F)).astype(x_BTHK.dtype),
         )
+        if self.config.interleaved:
+            rotated, rest = jnp.split(x_BTHK, [2 * half], axis=-1)
+            x1, x2 = rotated[..., 0::2], rotated[..., 1::2]
+            pairs = jnp.stack([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+            return jnp.concatenate([pairs.reshape(rotated.shape), rest], axis=-1)
         x1, x2, rest = jnp.split(x_BTHK, [half, 2 * half], axis=-1)
         return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], axis=-1)
 

@@ -7,6 +7,7 @@ from hybridlm.models import mixers as mixer_kinds
 from hybridlm.models import pattern as patterns
 from hybridlm.models.feedforward import FeedForwardConfig, read_feedforward
 from hybridlm.models.feedforward.absent import NoFeedForwardConfig
+from hybridlm.models.joining import BlockConfig, BlockName
 from hybridlm.models.mixers import MixerConfig
 from hybridlm.models.mixers.absent import NoMixerConfig
 from hybridlm.models.norms import OTHER_NORM_NAMES
@@ -21,7 +22,7 @@ from hybridlm.settings.bounds import (
     PositiveInt,
     settings,
 )
-from hybridlm.settings.reader import other_names, require, within
+from hybridlm.settings.reader import other_names, read_value, require, within
 
 
 @settings
@@ -39,7 +40,8 @@ class ModelConfig:
       suffix: mixer names of the layers after the repeated units.
       vocab_size: rows of the embedding; None takes the tokenizer's, rounded up to 64.
       block: where the norms sit: before each half of a layer ("prenorm"), after it ("postnorm"),
-        both ("sandwich"), or one norm before both halves, which run in parallel ("parallel").
+        both ("sandwich"), or one norm before both halves, which run in parallel ("parallel"). With
+        "normed" each half reads the normed stream and is added to it, too (MiniMax-01).
       norm: norm of the residual stream: RMSNorm, with a scale that starts at 1 or an offset to 1
         (Gemma), or LayerNorm, with or without a bias.
       norm_eps: added to the mean square (LayerNorm: the variance) under the root of every norm;
@@ -54,6 +56,8 @@ class ModelConfig:
         and that kind's own settings.
       logit_scale: factor on the head's logits, before a soft cap (Cohere, arXiv 2405.15032).
       init_std: standard deviation of the initial embedding; kernels start at 1 over sqrt(fan-in).
+      blocks: by mixer name, where the norms of its layers sit if not where `block` says (OLMo Hybrid
+        has norms before Gated DeltaNet and after attention), and factors in their sums (MiniMax-01).
     """
 
     width: PositiveInt
@@ -64,7 +68,7 @@ class ModelConfig:
     prefix: str = ""
     suffix: str = ""
     vocab_size: Annotated[int, AtLeast(2, none="to take the tokenizer's")] | None = None
-    block: Literal["prenorm", "postnorm", "sandwich", "parallel"] = "prenorm"
+    block: BlockName = "prenorm"
     norm: Literal["rmsnorm", "rmsnorm_unit_offset", "layernorm", "layernorm_no_bias"] = (
         dataclasses.field(default="rmsnorm", metadata=other_names("norm", OTHER_NORM_NAMES))
     )
@@ -77,6 +81,7 @@ class ModelConfig:
     residual_scale: PositiveFloat = 1.0
     feedforwards: dict[str, Any] = dataclasses.field(default_factory=dict)
     logit_scale: PositiveFloat = 1.0
+    blocks: dict[str, BlockConfig] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         parsed = {n: mixer_kinds.read_mixer(m, f"model.mixers.{n}") for n, m in self.mixers.items()}
@@ -97,6 +102,14 @@ class ModelConfig:
                 f"{key}.{patterns.NONE}",
                 "is what a pattern writes for a layer without one: use another name",
             )
+        for name in self.blocks:
+            require(
+                name in parsed,
+                f"blocks.{name}",
+                f"is of no mixer: it may be of {', '.join(parsed)}",
+            )
+        joins = {n: read_value(BlockConfig, b, f"model.blocks.{n}") for n, b in self.blocks.items()}
+        object.__setattr__(self, "blocks", joins)
         self.cross_layer()  # raises for a bad pattern and for cross-layer arrays that disagree
 
     @property
@@ -117,6 +130,10 @@ class ModelConfig:
         if layer.feedforward == patterns.NONE:
             return NoFeedForwardConfig()
         return self.feedforwards[layer.feedforward]
+
+    def block_of(self, layer: patterns.Layer) -> BlockConfig:
+        """How a layer's halves join the residual stream."""
+        return self.blocks.get(layer.mixer, BlockConfig(self.block))
 
     def layer_mixers(self) -> list[tuple[str, MixerConfig]]:
         """(mixer name, mixer settings) of each of the `depth` layers, bottom to top."""

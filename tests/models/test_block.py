@@ -118,6 +118,30 @@ def test_norms_and_scales_are_where_the_block_puts_them(block):
     np.testing.assert_allclose(made(x, context), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_layers_join_the_residual_stream_as_their_mixer_says():
+    joins = dict(norms="normed", mixer_keep=0.5, mixer_add=1.5, mlp_keep=3.0, mlp_add=0.7)
+    blocks = dict(ssd=joins, full=dict(norms="postnorm"))
+    mixers = {name: small.MIXERS[name] for name in ("full", "ssd", "rec")}
+    config = small.model_config("rec full ssd", mixers=mixers, blocks=blocks, depth=3)
+    model = Model.of(config)
+    params = jax.jit(model.init)(jax.random.key(0))
+    by_name = dict(zip(("rec", "full", "ssd"), (made for _, made in model.bind(params).blocks())))
+    for name, norms in (("rec", {"mixer_norm", "mlp_norm"}), ("full", {"mixer_post_norm"})):
+        assert norms <= {p.split("/")[0] for p in model.layer_shapes([*by_name].index(name))}
+    made = by_name["ssd"]
+    x = jax.random.normal(jax.random.key(1), (2, 5, 32))
+    context = SequenceContext.of(jnp.ones((2, 5), jnp.int32))
+    normed = made.mixer_norm(x)
+    middle = made.mlp_norm(0.5 * normed + 1.5 * made.mixer(normed, context))
+    expected = 3.0 * middle + 0.7 * made.mlp(middle, context)
+    np.testing.assert_allclose(made(x, context), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_block_of_no_mixer_is_refused():
+    with pytest.raises(Invalid, match="is of no mixer: it may be of full"):
+        small.model_config("full", blocks=dict(gdn=dict(norms="postnorm")))
+
+
 @pytest.mark.parametrize("name", PATTERNS)
 def test_layers_follow_the_pattern(name):
     config = config_of(name)

@@ -145,6 +145,11 @@ def test_halves_from_pairs_maps_weights_of_interleaved_rope():
     rope, order = Rope(RopeConfig(theta=100.0), size), halves_from_pairs(size)
     ours = [rope(jnp.asarray(x[..., order], jnp.float32), jnp.asarray(positions)) for x in (q, k)]
     np.testing.assert_allclose(jnp.einsum("bthk,bshk->bts", *ours)[0], want, atol=1e-5)
+    rope = Rope(RopeConfig(theta=100.0, interleaved=True), size)
+    ours = [rope(jnp.asarray(x, jnp.float32), jnp.asarray(positions)) for x in (q, k)]
+    np.testing.assert_allclose(jnp.einsum("bthk,bshk->bts", *ours)[0], want, atol=1e-5)
+    pairs = ours[0][0, :, 0, 0::2] + 1j * ours[0][0, :, 0, 1::2]
+    np.testing.assert_allclose(pairs, rotate_pairs(q), atol=1e-5)
 
 
 def test_the_contexts_window_narrows_only_windows():

@@ -10,7 +10,7 @@ from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec
 from hybridlm.models.mixers.delta import Delta, DeltaConfig, GatedHeadNorm, HeadDecay, Sizes
 from hybridlm.models.mixers.parts import ConvWidth
-from hybridlm.settings.bounds import PositiveInt, settings
+from hybridlm.settings.bounds import Epsilon, PositiveInt, settings
 from hybridlm.settings.reader import require
 
 
@@ -28,6 +28,7 @@ class GDNConfig(DeltaConfig):
       conv_width: taps of the convolutions on q, k and v.
       negative_eigenvalues: beta in (0, 2) instead of (0, 1), so that a key's content may flip
         its sign (arXiv 2411.12537).
+      norm_eps: epsilon of the output norm; None is `model.norm_eps`. OLMo Hybrid's is 1e-5.
     """
 
     kind_name: ClassVar[str] = "gdn"
@@ -51,6 +52,7 @@ class GDNConfig(DeltaConfig):
     value_dim: PositiveInt | None = None
     conv_width: ConvWidth = 4
     negative_eigenvalues: bool = False
+    norm_eps: Epsilon | None = None
 
     def __post_init__(self):
         value_heads = self.heads if self.value_heads is None else self.value_heads
@@ -75,7 +77,7 @@ class GDNConfig(DeltaConfig):
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> Delta:
         sizes = self.sizes(spec.width)
         gate = Linear(spec.width, sizes.values, ("embed", "heads"), rngs=rngs)
-        output = GatedHeadNorm(sizes.value_size, spec.norm_eps, gate, jax.nn.silu)
+        output = GatedHeadNorm(sizes.value_size, self.norm_eps or spec.norm_eps, gate, jax.nn.silu)
         decay = HeadDecay(spec.width, sizes.value_heads, rngs=rngs)
         return Delta(self, spec, decay, output, rngs=rngs)
 

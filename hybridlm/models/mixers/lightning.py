@@ -14,7 +14,13 @@ from hybridlm.models.mixers.parts import GatedRMSNorm
 from hybridlm.models.norms import RMSNorm
 from hybridlm.models.positional import Rope, RopeConfig, check_rope, no_rope
 from hybridlm.parallel import ops
-from hybridlm.settings.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, settings
+from hybridlm.settings.bounds import (
+    Epsilon,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    settings,
+)
 from hybridlm.settings.reader import require
 from kernels_pallas.gated_linear import GatedLinearState, empty_state
 
@@ -33,6 +39,7 @@ class LightningConfig(MixerConfig):
       rope: RoPE on queries and keys (HypeNet, arXiv 2601.22156), or None.
       qk_norm: RMSNorm with a learned scale on each query and key head before RoPE (HypeNet).
       scale: factor on q . k; None is 1 (MiniMax-01). HypeNet has head_dim ** -0.5.
+      norm_eps: epsilon of the output norm; None is `model.norm_eps`. MiniMax-01's is 1e-6.
     """
 
     kind_name: ClassVar[str] = "lightning"
@@ -56,6 +63,7 @@ class LightningConfig(MixerConfig):
     rope: RopeConfig | None = None
     qk_norm: bool = False
     scale: PositiveFloat | None = None
+    norm_eps: Epsilon | None = None
 
     def __post_init__(self):
         if self.head_dim is not None:
@@ -119,7 +127,8 @@ class Lightning(Mixer):
         self.q_norm = RMSNorm(size, spec.norm_eps) if config.qk_norm else Identity()
         self.k_norm = RMSNorm(size, spec.norm_eps) if config.qk_norm else Identity()
         self.rope = Rope(config.rope, size) if config.rope else no_rope
-        self.norm = GatedRMSNorm(inner, spec.norm_eps, act=jax.nn.sigmoid)
+        norm_eps = config.norm_eps or spec.norm_eps
+        self.norm = GatedRMSNorm(inner, norm_eps, act=jax.nn.sigmoid)
         self.out = Linear(inner, width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
         self.size = size
 

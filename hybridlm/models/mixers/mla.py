@@ -16,7 +16,7 @@ from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.norms import RMSNorm
 from hybridlm.models.positional import Rope, RopeConfig, check_rope, no_rope
 from hybridlm.parallel import ops
-from hybridlm.settings.bounds import NonNegativeInt, PositiveFloat, PositiveInt, settings
+from hybridlm.settings.bounds import Epsilon, NonNegativeInt, PositiveFloat, PositiveInt, settings
 from kernels_pallas.attention import AttentionState, decode_attention
 
 
@@ -37,6 +37,7 @@ class MLAConfig(MixerConfig):
       value_dim: size of a head's values.
       rope: RoPE's settings, for the shared part; None leaves it unrotated (Kimi Linear's NoPE).
       scale: factor on logits; None is (qk_nope + qk_rope) ** -0.5.
+      norm_eps: epsilon of the norms of the latents; None is `model.norm_eps`. DeepSeek-V3's is 1e-6.
     """
 
     kind_name: ClassVar[str] = "mla"
@@ -57,6 +58,7 @@ class MLAConfig(MixerConfig):
     value_dim: PositiveInt = 128
     rope: RopeConfig | None = RopeConfig()
     scale: PositiveFloat | None = None
+    norm_eps: Epsilon | None = None
 
     def __post_init__(self):
         if self.qk_rope:
@@ -84,6 +86,11 @@ class MLAConfig(MixerConfig):
         return seq_len
 
     @property
+    def key_size(self) -> int:
+        """Size of a head's queries and keys."""
+        return self.qk_nope + self.qk_rope
+
+    @property
     def mechanism(self) -> str:
         return f"latent attention {self.kv_rank}, {'RoPE' if self._rotates else 'NoPE'}"
 
@@ -103,19 +110,20 @@ class MLA(AttentionMixer):
     def __init__(self, config: MLAConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
         heads, rank = config.heads, config.kv_rank
         self.config = config
-        queries = heads * (config.qk_nope + config.qk_rope)
+        norm_eps = config.norm_eps or spec.norm_eps
+        queries = heads * config.key_size
         if config.q_rank is None:
             self.q = Linear(spec.width, queries, ("embed", "heads"), rngs=rngs)
         else:
-            self.q = LowRank(spec.width, config.q_rank, queries, spec.norm_eps, rngs=rngs)
+            self.q = LowRank(spec.width, config.q_rank, queries, norm_eps, rngs=rngs)
         self.kv_down = Linear(spec.width, rank + config.qk_rope, ("embed", "rank"), rngs=rngs)
-        self.kv_norm = RMSNorm(rank, spec.norm_eps)
+        self.kv_norm = RMSNorm(rank, norm_eps)
         expanded = heads * (config.qk_nope + config.value_dim)
         self.kv_up = Linear(rank, expanded, ("rank", "heads"), rngs=rngs)
         values = heads * config.value_dim
         self.out = Linear(values, spec.width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
         self.rope = Rope(config.rope, config.qk_rope) if config._rotates else no_rope
-        self.scale = config.scale or (config.qk_nope + config.qk_rope) ** -0.5
+        self.scale = config.scale or config.key_size**-0.5
         self.window: int | None = None  # None is all tokens; `narrowed` sets it
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
