@@ -17,6 +17,9 @@ from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import ConvertError
 from hybridlm.models.feedforward.dense import GatedConfig, GeGLUConfig, SwiGLUConfig
 from hybridlm.models.mixers.attention import AttentionConfig
+from hybridlm.models.mixers.delta import DeltaConfig
+from hybridlm.models.mixers.lightning import LightningConfig
+from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.params import Model, Params
 from hybridlm.models.settings import ModelConfig
 from hybridlm.settings.plain import flat, to_dict
@@ -141,6 +144,7 @@ def canonical(model: ModelConfig, ignored: frozenset[str] = frozenset()) -> Cano
       ignored: names of settings that are left out.
     """
     of_layers = {"depth", "pattern", "prefix", "suffix", "mixers", "mlp", "feedforwards"}
+    of_layers |= {"block", "blocks"}
     rest = {
         f.name: getattr(model, f.name)
         for f in dataclasses.fields(model)
@@ -150,20 +154,35 @@ def canonical(model: ModelConfig, ignored: frozenset[str] = frozenset()) -> Cano
     layers = [
         {
             key: value
-            for half, settings in (("mixer", mixer), ("feedforward", feedforward))
-            for key, value in flat(_written_out(settings, model.width), half).items()
+            for half, settings in (
+                ("mixer", _written_out(model.mixer_of(layer), model)),
+                ("feedforward", _written_out(model.feedforward_of(layer), model)),
+                ("block", to_dict(model.block_of(layer))),
+            )
+            for key, value in flat(settings, half).items()
             if key.rpartition(".")[2] not in ignored
         }
-        for (_, mixer), feedforward in zip(model.layer_mixers(), model.layer_feedforwards())
+        for layer in model.layout.layers
     ]
     return Canonical(layers, rest)
 
 
-def _written_out(settings: Any, width: int) -> dict[str, Any]:
-    plain = to_dict(settings)
+def _written_out(settings: Any, model: ModelConfig) -> dict[str, Any]:
+    plain, width = to_dict(settings), model.width
     if isinstance(settings, AttentionConfig):
         size = settings.head_size(width)
         plain |= {"head_dim": size, "scale": float(settings.scale or size**-0.5)}
+    if isinstance(settings, MLAConfig):
+        plain["scale"] = float(settings.scale or settings.key_size**-0.5)
+        if settings.qk_rope == 0:
+            plain["rope"] = None
+    if isinstance(settings, DeltaConfig):
+        sizes = settings.sizes(width)
+        plain |= {"head_dim": sizes.key_size, "value_dim": sizes.value_size}
+    if isinstance(settings, LightningConfig):
+        plain |= {"head_dim": settings.head_size(width), "scale": float(settings.scale or 1)}
+    if plain.get("norm_eps", 0) is None:
+        plain["norm_eps"] = model.norm_eps
     if isinstance(settings, SwiGLUConfig | GeGLUConfig | GatedConfig):
         plain |= {"kind": "gated", "activation": settings.activation, "bias": settings.bias}
     return plain

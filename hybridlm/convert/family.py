@@ -33,6 +33,7 @@ class Family(abc.ABC):
         values, or weigh losses.
       stem: what the names of the tensors below the head begin with.
       optional: tensors that a checkpoint may have besides, and that hold nothing of the model.
+      aliases: (pattern, replacement) of other names that checkpoints have for tensors of the table.
     """
 
     architecture: ClassVar[str]
@@ -42,6 +43,7 @@ class Family(abc.ABC):
     ignored: ClassVar[frozenset[str]] = frozenset({"init_std", "z_loss"})
     stem: ClassVar[str] = "model."
     optional: ClassVar[tuple[str, ...]] = ("*.rotary_emb.inv_freq",)
+    aliases: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     @abc.abstractmethod
     def settings(self, keys: Keys) -> dict[str, Any]:
@@ -111,9 +113,10 @@ def mixers_of[T: MixerConfig](model: ModelConfig, kind: type[T]) -> list[T]:
 
 
 def require_block(model: ModelConfig, block: str) -> None:
-    """Raises Inexpressible unless the norms of a layer are where `block` says."""
-    if model.block != block:
-        raise Inexpressible(f"its layers are {model.block}, not {block}")
+    """Raises Inexpressible unless the norms of all layers are where `block` says."""
+    found = {model.block_of(layer).norms for layer in model.layout.layers}
+    if found != {block}:
+        raise Inexpressible(f"its layers are {' and '.join(sorted(found))}, not {block}")
 
 
 def only_value(values: Iterable[Any], what: str) -> Any:

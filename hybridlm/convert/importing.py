@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import functools
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -119,6 +120,40 @@ class LazyArray:
         return self.read().astype(dtype or self.dtype, copy=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    """The tensors of a checkpoint by the names of a family's table.
+
+    Attributes:
+      shapes: by name.
+      tensors: by the names of the checkpoint.
+      names: the checkpoint's, by those of the table, where they differ.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    tensors: Tensors
+    names: dict[str, str]
+
+    @classmethod
+    def of(cls, tensors: Tensors, family: Family, table: Table) -> Tensors:
+        """Renames what has no place in the table; the tensors themselves if nothing is renamed."""
+        names = {}
+        for name in tensors.shapes:
+            for pattern, replacement in family.aliases:
+                new = re.sub(pattern, replacement, name)
+                if name not in table.shapes and new in table.shapes and new not in tensors.shapes:
+                    names[new] = name
+        if not names:
+            return tensors
+        old = {name: new for new, name in names.items()}
+        shapes = {old.get(name, name): shape for name, shape in tensors.shapes.items()}
+        return cls(shapes, tensors, names)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, in its own dtype."""
+        return self.tensors.read(self.names.get(name, name))
+
+
 def is_checkpoint(path: pathlib.Path) -> bool:
     """Whether a path is a GGUF file, or a folder with a config.json of transformers."""
     if path.suffix == gguf_file.SUFFIX:
@@ -152,6 +187,7 @@ def open_checkpoint(path: pathlib.Path | str) -> Checkpoint:
         tokenizer = folder_tokenizer(path)
     model = Model.of(config)
     table = Table.of(model, family.rules(config))
+    tensors = Renamed.of(tensors, family, table)
     _check(path, family, model, table, tensors)
     return Checkpoint(path, family, model, tensors, table, tokenizer, length, why)
 
@@ -198,7 +234,7 @@ def read_settings(values: dict[str, Any], where: str) -> tuple[Family, ModelConf
     keys.harmless("quantization_config")
     settings = family.settings(keys)
     keys.finish()
-    length = keys.integer("max_position_embeddings", None)
+    length = keys.integer("max_position_embeddings", keys.integer("model_max_length", None))
     try:
         return family, read_dataclass(ModelConfig, settings, "model"), length
     except ConfigError as error:

@@ -9,6 +9,7 @@ from hybridlm.convert.families.mistral import Mistral
 from hybridlm.convert.families.nemotron_h import NemotronH
 from hybridlm.convert.families.olmo import Olmo2, Olmo3
 from hybridlm.convert.families.qwen import Qwen2, Qwen3
+from hybridlm.convert.families.qwen3_next import Qwen3Next, Qwen35, Qwen35MoE
 from hybridlm.convert.families.smollm3 import SmolLM3
 from hybridlm.convert.family import Family
 from hybridlm.errors import ConvertError
@@ -27,6 +28,9 @@ FAMILIES: tuple[Family, ...] = (
     Mamba2(),
     NemotronH(),
     Bamba(),
+    Qwen3Next(),
+    Qwen35(),
+    Qwen35MoE(),
 )
 
 BY_ARCHITECTURE: dict[str, Family] = {

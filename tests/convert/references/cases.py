@@ -20,19 +20,26 @@ class Case(NamedTuple):
       model: the class of transformers.
       config: draws its config.
       initialise: changes the parameters after they are drawn, where a family needs others.
+      exact: the tensors are saved in float32.
     """
 
     model: type
     config: Callable[[Draw], Any]
     initialise: Callable[[torch.nn.Module, Draw], None]
+    exact: bool
 
 
-def case(name: str, model: type, initialise: Callable[..., None] = lambda model, draw: None):
+def case(
+    name: str,
+    model: type,
+    initialise: Callable[..., None] = lambda model, draw: None,
+    exact: bool = False,
+):
     """Registers a function that draws a config."""
 
     def register(config: Callable[[Draw], Any]) -> Callable[[Draw], Any]:
         assert name not in CASES, name
-        CASES[name] = Case(model, config, initialise)
+        CASES[name] = Case(model, config, initialise, exact)
         return config
 
     return register
