@@ -17,6 +17,7 @@ from hybridlm.probes.heads import (
     retrieval_heads,
     top_heads,
 )
+from hybridlm.probes.induction import InductionHead, induction_heads, repeated_prompts
 from hybridlm.probes.layers import View, all_heads, head_counts, mixer_names, over_layers
 from hybridlm.probes.linear import LayerAccuracy, fit_logistic, layer_probing
 from hybridlm.probes.masking import Masked, head_masking, mask_heads
@@ -31,6 +32,7 @@ __all__ = [
     "Batch",
     "Head",
     "HeadEntropy",
+    "InductionHead",
     "Influence",
     "LayerAccuracy",
     "Masked",
@@ -53,6 +55,7 @@ __all__ = [
     "head_masking",
     "layers_with_heads",
     "heads_at_once",
+    "induction_heads",
     "influence_norms",
     "layer_probing",
     "mask_heads",
@@ -60,6 +63,7 @@ __all__ = [
     "over_layers",
     "qk_distance",
     "receptive_field",
+    "repeated_prompts",
     "retrieval_heads",
     "slot_share",
     "top_heads",

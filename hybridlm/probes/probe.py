@@ -11,7 +11,7 @@ from hybridlm.probes.prompts import Prompts
 from hybridlm.probes.settings import ProbeSettings
 from hybridlm.probes.table import Head, Table
 
-Reads = Literal["prompts", "texts", "classified"]
+Reads = Literal["prompts", "texts", "classified", "repeated"]
 
 
 class LiveSubject(Protocol):
@@ -45,6 +45,10 @@ class Subject(LiveSubject, Protocol):
     @property
     def classified(self) -> tuple[Prompts, np.ndarray]:
         """Prompts, and the class index of each."""
+
+    @property
+    def repeated(self) -> Prompts:
+        """Random tokens twice in a row."""
 
     @property
     def heads(self) -> tuple[Head, ...]:

@@ -2,6 +2,7 @@
 
 from hybridlm.probes.gradients import GRADIENT_INFLUENCE
 from hybridlm.probes.heads import ENTROPY, HEADS, RETRIEVAL_HEADS
+from hybridlm.probes.induction import INDUCTION_HEADS
 from hybridlm.probes.linear import LAYER_PROBING
 from hybridlm.probes.masking import HEAD_MASKING
 from hybridlm.probes.probe import Probe
@@ -16,6 +17,7 @@ PROBES: dict[str, Probe] = by_name(
         RETRIEVAL_HEADS,
         ENTROPY,
         HEADS,
+        INDUCTION_HEADS,
         QK_DISTANCE,
         GRADIENT_INFLUENCE,
         RECEPTIVE_FIELD,

@@ -9,6 +9,7 @@ import numpy as np
 from hybridlm.errors import UserError
 from hybridlm.evals.heldout import heldout_documents
 from hybridlm.probes.heads import retrieval_heads, top_heads
+from hybridlm.probes.induction import LONGEST, repeated_prompts
 from hybridlm.probes.layers import mixer_names
 from hybridlm.probes.needles import CLASSES, needle_prompts
 from hybridlm.probes.probe import Probe
@@ -64,6 +65,16 @@ class OpenedSubject:
             self.opened, self.length, self.settings.samples, "gradient_influence"
         )
         return Prompts.of([Prompt(d, [], (len(d) - 1, len(d))) for d in documents])
+
+    @functools.cached_property
+    def repeated(self) -> Prompts:
+        tokenizer, settings = self.opened.tokenizer, self.settings
+        size = self.model.config.vocab_size
+        if len(tokenizer.pieces()) > 1:  # not the padding of the embedding
+            size = min(size, tokenizer.vocab_size)
+        special = {tokenizer.bos_id, tokenizer.eos_id, *tokenizer.special_tokens.values()}
+        length = settings.length or min(self.length, LONGEST)
+        return repeated_prompts(size, length, settings.samples, settings.seed, special)
 
     @functools.cached_property
     def heads(self) -> tuple[Head, ...]:
