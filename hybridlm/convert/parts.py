@@ -8,7 +8,7 @@ from hybridlm.convert.family import Inexpressible, norm, not_none, only_value
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.layout import LayerSettings
 from hybridlm.convert.table import Rule, linear, rule
-from hybridlm.convert.transforms import SAME, Transform
+from hybridlm.convert.transforms import SAME, HalvesFromPairs, Transform
 from hybridlm.models.feedforward import FeedForwardConfig
 from hybridlm.models.feedforward.dense import DenseConfig, GatedConfig, GeGLUConfig, SwiGLUConfig
 from hybridlm.models.mixers.attention import AttentionConfig
@@ -129,6 +129,17 @@ def attention_rules(
     if mixer.qk_norm and mixer.qk_norm != "l2":
         rules += [rule(f"{theirs}.{x}_norm.weight", f"{ours}.{x}_norm.scale") for x in ("q", "k")]
     return rules
+
+
+def pair_rows(model: ModelConfig, mixer: AttentionConfig) -> dict[str, Transform]:
+    """The transforms of rows of q and k of a class that rotates neighbours."""
+    if mixer.rope is None:
+        return {}
+    rotated = mixer.rope.rotated(mixer.head_size(model.width))
+    return {
+        "q": HalvesFromPairs(mixer.heads, rotated),
+        "k": HalvesFromPairs(mixer.kv_heads, rotated),
+    }
 
 
 # --- layers of several kinds --------------------------------------------------------------------

@@ -4,6 +4,7 @@ from hybridlm.convert.families.bamba import Bamba
 from hybridlm.convert.families.cohere2 import Cohere2
 from hybridlm.convert.families.gemma import Gemma2, Gemma3
 from hybridlm.convert.families.llama import Llama
+from hybridlm.convert.families.llama4 import Llama4
 from hybridlm.convert.families.mamba2 import Mamba2
 from hybridlm.convert.families.mistral import Mistral
 from hybridlm.convert.families.nemotron_h import NemotronH
@@ -25,6 +26,7 @@ FAMILIES: tuple[Family, ...] = (
     Gemma2(),
     Gemma3(),
     Cohere2(),
+    Llama4(),
     Mamba2(),
     NemotronH(),
     Bamba(),

@@ -8,7 +8,6 @@ from hybridlm.convert.family import Family, mixers_of, norm, only_value, require
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.layout import laid_out
 from hybridlm.convert.table import Rule
-from hybridlm.convert.transforms import HalvesFromPairs
 from hybridlm.models.feedforward import FeedForwardConfig
 from hybridlm.models.mixers import MixerConfig
 from hybridlm.models.mixers.attention import AttentionConfig
@@ -64,15 +63,8 @@ class Cohere2(Family):
     def layer(
         self, model: ModelConfig, index: int, mixer: MixerConfig, feedforward: FeedForwardConfig
     ) -> Iterable[Rule]:
-        rows = {}
-        if mixer.rope is not None:
-            rotated = mixer.rope.rotated(mixer.head_size(model.width))
-            rows = {
-                "q": HalvesFromPairs(mixer.heads, rotated),
-                "k": HalvesFromPairs(mixer.kv_heads, rotated),
-            }
         return [
             *norm(model, "input_layernorm", "norm"),
-            *parts.attention_rules(model, mixer, rows=rows),
+            *parts.attention_rules(model, mixer, rows=parts.pair_rows(model, mixer)),
             *parts.gated_rules(feedforward),
         ]
