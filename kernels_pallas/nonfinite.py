@@ -144,10 +144,11 @@ def spoilt(
     ids_BT, bad_BT = jax.lax.optimization_barrier((ids_BT, bad_BT))
     index_1T = jnp.arange(ids_BT.shape[1], dtype=jnp.int32)[None]
     starts_BT = segments.document_starts(ids_BT, before_B)
-    start_BT = jax.lax.cummax(jnp.where(starts_BT, index_1T, 0), axis=1)
+    # One scan for both: XLA compiles a scan to a dozen kernels.
+    events = jnp.stack([jnp.where(starts_BT, index_1T, 0), jnp.where(bad_BT, index_1T, -1)])
+    start_BT, newest_BT = jax.lax.cummax(events, axis=2)
     if reach is not None:
         start_BT = jnp.maximum(start_BT, index_1T - (reach - 1))
-    newest_BT = jax.lax.cummax(jnp.where(bad_BT, index_1T, -1), axis=1)
     return (newest_BT >= start_BT) & (ids_BT != 0)
 
 

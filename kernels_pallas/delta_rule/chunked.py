@@ -49,9 +49,9 @@ def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call):
 
 def _block(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BHKV, *, precision):
     batch, time, heads, value_size = v_BTHV.shape
-    tokens = q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK
-    system, read = prepare(*tokens, resets_BT, precision=precision)
-    o_NBHCV, s_BHKV = _solve_and_read(precision, system, read, s_BHKV)
+    tokens = Tokens.of(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, chunks_first=True)
+    documents = _documents(resets_BT, chunk_length(time))
+    o_NBHCV, s_BHKV = _solve_and_read(precision, tokens, documents, s_BHKV)
     o_BTHV = jnp.transpose(o_NBHCV, (1, 0, 3, 2, 4)).reshape(batch, -1, heads, value_size)
     return o_BTHV[:, :time], s_BHKV
 
@@ -64,33 +64,56 @@ def prepare(
     o = read_s S + read_d D. Arrays have the leading axes (N, B, H), or (B, H, N) if not
     `chunks_first`.
     """
-    time, heads = v_BTHV.shape[1:3]
-    length, kv_heads = chunk_length(time), k_BTGK.shape[2]
-
-    def chunks(x_BTHK, heads_per_group):
-        """(B, T, H, K) -> (N, B, G, R, C, K); added tokens are zeros: they change nothing."""
-        x_BTHK = jnp.pad(x_BTHK, ((0, 0), (0, -time % length), (0, 0), (0, 0)))
-        groups = x_BTHK.shape[2] // heads_per_group
-        shape = (x_BTHK.shape[0], -1, length, groups, heads_per_group, x_BTHK.shape[3])
-        order = (1, 0, 3, 4, 2, 5) if chunks_first else (0, 3, 4, 1, 2, 5)
-        return jnp.transpose(x_BTHK.reshape(shape), order)
-
-    repeats = heads // kv_heads
-    q, k = (chunks(x, 1) for x in (q_BTGK, k_BTGK))
-    v, beta = (chunks(x, repeats) for x in (v_BTHV, beta_BTH[..., None]))
-    g = None if log_decay_BTHK is None else chunks(log_decay_BTHK, repeats)
-    # The barrier keeps XLA's CPU backend from repeating the transposes for every product.
-    q, k, v, beta, g = jax.lax.optimization_barrier((q, k, v, beta, g))
-    documents = _documents(resets_BT, length)
+    inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK
+    tokens = Tokens.of(*inputs, chunks_first=chunks_first)
+    documents = _documents(resets_BT, chunk_length(v_BTHV.shape[1]))
     if not chunks_first:
         documents = jax.tree.map(lambda mask: jnp.moveaxis(mask, 0, 3), documents)
-    part = scores.of(q, k, g, documents, precision)
+    grams = scores.grams_of(tokens.q, tokens.k, tokens.log_decay, precision)
+    return _system(precision, documents, chunks_first, tokens, grams)
+
+
+class Tokens(NamedTuple):
+    """The inputs in chunks, (N, B, G, 1 or R, C, ...), or (B, G, R, N, C, ...) if not chunks first."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    beta: jax.Array
+    log_decay: jax.Array | None
+
+    @classmethod
+    def of(cls, q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, *, chunks_first):
+        time, heads = v_BTHV.shape[1:3]
+        length, kv_heads = chunk_length(time), k_BTGK.shape[2]
+
+        def chunks(x_BTHK, heads_per_group):
+            """Added tokens are zeros: they change nothing."""
+            x_BTHK = jnp.pad(x_BTHK, ((0, 0), (0, -time % length), (0, 0), (0, 0)))
+            groups = x_BTHK.shape[2] // heads_per_group
+            shape = (x_BTHK.shape[0], -1, length, groups, heads_per_group, x_BTHK.shape[3])
+            order = (1, 0, 3, 4, 2, 5) if chunks_first else (0, 3, 4, 1, 2, 5)
+            return jnp.transpose(x_BTHK.reshape(shape), order)
+
+        repeats = heads // kv_heads
+        q, k = (chunks(x, 1) for x in (q_BTGK, k_BTGK))
+        v, beta = (chunks(x, repeats) for x in (v_BTHV, beta_BTH[..., None]))
+        g = None if log_decay_BTHK is None else chunks(log_decay_BTHK, repeats)
+        # The barrier keeps XLA's CPU backend from repeating the transposes for every product.
+        return jax.lax.optimization_barrier(cls(q, k, v, beta, g))
+
+
+def _system(precision, documents, chunks_first, tokens, grams):
+    """As `prepare`, from `Tokens` and their `scores.grams_of`."""
+    q, k, v, beta, log_decay = tokens
+    part = scores.of(q, k, log_decay, grams, documents, precision)
+    at = 2 if chunks_first else 1  # the axis of G
+    kv_heads, repeats = v.shape[at : at + 2]
 
     def per_head(x):
         """(N, B, G, R or 1, C, K) -> (N, B, H, C, K)"""
-        at = 2 if chunks_first else 1  # the axis of G
         shape = x.shape[:at] + (kv_heads, repeats) + x.shape[at + 2 :]
-        heads_joined = shape[:at] + (heads,) + shape[at + 2 :]
+        heads_joined = shape[:at] + (kv_heads * repeats,) + shape[at + 2 :]
         return jnp.broadcast_to(x, shape).reshape(heads_joined)
 
     system = System(
@@ -135,12 +158,18 @@ class System(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _solve_and_read(precision, system, read, s_BHKV):
-    """(o, last state); o = read[0] S + read[1] D with the S that enters each chunk."""
-    return _forward(precision, system, read, s_BHKV)[0]
+def _solve_and_read(precision, tokens, documents, s_BHKV):
+    """(o, last state); o = read[0] S + read[1] D with the S that enters each chunk.
+
+    Its gradient saves the tokens, their products, the inverse, the entering states and D. The system
+    is recomputed: it is made of these by elementwise products, and is larger than they are.
+    """
+    return _forward(precision, tokens, documents, s_BHKV)[0]
 
 
-def _forward(precision, system, read, s_BHKV):
+def _forward(precision, tokens, documents, s_BHKV):
+    grams = scores.grams_of(tokens.q, tokens.k, tokens.log_decay, precision)
+    system, read = _system(precision, documents, True, tokens, grams)
     inverse = unit_lower_inverse(system.a)
     dot = functools.partial(jnp.matmul, precision=precision)
 
@@ -152,12 +181,27 @@ def _forward(precision, system, read, s_BHKV):
     chunks = inverse, system.u, system.w, _transposed(system.write), system.decay
     last_BHKV, (s_NBHKV, d_NBHCV) = jax.lax.scan(step, s_BHKV, chunks)
     o_NBHCV = dot(read[0], s_NBHKV) + dot(read[1], d_NBHCV)
-    kept = inverse, system.w, system.write, system.decay, read, s_NBHKV, d_NBHCV
-    return (o_NBHCV, last_BHKV), kept
+    return (o_NBHCV, last_BHKV), (tokens, grams, documents, inverse, s_NBHKV, d_NBHCV)
 
 
 def _backward(precision, kept, cotangents):
-    inverse, w, write, decay, (read_s, read_d), s_NBHKV, d_NBHCV = kept
+    tokens, grams, documents, *solved = kept
+    (system, read), pull = jax.vjp(
+        functools.partial(_system, precision, documents, True), tokens, grams
+    )
+    dsystem, dread, ds_BHKV = _of_system(precision, system, read, *solved, cotangents)
+    dtokens, dgrams = pull((dsystem, dread))
+    if grams is not None:
+        # The compiler leaves out the products themselves, which were saved.
+        of_keys = functools.partial(scores.grams_of, log_decay=None, precision=precision)
+        dq, dk = jax.vjp(of_keys, tokens.q, tokens.k)[1](dgrams)
+        dtokens = dtokens._replace(q=dtokens.q + dq, k=dtokens.k + dk)
+    return dtokens, None, ds_BHKV
+
+
+def _of_system(precision, system, read, inverse, s_NBHKV, d_NBHCV, cotangents):
+    """Cotangents of the `System`, of both reads and of the first state."""
+    w, write, decay, (read_s, read_d) = system.w, system.write, system.decay, read
     do_NBHCV, ds_BHKV = cotangents
     dot = functools.partial(jnp.matmul, precision=precision)
 
@@ -201,12 +245,17 @@ def unit_lower_inverse(a):
     size = a.shape[-1]
     block = min(8, size)
     diagonal = _diagonal_blocks(a, block, 0)
-    rows = [jnp.zeros_like(diagonal[..., 0, :]).at[..., 0].set(1)]
-    for i in range(1, block):
-        above = jnp.stack(rows, axis=-2)
-        row = -jnp.sum(diagonal[..., i, :i, None] * above, axis=-2)
-        rows.append(row.at[..., i].set(1))
-    inverse = jnp.stack(rows, axis=-2)
+
+    def substitute(i, inverse):
+        """Adds -(row i of a) inverse to row i, in which only the diagonal is set."""
+        row = jax.lax.dynamic_index_in_dim(diagonal, i, axis=-2, keepdims=False)
+        row = -jnp.sum(row[..., None] * inverse, axis=-2, keepdims=True)
+        own = jax.lax.dynamic_slice_in_dim(inverse, i, 1, axis=-2)
+        return jax.lax.dynamic_update_slice_in_dim(inverse, own + row, i, axis=-2)
+
+    # A loop: unrolled, these rows took a tenth of the time to compile a layer.
+    identity = jnp.broadcast_to(jnp.eye(block, dtype=a.dtype), diagonal.shape)
+    inverse = jax.lax.fori_loop(1, block, substitute, identity)
     dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     while block < size:
         first, second = scores.pairs(inverse)

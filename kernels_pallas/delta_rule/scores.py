@@ -4,6 +4,9 @@ The decay from after token j to token i is exp(sum of log decays over j+1..i). T
 difference of cumulative sums: exp(-cumsum) overflows, and after a strong gate the difference has no
 correct digits. Instead, chunks are halved recursively: for a pair in different halves, the sum is that
 from j to the middle plus that from the middle to i, both <= 0.
+
+With one gate per head, the sums of all levels are one product with a matrix of zeros and ones. With
+one per channel that product would cost as much as the rest; the sums are added level by level.
 """
 
 import functools
@@ -11,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Documents(NamedTuple):
@@ -43,17 +47,19 @@ class Scores(NamedTuple):
     decay_out: jax.Array
 
 
-def of(q, k, log_decay, documents: Documents, precision) -> Scores:
-    """Scores of q, k (N, B, G, 1, C, K) under log_decay (N, B, G, R, C, 1 or K) or None."""
+def of(q, k, log_decay, grams, documents: Documents, precision) -> Scores:
+    """Scores of q, k (N, B, G, 1, C, K) under log_decay (N, B, G, R, C, 1 or K) or None.
+
+    `grams` is `grams_of(q, k, log_decay)`.
+    """
     if log_decay is None:
         one = jnp.ones(k.shape[:-1] + (1,), k.dtype)
-        parts = *_grams(q, k, precision), one, one
+        parts = *grams, one, one
     elif log_decay.shape[-1] == 1:
-        parts = _per_head(q, k, log_decay, precision)
+        decay, decay_in, decay_out = decays_per_head(log_decay[..., 0])
+        parts = *(gram * decay for gram in grams), decay_in[..., None], decay_out[..., None]
     else:
-        # Each level has a decayed copy of q and k; recomputing them takes less memory and less time.
-        per_channel = functools.partial(_per_channel, precision=precision)
-        parts = jax.checkpoint(per_channel)(q, k, log_decay)
+        parts = _per_channel(q, k, log_decay, precision)
     keys, queries, decay_in, decay_out = parts
     length = k.shape[-2]
     lower = jnp.tril(jnp.ones((length, length), bool))[None, None, None, None]
@@ -66,20 +72,76 @@ def of(q, k, log_decay, documents: Documents, precision) -> Scores:
     )
 
 
-def _grams(q, k, precision):
+def grams_of(q, k, log_decay, precision):
+    """(k_i . k_j, q_i . k_j), or None if decays per channel belong between the two."""
+    if log_decay is not None and log_decay.shape[-1] > 1:
+        return None
     dot = functools.partial(jnp.matmul, precision=precision)
     k_t = jnp.swapaxes(k, -1, -2)
     return dot(k, k_t), dot(q, k_t)
 
 
-def _per_head(q, k, log_decay, precision):
-    """One gate per head: products without decays, shared by heads, times the decays."""
-    sums = jnp.zeros(log_decay.shape[:-1] + (1, 1), log_decay.dtype)
-    for half in _halves(log_decay):
-        sums = merge(sums, half.up_to + jnp.swapaxes(half.onwards, -1, -2))
-    keys, queries = _grams(q, k, precision)
-    decay = jnp.exp(sums[..., 0, :, :])
-    return keys * decay, queries * decay, *_ends(log_decay)
+def decays_per_head(log_decay):
+    """exp of the sums of log decays (..., C): over j+1..i (..., C, C), up to i, and after i.
+
+    Above the diagonal the first is 1.
+    """
+    # A product with zeros and ones takes no infinity; the exp of this is 0 as well.
+    finite = jnp.maximum(log_decay, -104 if log_decay.dtype == jnp.float32 else -746)
+    ones = _spans(log_decay.shape[-1]).astype(log_decay.dtype)
+    sums = jnp.einsum("...s,sli->...li", finite, ones, precision="highest")
+    return tuple(map(jnp.exp, (_between(sums[..., :-2, :]), sums[..., -2, :], sums[..., -1, :])))
+
+
+@functools.cache
+def _spans(length: int) -> np.ndarray:
+    """Which tokens s (C, levels + 2, C) count to the sum number l of token i.
+
+    At the level of blocks of b tokens, in pairs: for i in a second block, from the block's start to i;
+    in a first block, from after i to the block's end. Then all up to i, and all after i.
+    """
+    s, i = np.arange(length)[:, None], np.arange(length)
+    sizes = 2 ** np.arange(length.bit_length() - 1)
+    spans = [
+        np.where(i & b, (s >= i - i % b) & (s <= i), (s > i) & (s < i - i % b + b)) for b in sizes
+    ]
+    return np.stack([*spans, s <= i, s > i], axis=1)
+
+
+@functools.cache
+def _pairs_of_level(length: int) -> np.ndarray:
+    """(levels, C, C): j < i lie in the two blocks of a pair of that level."""
+    i, j = np.arange(length)[:, None], np.arange(length)
+    sizes = 2 ** np.arange(length.bit_length() - 1)[:, None, None]
+    return (j < i) & (i // sizes == j // sizes + 1) & (j // sizes % 2 == 0)
+
+
+@jax.custom_vjp
+def _between(sums):
+    """Sums over j+1..i, (..., C, C), from those of the levels (..., levels, C); 0 for j >= i."""
+    length = sums.shape[-1]
+    between = jnp.zeros((*sums.shape[:-2], length, length), sums.dtype)
+    for level, pair in enumerate(_pairs_of_level(length)):
+        by_level = sums[..., level, :]
+        between = jnp.where(
+            _leading(pair, between), by_level[..., :, None] + by_level[..., None, :], between
+        )
+    return between
+
+
+def _between_backward(_, d_between):
+    pairs_lij = _pairs_of_level(d_between.shape[-1])
+    d = d_between[..., None, :, :]
+    d = jnp.where(_leading(pairs_lij, d), d, 0)
+    return (jnp.sum(d, axis=-1) + jnp.sum(d, axis=-2),)
+
+
+_between.defvjp(lambda sums: (_between(sums), None), _between_backward)
+
+
+def _leading(mask: np.ndarray, like):
+    """The mask with as many axes as `like`."""
+    return mask.reshape((1,) * (like.ndim - mask.ndim) + mask.shape)
 
 
 def _per_channel(q, k, log_decay, precision):

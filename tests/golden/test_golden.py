@@ -10,7 +10,7 @@ from hybridlm import cli
 from tests.golden import record
 from tests.golden.recipe import CASES
 
-GOLDEN = json.loads((record.HERE / "golden.json").read_text())
+GOLDEN = json.loads(record.GOLDEN.read_text())
 LONG = ("delta", "ssm", "odd", "options", "mesh")  # the resumed checkpoint is of "delta"
 SAME_PROCESSOR = record.processor() == GOLDEN["processor"]
 
@@ -60,7 +60,7 @@ def test_a_run_reproduces_the_recorded_numbers(case, tokens, tmp_path, in_root):
 @pytest.mark.xdist_group("golden")
 def test_a_resumed_recorded_checkpoint_ends_with_the_same_bits(tokens, tmp_path, in_root):
     """The run resumes only if the recorded `config.json` matches the config."""
-    with tarfile.open(record.HERE / "run_at_step_3.tar.gz") as archive:
+    with tarfile.open(record.ARCHIVE) as archive:
         archive.extractall(tmp_path / "run", filter="data")
     train(record.RESUMED, tmp_path / "run", tokens)
-    check(record.result(tmp_path / "run"), GOLDEN["cases"][record.RESUMED])
+    check(record.result(tmp_path / "run"), GOLDEN["resumed"])

@@ -7,7 +7,7 @@ import pytest
 from subjects.delta_rule import delta_subject
 
 from kernels_pallas import testing
-from kernels_pallas.delta_rule import DeltaRuleState, chunked
+from kernels_pallas.delta_rule import DeltaRuleState, chunked, scores
 from kernels_pallas.delta_rule import delta_rule as op
 
 delta_rule = jax.jit(op, static_argnames=("scale", "return_state", "impl"))
@@ -104,6 +104,31 @@ def test_inverse(x64, size):
     np.testing.assert_allclose(got, np.linalg.inv(np.eye(size) + a), rtol=0, atol=1e-10)
     sign = (-1.0) ** np.subtract.outer(np.arange(size), np.arange(size))
     np.testing.assert_array_equal(got[1], np.tril(2 * sign, -1) + np.eye(size))
+
+
+@pytest.mark.parametrize("length", [1, 2, 64])
+def test_decays_are_products_of_those_between(x64, length):
+    """Of gates of all strengths, 0 included, and their gradients, against products one by one."""
+    rng = np.random.default_rng(length)
+    log_decay = -rng.exponential(rng.choice([0.01, 1, 100], (2, length)))
+    log_decay[0, length // 2] = -np.inf
+    weights = [
+        rng.standard_normal((2, *shape)) for shape in [(length, length), (length,), (length,)]
+    ]
+    i, s = np.arange(length)[:, None, None], np.arange(length)
+    spans = (s > np.arange(length)[:, None]) & (s <= i), s <= i[..., 0], s > i[..., 0]
+
+    def one_by_one(log_decay):
+        gates = [jnp.where(x, log_decay.reshape(2, *[1] * (x.ndim - 1), -1), 0) for x in spans]
+        return tuple(jnp.exp(jnp.sum(x, axis=-1)) for x in gates)
+
+    def total(decays, log_decay):
+        return sum(jnp.sum(w * d) for w, d in zip(weights, decays(log_decay)))
+
+    for name, run in {"decays": lambda f, x: f(x), "gradients": jax.grad(total, argnums=1)}.items():
+        forms = scores.decays_per_head, one_by_one
+        got, want = (jax.jit(lambda x, f=f, run=run: run(f, x))(log_decay) for f in forms)
+        testing.assert_close(name, got, want, 1e-12)
 
 
 def test_vmap(x64):

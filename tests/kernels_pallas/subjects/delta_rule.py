@@ -136,12 +136,12 @@ def documents(original=chunked._documents, **masks):
 def divides_by_decays(q, k, log_decay, precision):
     sums = jnp.cumsum(log_decay, axis=-2)
     k_out = jnp.exp(-sums) * k
-    keys, queries = scores._grams(jnp.exp(sums) * q, k_out, precision)
+    keys, queries = scores.grams_of(jnp.exp(sums) * q, k_out, None, precision)
     return keys, queries, jnp.exp(sums), jnp.exp(sums[..., -1:, :] - sums)
 
 
-def inverse_constant(precision, kept, cotangents, original=chunked._backward):
-    system, *rest = original(precision, kept, cotangents)
+def inverse_constant(*arguments, original=chunked._of_system):
+    system, *rest = original(*arguments)
     return system._replace(a=jnp.zeros_like(system.a)), *rest
 
 
@@ -167,7 +167,5 @@ FAULTS = {
     "decay after the error": Fault(delta._FORMS, "chunked", decays_after_error, forms(gated)),
     "key heads interleaved": Fault(delta._FORMS, "chunked", key_heads_interleaved, forms(plain)),
     "exp(-cumsum)": Fault(scores, "_per_channel", divides_by_decays, finite(channels)),
-    "inverse taken for constant": Fault(
-        chunked._solve_and_read, "bwd", inverse_constant, forms(plain)
-    ),
+    "inverse taken for constant": Fault(chunked, "_of_system", inverse_constant, forms(plain)),
 }
