@@ -2,6 +2,7 @@
 
 from hybridlm.convert.families.bamba import Bamba
 from hybridlm.convert.families.cohere2 import Cohere2
+from hybridlm.convert.families.deepseek import DeepSeekV3
 from hybridlm.convert.families.gemma import Gemma2, Gemma3
 from hybridlm.convert.families.llama import Llama
 from hybridlm.convert.families.llama4 import Llama4
@@ -33,6 +34,7 @@ FAMILIES: tuple[Family, ...] = (
     Qwen3Next(),
     Qwen35(),
     Qwen35MoE(),
+    DeepSeekV3(),
 )
 
 BY_ARCHITECTURE: dict[str, Family] = {

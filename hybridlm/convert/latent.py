@@ -1,0 +1,183 @@
+"""Multi-head latent attention and the experts of DeepSeek-V3, as transformers writes them."""
+
+import math
+from typing import Any
+
+from hybridlm.convert import experts, parts
+from hybridlm.convert.family import Inexpressible, only_value
+from hybridlm.convert.keys import Keys
+from hybridlm.convert.table import Rule, linear, rule
+from hybridlm.models.feedforward.moe import MoEConfig
+from hybridlm.models.mixers.mla import MLAConfig
+from hybridlm.models.settings import ModelConfig
+
+#: The classes give the norms of the latents no epsilon, so it is that of the norm's class.
+NORM_EPS = 1e-6
+
+# --- latent attention ---------------------------------------------------------------------------
+
+
+def latent_settings(keys: Keys, *, heads: int, q_rank: int | None) -> dict[str, Any]:
+    """The settings of the mixer without RoPE; `heads` and `q_rank` are the class's defaults."""
+    count = keys.integer("num_attention_heads", heads)
+    keys.only("attention_bias", False, why="hybridlm has no biases in latent attention")
+    if keys.integer("num_key_value_heads", count) != count:
+        keys.refuse("num_key_value_heads", f"must be num_attention_heads {count}")
+    keys.harmless("head_dim", "qk_head_dim")
+    return {
+        "kind": "mla",
+        "heads": count,
+        "kv_rank": keys.integer("kv_lora_rank", 512),
+        "q_rank": keys.integer("q_lora_rank", q_rank, nullable=True),
+        "qk_nope": keys.integer("qk_nope_head_dim", 128),
+        "qk_rope": keys.integer("qk_rope_head_dim", 64),
+        "value_dim": keys.integer("v_head_dim", 128),
+        "norm_eps": NORM_EPS,
+    }
+
+
+def latent_keys(layers: list[MLAConfig]) -> dict[str, Any]:
+    """The inverse of `latent_settings`."""
+    x = only_value(layers, "latent attention")
+    return {
+        "num_attention_heads": x.heads,
+        "num_key_value_heads": x.heads,
+        "kv_lora_rank": x.kv_rank,
+        "q_lora_rank": x.q_rank,
+        "qk_nope_head_dim": x.qk_nope,
+        "qk_rope_head_dim": x.qk_rope,
+        "v_head_dim": x.value_dim,
+    }
+
+
+def latent_rules(mixer: MLAConfig, theirs: str = "self_attn") -> list[Rule]:
+    """The rules of the mixer."""
+    if mixer.q_rank is None:
+        queries = linear(f"{theirs}.q_proj", "mixer.q")
+    else:
+        queries = [
+            *linear(f"{theirs}.q_a_proj", "mixer.q.down"),
+            rule(f"{theirs}.q_a_layernorm.weight", "mixer.q.norm.scale"),
+            *linear(f"{theirs}.q_b_proj", "mixer.q.up"),
+        ]
+    return [
+        *queries,
+        *linear(f"{theirs}.kv_a_proj_with_mqa", "mixer.kv_down"),
+        rule(f"{theirs}.kv_a_layernorm.weight", "mixer.kv_norm.scale"),
+        *linear(f"{theirs}.kv_b_proj", "mixer.kv_up"),
+        *linear(f"{theirs}.o_proj", "mixer.out"),
+    ]
+
+
+def yarn_scale(keys: Keys, key_size: int) -> float | None:
+    """The factor on logits, which YaRN's `mscale_all_dim` changes; None is that without it."""
+    given = keys.object("rope_parameters", None) or keys.object("rope_scaling", None)
+    if given is None or given.text("rope_type", given.text("type", "default")) == "default":
+        return None
+    everywhere = given.number("mscale_all_dim", None)
+    if not everywhere:
+        return None
+    return _scale(key_size, given.number("factor", 1.0), everywhere)
+
+
+def mscale_keys(mixer: MLAConfig) -> dict[str, float]:
+    """The key `mscale_all_dim` that gives the mixer's factor on logits.
+
+    Raises:
+      Inexpressible: if there is none.
+    """
+    if mixer.scale is None or mixer.scale == mixer.key_size**-0.5:
+        return {}
+    yarn = mixer.rope and mixer.rope.yarn
+    if yarn and yarn.factor > 1:
+        square = mixer.scale * mixer.key_size**0.5
+        wanted = (math.sqrt(square) - 1) / (0.1 * math.log(yarn.factor))
+        for digits in range(2, 16):
+            if _scale(mixer.key_size, yarn.factor, round(wanted, digits)) == mixer.scale:
+                # The factor on rotated dimensions is written out: it depends on mscale otherwise.
+                return {
+                    "mscale_all_dim": round(wanted, digits),
+                    "attention_factor": yarn.magnitude,
+                }
+    raise Inexpressible(f"its latent attention has the scale {mixer.scale}")
+
+
+def _scale(key_size: int, factor: float, everywhere: float) -> float:
+    grown = 0.1 * everywhere * math.log(factor) + 1 if factor > 1 else 1.0
+    return key_size**-0.5 * grown * grown
+
+
+# --- experts ------------------------------------------------------------------------------------
+
+
+def mixture_settings(keys: Keys, names: dict[str, tuple[str, ...]], **defaults: Any) -> dict:
+    """The settings of a mixture of experts with a sigmoid router and a bias of the choice.
+
+    Args:
+      names: by setting, what the class calls the key: its own name and others that it reads.
+      defaults: by setting, the class's.
+    """
+    normalize = _read(keys.flag, names["normalize"], True)
+    hidden = keys.integer("moe_intermediate_size", defaults["hidden"])
+    keys.only("scoring_func", "sigmoid")
+    keys.only("topk_method", "noaux_tc")
+    keys.only("moe_layer_freq", 1)
+    keys.harmless("ep_size", "aux_loss_alpha", "seq_aux", "router_aux_loss_coef")
+    return {
+        "kind": "moe",
+        "experts": _read(keys.integer, names["experts"], defaults["experts"]),
+        "top_k": _read(keys.integer, names["top_k"], 8),
+        "hidden": hidden,
+        "activation": keys.choice("hidden_act", parts.ACTIVATIONS, "silu"),
+        "router": {
+            "scores": "sigmoid",
+            "normalize": normalize,
+            "normalize_eps": 1e-20 if normalize else 0.0,
+            "scale": keys.number("routed_scaling_factor", defaults["scale"]),
+            "choice_bias": True,
+            "groups": _read(keys.integer, names["groups"], defaults["groups"]),
+            "top_groups": keys.integer("topk_group", defaults["top_groups"]),
+        },
+        "shared_hidden": hidden * _read(keys.integer, names["shared"], 1),
+    }
+
+
+def mixture_keys(mixtures: list[MoEConfig], names: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """The inverse of `mixture_settings`; nothing without a mixture."""
+    if not mixtures:
+        return {}
+    x = only_value(mixtures, "the mixture of experts")
+    if x.shared_hidden is None or x.shared_hidden % x.hidden:
+        raise Inexpressible(
+            f"its shared expert has hidden {x.shared_hidden}, no multiple of {x.hidden}"
+        )
+    found = {
+        "normalize": x.router.normalize,
+        "experts": x.experts,
+        "top_k": x.top_k,
+        "groups": x.router.groups,
+        "shared": x.shared_hidden // x.hidden,
+    }
+    return {names[name][0]: value for name, value in found.items()} | {
+        "moe_intermediate_size": x.hidden,
+        "hidden_act": parts.THEIR_ACTIVATIONS[x.activation],
+        "routed_scaling_factor": x.router.scale,
+        "topk_group": x.router.top_groups,
+    }
+
+
+def feedforward_keys(model: ModelConfig, names: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """The keys of dense layers and of mixtures, but not which layers are which."""
+    mixtures, dense = experts.mixtures_and_dense(model)
+    found = mixture_keys([x for x in mixtures if x is not None], names)
+    if gated := experts.first_of(dense):
+        found["intermediate_size"] = gated.hidden
+        found["hidden_act"] = parts.THEIR_ACTIVATIONS[gated.activation]
+    return found
+
+
+def _read(read: Any, names: tuple[str, ...], default: Any) -> Any:
+    """The value under the first of several names of one key that is there."""
+    for name in reversed(names):
+        default = read(name, default)
+    return default
