@@ -17,7 +17,10 @@ FLOORS: list[dict[str, str]] = [
     {"experiments": "a folder a claim: protocol, run, figures, result"},
     {"launch": "runs on SLURM, TPU pods, clouds, this machine"},
     {"hybridlm.commands": "a file a command; options from the settings it runs"},
-    {"hybridlm.analysis": "what a notebook imports: records, tables, figures, reports"},
+    {
+        "hybridlm.analysis": "what a notebook imports: records, tables, figures, reports",
+        "hybridlm.gallery": "published models: fact sheets computed from their configs",
+    },
     {
         "hybridlm.aot": "a step compiled for chips that are not attached",
         "hybridlm.sweep": "many runs of one config, counted and named",

@@ -14,6 +14,7 @@ from hybridlm.commands.branch import BRANCH
 from hybridlm.commands.compile import COMPILE
 from hybridlm.commands.convert import CONVERT
 from hybridlm.commands.eval import EVAL
+from hybridlm.commands.gallery import GALLERY
 from hybridlm.commands.generate import GENERATE
 from hybridlm.commands.inspect import INSPECT
 from hybridlm.commands.probe import PROBE
@@ -38,6 +39,7 @@ COMMANDS = by_name(
         INSPECT,
         AVERAGE,
         CONVERT,
+        GALLERY,
         REPORT,
         TOKENIZE,
         TRAIN_TOKENIZER,

@@ -60,8 +60,9 @@ def _parser(command: Command, classes: Sequence[type]) -> Parser:
             needed = field.default is field.default_factory  # true only if both are MISSING
             group = required if needed else optional
             if name in command.positional:
-                group.add_argument(name, metavar=name.upper(), help=help)
-                usage.append(name.upper())
+                absent = {} if needed else dict(nargs="?", default=argparse.SUPPRESS)
+                group.add_argument(name, metavar=name.upper(), help=help, **absent)
+                usage.append(name.upper() if needed else f"[{name.upper()}]")
             elif hint is bool:
                 action, absent = "store_true", argparse.SUPPRESS
                 group.add_argument(f"--{name}", action=action, default=absent, help=help)

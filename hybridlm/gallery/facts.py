@@ -1,0 +1,67 @@
+"""What a config cannot say about a published model: its name, its source, its published figures."""
+
+import re
+from typing import Literal
+
+from hybridlm.settings.bounds import PositiveInt, settings
+from hybridlm.settings.reader import require
+
+_FIGURE = re.compile(r"^[0-9]+(\.[0-9]+)?[MBT]$")
+_UNITS = {"M": 1e6, "B": 1e9, "T": 1e12}
+
+Excluded = Literal["nothing", "embedding", "embedding and head"]
+
+
+@settings
+class Facts:
+    """The facts that a recipe of `configs/gallery` states in `FACTS`.
+
+    Attributes:
+      title: the model's published name.
+      developer: who published it.
+      released: month of publication, "2024-04".
+      source: paper (with its arXiv number) or report.
+      upstream: name of the published weights, "OWNER/NAME".
+      context: tokens of the longest context that it was published for.
+      total: parameters as published, with the digits as published: "8.03B".
+      total_excludes: what the published `total` does not count.
+      active: parameters that a token uses, as published; None where experts play no part.
+      active_excludes: what the published `active` does not count.
+      unsupported: what the published model has and this config has not, a phrase each.
+      outside: parameters of published parts that this config has not, by phrase; the sheet adds them
+        to its total, and not to its active parameters.
+    """
+
+    title: str
+    developer: str
+    released: str
+    source: str
+    upstream: str
+    context: PositiveInt
+    total: str
+    total_excludes: Excluded = "nothing"
+    active: str | None = None
+    active_excludes: Excluded = "nothing"
+    unsupported: tuple[str, ...] = ()
+    outside: dict[str, int] | None = None
+
+    def __post_init__(self):
+        for name in ("total", "active"):
+            text = getattr(self, name)
+            require(
+                text is None or bool(_FIGURE.match(text)),
+                name,
+                f'must be a number and M, B or T, such as "8.03B", not {text!r}',
+            )
+        require(
+            bool(re.match(r"^[0-9]{4}-[0-9]{2}$", self.released)),
+            "released",
+            f'must be a year and a month, such as "2024-04", not {self.released!r}',
+        )
+
+
+def figure(text: str) -> tuple[float, float]:
+    """(value, half a unit of its last digit) of a published number: "8.03B" -> (8.03e9, 5e6)."""
+    number, unit = text[:-1], _UNITS[text[-1]]
+    digits = len(number.partition(".")[2])
+    return float(number) * unit, 0.5 * 10.0**-digits * unit

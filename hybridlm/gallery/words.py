@@ -1,0 +1,201 @@
+"""A model's mixers, feed-forwards, norms and positions in words."""
+
+from hybridlm.gallery.sheet import LayerKind, Sheet
+from hybridlm.models.feedforward import FeedForwardConfig
+from hybridlm.models.feedforward.absent import NoFeedForwardConfig
+from hybridlm.models.feedforward.dense import DenseConfig
+from hybridlm.models.feedforward.moe import MoEConfig
+from hybridlm.models.mixers.absent import NoMixerConfig
+from hybridlm.models.mixers.attention import AttentionConfig
+from hybridlm.models.mixers.base import MixerConfig
+from hybridlm.models.mixers.delta import DeltaConfig
+from hybridlm.models.mixers.lightning import LightningConfig
+from hybridlm.models.mixers.mamba2 import Mamba2Config
+from hybridlm.models.mixers.mla import MLAConfig
+from hybridlm.models.mixers.parallel import ParallelConfig
+from hybridlm.models.mixers.rglru import RGLRUConfig
+from hybridlm.models.mixers.short_conv import ShortConvConfig
+from hybridlm.models.positional import RopeConfig
+
+BLOCKS = {
+    "prenorm": "before each half of a layer",
+    "postnorm": "after each half of a layer",
+    "sandwich": "before and after each half of a layer",
+    "parallel": "one, before both halves, which run in parallel",
+}
+NORMS = {
+    "rmsnorm": "RMSNorm",
+    "rmsnorm_unit_offset": "RMSNorm with an offset of 1",
+    "layernorm": "LayerNorm",
+    "layernorm_no_bias": "LayerNorm without bias",
+}
+ACTIVATIONS = {"silu": "SwiGLU", "gelu": "GeGLU", "gelu_tanh": "GeGLU"}
+
+
+def attention_kind(mixer: MixerConfig) -> str | None:
+    """ "MHA", "GQA", "MQA" or "MLA"; None for a mixer without softmax attention to tokens."""
+    if isinstance(mixer, MLAConfig):
+        return "MLA"
+    if not isinstance(mixer, AttentionConfig):
+        return None
+    if mixer.kv_heads == mixer.heads:
+        return "MHA"
+    return "MQA" if mixer.kv_heads == 1 else "GQA"
+
+
+def short(mixer: MixerConfig) -> str:
+    """A few words for tables and drawings: "GQA, window 1,024", "Gated DeltaNet"."""
+    if isinstance(mixer, ParallelConfig):
+        return " beside ".join(short(branch) for branch in mixer.branches.values())
+    if isinstance(mixer, NoMixerConfig):
+        return "no mixer"
+    if isinstance(mixer, MLAConfig):
+        return "MLA" if mixer.rope and mixer.qk_rope else "MLA, NoPE"
+    if isinstance(mixer, AttentionConfig):
+        words = [attention_kind(mixer), _span(mixer)]
+        return ", ".join(filter(None, [*words, None if mixer.rope else "NoPE"]))
+    if isinstance(mixer, DeltaConfig):
+        return mixer.name
+    named = {
+        Mamba2Config: "Mamba-2",
+        LightningConfig: "Lightning attention",
+        RGLRUConfig: "RG-LRU",
+        ShortConvConfig: "short convolution",
+    }
+    return named.get(type(mixer), mixer.kind_name)
+
+
+def long(mixer: MixerConfig, width: int) -> str:
+    """Heads, sizes, positions and options of a mixer in a model of `width`."""
+    if isinstance(mixer, ParallelConfig):
+        return "; beside it ".join(long(branch, width) for branch in mixer.branches.values())
+    if isinstance(mixer, AttentionConfig):
+        return ", ".join(_attention(mixer, width))
+    if isinstance(mixer, MLAConfig):
+        queries = f", queries from {mixer.q_rank:,}" if mixer.q_rank else ""
+        shared = f" + {mixer.qk_rope} shared" if mixer.qk_rope else ""
+        position = positions(mixer.rope if mixer.qk_rope else None)
+        return (
+            f"MLA, {mixer.heads} heads, latent {mixer.kv_rank}{shared}{queries}, keys of"
+            f" {mixer.qk_nope + mixer.qk_rope}, values of {mixer.value_dim}, {position}"
+        )
+    if isinstance(mixer, DeltaConfig):
+        sizes = mixer.sizes(width)
+        return (
+            f"{mixer.name}, {sizes.heads} key heads of {sizes.key_size}, {sizes.value_heads} value"
+            f" heads of {sizes.value_size}, convolution {mixer.conv_width}"
+        )
+    if isinstance(mixer, Mamba2Config):
+        return (
+            f"Mamba-2, {mixer.head_count(width)} heads of {mixer.head_dim}, state"
+            f" {mixer.state_dim}, {mixer.groups} {'group' if mixer.groups == 1 else 'groups'},"
+            f" convolution {mixer.conv_width}"
+        )
+    if isinstance(mixer, LightningConfig):
+        return f"Lightning attention, {mixer.heads} heads of {mixer.head_size(width)}"
+    if isinstance(mixer, RGLRUConfig):
+        return f"RG-LRU of {mixer.channels(width):,} channels, convolution {mixer.conv_width}"
+    if isinstance(mixer, ShortConvConfig):
+        return f"gated short convolution of {mixer.conv_width} taps"
+    return short(mixer)
+
+
+def feedforward(config: FeedForwardConfig) -> str:
+    """Kind and hidden size of a feed-forward."""
+    if isinstance(config, NoFeedForwardConfig):
+        return "no feed-forward"
+    if isinstance(config, MoEConfig):
+        shared = f", shared {config.shared_hidden:,}" if config.shared_hidden else ""
+        groups = (
+            f" from {config.router.top_groups} of {config.router.groups} groups"
+            if config.router.groups > 1
+            else ""
+        )
+        return (
+            f"{config.top_k} of {config.experts} experts{groups}, hidden {config.hidden:,}{shared},"
+            f" {config.router.scores.partition('_')[0]} router"
+        )
+    if isinstance(config, DenseConfig):
+        name = {"relu2": "squared ReLU"}.get(config.activation, config.activation)
+        if config.matrices == 3:
+            name = ACTIVATIONS.get(config.activation, f"gated {config.activation}")
+        return f"{name}, hidden {config.hidden:,}"
+    return config.mechanism
+
+
+def positions(rope: RopeConfig | None) -> str:
+    """RoPE's settings in words, or "NoPE"."""
+    if rope is None:
+        return "NoPE"
+    words = [f"RoPE {rope.theta:,.0f}"]
+    if rope.fraction != 1:
+        words.append(f"on {rope.fraction:.3g} of each head")
+    if rope.yarn:
+        words.append(f"YaRN x{rope.yarn.factor:g}")
+    elif rope.scaling:
+        words.append(f"scaled x{rope.scaling.factor:g}")
+    return " ".join(words)
+
+
+def mix(sheet: Sheet) -> str:
+    """The layers by mixer: "36 Gated DeltaNet + 12 GQA"; feed-forward layers of their own too."""
+    counts: dict[str, int] = {}
+    for kind in sheet.kinds:
+        counts[layer_word(kind)] = counts.get(layer_word(kind), 0) + kind.count
+    return " + ".join(f"{count} {word}" for word, count in counts.items())
+
+
+def layer_word(kind: LayerKind) -> str:
+    """A layer's mixer in short, or its feed-forward if it has no mixer."""
+    if not isinstance(kind.mixer, NoMixerConfig):
+        return short(kind.mixer)
+    return "experts" if isinstance(kind.feedforward, MoEConfig) else "feed-forward"
+
+
+def norms(sheet: Sheet) -> str:
+    """The kind of norm, where it sits, and norms of queries and keys."""
+    config = sheet.config
+    words = f"{NORMS[config.norm]}, {BLOCKS[config.block]}"
+    normed = {m.qk_norm for m in attentions(sheet) if m.qk_norm}
+    return f"{words}; queries and keys of each head too" if normed else words
+
+
+def attentions(sheet: Sheet) -> list[AttentionConfig]:
+    """The settings of the mixers, or of their branches, that are softmax attention."""
+    found = []
+    for kind in sheet.kinds:
+        branches = (
+            kind.mixer.branches.values() if isinstance(kind.mixer, ParallelConfig) else [kind.mixer]
+        )
+        found += [branch for branch in branches if isinstance(branch, AttentionConfig)]
+    return found
+
+
+def _span(mixer: AttentionConfig) -> str | None:
+    if mixer.window:
+        return f"window {mixer.window:,}"
+    return f"chunk {mixer.chunk:,}" if mixer.chunk else None
+
+
+def _attention(mixer: AttentionConfig, width: int) -> list[str]:
+    words = [attention_kind(mixer)]
+    if mixer.kv_heads == mixer.heads:
+        words.append(f"{mixer.heads} heads of {mixer.head_size(width)}")
+    else:
+        words.append(
+            f"{mixer.heads} query and {mixer.kv_heads} key/value heads of {mixer.head_size(width)}"
+        )
+    options = {
+        "norm of queries and keys": mixer.qk_norm,
+        "output gate": mixer.output_gate,
+        "biases": mixer.bias,
+        "sinks": mixer.sinks,
+        f"soft cap {mixer.soft_cap or 0:g}": mixer.soft_cap,
+        "logits that grow with the position": mixer.temperature,
+    }
+    return [
+        *words,
+        _span(mixer) or "full",
+        positions(mixer.rope),
+        *(word for word, wanted in options.items() if wanted),
+    ]

@@ -1,0 +1,31 @@
+"""`hybridlm gallery` prints sheets, and refuses what it cannot show."""
+
+
+def test_list_has_a_line_a_model(command, tmp_path, root):
+    for name in ("llama_3_8b", "gpt_oss_20b", "published"):
+        file = root / "configs" / "gallery" / f"{name}.py"
+        (tmp_path / "gallery").mkdir(exist_ok=True)
+        (tmp_path / "gallery" / file.name).write_text(file.read_text())
+    (tmp_path / "common.py").write_text((root / "configs" / "common.py").read_text())
+    code, out, _ = command("gallery", "list", "--configs", tmp_path / "gallery")
+    header, *lines = out.splitlines()
+    assert code == 0 and header.startswith("name ")
+    assert [line.split()[:4] for line in lines] == [
+        ["gpt_oss_20b", "20.91B", "4.19B", "48"],
+        ["llama_3_8b", "8.03B", "8.03B", "128"],
+    ]
+
+
+def test_show_prints_the_sheet(command, in_root):
+    code, out, _ = command("gallery", "show", "llama_3_8b")
+    assert code == 0
+    for part in ("Llama 3 8B, Meta, 2024-04", "arXiv 2407.21783", "128 KiB", "32 GQA", "8.03B"):
+        assert part in out
+
+
+def test_show_without_a_name_is_refused(refusal):
+    assert "gallery show needs a model's name" in refusal("gallery", "show")
+
+
+def test_list_with_a_name_is_refused(refusal):
+    assert "gallery list takes no name" in refusal("gallery", "list", "llama_3_8b")

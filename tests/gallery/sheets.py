@@ -1,0 +1,14 @@
+"""The sheets of the gallery, each computed once a process."""
+
+import functools
+import pathlib
+
+from hybridlm import gallery
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@functools.cache
+def sheet_of(name: str) -> gallery.Sheet:
+    """The sheet of a model of `configs/gallery`."""
+    return gallery.sheet(gallery.load(name, ROOT / "configs" / "gallery"))

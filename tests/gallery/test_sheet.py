@@ -1,0 +1,126 @@
+"""Fact sheets agree with what was published, and with the definitions of their figures."""
+
+import pathlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridlm import gallery
+from hybridlm.gallery.facts import figure
+from hybridlm.gallery.sheet import decode_flops, kv_bytes_per_token
+from hybridlm.models.mixers import read_mixer
+from hybridlm.models.mixers.attention import AttentionConfig
+from hybridlm.models.mixers.mla import MLAConfig
+from hybridlm.models.params import Model
+from tests.gallery.sheets import ROOT, sheet_of
+
+KIB = {
+    "llama_3_8b": 128,
+    "gemma_3_27b": 496,
+    "gpt_oss_20b": 48,
+    "deepseek_v3": 68.6,
+    "qwen3_next_80b_a3b": 24,
+    "kimi_linear_48b_a3b": 7.9,
+}
+WIDTH = 64
+
+
+def pytest_generate_tests(metafunc):
+    if "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", gallery.names(ROOT / "configs" / "gallery"))
+
+
+@pytest.mark.parametrize("model", KIB)
+def test_bytes_of_keys_and_values_are_those_of_the_public_tables(model):
+    assert sheet_of(model).kv_bytes_per_token / 1024 == pytest.approx(KIB[model], abs=0.05)
+
+
+def test_parameters_are_as_published(name):
+    """To the last digit that the publishers state."""
+    sheet = sheet_of(name)
+    counts = [(sheet.total_as_published, sheet.facts.total)]
+    if sheet.facts.active is not None:
+        counts.append((sheet.active_as_published, sheet.facts.active))
+    for count, text in counts:
+        value, rounding = figure(text)
+        assert abs(count - value) <= rounding, f"{name}: {count:,} computed, {text} published"
+
+
+def test_the_count_is_that_of_the_whole_model():
+    """Sheets trace each kind of layer once."""
+    sheet = sheet_of("kimi_linear_48b_a3b")
+    assert sheet.parameters == Model.of(sheet.config).count()
+
+
+def test_a_token_is_multiplied_by_every_active_matrix(name):
+    """Two FLOPs each, and attention and states come on top; norms and biases are no matrices."""
+    sheet = sheet_of(name)
+    looked_up = 0 if sheet.config.tie_embeddings else sheet.embedding
+    for at in sheet.lengths:
+        assert at.prefill_flops > 2 * 0.999 * (sheet.active - looked_up)
+        assert at.decode_flops > 2 * 0.999 * (sheet.active - looked_up)
+
+
+def test_a_cache_holds_no_key_beyond_those_of_the_public_count(name):
+    """Recurrent states apart, which do not grow."""
+    first, *_, last = sheet_of(name).lengths
+    grown = last.cache_bytes - first.cache_bytes
+    assert 0 <= grown <= last.kv_bytes - first.kv_bytes
+
+
+@settings(max_examples=30, deadline=None)
+@given(tokens=st.integers(1, 40), window=st.integers(1, 50), kv_heads=st.sampled_from([1, 2, 4]))
+def test_decoding_all_tokens_takes_the_flops_of_the_forward_pass(tokens, window, kv_heads):
+    common = dict(kind="attention", heads=4, kv_heads=kv_heads, head_dim=8)
+    local, chunked = dict(common, window=window), dict(common, chunk=window)
+    both = dict(kind="parallel", branches=dict(a=local, b=dict(kind="rglru")))
+    for settings_ in (common, local, chunked, both, dict(kind="gdn", heads=2, head_dim=8)):
+        mixer = read_mixer(settings_, "mixer")
+        decoded = sum(decode_flops(mixer, WIDTH, n) for n in range(1, tokens + 1))
+        assert decoded == pytest.approx(tokens * mixer.flops_per_token(WIDTH, tokens))
+
+
+@given(tokens=st.integers(1, 10**6), rank=st.integers(1, 64), shared=st.sampled_from([0, 2, 8]))
+def test_a_latent_query_attends_to_latents_when_it_decodes(tokens, rank, shared):
+    """Every cached number is multiplied once for the logits and once for the mixture, in each head."""
+    mixer = MLAConfig(heads=3, kv_rank=rank, qk_nope=16, qk_rope=shared, value_dim=24)
+    step = decode_flops(mixer, WIDTH, tokens + 1) - decode_flops(mixer, WIDTH, tokens)
+    assert step == pytest.approx(2 * 2 * 3 * (rank + shared), rel=1e-6)
+    queries, up = 3 * (16 + shared), rank * 3 * (16 + 24)
+    fixed = WIDTH * (queries + rank + shared) + up + 3 * 24 * WIDTH
+    assert decode_flops(mixer, WIDTH, tokens) == pytest.approx(2 * fixed + tokens * step, rel=1e-6)
+
+
+@given(kv_heads=st.sampled_from([1, 2, 4]), size=st.sampled_from([8, 24]), span=st.integers(1, 99))
+def test_windows_and_chunks_do_not_change_the_public_count(kv_heads, size, span):
+    for spans in ({}, dict(window=span), dict(chunk=span)):
+        mixer = AttentionConfig(heads=4, kv_heads=kv_heads, head_dim=size, **spans)
+        assert kv_bytes_per_token(mixer, WIDTH) == 2 * kv_heads * size * 2
+
+
+def test_the_gallery_of_another_folder(tmp_path):
+    """Total and active parameters of a recipe that the test writes, counted by hand."""
+    (tmp_path / "tiny.py").write_text(
+        """FACTS = dict(title="Tiny", developer="us", released="2026-01", source="none",
+    upstream="us/tiny", context=64, total="1M", outside={"a part": 7})
+
+
+def get_config():
+    model = dict(
+        width=8, depth=2, pattern="a", vocab_size=10, tie_embeddings=False,
+        mixers=dict(a=dict(kind="attention", heads=2, kv_heads=1, head_dim=4)),
+        mlp=dict(kind="moe", experts=5, top_k=2, hidden=3),
+    )
+    data = dict(
+        sources=dict(text=dict(kind="text", path="text.txt")), seq_len=8, batch_size=1
+    )
+    return dict(model=model, data=data, train=dict(steps=1), optimizer=dict(lr=1e-3))
+""",
+        encoding="utf-8",
+    )
+    sheet = gallery.sheet(gallery.load("tiny", pathlib.Path(tmp_path)))
+    outside_experts = 2 * (8 * (8 + 4 + 4) + 8 * 8 + 8 * 5 + 2 * 8) + 2 * 80 + 8
+    assert sheet.parameters == outside_experts + 2 * 5 * 3 * 8 * 3 + 7
+    assert sheet.active == outside_experts + 2 * 2 * 3 * 8 * 3
+    assert sheet.kv_bytes_per_token == 2 * 2 * 4 * 2
