@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -19,7 +20,10 @@ from hybridlm.models.feedforward.dense import GatedConfig, GeGLUConfig, SwiGLUCo
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.delta import DeltaConfig
 from hybridlm.models.mixers.lightning import LightningConfig
+from hybridlm.models.mixers.mamba2 import Mamba2Config
 from hybridlm.models.mixers.mla import MLAConfig
+from hybridlm.models.mixers.parallel import ParallelConfig
+from hybridlm.models.mixers.rglru import RGLRUConfig
 from hybridlm.models.params import Model, Params
 from hybridlm.models.settings import ModelConfig
 from hybridlm.settings.plain import flat, to_dict
@@ -150,7 +154,7 @@ def canonical(model: ModelConfig, ignored: frozenset[str] = frozenset()) -> Cano
         for f in dataclasses.fields(model)
         if f.name not in of_layers | ignored
     }
-    rest["depth"] = model.depth
+    rest |= {"depth": model.depth, "logit_scale": _rounded(model.logit_scale)}
     layers = [
         {
             key: value
@@ -171,7 +175,7 @@ def _written_out(settings: Any, model: ModelConfig) -> dict[str, Any]:
     plain, width = to_dict(settings), model.width
     if isinstance(settings, AttentionConfig):
         size = settings.head_size(width)
-        plain |= {"head_dim": size, "scale": float(settings.scale or size**-0.5)}
+        plain |= {"head_dim": size, "scale": _rounded(settings.scale or size**-0.5)}
     if isinstance(settings, MLAConfig):
         plain["scale"] = float(settings.scale or settings.key_size**-0.5)
         if settings.qk_rope == 0:
@@ -185,7 +189,25 @@ def _written_out(settings: Any, model: ModelConfig) -> dict[str, Any]:
         plain["norm_eps"] = model.norm_eps
     if isinstance(settings, SwiGLUConfig | GeGLUConfig | GatedConfig):
         plain |= {"kind": "gated", "activation": settings.activation, "bias": settings.bias}
+        plain |= {x: getattr(settings, x) for x in ("gate_multiplier", "out_multiplier")}
+    if isinstance(settings, Mamba2Config):
+        limits = (*(settings.dt_limits or (0.0,)), math.inf)[:2]
+        plain |= {"heads": settings.head_count(width), "expand": None, "dt_limits": limits}
+    if isinstance(settings, RGLRUConfig):
+        plain["recurrent_width"] = settings.channels(width)
+    if isinstance(settings, ParallelConfig):
+        plain["branches"] = {n: _written_out(x, model) for n, x in settings.branches.items()}
+        for key, factor in (
+            ("multipliers", settings.multiplier),
+            ("input_multipliers", settings.input_multiplier),
+        ):
+            plain[key] = {name: factor(name) for name in settings.branches}
     return plain
+
+
+def _rounded(factor: float) -> float:
+    """To 12 digits: a factor that a config.json gives by another number is not exact."""
+    return float(f"{factor:.12g}")
 
 
 def export(

@@ -4,6 +4,8 @@ from hybridlm.convert.families.bamba import Bamba
 from hybridlm.convert.families.cohere2 import Cohere2
 from hybridlm.convert.families.deepseek import DeepSeekV3
 from hybridlm.convert.families.gemma import Gemma2, Gemma3
+from hybridlm.convert.families.granite_hybrid import GraniteHybrid
+from hybridlm.convert.families.lfm2 import LFM2
 from hybridlm.convert.families.llama import Llama
 from hybridlm.convert.families.llama4 import Llama4
 from hybridlm.convert.families.mamba2 import Mamba2
@@ -12,6 +14,7 @@ from hybridlm.convert.families.nemotron_h import NemotronH
 from hybridlm.convert.families.olmo import Olmo2, Olmo3
 from hybridlm.convert.families.qwen import Qwen2, Qwen3
 from hybridlm.convert.families.qwen3_next import Qwen3Next, Qwen35, Qwen35MoE
+from hybridlm.convert.families.recurrent_gemma import RecurrentGemma
 from hybridlm.convert.families.smollm3 import SmolLM3
 from hybridlm.convert.family import Family
 from hybridlm.errors import ConvertError
@@ -35,6 +38,9 @@ FAMILIES: tuple[Family, ...] = (
     Qwen35(),
     Qwen35MoE(),
     DeepSeekV3(),
+    GraniteHybrid(),
+    LFM2(),
+    RecurrentGemma(),
 )
 
 BY_ARCHITECTURE: dict[str, Family] = {

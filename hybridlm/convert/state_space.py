@@ -20,6 +20,7 @@ PREFIXED = {
     "conv_width": "mamba_d_conv",
     "conv_bias": "mamba_conv_bias",
 }
+OTHER_PREFIXED = ("mamba_expand", "mamba_proj_bias", "time_step_limit")
 DEFAULTS = {"heads": 128, "state_dim": 256, "groups": 1, "conv_width": 4, "conv_bias": True}
 #: Keys that choose how the layer is computed, or its initial values.
 HARMLESS = ("mamba_chunk_size", "chunk_size", "rescale_prenorm_residual", "residual_in_fp32")
@@ -56,6 +57,11 @@ def prefixed(keys: Keys, width: int, inner: int | None = None) -> dict[str, Any]
         "bias": keys.flag("mamba_proj_bias", False),
         "dt_limits": limits(keys),
     }
+
+
+def without(keys: Keys) -> None:
+    """Notes the keys that `prefixed` reads, for a model without Mamba-2 layers."""
+    keys.harmless(*PREFIXED.values(), *HARMLESS, *OTHER_PREFIXED)
 
 
 def prefixed_keys(model: ModelConfig, mixers: list[Mamba2Config]) -> dict[str, Any]:

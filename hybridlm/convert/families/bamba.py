@@ -28,18 +28,17 @@ class Bamba(Family):
         depth = keys.integer("num_hidden_layers")
         keys.harmless("num_logits_to_keep", "layers_block_type", "layer_types")
         feed = parts.gated(keys, bias=keys.flag("mlp_bias", False))
-        mamba = state_space.prefixed(keys, sizes["width"])
         attention = parts.heads(keys) | {
             "rope": parts.rope(keys, fraction=0.5),
             "bias": keys.flag("attention_bias", False),
         }
         attending = {*keys.list("attn_layer_indices", default=[])}
-        layers = [
-            LayerSettings("full", attention, feed)
-            if i in attending
-            else LayerSettings("mamba", mamba, feed)
-            for i in range(depth)
-        ]
+        layers = [LayerSettings("full", attention, feed)] * depth
+        if attending.issuperset(range(depth)):
+            state_space.without(keys)
+        else:
+            mamba = LayerSettings("mamba", state_space.prefixed(keys, sizes["width"]), feed)
+            layers = [x if i in attending else mamba for i, x in enumerate(layers)]
         return sizes | laid_out(layers)
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
@@ -51,6 +50,9 @@ class Bamba(Family):
             "mlp_bias": model.layer_feedforwards()[0].bias,
             **state_space.prefixed_keys(model, list(mamba.values())),
             "attn_layer_indices": list(attention),
+            # Without attention the class still reads a number of heads.
+            "num_attention_heads": 1,
+            "num_key_value_heads": 1,
         }
         if attention:
             layers = list(attention.values())
