@@ -65,9 +65,9 @@ def without(keys: Keys) -> None:
 
 
 def prefixed_keys(model: ModelConfig, mixers: list[Mamba2Config]) -> dict[str, Any]:
-    """The inverse of `prefixed` without `inner`; {} without mixers."""
+    """The inverse of `prefixed` without `inner`; what the class needs without mixers."""
     if not mixers:
-        return {}
+        return {"mamba_n_heads": 1}  # the default need not divide the width
     return {
         **mamba2_keys(model, mixers, PREFIXED),
         "mamba_expand": expand(model, mixers[0]),
