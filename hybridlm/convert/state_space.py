@@ -50,6 +50,8 @@ def prefixed(keys: Keys, width: int, inner: int | None = None) -> dict[str, Any]
     Args:
       inner: inner width; None is mamba_expand times the model's.
     """
+    # These classes apply the feed-forward's activation after the mixer's convolution, too.
+    keys.only("hidden_act", "silu", "swish", why="hybridlm has Mamba-2 with silu alone")
     mixer = mamba2(keys, PREFIXED, DEFAULTS)
     expand = keys.integer("mamba_expand", 2)
     return mixer | {

@@ -39,7 +39,7 @@ def bamba(draw: Draw) -> BambaConfig:
         **mamba2_sizes(draw, found["hidden_size"]),
         attn_layer_indices=sorted(draw.sample(range(depth), draw.randint(1, depth - 1))),
         rope_parameters=rope(draw, scaled=("linear", "llama3")),
-        hidden_act=draw.choice(("silu", "silu", "gelu")),
+        hidden_act=draw.choice(("silu", "silu", "swish")),
         attention_bias=draw.random() < 0.5,
         mlp_bias=draw.random() < 0.5,
         time_step_limit=time_limits(draw),

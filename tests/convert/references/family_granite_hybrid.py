@@ -21,7 +21,7 @@ def config(draw: Draw, **options) -> GraniteMoeHybridConfig:
         shared_intermediate_size=draw.randint(12, 24),
         position_embedding_type=draw.choice(("rope", "nope", None)),
         rope_parameters=rope(draw),
-        hidden_act=draw.choice(("silu", "silu", "gelu")),
+        hidden_act=draw.choice(("silu", "silu", "swish")),
         attention_bias=draw.random() < 0.5,
         attention_multiplier=draw.choice((0.1, 0.5, 1.0)),
         embedding_multiplier=draw.choice((1.0, 3.0)),
