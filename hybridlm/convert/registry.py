@@ -5,6 +5,7 @@ from hybridlm.convert.families.cohere2 import Cohere2
 from hybridlm.convert.families.deepseek import DeepSeekV3
 from hybridlm.convert.families.gemma import Gemma2, Gemma3
 from hybridlm.convert.families.granite_hybrid import GraniteHybrid
+from hybridlm.convert.families.kimi_linear import KimiLinear
 from hybridlm.convert.families.lfm2 import LFM2
 from hybridlm.convert.families.llama import Llama
 from hybridlm.convert.families.llama4 import Llama4
@@ -12,6 +13,7 @@ from hybridlm.convert.families.mamba2 import Mamba2
 from hybridlm.convert.families.mistral import Mistral
 from hybridlm.convert.families.nemotron_h import NemotronH
 from hybridlm.convert.families.olmo import Olmo2, Olmo3
+from hybridlm.convert.families.olmo_hybrid import OlmoHybrid
 from hybridlm.convert.families.qwen import Qwen2, Qwen3
 from hybridlm.convert.families.qwen3_next import Qwen3Next, Qwen35, Qwen35MoE
 from hybridlm.convert.families.recurrent_gemma import RecurrentGemma
@@ -37,6 +39,8 @@ FAMILIES: tuple[Family, ...] = (
     Qwen3Next(),
     Qwen35(),
     Qwen35MoE(),
+    OlmoHybrid(),
+    KimiLinear(),
     DeepSeekV3(),
     GraniteHybrid(),
     LFM2(),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hybridlm.convert.transforms import SAME, TRANSPOSED, Transform, chain
+from hybridlm.convert.transforms import SAME, TRANSPOSED, Chain, Recut, Transform, chain
 from hybridlm.models.params import Model
 
 Shape = tuple[int, ...]
@@ -96,13 +96,22 @@ class Table:
 
     def faults(self, found: Mapping[str, Shape]) -> str:
         """What is wrong with a checkpoint whose tensors have these shapes; "" if nothing is."""
+        # What a rule takes together may be cut elsewhere.
+        recut = {
+            n
+            for r in self.rules
+            if isinstance(r.transform, Chain) and isinstance(r.transform.steps[0], Recut)
+            for n in r.theirs
+            if all(x in found for x in r.theirs)
+            and sum(found[x][0] for x in r.theirs) == sum(self.shapes[x][0] for x in r.theirs)
+        }
         kinds = {
             "missing": [n for n in self.shapes if n not in found],
             "not in this architecture": [n for n in found if n not in self.shapes],
             "of another shape": [
                 f"{n} {tuple(found[n])} instead of {shape}"
                 for n, shape in self.shapes.items()
-                if n in found and tuple(found[n]) != shape
+                if n in found and tuple(found[n])[n in recut :] != shape[n in recut :]
             ],
         }
         return "; ".join(f"{what}: {first(names)}" for what, names in kinds.items() if names)

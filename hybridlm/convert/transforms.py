@@ -148,6 +148,29 @@ class Joined(Transform):
 
 
 @dataclasses.dataclass(frozen=True)
+class Recut(Transform):
+    """Parameters one after the other on the first axis, in as many tensors that are cut elsewhere.
+
+    The tensors may be cut anywhere; written, all have the rows of the first but the last, which has
+    what is left, as torch.chunk cuts.
+
+    Attributes:
+      sizes: rows of each parameter.
+    """
+
+    sizes: tuple[int, ...]
+
+    def ours(self, theirs: Sequence[Array]) -> list[Array]:
+        whole = _namespace(theirs[0]).concatenate(list(theirs), axis=0)
+        return Split(self.sizes).ours([whole])
+
+    def theirs(self, ours: Sequence[Array]) -> list[Array]:
+        whole = _namespace(ours[0]).concatenate(list(ours), axis=0)
+        rows = -(-sum(self.sizes) // len(self.sizes))
+        return [whole[i * rows : (i + 1) * rows] for i in range(len(self.sizes))]
+
+
+@dataclasses.dataclass(frozen=True)
 class Stacked(Transform):
     """Tensors of one shape, such as those of the experts, as one parameter with a leading axis."""
 

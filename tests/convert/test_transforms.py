@@ -8,6 +8,7 @@ from hybridlm.convert import transforms as t
 from hybridlm.models.positional import Rope, RopeConfig
 
 CASES = {
+    "recut": (t.Recut((2, 2, 4)), [(3, 1, 2), (3, 1, 2), (2, 1, 2)]),
     "transposed": (t.TRANSPOSED, [(3, 5)]),
     "transposed experts": (t.TRANSPOSED, [(4, 3, 5)]),
     "pairs": (t.HalvesFromPairs(3, 8), [(24, 5)]),
