@@ -11,7 +11,12 @@ from hybridlm.models import settings as models
 from hybridlm.models.feedforward.routing import RouterConfig
 from hybridlm.models.joining import BlockConfig
 from hybridlm.models.positional import RopeConfig, TemperatureConfig
-from hybridlm.models.rope_scaling import LinearRopeConfig, Llama3RopeConfig, YarnConfig
+from hybridlm.models.rope_scaling import (
+    KeptRopeConfig,
+    LinearRopeConfig,
+    Llama3RopeConfig,
+    YarnConfig,
+)
 from hybridlm.parallel.settings import MeshConfig
 from hybridlm.probes.settings import ProbesConfig
 from hybridlm.settings.describe import default_text, summary_and_meanings, type_text
@@ -28,6 +33,7 @@ SECTIONS: list[tuple[str, type]] = [
     ("model.mixers.NAME.rope.yarn", YarnConfig),
     ("model.mixers.NAME.rope.llama3", Llama3RopeConfig),
     ("model.mixers.NAME.rope.linear", LinearRopeConfig),
+    ("model.mixers.NAME.rope.kept", KeptRopeConfig),
     ("model.mixers.NAME.temperature", TemperatureConfig),
     ("data", data.DataConfig),
     *((f"data.sources.NAME, kind {k!r}", c) for k, c in sources.KINDS.items()),

@@ -117,7 +117,7 @@ def attention_rules(
     qkv, out = mixer.bias in (True, "qkv"), mixer.bias in (True, "out")
     rules = [
         r
-        for name in ("q", "k", "v")
+        for name in (("q", "k", "v") if mixer.values == "own" else ("q", "k"))
         for r in linear(
             f"{theirs}.{name}_proj",
             f"{ours}.{name}",
@@ -286,11 +286,14 @@ def _scaled(keys: Keys, given: Keys, theta: float, fraction: float) -> dict[str,
         }
     elif kind == "linear":
         extra["linear"] = {"factor": given.number("factor")}
+    elif kind == "proportional":
+        extra["kept"] = {"fraction": fraction, "factor": given.number("factor", 1.0)}
+        fraction = 1.0
     elif kind == "yarn":
         extra["yarn"] = _yarn(given, length, new)
     elif kind != "default":
         given.refuse(
-            "rope_type", f"is {kind!r}: hybridlm has RoPE without scaling, linear, llama3 and yarn"
+            "rope_type", f"is {kind!r}: hybridlm has default, linear, llama3, proportional and yarn"
         )
     given.harmless("mrope_section", "mrope_interleaved")
     given.finish()
@@ -336,6 +339,9 @@ def rope_keys(rope: RopeConfig) -> dict[str, Any]:
         }
     if rope.linear:
         return found | {"rope_type": "linear", "factor": rope.linear.factor}
+    if rope.kept:
+        found |= {"rope_type": "proportional", "partial_rotary_factor": rope.kept.fraction}
+        return found | ({} if rope.kept.factor == 1 else {"factor": rope.kept.factor})
     if rope.yarn:
         x = rope.yarn
         return found | not_none(

@@ -4,6 +4,7 @@ from hybridlm.convert.families.bamba import Bamba
 from hybridlm.convert.families.cohere2 import Cohere2
 from hybridlm.convert.families.deepseek import DeepSeekV3
 from hybridlm.convert.families.gemma import Gemma2, Gemma3
+from hybridlm.convert.families.gemma4 import Gemma4
 from hybridlm.convert.families.granite_hybrid import GraniteHybrid
 from hybridlm.convert.families.kimi_linear import KimiLinear
 from hybridlm.convert.families.lfm2 import LFM2
@@ -31,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     Olmo3(),
     Gemma2(),
     Gemma3(),
+    Gemma4(),
     Cohere2(),
     Llama4(),
     Mamba2(),

@@ -21,6 +21,7 @@ BLOCKS = {
     "prenorm": "before each half of a layer",
     "postnorm": "after each half of a layer",
     "sandwich": "before and after each half of a layer",
+    "scaled_sandwich": "before and after each half of a layer",
     "parallel": "one, before both halves, which run in parallel",
 }
 NORMS = {

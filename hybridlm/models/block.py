@@ -15,7 +15,7 @@ from hybridlm.models.joining import BlockConfig
 from hybridlm.models.layers import Identity, scale
 from hybridlm.models.mixers.absent import NoMixerConfig
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
-from hybridlm.models.norms import NORMS
+from hybridlm.models.norms import NORMS, along_last
 from hybridlm.models.pattern import Layer
 from hybridlm.models.settings import ModelConfig
 
@@ -135,6 +135,18 @@ class SequentialBlock(Block):
         return self.add_mlp(x_BTD, self.mlp_post_norm(y_BTD)), (mixed, fed)
 
 
+class ScaledBlock(SequentialBlock):
+    """A sequential block whose output, the residual stream, is multiplied by a scalar (Gemma 4)."""
+
+    def __init__(self, parts: Parts, spec: LayerSpec, *, before: bool, after: bool, rngs: nnx.Rngs):
+        super().__init__(parts, spec, before=before, after=after, rngs=rngs)
+        self.output_scale = nnx.Param(jnp.ones(1), axes=("norm",))
+
+    def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
+        x_BTD, found = super().run(x_BTD, mix, feed)
+        return x_BTD * along_last(self.output_scale[...], x_BTD).astype(x_BTD.dtype), found
+
+
 class NormedBlock(Block):
     """The residual stream itself is normed before each half (MiniMax-01, arXiv 2501.08313)."""
 
@@ -179,6 +191,7 @@ BLOCKS: dict[str, Callable[..., Block]] = {
     "prenorm": functools.partial(SequentialBlock, before=True, after=False),
     "postnorm": functools.partial(SequentialBlock, before=False, after=True),
     "sandwich": functools.partial(SequentialBlock, before=True, after=True),
+    "scaled_sandwich": functools.partial(ScaledBlock, before=True, after=True),
     "parallel": ParallelBlock,
     "normed": NormedBlock,
 }

@@ -4,7 +4,7 @@ from typing import Literal
 
 from hybridlm.settings.bounds import PositiveFloat, settings
 
-BlockName = Literal["prenorm", "postnorm", "sandwich", "parallel", "normed"]
+BlockName = Literal["prenorm", "postnorm", "sandwich", "scaled_sandwich", "parallel", "normed"]
 
 
 @settings

@@ -9,7 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybridlm.models.norms import at_least_float32
-from hybridlm.models.rope_scaling import LinearRopeConfig, Llama3RopeConfig, YarnConfig
+from hybridlm.models.rope_scaling import (
+    KeptRopeConfig,
+    LinearRopeConfig,
+    Llama3RopeConfig,
+    YarnConfig,
+)
 from hybridlm.settings.bounds import Above, Between, PositiveFloat, settings
 from hybridlm.settings.reader import require
 
@@ -22,10 +27,12 @@ class RopeConfig:
       theta: base of the wavelengths 2 pi theta^(2i / rotated size).
       fraction: share of each head's dimensions that is rotated, from the first dimension.
       yarn: settings of YaRN for contexts longer than in training, or None.
-      llama3: settings of Llama 3.1's change of frequencies, or None; one of the three at most.
+      llama3: settings of Llama 3.1's change of frequencies, or None.
       linear: settings of position interpolation, or None.
       interleaved: rotate neighbours (x_2i, x_2i+1) instead of halves (x_i, x_{i + R/2}), as in
         DeepSeek-V3.
+      kept: settings of Gemma 4's RoPE, which keeps the fastest frequencies, or None; one of yarn,
+        llama3, linear and kept at most.
     """
 
     theta: PositiveFloat = 10_000.0
@@ -34,9 +41,10 @@ class RopeConfig:
     llama3: Llama3RopeConfig | None = None
     linear: LinearRopeConfig | None = None
     interleaved: bool = False
+    kept: KeptRopeConfig | None = None
 
     def __post_init__(self):
-        given = [n for n in ("yarn", "llama3", "linear") if getattr(self, n) is not None]
+        given = [n for n in ("yarn", "llama3", "linear", "kept") if getattr(self, n) is not None]
         require(
             len(given) <= 1,
             given[-1] if given else "yarn",
@@ -49,9 +57,9 @@ class RopeConfig:
         )
 
     @property
-    def scaling(self) -> YarnConfig | Llama3RopeConfig | LinearRopeConfig | None:
+    def scaling(self) -> YarnConfig | Llama3RopeConfig | LinearRopeConfig | KeptRopeConfig | None:
         """What changes the frequencies, or None."""
-        return self.yarn or self.llama3 or self.linear
+        return self.yarn or self.llama3 or self.linear or self.kept
 
     def rotated(self, head_dim: int) -> int:
         """The number of rotated dimensions of a head."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import numpy as np
 
-from hybridlm.settings.bounds import AtLeast, PositiveFloat, PositiveInt, settings
+from hybridlm.settings.bounds import AtLeast, Between, PositiveFloat, PositiveInt, settings
 from hybridlm.settings.reader import require
 
 
@@ -113,3 +113,30 @@ class LinearRopeConfig:
         """The factors on the frequencies, (rotated / 2,) float64."""
         del theta
         return np.full(rotated // 2, 1 / self.factor)
+
+
+@settings
+class KeptRopeConfig:
+    """Gemma 4's "proportional" RoPE: the fastest frequencies are kept, the others are 0.
+
+    Unlike RoPE over a part of a head, pairs are those of the whole head and frequencies are spaced
+    over the whole head.
+
+    Attributes:
+      fraction: share of the head's pairs that rotate.
+      factor: what the kept frequencies are divided by.
+    """
+
+    fraction: Annotated[float, Between(0, 1)]
+    factor: Annotated[float, AtLeast(1)] = 1.0
+
+    @property
+    def magnitude(self) -> float:
+        """The factor on rotated queries and keys."""
+        return 1.0
+
+    def frequency_factors(self, theta: float, rotated: int) -> np.ndarray:
+        """The factors on the frequencies, (rotated / 2,) float64."""
+        del theta
+        kept = int(self.fraction * rotated // 2)
+        return np.where(np.arange(rotated // 2) < kept, 1 / self.factor, 0.0)

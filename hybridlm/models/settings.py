@@ -40,8 +40,9 @@ class ModelConfig:
       suffix: mixer names of the layers after the repeated units.
       vocab_size: rows of the embedding; None takes the tokenizer's, rounded up to 64.
       block: where the norms sit: before each half of a layer ("prenorm"), after it ("postnorm"),
-        both ("sandwich"), or one norm before both halves, which run in parallel ("parallel"). With
-        "normed" each half reads the normed stream and is added to it, too (MiniMax-01).
+        both ("sandwich"; "scaled_sandwich" multiplies the layer's output by a scalar parameter, Gemma
+        4), or one norm before both halves, which run in parallel ("parallel"). With "normed" each
+        half reads the normed stream and is added to it, too (MiniMax-01).
       norm: norm of the residual stream: RMSNorm, with a scale that starts at 1 or an offset to 1
         (Gemma), or LayerNorm, with or without a bias.
       norm_eps: added to the mean square (LayerNorm: the variance) under the root of every norm;

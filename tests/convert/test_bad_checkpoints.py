@@ -75,6 +75,25 @@ def test_options(folder, keys, said):
     assert said in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    "family, keys, said",
+    [
+        ("gemma4", {"hidden_size_per_layer_input": 8}, "hybridlm has no per-layer inputs"),
+        ("gemma4", {"num_kv_shared_layers": 1}, "hybridlm has no keys that layers share"),
+        ("gemma4", {"enable_moe_block": True}, "hybridlm reads Gemma 4's dense models"),
+        ("llama4", {"moe_layers": [1]}, "moe_layers has layer 1: hybridlm reads"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention is true"),
+        ("cohere2", {"sliding_window": None}, "sliding_window is null"),
+        ("olmo3", {"layer_types": ["full_attention"]}, "layer_types has 1 entries"),
+        ("qwen3", {"layer_types": ["linear_attention"] * 9}, "layer_types has "),
+    ],
+)
+def test_options_of_families(tmp_path, family, keys, said):
+    folder = pathlib.Path(shutil.copytree(FIXTURES / family, tmp_path / family))
+    with_keys(folder, **keys)
+    assert said in refusal(folder)
+
+
 def test_a_config_that_is_no_object(folder):
     (folder / "config.json").write_text('["model_type"]')
     with pytest.raises(ConvertError, match="is a JSON list, not an object"):

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from hybridlm.models.positional import RopeConfig
-from hybridlm.models.rope_scaling import LinearRopeConfig, Llama3RopeConfig, YarnConfig
+from hybridlm.models.rope_scaling import (
+    KeptRopeConfig,
+    LinearRopeConfig,
+    Llama3RopeConfig,
+    YarnConfig,
+)
 from hybridlm.settings.reader import Invalid
 
 
@@ -39,6 +44,12 @@ def test_yarn_takes_an_own_magnitude_and_ends_between_dimensions():
     assert not np.array_equal(a, b)
     assert np.abs(a - b).max() < 0.2
     assert a[0] == b[0] == 1 and a[-1] == b[-1] == 1 / 32
+
+
+@pytest.mark.parametrize("fraction, kept", [(0.25, 8), (0.8, 25), (1.0, 32), (0.0, 0)])
+def test_kept_rope_has_the_fastest_frequencies_alone(fraction, kept):
+    found = KeptRopeConfig(fraction, factor=2.0).frequency_factors(1e4, 64)
+    np.testing.assert_array_equal(found, [0.5] * kept + [0.0] * (32 - kept))
 
 
 def test_one_scaling_at_most():

@@ -50,6 +50,8 @@ class AttentionConfig(MixerConfig):
       qk_norm: RMSNorm on each query and key head before RoPE: True with a learned scale,
         "unit_offset" with 1 plus a learned scale (Gemma 3), "l2" without (Llama 4); "whole" over all
         heads at once, with a scale per channel (OLMo 2).
+      values: "keys" makes the keys' projection that of the values, too (Gemma 4); "own" has one.
+      v_norm: RMSNorm without a scale on each value head (Gemma 4).
       output_gate: out * sigmoid(gate(x)) before the output projection (arXiv 2505.06708): True
         element by element, "head" one gate a head.
       bias: True adds biases to all four projections, "qkv" to those of queries, keys and values
@@ -109,6 +111,8 @@ class AttentionConfig(MixerConfig):
     sinks: bool = False
     soft_cap: PositiveFloat | None = None
     scale: PositiveFloat | None = None
+    values: Literal["own", "keys"] = "own"
+    v_norm: bool = False
 
     def __post_init__(self):
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
@@ -145,7 +149,8 @@ class AttentionConfig(MixerConfig):
     def flops_per_token(self, width: int, seq_len: int) -> float:
         size = self.head_size(width)
         gates = {False: 0, True: size * self.heads, "head": self.heads}[self.output_gate]
-        projections = 2 * width * (2 * size * (self.heads + self.kv_heads) + gates)
+        maps = 2 * self.heads + (2 if self.values == "own" else 1) * self.kv_heads
+        projections = 2 * width * (size * maps + gates)
         return projections + 4 * self.heads * size * self.span.mean_keys(seq_len)
 
     def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
@@ -175,7 +180,12 @@ class Attention(AttentionMixer):
         bias = config.bias in (True, "qkv")
         self.q = Linear(width, heads * size, ("embed", "heads"), rngs=rngs, bias=bias)
         self.k = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs, bias=bias)
-        self.v = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs, bias=bias)
+        self.v = (
+            None
+            if config.values == "keys"
+            else Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs, bias=bias)
+        )
+        self.v_norm = UnitRMS(spec.norm_eps) if config.v_norm else Identity()
         self.out = Linear(
             heads * size,
             width,
@@ -264,10 +274,12 @@ class Attention(AttentionMixer):
         batch, time, _ = x_BTD.shape
         q_BTHK = self.q(x_BTD).reshape(batch, time, self.config.heads, self.size)
         k_BTGK = self.k(x_BTD).reshape(batch, time, self.config.kv_heads, self.size)
-        v_BTGV = self.v(x_BTD).reshape(batch, time, self.config.kv_heads, self.size)
+        v_BTGV = k_BTGK
+        if self.v is not None:
+            v_BTGV = self.v(x_BTD).reshape(batch, time, self.config.kv_heads, self.size)
         q_BTHK = self.rope(self.q_norm(q_BTHK), context.positions_BT)
         k_BTGK = self.rope(self.k_norm(k_BTGK), context.positions_BT)
-        return self.temperature(q_BTHK, context.positions_BT), k_BTGK, v_BTGV
+        return self.temperature(q_BTHK, context.positions_BT), k_BTGK, self.v_norm(v_BTGV)
 
     def _output(self, out_BTHV: jax.Array, x_BTD: jax.Array) -> jax.Array:
         gated_BTHV = self.gate(out_BTHV, x_BTD)

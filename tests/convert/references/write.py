@@ -115,7 +115,7 @@ def main() -> int:
             if options.only in name:
                 make(options.out, name, options.seed)
         return 0
-    folders = sorted(options.out.iterdir())
+    folders = [f for f in sorted(options.out.iterdir()) if (options.exported / f.name).exists()]
     return not all([check(f, options.exported / f.name) for f in folders])
 
 
