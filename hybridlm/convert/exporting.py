@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hybridlm.convert import registry, safetensors_folder
+from hybridlm.convert import parts, registry, safetensors_folder
 from hybridlm.convert.family import Family, Inexpressible
 from hybridlm.convert.importing import CONFIG, read_settings
 from hybridlm.convert.table import Table
@@ -154,7 +154,7 @@ def canonical(model: ModelConfig, ignored: frozenset[str] = frozenset()) -> Cano
         for f in dataclasses.fields(model)
         if f.name not in of_layers | ignored
     }
-    rest |= {"depth": model.depth, "logit_scale": _rounded(model.logit_scale)}
+    rest |= {"depth": model.depth, "logit_scale": parts.rounded(model.logit_scale)}
     layers = [
         {
             key: value
@@ -175,7 +175,7 @@ def _written_out(settings: Any, model: ModelConfig) -> dict[str, Any]:
     plain, width = to_dict(settings), model.width
     if isinstance(settings, AttentionConfig):
         size = settings.head_size(width)
-        plain |= {"head_dim": size, "scale": _rounded(settings.scale or size**-0.5)}
+        plain |= {"head_dim": size, "scale": parts.rounded(settings.scale or size**-0.5)}
     if isinstance(settings, MLAConfig):
         plain["scale"] = float(settings.scale or settings.key_size**-0.5)
         if settings.qk_rope == 0:
@@ -203,11 +203,6 @@ def _written_out(settings: Any, model: ModelConfig) -> dict[str, Any]:
         ):
             plain[key] = {name: factor(name) for name in settings.branches}
     return plain
-
-
-def _rounded(factor: float) -> float:
-    """To 12 digits: a factor that a config.json gives by another number is not exact."""
-    return float(f"{factor:.12g}")
 
 
 def export(

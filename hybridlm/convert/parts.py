@@ -391,6 +391,11 @@ def required_rope(mixers: Sequence[AttentionConfig]) -> RopeConfig:
 # --- feed-forwards ------------------------------------------------------------------------------
 
 
+def rounded(factor: float) -> float:
+    """To 12 digits: a factor that a config.json gives by another number is not exact."""
+    return float(f"{factor:.12g}")
+
+
 def gated(
     keys: Keys,
     hidden: str = "intermediate_size",

@@ -3,6 +3,7 @@
 from hybridlm.convert.families.bamba import Bamba
 from hybridlm.convert.families.cohere2 import Cohere2
 from hybridlm.convert.families.deepseek import DeepSeekV3
+from hybridlm.convert.families.falcon_h1 import FalconH1
 from hybridlm.convert.families.gemma import Gemma2, Gemma3
 from hybridlm.convert.families.gemma4 import Gemma4
 from hybridlm.convert.families.granite_hybrid import GraniteHybrid
@@ -38,6 +39,7 @@ FAMILIES: tuple[Family, ...] = (
     Mamba2(),
     NemotronH(),
     Bamba(),
+    FalconH1(),
     Qwen3Next(),
     Qwen35(),
     Qwen35MoE(),

@@ -105,7 +105,10 @@ BAD = [
     ),
     ("model.depth=1000000000", "model.depth must be at most 10,000, not 1000000000"),
     ("model.pattern='swa*999999999'", "'swa*999999999': there may be 10,000 layers at most"),
-    ("model.mixers.swa.qk_norm='l1'", "swa.qk_norm must be True or False or 'l2', not 'l1' (str)"),
+    (
+        "model.mixers.swa.qk_norm='l1'",
+        "swa.qk_norm must be True or False or 'unit_offset' or 'l2' or 'whole', not 'l1' (str)",
+    ),
     ("model.pattern=['swa']", "model.pattern must be text, not ['swa'] (list)"),
     ("model.mixers.swa.kind=[1]", "model.mixers.swa.kind is [1]: valid are: attention"),
     ("model.mixers.swa.window=10000000000", "model.mixers.swa.window must be below 2^31"),

@@ -63,7 +63,7 @@ class GraniteHybrid(Family):
             **parts.size_keys(model),
             "embedding_multiplier": model.embedding_scale,
             "residual_multiplier": model.residual_scale,
-            "logits_scaling": 1 / model.logit_scale,
+            "logits_scaling": parts.rounded(1 / model.logit_scale),
             "layer_types": [kinds[i in attention] for i in range(model.depth)],
             **_feedforward_keys(model),
             **state_space.prefixed_keys(model, list(mamba.values())),

@@ -59,12 +59,18 @@ def logits(model, tokens: np.ndarray) -> np.ndarray:
         )
 
 
+#: Settings that choose the order of sums, hence their rounding; an export does not have them.
+SUMMATION_ORDER = ("chunk_size", "mamba_chunk_size", "block_size")
+
+
 def check(made: pathlib.Path, exported: pathlib.Path) -> bool:
     """Loads what was exported from a fixture and compares it; writes exported.json."""
     name = made.name
     tensors, again = load(made), load(exported)
+    config = json.loads((made / "config.json").read_text())
+    order = {key: config[key] for key in SUMMATION_ORDER if key in config}
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
-        exported, output_loading_info=True, dtype=torch.float32
+        exported, output_loading_info=True, dtype=torch.float32, **order
     )
     # A buffer that an export leaves out is computed again; a wrong one would change the logits.
     buffers = {n for n, _ in model.named_buffers()} - again.keys()
