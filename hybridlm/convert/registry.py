@@ -12,6 +12,7 @@ from hybridlm.convert.families.lfm2 import LFM2
 from hybridlm.convert.families.llama import Llama
 from hybridlm.convert.families.llama4 import Llama4
 from hybridlm.convert.families.mamba2 import Mamba2
+from hybridlm.convert.families.minimax import MiniMax
 from hybridlm.convert.families.mistral import Mistral
 from hybridlm.convert.families.nemotron_h import NemotronH
 from hybridlm.convert.families.olmo import Olmo2, Olmo3
@@ -46,6 +47,7 @@ FAMILIES: tuple[Family, ...] = (
     OlmoHybrid(),
     KimiLinear(),
     DeepSeekV3(),
+    MiniMax(),
     GraniteHybrid(),
     LFM2(),
     RecurrentGemma(),
