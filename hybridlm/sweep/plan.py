@@ -82,8 +82,9 @@ def cost_table(sweep: Sweep, planned: Sequence[PlannedRun]) -> str:
 
 
 def differences(run: SweepRun) -> str:
-    """The differences of a run as text, e.g. "optimizer.lr 0.003 -> 0.001; ..."."""
-    texts = [f"{key} {_value(old)} -> {_value(new)}" for key, old, new in run.differences]
+    """The differences of a run as text, e.g. "optimizer.lr 0.003 -> 0.001; ..."; kinds come first."""
+    found = sorted(run.differences, key=lambda difference: not difference[0].endswith("kind"))
+    texts = [f"{key} {_value(old)} -> {_value(new)}" for key, old, new in found]
     rest = len(texts) - _MAX_DIFFERENCES
     more = f" and {rest} more" if rest > 0 else ""
     return "; ".join(texts[:_MAX_DIFFERENCES]) + more or "nothing"
