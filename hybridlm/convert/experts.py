@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 
 from hybridlm.convert.family import Inexpressible
+from hybridlm.convert.parts import Gated
 from hybridlm.convert.table import Rule, linear, rule
 from hybridlm.convert.transforms import TRANSPOSED, Stacked, chain
-from hybridlm.models.feedforward.dense import GatedConfig, GeGLUConfig, SwiGLUConfig
 from hybridlm.models.feedforward.moe import MoEConfig
 from hybridlm.models.settings import ModelConfig
 
-Dense = SwiGLUConfig | GeGLUConfig | GatedConfig
 #: The matrices of a gated feed-forward, ours and theirs.
 GATED = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 MIXTRAL = {"gate": "w1", "up": "w3", "down": "w2"}
@@ -47,7 +46,7 @@ def expert_rules(
     return found
 
 
-def mixtures_and_dense(model: ModelConfig) -> tuple[list[MoEConfig | None], list[Dense | None]]:
+def mixtures_and_dense(model: ModelConfig) -> tuple[list[MoEConfig | None], list[Gated | None]]:
     """The mixture of experts of each layer, and the gated feed-forward of each layer that has none.
 
     Raises:
@@ -55,7 +54,7 @@ def mixtures_and_dense(model: ModelConfig) -> tuple[list[MoEConfig | None], list
     """
     layers = model.layer_feedforwards()
     for i, layer in enumerate(layers):
-        if not isinstance(layer, MoEConfig | SwiGLUConfig | GeGLUConfig | GatedConfig):
+        if not isinstance(layer, MoEConfig | Gated):
             raise Inexpressible(f"layer {i} has the feed-forward {layer.kind_name}, not gated")
     return (
         [x if isinstance(x, MoEConfig) else None for x in layers],

@@ -16,7 +16,6 @@ from hybridlm.convert.table import Table
 from hybridlm.data.tokenizer_files import tokenizer_files
 from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import ConvertError
-from hybridlm.models.feedforward.dense import GatedConfig, GeGLUConfig, SwiGLUConfig
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.delta import DeltaConfig
 from hybridlm.models.mixers.lightning import LightningConfig
@@ -187,7 +186,7 @@ def _written_out(settings: Any, model: ModelConfig) -> dict[str, Any]:
         plain |= {"head_dim": settings.head_size(width), "scale": float(settings.scale or 1)}
     if plain.get("norm_eps", 0) is None:
         plain["norm_eps"] = model.norm_eps
-    if isinstance(settings, SwiGLUConfig | GeGLUConfig | GatedConfig):
+    if isinstance(settings, parts.Gated):
         plain |= {"kind": "gated", "activation": settings.activation, "bias": settings.bias}
         plain |= {x: getattr(settings, x) for x in ("gate_multiplier", "out_multiplier")}
     if isinstance(settings, Mamba2Config):

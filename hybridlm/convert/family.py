@@ -32,6 +32,7 @@ class Family(abc.ABC):
       ignored: settings without influence on outputs, which an export may lose: they choose initial
         values, or weigh losses.
       stem: what the names of the tensors below the head begin with.
+      embedding, final_norm: the names of these below `stem`.
       optional: tensors that a checkpoint may have besides, and that hold nothing of the model.
       aliases: (pattern, replacement) of other names that checkpoints have for tensors of the table.
     """
@@ -42,6 +43,8 @@ class Family(abc.ABC):
     also: ClassVar[tuple[str, ...]] = ()
     ignored: ClassVar[frozenset[str]] = frozenset({"init_std", "z_loss"})
     stem: ClassVar[str] = "model."
+    embedding: ClassVar[str] = "embed_tokens"
+    final_norm: ClassVar[str] = "norm"
     optional: ClassVar[tuple[str, ...]] = ("*.rotary_emb.inv_freq",)
     aliases: ClassVar[tuple[tuple[str, str], ...]] = ()
 
@@ -77,8 +80,8 @@ class Family(abc.ABC):
     def outer(self, model: ModelConfig) -> list[Rule]:
         """The rules of the embedding, the final norm and the head."""
         rules = [
-            rule(f"{self.stem}embed_tokens.weight", "embedding"),
-            *norm(model, f"{self.stem}norm", "final_norm"),
+            rule(f"{self.stem}{self.embedding}.weight", "embedding"),
+            *norm(model, f"{self.stem}{self.final_norm}", "final_norm"),
         ]
         if not model.tie_embeddings:
             rules.append(rule("lm_head.weight", "head.kernel", TRANSPOSED))

@@ -36,6 +36,10 @@ THEIR_ACTIVATIONS = {
 FULL, SLIDING = "full_attention", "sliding_attention"
 #: Written where no layer has a window and the class needs the key.
 DEFAULT_WINDOW = 4096
+#: For a model without attention: its class still reads a number of heads.
+NO_HEADS = {"num_attention_heads": 1, "num_key_value_heads": 1}
+#: Settings of the kinds of gated feed-forwards.
+Gated = SwiGLUConfig | GeGLUConfig | GatedConfig
 
 # --- sizes --------------------------------------------------------------------------------------
 
@@ -63,6 +67,11 @@ def size_keys(model: ModelConfig, eps: str = "rms_norm_eps") -> dict[str, Any]:
         eps: model.norm_eps,
         "tie_word_embeddings": model.tie_embeddings,
     }
+
+
+def rounded(factor: float) -> float:
+    """To 12 digits: a factor that a config.json gives by another number is not exact."""
+    return float(f"{factor:.12g}")
 
 
 # --- attention ----------------------------------------------------------------------------------
@@ -187,6 +196,16 @@ def one_window(layers: Sequence[AttentionConfig]) -> int | None:
         if window != next(iter(found.values())):
             raise Inexpressible(f"layer {i} has another window ({window}) than the layers below")
     return next(iter(found.values()), None)
+
+
+def full_and_sliding(
+    mixer: Mapping[str, Any], ropes: Mapping[str, Any], window: int
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The mixers of both types, for `by_type`, which differ in RoPE and window alone."""
+    return {
+        FULL: ("full", {**mixer, "rope": ropes[FULL]}),
+        SLIDING: ("swa", {**mixer, "rope": ropes[SLIDING], "window": window}),
+    }
 
 
 def by_type(
@@ -391,11 +410,6 @@ def required_rope(mixers: Sequence[AttentionConfig]) -> RopeConfig:
 # --- feed-forwards ------------------------------------------------------------------------------
 
 
-def rounded(factor: float) -> float:
-    """To 12 digits: a factor that a config.json gives by another number is not exact."""
-    return float(f"{factor:.12g}")
-
-
 def gated(
     keys: Keys,
     hidden: str = "intermediate_size",
@@ -429,7 +443,7 @@ def gated_keys(
     """
     layers = model.layer_feedforwards()
     for i, feedforward in enumerate(layers):
-        if not isinstance(feedforward, SwiGLUConfig | GeGLUConfig | GatedConfig):
+        if not isinstance(feedforward, Gated):
             raise Inexpressible(
                 f"layer {i} has the feed-forward {feedforward.kind_name}, not gated"
             )

@@ -4,10 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hybridlm.convert import parts
 from hybridlm.convert.family import Inexpressible, not_none, only_value
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.table import Rule, linear, rule
 from hybridlm.convert.transforms import TRANSPOSED, ConvKernel, Split, chain
+from hybridlm.models.mixers import MixerConfig
+from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.mamba2 import Mamba2Config
 from hybridlm.models.settings import ModelConfig
 
@@ -189,3 +192,29 @@ def projection_bias(inward: bool, outward: bool) -> bool | str:
     if inward == outward:
         return inward
     return "in" if inward else "out"
+
+
+def split_kinds(
+    model: ModelConfig,
+) -> tuple[dict[int, Mamba2Config], dict[int, AttentionConfig]]:
+    """The Mamba-2 mixers and the attention mixers, by the number of their layer.
+
+    Raises:
+      Inexpressible: if a layer has another.
+    """
+    mamba, attention = {}, {}
+    for i, (_, mixer) in enumerate(model.layer_mixers()):
+        if isinstance(mixer, Mamba2Config):
+            mamba[i] = mixer
+        elif isinstance(mixer, AttentionConfig):
+            attention[i] = mixer
+        else:
+            raise Inexpressible(f"layer {i} is {mixer.mechanism}, not Mamba-2 or attention")
+    return mamba, attention
+
+
+def mixer_rules(model: ModelConfig, mixer: MixerConfig) -> list[Rule]:
+    """The rules of a layer's mixer, Mamba-2 or attention."""
+    if isinstance(mixer, Mamba2Config):
+        return mamba2_rules(model, mixer, "mamba")
+    return parts.attention_rules(model, mixer)

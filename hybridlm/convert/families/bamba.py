@@ -4,15 +4,12 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from hybridlm.convert import parts, state_space
-from hybridlm.convert.family import Family, Inexpressible, norm, require_block
+from hybridlm.convert.family import Family, norm, require_block
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.layout import LayerSettings, laid_out
-from hybridlm.convert.table import Rule, rule
-from hybridlm.convert.transforms import TRANSPOSED
+from hybridlm.convert.table import Rule
 from hybridlm.models.feedforward import FeedForwardConfig
 from hybridlm.models.mixers import MixerConfig
-from hybridlm.models.mixers.attention import AttentionConfig
-from hybridlm.models.mixers.mamba2 import Mamba2Config
 from hybridlm.models.settings import ModelConfig
 
 
@@ -22,6 +19,7 @@ class Bamba(Family):
     architecture: ClassVar[str] = "BambaForCausalLM"
     model_type: ClassVar[str] = "bamba"
     models: ClassVar[str] = "Bamba"
+    final_norm: ClassVar[str] = "final_layernorm"
 
     def settings(self, keys: Keys) -> dict[str, Any]:
         sizes = parts.sizes(keys, tied=False) | {"norm_eps": keys.number("rms_norm_eps", 1e-5)}
@@ -43,16 +41,14 @@ class Bamba(Family):
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
         require_block(model, "prenorm")
-        mamba, attention = split_kinds(model)
+        mamba, attention = state_space.split_kinds(model)
         found = {
             **parts.size_keys(model),
             **parts.gated_keys(model),
             "mlp_bias": model.layer_feedforwards()[0].bias,
             **state_space.prefixed_keys(model, list(mamba.values())),
             "attn_layer_indices": list(attention),
-            # Without attention the class still reads a number of heads.
-            "num_attention_heads": 1,
-            "num_key_value_heads": 1,
+            **parts.NO_HEADS,
         }
         if attention:
             layers = list(attention.values())
@@ -65,49 +61,12 @@ class Bamba(Family):
             found["attention_bias"] = layers[0].bias is True
         return found
 
-    def outer(self, model: ModelConfig) -> list[Rule]:
-        return outer(model, "model.final_layernorm")
-
     def layer(
         self, model: ModelConfig, index: int, mixer: MixerConfig, feedforward: FeedForwardConfig
     ) -> Iterable[Rule]:
-        if isinstance(mixer, Mamba2Config):
-            rules = state_space.mamba2_rules(model, mixer, "mamba")
-        else:
-            rules = parts.attention_rules(model, mixer)
         return [
             *norm(model, "input_layernorm", "mixer_norm"),
-            *rules,
+            *state_space.mixer_rules(model, mixer),
             *norm(model, "pre_ff_layernorm", "mlp_norm"),
             *parts.gated_rules(feedforward, "feed_forward"),
         ]
-
-
-def split_kinds(
-    model: ModelConfig,
-) -> tuple[dict[int, Mamba2Config], dict[int, AttentionConfig]]:
-    """The Mamba-2 mixers and the attention mixers, by the number of their layer.
-
-    Raises:
-      Inexpressible: if a layer has another.
-    """
-    mamba, attention = {}, {}
-    for i, (_, mixer) in enumerate(model.layer_mixers()):
-        if isinstance(mixer, Mamba2Config):
-            mamba[i] = mixer
-        elif isinstance(mixer, AttentionConfig):
-            attention[i] = mixer
-        else:
-            raise Inexpressible(f"layer {i} is {mixer.mechanism}, not Mamba-2 or attention")
-    return mamba, attention
-
-
-def outer(model: ModelConfig, final_norm: str) -> list[Rule]:
-    """The rules of the embedding, the final norm of this name, and the head."""
-    rules = [
-        rule("model.embed_tokens.weight", "embedding"),
-        *norm(model, final_norm, "final_norm"),
-    ]
-    if not model.tie_embeddings:
-        rules.append(rule("lm_head.weight", "head.kernel", TRANSPOSED))
-    return rules

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from hybridlm.convert import parts, state_space
-from hybridlm.convert.families.bamba import outer
 from hybridlm.convert.family import (
     Family,
     Inexpressible,
@@ -32,6 +31,7 @@ class FalconH1(Family):
     architecture: ClassVar[str] = "FalconH1ForCausalLM"
     model_type: ClassVar[str] = "falcon_h1"
     models: ClassVar[str] = "Falcon-H1"
+    final_norm: ClassVar[str] = "final_layernorm"
 
     def settings(self, keys: Keys) -> dict[str, Any]:
         sizes = parts.sizes(keys, tied=False) | {
@@ -39,10 +39,8 @@ class FalconH1(Family):
             "embedding_scale": keys.number("embedding_multiplier", 1.0),
             "logit_scale": keys.number("lm_head_multiplier", 1.0),
         }
-        keys.harmless(
-            "num_logits_to_keep", "layers_block_type", "layer_types", "mlp_expansion_factor"
-        )
-        keys.harmless("attn_layer_indices", "mamba_use_mlp")
+        keys.harmless("num_logits_to_keep", "layers_block_type", "layer_types")
+        keys.harmless("mlp_expansion_factor", "attn_layer_indices", "mamba_use_mlp")
         mixer = {
             "kind": "parallel",
             "combine": "sum",
@@ -67,15 +65,15 @@ class FalconH1(Family):
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
         require_block(model, "prenorm")
-        pairs = [_pair(i, x) for i, x in enumerate(mixers_of(model, ParallelConfig))]
-        mixer = only_value(mixers_of(model, ParallelConfig), "the mixer")
+        mixers = mixers_of(model, ParallelConfig)
+        pairs = [_pair(i, x) for i, x in enumerate(mixers)]
+        mixer = only_value(mixers, "the mixer")
         (attention_name, attention), (ssm_name, ssm) = pairs[0]
         feed = model.layer_feedforwards()[0]
-        gated = parts.gated_keys(model)
         size = attention.head_size(model.width)
         return {
             **parts.size_keys(model),
-            **gated,
+            **parts.gated_keys(model),
             **parts.head_keys(model, [attention]),
             "rope_parameters": parts.rope_keys(parts.required_rope([attention])),
             "attention_bias": attention.bias is True,
@@ -97,9 +95,6 @@ class FalconH1(Family):
             "mlp_bias": feed.bias,
             "mlp_multipliers": [feed.gate_multiplier, feed.out_multiplier],
         }
-
-    def outer(self, model: ModelConfig) -> list[Rule]:
-        return outer(model, "model.final_layernorm")
 
     def layer(
         self, model: ModelConfig, index: int, mixer: MixerConfig, feedforward: FeedForwardConfig

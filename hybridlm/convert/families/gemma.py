@@ -35,10 +35,7 @@ class Gemma2(Family):
         keys.only("use_bidirectional_attention", False)
         ropes = self.ropes(keys)
         window = parts.required_window(keys, 4096)
-        mixers = {
-            parts.FULL: ("full", mixer | {"rope": ropes[parts.FULL]}),
-            parts.SLIDING: ("swa", mixer | {"rope": ropes[parts.SLIDING], "window": window}),
-        }
+        mixers = parts.full_and_sliding(mixer, ropes, window)
         types = parts.types_or_pattern(keys, self.pattern)
         feed = parts.gated(keys, activation="hidden_activation", default="gelu_pytorch_tanh")
         return {

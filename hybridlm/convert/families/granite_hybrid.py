@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from hybridlm.convert import parts, state_space
-from hybridlm.convert.families.bamba import split_kinds
 from hybridlm.convert.family import Family, Inexpressible, norm, only_value, require_block
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.layout import LayerSettings, laid_out
@@ -13,7 +12,6 @@ from hybridlm.convert.transforms import TRANSPOSED, Reshaped, Split, chain
 from hybridlm.models.feedforward import FeedForwardConfig
 from hybridlm.models.feedforward.moe import MoEConfig
 from hybridlm.models.mixers import MixerConfig
-from hybridlm.models.mixers.mamba2 import Mamba2Config
 from hybridlm.models.settings import ModelConfig
 
 OLD_NAMES = {"mamba": "linear_attention", "attention": "full_attention"}
@@ -57,7 +55,7 @@ class GraniteHybrid(Family):
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
         require_block(model, "prenorm")
-        mamba, attention = split_kinds(model)
+        mamba, attention = state_space.split_kinds(model)
         kinds = {True: "full_attention", False: "linear_attention"}
         found = {
             **parts.size_keys(model),
@@ -67,9 +65,7 @@ class GraniteHybrid(Family):
             "layer_types": [kinds[i in attention] for i in range(model.depth)],
             **_feedforward_keys(model),
             **state_space.prefixed_keys(model, list(mamba.values())),
-            # Without attention the class still reads a number of heads.
-            "num_attention_heads": 1,
-            "num_key_value_heads": 1,
+            **parts.NO_HEADS,
         }
         if attention:
             layers = list(attention.values())
@@ -85,13 +81,9 @@ class GraniteHybrid(Family):
     def layer(
         self, model: ModelConfig, index: int, mixer: MixerConfig, feedforward: FeedForwardConfig
     ) -> Iterable[Rule]:
-        if isinstance(mixer, Mamba2Config):
-            rules = state_space.mamba2_rules(model, mixer, "mamba")
-        else:
-            rules = parts.attention_rules(model, mixer)
         return [
             *norm(model, "input_layernorm", "mixer_norm"),
-            *rules,
+            *state_space.mixer_rules(model, mixer),
             *norm(model, "post_attention_layernorm", "mlp_norm"),
             *_feedforward_rules(model, feedforward),
         ]

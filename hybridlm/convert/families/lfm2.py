@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from hybridlm.convert import parts
-from hybridlm.convert.families.bamba import outer
 from hybridlm.convert.family import Family, Inexpressible, norm, only_value, require_block
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.layout import LayerSettings, laid_out
@@ -25,6 +24,7 @@ class LFM2(Family):
     architecture: ClassVar[str] = "Lfm2ForCausalLM"
     model_type: ClassVar[str] = "lfm2"
     models: ClassVar[str] = "LFM2, LFM2.5, dense"
+    final_norm: ClassVar[str] = "embedding_norm"
 
     def settings(self, keys: Keys) -> dict[str, Any]:
         sizes = parts.sizes(keys, tied=True, eps="norm_eps")
@@ -64,9 +64,7 @@ class LFM2(Family):
             "intermediate_size": feed["intermediate_size"],
             "block_auto_adjust_ff_dim": False,
             "layer_types": [],
-            # Without attention the class still reads a number of heads.
-            "num_attention_heads": 1,
-            "num_key_value_heads": 1,
+            **parts.NO_HEADS,
         }
         attention, convs = [], []
         for i, (_, mixer) in enumerate(model.layer_mixers()):
@@ -86,9 +84,6 @@ class LFM2(Family):
             found["conv_L_cache"] = only_value((x.conv_width for x in convs), "conv_width")
             found["conv_bias"] = only_value((x.bias for x in convs), "bias")
         return found
-
-    def outer(self, model: ModelConfig) -> list[Rule]:
-        return outer(model, "model.embedding_norm")
 
     def layer(
         self, model: ModelConfig, index: int, mixer: MixerConfig, feedforward: FeedForwardConfig

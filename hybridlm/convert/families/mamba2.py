@@ -14,8 +14,7 @@ from hybridlm.convert.family import (
 )
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.layout import LayerSettings, laid_out
-from hybridlm.convert.table import Rule, rule
-from hybridlm.convert.transforms import TRANSPOSED
+from hybridlm.convert.table import Rule
 from hybridlm.models.feedforward import FeedForwardConfig
 from hybridlm.models.feedforward.absent import NoFeedForwardConfig
 from hybridlm.models.mixers import MixerConfig
@@ -40,6 +39,8 @@ class Mamba2(Family):
     model_type: ClassVar[str] = "mamba2"
     models: ClassVar[str] = "Mamba-2, Codestral Mamba"
     stem: ClassVar[str] = "backbone."
+    embedding: ClassVar[str] = "embeddings"
+    final_norm: ClassVar[str] = "norm_f"
 
     def settings(self, keys: Keys) -> dict[str, Any]:
         sizes = parts.sizes(keys, tied=False, eps="layer_norm_epsilon")
@@ -69,15 +70,6 @@ class Mamba2(Family):
             "use_bias": only_value((x.bias for x in mixers), "bias") is True,
             **state_space.limit_keys(mixers[0]),
         }
-
-    def outer(self, model: ModelConfig) -> list[Rule]:
-        rules = [
-            rule("backbone.embeddings.weight", "embedding"),
-            *norm(model, "backbone.norm_f", "final_norm"),
-        ]
-        if not model.tie_embeddings:
-            rules.append(rule("lm_head.weight", "head.kernel", TRANSPOSED))
-        return rules
 
     def layer(
         self, model: ModelConfig, index: int, mixer: MixerConfig, feedforward: FeedForwardConfig

@@ -59,6 +59,8 @@ class NemotronH(Family):
     model_type: ClassVar[str] = "nemotron_h"
     models: ClassVar[str] = "Nemotron-H, Nemotron Nano 2, Nemotron 3 (mixtures of experts)"
     stem: ClassVar[str] = "backbone."
+    embedding: ClassVar[str] = "embeddings"
+    final_norm: ClassVar[str] = "norm_f"
 
     def settings(self, keys: Keys) -> dict[str, Any]:
         sizes = parts.sizes(keys, tied=False, eps="layer_norm_epsilon")
@@ -106,13 +108,6 @@ class NemotronH(Family):
         for x in dense + mixtures:
             found["mlp_hidden_act"] = parts.THEIR_ACTIVATIONS[x.activation]
         return found
-
-    def outer(self, model: ModelConfig) -> list[Rule]:
-        return [
-            rule("backbone.embeddings.weight", "embedding"),
-            *norm(model, "backbone.norm_f", "final_norm"),
-            rule("lm_head.weight", "head.kernel", TRANSPOSED),
-        ]
 
     def layer(
         self, model: ModelConfig, index: int, mixer: MixerConfig, feedforward: FeedForwardConfig

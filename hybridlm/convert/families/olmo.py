@@ -48,10 +48,7 @@ class Olmo3(Olmo2):
         mixer, ropes = _mixer(keys), parts.rope_by_type(keys, 500_000.0, 500_000.0)
         types = parts.layer_types(keys, parts.repeated(4, keys.integer("num_hidden_layers")))
         window = parts.required_window(keys, 4096)
-        mixers = {
-            parts.FULL: ("full", mixer | {"rope": ropes[parts.FULL]}),
-            parts.SLIDING: ("swa", mixer | {"rope": ropes[parts.SLIDING], "window": window}),
-        }
+        mixers = parts.full_and_sliding(mixer, ropes, window)
         layers = parts.by_type(types, mixers, parts.gated(keys))
         return _sizes(keys) | laid_out(layers)
 

@@ -78,7 +78,7 @@ class Qwen35(Family):
                 **parts.rope_keys(rope),
             }
         else:
-            found |= {"num_attention_heads": 1, "num_key_value_heads": 1}
+            found |= parts.NO_HEADS
         return found
 
     def feedforward_keys(self, model: ModelConfig) -> dict[str, Any]:

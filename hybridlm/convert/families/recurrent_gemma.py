@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import ml_dtypes
 
 from hybridlm.convert import parts
-from hybridlm.convert.families.bamba import outer
 from hybridlm.convert.family import Family, Inexpressible, norm, only_value, require_block
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.layout import LayerSettings, laid_out
@@ -28,6 +27,7 @@ class RecurrentGemma(Family):
     architecture: ClassVar[str] = "RecurrentGemmaForCausalLM"
     model_type: ClassVar[str] = "recurrent_gemma"
     models: ClassVar[str] = "RecurrentGemma (Griffin)"
+    final_norm: ClassVar[str] = "final_norm"
 
     def settings(self, keys: Keys) -> dict[str, Any]:
         sizes = parts.sizes(keys, tied=True) | {
@@ -105,9 +105,6 @@ class RecurrentGemma(Family):
                 "partial_rotary_factor": rope.fraction,
             }
         return found
-
-    def outer(self, model: ModelConfig) -> list[Rule]:
-        return outer(model, "model.final_norm")
 
     def layer(
         self, model: ModelConfig, index: int, mixer: MixerConfig, feedforward: FeedForwardConfig
