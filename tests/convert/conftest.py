@@ -16,6 +16,8 @@ from hybridlm.models.mixers import SequenceContext
 
 HERE = pathlib.Path(__file__).parent
 STEPS = 5  # tokens that are decoded one by one
+#: Fixtures that are decoded by default: their mixers differ. The others' decoding is slow.
+DECODED = {"deepseek_v3", "lfm2", "mamba2", "qwen3_5_dense", "recurrent_gemma"}
 
 
 def names() -> list[str]:
@@ -103,6 +105,14 @@ def opened(request):
 @pytest.fixture(params=names())
 def model(request, opened) -> Fixture:
     """Each fixture."""
+    return opened(request.param)
+
+
+@pytest.fixture(
+    params=[n if n in DECODED else pytest.param(n, marks=pytest.mark.slow) for n in names()]
+)
+def decoding_model(request, opened) -> Fixture:
+    """Each fixture; only those of `DECODED` are not slow."""
     return opened(request.param)
 
 

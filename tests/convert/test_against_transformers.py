@@ -30,8 +30,8 @@ def test_packed_documents_have_the_logits_of_separate_ones(model):
     assert_same(model.forward[2], model.logits[1])
 
 
-def test_prefill_and_one_token_decoding_give_the_same_logits(model):
-    assert_same(model.decoded, model.logits[0])
+def test_prefill_and_one_token_decoding_give_the_same_logits(decoding_model):
+    assert_same(decoding_model.decoded, decoding_model.logits[0])
 
 
 def test_an_export_has_the_tensors_of_the_import(model, tmp_path):
