@@ -27,6 +27,7 @@ FLOORS: list[dict[str, str]] = [
     },
     {"hybridlm.config": "loads recipe files, documents settings"},
     {"hybridlm.train": "the run's settings, optimizer, step, loop, live probes"},
+    {"hybridlm.distill": "transformer to hybrid: transfer, distillation, choice of layers"},
     {"hybridlm.probes": "what happens inside a model; a registry of probes"},
     {
         "hybridlm.evals": "held-out loss, needle, RULER, MQAR, recall; a registry of tasks",

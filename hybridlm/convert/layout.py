@@ -55,13 +55,13 @@ def fold(labels: Sequence[str]) -> dict[str, str]:
             best = min(best, (cost, before, unit, after))
     _, before, unit, after = best
     return {
-        "prefix": _terms(labels[:before]),
-        "pattern": _terms(labels[before : before + unit]),
-        "suffix": _terms(labels[depth - after :]) if after else "",
+        "prefix": terms(labels[:before]),
+        "pattern": terms(labels[before : before + unit]),
+        "suffix": terms(labels[depth - after :]) if after else "",
     }
 
 
-def _terms(labels: Sequence[str]) -> str:
+def terms(labels: Sequence[str]) -> str:
     """Labels as a pattern writes them, with counts."""
     runs: list[list[Any]] = []
     for label in labels:
