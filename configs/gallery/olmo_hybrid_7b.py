@@ -17,22 +17,21 @@ FACTS = dict(
     upstream="allenai/Olmo-Hybrid-7B",
     context=65_536,
     total="7B",
-    unsupported=[
-        "norms after the halves of attention layers and before those of the others (here all before)"
-    ],
-    outside={"norms of queries and of keys over all heads together (here one a head)": 59_392},
 )
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "" or "smoke" (seconds, on any machine)."""
-    gdn = dict(kind="gdn", heads=30, head_dim=96, value_dim=192, negative_eigenvalues=True)
+    gdn = dict(
+        kind="gdn", heads=30, head_dim=96, value_dim=192, negative_eigenvalues=True, norm_eps=1e-5
+    )
     return recipe(
         arg,
         width=3840,
         depth=32,
         pattern="gdn*3 full",
-        mixers=dict(gdn=gdn, full=attention(30, 30, 128, rope=None, qk_norm=True)),
+        mixers=dict(gdn=gdn, full=attention(30, 30, 128, rope=None, qk_norm="whole")),
+        blocks=dict(full=dict(norms="postnorm")),
         mlp=dict(kind="swiglu", hidden=11008),
         vocab_size=100_352,
         tie_embeddings=False,

@@ -19,6 +19,7 @@ _MIXER_SIZES = {
     "mamba2": dict(heads=8, head_dim=16, state_dim=16, groups=2),
     "lightning": dict(heads=4, head_dim=16),
     "rglru": dict(heads=4, recurrent_width=64),
+    "mlstm": dict(heads=4),
     "short_conv": {},
 }
 _MOE_SIZES = dict(experts=8, top_k=2, hidden=32, shared_hidden=32, latent=32)

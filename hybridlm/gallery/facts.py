@@ -23,13 +23,20 @@ class Facts:
       source: paper (with its arXiv number) or report.
       upstream: name of the published weights, "OWNER/NAME".
       context: tokens of the longest context that it was published for.
-      total: parameters as published, with the digits as published: "8.03B".
+      total: parameters as published, with the digits as published: "8.03B"; None where no figure was
+        found.
       total_excludes: what the published `total` does not count.
       active: parameters that a token uses, as published; None where experts play no part.
       active_excludes: what the published `active` does not count.
+      cut: the published figures are cut off after their last digit, and not rounded.
       unsupported: what the published model has and this config has not, a phrase each.
-      outside: parameters of published parts that this config has not, by phrase; the sheet adds them
-        to its total, and not to its active parameters.
+      left_out: parameters of such parts that every token uses, by phrase; the sheet adds them to its
+        total and to its active parameters.
+      outside: parameters of published parts that tokens of text do not use, by phrase; the sheet adds
+        them to its total alone.
+      left_out_kv: bytes of keys and values of one token, in bfloat16, in parts that this config has
+        not, by phrase; the sheet adds them to its own.
+      unconfirmed: settings of this config that no publication was found for, a phrase each.
     """
 
     title: str
@@ -38,12 +45,16 @@ class Facts:
     source: str
     upstream: str
     context: PositiveInt
-    total: str
+    total: str | None = None
     total_excludes: Excluded = "nothing"
     active: str | None = None
     active_excludes: Excluded = "nothing"
+    cut: bool = False
     unsupported: tuple[str, ...] = ()
-    outside: dict[str, int] | None = None
+    left_out: dict[str, float] | None = None
+    outside: dict[str, float] | None = None
+    left_out_kv: dict[str, int] | None = None
+    unconfirmed: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name in ("total", "active"):
@@ -60,8 +71,12 @@ class Facts:
         )
 
 
-def figure(text: str) -> tuple[float, float]:
-    """(value, half a unit of its last digit) of a published number: "8.03B" -> (8.03e9, 5e6)."""
+def bounds(text: str, cut: bool = False) -> tuple[float, float]:
+    """The counts that are published as `text`: "8.03B" stands for 8.025e9 to 8.035e9.
+
+    With `cut`, digits after the last one were dropped: 8.03e9 to 8.04e9.
+    """
     number, unit = text[:-1], _UNITS[text[-1]]
-    digits = len(number.partition(".")[2])
-    return float(number) * unit, 0.5 * 10.0**-digits * unit
+    step = 10.0 ** -len(number.partition(".")[2]) * unit
+    low = float(number) * unit - (0 if cut else step / 2)
+    return low, low + step

@@ -13,6 +13,7 @@ from hybridlm.gallery.catalogue import Entry
 from hybridlm.gallery.facts import Excluded, Facts
 from hybridlm.models.accounting import STATE_LENGTHS, LayerCost, layer_table
 from hybridlm.models.feedforward import FeedForwardConfig
+from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import MixerConfig
 from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.mixers.parallel import ParallelConfig
@@ -68,12 +69,12 @@ class Sheet:
       name: of its recipe.
       facts: what its publishers state.
       config: its settings.
-      parameters: all, with those of `facts.outside`.
-      active: parameters of this config that one token uses: all but those of idle experts.
+      parameters: all, with those of `facts.left_out` and `facts.outside`.
+      active: parameters that one token uses: all but those of idle experts and of `facts.outside`.
       embedding: entries of the embedding; an untied head has as many.
       kinds: its kinds of layers, in the order in which they first appear.
       kv_bytes_per_token: bytes of keys and values of one token in all layers, bfloat16, as if no
-        layer had a window; recurrent layers have none.
+        layer had a window, and with those of `facts.left_out_kv`; recurrent layers have none.
       lengths: at 4k, 128k and 1M tokens.
     """
 
@@ -116,7 +117,11 @@ def sheet(entry: Entry) -> Sheet:
     rows = tables[STATE_LENGTHS[0]]
     times = (1, *counts.values(), 1)  # of the embedding, of each kind of layer, of the head
     kinds = _kinds(once, tuple(counts.values()), rows[1:-1])
-    kv = sum(kind.count * kind.kv_bytes_per_token for kind in kinds)
+    left_out, outside, left_out_kv = (
+        round(sum((parts or {}).values()))
+        for parts in (facts.left_out, facts.outside, facts.left_out_kv)
+    )
+    kv = sum(kind.count * kind.kv_bytes_per_token for kind in kinds) + left_out_kv
 
     def total(numbers):
         return sum(count * number for count, number in zip(times, numbers, strict=True))
@@ -125,8 +130,8 @@ def sheet(entry: Entry) -> Sheet:
         name=name,
         facts=facts,
         config=config,
-        parameters=total(x.parameters for x in rows) + sum((facts.outside or {}).values()),
-        active=total(x.parameters if x.active is None else x.active for x in rows),
+        parameters=total(x.parameters for x in rows) + left_out + outside,
+        active=total(x.parameters if x.active is None else x.active for x in rows) + left_out,
         embedding=math.prod(model.abstract["embedding"].shape),
         kinds=kinds,
         kv_bytes_per_token=kv,
@@ -134,7 +139,7 @@ def sheet(entry: Entry) -> Sheet:
             AtLength(
                 n,
                 kv * n,
-                total(x.state_bytes[i] for x in rows),
+                total(x.state_bytes[i] for x in rows) + left_out_kv * n,
                 total(x.flops_per_token for x in tables[n]),
                 _decode_flops(config.width, kinds, n) + rows[-1].flops_per_token,
             )
@@ -144,13 +149,18 @@ def sheet(entry: Entry) -> Sheet:
 
 
 def kv_bytes_per_token(mixer: MixerConfig, width: int) -> int:
-    """Bytes that one more token adds to a mixer's cache in bfloat16, without windows and chunks."""
+    """Bytes that one more token adds to a mixer's cache in bfloat16, without windows and chunks.
+
+    Values that are the keys' projection count once, as in the public tables, although a cache that
+    holds rotated keys needs them twice (Gemma 4).
+    """
     if isinstance(mixer, ParallelConfig):
         return sum(kv_bytes_per_token(branch, width) for branch in mixer.branches.values())
     spans = {f.name for f in dataclasses.fields(mixer)} & {"window", "chunk"}
     whole = dataclasses.replace(mixer, **dict.fromkeys(spans)) if spans else mixer
     near, far = (whole.state_bytes(width, n) for n in (2**20, 2**21))
-    return (far - near) // 2**20
+    once = isinstance(mixer, AttentionConfig) and mixer.values == "keys"
+    return (far - near) // 2**20 // (2 if once else 1)
 
 
 def decode_flops(mixer: MixerConfig, width: int, tokens: int) -> float:

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterable
 
-from hybridlm.gallery import words
+from hybridlm.gallery import numbers, words
 from hybridlm.gallery.sheet import Sheet
 
 _LENGTHS = {4_096: "4k", 131_072: "128k", 1_048_576: "1M"}
@@ -16,22 +16,20 @@ def show(sheet: Sheet) -> str:
         "model": f"{facts.title}, {facts.developer}, {facts.released}",
         "source": f"{facts.source}; weights {facts.upstream}",
         "parameters": _parameters(sheet),
-        "published": _published(sheet),
+        "published": words.published(facts),
         "layers": f"{config.depth}: {words.mix(sheet)}",
         "width": f"{config.width:,}",
         "vocabulary": f"{config.vocab_size:,}, head {_head(sheet)}",
         "norms": words.norms(sheet),
         "context": f"{facts.context:,} tokens",
-        "KV per token": f"{kib(sheet.kv_bytes_per_token)} in bfloat16, as if no layer had a window",
+        "KV per token": f"{numbers.kib(sheet.kv_bytes_per_token)} in bfloat16, as if no layer had a window",
     }
     width = max(map(len, lines)) + 2
     text = [
         textwrap.fill(value, 100, initial_indent=f"{name:{width}}", subsequent_indent=" " * width)
         for name, value in lines.items()
     ]
-    notes = [
-        f"Not in this config: {what}." for what in (*facts.unsupported, *(facts.outside or ()))
-    ]
+    notes = words.notes(facts)
     return "\n".join(
         [
             *text,
@@ -50,10 +48,10 @@ def list_(sheets: Iterable[Sheet]) -> str:
     rows = [
         (
             sheet.name,
-            count(sheet.parameters),
-            count(sheet.active),
-            kib(sheet.kv_bytes_per_token),
-            gib(sheet.lengths[1].cache_bytes),
+            numbers.count(sheet.parameters),
+            numbers.count(sheet.active),
+            numbers.kib(sheet.kv_bytes_per_token),
+            numbers.gib(sheet.lengths[1].cache_bytes),
             words.mix(sheet),
         )
         for sheet in sheets
@@ -61,48 +59,11 @@ def list_(sheets: Iterable[Sheet]) -> str:
     return "\n".join(_table(header, rows, ">" * 5))
 
 
-def count(number: float) -> str:
-    """8030261248 -> "8.03B"."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
-        if number >= size:
-            return (
-                f"{number / size:.2f}{unit}"
-                if number < 100 * size
-                else f"{number / size:.0f}{unit}"
-            )
-    return f"{number:,.0f}"
-
-
-def kib(size: float) -> str:
-    """Bytes as KiB, with one decimal where it matters."""
-    return f"{size / 1024:.1f} KiB".replace(".0 ", " ")
-
-
-def gib(size: float) -> str:
-    """Bytes as MiB or GiB."""
-    return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"
-
-
-def flops(number: float) -> str:
-    """FLOPs as GFLOPs."""
-    return f"{number / 1e9:,.1f} G"
-
-
 def _parameters(sheet: Sheet) -> str:
-    embedding = f"embedding {count(sheet.embedding)}"
+    embedding = f"embedding {numbers.count(sheet.embedding)}"
     if sheet.active == sheet.parameters:
-        return f"{count(sheet.parameters)}, all active; {embedding}"
-    return f"{count(sheet.parameters)}, {count(sheet.active)} of them active; {embedding}"
-
-
-def _published(sheet: Sheet) -> str:
-    facts = sheet.facts
-    without = {"nothing": ""}
-    total = facts.total + without.get(facts.total_excludes, f" without {facts.total_excludes}")
-    if facts.active is None:
-        return total
-    active = facts.active + without.get(facts.active_excludes, f" without {facts.active_excludes}")
-    return f"{total}; active {active}"
+        return f"{numbers.count(sheet.parameters)}, all active; {embedding}"
+    return f"{numbers.count(sheet.parameters)}, {numbers.count(sheet.active)} of them active; {embedding}"
 
 
 def _head(sheet: Sheet) -> str:
@@ -112,10 +73,14 @@ def _head(sheet: Sheet) -> str:
 def _kinds(sheet: Sheet) -> list[str]:
     lines = []
     for kind in sheet.kinds:
-        parameters = count(kind.parameters)
+        parameters = numbers.count(kind.parameters)
         if kind.active != kind.parameters:
-            parameters += f", {count(kind.active)} active"
-        kv = f"; KV {kib(kind.kv_bytes_per_token)} a token" if kind.kv_bytes_per_token else ""
+            parameters += f", {numbers.count(kind.active)} active"
+        kv = (
+            f"; KV {numbers.kib(kind.kv_bytes_per_token)} a token"
+            if kind.kv_bytes_per_token
+            else ""
+        )
         halves = (words.long(kind.mixer, sheet.config.width), words.feedforward(kind.feedforward))
         what = "; ".join(half for half in halves if not half.startswith("no "))
         lines.append(
@@ -133,10 +98,10 @@ def _lengths(sheet: Sheet) -> list[str]:
     rows = [
         (
             _LENGTHS[at.tokens],
-            gib(at.kv_bytes),
-            gib(at.cache_bytes),
-            flops(at.prefill_flops),
-            flops(at.decode_flops),
+            numbers.gib(at.kv_bytes),
+            numbers.gib(at.cache_bytes),
+            numbers.flops(at.prefill_flops),
+            numbers.flops(at.decode_flops),
         )
         for at in sheet.lengths
     ]

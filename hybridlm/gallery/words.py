@@ -1,5 +1,7 @@
 """A model's mixers, feed-forwards, norms and positions in words."""
 
+from hybridlm.gallery.facts import Facts
+from hybridlm.gallery.numbers import count, kib
 from hybridlm.gallery.sheet import LayerKind, Sheet
 from hybridlm.models.feedforward import FeedForwardConfig
 from hybridlm.models.feedforward.absent import NoFeedForwardConfig
@@ -12,6 +14,7 @@ from hybridlm.models.mixers.delta import DeltaConfig
 from hybridlm.models.mixers.lightning import LightningConfig
 from hybridlm.models.mixers.mamba2 import Mamba2Config
 from hybridlm.models.mixers.mla import MLAConfig
+from hybridlm.models.mixers.mlstm import MLSTMConfig
 from hybridlm.models.mixers.parallel import ParallelConfig
 from hybridlm.models.mixers.rglru import RGLRUConfig
 from hybridlm.models.mixers.short_conv import ShortConvConfig
@@ -23,12 +26,19 @@ BLOCKS = {
     "sandwich": "before and after each half of a layer",
     "scaled_sandwich": "before and after each half of a layer",
     "parallel": "one, before both halves, which run in parallel",
+    "normed": "before each half of a layer, which is added to the normed stream",
 }
 NORMS = {
     "rmsnorm": "RMSNorm",
     "rmsnorm_unit_offset": "RMSNorm with an offset of 1",
     "layernorm": "LayerNorm",
     "layernorm_no_bias": "LayerNorm without bias",
+}
+QK_NORMS = {
+    True: "of each head",
+    "unit_offset": "of each head",
+    "l2": "of each head, without a scale,",
+    "whole": "over all heads",
 }
 ACTIVATIONS = {"silu": "SwiGLU", "gelu": "GeGLU", "gelu_tanh": "GeGLU"}
 
@@ -62,6 +72,7 @@ def short(mixer: MixerConfig) -> str:
         LightningConfig: "Lightning attention",
         RGLRUConfig: "RG-LRU",
         ShortConvConfig: "short convolution",
+        MLSTMConfig: "mLSTM",
     }
     return named.get(type(mixer), mixer.kind_name)
 
@@ -96,6 +107,9 @@ def long(mixer: MixerConfig, width: int) -> str:
         return f"Lightning attention, {mixer.heads} heads of {mixer.head_size(width)}"
     if isinstance(mixer, RGLRUConfig):
         return f"RG-LRU of {mixer.channels(width):,} channels, convolution {mixer.conv_width}"
+    if isinstance(mixer, MLSTMConfig):
+        key, value = mixer.head_sizes(width)
+        return f"mLSTM, {mixer.heads} heads, keys of {key}, values of {value}"
     if isinstance(mixer, ShortConvConfig):
         return f"gated short convolution of {mixer.conv_width} taps"
     return short(mixer)
@@ -107,13 +121,14 @@ def feedforward(config: FeedForwardConfig) -> str:
         return "no feed-forward"
     if isinstance(config, MoEConfig):
         shared = f", shared {config.shared_hidden:,}" if config.shared_hidden else ""
+        latent = f" in a latent of {config.latent:,}" if config.latent else ""
         groups = (
             f" from {config.router.top_groups} of {config.router.groups} groups"
             if config.router.groups > 1
             else ""
         )
         return (
-            f"{config.top_k} of {config.experts} experts{groups}, hidden {config.hidden:,}{shared},"
+            f"{config.top_k} of {config.experts} experts{groups}, hidden {config.hidden:,}{latent}{shared},"
             f" {config.router.scores.partition('_')[0]} router"
         )
     if isinstance(config, DenseConfig):
@@ -131,11 +146,42 @@ def positions(rope: RopeConfig | None) -> str:
     words = [f"RoPE {rope.theta:,.0f}"]
     if rope.fraction != 1:
         words.append(f"on {rope.fraction:.3g} of each head")
-    if rope.yarn:
+    if rope.kept:
+        words.append(f"with the fastest {rope.kept.fraction:g} of its frequencies")
+    elif rope.yarn:
         words.append(f"YaRN x{rope.yarn.factor:g}")
     elif rope.scaling:
         words.append(f"scaled x{rope.scaling.factor:g}")
     return " ".join(words)
+
+
+def published(facts: Facts) -> str:
+    """The published numbers of parameters and what they leave out."""
+
+    def one(text: str, excluded: str) -> str:
+        return text if excluded == "nothing" else f"{text} without {excluded}"
+
+    if facts.total is None:
+        return "no figure found"
+    total = one(facts.total, facts.total_excludes)
+    if facts.active is not None:
+        total += f"; active {one(facts.active, facts.active_excludes)}"
+    return f"{total}, cut off after the last digit" if facts.cut else total
+
+
+def notes(facts: Facts) -> list[str]:
+    """A sentence on each thing that the config lacks or that no publication was found for."""
+    counted = {**(facts.left_out or {}), **(facts.outside or {})}
+    cached = facts.left_out_kv or {}
+    return [
+        *(f"Not in this config: {what}." for what in facts.unsupported),
+        *(
+            f"Counted in the parameters, not in the FLOPs: {what}, {count(number)}."
+            for what, number in counted.items()
+        ),
+        *(f"Counted in the bytes: {what}, {kib(size)} a token." for what, size in cached.items()),
+        *(f"Not confirmed by a publication: {what}." for what in facts.unconfirmed),
+    ]
 
 
 def mix(sheet: Sheet) -> str:
@@ -156,9 +202,19 @@ def layer_word(kind: LayerKind) -> str:
 def norms(sheet: Sheet) -> str:
     """The kind of norm, where it sits, and norms of queries and keys."""
     config = sheet.config
-    words = f"{NORMS[config.norm]}, {BLOCKS[config.block]}"
-    normed = {m.qk_norm for m in attentions(sheet) if m.qk_norm}
-    return f"{words}; queries and keys of each head too" if normed else words
+    places: dict[str, list[str]] = {}
+    for name in config.mixers:
+        block = config.blocks.get(name)
+        places.setdefault(BLOCKS[block.norms if block else config.block], []).append(name)
+    if len(places) == 1:
+        words = f"{NORMS[config.norm]}, {next(iter(places))}"
+    else:
+        each = (f"{place} in {' and '.join(names)}" for place, names in places.items())
+        words = f"{NORMS[config.norm]}, {', '.join(each)}"
+    normed = {m.qk_norm: None for m in attentions(sheet) if m.qk_norm}
+    for norm in normed:
+        words += f"; queries and keys {QK_NORMS[norm]} too"
+    return words
 
 
 def attentions(sheet: Sheet) -> list[AttentionConfig]:
@@ -188,7 +244,9 @@ def _attention(mixer: AttentionConfig, width: int) -> list[str]:
         )
     options = {
         "norm of queries and keys": mixer.qk_norm,
-        "output gate": mixer.output_gate,
+        "values from the keys' projection": mixer.values == "keys",
+        "output gate": mixer.output_gate is True,
+        "output gate a head": mixer.output_gate == "head",
         "biases": mixer.bias,
         "sinks": mixer.sinks,
         f"soft cap {mixer.soft_cap or 0:g}": mixer.soft_cap,

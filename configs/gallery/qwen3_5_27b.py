@@ -1,0 +1,41 @@
+"""Qwen3.5-27B: three layers of Gated DeltaNet to one of gated attention.
+
+Hardware: accelerators with memory for 54 GB of parameters and of optimizer state; `:smoke`: 2 CPU cores, 1 minute.
+Expected: the parameters and bytes of its fact sheet (`hybridlm gallery show qwen3_5_27b`); no loss is stated.
+Run:      hybridlm train --config configs/gallery/qwen3_5_27b.py --workdir runs/qwen3_5_27b
+"""
+
+from ml_collections import ConfigDict
+
+from published import attention, recipe
+
+FACTS = dict(
+    title="Qwen3.5-27B, Qwen3.6-27B, Qwen3.8-27B",
+    developer="Alibaba",
+    released="2026-02",
+    source="Qwen3.5 blog post, 2026-02; Gated DeltaNet: arXiv 2412.06464",
+    upstream="Qwen/Qwen3.5-27B",
+    context=262_144,
+    total="27B",
+    unsupported=["the module that predicts further tokens"],
+    outside={"the vision encoder": 460_730_096},
+)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg`: "" or "smoke" (seconds, on any machine)."""
+    full = attention(
+        24, 4, 256, rope=dict(theta=10_000_000.0, fraction=0.25), qk_norm=True, output_gate=True
+    )
+    gdn = dict(kind="gdn", heads=16, value_heads=48, head_dim=128, value_dim=128)
+    return recipe(
+        arg,
+        width=5120,
+        depth=64,
+        pattern="gdn*3 full",
+        mixers=dict(gdn=gdn, full=full),
+        mlp=dict(kind="swiglu", hidden=17408),
+        vocab_size=248_320,
+        norm="rmsnorm_unit_offset",
+        tie_embeddings=False,
+    )
