@@ -1,0 +1,165 @@
+"""The table of evaluations: each (kept layers, metric) is measured once, and kept in a file."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hybridlm.distill.selection.budget import Kept
+from hybridlm.errors import RunError
+from hybridlm.settings import json_text
+from hybridlm.storage.writing import AppendedFile
+
+Values = tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A figure that models are compared by.
+
+    Attributes:
+      higher: whether a higher value is better.
+    """
+
+    name: str
+    higher: bool = True
+
+    def quality(self, value: float) -> float:
+        """The value with its sign chosen so that more is better."""
+        return value if self.higher else -value
+
+
+class Evaluations:
+    """The values of metrics for sets of kept layers, on each evaluation set.
+
+    What was measured is appended to a file at once. A process that was killed while it wrote leaves
+    a last line without its end, which is cut off; all whole lines are used again.
+
+    Attributes:
+      measured: number of evaluations made by this object.
+      reused: number of answers that were already in the table.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[Kept, str], Values],
+        path: pathlib.Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ):
+        """Opens the table, or begins it.
+
+        Args:
+          measure: evaluates a model: (kept, name of a metric) -> a value for each evaluation set.
+          path: of the file (JSON lines); None keeps the table in memory.
+          identity: what the values depend on, ready for JSON: the models and the evaluation sets.
+
+        Raises:
+          RunError: if the file is damaged, or belongs to other models or evaluation sets.
+        """
+        self._measure, self._values = measure, {}
+        self.measured = self.reused = 0
+        self._file = None
+        if path is not None:
+            self._open(path, dict(identity or {}))
+
+    def __call__(self, kept: Kept, metric: str) -> Values:
+        """The metric's value on each evaluation set."""
+        key = (frozenset(kept), metric)
+        if key in self._values:
+            self.reused += 1
+        else:
+            values = tuple(float(v) for v in self._measure(*key))
+            if self._file is not None:
+                self._append({"kept": sorted(kept), "metric": metric, "values": values})
+            self._values[key] = values
+            self.measured += 1
+        return self._values[key]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All evaluations: `kept` (sorted), `metric` and `values`."""
+        return [
+            {"kept": sorted(kept), "metric": metric, "values": list(values)}
+            for (kept, metric), values in self._values.items()
+        ]
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _open(self, path: pathlib.Path, identity: dict[str, Any]) -> None:
+        identity = json_text.loads(json_text.dumps(identity))
+        whole, lines = 0, []
+        if path.is_file():
+            data = path.read_bytes()
+            whole = data.rfind(b"\n") + 1
+            lines = data[:whole].splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json_text.loads(line)
+                if number == 1:
+                    found = row["identity"]
+                else:
+                    key = (frozenset(row["kept"]), row["metric"])
+                    self._values[key] = tuple(float(v) for v in row["values"])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise RunError(f"{path} is damaged in line {number}: remove that line") from None
+            if number == 1 and found != identity:
+                raise RunError(
+                    f"{path} is of other evaluations ({_differing(found, identity)}): name another"
+                    " folder, or give the settings that it was made with"
+                )
+        self._file = AppendedFile(path)
+        if path.stat().st_size > whole:
+            with path.open("r+b") as file:
+                file.truncate(whole)
+        if not lines:
+            self._append({"identity": identity})
+
+    def _append(self, row: dict[str, Any]) -> None:
+        self._file.write(json_text.dumps(row).encode() + b"\n")
+        self._file.sync()
+
+
+def _differing(found: Any, wanted: dict[str, Any]) -> str:
+    """The keys of an identity that differ, for an error."""
+    if not isinstance(found, dict):
+        return "it names none"
+    keys = sorted({*found, *wanted})
+    return ", ".join(k for k in keys if found.get(k) != wanted.get(k)) + " differ"
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What a selector reads.
+
+    Attributes:
+      depth: number of layers of the model.
+      layers: the candidates, in ascending order.
+      evaluate: values of a metric by kept layers; an `Evaluations`, or a table of scores.
+      metrics: the metrics by name.
+    """
+
+    depth: int
+    layers: tuple[int, ...]
+    evaluate: Callable[[Kept, str], Values]
+    metrics: Mapping[str, Metric]
+
+    @property
+    def all(self) -> Kept:
+        """Every candidate: the teacher."""
+        return frozenset(self.layers)
+
+    def qualities(self, kept: Kept, metric: str) -> Values:
+        """The metric on each evaluation set, with signs so that more is better."""
+        known = self.metrics[metric]
+        return tuple(known.quality(v) for v in self.evaluate(frozenset(kept), metric))
+
+    def quality(self, kept: Kept, metric: str) -> float:
+        """The mean over evaluation sets, where more is better; NaN if the model diverged."""
+        values = self.qualities(kept, metric)
+        return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
