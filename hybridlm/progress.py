@@ -60,6 +60,12 @@ def doing(what: str) -> Iterator[None]:
                 write(sys.stderr, f"{what}: {duration(time.monotonic() - started)}")
 
 
+def say(line: str) -> None:
+    """Prints a line on stderr, unless `silence` was called."""
+    if not _silent:
+        write(sys.stderr, line)
+
+
 def rewrite(stream: TextIO, line: str) -> None:
     """Shows `line` on a terminal in place of the line that this function showed before."""
     global _live

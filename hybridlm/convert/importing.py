@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hybridlm.convert import gguf_file, registry
+from hybridlm.convert import gguf_file, registry, wrapped
 from hybridlm.convert.family import Family
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.safetensors_folder import SafetensorsFolder, Tensors
@@ -42,6 +42,7 @@ class Checkpoint:
       tokenizer: its settings; None if the folder has none.
       length: of its context, in tokens; None if it is not said.
       why_no_tokenizer: where there is one that cannot be read, why.
+      left_out: how many tensors there are besides, of which parts; "" for none.
     """
 
     path: pathlib.Path
@@ -52,6 +53,7 @@ class Checkpoint:
     tokenizer: TokenizerConfig | None
     length: int | None
     why_no_tokenizer: str | None = None
+    left_out: str = ""
 
     def parameter(self, name: str) -> np.ndarray:
         """A parameter by its name, float32."""
@@ -176,20 +178,26 @@ def open_checkpoint(path: pathlib.Path | str) -> Checkpoint:
         extra or of another shape; one sentence.
     """
     path = open_path(path)
-    why = None
+    why, left_out = None, []
     if path.suffix == gguf_file.SUFFIX:
         tensors = gguf_file.GGUFFile.open(path)
         family, config, length = read_settings(tensors.config, str(path))
         tokenizer, why = tensors.tokenizer, tensors.why_no_tokenizer
     else:
-        family, config, length = read_settings(read_config(path), str(path / CONFIG))
+        values, where = read_config(path), str(path / CONFIG)
         tensors = SafetensorsFolder.open(path)
+        if wrapped.is_wrapped(values):
+            tensors, left_out = wrapped.text_tensors(tensors)
+            text = wrapped.text_config(values, where)
+            values = text | {"tie_word_embeddings": wrapped.is_tied(values, tensors)}
+        family, config, length = read_settings(values, where)
         tokenizer = folder_tokenizer(path)
     model = Model.of(config)
     table = Table.of(model, family.rules(config))
     tensors = Renamed.of(tensors, family, table)
-    _check(path, family, model, table, tensors)
-    return Checkpoint(path, family, model, tensors, table, tokenizer, length, why)
+    left_out += _check(path, family, model, table, tensors)
+    described = wrapped.described(left_out)
+    return Checkpoint(path, family, model, tensors, table, tokenizer, length, why, described)
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -243,12 +251,14 @@ def read_settings(values: dict[str, Any], where: str) -> tuple[Family, ModelConf
 
 def _check(
     path: pathlib.Path, family: Family, model: Model, table: Table, tensors: Tensors
-) -> None:
-    found = {
-        name: shape
-        for name, shape in tensors.shapes.items()
-        if not any(fnmatch.fnmatch(name, pattern) for pattern in family.optional)
+) -> list[str]:
+    """Refuses tensors that are not the model's; returns those that are left out."""
+    optional = {
+        name
+        for name in tensors.shapes
+        if any(fnmatch.fnmatch(name, pattern) for pattern in family.optional)
     }
+    found = {name: shape for name, shape in tensors.shapes.items() if name not in optional}
     if model.config.tie_embeddings and TIED_HEAD in found and TIED_HEAD not in table.shapes:
         embedding = table.by_parameter["embedding"].theirs[0]
         same = found.pop(TIED_HEAD) == found.get(embedding)
@@ -260,6 +270,11 @@ def _check(
         raise ConvertError(
             f"the tensors in {path} are not those of {family.architecture} ({faults})"
         )
+    return [
+        name
+        for name in sorted(optional)
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in Family.optional)
+    ]
 
 
 def folder_tokenizer(folder: pathlib.Path) -> TokenizerConfig | None:

@@ -22,6 +22,7 @@ from hybridlm.convert.families.qwen3_next import Qwen3Next, Qwen35, Qwen35MoE
 from hybridlm.convert.families.recurrent_gemma import RecurrentGemma
 from hybridlm.convert.families.smollm3 import SmolLM3
 from hybridlm.convert.family import Family
+from hybridlm.convert.wrapped import WRAPPERS
 from hybridlm.errors import ConvertError
 
 FAMILIES: tuple[Family, ...] = (
@@ -66,5 +67,5 @@ def find(architecture: str, where: str) -> Family:
     """
     if architecture in BY_ARCHITECTURE:
         return BY_ARCHITECTURE[architecture]
-    known = ", ".join(sorted(BY_ARCHITECTURE))
+    known = ", ".join(sorted({*BY_ARCHITECTURE, *WRAPPERS}))
     raise ConvertError(f"{where}: hybridlm has no {architecture}; it has {known}")

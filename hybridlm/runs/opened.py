@@ -23,7 +23,7 @@ from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
 from hybridlm.models.settings import ModelConfig
 from hybridlm.models.trainable import Trainable
-from hybridlm.progress import doing
+from hybridlm.progress import doing, say
 from hybridlm.runs import checkpoint, lineage, metrics
 from hybridlm.runs.json_files import read_json, write_json
 from hybridlm.runs.lineage import Origin
@@ -268,12 +268,20 @@ def _open_folder(path: pathlib.Path, step: int | None, weights: Weights) -> Open
 def _open_checkpoint(path: pathlib.Path, step: int | None, weights: Weights) -> OpenedModel:
     if weights != "raw" or step is not None:
         raise RunError(f"{path} is a checkpoint of transformers, which holds one set of weights")
-    checkpoint = convert.open_checkpoint(path)
+    checkpoint = open_converted(path)
     tokenizer = checkpoint_tokenizer(checkpoint)
     settings = checkpoint_settings(checkpoint)
     return OpenedModel(
         path, checkpoint.model, checkpoint.params(), tokenizer, None, settings, data=None
     )
+
+
+def open_converted(path: pathlib.Path) -> convert.Checkpoint:
+    """A checkpoint of transformers; says on stderr which of its tensors are left out."""
+    found = convert.open_checkpoint(path)
+    if found.left_out:
+        say(f"{path}: {found.family.architecture} is read; left out are tensors: {found.left_out}")
+    return found
 
 
 def checkpoint_tokenizer(checkpoint: convert.Checkpoint) -> Tokenizer:

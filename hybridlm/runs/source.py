@@ -117,6 +117,6 @@ def open_source(path: pathlib.Path | str, step: int | None = None) -> Source:
 def _open_converted(path: pathlib.Path, step: int | None) -> Source:
     if step is not None:
         raise RunError(f"{path} is a checkpoint of transformers, which has no step {step}")
-    found = convert.open_checkpoint(path)
+    found = opened.open_converted(path)
     arrays, settings = {"params": found.model.abstract}, opened.checkpoint_settings(found)
     return Source(path, None, path, False, arrays, settings, None, [], found)

@@ -7,8 +7,9 @@ from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 def scalars(model, draw: Draw) -> None:
     """The scalar of each layer, a buffer."""
-    for layer in model.model.layers:
-        layer.layer_scalar.data = torch.full((1,), draw.choice((0.5, 0.75, 1.25)))
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            buffer.data = torch.full((1,), draw.choice((0.5, 0.75, 1.25)))
 
 
 @case("gemma4", Gemma4ForCausalLM, scalars)

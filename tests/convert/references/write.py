@@ -68,6 +68,8 @@ def check(made: pathlib.Path, exported: pathlib.Path) -> bool:
     name = made.name
     tensors, again = load(made), load(exported)
     config = json.loads((made / "config.json").read_text())
+    if "text_config" in config:
+        tensors, config = text_tensors(tensors), config["text_config"]
     order = {key: config[key] for key in SUMMATION_ORDER if key in config}
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
         exported, output_loading_info=True, dtype=torch.float32, **order
@@ -96,6 +98,16 @@ def check(made: pathlib.Path, exported: pathlib.Path) -> bool:
     if not fine:
         print(f"{name}: FAILED: tensors {different[:4]}, loading {lost}", flush=True)
     return fine
+
+
+def text_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of the text model inside another model, which are exported, by their names alone."""
+    found = {}
+    for name, tensor in tensors.items():
+        if "language_model." in name or name.startswith("lm_head."):
+            short = name.replace("language_model.", "").removeprefix("model.")
+            found[short if short.startswith("lm_head.") else f"model.{short}"] = tensor
+    return found
 
 
 def load(folder: pathlib.Path) -> dict[str, torch.Tensor]:
