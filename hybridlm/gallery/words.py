@@ -111,7 +111,7 @@ def long(mixer: MixerConfig, width: int) -> str:
         key, value = mixer.head_sizes(width)
         return f"mLSTM, {mixer.heads} heads, keys of {key}, values of {value}"
     if isinstance(mixer, ShortConvConfig):
-        return f"gated short convolution of {mixer.conv_width} taps"
+        return f"short convolution, gated, {mixer.conv_width} taps"
     return short(mixer)
 
 
@@ -123,7 +123,7 @@ def feedforward(config: FeedForwardConfig) -> str:
         shared = f", shared {config.shared_hidden:,}" if config.shared_hidden else ""
         latent = f" in a latent of {config.latent:,}" if config.latent else ""
         groups = (
-            f" from {config.router.top_groups} of {config.router.groups} groups"
+            f", from {config.router.top_groups} of {config.router.groups} groups"
             if config.router.groups > 1
             else ""
         )

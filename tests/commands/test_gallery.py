@@ -29,3 +29,19 @@ def test_show_without_a_name_is_refused(refusal):
 
 def test_list_with_a_name_is_refused(refusal):
     assert "gallery list takes no name" in refusal("gallery", "list", "llama_3_8b")
+
+
+def test_show_writes_the_diagram(command, in_root, tmp_path):
+    file = tmp_path / "llama.svg"
+    code, out, _ = command("gallery", "show", "llama_3_8b", "--diagram", file)
+    assert code == 0 and "Llama 3 8B" in out
+    assert "<title>Llama 3 8B</title>" in file.read_text(encoding="utf-8")
+
+
+def test_a_diagram_of_another_format_is_refused(refusal):
+    said = refusal("gallery", "show", "llama_3_8b", "--diagram", "llama.pdf")
+    assert "must end in .svg" in said
+
+
+def test_a_diagram_is_of_one_model(refusal):
+    assert "--diagram is of gallery show" in refusal("gallery", "list", "--diagram", "all.svg")

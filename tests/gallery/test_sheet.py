@@ -15,6 +15,8 @@ from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.params import Model
 from tests.gallery.sheets import ROOT, sheet_of
 
+pytestmark = pytest.mark.xdist_group("gallery")  # they share the sheets
+
 KIB = {
     "llama_3_8b": 128,
     "gemma_3_27b": 496,

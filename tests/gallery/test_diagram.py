@@ -1,0 +1,96 @@
+"""Diagrams show every layer, half and expert of the config, and their text stays in its place."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from hybridlm import gallery
+from hybridlm.gallery.diagram import diagram
+from hybridlm.gallery.drawing import text_width, wrap
+from hybridlm.gallery.families import COLORS, css_name, families
+from hybridlm.models.feedforward.absent import NoFeedForwardConfig
+from hybridlm.models.feedforward.moe import MoEConfig
+from hybridlm.models.mixers.absent import NoMixerConfig
+from tests.gallery.sheets import ROOT, sheet_of
+
+pytestmark = pytest.mark.xdist_group("gallery")  # they share the sheets
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(params=gallery.names(ROOT / "configs" / "gallery"))
+def name(request):
+    return request.param
+
+
+def rectangles(svg: str, *kinds: str) -> list[ET.Element]:
+    """The rectangles that have all these classes and no other."""
+    found = ET.fromstring(svg).iter(f"{SVG}rect")
+    return [r for r in found if set(r.get("class", "").split()) == set(kinds)]
+
+
+def test_the_strip_has_every_layer(name):
+    """A rectangle for each branch of each mixer, and one for each feed-forward."""
+    sheet = sheet_of(name)
+    svg = diagram(sheet)
+    for family in set(COLORS) - {"no mixer"}:
+        layers = sum(k.count * families(k.mixer).count(family) for k in sheet.kinds)
+        in_cards = sum(families(k.mixer).count(family) for k in sheet.kinds)
+        assert len(rectangles(svg, css_name(family))) == layers + in_cards
+        assert len(rectangles(svg, "box", css_name(family))) == in_cards
+    experts = sum(k.count for k in sheet.kinds if isinstance(k.feedforward, MoEConfig))
+    none = sum(k.count for k in sheet.kinds if isinstance(k.feedforward, NoFeedForwardConfig))
+    assert len(rectangles(svg, "chosen")) == experts
+    assert len(rectangles(svg, "dense")) == sheet.config.depth - experts - none
+
+
+def test_every_half_is_added_to_the_stream(name):
+    """One circle with a plus each; a block whose halves run in parallel has one."""
+    sheet = sheet_of(name)
+    halves = sum(
+        1
+        if sheet.config.block == "parallel"
+        else (not isinstance(k.mixer, NoMixerConfig))
+        + (not isinstance(k.feedforward, NoFeedForwardConfig))
+        for k in sheet.kinds
+    )
+    circles = ET.fromstring(diagram(sheet)).iter(f"{SVG}circle")
+    assert sum(circle.get("class") == "norm" for circle in circles) == halves
+
+
+def test_text_stays_inside_its_box_and_the_picture(name):
+    root = ET.fromstring(diagram(sheet_of(name)))
+    width, height = map(float, root.get("viewBox").split()[2:])
+    boxes = [
+        [float(r.get(k)) for k in ("x", "y", "width", "height")]
+        for r in root.iter(f"{SVG}rect")
+        if r.get("class", "").startswith(("box", "feed", "norm", "tint"))
+    ]
+    for text in root.iter(f"{SVG}text"):
+        x, y, size = (float(text.get(k)) for k in ("x", "y", "font-size"))
+        wide = text_width(text.text, size)
+        left = x - {"middle": wide / 2, "end": wide}.get(text.get("text-anchor"), 0)
+        assert 0 <= left and left + wide <= width and size <= y <= height, text.text
+        around = [b for b in boxes if b[0] <= x <= b[0] + b[2] and b[1] < y < b[1] + b[3]]
+        for bx, _, bw, _ in around:
+            assert bx <= left and left + wide <= bx + bw, text.text
+
+
+def test_a_drawing_for_a_page_has_no_colours_of_its_own():
+    sheet = sheet_of("kimi_linear_48b_a3b")
+    assert "prefers-color-scheme: dark" in diagram(sheet)
+    inside = diagram(sheet, standalone=False)
+    assert "<style" not in inside and not re.search(r"#[0-9a-f]{6}", inside)
+
+
+def test_what_is_not_drawn_is_said():
+    svg = diagram(sheet_of("zamba2_2_7b"))
+    assert "Not drawn: two blocks of attention and feed-forward" in svg
+
+
+def test_wrapped_lines_fit_and_lose_nothing():
+    text = "heads of 128, window 1,024, a_word_that_is_longer_than_any_line, RoPE"
+    lines = wrap(text, 10, 80)
+    assert " ".join(lines) == text
+    assert all(text_width(line, 10) <= 80 for line in lines if " " in line)
