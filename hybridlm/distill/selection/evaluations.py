@@ -142,12 +142,14 @@ class Search:
       layers: the candidates, in ascending order.
       evaluate: values of a metric by kept layers; an `Evaluations`, or a table of scores.
       metrics: the metrics by name.
+      gates: trains the joint gates; returns alpha in [0, 1] by candidate.
     """
 
     depth: int
     layers: tuple[int, ...]
     evaluate: Callable[[Kept, str], Values]
     metrics: Mapping[str, Metric]
+    gates: Callable[[], Mapping[int, float]] | None = None
 
     @property
     def all(self) -> Kept:

@@ -72,6 +72,12 @@ def _kl_once(search: Search, budget: Budget, settings: SelectorSettings) -> Sele
     return _noted(selection, by_set)
 
 
+def _gates(search: Search, budget: Budget, settings: SelectorSettings) -> Selection:
+    if search.gates is None:
+        raise UserError("gates are trained on a teacher and a student: a table of scores has none")
+    return cut("gates", search.gates(), budget)
+
+
 def _uniform(search: Search, budget: Budget, settings: SelectorSettings) -> Selection:
     n = len(search.layers)
     for count in range(n, -1, -1):
@@ -162,6 +168,13 @@ KL_ONCE = Selector(
     _kl_once,
     lambda s: ("kl",),
     single=True,
+)
+GATES = Selector(
+    "gates",
+    "gates between both mixers of every layer, trained together on synthetic retrieval",
+    "alpha of every layer, with all weights frozen and the mean alpha added to the loss; the largest"
+    " kept; arXiv 2606.30562 (FlashMorph)",
+    _gates,
 )
 UNIFORM = Selector(
     "uniform",
