@@ -106,7 +106,7 @@ def _strip(d: Drawing, sheet: Sheet, x: float, y: float, height: float) -> None:
         kind = kinds[label]
         at = bottom - (i + 1) * step + gap
         names = families(kind.mixer)
-        if names == ("no mixer",):
+        if names == ("feed-forward alone",):
             names = ()
         for j, family in enumerate(names):
             part = (wide - 26) / len(names)
@@ -144,7 +144,9 @@ def _card(
 ) -> None:
     """The block of one kind of layer, its input at the bottom."""
     d.rect(x, y, width, height, "tint", 8)
-    names = [name for name in families(kind.mixer) if name != "no mixer"] or ["no mixer"]
+    names = [name for name in families(kind.mixer) if name != "feed-forward alone"] or [
+        "feed-forward alone"
+    ]
     for j, family in enumerate(names):
         part = (width - 24) / len(names)
         d.rect(x + 12 + j * part, y + 10, part, 4, css_name(family), 2)

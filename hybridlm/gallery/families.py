@@ -19,7 +19,7 @@ COLORS = {
     "state space": "#009E73",
     "linear recurrence": "#B8860B",
     "short convolution": "#E6AB02",
-    "no mixer": "#9A9A9A",
+    "feed-forward alone": "#9A9A9A",
 }
 
 
@@ -32,7 +32,7 @@ def families(mixer: MixerConfig) -> tuple[str, ...]:
 
 def _family(mixer: MixerConfig) -> str:
     if isinstance(mixer, NoMixerConfig):
-        return "no mixer"
+        return "feed-forward alone"
     if isinstance(mixer, MLAConfig):
         return "latent attention"
     if isinstance(mixer, AttentionConfig):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from hybridlm.gallery import numbers, words
 from hybridlm.gallery.sheet import Sheet
 
-_LENGTHS = {4_096: "4k", 131_072: "128k", 1_048_576: "1M"}
+LENGTHS = {4_096: "4k", 131_072: "128k", 1_048_576: "1M"}
 
 
 def show(sheet: Sheet) -> str:
@@ -34,7 +34,7 @@ def show(sheet: Sheet) -> str:
         [
             *text,
             "",
-            *_kinds(sheet),
+            *(textwrap.fill(line, 100, subsequent_indent="    ") for line in kinds(sheet)),
             "",
             *_lengths(sheet),
             *(["", *(textwrap.fill(note, 100) for note in notes)] if notes else []),
@@ -70,7 +70,8 @@ def _head(sheet: Sheet) -> str:
     return "tied to the embedding" if sheet.config.tie_embeddings else "of its own"
 
 
-def _kinds(sheet: Sheet) -> list[str]:
+def kinds(sheet: Sheet) -> list[str]:
+    """A line on each kind of layer: how many, mixer, feed-forward, parameters, keys and values."""
     lines = []
     for kind in sheet.kinds:
         parameters = numbers.count(kind.parameters)
@@ -83,13 +84,7 @@ def _kinds(sheet: Sheet) -> list[str]:
         )
         halves = (words.long(kind.mixer, sheet.config.width), words.feedforward(kind.feedforward))
         what = "; ".join(half for half in halves if not half.startswith("no "))
-        lines.append(
-            textwrap.fill(
-                f"{kind.count} x {kind.label}: {what} ({parameters}{kv})",
-                100,
-                subsequent_indent="    ",
-            )
-        )
+        lines.append(f"{kind.count} x {kind.label}: {what} ({parameters}{kv})")
     return lines
 
 
@@ -97,7 +92,7 @@ def _lengths(sheet: Sheet) -> list[str]:
     header = ("tokens", "keys and values", "cache holds", "prefill/token", "decode/token")
     rows = [
         (
-            _LENGTHS[at.tokens],
+            LENGTHS[at.tokens],
             numbers.gib(at.kv_bytes),
             numbers.gib(at.cache_bytes),
             numbers.flops(at.prefill_flops),

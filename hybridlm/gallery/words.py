@@ -192,6 +192,31 @@ def mix(sheet: Sheet) -> str:
     return " + ".join(f"{count} {word}" for word, count in counts.items())
 
 
+def attention_kinds(sheet: Sheet) -> str:
+    """The kinds of attention that the layers have: "MHA", "GQA and MLA", "none"."""
+    found = {attention_kind(mixer): None for mixer in _branches(sheet)}
+    found.pop(None, None)
+    return " and ".join(found) or "none"
+
+
+def all_positions(sheet: Sheet) -> str:
+    """The positions of the layers with attention: "RoPE 10,000 and NoPE"."""
+    ropes = {
+        positions(mixer.rope if getattr(mixer, "qk_rope", 1) else None): None
+        for mixer in _branches(sheet)
+        if attention_kind(mixer) is not None
+    }
+    return " and ".join(ropes) or "none"
+
+
+def feedforwards(sheet: Sheet) -> str:
+    """The feed-forwards of the layers, each once."""
+    found = {feedforward(kind.feedforward): None for kind in sheet.kinds}
+    if len(found) > 1:
+        found.pop("no feed-forward", None)
+    return "; ".join(found)
+
+
 def layer_word(kind: LayerKind) -> str:
     """A layer's mixer in short, or its feed-forward if it has no mixer."""
     if not isinstance(kind.mixer, NoMixerConfig):
@@ -219,12 +244,15 @@ def norms(sheet: Sheet) -> str:
 
 def attentions(sheet: Sheet) -> list[AttentionConfig]:
     """The settings of the mixers, or of their branches, that are softmax attention."""
+    return [mixer for mixer in _branches(sheet) if isinstance(mixer, AttentionConfig)]
+
+
+def _branches(sheet: Sheet) -> list[MixerConfig]:
+    """The mixers of all kinds of layers; of a mixer made of mixers its branches."""
     found = []
     for kind in sheet.kinds:
-        branches = (
-            kind.mixer.branches.values() if isinstance(kind.mixer, ParallelConfig) else [kind.mixer]
-        )
-        found += [branch for branch in branches if isinstance(branch, AttentionConfig)]
+        made = isinstance(kind.mixer, ParallelConfig)
+        found += kind.mixer.branches.values() if made else [kind.mixer]
     return found
 
 

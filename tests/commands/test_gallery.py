@@ -1,13 +1,21 @@
 """`hybridlm gallery` prints sheets, and refuses what it cannot show."""
 
+import pytest
 
-def test_list_has_a_line_a_model(command, tmp_path, root):
+
+@pytest.fixture
+def two_models(tmp_path, root):
+    """A folder with the recipes of two models."""
     for name in ("llama_3_8b", "gpt_oss_20b", "published"):
         file = root / "configs" / "gallery" / f"{name}.py"
         (tmp_path / "gallery").mkdir(exist_ok=True)
         (tmp_path / "gallery" / file.name).write_text(file.read_text())
     (tmp_path / "common.py").write_text((root / "configs" / "common.py").read_text())
-    code, out, _ = command("gallery", "list", "--configs", tmp_path / "gallery")
+    return tmp_path / "gallery"
+
+
+def test_list_has_a_line_a_model(command, two_models):
+    code, out, _ = command("gallery", "list", "--configs", two_models)
     header, *lines = out.splitlines()
     assert code == 0 and header.startswith("name ")
     assert [line.split()[:4] for line in lines] == [
@@ -45,3 +53,17 @@ def test_a_diagram_of_another_format_is_refused(refusal):
 
 def test_a_diagram_is_of_one_model(refusal):
     assert "--diagram is of gallery show" in refusal("gallery", "list", "--diagram", "all.svg")
+
+
+def test_page_writes_one_file_of_all_models(command, two_models, tmp_path):
+    file = tmp_path / "models.html"
+    code, out, _ = command("gallery", "page", "--configs", two_models, "--out", file)
+    assert code == 0 and out.strip() == str(file)
+    written = file.read_text(encoding="utf-8")
+    assert written.startswith("<!doctype html>")
+    assert all(title in written for title in ("gpt-oss-20b", "Llama 3 8B"))
+
+
+def test_the_file_of_a_page_is_no_option_of_show(refusal):
+    said = refusal("gallery", "show", "llama_3_8b", "--out", "llama.html")
+    assert "--out is of gallery page, not of gallery show" in said

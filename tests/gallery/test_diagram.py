@@ -34,7 +34,7 @@ def test_the_strip_has_every_layer(name):
     """A rectangle for each branch of each mixer, and one for each feed-forward."""
     sheet = sheet_of(name)
     svg = diagram(sheet)
-    for family in set(COLORS) - {"no mixer"}:
+    for family in set(COLORS) - {"feed-forward alone"}:
         layers = sum(k.count * families(k.mixer).count(family) for k in sheet.kinds)
         in_cards = sum(families(k.mixer).count(family) for k in sheet.kinds)
         assert len(rectangles(svg, css_name(family))) == layers + in_cards
