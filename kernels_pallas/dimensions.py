@@ -30,5 +30,6 @@ In one op:
     gated_linear       P  parts of a chunk
     grouped_matmul     N  rows            E  groups              D, F  inputs, outputs
     linear_recurrence  L  tokens of a block
+    selective_scan     N  entries of a channel's state                  L  tokens of a block
     context            F  K + V           P  shards
 """

@@ -1,7 +1,7 @@
 """The one signature of all forms of a recurrent op.
 
-A form is the reference, the chunked form or a kernel of `linear_recurrence`, `gated_linear` or
-`delta_rule`. All forms of an op are called alike,
+A form is the reference, the chunked form or a kernel of `linear_recurrence`, `gated_linear`,
+`delta_rule` or `selective_scan`. All forms of an op are called alike,
 
     o, last_state = form(*inputs, call)
 

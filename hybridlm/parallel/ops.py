@@ -25,6 +25,7 @@ from kernels_pallas import delta_rule as delta_op
 from kernels_pallas import gated_linear as gated_op
 from kernels_pallas import gated_slots as slots_op
 from kernels_pallas import linear_recurrence as recurrence_op
+from kernels_pallas import selective_scan as selective_op
 
 # A letter for each dimension of an array: B rows, T time, H heads or channels, N one entry for each
 # device that rows and time are split over, "-" a dimension that is not split.
@@ -125,6 +126,7 @@ _CHANNELS = recurrence_op.RecurrenceState("BH", "B")
 _GATED = gated_op.GatedLinearState("BH--", "B")
 _DELTA = delta_op.DeltaRuleState("BH--", "B")
 _SLOTS = slots_op.SlotState("BH--", "BH--", "B", "B")
+_SELECTIVE = selective_op.SelectiveScanState("BH-", "B")
 
 attention = per_shard(
     attention_op.attention,
@@ -174,4 +176,19 @@ gated_slots = per_shard(
     dict(_QKV, log_gate_BTGM="BTH-", write_BTGM="BTH-", written_BT="BT", initial_state=_SLOTS),
     ("BTH-", "BTH"),
     _SLOTS,
+)
+selective_scan = per_shard(
+    selective_op.selective_scan,
+    context.selective_scan,
+    dict(
+        x_BTD="BTH",
+        dt_BTD="BTH",
+        a_DN="H-",
+        b_BTN="BT-",
+        c_BTN="BT-",
+        segment_ids="BT",
+        initial_state=_SELECTIVE,
+    ),
+    ("BTH",),
+    _SELECTIVE,
 )

@@ -17,6 +17,7 @@ from kernels_pallas.context.recurrence import (
     gated_recurrence,
     gated_slots,
     linear_recurrence,
+    selective_scan,
 )
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "gated_recurrence",
     "gated_slots",
     "linear_recurrence",
+    "selective_scan",
 ]

@@ -15,6 +15,7 @@ from kernels_pallas import dispatch, nonfinite, segments
 from kernels_pallas import gated_linear as gated_op
 from kernels_pallas import gated_slots as slots_op
 from kernels_pallas import linear_recurrence as diagonal_op
+from kernels_pallas import selective_scan as selective_op
 from kernels_pallas.context.halo import entering_state, ids_before, of_last_shard
 from kernels_pallas.context.nonfinite import contain
 
@@ -338,6 +339,63 @@ def gated_slots(
     if not return_state:
         return out_BTHV, lse_BTH
     return out_BTHV, lse_BTH, _of_rows(contained, state, axis)
+
+
+def selective_scan(
+    x_BTD: Float[Array, "B T D"],
+    dt_BTD: Float[Array, "B T D"],
+    a_DN: Float[Array, "D N"],
+    b_BTN: Float[Array, "B T N"],
+    c_BTN: Float[Array, "B T N"],
+    *,
+    axis: str,
+    segment_ids: Int[Array, "B T"] | None = None,
+    initial_state: selective_op.SelectiveScanState | None = None,
+    return_state: bool = False,
+    impl: str = "auto",
+) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], selective_op.SelectiveScanState]:
+    """`kernels_pallas.selective_scan.selective_scan` of this shard's tokens of longer rows.
+
+    Arguments:
+      x_BTD, dt_BTD, b_BTN, c_BTN, segment_ids: this shard's tokens.
+      a_DN: the rates, the same on every shard.
+      axis: the mesh axis that splits time.
+      initial_state: the state before the rows, the same on every shard.
+      return_state: also return the state after the rows' last token, on every shard.
+      impl: as in the op, which runs twice.
+
+    Returns and raises what the op does.
+    """
+    batch, time, channels = x_BTD.shape
+    dtype = dispatch.accumulator_dtype(x_BTD, dt_BTD, a_DN, b_BTN, c_BTN)
+    first = initial_state or selective_op.empty_state(batch, channels, a_DN.shape[1], dtype)
+    ids_BT = segments.or_one_document(segment_ids, batch, time)
+    contained = contain(ids_BT, (x_BTD, dt_BTD, b_BTN, c_BTN), axis, state=first)
+    x_BTD, dt_BTD, b_BTN, c_BTN = contained.inputs
+    first = contained.state
+    before_B = ids_before(ids_BT, axis, first.segment_ids_B)
+
+    def run(h_BDN):
+        return selective_op.selective_scan(
+            x_BTD,
+            dt_BTD,
+            a_DN,
+            b_BTN,
+            c_BTN,
+            segment_ids=ids_BT,
+            initial_state=selective_op.SelectiveScanState(h_BDN, before_B),
+            return_state=True,
+            impl=impl,
+        )
+
+    end = run(jnp.zeros_like(first.h_BDN, dtype))[1].h_BDN
+    unbroken_B = _unbroken(ids_BT, before_B)
+    # Masked first: a step at padding may be anything.
+    steps_BTD = jnp.where(unbroken_B[:, None, None], dt_BTD.astype(dtype), 0)
+    decay_BDN = jnp.exp(jnp.sum(steps_BTD, axis=1)[..., None] * a_DN.astype(dtype)[None])
+    decay_BDN = jnp.where(unbroken_B[:, None, None], decay_BDN, 0)
+    h_BDN = entering_state(decay_BDN, end, first.h_BDN.astype(dtype), jnp.multiply, axis)
+    return _result(contained, *run(h_BDN), return_state, axis)
 
 
 def _matmul(a, b):

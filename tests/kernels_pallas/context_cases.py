@@ -19,6 +19,7 @@ from subjects.gated_linear import gated_subject
 from subjects.gated_slots import slots_subject
 from subjects.linear_recurrence import gated_subject as rglru_subject
 from subjects.linear_recurrence import recurrence_subject
+from subjects.selective_scan import selective_subject
 
 from kernels_pallas import (
     attention,
@@ -28,6 +29,7 @@ from kernels_pallas import (
     delta_rule,
     gated_linear,
     gated_slots,
+    selective_scan,
     testing,
 )
 from kernels_pallas import linear_recurrence as recurrence
@@ -132,6 +134,15 @@ def slots_case(mask_empty=False, gaps=False, **sizes) -> Case:
     return Case(subject, call, gated_slots.gated_slots, context.gated_slots)
 
 
+def selective_case(**options) -> Case:
+    def call(op, x, params, **common):
+        y, state = with_state(op(x["x"], x["dt"], params["a"], x["b"], x["c"], **common))
+        return dict(y=y), state
+
+    subject = selective_subject(**options)
+    return Case(subject, call, selective_scan.selective_scan, context.selective_scan)
+
+
 CASES = {
     "attention": attention_case(stateful=False, sinks=True),
     "attention, capped": attention_case(stateful=False, soft_cap=5.0, heads=3, kv_heads=3),
@@ -150,6 +161,7 @@ CASES = {
     "gated_linear, channel": gated_case(decay="channel"),
     "gated_slots": slots_case(),
     "gated_slots, not all written": slots_case(mask_empty=True, gaps=True, tied=False),
+    "selective_scan": selective_case(strength=0.05),
     "delta_rule, none": delta_case(gate="none"),
     "delta_rule, head": delta_case(gate="head", decay=0.05),
     "delta_rule, channel": delta_case(gate="channel", decay=0.05),

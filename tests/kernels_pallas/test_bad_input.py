@@ -13,6 +13,7 @@ from kernels_pallas import (
     gated_linear,
     gated_slots,
     linear_recurrence,
+    selective_scan,
 )
 
 SIZES = dict(B=2, T=5, S=3, G=2, H=4, K=3, V=6, M=2, D=4, W=3, N=3)
@@ -48,6 +49,12 @@ OPS = {
         {},
         linear_recurrence.RecurrenceState,
     ),
+    "selective_scan": (
+        selective_scan.selective_scan,
+        "BTD BTD DN BTN BTN",
+        {},
+        selective_scan.SelectiveScanState,
+    ),
 }
 #: The ops for one token, which have neither segment ids nor states.
 OF_ONE_TOKEN = {
@@ -63,7 +70,8 @@ OF_ONE_TOKEN = {
     ),
 }
 ALL = {name: row[:3] for name, row in OPS.items()} | OF_ONE_TOKEN
-SCALED = sorted(ALL.keys() - {"causal_conv", "gated_recurrence", "linear_recurrence"})
+UNSCALED = {"causal_conv", "gated_recurrence", "linear_recurrence", "selective_scan"}
+SCALED = sorted(ALL.keys() - UNSCALED)
 DIMENSIONS = [
     (name, letter) for name, (_, dims, _) in ALL.items() for letter in sorted(set(dims) - {" "})
 ]

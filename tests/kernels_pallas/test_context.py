@@ -76,6 +76,7 @@ QUICK = (
     "gated_recurrence",
     "gated_linear, channel",
     "delta_rule, head",
+    "selective_scan",
 )
 ALL = "cases.CASES"
 

@@ -7,7 +7,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from subjects import SUBJECTS
 
-from kernels_pallas import delta_rule, gated_linear, linear_recurrence
+from kernels_pallas import delta_rule, gated_linear, linear_recurrence, selective_scan
 from kernels_pallas.testing import LAWS, check_bfloat16, check_forms, draw_segment_ids
 
 seeds = st.integers(0, 2**32 - 1)
@@ -56,6 +56,7 @@ SEVERAL_BLOCKS = {
     "delta_rule": 2 * delta_rule.chunked.BLOCK + 1,
     "gated_linear": 2 * gated_linear.chunked.BLOCK * gated_linear.chunked.CHUNK + 1,
     "linear_recurrence": 2 * linear_recurrence.chunked.BLOCK + 1,
+    "selective_scan": 2 * selective_scan.chunked.BLOCK + 1,
 }
 
 

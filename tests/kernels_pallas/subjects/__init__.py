@@ -12,6 +12,7 @@ from subjects import (
     gated_linear,
     gated_slots,
     linear_recurrence,
+    selective_scan,
 )
 
 MODULES = (
@@ -22,6 +23,7 @@ MODULES = (
     gated_linear,
     gated_slots,
     linear_recurrence,
+    selective_scan,
 )
 SUBJECTS = {name: draw for module in MODULES for name, draw in module.SUBJECTS.items()}
 FAULTS = {
