@@ -12,6 +12,7 @@ from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import MixerConfig
 from hybridlm.models.mixers.delta import DeltaConfig
 from hybridlm.models.mixers.lightning import LightningConfig
+from hybridlm.models.mixers.mamba1 import Mamba1Config
 from hybridlm.models.mixers.mamba2 import Mamba2Config
 from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.mixers.mlstm import MLSTMConfig
@@ -68,6 +69,7 @@ def short(mixer: MixerConfig) -> str:
     if isinstance(mixer, DeltaConfig):
         return mixer.name
     named = {
+        Mamba1Config: "Mamba",
         Mamba2Config: "Mamba-2",
         LightningConfig: "Lightning attention",
         RGLRUConfig: "RG-LRU",
@@ -96,6 +98,11 @@ def long(mixer: MixerConfig, width: int) -> str:
         return (
             f"{mixer.name}, {sizes.heads} key heads of {sizes.key_size}, {sizes.value_heads} value"
             f" heads of {sizes.value_size}, convolution {mixer.conv_width}"
+        )
+    if isinstance(mixer, Mamba1Config):
+        return (
+            f"Mamba of {mixer.channels(width):,} channels, state {mixer.state_dim}, steps of rank"
+            f" {mixer.rank(width)}, convolution {mixer.conv_width}"
         )
     if isinstance(mixer, Mamba2Config):
         return (

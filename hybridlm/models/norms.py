@@ -41,6 +41,18 @@ class UnitOffsetRMSNorm(RMSNorm):
         return 1 + self.scale[...]
 
 
+class UnitRMS(nnx.Module):
+    """x / rms(x) over the last axis, without a learned scale (Llama 4's L2 norm)."""
+
+    def __init__(self, eps: float):
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = at_least_float32(x)
+        mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+        return (x32 * jax.lax.rsqrt(mean_square + self.eps)).astype(x.dtype)
+
+
 class LayerNorm(nnx.Module):
     """(x - mean(x)) / std(x) * scale + bias (arXiv 1607.06450)."""
 

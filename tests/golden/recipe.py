@@ -16,6 +16,7 @@ MIXERS = {
     "gdn": dict(kind="gdn", heads=2, value_heads=4, head_dim=8, value_dim=8),
     "kda": dict(kind="kda", heads=2, head_dim=8),
     "local": dict(kind="short_conv"),
+    "selective": dict(kind="mamba1", state_dim=4, norm="rmsnorm"),
     "ssd": dict(kind="mamba2", head_dim=16, state_dim=8),
     "mlstm": dict(kind="mlstm"),
     "gla": dict(kind="gla", heads=2),
@@ -48,6 +49,11 @@ CASES = {
     "ssm": (
         dict(pattern="ssd gla rec", depth=3, block="parallel", tie_embeddings=False),
         dict(name="adafactor", schedule="linear"),
+        {},
+    ),
+    "selective": (
+        dict(pattern="selective full", depth=2),
+        dict(name="adamw", clip_norm=1.0),
         {},
     ),
     "linear": (

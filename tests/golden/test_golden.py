@@ -11,7 +11,14 @@ from tests.golden import record
 from tests.golden.recipe import CASES
 
 GOLDEN = json.loads(record.GOLDEN.read_text())
-LONG = ("delta", "ssm", "odd", "options", "mesh")  # the resumed checkpoint is of "delta"
+LONG = (
+    "delta",
+    "ssm",
+    "selective",
+    "odd",
+    "options",
+    "mesh",
+)  # the resumed checkpoint is of "delta"
 SAME_PROCESSOR = record.processor() == GOLDEN["processor"]
 
 

@@ -75,6 +75,13 @@ MIXERS = {
     "kda_bounded": dict(kind="kda", heads=4, lower_bound=-5.0, negative_eigenvalues=True),
     "short": dict(kind="short_conv"),
     "short5": dict(kind="short_conv", conv_width=5),
+    "s6": dict(kind="mamba1", state_dim=4),
+    "s6_jamba": dict(
+        kind="mamba1", inner=20, state_dim=3, dt_rank=5, conv_width=3, norm="rmsnorm", norm_eps=1e-3
+    ),
+    "s6_falcon": dict(
+        kind="mamba1", expand=1, norm="unscaled", bias=True, conv_bias=False, conv_width=2
+    ),
     "ssd": dict(kind="mamba2", head_dim=16, state_dim=12),
     "ssd_groups": dict(
         kind="mamba2",

@@ -146,7 +146,18 @@ def test_reach_is_a_number_of_tokens_or_none(name):
     """Attention reaches its window, chunk or the whole context; a recurrence has no reach."""
     config = read_mixer(small.MIXERS[name], "m")
     spans = {"swa": 5, "full": 50, "chunked": 6, "mla": 50, "moba": 50, "nha": 7, "nested": 50}
-    recurrent = {"rglru", "mamba2", "gla", "hgrn2", "lightning", "deltanet", "gdn", "kda", "mlstm"}
+    recurrent = {
+        "rglru",
+        "mamba1",
+        "mamba2",
+        "gla",
+        "hgrn2",
+        "lightning",
+        "deltanet",
+        "gdn",
+        "kda",
+        "mlstm",
+    }
     reach = config.reach(50)
     if config.kind_name in recurrent | {"gsa", "short_conv"}:
         assert reach is None

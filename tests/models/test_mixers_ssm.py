@@ -1,4 +1,4 @@
-"""Mamba-2 and mLSTM: published initialisations, equations token by token, and costs."""
+"""Mamba, Mamba-2 and mLSTM: published initialisations, equations token by token, and costs."""
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,47 @@ def silu(x):
 def conv(x, kernel, bias):
     shifted = [np.concatenate([np.zeros((i, x.shape[1])), x[: len(x) - i]]) for i in range(4)]
     return bias + sum(s * k for s, k in zip(shifted, kernel))
+
+
+def test_mamba1_initial_values():
+    """A = -1, ..., -N in each channel, dt log-uniform in [1e-3, 0.1], its map uniform, D 1."""
+    _, mixer = build("mamba1", inner=4096, dt_rank=256, state_dim=4)
+    a = np.exp(np.asarray(mixer.log_a[...], np.float64))
+    np.testing.assert_allclose(a, np.broadcast_to(np.arange(1, 5), (4096, 4)), rtol=1e-6)
+    dt = np.logaddexp(0, np.asarray(mixer.dt_bias[...], np.float64))
+    assert 1e-3 * 0.999 <= dt.min() < 1.1e-3 and 0.09 < dt.max() <= 0.1 * 1.001
+    assert abs(np.log(dt).mean() - np.log(1e-2)) < 0.1
+    up = np.asarray(mixer.dt_up.kernel[...]) * 256**0.5
+    assert up.shape == (256, 4096) and np.abs(up).max() <= 1 and abs(up.std() - 3**-0.5) < 0.01
+    assert np.all(mixer.skip[...] == 1) and not np.any(mixer.conv.bias[...])
+
+
+@pytest.mark.parametrize("norm", ["none", "rmsnorm", "unscaled"])
+def test_mamba1_equals_its_recurrence(norm):
+    """Algorithm 2 of the paper, in numpy loops over tokens."""
+    settings = dict(inner=6, state_dim=5, dt_rank=3, norm_eps=0.1)
+    _, mixer = build("mamba1", norm=norm, **settings)
+    p = perturbed(mixer)
+    x, context, xs = one_document(11)
+
+    def normed(y, name):
+        if norm == "none":
+            return y
+        y = y / np.sqrt(np.mean(y**2, axis=-1, keepdims=True) + 0.1)
+        return y * p[name]["scale"] if norm == "rmsnorm" else y
+
+    u = silu(conv(xs @ p["value"]["kernel"], **p["conv"]))
+    B, C = np.split(u @ p["shared"]["kernel"], 2, axis=1)
+    B, C = normed(B, "b_norm"), normed(C, "c_norm")
+    low = normed(u @ p["dt_down"]["kernel"], "dt_norm")
+    dt = np.logaddexp(0, low @ p["dt_up"]["kernel"] + p["dt_bias"])
+    h, rows = np.zeros((6, 5)), []
+    for t in range(11):
+        h = np.exp(-np.exp(p["log_a"]) * dt[t][:, None]) * h + np.outer(dt[t] * u[t], B[t])
+        rows.append(h @ C[t] + p["skip"] * u[t])
+    want = (np.stack(rows) * silu(xs @ p["gate"]["kernel"])) @ p["out"]["kernel"]
+    got = jax.jit(lambda x: mixer(x, context))(x)
+    np.testing.assert_allclose(got[0], want, atol=1e-4 * np.abs(want).max())
 
 
 def test_mamba2_initial_values():
@@ -221,15 +262,19 @@ def _by_path(tree):
     }
 
 
-@pytest.mark.parametrize("name", ["ssd", "ssd_groups", "ssd_falcon", "mlstm", "mlstm_odd"])
+@pytest.mark.parametrize(
+    "name", ["s6", "s6_jamba", "s6_falcon", "ssd", "ssd_groups", "ssd_falcon", "mlstm", "mlstm_odd"]
+)
 def test_flops_are_those_of_kernels_and_states(name):
     """Kernels and convolutions once per token; each state entry is written and read once."""
     config = read_mixer(small.MIXERS[name], "m")
     mixer = config.build(SPEC, rngs=nnx.Rngs(0))
     flat = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(mixer)))
     kernels = sum(2 * x.size for path, x in flat if path[-1].key == "kernel")
-    memory = 4 * mixer.init_state(1, 9, jnp.float32).memory.s_BHKV.size
-    skip = 2 * mixer.heads * config.head_dim if name.startswith("ssd") else 0
+    memory = mixer.init_state(1, 9, jnp.float32).memory
+    memory = 4 * sum(x.size for x in memory if jnp.issubdtype(x.dtype, jnp.floating))
+    skip = 0 if name.startswith("mlstm") else 2 * mixer.skip[...].size
+    skip *= config.head_dim if name.startswith("ssd") else 1
     assert config.flops_per_token(32, 77) == kernels + memory + skip
 
 

@@ -22,6 +22,8 @@ MEANT = {
     "mqa": "did you mean 'attention' with kv_heads=1?",
     "mha": "did you mean 'attention'?",
     "retnet": "did you mean 'lightning' with decay='retnet'?",
+    "mamba": "did you mean 'mamba1'?",
+    "falcon-mamba": "did you mean 'mamba1' with norm='unscaled'?",
     "Mamba-2": "did you mean 'mamba2'?",
     "xlstm": "did you mean 'mlstm'?",
     "griffin": "did you mean 'rglru'?",

@@ -17,7 +17,19 @@ PROGRAM = pathlib.Path(__file__).with_name("context_program.py")
 # One mixer of each kind; MIXERS are in every test run, MORE only in slow ones.
 MIXERS = ["full", "gdn", "nha"]
 MORE = ["swa", "rec", "ssd", "chunked", "sink", "growing", "mla", "deltanet", "kda", "short"]
-MORE += ["gla", "hgrn2", "lightning", "hymba", "nested", "gsa", "nha_full", "mlstm", "moba"]
+MORE += [
+    "s6",
+    "s6_jamba",
+    "gla",
+    "hgrn2",
+    "lightning",
+    "hymba",
+    "nested",
+    "gsa",
+    "nha_full",
+    "mlstm",
+    "moba",
+]
 
 
 def run(root, *arguments):

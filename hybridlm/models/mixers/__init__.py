@@ -11,6 +11,7 @@ from hybridlm.models.mixers.gsa import GSAConfig
 from hybridlm.models.mixers.hgrn2 import HGRN2Config
 from hybridlm.models.mixers.kda import KDAConfig
 from hybridlm.models.mixers.lightning import LightningConfig
+from hybridlm.models.mixers.mamba1 import Mamba1Config
 from hybridlm.models.mixers.mamba2 import Mamba2Config
 from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.mixers.mlstm import MLSTMConfig
@@ -32,6 +33,7 @@ KINDS: dict[str, type[MixerConfig]] = {
         HGRN2Config,
         KDAConfig,
         LightningConfig,
+        Mamba1Config,
         Mamba2Config,
         MLAConfig,
         MLSTMConfig,
@@ -45,7 +47,7 @@ KINDS: dict[str, type[MixerConfig]] = {
 
 #: Well-known mixers that there is no kind for.
 ABSENT = (
-    "rwkv rwkv4 rwkv5 rwkv6 rwkv7 eagle finch goose mamba mamba1 mamba3 s4 s4d s5 h3 hyena hgrn lru"
+    "rwkv rwkv4 rwkv5 rwkv6 rwkv7 eagle finch goose mamba3 s4 s4d s5 h3 hyena hgrn lru"
     " slstm lstm gru minlstm mingru mega megalodon ttt titans based rebased linear_attention performer"
     " nsa native_sparse_attention dsa deepseek_sparse_attention deltaproduct gated_deltaproduct comba"
     " log_linear_attention path_attention forgetting_transformer fox differential_attention"

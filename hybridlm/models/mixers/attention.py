@@ -14,7 +14,7 @@ from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.capabilities import AttentionMixer
 from hybridlm.models.mixers.spans import Chunk, Window, mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
-from hybridlm.models.norms import RMSNorm, UnitOffsetRMSNorm, at_least_float32
+from hybridlm.models.norms import RMSNorm, UnitOffsetRMSNorm, UnitRMS
 from hybridlm.models.positional import (
     Rope,
     RopeConfig,
@@ -315,18 +315,6 @@ class HeadGate(nnx.Module):
 
     def __call__(self, y_BTHV: jax.Array, x_BTD: jax.Array) -> jax.Array:
         return y_BTHV * jax.nn.sigmoid(self.proj(x_BTD))[..., None]
-
-
-class UnitRMS(nnx.Module):
-    """x / rms(x) over the last axis, without a learned scale (Llama 4's L2 norm)."""
-
-    def __init__(self, eps: float):
-        self.eps = eps
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = at_least_float32(x)
-        mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-        return (x32 * jax.lax.rsqrt(mean_square + self.eps)).astype(x.dtype)
 
 
 class WholeRMSNorm(RMSNorm):

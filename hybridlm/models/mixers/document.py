@@ -34,6 +34,8 @@ ROWS: dict[str, dict[str, Any]] = {
     ),
     "block-sparse attention": dict(kind="moba", heads=HEADS, kv_heads=2),
     "RG-LRU": dict(kind="rglru", heads=HEADS),
+    "Mamba": dict(kind="mamba1"),
+    "Mamba, with Jamba's norms": dict(kind="mamba1", norm="rmsnorm"),
     "Mamba-2": dict(kind="mamba2"),
     "GLA": dict(kind="gla", heads=HEADS),
     "HGRN2": dict(kind="hgrn2"),
