@@ -21,6 +21,7 @@ def expert_rules(
     theirs: str = "mlp",
     *,
     matrices: dict[str, str] = GATED,
+    router: str = "gate",
     shared: str = "shared_expert",
     choice_bias: str = "gate.e_score_correction_bias",
 ) -> list[Rule]:
@@ -29,10 +30,11 @@ def expert_rules(
     Args:
       theirs: the name of the feed-forward.
       matrices: the names of an expert's matrices.
+      router: the name of the router.
       shared: the name of the shared expert; its gate is called "<shared>_gate".
       choice_bias: the name of the bias of the choice.
     """
-    found = [rule(f"{theirs}.gate.weight", "mlp.router.kernel", TRANSPOSED)]
+    found = [rule(f"{theirs}.{router}.weight", "mlp.router.kernel", TRANSPOSED)]
     if config.router.choice_bias:
         found.append(rule(f"{theirs}.{choice_bias}", "mlp.router.choice_bias"))
     for ours, name in matrices.items():

@@ -19,6 +19,7 @@ from hybridlm.errors import ConvertError
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.delta import DeltaConfig
 from hybridlm.models.mixers.lightning import LightningConfig
+from hybridlm.models.mixers.mamba1 import Mamba1Config
 from hybridlm.models.mixers.mamba2 import Mamba2Config
 from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.mixers.parallel import ParallelConfig
@@ -189,6 +190,11 @@ def _written_out(settings: Any, model: ModelConfig) -> dict[str, Any]:
     if isinstance(settings, parts.Gated):
         plain |= {"kind": "gated", "activation": settings.activation, "bias": settings.bias}
         plain |= {x: getattr(settings, x) for x in ("gate_multiplier", "out_multiplier")}
+    if isinstance(settings, Mamba1Config):
+        plain |= {"inner": settings.channels(width), "expand": None}
+        plain["dt_rank"] = settings.rank(width)
+        if settings.norm == "none":
+            plain["norm_eps"] = None
     if isinstance(settings, Mamba2Config):
         limits = (*(settings.dt_limits or (0.0,)), math.inf)[:2]
         plain |= {"heads": settings.head_count(width), "expand": None, "dt_limits": limits}

@@ -7,10 +7,12 @@ from hybridlm.convert.families.falcon_h1 import FalconH1
 from hybridlm.convert.families.gemma import Gemma2, Gemma3
 from hybridlm.convert.families.gemma4 import Gemma4
 from hybridlm.convert.families.granite_hybrid import GraniteHybrid
+from hybridlm.convert.families.jamba import Jamba
 from hybridlm.convert.families.kimi_linear import KimiLinear
 from hybridlm.convert.families.lfm2 import LFM2
 from hybridlm.convert.families.llama import Llama
 from hybridlm.convert.families.llama4 import Llama4
+from hybridlm.convert.families.mamba import FalconMamba, Mamba
 from hybridlm.convert.families.mamba2 import Mamba2
 from hybridlm.convert.families.minimax import MiniMax
 from hybridlm.convert.families.mistral import Mistral
@@ -38,10 +40,13 @@ FAMILIES: tuple[Family, ...] = (
     Gemma4(),
     Cohere2(),
     Llama4(),
+    Mamba(),
+    FalconMamba(),
     Mamba2(),
     NemotronH(),
     Bamba(),
     FalconH1(),
+    Jamba(),
     Qwen3Next(),
     Qwen35(),
     Qwen35MoE(),
