@@ -26,7 +26,7 @@ def loss_figure(
 
     The held-out loss of a moving average of the parameters is drawn where it was measured.
     """
-    figure, axes = _axes(7.2, 3.4)
+    figure, axes = plain_axes(7.2, 3.4)
     shown = []
     dots = dict(linewidth=2, marker="o", markersize=4)
     averaged = [r for r in evals if "ema_bits_per_byte" in r]
@@ -87,7 +87,7 @@ def optimization_figure(train: Sequence[Record]) -> Figure:
 
 def position_figure(evals: Sequence[Record]) -> Figure:
     """Bits per byte by position in the context, at the first and last evaluation."""
-    figure, axes = _axes(7.2, 3.2)
+    figure, axes = plain_axes(7.2, 3.2)
     chosen = [(evals[0], FAINT, 1.2), (evals[-1], PALETTE[0], 2)] if len(evals) > 1 else []
     for record, color, width in chosen or [(evals[-1], PALETTE[0], 2)]:
         bins = [b for b in record["by_position"] if b["targets"] and _finite(b["bits_per_byte"])]
@@ -119,7 +119,7 @@ def pattern_figure(layers: Sequence[tuple[str, MixerConfig]], seq_len: int) -> F
     """The layers bottom to top: each layer's mixer, and how much of the context it sees."""
     count = len(layers)
     height = max(1.8, min(0.34 * count, 9.0) + 0.9)
-    figure, axes = _axes(7.2, height)
+    figure, axes = plain_axes(7.2, height)
     colors = mixer_colors(layers)
     labelled = count <= 32
     for i, (name, mixer) in enumerate(layers):
@@ -160,7 +160,7 @@ def pattern_figure(layers: Sequence[tuple[str, MixerConfig]], seq_len: int) -> F
 
 def state_figure(layers: Sequence[tuple[str, MixerConfig]], width: int) -> Figure:
     """Size of the decoding state against context length, summed over the layers of each mixer."""
-    figure, axes = _axes(7.2, 3.2)
+    figure, axes = plain_axes(7.2, 3.2)
     colors, lengths = mixer_colors(layers), [2**i for i in range(8, 21)]
     for name, mixer in dict(layers).items():
         count = sum(other == name for other, _ in layers)
@@ -230,7 +230,8 @@ def to_svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+def plain_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of this size in inches with one pair of axes, as in all figures of reports."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     _plain(axes)

@@ -1,7 +1,7 @@
-"""Writes the tables of tasks and probes into the documentation: `python -m hybridlm.commands.document`.
+"""Writes tables of registries into the documentation: `python -m hybridlm.commands.document`.
 
-The tables are in docs/evals.md and docs/probes.md, between two comments. Their rows come from the
-registries of tasks and probes.
+The tables are in docs/evals.md, docs/probes.md and docs/selection.md, between two comments. Their rows
+come from the registries of tasks, probes and selectors.
 """
 
 import pathlib
@@ -9,10 +9,15 @@ import re
 from collections.abc import Iterable
 from typing import Protocol
 
+from hybridlm.distill.selection.registry import SELECTORS
 from hybridlm.evals.registry import TASKS
 from hybridlm.probes.registry import PROBES
 
-PAGES = {"evals.md": ("task", TASKS), "probes.md": ("probe", PROBES)}
+PAGES = {
+    "evals.md": ("task", TASKS),
+    "probes.md": ("probe", PROBES),
+    "selection.md": ("method", SELECTORS),
+}
 BEGIN, END = "<!-- made by python -m hybridlm.commands.document -->", "<!-- end -->"
 
 

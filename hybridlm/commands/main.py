@@ -13,6 +13,7 @@ from hybridlm.commands.average import AVERAGE
 from hybridlm.commands.branch import BRANCH
 from hybridlm.commands.compile import COMPILE
 from hybridlm.commands.convert import CONVERT
+from hybridlm.commands.distill_select import DISTILL_SELECT
 from hybridlm.commands.eval import EVAL
 from hybridlm.commands.gallery import GALLERY
 from hybridlm.commands.generate import GENERATE
@@ -39,6 +40,7 @@ COMMANDS = by_name(
         INSPECT,
         AVERAGE,
         CONVERT,
+        DISTILL_SELECT,
         GALLERY,
         REPORT,
         TOKENIZE,
@@ -95,6 +97,8 @@ def _run(argv: Sequence[str]) -> int:
     if name.startswith("-"):
         _parser().parse_known_args(argv)  # --help and --version end here
         raise UserError(f"unknown argument {name!r}: see `hybridlm --help`")
+    if words and f"{name} {words[0]}" in COMMANDS:  # a command of two words
+        name, words = f"{name} {words[0]}", words[1:]
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}: {nearest(name, COMMANDS)}")
     command = COMMANDS[name]

@@ -1,6 +1,6 @@
 """Which layers keep attention, from a table of scores: `python -m hybridlm.distill.select --help`.
 
-It imports neither jax nor a model.
+It imports neither jax nor a model. `hybridlm distill select` searches with models.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def _selector(name: str) -> ranking.Selector:
     if name in OTHERS:
         raise UserError(
             f"--method {name} evaluates models with several layers replaced, of which a table of single"
-            f" layers has no scores: use {', '.join(METHODS)}"
+            f" layers has no scores: use {', '.join(METHODS)}, or `hybridlm distill select`"
         )
     if name not in METHODS:
         raise UserError(f"--method is {name!r}: valid are {', '.join(METHODS)}")

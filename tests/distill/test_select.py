@@ -1,6 +1,7 @@
 """`python -m hybridlm.distill.select`: a plain table in, the attention layers out."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -139,3 +140,11 @@ def test_it_starts_without_jax(table, root):
         " sys.exit(code or 10 * ('jax' in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", script, path], cwd=root, check=True, capture_output=True)
+
+
+def test_the_command_of_the_page_prints_what_it_shows(root, run, monkeypatch):
+    page = (root / "docs" / "selection.md").read_text()
+    line, shown = re.search(r"-m hybridlm.distill.select (.*)\n# (.*)\n", page).groups()
+    monkeypatch.chdir(root)
+    words = line.partition(" --json")[0].split()
+    assert run(*words)[1].splitlines()[0] == shown

@@ -1,15 +1,16 @@
 """The table of evaluations: each (kept layers, metric) is measured once, and kept in a file."""
 
 import dataclasses
+import fcntl
 import math
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from hybridlm.distill.selection.budget import Kept
 from hybridlm.errors import RunError
 from hybridlm.settings import json_text
-from hybridlm.storage.writing import AppendedFile
+from hybridlm.storage.writing import AppendedFile, writing
 
 Values = tuple[float, ...]
 
@@ -55,7 +56,8 @@ class Evaluations:
           identity: what the values depend on, ready for JSON: the models and the evaluation sets.
 
         Raises:
-          RunError: if the file is damaged, or belongs to other models or evaluation sets.
+          RunError: if the file is damaged, belongs to other models or evaluation sets, or another
+            process has it open.
         """
         self._measure, self._values = measure, {}
         self.measured = self.reused = 0
@@ -87,17 +89,18 @@ class Evaluations:
         ]
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file, so that another may open it; what is measured later stays in memory."""
         if self._file is not None:
             self._file.close()
+            self._lock.close()
+            self._file = None
 
     def _open(self, path: pathlib.Path, identity: dict[str, Any]) -> None:
         identity = json_text.loads(json_text.dumps(identity))
-        whole, lines = 0, []
-        if path.is_file():
-            data = path.read_bytes()
-            whole = data.rfind(b"\n") + 1
-            lines = data[:whole].splitlines()
+        self._lock = _locked(path)
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        lines = data[:whole].splitlines()
         for number, line in enumerate(lines, start=1):
             try:
                 row = json_text.loads(line)
@@ -113,16 +116,28 @@ class Evaluations:
                     f"{path} is of other evaluations ({_differing(found, identity)}): name another"
                     " folder, or give the settings that it was made with"
                 )
-        self._file = AppendedFile(path)
-        if path.stat().st_size > whole:
-            with path.open("r+b") as file:
+        if len(data) > whole:
+            with writing(path), path.open("r+b") as file:
                 file.truncate(whole)
+        self._file = AppendedFile(path)
         if not lines:
             self._append({"identity": identity})
 
     def _append(self, row: dict[str, Any]) -> None:
         self._file.write(json_text.dumps(row).encode() + b"\n")
         self._file.sync()
+
+
+def _locked(path: pathlib.Path) -> BinaryIO:
+    """The file, made if absent and locked until it is closed or the process ends."""
+    with writing(path):
+        file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise RunError(f"another process evaluates into {path}") from None
+    return file
 
 
 def _differing(found: Any, wanted: dict[str, Any]) -> str:

@@ -161,6 +161,10 @@ class LayerSearch:
             self._write_model(one.selection)
         return found
 
+    def close(self) -> None:
+        """Closes the table, so that another search may use the folder."""
+        self.table.close()
+
     def budget(self, keep: int | None = None) -> Budget | None:
         """The settings' budget, or one of `keep` layers."""
         settings, layers = self.settings, self.branch.layers

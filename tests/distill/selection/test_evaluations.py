@@ -65,6 +65,14 @@ def test_a_line_without_its_end_is_measured_again(tmp_path, lost):
     assert len(Evaluations(measure, path, IDENTITY)) == 3
 
 
+def test_two_processes_do_not_write_one_table(tmp_path):
+    first = Evaluations(counted({})[0], tmp_path / "t.jsonl", IDENTITY)
+    with pytest.raises(RunError, match="another process evaluates into"):
+        Evaluations(counted({})[0], tmp_path / "t.jsonl", IDENTITY)
+    first.close()
+    Evaluations(counted({})[0], tmp_path / "t.jsonl", IDENTITY).close()
+
+
 KILLED = """
 import sys, pathlib
 from hybridlm.distill.selection.evaluations import Evaluations

@@ -16,7 +16,7 @@ from hybridlm.distill.selection.settings import GateSettings, SearchSettings
 from hybridlm.distill.transfer import transfer
 from hybridlm.errors import RunError, UserError
 from hybridlm.evals.mqar import mqar
-from hybridlm.runs import open_model
+from hybridlm.runs import open_model, save_model
 from kernels_pallas import dispatch
 from tests.distill.subjects import FULL, opened
 from tests.models.small import model_config
@@ -64,7 +64,9 @@ def done(models, tmp_path_factory):
     out = tmp_path_factory.mktemp("search")
     with dispatch.auto_means("reference"):
         made = search(models, out, methods=("greedy", "halo", "uniform"), keep=1, curve=(1, 2))
-        return made, made.run(), out
+        found = made.run()
+        made.close()
+        return made, found, out
 
 
 def test_greedy_is_the_best_of_its_round(done, models):
@@ -108,6 +110,7 @@ def test_the_same_search_again_makes_no_evaluation_and_keeps_the_models(done, mo
     before = (out / "evaluations.jsonl").read_bytes()
     again = search(models, out, methods=("greedy", "halo", "uniform"), keep=1, curve=(1, 2))
     same = again.run()
+    again.close()
     assert again.table.measured == 0 and (out / "evaluations.jsonl").read_bytes() == before
     assert [f.selection for f in same] == [f.selection for f in found]
 
@@ -172,6 +175,27 @@ def test_every_method_runs_on_real_models(models, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_command_of_the_page_runs_twice(models, tmp_path, monkeypatch, command, page_commands):
+    """It writes the files that the page names; the second time it makes no evaluation."""
+    teacher, student = models
+    save_model(teacher, tmp_path / "runs" / "teacher")
+    save_model(student, tmp_path / "runs" / "student", data=True)
+    monkeypatch.chdir(tmp_path)
+    ((words, _),) = page_commands("selection.md")
+    words += ["--sets", "2"]
+    words[words.index("--length") + 1] = "256"
+    code, out, err = command(*words)
+    assert code == 0, err
+    files = {path.name for path in (tmp_path / "runs" / "selected").iterdir()}
+    named = {"evaluations.jsonl", "selections.json", "select.txt", "quality.svg", "layers.svg"}
+    assert files == named | {"greedy", "halo", "uniform"}
+    code, again, err = command(*words)
+    assert code == 0 and again.count("0 evaluations made") == 3, err
+    model = open_model(tmp_path / "runs" / "selected" / "halo")
+    assert model.data is not None and model.config.depth == 3
+
+
+@pytest.mark.slow
 def test_tasks_of_the_evaluations_are_metrics(models, tmp_path):
     selector = SelectorSettings(metric="mqar")
     made = search(models, tmp_path, selector, methods=("exhaustive",), keep=1)
@@ -194,7 +218,7 @@ def test_bad_settings_are_refused(models, tmp_path):
     )
     for settings, message in cases:
         with pytest.raises(UserError, match=message):
-            search(models, tmp_path, **settings).run()
+            search(models, tmp_path / str(len(message)), **settings).run()
     with pytest.raises(UserError, match="metric 'kll' is unknown"):
         check_settings(SearchSettings(methods=("greedy",)), SelectorSettings(metric="kll"))
 
