@@ -57,6 +57,7 @@ def test_the_tables_of_tasks_and_probes_are_up_to_date(root, name):
         "docs/storage.md",
         "docs/sweeps.md",
         "docs/finetuning.md",
+        "docs/gallery.md",
     ],
 )
 def test_the_targets_of_links_exist(root, name):

@@ -16,6 +16,7 @@ from hybridlm.models.mixers.mamba1 import Mamba1Config
 from hybridlm.models.mixers.mamba2 import Mamba2Config
 from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.mixers.mlstm import MLSTMConfig
+from hybridlm.models.mixers.moba import MoBAConfig
 from hybridlm.models.mixers.parallel import ParallelConfig
 from hybridlm.models.mixers.rglru import RGLRUConfig
 from hybridlm.models.mixers.short_conv import ShortConvConfig
@@ -75,6 +76,7 @@ def short(mixer: MixerConfig) -> str:
         RGLRUConfig: "RG-LRU",
         ShortConvConfig: "short convolution",
         MLSTMConfig: "mLSTM",
+        MoBAConfig: "MoBA",
     }
     return named.get(type(mixer), mixer.kind_name)
 
@@ -114,6 +116,12 @@ def long(mixer: MixerConfig, width: int) -> str:
         return f"Lightning attention, {mixer.heads} heads of {mixer.head_size(width)}"
     if isinstance(mixer, RGLRUConfig):
         return f"RG-LRU of {mixer.channels(width):,} channels, convolution {mixer.conv_width}"
+    if isinstance(mixer, MoBAConfig):
+        return (
+            f"MoBA, {mixer.heads} query and {mixer.kv_heads} key/value heads of"
+            f" {mixer.head_size(width)}, {mixer.top_k} blocks of {mixer.block} tokens,"
+            f" {positions(mixer.rope)}"
+        )
     if isinstance(mixer, MLSTMConfig):
         key, value = mixer.head_sizes(width)
         return f"mLSTM, {mixer.heads} heads, keys of {key}, values of {value}"

@@ -4,6 +4,7 @@ import functools
 import pathlib
 
 from hybridlm import gallery
+from hybridlm.gallery.diagram import diagram
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -12,3 +13,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 def sheet_of(name: str) -> gallery.Sheet:
     """The sheet of a model of `configs/gallery`."""
     return gallery.sheet(gallery.load(name, ROOT / "configs" / "gallery"))
+
+
+@functools.cache
+def diagram_of(name: str) -> str:
+    """The diagram of a model of `configs/gallery`."""
+    return diagram(sheet_of(name))

@@ -1,5 +1,6 @@
 """Diagrams show every layer, half and expert of the config, and their text stays in its place."""
 
+import collections
 import re
 import xml.etree.ElementTree as ET
 
@@ -12,7 +13,7 @@ from hybridlm.gallery.families import COLORS, css_name, families
 from hybridlm.models.feedforward.absent import NoFeedForwardConfig
 from hybridlm.models.feedforward.moe import MoEConfig
 from hybridlm.models.mixers.absent import NoMixerConfig
-from tests.gallery.sheets import ROOT, sheet_of
+from tests.gallery.sheets import ROOT, diagram_of, sheet_of
 
 pytestmark = pytest.mark.xdist_group("gallery")  # they share the sheets
 
@@ -24,25 +25,25 @@ def name(request):
     return request.param
 
 
-def rectangles(svg: str, *kinds: str) -> list[ET.Element]:
-    """The rectangles that have all these classes and no other."""
+def rectangles(svg: str) -> collections.Counter[frozenset[str]]:
+    """How many rectangles have each set of classes."""
     found = ET.fromstring(svg).iter(f"{SVG}rect")
-    return [r for r in found if set(r.get("class", "").split()) == set(kinds)]
+    return collections.Counter(frozenset(r.get("class", "").split()) for r in found)
 
 
 def test_the_strip_has_every_layer(name):
     """A rectangle for each branch of each mixer, and one for each feed-forward."""
     sheet = sheet_of(name)
-    svg = diagram(sheet)
+    drawn = rectangles(diagram_of(name))
     for family in set(COLORS) - {"feed-forward alone"}:
         layers = sum(k.count * families(k.mixer).count(family) for k in sheet.kinds)
         in_cards = sum(families(k.mixer).count(family) for k in sheet.kinds)
-        assert len(rectangles(svg, css_name(family))) == layers + in_cards
-        assert len(rectangles(svg, "box", css_name(family))) == in_cards
+        assert drawn[frozenset({css_name(family)})] == layers + in_cards
+        assert drawn[frozenset({"box", css_name(family)})] == in_cards
     experts = sum(k.count for k in sheet.kinds if isinstance(k.feedforward, MoEConfig))
     none = sum(k.count for k in sheet.kinds if isinstance(k.feedforward, NoFeedForwardConfig))
-    assert len(rectangles(svg, "chosen")) == experts
-    assert len(rectangles(svg, "dense")) == sheet.config.depth - experts - none
+    assert drawn[frozenset({"chosen"})] == experts
+    assert drawn[frozenset({"dense"})] == sheet.config.depth - experts - none
 
 
 def test_every_half_is_added_to_the_stream(name):
@@ -55,12 +56,12 @@ def test_every_half_is_added_to_the_stream(name):
         + (not isinstance(k.feedforward, NoFeedForwardConfig))
         for k in sheet.kinds
     )
-    circles = ET.fromstring(diagram(sheet)).iter(f"{SVG}circle")
+    circles = ET.fromstring(diagram_of(name)).iter(f"{SVG}circle")
     assert sum(circle.get("class") == "norm" for circle in circles) == halves
 
 
 def test_text_stays_inside_its_box_and_the_picture(name):
-    root = ET.fromstring(diagram(sheet_of(name)))
+    root = ET.fromstring(diagram_of(name))
     width, height = map(float, root.get("viewBox").split()[2:])
     boxes = [
         [float(r.get(k)) for k in ("x", "y", "width", "height")]
@@ -85,7 +86,7 @@ def test_a_drawing_for_a_page_has_no_colours_of_its_own():
 
 
 def test_what_is_not_drawn_is_said():
-    svg = diagram(sheet_of("zamba2_2_7b"))
+    svg = diagram_of("zamba2_2_7b")
     assert "Not drawn: two blocks of attention and feed-forward" in svg
 
 
