@@ -172,6 +172,55 @@ def mamba2_mixer(w, s):
     return mamba2(w, s)
 
 
+def mamba1(w: Weights, s: dict[str, Any], norm: str) -> Mapped:
+    x, z = split(w["in_proj.weight"], s["inner"], s["inner"])
+    dt, shared = split(w["x_proj.weight"], s["rank"], 2 * s["state"])
+    params = dict(
+        value=linear(x),
+        gate=linear(z),
+        dt_down=linear(dt),
+        shared=linear(shared),
+        dt_up=linear(w["dt_proj.weight"]),
+        dt_bias=w["dt_proj.bias"],
+        out=linear(w["out_proj.weight"]),
+        conv=dict(kernel=taps(w["conv1d.weight"]), bias=w["conv1d.bias"]),
+        log_a=w["A_log"],
+        skip=w["D"],
+    )
+    config = dict(
+        kind="mamba1",
+        inner=s["inner"],
+        state_dim=s["state"],
+        dt_rank=s["rank"],
+        conv_width=s["conv_width"],
+        norm=norm,
+        norm_eps=s.get("mixer_eps"),
+    )
+    if "in_proj.bias" in w:
+        config["bias"] = True
+        biases = split(w["in_proj.bias"], s["inner"], s["inner"])
+        for name, bias in zip(("value", "gate", "out"), [*biases, w["out_proj.bias"]]):
+            params[name]["bias"] = bias
+    if norm == "rmsnorm":
+        params |= {f"{n}_norm": dict(scale=w[f"{n}_layernorm.weight"]) for n in ("dt", "b", "c")}
+    return config, params
+
+
+@mapping
+def mamba_mixer(w, s):
+    return mamba1(w, s, "none")
+
+
+@mapping
+def falcon_mamba_mixer(w, s):
+    return mamba1(w, s, "unscaled")
+
+
+@mapping
+def jamba_mamba_mixer(w, s):
+    return mamba1(w, s, "rmsnorm")
+
+
 @mapping
 def falcon_h1_pair(w, s):
     # Multipliers on what projections read or give become factors on their weights.

@@ -17,6 +17,7 @@ from kernels_pallas.delta_rule import DeltaRuleState, delta_rule
 from kernels_pallas.gated_linear import GatedLinearState, gated_linear
 from kernels_pallas.gated_slots import SlotState, gated_slots
 from kernels_pallas.linear_recurrence import RecurrenceState, linear_recurrence
+from kernels_pallas.selective_scan import selective_scan
 
 OPS = {}
 
@@ -125,6 +126,15 @@ def mamba2(x, weights, settings, impl):
     )
     y = y + weights["D"][None, None, :, None] * x["x"]
     return dict(y=y, final=final.swapaxes(2, 3))
+
+
+@op("op_selective_scan")
+def selective(x, weights, settings, impl):
+    dt = jax.nn.softplus(x["dt"] + weights["dt_bias"][None, None])
+    y, final = selective_scan(
+        x["x"], dt, -jnp.exp(weights["A_log"]), x["B"], x["C"], return_state=True, impl=impl
+    )
+    return dict(y=y + weights["D"][None, None] * x["x"], final=final.h_BDN)
 
 
 @op(

@@ -295,6 +295,41 @@ def op_mamba2_chunk_scan(draw: Draw) -> Case:
     return Case(source, run, inputs, weights)
 
 
+@case
+def op_selective_scan(draw: Draw) -> Case:
+    """Mamba-1's scan; the function takes no initial state."""
+    function, source = of_transformers("mamba", "mamba_selective_scan")
+    channels, size = 6, 5
+
+    def run(inputs, weights):
+        x, dt, b, c = (inputs[n].transpose(1, 2) for n in ("x", "dt", "B", "C"))
+        y, final = function(
+            x,
+            dt,
+            -torch.exp(weights["A_log"]),
+            b,
+            c,
+            D=weights["D"],
+            delta_bias=weights["dt_bias"],
+            delta_softplus=True,
+            return_last_state=True,
+        )
+        return dict(y=y.transpose(1, 2), final=final)
+
+    inputs = dict(
+        x=draw.normal(BATCH, TIME, channels),
+        dt=draw.normal(BATCH, TIME, channels),
+        B=draw.normal(BATCH, TIME, size),
+        C=draw.normal(BATCH, TIME, size),
+    )
+    weights = dict(
+        A_log=torch.log(draw.uniform(channels, size, low=0.3, high=1.5)),
+        D=draw.normal(channels),
+        dt_bias=draw.normal(channels, mean=-1.5),
+    )
+    return Case(source, run, inputs, weights)
+
+
 # --- delta rules --------------------------------------------------------------------------------
 
 

@@ -87,6 +87,51 @@ def mamba2_mixer(draw: Draw) -> Case:
     )
 
 
+def selective_gates(draw: Draw) -> dict:
+    """`ssm_gates`, and the bias of the time step by the name that it has in Mamba-1."""
+    gates = ssm_gates(draw)
+    return gates | {"dt_proj.bias": gates["dt_bias"]}
+
+
+@case
+def mamba_mixer(draw: Draw) -> Case:
+    """Mamba-1, its projections without biases."""
+    m = model_module("mamba")
+    c = config("mamba", "MambaConfig", state_size=5, conv_kernel=4, time_step_rank=3)
+    sizes = dict(inner=48, state=5, rank=3, conv_width=4)
+    return layer(draw, m.MambaMixer(c, 0), _plain, LONG, selective_gates(draw), **sizes)
+
+
+@case
+def falcon_mamba_mixer(draw: Draw) -> Case:
+    """Norms without a scale, and biases of the projections."""
+    m = model_module("falcon_mamba")
+    c = config(
+        "falcon_mamba",
+        "FalconMambaConfig",
+        state_size=4,
+        conv_kernel=3,
+        time_step_rank=2,
+        expand=1,
+        use_bias=True,
+        mixer_rms_eps=1e-3,
+    )
+    sizes = dict(inner=24, state=4, rank=2, conv_width=3, mixer_eps=1e-3)
+    mixer = m.FalconMambaMixer(c, 0, initialize_mixer_weights=False)
+    return layer(draw, mixer, _plain, LONG, selective_gates(draw), **sizes)
+
+
+@case
+def jamba_mamba_mixer(draw: Draw) -> Case:
+    """Norms with a learned scale."""
+    m = model_module("jamba")
+    c = config(
+        "jamba", "JambaConfig", mamba_d_state=5, mamba_d_conv=4, mamba_dt_rank=3, rms_norm_eps=1e-5
+    )
+    sizes = dict(inner=48, state=5, rank=3, conv_width=4, mixer_eps=1e-5)
+    return layer(draw, m.JambaMambaMixer(c, 0), _plain, LONG, selective_gates(draw), **sizes)
+
+
 class FalconH1Pair(nn.Module):
     """What a Falcon-H1 layer adds to its residual before the MLP, its input norm left out."""
 
