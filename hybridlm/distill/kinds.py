@@ -1,6 +1,6 @@
 """What each kind of mixer takes over from softmax attention: default settings, and projections.
 
-A kind that is not listed here (rglru, short_conv, mla, hgrn2's forget gate) has no queries and keys of
+A kind that is not listed here (rglru, short_conv, mamba1, mla, hgrn2's forget gate) has no queries and keys of
 its own, so all or some of its parameters start fresh.
 """
 
@@ -183,6 +183,8 @@ KINDS: dict[str, Kind] = {
     "hgrn2": Kind(lambda a, width: dict(expand=a.head_size(width)), _hgrn2_parts),
     "rglru": Kind(lambda a, width: dict(heads=a.heads), lambda config, width: {}),
     "short_conv": Kind(lambda a, width: {}, lambda config, width: {}),
+    # Its B and C are maps of the convolved stream, not of the layer's input.
+    "mamba1": Kind(lambda a, width: {}, lambda config, width: {}),
 }
 
 
