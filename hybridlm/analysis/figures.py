@@ -35,7 +35,7 @@ def loss_figure(
         (evals, "bits_per_byte", "held-out", dict(color=PALETTE[0], **dots)),
         (averaged, "ema_bits_per_byte", "held-out, average", dict(color=PALETTE[2], **dots)),
     ):
-        points = [(r["step"], r[key]) for r in records if _finite(r[key])]
+        points = [(r["step"], r[key]) for r in records if _finite(r.get(key, math.nan))]
         if points:
             axes.plot(*zip(*points), label=label, **style)
             shown += [y for _, y in points]

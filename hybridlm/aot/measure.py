@@ -110,7 +110,7 @@ def compile_step(config: Config, target: CompileTarget) -> Compiled | TooLarge:
     lower_seconds = time.perf_counter() - start
     parameters = _shard_bytes(lowered.abstract["params"])
     optimizer = _shard_bytes(lowered.abstract) - parameters
-    batch = _shard_bytes(setup.abstract_batch(config, lowered.mesh))
+    batch = _shard_bytes(setup.abstract_batch(config, lowered.mesh, lowered.teacher))
     start = time.perf_counter()
     try:
         step = lowered.compile()

@@ -5,6 +5,7 @@ import typing
 
 from hybridlm.data import settings as data
 from hybridlm.data import sources
+from hybridlm.distill.settings import TeacherConfig
 from hybridlm.generation.settings import SampleConfig
 from hybridlm.models import feedforward, mixers
 from hybridlm.models import settings as models
@@ -46,6 +47,7 @@ SECTIONS: list[tuple[str, type]] = [
     ("sample", SampleConfig),
     ("probes", ProbesConfig),
     ("init", train.InitConfig),
+    ("teacher", TeacherConfig),
 ]
 
 HEAD = """# Settings

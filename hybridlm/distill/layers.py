@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hybridlm.convert.layout import fold, terms
+from hybridlm.errors import UserError
 from hybridlm.models.joining import BlockConfig
 from hybridlm.models.mixers import MixerConfig
-from hybridlm.models.pattern import NONE, expand
+from hybridlm.models.pattern import NONE, Layout, expand
 from hybridlm.models.settings import ModelConfig
 
 
@@ -55,10 +56,7 @@ def with_layers(
         share an array in the new model have equal settings in the other one, too.
     """
     names, mixers, blocks = _named(layers)
-    labels = [
-        name if layer.feedforward is None else f"{name}+{layer.feedforward}"
-        for name, layer in zip(names, layers, strict=True)
-    ]
+    labels = _labels(names, layers)
     pairs = labels
     if beside is not None:
         others = _named(beside)[0]
@@ -76,6 +74,43 @@ def with_layers(
         pattern=terms(labels[before : before + unit]),
         suffix=terms(labels[len(labels) - after :]) if after else "",
     )
+
+
+def stacked_like(config: ModelConfig, layout: Layout) -> ModelConfig:
+    """The same model with its layers stacked as those of another model of the same depth.
+
+    Raises:
+      UserError: where layers that share an array there have different settings here.
+    """
+    layers = layers_of(config)
+    names, mixers, blocks = _named(layers)
+    labels = _labels(names, layers)
+    before, unit = len(layout.prefix), len(layout.unit)
+    end = before + unit * layout.repeats
+    for index in range(before, end):
+        first = before + (index - before) % unit
+        if labels[index] != labels[first]:
+            raise UserError(
+                f"the teacher's layers {first} and {index} differ ({labels[first]} and"
+                f" {labels[index]}), and the student's model.pattern makes them share an array: write"
+                " a pattern that repeats with the teacher's layers, as the transfer does"
+            )
+    return dataclasses.replace(
+        config,
+        mixers=mixers,
+        blocks=blocks,
+        prefix=terms(labels[:before]),
+        pattern=terms(labels[before : before + unit] if layout.repeats else labels[:1]),
+        suffix=terms(labels[end:]),
+    )
+
+
+def _labels(names: Sequence[str], layers: Sequence[LayerSettings]) -> list[str]:
+    """The layers as a pattern writes them."""
+    return [
+        name if layer.feedforward is None else f"{name}+{layer.feedforward}"
+        for name, layer in zip(names, layers, strict=True)
+    ]
 
 
 def _named(

@@ -121,10 +121,20 @@ def work_counter(model: Model) -> Callable[[np.ndarray], Work]:
         for key, count in layers.items()
     )
 
+    def of_token(length: int) -> float:
+        return 3 * (
+            sum(count * m.flops_per_token(config.width, length) for m, count in mixers) + same
+        )
+
+    return counter_of(of_token)
+
+
+def counter_of(flops_per_token: Callable[[int], float]) -> Callable[[np.ndarray], Work]:
+    """A function that counts the work of a batch, from the FLOPs of a token in a document of n tokens."""
+
     @functools.cache
     def of_document(length: int) -> float:
-        mixing = sum(count * m.flops_per_token(config.width, length) for m, count in mixers)
-        return 3 * length * (mixing + same)
+        return length * flops_per_token(length)
 
     def count(segment_ids_BT: np.ndarray) -> Work:
         lengths = document_lengths(segment_ids_BT)

@@ -76,12 +76,12 @@ def _summed(settings, hidden_BTD, head_DV, targets_BT, weights_BT):
 
 def _nll_and_normalizer(settings, hidden_BTD, head_DV, targets_BT):
     def one_slice(_, xs):
-        logits, _ = _logits(xs[0], head_DV, settings)
+        logits, _ = slice_logits(xs[0], head_DV, settings)
         log_normalizer = jax.nn.logsumexp(logits, axis=-1)
-        return None, (log_normalizer - _pick(logits, xs[1]), log_normalizer)
+        return None, (log_normalizer - pick(logits, xs[1]), log_normalizer)
 
     batch, time = targets_BT.shape
-    slices = _slices(head_DV, hidden_BTD, targets_BT)
+    slices = cut_in_slices(head_DV, hidden_BTD, targets_BT)
     _, outs = jax.lax.scan(one_slice, None, slices)
     return [jnp.moveaxis(x_NBC, 0, 1).reshape(batch, -1)[:, :time] for x_NBC in outs]
 
@@ -90,9 +90,9 @@ def _forward(settings, hidden_BTD, head_DV, targets_BT, weights_BT):
     def one_slice(carry, xs):
         total, nll_sum, d_head_DV = carry
         hidden_BCD, targets_BC, weights_BC = xs
-        logits, slope_of_logits = _logits(hidden_BCD, head_DV, settings)
+        logits, slope_of_logits = slice_logits(hidden_BCD, head_DV, settings)
         log_normalizer = jax.nn.logsumexp(logits, axis=-1)
-        nll = log_normalizer - _pick(logits, targets_BC)
+        nll = log_normalizer - pick(logits, targets_BC)
         loss = nll + settings.z_loss * jnp.square(log_normalizer)
         slope = (1 + 2 * settings.z_loss * log_normalizer) * weights_BC
         p = jnp.exp(logits - log_normalizer[..., None])
@@ -111,7 +111,7 @@ def _forward(settings, hidden_BTD, head_DV, targets_BT, weights_BT):
         return carry, d_hidden
 
     batch, time = targets_BT.shape
-    slices = _slices(head_DV, hidden_BTD, targets_BT, weights_BT)
+    slices = cut_in_slices(head_DV, hidden_BTD, targets_BT, weights_BT)
     zero = jnp.zeros((), at_least_float32(hidden_BTD[:0]).dtype)
     carry = (zero, zero, jnp.zeros_like(head_DV))
     (total, nll, d_head_DV), d_hidden_NBCD = jax.lax.scan(one_slice, carry, slices)
@@ -130,7 +130,7 @@ def _backward(settings, gradients, cotangents):
 _summed.defvjp(_forward, _backward)
 
 
-def _logits(hidden, head_DV, settings: LossSettings) -> tuple[jax.Array, jax.Array | float]:
+def slice_logits(hidden, head_DV, settings: LossSettings) -> tuple[jax.Array, jax.Array | float]:
     """Scaled and soft-capped logits, and their slope by the head's products, in float32."""
     dtype = jnp.promote_types(hidden.dtype, jnp.float32)
     logits = jnp.dot(hidden, head_DV.astype(hidden.dtype), preferred_element_type=dtype)
@@ -145,7 +145,7 @@ def _logits(hidden, head_DV, settings: LossSettings) -> tuple[jax.Array, jax.Arr
     return settings.logit_soft_cap * squashed, slope
 
 
-def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
 
 
@@ -160,7 +160,7 @@ def slice_length(batch: int, time: int, width: int, vocab: int) -> int:
     return divisor if 2 * divisor > longest else longest
 
 
-def _slices(head_DV: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+def cut_in_slices(head_DV: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Cuts (B, T, ...) arrays along time into (slices, B, C, ...), the last slice zero-padded."""
     batch, time = arrays[0].shape[:2]
     length = slice_length(batch, time, *head_DV.shape)

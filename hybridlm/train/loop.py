@@ -119,6 +119,7 @@ def _train(
         if hosts.is_first():
             writers, goes_on = _begin(config, folder, start)
     peak, peak_source = peak_flops(jax.devices())
+    teacher_speed = _teacher_speed(trainer, folder)
     clock = StepClock(config.tokens_per_step, trainer.flops_per_step, peak)
     with doing("reading the held-out data"):
         heldout = trainer.heldout()
@@ -156,6 +157,8 @@ def _train(
             "compile_seconds": trainer.compile_seconds,
             "memory_bytes": memory_in_use(),
         }
+        if teacher_speed:
+            record["of_teacher_forward"] = speed["tokens_per_second"] / teacher_speed
         writers.write(record)
         progress.update(record)
 
@@ -302,6 +305,11 @@ def _run_facts(
         facts["active_parameters"] = active
     if not trainer.trainable.all:
         facts["trained_parameters"] = trainer.trainable.count(trainer.model)
+    if trainer.teacher is not None:
+        facts["teacher"] = (earlier[0].get("teacher") if earlier else None) or {
+            "parameters_sha256": trainer.teacher.sha256,
+            "tokens_per_second": trainer.teacher.tokens_per_second,
+        }
     if earlier and "bigram" in earlier[0]:
         facts["bigram"] = earlier[0]["bigram"]
     elif config.data.bigram_baseline:
@@ -309,6 +317,15 @@ def _run_facts(
             result = bigram_bits_per_byte(trainer.pipeline, config.train.eval_sequences)
         facts["bigram"] = {"loss": result.nats_per_token, "bits_per_byte": result.bits_per_byte}
     return facts
+
+
+def _teacher_speed(trainer: setup.Trainer, folder: workdir.Workdir) -> float | None:
+    """Tokens a second of the teacher's forward pass; None without a teacher."""
+    if trainer.teacher is None or trainer.teacher.tokens_per_second is not None:
+        return trainer.teacher and trainer.teacher.tokens_per_second
+    records = metrics.read(folder.local / metrics.FILE) if hosts.is_first() else []
+    found = (r["teacher"]["tokens_per_second"] for r in records if "teacher" in r)
+    return next(found, None)
 
 
 def _print_start(
@@ -333,6 +350,10 @@ def _print_start(
     )
     if partial := config.model.layout.partial_unit:
         progress.print(f"model.depth {config.model.depth} leaves part of the pattern: {partial}")
+    if config.teacher is not None:
+        speed = trainer.teacher.tokens_per_second
+        measured = f", {speed:,.0f} tokens/s forward" if speed else ""
+        progress.print(f"{config.teacher.objective} towards {config.teacher.path}{measured}")
     if peak:
         progress.print(f"MFU is counted against {peak / 1e12:.3g} TFLOP/s ({source})")
 

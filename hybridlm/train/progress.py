@@ -27,16 +27,14 @@ class Progress:
         show(self.stream, line)
 
     def _line(self, record: dict[str, Any], space: str, rate: str) -> str:
-        parts = [
-            f"step {record['step']:>{len(str(self.steps))}}/{self.steps}",
-            f"loss {record['loss']:.4f} nats",
-            f"{record['bits_per_byte']:.4f} bits/byte",
-        ]
+        parts = [f"step {record['step']:>{len(str(self.steps))}}/{self.steps}", *_loss(record)]
         if "tokens_per_second" in record:
             parts.append(f"{record['tokens_per_second']:,.0f} {rate}")
             real = record.get("real_tokens_per_second", record["tokens_per_second"])
             if real < 0.995 * record["tokens_per_second"]:
                 parts[-1] += f" ({real:,.0f} real)"
+        if "of_teacher_forward" in record:
+            parts.append(f"{record['of_teacher_forward']:.0%} of the teacher's forward")
         if "mfu" in record:
             parts.append(f"MFU {record['mfu']:.1%}")
         if "eta_seconds" in record:
@@ -48,3 +46,16 @@ class Progress:
     def print(self, message: str) -> None:
         """Prints a message on a line of its own."""
         progress.write(self.stream, message)
+
+
+def _loss(record: dict[str, Any]) -> list[str]:
+    """The loss in nats; of blockwise distillation, errors of the layers."""
+    if "relative_error" in record:
+        skipped = record.get("layers_skipped", 0)
+        return [
+            f"squared error {record['loss']:.4g}",
+            f"{record['relative_error']:.2%} of the teacher's",
+            *([f"{skipped:g} layers not finite"] if skipped else []),
+        ]
+    parts = [f"loss {record['loss']:.4f} nats", f"{record['bits_per_byte']:.4f} bits/byte"]
+    return [*parts, f"KL {record['kl']:.4f} nats"] if "kl" in record else parts

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 from hybridlm.data.settings import DataConfig
+from hybridlm.distill.settings import TeacherConfig
 from hybridlm.errors import ConfigError
 from hybridlm.generation.settings import SampleConfig
 from hybridlm.models.settings import ModelConfig
@@ -43,6 +44,7 @@ FREE_ON_RESUME = (
     "train.abort_after",
     "train.hang_seconds",
     "train.compilation_cache",
+    "teacher.path",  # it may move; its parameters are compared
     "train.compiler_options.",  # as the mesh, they change rounding and no formula
 )
 
@@ -245,6 +247,7 @@ class Config:
       sample: the text generated at the end.
       probes: what is looked at inside the model while it trains.
       init: the run or model folder whose parameters it begins with; None for a new model.
+      teacher: the model that the run learns from; None to learn from the data alone.
     """
 
     model: ModelConfig
@@ -256,6 +259,7 @@ class Config:
     sample: SampleConfig = SampleConfig()
     probes: ProbesConfig = ProbesConfig()
     init: InitConfig | None = None
+    teacher: TeacherConfig | None = None
 
     def __post_init__(self):
         train, data, optimizer = self.train, self.data, self.optimizer
@@ -274,6 +278,22 @@ class Config:
             "optimizer.warmup_steps",
             f"and decay_steps together exceed train.steps {train.steps}",
         )
+
+        if self.teacher is not None and self.teacher.objective == "blockwise":
+            for setting, wrong, reason in (
+                ("optimizer.name", optimizer.name == "adafactor", "sums over layers"),
+                (
+                    "train.spike_sigma",
+                    train.spike_sigma is not None,
+                    "would skip all layers at once",
+                ),
+            ):
+                require(
+                    not wrong,
+                    setting,
+                    f"{reason}, and teacher.objective 'blockwise' updates each layer on its own:"
+                    f" {'use adamw or muon' if setting == 'optimizer.name' else 'leave it None'}",
+                )
 
     @property
     def tokens_per_step(self) -> int:

@@ -12,9 +12,16 @@ import numpy as np
 import optax
 
 from hybridlm.data import Pipeline, Tokenizer, open_pipeline, open_tokenizer
+from hybridlm.distill.cost import distillation_cost
 from hybridlm.errors import ConfigError, RunError
 from hybridlm.evals.perplexity import make_eval_step
-from hybridlm.models.accounting import Work, train_flops_per_token, with_vocab, work_counter
+from hybridlm.models.accounting import (
+    Work,
+    counter_of,
+    train_flops_per_token,
+    with_vocab,
+    work_counter,
+)
 from hybridlm.models.dtypes import compute_dtype
 from hybridlm.models.params import Model, Params
 from hybridlm.models.trainable import Trainable
@@ -26,6 +33,8 @@ from hybridlm.runs import lineage as lineages
 from hybridlm.runs.checkpoint import Checkpoints
 from hybridlm.runs.lineage import Origin
 from hybridlm.train import host_memory
+from hybridlm.train import teacher as teachers
+from hybridlm.train.blockwise_step import make_blockwise_step
 from hybridlm.train.init_from import start_state
 from hybridlm.train.init_plan import Plan
 from hybridlm.train.optimizer import ScheduleNumbers, optimizer_of
@@ -38,10 +47,13 @@ def resolve(config: Config) -> tuple[Config, Tokenizer]:
     """The config with its vocabulary size filled in, and its tokenizer; uses no device.
 
     Raises:
-      ConfigError: where the optimizer's settings name parameters that the model has not.
+      UserError: where the optimizer's settings name parameters that the model has not, or the
+        teacher does not fit.
     """
     tokenizer = open_tokenizer(config.data.tokenizer)
     model = with_vocab(config.model, tokenizer.vocab_size)
+    if config.teacher is not None:
+        config = teachers.resolve(dataclasses.replace(config, model=model), tokenizer)
     if config.optimizer.freeze or config.optimizer.lr_multipliers:
         optimizer_of(config.optimizer, Model.of(model))
     return dataclasses.replace(config, model=model), tokenizer
@@ -58,11 +70,15 @@ def check_divides(config: Config, shape: Sequence[int]) -> None:
         "data.batch_size", data.batch_size, "batch", "data x fsdp x expert x accumulate", parts
     )
     splits = [rows, meshes.ShardedSize("data.seq_len", data.seq_len, "time", "context")]
-    for name, mixer in dict(model.layer_mixers()).items():
-        for setting, count in mixer.head_counts(model.width).items():
-            splits.append(
-                meshes.ShardedSize(f"model.mixers.{name}.{setting}", count, "heads", "tensor")
-            )
+    models = {"model": model}
+    if config.teacher is not None and config.teacher.model is not None:
+        models["teacher.model"] = config.teacher.model
+    for where, one in models.items():
+        for name, mixer in dict(one.layer_mixers()).items():
+            for setting, count in mixer.head_counts(one.width).items():
+                splits.append(
+                    meshes.ShardedSize(f"{where}.mixers.{name}.{setting}", count, "heads", "tensor")
+                )
     meshes.check_divides(splits, shape)
 
 
@@ -83,6 +99,7 @@ class LoweredStep(NamedTuple):
       dtype: of activations.
       step: (state, batch) -> (state, metrics); donates the state.
       options: `train.compiler_options` of the devices' platform.
+      teacher: the model that the run learns from, if there is one.
     """
 
     model: Model
@@ -94,6 +111,7 @@ class LoweredStep(NamedTuple):
     dtype: jnp.dtype
     step: jax.stages.Lowered
     options: Mapping[str, CompilerOption]
+    teacher: Model | None = None
 
     def compile(self) -> jax.stages.Compiled:
         """Compiles the step with its options.
@@ -155,14 +173,30 @@ def lower_step(
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
         token_bytes_V = _padded(token_bytes_V, config.model.vocab_size)
         dtype = compute_dtype(config.train.dtype, devices[0].platform)
-        step = make_train_step(
-            model, optimizer, config.train, config.optimizer, token_bytes_V, dtype
-        )
+        teacher = teachers.model_of(config)
+        if teacher is not None and config.teacher.objective == "blockwise":
+            step = make_blockwise_step(
+                model, teacher, optimizer, config.train, config.optimizer, dtype
+            )
+        else:
+            divergence = teachers.divergence_of(config, teacher)
+            step = make_train_step(
+                model, optimizer, config.train, config.optimizer, token_bytes_V, dtype, divergence
+            )
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
-        lowered = jitted.lower(abstract, abstract_batch(config, mesh))
+        lowered = jitted.lower(abstract, abstract_batch(config, mesh, teacher))
         options = config.train.compiler_options.of(devices[0].platform)
         return LoweredStep(
-            model, optimizer, trainable, mesh, abstract, token_bytes_V, dtype, lowered, options
+            model,
+            optimizer,
+            trainable,
+            mesh,
+            abstract,
+            token_bytes_V,
+            dtype,
+            lowered,
+            options,
+            teacher,
         )
 
 
@@ -172,6 +206,20 @@ def compile_lowered(lowered: LoweredStep) -> jax.stages.Compiled:
     if lowered.mesh.devices.flat[0].platform == "cpu":
         host_memory.reserve_huge_pages(2 * step.memory_analysis().temp_size_in_bytes)
     return step
+
+
+class LoadedTeacher(NamedTuple):
+    """The teacher of a run.
+
+    Attributes:
+      params: on the mesh.
+      sha256: of the parameters.
+      tokens_per_second: of its layers forward, measured at the run's first start; then None.
+    """
+
+    params: Params
+    sha256: str
+    tokens_per_second: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +239,7 @@ class Trainer:
       rows: the part of each batch that this host loads.
       schedule: of the learning rate, on the mesh.
       trainable: the parameters that are trained.
+      teacher: its parameters on the mesh, hash and speed; None without one.
     """
 
     config: Config
@@ -210,6 +259,7 @@ class Trainer:
     rows: hosts.Rows
     schedule: ScheduleNumbers
     trainable: Trainable
+    teacher: LoadedTeacher | None = None
 
     @property
     def first_step(self) -> int:
@@ -241,7 +291,8 @@ class Trainer:
 
     def device_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """The training batch on the mesh, (accumulate, micro-batch, time), from hosts' rows."""
-        return {**self.rows.arrays(batch), "schedule": self.schedule}
+        taught = {} if self.teacher is None else {"teacher": self.teacher.params}
+        return {**self.rows.arrays(batch), "schedule": self.schedule, **taught}
 
     def heldout(self) -> list[dict[str, jax.Array]]:
         """The batches of one evaluation, (batch, time) on the mesh."""
@@ -292,6 +343,11 @@ def build(config: Config, workdir: pathlib.Path, plan: Plan | None = None) -> Tr
             if plan is not None:
                 state, lineage = start_state(plan, state)
                 start_step = lineage[0].step if config.init.keep_step else 0
+    teacher = None
+    if lowered.teacher is not None:
+        with doing("opening the teacher"), hosts.fail_together("opening the teacher"):
+            teacher = _open_teacher(config, lowered, workdir, measured=is_begun)
+    flops_per_token, count_work = costs(config, model)
     return Trainer(
         config=config,
         pipeline=pipeline,
@@ -299,8 +355,8 @@ def build(config: Config, workdir: pathlib.Path, plan: Plan | None = None) -> Tr
         mesh=mesh,
         train_step=train_step,
         eval_step=lowered.eval_step(),
-        flops_per_step=train_flops_per_token(model, config.data.seq_len) * config.tokens_per_step,
-        count_work=work_counter(model),
+        flops_per_step=flops_per_token * config.tokens_per_step,
+        count_work=count_work,
         compile_seconds=compile_seconds,
         checkpoints=checkpoints,
         start_step=start_step,
@@ -310,7 +366,42 @@ def build(config: Config, workdir: pathlib.Path, plan: Plan | None = None) -> Tr
         rows=rows,
         schedule=_placed_schedule(config, mesh),
         trainable=lowered.trainable,
+        teacher=teacher,
     )
+
+
+def _open_teacher(
+    config: Config, lowered: LoweredStep, workdir: pathlib.Path, measured: bool
+) -> LoadedTeacher:
+    """Loads the teacher, and measures its speed if that is not `measured`.
+
+    Raises:
+      RunError: if it is not the teacher that the run began with.
+    """
+    params, sha256 = teachers.load(config, lowered.teacher, lowered.mesh)
+    records = metrics.read(workdir / metrics.FILE) if measured else []
+    before = next((r.get("teacher") for r in records if r["kind"] == "run"), None)
+    if before is not None and before["parameters_sha256"] != sha256:
+        raise RunError(
+            f"teacher.path {config.teacher.path} is not the teacher that the run in {workdir} began"
+            " with: put it back, or use another --workdir"
+        )
+    if measured:
+        return LoadedTeacher(params, sha256, None)
+    _, rows, time_steps = batch_shape(config)
+    speed = teachers.tokens_per_second(
+        lowered.teacher, params, rows, time_steps, lowered.mesh, lowered.dtype
+    )
+    return LoadedTeacher(params, sha256, speed)
+
+
+def costs(config: Config, model: Model) -> tuple[float, Callable[[np.ndarray], Work]]:
+    """(FLOPs per token of a step in rows of one document, the counter of a batch's work)."""
+    if config.teacher is None:
+        return train_flops_per_token(model, config.data.seq_len), work_counter(model)
+    teacher = config.teacher
+    cost = distillation_cost(teacher.objective, teacher.model, config.model)
+    return cost(config.data.seq_len), counter_of(cost)
 
 
 def _placed_schedule(config: Config, mesh: jax.sharding.Mesh) -> ScheduleNumbers:
@@ -352,8 +443,10 @@ def batch_shape(config: Config) -> tuple[int, int, int]:
     return (parts, config.data.batch_size // parts, config.data.seq_len)
 
 
-def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a training batch on the mesh."""
+def abstract_batch(
+    config: Config, mesh: jax.sharding.Mesh, teacher: Model | None = None
+) -> dict[str, Any]:
+    """Shapes, dtypes and shardings of a training batch on the mesh, the teacher's parameters among them."""
     shape = batch_shape(config)
     sharding = meshes.batch_sharding(mesh)
     names = ("tokens", "targets", "segment_ids", "positions")
@@ -361,7 +454,8 @@ def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.Sha
     weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=meshes.replicated(mesh))
     schedule = ScheduleNumbers(*[number] * len(ScheduleNumbers._fields))
-    return {**batch, "loss_weights": weights, "schedule": schedule}
+    taught = {} if teacher is None else {"teacher": teachers.abstract(teacher, mesh)}
+    return {**batch, "loss_weights": weights, "schedule": schedule, **taught}
 
 
 def _padded(token_bytes_V: np.ndarray, vocab_size: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """One optimizer step, as a pure function of state and batch."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hybridlm.distill.kl import Divergence, summed_divergence
 from hybridlm.models import observed as observed_parameters
 from hybridlm.models.loss import loss_settings, summed_cross_entropy
 from hybridlm.models.mixers import SequenceContext
@@ -19,8 +21,10 @@ from hybridlm.train.optimizer import learning_rate, lr_multipliers
 from hybridlm.train.settings import OptimizerConfig, TrainConfig
 from hybridlm.train.state import TrainState
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
+#: (model, module, hidden_BTD, batch) -> (the objective, the sums to log) of a micro-batch.
+Head = Callable[..., tuple[jax.Array, Metrics]]
 
 
 def make_train_step(
@@ -30,6 +34,7 @@ def make_train_step(
     schedule: OptimizerConfig,
     token_bytes_V: np.ndarray,
     dtype: jnp.dtype,
+    divergence: Divergence | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The training step, to be jitted with its state donated.
 
@@ -44,6 +49,9 @@ def make_train_step(
     for arrays that are frozen whole. With `train.ema_decay` the state has a moving average.
     Parameters with a rule move by what they observed (see `hybridlm.models.observed`).
 
+    With `divergence` the objective is that to a teacher, whose parameters are the batch's `teacher`; the
+    metrics then have `kl`, nats per target, and `loss` is still the cross-entropy.
+
     Metrics, float32 scalars: `loss` (nats per target), `bits_per_byte`, `grad_norm` before
     clipping, `learning_rate`, `skipped` and `skipped_in_row` (updates), `targets`, and, if a mixer
     has a loss of its own, `aux_loss`, which is added to the objective. Rules may log more.
@@ -51,20 +59,24 @@ def make_train_step(
     remat = REMAT[train.remat]
     has_loss = model.config.has_loss
     micro_loss = _summed_loss_and_mixers if has_loss else _summed_loss
+    summed = ["nll"] + ["aux"] * has_loss + ["kl"] * (divergence is not None)
     trainable = Trainable.of(model, schedule.freeze)
     multipliers = lr_multipliers(schedule, model, trainable)
     rules = model.rules
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        numbers = batch.get("schedule")
-        batch = {name: array for name, array in batch.items() if name != "schedule"}
+        numbers, teacher = batch.get("schedule"), batch.get("teacher")
+        batch = {n: x for n, x in batch.items() if n not in ("schedule", "teacher")}
+        head = _summed_cross_entropy
+        if divergence is not None:
+            head = functools.partial(_summed_divergence, divergence, teacher, dtype)
         trained = trainable.take(state["params"])
         targets = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
         tokens = jnp.maximum(jnp.sum(batch["segment_ids"] != 0), 1)
 
         def objective(arrays: Any, micro: Batch) -> tuple[jax.Array, Metrics]:
             params = trainable.merge(state["params"], arrays)
-            return micro_loss(model, params, micro, dtype, remat, targets / tokens)
+            return micro_loss(model, params, micro, dtype, remat, targets / tokens, head)
 
         def grads_and_sums(micro: Batch) -> tuple[Any, Metrics]:
             arrays = trainable.arrays(state["params"])
@@ -77,7 +89,7 @@ def make_train_step(
         if batch["tokens"].shape[0] == 1:
             grads, sums = grads_and_sums(jax.tree.map(lambda x: x[0], batch))
         else:
-            sums = {"nll": jnp.float32(0)} | ({"aux": jnp.float32(0)} if has_loss else {})
+            sums = {name: jnp.float32(0) for name in summed}
             zeros = jax.tree.map(jnp.zeros_like, (trained, sums))
             (grads, sums), _ = jax.lax.scan(accumulate, zeros, batch)
 
@@ -119,7 +131,7 @@ def make_train_step(
         if train.ema_decay is not None:
             new_state["ema"] = jax.tree.map(
                 keep,
-                _moved(state["ema"], kept, train.ema_decay, guard_state["accepted"]),
+                moved_average(state["ema"], kept, train.ema_decay, guard_state["accepted"]),
                 state["ema"],
             )
         metrics = {
@@ -133,13 +145,15 @@ def make_train_step(
         }
         if has_loss:
             metrics["aux_loss"] = sums["aux"] / targets
+        if divergence is not None:
+            metrics["kl"] = sums["kl"] / targets
         metrics |= observed_parameters.metrics(rules, observed)
         return new_state, metrics
 
     return train_step
 
 
-def _moved(ema: Any, params: Any, decay: float, accepted: jax.Array) -> Any:
+def moved_average(ema: Any, params: Any, decay: float, accepted: jax.Array) -> Any:
     """The moving average after update number `accepted`, from the parameters after it.
 
     After t updates it weights the parameters after update s by decay^(t-s) (1 - decay) /
@@ -151,18 +165,29 @@ def _moved(ema: Any, params: Any, decay: float, accepted: jax.Array) -> Any:
 
 
 def _summed_loss(
-    model: Model, params: Any, batch: Batch, dtype: jnp.dtype, remat: Any, targets_per_token: Any
+    model: Model,
+    params: Any,
+    batch: Batch,
+    dtype: jnp.dtype,
+    remat: Any,
+    targets_per_token: Any,
+    head: Head,
 ) -> tuple[jax.Array, Metrics]:
     """The objective of one micro-batch, summed over its targets, and the sums to log."""
     del targets_per_token
     module, context = model.bind(params), _context(batch)
     hidden_BTD = module.hidden(batch["tokens"], context, dtype=dtype, remat=remat)
-    total, nll = _summed_cross_entropy(model, module, hidden_BTD, batch)
-    return total, {"nll": nll}
+    return head(model, module, hidden_BTD, batch)
 
 
 def _summed_loss_and_mixers(
-    model: Model, params: Any, batch: Batch, dtype: jnp.dtype, remat: Any, targets_per_token: Any
+    model: Model,
+    params: Any,
+    batch: Batch,
+    dtype: jnp.dtype,
+    remat: Any,
+    targets_per_token: Any,
+    head: Head,
 ) -> tuple[jax.Array, Metrics]:
     """`_summed_loss` plus the mixers' own losses.
 
@@ -172,9 +197,9 @@ def _summed_loss_and_mixers(
     """
     module, context = model.bind(params), _context(batch)
     hidden_BTD, loss = module.hidden_and_loss(batch["tokens"], context, dtype=dtype, remat=remat)
-    total, nll = _summed_cross_entropy(model, module, hidden_BTD, batch)
+    total, sums = head(model, module, hidden_BTD, batch)
     aux = loss * jnp.sum(batch["segment_ids"] != 0) * targets_per_token
-    return total + aux, {"nll": nll, "aux": aux}
+    return total + aux, {**sums, "aux": aux}
 
 
 def _context(batch: Batch) -> SequenceContext:
@@ -183,14 +208,39 @@ def _context(batch: Batch) -> SequenceContext:
 
 def _summed_cross_entropy(
     model: Model, module: Any, hidden_BTD: jax.Array, batch: Batch
-) -> tuple[jax.Array, jax.Array]:
-    return summed_cross_entropy(
+) -> tuple[jax.Array, Metrics]:
+    total, nll = summed_cross_entropy(
         hidden_BTD,
         module.head_kernel(),
         batch["targets"],
         batch["loss_weights"],
         loss_settings(model.config),
     )
+    return total, {"nll": nll}
+
+
+def _summed_divergence(
+    divergence: Divergence,
+    teacher_params: Any,
+    dtype: jnp.dtype,
+    model: Model,
+    module: Any,
+    hidden_BTD: jax.Array,
+    batch: Batch,
+) -> tuple[jax.Array, Metrics]:
+    """As `_summed_cross_entropy`, towards the teacher's probabilities."""
+    teacher = divergence.teacher.bind(teacher_params)
+    wanted_BTE = teacher.hidden(batch["tokens"], _context(batch), dtype=dtype)
+    sums = summed_divergence(
+        hidden_BTD,
+        module.head_kernel(),
+        wanted_BTE,
+        teacher.head_kernel(),
+        batch["targets"],
+        batch["loss_weights"],
+        divergence.settings(model.config),
+    )
+    return sums.total, {"nll": sums.nll, "kl": sums.kl}
 
 
 _policies = jax.checkpoint_policies
