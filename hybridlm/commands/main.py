@@ -13,6 +13,7 @@ from hybridlm.commands.average import AVERAGE
 from hybridlm.commands.branch import BRANCH
 from hybridlm.commands.compile import COMPILE
 from hybridlm.commands.convert import CONVERT
+from hybridlm.commands.distill import DISTILL_HYPE, DISTILL_TRANSFER
 from hybridlm.commands.distill_select import DISTILL_SELECT
 from hybridlm.commands.eval import EVAL
 from hybridlm.commands.gallery import GALLERY
@@ -40,7 +41,9 @@ COMMANDS = by_name(
         INSPECT,
         AVERAGE,
         CONVERT,
+        DISTILL_TRANSFER,
         DISTILL_SELECT,
+        DISTILL_HYPE,
         GALLERY,
         REPORT,
         TOKENIZE,

@@ -78,7 +78,7 @@ def gradients(
     """
     real_BT1 = (context.segment_ids_BT != 0)[..., None]
     scale = jnp.sum(real_BT1) * student.config.width
-    graphdefs, states = _mixers(teacher, student, layers)
+    graphdefs, states = mixers_of(teacher, student, layers)
     names = stack.block_names(student.config.layout)
 
     def apply(block, index, x_BTD, context, carry, state):
@@ -121,7 +121,7 @@ def part_of(grads: Params, part: Params) -> Params:
     return unflatten_dict({path: flat[path] for path in flatten_dict(part)})
 
 
-def _mixers(
+def mixers_of(
     teacher: HybridLM, student: HybridLM, layers: tuple[int, ...]
 ) -> tuple[dict[int, Any], ByGroup]:
     """The graphs of distilled mixers by the first layer that has them, and their arrays.

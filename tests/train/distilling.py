@@ -11,6 +11,7 @@ from hybridlm.data.tokenizers import open_tokenizer
 from hybridlm.distill.transfer import transfer
 from hybridlm.models.settings import ModelConfig
 from hybridlm.parallel import hosts
+from hybridlm.parallel import mesh as meshes
 from hybridlm.runs import open_model, save_model
 from hybridlm.settings.plain import to_dict
 from hybridlm.train import setup
@@ -102,11 +103,10 @@ class Stepper:
         return jax.tree.map(np.array, state), found
 
     def batch(self, rng):
-        from hybridlm.parallel import mesh as meshes
-
         parts, rows, time = setup.batch_shape(self.config)
-        ids = np.sort(rng.integers(1, 4, (parts, rows, time)), axis=-1).astype(np.int32)
-        ids[:, 0, -3:] = 0
+        ids = np.sort(rng.integers(1, 4, (parts * rows, time)), axis=-1).astype(np.int32)
+        ids[0, -3:] = 0
+        ids = ids.reshape(parts, rows, time)  # the same rows whatever the number of parts
         changes = np.diff(ids, axis=-1, prepend=-1) != 0
         index = np.arange(time)
         positions = index - np.maximum.accumulate(np.where(changes, index, 0), axis=-1)
