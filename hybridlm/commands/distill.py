@@ -22,6 +22,7 @@ class TransferSettings:
       step: of a run's checkpoint; the newest by default.
       weights: the parameters of the step, or their moving average (train.ema_decay).
       seed: of the parameters that start fresh.
+      fresh: copy nothing into the new mixers, for comparison.
       calibrate: a text file, on which the fresh parameters are fitted to the teacher's outputs.
       calibration_tokens: of the text, at most.
       calibration_length: tokens of a sequence of calibration.
@@ -36,6 +37,7 @@ class TransferSettings:
     step: int | None = None
     weights: Literal["raw", "ema"] = "raw"
     seed: NonNegativeInt = 0
+    fresh: bool = False
     calibrate: pathlib.Path | None = None
     calibration_tokens: PositiveInt = 16_384
     calibration_length: PositiveInt = 512
@@ -69,7 +71,7 @@ def _transfer(given: TransferSettings) -> int:
     layers = read_layers(given.layers)
     mixer = {**_object(given.settings), "kind": given.mixer}
     teacher = open_model(given.teacher, given.step, given.weights)
-    found = transfer(teacher, mixer, layers, given.seed)
+    found = transfer(teacher, mixer, layers, given.seed, copy=not given.fresh)
     print("\n".join(found.describe()))
     student = found.student
     if given.calibrate is not None:

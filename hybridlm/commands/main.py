@@ -102,6 +102,9 @@ def _run(argv: Sequence[str]) -> int:
         raise UserError(f"unknown argument {name!r}: see `hybridlm --help`")
     if words and f"{name} {words[0]}" in COMMANDS:  # a command of two words
         name, words = f"{name} {words[0]}", words[1:]
+    longer = [known for known in COMMANDS if known.startswith(f"{name} ")]
+    if longer:
+        raise UserError(f"{name} is the beginning of a command: write {' or '.join(longer)}")
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}: {nearest(name, COMMANDS)}")
     command = COMMANDS[name]

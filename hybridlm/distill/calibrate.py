@@ -122,18 +122,17 @@ class _Fit:
         state = adam.init(part)
 
         @jax.jit
-        def step(part: Params, state: Any, batch: jax.Array) -> tuple[Params, Any]:
-            sums, grads = self._sums_and_gradients(trainable.put(params, part), self.taught, batch)
-            grads = blockwise.part_of(grads, trainable.arrays(params))
+        def step(part: Params, state: Any, params: Params, taught: Params, batch: jax.Array) -> Any:
+            sums, grads = self._sums_and_gradients(trainable.put(params, part), taught, batch)
+            grads = trainable.cut(blockwise.part_of(grads, trainable.arrays(params)))
             power = jnp.sum(sums.power)
-            grads = jax.tree.map(
-                lambda g: jnp.where(jnp.isfinite(g), g, 0) / power, trainable.cut(grads)
-            )
+            grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0) / power, grads)
             updates, state = adam.update(grads, state, part)
             return optax.apply_updates(part, updates), state
 
         for number in range(steps):
-            part, state = step(part, state, batches[number % len(batches)])
+            batch = batches[number % len(batches)]
+            part, state = step(part, state, params, self.taught, batch)
         return trainable.put(params, part)
 
     def scaled(self, params: Params, batches: Sequence[np.ndarray]) -> Params:

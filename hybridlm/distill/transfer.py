@@ -71,6 +71,7 @@ def transfer(
     mixer: Mapping[str, Any],
     layers: Collection[int] | None = None,
     seed: int = 0,
+    copy: bool = True,
 ) -> Transferred:
     """Gives layers of a transformer another mixer.
 
@@ -79,6 +80,7 @@ def transfer(
         attention (see `hybridlm.distill.kinds`).
       layers: numbers of the layers, from 0 at the bottom; None is all that have softmax attention.
       seed: of the parameters that start fresh.
+      copy: False starts all parameters of the new mixers fresh, for comparison.
 
     Raises:
       UserError: where a layer has no softmax attention, or the mixer does not fit the model.
@@ -95,11 +97,11 @@ def transfer(
         spec = LayerSpec(
             config.width, config.norm_eps, (2 * config.depth) ** -0.5, index, config.depth
         )
-        made = initialised(olds[index].mixer, old, news[index].mixer, spec, seed)
+        made = initialised(olds[index].mixer, old if copy else {}, news[index].mixer, spec, seed)
         named |= {start + name: value for name, value in made.arrays.items()}
         copied += [start + name for name in made.arrays if name not in made.fresh]
         fresh |= {start + name: reason for name, reason in made.fresh.items()}
-        dropped += [start + name for name in made.dropped]
+        dropped += [start + name for name in (made.dropped if copy else old)]
     settings = {k: v for k, v in teacher.settings.items() if k != "architecture"}
     student = dataclasses.replace(
         teacher, model=model, params=model.from_names(named), settings=settings, averaged=()
@@ -150,7 +152,7 @@ def initialised(
     module = mixer.build(spec, rngs=nnx.Rngs(key))
     own = flatten_dict(nnx.to_pure_dict(nnx.state(module)), sep=".")
     arrays = {name: np.array(x, np.float32) for name, x in own.items()}
-    if isinstance(mixer, AttentionConfig):
+    if not old or isinstance(mixer, AttentionConfig):
         taken = {n: x for n, x in old.items() if n in arrays and arrays[n].shape == x.shape}
     else:
         taken = _projected(attention, old, mixer, arrays, spec.width)

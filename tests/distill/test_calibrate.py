@@ -10,7 +10,8 @@ from hybridlm.errors import UserError
 from tests.distill.subjects import teacher, tokens
 
 
-@pytest.mark.parametrize("kind", ["gdn", pytest.param("gla", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gdn", "gla"])
 def test_every_layer_s_error_falls_on_other_text_too(kind):
     ours = teacher(depth=2)
     found = transfer(ours, dict(kind=kind))

@@ -44,6 +44,7 @@ def test_attention_that_the_student_can_express_is_learned(stepper):
             np.testing.assert_array_equal(named[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_exact_mixer_has_no_error_and_no_gradient(tmp_path):
     save_pair(tmp_path, EXACT)
     _, found = Stepper(config(tmp_path)).run(1)
@@ -69,6 +70,7 @@ def test_a_layer_that_is_not_finite_changes_no_bit_of_another(stepper, what):
             np.testing.assert_array_equal(value, unchanged[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_clipping_one_layer_leaves_the_others(folder):
     """A layer of large gradients is clipped by its own norm."""
     clipped = Stepper(config(folder, optimizer=dict(clip_norm=1e-3, b1=0.0, eps=1.0)))

@@ -33,6 +33,7 @@ def test_all_but_the_new_mixers_is_frozen_and_resolving_twice_changes_nothing(fo
     assert resolved.teacher.model == open_model(folder / "teacher").config
 
 
+@pytest.mark.slow
 def test_the_divergence_of_the_teacher_itself_is_0_and_falls_for_a_student(folder, tmp_path):
     given = config(folder, teacher=dict(objective="kl", temperature=2.0), optimizer=dict(lr=1e-2))
     _, found = Stepper(given).run(30)

@@ -1,0 +1,42 @@
+"""`hybridlm distill transfer` writes a student, says what it took over, and refuses in one sentence."""
+
+import pathlib
+
+import pytest
+
+from hybridlm.distill.kinds import KINDS
+from hybridlm.runs import open_model
+
+LLAMA = pathlib.Path(__file__).parents[1] / "convert" / "fixtures" / "llama"
+
+
+def test_a_student_is_written_and_its_parameters_are_accounted_for(command, tmp_path):
+    out = tmp_path / "student"
+    words = ["--mixer", "nha", "--settings", '{"window": 8, "slots": 4}', "--layers", "1"]
+    code, said, _ = command("distill", "transfer", LLAMA, *words, "--out", out)
+    assert code == 0 and "copied: mixer.q.kernel in layer 1" in said and str(out) in said
+    names = open_model(out).config.layout.names
+    assert names[1] == "nha" and names[0] != "nha"
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--mixer", "mla"], "cannot replace attention"),
+        (["--mixer", "gdn", "--settings", "[1]"], "write a JSON object"),
+        (["--mixer", "gdn", "--layers", "99"], "the teacher's are 0 to"),
+        (["--mixer", "gdn", "--settings", '{"widow": 3}'], "unknown key"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words, sentence, refusal, tmp_path):
+    assert sentence in refusal("distill", "transfer", LLAMA, *words, "--out", tmp_path / "out")
+
+
+def test_half_a_command_says_the_whole(refusal):
+    assert "write distill transfer or distill hype" in refusal("distill")
+    assert "write distill transfer or distill hype" in refusal("distill", "select")
+
+
+def test_the_page_names_every_kind(root):
+    page = (root / "docs" / "distill.md").read_text()
+    assert not [kind for kind in KINDS if f"`{kind}`" not in page]
