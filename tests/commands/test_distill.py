@@ -33,8 +33,8 @@ def test_a_mistake_is_one_sentence(words, sentence, refusal, tmp_path):
 
 
 def test_half_a_command_says_the_whole(refusal):
-    assert "write distill transfer or distill hype" in refusal("distill")
-    assert "write distill transfer or distill hype" in refusal("distill", "select")
+    whole = "write distill transfer or distill select or distill hype"
+    assert whole in refusal("distill") and whole in refusal("distill", "nothing")
 
 
 def test_the_page_names_every_kind(root):
