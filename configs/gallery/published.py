@@ -16,6 +16,7 @@ _MIXER_SIZES = {
     "mla": dict(heads=4, kv_rank=16, q_rank=16, qk_nope=16, qk_rope=8, value_dim=16),
     "gdn": dict(heads=2, value_heads=4, head_dim=16, value_dim=16),
     "kda": dict(heads=4, head_dim=16),
+    "mamba1": dict(inner=128, dt_rank=8),
     "mamba2": dict(heads=8, head_dim=16, state_dim=16, groups=2),
     "lightning": dict(heads=4, head_dim=16),
     "rglru": dict(heads=4, recurrent_width=64),

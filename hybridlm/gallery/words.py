@@ -103,7 +103,7 @@ def long(mixer: MixerConfig, width: int) -> str:
         )
     if isinstance(mixer, Mamba1Config):
         return (
-            f"Mamba of {mixer.channels(width):,} channels, state {mixer.state_dim}, steps of rank"
+            f"Mamba, {mixer.channels(width):,} channels, state {mixer.state_dim}, steps of rank"
             f" {mixer.rank(width)}, convolution {mixer.conv_width}"
         )
     if isinstance(mixer, Mamba2Config):
@@ -115,7 +115,7 @@ def long(mixer: MixerConfig, width: int) -> str:
     if isinstance(mixer, LightningConfig):
         return f"Lightning attention, {mixer.heads} heads of {mixer.head_size(width)}"
     if isinstance(mixer, RGLRUConfig):
-        return f"RG-LRU of {mixer.channels(width):,} channels, convolution {mixer.conv_width}"
+        return f"RG-LRU, {mixer.channels(width):,} channels, convolution {mixer.conv_width}"
     if isinstance(mixer, MoBAConfig):
         return (
             f"MoBA, {mixer.heads} query and {mixer.kv_heads} key/value heads of"

@@ -42,7 +42,7 @@ def test_the_small_form_has_every_kind_of_layer_once(name):
 
 def test_an_unknown_name_is_one_sentence(name):
     with pytest.raises(UserError, match=f"did you mean '{name}'"):
-        gallery.load(f"{name}_", FOLDER)
+        gallery.load(f"{name}x", FOLDER)
 
 
 def test_a_folder_without_models_is_one_sentence(tmp_path):

@@ -1,0 +1,60 @@
+"""GLM-5 (arXiv 2602.15763): sparse latent attention in all layers, and 256 experts.
+
+Hardware: accelerators with memory for 1.5 TB of parameters and of optimizer state; `:smoke`: 2 CPU cores, 1 minute.
+Expected: the parameters and bytes of its fact sheet (`hybridlm gallery show glm_5`); no loss is stated.
+Run:      hybridlm train --config configs/gallery/glm_5.py --workdir runs/glm_5
+"""
+
+from ml_collections import ConfigDict
+
+from published import recipe
+
+FACTS = dict(
+    title="GLM-5, GLM-5.1",
+    developer="Z.ai",
+    released="2026-02",
+    source="arXiv 2602.15763",
+    upstream="zai-org/GLM-5",
+    context=202_752,
+    total="744B",
+    active="40B",
+    active_excludes="embedding and head",
+    unsupported=[
+        "the indexer that chooses 2,048 keys a query (here every query attends to all)",
+        "the module that predicts further tokens",
+    ],
+    left_out={"the indexers": 78 * (4096 * 2048 + 128 * 6144 + 256 + 32 * 6144)},
+    unconfirmed=[
+        "the base of RoPE",
+        "keys that the indexers cache, which the public tables leave out",
+    ],
+)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg`: "" or "smoke" (seconds, on any machine)."""
+    mla = dict(
+        kind="mla",
+        heads=64,
+        q_rank=2048,
+        qk_nope=192,
+        value_dim=256,
+        rope=dict(theta=1_000_000.0, interleaved=True),
+    )
+    router = dict(
+        scores="sigmoid", normalize=True, normalize_eps=1e-20, scale=2.5, choice_bias=True
+    )
+    moe = dict(kind="moe", experts=256, top_k=8, hidden=2048, shared_hidden=2048, router=router)
+    return recipe(
+        arg,
+        width=6144,
+        depth=78,
+        prefix="mla*3",
+        pattern="mla+moe",
+        mixers=dict(mla=mla),
+        mlp=dict(kind="swiglu", hidden=12288),
+        feedforwards=dict(moe=moe),
+        vocab_size=154_880,
+        norm_eps=1e-5,
+        tie_embeddings=False,
+    )
