@@ -29,6 +29,7 @@ In one op:
                        x  rows of a half or leaf: tokens * R
     gated_linear       P  parts of a chunk
     grouped_matmul     N  rows            E  groups              D, F  inputs, outputs
+    indexed            I  heads of the indexer   J  size of their keys  Q  queries
     linear_recurrence  L  tokens of a block
     selective_scan     N  entries of a channel's state                  L  tokens of a block
     context            F  K + V           P  shards

@@ -15,6 +15,7 @@ from hybridlm.models.accounting import STATE_LENGTHS, LayerCost, layer_table
 from hybridlm.models.feedforward import FeedForwardConfig
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import MixerConfig
+from hybridlm.models.mixers.dsa import DSAConfig
 from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.mixers.parallel import ParallelConfig
 from hybridlm.models.params import Model
@@ -179,7 +180,11 @@ def _latent_decode_flops(mla: MLAConfig, width: int, tokens: int) -> float:
     expanded = mla.flops_per_token(width, 1)
     heads, cached = mla.heads, mla.kv_rank + mla.qk_rope
     attended_one = 2 * heads * (mla.qk_nope + mla.qk_rope + mla.value_dim)
-    return expanded - attended_one + 2 * heads * 2 * cached * tokens
+    indexed = 0
+    if isinstance(mla, DSAConfig):  # all tokens are scored, and the chosen ones attended to
+        indexed = 2 * mla.index_heads * (mla.index_dim + 1) * (tokens - 1)
+        tokens = min(tokens, mla.top_k)
+    return expanded - attended_one + 2 * heads * 2 * cached * tokens + indexed
 
 
 def _kinds(

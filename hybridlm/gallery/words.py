@@ -11,6 +11,7 @@ from hybridlm.models.mixers.absent import NoMixerConfig
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import MixerConfig
 from hybridlm.models.mixers.delta import DeltaConfig
+from hybridlm.models.mixers.dsa import DSAConfig
 from hybridlm.models.mixers.lightning import LightningConfig
 from hybridlm.models.mixers.mamba1 import Mamba1Config
 from hybridlm.models.mixers.mamba2 import Mamba2Config
@@ -63,7 +64,9 @@ def short(mixer: MixerConfig) -> str:
     if isinstance(mixer, NoMixerConfig):
         return "no mixer"
     if isinstance(mixer, MLAConfig):
-        return "MLA" if mixer.rope and mixer.qk_rope else "MLA, NoPE"
+        chosen = f"{mixer.top_k:,} chosen tokens" if isinstance(mixer, DSAConfig) else None
+        position = None if mixer.rope and mixer.qk_rope else "NoPE"
+        return ", ".join(filter(None, ["MLA", chosen, position]))
     if isinstance(mixer, AttentionConfig):
         words = [attention_kind(mixer), _span(mixer)]
         return ", ".join(filter(None, [*words, None if mixer.rope else "NoPE"]))
@@ -91,9 +94,14 @@ def long(mixer: MixerConfig, width: int) -> str:
         queries = f", queries from {mixer.q_rank:,}" if mixer.q_rank else ""
         shared = f" + {mixer.qk_rope} shared" if mixer.qk_rope else ""
         position = positions(mixer.rope if mixer.qk_rope else None)
+        indexer = ""
+        if isinstance(mixer, DSAConfig):
+            indexer = (
+                f", {mixer.top_k:,} tokens chosen by {mixer.index_heads} heads of {mixer.index_dim}"
+            )
         return (
             f"MLA, {mixer.heads} heads, latent {mixer.kv_rank}{shared}{queries}, keys of"
-            f" {mixer.qk_nope + mixer.qk_rope}, values of {mixer.value_dim}, {position}"
+            f" {mixer.qk_nope + mixer.qk_rope}, values of {mixer.value_dim}, {position}{indexer}"
         )
     if isinstance(mixer, DeltaConfig):
         sizes = mixer.sizes(width)

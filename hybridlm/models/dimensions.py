@@ -13,7 +13,8 @@ Mixers:
     H  query heads, or the heads of a recurrence
     G  key/value heads; of Mamba-2, groups
     K  size of a query or key head; experts of a token
-    I  inner width: all heads of a mixer side by side, or the channels of RG-LRU's recurrence
+    I  inner width: all heads of a mixer side by side, or the channels of RG-LRU's recurrence; heads
+       of an indexer
     F  frequencies of RoPE; size of an expert's hidden layer
     S  capacity of a token cache, in tokens
     M  memory slots of a head
@@ -26,6 +27,10 @@ Multi-head latent attention:
     R  size of the key part that all heads share and RoPE rotates
     U  size of the key part that each head makes from the latent, unrotated
     E  what each head makes from the latent: U of its key, then V of its value; experts
+
+DeepSeek's sparse attention:
+
+    J  size of an indexer's queries and keys
 
 Mixtures of experts:
 

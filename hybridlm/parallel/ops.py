@@ -24,6 +24,7 @@ from kernels_pallas import context
 from kernels_pallas import delta_rule as delta_op
 from kernels_pallas import gated_linear as gated_op
 from kernels_pallas import gated_slots as slots_op
+from kernels_pallas import indexed as indexed_op
 from kernels_pallas import linear_recurrence as recurrence_op
 from kernels_pallas import selective_scan as selective_op
 
@@ -121,6 +122,7 @@ _QKV = dict(q_BTHK="BTH-", k_BTGK="BTH-", v_BTGV="BTH-", segment_ids="BT")
 _QKV_STATES = dict(q_BTGK="BTH-", k_BTGK="BTH-", v_BTHV="BTH-", segment_ids="BT")
 _KEYS = attention_op.AttentionState("B-H-", "B-H-", "B-")
 _BLOCKS = block_sparse_op.BlockSparseState("B-H-", "B-H-", "B-", "B-")
+_INDEXED = indexed_op.IndexedState("B-H-", "B-H-", "B--", "B-")
 _CONV = conv_op.ConvState("B-H", "B-")
 _CHANNELS = recurrence_op.RecurrenceState("BH", "B")
 _GATED = gated_op.GatedLinearState("BH--", "B")
@@ -141,6 +143,18 @@ block_sparse_attention = per_shard(
     dict(_QKV, initial_state=_BLOCKS),
     ("BTH-", "BTH"),
     _BLOCKS,
+)
+indexed_attention = per_shard(
+    indexed_op.indexed_attention,
+    context.indexed_attention,
+    dict(
+        _QKV,
+        index_q_BTIJ="BT--",
+        index_k_BTJ="BT-",
+        index_w_BTI="BT-",
+        initial_state=_INDEXED,
+    ),
+    ("BTH-", "BTH"),
 )
 causal_conv = per_shard(
     conv_op.causal_conv,

@@ -29,6 +29,7 @@ MORE += [
     "nha_full",
     "mlstm",
     "moba",
+    "dsa",
 ]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.deltanet import DeltaNetConfig
+from hybridlm.models.mixers.dsa import DSAConfig
 from hybridlm.models.mixers.gdn import GDNConfig
 from hybridlm.models.mixers.gla import GLAConfig
 from hybridlm.models.mixers.gsa import GSAConfig
@@ -27,6 +28,7 @@ KINDS: dict[str, type[MixerConfig]] = {
     for c in (
         AttentionConfig,
         DeltaNetConfig,
+        DSAConfig,
         GDNConfig,
         GLAConfig,
         GSAConfig,
@@ -49,7 +51,7 @@ KINDS: dict[str, type[MixerConfig]] = {
 ABSENT = (
     "rwkv rwkv4 rwkv5 rwkv6 rwkv7 eagle finch goose mamba3 s4 s4d s5 h3 hyena hgrn lru"
     " slstm lstm gru minlstm mingru mega megalodon ttt titans based rebased linear_attention performer"
-    " nsa native_sparse_attention dsa deepseek_sparse_attention deltaproduct gated_deltaproduct comba"
+    " nsa native_sparse_attention deltaproduct gated_deltaproduct comba"
     " log_linear_attention path_attention forgetting_transformer fox differential_attention"
 ).split()
 

@@ -32,6 +32,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "multi-head latent attention, NoPE": dict(
         kind="mla", heads=HEADS, kv_rank=256, qk_rope=0, rope=None
     ),
+    "sparse latent attention": dict(
+        kind="dsa", heads=HEADS, kv_rank=256, q_rank=256, index_heads=4, index_dim=64
+    ),
     "block-sparse attention": dict(kind="moba", heads=HEADS, kv_heads=2),
     "RG-LRU": dict(kind="rglru", heads=HEADS),
     "Mamba": dict(kind="mamba1"),

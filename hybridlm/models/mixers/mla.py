@@ -235,4 +235,8 @@ class LowRank(nnx.Module):
         self.up = Linear(rank, d_out, ("rank", "heads"), rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.up(self.norm(self.down(x)))
+        return self.up(self.latent(x))
+
+    def latent(self, x: jax.Array) -> jax.Array:
+        """rmsnorm(down(x))."""
+        return self.norm(self.down(x))
