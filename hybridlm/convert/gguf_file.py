@@ -25,7 +25,14 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
 }
+_GEMMA = ("gemma2", "gemma3")
+#: Layers of the models in which llama.cpp divides logits by sqrt(width / heads), not by a key's size.
+_SCALED_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
+#: Classes whose norms have an offset of 1, which llama.cpp's converter adds to the scales.
+_OFFSET = tuple(ARCHITECTURES[name] for name in _GEMMA)
 _PERMUTED = ("llama",)  # architectures whose rows of q and k are in llama.cpp's order
 #: Keys below the architecture's name, and those of config.json.
 KEYS = {
@@ -37,6 +44,9 @@ KEYS = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "attention.key_length": "head_dim",
+    "attention.sliding_window": "sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
     "rope.freq_base": "rope_theta",
 }
 _OUTER = {
@@ -56,6 +66,12 @@ _INNER = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+#: Names that mean another norm in models with norms after each half.
+_INNER_GEMMA = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
 }
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 ROPE_FACTORS = "rope_freqs.weight"
@@ -93,7 +109,8 @@ class GGUFFile:
             reader = open_gguf(path)
         except DataError as error:
             raise ConvertError(str(error)) from None
-        entries = {_their_name(t.name): t for t in reader.tensors}
+        inner = _INNER | (_INNER_GEMMA if _architecture(reader) in _GEMMA else {})
+        entries = {_their_name(t.name, inner): t for t in reader.tensors}
         config = _config(reader, path, entries)
         entries.pop(ROPE_FACTORS, None)
         _check_types(path, entries)
@@ -111,22 +128,28 @@ class GGUFFile:
         x = _dequantised(self.entries[name]).reshape(self.shapes[name])
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
         part = name.split(".")[-2]
+        if self.config["architectures"][0] in _OFFSET and part.endswith("norm"):
+            return x - 1
         if self.config["model_type"] in _PERMUTED and part in heads:
             count = self.config[heads[part]]
             return HalvesFromPairs(count, x.shape[0] // count).forward(x)
         return x
 
 
-def _their_name(name: str) -> str:
+def _architecture(reader: Any) -> str | None:
+    return value(reader, "general.architecture")
+
+
+def _their_name(name: str, inner: Mapping[str, str]) -> str:
     match = _LAYER.fullmatch(name)
-    if match and match[2] in _INNER:
-        return f"model.layers.{match[1]}.{_INNER[match[2]]}.{match[3]}"
+    if match and match[2] in inner:
+        return f"model.layers.{match[1]}.{inner[match[2]]}.{match[3]}"
     return _OUTER.get(name, name)
 
 
 def _config(reader: Any, path: pathlib.Path, entries: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a config.json; metadata without a meaning here keep their names, to be refused."""
-    name = value(reader, "general.architecture")
+    name = _architecture(reader)
     if name not in ARCHITECTURES:
         raise ConvertError(
             f"{path}: hybridlm reads GGUF files of {', '.join(ARCHITECTURES)}, not of {name}"
@@ -147,6 +170,8 @@ def _config(reader: Any, path: pathlib.Path, entries: Mapping[str, Any]) -> dict
     config["vocab_size"] = int(entries["model.embed_tokens.weight"].shape[1])
     config["tie_word_embeddings"] = "lm_head.weight" not in entries
     layer = "model.layers.0.self_attn"
+    if name == "gemma3":
+        config.setdefault("rope_theta", 1_000_000.0)
     if name != "qwen2":
         config["attention_bias"] = f"{layer}.q_proj.bias" in entries
     if name == "llama":
@@ -161,7 +186,23 @@ def _config(reader: Any, path: pathlib.Path, entries: Mapping[str, Any]) -> dict
         given.pop("expert_count")
         given.pop("expert_used_count", None)
     config |= _rope(given, config, entries, path)
+    if name in _GEMMA:
+        config |= _gemma(name, given, config)
     return config | {f"{start}{key}": left for key, left in given.items()}
+
+
+def _gemma(name: str, given: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """What the metadata do not say: llama.cpp has it in its code."""
+    scalar = config["head_dim"]
+    if config.get("num_hidden_layers") == _SCALED_BY_WIDTH[name]:
+        scalar = config.get("hidden_size", 0) // max(config["num_attention_heads"], 1)
+    found: dict[str, Any] = {"model_type": f"{name}_text" if name == "gemma3" else name}
+    found["query_pre_attn_scalar"] = scalar
+    if name == "gemma3":
+        sliding = {"rope_theta": given.pop("rope.freq_base_swa", 10_000.0)}
+        ropes = {"full_attention": config["rope_parameters"], "sliding_attention": sliding}
+        found["rope_parameters"] = ropes
+    return found
 
 
 def _rope(

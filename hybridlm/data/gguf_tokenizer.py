@@ -1,7 +1,8 @@
 """The tokenizer inside a GGUF file (llama.cpp), as the files that transformers has for it.
 
 GGUF keeps the vocabulary and merges of a byte-level BPE, and only names how text is cut into words
-before it. The names below are known; their rules are those of the models' own tokenizer.json.
+before it. The names below are known; their rules are those of the models' own tokenizer.json. Of
+SentencePiece it keeps the pieces and their scores (`hybridlm.data.gguf_sentencepiece`).
 """
 
 import functools
@@ -9,6 +10,7 @@ import json
 import pathlib
 from typing import Any
 
+from hybridlm.data import gguf_sentencepiece
 from hybridlm.data.files import require_module
 from hybridlm.errors import DataError
 from hybridlm.storage import is_remote
@@ -88,8 +90,17 @@ def absent(reader: Any) -> str | None:
     model, way = value(reader, "tokenizer.ggml.model"), value(reader, "tokenizer.ggml.pre")
     if model is None:
         return "the file holds no tokenizer"
+    if model == "llama":
+        if value(reader, "tokenizer.ggml.scores") is None:
+            return "the file's SentencePiece vocabulary has no scores"
+        if value(reader, "tokenizer.ggml.remove_extra_whitespaces", False):
+            return "the file's SentencePiece tokenizer removes spaces, which hybridlm does not"
+        return None
     if model != "gpt2":
-        return f"the file holds a tokenizer of kind {model!r}, and hybridlm reads byte-level BPE"
+        return (
+            f"the file holds a tokenizer of kind {model!r}, and hybridlm reads byte-level BPE (gpt2)"
+            " and SentencePiece's BPE (llama)"
+        )
     if way not in _WAYS:
         return f"the file's tokenizer cuts text as {way!r}: hybridlm knows {', '.join(_WAYS)}"
     return None
@@ -106,8 +117,30 @@ def gguf_tokenizer_files(path: pathlib.Path) -> dict[str, bytes]:
         raise DataError(f"{path}: {reason}")
     tokens = value(reader, "tokenizer.ggml.tokens")
     types = value(reader, "tokenizer.ggml.token_type", [1] * len(tokens))
+    if value(reader, "tokenizer.ggml.model") == "llama":
+        scores = value(reader, "tokenizer.ggml.scores")
+        prefix = bool(value(reader, "tokenizer.ggml.add_space_prefix", True))
+        content = gguf_sentencepiece.content(tokens, scores, types, prefix=prefix)
+    else:
+        content = _byte_level_content(reader, tokens, types)
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        index = value(reader, f"tokenizer.ggml.{key}_token_id")
+        if index is not None and index < len(tokens):
+            config[f"{role}_token"] = tokens[index]
+    template = value(reader, "tokenizer.chat_template")
+    if template is not None:
+        config["chat_template"] = template
+    return {
+        "tokenizer.json": json.dumps(content, ensure_ascii=False, allow_nan=False).encode(),
+        "tokenizer_config.json": json.dumps(config, indent=2, allow_nan=False).encode(),
+    }
+
+
+def _byte_level_content(reader: Any, tokens: list[str], types: list[int]) -> dict[str, Any]:
+    """The contents of a tokenizer.json."""
     cut, normalizer, whole = _WAYS[value(reader, "tokenizer.ggml.pre")]
-    content = {
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -140,16 +173,4 @@ def gguf_tokenizer_files(path: pathlib.Path) -> dict[str, bytes]:
             "vocab": {token: i for i, token in enumerate(tokens)},
             "merges": [merge.split(" ", 1) for merge in value(reader, "tokenizer.ggml.merges")],
         },
-    }
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        index = value(reader, f"tokenizer.ggml.{key}_token_id")
-        if index is not None and index < len(tokens):
-            config[f"{role}_token"] = tokens[index]
-    template = value(reader, "tokenizer.chat_template")
-    if template is not None:
-        config["chat_template"] = template
-    return {
-        "tokenizer.json": json.dumps(content, ensure_ascii=False, allow_nan=False).encode(),
-        "tokenizer_config.json": json.dumps(config, indent=2, allow_nan=False).encode(),
     }

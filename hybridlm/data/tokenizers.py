@@ -319,7 +319,7 @@ class HFTokenizer:
 
 
 class GGUFTokenizer(HFTokenizer):
-    """The byte-level BPE in a GGUF file, as the `tokenizer.json` that it would be."""
+    """The tokenizer in a GGUF file, as the `tokenizer.json` that it would be."""
 
     kind = "gguf"
 

@@ -134,7 +134,9 @@ def test_other_architectures_and_damaged_files_are_one_sentence(tmp_path):
     path = write(tmp_path / "llama.gguf")
     content = path.read_bytes()
     (other := tmp_path / "other.gguf").write_bytes(content.replace(b"llama", b"falco", 1))
-    with pytest.raises(ConvertError, match="GGUF files of llama, qwen2, qwen3, not of falco"):
+    with pytest.raises(
+        ConvertError, match="GGUF files of llama, qwen2, qwen3, gemma2, gemma3, not of falco"
+    ):
         open_checkpoint(other)
     with pytest.raises(ConvertError, match="factors in rope_freqs.weight are not those"):
         open_checkpoint(write(tmp_path / "short.gguf", rope=Llama3RopeConfig(8.0, 64)))
