@@ -5,7 +5,7 @@ import fnmatch
 import functools
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -113,9 +113,13 @@ class LazyArray:
         if not self.stacked:
             return np.ascontiguousarray(self.parameter(self.names[0]))
         whole = np.empty(self.shape, self.dtype)
-        for row, name in enumerate(self.names):
-            whole[row] = self.parameter(name)
+        for row, values in enumerate(self.rows()):
+            whole[row] = values
         return whole
+
+    def rows(self) -> Iterator[np.ndarray]:
+        """The whole array, a layer's parameter at a time."""
+        return map(self.parameter, self.names)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         del copy

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from hybridlm.convert import LazyArray
 from hybridlm.errors import RunError, UserError, WriteError
 from hybridlm.runs import checksum, integrity
 from hybridlm.storage import is_remote
@@ -23,6 +24,7 @@ from hybridlm.storage.orbax import complete_steps, orbax_path
 FOLDER = "checkpoints"
 REMEDY = "copy it again, or remove that folder to resume from the one before it"
 REWRITE = "copy the model folder again, or write it anew"
+_WRITTEN_AT_ONCE = 2**26  # bytes of a folder's arrays, beside the arrays themselves
 _policies = ocp.training.preservation_policies
 
 
@@ -139,8 +141,14 @@ def save_tree(path: pathlib.Path, tree: Any) -> None:
     Raises:
       WriteError: if it cannot be written.
     """
+    largest = max((x.nbytes for x in jax.tree.leaves(tree)), default=0)
+    memory = ocp.options.MemoryOptions(
+        deepcopy_host_arrays=False,  # nothing changes them before this returns
+        write_concurrent_bytes=max(largest, _WRITTEN_AT_ONCE),
+    )
     try:
-        ocp.save(orbax_path(path), tree, custom_metadata=integrity.sealed({}, tree))
+        with ocp.Context(memory_options=memory):
+            ocp.save(orbax_path(path), tree, custom_metadata=integrity.sealed({}, tree))
     except Exception as error:
         reason = write_failure(error)
         if reason is None:
@@ -247,12 +255,17 @@ def describe_tree(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 of a pytree of arrays: the path, dtype, shape and bytes of each, in path order."""
+    """SHA-256 of a pytree of arrays: the path, dtype, shape and bytes of each, in path order.
+
+    No array is copied; of the arrays that `hybridlm.convert` reads late, one tensor is in memory.
+    """
     sha = hashlib.sha256()
     for name, leaf in sorted(checksum.named(tree).items()):
-        array = np.ascontiguousarray(leaf)
-        sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        sha.update(array.tobytes())
+        rows = leaf.rows() if isinstance(leaf, LazyArray) else [leaf]
+        leaf = leaf if isinstance(leaf, LazyArray) else np.asarray(leaf)
+        sha.update(f"{name} {leaf.dtype.str} {leaf.shape}\n".encode())
+        for row in rows:
+            sha.update(np.ascontiguousarray(row).reshape(-1).view(np.uint8))
     return sha.hexdigest()
 
 

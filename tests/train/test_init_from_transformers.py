@@ -1,6 +1,9 @@
 """A run begins with the tensors of a checkpoint of transformers, in any layout of layers."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -9,6 +12,8 @@ import pytest
 from hybridlm.config import to_dict
 from hybridlm.convert import open_checkpoint
 from hybridlm.errors import ConfigError
+from hybridlm.runs.checkpoint import digest
+from hybridlm.runs.json_files import write_json
 from hybridlm.train import setup
 from hybridlm.train.init_from import start_state
 from hybridlm.train.init_plan import make_plan
@@ -44,3 +49,49 @@ def test_a_run_with_another_tokenizer_takes_the_layers():
 def test_another_vocabulary_is_refused():
     with pytest.raises(ConfigError, match="was trained with another tokenizer"):
         started()
+
+
+PROGRAM = """
+import sys
+import jax, numpy as np
+from hybridlm import config as configs
+from hybridlm.runs.checkpoint import digest
+from hybridlm.train import setup
+from hybridlm.train.init_from import start_state
+from hybridlm.train.init_plan import make_plan
+
+config, tokenizer = setup.resolve(configs.read_json(sys.argv[1]))
+plan = make_plan(config, tokenizer)
+lowered = setup.lower_step(config, tokenizer.token_bytes(), jax.devices())
+state, _ = start_state(plan, lowered.init_state(config.seed))
+placed = jax.tree.map(lambda x, y: x.sharding == y.sharding, state, lowered.abstract)
+assert jax.tree.all(placed), placed
+params = state["params"]
+split = [x for x in jax.tree.leaves(params) if not x.is_fully_replicated]
+layers = {group: params[group] for group in ("prefix", "unit", "suffix")}
+print(len(split), digest(jax.tree.map(np.asarray, layers)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [dict(fsdp=4), dict(fsdp=2, context=2), dict(data=2, fsdp=2)])
+def test_a_mesh_begins_with_the_bits_of_the_checkpoint(mesh, tmp_path, in_root):
+    """Each device gets its shards, of the tensors that stand in the files."""
+    checkpoint = open_checkpoint(FOLDER)
+    settings = to_dict(checkpoint.model.config) | {"vocab_size": None}
+    fresh = "embedding" if checkpoint.model.config.tie_embeddings else "embedding|head"
+    init = dict(path=str(FOLDER), fresh=fresh)
+    new = to_dict(config(settings, init=init, data=dict(batch_size=4)))
+    write_json(tmp_path / "config.json", {**new, "mesh": {**new["mesh"], "data": 1, **mesh}})
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "config.json")],
+        env=os.environ | dict(XLA_FLAGS=flags),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    split, found = done.stdout.split()
+    params = checkpoint.params()
+    assert found == digest({group: params[group] for group in ("prefix", "unit", "suffix")})
+    assert int(split) > 5
