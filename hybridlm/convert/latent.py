@@ -8,6 +8,7 @@ from hybridlm.convert.family import Inexpressible, only_value
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.table import Rule, linear, rule
 from hybridlm.models.feedforward.moe import MoEConfig
+from hybridlm.models.mixers.dsa import DSAConfig
 from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.settings import ModelConfig
 
@@ -66,6 +67,37 @@ def latent_rules(mixer: MLAConfig, theirs: str = "self_attn") -> list[Rule]:
         rule(f"{theirs}.kv_a_layernorm.weight", "mixer.kv_norm.scale"),
         *linear(f"{theirs}.kv_b_proj", "mixer.kv_up"),
         *linear(f"{theirs}.o_proj", "mixer.out"),
+        *(indexer_rules(f"{theirs}.indexer") if isinstance(mixer, DSAConfig) else ()),
+    ]
+
+
+def indexer_settings(keys: Keys, *, heads: int, interleaved: bool) -> dict[str, Any]:
+    """The settings that sparse attention has beside `latent_settings`; `heads` is the default."""
+    if keys.integer("q_lora_rank", 1, nullable=True) is None:
+        keys.refuse("q_lora_rank", "is null: the indexer reads the queries' latent")
+    return {
+        "kind": "dsa",
+        "index_heads": keys.integer("index_n_heads", heads),
+        "index_dim": keys.integer("index_head_dim", 128),
+        "top_k": keys.integer("index_topk", 2048),
+        "index_interleaved": interleaved,
+    }
+
+
+def indexer_keys(layers: list[DSAConfig]) -> dict[str, Any]:
+    """The inverse of `indexer_settings`."""
+    x = only_value(layers, "sparse attention")
+    return {"index_n_heads": x.index_heads, "index_head_dim": x.index_dim, "index_topk": x.top_k}
+
+
+def indexer_rules(theirs: str = "self_attn.indexer", ours: str = "mixer.indexer") -> list[Rule]:
+    """The rules of the indexer."""
+    return [
+        *linear(f"{theirs}.wq_b", f"{ours}.q"),
+        *linear(f"{theirs}.wk", f"{ours}.k"),
+        rule(f"{theirs}.k_norm.weight", f"{ours}.k_norm.scale"),
+        rule(f"{theirs}.k_norm.bias", f"{ours}.k_norm.bias"),
+        *linear(f"{theirs}.weights_proj", f"{ours}.weights"),
     ]
 
 
@@ -83,6 +115,8 @@ def yarn_scale(keys: Keys, key_size: int) -> float | None:
 def mscale_keys(mixer: MLAConfig) -> dict[str, float]:
     """The key `mscale_all_dim` that gives the mixer's factor on logits.
 
+    Without `mscale` the factor on rotated dimensions does not depend on it.
+
     Raises:
       Inexpressible: if there is none.
     """
@@ -94,11 +128,7 @@ def mscale_keys(mixer: MLAConfig) -> dict[str, float]:
         wanted = (math.sqrt(square) - 1) / (0.1 * math.log(yarn.factor))
         for digits in range(2, 16):
             if _scale(mixer.key_size, yarn.factor, round(wanted, digits)) == mixer.scale:
-                # The factor on rotated dimensions is written out: it depends on mscale otherwise.
-                return {
-                    "mscale_all_dim": round(wanted, digits),
-                    "attention_factor": yarn.magnitude,
-                }
+                return {"mscale_all_dim": round(wanted, digits)}
     raise Inexpressible(f"its latent attention has the scale {mixer.scale}")
 
 
@@ -164,6 +194,21 @@ def mixture_keys(mixtures: list[MoEConfig], names: dict[str, tuple[str, ...]]) -
         "routed_scaling_factor": x.router.scale,
         "topk_group": x.router.top_groups,
     }
+
+
+def feedforward_types(keys: Keys, depth: int, dense: int) -> list[str]:
+    """Whether each layer is "dense" or "sparse"; the first ones are dense where they are not listed.
+
+    Args:
+      dense: how many of them, the class's default of `first_k_dense_replace`.
+    """
+    dense = keys.integer("first_k_dense_replace", dense)
+    default = ["dense" if i < dense else "sparse" for i in range(depth)]
+    types = keys.list("mlp_layer_types", depth, default)
+    for name in types:
+        if name not in ("dense", "sparse"):
+            keys.refuse("mlp_layer_types", f"has {name!r}: this family has dense and sparse")
+    return types
 
 
 def feedforward_keys(model: ModelConfig, names: dict[str, tuple[str, ...]]) -> dict[str, Any]:

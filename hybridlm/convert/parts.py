@@ -310,6 +310,12 @@ def _scaled(keys: Keys, given: Keys, theta: float, fraction: float) -> dict[str,
         fraction = 1.0
     elif kind == "yarn":
         extra["yarn"] = _yarn(given, length, new)
+    elif kind in ("longrope", "su", "dynamic"):
+        given.refuse(
+            "rope_type",
+            f"is {kind!r}: its frequencies follow from the length of the whole text, so that a later"
+            " token would change earlier outputs",
+        )
     elif kind != "default":
         given.refuse(
             "rope_type", f"is {kind!r}: hybridlm has default, linear, llama3, proportional and yarn"
@@ -340,6 +346,13 @@ def _yarn(given: Keys, length: int | None, new: int | None) -> dict[str, Any]:
         grows = 0.1 * math.log(found["factor"]) if found["factor"] > 1 else 0.0
         attention = (scale * grows + 1) / (scale_all * grows + 1)
     return found | not_none({"attention": attention})
+
+
+def rounded_down(fraction: float, head_dim: int) -> float:
+    """A share of a head whose dimensions, rounded to the nearest, are those of `fraction` rounded down."""
+    if int(fraction * head_dim) == round(fraction * head_dim):
+        return fraction
+    return (int(fraction * head_dim) + 0.25) / head_dim
 
 
 def rope_keys(rope: RopeConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from hybridlm.convert.families.bamba import Bamba
 from hybridlm.convert.families.cohere2 import Cohere2
-from hybridlm.convert.families.deepseek import DeepSeekV3
+from hybridlm.convert.families.deepseek import DeepSeekV3, DeepSeekV32, GlmMoeDsa
 from hybridlm.convert.families.falcon_h1 import FalconH1
 from hybridlm.convert.families.gemma import Gemma2, Gemma3
 from hybridlm.convert.families.gemma4 import Gemma4
@@ -19,6 +19,7 @@ from hybridlm.convert.families.mistral import Mistral
 from hybridlm.convert.families.nemotron_h import NemotronH
 from hybridlm.convert.families.olmo import Olmo2, Olmo3
 from hybridlm.convert.families.olmo_hybrid import OlmoHybrid
+from hybridlm.convert.families.phi3 import Phi3
 from hybridlm.convert.families.qwen import Qwen2, Qwen3
 from hybridlm.convert.families.qwen3_next import Qwen3Next, Qwen35, Qwen35MoE
 from hybridlm.convert.families.recurrent_gemma import RecurrentGemma
@@ -30,6 +31,7 @@ from hybridlm.errors import ConvertError
 FAMILIES: tuple[Family, ...] = (
     Llama(),
     Mistral(),
+    Phi3(),
     Qwen2(),
     Qwen3(),
     SmolLM3(),
@@ -53,6 +55,8 @@ FAMILIES: tuple[Family, ...] = (
     OlmoHybrid(),
     KimiLinear(),
     DeepSeekV3(),
+    DeepSeekV32(),
+    GlmMoeDsa(),
     MiniMax(),
     GraniteHybrid(),
     LFM2(),

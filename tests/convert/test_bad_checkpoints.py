@@ -56,8 +56,16 @@ def refusal(folder) -> str:
         "unknown option": ({"frobnicate": 3}, "what these options change: frobnicate = 3"),
         "activation": ({"hidden_act": "tanh"}, "hidden_act is 'tanh': hybridlm has silu"),
         "rope": (
-            {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}},
-            "rope_parameters.rope_type is 'longrope'",
+            {"rope_parameters": {"rope_type": "spiral", "factor": 2.0}},
+            "rope_parameters.rope_type is 'spiral': hybridlm has",
+        ),
+        "rope by length": (
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}},
+            "rope_parameters.rope_type is 'longrope': its frequencies follow from the length",
+        ),
+        "dynamic rope": (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+            "rope_parameters.rope_type is 'dynamic': its frequencies follow from the length",
         ),
         "key in rope": (
             {"rope_parameters": {"rope_type": "default", "wave": 1}},

@@ -1,4 +1,4 @@
-"""DeepSeek-V3 (arXiv 2412.19437): latent attention, and experts that a bias balances."""
+"""DeepSeek-V3 (arXiv 2412.19437), V3.2 (arXiv 2512.02556) and GLM-5: latent attention, sparse or not."""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from hybridlm.convert.table import Rule
 from hybridlm.models.feedforward import FeedForwardConfig
 from hybridlm.models.feedforward.moe import MoEConfig
 from hybridlm.models.mixers import MixerConfig
+from hybridlm.models.mixers.dsa import DSAConfig
 from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.settings import ModelConfig
 
@@ -39,30 +40,47 @@ class DeepSeekV3(Family):
     ignored: ClassVar[frozenset[str]] = Family.ignored | experts.TRAINING
     #: The layer that predicts two tokens ahead.
     optional: ClassVar[tuple[str, ...]] = (*Family.optional, "model.layers.61.*")
+    mixer: ClassVar[type[MLAConfig]] = MLAConfig
+    heads: ClassVar[int] = 128
+    q_rank: ClassVar[int] = 1536
+    eps: ClassVar[float] = 1e-6
+    groups: ClassVar[dict[str, int]] = {"groups": 8, "top_groups": 4}
 
     def settings(self, keys: Keys) -> dict[str, Any]:
         depth = keys.integer("num_hidden_layers")
         keys.harmless("num_nextn_predict_layers", "num_mtp_layers")
-        mixer = latent.latent_settings(keys, heads=128, q_rank=1536)
-        scale = latent.yarn_scale(keys, mixer["qk_nope"] + mixer["qk_rope"])
-        rope = parts.rope(keys, whole=True)
-        rope["interleaved"] = keys.flag("rope_interleave", True)
-        mixer |= {"rope": rope, "scale": scale}
-        dense = min(keys.integer("first_k_dense_replace", 3), depth)
-        gated = parts.gated(keys) if dense else None
+        mixer = self.attention(keys)
+        types = self.feedforward_types(keys, depth)
+        gated = parts.gated(keys) if "dense" in types else None
         keys.harmless("intermediate_size")
         mixture = latent.mixture_settings(
-            keys, NAMES, experts=256, hidden=2048, scale=2.5, groups=8, top_groups=4
+            keys, NAMES, experts=256, hidden=2048, scale=2.5, **self.groups
         )
-        layers = [LayerSettings("mla", mixer, gated, "mlp")] * dense
-        layers += [LayerSettings("mla", mixer, mixture, "moe")] * (depth - dense)
-        return parts.sizes(keys, tied=False) | laid_out(layers)
+        feeds = {"dense": (gated, "mlp"), "sparse": (mixture, "moe")}
+        layers = [LayerSettings(mixer["kind"], mixer, *feeds[x]) for x in types]
+        sizes = parts.sizes(keys, tied=False)
+        return sizes | {"norm_eps": keys.number("rms_norm_eps", self.eps)} | laid_out(layers)
+
+    def attention(self, keys: Keys) -> dict[str, Any]:
+        """The settings of a layer's mixer."""
+        mixer = latent.latent_settings(keys, heads=self.heads, q_rank=self.q_rank)
+        scale = latent.yarn_scale(keys, mixer["qk_nope"] + mixer["qk_rope"])
+        rope = parts.rope(keys, whole=True)
+        rope["interleaved"] = self.interleaved(keys)
+        return mixer | {"rope": rope, "scale": scale}
+
+    def interleaved(self, keys: Keys) -> bool:
+        """Whether RoPE rotates neighbours."""
+        return keys.flag("rope_interleave", True)
+
+    def feedforward_types(self, keys: Keys, depth: int) -> list[str]:
+        """Whether each layer is "dense" or "sparse"."""
+        dense = keys.integer("first_k_dense_replace", 3)
+        return ["dense" if i < dense else "sparse" for i in range(depth)]
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
         require_block(model, "prenorm")
-        mixers = mixers_of(model, MLAConfig)
-        mixtures, _ = experts.mixtures_and_dense(model)
-        dense = next((i for i, x in enumerate(mixtures) if x is not None), model.depth)
+        mixers = mixers_of(model, self.mixer)
         mixer = only_value(mixers, "latent attention")
         if mixer.rope is None:
             raise Inexpressible("layer 0 has no RoPE")
@@ -70,10 +88,15 @@ class DeepSeekV3(Family):
             **parts.size_keys(model),
             **latent.latent_keys(mixers),
             **latent.feedforward_keys(model, NAMES),
-            "first_k_dense_replace": dense,
-            "rope_interleave": mixer.rope.interleaved,
+            **self.own_keys(model, mixers),
             "rope_parameters": parts.rope_keys(mixer.rope) | latent.mscale_keys(mixer),
         }
+
+    def own_keys(self, model: ModelConfig, mixers: list[Any]) -> dict[str, Any]:
+        """The keys of `interleaved` and `feedforward_types`."""
+        mixtures, _ = experts.mixtures_and_dense(model)
+        dense = next((i for i, x in enumerate(mixtures) if x is not None), model.depth)
+        return {"first_k_dense_replace": dense, "rope_interleave": mixers[0].rope.interleaved}
 
     def layer(
         self, model: ModelConfig, index: int, mixer: MixerConfig, feedforward: FeedForwardConfig
@@ -84,3 +107,64 @@ class DeepSeekV3(Family):
         if isinstance(feedforward, MoEConfig):
             return found + experts.expert_rules(feedforward, shared="shared_experts")
         return found + parts.gated_rules(feedforward)
+
+
+class DeepSeekV32(DeepSeekV3):
+    """As DeepSeek-V3, with an indexer that chooses the tokens each layer attends to."""
+
+    architecture: ClassVar[str] = "DeepseekV32ForCausalLM"
+    model_type: ClassVar[str] = "deepseek_v32"
+    models: ClassVar[str] = "DeepSeek-V3.2 (without quantisation)"
+    ignored: ClassVar[frozenset[str]] = DeepSeekV3.ignored | {"index_loss"}
+    mixer: ClassVar[type[MLAConfig]] = DSAConfig
+    index_heads: ClassVar[int] = 64
+    index_interleaved: ClassVar[bool] = False
+
+    def attention(self, keys: Keys) -> dict[str, Any]:
+        keys.only("mlp_bias", False)
+        types = keys.list("layer_types", default=[])
+        if other := {*types} - {"indexed_attention", "full_attention"}:
+            keys.refuse("layer_types", f"has {min(other)!r}: this family has indexed_attention")
+        return super().attention(keys) | latent.indexer_settings(
+            keys, heads=self.index_heads, interleaved=self.index_interleaved
+        )
+
+    def interleaved(self, keys: Keys) -> bool:
+        keys.only("rope_interleave", True, why="the class rotates neighbours")
+        return True
+
+    def feedforward_types(self, keys: Keys, depth: int) -> list[str]:
+        return latent.feedforward_types(keys, depth, 3)
+
+    def own_keys(self, model: ModelConfig, mixers: list[Any]) -> dict[str, Any]:
+        mixtures, _ = experts.mixtures_and_dense(model)
+        return {
+            "mlp_layer_types": ["dense" if x is None else "sparse" for x in mixtures],
+            **latent.indexer_keys(mixers),
+        }
+
+
+class GlmMoeDsa(DeepSeekV32):
+    """As DeepSeek-V3.2; the indexer rotates neighbours."""
+
+    architecture: ClassVar[str] = "GlmMoeDsaForCausalLM"
+    model_type: ClassVar[str] = "glm_moe_dsa"
+    models: ClassVar[str] = "GLM-5, where each layer has an indexer of its own"
+    optional: ClassVar[tuple[str, ...]] = (*Family.optional, "model.layers.78.*")
+    heads: ClassVar[int] = 64
+    q_rank: ClassVar[int] = 2048
+    eps: ClassVar[float] = 1e-5
+    groups: ClassVar[dict[str, int]] = {"groups": 1, "top_groups": 1}
+    index_heads: ClassVar[int] = 32
+    index_interleaved: ClassVar[bool] = True
+
+    def attention(self, keys: Keys) -> dict[str, Any]:
+        shared = "hybridlm has no indexers that layers share"
+        if "shared" in keys.list("indexer_types", default=[]):
+            keys.refuse("indexer_types", f"has 'shared': {shared}")
+        if "indexer_types" not in keys:
+            keys.only("index_topk_freq", 1, why=shared)
+            if "S" in (keys.text("index_topk_pattern", None) or ""):
+                keys.refuse("index_topk_pattern", f"has 'S': {shared}")
+        keys.harmless("index_topk_freq", "index_topk_pattern", "index_skip_topk_offset")
+        return super().attention(keys)

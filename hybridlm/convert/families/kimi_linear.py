@@ -47,7 +47,7 @@ class KimiLinear(Family):
         keys.harmless("model_max_length", "rope_theta", "rope_scaling", "num_mtp_layers")
         keys.only("hidden_act", "silu", "swish", why="the convolutions are followed by silu")
         types, kda = _types(keys, depth)
-        mlps = _feedforward_types(keys, depth)
+        mlps = latent.feedforward_types(keys, depth, 1)
         mixers = {
             LINEAR: ("kda", kda),
             parts.FULL: (
@@ -162,13 +162,3 @@ def _types(keys: Keys, depth: int) -> tuple[list[str], dict[str, Any]]:
                 own.refuse("full_attn_layers", f"and kda_layers do not share out 1 to {depth}")
             default = [parts.FULL if i + 1 in full else LINEAR for i in range(depth)]
     return parts.layer_types(keys, default, (LINEAR, parts.FULL)), kda
-
-
-def _feedforward_types(keys: Keys, depth: int) -> list[str]:
-    dense = keys.integer("first_k_dense_replace", 1)
-    default = ["dense" if i < dense else "sparse" for i in range(depth)]
-    types = keys.list("mlp_layer_types", depth, default)
-    for name in types:
-        if name not in ("dense", "sparse"):
-            keys.refuse("mlp_layer_types", f"has {name!r}: this family has dense and sparse")
-    return types

@@ -54,9 +54,8 @@ class Qwen35(Family):
         """The settings of gated attention."""
         heads = parts.heads(keys, head_dim=256, kv_heads=self.kv_heads)
         rope = parts.rope(keys, fraction=0.25)
-        share, size = rope.get("fraction", 1.0), heads["head_dim"]
-        if int(share * size) != round(share * size):  # transformers rounds down
-            rope["fraction"] = (int(share * size) + 0.25) / size
+        if "fraction" in rope:  # transformers rounds down
+            rope["fraction"] = parts.rounded_down(rope["fraction"], heads["head_dim"])
         return heads | {"rope": rope, "qk_norm": "unit_offset", "output_gate": True}
 
     def feedforwards(self, keys: Keys, depth: int) -> list[tuple[str, dict[str, Any]]]:

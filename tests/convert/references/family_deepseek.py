@@ -1,8 +1,15 @@
-"""DeepSeek-V3."""
+"""DeepSeek-V3, DeepSeek-V3.2 and GLM-5."""
 
 import torch
 from cases import Draw, case, rope, sizes
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    DeepseekV32Config,
+    DeepseekV32ForCausalLM,
+    GlmMoeDsaConfig,
+    GlmMoeDsaForCausalLM,
+)
 
 
 def draw_biases(model: torch.nn.Module, draw: Draw) -> None:
@@ -49,3 +56,37 @@ def deepseek_v3(draw: Draw) -> DeepseekV3Config:
         rope_interleave=draw.random() < 0.7,
         first_k_dense_replace=draw.randint(0, 2),
     )
+
+
+def sparse(draw: Draw) -> dict:
+    """Sizes of latent attention and of its indexer.
+
+    The indexer has many heads, because keys that all heads score 0 are equal, and which of them torch
+    chooses is not said.
+    """
+    found, scaled = latent(draw), rope(draw, scaled=("yarn",))
+    if scaled["rope_type"] == "yarn" and draw.random() < 0.7:
+        scaled["mscale_all_dim"] = draw.choice((0.7, 1.0))
+    depth = found["num_hidden_layers"]
+    found["n_routed_experts"] = found.pop("num_local_experts")
+    found["q_lora_rank"] = draw.choice((6, 8))
+    if draw.random() < 0.5:
+        found["mlp_layer_types"] = [draw.choice(("dense", "sparse")) for _ in range(depth)]
+    else:
+        found["first_k_dense_replace"] = draw.randint(0, 2)
+    return found | dict(
+        rope_parameters=scaled,
+        index_n_heads=draw.choice((12, 16)),
+        index_head_dim=draw.choice((8, 10)),
+        index_topk=draw.randint(3, 15),
+    )
+
+
+@case("deepseek_v32", DeepseekV32ForCausalLM, draw_biases, exact=True)
+def deepseek_v32(draw: Draw) -> DeepseekV32Config:
+    return DeepseekV32Config(**sparse(draw))
+
+
+@case("glm_moe_dsa", GlmMoeDsaForCausalLM, draw_biases, exact=True)
+def glm_moe_dsa(draw: Draw) -> GlmMoeDsaConfig:
+    return GlmMoeDsaConfig(**sparse(draw))
