@@ -79,6 +79,12 @@ class Budget:
         """Whether a model that keeps these candidates is within the budget."""
         return self.cost(kept) <= self.limit
 
+    @property
+    def share(self) -> float:
+        """The budget as a share of the candidates: of the cost between keeping none and all, at most 1."""
+        none, full = self.cost(()), self.cost(self.layers)
+        return 1.0 if full <= none else min((self.limit - none) / (full - none), 1.0)
+
     def cut(self, order: Iterable[int]) -> Kept:
         """Walks down an order of layers, the most important first, and keeps each one that fits."""
         kept: Kept = frozenset()

@@ -157,14 +157,15 @@ class Search:
       layers: the candidates, in ascending order.
       evaluate: values of a metric by kept layers; an `Evaluations`, or a table of scores.
       metrics: the metrics by name.
-      gates: trains the joint gates; returns alpha in [0, 1] by candidate.
+      gates: trains the joint gates for a budget's share of layers; returns alpha in [0, 1] by
+        candidate.
     """
 
     depth: int
     layers: tuple[int, ...]
     evaluate: Callable[[Kept, str], Values]
     metrics: Mapping[str, Metric]
-    gates: Callable[[], Mapping[int, float]] | None = None
+    gates: Callable[[float], Mapping[int, float]] | None = None
 
     @property
     def all(self) -> Kept:

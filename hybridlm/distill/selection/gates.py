@@ -1,12 +1,17 @@
 """Joint gates (FlashMorph, arXiv 2606.30562): how much each layer's attention is needed, all at once.
 
 Both branches of every layer are frozen. One number a layer, alpha = sigmoid(z), mixes them. All
-alphas are trained together on synthetic retrieval; the mean alpha is added to the loss, so that layers
-whose attention is not needed go to their linear branch. The budget keeps the layers of the largest
-alphas. The paper's code is not public: the optimizer (Adam on z), its settings and z = 0 at the start
-are ours. A layer whose linear branch gives no number keeps alpha = 1.
+alphas are trained together on synthetic retrieval, with the loss nll + weight * sum(alpha): a layer
+goes to its linear branch if its attention is worth less than `weight` nats. The budget keeps the layers
+of the largest alphas.
+
+The paper's code is not public. Ours are the optimizer (Adam on z), its settings, z = 0 at the start, and
+the weight: unless it is given, it rises while the mean alpha is above the budget's share of layers and
+falls while it is below (dual ascent), so that the alphas end on both sides of the cut. A layer whose
+linear branch gives no number keeps alpha = 1.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -22,14 +27,27 @@ from hybridlm.distill.selection.settings import GateSettings
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
 from hybridlm.runs.json_files import read_json, write_json
+from hybridlm.settings import json_text
 
 SAVE_EVERY = 10  # steps
+ASCENT = 0.05  # nats by which the weight changes in a step, times the mean alpha's excess
+
+
+@dataclasses.dataclass
+class _Training:
+    """The state of training: the next step, logits, Adam's state and the weight of the gates."""
+
+    step: int
+    z_C: jax.Array
+    adam: Any
+    weight: float
 
 
 def train_gates(
     branch: BranchModel,
     batches: Callable[[int], Batch],
     settings: GateSettings,
+    share: float,
     *,
     dtype: jnp.dtype = jnp.float32,
     path: pathlib.Path | None = None,
@@ -40,38 +58,52 @@ def train_gates(
 
     Args:
       batches: the batch of a step (of `retrieval_batch`), a function of the step alone.
+      share: of the candidates, the budget's: the weight is adapted to it.
       path: a file that holds the training's state; training goes on from it, with the same result.
       identity: what the training depends on beside its settings; a file of another one is not used.
       report: called after each step with the step, nats per answer token and the mean alpha.
     """
-    optimizer = optax.adam(settings.gate_lr)
-    z_C = jnp.zeros(len(branch.layers), jnp.float32)
-    state, first = optimizer.init(z_C), 0
-    wanted = {"settings": vars(settings), "identity": identity}
-    if path is not None and path.is_file():
-        saved = read_json(path)
-        if saved["of"] == wanted:
-            leaves = [jnp.asarray(x, jnp.float32) for x in saved["adam"]]
-            z_C, first = jnp.asarray(saved["z"], jnp.float32), saved["step"]
-            count, mu, nu = jnp.int32(first), *leaves
-            state = (optax.ScaleByAdamState(count, mu, nu), *state[1:])
-    layers = branch.layers
-    step_of = _step(branch.model, dtype, layers, settings.gate_lr, settings.gate_weight)
+    model, layers = branch.model, branch.layers
+    of = {"settings": vars(settings), "share": share, "identity": identity}
+    of = json_text.loads(json_text.dumps(of))
+    now = _begin(len(layers), settings, path, of)
     pinned_C = np.zeros(len(layers), bool)
     if not np.isfinite(
-        _nll(branch.model, dtype, layers)(branch.params, _alpha(z_C, pinned_C), batches(0))
+        _nll(model, dtype, layers)(branch.params, _alpha(now.z_C, pinned_C), batches(0))
     ):
         pinned_C = _diverged(branch, batches(0), dtype)
-    for step in range(first, settings.gate_steps):
-        z_C, state, nll = step_of(branch.params, z_C, pinned_C, state, batches(step))
-        report(step, float(nll), float(_alpha(z_C, pinned_C).mean()))
-        last = step + 1 == settings.gate_steps
-        if path is not None and (last or (step + 1) % SAVE_EVERY == 0):
-            adam = [np.asarray(x).tolist() for x in (state[0].mu, state[0].nu)]
-            z = np.asarray(z_C).tolist()
-            write_json(path, {"of": wanted, "step": step + 1, "z": z, "adam": adam})
-    alpha_C = np.asarray(_alpha(z_C, pinned_C), np.float64)
-    return dict(zip(branch.layers, alpha_C.tolist(), strict=True))
+    step_of = _step(model, dtype, layers, settings.gate_lr)
+    while now.step < settings.gate_steps:
+        given = (now.z_C, pinned_C, np.float32(now.weight), now.adam, batches(now.step))
+        now.z_C, now.adam, nll = step_of(branch.params, *given)
+        mean = float(_alpha(now.z_C, pinned_C).mean())
+        if settings.gate_weight is None:
+            now.weight = max(now.weight + ASCENT * (mean - share), 0.0)
+        report(now.step, float(nll), mean)
+        now.step += 1
+        if path is not None and (now.step == settings.gate_steps or now.step % SAVE_EVERY == 0):
+            _save(now, path, of)
+    alpha_C = np.asarray(_alpha(now.z_C, pinned_C), np.float64)
+    return dict(zip(layers, alpha_C.tolist(), strict=True))
+
+
+def _begin(count: int, settings: GateSettings, path: pathlib.Path | None, of: Any) -> _Training:
+    """The state of the file, or the one before the first step."""
+    z_C = jnp.zeros(count, jnp.float32)
+    adam = optax.adam(settings.gate_lr).init(z_C)
+    if path is not None and path.is_file():
+        saved = read_json(path)
+        if saved["of"] == of:
+            z_C, mu, nu = (jnp.asarray(saved[n], jnp.float32) for n in ("z", "mu", "nu"))
+            adam = (optax.ScaleByAdamState(jnp.int32(saved["step"]), mu, nu), *adam[1:])
+            return _Training(saved["step"], z_C, adam, saved["weight"])
+    return _Training(0, z_C, adam, settings.gate_weight or 0.0)
+
+
+def _save(now: _Training, path: pathlib.Path, of: Any) -> None:
+    arrays = {"z": now.z_C, "mu": now.adam[0].mu, "nu": now.adam[0].nu}
+    lists = {name: np.asarray(x).tolist() for name, x in arrays.items()}
+    write_json(path, {"of": of, "step": now.step, "weight": now.weight, **lists})
 
 
 def _alpha(z_C: jax.Array, pinned_C: jax.Array) -> jax.Array:
@@ -98,19 +130,17 @@ def _nll(model: Model, dtype: jnp.dtype, layers: tuple[int, ...]) -> Any:
 
 
 @per_model
-def _step(
-    model: Model, dtype: jnp.dtype, layers: tuple[int, ...], rate: float, weight: float
-) -> Any:
+def _step(model: Model, dtype: jnp.dtype, layers: tuple[int, ...], rate: float) -> Any:
     optimizer = optax.adam(rate)
 
-    def loss(z_C: jax.Array, pinned_C: jax.Array, params: Params, batch: Any) -> Any:
+    def loss(z_C: jax.Array, pinned_C: jax.Array, weight: jax.Array, params: Params, batch: Any):
         alpha_C = _alpha(z_C, pinned_C)
         nll = _nll(model, dtype, layers)(params, alpha_C, batch)
-        return nll + weight * jnp.mean(alpha_C), nll
+        return nll + weight * jnp.sum(alpha_C), nll
 
     @jax.jit
-    def run(params: Params, z_C: jax.Array, pinned_C: jax.Array, state: Any, batch: Any) -> Any:
-        gradient, nll = jax.grad(loss, has_aux=True)(z_C, pinned_C, params, batch)
+    def run(params: Params, z_C: Any, pinned_C: Any, weight: Any, state: Any, batch: Any) -> Any:
+        gradient, nll = jax.grad(loss, has_aux=True)(z_C, pinned_C, weight, params, batch)
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(z_C, updates), state, nll
 

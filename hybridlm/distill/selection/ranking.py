@@ -75,7 +75,7 @@ def _kl_once(search: Search, budget: Budget, settings: SelectorSettings) -> Sele
 def _gates(search: Search, budget: Budget, settings: SelectorSettings) -> Selection:
     if search.gates is None:
         raise UserError("gates are trained on a teacher and a student: a table of scores has none")
-    return cut("gates", search.gates(), budget)
+    return cut("gates", search.gates(budget.share), budget)
 
 
 def _uniform(search: Search, budget: Budget, settings: SelectorSettings) -> Selection:
@@ -172,8 +172,8 @@ KL_ONCE = Selector(
 GATES = Selector(
     "gates",
     "gates between both mixers of every layer, trained together on synthetic retrieval",
-    "alpha of every layer, with all weights frozen and the mean alpha added to the loss; the largest"
-    " kept; arXiv 2606.30562 (FlashMorph)",
+    "alpha of every layer, with all weights frozen and the sum of alphas in the loss, weighted so that"
+    " their mean nears the budget's share; the largest kept; arXiv 2606.30562 (FlashMorph)",
     _gates,
 )
 UNIFORM = Selector(

@@ -1,6 +1,6 @@
 """A search on a teacher and a student: selectors, their table, the retrieval map, the chosen models.
 
-A folder `out` holds `evaluations.jsonl` (the table), `gates.json` (the training of gates),
+A folder `out` holds `evaluations.jsonl` (the table), `gates_SHARE.json` (the training of gates for a budget),
 `selections.json` and a model folder for each method. The same search started again, also after a kill,
 repeats no evaluation.
 """
@@ -33,7 +33,7 @@ from hybridlm.settings import json_text
 from hybridlm.settings.plain import to_dict
 from hybridlm.settings.registry import choose
 
-TABLE, GATES, RESULT = "evaluations.jsonl", "gates.json", "selections.json"
+TABLE, GATES, RESULT = "evaluations.jsonl", "gates_{:.4f}.json", "selections.json"
 _ANSWER_ROWS = 32  # rows of answers in a batch of gate training: one shape, one program
 Report = Callable[[str], None]
 
@@ -127,18 +127,22 @@ class LayerSearch:
                 f"--keep is {settings.keep}, and {len(self.branch.layers)} layers are replaced in the"
                 " student"
             )
+        wrong = [n for n in settings.curve if n > len(self.branch.layers)]
+        if wrong:
+            raise UserError(
+                f"--curve has {wrong[0]}, and {len(self.branch.layers)} layers are replaced in the"
+                " student"
+            )
         metrics = [selector.metric, *(m for s in self.chosen for m in s.reads(selector))]
         self.measures = Measures(self.branch, source, settings, metrics)
-        models = {
-            "teacher": checkpoint.digest(teacher.params),
-            "student": checkpoint.digest(student.params),
-        }
+        models = {"teacher": _identity(teacher), "student": _identity(student)}
         self._identity = models | self.measures.identity()
         self.table = Evaluations(self._measure, out / TABLE, self._identity)
         self.search = Search(
             teacher.config.depth, self.branch.layers, self.table, METRICS, self._trained_gates
         )
         self._report: Report = lambda line: None
+        self._gates: dict[float, dict[int, float]] = {}
 
     def run(self, report: Report = lambda line: None) -> list[Found]:
         """Runs every method, writes `selections.json` and the models; returns what was found.
@@ -233,15 +237,16 @@ class LayerSearch:
     def _curve(self) -> list[Point]:
         """Every method at the numbers of replaced layers of the settings, and both ends."""
         metric, layers = self.selector.metric, self.branch.layers
-        wrong = [n for n in self.settings.curve if n > len(layers)]
-        if wrong:
-            raise UserError(f"--curve has {wrong[0]}, and {len(layers)} layers are replaced")
         free = dataclasses.replace(self.selector, min_score=None, max_drop=None)
         points = []
         for method in self.chosen if self.settings.curve else ():
             for replaced in sorted({0, *self.settings.curve}):
                 budget = self.budget(len(layers) - replaced)
-                kept = method.select(self.search, budget, free).kept
+                try:
+                    kept = method.select(self.search, budget, free).kept
+                except UserError as error:  # greedy, where every further replacement diverges
+                    self._report(f"no point of {method.name} at {replaced} replaced: {error}")
+                    continue
                 values = self.table(frozenset(kept), metric)
                 points.append(Point(method.name, len(layers) - len(kept), kept, values))
         return points
@@ -297,8 +302,17 @@ class LayerSearch:
         config, context = model.config, self.settings.context
         return [mixer.state_bytes(config.width, context) for _, mixer in config.layer_mixers()]
 
-    def _trained_gates(self) -> dict[int, float]:
-        """alpha by layer, trained once in a folder."""
+    def _trained_gates(self, share: float) -> dict[int, float]:
+        """alpha by layer; each training is kept in a file of the folder."""
+        if self._gate_settings.gate_weight is not None:
+            share = 1.0  # one training for all budgets
+        if share not in self._gates:
+            self._gates[share] = self._train_gates(share)
+            shown = ", ".join(f"{i}: {a:.3f}" for i, a in self._gates[share].items())
+            self._report(f"gates for {100 * share:.0f}% of the budget's range: {shown}")
+        return self._gates[share]
+
+    def _train_gates(self, share: float) -> dict[int, float]:
         own, search = self._gate_settings, self.settings
 
         def batch(step: int) -> Batch:
@@ -315,17 +329,20 @@ class LayerSearch:
 
         identity = self._identity | {"batch": search.batch}
         with doing("training the gates"):
-            alphas = train_gates(
+            return train_gates(
                 self.branch,
                 batch,
                 own,
+                share,
                 dtype=self._dtype,
-                path=self.out / GATES,
+                path=self.out / GATES.format(share),
                 identity=identity,
             )
-        shown = ", ".join(f"{i}: {a:.3f}" for i, a in alphas.items())
-        self._report(f"gates: {shown}")
-        return alphas
+
+
+def _identity(model: OpenedModel) -> dict[str, Any]:
+    """What a model computes: its parameters and its settings, which may differ alone."""
+    return {"sha256": checkpoint.digest(model.params), "model": to_dict(model.config)}
 
 
 def _written(settings: Any) -> dict[str, Any]:

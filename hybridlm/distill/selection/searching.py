@@ -183,7 +183,7 @@ KL = Selector(
     "kl",
     "restores the layer after which the KL to the teacher is lowest, again and again",
     "all candidates replaced; each round restores the layer to softmax attention with the largest fall"
-    " of the KL; arXiv 2512.20569",
+    " of the KL; arXiv 2512.20569, without its training for each layer",
     _kl,
     lambda s: ("kl",),
 )

@@ -23,13 +23,14 @@ class GateSettings:
     Attributes:
       gate_steps: optimizer steps.
       gate_lr: Adam's learning rate of the gates' logits.
-      gate_weight: weight of the mean gate in the loss, which draws gates to 0, the student's mixers.
+      gate_weight: nats per answer token that a layer's attention must be worth to keep its gate up;
+        adapted to the budget by default.
       gate_task: the synthetic retrieval: needles in text, or MQAR over the model's vocabulary.
     """
 
     gate_steps: PositiveInt = 200
     gate_lr: PositiveFloat = 0.05
-    gate_weight: NonNegativeFloat = 0.1
+    gate_weight: NonNegativeFloat | None = None
     gate_task: Literal["needle", "mqar"] = "needle"
 
 

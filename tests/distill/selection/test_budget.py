@@ -34,6 +34,13 @@ def test_a_layer_that_does_not_fit_is_passed_over():
     assert budget.cut((0, 1, 2)) == {0, 2}
 
 
+def test_the_share_is_that_of_the_costs_between_none_and_all():
+    assert Budget.of_layers(range(8), 2).share == 0.25
+    assert Budget.of_bytes(range(2), 60, [50, 50], [10, 10], 64).share == 0.5
+    assert Budget.of_bytes(range(2), 10**6, [50, 50], [10, 10], 64).share == 1
+    assert Budget.of_bytes(range(2), 20, [5, 5], [10, 10], 64).share == 1, "attention is cheaper"
+
+
 def test_impossible_budgets_are_refused():
     with pytest.raises(UserError, match="from 0 to 4, the number of layers, not 5"):
         Budget.of_layers(range(4), 5)

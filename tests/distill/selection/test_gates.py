@@ -16,7 +16,8 @@ from hybridlm.models.params import Model
 from kernels_pallas import dispatch
 from tests.distill.subjects import teacher, with_params
 
-SETTINGS = GateSettings(gate_steps=40, gate_lr=0.2, gate_weight=0.05)
+SETTINGS = GateSettings(gate_steps=60, gate_lr=0.2)
+HALF = 0.5  # of the layers: the budget
 
 
 @pytest.fixture(autouse=True)
@@ -70,12 +71,22 @@ def found(tmp_path_factory, request):
     both, batches = planted({0, 2}, request.param)
     path = tmp_path_factory.mktemp("gates") / "gates.json"
     with dispatch.auto_means("reference"):
-        return both, batches, train_gates(both, batches, SETTINGS, path=path), path
+        return both, batches, train_gates(both, batches, SETTINGS, HALF, path=path), path
 
 
 def test_gates_recover_a_planted_set_of_needed_layers(found):
     alphas = found[2]
     assert min(alphas[0], alphas[2]) > 0.8 and max(alphas[1], alphas[3]) < 0.2, alphas
+
+
+def test_a_fixed_weight_is_the_nats_that_a_layer_must_be_worth(found):
+    both, batches, _, _ = found
+    little, much = (
+        train_gates(both, batches, dataclasses.replace(SETTINGS, gate_weight=w), HALF)
+        for w in (0.01, 100.0)
+    )
+    assert min(little[0], little[2]) > 0.8 and max(little[1], little[3]) < 0.8
+    assert max(much.values()) < 0.1
 
 
 def test_training_that_was_stopped_gives_the_same_bits(found, tmp_path):
@@ -88,14 +99,14 @@ def test_training_that_was_stopped_gives_the_same_bits(found, tmp_path):
         return batches(step)
 
     with pytest.raises(KeyboardInterrupt):
-        train_gates(both, stopping, SETTINGS, path=path)
-    again = train_gates(both, lambda s: asked.append(s) or batches(s), SETTINGS, path=path)
+        train_gates(both, stopping, SETTINGS, HALF, path=path)
+    again = train_gates(both, lambda s: asked.append(s) or batches(s), SETTINGS, HALF, path=path)
     assert again == alphas and min(asked[1:]) == 10, "it goes on from the last saved step"
 
 
 def test_finished_training_makes_no_step(found):
     both, _, alphas, path = found
-    assert train_gates(both, lambda step: found[1](step), SETTINGS, path=path) == alphas
+    assert train_gates(both, found[1], SETTINGS, HALF, path=path) == alphas
 
 
 def test_a_layer_that_diverges_keeps_its_attention(found):
@@ -104,7 +115,8 @@ def test_a_layer_that_diverges_keeps_its_attention(found):
     ((_, block),) = params["unit"].items()
     kernel = block["mixer"]["student"]["out"]["kernel"]
     block["mixer"]["student"]["out"]["kernel"] = kernel.at[1].set(np.nan)
-    damaged = train_gates(dataclasses.replace(both, params=params), batches, SETTINGS)
+    broken = dataclasses.replace(both, params=params)
+    damaged = train_gates(broken, batches, SETTINGS, 0.75)
     assert damaged[1] == 1 and damaged[0] > 0.8 and damaged[2] > 0.8 and damaged[3] < 0.2
 
 

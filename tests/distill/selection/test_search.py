@@ -148,9 +148,14 @@ def test_the_record_has_intervals_the_map_and_the_curve(done):
 
 def test_a_byte_budget_bounds_the_cache(models, tmp_path):
     teacher, student = (m.config.layer_mixers()[0][1].state_bytes(32, 1000) for m in models)
+    (tmp_path / "uniform.partial" / "params").mkdir(
+        parents=True
+    )  # left by a search that was killed
     made = search(models, tmp_path, methods=("uniform",), cache=2 * teacher + student)
     (found,) = made.run()
     assert len(found.selection.kept) == 2 and found.cost == 2 * teacher + student
+    assert open_model(tmp_path / "uniform").config.depth == 3
+    assert not (tmp_path / "uniform.partial").exists()
 
 
 @pytest.mark.slow
@@ -171,7 +176,7 @@ def test_every_method_runs_on_real_models(models, tmp_path):
     made = search(models, tmp_path, selector, gates, methods=methods, keep=2, length=160)
     found = made.run()
     assert [len(f.selection.kept) for f in found] == [2] * 9
-    assert (tmp_path / "gates.json").is_file()
+    assert (tmp_path / "gates_0.6667.json").is_file()
 
 
 @pytest.mark.slow
@@ -206,6 +211,10 @@ def test_tasks_of_the_evaluations_are_metrics(models, tmp_path):
 def test_other_models_or_sets_are_refused(done, models):
     with pytest.raises(RunError, match="other evaluations .samples differ"):
         search(models, done[2], methods=("uniform",), keep=1, samples=1)
+    wider = transfer(models[0], dict(kind="attention", window=3)).student  # the same parameters
+    wider = dataclasses.replace(wider, data=models[1].data)
+    with pytest.raises(RunError, match="other evaluations .student differ"):
+        search((models[0], wider), done[2], methods=("uniform",), keep=1)
 
 
 def test_bad_settings_are_refused(models, tmp_path):
@@ -213,6 +222,7 @@ def test_bad_settings_are_refused(models, tmp_path):
         (dict(methods=("halo",)), "halo needs a budget: give --keep"),
         (dict(methods=("best",), keep=1), "--methods 'best' is unknown"),
         (dict(methods=("uniform",), keep=4), "--keep is 4, and 3 layers are replaced"),
+        (dict(methods=("uniform",), keep=1, curve=(4,)), "--curve has 4, and 3 layers"),
         (dict(methods=("uniform",), cache=10), "the budget is 10 bytes of cache at 1,000 tokens"),
         (dict(methods=("uniform",), keep=1, samples=10**6), "take fewer --samples or --sets"),
     )
