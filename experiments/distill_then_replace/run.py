@@ -30,6 +30,8 @@ def main() -> int:
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--mixers", default=",".join(MIXERS))
     parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--minutes", type=float, default=60, help="begin no arm after this time")
     given = parser.parse_args()
     begun = time.monotonic()
@@ -52,11 +54,13 @@ def _arm(given: argparse.Namespace, mixer: str, start: str, text: pathlib.Path) 
         shutil.rmtree(student, ignore_errors=True)
         words = ["--mixer", mixer, "--settings", json.dumps(MIXERS[mixer]), "--out", str(student)]
         if start == "calibrated":
-            words += ["--calibrate", str(text), "--calibration_tokens", "4096"]
-            words += ["--calibration_length", "256", "--calibration_steps", "8"]
+            tokens = str(16 * given.length)
+            words += ["--calibrate", str(text), "--calibration_tokens", tokens]
+            words += ["--calibration_length", str(given.length), "--calibration_steps", "8"]
         words += ["--fresh"] if start == "fresh" else []
         _call("distill", "transfer", given.teacher, *words)
     arg = f"student={student},teacher={given.teacher},steps={given.steps}"
+    arg += f",length={given.length},batch={given.batch}"
     _call("train", "--config", f"{RECIPE}:{arg}", "--workdir", str(run))
     records = metrics.read(run / metrics.FILE)
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -1,13 +1,13 @@
 """The cost of a run of a config; uses no device."""
 
+import dataclasses
 from typing import Any
 
-from hybridlm.models.accounting import train_flops_per_token
 from hybridlm.models.params import Model
 from hybridlm.train.memory import MemoryEstimate, estimate_memory
 from hybridlm.train.optimizer import optimizer_of
 from hybridlm.train.settings import Config
-from hybridlm.train.setup import resolve
+from hybridlm.train.setup import costs, resolve
 
 
 def cost(config: Config) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def cost(config: Config) -> dict[str, Any]:
         "parameters_without_embedding": model.count(embeddings=False),
         "steps": config.train.steps,
         "tokens": tokens,
-        "flops": train_flops_per_token(model, config.data.seq_len) * tokens,
+        "flops": costs(config, model)[0] * tokens,
         "memory_bytes": memory(config, model).total,
     }
 
@@ -28,7 +28,7 @@ def cost(config: Config) -> dict[str, Any]:
 def memory(config: Config, model: Model) -> MemoryEstimate:
     """Estimated memory of training `model`, in bytes by purpose."""
     trainable, optimizer = optimizer_of(config.optimizer, model)
-    return estimate_memory(
+    needed = estimate_memory(
         model,
         optimizer,
         config.tokens_per_step // config.train.accumulate,
@@ -37,3 +37,10 @@ def memory(config: Config, model: Model) -> MemoryEstimate:
         trainable,
         config.train.ema_decay is not None,
     )
+    if config.teacher is None:
+        return needed
+    needed = dataclasses.replace(needed, teacher=4 * Model.of(config.teacher.model).count())
+    if config.teacher.objective == "kl":
+        return needed
+    # Blockwise distillation holds the activations of one layer.
+    return dataclasses.replace(needed, activations=needed.activations // config.model.depth)

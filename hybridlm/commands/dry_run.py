@@ -2,7 +2,7 @@
 
 from hybridlm.analysis.cost import memory
 from hybridlm.commands import parameters
-from hybridlm.models.accounting import active_parameters, layer_table, train_flops_per_token
+from hybridlm.models.accounting import active_parameters, layer_table
 from hybridlm.models.params import Model
 from hybridlm.models.trainable import Trainable
 from hybridlm.settings import json_text
@@ -10,6 +10,7 @@ from hybridlm.settings.plain import to_dict
 from hybridlm.train.init_plan import make_plan
 from hybridlm.train.ready import check_ready
 from hybridlm.train.settings import Config
+from hybridlm.train.setup import costs
 
 
 def describe(config: Config, show_config: bool = False) -> str:
@@ -22,7 +23,7 @@ def describe(config: Config, show_config: bool = False) -> str:
     begins = [] if config.init is None else [make_plan(config, tokenizer).describe()]
     model = Model.of(config.model)
     seq_len = config.data.seq_len
-    flops = train_flops_per_token(model, seq_len)
+    flops, _ = costs(config, model)
     tokens = config.tokens_per_step * config.train.steps
     needed = memory(config, model)
     lines = [json_text.dumps(to_dict(config), indent=2), ""] if show_config else []
@@ -54,7 +55,8 @@ def describe(config: Config, show_config: bool = False) -> str:
         f"memory, estimated   {_size(needed.total)}: parameters {_size(needed.parameters)},"
         f" gradients {_size(needed.gradients)}, optimizer {_size(needed.optimizer)},"
         f" activations {_size(needed.activations)}"
-        + (f", moving average {_size(needed.ema)}" if needed.ema else ""),
+        + (f", moving average {_size(needed.ema)}" if needed.ema else "")
+        + (f", teacher {_size(needed.teacher)}" if needed.teacher else ""),
     ]
     if partial := config.model.layout.partial_unit:
         lines.append(f"depth {config.model.depth:<14}{partial}")

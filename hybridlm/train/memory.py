@@ -12,17 +12,18 @@ from hybridlm.models.trainable import Trainable
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of the whole job, summed over devices; `ema` is the moving average."""
+    """Bytes of the whole job, summed over devices; `ema` is the moving average, `teacher` its parameters."""
 
     parameters: int
     gradients: int
     optimizer: int
     activations: int
     ema: int = 0
+    teacher: int = 0
 
     @property
     def total(self) -> int:
-        return self.parameters + self.gradients + self.optimizer + self.activations + self.ema
+        return sum(dataclasses.astuple(self))
 
 
 def estimate_memory(

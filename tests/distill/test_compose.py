@@ -41,6 +41,7 @@ def test_all_of_one_is_the_one(models):
         )
 
 
+@pytest.mark.slow
 def test_mixers_of_one_name_get_a_number():
     ours = teacher()
     theirs = transfer(ours, dict(kind="attention", window=3)).student
@@ -48,6 +49,7 @@ def test_mixers_of_one_name_get_a_number():
     assert [m.window for _, m in config.layer_mixers()] == [3, None, 3, 3]
 
 
+@pytest.mark.slow
 def test_a_composed_model_is_saved_and_opened(models, tmp_path):
     model = composed(*models, {2})
     save_model(model, tmp_path / "m")

@@ -71,6 +71,7 @@ def test_a_teacher_of_the_same_mixers_is_refused(folder):
         setup.resolve(given)
 
 
+@pytest.mark.slow
 def test_an_architecture_stands_for_a_teacher_that_is_not_there(folder):
     """As for compiling ahead of time."""
     there, _ = setup.resolve(config(folder))
