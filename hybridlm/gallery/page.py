@@ -119,6 +119,7 @@ def _fields(sheet: Sheet) -> list[tuple[str, str, float | None]]:
         ("parameters", numbers.count(sheet.parameters), sheet.parameters),
         ("active parameters", numbers.count(sheet.active), sheet.active),
         ("published", words.published(facts), None),
+        ("decoder", words.decoder(sheet), None),
         ("layers", str(config.depth), config.depth),
         ("mixers", words.mix(sheet), None),
         ("attention", words.attention_kinds(sheet), None),

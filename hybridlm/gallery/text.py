@@ -17,6 +17,7 @@ def show(sheet: Sheet) -> str:
         "source": f"{facts.source}; weights {facts.upstream}",
         "parameters": _parameters(sheet),
         "published": words.published(facts),
+        "decoder": words.decoder(sheet),
         "layers": f"{config.depth}: {words.mix(sheet)}",
         "width": f"{config.width:,}",
         "vocabulary": f"{config.vocab_size:,}, head {_head(sheet)}",

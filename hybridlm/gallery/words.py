@@ -207,6 +207,18 @@ def notes(facts: Facts) -> list[str]:
     ]
 
 
+def decoder(sheet: Sheet) -> str:
+    """Whether tokens go to experts, and what carries them: "sparse hybrid", "dense transformer"."""
+    attends = {
+        mixer.reach(2**20) is not None
+        for mixer in _branches(sheet)
+        if not isinstance(mixer, NoMixerConfig)
+    }
+    kind = "hybrid" if len(attends) > 1 else "transformer" if attends == {True} else "recurrent"
+    experts = any(isinstance(layer.feedforward, MoEConfig) for layer in sheet.kinds)
+    return f"{'sparse' if experts else 'dense'} {kind}"
+
+
 def mix(sheet: Sheet) -> str:
     """The layers by mixer: "36 Gated DeltaNet + 12 GQA"; feed-forward layers of their own too."""
     counts: dict[str, int] = {}

@@ -31,7 +31,11 @@ def test_the_drawings_are_up_to_date():
     assert {f.name: f.read_text("utf-8") for f in folder.glob("*.svg")} == drawn, WRITE
 
 
-@pytest.mark.parametrize("spans", [dict(window=panels.SPAN), dict(chunk=panels.CHUNK)], ids=str)
+@pytest.mark.parametrize(
+    "spans",
+    [dict(window=panels.SPAN), pytest.param(dict(chunk=panels.CHUNK), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_a_query_depends_on_the_keys_that_its_picture_fills(spans):
     """The gradient of each output says which tokens it depends on."""
     config = read_mixer(dict(kind="attention", heads=2, head_dim=4, **spans), "mixer")

@@ -143,6 +143,9 @@ def check_use(tab: Tab, models: list[dict], all_sheets: bool) -> None:
         assert tab.run("document.querySelectorAll('#body svg.drawing').length") == 1
         assert tab.too_wide() == []
         tab.press("#close")
+    tab.go(f"model={models[0]['name']}")
+    tab.tab.send("Input.dispatchKeyEvent", type="keyDown", key="Escape", windowsVirtualKeyCode=27)
+    assert tab.heading() is None
     first, second, *_ = tab.shown()
     for name in (first, second):
         tab.press(f"#models tr[data-name={name}] input")

@@ -1,0 +1,47 @@
+"""Words about a model follow from its config."""
+
+import pytest
+
+from hybridlm.gallery import words
+from tests.gallery.sheets import sheet_of
+
+pytestmark = pytest.mark.xdist_group("gallery")  # they share the sheets
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder", "mix", "positions", "attention"),
+    [
+        ("llama_3_8b", "dense transformer", "32 GQA", "RoPE 500,000", "GQA"),
+        ("mamba2_2_7b", "dense recurrent", "64 Mamba-2", "none", "none"),
+        (
+            "gemma_3_27b",
+            "dense transformer",
+            "52 GQA, window 1,024 + 10 GQA",
+            "RoPE 10,000 and RoPE 1,000,000 scaled x8",
+            "GQA",
+        ),
+        (
+            "kimi_linear_48b_a3b",
+            "sparse hybrid",
+            "20 Kimi Delta Attention + 7 MLA, NoPE",
+            "NoPE",
+            "MLA",
+        ),
+        ("falcon_h1_7b", "dense hybrid", "44 GQA beside Mamba-2", "RoPE 100,000,000,000", "GQA"),
+        ("olmo_3_7b", "dense transformer", "24 MHA, window 4,096 + 8 MHA", None, "MHA"),
+        ("recurrentgemma_2b", "dense hybrid", "18 RG-LRU + 8 MQA, window 2,048", None, "MQA"),
+    ],
+)
+def test_a_model_in_a_few_words(name, decoder, mix, positions, attention):
+    sheet = sheet_of(name)
+    assert words.decoder(sheet) == decoder
+    assert words.mix(sheet) == mix
+    assert words.attention_kinds(sheet) == attention
+    assert positions is None or words.all_positions(sheet) == positions
+
+
+def test_norms_that_differ_by_layer_are_named_by_layer():
+    assert words.norms(sheet_of("olmo_hybrid_7b")) == (
+        "RMSNorm, after each half of a layer in full, before each half of a layer in gdn;"
+        " queries and keys over all heads too"
+    )
