@@ -76,7 +76,6 @@ QUICK = (
     "gated_recurrence",
     "gated_linear, channel",
     "delta_rule, head",
-    "selective_scan",
 )
 ALL = "cases.CASES"
 

@@ -60,7 +60,9 @@ def test_mamba1_initial_values():
     assert np.all(mixer.skip[...] == 1) and not np.any(mixer.conv.bias[...])
 
 
-@pytest.mark.parametrize("norm", ["none", "rmsnorm", "unscaled"])
+@pytest.mark.parametrize(
+    "norm", ["rmsnorm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("none", "unscaled"))]
+)
 def test_mamba1_equals_its_recurrence(norm):
     """Algorithm 2 of the paper, in numpy loops over tokens."""
     settings = dict(inner=6, state_dim=5, dt_rank=3, norm_eps=0.1)

@@ -26,7 +26,13 @@ def apply(config, params, x_BTD, norm_eps):
     return nnx.merge(graph, abstract)(x_BTD, context)
 
 
-@pytest.mark.parametrize("name", MAPPINGS)
+#: jamba_mamba_mixer has what these have.
+SLOW = ("mamba_mixer", "falcon_mamba_mixer")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in MAPPINGS]
+)
 def test_mixer_equals_oracle(name, fixtures):
     fixture = comparison.Fixture.load(fixtures, name)
     norm_eps = fixture.settings.get("norm_eps", 1e-6)
