@@ -6,6 +6,7 @@ its sharding; `decay`, whether weight decay applies; and `muon`, whether Muon ma
 matrix of a hidden layer). `decay` and `muon` are False by default.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -13,11 +14,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.norms import along_last
+from hybridlm.parallel import gradients
 
 
-@jax.custom_vjp
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(
+    x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None] = (None, None)
+) -> jax.Array:
     """x (..., I) times kernel (I, O), in x's dtype; the kernel's gradient is summed in float32.
+
+    `axes` are the logical names of the kernel's dimensions: on a mesh, devices sum its gradient over
+    their tokens and each keeps its shard (`hybridlm.parallel.gradients`).
 
     A custom backward pass makes the product over tokens transpose its narrower factor. On a CPU,
     XLA writes the transposed factor with strided stores, which for the hidden activations of an MLP
@@ -26,20 +33,24 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return x @ kernel.astype(x.dtype)
 
 
-def _matmul_forward(x, kernel):
-    return matmul(x, kernel), (x, kernel)
+def _matmul_forward(x, kernel, axes):
+    return matmul(x, kernel, axes), (x, kernel)
 
 
-def _matmul_backward(residuals, dy):
+def _matmul_backward(axes, residuals, dy):
     x, kernel = residuals
     tokens = tuple(range(x.ndim - 1))
-    wide_in = x.shape[-1] > dy.shape[-1]
-    narrow, wide = (dy, x) if wide_in else (x, dy)
-    d_kernel = jax.lax.dot_general(
-        narrow, wide, ((tokens, tokens), ((), ())), preferred_element_type=kernel.dtype
-    )
-    if wide_in:  # the barrier keeps XLA from folding this transpose back into the product
-        d_kernel = jax.lax.optimization_barrier(d_kernel).T
+
+    def kernel_gradient(x, dy):
+        wide_in = x.shape[-1] > dy.shape[-1]
+        narrow, wide = (dy, x) if wide_in else (x, dy)
+        d_kernel = jax.lax.dot_general(
+            narrow, wide, ((tokens, tokens), ((), ())), preferred_element_type=kernel.dtype
+        )
+        # the barrier keeps XLA from folding this transpose back into the product
+        return jax.lax.optimization_barrier(d_kernel).T if wide_in else d_kernel
+
+    d_kernel = gradients.over_tokens(kernel_gradient, x, dy, axes)
     return dy @ kernel.astype(x.dtype).T, d_kernel
 
 
@@ -65,11 +76,12 @@ class Linear(nnx.Module):
         muon: bool = True,
     ):
         kernel = jax.random.normal(rngs.params(), (d_in, d_out)) * (scale * d_in**-0.5)
+        self.axes = axes
         self.kernel = nnx.Param(kernel, axes=axes, decay=True, muon=muon)
         self.bias = nnx.Param(jnp.zeros(d_out), axes=axes[1:]) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = matmul(x, self.kernel[...])
+        y = matmul(x, self.kernel[...], self.axes)
         if self.bias is None:
             return y
         return y + along_last(self.bias[...], y).astype(y.dtype)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from hybridlm.models.norms import at_least_float32
 from hybridlm.models.settings import ModelConfig
+from hybridlm.parallel.gradients import gathered
 from hybridlm.parallel.ops import per_shard
 
 # The logits of a slice, in elements: as many as the head has, because each slice rewrites the head's
@@ -174,16 +175,18 @@ def cut_in_slices(head_DV: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ..
 
 
 def _sums(hidden_BTD, head_DV, targets_BT, weights_BT, *, settings):
+    head_DV = gathered(head_DV, hidden_BTD.shape[-1], hidden_BTD.dtype)
     total, nll = _summed(settings, hidden_BTD, head_DV, targets_BT, weights_BT)
     return total[None], nll[None]
 
 
 def _nll(hidden_BTD, head_DV, targets_BT, *, settings):
+    head_DV = gathered(head_DV, hidden_BTD.shape[-1], hidden_BTD.dtype)
     return _nll_and_normalizer(settings, hidden_BTD, head_DV, targets_BT)[0]
 
 
-# Each device processes its own tokens. Otherwise XLA would gather the head, and sum its gradient
-# over all devices, in every slice. The vocabulary stays split over `tensor`.
-_TOKENS = dict(hidden_BTD="BT-", head_DV="--", targets_BT="BT", weights_BT="BT")
+# Each device gathers the head once and processes its own tokens. Otherwise XLA would gather the head,
+# and sum its gradient over all devices, in every slice. The vocabulary stays split over `tensor`.
+_TOKENS = dict(hidden_BTD="BT-", head_DV="E-", targets_BT="BT", weights_BT="BT")
 _sums_by_shard = per_shard(_sums, None, _TOKENS, ("N", "N"), each_token=True)
 _nll_by_shard = per_shard(_nll, None, _TOKENS, ("BT",), each_token=True)

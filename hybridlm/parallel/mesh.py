@@ -68,9 +68,16 @@ def _by_slice(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
 
 
 def _grid(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
-    """Places neighbours in the mesh next to each other in the slice's torus where possible."""
+    """Places neighbours in the mesh next to each other in the slice's torus where possible.
+
+    The devices of a single axis stand row by row, because gradients are scattered along rows
+    (`hybridlm.parallel.gradients`); jax would place 16 chips of v5e on a ring.
+    """
     if devices[0].platform != "tpu":
         return np.array(devices).reshape(shape)
+    if max(shape) == len(devices):
+        in_rows = sorted(devices, key=lambda device: (*device.coords, device.core_on_chip))
+        return np.array(in_rows).reshape(shape)
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 

@@ -28,12 +28,13 @@ from kernels_pallas import indexed as indexed_op
 from kernels_pallas import linear_recurrence as recurrence_op
 from kernels_pallas import selective_scan as selective_op
 
-# A letter for each dimension of an array: B rows, T time, H heads or channels, N one entry for each
-# device that rows and time are split over, "-" a dimension that is not split.
+# A letter for each dimension of an array: B rows, T time, H heads or channels, E width of a
+# parameter, N one entry for each device that rows and time are split over, "-" not split.
 LETTERS = {
     "B": RULES["batch"],
     "T": RULES["time"],
     "H": RULES["heads"],
+    "E": RULES["embed"],
     "N": (*RULES["batch"], *RULES["time"]),
     "-": (),
 }

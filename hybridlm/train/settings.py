@@ -155,6 +155,8 @@ class TrainConfig:
       accumulate: micro-batches a step; gradients are averaged over all their tokens.
       dtype: activations and matmuls; "auto" is bfloat16 on TPU and GPU, float32 on CPU.
         Parameters, optimizer state and statistics are always float32.
+      reduce_dtype: in which the devices of a mesh send each other kernels' gradients and add them;
+        "bfloat16" halves what is sent.
       remat: what the backward pass recomputes: "none", "dots" (keeps matmul results) or "full".
       log_every: optimizer steps between two log lines; the last step has one, too.
       eval_every: optimizer steps between two evaluations; the last step has one, too.
@@ -180,6 +182,7 @@ class TrainConfig:
     steps: PositiveInt
     accumulate: PositiveInt = 1
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
     log_every: PositiveInt = 10
     eval_every: PositiveInt = 100

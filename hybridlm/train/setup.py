@@ -25,7 +25,7 @@ from hybridlm.models.accounting import (
 from hybridlm.models.dtypes import compute_dtype
 from hybridlm.models.params import Model, Params
 from hybridlm.models.trainable import Trainable
-from hybridlm.parallel import hosts
+from hybridlm.parallel import gradients, hosts
 from hybridlm.parallel import mesh as meshes
 from hybridlm.progress import doing
 from hybridlm.runs import checkpoint, metrics
@@ -184,7 +184,8 @@ def lower_step(
                 model, optimizer, config.train, config.optimizer, token_bytes_V, dtype, divergence
             )
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
-        lowered = jitted.lower(abstract, abstract_batch(config, mesh, teacher))
+        with gradients.sent_over(mesh, config.train.reduce_dtype):
+            lowered = jitted.lower(abstract, abstract_batch(config, mesh, teacher))
         options = config.train.compiler_options.of(devices[0].platform)
         return LoweredStep(
             model,
