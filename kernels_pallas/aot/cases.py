@@ -7,7 +7,7 @@ from kernels_pallas.aot.case import Case
 from kernels_pallas.aot.chips import CHIPS
 
 #: Op folders that have `CASES` in a module `cases`.
-OPS = ("attention", "linear_recurrence", "gated_linear", "delta_rule", "gated_slots")
+OPS = ("attention", "causal_conv", "linear_recurrence", "gated_linear", "delta_rule", "gated_slots")
 
 
 def by_name() -> dict[str, Case]:

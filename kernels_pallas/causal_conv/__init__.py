@@ -9,11 +9,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import dispatch, segments
-from kernels_pallas.causal_conv import chunked, reference
+from kernels_pallas.causal_conv import chunked, reference, tpu
 
 MAX_WIDTH = 8
-SUPPORT = dispatch.XLA_ONLY
-_FORMS = {"reference": reference.causal_conv, "chunked": chunked.causal_conv}
+SUPPORT = (
+    *dispatch.XLA_ONLY,
+    dispatch.Backend(
+        "tpu",
+        "pallas",
+        dict(
+            platform=("tpu",),
+            dtype=("float32", "bfloat16"),
+            channels=range(1, 1 << 16),
+            width=range(1, MAX_WIDTH + 1),
+        ),
+    ),
+)
+_FORMS = {
+    "reference": reference.causal_conv,
+    "chunked": chunked.causal_conv,
+    "tpu": tpu.causal_conv,
+}
 
 
 class ConvState(NamedTuple):
@@ -69,14 +85,15 @@ def causal_conv(
         initial_state = empty_state(batch, width, channels, x_BTD.dtype)
     if bias_D is None:
         bias_D = jnp.zeros((channels,), kernel_WD.dtype)
-    # One array of state and input: S = W - 1 + T.
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     ids_BS = jnp.concatenate([initial_state.segment_ids_BS.astype(jnp.int32), ids_BT], axis=1)
-    x_BSD = jnp.concatenate([initial_state.x_BSD.astype(x_BTD.dtype), x_BTD], axis=1)
-    y_BTD = form(x_BSD, kernel_WD, bias_D, ids_BS)
+    state_BSD = initial_state.x_BSD.astype(x_BTD.dtype)
+    y_BTD = form(x_BTD, state_BSD, kernel_WD, bias_D, ids_BS)
     if not return_state:
         return y_BTD
-    return y_BTD, ConvState(x_BSD[:, time:], ids_BS[:, time:])
+    slots = width - 1
+    last_BSD = jnp.concatenate([state_BSD, x_BTD[:, max(0, time - slots) :]], axis=1)
+    return y_BTD, ConvState(last_BSD[:, last_BSD.shape[1] - slots :], ids_BS[:, time:])
 
 
 def _check(x_BTD, kernel_WD, bias_D, segment_ids, initial_state) -> None:

@@ -6,18 +6,25 @@ Its custom_vjp saves only the inputs: autodiff would save one masked copy of x p
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas import dispatch, segments
+from kernels_pallas import dispatch
+from kernels_pallas.causal_conv.reach import reach
 
 BLOCK = 64  # tokens
 
 
+def causal_conv(x_BTD, state_BSD, kernel_WD, bias_D, segment_ids_BS):
+    """y in x's dtype; `segment_ids_BS` are those of the state and of x."""
+    # One array of state and input: S = W - 1 + T.
+    return _conv(jnp.concatenate([state_BSD, x_BTD], axis=1), kernel_WD, bias_D, segment_ids_BS)
+
+
 @jax.custom_vjp
-def causal_conv(x_BSD, kernel_WD, bias_D, segment_ids_BS):
+def _conv(x_BSD, kernel_WD, bias_D, segment_ids_BS):
     """y of the last S - (W - 1) tokens; the first W - 1 come from the state."""
     dtype = dispatch.accumulator_dtype(x_BSD, kernel_WD)
     slots = kernel_WD.shape[0] - 1
     time = x_BSD.shape[1] - slots
-    valid_BT1, reach_BT1 = _reach(segment_ids_BS, slots)
+    valid_BT1, reach_BT1 = reach(segment_ids_BS, slots)
     y_BTD = jnp.where(valid_BT1, bias_D.astype(dtype)[None, None], 0)
     for tap, kernel_D in enumerate(kernel_WD.astype(dtype)):
         x_BTD = x_BSD[:, slots - tap : slots - tap + time].astype(dtype)
@@ -26,7 +33,7 @@ def causal_conv(x_BSD, kernel_WD, bias_D, segment_ids_BS):
 
 
 def _forward(x_BSD, kernel_WD, bias_D, segment_ids_BS):
-    out = causal_conv(x_BSD, kernel_WD, bias_D, segment_ids_BS)
+    out = _conv(x_BSD, kernel_WD, bias_D, segment_ids_BS)
     return out, (x_BSD, kernel_WD, bias_D, segment_ids_BS)
 
 
@@ -34,7 +41,7 @@ def _backward(residuals, dy_BTD):
     x_BSD, kernel_WD, bias_D, segment_ids_BS = residuals
     dtype = dispatch.accumulator_dtype(x_BSD, kernel_WD)
     slots = kernel_WD.shape[0] - 1
-    valid_BT1, reach_BT1 = _reach(segment_ids_BS, slots)
+    valid_BT1, reach_BT1 = reach(segment_ids_BS, slots)
     # Used twice per tap: without the barrier XLA recomputes its producer each time.
     dy_BTD = jax.lax.optimization_barrier(dy_BTD.astype(dtype))
     # Padded once, so that each tap reads a slice: XLA does not vectorise a sum of padded taps.
@@ -55,7 +62,7 @@ def _backward(residuals, dy_BTD):
     )
 
 
-causal_conv.defvjp(_forward, _backward)
+_conv.defvjp(_forward, _backward)
 
 
 def _kernel_gradient(x_BSD, dy_BTD, reach_BT1, slots: int):
@@ -87,14 +94,3 @@ def _kernel_gradient(x_BSD, dy_BTD, reach_BT1, slots: int):
     return jnp.stack(
         [jnp.sum(a, axis=(0, 1)) + jnp.sum(b, axis=(0, 1)) for a, b in zip(sums, rest)]
     )
-
-
-def _reach(segment_ids_BS, slots: int):
-    """(valid, reach) of each token of the call: whether it is not padding, and the number of earlier
-    tokens of its document (-1 for padding)."""
-    index_BS = jax.lax.broadcasted_iota(jnp.int32, segment_ids_BS.shape, 1)
-    reach_BS = index_BS - segments.first_token_index(segment_ids_BS)
-    valid_BS = segment_ids_BS != 0
-    reach_BS = jnp.where(valid_BS, reach_BS, -1)
-    # The barrier keeps XLA from recomputing document starts for every channel.
-    return jax.lax.optimization_barrier((valid_BS[:, slots:, None], reach_BS[:, slots:, None]))

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from kernels_pallas import dispatch
 
 
-def causal_conv(x_BSD, kernel_WD, bias_D, segment_ids_BS):
-    """y of the last S - (W - 1) tokens; the first W - 1 come from the state."""
+def causal_conv(x_BTD, state_BSD, kernel_WD, bias_D, segment_ids_BS):
+    """y in x's dtype; `segment_ids_BS` are those of the state and of x."""
+    x_BSD = jnp.concatenate([state_BSD, x_BTD], axis=1)
     dtype = dispatch.accumulator_dtype(x_BSD, kernel_WD)
     width = kernel_WD.shape[0]
     kernel_WD, bias_D = kernel_WD.astype(dtype), bias_D.astype(dtype)

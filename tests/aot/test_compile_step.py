@@ -122,3 +122,14 @@ def test_the_recipe_of_1b_fits_its_slice(root, tmp_path):
     assert done.returncode == 0 and report["step"]["fits"], report["step"]
     kernels = report["step"]["kernels"]  # each chip runs them on its shard
     assert any("attention" in k for k in kernels) and any("delta_rule" in k for k in kernels)
+    # The published figures are of this code.
+    committed = json.loads((root / "benchmarks/compile_ahead.json").read_text())["hybrid_1b"]
+    assert published(report) == pytest.approx(published(committed), rel=0.05)
+
+
+def published(report):
+    """Work of a step, a number each."""
+    step = report["step"]
+    sent = {kind: c["sent"] for kind, c in step["collectives"].items() if c["sent"] > 1e7}
+    work = {name: step[name] for name in ("flops", "hbm_bytes")}
+    return work | sent | dict(temporaries=step["memory"]["temporaries"])
