@@ -36,7 +36,7 @@ def test_tap_order():
         (dict(kernel_WD=jnp.zeros((4, 2))), "kernel must have shape"),
         (dict(bias_D=jnp.zeros(2)), "bias must have shape"),
         (dict(segment_ids=jnp.ones((2, 5))), "segment_ids must be integers"),
-        (dict(impl="pallas"), "has no kernel"),
+        (dict(impl="pallas"), "lacks platform=cpu"),
         (
             dict(initial_state=ConvState(jnp.zeros((2, 4, 3)), jnp.zeros((2, 4), jnp.int32))),
             "initial_state.x_BSD must have shape",
