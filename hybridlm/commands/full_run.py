@@ -5,6 +5,7 @@ import pathlib
 import jax
 
 from hybridlm.analysis.report import write_report
+from hybridlm.errors import RunError
 from hybridlm.generation.text import Sampling, generate_text
 from hybridlm.parallel import hosts
 from hybridlm.parallel.mesh import make_mesh
@@ -50,8 +51,12 @@ def _sample(config: Config, path: pathlib.Path) -> None:
         sampling,
         seed=config.seed,
     )
-    with doing("generating the sample"):
-        text = "".join(pieces)
+    try:
+        with doing("generating the sample"):
+            text = "".join(pieces)
+    except RunError as error:  # the run is finished, and its report is still to be written
+        print(f"no sample: {error}")
+        return
     record = {"kind": "sample", "step": opened.step, "prompt": settings.prompt, "text": text}
     with growing_file(file) as local:
         writer = metrics.JsonlWriter(local)

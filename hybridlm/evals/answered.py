@@ -1,6 +1,7 @@
 """Tasks whose answer is text: each prompt is continued greedily and matched with references."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -66,7 +67,10 @@ class Answered:
     def run(
         self, opened: OpenedModel, length: int, settings: EvalSettings, prepared: SamplesByLength
     ) -> Record:
-        """Returns `accuracy`, `samples`, `by_depth` (see `_by_depth`) and `answers`."""
+        """Returns `accuracy`, `samples`, `by_depth` (see `_by_depth`) and `answers`.
+
+        Where logits are not finite, an answer is None and its score NaN.
+        """
         samples, metric = prepared[length], METRICS[self.sampler(settings).metric]
         texts = complete(
             opened.model,
@@ -77,8 +81,11 @@ class Answered:
             dtype=opened.dtype,
         )
         if self.until is not None:
-            texts = [text.split(self.until)[0] for text in texts]
-        scores = [metric(text, s.references) for text, s in zip(texts, samples)]
+            texts = [text and text.split(self.until)[0] for text in texts]
+        scores = [
+            math.nan if text is None else metric(text, s.references)
+            for text, s in zip(texts, samples)
+        ]
         answers = [
             {
                 "index": s.index,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -89,7 +90,9 @@ class Answers:
             {
                 "references": [opened.tokenizer.decode(turn.answer)],
                 "log_prob": likelihood.log_prob,
-                "score": float(likelihood.greedy),
+                "score": float(likelihood.greedy)
+                if math.isfinite(likelihood.log_prob)
+                else math.nan,
             }
             for turn, likelihood in zip(kept, found)
         ]

@@ -15,9 +15,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from hybridlm.errors import UserError
+from hybridlm.errors import RunError, UserError
 from hybridlm.evals.sample import Sample
-from hybridlm.evals.scoring import Likelihood, complete, continuation_likelihoods
+from hybridlm.evals.scoring import (
+    NOT_FINITE_SENTENCE,
+    Likelihood,
+    complete,
+    continuation_likelihoods,
+)
 from hybridlm.runs import OpenedModel, open_model
 from hybridlm.settings import json_text
 from hybridlm.storage.writing import write_text
@@ -83,7 +88,8 @@ class HarnessModel(LM):
         """Greedy continuations, each cut at the first of its `until` strings.
 
         Raises:
-          UserError: if the settings ask for sampling or beam search.
+          UserError: if the settings ask for sampling or beam search, or the model's logits are not
+            finite.
         """
         settings = [self._generation(*request.args) for request in requests]
         order = sorted(range(len(requests)), key=lambda i: (settings[i][2], len(settings[i][0])))
@@ -99,6 +105,8 @@ class HarnessModel(LM):
                 batch=self.batch,
                 dtype=self.dtype,
             )
+            if None in made:
+                raise RunError(f"{self.opened.path}: {NOT_FINITE_SENTENCE}")
             for i, text in zip(group, made):
                 ends = [text.find(stop) for stop in settings[i][1] if stop in text]
                 texts[i] = text[: min(ends)] if ends else text

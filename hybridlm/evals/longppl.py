@@ -245,7 +245,7 @@ class LongPPLTask:
             dtype=opened.dtype,
         )
         figures = result._asdict()
-        if not result.key_tokens:
+        if not result.key_tokens and not math.isnan(result.ppl):
             figures["longppl"] = None
         return {**figures, "documents": len(documents)}
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from hybridlm.errors import UserError
 from hybridlm.evals.answered import accuracy_headline
-from hybridlm.evals.scoring import likeliest
+from hybridlm.evals.scoring import NOT_FINITE, likeliest
 from hybridlm.evals.settings import EvalSettings
 from hybridlm.evals.task import Record
 from hybridlm.runs import OpenedModel
@@ -151,7 +151,8 @@ class MQARTask:
                 made.positions,
                 dtype=opened.dtype,
             )
-            right = (best_BT == made.targets) * made.loss_weights
+            right = np.where(best_BT == NOT_FINITE, np.nan, best_BT == made.targets)
+            right = np.where(made.loss_weights > 0, right * made.loss_weights, 0)
             shares += (right.sum(axis=1) / made.loss_weights.sum(axis=1)).tolist()
         shares = shares[: settings.samples]
         return {"accuracy": float(np.mean(shares)), "samples": len(shares), "pairs": pairs}

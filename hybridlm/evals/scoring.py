@@ -26,6 +26,11 @@ def string_match_any(text: str, references: Sequence[str]) -> float:
 
 
 METRICS = {"all": string_match_all, "any": string_match_any}
+NOT_FINITE = -1  # in place of a token that no finite logits choose
+NOT_FINITE_SENTENCE = (
+    "the model's logits are not finite (NaN or infinity), so this has no figure: take an earlier"
+    " checkpoint with --step"
+)
 
 
 def complete(
@@ -36,8 +41,10 @@ def complete(
     *,
     batch: int = 8,
     dtype: jnp.dtype = jnp.float32,
-) -> list[str]:
+) -> list[str | None]:
     """Greedy continuations of samples, up to `tokens_to_generate` tokens or the end of document.
+
+    None where logits on the way are not finite.
 
     Prompts of a batch are padded on the left. Padding belongs to no document, so each continuation
     is that of its prompt alone. BOS and ids past the tokenizer's vocabulary are never generated.
@@ -59,7 +66,8 @@ def complete(
         for sample, made in zip(group, np.asarray(made_BN).tolist()):
             made = made[: sample.tokens_to_generate]
             ended = made.index(tokenizer.eos_id) if tokenizer.eos_id in made else len(made)
-            texts.append(tokenizer.decode(made[:ended]))
+            broken = NOT_FINITE in made[: ended + 1]
+            texts.append(None if broken else tokenizer.decode(made[:ended]))
     return texts
 
 
@@ -109,7 +117,7 @@ def likeliest(
     *,
     dtype: jnp.dtype = jnp.float32,
 ) -> np.ndarray:
-    """The likeliest next token after each token, int32 (B, T)."""
+    """The likeliest next token after each token, int32 (B, T); NOT_FINITE where none can be told."""
     return np.asarray(_likeliest(model, dtype)(params, tokens_BT, segment_ids_BT, positions_BT))
 
 
@@ -137,6 +145,15 @@ def _left_padded(
     return tokens_BT, ids_BT, positions_BT
 
 
+def _argmax(logits: jax.Array) -> jax.Array:
+    """The likeliest token, int32 (...); NOT_FINITE where logits (..., V) hold NaN or +infinity.
+
+    -infinity is a token that is not allowed.
+    """
+    finite = jnp.max(logits, axis=-1) < jnp.inf  # false for NaN, too
+    return jnp.where(finite, jnp.argmax(logits, axis=-1), NOT_FINITE).astype(jnp.int32)
+
+
 @per_model
 def _greedy(model: Model, dtype: jnp.dtype, count: int):
 
@@ -152,7 +169,7 @@ def _greedy(model: Model, dtype: jnp.dtype, count: int):
         batch, time = tokens_BT.shape
 
         def choose(logits_BV: jax.Array) -> jax.Array:
-            return jnp.argmax(jnp.where(allowed_V, logits_BV, -jnp.inf), -1).astype(jnp.int32)
+            return _argmax(jnp.where(allowed_V, logits_BV, -jnp.inf))
 
         state = module.init_decode(batch, time + count, dtype)
         context = SequenceContext(ids_BT, positions_BT)
@@ -180,7 +197,7 @@ def _likeliest(model: Model, dtype: jnp.dtype):
         module = model.bind(params)
         context = SequenceContext(ids_BT, positions_BT)
         hidden_BTD = module.hidden(tokens_BT, context, dtype=dtype)
-        return jnp.argmax(module.logits(hidden_BTD), axis=-1).astype(jnp.int32)
+        return _argmax(module.logits(hidden_BTD))
 
     return run
 

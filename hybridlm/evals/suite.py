@@ -1,10 +1,12 @@
 """Runs the chosen evaluation tasks on a model, at each length."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from hybridlm.evals.extrapolation import extrapolated
 from hybridlm.evals.registry import TASKS, chosen_tasks
+from hybridlm.evals.scoring import NOT_FINITE_SENTENCE
 from hybridlm.evals.settings import EvalSettings, Extrapolation
 from hybridlm.evals.task import Record
 from hybridlm.models.params import Model
@@ -44,6 +46,9 @@ def run_suite(
                 record = task.run(opened, length, settings, own)
             records.append({"task": task.name, "length": length, **record})
             report(headline(records[-1]))
+            figure = record[task.figure]
+            if figure is not None and math.isnan(figure):
+                report(f"{task.name} at {length:,} tokens: {NOT_FINITE_SENTENCE}")
     return records
 
 

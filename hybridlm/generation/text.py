@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybridlm.data import Tokenizer
+from hybridlm.errors import RunError
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model, Params
 
 CHUNK = 32  # tokens per call of the decoding program, shown together
+NOT_FINITE = -1  # in place of a token that is drawn from logits with NaN or infinity
 
 
 class Sampling(NamedTuple):
@@ -68,16 +70,17 @@ def generate_tokens(
       allowed_V: bool, the tokens that may be sampled; None for all.
 
     Yields:
-      (batch, n) int32 pieces, `count` tokens in total.
+      (batch, n) int32 pieces, `count` tokens in total; NOT_FINITE where the logits were not finite.
     """
     if len(prompt) == 0:
         raise ValueError("the prompt needs at least one token: begin with the tokenizer's bos_id")
     forbidden_1V = None if allowed_V is None else jnp.asarray(~allowed_V)[None, :]
 
     def draw(logits_BV: jax.Array, key: jax.Array) -> jax.Array:
+        finite_B = jnp.all(jnp.isfinite(logits_BV), axis=-1)
         if forbidden_1V is not None:
             logits_BV = jnp.where(forbidden_1V, -jnp.inf, logits_BV)
-        return sample_token(logits_BV, key, sampling)
+        return jnp.where(finite_B, sample_token(logits_BV, key, sampling), NOT_FINITE)
 
     @jax.jit
     def prefill(params: Params, tokens_BT: jax.Array, state: Any, key: jax.Array):
@@ -125,7 +128,11 @@ def generate_text(
     *,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Continues a document that begins with `prompt`, and yields text until the document ends."""
+    """Continues a document that begins with `prompt`, and yields text until the document ends.
+
+    Raises:
+      RunError: if the model's logits are not finite.
+    """
     ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode(prompt)]).astype(np.int32)
     # Decode with the prompt: without it, a tokenizer may drop the first token's leading space.
     before = ids.tolist()
@@ -137,7 +144,13 @@ def generate_text(
     ):
         tokens = piece[0].tolist()
         ended = tokenizer.eos_id in tokens
-        made += tokens[: tokens.index(tokenizer.eos_id)] if ended else tokens
+        kept = tokens[: tokens.index(tokenizer.eos_id)] if ended else tokens
+        if NOT_FINITE in kept:
+            raise RunError(
+                "the model's logits are not finite (NaN or infinity), so that no text can be sampled:"
+                " take an earlier checkpoint with --step"
+            )
+        made += kept
         text = tokenizer.decode(before + made)
         # An incomplete UTF-8 character at the end is held back until its last byte.
         whole = text if ended else text.rstrip("\ufffd")

@@ -1,6 +1,7 @@
 """Likelihood and accuracy of given answers, with or without restricted layers."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -60,10 +61,13 @@ def answers(
     nll, right, asked, other, others = (np.concatenate(xs)[: len(prompts)] for xs in zip(*parts))
     tokens, any_asked = max(int(asked.sum()), 1), asked.any(axis=1)
     every = (right | ~asked).all(axis=1)[any_asked]
+    mean_nll = float(nll[asked].sum() / tokens)
+    # The likeliest of logits that are not finite is no answer.
+    known = 1.0 if math.isfinite(mean_nll) else math.nan
     return Answers(
-        float(nll[asked].sum() / tokens),
-        float((right & asked).sum() / tokens),
-        float(every.mean()) if len(every) else 0.0,
+        mean_nll,
+        known * float((right & asked).sum() / tokens),
+        known * (float(every.mean()) if len(every) else 0.0),
         float(other.sum() / max(int(others.sum()), 1)),
     )
 

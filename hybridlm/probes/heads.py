@@ -214,7 +214,7 @@ def _entropies(view: View):
     p_BHQT = probs_BHQT / jnp.where(total_BHQ1 > 0, total_BHQ1, 1)
     terms_BHQT = jnp.where(p_BHQT > 0, p_BHQT * jnp.log(jnp.where(p_BHQT > 0, p_BHQT, 1)), 0)
     keys_BHQ = jnp.sum(visible_BHQT, axis=-1)
-    seen_BHQ = (keys_BHQ > 0) & (total_BHQ1[..., 0] > 0)
+    seen_BHQ = (keys_BHQ > 0) & (total_BHQ1[..., 0] != 0)  # NaN is seen: it is a finding
     return -jnp.sum(terms_BHQT, axis=-1), keys_BHQ, seen_BHQ
 
 

@@ -46,6 +46,8 @@ def over_layers(
 ) -> dict[int, Any]:
     """The results of `measure` by layer, as numpy arrays over all prompts.
 
+    Floating results are NaN for prompts whose residual stream before or after the layer is not finite.
+
     Args:
       measure: maps a `View` to a pytree of arrays with a leading batch axis. It must be a
         module-level function, because compiled programs are cached by it.
@@ -73,7 +75,8 @@ def _measured(model: Model, dtype: jnp.dtype, measure: Measure, layers: tuple[in
             index: int, block: Any, x_BTD: jax.Array, y_BTD: jax.Array, context: Any
         ) -> Any:
             if wanted.intersection(stack.copies(model.config.layout, index)):
-                return measure(View(block, x_BTD, y_BTD, batch, context))
+                found = measure(View(block, x_BTD, y_BTD, batch, context))
+                return _nan_where(_broken(batch, x_BTD, y_BTD), found)
             return None
 
         _, found = module.map_layers(
@@ -82,6 +85,23 @@ def _measured(model: Model, dtype: jnp.dtype, measure: Measure, layers: tuple[in
         return [found[index] for index in layers]
 
     return run
+
+
+def _broken(batch: Batch, *streams_BTD: jax.Array) -> jax.Array:
+    """(B,): whether a token of the prompt, padding apart, is not finite in one of the streams."""
+    bad_BT = sum(jnp.any(~jnp.isfinite(x), axis=-1) for x in streams_BTD) > 0
+    return jnp.any(bad_BT & (batch.segment_ids_BT != 0), axis=1)
+
+
+def _nan_where(broken_B: jax.Array, tree: Any) -> Any:
+    """NaN for the prompts' figures, so that what a mask or an argmax makes of NaN is no finding."""
+
+    def one(x_B: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(x_B.dtype, jnp.floating):
+            return x_B
+        return jnp.where(broken_B.reshape(-1, *[1] * (x_B.ndim - 1)), jnp.nan, x_B)
+
+    return jax.tree.map(one, tree)
 
 
 def map_mixers(model: Model, function: Callable[[Mixer], Any]) -> tuple[Any, ...]:

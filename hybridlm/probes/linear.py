@@ -1,6 +1,7 @@
 """How well a linear classifier predicts the needle's class from each layer's residual stream."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -79,6 +80,10 @@ def layer_probing(
     names, entries, before = mixer_names(model), [], chance
     for layer, x_ND in found.items():
         x_ND = np.asarray(x_ND, np.float64)
+        if not np.isfinite(x_ND).all():
+            before = math.nan
+            entries.append(LayerAccuracy(layer, names[layer], before, before, chance, before))
+            continue
         mean_D, deviation_D = x_ND[train].mean(0), x_ND[train].std(0)
         x_ND = (x_ND - mean_D) / np.where(deviation_D > 0, deviation_D, 1)
         fit = fit_logistic(x_ND[train], labels_N[train])

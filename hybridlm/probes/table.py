@@ -1,11 +1,13 @@
 """The result of a probe: rows of one dataclass, with the probe's name, definition and source."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 Record = dict[str, Any]
 FILE = "probes.jsonl"
+NOT_FINITE = "the model is not finite (NaN or infinity) on these prompts"
 
 
 class Head(NamedTuple):
@@ -48,9 +50,15 @@ class Table[RowT]:
         """The entries as lines of `probes.jsonl`: `kind` is the probe's name."""
         return [{"kind": self.probe, "step": step, **row} for row in self.rows()]
 
+    def broken(self) -> int:
+        """The number of entries whose main figure, the first that is a float, is not finite."""
+        return sum(not math.isfinite(_main_figure(entry)) for entry in self.entries)
+
     def text(self) -> str:
         """The table for a terminal: the definition, a header and a line for each entry."""
         lines = [f"{self.probe}: {self.definition}"]
+        if broken := self.broken():
+            lines.append(f"({broken} of {len(self)} entries have no figure: {NOT_FINITE})")
         if not self.entries:
             return "\n".join([*lines, "(nothing to measure in this model)"])
         names = [field.name for field in dataclasses.fields(self.entries[0])]
@@ -59,6 +67,10 @@ class Table[RowT]:
         for row in (names, *cells):
             lines.append("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
         return "\n".join(lines)
+
+
+def _main_figure(entry: Any) -> float:
+    return next(value for value in vars(entry).values() if isinstance(value, float))
 
 
 def _cell(value: Any) -> str:

@@ -15,7 +15,7 @@ from hybridlm.parallel.settings import MeshConfig
 from hybridlm.probes import registry
 from hybridlm.probes.needles import needle_prompts
 from hybridlm.probes.settings import ProbesConfig
-from hybridlm.probes.table import FILE, Table
+from hybridlm.probes.table import FILE, NOT_FINITE, Table
 from hybridlm.runs import metrics
 from hybridlm.train import setup
 from hybridlm.train.loop import Callback, NoCallback
@@ -86,6 +86,8 @@ class LiveProbes:
         return [list(probe.run(self, step, params)) for probe in self.probes]
 
     def _headline(self, tables: list[list[Table[Any]]]) -> str:
+        if any(table.broken() for found in tables for table in found):
+            return NOT_FINITE
         parts = [part for probe, found in zip(self.probes, tables) for part in probe.live(found)]
         return ", ".join(parts) or "nothing to measure in this model"
 

@@ -110,3 +110,16 @@ def test_the_table_has_a_row_per_task_and_a_column_per_length():
         "vt        100.0     25.0",
         "needle      0.0         ",
     ]
+
+
+def test_a_model_that_is_not_finite_completes_nothing(tiny):
+    """Neither is token 0, which argmax makes of NaN, an answer."""
+    model, params = tiny
+    broken = {**params, "embedding": np.full_like(params["embedding"], np.nan)}
+    prompts = [np.concatenate([[256], np.arange(97, 97 + n)]) for n in (3, 17, 30)]
+    made = scoring.complete(
+        model, broken, ByteTokenizer(), [sample(p, 12, 48) for p in prompts], batch=3
+    )
+    assert made == [None] * 3
+    (found,) = scoring.continuation_likelihoods(model, broken, [(prompts[0], prompts[1])])
+    assert np.isnan(found.log_prob)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlm.errors import UserError
+from hybridlm.data.tokenizers import ByteTokenizer
+from hybridlm.errors import RunError, UserError
 from hybridlm.generation.settings import GenerateSettings
 from hybridlm.generation.text import (
     Sampling,
@@ -140,3 +141,10 @@ def test_the_continuation_keeps_its_first_space():
     text = "".join(generate_text(model, params, Words(), "5 7", 6, Sampling(temperature=0)))
     assert text.startswith(" ") and len(text.split()) <= 6
     assert Words().encode("5 7" + text)[1] == 7
+
+
+def test_a_model_that_is_not_finite_writes_one_sentence_and_no_text():
+    model, params = small.make(small.model_config("rec", vocab_size=264))
+    broken = {**params, "embedding": np.full_like(params["embedding"], np.nan)}
+    with pytest.raises(RunError, match="logits are not finite"):
+        list(generate_text(model, broken, ByteTokenizer(), "a", 3))
