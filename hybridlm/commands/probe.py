@@ -1,5 +1,6 @@
 """`hybridlm probe`."""
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import Any, Literal
@@ -36,7 +37,9 @@ def _run(
     from hybridlm.probes.registry import chosen_probes
     from hybridlm.probes.suite import run_probes
     from hybridlm.probes.table import FILE
-    from hybridlm.runs import metrics, open_model
+    from hybridlm.runs import open_model
+    from hybridlm.runs.metrics import JsonlWriter
+    from hybridlm.storage.mirror import growing_file
     from hybridlm.storage.writing import write_text
 
     chosen_probes(settings)  # a wrong name fails before the model is opened
@@ -44,8 +47,8 @@ def _run(
     opened = open_model(where.workdir, weights=where.weights)
     probing = run_probes(opened, settings, where.step)
     out = shared.make_folder(output.out)
-    writer, parts = metrics.JsonlWriter(out / FILE), []
-    try:
+    parts = []
+    with growing_file(out / FILE) as local, contextlib.closing(JsonlWriter(local)) as writer:
         for found in probing:
             for record in found.records():
                 writer.write(record)
@@ -53,8 +56,6 @@ def _run(
             parts += [at + _shown(table) for table in found.tables]
             at = "" if found.step is None else f" at step {found.step:,}"
             print(f"{found.probe.name}{at} is done", flush=True)
-    finally:
-        writer.close()
     text = "\n\n".join(parts)
     write_text(out / "probes.txt", text + "\n")
     print(f"\n{text}\n\nwritten to {out}")

@@ -24,6 +24,7 @@ from hybridlm.models.settings import ModelConfig
 from hybridlm.settings.json_text import parse_json
 from hybridlm.settings.reader import read_dataclass
 from hybridlm.storage import open_path
+from hybridlm.storage.local_copies import local_copy
 
 CONFIG = "config.json"
 TIED_HEAD = "lm_head.weight"
@@ -177,12 +178,14 @@ def is_checkpoint(path: pathlib.Path) -> bool:
 def open_checkpoint(path: pathlib.Path | str) -> Checkpoint:
     """Opens a folder of safetensors or a GGUF file: reads settings and shapes, and no tensor.
 
+    Of a checkpoint in a bucket, a copy on this machine is opened.
+
     Raises:
       ConvertError: if the architecture, an option or a format is not known, or a tensor is missing,
         extra or of another shape; one sentence.
     """
-    path = open_path(path)
-    why, left_out = None, []
+    given, why, left_out = open_path(path), None, []
+    path = pathlib.Path(local_copy(given))  # tensors are read out of the middle of files
     if path.suffix == gguf_file.SUFFIX:
         tensors = gguf_file.GGUFFile.open(path)
         family, config, length = read_settings(tensors.config, str(path))
@@ -201,7 +204,7 @@ def open_checkpoint(path: pathlib.Path | str) -> Checkpoint:
     tensors = Renamed.of(tensors, family, table)
     left_out += _check(path, family, model, table, tensors)
     described = wrapped.described(left_out)
-    return Checkpoint(path, family, model, tensors, table, tokenizer, length, why, described)
+    return Checkpoint(given, family, model, tensors, table, tokenizer, length, why, described)
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
