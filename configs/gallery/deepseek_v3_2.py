@@ -23,19 +23,17 @@ FACTS = dict(
     active_excludes="embedding",
     cut=True,
     unsupported=[
-        "the indexer that chooses 2,048 keys a query (here every query attends to all)",
         "the module that predicts a second token, which the 671B leave out",
     ],
-    left_out={"the indexers": 61 * (8192 * 1536 + 128 * 7168 + 256 + 64 * 7168)},
-    unconfirmed=["keys that the indexers cache, which the public tables leave out"],
 )
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "" or "smoke" (seconds, on any machine)."""
     yarn = dict(factor=40.0, length=4096, attention=1.0)
-    mla = dict(
-        kind="mla",
+    dsa = dict(
+        kind="dsa",
+        index_heads=64,
         heads=128,
         q_rank=1536,
         rope=dict(theta=10_000.0, yarn=yarn, interleaved=True),
@@ -55,9 +53,9 @@ def get_config(arg: str = "") -> ConfigDict:
         arg,
         width=7168,
         depth=61,
-        prefix="mla*3",
-        pattern="mla+moe",
-        mixers=dict(mla=mla),
+        prefix="dsa*3",
+        pattern="dsa+moe",
+        mixers=dict(dsa=dsa),
         mlp=dict(kind="swiglu", hidden=18432),
         feedforwards=dict(moe=moe),
         vocab_size=129_280,

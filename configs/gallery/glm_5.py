@@ -20,21 +20,18 @@ FACTS = dict(
     active="40B",
     active_excludes="embedding and head",
     unsupported=[
-        "the indexer that chooses 2,048 keys a query (here every query attends to all)",
         "the module that predicts further tokens",
     ],
-    left_out={"the indexers": 78 * (4096 * 2048 + 128 * 6144 + 256 + 32 * 6144)},
-    unconfirmed=[
-        "the base of RoPE",
-        "keys that the indexers cache, which the public tables leave out",
-    ],
+    unconfirmed=["the base of RoPE"],
 )
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "" or "smoke" (seconds, on any machine)."""
-    mla = dict(
-        kind="mla",
+    dsa = dict(
+        kind="dsa",
+        index_heads=32,
+        index_interleaved=True,
         heads=64,
         q_rank=2048,
         qk_nope=192,
@@ -49,9 +46,9 @@ def get_config(arg: str = "") -> ConfigDict:
         arg,
         width=6144,
         depth=78,
-        prefix="mla*3",
-        pattern="mla+moe",
-        mixers=dict(mla=mla),
+        prefix="dsa*3",
+        pattern="dsa+moe",
+        mixers=dict(dsa=dsa),
         mlp=dict(kind="swiglu", hidden=12288),
         feedforwards=dict(moe=moe),
         vocab_size=154_880,

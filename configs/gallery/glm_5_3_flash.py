@@ -17,26 +17,32 @@ FACTS = dict(
     upstream="zai-org/GLM-5.3-Flash",
     context=1_048_576,
     unsupported=[
-        "the indexer that chooses 2,048 keys a query (here every query attends to all)",
+        "an indexer that pools the keys of 16 tokens (here it scores each token)",
         "hyper-connections, four residual streams",
         "the vision encoder",
     ],
     left_out={
-        "the indexers": 11 * (16 * 128 + 128 * 4096 + 4096 * 1536 + 128 * 4096 + 256 + 32 * 4096),
+        "the pooling of the indexers": 11 * (16 * 128 + 128 * 4096),
         "the hyper-connections": 45 * 2 * (24 * 16384 + 24 + 3),
     },
     outside={"the vision encoder": 460_072_448},
-    unconfirmed=[
-        "the total, of which no published figure was found",
-        "keys that the indexers cache",
-    ],
+    unconfirmed=["the total, of which no published figure was found"],
 )
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "" or "smoke" (seconds, on any machine)."""
     kda = dict(kind="kda", heads=64, head_dim=128, lower_bound=-5.0)
-    mla = dict(kind="mla", heads=64, q_rank=1536, qk_nope=256, qk_rope=0, value_dim=256, rope=None)
+    dsa = dict(
+        kind="dsa",
+        heads=64,
+        q_rank=1536,
+        qk_nope=256,
+        qk_rope=0,
+        value_dim=256,
+        rope=None,
+        index_heads=32,
+    )
     router = dict(
         scores="sigmoid", normalize=True, normalize_eps=1e-20, scale=2.5, choice_bias=True
     )
@@ -47,10 +53,10 @@ def get_config(arg: str = "") -> ConfigDict:
         arg,
         width=4096,
         depth=45,
-        prefix="kda*3 mla+moe",
-        pattern="kda+moe*3 mla+moe",
+        prefix="kda*3 dsa+moe",
+        pattern="kda+moe*3 dsa+moe",
         suffix="kda+moe",
-        mixers=dict(kda=kda, mla=mla),
+        mixers=dict(kda=kda, dsa=dsa),
         mlp=dict(kind="swiglu", hidden=12288),
         feedforwards=dict(moe=moe),
         vocab_size=154_880,

@@ -14,6 +14,17 @@ from common import parse_arg, small_run
 _MIXER_SIZES = {
     "attention": dict(heads=4, head_dim=16, window=16, chunk=16),
     "mla": dict(heads=4, kv_rank=16, q_rank=16, qk_nope=16, qk_rope=8, value_dim=16),
+    "dsa": dict(
+        heads=4,
+        kv_rank=16,
+        q_rank=16,
+        qk_nope=16,
+        qk_rope=8,
+        value_dim=16,
+        index_heads=2,
+        index_dim=16,
+        top_k=16,
+    ),
     "gdn": dict(heads=2, value_heads=4, head_dim=16, value_dim=16),
     "kda": dict(heads=4, head_dim=16),
     "mamba1": dict(inner=128, dt_rank=8),

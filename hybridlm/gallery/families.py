@@ -4,6 +4,7 @@ from hybridlm.models.mixers.absent import NoMixerConfig
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import MixerConfig
 from hybridlm.models.mixers.delta import DeltaConfig
+from hybridlm.models.mixers.dsa import DSAConfig
 from hybridlm.models.mixers.mamba2 import Mamba2Config
 from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.mixers.parallel import ParallelConfig
@@ -33,6 +34,8 @@ def families(mixer: MixerConfig) -> tuple[str, ...]:
 def _family(mixer: MixerConfig) -> str:
     if isinstance(mixer, NoMixerConfig):
         return "feed-forward alone"
+    if isinstance(mixer, DSAConfig):
+        return "sparse attention"
     if isinstance(mixer, MLAConfig):
         return "latent attention"
     if isinstance(mixer, AttentionConfig):

@@ -8,6 +8,7 @@ from hybridlm.gallery.families import css_name, families
 from hybridlm.models.accounting import STATE_LENGTHS
 from hybridlm.models.mixers import MixerConfig
 from hybridlm.models.mixers.attention import AttentionConfig
+from hybridlm.models.mixers.dsa import DSAConfig
 from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.mixers.moba import MoBAConfig
 from hybridlm.models.mixers.parallel import ParallelConfig
@@ -105,6 +106,9 @@ def sees(mixer: MixerConfig, query: int, key: int) -> bool:
         return query - key < SPAN
     if isinstance(mixer, AttentionConfig) and mixer.chunk:
         return query // CHUNK == key // CHUNK
+    if isinstance(mixer, DSAConfig):
+        # As an example, scores that a fixed rule makes up.
+        return key in sorted(range(query + 1), key=lambda s: (7 * s + 3 * query) % 11)[:SPAN]
     if isinstance(mixer, MoBAConfig):
         own = query // BLOCK
         # As an example, a query chooses the first block and one in between.
@@ -117,6 +121,8 @@ def _scale(mixer: MixerConfig) -> str:
         return f"{SPAN} for {mixer.window:,}"
     if isinstance(mixer, AttentionConfig) and mixer.chunk:
         return f"{CHUNK} for {mixer.chunk:,}"
+    if isinstance(mixer, DSAConfig):
+        return f"{SPAN} for {mixer.top_k:,}"
     if isinstance(mixer, MoBAConfig):
         return f"{BLOCK} for {mixer.block} a block"
     return f"{TOKENS} tokens"

@@ -150,18 +150,21 @@ def sheet(entry: Entry) -> Sheet:
 
 
 def kv_bytes_per_token(mixer: MixerConfig, width: int) -> int:
-    """Bytes that one more token adds to a mixer's cache in bfloat16, without windows and chunks.
+    """Bytes of keys and values that one more token adds in bfloat16, without windows and chunks.
 
-    Values that are the keys' projection count once, as in the public tables, although a cache that
-    holds rotated keys needs them twice (Gemma 4).
+    As in the public tables, values that are the keys' projection count once, although a cache that
+    holds rotated keys needs them twice (Gemma 4), and the keys of an indexer do not count.
     """
     if isinstance(mixer, ParallelConfig):
         return sum(kv_bytes_per_token(branch, width) for branch in mixer.branches.values())
     spans = {f.name for f in dataclasses.fields(mixer)} & {"window", "chunk"}
     whole = dataclasses.replace(mixer, **dict.fromkeys(spans)) if spans else mixer
     near, far = (whole.state_bytes(width, n) for n in (2**20, 2**21))
+    added = (far - near) // 2**20
+    if isinstance(mixer, DSAConfig):
+        return added - 2 * mixer.index_dim
     once = isinstance(mixer, AttentionConfig) and mixer.values == "keys"
-    return (far - near) // 2**20 // (2 if once else 1)
+    return added // 2 if once else added
 
 
 def decode_flops(mixer: MixerConfig, width: int, tokens: int) -> float:

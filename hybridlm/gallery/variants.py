@@ -81,14 +81,24 @@ VARIANTS = (
     Variant(
         "sparse",
         "Sparse attention",
+        "gallery/deepseek_v3_2.py",
+        ("dsa",),
+        r"o_t = \sum_{s \in S_t} a_{ts} v_s,\quad S_t = \mathrm{top}_{k,\, s \le t}"
+        r" \sum_i w_{ti}\, \mathrm{relu}(q_{ti}^I \cdot k_s^I)",
+        "A query chooses what it attends to. In DeepSeek's sparse attention (arXiv 2512.02556) an"
+        " indexer of small heads scores all earlier tokens, and latent attention sees the best k of"
+        " them. A cache holds all tokens, because any of them may be chosen, and the indexer's keys"
+        " besides.",
+    ),
+    Variant(
+        "blocks",
+        "Block-sparse attention",
         "mixers/moba.py",
         ("mixer",),
         r"o_t = \sum_{s \in S_t,\, s \le t} a_{ts} v_s,\quad"
         r" S_t = \text{own block} \cup \mathrm{top}_{k-1}\!\left(q_t \cdot \bar k_n\right)",
-        "A query chooses what it attends to. In MoBA (arXiv 2502.13189) it chooses blocks by the mean"
-        " of their keys; DeepSeek's sparse attention (arXiv 2512.02556) has an indexer that chooses"
-        " single tokens. FLOPs no longer grow with the square of the length, but a cache holds all"
-        " tokens, because any of them may be chosen.",
+        "In MoBA (arXiv 2502.13189) a query chooses blocks of tokens by the mean of their keys, without"
+        " parameters of its own for that.",
     ),
     Variant(
         "linear",

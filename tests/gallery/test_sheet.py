@@ -11,6 +11,7 @@ from hybridlm.gallery.facts import bounds
 from hybridlm.gallery.sheet import decode_flops, kv_bytes_per_token
 from hybridlm.models.mixers import read_mixer
 from hybridlm.models.mixers.attention import AttentionConfig
+from hybridlm.models.mixers.dsa import DSAConfig
 from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.params import Model
 from tests.gallery.sheets import ROOT, sheet_of
@@ -94,17 +95,21 @@ def test_a_token_is_multiplied_by_every_active_matrix(name):
 
 
 def test_a_cache_holds_no_key_beyond_those_of_the_public_count(name):
-    """Recurrent states apart, which do not grow; that count has shared keys and values once."""
+    """Recurrent states apart, which do not grow, and what that count leaves out."""
     sheet = sheet_of(name)
     first, *_, last = sheet.lengths
-    shared = sum(
-        kind.count * kind.kv_bytes_per_token
-        for kind in sheet.kinds
-        if getattr(kind.mixer, "values", "own") == "keys"
-    )
+    beside = sum(kind.count * bytes_beside(kind) for kind in sheet.kinds)
     grown = last.cache_bytes - first.cache_bytes
-    most = (sheet.kv_bytes_per_token + shared) * (last.tokens - first.tokens)
-    assert 0 <= grown <= most
+    assert 0 <= grown <= (sheet.kv_bytes_per_token + beside) * (last.tokens - first.tokens)
+
+
+def bytes_beside(kind):
+    """Bytes a token that a layer's cache holds beside the public count."""
+    if isinstance(kind.mixer, DSAConfig):
+        return 2 * kind.mixer.index_dim
+    if isinstance(kind.mixer, AttentionConfig) and kind.mixer.values == "keys":
+        return kind.kv_bytes_per_token  # keys and values that count once are cached twice
+    return 0
 
 
 @settings(max_examples=30, deadline=None)
@@ -128,6 +133,15 @@ def test_a_latent_query_attends_to_latents_when_it_decodes(tokens, rank, shared)
     queries, up = 3 * (16 + shared), rank * 3 * (16 + 24)
     fixed = WIDTH * (queries + rank + shared) + up + 3 * 24 * WIDTH
     assert decode_flops(mixer, WIDTH, tokens) == pytest.approx(2 * fixed + tokens * step, rel=1e-6)
+
+
+@given(tokens=st.integers(1, 10**6), top_k=st.integers(1, 3000))
+def test_a_sparse_query_attends_to_chosen_latents_and_scores_all_tokens(tokens, top_k):
+    sizes = dict(heads=3, kv_rank=16, q_rank=8, qk_nope=16, qk_rope=4, value_dim=24)
+    sparse = DSAConfig(**sizes, index_heads=2, index_dim=8, top_k=top_k)
+    dense = decode_flops(MLAConfig(**sizes), WIDTH, min(tokens, top_k))
+    indexer = 2 * (8 * 2 * 8 + WIDTH * (8 + 2) + (2 * 8 + 2) * tokens)
+    assert decode_flops(sparse, WIDTH, tokens) == pytest.approx(dense + indexer, rel=1e-9)
 
 
 @given(kv_heads=st.sampled_from([1, 2, 4]), size=st.sampled_from([8, 24]), span=st.integers(1, 99))
