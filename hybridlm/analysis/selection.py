@@ -69,14 +69,17 @@ def layers_figure(record: Record) -> Figure:
             color = PALETTE[0] if layer in kept else "#EAEAEA" if layer in candidates else FAINT
             axes.add_patch(Rectangle((layer - 0.45, y - 0.42), 0.9, 0.84, color=color, linewidth=0))
     score = "mass" if record["retrieval"]["by"] == "retrieval" else "induction"
+    most = max((row[score] for row in record["retrieval"]["layers"]), default=0.0)
     for row in record["retrieval"]["layers"]:
-        value = row[score]
-        style = dict(facecolor=PALETTE[1], alpha=max(min(value, 1.0), 0.0), linewidth=0)
+        style = dict(facecolor=PALETTE[1], alpha=row[score] / most if most else 0.0, linewidth=0)
         axes.add_patch(Rectangle((row["layer"] - 0.45, -0.42), 0.9, 0.84, **style))
     axes.set_xlim(-0.6, depth - 0.4)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_yticks(range(len(rows)), list(reversed(rows)), color=INK, fontsize=9)
     axes.grid(visible=False)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="layer", title=f"Layers kept, and the teacher's {score} scores")
+    axes.set(
+        xlabel="layer",
+        title=f"Layers kept, and the teacher's best heads ({score} up to {most:.2g})",
+    )
     return figure

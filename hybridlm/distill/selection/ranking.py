@@ -75,6 +75,9 @@ def _kl_once(search: Search, budget: Budget, settings: SelectorSettings) -> Sele
 def _gates(search: Search, budget: Budget, settings: SelectorSettings) -> Selection:
     if search.gates is None:
         raise UserError("gates are trained on a teacher and a student: a table of scores has none")
+    for kept in (search.all, frozenset[int]()):
+        if budget.share == float(bool(kept)) and budget.fits(kept):
+            return Selection("gates", tuple(sorted(kept)))  # nothing to choose
     return cut("gates", search.gates(budget.share), budget)
 
 
