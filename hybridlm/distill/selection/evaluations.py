@@ -53,7 +53,8 @@ class Evaluations:
         Args:
           measure: evaluates a model: (kept, name of a metric) -> a value for each evaluation set.
           path: of the file (JSON lines); None keeps the table in memory.
-          identity: what the values depend on, ready for JSON: the models and the evaluation sets.
+          identity: what the values depend on, ready for JSON: the models and the evaluation sets. Keys
+            that the file does not have yet, such as those of a metric's own data, are added to it.
 
         Raises:
           RunError: if the file is damaged, belongs to other models or evaluation sets, or another
@@ -101,27 +102,34 @@ class Evaluations:
         data = path.read_bytes()
         whole = data.rfind(b"\n") + 1
         lines = data[:whole].splitlines()
+        found: dict[str, Any] = {}
         for number, line in enumerate(lines, start=1):
             try:
                 row = json_text.loads(line)
-                if number == 1:
-                    found = row["identity"]
+                if "identity" in row:
+                    found |= row["identity"]
                 else:
                     key = (frozenset(row["kept"]), row["metric"])
                     self._values[key] = tuple(float(v) for v in row["values"])
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise RunError(f"{path} is damaged in line {number}: remove that line") from None
-            if number == 1 and found != identity:
-                raise RunError(
-                    f"{path} is of other evaluations ({_differing(found, identity)}): name another"
-                    " folder, or give the settings that it was made with"
-                )
+        if lines and not found:
+            raise RunError(
+                f"{path} is no table of evaluations: it does not say of which models it is"
+            )
+        differing = [k for k in identity if k in found and found[k] != identity[k]]
+        if differing:
+            raise RunError(
+                f"{path} is of other evaluations ({', '.join(differing)} differ): name another folder,"
+                " or give the settings that it was made with"
+            )
         if len(data) > whole:
             with writing(path), path.open("r+b") as file:
                 file.truncate(whole)
         self._file = AppendedFile(path)
-        if not lines:
-            self._append({"identity": identity})
+        new = {k: v for k, v in identity.items() if k not in found}
+        if new:
+            self._append({"identity": new})
 
     def _append(self, row: dict[str, Any]) -> None:
         self._file.write(json_text.dumps(row).encode() + b"\n")
@@ -138,14 +146,6 @@ def _locked(path: pathlib.Path) -> BinaryIO:
         file.close()
         raise RunError(f"another process evaluates into {path}") from None
     return file
-
-
-def _differing(found: Any, wanted: dict[str, Any]) -> str:
-    """The keys of an identity that differ, for an error."""
-    if not isinstance(found, dict):
-        return "it names none"
-    keys = sorted({*found, *wanted})
-    return ", ".join(k for k in keys if found.get(k) != wanted.get(k)) + " differ"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -327,7 +327,8 @@ class LayerSearch:
             )
             return with_rows(made, max(_ANSWER_ROWS, made["rows"].shape[1]))
 
-        identity = self._identity | {"batch": search.batch}
+        identity = {k: v for k, v in self._identity.items() if k != "text"}
+        identity |= {"batch": search.batch}
         with doing("training the gates"):
             return train_gates(
                 self.branch,

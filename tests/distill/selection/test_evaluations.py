@@ -110,6 +110,24 @@ def test_a_table_of_other_models_is_refused(tmp_path):
         Evaluations(counted({})[0], path, IDENTITY | {"teacher": "b"})
 
 
+def test_what_other_metrics_depend_on_is_added(tmp_path):
+    path, measure = tmp_path / "t.jsonl", counted({(frozenset(), "a"): (1.0,)})[0]
+    first = Evaluations(measure, path, IDENTITY)
+    first(frozenset(), "a")
+    first.close()
+    Evaluations(measure, path, IDENTITY | {"text": "x"}).close()
+    assert len(Evaluations(measure, path, IDENTITY)) == 1
+    with pytest.raises(RunError, match="of other evaluations .text differ"):
+        Evaluations(measure, path, IDENTITY | {"text": "y"})
+
+
+def test_another_file_is_refused(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"kept": [1], "metric": "a", "values": [1.0]}\n')
+    with pytest.raises(RunError, match="does not say of which models it is"):
+        Evaluations(counted({})[0], path, IDENTITY)
+
+
 def test_a_damaged_line_is_named(tmp_path):
     path = tmp_path / "t.jsonl"
     Evaluations(counted({})[0], path, IDENTITY).close()
