@@ -10,7 +10,6 @@ import jax
 from hybridlm.aot import hlo
 from hybridlm.aot.topology import CompileTarget
 from hybridlm.data import open_tokenizer
-from hybridlm.models.accounting import train_flops_per_token
 from hybridlm.train import setup
 from hybridlm.train.settings import Config
 from kernels_pallas import dispatch
@@ -137,7 +136,7 @@ def compile_step(config: Config, target: CompileTarget) -> Compiled | TooLarge:
         cost.hbm_bytes / target.bandwidth,
         sum(c.sent for c in cost.collectives.values()) / target.interconnect,
     )
-    flops = train_flops_per_token(lowered.model, config.data.seq_len) * config.tokens_per_step
+    flops = setup.costs(config, lowered.model)[0] * config.tokens_per_step
     return Compiled(step, lowered, memory, cost, roofline, flops, lower_seconds, seconds)
 
 

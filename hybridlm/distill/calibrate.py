@@ -163,7 +163,7 @@ class _Fit:
         return params
 
     def _sums_and_gradients(self, params: Params, taught: Params, tokens_BT: jax.Array) -> Any:
-        context = SequenceContext.of(jnp.ones_like(tokens_BT))
+        context = _whole_documents(tokens_BT)
         modules = self.teacher.bind(taught), self.student.bind(params)
         return blockwise.gradients(*modules, self.layers, tokens_BT, context, jnp.float32)
 
@@ -171,7 +171,7 @@ class _Fit:
         """(Gram matrix of the heads' outputs, their products with the teacher's), by layer."""
         teacher, student = self.teacher.bind(taught), self.student.bind(params)
         graphdefs, states = blockwise.mixers_of(teacher, student, self.layers)
-        context = SequenceContext.of(jnp.ones_like(tokens_BT))
+        context = _whole_documents(tokens_BT)
         mixers = [mixer for _, mixer in self.student.config.layer_mixers()]
         width = self.student.config.width
 
@@ -204,3 +204,8 @@ def _output_heads(mixer: Any, width: int) -> int | None:
         return None
     parts = kinds.parts_of(mixer, width)
     return parts["out"][0].heads if "out" in parts else 1
+
+
+def _whole_documents(tokens_BT: jax.Array) -> SequenceContext:
+    """The context of a document a row; not a constant of the program, which XLA would fold for long."""
+    return SequenceContext.of((tokens_BT >= 0).astype(jnp.int32))

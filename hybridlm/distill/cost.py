@@ -12,7 +12,8 @@ def distillation_cost(
     """FLOPs of a step per token, as a function of the document's length.
 
     "blockwise" takes the teacher's layers forward, and forward and backward (3 times forward) of the
-    mixers that it trains. "kl" takes the student forward and backward, and the teacher forward.
+    mixers that it trains; that counts gradients of their inputs, too, which are not computed. "kl"
+    takes the student forward and backward, and the teacher forward.
     """
     if objective == "blockwise":
         mixers = student.layer_mixers()

@@ -54,7 +54,7 @@ def _loss(record: dict[str, Any]) -> list[str]:
         skipped = record.get("layers_skipped", 0)
         return [
             f"squared error {record['loss']:.4g}",
-            f"{record['relative_error']:.2%} of the teacher's",
+            f"relative {record['relative_error']:.4f}",
             *([f"{skipped:g} layers not finite"] if skipped else []),
         ]
     parts = [f"loss {record['loss']:.4f} nats", f"{record['bits_per_byte']:.4f} bits/byte"]

@@ -48,3 +48,18 @@ def test_a_live_line_fits_the_terminal(columns, monkeypatch):
             "ETA 3m05s",
         ):
             assert part in line
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        (dict(kl=0.5), "KL 0.5000 nats"),
+        (dict(relative_error=0.25, layers_skipped=0.0), "squared error 1.235  relative 0.2500"),
+        (dict(relative_error=0.25, layers_skipped=2.0), "2 layers not finite"),
+        (dict(of_teacher_forward=0.34), "34% of the teacher's forward"),
+    ],
+)
+def test_a_run_with_a_teacher_shows_what_it_learns_from_it(changes, expected):
+    stream = io.StringIO()
+    Progress(600, stream).update(RECORD | changes)
+    assert expected in stream.getvalue()
