@@ -176,6 +176,7 @@ def _written_out(settings: Any, model: ModelConfig) -> dict[str, Any]:
     if isinstance(settings, AttentionConfig):
         size = settings.head_size(width)
         plain |= {"head_dim": size, "scale": parts.rounded(settings.scale or size**-0.5)}
+        plain["value_dim"] = settings.value_size(width)
     if isinstance(settings, MLAConfig):
         plain["scale"] = float(settings.scale or settings.key_size**-0.5)
         if settings.qk_rope == 0:

@@ -306,6 +306,7 @@ def _attention(mixer: AttentionConfig, width: int) -> list[str]:
             f"{mixer.heads} query and {mixer.kv_heads} key/value heads of {mixer.head_size(width)}"
         )
     options = {
+        f"values of {mixer.value_dim or 0}": mixer.value_dim,
         "norm of queries and keys": mixer.qk_norm,
         "values from the keys' projection": mixer.values == "keys",
         "output gate": mixer.output_gate is True,

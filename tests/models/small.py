@@ -15,6 +15,7 @@ MIXERS = {
         kind="attention",
         heads=2,
         head_dim=8,
+        value_dim=5,
         window=7,
         sinks=True,
         soft_cap=20.0,
@@ -24,7 +25,16 @@ MIXERS = {
         kind="attention", heads=4, kv_heads=2, chunk=6, qk_norm="l2", output_gate="head"
     ),
     "biased": dict(kind="attention", heads=2, kv_heads=1, window=5, bias="qkv"),
-    "growing": dict(kind="attention", heads=2, head_dim=12, rope=None, temperature=dict(scale=5.0)),
+    "growing": dict(
+        kind="attention",
+        heads=2,
+        head_dim=12,
+        value_dim=7,
+        value_scale=0.7,
+        rope=None,
+        temperature=dict(scale=5.0),
+        output_gate=True,
+    ),
     "mla": dict(
         kind="mla",
         heads=3,

@@ -90,6 +90,39 @@ def test_flops_of_gates_and_chunks(gate):
     assert config.flops_per_token(WIDTH, 33) == pytest.approx(kernel_flops(mixer) + keys)
 
 
+@given(key=st.integers(1, 9), value=st.integers(1, 9), gate=st.sampled_from([False, True, "head"]))
+def test_costs_of_values_of_another_size_than_keys(key, value, gate):
+    settings = dict(kind="attention", heads=4, kv_heads=2, head_dim=2 * key, value_dim=value)
+    config = read_mixer(settings | dict(output_gate=gate), "m")
+    mixer = nnx.eval_shape(lambda: config.build(LayerSpec(WIDTH, 1e-6, 1.0), rngs=nnx.Rngs(0)))
+    attended = 2 * 4 * (2 * key + value) * 17  # the mean number of keys of 33 tokens
+    assert config.flops_per_token(WIDTH, 33) == pytest.approx(kernel_flops(mixer) + attended)
+    cache = jax.eval_shape(lambda: mixer.init_state(1, 33, jnp.bfloat16))
+    assert config.state_bytes(WIDTH, 33) == sum(2 * x.size for x in cache.entries)
+
+
+def test_values_of_a_smaller_size_are_larger_ones_whose_rest_is_zero():
+    """With a factor on them: dense softmax over padded values, halved."""
+    settings = dict(kind="attention", heads=4, kv_heads=2, window=5, sinks=True, value_dim=3)
+    _, narrow = build(**settings, value_scale=0.5)
+    _, wide = build(**settings | dict(value_dim=8))
+    for name in ("q", "k"):
+        getattr(wide, name).kernel[...] = getattr(narrow, name).kernel[...]
+    v_DGV = narrow.v.kernel[...].reshape(WIDTH, 2, 3)
+    wide.v.kernel[...] = jnp.pad(v_DGV / 2, ((0, 0), (0, 0), (0, 5))).reshape(WIDTH, -1)
+    out_HVD = narrow.out.kernel[...].reshape(4, 3, WIDTH)
+    wide.out.kernel[...] = jnp.pad(out_HVD, ((0, 0), (0, 5), (0, 0))).reshape(-1, WIDTH)
+    ids = np.repeat([1, 2, 0], [9, 7, 2])[None]
+    x = jax.random.normal(jax.random.key(0), (*ids.shape, WIDTH))
+    context = small.context(ids)
+    np.testing.assert_allclose(narrow(x, context), wide(x, context), atol=1e-6)
+
+
+def test_values_that_are_keys_have_no_size_of_their_own():
+    with pytest.raises(ConfigError, match="m.value_dim is 4, and values that are keys"):
+        read_mixer(dict(kind="attention", heads=2, head_dim=8, values="keys", value_dim=4), "m")
+
+
 def test_a_head_gate_is_an_elementwise_gate_with_repeated_columns():
     _, whole = build(kind="attention", heads=4, output_gate=True)
     _, head = build(kind="attention", heads=4, output_gate="head")

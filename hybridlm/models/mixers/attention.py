@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Identity, Linear
+from hybridlm.models.layers import Identity, Linear, scale
 from hybridlm.models.mixers import rows, token_cache
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.capabilities import AttentionMixer
@@ -52,6 +52,8 @@ class AttentionConfig(MixerConfig):
         heads at once, with a scale per channel (OLMo 2).
       values: "keys" makes the keys' projection that of the values, too (Gemma 4); "own" has one.
       v_norm: RMSNorm without a scale on each value head (Gemma 4).
+      value_dim: size of a value head; None is head_dim. MiMo-V2-Flash has 128 with keys of 192.
+      value_scale: factor on the values; 0.707 in MiMo-V2-Flash.
       output_gate: out * sigmoid(gate(x)) before the output projection (arXiv 2505.06708): True
         element by element, "head" one gate a head.
       bias: True adds biases to all four projections, "qkv" to those of queries, keys and values
@@ -113,6 +115,8 @@ class AttentionConfig(MixerConfig):
     scale: PositiveFloat | None = None
     values: Literal["own", "keys"] = "own"
     v_norm: bool = False
+    value_dim: PositiveInt | None = None
+    value_scale: PositiveFloat = 1.0
 
     def __post_init__(self):
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
@@ -125,6 +129,11 @@ class AttentionConfig(MixerConfig):
             self.chunk is None or self.window is None,
             "chunk",
             "goes without window: attention is local in one way or the other",
+        )
+        require(
+            self.values == "own" or self.value_dim in (None, self.head_dim),
+            "value_dim",
+            f"is {self.value_dim}, and values that are keys have the size of those: leave it out",
         )
         object.__setattr__(self, "kv_heads", kv_heads)
         if self.head_dim is not None:
@@ -143,19 +152,25 @@ class AttentionConfig(MixerConfig):
     def head_size(self, width: int) -> int:
         return self.head_dim or width // self.heads
 
+    def value_size(self, width: int) -> int:
+        """Size of a value head."""
+        return self.value_dim or self.head_size(width)
+
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "Attention":
         return Attention(self, spec, rngs=rngs)
 
     def flops_per_token(self, width: int, seq_len: int) -> float:
-        size = self.head_size(width)
-        gates = {False: 0, True: size * self.heads, "head": self.heads}[self.output_gate]
-        maps = 2 * self.heads + (2 if self.values == "own" else 1) * self.kv_heads
-        projections = 2 * width * (size * maps + gates)
-        return projections + 4 * self.heads * size * self.span.mean_keys(seq_len)
+        size, value = self.head_size(width), self.value_size(width)
+        gates = {False: 0, True: value * self.heads, "head": self.heads}[self.output_gate]
+        keys = size * (self.heads + self.kv_heads)
+        values = value * (self.heads + (self.kv_heads if self.values == "own" else 0))
+        projections = 2 * width * (keys + values + gates)
+        return projections + 2 * self.heads * (size + value) * self.span.mean_keys(seq_len)
 
     def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
         keys = min(seq_len, self.span.window or seq_len)
-        return 2 * keys * self.kv_heads * self.head_size(width) * itemsize
+        size = self.head_size(width) + self.value_size(width)
+        return keys * self.kv_heads * size * itemsize
 
     def reach(self, seq_len: int) -> int:
         return min(self.window or self.chunk or seq_len, seq_len)
@@ -175,6 +190,7 @@ class Attention(AttentionMixer):
 
     def __init__(self, config: AttentionConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
         width, size = spec.width, config.head_size(spec.width)
+        value = config.value_size(spec.width)
         heads, kv_heads = config.heads, config.kv_heads
         self.config = config
         bias = config.bias in (True, "qkv")
@@ -183,11 +199,12 @@ class Attention(AttentionMixer):
         self.v = (
             None
             if config.values == "keys"
-            else Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs, bias=bias)
+            else Linear(width, kv_heads * value, ("embed", "kv_heads"), rngs=rngs, bias=bias)
         )
         self.v_norm = UnitRMS(spec.norm_eps) if config.v_norm else Identity()
+        self.scale_values = scale(config.value_scale)
         self.out = Linear(
-            heads * size,
+            heads * value,
             width,
             ("heads", "embed"),
             rngs=rngs,
@@ -198,10 +215,10 @@ class Attention(AttentionMixer):
         self.k_norm = QK_NORMS[config.qk_norm](kv_heads, size, spec.norm_eps)
         self.rope = Rope(config.rope, size) if config.rope else no_rope
         self.temperature = Temperature(config.temperature) if config.temperature else no_temperature
-        self.gate = OUTPUT_GATES[config.output_gate](width, heads, size, rngs=rngs)
+        self.gate = OUTPUT_GATES[config.output_gate](width, heads, value, rngs=rngs)
         self.sinks = Sinks(heads) if config.sinks else None
         self.span = config.span
-        self.size = size
+        self.size, self.value_size = size, value
         self.scale = config.scale or size**-0.5
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
@@ -216,8 +233,8 @@ class Attention(AttentionMixer):
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> TokenCache:
         """An empty cache of keys and values, for `max_len` tokens or a window, whichever is less."""
         capacity = min(max_len, self.span.window or max_len)
-        shape = (self.config.kv_heads, self.size)
-        return token_cache.empty(batch, capacity, (shape, shape), dtype)
+        shapes = tuple((self.config.kv_heads, size) for size in (self.size, self.value_size))
+        return token_cache.empty(batch, capacity, shapes, dtype)
 
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: TokenCache
@@ -276,10 +293,11 @@ class Attention(AttentionMixer):
         k_BTGK = self.k(x_BTD).reshape(batch, time, self.config.kv_heads, self.size)
         v_BTGV = k_BTGK
         if self.v is not None:
-            v_BTGV = self.v(x_BTD).reshape(batch, time, self.config.kv_heads, self.size)
+            v_BTGV = self.v(x_BTD).reshape(batch, time, self.config.kv_heads, self.value_size)
         q_BTHK = self.rope(self.q_norm(q_BTHK), context.positions_BT)
         k_BTGK = self.rope(self.k_norm(k_BTGK), context.positions_BT)
-        return self.temperature(q_BTHK, context.positions_BT), k_BTGK, self.v_norm(v_BTGV)
+        v_BTGV = self.scale_values(self.v_norm(v_BTGV))
+        return self.temperature(q_BTHK, context.positions_BT), k_BTGK, v_BTGV
 
     def _output(self, out_BTHV: jax.Array, x_BTD: jax.Array) -> jax.Array:
         gated_BTHV = self.gate(out_BTHV, x_BTD)
