@@ -116,11 +116,13 @@ def attention_rules(
     theirs: str = "self_attn",
     ours: str = "mixer",
     rows: dict[str, Transform] | None = None,
+    sinks: str = "sinks",
 ) -> list[Rule]:
-    """The rules of q, k, v, the output projection and the norms of q and k.
+    """The rules of q, k, v, the output projection, the norms of q and k, and the sinks.
 
     Args:
       rows: transforms of the rows of "q" and "k", before their weights are transposed.
+      sinks: the name of the sinks.
     """
     rows = rows or {}
     qkv, out = mixer.bias in (True, "qkv"), mixer.bias in (True, "out")
@@ -137,6 +139,8 @@ def attention_rules(
     rules += linear(f"{theirs}.o_proj", f"{ours}.out", bias=out)
     if mixer.qk_norm and mixer.qk_norm != "l2":
         rules += [rule(f"{theirs}.{x}_norm.weight", f"{ours}.{x}_norm.scale") for x in ("q", "k")]
+    if mixer.sinks:
+        rules.append(rule(f"{theirs}.{sinks}", f"{ours}.sinks.logits"))
     return rules
 
 
@@ -258,8 +262,25 @@ def rope(
     return found
 
 
+def rotated_down(rope: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """RoPE for classes that round the number of rotated dimensions of a head down, where we round.
+
+    Args:
+      rope: what `rope` gives.
+      size: of a head.
+    """
+    if "fraction" not in rope:
+        return dict(rope)
+    return {**rope, "fraction": rounded_down(rope["fraction"], size)}
+
+
 def rope_by_type(
-    keys: Keys, theta: float, local_theta: float, local: str | None = None
+    keys: Keys,
+    theta: float,
+    local_theta: float,
+    local: str | None = None,
+    *,
+    fraction: float | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The settings of RoPE by type of layer, for classes whose `rope_parameters` has an object for each.
 
@@ -268,7 +289,9 @@ def rope_by_type(
     Args:
       theta, local_theta: the class's defaults for full and for windowed layers.
       local: the older key of the latter.
+      fraction: the class's share of rotated dimensions, without scaling; None refuses the key.
     """
+    share = None if fraction is None else keys.number("partial_rotary_factor", None)
     bases = {FULL: keys.number("rope_theta", theta), SLIDING: local_theta}
     if local is not None:
         bases[SLIDING] = keys.number(local, local_theta)
@@ -278,10 +301,15 @@ def rope_by_type(
         given = own.object(kind, None) if own is not None else None
         if given is None and kind == FULL:
             given = old
-        found[kind] = _scaled(keys, given or Keys({}, keys.where), base, 1.0)
+        given = given or Keys({}, keys.where)
+        default = share
+        if share is None:
+            scaled = given.text("rope_type", given.text("type", "default")) != "default"
+            default = 1.0 if scaled or fraction is None else fraction
+        found[kind] = _scaled(keys, given, base, default)
         if found[kind].get("yarn", {}).get("truncate") is False:
             given.refuse("truncate", "is false: the class does not read it in an object of a type")
-        if "fraction" in found[kind]:
+        if fraction is None and "fraction" in found[kind]:
             given.refuse("partial_rotary_factor", "is below 1: the class rotates whole heads")
     if own is not None:
         own.finish()

@@ -1,26 +1,32 @@
 """The families, a line each; the first that can hold a model is the one that it is exported as."""
 
+from hybridlm.convert.families.afmoe import AFMoE
 from hybridlm.convert.families.bamba import Bamba
 from hybridlm.convert.families.cohere2 import Cohere2
 from hybridlm.convert.families.deepseek import DeepSeekV3, DeepSeekV32, GlmMoeDsa
 from hybridlm.convert.families.falcon_h1 import FalconH1
 from hybridlm.convert.families.gemma import Gemma2, Gemma3
 from hybridlm.convert.families.gemma4 import Gemma4
+from hybridlm.convert.families.glm4_moe import Glm4MoE, SolarOpen
+from hybridlm.convert.families.gpt_oss import GptOss
 from hybridlm.convert.families.granite_hybrid import GraniteHybrid
 from hybridlm.convert.families.jamba import Jamba
 from hybridlm.convert.families.kimi_linear import KimiLinear
-from hybridlm.convert.families.lfm2 import LFM2
+from hybridlm.convert.families.lfm2 import LFM2, LFM2MoE
 from hybridlm.convert.families.llama import Llama
 from hybridlm.convert.families.llama4 import Llama4
 from hybridlm.convert.families.mamba import FalconMamba, Mamba
 from hybridlm.convert.families.mamba2 import Mamba2
+from hybridlm.convert.families.mimo_v2 import MiMoV2Flash
 from hybridlm.convert.families.minimax import MiniMax
 from hybridlm.convert.families.mistral import Mistral
+from hybridlm.convert.families.mixtral import Mixtral
 from hybridlm.convert.families.nemotron_h import NemotronH
 from hybridlm.convert.families.olmo import Olmo2, Olmo3
 from hybridlm.convert.families.olmo_hybrid import OlmoHybrid
 from hybridlm.convert.families.phi3 import Phi3
 from hybridlm.convert.families.qwen import Qwen2, Qwen3
+from hybridlm.convert.families.qwen3_moe import Qwen3MoE
 from hybridlm.convert.families.qwen3_next import Qwen3Next, Qwen35, Qwen35MoE
 from hybridlm.convert.families.recurrent_gemma import RecurrentGemma
 from hybridlm.convert.families.smollm3 import SmolLM3
@@ -42,6 +48,13 @@ FAMILIES: tuple[Family, ...] = (
     Gemma4(),
     Cohere2(),
     Llama4(),
+    Mixtral(),
+    Qwen3MoE(),
+    GptOss(),
+    AFMoE(),
+    Glm4MoE(),
+    SolarOpen(),
+    MiMoV2Flash(),
     Mamba(),
     FalconMamba(),
     Mamba2(),
@@ -60,6 +73,7 @@ FAMILIES: tuple[Family, ...] = (
     MiniMax(),
     GraniteHybrid(),
     LFM2(),
+    LFM2MoE(),
     RecurrentGemma(),
 )
 

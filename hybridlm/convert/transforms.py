@@ -129,6 +129,33 @@ class Split(Transform):
 
 
 @dataclasses.dataclass(frozen=True)
+class Columns(Transform):
+    """One tensor whose last axis holds parameters of one shape: one after the other, or in turn.
+
+    Attributes:
+      parts: how many.
+      in_turn: entry i of each part, then entry i + 1 of each (gpt-oss's gate and up).
+    """
+
+    parts: int
+    in_turn: bool = False
+
+    def ours(self, theirs: Sequence[Array]) -> list[Array]:
+        (x,) = theirs
+        if self.in_turn:
+            return [x[..., i :: self.parts] for i in range(self.parts)]
+        size = x.shape[-1] // self.parts
+        return [x[..., i * size : (i + 1) * size] for i in range(self.parts)]
+
+    def theirs(self, ours: Sequence[Array]) -> list[Array]:
+        namespace = _namespace(ours[0])
+        if self.in_turn:
+            stacked = namespace.stack(list(ours), axis=-1)
+            return [stacked.reshape(*ours[0].shape[:-1], -1)]
+        return [namespace.concatenate(list(ours), axis=-1)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Joined(Transform):
     """Several tensors, one after the other on the first axis, as one parameter.
 

@@ -53,6 +53,13 @@ def refusal(folder) -> str:
         ),
         "no architecture": ({"architectures": [], "model_type": "x"}, "names no architecture"),
         "quantised": ({"quantization_config": {"quant_method": "awq"}}, "is quantised (awq)"),
+        "gpt-oss as published": (
+            {
+                "architectures": ["GptOssForCausalLM"],
+                "quantization_config": {"quant_method": "mxfp4"},
+            },
+            "is quantised (mxfp4)",
+        ),
         "unknown option": ({"frobnicate": 3}, "what these options change: frobnicate = 3"),
         "activation": ({"hidden_act": "tanh"}, "hidden_act is 'tanh': hybridlm has silu"),
         "rope": (

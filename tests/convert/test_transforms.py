@@ -15,6 +15,8 @@ CASES = {
     "pairs of part of a head": (t.HalvesFromPairs(2, 4, 6), [(24, 5), (24,)]),
     "split": (t.Split((2, 3, 3)), [(8, 5)]),
     "split by head": (t.Split((2, 1), groups=4), [(12, 5)]),
+    "columns": (t.Columns(2), [(3, 5, 8)]),
+    "columns in turn": (t.Columns(3, in_turn=True), [(5, 6)]),
     "joined": (t.Joined((2, 3)), [(2, 5), (3, 5)]),
     "joined by head": (t.Joined((1, 2), groups=3), [(3, 5), (6, 5)]),
     "stacked": (t.Stacked(), [(2, 3)] * 4),

@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from hybridlm.convert import parts
+from hybridlm.convert import experts, parts
 from hybridlm.convert.family import Family, Inexpressible, norm, only_value, require_block
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.layout import LayerSettings, laid_out
 from hybridlm.convert.table import Rule, linear, rule
 from hybridlm.convert.transforms import TRANSPOSED, ConvKernel, Split, chain
 from hybridlm.models.feedforward import FeedForwardConfig
+from hybridlm.models.feedforward.moe import MoEConfig
 from hybridlm.models.mixers import MixerConfig
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.short_conv import ShortConvConfig
@@ -40,7 +41,7 @@ class LFM2(Family):
         keys.harmless("theta", "block_dim", "block_use_swiglu", "block_norm_eps", "conv_dim")
         keys.harmless("conv_dim_out", "conv_use_xavier_init", "block_use_xavier_init")
         keys.harmless("block_mlp_init_scale", "block_out_init_scale", "num_heads", "use_pos_enc")
-        attention = parts.heads(keys) | {
+        attention = parts.heads(keys, kv_heads=8) | {
             "rope": parts.rope(keys, 1_000_000.0),
             "qk_norm": True,
         }
@@ -49,20 +50,22 @@ class LFM2(Family):
             "conv_width": keys.integer("conv_L_cache", 3),
             "bias": keys.flag("conv_bias", False),
         }
-        feed = {"kind": "swiglu", "hidden": _hidden(keys)}
-        made = {
-            parts.FULL: LayerSettings("full", attention, feed),
-            CONV: LayerSettings("conv", conv, feed),
-        }
-        return sizes | laid_out([made[name] for name in types])
+        made = {parts.FULL: ("full", attention), CONV: ("conv", conv)}
+        layers = [
+            LayerSettings(*made[kind], feed, label)
+            for kind, (label, feed) in zip(types, self.feedforwards(keys, depth))
+        ]
+        return sizes | laid_out(layers)
+
+    def feedforwards(self, keys: Keys, depth: int) -> list[tuple[str, dict[str, Any]]]:
+        """The name and the settings of each layer's feed-forward."""
+        return [("mlp", {"kind": "swiglu", "hidden": _hidden(keys)})] * depth
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
         require_block(model, "prenorm")
-        feed = parts.gated_keys(model)
         found = {
             **parts.size_keys(model, "norm_eps"),
-            "intermediate_size": feed["intermediate_size"],
-            "block_auto_adjust_ff_dim": False,
+            **self.feedforward_keys(model),
             "layer_types": [],
             **parts.NO_HEADS,
         }
@@ -85,6 +88,11 @@ class LFM2(Family):
             found["conv_bias"] = only_value((x.bias for x in convs), "bias")
         return found
 
+    def feedforward_keys(self, model: ModelConfig) -> dict[str, Any]:
+        """The inverse of `feedforwards`."""
+        size = parts.gated_keys(model)["intermediate_size"]
+        return {"intermediate_size": size, "block_auto_adjust_ff_dim": False}
+
     def layer(
         self, model: ModelConfig, index: int, mixer: MixerConfig, feedforward: FeedForwardConfig
     ) -> Iterable[Rule]:
@@ -92,11 +100,58 @@ class LFM2(Family):
             *norm(model, "operator_norm", "mixer_norm"),
             *norm(model, "ffn_norm", "mlp_norm"),
         ]
-        for theirs, ours in (("w1", "gate"), ("w3", "up"), ("w2", "down")):
-            rules += linear(f"feed_forward.{theirs}", f"mlp.{ours}")
+        if isinstance(feedforward, MoEConfig):
+            rules += experts.expert_rules(
+                feedforward,
+                "feed_forward",
+                matrices=experts.MIXTRAL,
+                choice_bias="expert_bias",
+            )
+        else:
+            for ours, theirs in experts.MIXTRAL.items():
+                rules += linear(f"feed_forward.{theirs}", f"mlp.{ours}")
         if isinstance(mixer, AttentionConfig):
             return [*rules, *_attention_rules()]
         return [*rules, *_conv_rules(model, mixer)]
+
+
+class LFM2MoE(LFM2):
+    """As LFM2; layers above the lowest have experts, which a bias balances."""
+
+    architecture: ClassVar[str] = "Lfm2MoeForCausalLM"
+    model_type: ClassVar[str] = "lfm2_moe"
+    models: ClassVar[str] = "LFM2 8B-A1B, LFM2.5, mixtures of experts"
+    ignored: ClassVar[frozenset[str]] = Family.ignored | experts.TRAINING
+
+    def feedforwards(self, keys: Keys, depth: int) -> list[tuple[str, dict[str, Any]]]:
+        normalize = keys.flag("norm_topk_prob", True)
+        router = {
+            "scores": "sigmoid",
+            "choice_bias": keys.flag("use_expert_bias", True),
+            "normalize": normalize,
+            "normalize_eps": 1e-6 if normalize else 0.0,
+            "scale": keys.number("routed_scaling_factor", 1.0),
+        }
+        keys.only("hidden_act", "silu", why="the class has no other activation")
+        mixture = experts.mixture_settings(
+            keys, router, experts=32, top_k=4, hidden="moe_intermediate_size", size=1792
+        )
+        dense = keys.integer("num_dense_layers", 2)
+        return experts.by_layer(keys, [i >= dense for i in range(depth)], mixture)
+
+    def feedforward_keys(self, model: ModelConfig) -> dict[str, Any]:
+        feeds = experts.Feedforwards.of(model)
+        found = {**feeds.dense_keys(), "num_dense_layers": feeds.dense_below}
+        if feeds.mixture is None:
+            return found
+        router = feeds.mixture.router
+        return {
+            **found,
+            **experts.mixture_keys(feeds.mixture, "moe_intermediate_size"),
+            "use_expert_bias": router.choice_bias,
+            "norm_topk_prob": router.normalize,
+            "routed_scaling_factor": router.scale,
+        }
 
 
 def _hidden(keys: Keys) -> int:

@@ -1,9 +1,9 @@
-"""The dense layers of Llama 4's text model: chunked attention, and full attention without positions."""
+"""Llama 4's text model: chunked attention, full attention without positions, experts or dense layers."""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from hybridlm.convert import parts
+from hybridlm.convert import experts, parts
 from hybridlm.convert.family import (
     Family,
     Inexpressible,
@@ -15,8 +15,9 @@ from hybridlm.convert.family import (
 )
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.layout import LayerSettings, laid_out
-from hybridlm.convert.table import Rule
+from hybridlm.convert.table import Rule, linear
 from hybridlm.models.feedforward import FeedForwardConfig
+from hybridlm.models.feedforward.moe import MoEConfig
 from hybridlm.models.mixers import MixerConfig
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.settings import ModelConfig
@@ -27,13 +28,15 @@ CHUNKED = "chunked_attention"
 class Llama4(Family):
     """Pre-norm blocks; layers with RoPE have L2 norms of q and k, those without a temperature.
 
+    The router's weights multiply what the experts read, and a shared expert has the size of the others.
     The class normalises q and k after their rotation, and we before it, which is the same: a rotation
     keeps the mean square.
     """
 
     architecture: ClassVar[str] = "Llama4ForCausalLM"
     model_type: ClassVar[str] = "llama4_text"
-    models: ClassVar[str] = "Llama 4, text, layers without experts"
+    models: ClassVar[str] = "Llama 4 Scout and Maverick, text"
+    ignored: ClassVar[frozenset[str]] = Family.ignored | experts.TRAINING
 
     def settings(self, keys: Keys) -> dict[str, Any]:
         depth = keys.integer("num_hidden_layers")
@@ -45,7 +48,6 @@ class Llama4(Family):
             keys.refuse("no_rope_layers", f"has {len(rotated)} entries for {depth} layers")
         local = [CHUNKED if has else parts.FULL for has in rotated]
         types = parts.layer_types(keys, local, (parts.FULL, CHUNKED))
-        _refuse_experts(keys, depth)
         chunk = keys.integer("attention_chunk_size", 8192, nullable=True)
         rope = parts.rope(keys, 500_000.0, whole=True)
         if "yarn" in rope:
@@ -63,15 +65,14 @@ class Llama4(Family):
             True: mixer | {"rope": rope, "qk_norm": qk_norm},
             False: mixer | {"rope": None, "temperature": temperature if tuned else None},
         }
-        feed = parts.gated(keys, "intermediate_size_mlp")
         layers = []
-        for has, kind in zip(rotated, types):
+        for has, kind, (label, feed) in zip(rotated, types, _feedforwards(keys, depth)):
             local = kind == CHUNKED and chunk is not None
             name = (
                 ("chunked" if local else "full") if has else ("chunked_nope" if local else "nope")
             )
             own = kinds[bool(has)] | ({"chunk": chunk} if local else {})
-            layers.append(LayerSettings(name, own, feed))
+            layers.append(LayerSettings(name, own, feed, label))
         sizes = parts.sizes(keys, tied=False)
         return sizes | laid_out(layers) | {"norm_eps": keys.number("rms_norm_eps", 1e-5)}
 
@@ -91,8 +92,7 @@ class Llama4(Family):
         return {
             **parts.size_keys(model),
             **parts.head_keys(model, mixers),
-            **parts.gated_keys(model, "intermediate_size_mlp"),
-            "moe_layers": [],
+            **_feedforward_keys(model),
             "rope_parameters": parts.rope_keys(parts.required_rope(rotated)),
             "no_rope_layers": [int(x.rope is not None) for x in mixers],
             "layer_types": [parts.FULL if x.chunk is None else CHUNKED for x in mixers],
@@ -105,21 +105,37 @@ class Llama4(Family):
     def layer(
         self, model: ModelConfig, index: int, mixer: MixerConfig, feedforward: FeedForwardConfig
     ) -> Iterable[Rule]:
-        return [
-            *norm(model, "input_layernorm", "mixer_norm"),
-            *parts.attention_rules(model, mixer, rows=parts.pair_rows(model, mixer)),
-            *norm(model, "post_attention_layernorm", "mlp_norm"),
-            *parts.gated_rules(feedforward, "feed_forward"),
-        ]
+        found = [r for names in parts.PRENORM.items() for r in norm(model, *names)]
+        if isinstance(mixer, AttentionConfig):
+            found += parts.attention_rules(model, mixer, rows=parts.pair_rows(model, mixer))
+        if not isinstance(feedforward, MoEConfig):
+            return found + parts.gated_rules(feedforward, "feed_forward")
+        found += experts.packed_rules(feedforward, "feed_forward", in_turn=False)
+        for ours, theirs in experts.GATED.items():
+            found += linear(f"feed_forward.shared_expert.{theirs}", f"mlp.shared.{ours}")
+        return found
 
 
-def _refuse_experts(keys: Keys, depth: int) -> None:
-    """Refuses layers of experts, and reads the keys that describe them."""
-    step = max(keys.integer("interleave_moe_layer_step", 1), 1)
-    layers = keys.list("moe_layers", None, list(range(step - 1, depth, step)))
-    if layers:
-        keys.refuse(
-            "moe_layers", f"has layer {layers[0]}: hybridlm reads Llama 4's dense layers only"
-        )
-    keys.harmless("intermediate_size", "num_experts_per_tok", "num_local_experts")
-    keys.harmless("router_aux_loss_coef", "router_jitter_noise")
+def _feedforwards(keys: Keys, depth: int) -> list[tuple[str, dict[str, Any]]]:
+    """The name and the settings of each layer's feed-forward."""
+    step = keys.integer("interleave_moe_layer_step", 1)
+    if step < 1:
+        keys.refuse("interleave_moe_layer_step", f"must be at least 1, not {step}")
+    layers = keys.list("moe_layers", default=list(range(step - 1, depth, step)))
+    router = {"scores": "sigmoid"}
+    mixture = experts.mixture_settings(
+        keys, router, experts=16, top_k=1, hidden="intermediate_size", size=8192
+    )
+    mixture |= {"weigh": "input", "shared_hidden": mixture["hidden"]}
+    sparse = [i in layers for i in range(depth)]
+    return experts.by_layer(keys, sparse, mixture, "intermediate_size_mlp")
+
+
+def _feedforward_keys(model: ModelConfig) -> dict[str, Any]:
+    """The inverse of `_feedforwards`."""
+    feeds = experts.Feedforwards.of(model)
+    found = feeds.dense_keys("intermediate_size_mlp")
+    found["moe_layers"] = [i for i, sparse in enumerate(feeds.sparse) if sparse]
+    if feeds.mixture is None:
+        return found
+    return found | experts.mixture_keys(feeds.mixture, "intermediate_size", "num_local_experts")

@@ -53,9 +53,7 @@ class Qwen35(Family):
     def attention(self, keys: Keys) -> dict[str, Any]:
         """The settings of gated attention."""
         heads = parts.heads(keys, head_dim=256, kv_heads=self.kv_heads)
-        rope = parts.rope(keys, fraction=0.25)
-        if "fraction" in rope:  # transformers rounds down
-            rope["fraction"] = parts.rounded_down(rope["fraction"], heads["head_dim"])
+        rope = parts.rotated_down(parts.rope(keys, fraction=0.25), heads["head_dim"])
         return heads | {"rope": rope, "qk_norm": "unit_offset", "output_gate": True}
 
     def feedforwards(self, keys: Keys, depth: int) -> list[tuple[str, dict[str, Any]]]:
@@ -154,12 +152,7 @@ class Qwen3Next(Qwen35MoE):
     experts: ClassVar[int] = 512
 
     def feedforwards(self, keys: Keys, depth: int) -> list[tuple[str, dict[str, Any]]]:
-        dense, step = (
-            keys.list("mlp_only_layers", default=[]),
-            keys.integer("decoder_sparse_step", 1),
-        )
-        has_experts = keys.integer("num_experts", self.experts) > 0
-        sparse = [has_experts and i not in dense and (i + 1) % step == 0 for i in range(depth)]
+        sparse = experts.alternating(keys, keys.integer("num_experts", self.experts))
         normalize = keys.flag("norm_topk_prob", True)
         if any(sparse):
             mixture = self.mixture(keys, normalize=normalize)

@@ -15,7 +15,7 @@ from transformers import (
 def draw_biases(model: torch.nn.Module, draw: Draw) -> None:
     """Biases of the choice that change choices; they are buffers."""
     for name, buffer in model.named_buffers():
-        if name.endswith("e_score_correction_bias"):
+        if name.endswith(("e_score_correction_bias", "expert_bias")):
             buffer.data = torch.tensor([draw.uniform(-0.3, 0.3) for _ in buffer])
 
 
