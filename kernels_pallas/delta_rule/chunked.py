@@ -136,9 +136,10 @@ def _documents(resets_BT, length):
     # The barrier keeps XLA from folding the masks of a call without segment ids into constants.
     resets_BT = jax.lax.optimization_barrier(resets_BT)
     resets_BT = jnp.pad(resets_BT, ((0, 0), (0, -resets_BT.shape[1] % length)))
-    resets_BNC = resets_BT.reshape(resets_BT.shape[0], -1, length)
-    # The number of resets so far in the chunk: 0 is the document of the entering state.
-    number_BNC = jnp.cumsum(resets_BNC, axis=2, dtype=jnp.int32)
+    resets_BNC = resets_BT.reshape(resets_BT.shape[0], -1, length).astype(jnp.float32)
+    # The number of resets so far in the chunk: 0 is the document of the entering state. A product
+    # with ones is one kernel, a cumulative sum six.
+    number_BNC = resets_BNC @ jnp.triu(jnp.ones((length, length), jnp.float32))
     number = jnp.moveaxis(number_BNC, 1, 0)[:, :, None, None, :, None]
     return scores.Documents(
         same=number == jnp.swapaxes(number, -1, -2),
@@ -174,11 +175,11 @@ def _forward(precision, tokens, documents, s_BHKV):
     dot = functools.partial(jnp.matmul, precision=precision)
 
     def step(s_BHKV, chunk):
-        inverse, u, w, write_t, decay = chunk
+        inverse, u, w, write, decay = chunk
         d_BHCV = dot(inverse, u - dot(w, s_BHKV))
-        return decay * s_BHKV + dot(write_t, d_BHCV), (s_BHKV, d_BHCV)
+        return decay * s_BHKV + dot(_transposed(write), d_BHCV), (s_BHKV, d_BHCV)
 
-    chunks = inverse, system.u, system.w, _transposed(system.write), system.decay
+    chunks = inverse, system.u, system.w, system.write, system.decay
     last_BHKV, (s_NBHKV, d_NBHCV) = jax.lax.scan(step, s_BHKV, chunks)
     o_NBHCV = dot(read[0], s_NBHKV) + dot(read[1], d_NBHCV)
     return (o_NBHCV, last_BHKV), (tokens, grams, documents, inverse, s_NBHKV, d_NBHCV)
@@ -206,14 +207,14 @@ def _of_system(precision, system, read, inverse, s_NBHKV, d_NBHCV, cotangents):
     dot = functools.partial(jnp.matmul, precision=precision)
 
     def step(ds_BHKV, chunk):
-        dd, ds_read, inverse_t, w_t, write, decay = chunk
-        drhs_BHCV = dot(inverse_t, dd + dot(write, ds_BHKV))
-        before_BHKV = decay * ds_BHKV + ds_read - dot(w_t, drhs_BHCV)
+        dd, ds_read, inverse, w, write, decay = chunk
+        drhs_BHCV = dot(_transposed(inverse), dd + dot(write, ds_BHKV))
+        before_BHKV = decay * ds_BHKV + ds_read - dot(_transposed(w), drhs_BHCV)
         return before_BHKV, (ds_BHKV, drhs_BHCV)
 
     dd_NBHCV = dot(_transposed(read_d), do_NBHCV)
     ds_read_NBHKV = dot(_transposed(read_s), do_NBHCV)
-    chunks = dd_NBHCV, ds_read_NBHKV, _transposed(inverse), _transposed(w), write, decay
+    chunks = dd_NBHCV, ds_read_NBHKV, inverse, w, write, decay
     ds_first_BHKV, (ds_NBHKV, drhs_NBHCV) = jax.lax.scan(step, ds_BHKV, chunks, reverse=True)
 
     # D = T (u - w S) with T = (I + a)^-1: dT = dD (u - w S)^T and da = -T^T dT T^T, which is
@@ -237,13 +238,20 @@ _solve_and_read.defvjp(_forward, _backward)
 
 
 def unit_lower_inverse(a):
-    """(I + a)^-1 of strictly lower triangular a (..., C, C), C a power of two.
+    """(I + a)^-1 of strictly lower triangular a (..., C, C), C a power of two."""
+    # On a CPU each level of blocks is eight kernels to compile; elsewhere the loop over rows is slow.
+    by_blocks_of_32, by_blocks_of_8 = (
+        functools.partial(inverse_from_blocks, block=min(block, a.shape[-1])) for block in (32, 8)
+    )
+    return jax.lax.platform_dependent(a, cpu=by_blocks_of_32, default=by_blocks_of_8)
 
-    Blocks of 8 by forward substitution; then each pair of blocks X, Y with a_21 between them becomes
-    [[X, 0], [-Y a_21 X, Y]]. No powers of a are formed: their entries could be large.
+
+def inverse_from_blocks(a, block: int):
+    """`unit_lower_inverse`, with blocks of `block` rows by forward substitution.
+
+    Then each pair of blocks X, Y with a_21 between them becomes [[X, 0], [-Y a_21 X, Y]]. No powers of
+    a are formed: their entries could be large.
     """
-    size = a.shape[-1]
-    block = min(8, size)
     diagonal = _diagonal_blocks(a, block, 0)
 
     def substitute(i, inverse):
@@ -257,7 +265,7 @@ def unit_lower_inverse(a):
     identity = jnp.broadcast_to(jnp.eye(block, dtype=a.dtype), diagonal.shape)
     inverse = jax.lax.fori_loop(1, block, substitute, identity)
     dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    while block < size:
+    while block < a.shape[-1]:
         first, second = scores.pairs(inverse)
         below = -dot(second, dot(_diagonal_blocks(a, block, 1), first))
         inverse = scores.merge(inverse, below)

@@ -2,11 +2,12 @@
 
 The decay from after token j to token i is exp(sum of log decays over j+1..i). The sum is never a
 difference of cumulative sums: exp(-cumsum) overflows, and after a strong gate the difference has no
-correct digits. Instead, chunks are halved recursively: for a pair in different halves, the sum is that
-from j to the middle plus that from the middle to i, both <= 0.
+correct digits.
 
-With one gate per head, the sums of all levels are one product with a matrix of zeros and ones. With
-one per channel that product would cost as much as the rest; the sums are added level by level.
+With one gate per head, all sums of a chunk are one product with a matrix of zeros and ones, which adds
+the log decays of j+1..i alone. With one per channel that product would cost more than the rest. There,
+chunks are halved recursively: for a pair in different halves, the sum is that from j to the middle plus
+that from the middle to i, both <= 0.
 """
 
 import functools
@@ -86,62 +87,18 @@ def decays_per_head(log_decay):
 
     Above the diagonal the first is 1.
     """
+    length = log_decay.shape[-1]
     # A product with zeros and ones takes no infinity; the exp of this is 0 as well.
     finite = jnp.maximum(log_decay, -104 if log_decay.dtype == jnp.float32 else -746)
-    ones = _spans(log_decay.shape[-1]).astype(log_decay.dtype)
-    sums = jnp.einsum("...s,sli->...li", finite, ones, precision="highest")
-    return tuple(map(jnp.exp, (_between(sums[..., :-2, :]), sums[..., -2, :], sums[..., -1, :])))
+    up_to = jnp.where(_leading(np.tri(length, dtype=bool), finite), finite[..., None, :], 0)
+    after = jnp.asarray(np.tri(length, k=-1), log_decay.dtype)  # s > j
+    between = jnp.exp(jnp.matmul(up_to, after, precision="highest"))
+    return between, jnp.exp(jnp.sum(up_to, axis=-1)), between[..., -1, :]
 
 
-@functools.cache
-def _spans(length: int) -> np.ndarray:
-    """Which tokens s (C, levels + 2, C) count to the sum number l of token i.
-
-    At the level of blocks of b tokens, in pairs: for i in a second block, from the block's start to i;
-    in a first block, from after i to the block's end. Then all up to i, and all after i.
-    """
-    s, i = np.arange(length)[:, None], np.arange(length)
-    sizes = 2 ** np.arange(length.bit_length() - 1)
-    spans = [
-        np.where(i & b, (s >= i - i % b) & (s <= i), (s > i) & (s < i - i % b + b)) for b in sizes
-    ]
-    return np.stack([*spans, s <= i, s > i], axis=1)
-
-
-@functools.cache
-def _pairs_of_level(length: int) -> np.ndarray:
-    """(levels, C, C): j < i lie in the two blocks of a pair of that level."""
-    i, j = np.arange(length)[:, None], np.arange(length)
-    sizes = 2 ** np.arange(length.bit_length() - 1)[:, None, None]
-    return (j < i) & (i // sizes == j // sizes + 1) & (j // sizes % 2 == 0)
-
-
-@jax.custom_vjp
-def _between(sums):
-    """Sums over j+1..i, (..., C, C), from those of the levels (..., levels, C); 0 for j >= i."""
-    length = sums.shape[-1]
-    between = jnp.zeros((*sums.shape[:-2], length, length), sums.dtype)
-    for level, pair in enumerate(_pairs_of_level(length)):
-        by_level = sums[..., level, :]
-        between = jnp.where(
-            _leading(pair, between), by_level[..., :, None] + by_level[..., None, :], between
-        )
-    return between
-
-
-def _between_backward(_, d_between):
-    pairs_lij = _pairs_of_level(d_between.shape[-1])
-    d = d_between[..., None, :, :]
-    d = jnp.where(_leading(pairs_lij, d), d, 0)
-    return (jnp.sum(d, axis=-1) + jnp.sum(d, axis=-2),)
-
-
-_between.defvjp(lambda sums: (_between(sums), None), _between_backward)
-
-
-def _leading(mask: np.ndarray, like):
-    """The mask with as many axes as `like`."""
-    return mask.reshape((1,) * (like.ndim - mask.ndim) + mask.shape)
+def _leading(mask: np.ndarray, x):
+    """The mask (C, C) with as many leading axes as x (..., C) has."""
+    return mask.reshape((1,) * (x.ndim - 1) + mask.shape)
 
 
 def _per_channel(q, k, log_decay, precision):

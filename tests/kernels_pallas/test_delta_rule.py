@@ -1,5 +1,7 @@
 """The delta rule beside the laws: special cases, its inverse, precision, errors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,13 +95,14 @@ def test_weak_decays_keep_their_digits_beside_strong_ones():
     testing.assert_close("weak beside strong", *o, 1e-6)
 
 
-@pytest.mark.parametrize("size", [1, 2, 8, 64])
-def test_inverse(x64, size):
+@pytest.mark.parametrize("size, block", [(1, 1), (2, 2), (8, 8), (64, 8), (64, 32)])
+def test_inverse(x64, size, block):
     """Includes a matrix whose powers grow: with beta 2 and equal keys every entry is 2."""
     keys = np.random.default_rng(size).standard_normal((size, 16))
     keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
     a = np.tril([2 * keys @ keys.T, np.full((size, size), 2.0)], -1)
-    got = np.asarray(jax.jit(chunked.unit_lower_inverse)(jnp.asarray(a)))
+    inverse = functools.partial(chunked.inverse_from_blocks, block=block)
+    got = np.asarray(jax.jit(inverse)(jnp.asarray(a)))
     np.testing.assert_array_equal(np.triu(got, 1), 0)
     np.testing.assert_allclose(got, np.linalg.inv(np.eye(size) + a), rtol=0, atol=1e-10)
     sign = (-1.0) ** np.subtract.outer(np.arange(size), np.arange(size))
