@@ -32,6 +32,7 @@ KIB = {
     "laguna_xs_2": 160,
     "ling_2_5_1t": 11.25,
     "llama_4_maverick": 192,
+    "mimo_v2_flash": 217.5,  # a public table has 144 KiB, too, on the same backbone
     "nemotron_3_nano_30b": 6,
     "nemotron_3_nano_4b": 16,
     "nemotron_3_super_120b": 8,
