@@ -28,9 +28,9 @@ def reference_forms():
 @pytest.fixture(
     scope="module",
     params=[
-        dict(kind="gdn"),
+        dict(kind="attention", window=5),
         pytest.param(dict(kind="lightning"), marks=pytest.mark.slow),
-        pytest.param(dict(kind="attention", window=5), marks=pytest.mark.slow),
+        pytest.param(dict(kind="gdn"), marks=pytest.mark.slow),
     ],
     ids=lambda mixer: mixer["kind"],
 )
@@ -162,6 +162,7 @@ def test_a_student_layer_that_is_not_finite_is_not_seen_where_it_is_not_used(pai
     assert np.isnan(damaged.opened((1,)).logits(x)).all()
 
 
+@pytest.mark.slow
 def test_layers_that_are_equal_are_no_candidates():
     ours = teacher()
     both = branches(ours, transfer(ours, dict(kind="gdn"), layers=[1, 3]).student)

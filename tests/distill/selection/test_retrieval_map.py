@@ -61,6 +61,7 @@ def test_the_map_finds_the_head_of_the_circuit(teacher):
     assert "1.0" in lost and found.overlap((0, 1, 2, 3), range(4)).lost == ()
 
 
+@pytest.mark.slow
 def test_the_overlap_counts_heads_of_candidates_against_chance(teacher):
     found = dataclasses.replace(
         retrieval_map(teacher, 32, samples=2), top=(Head(1, 0), Head(3, 1), Head(2, 0))

@@ -77,6 +77,7 @@ def test_greedy_is_the_best_of_its_round(done, models):
     assert set(found[0].selection.kept) == {min(left, key=kl.get)}
 
 
+@pytest.mark.slow
 def test_the_teacher_s_kl_is_zero_and_the_loss_is_that_of_its_logits(done, models):
     made, _, _ = done
     teacher, student = models
@@ -95,6 +96,7 @@ def test_the_teacher_s_kl_is_zero_and_the_loss_is_that_of_its_logits(done, model
         np.testing.assert_allclose(values, sums, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_answers_are_scored_on_their_own_tokens(done, models):
     made, _, _ = done
     values = made.table(frozenset({0, 1}), "mqar_nll")
@@ -115,6 +117,7 @@ def test_the_same_search_again_makes_no_evaluation_and_keeps_the_models(done, mo
     assert [f.selection for f in same] == [f.selection for f in found]
 
 
+@pytest.mark.slow
 def test_each_method_writes_the_model_of_its_layers(done, models):
     _, found, out = done
     for one in found:
@@ -146,6 +149,7 @@ def test_the_record_has_intervals_the_map_and_the_curve(done):
     assert "against" in text and "±" in text
 
 
+@pytest.mark.slow
 def test_a_byte_budget_bounds_the_cache(models, tmp_path):
     teacher, student = (m.config.layer_mixers()[0][1].state_bytes(32, 1000) for m in models)
     (tmp_path / "uniform.partial" / "params").mkdir(
