@@ -263,7 +263,8 @@ def digest(tree: Any) -> str:
     for name, leaf in sorted(checksum.named(tree).items()):
         rows = leaf.rows() if isinstance(leaf, LazyArray) else [leaf]
         leaf = leaf if isinstance(leaf, LazyArray) else np.asarray(leaf)
-        sha.update(f"{name} {leaf.dtype.str} {leaf.shape}\n".encode())
+        shape = leaf.shape or (1,)  # of a scalar, as all digests so far
+        sha.update(f"{name} {leaf.dtype.str} {shape}\n".encode())
         for row in rows:
             sha.update(np.ascontiguousarray(row).reshape(-1).view(np.uint8))
     return sha.hexdigest()
