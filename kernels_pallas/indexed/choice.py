@@ -35,7 +35,9 @@ def largest(
     """
     if top_k >= scores_BQS.shape[-1]:
         return visible_BQS
-    ranked_BQS = jnp.where(visible_BQS, scores_BQS, -jnp.inf)
+    # A score of NaN is chosen, so that its key's NaN is not hidden.
+    ranked_BQS = jnp.where(jnp.isnan(scores_BQS), jnp.inf, scores_BQS)
+    ranked_BQS = jnp.where(visible_BQS, ranked_BQS, -jnp.inf)
     bound_BQ1 = jax.lax.top_k(ranked_BQS, top_k)[0][..., -1:]
     above_BQS = visible_BQS & (ranked_BQS > bound_BQ1)
     equal_BQS = visible_BQS & (ranked_BQS == bound_BQ1)

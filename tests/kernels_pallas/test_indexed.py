@@ -7,6 +7,7 @@ import pytest
 
 from kernels_pallas.attention import attention
 from kernels_pallas.indexed import IndexedState, chosen_keys, indexed_attention
+from kernels_pallas.indexed.choice import largest
 from kernels_pallas.testing import draw_segment_ids
 
 B, T, H, G, K, V, INDEX_HEADS, J = 2, 40, 4, 2, 6, 5, 3, 4
@@ -84,3 +85,13 @@ def test_bad_arguments_are_refused():
     state = IndexedState(k, v, index_k[..., :1], jnp.ones((B, 4), jnp.int32))
     with pytest.raises(ValueError, match="initial_state"):
         indexed_attention(*good, top_k=2, initial_state=state)
+
+
+def test_a_score_of_nan_is_chosen():
+    """Else a token that is decoded alone would not see the NaN of its own document."""
+    rng = np.random.default_rng(0)
+    scores = jnp.asarray(rng.normal(size=(1, 3, 9)), jnp.float32).at[:, :, 4].set(jnp.nan)
+    visible = jnp.ones((1, 3, 9), bool).at[0, 2, 4].set(False)
+    chosen = largest(scores, visible, 3)
+    np.testing.assert_array_equal(chosen[0, :, 4], [True, True, False])
+    np.testing.assert_array_equal(jnp.sum(chosen, axis=-1), [[3, 3, 3]])
