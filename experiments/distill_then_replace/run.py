@@ -15,6 +15,7 @@ import time
 
 from hybridlm import cli
 from hybridlm.runs import metrics
+from hybridlm.settings import json_text
 
 HERE = pathlib.Path(__file__).parent
 RECIPE = HERE / "recipe.py"
@@ -52,7 +53,14 @@ def _arm(given: argparse.Namespace, mixer: str, start: str, text: pathlib.Path) 
     student, run = folder / "student", folder / "run"
     if not (student / "model.json").exists():
         shutil.rmtree(student, ignore_errors=True)
-        words = ["--mixer", mixer, "--settings", json.dumps(MIXERS[mixer]), "--out", str(student)]
+        words = [
+            "--mixer",
+            mixer,
+            "--settings",
+            json.dumps(MIXERS[mixer], allow_nan=False),
+            "--out",
+            str(student),
+        ]
         if start == "calibrated":
             tokens = str(16 * given.length)
             words += ["--calibrate", str(text), "--calibration_tokens", tokens]
@@ -63,7 +71,7 @@ def _arm(given: argparse.Namespace, mixer: str, start: str, text: pathlib.Path) 
     arg += f",length={given.length},batch={given.batch}"
     _call("train", "--config", f"{RECIPE}:{arg}", "--workdir", str(run))
     records = metrics.read(run / metrics.FILE)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    found = json_text.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     trained = [r for r in records if r["kind"] == "train"]
     teacher = next(r["teacher"] for r in records if r["kind"] == "run")
     found[f"{mixer} {start}"] = {
@@ -76,7 +84,7 @@ def _arm(given: argparse.Namespace, mixer: str, start: str, text: pathlib.Path) 
         "heldout_loss": [r["loss"] for r in records if r["kind"] == "eval"],
     }
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    RESULTS.write_text(json_text.dumps(found, indent=1) + "\n")
 
 
 def _call(*words: str) -> None:

@@ -39,7 +39,8 @@ def page(sheets: Iterable[Sheet]) -> str:
         "columns": [dict(key=k, label=label, number=n) for k, label, n in COLUMNS],
     }
     # "<" appears in no JSON but in strings, where its escape means the same.
-    packed = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    packed = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    packed = packed.replace("<", "\\u003c")
     parts = {"style": _style(), "data": packed, "script": _static("page.js")}
     return re.sub(r"\{(style|data|script)\}", lambda m: parts[m[1]], _static("page.html"))
 
