@@ -64,13 +64,13 @@ class Llama3RopeConfig:
 
     Frequencies that rotate more than `high` times within `length` are kept, those that rotate less
     than `low` times are divided by `factor`, with a linear ramp over the number of rotations in
-    between.
+    between. Where `low` is `high` (Llama 4 Scout) there is no ramp.
 
     Attributes:
       factor: what the lowest frequencies are divided by.
       length: context length before the change, in tokens.
       low: rotations within `length` below which a frequency is divided by `factor`.
-      high: rotations within `length` above which a frequency is kept; larger than `low`.
+      high: rotations within `length` above which a frequency is kept; at least `low`.
     """
 
     factor: Annotated[float, AtLeast(1)]
@@ -79,7 +79,7 @@ class Llama3RopeConfig:
     high: PositiveFloat = 4.0
 
     def __post_init__(self):
-        require(self.low < self.high, "low", f"must be below high {self.high}, not {self.low}")
+        require(self.low <= self.high, "low", f"must be at most high {self.high}, not {self.low}")
 
     @property
     def magnitude(self) -> float:
@@ -90,7 +90,10 @@ class Llama3RopeConfig:
         """The factors on the frequencies theta^(-2i / rotated), (rotated / 2,) float64."""
         frequencies = theta ** (-2 * np.arange(rotated // 2) / rotated)
         turns = self.length * frequencies / (2 * math.pi)
-        kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        if self.low == self.high:
+            kept = np.where(turns < self.low, 0.0, 1.0)
+        else:
+            kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
         return kept + (1 - kept) / self.factor
 
 

@@ -32,6 +32,15 @@ def test_llama3_divides_slow_rotations_and_keeps_fast_ones(theta, rotated):
         assert factor == pytest.approx(expected, rel=1e-12)
 
 
+def test_llama3_without_a_ramp_is_a_step():
+    """Llama 4 Scout has `low` 1 and `high` 1: below one rotation divided, from one on kept."""
+    config = Llama3RopeConfig(factor=16.0, length=8192, low=1.0, high=1.0)
+    turns = 8192 / (2 * math.pi) * 500_000.0 ** (-np.arange(64) / 64)
+    expected = np.where(turns < 1, 1 / 16, 1.0)
+    assert {*expected} == {1 / 16, 1.0}
+    np.testing.assert_array_equal(config.frequency_factors(500_000.0, 128), expected)
+
+
 def test_linear_divides_all():
     np.testing.assert_array_equal(LinearRopeConfig(4.0).frequency_factors(1e4, 8), [0.25] * 4)
 
