@@ -27,7 +27,9 @@ def get_config(arg: str = "") -> ConfigDict:
         width=4096,
         depth=64,
         pattern="mamba",
-        mixers=dict(mamba=dict(kind="mamba1", inner=8192, state_dim=16, norm="unscaled")),
+        mixers=dict(
+            mamba=dict(kind="mamba1", inner=8192, state_dim=16, norm="unscaled", norm_eps=1e-6)
+        ),
         mlp=None,
         vocab_size=65_024,
         norm_eps=1e-5,

@@ -39,6 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
         q_rank=1536,
         qk_nope=192,
         value_dim=256,
+        norm_eps=1e-6,
         rope=dict(theta=10_000.0, interleaved=True),
     )
     router = dict(

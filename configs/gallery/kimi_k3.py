@@ -40,7 +40,7 @@ FACTS = dict(
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "" or "smoke" (seconds, on any machine)."""
     kda = dict(kind="kda", heads=96, head_dim=128, lower_bound=-5.0)
-    mla = dict(kind="mla", heads=96, q_rank=1536, rope=None)
+    mla = dict(kind="mla", heads=96, q_rank=1536, rope=None, norm_eps=1e-6)
     router = dict(scores="sigmoid", normalize=True, normalize_eps=1e-20, choice_bias=True)
     moe = dict(
         kind="moe",

@@ -37,7 +37,8 @@ def get_config(arg: str = "") -> ConfigDict:
         pattern="kda+moe*3 mla+moe",
         suffix="kda+moe*2 mla+moe",
         mixers=dict(
-            kda=dict(kind="kda", heads=32, head_dim=128), mla=dict(kind="mla", heads=32, rope=None)
+            kda=dict(kind="kda", heads=32, head_dim=128),
+            mla=dict(kind="mla", heads=32, rope=None, norm_eps=1e-6),
         ),
         mlp=dict(kind="swiglu", hidden=9216),
         feedforwards=dict(moe=moe),
