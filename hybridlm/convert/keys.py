@@ -62,6 +62,13 @@ class Keys:
     def flag(self, name: str, default: Any = _REQUIRED, *, nullable: bool = False) -> Any:
         return self._read(name, default, "true or false", nullable)
 
+    def truth(self, name: str, default: bool) -> bool:
+        """A flag that configs also give as a number, of which 0 alone is false."""
+        if isinstance(self.values.get(name), int):
+            self._unread.discard(name)
+            return bool(self.values[name])
+        return self.flag(name, default)
+
     def text(self, name: str, default: Any = _REQUIRED, *, nullable: bool = False) -> Any:
         return self._read(name, default, "a text", nullable)
 

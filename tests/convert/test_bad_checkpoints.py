@@ -16,6 +16,7 @@ from hybridlm.settings.reader import read_dataclass
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 Q = "model.layers.0.self_attn.q_proj.weight"
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
 
 
 @pytest.fixture
@@ -96,7 +97,30 @@ def test_options(folder, keys, said):
         ("gemma4", {"hidden_size_per_layer_input": 8}, "hybridlm has no per-layer inputs"),
         ("gemma4", {"num_kv_shared_layers": 1}, "hybridlm has no keys that layers share"),
         ("gemma4", {"enable_moe_block": True}, "hybridlm reads Gemma 4's dense models"),
-        ("llama4", {"moe_layers": [1]}, "moe_layers has layer 1: hybridlm reads"),
+        (
+            "llama4",
+            {"interleave_moe_layer_step": 0},
+            "interleave_moe_layer_step must be at least 1",
+        ),
+        ("phi3", {"attention_bias": True}, "attention_bias is true: the class has no biases"),
+        (
+            "phi3",
+            {"rope_parameters": LINEAR},
+            "rope_parameters has rope_type 'linear'",
+        ),
+        (
+            "glm_moe_dsa",
+            {"indexer_rope_interleave": False},
+            "the class's indexer rotates neighbours",
+        ),
+        ("deepseek_v32", {"indexer_rope_interleave": True}, "the class's indexer rotates halves"),
+        ("qwen3_moe", {"shared_expert_intermediate_size": 8}, "the class has no shared expert"),
+        ("qwen3_moe", {"use_qk_norm": False}, "the class has norms of q and k"),
+        ("qwen3_moe", {"qkv_bias": True}, "the class reads attention_bias"),
+        ("llama", {"rope_interleaved": True}, "the class rotates halves"),
+        ("qwen2", {"use_mrope": True}, "use_mrope is true"),
+        ("qwen3_next", {"use_sliding_window": True}, "the class has no windows"),
+        ("granite_hybrid", {"normalization_function": "layernorm"}, "hybridlm has only 'rmsnorm'"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention is true"),
         ("cohere2", {"sliding_window": None}, "sliding_window is null"),
         ("olmo3", {"layer_types": ["full_attention"]}, "layer_types has 1 entries"),
@@ -254,6 +278,25 @@ def test_a_setting_of_the_model_that_a_class_does_not_hold(settings, said):
     with pytest.raises(ConvertError, match="LlamaForCausalLM cannot hold this model") as error:
         fit(model(**settings), "LlamaForCausalLM")
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        {"linear": {"factor": 2.0}},
+        {"llama3": {"factor": 8.0, "length": 64}},
+        {"kept": {"fraction": 0.5}},
+        {"yarn": {"factor": 2.0, "length": 64}},
+    ],
+    ids=lambda scaled: next(iter(scaled)),
+)
+def test_phi3_holds_no_scaled_rope(scaled):
+    """Its class in transformers refuses each such type, and takes yarn for LongRoPE."""
+    own = model(mixers={"a": ATTENTION | {"rope": scaled}})
+    with pytest.raises(ConvertError, match="Phi3ForCausalLM cannot hold this model"):
+        fit(own, "Phi3ForCausalLM")
+    plain = model(mixers={"a": ATTENTION | {"rope": {"fraction": 0.5}}})
+    assert fit(plain, "Phi3ForCausalLM").keys["rope_parameters"]["rope_type"] == "default"
 
 
 def test_what_training_alone_reads_does_not_hinder_an_export():

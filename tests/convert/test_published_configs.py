@@ -1,13 +1,43 @@
 """The keys that published config.json files have are read, and give models of the published sizes."""
 
+import json
 import math
+import pathlib
 
 import pytest
 
+from hybridlm import gallery
 from hybridlm.convert.importing import read_settings
 from hybridlm.convert.table import Table
 from hybridlm.models.params import Model
 
+ROOT = pathlib.Path(__file__).parents[2]
+#: By fixture, keys of published files with the value that the class has whatever they say.
+NEUTRAL = {
+    "bamba": {"attn_rotary_emb": 64, "num_logits_to_keep": 1},
+    "deepseek_v32": {"indexer_rope_interleave": False, "rope_interleave": True, "ep_size": 1},
+    "glm_moe_dsa": {
+        "indexer_rope_interleave": True,
+        "rope_interleave": True,
+        "moe_layer_freq": 1,
+        "num_nextn_predict_layers": 1,
+    },
+    "granite_hybrid": {"init_method": "mup", "normalization_function": "rmsnorm"},
+    "llama": {"rope_interleaved": False, "is_llama_config": True, "pretraining_tp": 1},
+    "llama4": {"for_llm_compressor": False, "attn_temperature_tuning": 4},
+    "mistral": {"attention_bias": False, "rope_scaling": None},
+    "nemotron_h": {"norm_eps": 1e-5, "partial_rotary_factor": 1.0, "rope_theta": 10000},
+    "phi3": {"attention_bias": False, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    "qwen2": {"use_mrope": False, "rope_scaling": None},
+    "qwen3_moe": {
+        "shared_expert_intermediate_size": 0,
+        "use_qk_norm": True,
+        "qkv_bias": False,
+        "max_window_layers": 28,
+    },
+    "qwen3_next": {"use_sliding_window": False, "sliding_window": None, "max_window_layers": 48},
+    "smollm3": {"max_window_layers": 28, "pretraining_tp": 2},
+}
 GPT_OSS_20B = {
     "architectures": ["GptOssForCausalLM"],
     "attention_bias": True,
@@ -91,3 +121,54 @@ def test_mimos_windows_are_its_original_codes():
     assert (full.window, full.kv_heads, full.sinks) == (None, 4, False)
     assert (windowed.rope.theta, full.rope.theta) == (1e4, 5e6)
     assert {x.rope.rotated(192) for x in (full, windowed)} == {64}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_keys_that_a_class_does_not_read_change_nothing(name):
+    path = ROOT / "tests" / "convert" / "fixtures" / name / "config.json"
+    plain = json.loads(path.read_text())
+    expected, found = (
+        read_settings(keys, "config.json")[1] for keys in (plain, plain | NEUTRAL[name])
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize("tuning, tuned", [(4, True), (1, True), (0, False), (False, False)])
+def test_llama4s_temperature_may_be_a_number(tuning, tuned):
+    path = ROOT / "tests" / "convert" / "fixtures" / "llama4" / "config.json"
+    keys = json.loads(path.read_text()) | {"attn_temperature_tuning": tuning}
+    _, settings, _ = read_settings(keys, "config.json")
+    without = [x for _, x in settings.layer_mixers() if x.rope is None]
+    assert without and {x.temperature is not None for x in without} == {tuned}
+
+
+def test_llama4_scouts_rope_has_no_ramp():
+    rope = {
+        "factor": 16.0,
+        "high_freq_factor": 1.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    }
+    path = ROOT / "tests" / "convert" / "fixtures" / "llama4" / "config.json"
+    keys = json.loads(path.read_text()) | {"rope_scaling": rope, "rope_theta": 500000.0}
+    del keys["rope_parameters"]
+    _, settings, _ = read_settings(keys, "config.json")
+    found = {x.rope.llama3 for _, x in settings.layer_mixers() if x.rope is not None}
+    assert [(x.factor, x.length, x.low, x.high) for x in found] == [(16.0, 8192, 1.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    "name, mixer",
+    [
+        ("falcon_mamba_7b", "mamba"),
+        ("glm_5", "dsa"),
+        ("hy4_preview", "mla"),
+        ("kimi_k3", "mla"),
+        ("kimi_linear_48b_a3b", "mla"),
+    ],
+)
+def test_norms_within_a_mixer_have_the_epsilon_of_their_class(name, mixer):
+    """Not that of the model: transformers gives norms of latents, and of Falcon Mamba, 1e-6."""
+    config = gallery.load(name, ROOT / "configs" / "gallery").config
+    assert (config.norm_eps, config.mixers[mixer].norm_eps) == (1e-5, 1e-6)

@@ -25,6 +25,7 @@ class Bamba(Family):
         sizes = parts.sizes(keys, tied=False) | {"norm_eps": keys.number("rms_norm_eps", 1e-5)}
         depth = keys.integer("num_hidden_layers")
         keys.harmless("num_logits_to_keep", "layers_block_type", "layer_types")
+        keys.harmless("attn_rotary_emb")  # the class rotates half of a head, whatever it says
         feed = parts.gated(keys, bias=keys.flag("mlp_bias", False))
         attention = parts.heads(keys) | {
             "rope": parts.rope(keys, fraction=0.5),

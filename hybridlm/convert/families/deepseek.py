@@ -125,8 +125,14 @@ class DeepSeekV32(DeepSeekV3):
         types = keys.list("layer_types", default=[])
         if other := {*types} - {"indexed_attention", "full_attention"}:
             keys.refuse("layer_types", f"has {min(other)!r}: this family has indexed_attention")
+        pairs = self.index_interleaved
+        keys.only(
+            "indexer_rope_interleave",
+            pairs,
+            why=f"the class's indexer rotates {'neighbours' if pairs else 'halves'}",
+        )
         return super().attention(keys) | latent.indexer_settings(
-            keys, heads=self.index_heads, interleaved=self.index_interleaved
+            keys, heads=self.index_heads, interleaved=pairs
         )
 
     def interleaved(self, keys: Keys) -> bool:

@@ -31,7 +31,8 @@ class GraniteHybrid(Family):
             "logit_scale": 1 / keys.number("logits_scaling", 1.0),
         }
         depth = keys.integer("num_hidden_layers")
-        keys.harmless("router_aux_loss_coef", "layers_block_type")
+        keys.harmless("router_aux_loss_coef", "layers_block_type", "init_method")
+        keys.only("normalization_function", "rmsnorm")
         listed = keys.list("layer_types", depth, default=["linear_attention"] * depth)
         types = [OLD_NAMES.get(name, name) for name in listed]
         for name in types:

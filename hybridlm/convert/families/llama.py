@@ -22,6 +22,8 @@ class Llama(Family):
     models: ClassVar[str] = "Llama 2, 3, 3.1 (scaled RoPE), SmolLM2 and others of its form"
 
     def settings(self, keys: Keys) -> dict[str, Any]:
+        keys.only("rope_interleaved", False, why="the class rotates halves")
+        keys.harmless("is_llama_config")
         bias = keys.flag("attention_bias", False)
         mixer = parts.heads(keys) | {"rope": parts.rope(keys, whole=True), "bias": bias}
         feed = parts.gated(keys, bias=keys.flag("mlp_bias", False))

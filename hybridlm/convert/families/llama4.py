@@ -55,7 +55,8 @@ class Llama4(Family):
         mixer = parts.heads(keys, head_dim=128, kv_heads=8)
         mixer["bias"] = keys.flag("attention_bias", False)
         qk_norm = "l2" if keys.flag("use_qk_norm", True) else False
-        tuned = keys.flag("attn_temperature_tuning", True)
+        tuned = keys.truth("attn_temperature_tuning", True)
+        keys.harmless("for_llm_compressor")
         temperature = {
             "scale": keys.integer("floor_scale", 8192),
             "strength": keys.number("attn_scale", 0.1),

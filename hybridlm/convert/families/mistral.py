@@ -22,6 +22,7 @@ class Mistral(Family):
     models: ClassVar[str] = "Mistral 7B, Nemo and Small, Zephyr"
 
     def settings(self, keys: Keys) -> dict[str, Any]:
+        keys.only("attention_bias", False, why="the class has no biases")
         window = keys.integer("sliding_window", 4096, nullable=True)
         mixer = parts.heads(keys, kv_heads=8) | {
             "rope": parts.rope(keys, whole=True),

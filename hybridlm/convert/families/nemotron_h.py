@@ -73,6 +73,8 @@ class NemotronH(Family):
         keys.harmless("mamba_proj_bias", "time_step_limit", "time_step_max", "time_step_floor")
         keys.harmless("mtp_layers_block_type", "mtp_hybrid_override_pattern", "num_hidden_layers")
         keys.harmless("moe_shared_expert_overlap", "n_shared_experts")
+        # The class reads layer_norm_epsilon, and its attention has no positions.
+        keys.harmless("norm_eps", "rope_theta", "partial_rotary_factor")
         makers = {MAMBA: _mamba, ATTENTION: _attention, MLP: _mlp, MOE: _moe}
         made = {kind: make(keys) for kind, make in makers.items() if kind in _types(keys)}
         for kind in makers.keys() - made.keys():

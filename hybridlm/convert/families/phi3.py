@@ -14,6 +14,9 @@ from hybridlm.models.mixers import MixerConfig
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.settings import ModelConfig
 
+#: Settings that change RoPE, and their types: the class refuses each, and takes yarn for LongRoPE.
+SCALED = {"kept": "proportional", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
+
 
 class Phi3(Family):
     """Pre-norm blocks with attention, partial RoPE and SwiGLU."""
@@ -25,7 +28,12 @@ class Phi3(Family):
     def settings(self, keys: Keys) -> dict[str, Any]:
         window = keys.integer("sliding_window", None)
         mixer = parts.heads(keys) | {"window": window}
+        keys.only("attention_bias", False, why="the class has no biases")
         rope = parts.rope(keys)
+        if scaled := rope.keys() & SCALED.keys():
+            given = "rope_parameters" if "rope_parameters" in keys else "rope_scaling"
+            kind = SCALED[min(scaled)]
+            keys.refuse(given, f"has rope_type {kind!r}: the class has default and longrope")
         if "fraction" in rope:  # transformers rounds down
             rope["fraction"] = parts.rounded_down(rope["fraction"], mixer["head_dim"])
         keys.harmless("original_max_position_embeddings")

@@ -24,6 +24,7 @@ class Qwen2(Family):
 
     def settings(self, keys: Keys) -> dict[str, Any]:
         depth = keys.integer("num_hidden_layers")
+        keys.only("use_mrope", False, why="the class rotates by one position of a token")
         window = keys.integer("sliding_window", 4096, nullable=True)
         if not keys.flag("use_sliding_window", False):
             window = None

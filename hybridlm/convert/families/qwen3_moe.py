@@ -28,6 +28,9 @@ class Qwen3MoE(Family):
         if not keys.flag("use_sliding_window", False):
             window = None
         keys.harmless("max_window_layers")  # the class does not read it
+        keys.only("shared_expert_intermediate_size", 0, why="the class has no shared expert")
+        keys.only("use_qk_norm", True, why="the class has norms of q and k")
+        keys.only("qkv_bias", False, why="the class reads attention_bias")
         mixer = parts.heads(keys, kv_heads=4) | {
             "rope": parts.rope(keys, whole=True),
             "qk_norm": True,

@@ -36,6 +36,8 @@ class Qwen35(Family):
         keys.only(
             "attention_bias", False, why="hybridlm has no bias in the output gate of attention"
         )
+        keys.only("use_sliding_window", False, why="the class has no windows")
+        keys.harmless("sliding_window", "max_window_layers")
         mixers = {
             LINEAR: gated_delta.delta_settings(keys, heads=16, value_heads=32, sizes=128),
             parts.FULL: self.attention(keys) if parts.FULL in types else None,

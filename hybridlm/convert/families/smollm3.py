@@ -26,6 +26,7 @@ class SmolLM3(Family):
         every = keys.integer("no_rope_layer_interval", 4)
         default = [int((i + 1) % max(every, 1) != 0) for i in range(depth)]
         rotated = keys.list("no_rope_layers", depth, default)
+        keys.harmless("max_window_layers")  # the class does not read it
         window = keys.integer("sliding_window", None)
         if not keys.flag("use_sliding_window", False):
             window = None
