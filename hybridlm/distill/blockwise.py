@@ -79,7 +79,7 @@ def gradients(
     real_BT1 = (context.segment_ids_BT != 0)[..., None]
     scale = jnp.sum(real_BT1) * student.config.width
     graphdefs, states = mixers_of(teacher, student, layers)
-    names = stack.block_names(student.config.layout)
+    taught, names = (stack.block_names(model.config.layout) for model in (teacher, student))
 
     def apply(block, index, x_BTD, context, carry, state):
         def mix(x_BTD):
@@ -108,7 +108,9 @@ def gradients(
     for number, one in enumerate(stack.by_layer(_only(found, slice(0, 2)), teacher.config.layout)):
         sums[number] = one or (0.0, 0.0)
     for group in GROUPS:
-        for (_, one), name in zip(found[group].items(), names[group], strict=True):
+        # By name: dicts that left `lax.scan` are in the order of sorted names, "10_" before "2_".
+        for ours, name in zip(taught[group], names[group], strict=True):
+            one = found[group][ours]
             if one is not None:
                 grads.setdefault(group, {})[name] = {"mixer": one[2]}
     error_L, power_L = (jnp.stack([jnp.float32(s[i]) for s in sums]) for i in (0, 1))
