@@ -1,7 +1,7 @@
 """What each kind of mixer takes over from softmax attention: default settings, and projections.
 
-A kind that is not listed here (rglru, short_conv, mamba1, mla, hgrn2's forget gate) has no queries and keys of
-its own, so all or some of its parameters start fresh.
+A kind that is not listed here (mla, dsa) cannot replace attention. Kinds without projections (rglru,
+short_conv, mamba1) have no queries and keys of their own, so all of their parameters start fresh.
 """
 
 import dataclasses
@@ -51,11 +51,12 @@ class Kind(NamedTuple):
 def _shared_heads(config: Any, width: int) -> Parts:
     """Attention, MoBA, gated slots and NHA: key/value heads may be fewer than query heads."""
     size = config.head_size(width)
+    value = config.value_size(width) if isinstance(config, AttentionConfig) else size
     return {
         "q": (Part("q", config.heads, size),),
         "k": (Part("k", config.kv_heads, size),),
-        "v": (Part("v", config.kv_heads, size),),
-        "out": (Part("out", config.heads, size),),
+        "v": (Part("v", config.kv_heads, value),),
+        "out": (Part("out", config.heads, value),),
     }
 
 
@@ -111,9 +112,14 @@ def _heads(attention: AttentionConfig, width: int) -> dict[str, Any]:
     return dict(heads=attention.heads, head_dim=attention.head_size(width))
 
 
-def _factors(attention: AttentionConfig, width: int) -> float:
-    """The size of all query heads together, over the model's width."""
-    return attention.heads * attention.head_size(width) / width
+def _values(attention: AttentionConfig, width: int) -> dict[str, Any]:
+    return dict(value_dim=attention.value_size(width))
+
+
+def _factors(attention: AttentionConfig, width: int) -> tuple[float, float]:
+    """The sizes of all query heads and of their values together, over the model's width."""
+    sizes = attention.head_size(width), attention.value_size(width)
+    return tuple(attention.heads * size / width for size in sizes)
 
 
 def _attention(attention: AttentionConfig, width: int) -> dict[str, Any]:
@@ -143,16 +149,12 @@ KINDS: dict[str, Kind] = {
         lambda a, width: _grouped(a, width) | dict(rope=a.rope), _shared_heads, slot_gate=True
     ),
     "gsa": Kind(_grouped, _shared_heads, slot_gate=True),
-    "gdn": Kind(
-        lambda a, width: _heads(a, width) | dict(value_dim=a.head_size(width)),
-        _delta_parts,
-        _CONVS,
-    ),
+    "gdn": Kind(lambda a, width: _heads(a, width) | _values(a, width), _delta_parts, _CONVS),
     "kda": Kind(_heads, _delta_parts, _CONVS),
-    "deltanet": Kind(_heads, _delta_parts, _CONVS),
+    "deltanet": Kind(lambda a, width: _heads(a, width) | _values(a, width), _delta_parts, _CONVS),
     "gla": Kind(
         lambda a, width: dict(
-            heads=a.heads, expand_k=_factors(a, width), expand_v=_factors(a, width)
+            heads=a.heads, **dict(zip(("expand_k", "expand_v"), _factors(a, width)))
         ),
         _gla_parts,
     ),
@@ -171,12 +173,17 @@ KINDS: dict[str, Kind] = {
     ),
     "mlstm": Kind(
         lambda a, width: dict(
-            heads=a.heads, qk_dim_factor=_factors(a, width), v_dim_factor=_factors(a, width)
+            heads=a.heads, **dict(zip(("qk_dim_factor", "v_dim_factor"), _factors(a, width)))
         ),
         _mlstm_parts,
     ),
     "mamba2": Kind(
-        lambda a, width: _heads(a, width) | dict(state_dim=a.head_size(width), groups=a.heads),
+        lambda a, width: dict(
+            heads=a.heads,
+            head_dim=a.value_size(width),
+            state_dim=a.head_size(width),
+            groups=a.heads,
+        ),
         _mamba2_parts,
         ("conv", "shared_conv"),
     ),

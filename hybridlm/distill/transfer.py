@@ -3,7 +3,8 @@
 Queries, keys, values and outputs start as the teacher's where heads and sizes fit. Key/value heads that
 query heads share stay shared where the new mixer can share them, and are copied for each query head
 otherwise (HALO, arXiv 2601.22156, sec. 3). What the teacher has no counterpart of starts as in a new
-model: decays, write strengths, output gates and norms. Slots' gates start as the key projection (NHA,
+model: decays, write strengths, output gates and norms. A factor on the values is multiplied into their
+projection, and norms of 1 plus a scale become norms of that sum. Slots' gates start as the key projection (NHA,
 arXiv 2510.07019, the authors' code), short convolutions as the identity. All other parameters are the
 teacher's.
 """
@@ -153,9 +154,11 @@ def initialised(
     own = flatten_dict(nnx.to_pure_dict(nnx.state(module)), sep=".")
     arrays = {name: np.array(x, np.float32) for name, x in own.items()}
     if not old or isinstance(mixer, AttentionConfig):
-        taken = {n: x for n, x in old.items() if n in arrays and arrays[n].shape == x.shape}
+        taken = {n: x for n, x in old.items() if n in arrays}
     else:
         taken = _projected(attention, old, mixer, arrays, spec.width)
+    taken |= _norms(attention, old, mixer, arrays)
+    taken = {name: x for name, x in taken.items() if arrays[name].shape == np.shape(x)}
     fresh = {}
     for name in arrays:
         if name in taken:
@@ -166,7 +169,7 @@ def initialised(
                 arrays[name][0] = 1
             fresh[name] = "identity"
         else:
-            fresh[name] = _why_fresh(name, mixer, spec.width, old)
+            fresh[name] = _why_fresh(name, attention, mixer, spec.width, old)
     used = _used(taken, old, isinstance(mixer, AttentionConfig))
     return Initialised(arrays, fresh, [name for name in old if name not in used])
 
@@ -175,19 +178,15 @@ def _projected(
     attention: AttentionConfig, old: Arrays, mixer: MixerConfig, arrays: Arrays, width: int
 ) -> Arrays:
     """What a mixer of another kind takes over, by its own names."""
-    size = attention.head_size(width)
     taken: Arrays = {}
     for path, parts in kinds.parts_of(mixer, width).items():
         for leaf in ("kernel", "bias"):
             if f"{path}.{leaf}" not in arrays:
                 continue
-            found = [_expanded(old, attention, part, leaf, size) for part in parts]
+            found = [_expanded(old, attention, part, leaf, width) for part in parts]
             if all(x is not None for x in found):
                 axis = 0 if parts[0].role == "out" and leaf == "kernel" else -1
                 taken[f"{path}.{leaf}"] = np.concatenate(found, axis)
-    for name in ("q_norm.scale", "k_norm.scale"):
-        if name in old and name in arrays and arrays[name].shape == old[name].shape:
-            taken[name] = old[name]
     if kinds.KINDS[mixer.kind_name].slot_gate:
         gate = _slot_gate(old["k.kernel"], attention.kv_heads, mixer.kv_heads, mixer.slots)
         if gate is not None:
@@ -195,14 +194,31 @@ def _projected(
     return taken
 
 
+def _norms(attention: AttentionConfig, old: Arrays, mixer: MixerConfig, arrays: Arrays) -> Arrays:
+    """The scales of queries' and keys' norms, in the form that the new mixer's norms have."""
+    offsets = [getattr(m, "qk_norm", False) == "unit_offset" for m in (attention, mixer)]
+    return {
+        name: np.asarray(old[name]) + np.float32(offsets[0] - offsets[1])
+        for name in ("q_norm.scale", "k_norm.scale")
+        if name in old and name in arrays
+    }
+
+
 def _expanded(
-    old: Arrays, attention: AttentionConfig, part: Part, leaf: str, size: int
+    old: Arrays, attention: AttentionConfig, part: Part, leaf: str, width: int
 ) -> np.ndarray | None:
-    """Attention's projection for the heads of `part`; None where numbers or sizes do not fit."""
-    role = "k" if part.role == "v" and attention.values == "keys" else part.role
-    if f"{role}.{leaf}" not in old or part.size != size:
+    """Attention's projection for the heads of `part`; None where numbers or sizes do not fit.
+
+    Values are times `value_scale`, which only attention has as a setting.
+    """
+    name = _source(part, leaf, attention)
+    is_value = part.role in ("v", "out")
+    size = attention.value_size(width) if is_value else attention.head_size(width)
+    if name not in old or part.size != size:
         return None
-    array = np.asarray(old[f"{role}.{leaf}"])
+    array = np.asarray(old[name])
+    if part.role == "v" and attention.value_scale != 1.0:
+        array = array * np.float32(attention.value_scale)
     if part.role == "out":
         return array if leaf == "bias" or part.heads == attention.heads else None
     heads = attention.heads if part.role == "q" else attention.kv_heads
@@ -226,10 +242,18 @@ def _is_identity(name: str, mixer: MixerConfig) -> bool:
     return name.rpartition(".")[0] in convs
 
 
-def _why_fresh(name: str, mixer: MixerConfig, width: int, old: Arrays) -> str:
+def _source(part: Part, leaf: str, attention: AttentionConfig) -> str:
+    """The name of attention's array that `part` takes over."""
+    role = "k" if part.role == "v" and attention.values == "keys" else part.role
+    return f"{role}.{leaf}"
+
+
+def _why_fresh(
+    name: str, attention: AttentionConfig, mixer: MixerConfig, width: int, old: Arrays
+) -> str:
     path, _, leaf = name.rpartition(".")
     parts = kinds.parts_of(mixer, width).get(path, ())
-    if parts and f"{parts[0].role}.{leaf}" in old:
+    if name in old or (parts and _source(parts[0], leaf, attention) in old):
         return "the teacher's heads have another number or size"
     return "no counterpart"
 

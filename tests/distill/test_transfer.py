@@ -91,6 +91,55 @@ def test_heads_of_another_size_start_fresh_and_say_so():
     assert "starts fresh: mixer.q.kernel in layers 0-3" in "\n".join(found.describe())
 
 
+@pytest.mark.parametrize("form, offset", [("unit_offset", 1), (True, 0)])
+def test_norms_of_queries_and_keys_keep_their_factor(form, offset):
+    ours = teacher(depth=1, qk_norm=form)
+    found = transfer(ours, dict(kind="lightning")).student
+    plain = transfer(ours, dict(kind="attention", qk_norm=True)).student
+    old = ours.model.layer(ours.params, 0)["mixer"]
+    for student in (found, plain):
+        new = student.model.layer(student.params, 0)["mixer"]
+        for name in ("q_norm", "k_norm"):
+            np.testing.assert_array_equal(new[name]["scale"], old[name]["scale"] + offset)
+
+
+UNEVEN = dict(head_dim=8, value_dim=4, value_scale=0.7, bias="qkv", qk_norm=False)
+
+
+@pytest.mark.parametrize("kind", ["gdn", "mamba2", "mlstm"])
+def test_values_of_another_size_and_scale_are_the_teacher_s(kind):
+    """As MiMo-V2's, whose keys have 192 channels, values 128, and those a factor."""
+    ours = teacher(depth=1, kv_heads=4, **UNEVEN)
+    found = transfer(ours, dict(kind=kind)).student
+    old = ours.model.layer(ours.params, 0)["mixer"]
+    new = found.model.layer(found.params, 0)["mixer"]
+    value = new["value" if kind == "mamba2" else "v"]
+    np.testing.assert_array_equal(value["kernel"], old["v"]["kernel"] * np.float32(0.7))
+    if "bias" in value:
+        np.testing.assert_array_equal(value["bias"], old["v"]["bias"] * np.float32(0.7))
+    np.testing.assert_array_equal(new["out"]["kernel"], old["out"]["kernel"])
+
+
+@pytest.mark.parametrize("kind", ["kda", "lightning", "nha"])
+def test_values_of_a_size_that_the_mixer_cannot_have_start_fresh_and_say_so(kind):
+    found = transfer(teacher(depth=1, **UNEVEN), dict(kind=kind))
+    for name in ("v.kernel", "out.kernel"):
+        assert found.fresh[f"layers.0.mixer.{name}"].startswith("the teacher's heads")
+        assert f"layers.0.mixer.{name}" in found.dropped
+    assert "layers.0.mixer.q.kernel" in found.copied
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["unit_offset", "whole", "l2"])
+def test_every_array_has_the_shape_of_the_new_mixer(kind, form):
+    ours = teacher(depth=1, **UNEVEN | dict(qk_norm=form, bias=True))
+    student = transfer(ours, dict(kind=kind)).student
+    own = student.model.by_name(student.model.abstract)
+    for name, value in student.model.by_name(student.params).items():
+        assert np.shape(value) == own[name].shape, name
+
+
 def test_layers_stack_as_the_teacher_s_can():
     mixers = dict(swa=dict(FULL, window=4), full=FULL)
     config = model_config("swa*2 full", depth=9, mixers=mixers)
