@@ -63,19 +63,24 @@ class HypeSettings:
 
 def _transfer(given: TransferSettings) -> int:
     """Writes a model folder, and says what is copied, fresh and not taken over."""
+    from hybridlm.data.files import utf8
     from hybridlm.distill.calibrate import calibrate, text_batches
     from hybridlm.distill.transfer import read_layers, transfer
     from hybridlm.runs import open_model, save_model
+    from hybridlm.runs.opened import check_new
     from hybridlm.storage import open_path
 
-    layers = read_layers(given.layers)
+    check_new(given.out)
     mixer = {**_object(given.settings), "kind": given.mixer}
+    text = ""
+    if given.calibrate is not None:
+        text = utf8(open_path(given.calibrate).read_bytes(), f"--calibrate {given.calibrate}")
     teacher = open_model(given.teacher, given.step, given.weights)
+    layers = read_layers(given.layers, teacher.config.depth)
     found = transfer(teacher, mixer, layers, given.seed, copy=not given.fresh)
     print("\n".join(found.describe()))
     student = found.student
     if given.calibrate is not None:
-        text = open_path(given.calibrate).read_text(encoding="utf-8")
         batches = text_batches(teacher, text, given.calibration_tokens, given.calibration_length)
         fitted = calibrate(teacher, found, batches, given.calibration_steps)
         student = fitted.student
@@ -91,7 +96,9 @@ def _hype(given: HypeSettings) -> int:
     """Writes a model folder."""
     from hybridlm.distill.hype import with_hype
     from hybridlm.runs import open_model, save_model
+    from hybridlm.runs.opened import check_new
 
+    check_new(given.out)
     changed = with_hype(open_model(given.model, given.step), given.scale)
     save_model(changed, given.out)
     print(

@@ -296,20 +296,26 @@ def _chosen(config: ModelConfig, layers: Collection[int] | None) -> tuple[int, .
     return tuple(sorted(set(layers)))
 
 
-def read_layers(text: str) -> tuple[int, ...] | None:
+def read_layers(text: str, depth: int) -> tuple[int, ...] | None:
     """Numbers of layers from "0-3,7", or None from "all".
 
+    Args:
+      depth: layers of the model.
+
     Raises:
-      UserError: if the text is neither.
+      UserError: if the text is neither, or names a layer that the model does not have.
     """
     if text == "all":
         return None
     found: list[int] = []
     for item in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", item)
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
+        match = re.fullmatch(r"\s*([0-9]{1,18})(?:-([0-9]{1,18}))?\s*", item)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
             raise UserError(f"layers is {text!r}: write 'all', or numbers such as '0-3,7'")
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+        if last >= depth:  # before the numbers are listed, which may be very many
+            raise UserError(f"layers has {last}: the teacher's are 0 to {depth - 1}")
+        found += range(first, last + 1)
     return tuple(found)
 
 

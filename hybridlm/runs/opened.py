@@ -161,6 +161,18 @@ def _open(path: pathlib.Path, step: int | None, weights: Weights) -> OpenedModel
     raise RunError(f"{path} is no run: it has no {CONFIG} (and no {MODEL} of a model folder)")
 
 
+def check_new(path: pathlib.Path | str) -> None:
+    """Checks that `save_model` may write to a path; makes nothing.
+
+    Raises:
+      RunError: if there is something. WriteError: if it cannot be looked at.
+    """
+    path = open_path(path)
+    with writing(path):
+        if path.exists() and any(path.iterdir()):
+            raise RunError(f"{path} is not empty: name a new folder for the model")
+
+
 def save_model(opened: OpenedModel, path: pathlib.Path | str, *, data: bool = False) -> None:
     """Writes a model folder: settings, parameters, the tokenizer, and the run they are from.
 
@@ -173,8 +185,7 @@ def save_model(opened: OpenedModel, path: pathlib.Path | str, *, data: bool = Fa
     path = open_path(path)
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-        if path.exists() and any(path.iterdir()):
-            raise RunError(f"{path} is not empty: name a new folder for the model")
+        check_new(path)
     checkpoint.save_tree(path / PARAMS, opened.params)
     settings = {
         "model": to_dict(opened.config),

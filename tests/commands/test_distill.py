@@ -32,6 +32,21 @@ def test_a_mistake_is_one_sentence(words, sentence, refusal, tmp_path):
     assert sentence in refusal("distill", "transfer", LLAMA, *words, "--out", tmp_path / "out")
 
 
+def test_a_folder_that_is_not_empty_is_refused_before_the_teacher_is_read(refusal, tmp_path):
+    (tmp_path / "file").touch()
+    nowhere = tmp_path / "nowhere"
+    words = ["distill", "transfer", nowhere, "--mixer", "gdn", "--out", tmp_path]
+    assert "is not empty" in refusal(*words)
+    assert "is not empty" in refusal("distill", "hype", nowhere, "--out", tmp_path)
+
+
+def test_a_text_that_is_not_utf_8_is_one_sentence(refusal, tmp_path):
+    text = tmp_path / "text"
+    text.write_bytes(b"abc\xff")
+    words = ["--mixer", "gdn", "--calibrate", text, "--out", tmp_path / "out"]
+    assert "invalid UTF-8 at byte 3" in refusal("distill", "transfer", LLAMA, *words)
+
+
 def test_half_a_command_says_the_whole(refusal):
     whole = "write distill transfer or distill select or distill hype"
     assert whole in refusal("distill") and whole in refusal("distill", "nothing")

@@ -173,13 +173,18 @@ def test_the_student_is_saved_and_opened_as_a_model_folder(tmp_path):
     "text, layers", [("all", None), ("0-3,7", (0, 1, 2, 3, 7)), ("2", (2,)), (" 1 , 4-4", (1, 4))]
 )
 def test_layers_are_read(text, layers):
-    assert read_layers(text) == layers
+    assert read_layers(text, 8) == layers
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-1", "1,,2", "-1"])
+def test_layers_that_the_model_has_not_are_refused_before_they_are_listed():
+    with pytest.raises(UserError, match="layers has 99999999999: the teacher's are 0 to 7"):
+        read_layers("1,0-99999999999", 8)
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "1,,2", "-1", "9" * 5000])
 def test_other_texts_are_refused(text):
     with pytest.raises(UserError, match="write 'all', or numbers"):
-        read_layers(text)
+        read_layers(text, 8)
 
 
 @pytest.mark.parametrize(
