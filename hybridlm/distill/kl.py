@@ -14,6 +14,7 @@ from hybridlm.models.loss import LossSettings, cut_in_slices, loss_settings, pic
 from hybridlm.models.norms import at_least_float32
 from hybridlm.models.params import Model
 from hybridlm.models.settings import ModelConfig
+from hybridlm.parallel.gradients import gathered
 from hybridlm.parallel.ops import per_shard
 
 
@@ -148,16 +149,19 @@ _summed.defvjp(_forward, _backward)
 
 
 def _sums(hidden, head, teacher_hidden, teacher_head, targets, weights, *, settings):
+    head = gathered(head, hidden.shape[-1], hidden.dtype)
+    teacher_head = gathered(teacher_head, teacher_hidden.shape[-1], teacher_hidden.dtype)
     sums = _summed(settings, hidden, head, teacher_hidden, teacher_head, targets, weights)
     return tuple(x[None] for x in sums)
 
 
-# As the cross-entropy: each device processes its own tokens.
+# As the cross-entropy: each device gathers both heads once and processes its own tokens. The gradient of
+# the student's head is scattered; the teacher's has none.
 _TOKENS = dict(
     hidden="BT-",
-    head="--",
+    head="E-",
     teacher_hidden="BT-",
-    teacher_head="--",
+    teacher_head="E-",
     targets="BT",
     weights="BT",
 )

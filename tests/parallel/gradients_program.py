@@ -1,11 +1,12 @@
 """Run on 8 simulated devices: how far gradients on a mesh are from one device's, as JSON.
 
-For each mesh, the largest difference of the gradients of a linear map and of the loss's head and hidden
-states, relative to each array's largest entry, in float64; with several stages; with gradients sent
-in bfloat16; and, of the collectives in the compiled program, all kinds and those whose result is as
-large as a kernel.
+For each mesh, the largest difference of the gradients of a linear map and of the losses' head and hidden
+states (cross-entropy and divergence to a teacher), relative to each array's largest entry, in float64;
+with several stages; with gradients sent in bfloat16; and, of the collectives in the compiled program, all
+kinds and those whose result is as large as a kernel.
 """
 
+import functools
 import json
 import math
 import sys
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybridlm.config import MeshConfig
+from hybridlm.distill.kl import summed_divergence
 from hybridlm.models.layers import matmul
 from hybridlm.models.loss import LossSettings, summed_cross_entropy
 from hybridlm.parallel import gradients
@@ -47,6 +49,11 @@ AXES = dict(
 )
 targets = jnp.asarray(rng.integers(0, vocab, (rows, time)))
 weights = jnp.asarray(rng.random((rows, time)))
+taught = dict(
+    teacher_hidden_BTE=jnp.asarray(rng.normal(size=(rows, time, 8))),
+    teacher_head_EV=jnp.asarray(rng.normal(size=(8, vocab))),
+)
+divergence = functools.partial(summed_divergence, **taught)
 
 
 def loss(arrays):
@@ -54,9 +61,9 @@ def loss(arrays):
     y = split_over_batch(
         matmul(jnp.tanh(matmul(x, arrays["up"], AXES["up"])), arrays["down"], AXES["down"])
     )
-    return summed_cross_entropy(x + y, arrays["head"], targets, weights, LossSettings(None, 1e-2))[
-        0
-    ]
+    options = LossSettings(None, 1e-2)
+    total, _ = summed_cross_entropy(x + y, arrays["head"], targets, weights, options)
+    return total + divergence(x + y, arrays["head"], targets_BT=targets, weights_BT=weights).total
 
 
 def on(sizes, dtype="float64", stages=None):
