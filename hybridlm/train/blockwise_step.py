@@ -40,6 +40,7 @@ def make_blockwise_step(
     is the mean squared error of its mixer's output, over tokens without padding and over channels.
     `optimizer.clip_norm` clips each layer's gradient by its own norm. A layer whose error or gradient is
     not finite is not updated; a step in which that holds for all is skipped as in training.
+    `train.remat` changes nothing: no activations are kept from one layer to the next.
 
     Metrics, float32 scalars: `loss`, the mean of the layers' squared errors, and `relative_error`, that
     of squared error over the mean square of the teacher's output; both over layers that are finite.

@@ -48,6 +48,12 @@ def resolve(config: Config, tokenizer: Tokenizer) -> Config:
             )
         teacher = dataclasses.replace(teacher, model=source.model)
         config = dataclasses.replace(config, teacher=teacher)
+    if teacher.objective == "blockwise" and config.init is None:
+        raise ConfigError(
+            "teacher.objective 'blockwise' trains the new mixers alone, and init is None, so all other"
+            " parameters would stay as drawn: set init.path to the student that `hybridlm distill"
+            " transfer` writes"
+        )
     try:
         if teacher.objective == "blockwise":
             return _with_frozen(config)

@@ -65,6 +65,14 @@ def test_a_teacher_that_differs_elsewhere_is_refused(folder, tmp_path):
         setup.resolve(given)
 
 
+def test_mixers_of_a_model_that_is_drawn_are_not_distilled(folder):
+    """All but the new mixers is frozen, and would stay as drawn."""
+    with pytest.raises(UserError, match="init is None.* set init.path to the student"):
+        setup.resolve(dataclasses.replace(config(folder), init=None))
+    kl = config(folder, teacher=dict(objective="kl"))
+    assert setup.resolve(dataclasses.replace(kl, init=None))[0].init is None
+
+
 def test_a_teacher_of_the_same_mixers_is_refused(folder):
     given = config(folder, teacher=dict(path=str(folder / "student")))
     with pytest.raises(UserError, match="no layer of the student has another mixer"):
