@@ -1,6 +1,5 @@
 """Selectors that evaluate sets of layers: DtR's greedy, KL-guided addition, exhaustive."""
 
-import itertools
 import math
 from collections.abc import Iterator
 
@@ -125,10 +124,30 @@ def _exhaustive(search: Search, budget: Budget | None, settings: SelectorSetting
 
 
 def _fitting(search: Search, budget: Budget | None) -> Iterator[Kept]:
-    for size in range(len(search.layers) + 1):
-        for layers in itertools.combinations(search.layers, size):
-            if budget is None or budget.fits(layers):
-                yield frozenset(layers)
+    """The sets that fit the budget, small ones first; those that do not are not visited one by one."""
+    if budget is None:
+        budget = Budget.of_layers(search.layers, len(search.layers))
+    layers = budget.layers
+    added = [k - r for k, r in zip(budget.kept, budget.replaced, strict=True)]
+
+    def possible(start: int, size: int, room: int) -> bool:
+        """Whether the cheapest `size` layers from index `start` on fit."""
+        return sum(sorted(added[start:])[:size]) <= room
+
+    def chosen(start: int, size: int, room: int) -> Iterator[Kept]:
+        if size == 0:
+            yield frozenset()
+            return
+        for i in range(start, len(layers) - size + 1):
+            left = room - added[i]
+            if possible(i + 1, size - 1, left):
+                for rest in chosen(i + 1, size - 1, left):
+                    yield rest | {layers[i]}
+
+    room = budget.limit - budget.cost(())
+    for size in range(len(layers) + 1):
+        if possible(0, size, room):
+            yield from chosen(0, size, room)
 
 
 def _step(search: Search, kept: Kept, metric: str) -> Step:

@@ -239,3 +239,23 @@ def test_differences_within_noise_are_called_that():
 def test_exhaustive_refuses_too_many_sets():
     with pytest.raises(UserError, match="more than 100 sets of 20 layers"):
         select(searching.EXHAUSTIVE, search(20, score=len), max_evaluations=100)
+@pytest.mark.parametrize("seed", range(4))
+def test_exhaustive_visits_the_sets_within_the_budget_and_no_other(seed):
+    """In the order of sizes, then of layers; costs may also fall where a layer is kept."""
+    rng = np.random.default_rng(seed)
+    made = search(7, score=lambda kept: 0.0)
+    teacher, student = rng.integers(0, 20, 7).tolist(), rng.integers(0, 12, 7).tolist()
+    sets = [frozenset(s) for n in range(8) for s in itertools.combinations(range(7), n)]
+    budget = Budget.of_bytes(made.layers, sum(student) + 15, teacher, student, 512)
+    assert list(searching._fitting(made, budget)) == [s for s in sets if budget.fits(s)]
+
+
+def test_exhaustive_does_not_walk_through_sets_that_do_not_fit():
+    """Of 40 layers there are 10^12 sets; few of them fit."""
+    made = search(40, score=len)
+    assert select(searching.EXHAUSTIVE, made, 2).kept == (0, 1)
+    assert made.evaluate.measured == 1 + 40 + 780
+    budget = Budget.of_bytes(made.layers, 40 + 5, [1000] * 39 + [6], [1] * 40, 512)
+    assert select(searching.EXHAUSTIVE, made, budget=budget).kept == (39,)
+
+
