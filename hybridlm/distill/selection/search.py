@@ -68,7 +68,7 @@ def check_settings(search: SearchSettings, selector: SelectorSettings) -> list[S
     """The chosen selectors; reads no model.
 
     Raises:
-      UserError: if one is unknown or lacks a budget, or a metric is unknown.
+      UserError: if one is unknown or lacks a budget, a metric is unknown, or greedy has no bound.
     """
     chosen = choose(SELECTORS, search.methods, "methods")
     check_metrics([selector.metric, *(m for s in chosen for m in s.reads(selector))])
@@ -77,6 +77,13 @@ def check_settings(search: SearchSettings, selector: SelectorSettings) -> list[S
             raise UserError(
                 f"{method.name} needs a budget: give --keep, a number of layers, or --cache, bytes"
             )
+    free = search.keep is None and search.cache is None
+    by_share = selector.min_score is None and (free or selector.max_drop is not None)
+    if by_share and selector.metric == "kl" and any(m.name == "greedy" for m in chosen):
+        raise UserError(
+            "greedy cannot stop at a share of the teacher's kl, which is 0 to itself: give --min_score, or a"
+            " budget (--keep or --cache) without --max_drop, or another --metric"
+        )
     return chosen
 
 

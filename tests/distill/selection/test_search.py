@@ -241,3 +241,18 @@ def test_models_without_text_are_refused(models, tmp_path):
     without = dataclasses.replace(models[1], data=None)
     with pytest.raises(UserError, match="reads the held-out data of a run"):
         search((models[0], without), tmp_path, keep=1)
+def test_greedy_is_refused_a_share_of_the_teacher_s_kl():
+    """It is 0, or what rounding leaves of it."""
+    cases = ((None, {}, True), (None, dict(min_score=0.1), False), (2, {}, False))
+    cases += ((2, dict(max_drop=0.1), True), (None, dict(metric="loss"), False))
+    for keep, selector, wrong in cases:
+        asked = SearchSettings(methods=("greedy",), keep=keep), SelectorSettings(**selector)
+        if wrong:
+            with pytest.raises(
+                UserError, match="greedy cannot stop at a share of the teacher's kl"
+            ):
+                check_settings(*asked)
+        else:
+            check_settings(*asked)
+
+
