@@ -4,7 +4,7 @@ import dataclasses
 import fcntl
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from hybridlm.distill.selection.budget import Kept
@@ -158,14 +158,14 @@ class Search:
       evaluate: values of a metric by kept layers; an `Evaluations`, or a table of scores.
       metrics: the metrics by name.
       gates: trains the joint gates for a budget's share of layers; returns alpha in [0, 1] by
-        candidate.
+        candidate, and notes.
     """
 
     depth: int
     layers: tuple[int, ...]
     evaluate: Callable[[Kept, str], Values]
     metrics: Mapping[str, Metric]
-    gates: Callable[[float], Mapping[int, float]] | None = None
+    gates: Callable[[float], tuple[Mapping[int, float], Sequence[str]]] | None = None
 
     @property
     def all(self) -> Kept:

@@ -13,6 +13,9 @@ from hybridlm.distill.selection.selection import (
     Selector,
     SelectorSettings,
     cut,
+    diverged_note,
+    diverging_alone,
+    one_more,
     words,
 )
 from hybridlm.errors import UserError
@@ -65,11 +68,28 @@ def _recall(search: Search, budget: Budget, settings: SelectorSettings) -> Selec
 
 
 def _kl_once(search: Search, budget: Budget, settings: SelectorSettings) -> Selection:
-    values = {i: search.qualities(frozenset({i}), "kl") for i in search.layers}
-    found = {i: search.quality(frozenset({i}), "kl") for i in search.layers}
-    by_set = [{i: v[s] for i, v in values.items()} for s in range(len(values[search.layers[0]]))]
-    selection = cut("kl_once", found, budget)
-    return _noted(selection, by_set)
+    alone = {i: search.quality(frozenset({i}), "kl") for i in search.layers}
+    kept = frozenset[int]()  # in every model that is scored
+    if any(map(math.isnan, alone.values())):
+        kept = frozenset(diverging_alone(search, "kl"))
+    models = {i: kept | {i} for i in search.layers if i not in kept}
+    found = {i: search.quality(model, "kl") for i, model in models.items()}
+    finite = [i for i, quality in found.items() if not math.isnan(quality)]
+    if not finite:
+        raise UserError(f"kl_once: no model that keeps {one_more(sorted(kept))} has a finite KL")
+    values = {i: search.qualities(models[i], "kl") for i in finite}
+    notes = (diverged_note(sorted(kept)),) if kept else ()
+    last = [i for i in found if i not in values]
+    if last:
+        notes += (
+            f"the model diverges where layer {words(last)} alone is restored, so the lowest score is"
+            " given",
+        )
+    infinite = dict.fromkeys(kept, math.inf) | dict.fromkeys(last, -math.inf)
+    scores = {i: (found | infinite)[i] for i in search.layers}
+    sets = range(len(values[finite[0]]))
+    by_set = [{i: v[s] for i, v in values.items()} | infinite for s in sets]
+    return _noted(cut("kl_once", scores, budget, notes), by_set)
 
 
 def _gates(search: Search, budget: Budget, settings: SelectorSettings) -> Selection:
@@ -78,7 +98,8 @@ def _gates(search: Search, budget: Budget, settings: SelectorSettings) -> Select
     for kept in (search.all, frozenset[int]()):
         if budget.share == float(bool(kept)) and budget.fits(kept):
             return Selection("gates", tuple(sorted(kept)))  # nothing to choose
-    return cut("gates", search.gates(budget.share), budget)
+    alphas, notes = search.gates(budget.share)
+    return cut("gates", alphas, budget, tuple(notes))
 
 
 def _uniform(search: Search, budget: Budget, settings: SelectorSettings) -> Selection:
@@ -119,10 +140,7 @@ def _with_diverged(
     diverged = [i for i in search.layers if i not in scores]
     notes: tuple[str, ...] = ()
     if diverged:
-        notes = (
-            f"the model diverges where layer {words(diverged)} is replaced, so the highest score is"
-            " given",
-        )
+        notes = (diverged_note(diverged),)
     infinite = {i: math.inf for i in diverged}
     selection = cut(method, {i: {**scores, **infinite}[i] for i in search.layers}, budget, notes)
     return _noted(selection, [{**s, **infinite} for s in by_set])

@@ -149,7 +149,7 @@ class LayerSearch:
             teacher.config.depth, self.branch.layers, self.table, METRICS, self._trained_gates
         )
         self._report: Report = lambda line: None
-        self._gates: dict[float, dict[int, float]] = {}
+        self._gates: dict[float, tuple[dict[int, float], list[str]]] = {}
 
     def run(self, report: Report = lambda line: None) -> list[Found]:
         """Runs every method, writes `selections.json` and the models; returns what was found.
@@ -309,17 +309,19 @@ class LayerSearch:
         config, context = model.config, self.settings.context
         return [mixer.state_bytes(config.width, context) for _, mixer in config.layer_mixers()]
 
-    def _trained_gates(self, share: float) -> dict[int, float]:
-        """alpha by layer; each training is kept in a file of the folder."""
+    def _trained_gates(self, share: float) -> tuple[dict[int, float], list[str]]:
+        """alpha by layer, and notes; each training is kept in a file of the folder."""
         if self._gate_settings.gate_weight is not None:
             share = 1.0  # one training for all budgets
         if share not in self._gates:
-            self._gates[share] = self._train_gates(share)
-            shown = ", ".join(f"{i}: {a:.3f}" for i, a in self._gates[share].items())
+            notes: list[str] = []
+            alphas = self._train_gates(share, notes.append)
+            self._gates[share] = alphas, notes
+            shown = ", ".join(f"{i}: {a:.3f}" for i, a in alphas.items())
             self._report(f"gates for {100 * share:.0f}% of the budget's range: {shown}")
         return self._gates[share]
 
-    def _train_gates(self, share: float) -> dict[int, float]:
+    def _train_gates(self, share: float, note: Report) -> dict[int, float]:
         own, search = self._gate_settings, self.settings
 
         def batch(step: int) -> Batch:
@@ -355,3 +357,4 @@ def _identity(model: OpenedModel) -> dict[str, Any]:
 
 def _written(settings: Any) -> dict[str, Any]:
     return {n: str(v) if isinstance(v, pathlib.Path) else v for n, v in to_dict(settings).items()}
+                note=note,

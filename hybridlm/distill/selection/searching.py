@@ -11,6 +11,9 @@ from hybridlm.distill.selection.selection import (
     Selector,
     SelectorSettings,
     Step,
+    diverged_note,
+    diverging_alone,
+    one_more,
     words,
 )
 from hybridlm.errors import UserError
@@ -84,17 +87,35 @@ def _p_min(
 
 
 def _kl(search: Search, budget: Budget, settings: SelectorSettings) -> Selection:
-    """Restores layers one by one, each time the one with which the KL is lowest."""
+    """Restores layers one by one, each time the one with which the KL is lowest.
+
+    Where the student diverges, the layers whose replacement alone diverges are restored first.
+    """
     current: Kept = frozenset()
-    before = search.quality(current, "kl")
     path, order, scores, notes = [_step(search, current, "kl")], [], {}, []
+    if math.isnan(search.quality(current, "kl")):
+        order = diverging_alone(search, "kl")
+        scores = dict.fromkeys(order, math.inf)
+        current = frozenset(order)
+        if order:
+            if not budget.fits(current):
+                raise UserError(
+                    f"kl: the model diverges where layer {words(order)} is replaced, and keeping all of"
+                    f" these does not fit the budget, {budget.text}: raise it"
+                )
+            notes.append(diverged_note(order))
+            path.append(_step(search, current, "kl"))
+    before = search.quality(current, "kl")
     while True:
         addable = [i for i in search.layers if i not in current and budget.fits(current | {i})]
         if not addable:
             break
         found = {i: search.quality(current | {i}, "kl") for i in addable}
         layer = max(found, key=lambda i: (_lowest_if_nan(found[i]), -i))
-        scores[layer] = found[layer] - before  # the fall of the KL
+        if math.isnan(found[layer]):
+            raise UserError(f"kl: every model that keeps {one_more(sorted(current))} diverges")
+        fall = found[layer] - before
+        scores[layer] = math.inf if math.isnan(fall) else fall
         finite = {i: q for i, q in found.items() if not math.isnan(q)}
         notes += _close(search, current, layer, finite, "kl", add=True)
         if scores[layer] < 0:
@@ -103,6 +124,8 @@ def _kl(search: Search, budget: Budget, settings: SelectorSettings) -> Selection
         before = found[layer]
         order.append(layer)
         path.append(_step(search, current, "kl"))
+    if math.isnan(before):
+        raise UserError(f"kl: no model found within the budget of {budget.text} has a finite KL")
     return Selection("kl", tuple(sorted(current)), tuple(order), scores, tuple(path), tuple(notes))
 
 

@@ -144,6 +144,23 @@ def _tie(scores: Mapping[int, float], order: tuple[int, ...], kept: Kept) -> tup
     )
 
 
+def diverging_alone(search: Search, metric: str) -> list[int]:
+    """The candidates whose replacement alone gives a model that diverges, in ascending order."""
+    return [i for i in search.layers if math.isnan(search.quality(search.all - {i}, metric))]
+
+
+def diverged_note(layers: Any) -> str:
+    """The note of a ranking in which these layers come first, because they cannot be replaced."""
+    return (
+        f"the model diverges where layer {words(layers)} is replaced, so the highest score is given"
+    )
+
+
+def one_more(layers: Any) -> str:
+    """These layers and any other one, for errors."""
+    return f"layers {words(layers)} and one more" if layers else "one layer"
+
+
 def words(layers: Any) -> str:
     """Layer numbers as text; "none" without any."""
     return ", ".join(map(str, layers)) or "none"

@@ -12,11 +12,13 @@ from hybridlm.distill.selection.gates import train_gates
 from hybridlm.distill.selection.retrieval import retrieval_batch
 from hybridlm.distill.selection.settings import GateSettings
 from hybridlm.distill.transfer import transfer
+from hybridlm.errors import UserError
 from hybridlm.models.params import Model
 from kernels_pallas import dispatch
 from tests.distill.subjects import teacher, with_params
 
 SETTINGS = GateSettings(gate_steps=60, gate_lr=0.2)
+TINY = GateSettings(gate_steps=13, gate_lr=0.2)
 HALF = 0.5  # of the layers: the budget
 
 
@@ -118,6 +120,51 @@ def test_a_layer_that_diverges_keeps_its_attention(found):
     broken = dataclasses.replace(both, params=params)
     damaged = train_gates(broken, batches, SETTINGS, 0.75)
     assert damaged[1] == 1 and damaged[0] > 0.8 and damaged[2] > 0.8 and damaged[3] < 0.2
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """(model, batches) of two layers, with a mixer that compiles fast."""
+    with dispatch.auto_means("reference"):
+        return planted({0}, dict(kind="attention", window=2), depth=2)
+
+
+def with_bad_steps(batches, bad):
+    """The batches, of which those of some steps have no finite loss: a target that is no token."""
+
+    def some(step):
+        made = batches(step)
+        return made | {"targets": made["targets"] + 1000} if step in bad else made
+
+    return some
+
+
+@pytest.mark.parametrize("bad", ({0, 3, 9}, {10, 11}), ids=str)
+def test_steps_without_a_finite_loss_change_nothing(tiny, tmp_path, bad):
+    """The gates are those of the other steps; also where training was stopped after it was saved."""
+    both, batches = tiny[0], with_bad_steps(tiny[1], bad)
+    good = [step for step in range(13) if step not in bad]
+    fewer = dataclasses.replace(TINY, gate_steps=len(good))
+    wanted = train_gates(both, lambda step: batches(good[step]), fewer, HALF)
+    assert np.isfinite(list(wanted.values())).all()
+
+    def stopping(step):
+        if step == 12:
+            raise KeyboardInterrupt
+        return batches(step)
+
+    notes, path = [], tmp_path / "gates.json"
+    with pytest.raises(KeyboardInterrupt):
+        train_gates(both, stopping, TINY, HALF, path=path)
+    found = train_gates(both, batches, TINY, HALF, path=path, note=notes.append)
+    assert found == wanted
+    assert notes[0].startswith(f"{len(bad)} of 13 steps of the gates' training were skipped")
+
+
+def test_training_without_a_finite_loss_is_refused(tiny):
+    both, batches = tiny[0], with_bad_steps(tiny[1], range(13))
+    with pytest.raises(UserError, match="none of the 13 steps has a finite loss"):
+        train_gates(both, batches, TINY, HALF)
 
 
 @pytest.mark.parametrize("task", ("needle", "mqar"))

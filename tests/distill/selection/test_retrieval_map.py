@@ -96,7 +96,7 @@ def test_selectors_keep_the_circuit_whose_layers_are_of_no_use_alone(teacher):
 
     def gates(share):
         settings = GateSettings(gate_steps=80, gate_lr=0.2)
-        return train_gates(both, lambda step: batch(100 + step), settings, share)
+        return train_gates(both, lambda step: batch(100 + step), settings, share), ()
 
     metrics = {name: Metric(name, higher=False) for name in ("nll", "recall")}
     search = Search(4, both.layers, Evaluations(measure), metrics, gates)

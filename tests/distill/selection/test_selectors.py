@@ -161,6 +161,42 @@ def test_a_layer_whose_replacement_diverges_is_never_replaced():
         select(searching.GREEDY, made, 0)
 
 
+def breaks_without(needed, worth):
+    """KL of models that diverge unless all of `needed` are kept."""
+    return lambda kept: 9 - additive(worth)(kept) if needed <= kept else math.nan
+
+
+@pytest.mark.parametrize("selector", (searching.KL, ranking.KL_ONCE), ids=lambda s: s.name)
+def test_layers_whose_replacement_diverges_are_restored_before_the_kl_is_compared(selector):
+    """With two such layers, every model with one layer restored has a KL of NaN."""
+    made = search(6, kl=breaks_without({1, 4}, (0.3, 0.0, 0.9, 0.5, 0.0, 0.7)))
+    found = select(selector, made, 4)
+    assert found.kept == (1, 2, 4, 5)
+    assert found.scores[1] == found.scores[4] == math.inf
+    assert "the model diverges where layer 1, 4 is replaced" in found.notes[0]
+
+
+def test_kl_returns_no_model_that_diverges():
+    worth = (0.3, 0.0, 0.9, 0.5)
+    with pytest.raises(
+        UserError, match="where layer 0, 1, 3 is replaced, and keeping all of these"
+    ):
+        select(searching.KL, search(4, kl=breaks_without({0, 1, 3}, worth)), 2)
+    pair = search(4, kl=lambda kept: 1.0 if len(kept) > 2 else math.nan)  # none diverges alone
+    for selector in (searching.KL, ranking.KL_ONCE):
+        with pytest.raises(UserError, match="model that keeps one layer"):
+            select(selector, pair, 3)
+    with pytest.raises(UserError, match="no model found within the budget of 0 layers"):
+        select(searching.KL, pair, 0)
+
+
+def test_a_layer_that_does_not_help_alone_is_ranked_last_and_named():
+    """One of two restored layers mends the model; none of the others does."""
+    made = search(4, kl=lambda kept: 5 - len(kept) if kept & {1, 2} else math.nan)
+    found = select(ranking.KL_ONCE, made, 3)
+    assert found.order == (2, 1, 3, 0) and "layer 0, 3 alone is restored" in found.notes[0]
+
+
 def test_halo_caps_its_score_at_50():
     recall, commonsense = [0.2, 0.1, 0.3], [0.5, 0.4, 0.3]
     found = ranking.halo_scores(recall, commonsense)
@@ -236,9 +272,6 @@ def test_differences_within_noise_are_called_that():
     assert "within noise" not in " ".join(select(ranking.RECALL, made, 1).notes)
 
 
-def test_exhaustive_refuses_too_many_sets():
-    with pytest.raises(UserError, match="more than 100 sets of 20 layers"):
-        select(searching.EXHAUSTIVE, search(20, score=len), max_evaluations=100)
 @pytest.mark.parametrize("seed", range(4))
 def test_exhaustive_visits_the_sets_within_the_budget_and_no_other(seed):
     """In the order of sizes, then of layers; costs may also fall where a layer is kept."""
@@ -259,3 +292,6 @@ def test_exhaustive_does_not_walk_through_sets_that_do_not_fit():
     assert select(searching.EXHAUSTIVE, made, budget=budget).kept == (39,)
 
 
+def test_exhaustive_refuses_too_many_sets():
+    with pytest.raises(UserError, match="more than 100 sets of 20 layers"):
+        select(searching.EXHAUSTIVE, search(20, score=len), max_evaluations=100)
