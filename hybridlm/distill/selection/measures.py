@@ -23,7 +23,7 @@ from hybridlm.evals.heldout import open_heldout
 from hybridlm.evals.registry import TASKS
 from hybridlm.evals.settings import EvalSettings
 from hybridlm.models.lm import HybridLM
-from hybridlm.models.loss import slice_length
+from hybridlm.models.loss import cut_in_slices
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
@@ -99,6 +99,8 @@ class Measures:
         settings = self._settings
         found = {n: getattr(settings, n) for n in ("samples", "sets", "sample_seed", "pairs")}
         found |= {"length": self.length, "dtype": jnp.dtype(self._dtype).name}
+        if self._prepared:
+            found["batch"] = settings.batch  # answers and tasks are drawn batch by batch
         if self._text:
             sources = self._pipeline.counts()["sources"]
             found["text"] = {name: facts["sha256"] for name, facts in sources.items()}
@@ -216,15 +218,6 @@ def _text_sums(model: Model, dtype: jnp.dtype) -> Callable[..., Any]:
         """(kl_B, nll_B, tokens_B): sums over each sequence's targets; logits slice by slice."""
         module = model.bind(params)
         hidden_BTD = _run(module, batch, dtype)
-        batch_size, time = batch["targets"].shape
-        width, vocab = module.head_kernel().shape
-        size = slice_length(batch_size, time, width, vocab)
-        missing = -time % size
-
-        def cut(x_BT: jax.Array) -> jax.Array:
-            padding = [(0, 0), (0, missing)] + [(0, 0)] * (x_BT.ndim - 2)
-            x_BNC = jnp.pad(x_BT, padding).reshape(batch_size, -1, size, *x_BT.shape[2:])
-            return jnp.moveaxis(x_BNC, 1, 0)
 
         def one_slice(xs: Any) -> tuple[jax.Array, jax.Array]:
             taught, hidden, targets, weights = xs
@@ -235,7 +228,8 @@ def _text_sums(model: Model, dtype: jnp.dtype) -> Callable[..., Any]:
 
         weights_BT = batch["loss_weights"]
         arrays = (taught_BTD, hidden_BTD, batch["targets"], weights_BT)
-        kl_NB, nll_NB = jax.lax.map(one_slice, tuple(cut(x) for x in arrays))
+        slices = cut_in_slices(module.head_kernel(), *arrays)
+        kl_NB, nll_NB = jax.lax.map(one_slice, slices)
         return jnp.sum(kl_NB, axis=0), jnp.sum(nll_NB, axis=0), jnp.sum(weights_BT, axis=1)
 
     return run

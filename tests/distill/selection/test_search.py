@@ -222,6 +222,47 @@ def test_other_models_or_sets_are_refused(done, models):
 
 
 def test_bad_settings_are_refused(models, tmp_path):
+def test_sets_that_are_drawn_by_another_batch_are_refused(done, models, tmp_path):
+    """Answers are drawn batch by batch, held-out text is not; a table without a batch still opens."""
+    methods, table = dict(methods=("halo",), keep=1), done[2] / "evaluations.jsonl"
+    with pytest.raises(RunError, match="other evaluations .batch differ"):
+        search(models, done[2], **methods, batch=2)
+    search(models, done[2], methods=("uniform",), keep=1, batch=2).close()
+    old = table.read_text().replace('"batch": 4', '"unknown": 4')
+    assert old != table.read_text()
+    (tmp_path / "evaluations.jsonl").write_text(old)
+    opened = search(models, tmp_path, **methods)
+    opened.close()
+    assert len(opened.table) == old.count('{"kept"')
+
+
+def test_a_folder_with_a_model_of_other_parameters_is_refused_before_writing(models, tmp_path):
+    teacher, student = models
+    other = jax.tree.map(lambda p: p + np.float32(0.01), student.params)
+    there = composed(teacher, dataclasses.replace(student, params=other), {0})
+    save_model(there, tmp_path / "uniform", data=True)
+    (tmp_path / "selections.json").write_text("{}")
+    made = search(models, tmp_path, methods=("uniform",), keep=1)
+    with pytest.raises(RunError, match="uniform holds a model with other parameters"):
+        made.run()
+    made.close()
+    assert (tmp_path / "selections.json").read_text() == "{}"
+
+
+def test_a_curve_does_not_hide_that_the_table_cannot_be_written(models, tmp_path):
+    made = search(models, tmp_path, methods=("greedy",), keep=1, curve=(1,))
+    made.close()
+    with pytest.raises(UserError) as found, open("/dev/full", "wb", buffering=0) as full:
+
+        def evaluate(kept, metric):
+            with writing(tmp_path / "evaluations.jsonl"):
+                full.write(b"a line")
+
+        made.search = dataclasses.replace(made.search, evaluate=evaluate)
+        made._curve()
+    assert type(found.value) is WriteError
+
+
     cases = (
         (dict(methods=("halo",)), "halo needs a budget: give --keep"),
         (dict(methods=("best",), keep=1), "--methods 'best' is unknown"),
