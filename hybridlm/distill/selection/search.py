@@ -24,7 +24,7 @@ from hybridlm.distill.selection.retrieval import Batch, retrieval_batch, with_ro
 from hybridlm.distill.selection.retrieval_map import RetrievalMap, retrieval_map
 from hybridlm.distill.selection.selection import Selection, Selector, SelectorSettings, words
 from hybridlm.distill.selection.settings import GateSettings, SearchSettings
-from hybridlm.errors import RunError, UserError
+from hybridlm.errors import RunError, StorageError, UserError, WriteError
 from hybridlm.progress import doing
 from hybridlm.runs import checkpoint
 from hybridlm.runs.json_files import read_json, write_json
@@ -156,12 +156,16 @@ class LayerSearch:
 
         Args:
           report: called with a line of text for each evaluation and each selection.
+
+        Raises:
+          RunError: if the folder has another model under a method's name; nothing is overwritten.
         """
         self._report = report
         found = []
         for method in self.chosen:
             before = self.table.measured
             selection = method.select(self.search, self.budget(), self.selector)
+            self._check_model(selection)
             values = self.table(frozenset(selection.kept), self.selector.metric)
             cost, made = self.cost(selection.kept), self.table.measured - before
             found.append(Found(selection, values, cost, made))
@@ -251,6 +255,8 @@ class LayerSearch:
                 budget = self.budget(len(layers) - replaced)
                 try:
                     kept = method.select(self.search, budget, free).kept
+                except (WriteError, StorageError):
+                    raise
                 except UserError as error:  # greedy, where every further replacement diverges
                     self._report(f"no point of {method.name} at {replaced} replaced: {error}")
                     continue
@@ -288,18 +294,30 @@ class LayerSearch:
         self._report(f"layers {words(sorted(kept))} kept: {metric} {interval(values)}")
         return values
 
+    def _check_model(self, selection: Selection) -> None:
+        """Raises RunError if the folder of the selection's model holds another one."""
+        path = self.out / selection.method
+        if not (path / MODEL).is_file():
+            return
+        there, model = read_json(path / MODEL), self._composed(selection)
+        if there["model"] != json_text.loads(json_text.dumps(to_dict(model.config))):
+            raise RunError(
+                f"{path} holds a model with other layers: name another folder, or remove it"
+            )
+        if there.get("from", {}).get("parameters_sha256") != checkpoint.digest(model.params):
+            raise RunError(
+                f"{path} holds a model with other parameters: name another folder, or remove it"
+            )
+
+    def _composed(self, selection: Selection) -> OpenedModel:
+        return composed(self.teacher, self.student, set(selection.kept))
+
     def _write_model(self, selection: Selection) -> None:
-        """The model folder of a selection; one that is there already, and is the same, stays."""
-        model = composed(self.teacher, self.student, set(selection.kept))
+        """The model folder of a selection; one that is there already was found to be the same."""
         path, partial = self.out / selection.method, self.out / f"{selection.method}.partial"
         if (path / MODEL).is_file():
-            if read_json(path / MODEL)["model"] != json_text.loads(
-                json_text.dumps(to_dict(model.config))
-            ):
-                raise RunError(
-                    f"{path} holds a model with other layers: name another folder, or remove it"
-                )
             return
+        model = self._composed(selection)
         if partial.exists():
             shutil.rmtree(partial)  # of a search that was killed
         save_model(model, partial, data=model.data is not None)
@@ -347,6 +365,7 @@ class LayerSearch:
                 dtype=self._dtype,
                 path=self.out / GATES.format(share),
                 identity=identity,
+                note=note,
             )
 
 
@@ -357,4 +376,3 @@ def _identity(model: OpenedModel) -> dict[str, Any]:
 
 def _written(settings: Any) -> dict[str, Any]:
     return {n: str(v) if isinstance(v, pathlib.Path) else v for n, v in to_dict(settings).items()}
-                note=note,

@@ -14,9 +14,10 @@ from hybridlm.distill.selection.search import LayerSearch, check_settings
 from hybridlm.distill.selection.selection import SelectorSettings
 from hybridlm.distill.selection.settings import GateSettings, SearchSettings
 from hybridlm.distill.transfer import transfer
-from hybridlm.errors import RunError, UserError
+from hybridlm.errors import RunError, UserError, WriteError
 from hybridlm.evals.mqar import mqar
 from hybridlm.runs import open_model, save_model
+from hybridlm.storage.writing import writing
 from kernels_pallas import dispatch
 from tests.distill.subjects import FULL, opened
 from tests.models.small import model_config
@@ -221,7 +222,6 @@ def test_other_models_or_sets_are_refused(done, models):
         search((models[0], wider), done[2], methods=("uniform",), keep=1)
 
 
-def test_bad_settings_are_refused(models, tmp_path):
 def test_sets_that_are_drawn_by_another_batch_are_refused(done, models, tmp_path):
     """Answers are drawn batch by batch, held-out text is not; a table without a batch still opens."""
     methods, table = dict(methods=("halo",), keep=1), done[2] / "evaluations.jsonl"
@@ -263,6 +263,7 @@ def test_a_curve_does_not_hide_that_the_table_cannot_be_written(models, tmp_path
     assert type(found.value) is WriteError
 
 
+def test_bad_settings_are_refused(models, tmp_path):
     cases = (
         (dict(methods=("halo",)), "halo needs a budget: give --keep"),
         (dict(methods=("best",), keep=1), "--methods 'best' is unknown"),
@@ -278,10 +279,6 @@ def test_a_curve_does_not_hide_that_the_table_cannot_be_written(models, tmp_path
         check_settings(SearchSettings(methods=("greedy",)), SelectorSettings(metric="kll"))
 
 
-def test_models_without_text_are_refused(models, tmp_path):
-    without = dataclasses.replace(models[1], data=None)
-    with pytest.raises(UserError, match="reads the held-out data of a run"):
-        search((models[0], without), tmp_path, keep=1)
 def test_greedy_is_refused_a_share_of_the_teacher_s_kl():
     """It is 0, or what rounding leaves of it."""
     cases = ((None, {}, True), (None, dict(min_score=0.1), False), (2, {}, False))
@@ -297,3 +294,7 @@ def test_greedy_is_refused_a_share_of_the_teacher_s_kl():
             check_settings(*asked)
 
 
+def test_models_without_text_are_refused(models, tmp_path):
+    without = dataclasses.replace(models[1], data=None)
+    with pytest.raises(UserError, match="reads the held-out data of a run"):
+        search((models[0], without), tmp_path, keep=1)
