@@ -7,8 +7,8 @@ logits), and exported.json. For that one our import and export run here, transfo
 exported, and its logits and tensors are compared with those of the first model.
 
 Run:   python tests/convert/make_fixtures.py                        (the committed files)
-       python tests/convert/make_fixtures.py --seed 7 --out /tmp/seven && \\
-       python -m pytest tests/convert --checkpoints /tmp/seven --slow all
+       python tests/convert/make_fixtures.py --seed 7 --out seven && \\
+       python -m pytest tests/convert --checkpoints seven --slow all
 Time:  half a minute, and several minutes for the environment the first time.
 """
 
