@@ -81,6 +81,29 @@ def learning_rate(
     return peak * warm * shape
 
 
+def descend(
+    config: OptimizerConfig,
+    steps: int,
+    step: jax.Array,
+    trained: Params,
+    directions: Params,
+    multipliers: Params | None,
+    numbers: ScheduleNumbers | None,
+) -> tuple[Params, jax.Array]:
+    """The trained arrays less the learning rate of update `step` times `directions`, and that rate.
+
+    Args:
+      directions: from the optimizer, nested as `trained`.
+      multipliers: of the rate, from `lr_multipliers`; `numbers` then count for the rate alone.
+      numbers: as in `learning_rate`.
+    """
+    rate = learning_rate(config, steps, step, numbers=numbers)
+    if multipliers is None:
+        return jax.tree.map(lambda p, d: p - rate * d, trained, directions), rate
+    rates = jax.tree.map(lambda m: learning_rate(config, steps, step, m), multipliers)
+    return jax.tree.map(lambda p, d, r: p - r * d, trained, directions, rates), rate
+
+
 def lr_multipliers(config: OptimizerConfig, model: Model, trainable: Trainable) -> Params | None:
     """The multiplier of each trained array (see `Trainable.multipliers`); None if there are none.
 

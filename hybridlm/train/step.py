@@ -17,7 +17,7 @@ from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model
 from hybridlm.models.trainable import Trainable
 from hybridlm.train import guard
-from hybridlm.train.optimizer import learning_rate, lr_multipliers
+from hybridlm.train.optimizer import descend, lr_multipliers
 from hybridlm.train.settings import OptimizerConfig, TrainConfig
 from hybridlm.train.state import TrainState
 
@@ -106,14 +106,9 @@ def make_train_step(
 
         grads = jax.tree.map(lambda g: g * (scale / targets), grads)
         directions, opt_state = optimizer.update(grads, state["opt_state"], trained)
-        rate = learning_rate(schedule, train.steps, state["step"], numbers=numbers)
-        if multipliers is None:
-            updated = jax.tree.map(lambda p, d: p - rate * d, trained, directions)
-        else:
-            rates = jax.tree.map(
-                lambda m: learning_rate(schedule, train.steps, state["step"], m), multipliers
-            )
-            updated = jax.tree.map(lambda p, d, r: p - r * d, trained, directions, rates)
+        updated, rate = descend(
+            schedule, train.steps, state["step"], trained, directions, multipliers, numbers
+        )
 
         if observed:
             updated = observed_parameters.move(updated, trained, rules, observed)
