@@ -8,6 +8,8 @@ splits of all pieces, the highest scores first.
 from collections.abc import Sequence
 from typing import Any
 
+from hybridlm.data import bpe_json
+
 SPACE = "\u2581"  # of SentencePiece
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of tokens
 
@@ -31,41 +33,23 @@ def content(
     ]
     if prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": i,
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": kind != USER_DEFINED,
-            }
-            for i, (token, kind) in enumerate(zip(tokens, types))
-            # A run of spaces is merged from its parts.
-            if kind in (CONTROL, UNKNOWN) or (kind == USER_DEFINED and SPACE not in token)
-        ],
-        "normalizer": {"type": "Sequence", "normalizers": [*normalizers, replace]},
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": unknown,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": BYTE in types,
-            "ignore_merges": False,
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": merges(tokens, scores, types),
-        },
+    # A run of spaces is merged from its parts.
+    added = {
+        i: kind != USER_DEFINED
+        for i, (token, kind) in enumerate(zip(tokens, types))
+        if kind in (CONTROL, UNKNOWN) or (kind == USER_DEFINED and SPACE not in token)
     }
+    return bpe_json.content(
+        tokens,
+        added,
+        merges(tokens, scores, types),
+        normalizer={"type": "Sequence", "normalizers": [*normalizers, replace]},
+        pre_tokenizer=None,
+        decoder={"type": "Sequence", "decoders": decoders},
+        unknown=unknown,
+        fuse_unknown=True,
+        byte_fallback=BYTE in types,
+    )
 
 
 def merges(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> list[list[str]]:

@@ -10,7 +10,7 @@ import json
 import pathlib
 from typing import Any
 
-from hybridlm.data import gguf_sentencepiece
+from hybridlm.data import bpe_json, gguf_sentencepiece
 from hybridlm.data.files import require_module
 from hybridlm.errors import DataError
 from hybridlm.storage import is_remote
@@ -140,37 +140,13 @@ def gguf_tokenizer_files(path: pathlib.Path) -> dict[str, bytes]:
 def _byte_level_content(reader: Any, tokens: list[str], types: list[int]) -> dict[str, Any]:
     """The contents of a tokenizer.json."""
     cut, normalizer, whole = _WAYS[value(reader, "tokenizer.ggml.pre")]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": i,
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": kind == _CONTROL,
-            }
-            for i, (token, kind) in enumerate(zip(tokens, types))
-            if kind in (_CONTROL, _USER_DEFINED)
-        ],
-        "normalizer": normalizer,
-        "pre_tokenizer": cut,
-        "post_processor": None,
-        "decoder": _byte_level(True),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": whole,
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": [merge.split(" ", 1) for merge in value(reader, "tokenizer.ggml.merges")],
-        },
-    }
+    added = {i: k == _CONTROL for i, k in enumerate(types) if k in (_CONTROL, _USER_DEFINED)}
+    return bpe_json.content(
+        tokens,
+        added,
+        [merge.split(" ", 1) for merge in value(reader, "tokenizer.ggml.merges")],
+        normalizer=normalizer,
+        pre_tokenizer=cut,
+        decoder=_byte_level(True),
+        ignore_merges=whole,
+    )
