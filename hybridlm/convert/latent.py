@@ -14,6 +14,14 @@ from hybridlm.models.settings import ModelConfig
 
 #: The classes give the norms of the latents no epsilon, so it is that of the norm's class.
 NORM_EPS = 1e-6
+#: `names` of `mixture_settings` for DeepSeek-V3 and for the classes that took its keys over.
+DEEPSEEK = {
+    "normalize": ("norm_topk_prob",),
+    "experts": ("n_routed_experts", "num_local_experts"),
+    "top_k": ("num_experts_per_tok",),
+    "groups": ("n_group",),
+    "shared": ("n_shared_experts",),
+}
 
 # --- latent attention ---------------------------------------------------------------------------
 

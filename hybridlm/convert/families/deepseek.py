@@ -22,14 +22,6 @@ from hybridlm.models.mixers.dsa import DSAConfig
 from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.settings import ModelConfig
 
-NAMES = {
-    "normalize": ("norm_topk_prob",),
-    "experts": ("n_routed_experts", "num_local_experts"),
-    "top_k": ("num_experts_per_tok",),
-    "groups": ("n_group",),
-    "shared": ("n_shared_experts",),
-}
-
 
 class DeepSeekV3(Family):
     """Pre-norm blocks with latent attention; the first layers are dense, the others have experts."""
@@ -54,7 +46,7 @@ class DeepSeekV3(Family):
         gated = parts.gated(keys) if "dense" in types else None
         keys.harmless("intermediate_size")
         mixture = latent.mixture_settings(
-            keys, NAMES, experts=256, hidden=2048, scale=2.5, **self.groups
+            keys, latent.DEEPSEEK, experts=256, hidden=2048, scale=2.5, **self.groups
         )
         feeds = {"dense": (gated, "mlp"), "sparse": (mixture, "moe")}
         layers = [LayerSettings(mixer["kind"], mixer, *feeds[x]) for x in types]
@@ -87,7 +79,7 @@ class DeepSeekV3(Family):
         return {
             **parts.size_keys(model),
             **latent.latent_keys(mixers),
-            **latent.feedforward_keys(model, NAMES),
+            **latent.feedforward_keys(model, latent.DEEPSEEK),
             **self.own_keys(model, mixers),
             "rope_parameters": parts.rope_keys(mixer.rope) | latent.mscale_keys(mixer),
         }

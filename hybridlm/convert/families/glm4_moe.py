@@ -21,14 +21,6 @@ from hybridlm.models.mixers import MixerConfig
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.settings import ModelConfig
 
-NAMES = {
-    "normalize": ("norm_topk_prob",),
-    "experts": ("n_routed_experts", "num_local_experts"),
-    "top_k": ("num_experts_per_tok",),
-    "groups": ("n_group",),
-    "shared": ("n_shared_experts",),
-}
-
 
 class Glm4MoE(Family):
     """Pre-norm blocks with partial RoPE; the lowest layers are dense, the others have experts."""
@@ -56,7 +48,13 @@ class Glm4MoE(Family):
         }
         dense = self.dense(keys)
         mixture = latent.mixture_settings(
-            keys, NAMES, experts=128, hidden=self.hidden, scale=1.0, groups=1, top_groups=1
+            keys,
+            latent.DEEPSEEK,
+            experts=128,
+            hidden=self.hidden,
+            scale=1.0,
+            groups=1,
+            top_groups=1,
         )
         feeds = experts.by_layer(keys, [i >= dense for i in range(depth)], mixture)
         layers = [LayerSettings("full", mixer, feed, label) for label, feed in feeds]
@@ -83,7 +81,7 @@ class Glm4MoE(Family):
         return {
             **parts.size_keys(model),
             **parts.head_keys(model, mixers),
-            **latent.feedforward_keys(model, NAMES),
+            **latent.feedforward_keys(model, latent.DEEPSEEK),
             **self.own_keys(mixers, feeds.dense_below),
             # Written even where it is 1: the class's default may be another.
             "rope_parameters": {"partial_rotary_factor": rope.fraction, **parts.rope_keys(rope)},
