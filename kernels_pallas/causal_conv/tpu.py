@@ -180,9 +180,21 @@ def _forward_kernel(
 
 
 def _backward_kernel(
-    taps, x_ref, before_ref, state_ref, dy_ref, after_ref, filter_ref, reach_ref, reach_after_ref,
-    dx_ref, dfilter_ref, dbias_ref, reach, sums,
-):  # fmt: skip
+    taps,
+    x_ref,
+    before_ref,
+    state_ref,
+    dy_ref,
+    after_ref,
+    filter_ref,
+    reach_ref,
+    reach_after_ref,
+    dx_ref,
+    dfilter_ref,
+    dbias_ref,
+    reach,
+    sums,
+):
     length, width = x_ref.shape[1:]
     steps = length // STEP
     first, last = pl.program_id(2) == 0, pl.program_id(2) == pl.num_programs(2) - 1
