@@ -83,6 +83,7 @@ class Measures:
         self._prepared: dict[str, Any] = {}
         self._text: list[dict[str, np.ndarray]] = []
         self._taught: list[np.ndarray] = []
+        self._sums: dict[Kept, tuple[np.ndarray, ...]] = {}  # kl, nll and tokens by sequence
         if set(metrics) & set(HELDOUT):
             self._pipeline = open_heldout(source, self.length, "the selection of layers")
             self._text = _heldout(self._pipeline, settings, self.length)
@@ -124,6 +125,13 @@ class Measures:
         return own | {"train": {**own.get("train", {}), "dtype": jnp.dtype(self._dtype).name}}
 
     def _heldout_values(self, kept: Kept, metric: str) -> Values:
+        if kept not in self._sums:
+            self._sums[kept] = self._text_sums(kept)
+        kl, nll, tokens = self._sums[kept]
+        return self._by_set(kl if metric == "kl" else nll, tokens)
+
+    def _text_sums(self, kept: Kept) -> tuple[np.ndarray, ...]:
+        """(kl_N, nll_N, tokens_N) of all sequences of text: one pass gives both metrics."""
         model, params = self._branch.model, self._branch.with_kept(kept)
         if not self._taught:
             hidden, teacher = (
@@ -133,8 +141,7 @@ class Measures:
             self._taught = [np.asarray(hidden(teacher, batch)) for batch in self._text]
         run = _text_sums(model, self._dtype)
         rows = [jax.device_get(run(params, b, t)) for b, t in zip(self._text, self._taught)]
-        kl, nll, tokens = (np.concatenate(x).astype(np.float64) for x in zip(*rows))
-        return self._by_set(kl if metric == "kl" else nll, tokens)
+        return tuple(np.concatenate(x).astype(np.float64) for x in zip(*rows))
 
     def _answer_values(self, kept: Kept, metric: str) -> Values:
         run, params = _answer_sums(self._branch.model, self._dtype), self._branch.with_kept(kept)

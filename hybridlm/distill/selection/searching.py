@@ -33,8 +33,11 @@ def _greedy(search: Search, budget: Budget | None, settings: SelectorSettings) -
     p_min = _p_min(search, quality, budget, settings)
     best = opt = (current, quality)
     path, removed, notes = [_step(search, current, metric)], [], []
+    shortlist = _Shortlist(settings.shortlist)
     while current and not (budget is not None and budget.fits(current)):
-        scored = {i: search.quality(current - {i}, metric) for i in sorted(current)}
+        asked = shortlist.of(sorted(current))
+        scored = {i: search.quality(current - {i}, metric) for i in asked}
+        shortlist.note(scored, search.quality(current, metric))
         finite = {i: q for i, q in scored.items() if not math.isnan(q)}
         diverged = [i for i in scored if i not in finite]
         if diverged and not removed:
@@ -66,6 +69,29 @@ def _greedy(search: Search, budget: Budget | None, settings: SelectorSettings) -
                 f"{name} keeps layers {words(sorted(kept))} with {metric} {_shown(search, metric, q)}"
             )
     return Selection("greedy", tuple(sorted(chosen[0])), order, {}, tuple(path), tuple(notes))
+
+
+class _Shortlist:
+    """The layers that a round evaluates: all, or those that gained most when last evaluated.
+
+    A layer's gain is the change of quality of its swap. The first round evaluates all layers.
+    """
+
+    def __init__(self, size: int | None):
+        self._size, self._gains = size, dict[int, float]()
+
+    def of(self, layers: list[int]) -> list[int]:
+        """The ones to evaluate of `layers`, in ascending order."""
+        if self._size is None:
+            return layers
+        new = [i for i in layers if i not in self._gains]
+        known = sorted(set(layers) - set(new), key=lambda i: (-self._gains[i], i))
+        return sorted([*new, *known[: max(self._size - len(new), 0)]])
+
+    def note(self, found: dict[int, float], before: float) -> None:
+        """Remembers the gains of a round; none where the model before it diverged."""
+        if not math.isnan(before):
+            self._gains |= {i: _lowest_if_nan(q - before) for i, q in found.items()}
 
 
 def _p_min(
@@ -106,11 +132,13 @@ def _kl(search: Search, budget: Budget, settings: SelectorSettings) -> Selection
             notes.append(diverged_note(order))
             path.append(_step(search, current, "kl"))
     before = search.quality(current, "kl")
+    shortlist = _Shortlist(settings.shortlist)
     while True:
         addable = [i for i in search.layers if i not in current and budget.fits(current | {i})]
         if not addable:
             break
-        found = {i: search.quality(current | {i}, "kl") for i in addable}
+        found = {i: search.quality(current | {i}, "kl") for i in shortlist.of(addable)}
+        shortlist.note(found, before)
         layer = max(found, key=lambda i: (_lowest_if_nan(found[i]), -i))
         if math.isnan(found[layer]):
             raise UserError(f"kl: every model that keeps {one_more(sorted(current))} diverges")

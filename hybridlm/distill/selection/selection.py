@@ -23,6 +23,8 @@ class SelectorSettings:
       max_drop: or before it is worse than the teacher's by this share; 0.05 where greedy has no budget.
       take: what greedy without a budget returns: the model with the most replaced layers that is
         not worse than P_min (opt), or the best model on the way (best).
+      shortlist: after their first round greedy and kl evaluate only this many layers a round, those that
+        gained most when last evaluated; all by default, as in the papers.
       seed: of random.
       max_evaluations: exhaustive refuses more.
     """
@@ -33,6 +35,7 @@ class SelectorSettings:
     min_score: float | None = None
     max_drop: NonNegativeFloat | None = None
     take: Literal["opt", "best"] = "opt"
+    shortlist: PositiveInt | None = None
     seed: NonNegativeInt = 0
     max_evaluations: PositiveInt = 5000
 

@@ -128,6 +128,29 @@ def test_greedy_returns_the_papers_m_best_and_m_opt(seed):
     assert named == opt
 
 
+@pytest.mark.parametrize("selector", (searching.GREEDY, searching.KL), ids=lambda s: s.name)
+@pytest.mark.parametrize("size", (1, 3))
+def test_a_shortlist_evaluates_that_many_layers_a_round_after_the_first(selector, size):
+    """Where layers do not interact, gains do not change, so the best layers are found all the same."""
+    worth = np.random.default_rng(size).uniform(0.1, 1, 8)
+    made = search(8, score=additive(worth), kl=lambda kept: 9 - additive(worth)(kept))
+    found = select(selector, made, 3, shortlist=size)
+    assert found.kept == select(selector, made, 3).kept
+    made = search(8, score=additive(worth), kl=lambda kept: 9 - additive(worth)(kept))
+    rounds = len(select(selector, made, 3, shortlist=size).path) - 1
+    assert made.evaluate.measured == 1 + 8 + (rounds - 1) * size
+
+
+def test_a_shortlist_follows_gains_that_change():
+    """Layer 1 does what layer 0 does: it is worth much less as soon as layer 0 is kept."""
+
+    def kl(kept):
+        worth = {0: 3.0, 1: 2.9, 2: 1.0, 3: 0.5}
+        return 9 - sum(worth[i] for i in kept) + (2.8 if kept >= {0, 1} else 0.0)
+
+    assert select(searching.KL, search(4, kl=kl), 2, shortlist=2).kept == (0, 2)
+
+
 def test_greedy_without_budget_allows_a_drop_of_5_per_cent():
     made = search(10, score=lambda kept: 100 - 2 * (10 - len(kept)))
     assert len(select(searching.GREEDY, made).kept) == 8
