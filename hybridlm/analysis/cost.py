@@ -39,7 +39,8 @@ def memory(config: Config, model: Model) -> MemoryEstimate:
     )
     if config.teacher is None:
         return needed
-    needed = dataclasses.replace(needed, teacher=4 * Model.of(config.teacher.model).count())
+    size = 2 if config.teacher.dtype == "bfloat16" else 4
+    needed = dataclasses.replace(needed, teacher=size * Model.of(config.teacher.model).count())
     if config.teacher.objective == "kl":
         return needed
     # Blockwise distillation holds the activations of one layer.

@@ -2,11 +2,13 @@
 
 from hybridlm.analysis.cost import memory
 from hybridlm.commands import parameters
+from hybridlm.data import Tokenizer
 from hybridlm.models.accounting import active_parameters, layer_table
 from hybridlm.models.params import Model
 from hybridlm.models.trainable import Trainable
 from hybridlm.settings import json_text
 from hybridlm.settings.plain import to_dict
+from hybridlm.storage import open_path
 from hybridlm.train.init_plan import make_plan
 from hybridlm.train.ready import check_ready
 from hybridlm.train.settings import Config
@@ -20,7 +22,7 @@ def describe(config: Config, show_config: bool = False) -> str:
       show_config: begin with the whole config as JSON.
     """
     config, tokenizer = check_ready(config, files=False)
-    begins = [] if config.init is None else [make_plan(config, tokenizer).describe()]
+    begins = _begins(config, tokenizer)
     model = Model.of(config.model)
     seq_len = config.data.seq_len
     flops, _ = costs(config, model)
@@ -61,6 +63,15 @@ def describe(config: Config, show_config: bool = False) -> str:
     if partial := config.model.layout.partial_unit:
         lines.append(f"depth {config.model.depth:<14}{partial}")
     return "\n".join([*lines, *begins])
+
+
+def _begins(config: Config, tokenizer: Tokenizer) -> list[str]:
+    """What the run begins from; its cost can be told where that is not there yet."""
+    if config.init is None:
+        return []
+    if not open_path(config.init.path).exists():
+        return [f"init.path {config.init.path} is not there: the run is refused until it is"]
+    return [make_plan(config, tokenizer).describe()]
 
 
 def _size(count: float) -> str:

@@ -26,6 +26,8 @@ class TeacherConfig:
         "kl" trains the whole model to give the teacher's probabilities (stage 3).
       temperature: both models' logits are divided by it in the divergence, which is multiplied by its
         square (arXiv 1503.02531).
+      dtype: of the teacher's parameters in memory. "bfloat16" halves them; where train.dtype is bfloat16,
+        too, only the scales of norms are rounded more than without it.
       ce_weight: share of the data's cross-entropy in the objective "kl"; the rest is the divergence.
       model: the teacher's architecture; None is read from `path`. Given, a config can be compiled
         ahead of time without the teacher.
@@ -34,6 +36,7 @@ class TeacherConfig:
     path: Annotated[str, NotEmpty(), IsPath()]
     step: NonNegativeInt | None = None
     objective: Literal["blockwise", "kl"] = "blockwise"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     temperature: PositiveFloat = 1.0
     ce_weight: Annotated[float, Between(0, 1)] = 0.0
     model: dict[str, Any] | ModelConfig | None = None

@@ -30,6 +30,9 @@ from hybridlm.models.settings import ModelConfig
 from hybridlm.runs.opened import OpenedModel
 
 Arrays = dict[str, np.ndarray]  # the parameters of a mixer, by path with dots
+#: Settings of attention, without parameters of their own, that change its outputs.
+_OF_OUTPUTS = ("window", "chunk", "temperature", "soft_cap", "scale", "v_norm")
+_PLAIN = AttentionConfig(heads=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Transferred:
       copied: names of parameters that are the teacher's, or copies of its heads.
       fresh: names of parameters that the teacher has no counterpart of, each with the reason.
       dropped: names of the teacher's parameters that the student has no place for.
+      unlike: settings of the teacher's attention, without parameters, that are not those of the new
+        mixer; by name as "layers.N.mixer.SETTING", each with its value.
     """
 
     student: OpenedModel
@@ -49,6 +54,7 @@ class Transferred:
     copied: tuple[str, ...]
     fresh: dict[str, str]
     dropped: tuple[str, ...]
+    unlike: dict[str, str]
 
     def describe(self) -> list[str]:
         """Lines for the user, with layers that are alike in one."""
@@ -60,9 +66,11 @@ class Transferred:
             ("copied", self.copied),
             ("starts fresh", self.fresh),
             ("not taken over", self.dropped),
+            ("the attention's setting has no counterpart", self.unlike),
         ):
             for name, layers in _by_rest(names).items():
-                reason = f" ({self.fresh[_first(name, layers)]})" if names is self.fresh else ""
+                reasons = names if isinstance(names, dict) else {}
+                reason = f" ({reasons[_first(name, layers)]})" if reasons else ""
                 lines.append(f"  {title}: {name} in {_numbers(layers)}{reason}")
         return lines
 
@@ -90,7 +98,7 @@ def transfer(
     replaced = _chosen(teacher.config, layers)
     model = Model.of(config)
     named = dict(teacher.model.by_name(teacher.params))
-    copied, fresh, dropped = [], {}, []
+    copied, fresh, dropped, unlike = [], {}, [], {}
     olds, news = layers_of(teacher.config), layers_of(config)
     for index in replaced:
         start = f"layers.{index}.mixer."
@@ -103,11 +111,13 @@ def transfer(
         copied += [start + name for name in made.arrays if name not in made.fresh]
         fresh |= {start + name: reason for name, reason in made.fresh.items()}
         dropped += [start + name for name in (made.dropped if copy else old)]
+        lost = _unlike(olds[index].mixer, news[index].mixer, mixer)
+        unlike |= {start + name: value for name, value in lost.items()}
     settings = {k: v for k, v in teacher.settings.items() if k != "architecture"}
     student = dataclasses.replace(
         teacher, model=model, params=model.from_names(named), settings=settings, averaged=()
     )
-    return Transferred(student, replaced, tuple(copied), fresh, tuple(dropped))
+    return Transferred(student, replaced, tuple(copied), fresh, tuple(dropped), unlike)
 
 
 def student_config(
@@ -235,6 +245,24 @@ def _slot_gate(k_kernel: np.ndarray, heads: int, kv_heads: int, slots: int) -> n
     by_head = np.asarray(k_kernel).reshape(k_kernel.shape[0], heads, -1)
     columns = np.arange(slots) % by_head.shape[-1]
     return by_head[..., columns].reshape(k_kernel.shape[0], -1)
+
+
+def _unlike(
+    attention: AttentionConfig, mixer: MixerConfig, given: Mapping[str, Any]
+) -> dict[str, str]:
+    """Settings of attention that change its outputs and are not the new mixer's; by name, the values.
+
+    Args:
+      given: settings of the mixer that were asked for; those may differ.
+    """
+    found = {}
+    for name in _OF_OUTPUTS:
+        value, default = getattr(attention, name), getattr(_PLAIN, name)
+        if value != default and name not in given and getattr(mixer, name, default) != value:
+            found[name] = "on" if value is True else str(value)
+    if attention.rope is not None and "rope" not in given and getattr(mixer, "rope", None) is None:
+        found["rope"] = "on"
+    return found
 
 
 def _is_identity(name: str, mixer: MixerConfig) -> bool:

@@ -104,6 +104,7 @@ def make_plan(config: Config, tokenizer: Tokenizer) -> Plan:
     fresh = set(globs.select(init.fresh, {**wanted, **there.shapes}, "init.fresh"))
     known = _known_ids(source, tokenizer, wanted, fresh)
     _check_names(source, wanted, there.shapes, fresh)
+    _check_fresh(config, [name for name in wanted if name in fresh])
     growth = {}
     for name, (shape, axes) in wanted.items():
         if name not in fresh and "vocab" in axes:
@@ -259,6 +260,24 @@ def _check_names(
         f"init.path {source.path} does not hold the parameters of this model ({'; '.join(listed)}):"
         f' init.fresh="{glob}" would start these fresh, or leave them out'
     )
+
+
+def _check_fresh(config: Config, fresh: Sequence[str]) -> None:
+    """Checks that blockwise distillation trains all that starts fresh: it keeps the rest as it is.
+
+    Args:
+      config: with the freeze of `hybridlm.train.teacher.resolve`.
+    """
+    if config.teacher is None or config.teacher.objective != "blockwise":
+        return
+    frozen = set(globs.select(config.optimizer.freeze, _wanted(Model.of(config.model)), "freeze"))
+    drawn = [name for name in fresh if name in frozen]
+    if drawn:
+        raise ConfigError(
+            f"init.fresh is {config.init.fresh!r}, and teacher.objective 'blockwise' trains the new"
+            f" mixers alone, so {_first(drawn)} would stay as drawn: name parameters of the new mixers"
+            " only, e.g. 'layers.*.mixer.decay'"
+        )
 
 
 def _fits(found: Shape, wanted: Shape, axes: Sequence[str]) -> bool:

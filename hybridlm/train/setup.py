@@ -455,7 +455,7 @@ def abstract_batch(
     weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=meshes.replicated(mesh))
     schedule = ScheduleNumbers(*[number] * len(ScheduleNumbers._fields))
-    taught = {} if teacher is None else {"teacher": teachers.abstract(teacher, mesh)}
+    taught = {} if teacher is None else {"teacher": teachers.abstract(config, teacher, mesh)}
     return {**batch, "loss_weights": weights, "schedule": schedule, **taught}
 
 

@@ -84,18 +84,19 @@ def divergence_of(config: Config, teacher: Model | None) -> Divergence | None:
     return Divergence(teacher, config.teacher.temperature, config.teacher.ce_weight)
 
 
-def abstract(teacher: Model, mesh: Mesh) -> Params:
+def abstract(config: Config, teacher: Model, mesh: Mesh) -> Params:
     """The shapes, dtypes and shardings of the teacher's parameters."""
+    dtype = jnp.dtype(config.teacher.dtype)
     places = shardings(mesh, teacher.abstract, teacher.axes)
     return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place),
         teacher.abstract,
         places,
     )
 
 
 def load(config: Config, teacher: Model, mesh: Mesh) -> tuple[Params, str]:
-    """(the teacher's parameters on the mesh, their SHA-256); every host reads all of them.
+    """(the teacher's parameters on the mesh, the SHA-256 of the file's); every host reads all of them.
 
     Raises:
       UserError: if there is no such teacher.
@@ -111,7 +112,7 @@ def load(config: Config, teacher: Model, mesh: Mesh) -> tuple[Params, str]:
         x = np.asarray(x, like.dtype)
         return jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])
 
-    placed = jax.tree.map(place, whole, abstract(teacher, mesh))
+    placed = jax.tree.map(place, whole, abstract(config, teacher, mesh))
     return placed, checkpoint.digest(whole)
 
 

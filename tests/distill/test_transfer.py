@@ -140,6 +140,24 @@ def test_every_array_has_the_shape_of_the_new_mixer(kind, form):
         assert np.shape(value) == own[name].shape, name
 
 
+@pytest.mark.parametrize(
+    "mixer, told",
+    [
+        (dict(kind="gdn"), {"v_norm", "soft_cap", "scale", "rope"}),
+        (dict(kind="lightning"), {"v_norm", "soft_cap"}),
+        (dict(kind="nha"), {"v_norm", "soft_cap"}),
+        (dict(kind="attention", window=4, soft_cap=None), set()),
+    ],
+    ids=lambda x: x["kind"] if isinstance(x, dict) else "",
+)
+def test_settings_of_attention_without_counterpart_are_told(mixer, told):
+    """They have no parameters, so no name in `dropped` tells that they are lost (Gemma 4's v_norm)."""
+    found = transfer(teacher(v_norm=True, soft_cap=20.0, scale=0.5), mixer, (1,))
+    assert set(found.unlike) == {f"layers.1.mixer.{name}" for name in told}
+    lines = "\n".join(found.describe())
+    assert ("no counterpart: mixer.v_norm in layer 1 (on)" in lines) == ("v_norm" in told)
+
+
 def test_layers_stack_as_the_teacher_s_can():
     mixers = dict(swa=dict(FULL, window=4), full=FULL)
     config = model_config("swa*2 full", depth=9, mixers=mixers)

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from hybridlm.analysis.cost import memory
 from hybridlm.errors import UserError
 from hybridlm.models.trainable import Trainable
 from hybridlm.runs import open_model
 from hybridlm.train import setup
+from hybridlm.train.init_plan import make_plan
 from tests.train.distilling import Stepper, config, save_pair
 
 
@@ -90,3 +92,43 @@ def test_an_architecture_stands_for_a_teacher_that_is_not_there(folder):
     other = dataclasses.replace(there.teacher, model=there.model)
     with pytest.raises(UserError, match="teacher.model is not the architecture"):
         setup.resolve(dataclasses.replace(there, teacher=other))
+
+
+@pytest.mark.parametrize(
+    "fresh, refused",
+    [
+        ("*", True),
+        ("layers.*.mixer", True),
+        ("layers.1", True),
+        ("layers.2.mixer.gate", False),
+        ("layers.0.mixer|layers.2.mixer", False),
+    ],
+)
+def test_parameters_that_are_not_trained_do_not_start_fresh(folder, fresh, refused):
+    """They would stay as drawn."""
+    given = config(folder)
+    given = dataclasses.replace(given, init=dataclasses.replace(given.init, fresh=fresh))
+    resolved, tokenizer = setup.resolve(given)
+    if not refused:
+        make_plan(resolved, tokenizer)
+        return
+    with pytest.raises(UserError, match="init.fresh is .* would stay as drawn"):
+        make_plan(resolved, tokenizer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["blockwise", "kl"])
+def test_a_teacher_in_bfloat16_takes_half_the_memory_and_teaches_the_same(folder, objective):
+    """To the precision of bfloat16, 3 digits."""
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        given = config(folder, teacher=dict(objective=objective, dtype=dtype))
+        stepper = Stepper(given)
+        size = sum(x.nbytes for x in jax.tree.leaves(stepper.taught))
+        found[dtype] = size, stepper.run(3)[1][-1], memory(stepper.config, stepper.model).teacher
+    (size, exact, counted), (half, rounded, told) = found.values()
+    assert (size, half) == (counted, told) and 2 * half == size
+    for name in ("mse_layer_0", "mse_layer_2") if objective == "blockwise" else ("kl",):
+        assert (
+            rounded[name] == pytest.approx(exact[name], rel=0.02) and rounded[name] != exact[name]
+        )
