@@ -54,6 +54,7 @@ def test_the_tables_of_tasks_and_probes_are_up_to_date(root, name):
         "CONTRIBUTING.md",
         "docs/data.md",
         "docs/runs.md",
+        "docs/report.md",
         "docs/storage.md",
         "docs/sweeps.md",
         "docs/finetuning.md",

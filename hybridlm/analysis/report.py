@@ -31,7 +31,7 @@ def write_report(workdir: pathlib.Path | str) -> pathlib.Path:
 
 
 def _write_report(workdir: pathlib.Path) -> pathlib.Path:
-    run = Run.open(workdir)
+    run = Run(workdir)
     name = html.escape(own_name(run.path))
     sections = [
         f"<h1>{name}</h1>{_summary(run)}",

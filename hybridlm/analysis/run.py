@@ -1,39 +1,33 @@
-"""Reads a run's workdir: config, records, environment, checkpoints. Uses no device."""
+"""Opens a run's workdir, here or in a bucket: config, records, tables, checkpoints. Uses no device."""
 
-import dataclasses
 import functools
 import pathlib
 from typing import Any
 
-from hybridlm.config import Config, read_json
+from hybridlm.analysis import rows
+from hybridlm.analysis.tables import frame
+from hybridlm.config import Config, flat, read_json, to_dict
 from hybridlm.data import Seen, seen
-from hybridlm.errors import RunError
-from hybridlm.runs import checkpoint, json_files, lineage, metrics, workdir
+from hybridlm.errors import ConfigError, RunError
+from hybridlm.runs import checkpoint, json_files, lineage, metrics, stored, workdir
 from hybridlm.runs.lineage import Origin
-from hybridlm.storage import open_path
+from hybridlm.storage import open_path, own_name
 
 Record = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
 class Run:
-    """An opened run.
+    """An opened run, finished or not.
 
     Attributes:
       path: its workdir.
-      config: the resolved config, with the vocabulary size.
+      settings: the contents of its `config.json`.
       records: all lines of `metrics.jsonl`, in order.
       environment: command, versions, devices; {} if the run has not recorded them.
     """
 
-    path: pathlib.Path
-    config: Config
-    records: list[Record]
-    environment: dict[str, Any]
-
-    @classmethod
-    def open(cls, path: pathlib.Path | str) -> "Run":
-        """Reads the workdir of a run, finished or not.
+    def __init__(self, path: pathlib.Path | str):
+        """Reads the files of a workdir, and no array.
 
         Raises:
           UserError: if the folder is not a run, or one of its files is damaged.
@@ -44,12 +38,104 @@ class Run:
         if not (path / workdir.CONFIG).is_file():
             raise RunError(f"{path} is no run: it has no {workdir.CONFIG}")
         environment = path / workdir.ENVIRONMENT
-        return cls(
-            path,
-            read_json(path / workdir.CONFIG),
-            metrics.read(path / metrics.FILE),
-            json_files.read_json(environment) if environment.exists() else {},
+        self.path = path
+        self.settings: dict[str, Any] = json_files.read_json(path / workdir.CONFIG)
+        self.records: list[Record] = metrics.read(path / metrics.FILE)
+        self.environment: dict[str, Any] = (
+            json_files.read_json(environment) if environment.exists() else {}
         )
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return own_name(self.path)
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """The resolved config, with the vocabulary size.
+
+        Raises:
+          ConfigError: if this program does not read it, for instance for a mixer that it lacks.
+        """
+        return read_json(self.path / workdir.CONFIG)
+
+    def flat_settings(self) -> dict[str, Any]:
+        """The config as {dotted key: value}: with today's defaults for keys newer than the run,
+        or as it was written, if this program does not read it."""
+        try:
+            return flat(to_dict(self.config))
+        except ConfigError:
+            return flat(self.settings)
+
+    # --- tables --------------------------------------------------------------------------------
+
+    def metrics(self, kind: str = "train") -> Any:
+        """The records of `metrics.jsonl` of a kind ("train", "eval", "run", "sample") as a table.
+
+        Columns: step, tokens, flops, then the record's own numbers and texts.
+        """
+        return frame(self.rows(kind))
+
+    def by_position(self) -> Any:
+        """The held-out loss by position in the context.
+
+        Columns: step, tokens, flops, first, last (positions from 0), loss (nats), bits_per_byte,
+        targets.
+        """
+        return frame(self.position_rows())
+
+    @property
+    def probe_kinds(self) -> list[str]:
+        """The probes of which there are records, in the workdir or in a folder in it."""
+        return list(dict.fromkeys(row["probe"] for row in self.probe_rows()))
+
+    def probes(self, kind: str) -> Any:
+        """The entries of a probe, of training and of `hybridlm probe` with `--out` in the workdir.
+
+        Columns: probe, step, tokens, flops, those of docs/probes.md, folder ("" for training).
+        """
+        return frame(self.probe_rows(kind))
+
+    def evaluations(self) -> Any:
+        """The results of `hybridlm eval` with `--out` in the workdir, a row for a task and length.
+
+        Columns: task, length, step, tokens, flops, weights, figure (the name of the task's main
+        figure), value, the task's other numbers, folder.
+        """
+        return frame(self.evaluation_rows())
+
+    def by_depth(self) -> Any:
+        """Accuracy of tasks with a needle: task, length, step, tokens, flops, depth (%), accuracy."""
+        return frame(self.depth_rows())
+
+    # --- the same as records, without pandas ---------------------------------------------------
+
+    @functools.cached_property
+    def progress(self) -> rows.Progress:
+        """Tokens and FLOPs by step."""
+        return rows.Progress(self.records, self._tokens_per_step)
+
+    def rows(self, kind: str) -> list[Record]:
+        """`metrics(kind)` as records."""
+        return rows.metric_rows(self.records, self.progress, kind)
+
+    def position_rows(self) -> list[Record]:
+        """`by_position()` as records."""
+        return rows.position_rows(self.records, self.progress)
+
+    def probe_rows(self, kind: str | None = None) -> list[Record]:
+        """`probes(kind)` as records; of all probes without a kind."""
+        return rows.probe_rows(rows.probe_files(self.path), self.progress, kind)
+
+    def evaluation_rows(self) -> list[Record]:
+        """`evaluations()` as records."""
+        return rows.evaluation_rows(rows.evaluation_files(self.path), self.progress)
+
+    def depth_rows(self) -> list[Record]:
+        """`by_depth()` as records."""
+        return rows.depth_rows(rows.evaluation_files(self.path), self.progress)
+
+    # --- records of metrics.jsonl --------------------------------------------------------------
 
     @property
     def train_records(self) -> list[Record]:
@@ -89,14 +175,28 @@ class Run:
         """Whose parameters the run began with, nearest source first; empty for a new model."""
         return lineage.read(self.path)
 
+    # --- checkpoints ---------------------------------------------------------------------------
+
     @functools.cached_property
     def checkpoints(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
         return checkpoint.steps(self.path)
 
+    def checkpoint(self, step: int | None = None) -> stored.StoredCheckpoint:
+        """A checkpoint (default: the newest), of which arrays are read by name, one or all."""
+        return stored.open_checkpoint(self.path, step)
+
     def params(self, step: int | None = None) -> dict[str, Any]:
         """Parameters of a checkpoint (default: the newest), as nested dicts of numpy arrays."""
-        return checkpoint.load_numpy(self.path, step)[1]["params"]
+        step = checkpoint.find(self.path, step)
+        return checkpoint.load_tree(self.path / checkpoint.FOLDER / str(step), ("params",))[
+            "params"
+        ]
+
+    @property
+    def _tokens_per_step(self) -> int:
+        data = self.settings.get("data") or {}
+        return data.get("batch_size", 0) * data.get("seq_len", 0)
 
     def _of(self, kind: str) -> list[Record]:
         return [r for r in self.records if r["kind"] == kind]

@@ -44,7 +44,7 @@ def _describe(workdir: pathlib.Path, step: int | None) -> str:
     from hybridlm.runs import lineage
     from hybridlm.runs.checkpoint import digest, load_numpy, steps
 
-    run = Run.open(workdir)
+    run = Run(workdir)
     found = steps(workdir)
     lines = {
         "workdir": workdir,
@@ -85,7 +85,7 @@ def _parameters(workdir: pathlib.Path) -> str:
     from hybridlm.commands import parameters
     from hybridlm.models.params import Model
 
-    config = Run.open(workdir).config
+    config = Run(workdir).config
     return "\n".join(parameters.table(Model.of(config.model), config.optimizer.freeze))
 
 

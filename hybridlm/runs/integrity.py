@@ -148,9 +148,8 @@ def _damage(path: pathlib.Path) -> str | None:
 
 def _array_fault(path: pathlib.Path, name: str, saved: Checksums | None) -> str | None:
     """What is wrong with one array, which is read alone and without Orbax; None if nothing is."""
-    place = {"driver": "ocdbt", "base": _store(path), "path": name.replace("/", ".") + "/"}
     try:
-        stored = tensorstore.open({"driver": "zarr3", "kvstore": place}).result()
+        stored = open_array(path, name)
         if saved is not None:
             expected, layout = {name: saved[name]}, _layout(stored)
             if faults := checksum.differences(expected, {name: layout}):
@@ -161,6 +160,12 @@ def _array_fault(path: pathlib.Path, name: str, saved: Checksums | None) -> str 
     except Exception as error:
         return f"cannot be read ({_reason(error)})"
     return None
+
+
+def open_array(path: pathlib.Path, name: str) -> tensorstore.TensorStore:
+    """An array of the checkpoint folder `path`, by its path with "/"; reads its description only."""
+    place = {"driver": "ocdbt", "base": _store(path), "path": name.replace("/", ".") + "/"}
+    return tensorstore.open({"driver": "zarr3", "kvstore": place}).result()
 
 
 def _store(path: pathlib.Path) -> dict[str, Any]:

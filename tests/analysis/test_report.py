@@ -168,7 +168,7 @@ def test_equal_neighbours_of_eighty_layers_share_a_line(root, tmp_path):
 
 
 def test_a_run_opens_with_its_records(finished):
-    run = Run.open(finished)
+    run = Run(finished)
     assert [r["step"] for r in run.train_records] == [4, 8]
     assert run.steps_done == 8 and run.sample == SAMPLE and run.checkpoints == []
 
@@ -184,7 +184,7 @@ def test_a_run_opens_with_its_records(finished):
 def test_a_damaged_file_is_named(finished, name, sentence):
     (finished / name).write_text('{"a": \n')
     with pytest.raises(UserError, match=f"{name} {sentence}"):
-        Run.open(finished)
+        Run(finished)
 
 
 @pytest.mark.parametrize("line", ["5", "null", '{"kind": "train"}', "[" * 10**5])
@@ -192,13 +192,13 @@ def test_a_line_that_is_not_a_record_is_named(finished, line):
     with (finished / "metrics.jsonl").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(UserError, match="metrics.jsonl is damaged in line 7"):
-        Run.open(finished)
+        Run(finished)
 
 
 def test_an_incomplete_last_line_is_ignored(finished):
     with (finished / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
-    assert len(Run.open(finished).records) == 6
+    assert len(Run(finished).records) == 6
 
 
 def test_the_report_says_what_was_read_of_each_source(root, tmp_path):

@@ -59,7 +59,7 @@ def test_a_longer_run_has_the_bits_of_one_long_run(case, data, tmp_path, in_root
     extra = [r for r in records(grown) if r not in records(long)]
     assert [r for r in records(grown) if r not in extra] == records(long)
     assert [(r["kind"], r["step"]) for r in extra] == [("eval", 5)] * (how == "finished")
-    epochs = [Run.open(p).facts["data"]["sources"]["a"]["epochs"] for p in (grown, long)]
+    epochs = [Run(p).facts["data"]["sources"]["a"]["epochs"] for p in (grown, long)]
     assert epochs[0] == epochs[1]
     assert not (grown / workdir.REPORT).exists()
 
