@@ -259,7 +259,7 @@ def check_state(op_name: str, state: Any, kind: type, **sizes: int) -> None:
 
     A field `name_BSK` must have the shape (B, S, K); the size of a letter is that in `sizes`, or else
     that of the first field with the letter. It must hold floating point numbers, or what `_OF_STATES`
-    lists.
+    lists. A field whose default is None may be None.
     """
     if state is None:
         return
@@ -270,6 +270,8 @@ def check_state(op_name: str, state: Any, kind: type, **sizes: int) -> None:
         )
     for field, array in state._asdict().items():
         name, dims = field.rsplit("_", 1)
+        if array is None and field in kind._field_defaults:
+            continue
         if len(dims) == array.ndim:
             sizes = dict(zip(dims, array.shape)) | sizes
         shape = tuple(sizes.get(letter, letter) for letter in dims)

@@ -112,19 +112,29 @@ def _replace(inputs: tuple, ids_BT: Array, is_log: bool = False) -> tuple[list, 
 
 
 def contain_attention(
-    q_BT: Array, k_BS: Array, v_BS: Array, ids_BS: Array, window: int | Array | None = None
+    q_BT: Array,
+    k_BS: Array,
+    v_BS: Array,
+    ids_BS: Array,
+    window: int | Array | None = None,
+    log_gate_BS: Array | None = None,
 ) -> Contained:
     """`contain` for attention of T queries to S >= T keys, whose last T tokens are the queries'.
 
-    A query that is not finite spoils its own output only; a key or value spoils the queries of its
-    document from its own token on, as far as the window reaches.
+    A query that is not finite spoils its own output only; a key, value or log-gate spoils the queries of
+    its document from its own token on, as far as the window reaches. A log-gate of minus infinity is a
+    gate of 0. The inputs are q, k, v and, if given, the log-gates.
     """
     time = q_BT.shape[1]
     (k_BS, v_BS), bad_BS = _replace((k_BS, v_BS), ids_BS)
+    gates, bad_gate_BS = _replace(
+        () if log_gate_BS is None else (log_gate_BS,), ids_BS, is_log=True
+    )
+    bad_BS |= bad_gate_BS
     (q_BT,), own_BT = _replace((q_BT,), ids_BS[:, -time:])
     q_BT, flag_BT = _with_flag(q_BT)
     spoilt_BT = spoilt(ids_BS, bad_BS, reach=window)[:, -time:] | own_BT
-    return Contained((q_BT, k_BS, v_BS), None, spoilt_BT, ids_BS[:, -time:] == 0, flag_BT)
+    return Contained((q_BT, k_BS, v_BS, *gates), None, spoilt_BT, ids_BS[:, -time:] == 0, flag_BT)
 
 
 def spoilt(

@@ -102,6 +102,8 @@ def _is_array(x: Any) -> bool:
 def _letters_of(letters: Any, x: Any) -> Any:
     if type(letters) is tuple:  # not a state, which is a NamedTuple
         return next(text for text in letters if len(text) == x.ndim)
+    if isinstance(x, tuple):  # a state may leave a field out
+        return type(letters)(*(None if a is None else t for t, a in zip(letters, x, strict=True)))
     return letters
 
 
@@ -121,7 +123,7 @@ def _spec(text: str, undivided: set[str]) -> PartitionSpec:
 
 _QKV = dict(q_BTHK="BTH-", k_BTGK="BTH-", v_BTGV="BTH-", segment_ids="BT")
 _QKV_STATES = dict(q_BTGK="BTH-", k_BTGK="BTH-", v_BTHV="BTH-", segment_ids="BT")
-_KEYS = attention_op.AttentionState("B-H-", "B-H-", "B-")
+_KEYS = attention_op.AttentionState("B-H-", "B-H-", "B-", "B-H")
 _BLOCKS = block_sparse_op.BlockSparseState("B-H-", "B-H-", "B-", "B-")
 _INDEXED = indexed_op.IndexedState("B-H-", "B-H-", "B--", "B-")
 _CONV = conv_op.ConvState("B-H", "B-")
@@ -134,7 +136,7 @@ _SELECTIVE = selective_op.SelectiveScanState("BH-", "B")
 attention = per_shard(
     attention_op.attention,
     context.attention,
-    dict(_QKV, window="", sinks_H="H", initial_state=_KEYS),
+    dict(_QKV, window="", sinks_H="H", log_forget_BTH="BTH", initial_state=_KEYS),
     ("BTH-", "BTH"),
     _KEYS,
 )

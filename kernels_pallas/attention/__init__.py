@@ -6,11 +6,12 @@ several attentions over disjoint keys into one softmax.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas import dispatch, nonfinite, segments
-from kernels_pallas.attention import chunked, hopper, reference, tpu
+from kernels_pallas.attention import chunked, forget, hopper, reference, tpu
 from kernels_pallas.attention.decode import decode_attention as _decode_attention
 
 _FORMS = {
@@ -34,6 +35,7 @@ SUPPORT = (
             traced_window=(False,),
             sinks=(False, True),
             soft_cap=(False, True),
+            forget=(False, True),
             state=(False, True),
             vmem_mib=range(tpu.VMEM_MIB + 1),
         ),
@@ -51,6 +53,7 @@ SUPPORT = (
             traced_window=(False, True),
             sinks=(False, True),
             soft_cap=(False, True),
+            forget=(False,),
             state=(False, True),
             vmem_mib=dispatch.ANY,
         ),
@@ -62,22 +65,32 @@ SUPPORT = (
 class AttentionState(NamedTuple):
     """Keys, values and segment ids of the S tokens directly before the first one.
 
-    Oldest first; a slot with segment id 0 is empty (or padding) and no query sees it.
+    Oldest first; a slot with segment id 0 is empty (or padding) and no query sees it. The log forget
+    gates are None where there are none.
     """
 
     k_BSGK: Float[Array, "B S G K"]
     v_BSGV: Float[Array, "B S G V"]
     segment_ids_BS: Int[Array, "B S"]
+    log_forget_BSH: Float[Array, "B S H"] | None = None
 
 
 def empty_state(
-    batch: int, slots: int, kv_heads: int, key_size: int, value_size: int, dtype=jnp.float32
+    batch: int,
+    slots: int,
+    kv_heads: int,
+    key_size: int,
+    value_size: int,
+    dtype=jnp.float32,
+    forget_heads: int | None = None,
 ) -> AttentionState:
-    """A state of `slots` empty slots: window - 1 of them to start a windowed decode."""
+    """A state of `slots` empty slots: window - 1 of them to start a windowed decode. `forget_heads` are
+    the query heads where these have forget gates."""
     return AttentionState(
         jnp.zeros((batch, slots, kv_heads, key_size), dtype),
         jnp.zeros((batch, slots, kv_heads, value_size), dtype),
         jnp.zeros((batch, slots), jnp.int32),
+        None if forget_heads is None else jnp.zeros((batch, slots, forget_heads), jnp.float32),
     )
 
 
@@ -91,6 +104,7 @@ def attention(
     scale: float | None = None,
     sinks_H: Float[Array, "H"] | None = None,
     soft_cap: float | None = None,
+    log_forget_BTH: Float[Array, "B T H"] | None = None,
     initial_state: AttentionState | None = None,
     return_state: bool = False,
     impl: str = "auto",
@@ -110,6 +124,10 @@ def attention(
       scale: of the logits, K ** -0.5 if None.
       sinks_H: a learned logit per head that joins the denominator only (gpt-oss).
       soft_cap: logits become soft_cap * tanh(logits / soft_cap) (Gemma 2).
+      log_forget_BTH: logarithms of forget gates, at most 0, as floating point numbers of any dtype
+        (the Forgetting Transformer, arXiv 2503.02130): query i sees key j with the logit, capped if at
+        all, plus the sum of the log-gates of the tokens after j up to i. Minus infinity is a gate of 0;
+        values below `forget.LOWEST` count as that. None is gates of 1.
       initial_state: tokens directly before the first one, any number of slots; a window uses at
         most window - 1 of them.
       return_state: also return the state after the last token: window - 1 slots with a window (the
@@ -123,7 +141,7 @@ def attention(
     scale that is no Python number, non-integer segment ids, a window that is an array together
     with a state, unknown impl.
     """
-    _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, sinks_H, initial_state)
+    _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, sinks_H, log_forget_BTH, initial_state)
     scale = dispatch.number("attention", "scale", scale)
     soft_cap = _soft_cap("attention", soft_cap)
     traced = isinstance(window, jnp.ndarray)
@@ -137,6 +155,9 @@ def attention(
     # At most the number of keys, so that a window of any length is an int32.
     bound = min(window, slots + time) if isinstance(window, int) else None
     slots = slots if bound is None else min(slots, bound - 1)
+    has_gates = log_forget_BTH is not None or (
+        initial_state is not None and initial_state.log_forget_BSH is not None
+    )
     case = dict(
         dtype=dispatch.dtypes(q_BTHK, k_BTGK, v_BTGV),
         key_size=key_size,
@@ -146,25 +167,43 @@ def attention(
         traced_window=traced,
         sinks=sinks_H is not None,
         soft_cap=soft_cap is not None,
+        forget="and soft_cap" if has_gates and soft_cap is not None else has_gates,
         state=initial_state is not None,
-        vmem_mib=tpu.vmem_mib(time, slots, bound, key_size, value_size, q_BTHK.dtype),
+        vmem_mib=tpu.vmem_mib(
+            time,
+            slots,
+            bound,
+            key_size,
+            value_size,
+            q_BTHK.dtype,
+            heads // kv_heads if has_gates else 0,
+        ),
     )
     form = _FORMS[dispatch.resolve("attention", impl, case, SUPPORT, time)]
 
     ids_BS = segments.or_one_document(segment_ids, batch, time)
-    k_BSGK, v_BSGV = k_BTGK, v_BTGV
+    if has_gates and log_forget_BTH is None:
+        log_forget_BTH = jnp.zeros((batch, time, heads), initial_state.log_forget_BSH.dtype)
+    tokens = AttentionState(k_BTGK, v_BTGV, ids_BS, log_forget_BTH)
     if initial_state is not None:
-        old = _last_slots(initial_state, None if bound is None else slots)
-        k_BSGK = jnp.concatenate([old.k_BSGK.astype(k_BTGK.dtype), k_BTGK], axis=1)
-        v_BSGV = jnp.concatenate([old.v_BSGV.astype(v_BTGV.dtype), v_BTGV], axis=1)
-        ids_BS = jnp.concatenate([old.segment_ids_BS.astype(jnp.int32), ids_BS], axis=1)
+        tokens = _after(_last_slots(initial_state, None if bound is None else slots), tokens)
+    if has_gates:
+        tokens = tokens._replace(log_forget_BSH=forget.bounded(tokens.log_forget_BSH))
+    ids_BS = tokens.segment_ids_BS
     contained = nonfinite.contain_attention(
-        q_BTHK, k_BSGK, v_BSGV, ids_BS, window if traced else bound
+        q_BTHK,
+        tokens.k_BSGK,
+        tokens.v_BSGV,
+        ids_BS,
+        window if traced else bound,
+        tokens.log_forget_BSH,
     )
+    qkv, gates = contained.inputs[:3], contained.inputs[3:]
     out_BTHV, lse_BTH = form(
-        *contained.inputs,
+        *qkv,
         ids_BS,
         sinks_H,
+        *gates,
         window=window if traced else bound,
         scale=key_size**-0.5 if scale is None else scale,
         soft_cap=soft_cap,
@@ -173,16 +212,12 @@ def attention(
     out_BTHV, lse_BTH = contained.mark(out_BTHV), contained.mark(lse_BTH, nonfinite.NO_KEYS)
     if not return_state:
         return out_BTHV, lse_BTH
-    state = AttentionState(k_BSGK, v_BSGV, ids_BS)
     if window is not None:
         missing = window - 1 - ids_BS.shape[1]
         if missing > 0:
-            empty = empty_state(batch, missing, kv_heads, key_size, value_size)
-            state = AttentionState(
-                *(jnp.concatenate([e.astype(s.dtype), s], axis=1) for e, s in zip(empty, state))
-            )
-        state = _last_slots(state, window - 1)
-    return out_BTHV, lse_BTH, state
+            tokens = _after(empty_state(batch, missing, kv_heads, key_size, value_size), tokens)
+        tokens = _last_slots(tokens, window - 1)
+    return out_BTHV, lse_BTH, tokens
 
 
 def decode_attention(
@@ -194,6 +229,7 @@ def decode_attention(
     scale: float | None = None,
     sinks_H: Float[Array, "H"] | None = None,
     soft_cap: float | None = None,
+    bias_BSH: Float[Array, "B S H"] | None = None,
 ) -> Float[Array, "B H V"]:
     """Attention of one query per row over a cache whose slots may be in any order (a ring buffer).
 
@@ -201,6 +237,7 @@ def decode_attention(
       q_BHK, k_BSGK, v_BSGV: any floating dtype; H is a multiple of G.
       valid_BS: bool, the slots that the query sees, its own token's included.
       scale, sinks_H, soft_cap: as in `attention`.
+      bias_BSH: added to the logits after the cap, finite: with forget gates `forget.after_each_token`.
 
     Returns out_BHV in v's dtype; 0 where a row has no valid slot.
     Raises ValueError for shapes that do not agree or a mask that is not boolean.
@@ -213,8 +250,27 @@ def decode_attention(
     dispatch.check_shape(op, "valid_BS", valid_BS, k_BSGK.shape[:2], "B S")
     if valid_BS.dtype != bool:
         raise ValueError(f"{op}: valid_BS must be boolean, got {valid_BS.dtype}.")
+    if bias_BSH is not None:
+        shape = *k_BSGK.shape[:2], q_BHK.shape[1]
+        dispatch.check_shape(op, "bias_BSH", bias_BSH, shape, "B S H")
+        dispatch.check_arrays(op, bias_BSH=bias_BSH)
     scale = q_BHK.shape[-1] ** -0.5 if scale is None else scale
-    return _decode_attention(q_BHK, k_BSGK, v_BSGV, valid_BS, sinks_H, scale, soft_cap)
+    return _decode_attention(q_BHK, k_BSGK, v_BSGV, valid_BS, sinks_H, scale, soft_cap, bias_BSH)
+
+
+def _after(old: AttentionState, new: AttentionState) -> AttentionState:
+    """Both, in this order, in the new one's dtypes; where only one has forget gates, the other's are 1."""
+
+    def joined(before: Array | None, after: Array | None) -> Array | None:
+        if before is None and after is None:
+            return None
+        if after is None:
+            after = jnp.zeros((*new.segment_ids_BS.shape, before.shape[2]), before.dtype)
+        if before is None:
+            before = jnp.zeros((*old.segment_ids_BS.shape, after.shape[2]), after.dtype)
+        return jnp.concatenate([before.astype(after.dtype), after], axis=1)
+
+    return AttentionState(*(joined(*pair) for pair in zip(old, new)))
 
 
 def _last_slots(state: AttentionState, slots: int | None) -> AttentionState:
@@ -222,10 +278,12 @@ def _last_slots(state: AttentionState, slots: int | None) -> AttentionState:
     if slots is None or state.k_BSGK.shape[1] <= slots:
         return state
     first = state.k_BSGK.shape[1] - slots
-    return AttentionState(*(array[:, first:] for array in state))
+    return jax.tree.map(lambda array: array[:, first:], state)
 
 
-def _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, sinks_H, initial_state) -> None:
+def _check(
+    q_BTHK, k_BTGK, v_BTGV, segment_ids, window, sinks_H, log_forget_BTH, initial_state
+) -> None:
     op = "attention"
     if q_BTHK.ndim != 4 or q_BTHK.shape[1] < 1:
         raise ValueError(f"{op}: q must have shape (B, T, H, K) with T >= 1, got {q_BTHK.shape}.")
@@ -241,7 +299,11 @@ def _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, sinks_H, initial_state) 
             f" got {window}."
         )
     segments.check(op, segment_ids, batch, time)
-    sizes = dict(B=batch, G=kv_heads, K=key_size, V=v_BTGV.shape[3])
+    heads = q_BTHK.shape[2]
+    if log_forget_BTH is not None:
+        dispatch.check_shape(op, "log_forget_BTH", log_forget_BTH, (batch, time, heads), "B T H")
+        dispatch.check_arrays(op, log_forget_BTH=log_forget_BTH)
+    sizes = dict(B=batch, G=kv_heads, K=key_size, V=v_BTGV.shape[3], H=heads)
     dispatch.check_state(op, initial_state, AttentionState, **sizes)
 
 

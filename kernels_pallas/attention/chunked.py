@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from kernels_pallas import dispatch, segments
+from kernels_pallas.attention import forget
 
 NEGATIVE = -1e30
 LOWEST_MAX = -1e20  # above NEGATIVE: a row without keys gets exp(NEGATIVE - LOWEST_MAX) = 0
@@ -82,7 +83,17 @@ def make_stages(blocks: int, length: int, slots: int, window: int | None) -> lis
 
 
 def attention(
-    q_BTHK, k_BSGK, v_BSGV, segment_ids_BS, sinks_H, *, window, scale, soft_cap, precision
+    q_BTHK,
+    k_BSGK,
+    v_BSGV,
+    segment_ids_BS,
+    sinks_H,
+    log_forget_BSH=None,
+    *,
+    window,
+    scale,
+    soft_cap,
+    precision,
 ):
     """(out_BTHV, lse_BTH); the queries are the last T of the S tokens."""
     time = q_BTHK.shape[1]
@@ -98,7 +109,11 @@ def attention(
     if not isinstance(window, int) or window >= slots + time:
         window = None
     static = _Static(window, scale, soft_cap, precision)
-    return _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static)
+    forgotten = None
+    if log_forget_BSH is not None:
+        dtype = dispatch.accumulator_dtype(q_BTHK, k_BSGK, v_BSGV)
+        forgotten = forget.cumulative(log_forget_BSH.astype(dtype), segment_ids_BS)
+    return _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, static)
 
 
 class _Static(NamedTuple):
@@ -108,12 +123,12 @@ class _Static(NamedTuple):
     precision: object
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
-    return _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, static):
+    return _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, static)[0]
 
 
-def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
+def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, static):
     shape = _Layout(q_BTHK, k_BSGK, v_BSGV, static)
     dtype = shape.dtype
     q_NBGMK = shape.queries(q_BTHK)
@@ -121,12 +136,13 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
     v_BGSV = shape.keys(v_BSGV, (0, 2, 1, 3))
     start_NBC = shape.starts(start_BT)
     sinks_1GM1 = None if sinks_H is None else shape.per_head(sinks_H.astype(dtype))
+    gates = None if forgotten is None else _Gates.of(shape, forgotten)
 
     def block(part):
         q_NBGMK_, start_NBC_ = part.queries(q_NBGMK), part.queries(start_NBC)
         k_NBGKS, v_NBGSV = part.keys(k_BGKS, 3), part.keys(v_BGSV, 2)
         mask = part.mask(start_NBC_)
-        s_NBGMS, _ = _logits(q_NBGMK_, k_NBGKS, mask, static, dtype)
+        s_NBGMS, _ = _logits(q_NBGMK_, k_NBGKS, mask, static, dtype, gates and gates.bias(part))
         m_NBGM1 = jnp.maximum(jnp.max(s_NBGMS, axis=-1, keepdims=True), LOWEST_MAX)
         if sinks_1GM1 is not None:
             m_NBGM1 = jnp.maximum(m_NBGM1, sinks_1GM1[None])
@@ -143,12 +159,12 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
     _, (out_NBGMV, lse_NBGM1) = shape.scan(lambda _, part: ((), block(part)), ())
     out_BTHV = checkpoint_name(shape.from_queries(out_NBGMV), "attention_out")
     lse_BTH = checkpoint_name(shape.from_queries(lse_NBGM1)[..., 0], "attention_lse")
-    residuals = (q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, out_BTHV, lse_BTH)
+    residuals = (q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, out_BTHV, lse_BTH)
     return (out_BTHV, lse_BTH), residuals
 
 
 def _backward(static, residuals, cotangents):
-    q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, out_BTHV, lse_BTH = residuals
+    q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, out_BTHV, lse_BTH = residuals
     dout_BTHV, dlse_BTH = cotangents
     shape = _Layout(q_BTHK, k_BSGK, v_BSGV, static)
     dtype = shape.dtype
@@ -170,15 +186,20 @@ def _backward(static, residuals, cotangents):
     k_BGKS, k_BGSK = shape.keys(k_BSGK, (0, 2, 3, 1)), shape.keys(k_BSGK, (0, 2, 1, 3))
     v_BGVS = shape.keys(v_BSGV, (0, 2, 3, 1))
     start_NBC = shape.starts(start_BT)
+    gates = None if forgotten is None else _Gates.of(shape, forgotten)
 
     def block(carry, part):
-        dk_BGKS, dv_BGVS = carry
+        dk_BGKS, dv_BGVS, dgates = carry
         q_NBGMK_, do_NBGMV_ = part.queries(q_NBGMK), part.queries(do_NBGMV)
         mask = part.mask(part.queries(start_NBC))
-        s_NBGMS, slope_NBGMS = _logits(q_NBGMK_, part.keys(k_BGKS, 3), mask, static, dtype)
+        k_NBGKS, bias = part.keys(k_BGKS, 3), gates and gates.bias(part)
+        s_NBGMS, slope_NBGMS = _logits(q_NBGMK_, k_NBGKS, mask, static, dtype, bias)
         p_NBGMS = jnp.exp(s_NBGMS - part.queries(lse_NBGM1))
         dp_NBGMS = _dot(do_NBGMV_, part.keys(v_BGVS, 3), static, dtype)
         ds_NBGMS = p_NBGMS * (dp_NBGMS - part.queries(delta_NBGM1))
+        dqueries = None
+        if gates is not None:
+            dqueries, dgates = gates.add_gradient(part, dgates, ds_NBGMS)
         if slope_NBGMS is not None:
             ds_NBGMS *= slope_NBGMS
         ds_NBGMS = ds_NBGMS.astype(q_NBGMK_.dtype)
@@ -186,10 +207,13 @@ def _backward(static, residuals, cotangents):
         dq_NBGMK = _dot(ds_NBGMS, part.keys(k_BGSK, 2), static, dtype)
         dk_NBGKS = _dot(part.queries(q_NBGKM), ds_NBGMS, static, dtype)
         dv_NBGVS = _dot(part.queries(do_NBGVM), p_NBGMS, static, dtype)
-        return (part.add_keys(dk_BGKS, dk_NBGKS), part.add_keys(dv_BGVS, dv_NBGVS)), dq_NBGMK
+        sums = part.add_keys(dk_BGKS, dk_NBGKS), part.add_keys(dv_BGVS, dv_NBGVS), dgates
+        return sums, (dq_NBGMK, dqueries)
 
     zeros = jnp.zeros(k_BGKS.shape, dtype), jnp.zeros(v_BGVS.shape, dtype)
-    (dk_BGKS, dv_BGVS), dq_NBGMK = shape.scan(block, zeros)
+    zeros = *zeros, None if gates is None else jnp.zeros_like(gates.keys.high)
+    (dk_BGKS, dv_BGVS, dgates), (dq_NBGMK, dqueries) = shape.scan(block, zeros)
+    dforgotten = None if gates is None else shape.from_gates(dqueries, dgates)
     dq_BTHK = shape.from_queries(dq_NBGMK) * static.scale
     tokens = k_BSGK.shape[1]
     dk_BSGK = jnp.transpose(dk_BGKS[..., :tokens], (0, 3, 1, 2)) * static.scale
@@ -201,6 +225,7 @@ def _backward(static, residuals, cotangents):
         dk_BSGK.astype(k_BSGK.dtype),
         dv_BSGV.astype(v_BSGV.dtype),
         dsinks_H,
+        dforgotten,
         None,
     )
 
@@ -241,6 +266,20 @@ class _Layout:
         x = jnp.pad(x_BSGK, ((0, 0), (0, self.padded - self.time), (0, 0), (0, 0)))
         return jnp.transpose(x, axes)
 
+    def gates(self, x_BSH):
+        """(B, S, H) -> (B, G, R, S), padded as the keys are."""
+        batch, tokens, _ = x_BSH.shape
+        return self.keys(x_BSH.reshape(batch, tokens, self.kv_heads, self.group), (0, 2, 3, 1))
+
+    def from_gates(self, dqueries_NBGM1, dkeys_BGRS):
+        """The cotangent of the sums of log-gates (B, S, H), from those of queries and of keys."""
+        tokens = self.slots + self.time
+        dkeys_BSGR = jnp.transpose(dkeys_BGRS[..., :tokens], (0, 3, 1, 2))
+        dqueries_BTH = self.from_queries(dqueries_NBGM1)[..., 0]
+        dqueries_BSH = jnp.pad(dqueries_BTH, ((0, 0), (self.slots, 0), (0, 0)))
+        dhigh_BSH = dkeys_BSGR.reshape(dqueries_BSH.shape) + dqueries_BSH
+        return forget.Cumulative(dhigh_BSH, jnp.zeros_like(dhigh_BSH))
+
     def starts(self, start_BT):
         """(B, T) -> (N, B, C); added queries see no keys."""
         pad = ((0, 0), (0, self.padded - self.time))
@@ -276,6 +315,39 @@ class _Layout:
                 out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
             outs.append(out)
         return carry, jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=0), *outs)
+
+
+class _Gates(NamedTuple):
+    """The sums of log forget gates of all queries (N, B, G, M, 1) and of all keys (B, G, R, S)."""
+
+    group: int
+    queries: forget.Cumulative
+    keys: forget.Cumulative
+
+    @classmethod
+    def of(cls, shape: _Layout, forgotten: forget.Cumulative) -> "_Gates":
+        queries = (shape.queries(x_BTH[..., None]) for x_BTH in forgotten.last(shape.time))
+        keys = (shape.gates(x_BSH) for x_BSH in forgotten)
+        return cls(shape.group, forget.Cumulative(*queries), forget.Cumulative(*keys))
+
+    def bias(self, part: "_Part"):
+        """What a part adds to its logits, (N, B, G, M, S)."""
+        high, low = (
+            part.queries(own_NBGM1) - self._rows(part.keys(keys_BGRS, 3), own_NBGM1.shape[3])
+            for own_NBGM1, keys_BGRS in zip(self.queries, self.keys)
+        )
+        return high + low
+
+    def add_gradient(self, part: "_Part", dkeys_BGRS, ds_NBGMS):
+        """The queries' cotangent, and the keys' with the part's added."""
+        shape = *ds_NBGMS.shape[:3], self.group, -1, ds_NBGMS.shape[-1]
+        dkeys_NBGRS = -jnp.sum(ds_NBGMS.reshape(shape), axis=4)
+        dqueries_NBGM1 = jnp.sum(ds_NBGMS, axis=-1, keepdims=True)
+        return dqueries_NBGM1, part.add_keys(dkeys_BGRS, dkeys_NBGRS)
+
+    def _rows(self, x_NBGRS, rows: int):
+        """(N, B, G, R, S) -> (N, B, G, M, S), repeated for the queries of a block."""
+        return jnp.repeat(x_NBGRS, rows // self.group, axis=3)
 
 
 class _Part:
@@ -328,14 +400,16 @@ class _Part:
         return self.shape.rows((key_NBCS >= start_NBC[..., None]) & (key_NBCS <= query_NBCS))
 
 
-def _logits(q_NBGMK, k_NBGKS, mask_NB1MS, static, dtype):
-    """Masked logits, and d capped / d plain logits if there is a soft cap."""
+def _logits(q_NBGMK, k_NBGKS, mask_NB1MS, static, dtype, bias_NBGMS=None):
+    """Masked logits plus the bias, and d capped / d plain logits if there is a soft cap."""
     # Scaled here, in the accumulator's dtype: a scaled bf16 query would be rounded once more.
     s_NBGMS = _dot(q_NBGMK, k_NBGKS, static, dtype) * static.scale
     slope_NBGMS = None
     if static.soft_cap is not None:
         tanh_NBGMS = jnp.tanh(s_NBGMS / static.soft_cap)
         s_NBGMS, slope_NBGMS = static.soft_cap * tanh_NBGMS, 1 - jnp.square(tanh_NBGMS)
+    if bias_NBGMS is not None:
+        s_NBGMS += bias_NBGMS
     return jnp.where(mask_NB1MS, s_NBGMS, NEGATIVE), slope_NBGMS
 
 

@@ -8,7 +8,7 @@ from kernels_pallas import dispatch
 NEGATIVE = -1e30
 
 
-def decode_attention(q_BHK, k_BSGK, v_BSGV, valid_BS, sinks_H, scale, soft_cap):
+def decode_attention(q_BHK, k_BSGK, v_BSGV, valid_BS, sinks_H, scale, soft_cap, bias_BSH=None):
     """out_BHV, dense over the S slots; the query sees those where `valid_BS`."""
     batch, heads, key_size = q_BHK.shape
     kv_heads, value_size = v_BSGV.shape[2:]
@@ -19,6 +19,9 @@ def decode_attention(q_BHK, k_BSGK, v_BSGV, valid_BS, sinks_H, scale, soft_cap):
     )
     if soft_cap is not None:
         logits_BGRS = soft_cap * jnp.tanh(logits_BGRS / soft_cap)
+    if bias_BSH is not None:
+        bias_BHS = jnp.swapaxes(bias_BSH, 1, 2).astype(dtype)
+        logits_BGRS += bias_BHS.reshape(logits_BGRS.shape)
     mask_BGRS = valid_BS[:, None, None]
     logits_BGRS = jnp.where(mask_BGRS, logits_BGRS, NEGATIVE)
     max_BGR1 = jnp.max(logits_BGRS, axis=-1, keepdims=True)

@@ -4,12 +4,23 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas import dispatch, segments
+from kernels_pallas.attention import forget
 
 NEGATIVE = -1e30
 
 
 def attention(
-    q_BTHK, k_BSGK, v_BSGV, segment_ids_BS, sinks_H, *, window, scale, soft_cap, precision
+    q_BTHK,
+    k_BSGK,
+    v_BSGV,
+    segment_ids_BS,
+    sinks_H,
+    log_forget_BSH=None,
+    *,
+    window,
+    scale,
+    soft_cap,
+    precision,
 ):
     """(out_BTHV, lse_BTH); the queries are the last T of the S tokens."""
     batch, time, heads, key_size = q_BTHK.shape
@@ -32,6 +43,10 @@ def attention(
     )
     if soft_cap is not None:
         logits_BGRTS = soft_cap * jnp.tanh(logits_BGRTS / soft_cap)
+    if log_forget_BSH is not None:
+        rows_BT = jnp.broadcast_to(query_T1[:, 0], (batch, time))
+        sums_BHTS = forget.between_pairs(log_forget_BSH.astype(dtype), rows_BT)
+        logits_BGRTS += sums_BHTS.reshape(logits_BGRTS.shape)
     logits_BGRTS = jnp.where(mask_BGRTS, logits_BGRTS, NEGATIVE)
 
     max_BGRT1 = jnp.max(logits_BGRTS, axis=-1, keepdims=True)

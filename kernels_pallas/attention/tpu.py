@@ -31,10 +31,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas import dispatch, mxu
-from kernels_pallas.attention import intervals
+from kernels_pallas.attention import forget, intervals
 from kernels_pallas.attention import tpu_kernels as kernels
 from kernels_pallas.attention.intervals import NO_KEYS
-from kernels_pallas.attention.tpu_kernels import LOG2E, AttentionPlan
+from kernels_pallas.attention.tpu_kernels import LOG2E, SUBLANES, AttentionPlan
 
 MIB = 2**20
 #: VMEM that a kernel may use: a v7x core has 64 MiB, v5e and v6e have 128.
@@ -67,7 +67,7 @@ class _Static(NamedTuple):
     interpret: Any
 
 
-def make_plan(time, slots, window, scale, soft_cap, precision) -> AttentionPlan:
+def make_plan(time, slots, window, scale, soft_cap, precision, forget=False) -> AttentionPlan:
     """The block sizes for T queries after `slots` older keys."""
     blocks, tile = BLOCK_SIZES, BLOCK_SIZES.tile
     if window is not None and window >= slots + time:
@@ -81,11 +81,14 @@ def make_plan(time, slots, window, scale, soft_cap, precision) -> AttentionPlan:
     unit = tile * mxu.tiles()
     if block % unit:
         unit = tile
-    return AttentionPlan(tile, unit, blocks.slice, block, reach, front, scale, soft_cap, precision)
+    return AttentionPlan(
+        tile, unit, blocks.slice, block, reach, front, scale, soft_cap, precision, forget
+    )
 
 
-def vmem_mib(time, slots, window, key_size, value_size, dtype) -> int:
-    """MiB of VMEM that the backward kernel, the larger one, uses."""
+def vmem_mib(time, slots, window, key_size, value_size, dtype, gated_heads: int = 0) -> int:
+    """MiB of VMEM that the backward kernel, the larger one, uses; `gated_heads` are the query heads of a
+    key/value head if they have forget gates."""
     plan = make_plan(time, slots, window, 1.0, None, mxu.Precision.DEFAULT)
     width = jnp.dtype(dtype).itemsize
     sizes = _round_up(key_size, 128) + _round_up(value_size, 128)
@@ -97,33 +100,54 @@ def vmem_mib(time, slots, window, key_size, value_size, dtype) -> int:
     sums = keys * sizes * 4 * (1 if plan.reach is None else 2)
     queries = 4 * plan.block * sizes * (width + 4)
     pairs = plan.rows * plan.block * (2 * width + 12)
-    return -(-(in_reach + sums + queries + pairs) // MIB)
+    gates = 0
+    if gated_heads:
+        rows = 2 * SUBLANES + _round_up(gated_heads if plan.reach is None else 1, SUBLANES)
+        gates = 4 * (keys * rows + plan.rows * 128)
+    return -(-(in_reach + sums + queries + pairs + gates) // MIB)
 
 
 def attention(
-    q_BTHK, k_BSGK, v_BSGV, segment_ids_BS, sinks_H, *, window, scale, soft_cap, precision
+    q_BTHK,
+    k_BSGK,
+    v_BSGV,
+    segment_ids_BS,
+    sinks_H,
+    log_forget_BSH=None,
+    *,
+    window,
+    scale,
+    soft_cap,
+    precision,
 ):
     """(out_BTHV, lse_BTH); the queries are the last T of the S tokens."""
     time = q_BTHK.shape[1]
     slots = k_BSGK.shape[1] - time
     precision = mxu.resolve_precision(precision)
-    plan = make_plan(time, slots, window, scale, soft_cap, precision)
+    has_gates, sums = log_forget_BSH is not None, None
+    plan = make_plan(time, slots, window, scale, soft_cap, precision, has_gates)
     start_BT = intervals.starts(segment_ids_BS, slots, window)
     static = _Static(plan, dispatch.target().interpret)
-    return _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static)
+    if has_gates:
+        sums = forget.cumulative(log_forget_BSH.astype(jnp.float32), segment_ids_BS)
+    return _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, sums, start_BT, static)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
-    return _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, static):
+    return _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, static)[0]
 
 
-def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
+def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, static):
     layout = _Layout(q_BTHK, k_BSGK, v_BSGV, start_BT, static)
     plan, tokens = static.plan, layout.blocks * static.plan.block
     sinks = jnp.zeros(layout.heads, jnp.float32) if sinks_H is None else sinks_H.astype(jnp.float32)
     kernel = functools.partial(kernels.forward, plan=plan, has_sinks=sinks_H is not None)
     size, state = layout.value_size, pltpu.VMEM((1, plan.block), jnp.float32)
+    gate_specs, gate_arrays, bias = (), (), ()
+    if plan.forget:
+        gate_specs, bias = (layout.per_gate(), layout.per_query_row(1)), (layout.bias(),)
+        gate_arrays = layout.gates(forgotten), layout.gates_since(forgotten)
     out_BHVT, lse_BH1T = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -134,6 +158,7 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
                 layout.per_key(layout.key_size),
                 layout.per_key_row(size),
                 layout.document_row(),
+                *gate_specs,
             ],
             out_specs=[layout.per_query_row(size), layout.per_query_row(1)],
             scratch_shapes=[
@@ -142,6 +167,7 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
                 state,
                 state,
                 pltpu.VMEM((size, plan.block), jnp.float32),
+                *bias,
             ],
         ),
         out_shape=[
@@ -158,16 +184,18 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
         layout.keys(k_BSGK, (0, 2, 1, 3)),
         layout.keys(v_BSGV, (0, 2, 3, 1)),
         layout.start_B1T,
+        *gate_arrays,
     )
     out_BTHV = layout.from_query_rows(out_BHVT, v_BSGV.shape[-1])
     lse_BTH = layout.from_query_rows(lse_BH1T, 1)[..., 0]
     out_BTHV = checkpoint_name(out_BTHV, "attention_out")
     lse_BTH = checkpoint_name(lse_BTH, "attention_lse")
-    return (out_BTHV, lse_BTH), (q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, out_BTHV, lse_BTH)
+    residuals = q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, out_BTHV, lse_BTH
+    return (out_BTHV, lse_BTH), residuals
 
 
 def _backward(static, residuals, cotangents):
-    q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, out_BTHV, lse_BTH = residuals
+    q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, out_BTHV, lse_BTH = residuals
     dout_BTHV, dlse_BTH = cotangents
     plan = static.plan
     lse_BTH, delta_BTH, dsinks_H = intervals.softmax_gradient(
@@ -183,7 +211,19 @@ def _backward(static, residuals, cotangents):
     kernel = functools.partial(kernels.backward, plan=plan)
     pairs = pltpu.VMEM((plan.rows, plan.block), q_BTHK.dtype)
     sums = () if plan.reach is None else (dkey.scratch, dvalue.scratch)
-    dq_BHKT, dk_BGSK, dv_BGSV = pl.pallas_call(
+    lse_BH1T = layout.query_rows(lse_BTH)
+    gate_specs, gate_arrays, bias, gate_sums, gate_shapes = (), (), (), (), ()
+    if plan.forget:
+        dcolumn_shape, dcolumn_spec = layout.gate_sums()
+        gate_specs, gate_arrays, bias = (
+            (layout.per_gate(),),
+            (layout.gates(forgotten),),
+            (layout.bias(),),
+        )
+        gate_sums = layout.per_query_row(1), dcolumn_spec
+        gate_shapes = (layout.batch, layout.heads, 1, tokens), dcolumn_shape
+        lse_BH1T -= layout.gates_since(forgotten)
+    dq_BHKT, dk_BGSK, dv_BGSV, *dgates = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
@@ -197,14 +237,22 @@ def _backward(static, residuals, cotangents):
                 layout.document_row(),
                 layout.per_query_row(1),
                 layout.per_query_row(1),
+                *gate_specs,
             ],
-            out_specs=[layout.per_query_row(key_size), dkey.spec, dvalue.spec],
-            scratch_shapes=[pairs, pairs, pltpu.VMEM((key_size, plan.block), jnp.float32), *sums],
+            out_specs=[layout.per_query_row(key_size), dkey.spec, dvalue.spec, *gate_sums],
+            scratch_shapes=[
+                pairs,
+                pairs,
+                pltpu.VMEM((key_size, plan.block), jnp.float32),
+                *sums,
+                *bias,
+            ],
         ),
         out_shape=[
             jax.ShapeDtypeStruct((layout.batch, layout.heads, key_size, tokens), q_BTHK.dtype),
             jax.ShapeDtypeStruct((*leading, dkey.tokens, key_size), jnp.float32),
             jax.ShapeDtypeStruct((*leading, dvalue.tokens, value_size), jnp.float32),
+            *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in gate_shapes),
         ],
         compiler_params=layout.compiler_params("arbitrary"),
         interpret=static.interpret,
@@ -217,13 +265,15 @@ def _backward(static, residuals, cotangents):
         layout.keys(k_BSGK, (0, 2, 3, 1)),
         layout.keys(v_BSGV, (0, 2, 1, 3)),
         layout.start_B1T,
-        layout.query_rows(lse_BTH * LOG2E),
+        lse_BH1T * LOG2E,
         layout.query_rows(delta_BTH),
+        *gate_arrays,
     )
     dq_BTHK = layout.from_query_rows(dq_BHKT, q_BTHK.shape[-1])
     dk_BSGK = layout.from_keys(dk_BGSK, k_BSGK)
     dv_BSGV = layout.from_keys(dv_BGSV, v_BSGV)
-    return dq_BTHK, dk_BSGK, dv_BSGV, dsinks_H, None
+    dforgotten = layout.from_gates(*dgates) if plan.forget else None
+    return dq_BTHK, dk_BSGK, dv_BSGV, dsinks_H, dforgotten, None
 
 
 _attention.defvjp(_forward, _backward)
@@ -340,6 +390,68 @@ class _Layout:
                 (one, one, sizes, tokens), lambda b, g, i, r, *_: (b, g, 0, i * block)
             )
         return pl.BlockSpec((one, one, tokens, sizes), lambda b, g, i, r, *_: (b, g, i * block, 0))
+
+    def gates(self, sums: forget.Cumulative):
+        """(B, H, 2, padded S): high and low part of the sums of log-gates, of keys as they are laid out."""
+        tokens = self.plan.front - self.slots, self.padded - self.time
+        parts = (jnp.pad(x_BSH, ((0, 0), tokens, (0, 0))) for x_BSH in sums)
+        return jnp.stack([jnp.transpose(x_BSH, (0, 2, 1)) for x_BSH in parts], axis=2)
+
+    def gates_since(self, sums: forget.Cumulative):
+        """(B, H, 1, padded T): each query's sum of log-gates since its block's first query."""
+        high, low = (self.query_rows(x_BTH) for x_BTH in sums.last(self.time))
+        shape = self.batch, self.heads, 1, self.blocks, self.plan.block
+        high, low = (x.reshape(shape) - x.reshape(shape)[..., :1] for x in (high, low))
+        return (high + low).reshape(self.batch, self.heads, 1, self.padded)
+
+    def per_gate(self) -> pl.BlockSpec:
+        block, reach, group = self.plan.block, self.plan.reach, self.group
+        if reach is None:
+            shape = 1, 1, 2, self.key_tokens
+            return pl.BlockSpec(shape, lambda b, g, i, r, *_: (b, g * group + r, 0, 0))
+        one, parts, tokens = pl.Element(1), pl.Element(2), pl.Element(block + reach)
+        shape = one, one, parts, tokens
+        return pl.BlockSpec(shape, lambda b, g, i, r, *_: (b, g * group + r, 0, i * block))
+
+    def bias(self):
+        return pltpu.VMEM((self.plan.rows, self.plan.tile), jnp.float32)
+
+    def gate_sums(self) -> tuple[tuple[int, ...], pl.BlockSpec]:
+        """The shape of the sums of d logits of keys, and a step's block: with a window each step writes
+        those of the keys in its reach, otherwise the steps of a key/value head add to the same."""
+        block, reach, group = self.plan.block, self.plan.reach, self.group
+        if reach is None:
+            shape = self.batch, self.kv_heads, group, self.key_tokens
+            return shape, pl.BlockSpec((1, 1, *shape[2:]), lambda b, g, i, r, *_: (b, g, 0, 0))
+        shape = self.batch, self.heads, self.blocks, 1, reach + block
+        spec = pl.BlockSpec(
+            (1, 1, 1, *shape[3:]), lambda b, g, i, r, *_: (b, g * group + r, i, 0, 0)
+        )
+        return shape, spec
+
+    def from_gates(self, drow_BH1T, dcolumn) -> forget.Cumulative:
+        """The cotangent of the sums of log-gates (B, S, H)."""
+        block, reach = self.plan.block, self.plan.reach
+        dqueries_BTH = self.from_query_rows(drow_BH1T, 1)[..., 0]
+        dkeys_BHS = dcolumn
+        if reach is not None:
+            steps_BHNS = dcolumn[:, :, :, 0]
+            dkeys_BHS = jnp.zeros((self.batch, self.heads, self.key_tokens), jnp.float32)
+            # A tile of each step at a time: the tiles of all steps lie a block apart.
+            for at in range(0, reach + block, self.plan.tile):
+                tiles_BHNC = steps_BHNS[..., at : at + self.plan.tile]
+                spread = jnp.pad(tiles_BHNC, ((0, 0),) * 3 + ((0, block - self.plan.tile),))
+                spread = spread.reshape(self.batch, self.heads, self.padded)
+                after = self.key_tokens - at - self.padded
+                dkeys_BHS += jnp.pad(
+                    spread[..., : self.padded + min(after, 0)],
+                    ((0, 0), (0, 0), (at, max(after, 0))),
+                )
+        dkeys_BHS = dkeys_BHS.reshape(self.batch, self.heads, self.key_tokens)
+        first, tokens = self.plan.front - self.slots, self.slots + self.time
+        dkeys_BSH = jnp.transpose(dkeys_BHS[..., first : first + tokens], (0, 2, 1))
+        dhigh_BSH = jnp.pad(dqueries_BTH, ((0, 0), (self.slots, 0), (0, 0))) - dkeys_BSH
+        return forget.Cumulative(dhigh_BSH, jnp.zeros_like(dhigh_BSH))
 
     def key_sums(self, size) -> _Sums:
         block, reach = self.plan.block, self.plan.reach

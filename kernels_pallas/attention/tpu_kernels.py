@@ -4,6 +4,10 @@ A query block has C queries. Keys lie on sublanes and queries on lanes. Logits a
 log2(e), so that probabilities are powers of two, which the chip computes directly. The online
 softmax has its usual names: running maximum `m`, normaliser `l`, accumulator `acc`, and `alpha`, the
 factor that rescales `l` and `acc` when `m` grows.
+
+With forget gates, logits lack the sum of log-gates from the block's first query to their own, which is
+the same for all keys: it is added to the log-sum-exp. What is left for a key is the sum from it to that
+first query, one number for all queries (`Gates`).
 """
 
 import math
@@ -18,6 +22,7 @@ from kernels_pallas.attention.intervals import LOWEST_MAX, NEGATIVE, NO_KEYS
 
 LOG2E = math.log2(math.e)
 SUBLANES = 8
+ROWS_OF_ONES = 16  # rows of a product that sums: what a bfloat16 register holds
 
 
 class Part(NamedTuple):
@@ -53,6 +58,7 @@ class AttentionPlan(NamedTuple):
       reach: keys before its own that a query block loads, a multiple of `tile`, and of `block`
         where it is longer; None is full attention.
       front: tokens of the key arrays before the first query.
+      forget: whether logits have sums of log forget gates added. A kernel then has more arguments.
 
     Each of `block`, `unit` and `slice` is a multiple of the next.
     """
@@ -66,6 +72,7 @@ class AttentionPlan(NamedTuple):
     scale: float
     soft_cap: float | None
     precision: Any
+    forget: bool = False
 
     @property
     def band(self) -> bool:
@@ -113,6 +120,38 @@ class AttentionPlan(NamedTuple):
         return [*logits[:-1], values[0], logits[-1], *values[1:]]
 
 
+class Gates(NamedTuple):
+    """What the kernels read of forget gates.
+
+    Attributes:
+      sums: ref (1, 1, 2, keys), high and low part of each key's sum of log-gates.
+      since: ref (1, 1, 1, C), each query's sum since the block's first query.
+      bias: ref (rows, tile), what a key block adds to its logits, in each column.
+    """
+
+    sums: Any
+    since: Any
+    bias: Any
+
+    def fill(self, plan: AttentionPlan, block, key_block: "_KeyBlock") -> None:
+        """Computes the bias of a key block: minus its sums since the block's first query."""
+        own = _diagonal_block(plan, block).row + (plan.reach if plan.band else 0)
+        first = self.sums[0, 0, :, _from(own, plan.tile)][:, :1]
+        for at in range(0, plan.rows if key_block.diagonal else plan.block, plan.tile):
+            since = self.sums[0, 0, :, _from(key_block.row + at, plan.tile)] - first
+            row = (since[:1] + since[1:]) * -LOG2E
+            square = jnp.broadcast_to(row, (plan.tile, plan.tile))
+            self.bias[at : at + plan.tile] = jnp.transpose(square)
+
+    def add(self, logits, part: Part):
+        bias = self.bias[part.key : part.key + part.rows]
+        return logits + jnp.concatenate([bias] * (part.width // bias.shape[1]), axis=1)
+
+
+def _from(row, tokens: int):
+    return slice(row, row + tokens) if isinstance(row, int) else pl.ds(row, tokens)
+
+
 class _KeyBlock(NamedTuple):
     """The keys from row `row` of their array on.
 
@@ -129,9 +168,7 @@ class _KeyBlock(NamedTuple):
     unmasked: bool = False
 
     def rows_of(self, part: Part):
-        if isinstance(self.row, int):
-            return slice(self.row + part.key, self.row + part.key + part.rows)
-        return pl.ds(self.row + part.key, part.rows)
+        return _from(self.row + part.key, part.rows)
 
 
 def forward(
@@ -142,18 +179,16 @@ def forward(
     k_ref,
     vt_ref,
     start_ref,
-    out_ref,
-    lse_ref,
-    logits_ref,
-    m_ref,
-    alpha_ref,
-    l_ref,
-    acc_ref,
-    *,
+    *refs,
     plan: AttentionPlan,
     has_sinks: bool,
 ):
     """out^T (V, C) and lse (1, C) of a query block."""
+    gates = None
+    if plan.forget:
+        sums_ref, since_ref, *refs, bias_ref = refs
+        gates = Gates(sums_ref, since_ref, bias_ref)
+    out_ref, lse_ref, logits_ref, m_ref, alpha_ref, l_ref, acc_ref = refs
     block = pl.program_id(2)
     index = pl.program_id(0) * pl.num_programs(2) + block
     num_earlier, unmasked = earlier_ref[index], unmasked_ref[index]
@@ -163,8 +198,10 @@ def forward(
     def attend_diagonal():
         """(m, l, acc) of each part of the diagonal key block."""
         key_block, maxima, results = _diagonal_block(plan, block), [], []
+        if gates is not None:
+            gates.fill(plan, block, key_block)
         for part in key_block.parts:
-            logits = _logits(q_ref, k_ref, start_ref, plan, key_block, part)[0]
+            logits = _logits(q_ref, k_ref, start_ref, plan, key_block, part, gates)[0]
             logits_ref[part.pairs] = logits
             maxima.append(jnp.max(logits, axis=0, keepdims=True))
         for part, m in zip(key_block.parts, maxima):
@@ -182,7 +219,7 @@ def forward(
         products = _products(q_ref, k_ref, plan, key_block, part)
         for cut in part.cut(plan.slice):
             rows = slice(cut.key - part.key, cut.key - part.key + cut.rows)
-            logits = _masked(products[rows], start_ref, plan, key_block, cut)[0]
+            logits = _masked(products[rows], start_ref, plan, key_block, cut, gates)[0]
             logits_ref[cut.pairs] = logits
             maximum = jnp.maximum(maximum, jnp.max(_registers(logits), axis=0))
         if part.key + part.rows == plan.block:
@@ -213,12 +250,16 @@ def forward(
         columns = part.columns
         if has_sinks:
             sink = jnp.full_like(m, sinks_ref[head] * LOG2E)
+            if gates is not None:
+                sink -= gates.since[0, 0, :, columns] * LOG2E
             maximum = jnp.maximum(m, sink)
             acc, l = acc * jnp.exp2(m - maximum), l * jnp.exp2(m - maximum)
             m, l = maximum, l + jnp.exp2(sink - maximum)
         empty = start_ref[0, :, columns] == NO_KEYS
         l = jnp.where(empty, 1, l)
         lse = (m + jnp.log2(l)) / LOG2E
+        if gates is not None:
+            lse += gates.since[0, 0, :, columns]
         out_ref[0, 0, :, columns] = jnp.where(empty, 0, acc / l).astype(out_ref.dtype)
         lse_ref[0, 0, :, columns] = jnp.where(empty, NEGATIVE, lse)
 
@@ -240,6 +281,8 @@ def forward(
 
         def earlier(number, carry, is_unmasked):
             key_block = _earlier_block(plan, block, number, is_unmasked)
+            if gates is not None:
+                gates.fill(plan, block, key_block)
             shape = SUBLANES, plan.unit
             maximum = {part.query: jnp.full(shape, NEGATIVE) for part in key_block.parts}
             sums = {part.query: jnp.zeros(shape) for part in key_block.parts}
@@ -267,16 +310,23 @@ def backward(
     start_ref,
     lse_ref,
     delta_ref,
-    dqt_ref,
-    dk_ref,
-    dv_ref,
-    p_ref,
-    ds_ref,
-    acc_ref,
-    *sums_refs,
+    *refs,
     plan: AttentionPlan,
 ):
-    """dq^T (K, C) of a query block, and its part of dk and dv; `lse` is multiplied by log2(e)."""
+    """dq^T (K, C) of a query block, and its part of dk and dv; `lse` is multiplied by log2(e).
+
+    With forget gates also the sum of d logits of each query, (1, C), and of each key: with a window those
+    of this step, otherwise of all steps of the key/value head, (heads, keys). `lse` is then without the
+    sums of log-gates since the block's first query.
+    """
+    gates = None
+    if plan.forget:
+        gate_sums_ref, *refs, bias_ref = refs
+        dqt_ref, dk_ref, dv_ref, drow_ref, dcolumn_ref, *refs = refs
+        gates = Gates(gate_sums_ref, None, bias_ref)
+    else:
+        dqt_ref, dk_ref, dv_ref, *refs = refs
+    p_ref, ds_ref, acc_ref, *sums_refs = refs
     block, head = pl.program_id(2), pl.program_id(3)
     index = pl.program_id(0) * pl.num_programs(2) + block
     num_earlier, unmasked = earlier_ref[index], unmasked_ref[index]
@@ -305,10 +355,35 @@ def backward(
                     ref[: plan.reach] = ref[plan.block :]
                 ref[plan.reach :] = jnp.zeros((plan.block, ref.shape[1]), ref.dtype)
 
+    if gates is not None:
+
+        @pl.when(first_step if not windowed else head >= 0)
+        def _():
+            dcolumn_ref[...] = jnp.zeros_like(dcolumn_ref)
+
+    def add_gate_gradients(key_block: _KeyBlock):
+        """Adds the sums of d logits, rounded as the products that give dq and dk round them: what a
+        query's sum has, keys' sums have too, so that their differences hold no error of other pairs."""
+        row = slice(0, 1) if windowed else pl.ds(head, 1)
+        for part in _by_key_rows(key_block.parts) if key_block.diagonal else key_block.parts:
+            ones = jnp.ones((ROWS_OF_ONES, part.width), ds_ref.dtype)
+            sums = mxu.dot(ones, ds_ref[part.pairs], mxu.NT, **dot_of)
+            index = (*(0,) * (dcolumn_ref.ndim - 2), row, key_block.rows_of(part))
+            dcolumn_ref[index] += sums[:1]
+        for part in key_block.parts:
+            ones = jnp.ones((ROWS_OF_ONES, part.rows), ds_ref.dtype)
+            sums = mxu.dot(ones, ds_ref[part.pairs], mxu.NN, **dot_of)[:1]
+            if key_block.diagonal:
+                drow_ref[0, 0, :, part.columns] = sums
+            else:
+                drow_ref[0, 0, :, part.columns] += sums
+
     def add_gradients(key_block: _KeyBlock):
+        if gates is not None:
+            gates.fill(plan, block, key_block)
         for part in key_block.parts:
             columns = part.columns
-            logits, slope = _logits(q_ref, k_ref, start_ref, plan, key_block, part)
+            logits, slope = _logits(q_ref, k_ref, start_ref, plan, key_block, part, gates)
             p = jnp.exp2(logits - lse_ref[0, 0, :, columns])
             dp = mxu.dot(
                 v_ref[0, 0, key_block.rows_of(part)], do_ref[0, 0, columns], mxu.NT, **dot_of
@@ -332,10 +407,14 @@ def backward(
                 acc_ref[:, part.columns] = dq
             else:
                 acc_ref[:, part.columns] += dq
+        if gates is not None:
+            add_gate_gradients(key_block)
 
     @pl.when(num_earlier < 0)
     def _():
         dqt_ref[...] = jnp.zeros_like(dqt_ref)
+        if gates is not None:
+            drow_ref[...] = jnp.zeros_like(drow_ref)
 
     @pl.when(num_earlier >= 0)
     def _():
@@ -362,9 +441,12 @@ def backward(
             dk_sum[...] *= plan.scale
 
 
-def _logits(q_ref, k_ref, start_ref, plan: AttentionPlan, key_block: _KeyBlock, part: Part):
+def _logits(
+    q_ref, k_ref, start_ref, plan: AttentionPlan, key_block: _KeyBlock, part: Part, gates=None
+):
     """As `_masked`, for all keys of a part at once."""
-    return _masked(_products(q_ref, k_ref, plan, key_block, part), start_ref, plan, key_block, part)
+    products = _products(q_ref, k_ref, plan, key_block, part)
+    return _masked(products, start_ref, plan, key_block, part, gates)
 
 
 def _products(q_ref, k_ref, plan: AttentionPlan, key_block: _KeyBlock, part: Part):
@@ -372,7 +454,7 @@ def _products(q_ref, k_ref, plan: AttentionPlan, key_block: _KeyBlock, part: Par
     return mxu.dot(k_ref[0, 0, key_block.rows_of(part)], queries, mxu.NT, precision=plan.precision)
 
 
-def _masked(products, start_ref, plan: AttentionPlan, key_block: _KeyBlock, part: Part):
+def _masked(products, start_ref, plan: AttentionPlan, key_block: _KeyBlock, part: Part, gates=None):
     """Masked logits times log2(e), and d capped / d plain logits if there is a soft cap."""
     slope = None
     if plan.soft_cap is None:
@@ -381,6 +463,8 @@ def _masked(products, start_ref, plan: AttentionPlan, key_block: _KeyBlock, part
     else:
         tanh = jnp.tanh(products * (plan.scale / plan.soft_cap))
         logits, slope = tanh * (plan.soft_cap * LOG2E), 1 - tanh * tanh
+    if gates is not None:
+        logits = gates.add(logits, part)
     if key_block.unmasked:
         return logits, slope
     start = start_ref[0, :, part.columns] - key_block.position

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from kernels_pallas import attention as op
 from kernels_pallas import nonfinite, segments
+from kernels_pallas.attention import forget
 from kernels_pallas.context import ring
 from kernels_pallas.context.halo import document_numbers, halo, of_last_shard
 from kernels_pallas.context.nonfinite import contain
@@ -22,6 +23,7 @@ def attention(
     scale: float | None = None,
     sinks_H: Float[Array, "H"] | None = None,
     soft_cap: float | None = None,
+    log_forget_BTH: Float[Array, "B T H"] | None = None,
     initial_state: op.AttentionState | None = None,
     return_state: bool = False,
     impl: str = "auto",
@@ -35,7 +37,7 @@ def attention(
     each by its log-sum-exp. Keys of later shards and of other documents are passed on unread.
 
     Arguments:
-      q_BTHK, k_BTGK, v_BTGV, segment_ids: this shard's tokens.
+      q_BTHK, k_BTGK, v_BTGV, log_forget_BTH, segment_ids: this shard's tokens.
       axis: the mesh axis that splits time.
       window: as in the op, but not an array.
       initial_state: the tokens before the rows, the same on every shard; only with a window.
@@ -60,30 +62,52 @@ def attention(
             )
         if jax.lax.axis_size(axis) == 1:
             return op.attention(
-                q_BTHK, k_BTGK, v_BTGV, segment_ids=segment_ids, sinks_H=sinks_H, **options
+                q_BTHK,
+                k_BTGK,
+                v_BTGV,
+                segment_ids=segment_ids,
+                sinks_H=sinks_H,
+                log_forget_BTH=log_forget_BTH,
+                **options,
             )
         # The queries of a shard are the heads of one token on the ring: NaN must not get there.
         queries = nonfinite.contain_attention(q_BTHK, k_BTGK, v_BTGV, ids_BT)
-        keys = contain(ids_BT, (k_BTGK, v_BTGV), axis)
+        logs = () if log_forget_BTH is None else (forget.bounded(log_forget_BTH),)
+        keys = contain(ids_BT, (k_BTGK, v_BTGV), axis, logs=logs)
         contained = queries._replace(spoilt_BT=keys.spoilt_BT | queries.spoilt_BT)
-        q_BTHK, (k_BTGK, v_BTGV) = queries.inputs[0], keys.inputs
-        own = op.attention(q_BTHK, k_BTGK, v_BTGV, segment_ids=ids_BT, sinks_H=sinks_H, **options)
+        q_BTHK, (k_BTGK, v_BTGV, *logs) = queries.inputs[0], keys.inputs
+        own = op.attention(
+            q_BTHK,
+            k_BTGK,
+            v_BTGV,
+            segment_ids=ids_BT,
+            sinks_H=sinks_H,
+            log_forget_BTH=logs[0] if logs else None,
+            **options,
+        )
         scale = k_BTGK.shape[3] ** -0.5 if scale is None else scale
         static = ring.Static(axis, scale, soft_cap, impl, precision)
         numbers_BT = document_numbers(ids_BT, axis)
-        others = ring.attention_to_the_left(q_BTHK, k_BTGK, v_BTGV, numbers_BT, static)
+        others = ring.attention_to_the_left(
+            q_BTHK, k_BTGK, v_BTGV, logs[0] if logs else None, numbers_BT, static
+        )
         out_BTHV, lse_BTH = ring.merge(own, others)
         return contained.mark(out_BTHV.astype(v_BTGV.dtype)), contained.mark(
             lse_BTH, nonfinite.NO_KEYS
         )
 
     reachable = (jax.lax.axis_size(axis) - 1) * time
-    before = op.AttentionState(None, None, None)
+    before = op.AttentionState(None, None, None, None)
     if initial_state is not None:
         reachable, before = reachable + initial_state.k_BSGK.shape[1], initial_state
     slots = min(window - 1, reachable)
-    tokens = op.AttentionState(k_BTGK, v_BTGV, ids_BT)
-    state = op.AttentionState(*(halo(x, slots, axis, past) for x, past in zip(tokens, before)))
+    if log_forget_BTH is None and before.log_forget_BSH is not None:
+        shape = batch, time, q_BTHK.shape[2]
+        log_forget_BTH = jnp.zeros(shape, before.log_forget_BSH.dtype)  # gates of 1
+    tokens = op.AttentionState(k_BTGK, v_BTGV, ids_BT, log_forget_BTH)
+    state = op.AttentionState(
+        *(x if x is None else halo(x, slots, axis, past) for x, past in zip(tokens, before))
+    )
     out_BTHV, lse_BTH, state = op.attention(
         q_BTHK,
         k_BTGK,
@@ -91,6 +115,7 @@ def attention(
         segment_ids=segment_ids,
         window=window,
         sinks_H=sinks_H,
+        log_forget_BTH=log_forget_BTH,
         initial_state=state,
         return_state=True,
         **options,

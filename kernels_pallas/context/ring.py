@@ -5,6 +5,9 @@ last document, the same for all queries of that document. The mask is then a rec
 computes it as the attention of a single token whose heads are the queries: the last key is that token's
 own, the keys before it are its state.
 
+With forget gates the rectangle holds the gates of the remote keys, and those of the tokens between them
+and a query are one number for all keys: it is added to the log-sum-exp.
+
 One custom_vjp saves this shard's q, k, v, out and lse. Its backward pass sends the keys around the
 ring again, with their gradients; memory does not grow with the number of shards.
 """
@@ -32,10 +35,12 @@ class Static(NamedTuple):
 
 
 class RemoteKeys(NamedTuple):
-    """The keys, values and document numbers that have arrived from another shard."""
+    """The keys, values, log forget gates (or None) and document numbers that have arrived from another
+    shard."""
 
     k_BTGK: jax.Array
     v_BTGV: jax.Array
+    log_forget_BTH: jax.Array | None
     numbers_BT: jax.Array
 
 
@@ -48,40 +53,47 @@ def merge(ours: tuple, theirs: tuple) -> tuple:
     return out, m + jnp.log(a + b)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def attention_to_the_left(q_BTHK, k_BTGK, v_BTGV, numbers_BT, static: Static) -> tuple:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attention_to_the_left(
+    q_BTHK, k_BTGK, v_BTGV, log_forget_BTH, numbers_BT, static: Static
+) -> tuple:
     """(out, lse) of this shard's queries over the keys of all earlier shards.
 
     Arguments:
-      q_BTHK, k_BTGK, v_BTGV: this shard's tokens.
+      q_BTHK, k_BTGK, v_BTGV, log_forget_BTH: this shard's tokens; finite gates, or None.
       numbers_BT: from `document_numbers`.
       static: scale is a number here.
 
     Both have the accumulators' dtype; 0 and -1e30 where a query sees no keys.
     """
-    return _forward(q_BTHK, k_BTGK, v_BTGV, numbers_BT, static)[0]
+    return _forward(q_BTHK, k_BTGK, v_BTGV, log_forget_BTH, numbers_BT, static)[0]
 
 
-def _forward(q_BTHK, k_BTGK, v_BTGV, numbers_BT, static):
+def _forward(q_BTHK, k_BTGK, v_BTGV, log_forget_BTH, numbers_BT, static):
     dtype = dispatch.accumulator_dtype(q_BTHK, k_BTGK, v_BTGV)
     q_NBCHK, numbers_NBC = _blocks(q_BTHK), _blocks(numbers_BT)
+    passed = _Passed.of(log_forget_BTH, static.axis)
 
-    def attend(remote, out_NBCHV, lse_NBCH):
+    def attend(hops, remote, out_NBCHV, lse_NBCH):
         def block(part):
-            q_BCHK, numbers_BC, *merged = part
+            q_BCHK, numbers_BC, since_BCH, *merged = part
             sees_BC1 = _sees(numbers_BC, remote)[..., None]
             out_BCHV, lse_BCH = _rectangle(q_BCHK, remote, static)
+            if passed is not None:
+                lse_BCH += since_BCH + between_B1H
             out_BCHV = jnp.where(sees_BC1[..., None], out_BCHV.astype(dtype), 0)
             return merge(merged, (out_BCHV, jnp.where(sees_BC1, lse_BCH, NEGATIVE)))
 
-        return jax.lax.map(block, (q_NBCHK, numbers_NBC, out_NBCHV, lse_NBCH))
+        between_B1H = passed and passed.between(hops)
+        since_NBCH = passed and _blocks(passed.since_BTH)
+        return jax.lax.map(block, (q_NBCHK, numbers_NBC, since_NBCH, out_NBCHV, lse_NBCH))
 
     def hop(hops, carry):
         remote, merged = carry
         remote = _pass_on(remote, static.axis)
         merged = jax.lax.cond(
             _is_visible(numbers_BT, remote, hops, static.axis),
-            lambda merged: attend(remote, *merged),
+            lambda merged: attend(hops, remote, *merged),
             lambda merged: merged,
             merged,
         )
@@ -89,69 +101,129 @@ def _forward(q_BTHK, k_BTGK, v_BTGV, numbers_BT, static):
 
     shape = (*q_NBCHK.shape[:4], v_BTGV.shape[3])
     nothing = jnp.zeros(shape, dtype), jnp.full(shape[:4], NEGATIVE, dtype)
-    start = RemoteKeys(k_BTGK, v_BTGV, numbers_BT), nothing
+    start = RemoteKeys(k_BTGK, v_BTGV, log_forget_BTH, numbers_BT), nothing
     _, merged = jax.lax.fori_loop(1, jax.lax.axis_size(static.axis), hop, start)
     out_BTHV, lse_BTH = (_from_blocks(x, q_BTHK.shape[1]) for x in merged)
     out_BTHV = checkpoint_name(out_BTHV, "attention_out")
     lse_BTH = checkpoint_name(lse_BTH, "attention_lse")
-    return (out_BTHV, lse_BTH), (q_BTHK, k_BTGK, v_BTGV, numbers_BT, out_BTHV, lse_BTH)
+    residuals = q_BTHK, k_BTGK, v_BTGV, log_forget_BTH, numbers_BT, out_BTHV, lse_BTH
+    return (out_BTHV, lse_BTH), residuals
 
 
 def _backward(static, residuals, cotangents):
-    q_BTHK, k_BTGK, v_BTGV, numbers_BT, out_BTHV, lse_BTH = residuals
+    q_BTHK, k_BTGK, v_BTGV, log_forget_BTH, numbers_BT, out_BTHV, lse_BTH = residuals
     dout_BTHV, dlse_BTH = cotangents
     dtype = out_BTHV.dtype
     # delta is the row sum that softmax subtracts, minus dlse.
     delta_BTH = jnp.sum(dout_BTHV * out_BTHV, axis=-1) - dlse_BTH
-    tokens = (q_BTHK, numbers_BT, lse_BTH, dout_BTHV, delta_BTH)
-    parts = tuple(_blocks(x) for x in tokens)
+    passed = _Passed.of(log_forget_BTH, static.axis)
+    tokens = (q_BTHK, numbers_BT, lse_BTH, dout_BTHV, delta_BTH, passed and passed.since_BTH)
+    parts = tuple(x if x is None else _blocks(x) for x in tokens)
 
-    def attend(remote, dk_BTGK, dv_BTGV, dq_NBCHK):
-        def block(carry, part):
-            q_BCHK, numbers_BC, lse_BCH, dout_BCHV, delta_BCH, dq_BCHK = part
+    def attend(hops, remote, dkeys, dqueries):
+        between_B1H = passed and passed.between(hops)
+
+        def block(dkeys, part):
+            (q_BCHK, numbers_BC, lse_BCH, dout_BCHV, delta_BCH, since_BCH), dqueries = part
             sees_BC1 = _sees(numbers_BC, remote)[..., None]
 
-            def rectangle(q_BCHK, k_BTGK, v_BTGV):
-                return _rectangle(q_BCHK, RemoteKeys(k_BTGK, v_BTGV, remote.numbers_BT), static)
+            def rectangle(q_BCHK, *keys):
+                out, lse = _rectangle(q_BCHK, RemoteKeys(*keys, remote.numbers_BT), static)
+                return out, lse if passed is None else lse + since_BCH + between_B1H
 
-            (remote_out, remote_lse), vjp = jax.vjp(rectangle, q_BCHK, remote.k_BTGK, remote.v_BTGV)
+            (remote_out, remote_lse), vjp = jax.vjp(rectangle, q_BCHK, *remote[:3])
             weight_BCH = jnp.exp(jnp.where(sees_BC1, remote_lse - lse_BCH, NEGATIVE))
             dlse_BCH = jnp.sum(dout_BCHV * remote_out.astype(dtype), axis=-1) - delta_BCH
             dremote_out = (weight_BCH[..., None] * dout_BCHV).astype(remote_out.dtype)
-            dq, dk, dv = vjp((dremote_out, (weight_BCH * dlse_BCH).astype(remote_lse.dtype)))
-            return (carry[0] + dk, carry[1] + dv), dq_BCHK + dq
+            dremote_lse = weight_BCH * dlse_BCH
+            dq, *dremote = vjp((dremote_out, dremote_lse.astype(remote_lse.dtype)))
+            if passed is None:
+                dremote_lse = None
+            new = dq, dremote_lse
+            return jax.tree.map(jnp.add, dkeys, tuple(dremote)), (
+                jax.tree.map(jnp.add, dqueries[:2], new),
+                None if passed is None else jnp.sum(dremote_lse, axis=1),
+            )
 
-        carry, dq_NBCHK = jax.lax.scan(block, (dk_BTGK, dv_BTGV), (*parts, dq_NBCHK))
-        return *carry, dq_NBCHK
+        dq_NBCHK, dsince_NBCH, dbetween_PBH = dqueries
+        rows = dq_NBCHK, dsince_NBCH
+        dkeys, (rows, dbetween_NBH) = jax.lax.scan(block, dkeys, (parts, rows))
+        if passed is not None:
+            dbetween_PBH = dbetween_PBH.at[hops].add(jnp.sum(dbetween_NBH, axis=0))
+        return dkeys, (*rows, dbetween_PBH)
 
     def hop(hops, carry):
-        remote, dk_BTGK, dv_BTGV, dq_NBCHK = carry
-        remote, dk_BTGK, dv_BTGV = _pass_on((remote, dk_BTGK, dv_BTGV), static.axis)
+        remote, dkeys, dqueries = carry
+        remote, dkeys = _pass_on((remote, dkeys), static.axis)
         gradients = jax.lax.cond(
             _is_visible(numbers_BT, remote, hops, static.axis),
-            lambda gradients: attend(remote, *gradients),
+            lambda gradients: attend(hops, remote, *gradients),
             lambda gradients: gradients,
-            (dk_BTGK, dv_BTGV, dq_NBCHK),
+            (dkeys, dqueries),
         )
         return remote, *gradients
 
-    start = (
-        RemoteKeys(k_BTGK, v_BTGV, numbers_BT),
-        *(jnp.zeros(x.shape, dtype) for x in (k_BTGK, v_BTGV, parts[0])),
-    )
     size = jax.lax.axis_size(static.axis)
-    _, dk_BTGK, dv_BTGV, dq_NBCHK = jax.lax.fori_loop(1, size, hop, start)
-    dk_BTGK, dv_BTGV = _pass_on((dk_BTGK, dv_BTGV), static.axis)  # back to their own shard
-    dq_BTHK = _from_blocks(dq_NBCHK, q_BTHK.shape[1])
-    return (
-        dq_BTHK.astype(q_BTHK.dtype),
-        dk_BTGK.astype(k_BTGK.dtype),
-        dv_BTGV.astype(v_BTGV.dtype),
-        None,
-    )
+    keys = k_BTGK, v_BTGV, log_forget_BTH
+    dqueries = parts[0], parts[5], passed and jnp.zeros((size, *passed.own_BH.shape))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), (keys, dqueries))
+    start = RemoteKeys(*keys, numbers_BT), *zeros
+    _, dkeys, dqueries = jax.lax.fori_loop(1, size, hop, start)
+    dkeys = _pass_on(dkeys, static.axis)  # back to their own shard
+    dq_BTHK = _from_blocks(dqueries[0], q_BTHK.shape[1])
+    if passed is not None:
+        dsince_BTH = _from_blocks(dqueries[1], q_BTHK.shape[1])
+        dkeys = *dkeys[:2], dkeys[2] + passed.gradient(dsince_BTH, dqueries[2])
+    gradients = dq_BTHK, *dkeys
+    primals = q_BTHK, *keys
+    return *jax.tree.map(lambda dx, x: dx.astype(x.dtype), gradients, primals), None
 
 
 attention_to_the_left.defvjp(_forward, _backward)
+
+
+class _Passed(NamedTuple):
+    """The sums of log forget gates between remote keys and queries.
+
+    Sums are over a shard's tokens, of any documents: where a query sees remote keys, all between are of
+    its own.
+
+    Attributes:
+      since_BTH: from this shard's first token to each of its tokens.
+      own_BH: over all tokens of this shard.
+      shards_PBH: the same of every shard.
+    """
+
+    since_BTH: jax.Array
+    own_BH: jax.Array
+    shards_PBH: jax.Array
+    axis: str
+
+    @classmethod
+    def of(cls, log_forget_BTH, axis: str) -> "_Passed | None":
+        if log_forget_BTH is None:
+            return None
+        wide = log_forget_BTH.astype(dispatch.accumulator_dtype(log_forget_BTH))
+        since_BTH = jnp.cumsum(wide, axis=1)
+        own_BH = since_BTH[:, -1]
+        return cls(since_BTH, own_BH, jax.lax.all_gather(own_BH, axis), axis)
+
+    def between(self, hops):
+        """(B, 1, H): over the shards between this one and the one `hops` to the left."""
+        this, shard_P = jax.lax.axis_index(self.axis), jnp.arange(len(self.shards_PBH))
+        is_between_P11 = ((shard_P < this) & (shard_P > this - hops))[:, None, None]
+        return jnp.sum(jnp.where(is_between_P11, self.shards_PBH, 0), axis=0)[:, None]
+
+    def gradient(self, dsince_BTH, dbetween_PBH):
+        """The gates' gradient, from the cotangents of `since_BTH` and, by hops, of `between`."""
+        everyone_PPBH = jax.lax.all_gather(dbetween_PBH, self.axis)
+        this, shards = jax.lax.axis_index(self.axis), jnp.arange(len(everyone_PPBH))
+        reader_P1, hops_1P = shards[:, None], shards[None]
+        is_between_PP = (this < reader_P1) & (this > reader_P1 - hops_1P)
+        dwhole_BH = jnp.sum(
+            jnp.where(is_between_PP[..., None, None], everyone_PPBH, 0), axis=(0, 1)
+        )
+        return jax.lax.cumsum(dsince_BTH, axis=1, reverse=True) + dwhole_BH[:, None]
 
 
 def _pass_on(tree, axis: str):
@@ -174,7 +246,7 @@ def _sees(numbers_BT, remote: RemoteKeys):
 def _rectangle(q_BCHK, remote: RemoteKeys, static: Static) -> tuple:
     """(out, lse) of all queries over the last document of the remote keys, as if all belonged to it."""
     batch, tokens, heads, key_size = q_BCHK.shape
-    k_BTGK, v_BTGV, numbers_BT = remote
+    k_BTGK, v_BTGV, log_forget_BTH, numbers_BT = remote
     kv_heads, value_size = v_BTGV.shape[2:]
     group = heads // kv_heads
 
@@ -182,12 +254,19 @@ def _rectangle(q_BCHK, remote: RemoteKeys, static: Static) -> tuple:
         return jnp.swapaxes(x, 1, 2)
 
     q_BGCRK = fold(q_BCHK.reshape(batch, tokens, kv_heads, group, key_size))
+    gates = last_gates = None
+    if log_forget_BTH is not None:
+        gates_BTG1R = log_forget_BTH.reshape(*k_BTGK.shape[:3], 1, group)
+        gates_BTGCR = jnp.broadcast_to(gates_BTG1R, (*k_BTGK.shape[:3], tokens, group))
+        gates = gates_BTGCR.reshape(batch, k_BTGK.shape[1], -1)
+        gates, last_gates = gates[:, :-1], gates[:, -1:]
     out, lse = op.attention(
         q_BGCRK.reshape(batch, 1, -1, key_size),
         k_BTGK[:, -1:],
         v_BTGV[:, -1:],
         segment_ids=numbers_BT[:, -1:],
-        initial_state=op.AttentionState(k_BTGK[:, :-1], v_BTGV[:, :-1], numbers_BT[:, :-1]),
+        log_forget_BTH=last_gates,
+        initial_state=op.AttentionState(k_BTGK[:, :-1], v_BTGV[:, :-1], numbers_BT[:, :-1], gates),
         scale=static.scale,
         soft_cap=static.soft_cap,
         impl=static.impl,

@@ -59,6 +59,7 @@ def with_state(result) -> tuple:
 def attention_case(stateful, window=None, soft_cap=None, **sizes) -> Case:
     def call(op, x, params, **common):
         options = dict(window=window, soft_cap=soft_cap, sinks_H=params.get("sinks"))
+        options |= dict(log_forget_BTH=x.get("log_forget"))
         out, lse, *state = op(x["q"], x["k"], x["v"], **options, **common)
         if common["segment_ids"] is not None:
             lse = jnp.where((common["segment_ids"] == 0)[..., None], 0, lse)
@@ -151,6 +152,8 @@ CASES = {
         stateful=True, window=30, sinks=True, slots=9
     ),
     "attention, window over all": attention_case(stateful=True, window=500, slots=2),
+    "attention, forgetful": attention_case(stateful=False, sinks=True, decay=0.05),
+    "attention, forgetful window": attention_case(stateful=True, window=30, decay=0.05, slots=9),
     "block_sparse_attention": block_sparse_case(block=5, top_k=3),
     "causal_conv": conv_case(4),
     "causal_conv, 8 taps": conv_case(8, bias=False),

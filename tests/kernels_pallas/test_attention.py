@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from subjects.attention import attention_subject
 
 from kernels_pallas import testing
-from kernels_pallas.attention import AttentionState, attention, chunked, decode_attention
+from kernels_pallas.attention import (
+    AttentionState,
+    attention,
+    chunked,
+    decode_attention,
+    forget,
+)
 from kernels_pallas.testing import normal
 
 few = settings(max_examples=4, deadline=None)
@@ -191,6 +197,28 @@ def test_a_window_of_any_length(impl):
         testing.assert_close("window", attention(q, q, q, window=window, impl=impl), want, 0)
 
 
+def test_sums_of_gates_keep_the_digits_of_neighbours_in_a_long_document():
+    """4,000 tokens on, a float32 sum of log-gates has a unit of 1/64; the difference of two has 1e-6."""
+    gates = -50 - np.random.default_rng(12).exponential(size=(1, 4000, 1)).astype(np.float32)
+    ids = jnp.ones((1, 4000), jnp.int32)
+    sums = jax.jit(forget.cumulative)(jnp.asarray(gates), ids)
+    high, low = (np.asarray(x)[0] for x in sums)
+    steps = (high[1:] - high[:-1]) + (low[1:] - low[:-1])
+    np.testing.assert_allclose(steps, gates[0, 1:], rtol=1e-6)
+
+
+def test_a_gate_of_0_starts_anew(x64):
+    """Nothing before a gate of 0 is seen, as at the start of a document, from that token on."""
+    rng = np.random.default_rng(13)
+    q, k, v = (normal(rng, (1, 30, 2, 4), jnp.float64) for _ in range(3))
+    gates = jnp.zeros((1, 30, 2)).at[:, 11].set(-jnp.inf)
+    ids = 1 + (jnp.arange(30) >= 11).astype(jnp.int32)[None]
+    for impl in ("reference", "chunked"):
+        form = jax.jit(functools.partial(attention, impl=impl))
+        got, want = form(q, k, v, log_forget_BTH=gates), form(q, k, v, segment_ids=ids)
+        testing.assert_close(impl, got, want, 1e-10)
+
+
 def test_window_counts_the_query_itself():
     """With window W token t sees exactly W keys: all values equal the mean of the last W."""
     v = jnp.arange(10.0).reshape(1, 10, 1, 1)
@@ -275,6 +303,7 @@ def test_memory_is_linear_in_time(monkeypatch):
         (dict(segment_ids=jnp.ones((2, 4), jnp.int32)), r"segment_ids must have shape"),
         (dict(segment_ids=jnp.ones((2, 5))), "segment_ids must be integers"),
         (dict(sinks_H=jnp.ones(3)), "sinks_H must have shape"),
+        (dict(log_forget_BTH=jnp.ones((2, 5, 2))), "log_forget_BTH must have shape"),
         (dict(soft_cap=0.0), "soft_cap must be"),
         (dict(impl="fast"), "impl must be one of auto, reference, chunked, pallas"),
         (dict(impl="pallas"), "lacks platform=cpu"),

@@ -24,6 +24,9 @@ SUBJECTS = {
     "loop": dict(window=40, soft_cap=5.0, heads=2, kv_heads=2),
     "loop, no edge": dict(window=33, heads=3, kv_heads=1, sinks=True),
     "full": dict(window=None, sinks=True, soft_cap=5.0),
+    "forgetful band": dict(window=14, sinks=True, decay=0.3),
+    "forgetful loop": dict(window=33, heads=3, kv_heads=1, sinks=True, decay=0.3),
+    "forgetful": dict(window=None, decay=0.05),
 }
 by_kind = pytest.mark.parametrize("kind", SUBJECTS)
 

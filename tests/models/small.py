@@ -24,6 +24,16 @@ MIXERS = {
     "chunked": dict(
         kind="attention", heads=4, kv_heads=2, chunk=6, qk_norm="l2", output_gate="head"
     ),
+    "forgetful": dict(kind="attention", heads=4, kv_heads=2, rope=None, forget_gate=True),
+    "forgetful_swa": dict(
+        kind="attention",
+        heads=2,
+        window=5,
+        forget_gate=True,
+        sinks=True,
+        qk_norm=True,
+        soft_cap=9.0,
+    ),
     "biased": dict(kind="attention", heads=2, kv_heads=1, window=5, bias="qkv"),
     "growing": dict(
         kind="attention",

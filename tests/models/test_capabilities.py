@@ -23,7 +23,7 @@ def slow(*names):
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-HEADED = ["sink", "chunked", "moba", "nha", *slow("swa", "mla", "nha0", "nha_llm")]
+HEADED = ["sink", "chunked", "moba", "nha", *slow("swa", "forgetful_swa", "mla", "nha0", "nha_llm")]
 
 
 def built(name, seed=0, **changes):
@@ -95,7 +95,8 @@ def dense(module, x, context):
         q, k, _ = module._project(x, context)
         ids = module.span.segment_ids(context)
         options = dict(window=module._window(context), **module._logit_options())
-        out, _ = attention(q, k, units(k), segment_ids=ids, **options)
+        gates = dict(log_forget_BTH=module.forget(x))
+        out, _ = attention(q, k, units(k), segment_ids=ids, **gates, **options)
     return jnp.moveaxis(out, 1, 2)
 
 

@@ -50,6 +50,12 @@ def attention_only(x, weights, settings, impl):
     return dict(out=attention_and_lse(x, weights, settings, impl)["out"])
 
 
+@op("op_forgetting_attention", "op_forgetting_attention_window")
+def forgetting_attention(x, weights, settings, impl):
+    gates = dict(log_forget_BTH=x["log_forget"])
+    return dict(out=attention(x["q"], x["k"], x["v"], **gates, impl=impl, **settings)[0])
+
+
 @op("op_block_sparse")
 def block_sparse(x, weights, settings, impl):
     return dict(out=block_sparse_attention(x["q"], x["k"], x["v"], impl=impl, **settings)[0])

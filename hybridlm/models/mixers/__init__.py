@@ -52,7 +52,7 @@ ABSENT = (
     "rwkv rwkv4 rwkv5 rwkv6 rwkv7 eagle finch goose mamba3 s4 s4d s5 h3 hyena hgrn lru"
     " slstm lstm gru minlstm mingru mega megalodon ttt titans based rebased linear_attention performer"
     " nsa native_sparse_attention deltaproduct gated_deltaproduct comba"
-    " log_linear_attention path_attention forgetting_transformer fox differential_attention"
+    " log_linear_attention path_attention differential_attention"
 ).split()
 
 __all__ = ["KINDS", "LayerSpec", "Mixer", "MixerConfig", "SequenceContext", "read_mixer"]

@@ -12,6 +12,7 @@ from hybridlm.models.layers import Identity, Linear, scale
 from hybridlm.models.mixers import rows, token_cache
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.capabilities import AttentionMixer
+from hybridlm.models.mixers.forget_gate import ForgetGate, NoForgetGate
 from hybridlm.models.mixers.spans import Chunk, Window, mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.norms import RMSNorm, UnitOffsetRMSNorm, UnitRMS
@@ -60,6 +61,8 @@ class AttentionConfig(MixerConfig):
         (Qwen2), "out" to that of the output (RecurrentGemma).
       sinks: a learned logit per head that only enlarges the softmax's denominator (gpt-oss).
       soft_cap: cap * tanh(logits / cap) on attention logits (Gemma 2).
+      forget_gate: gates f = sigmoid(W x + b), one a token and query head, whose logarithms after a key up
+        to the query are added to the logit (Forgetting Transformer, arXiv 2503.02130), which has no RoPE.
       scale: factor on logits; None is head_dim ** -0.5.
     """
 
@@ -91,6 +94,10 @@ class AttentionConfig(MixerConfig):
         "flash_attention": "",
         "transformer": "",
         "gated_attention": "output_gate=True",
+        "forgetting_attention": "forget_gate=True, rope=None",
+        "forgetting_attn": "forget_gate=True, rope=None",
+        "forgetting_transformer": "forget_gate=True, rope=None",
+        "fox": "forget_gate=True, rope=None",
         "nope": "rope=None",
         "nope_attention": "rope=None",
         "rope_attention": "",
@@ -112,6 +119,7 @@ class AttentionConfig(MixerConfig):
     bias: bool | Literal["qkv", "out"] = False
     sinks: bool = False
     soft_cap: PositiveFloat | None = None
+    forget_gate: bool = False
     scale: PositiveFloat | None = None
     values: Literal["own", "keys"] = "own"
     v_norm: bool = False
@@ -162,6 +170,7 @@ class AttentionConfig(MixerConfig):
     def flops_per_token(self, width: int, seq_len: int) -> float:
         size, value = self.head_size(width), self.value_size(width)
         gates = {False: 0, True: value * self.heads, "head": self.heads}[self.output_gate]
+        gates += self.heads * self.forget_gate
         keys = size * (self.heads + self.kv_heads)
         values = value * (self.heads + (self.kv_heads if self.values == "own" else 0))
         projections = 2 * width * (keys + values + gates)
@@ -170,7 +179,7 @@ class AttentionConfig(MixerConfig):
     def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
         keys = min(seq_len, self.span.window or seq_len)
         size = self.head_size(width) + self.value_size(width)
-        return keys * self.kv_heads * size * itemsize
+        return keys * (self.kv_heads * size * itemsize + 4 * self.heads * self.forget_gate)
 
     def reach(self, seq_len: int) -> int:
         return min(self.window or self.chunk or seq_len, seq_len)
@@ -217,6 +226,7 @@ class Attention(AttentionMixer):
         self.temperature = Temperature(config.temperature) if config.temperature else no_temperature
         self.gate = OUTPUT_GATES[config.output_gate](width, heads, value, rngs=rngs)
         self.sinks = Sinks(heads) if config.sinks else None
+        self.forget = ForgetGate(width, heads, rngs=rngs) if config.forget_gate else NoForgetGate()
         self.span = config.span
         self.size, self.value_size = size, value
         self.scale = config.scale or size**-0.5
@@ -224,9 +234,14 @@ class Attention(AttentionMixer):
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         q, k, v = self._project(x_BTD, context)
         ids_BT = self.span.segment_ids(context)
-        window = self._window(context)
         out_BTHV, _ = ops.attention(
-            q, k, v, segment_ids=ids_BT, window=window, **self._logit_options()
+            q,
+            k,
+            v,
+            segment_ids=ids_BT,
+            window=self._window(context),
+            log_forget_BTH=self.forget(x_BTD),
+            **self._logit_options(),
         )
         return self._output(out_BTHV, x_BTD)
 
@@ -234,7 +249,7 @@ class Attention(AttentionMixer):
         """An empty cache of keys and values, for `max_len` tokens or a window, whichever is less."""
         capacity = min(max_len, self.span.window or max_len)
         shapes = tuple((self.config.kv_heads, size) for size in (self.size, self.value_size))
-        return token_cache.empty(batch, capacity, shapes, dtype)
+        return self.forget.with_gates(token_cache.empty(batch, capacity, shapes, dtype))
 
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: TokenCache
@@ -244,15 +259,23 @@ class Attention(AttentionMixer):
                 "context.window is for the parallel form only; use `narrowed` to decode"
             )
         q, k, v = self._project(x_BTD, context)
+        log_forget_BTH = self.forget(x_BTD)
+        tokens = (k, v) if log_forget_BTH is None else (k, v, log_forget_BTH)
         ids_BT = context.segment_ids_BT
         if x_BTD.shape[1] == 1:
-            state = token_cache.write(state, (k, v), ids_BT, self.span.window)
+            state = token_cache.write(state, tokens, ids_BT, self.span.window)
             seen_B = self.span.keys_at(context.positions_BT[:, 0])
             valid_BS = token_cache.visible(state, ids_BT, seen_B)
-            out_BHV = decode_attention(q[:, 0], *state.entries, valid_BS, **self._logit_options())
+            out_BHV = decode_attention(
+                q[:, 0],
+                *state.entries[:2],
+                valid_BS,
+                bias_BSH=self.forget.bias(state, valid_BS),
+                **self._logit_options(),
+            )
             out_BTHV = out_BHV[:, None]
         else:
-            entries, past_ids_BS = token_cache.in_order(state)
+            (*past, log_forget_BSH), past_ids_BS = self.forget.in_order(state)
             span_ids_BS = self.span.segment_ids(_with_past(context, past_ids_BS))
             past_ids_BS, span_ids_BT = jnp.split(span_ids_BS, [past_ids_BS.shape[1]], axis=1)
             out_BTHV, _ = ops.attention(
@@ -261,10 +284,11 @@ class Attention(AttentionMixer):
                 v,
                 segment_ids=span_ids_BT,
                 window=self.span.window,
-                initial_state=AttentionState(*entries, past_ids_BS),
+                log_forget_BTH=log_forget_BTH,
+                initial_state=AttentionState(*past, past_ids_BS, log_forget_BSH),
                 **self._logit_options(),
             )
-            state = token_cache.write(state, (k, v), ids_BT, self.span.window)
+            state = token_cache.write(state, tokens, ids_BT, self.span.window)
         return self._output(out_BTHV, x_BTD), state
 
     def attention_rows(
@@ -274,7 +298,13 @@ class Attention(AttentionMixer):
         ids_BT = self.span.segment_ids(context)
         visible_B1QT = rows.visible_keys(ids_BT, rows_BQ, self._window(context))
         q_BQHK = rows.take(q_BTHK, rows_BQ)
-        return rows.probabilities(q_BQHK, k_BTGK, visible_B1QT, **self._logit_options())
+        return rows.probabilities(
+            q_BQHK,
+            k_BTGK,
+            visible_B1QT,
+            bias_BHQT=self.forget.between_pairs(x_BTD, rows_BQ),
+            **self._logit_options(),
+        )
 
     @property
     def has_window(self) -> bool:

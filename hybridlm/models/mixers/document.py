@@ -28,6 +28,9 @@ ROWS: dict[str, dict[str, Any]] = {
         kind="attention", heads=HEADS, kv_heads=2, window=128, sinks=True
     ),
     "gated attention": dict(kind="attention", heads=HEADS, kv_heads=2, output_gate=True),
+    "forgetting attention": dict(
+        kind="attention", heads=HEADS, kv_heads=2, rope=None, forget_gate=True
+    ),
     "multi-head latent attention": dict(kind="mla", heads=HEADS, kv_rank=256),
     "multi-head latent attention, NoPE": dict(
         kind="mla", heads=HEADS, kv_rank=256, qk_rope=0, rope=None

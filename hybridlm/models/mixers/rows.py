@@ -65,6 +65,7 @@ def probabilities(
     scale: float,
     sinks_H: jax.Array | None = None,
     soft_cap: float | None = None,
+    bias_BHQT: jax.Array | None = None,
 ) -> AttentionRows:
     """softmax(cap(scale q k^T)) over the visible keys and the sink, in at least float32.
 
@@ -72,12 +73,15 @@ def probabilities(
       q_BQHK: the rows' queries; head h reads key head h // (H // G) of k_BTGK.
       visible_BHQT: bool; its head dimension may be 1, for all heads alike.
       scale, sinks_H, soft_cap: as in `kernels_pallas.attention`.
+      bias_BHQT: added to the logits after the cap; None is 0.
     """
     batch, queries, heads, _ = q_BQHK.shape
     k_BTHK = jnp.repeat(at_least_float32(k_BTGK), heads // k_BTGK.shape[2], axis=2)
     logits_BHQT = scale * jnp.einsum("bqhk,bthk->bhqt", at_least_float32(q_BQHK), k_BTHK)
     if soft_cap is not None:
         logits_BHQT = soft_cap * jnp.tanh(logits_BHQT / soft_cap)
+    if bias_BHQT is not None:
+        logits_BHQT += bias_BHQT
     visible_BHQT = jnp.broadcast_to(visible_BHQT, logits_BHQT.shape)
     logits_BHQT = jnp.where(visible_BHQT, logits_BHQT, _MASKED)
     top_BHQ1 = jnp.max(logits_BHQT, axis=-1, keepdims=True)

@@ -115,6 +115,33 @@ def op_attention_naive_sinks(draw: Draw) -> Case:
     return Case(source, run, inputs, dict(sinks=draw.normal(heads)), settings)
 
 
+def _forgetting(draw: Draw, window: int | None) -> Case:
+    function, source = of_fla("forgetting_attn", "naive_forgetting_attn")
+    time, heads, kv_heads = 40, 4, 2
+
+    def run(inputs, weights):
+        tensors = (inputs[n] for n in ("q", "k", "v", "log_forget"))
+        return dict(out=function(*tensors, window_size=window))
+
+    inputs = dict(
+        q=draw.normal(BATCH, time, heads, KEY),
+        k=draw.normal(BATCH, time, kv_heads, KEY),
+        v=draw.normal(BATCH, time, kv_heads, VALUE),
+        log_forget=torch.nn.functional.logsigmoid(draw.normal(BATCH, time, heads)),
+    )
+    return Case(source, run, inputs, {}, dict(window=window, scale=KEY**-0.5))
+
+
+@case
+def op_forgetting_attention(draw: Draw) -> Case:
+    return _forgetting(draw, None)
+
+
+@case
+def op_forgetting_attention_window(draw: Draw) -> Case:
+    return _forgetting(draw, 11)
+
+
 @case
 def op_block_sparse(draw: Draw) -> Case:
     """MoBA: the sparse attention is fla's, on keys that its paper's rule chooses head by head."""
