@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from hybridlm.convert import experts, latent, parts
+from hybridlm.convert import experts, grouped_experts, latent, parts
 from hybridlm.convert.family import (
     Family,
     Inexpressible,
@@ -45,8 +45,8 @@ class DeepSeekV3(Family):
         types = self.feedforward_types(keys, depth)
         gated = parts.gated(keys) if "dense" in types else None
         keys.harmless("intermediate_size")
-        mixture = latent.mixture_settings(
-            keys, latent.DEEPSEEK, experts=256, hidden=2048, scale=2.5, **self.groups
+        mixture = grouped_experts.mixture_settings(
+            keys, grouped_experts.DEEPSEEK, experts=256, hidden=2048, scale=2.5, **self.groups
         )
         feeds = {"dense": (gated, "mlp"), "sparse": (mixture, "moe")}
         layers = [LayerSettings(mixer["kind"], mixer, *feeds[x]) for x in types]
@@ -79,7 +79,7 @@ class DeepSeekV3(Family):
         return {
             **parts.size_keys(model),
             **latent.latent_keys(mixers),
-            **latent.feedforward_keys(model, latent.DEEPSEEK),
+            **grouped_experts.feedforward_keys(model, grouped_experts.DEEPSEEK),
             **self.own_keys(model, mixers),
             "rope_parameters": parts.rope_keys(mixer.rope) | latent.mscale_keys(mixer),
         }
@@ -132,7 +132,7 @@ class DeepSeekV32(DeepSeekV3):
         return True
 
     def feedforward_types(self, keys: Keys, depth: int) -> list[str]:
-        return latent.feedforward_types(keys, depth, 3)
+        return grouped_experts.feedforward_types(keys, depth, 3)
 
     def own_keys(self, model: ModelConfig, mixers: list[Any]) -> dict[str, Any]:
         mixtures, _ = experts.mixtures_and_dense(model)

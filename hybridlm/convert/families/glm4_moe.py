@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from hybridlm.convert import experts, latent, parts
+from hybridlm.convert import experts, grouped_experts, parts
 from hybridlm.convert.family import (
     Family,
     Inexpressible,
@@ -47,9 +47,9 @@ class Glm4MoE(Family):
             "qk_norm": self.qk_norm(keys),
         }
         dense = self.dense(keys)
-        mixture = latent.mixture_settings(
+        mixture = grouped_experts.mixture_settings(
             keys,
-            latent.DEEPSEEK,
+            grouped_experts.DEEPSEEK,
             experts=128,
             hidden=self.hidden,
             scale=1.0,
@@ -81,7 +81,7 @@ class Glm4MoE(Family):
         return {
             **parts.size_keys(model),
             **parts.head_keys(model, mixers),
-            **latent.feedforward_keys(model, latent.DEEPSEEK),
+            **grouped_experts.feedforward_keys(model, grouped_experts.DEEPSEEK),
             **self.own_keys(mixers, feeds.dense_below),
             # Written even where it is 1: the class's default may be another.
             "rope_parameters": {"partial_rotary_factor": rope.fraction, **parts.rope_keys(rope)},

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from hybridlm.convert import experts, latent, parts
+from hybridlm.convert import experts, grouped_experts, latent, parts
 from hybridlm.convert.family import Family, Inexpressible, norm, only_value, require_block
 from hybridlm.convert.gated_delta import LINEAR
 from hybridlm.convert.keys import Keys
@@ -47,7 +47,7 @@ class KimiLinear(Family):
         keys.harmless("model_max_length", "rope_theta", "rope_scaling", "num_mtp_layers")
         keys.only("hidden_act", "silu", "swish", why="the convolutions are followed by silu")
         types, kda = _types(keys, depth)
-        mlps = latent.feedforward_types(keys, depth, 1)
+        mlps = grouped_experts.feedforward_types(keys, depth, 1)
         mixers = {
             LINEAR: ("kda", kda),
             parts.FULL: (
@@ -57,7 +57,7 @@ class KimiLinear(Family):
         }
         gated = parts.gated(keys) if "dense" in mlps else None
         keys.harmless("intermediate_size")
-        mixture = latent.mixture_settings(
+        mixture = grouped_experts.mixture_settings(
             keys, NAMES, experts=256, hidden=1024, scale=2.446, groups=1, top_groups=1
         )
         feeds = {"dense": (gated, "mlp"), "sparse": (mixture, "moe")}
@@ -82,7 +82,7 @@ class KimiLinear(Family):
         mixtures, _ = experts.mixtures_and_dense(model)
         found = {
             **parts.size_keys(model),
-            **latent.feedforward_keys(model, NAMES),
+            **grouped_experts.feedforward_keys(model, NAMES),
             "layer_types": types,
             "mlp_layer_types": ["dense" if x is None else "sparse" for x in mixtures],
         }
