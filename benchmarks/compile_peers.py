@@ -1,0 +1,208 @@
+"""Compiles the training steps of hybridlm and MaxText for the same TPU slices; reads both alike.
+
+No chip is needed: libtpu compiles for slices that are not there. Each step compiles in a process of its
+own, one at a time; MaxText's in an environment that this script makes. Both have the sizes of
+`peers/step_recipe.py`, float32 state, bfloat16 compute, AdamW with clipping, full rematerialisation,
+segment ids and FSDP over all chips. Results are kept as they come, so a stopped command goes on.
+
+Run with the environment of `make aot`:
+  .venv-aot/bin/python benchmarks/compile_peers.py [--only dense,llama7b] [--flags best,default]
+Table: .venv-aot/bin/python benchmarks/compile_peers.py --render      (into the README)
+"""
+
+import argparse
+import importlib.metadata
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import environments
+from peers.step_recipe import SHAPES
+
+from hybridlm.aot import hlo, topology
+
+HERE = pathlib.Path(__file__).parent
+RESULTS = HERE / "compile_peers.json"
+README = HERE / "README.md"
+BEGIN, END = "<!-- compile_peers: begin -->", "<!-- compile_peers: end -->"
+MAXTEXT = "maxtext==0.2.5"
+# What its training step imports; its own requirements pin another jax and libtpu.
+IMPORTS = (
+    "pydantic omegaconf pathwaysutils jinja2 qwix aqtp tokamax huggingface_hub transformers drjax"
+    " pillow tiktoken sentencepiece sympy google-cloud-storage opentelemetry-api opentelemetry-sdk"
+    " tensorboardX pyyaml"
+).split()
+SHARED = "jax jaxlib libtpu flax optax orbax-checkpoint grain ml-collections".split()
+
+# Parameters are gathered before a product, not in a loop around it.
+GATHERED = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+FLAGS = {"best": GATHERED, "default": {}}
+# Case: shape, our name of the slice, MaxText's name, chips.
+CASES = {
+    "dense": ("dense", "v5e:4x4", "v5e-16", 16),
+    "llama7b": ("llama7b", "v5p:4x4x4", "v5p-128", 64),
+    "delta v5p": ("delta", "v5p:2x2x4", "v5p-32", 16),
+    "delta v6e": ("delta", "v6e:4x4", "v6e-16", 16),
+}
+OURS = {"best": {"train.reduce_dtype": "bfloat16"}, "default": {}}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default=",".join(CASES), help="cases, separated by commas")
+    parser.add_argument("--flags", default="best", help="best, default or both, with a comma")
+    parser.add_argument("--sides", default="hybridlm,maxtext")
+    parser.add_argument("--again", action="store_true", help="also what is in the results")
+    parser.add_argument("--render", action="store_true", help="write the table into the README")
+    given = parser.parse_args()
+    if given.render:
+        render()
+        return 0
+    for case in given.only.split(","):
+        for flags in given.flags.split(","):
+            for side in given.sides.split(","):
+                if given.again or f"{case}, {side}, {flags}" not in kept():
+                    measure(case, side, flags)
+    return 0
+
+
+def kept() -> dict:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def measure(case: str, side: str, flags: str) -> None:
+    """Compiles one step and adds its figures to the results."""
+    shape, ours, theirs, chips = CASES[case]
+    with tempfile.TemporaryDirectory() as folder:
+        if side == "hybridlm":
+            options = {f"train.compiler_options.tpu.{k}": v for k, v in FLAGS[flags].items()}
+            request = {"shape": shape, "topology": ours, "overrides": OURS[flags] | options}
+            command = [sys.executable, str(HERE / "peers" / "our_step.py")]
+        else:
+            request = {"settings": maxtext_settings(shape, theirs, chips)}
+            request |= {"dense_mlp": SHAPES[shape].delta, "options": FLAGS[flags]}
+            command = [maxtext_python(), str(HERE / "peers" / "maxtext_step.py")]
+        began = time.perf_counter()
+        done = subprocess.run(
+            [*command, json.dumps(request, allow_nan=False), folder],
+            capture_output=True,
+            text=True,
+            env=environments.variables(),
+        )
+        if done.returncode:
+            found = {"failed": environments.last_line(done.stderr)[:400]}
+        else:
+            found = figures(pathlib.Path(folder), ours) | {"request": request}
+    found["wall_s"] = time.perf_counter() - began
+    found["date"] = time.strftime("%Y-%m-%d")
+    found["versions"] = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    RESULTS.write_text(
+        json.dumps(kept() | {f"{case}, {side}, {flags}": found}, indent=1, allow_nan=False) + "\n"
+    )
+    print(case, side, flags, found.get("failed") or f"{found['hbm_GB']:.1f} GB of HBM traffic")
+
+
+def figures(folder: pathlib.Path, slice_name: str) -> dict:
+    """What one reader finds in a compiled program, and the compiler's own sizes."""
+    sizes = json.loads((folder / "sizes.json").read_text())
+    cost = hlo.read((folder / "program.txt").read_text())
+    chip = topology.find(slice_name)
+    sent = {kind: c.sent for kind, c in cost.collectives.items()}
+    return {
+        "TFLOP": cost.flops / 1e12,
+        "hbm_GB": cost.hbm_bytes / 1e9,
+        "sent_GB": sum(sent.values()) / 1e9,
+        "sent_by_kind_GB": {kind: value / 1e9 for kind, value in sent.items()},
+        "temporaries_GiB": sizes["temp_size"] / 2**30,
+        "cpu_s": sizes["cpu_s"],
+        "parameters": sizes["parameters"],
+        "unknown_loops": cost.unknown_loops,
+        "seconds_at_least": {
+            "compute": cost.flops / chip.flops,
+            "hbm": cost.hbm_bytes / chip.bandwidth,
+            "interconnect": sum(sent.values()) / chip.interconnect,
+        },
+    }
+
+
+def maxtext_settings(shape: str, slice_name: str, chips: int) -> dict:
+    """MaxText's words for a shape."""
+    s = SHAPES[shape]
+    settings = dict(
+        run_name="compile",
+        compile_topology=slice_name,
+        compile_topology_num_slices=1,
+        decoder_block="qwen3_next" if s.delta else "llama2",
+        base_emb_dim=s.width,
+        base_num_query_heads=s.heads,
+        base_num_kv_heads=s.kv_heads,
+        head_dim=s.head_dim,
+        base_mlp_dim=s.mlp,
+        base_num_decoder_layers=s.depth,
+        vocab_size=s.vocab,
+        max_target_length=s.length,
+        per_device_batch_size=s.rows // chips,
+        ici_fsdp_parallelism=chips,
+        remat_policy="full",
+        dtype="bfloat16",
+        weight_dtype="float32",
+        attention="flash",
+        logits_via_embedding=False,
+        dataset_type="synthetic",
+        enable_checkpointing=False,
+        skip_jax_distributed_system=True,
+    )
+    if s.delta:
+        settings |= dict(
+            inhomogeneous_layer_cycle_interval=4,
+            base_moe_mlp_dim=s.mlp,
+            num_experts=2,
+            num_experts_per_tok=1,
+            gdn_num_key_heads=s.heads,
+            gdn_num_value_heads=s.heads,
+            gdn_key_head_dim=s.head_dim,
+            gdn_value_head_dim=s.head_dim,
+        )
+    return settings
+
+
+def maxtext_python() -> str:
+    """The Python of MaxText's environment, with this environment's jax and libtpu."""
+    pins = [f"{name}=={importlib.metadata.version(name)}" for name in SHARED]
+    requirements = [[*pins, *IMPORTS], ["--no-deps", MAXTEXT]]
+    return environments.make(HERE / ".envs" / "maxtext", sys.executable, requirements)
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def rows() -> Iterator[str]:
+    yield (
+        "| step | library | flags | TFLOP | HBM, GB | sent, GB | temporaries, GiB |"
+        " compile, CPU s | step at least, s (bound) |"
+    )
+    yield "|---|---|---|--:|--:|--:|--:|--:|--:|"
+    for name, found in kept().items():
+        cells = name.split(", ")
+        if "failed" in found:
+            yield f"| {' | '.join(cells)} | does not compile: {found['failed']} ||||||"
+            continue
+        bound, seconds = max(found["seconds_at_least"].items(), key=lambda item: item[1])
+        cells += [f"{found[key]:.1f}" for key in ("TFLOP", "hbm_GB")]
+        cells += [f"{found['sent_GB']:.2f}", f"{found['temporaries_GiB']:.2f}"]
+        cells += [f"{found['cpu_s']:.0f}", f"{seconds:.3f} ({bound})"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def render() -> None:
+    text = README.read_text()
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    README.write_text(before + BEGIN + "\n" + "\n".join(rows()) + "\n" + END + after)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
