@@ -169,7 +169,13 @@ causal_conv = per_shard(
 delta_rule = per_shard(
     delta_op.delta_rule,
     context.delta_rule,
-    dict(_QKV_STATES, beta_BTH="BTH", log_decay=("BTH", "BTH-"), initial_state=_DELTA),
+    dict(
+        _QKV_STATES,
+        beta_BTH="BTH",
+        log_decay=("BTH", "BTH-"),
+        erase_BTGK="BTH-",
+        initial_state=_DELTA,
+    ),
     ("BTH-",),
     _DELTA,
 )

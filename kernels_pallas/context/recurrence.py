@@ -195,10 +195,11 @@ def delta_rule(
     q_BTGK: Float[Array, "B T G K"],
     k_BTGK: Float[Array, "B T G K"],
     v_BTHV: Float[Array, "B T H V"],
-    beta_BTH: Float[Array, "B T H"],
+    beta_BTH: Float[Array, "B T H"] | None = None,
     log_decay: Float[Array, "B T H"] | Float[Array, "B T H K"] | None = None,
     *,
     axis: str,
+    erase_BTGK: Float[Array, "B T G K"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
     scale: float | None = None,
     initial_state: delta_op.DeltaRuleState | None = None,
@@ -212,7 +213,7 @@ def delta_rule(
     from the identity with values of zero. So the first of two runs has V + K value channels.
 
     Arguments:
-      q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids: this shard's tokens.
+      q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, segment_ids: this shard's tokens.
       axis: the mesh axis that splits time.
       initial_state: the state before the rows, the same on every shard.
       return_state: also return the state after the rows' last token, on every shard.
@@ -222,14 +223,13 @@ def delta_rule(
     """
     batch, time, heads, value_size = v_BTHV.shape
     key_size = k_BTGK.shape[3]
-    gates = [] if log_decay is None else [log_decay]
-    dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, beta_BTH, *gates)
+    others = [x for x in (beta_BTH, log_decay, erase_BTGK) if x is not None]
+    dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, *others)
     first = initial_state or delta_op.empty_state(batch, heads, key_size, value_size, dtype)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
-    contained = contain(
-        ids_BT, (q_BTGK, k_BTGK, v_BTHV, beta_BTH), axis, logs=(log_decay,), state=first
-    )
-    q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay = contained.inputs
+    inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, erase_BTGK
+    contained = contain(ids_BT, inputs, axis, logs=(log_decay,), state=first)
+    q_BTGK, k_BTGK, v_BTHV, beta_BTH, erase_BTGK, log_decay = contained.inputs
     first = contained.state
     before_B = ids_before(ids_BT, axis, first.segment_ids_B)
 
@@ -240,6 +240,7 @@ def delta_rule(
             v_BTHV,
             beta_BTH,
             log_decay,
+            erase_BTGK=erase_BTGK,
             segment_ids=ids_BT,
             scale=scale,
             initial_state=delta_op.DeltaRuleState(s_BHKV, before_B),

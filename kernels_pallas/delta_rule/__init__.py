@@ -1,9 +1,13 @@
-"""The delta rule: DeltaNet, Gated DeltaNet and Kimi Delta Attention as one op.
+"""The delta rule: DeltaNet, Gated DeltaNet, Kimi Delta Attention and Gated DeltaNet-2 as one op.
 
 A state that is written by correcting what it already returns for a key: DeltaNet (Schlag et
 al. 2021, arXiv:2102.11174; in chunks Yang et al. 2024, arXiv:2406.06484), with one gate per
 head Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464), with one gate per key channel Kimi
 Delta Attention (Kimi Team 2025, arXiv:2510.26692).
+
+With an erase key e the state is read, and what it returns removed, at another key than it is
+written at: Gated DeltaNet-2 (Hatamizadeh et al. 2026, arXiv:2605.22791) has e = b * k and values
+w * v, with a gate b per key channel and a gate w per value channel.
 """
 
 from typing import NamedTuple
@@ -29,6 +33,7 @@ SUPPORT = (
             value_size=_SIZES,
             step_heads=range(1, 9),
             gate=("none", "head", "channel"),
+            erase=(False,),
             key_dtype=dispatch.ANY,
             precision=dispatch.ANY,
         ),
@@ -44,6 +49,7 @@ SUPPORT = (
             value_size=(64, 128),
             step_heads=dispatch.ANY,
             gate=("none", "head", "channel"),
+            erase=(False, True),
             key_dtype=("bfloat16",),
             precision=("default",),
         ),
@@ -81,9 +87,10 @@ def delta_rule(
     q_BTGK: Float[Array, "B T G K"],
     k_BTGK: Float[Array, "B T G K"],
     v_BTHV: Float[Array, "B T H V"],
-    beta_BTH: Float[Array, "B T H"],
+    beta_BTH: Float[Array, "B T H"] | None = None,
     log_decay: Float[Array, "B T H"] | Float[Array, "B T H K"] | None = None,
     *,
+    erase_BTGK: Float[Array, "B T G K"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
     scale: float | None = None,
     initial_state: DeltaRuleState | None = None,
@@ -91,19 +98,23 @@ def delta_rule(
     impl: str = "auto",
     precision=None,
 ) -> Float[Array, "B T H V"] | tuple[Float[Array, "B T H V"], DeltaRuleState]:
-    """S <- Diag(a_t) S, then S <- S + beta_t k_t (v_t - S^T k_t)^T, then o_t = scale S^T q_t.
+    """S <- Diag(a_t) S, then S <- S + beta_t k_t (v_t - S^T e_t)^T, then o_t = scale S^T q_t.
 
-    The decay comes before the error, within each document. At a document's first token the
-    carried S counts as 0 (so a_t is unused there); padding gives 0. Value head h reads
-    query/key head h // (H // G). Nothing is normalised here: S stays bounded where
-    beta_t |k_t|^2 <= 2, which keys of length 1 and beta in [0, 2] give.
+    e_t is the erase key, by default k_t: S_t = (I - beta_t k_t e_t^T) Diag(a_t) S_{t-1}
+    + beta_t k_t v_t^T. The decay comes before the error, within each document. At a document's first
+    token the carried S counts as 0 (so a_t and e_t are unused there); padding gives 0. Value head h
+    reads query/key head h // (H // G). Nothing is normalised here: without an erase key S stays
+    bounded where beta_t |k_t|^2 <= 2, which keys of length 1 and beta in [0, 2] give.
 
     Arguments:
       q_BTGK, k_BTGK: any floating dtype.
       v_BTHV: any floating dtype; H is a multiple of G, V need not be K.
       beta_BTH: writing strength, above 1 for negative eigenvalues of a_t (I - beta_t k_t k_t^T).
+        None is 1.
       log_decay: log a_t <= 0, float32 advised. None is a_t = 1 (DeltaNet); (B, T, H) one per
         head (Gated DeltaNet); (B, T, H, K) one per key channel (Kimi Delta Attention).
+      erase_BTGK: any floating dtype. None is k, at less cost. Gated DeltaNet-2 has b_t * k_t with
+        beta 1. A rule that reads the state before its decay divides its key by a_t.
       segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
       scale: of the output, K ** -0.5 if None.
       initial_state: state of the tokens directly before; carried on only into the document
@@ -120,13 +131,15 @@ def delta_rule(
     Raises ValueError for shapes that do not agree, H % G != 0, a scale that is no Python
     number, non-integer segment ids, unknown impl.
     """
-    _check(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids, initial_state)
+    _check(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, segment_ids, initial_state)
     scale = dispatch.number("delta_rule", "scale", scale)
     batch, time, kv_heads, key_size = k_BTGK.shape
     heads, value_size = v_BTHV.shape[2:]
+    if beta_BTH is None:
+        beta_BTH = jnp.ones((batch, time, heads), v_BTHV.dtype)
     gate = "none" if log_decay is None else "head" if log_decay.ndim == 3 else "channel"
-    gates = [] if log_decay is None else [log_decay]
-    dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, beta_BTH, *gates)
+    others = [x for x in (log_decay, erase_BTGK) if x is not None]
+    dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, beta_BTH, *others)
     step = tpu.step_heads(kv_heads, heads, key_size, value_size)
     case = dict(
         dtype=str(v_BTHV.dtype),
@@ -135,7 +148,8 @@ def delta_rule(
         value_size=value_size,
         step_heads=step.heads,
         gate=gate,
-        key_dtype=dispatch.dtypes(q_BTGK, k_BTGK),
+        erase=erase_BTGK is not None,
+        key_dtype=dispatch.dtypes(*(x for x in (q_BTGK, k_BTGK, erase_BTGK) if x is not None)),
         precision=mxu.precision_name(precision),
     )
     form = _FORMS[dispatch.resolve("delta_rule", impl, case, SUPPORT, time)]
@@ -145,18 +159,20 @@ def delta_rule(
     if state is None:
         state = empty_state(batch, heads, key_size, value_size, dtype)
     scale = key_size**-0.5 if scale is None else scale
-    contained = nonfinite.contain(
-        ids_BT, (q_BTGK, k_BTGK, v_BTHV, beta_BTH), logs=(log_decay,), state=state
-    )
+    inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, erase_BTGK
+    contained = nonfinite.contain(ids_BT, inputs, logs=(log_decay,), state=state)
     call = Call.of(ids_BT, *contained.state, dtype, scale, precision)
-    o_BTHV, s_BHKV = form(*contained.inputs, call)
+    *inputs, erase_BTGK, log_decay = contained.inputs
+    o_BTHV, s_BHKV = form(*inputs, log_decay, erase_BTGK, call)
     o_BTHV = contained.mark(o_BTHV.astype(v_BTHV.dtype))
     if not return_state:
         return o_BTHV
     return o_BTHV, contained.mark_state(DeltaRuleState(s_BHKV, ids_BT[:, -1]))
 
 
-def _check(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids, initial_state) -> None:
+def _check(
+    q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, segment_ids, initial_state
+) -> None:
     op = "delta_rule"
     if k_BTGK.ndim != 4 or k_BTGK.shape[1] < 1:
         raise ValueError(f"{op}: k must have shape (B, T, G, K) with T >= 1, got {k_BTGK.shape}.")
@@ -172,13 +188,17 @@ def _check(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids, initial_sta
         raise ValueError(
             f"{op}: value heads must be a multiple of query/key heads, got {heads} and {kv_heads}."
         )
-    dispatch.check_shape(op, "beta", beta_BTH, (batch, time, heads), "B T H")
+    if erase_BTGK is not None:
+        dispatch.check_shape(op, "erase", erase_BTGK, k_BTGK.shape, "B T G K")
+    if beta_BTH is not None:
+        dispatch.check_shape(op, "beta", beta_BTH, (batch, time, heads), "B T H")
     if log_decay is not None and log_decay.ndim == 4:
         shape = (batch, time, heads, key_size)
         dispatch.check_shape(op, "log_decay", log_decay, shape, "B T H K")
     elif log_decay is not None:
         dispatch.check_shape(op, "log_decay", log_decay, (batch, time, heads), "B T H")
-    dispatch.check_arrays(op, q=q_BTGK, k=k_BTGK, v=v_BTHV, beta=beta_BTH, log_decay=log_decay)
+    arrays = dict(q=q_BTGK, k=k_BTGK, v=v_BTHV, beta=beta_BTH, log_decay=log_decay)
+    dispatch.check_arrays(op, **arrays, erase=erase_BTGK)
     segments.check(op, segment_ids, batch, time)
     sizes = dict(B=batch, H=heads, K=key_size, V=value_size)
     dispatch.check_state(op, initial_state, DeltaRuleState, **sizes)

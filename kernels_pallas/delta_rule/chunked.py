@@ -1,10 +1,10 @@
 """The delta rule in chunks of 64 tokens (the WY or UT form of arXiv:2406.06484, section 3).
 
-Within a chunk with the entering state S, the corrections d_i = beta_i (v_i - S_i^T k_i) solve
+Within a chunk with the entering state S, the corrections d_i = beta_i (v_i - S_i^T e_i) solve
 
-    d_i + beta_i sum_{j<i} (k_i . w_ij k_j) d_j = beta_i (v_i - (w_i0 k_i)^T S)
+    d_i + beta_i sum_{j<i} (e_i . w_ij k_j) d_j = beta_i (v_i - (w_i0 e_i)^T S)
 
-with w_ij the decay from after token j to token i: (I + A) D = U - W S, A strictly lower
+with w_ij the decay from after token j to token i and e the erase key: (I + A) D = U - W S, A strictly lower
 triangular. A, its inverse and everything else that does not depend on S are computed for all chunks
 at once (`scores.py`); a scan over chunks computes D = (I + A)^-1 (U - W S) and the next S.
 """
@@ -22,11 +22,11 @@ CHUNK = 64  # tokens
 BLOCK = 8 * CHUNK  # tokens computed at once, or all if there are at most twice as many
 
 
-def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call):
+def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, call):
     """(o_BTHV, last S_BHKV); every form of the op has this signature (`kernels_pallas.forms`)."""
     batch, time, heads, value_size = v_BTHV.shape
     blocks = 1 if time <= 2 * BLOCK else -(-time // BLOCK)
-    tokens = inputs.prepare(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call)
+    tokens = inputs.prepare(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, call)
     tokens = *tokens, call.resets_BT
     if blocks == 1:
         return _block(*tokens, call.state_B, precision=call.precision)
@@ -47,9 +47,12 @@ def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call):
     return o_BTHV[:, :time], s_BHKV
 
 
-def _block(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BHKV, *, precision):
+def _block(
+    q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, erase_BTGK, resets_BT, s_BHKV, *, precision
+):
     batch, time, heads, value_size = v_BTHV.shape
-    tokens = Tokens.of(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, chunks_first=True)
+    inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, erase_BTGK
+    tokens = Tokens.of(*inputs, chunks_first=True)
     documents = _documents(resets_BT, chunk_length(time))
     o_NBHCV, s_BHKV = _solve_and_read(precision, tokens, documents, s_BHKV)
     o_BTHV = jnp.transpose(o_NBHCV, (1, 0, 3, 2, 4)).reshape(batch, -1, heads, value_size)
@@ -57,19 +60,28 @@ def _block(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, s_BHKV, 
 
 
 def prepare(
-    q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, resets_BT, *, precision, chunks_first=True
+    q_BTGK,
+    k_BTGK,
+    v_BTHV,
+    beta_BTH,
+    log_decay_BTHK,
+    erase_BTGK,
+    resets_BT,
+    *,
+    precision,
+    chunks_first=True,
 ):
     """(`System`, (read_s (C, K), read_d (C, C))) of all chunks: all that does not depend on the state.
 
     o = read_s S + read_d D. Arrays have the leading axes (N, B, H), or (B, H, N) if not
     `chunks_first`.
     """
-    inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK
+    inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, erase_BTGK
     tokens = Tokens.of(*inputs, chunks_first=chunks_first)
     documents = _documents(resets_BT, chunk_length(v_BTHV.shape[1]))
     if not chunks_first:
         documents = jax.tree.map(lambda mask: jnp.moveaxis(mask, 0, 3), documents)
-    grams = scores.grams_of(tokens.q, tokens.k, tokens.log_decay, precision)
+    grams = scores.grams_of(tokens.q, tokens.k, tokens.log_decay, precision, tokens.erase)
     return _system(precision, documents, chunks_first, tokens, grams)
 
 
@@ -81,9 +93,10 @@ class Tokens(NamedTuple):
     v: jax.Array
     beta: jax.Array
     log_decay: jax.Array | None
+    erase: jax.Array | None  # None: it is k
 
     @classmethod
-    def of(cls, q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, *, chunks_first):
+    def of(cls, q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, erase_BTGK, *, chunks_first):
         time, heads = v_BTHV.shape[1:3]
         length, kv_heads = chunk_length(time), k_BTGK.shape[2]
 
@@ -99,14 +112,15 @@ class Tokens(NamedTuple):
         q, k = (chunks(x, 1) for x in (q_BTGK, k_BTGK))
         v, beta = (chunks(x, repeats) for x in (v_BTHV, beta_BTH[..., None]))
         g = None if log_decay_BTHK is None else chunks(log_decay_BTHK, repeats)
+        e = None if erase_BTGK is None else chunks(erase_BTGK, 1)
         # The barrier keeps XLA's CPU backend from repeating the transposes for every product.
-        return jax.lax.optimization_barrier(cls(q, k, v, beta, g))
+        return jax.lax.optimization_barrier(cls(q, k, v, beta, g, e))
 
 
 def _system(precision, documents, chunks_first, tokens, grams):
     """As `prepare`, from `Tokens` and their `scores.grams_of`."""
-    q, k, v, beta, log_decay = tokens
-    part = scores.of(q, k, log_decay, grams, documents, precision)
+    q, k, v, beta, log_decay, erase = tokens
+    part = scores.of(q, k, log_decay, grams, documents, precision, erase)
     at = 2 if chunks_first else 1  # the axis of G
     kv_heads, repeats = v.shape[at : at + 2]
 
@@ -119,7 +133,7 @@ def _system(precision, documents, chunks_first, tokens, grams):
     system = System(
         a=per_head(beta * part.keys),
         u=per_head(beta * v),
-        w=per_head(beta * part.decay_in * k),
+        w=per_head(beta * part.decay_in * (k if erase is None else erase)),
         write=per_head(part.decay_out * k),
         decay=per_head(jnp.swapaxes(part.decay_in[..., -1:, :], -1, -2)),
     )
@@ -169,7 +183,7 @@ def _solve_and_read(precision, tokens, documents, s_BHKV):
 
 
 def _forward(precision, tokens, documents, s_BHKV):
-    grams = scores.grams_of(tokens.q, tokens.k, tokens.log_decay, precision)
+    grams = scores.grams_of(tokens.q, tokens.k, tokens.log_decay, precision, tokens.erase)
     system, read = _system(precision, documents, True, tokens, grams)
     inverse = unit_lower_inverse(system.a)
     dot = functools.partial(jnp.matmul, precision=precision)
@@ -194,9 +208,15 @@ def _backward(precision, kept, cotangents):
     dtokens, dgrams = pull((dsystem, dread))
     if grams is not None:
         # The compiler leaves out the products themselves, which were saved.
-        of_keys = functools.partial(scores.grams_of, log_decay=None, precision=precision)
-        dq, dk = jax.vjp(of_keys, tokens.q, tokens.k)[1](dgrams)
-        dtokens = dtokens._replace(q=dtokens.q + dq, k=dtokens.k + dk)
+        def of_keys(q, k, erase):
+            return scores.grams_of(q, k, None, precision, erase)
+
+        dq, dk, de = jax.vjp(of_keys, tokens.q, tokens.k, tokens.erase)[1](dgrams)
+        dtokens = dtokens._replace(
+            q=dtokens.q + dq,
+            k=dtokens.k + dk,
+            erase=None if de is None else dtokens.erase + de,
+        )
     return dtokens, None, ds_BHKV
 
 

@@ -18,7 +18,7 @@ from kernels_pallas.hopper_walk import CHUNK, WalkPlan
 from kernels_pallas.mxu import resolve_precision
 
 
-def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call):
+def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, call):
     """(o_BTHV, last S_BHKV), as the other forms; o has the dtype of v.
 
     Products read bfloat16 at the default precision. At "highest" they read float32, which only an
@@ -41,7 +41,7 @@ def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call):
         """Pads with zeros at the end, which change nothing."""
         return jnp.pad(x_BT, ((0, 0), (0, plan.time - time)) + ((0, 0),) * (x_BT.ndim - 2))
 
-    inputs = (q_BTGK, k_BTGK, v_BTHV, beta_BTH, per_channel(log_decay))
+    inputs = (q_BTGK, k_BTGK, v_BTHV, beta_BTH, per_channel(log_decay), erase_BTGK)
     inputs = jax.tree.map(lambda x: whole_chunks(call.without_padding(x)), inputs)
     resets_BT = whole_chunks(call.resets_BT)
     o_BTHV, s_BHKV = _run(plan, call.precision, call.scale, inputs, resets_BT, call.state_B)

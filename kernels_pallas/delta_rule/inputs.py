@@ -5,12 +5,13 @@ import jax
 from kernels_pallas.forms import Call
 
 
-def prepare(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call: Call):
-    """(scaled q, k, v, beta, log_decay_BTHK) in `call.dtype`, zeros at padding.
+def prepare(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, call: Call):
+    """(scaled q, k, v, beta, log_decay_BTHK, erase) in `call.dtype`, zeros at padding.
 
-    log_decay_BTHK is None, or has a last axis of 1 (per head) or K (per channel).
+    log_decay_BTHK is None, or has a last axis of 1 (per head) or K (per channel). erase is None
+    where it is k.
     """
-    inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, per_channel(log_decay)
+    inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, per_channel(log_decay), erase_BTGK
     q_BTGK, *others = jax.tree.map(lambda x: call.without_padding(x.astype(call.dtype)), inputs)
     return call.scaled(q_BTGK), *others
 

@@ -36,7 +36,7 @@ class Scores(NamedTuple):
     """The products and decays of a chunk, (N, B, G, R or 1, C, ...).
 
     Attributes:
-      keys: k_i . w_ij k_j for j < i, 0 elsewhere.
+      keys: e_i . w_ij k_j for j < i, 0 elsewhere; e is k, or the erase key.
       queries: q_i . w_ij k_j for j <= i, 0 elsewhere.
       decay_in: decay from before the chunk to token i; last axis 1 or K.
       decay_out: decay from after token i to the chunk's end; last axis 1 or K.
@@ -48,10 +48,10 @@ class Scores(NamedTuple):
     decay_out: jax.Array
 
 
-def of(q, k, log_decay, grams, documents: Documents, precision) -> Scores:
-    """Scores of q, k (N, B, G, 1, C, K) under log_decay (N, B, G, R, C, 1 or K) or None.
+def of(q, k, log_decay, grams, documents: Documents, precision, erase=None) -> Scores:
+    """Scores of q, k, erase (N, B, G, 1, C, K) under log_decay (N, B, G, R, C, 1 or K) or None.
 
-    `grams` is `grams_of(q, k, log_decay)`.
+    `erase` is None where it is k. `grams` is `grams_of(q, k, log_decay, precision, erase)`.
     """
     if log_decay is None:
         one = jnp.ones(k.shape[:-1] + (1,), k.dtype)
@@ -60,7 +60,7 @@ def of(q, k, log_decay, grams, documents: Documents, precision) -> Scores:
         decay, decay_in, decay_out = decays_per_head(log_decay[..., 0])
         parts = *(gram * decay for gram in grams), decay_in[..., None], decay_out[..., None]
     else:
-        parts = _per_channel(q, k, log_decay, precision)
+        parts = _per_channel(q, k, log_decay, precision, erase)
     keys, queries, decay_in, decay_out = parts
     length = k.shape[-2]
     lower = jnp.tril(jnp.ones((length, length), bool))[None, None, None, None]
@@ -73,13 +73,13 @@ def of(q, k, log_decay, grams, documents: Documents, precision) -> Scores:
     )
 
 
-def grams_of(q, k, log_decay, precision):
-    """(k_i . k_j, q_i . k_j), or None if decays per channel belong between the two."""
+def grams_of(q, k, log_decay, precision, erase=None):
+    """(e_i . k_j, q_i . k_j), or None if decays per channel belong between the two."""
     if log_decay is not None and log_decay.shape[-1] > 1:
         return None
     dot = functools.partial(jnp.matmul, precision=precision)
     k_t = jnp.swapaxes(k, -1, -2)
-    return dot(k, k_t), dot(q, k_t)
+    return dot(k if erase is None else erase, k_t), dot(q, k_t)
 
 
 def decays_per_head(log_decay):
@@ -101,19 +101,22 @@ def _leading(mask: np.ndarray, x):
     return mask.reshape((1,) * (x.ndim - 1) + mask.shape)
 
 
-def _per_channel(q, k, log_decay, precision):
+def _per_channel(q, k, log_decay, precision, erase=None):
     """One gate per channel: a product of decayed queries and keys for each pair of halves."""
-    q, k = (jnp.broadcast_to(x, log_decay.shape)[..., None, :] for x in (q, k))
+    q, k, *e = (
+        jnp.broadcast_to(x, log_decay.shape)[..., None, :] for x in (q, k, erase) if x is not None
+    )
     queries = jnp.sum(q * k, axis=-1, keepdims=True)
     keys = jnp.zeros_like(queries)
     dot = functools.partial(jnp.matmul, precision=precision)
     for half in _halves(log_decay):
         (k_first, k_second), (_, q_second) = pairs(k), pairs(q)
+        e_second = pairs(e[0])[1] if e else k_second
         k_first_t = jnp.swapaxes(k_first * jnp.exp(half.onwards), -1, -2)
         up_to = jnp.exp(half.up_to)
-        keys = merge(keys, dot(k_second * up_to, k_first_t))
+        keys = merge(keys, dot(e_second * up_to, k_first_t))
         queries = merge(queries, dot(q_second * up_to, k_first_t))
-        q, k = (x.reshape(half.joined + x.shape[-1:]) for x in (q, k))
+        q, k, *e = (x.reshape(half.joined + x.shape[-1:]) for x in (q, k, *e))
     return keys[..., 0, :, :], queries[..., 0, :, :], *_ends(log_decay)
 
 

@@ -43,7 +43,7 @@ from kernels_pallas.tpu_grid import GridPlan, Heads, Specs, chunk_length, flat, 
 HEADS = 2  # value heads of a grid step, at most
 
 
-def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, call):
+def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, call):
     """(o_BTHV, last S_BHKV), as the other forms; inputs float32 or bfloat16."""
     if log_decay is None:
         log_decay = jnp.zeros(beta_BTH.shape, jnp.float32)

@@ -111,7 +111,7 @@ def gated_case(**options) -> Case:
 def delta_case(**options) -> Case:
     def call(op, x, params, **common):
         arrays = x["q"], x["k"], x["v"], x["beta"], x.get("log_decay")
-        o, state = with_state(op(*arrays, **common))
+        o, state = with_state(op(*arrays, erase_BTGK=x.get("erase"), **common))
         return dict(o=o), state
 
     return Case(delta_subject(**options), call, delta_rule.delta_rule, context.delta_rule)
@@ -168,6 +168,7 @@ CASES = {
     "delta_rule, none": delta_case(gate="none"),
     "delta_rule, head": delta_case(gate="head", decay=0.05),
     "delta_rule, channel": delta_case(gate="channel", decay=0.05),
+    "delta_rule, erase key": delta_case(gate="channel", decay=0.05, erase=True),
 }
 
 

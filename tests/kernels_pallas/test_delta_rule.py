@@ -75,6 +75,56 @@ def test_gates_agree_where_they_mean_the_same(x64):
     testing.assert_close("equal channels", channel, head, 1e-12)
 
 
+@pytest.mark.parametrize("gate", ["none", "head", "channel"])
+def test_the_default_erase_key_is_k(x64, gate):
+    subject = delta_subject(gate)
+    rng = np.random.default_rng(9)
+    inputs, state = subject.inputs(rng, 2, 70, jnp.float64), subject.state(rng, 2, jnp.float64)
+    run = testing.runner(subject, "chunked")
+    ids = testing.draw_segment_ids(rng, 2, 70)
+    cotangents = testing.draw_cotangents(rng, subject, "chunked", inputs, {}, ids, state)
+    want = run(inputs, {}, ids, state, cotangents)
+    got = run(dict(inputs, erase=inputs["k"]), {}, ids, state, cotangents)
+    gradients = got["gradients"][0]
+    gradients["k"] += gradients.pop("erase")
+    testing.assert_close("erase key k", got, want, 1e-12)
+
+
+def literally(q, k, v, a, b, w):
+    """Gated DeltaNet-2 as its paper writes it (arXiv:2605.22791): matrices, token by token, no scale."""
+    batch, time, heads, size = k.shape
+    o = np.zeros(v.shape)
+    for n, h in np.ndindex(batch, heads):
+        s = np.zeros((size, v.shape[-1]))
+        for t in range(time):
+            k_t, d_t = k[n, t, h], np.diag(a[n, t, h])
+            transition = np.eye(size) - np.outer(k_t, b[n, t, h] * k_t)
+            s = transition @ d_t @ s + np.outer(k_t, w[n, t, h] * v[n, t, h])
+            o[n, t, h] = s.T @ q[n, t, h]
+    return o
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+def test_gated_deltanet_2_is_the_literal_recurrence(x64, impl):
+    rng = np.random.default_rng(10)
+    q, k, v, _ = (np.asarray(x) for x in draw(rng))
+    a, b, w = rng.uniform(0, 1, k.shape), rng.uniform(0, 1, k.shape), rng.uniform(0, 1, v.shape)
+    arrays = [jnp.asarray(x) for x in (q, k, w * v)]
+    erase = jnp.asarray(b * k)
+    o = delta_rule(*arrays, None, jnp.log(a), erase_BTGK=erase, scale=1.0, impl=impl)
+    testing.assert_close("literal", o, literally(q, k, v, a, b, w), 1e-10)
+
+
+def test_gated_deltanet_2_with_one_gate_is_kimi_delta_attention(x64):
+    """b = w = beta: the erase key beta k with values beta v."""
+    rng = np.random.default_rng(11)
+    q, k, v, beta = draw(rng)
+    g = -jnp.asarray(rng.exponential(1, k.shape))
+    strength = beta[..., None]
+    got = delta_rule(q, k, strength * v, None, g, erase_BTGK=strength * k)
+    testing.assert_close("one gate", got, delta_rule(q, k, v, beta, g), 1e-12)
+
+
 def test_repeated_key_heads_equal_grouped_ones(x64):
     rng = np.random.default_rng(3)
     q, k, _, _ = draw(rng)
@@ -159,6 +209,7 @@ K, V, BETA = jnp.zeros((2, 5, 2, 3)), jnp.zeros((2, 5, 4, 6)), jnp.zeros((2, 5, 
         (dict(v=jnp.zeros((2, 4, 4, 6))), r"with \(B, T\) = \(2, 5\)"),
         (dict(v=jnp.zeros((2, 5, 3, 6))), "a multiple of query/key heads, got 3 and 2"),
         (dict(beta=jnp.zeros((2, 5, 2))), r"beta must have shape \(B, T, H\) = \(2, 5, 4\)"),
+        (dict(erase_BTGK=V), r"erase must have shape \(B, T, G, K\) = \(2, 5, 2, 3\)"),
         (dict(log_decay=jnp.zeros((2, 5, 2))), r"log_decay must have shape \(B, T, H\)"),
         (dict(log_decay=jnp.zeros((2, 5, 4, 6))), r"log_decay must have shape \(B, T, H, K\)"),
         (dict(v=jnp.zeros((2, 5, 4, 6), jnp.int32)), "v must be floating point"),

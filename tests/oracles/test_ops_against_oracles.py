@@ -164,6 +164,21 @@ def delta(x, weights, settings, impl):
     return dict(o=o, final=final.s_BHKV)
 
 
+@op("op_gated_delta_rule_2")
+def delta_2(x, weights, settings, impl):
+    o, final = delta_rule(
+        x["q"],
+        x["k"],
+        x["w"] * x["v"],
+        log_decay=x["g"],
+        erase_BTGK=x["b"] * x["k"],
+        return_state=True,
+        impl=impl,
+        initial_state=DeltaRuleState(x["state"], carried(x["state"])),
+    )
+    return dict(o=o, final=final.s_BHKV)
+
+
 @op("op_gated_slots")
 def slots(x, weights, settings, impl):
     state = SlotState(

@@ -23,10 +23,18 @@ GATES = ("none", "head", "channel")
 
 
 def delta_subject(
-    gate="head", kv_heads=2, repeats=2, key_size=8, value_size=6, longest_key=1.0, decay=1.0
+    gate="head",
+    kv_heads=2,
+    repeats=2,
+    key_size=8,
+    value_size=6,
+    longest_key=1.0,
+    decay=1.0,
+    erase=False,
 ) -> Subject:
     """`longest_key` bounds |k|; beta lies in [0, 2 / longest_key^2], so that S stays bounded.
-    Log decays are -`decay` times numbers from 0 to about 150, most of them small."""
+    Log decays are -`decay` times numbers from 0 to about 150, most of them small. With `erase` there
+    is an erase key, k times a gate per channel in [0, 1], and beta is at most half of that."""
     heads = kv_heads * repeats
 
     def apply(inputs, params, segment_ids, state, impl):
@@ -36,6 +44,7 @@ def delta_subject(
             inputs["v"],
             inputs["beta"],
             inputs.get("log_decay"),
+            erase_BTGK=inputs.get("erase"),
             segment_ids=segment_ids,
             initial_state=state,
             return_state=True,
@@ -53,6 +62,9 @@ def delta_subject(
             v=normal(rng, (batch, time, heads, value_size), dtype),
             beta=jnp.asarray(rng.uniform(0, 2 / longest_key**2, (batch, time, heads)), dtype),
         )
+        if erase:
+            gates = rng.uniform(0, 1, k.shape)
+            drawn |= dict(erase=jnp.asarray(k * gates, dtype), beta=drawn["beta"] / 2)
         if gate == "none":
             return drawn
         shape = (batch, time, heads) + ((key_size,) if gate == "channel" else ())
@@ -68,7 +80,14 @@ def delta_subject(
 
         return extreme
 
-    extremes = {
+    if erase:
+        extreme_erasures = {
+            "erase 0": lambda x: dict(x, erase=x["erase"] * 0),
+            "erase k": lambda x: dict(x, erase=x["k"]),
+        }
+    else:
+        extreme_erasures = {}
+    extremes = extreme_erasures | {
         "beta 0": lambda x: dict(x, beta=x["beta"] * 0),
         "beta 2": lambda x: dict(x, beta=jnp.full_like(x["beta"], 2 / longest_key**2)),
         "zero": lambda x: {name: array * 0 for name, array in x.items()},
@@ -77,7 +96,7 @@ def delta_subject(
     if gate != "none":
         extremes |= {"log-gate -150": gates(-150), "gate 1": gates(0), "gate 0": gates(-jnp.inf)}
     return Subject(
-        name=f"delta_rule(gate={gate}, heads={heads}/{kv_heads})",
+        name=f"delta_rule(gate={gate}, heads={heads}/{kv_heads}{', erase' * erase})",
         apply=apply,
         inputs=inputs,
         state=lambda rng, batch, dtype: delta.DeltaRuleState(
@@ -97,16 +116,26 @@ def draw(rng) -> Subject:
         value_size=int(rng.choice([1, 5, 16])),
         longest_key=float(rng.choice([0.3, 1.0, 3.0])),
         decay=float(rng.choice([0.01, 1.0, 10.0])),
+        erase=bool(rng.random() < 0.5),
     )
 
 
 SUBJECTS = {"delta_rule": draw}
 
 
-def decays_after_error(q, k, v, beta, log_decay, call, original=chunked.delta_rule):
+def decays_after_error(q, k, v, beta, log_decay, erase, call, original=chunked.delta_rule):
     """The decay comes after S <- S + beta k (v - S^T k)^T."""
     log_decay = jnp.pad(log_decay[:, 1:], ((0, 0), (0, 1), (0, 0)))
-    return original(q, k, v, beta, log_decay, call)
+    return original(q, k, v, beta, log_decay, erase, call)
+
+
+def erases_at_the_written_key(q, k, v, beta, log_decay, erase, call, original=chunked.delta_rule):
+    return original(q, k, v, beta, log_decay, jnp.where(erase == 0, 0, k), call)
+
+
+def writes_at_the_erase_key(q, k, v, beta, log_decay, erase, call, original=chunked.delta_rule):
+    """S <- S + beta e (v - S^T k)^T."""
+    return original(q, erase, v, beta, log_decay, k, call)
 
 
 def state_dropped(*inputs_and_call, original=chunked.delta_rule):
@@ -114,11 +143,11 @@ def state_dropped(*inputs_and_call, original=chunked.delta_rule):
     return original(*inputs, without_state(call))
 
 
-def key_heads_interleaved(q, k, v, beta, log_decay, call, original=chunked.delta_rule):
+def key_heads_interleaved(q, k, v, beta, log_decay, erase, call, original=chunked.delta_rule):
     """Value head h reads key head h % G instead of h // R."""
     kv_heads = k.shape[2]
     interleaved = np.arange(v.shape[2]).reshape(-1, kv_heads).T.reshape(-1)
-    o, s = original(q, k, v[:, :, interleaved], beta[:, :, interleaved], log_decay, call)
+    o, s = original(q, k, v[:, :, interleaved], beta[:, :, interleaved], log_decay, erase, call)
     back = np.argsort(interleaved)
     return o[:, :, back], s[:, back]
 
@@ -133,7 +162,7 @@ def documents(original=chunked._documents, **masks):
     return faulty
 
 
-def divides_by_decays(q, k, log_decay, precision):
+def divides_by_decays(q, k, log_decay, precision, erase):
     sums = jnp.cumsum(log_decay, axis=-2)
     k_out = jnp.exp(-sums) * k
     keys, queries = scores.grams_of(jnp.exp(sums) * q, k_out, None, precision)
@@ -151,6 +180,7 @@ def across_chunks(subject):
 
 
 plain, gated, channels = (delta_subject(gate) for gate in GATES)
+erasing = delta_subject("channel", erase=True)
 FAULTS = {
     "boundary dropped": boundary_dropped(gated),
     "NaN spreads": not_contained(gated),
@@ -165,6 +195,10 @@ FAULTS = {
     ),
     "state dropped": Fault(delta._FORMS, "chunked", state_dropped, split(gated)),
     "decay after the error": Fault(delta._FORMS, "chunked", decays_after_error, forms(gated)),
+    "erase key not read": Fault(delta._FORMS, "chunked", erases_at_the_written_key, forms(erasing)),
+    "erase and written key swapped": Fault(
+        delta._FORMS, "chunked", writes_at_the_erase_key, forms(erasing)
+    ),
     "key heads interleaved": Fault(delta._FORMS, "chunked", key_heads_interleaved, forms(plain)),
     "exp(-cumsum)": Fault(scores, "_per_channel", divides_by_decays, finite(channels)),
     "inverse taken for constant": Fault(chunked, "_of_system", inverse_constant, forms(plain)),

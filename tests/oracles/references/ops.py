@@ -454,3 +454,47 @@ def op_gated_slots(draw: Draw) -> Case:
         v_state=draw.normal(BATCH, kv_heads, slots, VALUE),
     )
     return Case(source, run, inputs, settings=dict(scale=scale))
+
+
+@case
+def op_gated_delta_rule_2(draw: Draw) -> Case:
+    """Gated DeltaNet-2, with gates for erasing and for writing."""
+    function, source = of_fla("gdn2", "naive_recurrent_gdn2")
+
+    def run(inputs, weights):
+        arrays = (inputs[n] for n in ("q", "k", "v", "g", "b", "w"))
+        o, final = function(*arrays, initial_state=inputs["state"], output_final_state=True)
+        return dict(o=o, final=final)
+
+    inputs = _delta(draw, 2, 2, vector=True, beta=1.0)
+    del inputs["beta"]
+    gates = dict(b=draw.uniform(*inputs["k"].shape), w=draw.uniform(*inputs["v"].shape))
+    return Case(source, run, inputs | gates)
+
+
+@case
+def op_gated_delta_product(draw: Draw) -> Case:
+    """Three Householder steps a token; one decay before the first of them."""
+    function, source = of_fla("gated_delta_product", "naive_recurrent_gated_delta_product")
+    steps, time = 3, 40
+
+    def run(inputs, weights):
+        names = ("q", "k", "v", "g", "beta")
+        o, final = function(
+            *(inputs[n] for n in names),
+            scale=KEY**-0.5,
+            initial_state=inputs["state"],
+            output_final_state=True,
+            num_householder=steps,
+        )
+        return dict(o=o, final=final)
+
+    inputs = dict(
+        q=draw.normal(BATCH, time, HEADS, KEY),
+        k=draw.unit(BATCH, time * steps, HEADS, KEY),
+        v=draw.normal(BATCH, time * steps, HEADS, VALUE),
+        g=draw.log_decay(BATCH, time, HEADS),
+        beta=draw.uniform(BATCH, time * steps, HEADS, high=2.0),
+        state=state(draw, HEADS),
+    )
+    return Case(source, run, inputs, settings=dict(steps=steps))
