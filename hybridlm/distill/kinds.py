@@ -151,6 +151,7 @@ KINDS: dict[str, Kind] = {
     "gsa": Kind(_grouped, _shared_heads, slot_gate=True),
     "gdn": Kind(lambda a, width: _heads(a, width) | _values(a, width), _delta_parts, _CONVS),
     "kda": Kind(_heads, _delta_parts, _CONVS),
+    "gdn2": Kind(lambda a, width: _heads(a, width) | _values(a, width), _delta_parts, _CONVS),
     "deltanet": Kind(lambda a, width: _heads(a, width) | _values(a, width), _delta_parts, _CONVS),
     "gla": Kind(
         lambda a, width: dict(

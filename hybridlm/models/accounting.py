@@ -49,13 +49,14 @@ def layer_table(model: Model, seq_len: int) -> list[LayerCost]:
         parameters = sum(math.prod(shape) for shape in model.layer_shapes(index).values())
         idle = feedforward.parameters(config.width) - feedforward.active_parameters(config.width)
         flops = mixer.flops_per_token(config.width, seq_len)
+        held = feedforward.state_bytes(config.width)
         rows.append(
             LayerCost(
                 layer.label,
                 mixer.mechanism,
                 parameters,
                 flops + feedforward.flops_per_token(config.width),
-                tuple(mixer.state_bytes(config.width, n) for n in STATE_LENGTHS),
+                tuple(mixer.state_bytes(config.width, n) + held for n in STATE_LENGTHS),
                 parameters - idle,
             )
         )

@@ -11,8 +11,12 @@ from subjects.delta_rule import delta_subject
 from kernels_pallas import testing
 from kernels_pallas.delta_rule import DeltaRuleState, chunked, scores
 from kernels_pallas.delta_rule import delta_rule as op
+from kernels_pallas.delta_rule.product import delta_product
 
 delta_rule = jax.jit(op, static_argnames=("scale", "return_state", "impl"))
+
+#: One gate by default, all with the slow tests.
+ONE_GATE = ["channel", *(pytest.param(gate, marks=pytest.mark.slow) for gate in ("none", "head"))]
 
 
 def draw(rng, heads=2, dtype=jnp.float64):
@@ -75,7 +79,7 @@ def test_gates_agree_where_they_mean_the_same(x64):
     testing.assert_close("equal channels", channel, head, 1e-12)
 
 
-@pytest.mark.parametrize("gate", ["none", "head", "channel"])
+@pytest.mark.parametrize("gate", ONE_GATE)
 def test_the_default_erase_key_is_k(x64, gate):
     subject = delta_subject(gate)
     rng = np.random.default_rng(9)
@@ -123,6 +127,58 @@ def test_gated_deltanet_2_with_one_gate_is_kimi_delta_attention(x64):
     strength = beta[..., None]
     got = delta_rule(q, k, strength * v, None, g, erase_BTGK=strength * k)
     testing.assert_close("one gate", got, delta_rule(q, k, v, beta, g), 1e-12)
+
+
+@pytest.mark.parametrize("gate", ONE_GATE)
+def test_several_updates_a_token_in_documents_and_pieces(x64, gate):
+    """A token's decay comes before its first update, its output after its last one; packed documents
+    are separate, and a sequence may be split between any two tokens."""
+    rng = np.random.default_rng(12)
+    shape, ids = (1, 30, 3), np.repeat(np.int32([[1, 2]]), [13, 17], axis=1)
+    k, v, e = (rng.standard_normal((*shape, 2, size)) / 3 for size in (4, 5, 4))
+    q, beta = rng.standard_normal((1, 30, 2, 4)), rng.uniform(0, 1, (*shape, 2))
+    g = -rng.exponential(1, dict(none=(1, 30, 2), head=(1, 30, 2), channel=q.shape)[gate])
+    o, a = np.zeros((1, 30, 2, 5)), np.ones((1, 30, 2, 1))
+    if gate != "none":
+        a = np.exp(g).reshape(1, 30, 2, -1)
+    for h in range(2):
+        s = np.zeros((4, 5))
+        for t in range(30):
+            s = 0 * s if t == 13 else a[0, t, h][:, None] * s
+            for n in range(3):
+                error = v[0, t, n, h] - s.T @ e[0, t, n, h]
+                s = s + beta[0, t, n, h] * np.outer(k[0, t, n, h], error)
+            o[0, t, h] = s.T @ q[0, t, h]
+
+    def run(span, state=None):
+        arrays = [jnp.asarray(x[:, span]) for x in (q, k, v, beta)]
+        gates = None if gate == "none" else jnp.asarray(g[:, span])
+        options = dict(erase_BTNGK=jnp.asarray(e[:, span]), segment_ids=jnp.asarray(ids[:, span]))
+        return delta_product(
+            delta_rule,
+            *arrays,
+            gates,
+            **options,
+            scale=1.0,
+            initial_state=state,
+            return_state=True,
+        )
+
+    whole, final = run(slice(None))
+    testing.assert_close("literal", whole, o, 1e-10)
+    first, state = run(slice(0, 19))
+    second, split_final = run(slice(19, 30), state)
+    testing.assert_close("split", jnp.concatenate([first, second], axis=1), whole, 1e-10)
+    testing.assert_close("final state", split_final, final, 1e-10)
+
+
+def test_updates_must_agree_in_number():
+    with pytest.raises(
+        ValueError, match=r"v must have the first axes \(B, T, N\) of k, \(2, 5, 3\)"
+    ):
+        updates = jnp.zeros((2, 5, 3, 2, 3))
+        ids = jnp.ones((2, 5), jnp.int32)
+        delta_product(op, K, updates, updates[:, :, :2], segment_ids=ids)
 
 
 def test_repeated_key_heads_equal_grouped_ones(x64):

@@ -50,12 +50,19 @@ def test_bfloat16_is_as_exact_as_in_the_chunked_form_and_free_of_races(gate):
     check_rounding_and_races(subject(gate))
 
 
+@pytest.mark.slow
+def test_bfloat16_with_an_erase_key_is_as_exact_and_free_of_races():
+    check_rounding_and_races(subject("channel", erase=True))
+
+
 SIZES = (
     ("none", dict(kv_heads=2, repeats=1, key_size=64, value_size=128), 130),
     ("head", dict(kv_heads=2, repeats=2, key_size=128, value_size=128), 63),
     ("head", dict(kv_heads=1, repeats=3, key_size=128, value_size=64), 200),
     ("channel", dict(kv_heads=1, repeats=2, key_size=128, value_size=128), 1),
     ("channel", dict(kv_heads=2, repeats=1, key_size=64, value_size=64), 300),
+    ("head", dict(kv_heads=1, repeats=2, key_size=64, value_size=64, erase=True), 130),
+    ("channel", dict(kv_heads=2, repeats=1, key_size=64, value_size=128, erase=True), 127),
 )
 
 

@@ -155,6 +155,9 @@ def test_reach_is_a_number_of_tokens_or_none(name):
         "lightning",
         "deltanet",
         "gdn",
+        "gdn2",
+        "delta_product",
+        "rwkv7",
         "kda",
         "mlstm",
     }

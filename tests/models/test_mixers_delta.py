@@ -1,4 +1,4 @@
-"""DeltaNet, Gated DeltaNet and Kimi Delta Attention: initialisation, cost, equations, errors."""
+"""DeltaNet, Gated DeltaNet 1 and 2, Kimi Delta Attention: initialisation, cost, equations, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ from flax import nnx
 from hybridlm.errors import ConfigError
 from hybridlm.models.mixers import LayerSpec, read_mixer
 
-DELTA = ("deltanet", "gdn", "gdn_grouped", "kda", "kda_bounded")
+DELTA = ("deltanet", "gdn", "gdn_grouped", "kda", "kda_bounded", "gdn2", "gdn2_grouped")
+DELTA += ("product", "product_grouped")
 
 
 def build(width=32, seed=0, **settings):
@@ -23,7 +24,7 @@ def softplus(x):
     return np.logaddexp(0, np.asarray(x, np.float64))
 
 
-@pytest.mark.parametrize("kind, lowest", [("gdn", 0.01), ("kda", 1.0)])
+@pytest.mark.parametrize("kind, lowest", [("gdn", 0.01), ("kda", 1.0), ("gdn2", 1.0)])
 def test_decays_start_as_published(kind, lowest):
     """A uniform up to 16, time steps log-uniform between 0.001 and 0.1."""
     decay = build(kind=kind, heads=2048, head_dim=1).decay
@@ -41,7 +42,7 @@ def test_bounded_decay_starts_at_a_1_and_keeps_its_bound():
     assert -5 <= log_a.min() < -4.9 and log_a.max() <= 0
 
 
-@pytest.mark.parametrize("kind", ["deltanet", "gdn", "kda"])
+@pytest.mark.parametrize("kind", ["deltanet", "gdn", "kda", "gdn2"])
 def test_outputs_start_small_and_norms_at_1(kind):
     mixer = build(kind=kind, heads=4, width=64)
     out = mixer.out.kernel[...]
@@ -56,7 +57,7 @@ def test_outputs_start_small_and_norms_at_1(kind):
 
 @pytest.mark.parametrize("name", DELTA)
 def test_flops_are_those_of_the_matrices(name):
-    """2 per kernel entry and token, and three products with S."""
+    """2 per kernel entry and token, and products with S: two for each update and one to read."""
     config = read_mixer(small.MIXERS[name], "m")
     mixer = config.build(LayerSpec(32, 1e-6, 1.0), rngs=nnx.Rngs(0))
     kernels = sum(
@@ -66,7 +67,8 @@ def test_flops_are_those_of_the_matrices(name):
     )
     sizes = mixer.sizes
     state = sizes.value_heads * sizes.key_size * sizes.value_size
-    assert config.flops_per_token(32, 99) == 2 * kernels + 2 * 3 * state
+    products = 2 * config.updates_per_token() + 1
+    assert config.flops_per_token(32, 99) == 2 * kernels + 2 * products * state
 
 
 def test_gated_deltanet_has_six_width_squared_parameters():
@@ -86,7 +88,7 @@ def forward_by_hand(mixer, x_TD):
         return 1 / (1 + np.exp(-x))
 
     def low_rank(gate):
-        return x_TD @ gate["down"]["kernel"] @ gate["up"]["kernel"]
+        return x_TD @ gate["down"]["kernel"] @ gate["up"]["kernel"] + gate["up"].get("bias", 0)
 
     def convolved(name, size):
         y = x_TD @ p[name]["kernel"]
@@ -98,33 +100,43 @@ def forward_by_hand(mixer, x_TD):
     q, k, v = convolved("q", sizes.key_size), convolved("k", sizes.key_size), None
     v = convolved("v", sizes.value_size)
     q, k = (x / np.sqrt(np.sum(x**2, -1, keepdims=True) + 1e-6) for x in (q, k))
-    beta = (2 if config.negative_eigenvalues else 1) * sigmoid(x_TD @ p["beta"]["kernel"])
-    if config.kind_name == "deltanet":
+    strongest = 2 if config.negative_eigenvalues else 1
+    if config.kind_name == "gdn2":
+        erase = k * strongest * sigmoid(x_TD @ p["erase"]["kernel"]).reshape(k.shape)
+        v = v * sigmoid(x_TD @ p["write"]["kernel"]).reshape(v.shape)
+        beta = np.ones(v.shape[:2])
+    else:
+        beta, erase = strongest * sigmoid(x_TD @ p["beta"]["kernel"]), k
+    updates = config.updates_per_token()
+    if not getattr(config, "decay", config.kind_name != "deltanet"):
         log_a = np.zeros((len(x_TD), sizes.value_heads, 1))
-    elif config.kind_name == "gdn":
+    elif config.kind_name in ("gdn", "delta_product"):
         dt = x_TD @ p["decay"]["proj"]["kernel"] + p["decay"]["dt_bias"]
         log_a = (-np.exp(p["decay"]["a_log"]) * softplus(dt))[..., None]
     else:
         shape = len(x_TD), sizes.heads, sizes.key_size
         dt = low_rank(p["decay"]["proj"]).reshape(shape) + p["decay"]["dt_bias"]
         rate = np.exp(p["decay"]["a_log"])[:, None]
-        bound = config.lower_bound
+        bound = getattr(config, "lower_bound", None)
         log_a = -rate * softplus(dt) if bound is None else bound * sigmoid(rate * dt)
-    o = np.zeros_like(v)
+        log_a = np.repeat(log_a, sizes.value_heads // sizes.heads, axis=1)
+    o = np.zeros((len(x_TD), sizes.value_heads, sizes.value_size))
     for h in range(sizes.value_heads):
         group = h // (sizes.value_heads // sizes.heads)
         s = np.zeros((sizes.key_size, sizes.value_size))
         for t in range(len(x_TD)):
             s = np.exp(log_a[t, h])[:, None] * s
-            s = s + beta[t, h] * np.outer(k[t, group], v[t, h] - k[t, group] @ s)
+            for n in range(updates):  # those of a head side by side
+                key, value = group * updates + n, h * updates + n
+                s += beta[t, value] * np.outer(k[t, key], v[t, value] - erase[t, key] @ s)
             o[t, h] = q[t, group] @ s / np.sqrt(sizes.key_size)
     norm = p["output"]["norm"]
     scale = norm["scale"] if "scale" in norm else norm["norm"]["scale"]
     o = o / np.sqrt(np.mean(o**2, -1, keepdims=True) + 1e-6) * scale
-    if config.kind_name == "gdn":
+    if config.kind_name in ("gdn", "delta_product"):
         gate = (x_TD @ p["output"]["gate"]["kernel"]).reshape(o.shape)
         o = o * gate * sigmoid(gate)
-    elif config.kind_name == "kda":
+    elif config.kind_name in ("kda", "gdn2"):
         o = o * sigmoid(low_rank(p["output"]["gate"]).reshape(o.shape))
     return o.reshape(len(x_TD), -1) @ p["out"]["kernel"]
 
@@ -146,6 +158,7 @@ def test_the_layer_equals_the_published_equations(name):
         (dict(kind="gdn", heads=2, value_heads=3), "must be a multiple of heads 2"),
         (dict(kind="gdn", heads=2, conv_width=9), "conv_width must lie in 1 to 8"),
         (dict(kind="gdn", heads=2, value_dim=0), "value_dim must be at least 1"),
+        (dict(kind="gdn2", heads=2, value_heads=3), "must be a multiple of heads 2"),
         (dict(kind="kda", heads=2, lower_bound=1.0), "lower_bound must be negative"),
     ],
 )

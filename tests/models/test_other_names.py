@@ -17,6 +17,9 @@ MEANT = {
     "gated_delta_nett": "did you mean 'gdn'?",
     "delta_net": "did you mean 'deltanet'?",
     "kimi_delta_attention": "did you mean 'kda'?",
+    "gated_deltanet_2": "did you mean 'gdn2'?",
+    "deltaproduct": "did you mean 'delta_product'?",
+    "rwkv": "did you mean 'rwkv7'?",
     "swa": "did you mean 'attention' with window=... (tokens)?",
     "gqa": "did you mean 'attention' with kv_heads=... (fewer than heads)?",
     "mqa": "did you mean 'attention' with kv_heads=1?",
@@ -48,7 +51,8 @@ def test_a_mixer_is_known_by_its_other_names(name, answer):
         ("mlp", "did you mean 'plain'?"),
         ("mixture-of-experts", "did you mean 'moe'?"),
         ("deepseek_moe", "did you mean 'moe' with shared_hidden=...?"),
-        ("expert_choice", "there is no such feed-forward; valid are: gated, "),
+        ("expert_choice", "there is no such feed-forward; valid are: channel_mix, gated, "),
+        ("rwkv7", "did you mean 'channel_mix'?"),
     ],
 )
 def test_a_feed_forward_is_known_by_its_other_names(name, answer):

@@ -14,6 +14,7 @@ from kernels_pallas.attention import attention
 from kernels_pallas.block_sparse import block_sparse_attention
 from kernels_pallas.causal_conv import causal_conv
 from kernels_pallas.delta_rule import DeltaRuleState, delta_rule
+from kernels_pallas.delta_rule.product import delta_product
 from kernels_pallas.gated_linear import GatedLinearState, gated_linear
 from kernels_pallas.gated_slots import SlotState, gated_slots
 from kernels_pallas.linear_recurrence import RecurrenceState, linear_recurrence
@@ -172,6 +173,25 @@ def delta_2(x, weights, settings, impl):
         x["w"] * x["v"],
         log_decay=x["g"],
         erase_BTGK=x["b"] * x["k"],
+        return_state=True,
+        impl=impl,
+        initial_state=DeltaRuleState(x["state"], carried(x["state"])),
+    )
+    return dict(o=o, final=final.s_BHKV)
+
+
+@op("op_gated_delta_product")
+def product(x, weights, settings, impl):
+    batch, time = x["q"].shape[:2]
+    k, v, beta = (x[n].reshape(batch, time, -1, *x[n].shape[2:]) for n in ("k", "v", "beta"))
+    o, final = delta_product(
+        delta_rule,
+        x["q"],
+        k,
+        v,
+        beta,
+        x["g"],
+        segment_ids=jnp.ones((batch, time), jnp.int32),
         return_state=True,
         impl=impl,
         initial_state=DeltaRuleState(x["state"], carried(x["state"])),

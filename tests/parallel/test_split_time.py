@@ -17,6 +17,7 @@ PROGRAM = pathlib.Path(__file__).with_name("context_program.py")
 # One mixer of each kind; MIXERS are in every test run, MORE only in slow ones.
 MIXERS = ["full", "gdn", "nha"]
 MORE = ["swa", "rec", "ssd", "chunked", "sink", "growing", "mla", "deltanet", "kda", "short"]
+MORE += ["gdn2", "product", "rwkv7"]
 MORE += [
     "s6",
     "s6_jamba",

@@ -50,6 +50,10 @@ class FeedForwardConfig(abc.ABC):
     def kept_per_token(self, width: int) -> int:
         """Values per token of the hidden-layer arrays that the backward pass reads."""
 
+    def state_bytes(self, width: int, itemsize: int = 2) -> int:
+        """Bytes one sequence holds in this layer while it is decoded; 0 without a state."""
+        return 0
+
     @property
     def has_loss(self) -> bool:
         """Whether it adds a loss of its own to the training objective."""

@@ -4,9 +4,11 @@ from typing import Any
 
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.delta_product import DeltaProductConfig
 from hybridlm.models.mixers.deltanet import DeltaNetConfig
 from hybridlm.models.mixers.dsa import DSAConfig
 from hybridlm.models.mixers.gdn import GDNConfig
+from hybridlm.models.mixers.gdn2 import GDN2Config
 from hybridlm.models.mixers.gla import GLAConfig
 from hybridlm.models.mixers.gsa import GSAConfig
 from hybridlm.models.mixers.hgrn2 import HGRN2Config
@@ -20,6 +22,7 @@ from hybridlm.models.mixers.moba import MoBAConfig
 from hybridlm.models.mixers.nha import NHAConfig
 from hybridlm.models.mixers.parallel import ParallelConfig
 from hybridlm.models.mixers.rglru import RGLRUConfig
+from hybridlm.models.mixers.rwkv7 import RWKV7Config
 from hybridlm.models.mixers.short_conv import ShortConvConfig
 from hybridlm.settings.kinds import read_kind
 
@@ -28,8 +31,10 @@ KINDS: dict[str, type[MixerConfig]] = {
     for c in (
         AttentionConfig,
         DeltaNetConfig,
+        DeltaProductConfig,
         DSAConfig,
         GDNConfig,
+        GDN2Config,
         GLAConfig,
         GSAConfig,
         HGRN2Config,
@@ -43,15 +48,16 @@ KINDS: dict[str, type[MixerConfig]] = {
         NHAConfig,
         ParallelConfig,
         RGLRUConfig,
+        RWKV7Config,
         ShortConvConfig,
     )
 }
 
 #: Well-known mixers that there is no kind for.
 ABSENT = (
-    "rwkv rwkv4 rwkv5 rwkv6 rwkv7 eagle finch goose mamba3 s4 s4d s5 h3 hyena hgrn lru"
+    "rwkv4 rwkv5 rwkv6 eagle finch mamba3 s4 s4d s5 h3 hyena hgrn lru"
     " slstm lstm gru minlstm mingru mega megalodon ttt titans based rebased linear_attention performer"
-    " nsa native_sparse_attention deltaproduct gated_deltaproduct comba"
+    " nsa native_sparse_attention comba"
     " log_linear_attention path_attention differential_attention"
 ).split()
 

@@ -1,10 +1,11 @@
 """The layer of DeltaNet, Gated DeltaNet and Kimi Delta Attention, without decay and output.
 
 x -> q, k, v -> short convolutions and silu -> q, k normalised -> delta rule -> output norm -> out.
+Gated DeltaNet-2 and Gated DeltaProduct replace the gates of the update (`build_update`, `update`).
 """
 
 import abc
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ class Sizes(NamedTuple):
 
 @settings
 class DeltaConfig(MixerConfig):
-    """Base of the three mixers' settings; each defines its sizes, decay, output and their costs."""
+    """Base of the mixers' settings; each defines its sizes, decay, output and their costs."""
 
     name: ClassVar[str]
 
@@ -51,6 +52,18 @@ class DeltaConfig(MixerConfig):
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "Delta":
         """The mixer's module."""
 
+    def updates_per_token(self) -> int:
+        """Updates of the state per token, each with a key and a value of its own."""
+        return 1
+
+    def convolved(self, sizes: Sizes) -> int:
+        """Channels of q, k and v."""
+        return sizes.keys + self.updates_per_token() * (sizes.keys + sizes.values)
+
+    def update_gates(self, sizes: Sizes) -> int:
+        """Numbers per token that say how strongly the state is erased and written."""
+        return sizes.value_heads
+
     @abc.abstractmethod
     def gate_flops(self, width: int) -> int:
         """FLOPs per token of the projections to the decay and the output gate."""
@@ -58,16 +71,16 @@ class DeltaConfig(MixerConfig):
     def flops_per_token(self, width: int, seq_len: int) -> float:
         del seq_len  # a recurrence costs the same at every position
         sizes = self.sizes(width)
-        convolved = 2 * sizes.keys + sizes.values
-        projections = 2 * width * (convolved + sizes.value_heads + sizes.values)
-        # Per value head: reading S at k, writing the correction, reading S at q.
-        state = 3 * 2 * sizes.key_size * sizes.values
+        convolved = self.convolved(sizes)
+        projections = 2 * width * (convolved + self.update_gates(sizes) + sizes.values)
+        # Per value head: for each update reading S at k and writing the correction; reading S at q.
+        state = (2 * self.updates_per_token() + 1) * 2 * sizes.key_size * sizes.values
         return projections + self.gate_flops(width) + 2 * self.conv_width * convolved + state
 
     def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
         del seq_len
         sizes = self.sizes(width)
-        convolved = 2 * sizes.keys + sizes.values
+        convolved = self.convolved(sizes)
         return 4 * sizes.key_size * sizes.values + (self.conv_width - 1) * convolved * itemsize
 
     @property
@@ -103,17 +116,34 @@ class Delta(Mixer):
         width, sizes = spec.width, config.sizes(spec.width)
         self.config = config
         self.sizes = sizes
+        keys, values = (config.updates_per_token() * n for n in (sizes.keys, sizes.values))
         self.q = Linear(width, sizes.keys, ("embed", "kv_heads"), rngs=rngs)
-        self.k = Linear(width, sizes.keys, ("embed", "kv_heads"), rngs=rngs)
-        self.v = Linear(width, sizes.values, ("embed", "heads"), rngs=rngs)
-        self.beta = Linear(width, sizes.value_heads, ("embed", "heads"), rngs=rngs)
+        self.k = Linear(width, keys, ("embed", "kv_heads"), rngs=rngs)
+        self.v = Linear(width, values, ("embed", "heads"), rngs=rngs)
+        self.build_update(width, rngs)
         self.out = Linear(sizes.values, width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
         self.q_conv = ShortConv(sizes.keys, config.conv_width, rngs=rngs)
-        self.k_conv = ShortConv(sizes.keys, config.conv_width, rngs=rngs)
-        self.v_conv = ShortConv(sizes.values, config.conv_width, rngs=rngs)
+        self.k_conv = ShortConv(keys, config.conv_width, rngs=rngs)
+        self.v_conv = ShortConv(values, config.conv_width, rngs=rngs)
         self.decay = decay
         self.output = output
         self.largest_beta = 2.0 if config.negative_eigenvalues else 1.0
+
+    def build_update(self, width: int, rngs: nnx.Rngs) -> None:
+        """Makes the projections that `update` reads besides q, k and v."""
+        self.beta = Linear(width, self.sizes.value_heads, ("embed", "heads"), rngs=rngs)
+
+    def update(
+        self,
+        x_BTD: jax.Array,
+        q_BTGK: jax.Array,
+        k_BTGK: jax.Array,
+        v_BTHV: jax.Array,
+        **options: Any,
+    ) -> tuple[jax.Array, delta_rule.DeltaRuleState]:
+        """The delta rule on the layer's queries, keys and values; `options` are the operation's."""
+        beta_BTH = self.largest_beta * jax.nn.sigmoid(at_least_float32(self.beta(x_BTD)))
+        return ops.delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, self.decay(x_BTD), **options)
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         return self.extend(x_BTD, context, None)[0]
@@ -143,13 +173,11 @@ class Delta(Mixer):
         q_BTGK, q_conv = self._convolved(self.q, self.q_conv, x_BTD, ids_BT, state.q_conv)
         k_BTGK, k_conv = self._convolved(self.k, self.k_conv, x_BTD, ids_BT, state.k_conv)
         v_BTHV, v_conv = self._convolved(self.v, self.v_conv, x_BTD, ids_BT, state.v_conv)
-        beta_BTH = self.largest_beta * jax.nn.sigmoid(at_least_float32(self.beta(x_BTD)))
-        o_BTHV, recurrence = ops.delta_rule(
+        o_BTHV, recurrence = self.update(
+            x_BTD,
             l2_normalize(q_BTGK.reshape(*q_BTGK.shape[:2], -1, self.sizes.key_size)),
             l2_normalize(k_BTGK.reshape(*k_BTGK.shape[:2], -1, self.sizes.key_size)),
             v_BTHV.reshape(*v_BTHV.shape[:2], -1, self.sizes.value_size),
-            beta_BTH,
-            self.decay(x_BTD),
             segment_ids=ids_BT,
             initial_state=state.recurrence,
             return_state=True,
@@ -196,11 +224,11 @@ def initial_a_log(key: jax.Array, heads: int, low: float, high: float = 16.0) ->
 
 
 class LowRank(nnx.Module):
-    """x -> W2 W1 x over a hidden size `rank`."""
+    """x -> W2 W1 x, and with `bias` + b, over a hidden size `rank`."""
 
-    def __init__(self, width: int, rank: int, size: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, rank: int, size: int, *, rngs: nnx.Rngs, bias: bool = False):
         self.down = Linear(width, rank, ("embed", "rank"), rngs=rngs)
-        self.up = Linear(rank, size, ("rank", "heads"), rngs=rngs)
+        self.up = Linear(rank, size, ("rank", "heads"), rngs=rngs, bias=bias)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return self.up(self.down(x_BTD))

@@ -87,10 +87,13 @@ class KDAConfig(DeltaConfig):
 
 
 class ChannelDecay(nnx.Module):
-    """log a = -exp(A_log) softplus(W2 W1 x + dt_bias), one per key channel; A_log per head."""
+    """log a = -exp(A_log) softplus(W2 W1 x + dt_bias), one per key channel; A_log per head.
 
-    def __init__(self, width: int, sizes: Sizes, *, rngs: nnx.Rngs):
-        self.proj = LowRank(width, sizes.key_size, sizes.keys, rngs=rngs)
+    `rank` is W1's number of outputs, the size of a key if None.
+    """
+
+    def __init__(self, width: int, sizes: Sizes, *, rngs: nnx.Rngs, rank: int | None = None):
+        self.proj = LowRank(width, rank or sizes.key_size, sizes.keys, rngs=rngs)
         self.a_log = nnx.Param(self.initial_a_log(rngs, sizes.heads), axes=("heads",))
         self.dt_bias = nnx.Param(
             initial_dt_bias(rngs.params(), (sizes.heads, sizes.key_size)), axes=("heads", "channel")

@@ -53,6 +53,32 @@ class ShortConv(nnx.Module):
         return causal_conv.empty_state(batch, *self.kernel[...].shape, dtype)
 
 
+class TokenShift(nnx.Module):
+    """The token before each token of a document, 0 before its first one."""
+
+    def __init__(self, channels: int):
+        self.channels = channels
+
+    def __call__(
+        self, x_BTD: jax.Array, segment_ids_BT: jax.Array, state: causal_conv.ConvState | None
+    ) -> tuple[jax.Array, causal_conv.ConvState]:
+        """(x_{t-1}, state after the last token), continuing from `state`, or from nothing if None."""
+        taps_WD = jnp.asarray([[0.0], [1.0]], x_BTD.dtype) * jnp.ones(
+            (1, self.channels), x_BTD.dtype
+        )
+        return ops.causal_conv(
+            x_BTD,
+            taps_WD,
+            segment_ids=segment_ids_BT,
+            initial_state=state,
+            return_state=True,
+        )
+
+    def init_state(self, batch: int, dtype: jnp.dtype) -> causal_conv.ConvState:
+        """The state before any token."""
+        return causal_conv.empty_state(batch, 2, self.channels, dtype)
+
+
 class GroupRMSNorm(nnx.Module):
     """RMSNorm of each of `groups` equal parts of the last axis; one learned scale a channel."""
 
