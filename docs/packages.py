@@ -43,6 +43,7 @@ FLOORS: list[dict[str, str]] = [
     {
         "hybridlm.errors": "errors that a user can mend, and exit codes",
         "hybridlm.progress": "says what takes longer than two seconds",
+        "hybridlm.pages": "HTML pages that are one file: shell, colours, script",
     },
     {"kernels_pallas": "ops: reference, chunked, TPU, Hopper; laws; scorecard"},
 ]

@@ -6,9 +6,7 @@ from html import escape
 from typing import Literal
 
 from hybridlm.gallery.families import COLORS, css_name
-
-LIGHT = dict(ink="#1f2328", soft="#636c76", line="#c9ced4", ground="#ffffff", tint="#f3f4f5")
-DARK = dict(ink="#e6e6e6", soft="#9aa3ad", line="#4a5058", ground="#15171a", tint="#22262b")
+from hybridlm.pages import DARK, LIGHT, scheme
 
 #: Rules of elements; the colours come from custom properties of an element above them.
 RULES = """
@@ -32,11 +30,6 @@ svg.drawing .page { fill: var(--ground); }
     f"svg.drawing .box.{css_name(family)} {{ fill-opacity: .16; stroke: {color}; stroke-width: 1.4; }}"
     for family, color in COLORS.items()
 )
-
-
-def scheme(colors: dict[str, str]) -> str:
-    """Custom properties of one colour scheme, as the inside of a style rule."""
-    return " ".join(f"--{name}: {color};" for name, color in colors.items())
 
 
 STANDALONE = (

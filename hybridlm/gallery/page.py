@@ -1,21 +1,20 @@
 """One static page of all models: a table to search and sort, sheets, drawings, and differences.
 
-The page is one file: its style, its script and its data are inside, and it loads nothing. The files
-in `static` are what it is made of.
+The page is one file: its style, its script and its data are inside, and it loads nothing. It is
+made of the files in `static`, in the shell of `hybridlm.pages`.
 """
 
-import importlib.resources
-import json
-import re
 from collections.abc import Iterable
 from typing import Any
 
+from hybridlm import pages
 from hybridlm.gallery import numbers, text, words
 from hybridlm.gallery.diagram import diagram
-from hybridlm.gallery.drawing import DARK, LIGHT, RULES, scheme
+from hybridlm.gallery.drawing import RULES
 from hybridlm.gallery.families import COLORS, families
 from hybridlm.gallery.sheet import Sheet
 from hybridlm.models.feedforward.moe import MoEConfig
+from hybridlm.pages import shell
 
 #: Columns of the table: key, heading, whether it holds numbers.
 COLUMNS = (
@@ -38,29 +37,17 @@ def page(sheets: Iterable[Sheet]) -> str:
         "families": COLORS,
         "columns": [dict(key=k, label=label, number=n) for k, label, n in COLUMNS],
     }
-    # "<" appears in no JSON but in strings, where its escape means the same.
-    packed = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    packed = packed.replace("<", "\\u003c")
-    parts = {"style": _style(), "data": packed, "script": _static("page.js")}
-    return re.sub(r"\{(style|data|script)\}", lambda m: parts[m[1]], _static("page.html"))
+    return pages.page(
+        "Published hybrid language models",
+        _static("page.html"),
+        style=RULES + _static("page.css"),
+        script=_static("page.js"),
+        data=data,
+    )
 
 
 def _static(name: str) -> str:
-    return (importlib.resources.files("hybridlm.gallery") / "static" / name).read_text("utf-8")
-
-
-def _style() -> str:
-    light, dark = scheme(LIGHT), scheme(DARK)
-    return "\n".join(
-        [
-            f":root {{ {light} }}",
-            f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}",
-            f':root[data-scheme="light"] {{ color-scheme: light; {light} }}',
-            f':root[data-scheme="dark"] {{ color-scheme: dark; {dark} }}',
-            RULES,
-            _static("page.css"),
-        ]
-    )
+    return shell.static(name, "hybridlm.gallery")
 
 
 def _model(sheet: Sheet) -> dict[str, Any]:

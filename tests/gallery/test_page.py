@@ -7,7 +7,7 @@ import pytest
 
 from hybridlm import gallery
 from hybridlm.gallery.page import COLUMNS, page
-from tests.gallery.browser import NAMES, browser, installed
+from tests.browser import NAMES, browser, installed
 from tests.gallery.sheets import ROOT, sheet_of
 
 pytestmark = pytest.mark.xdist_group("gallery")  # they share the sheets

@@ -1,19 +1,6 @@
-"use strict";
-const { models, families, columns } = JSON.parse(document.getElementById("data").textContent);
+const { models, families, columns } = data;
 const byName = new Map(models.map((model) => [model.name, model]));
-const $ = (id) => document.getElementById(id);
 const state = { query: "", feed: "", families: new Set(), sort: "released", down: true, chosen: [] };
-
-/** An element with attributes, a class or handlers among `set`, and children. */
-function make(tag, set = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [key, value] of Object.entries(set)) {
-    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-    else if (value !== false && value != null) element.setAttribute(key, value === true ? "" : value);
-  }
-  element.append(...children);
-  return element;
-}
 
 function swatch(family) {
   const square = make("span", { class: "swatch" });
@@ -209,17 +196,6 @@ function show() {
   } else if (dialog.open) dialog.close();
 }
 
-function schemes() {
-  const order = ["system", "light", "dark"];
-  const button = $("scheme");
-  button.addEventListener("click", () => {
-    const next = order[(order.indexOf(document.documentElement.dataset.scheme ?? "system") + 1) % order.length];
-    if (next === "system") delete document.documentElement.dataset.scheme;
-    else document.documentElement.dataset.scheme = next;
-    button.textContent = `Scheme: ${next}`;
-  });
-}
-
 function start() {
   const heads = columns.map(({ key, label, number }) =>
     make(
@@ -271,7 +247,6 @@ function start() {
   });
   window.addEventListener("hashchange", show);
   window.addEventListener("popstate", show);
-  schemes();
   render();
   show();
 }
