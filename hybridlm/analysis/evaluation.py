@@ -4,13 +4,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from hybridlm.analysis.figures import heat_map_figure
+from hybridlm.analysis.figures import needle_map, task_map
+from hybridlm.analysis.rows import RECORDS
 from hybridlm.evals.registry import TASKS
 from hybridlm.evals.scoring import accuracy_table
 from hybridlm.evals.task import Record
 from hybridlm.runs.json_files import read_json
-
-RECORDS = "eval.json"
 
 
 def table(records: Sequence[Record]) -> str:
@@ -32,21 +31,16 @@ def table(records: Sequence[Record]) -> str:
 def figures(records: Sequence[Record]) -> dict[str, Any]:
     """Heat maps by name: "needle" by depth and length, "tasks" by task and length."""
     made = {}
-    needles = [r for r in records if r["task"] == "needle"]
-    if needles:
-        rows = {
-            f"{cell['depth']:g}%": {
-                r["length"]: c["accuracy"]
-                for r in needles
-                for c in r["by_depth"]
-                if c["depth"] == cell["depth"]
-            }
-            for cell in needles[0]["by_depth"]
-        }
-        made["needle"] = heat_map_figure(rows, "Needle in a haystack", "depth of the needle")
-    accuracies = _rows(records, "accuracy")
-    if accuracies:
-        made["tasks"] = heat_map_figure(accuracies, "Accuracy by task and length", "")
+    cells = [
+        {"length": r["length"], **cell}
+        for r in records
+        if r["task"] == "needle"
+        for cell in r["by_depth"]
+    ]
+    if cells:
+        made["needle"] = needle_map(cells)
+    if any("accuracy" in r for r in records):
+        made["tasks"] = task_map(records)
     return made
 
 

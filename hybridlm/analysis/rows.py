@@ -5,17 +5,19 @@ another (`init.keep_step`). `flops` are the model FLOPs of training up to that s
 """
 
 import pathlib
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from hybridlm.analysis.evaluation import RECORDS
 from hybridlm.evals.registry import TASKS
+from hybridlm.models.settings import ModelConfig
 from hybridlm.probes.table import FILE as PROBES
 from hybridlm.runs import metrics
 from hybridlm.runs.json_files import read_json
 from hybridlm.storage import is_remote, objects
 
 Row = dict[str, Any]
+RECORDS = "eval.json"
 
 
 class Progress:
@@ -23,21 +25,22 @@ class Progress:
 
     Args:
       records: all of `metrics.jsonl`.
-      tokens_per_step: of the run's config.
+      tokens_per_step: of the run's config; None if it is not known.
     """
 
-    def __init__(self, records: Iterable[Row], tokens_per_step: int):
+    def __init__(self, records: Iterable[Row], tokens_per_step: int | None):
         records = list(records)
         known = next((r for r in records if "tokens" in r), None)
         self._per_step = tokens_per_step
-        self._before = 0 if known is None else known["tokens"] - known["step"] * tokens_per_step
+        before = None if known is None or tokens_per_step is None else known["step"]
+        self._before = 0 if before is None else known["tokens"] - before * tokens_per_step
         facts = [r for r in records if r["kind"] == "run"]
         self._flops = facts[-1].get("flops_per_token") if facts else None
 
     def at(self, step: int | None) -> Row:
         """`step`, `tokens` and, where the run recorded its FLOPs a token, `flops`."""
-        if step is None:
-            return {"step": None, "tokens": None, "flops": None}
+        if step is None or self._per_step is None:
+            return {"step": step, "tokens": None, "flops": None}
         tokens = self._before + step * self._per_step
         flops = None if self._flops is None else float(tokens * self._flops)
         return {"step": step, "tokens": tokens, "flops": flops}
@@ -166,3 +169,31 @@ def _files(path: pathlib.Path, name: str) -> list[tuple[str, pathlib.Path]]:
             for file in path.glob(glob)
         )
     return [(folder, path / folder / name if folder else path / name) for folder in folders]
+
+
+def layer_rows(model: ModelConfig, length: int) -> list[Row]:
+    """A row for each layer: layer, mixer, mechanism, and reach, the tokens that it attends to at
+    this length of context (None for a layer with a state that forgets by itself)."""
+    return [
+        {"layer": i, "mixer": name, "mechanism": mixer.mechanism, "reach": mixer.reach(length)}
+        for i, (name, mixer) in enumerate(model.layer_mixers())
+    ]
+
+
+def state_rows(model: ModelConfig) -> list[Row]:
+    """Bytes of the decoding state, by mixer and context: mixer, layers, tokens, bytes.
+
+    Caches are bfloat16, recurrent states float32.
+    """
+    layers = model.layer_mixers()
+    count = Counter(name for name, _ in layers)
+    return [
+        {
+            "mixer": name,
+            "layers": count[name],
+            "tokens": tokens,
+            "bytes": count[name] * mixer.state_bytes(model.width, tokens),
+        }
+        for name, mixer in dict(layers).items()
+        for tokens in (2**i for i in range(8, 21))
+    ]

@@ -16,7 +16,61 @@ from hybridlm.storage import open_path, own_name
 Record = dict[str, Any]
 
 
-class Run:
+class Results:
+    """Probes and evaluations in a folder and in the folders in it: of a run, or of a model folder.
+
+    Attributes:
+      path: the folder.
+    """
+
+    def __init__(self, path: pathlib.Path | str):
+        self.path = open_path(path)
+
+    @property
+    def progress(self) -> rows.Progress:
+        """Tokens and FLOPs by step: not known without the run."""
+        return rows.Progress((), None)
+
+    @property
+    def probe_kinds(self) -> list[str]:
+        """The probes of which there are records, in the workdir or in a folder in it."""
+        return list(dict.fromkeys(row["probe"] for row in self.probe_rows()))
+
+    def probes(self, kind: str) -> Any:
+        """The entries of a probe, of training and of `hybridlm probe` with `--out` in the workdir.
+
+        Columns: probe, step, tokens, flops, those of docs/probes.md, folder ("" for training).
+        """
+        return frame(self.probe_rows(kind))
+
+    def evaluations(self) -> Any:
+        """The results of `hybridlm eval` with `--out` in the workdir, a row for a task and length.
+
+        Columns: task, length, step, tokens, flops, weights, figure (the name of the task's main
+        figure), value, the task's other numbers, folder.
+        """
+        return frame(self.evaluation_rows())
+
+    def by_depth(self) -> Any:
+        """Accuracy of tasks with a needle: task, length, step, tokens, flops, depth (%), accuracy."""
+        return frame(self.depth_rows())
+
+    # --- the same as records, without pandas ---------------------------------------------------
+
+    def probe_rows(self, kind: str | None = None) -> list[Record]:
+        """`probes(kind)` as records; of all probes without a kind."""
+        return rows.probe_rows(rows.probe_files(self.path), self.progress, kind)
+
+    def evaluation_rows(self) -> list[Record]:
+        """`evaluations()` as records."""
+        return rows.evaluation_rows(rows.evaluation_files(self.path), self.progress)
+
+    def depth_rows(self) -> list[Record]:
+        """`by_depth()` as records."""
+        return rows.depth_rows(rows.evaluation_files(self.path), self.progress)
+
+
+class Run(Results):
     """An opened run, finished or not.
 
     Attributes:
@@ -32,13 +86,13 @@ class Run:
         Raises:
           UserError: if the folder is not a run, or one of its files is damaged.
         """
-        path = open_path(path)
+        super().__init__(path)
+        path = self.path
         if not path.is_dir():
             raise RunError(f"{path} is not a folder")
         if not (path / workdir.CONFIG).is_file():
             raise RunError(f"{path} is no run: it has no {workdir.CONFIG}")
         environment = path / workdir.ENVIRONMENT
-        self.path = path
         self.settings: dict[str, Any] = json_files.read_json(path / workdir.CONFIG)
         self.records: list[Record] = metrics.read(path / metrics.FILE)
         self.environment: dict[str, Any] = (
@@ -84,30 +138,6 @@ class Run:
         """
         return frame(self.position_rows())
 
-    @property
-    def probe_kinds(self) -> list[str]:
-        """The probes of which there are records, in the workdir or in a folder in it."""
-        return list(dict.fromkeys(row["probe"] for row in self.probe_rows()))
-
-    def probes(self, kind: str) -> Any:
-        """The entries of a probe, of training and of `hybridlm probe` with `--out` in the workdir.
-
-        Columns: probe, step, tokens, flops, those of docs/probes.md, folder ("" for training).
-        """
-        return frame(self.probe_rows(kind))
-
-    def evaluations(self) -> Any:
-        """The results of `hybridlm eval` with `--out` in the workdir, a row for a task and length.
-
-        Columns: task, length, step, tokens, flops, weights, figure (the name of the task's main
-        figure), value, the task's other numbers, folder.
-        """
-        return frame(self.evaluation_rows())
-
-    def by_depth(self) -> Any:
-        """Accuracy of tasks with a needle: task, length, step, tokens, flops, depth (%), accuracy."""
-        return frame(self.depth_rows())
-
     # --- the same as records, without pandas ---------------------------------------------------
 
     @functools.cached_property
@@ -122,18 +152,6 @@ class Run:
     def position_rows(self) -> list[Record]:
         """`by_position()` as records."""
         return rows.position_rows(self.records, self.progress)
-
-    def probe_rows(self, kind: str | None = None) -> list[Record]:
-        """`probes(kind)` as records; of all probes without a kind."""
-        return rows.probe_rows(rows.probe_files(self.path), self.progress, kind)
-
-    def evaluation_rows(self) -> list[Record]:
-        """`evaluations()` as records."""
-        return rows.evaluation_rows(rows.evaluation_files(self.path), self.progress)
-
-    def depth_rows(self) -> list[Record]:
-        """`by_depth()` as records."""
-        return rows.depth_rows(rows.evaluation_files(self.path), self.progress)
 
     # --- records of metrics.jsonl --------------------------------------------------------------
 
@@ -194,9 +212,13 @@ class Run:
         ]
 
     @property
-    def _tokens_per_step(self) -> int:
+    def _tokens_per_step(self) -> int | None:
         data = self.settings.get("data") or {}
-        return data.get("batch_size", 0) * data.get("seq_len", 0)
+        return (
+            data["batch_size"] * data["seq_len"]
+            if {"batch_size", "seq_len"} <= data.keys()
+            else None
+        )
 
     def _of(self, kind: str) -> list[Record]:
         return [r for r in self.records if r["kind"] == kind]

@@ -1,11 +1,14 @@
 """Several runs side by side: the runs of a sweep or of an experiment."""
 
 import fnmatch
+import functools
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from hybridlm.analysis.arms import arms
 from hybridlm.analysis.run import Record, Run
 from hybridlm.analysis.tables import frame
 from hybridlm.errors import RunError
@@ -19,6 +22,9 @@ _GLOB = frozenset("*?[")
 
 class Runs:
     """Runs in the order of their names, which are their folders' below the folder they share.
+
+    Tables of several runs begin with the columns `run`, `arm` (what a run is set to beside its
+    seed, as text) and the settings that differ.
 
     Attributes:
       names: unique, in the order of `runs`; "window/lr=0.1" where folders differ above the last.
@@ -62,23 +68,23 @@ class Runs:
         return frame(self.summary_rows())
 
     def metrics(self, kind: str = "train") -> Any:
-        """`Run.metrics` of all runs, with the run's name and the settings that differ."""
+        """`Run.metrics` of all runs."""
         return frame(self.joined(lambda run: run.rows(kind)))
 
     def by_position(self) -> Any:
-        """`Run.by_position` of all runs, with the run's name and the settings that differ."""
+        """`Run.by_position` of all runs."""
         return frame(self.joined(Run.position_rows))
 
     def probes(self, kind: str) -> Any:
-        """`Run.probes` of all runs, with the run's name and the settings that differ."""
+        """`Run.probes` of all runs."""
         return frame(self.joined(lambda run: run.probe_rows(kind)))
 
     def evaluations(self) -> Any:
-        """`Run.evaluations` of all runs, with the run's name and the settings that differ."""
+        """`Run.evaluations` of all runs."""
         return frame(self.joined(Run.evaluation_rows))
 
     def by_depth(self) -> Any:
-        """`Run.by_depth` of all runs, with the run's name and the settings that differ."""
+        """`Run.by_depth` of all runs."""
         return frame(self.joined(Run.depth_rows))
 
     # --- the same as records, without pandas ---------------------------------------------------
@@ -86,6 +92,11 @@ class Runs:
     def varied(self) -> list[str]:
         """Dotted keys of the settings in which runs differ, sorted."""
         return [row["key"] for row in self.difference_rows()]
+
+    @functools.cached_property
+    def arms(self) -> dict[str, str]:
+        """By a run's name, what it is set to beside its seed: "swa.window=8"."""
+        return arms(self.difference_rows(), self.names)
 
     def difference_rows(self) -> list[Record]:
         """`differences()` as records: key, then the value of each run by its name."""
@@ -118,7 +129,7 @@ class Runs:
         ]
 
     def joined(self, rows: Callable[[Run], Iterable[Record]]) -> list[Record]:
-        """The rows of all runs, each begun with `run` and the settings that differ."""
+        """The rows of all runs, each begun with `run`, `arm` and the settings that differ."""
         return [
             {"run": name, **given, **row}
             for name, run, given in zip(self.names, self.runs, self._given())
@@ -126,13 +137,16 @@ class Runs:
         ]
 
     def _given(self) -> list[Record]:
-        """Of each run, the settings that differ; a figure of the same name wins over them."""
+        """Of each run, its arm and the settings that differ."""
         different = self.difference_rows()
-        return [{row["key"]: row[name] for row in different} for name in self.names]
+        return [
+            {"arm": self.arms[name], **{row["key"]: row[name] for row in different}}
+            for name in self.names
+        ]
 
 
 def find_runs(path: pathlib.Path | str) -> list[pathlib.Path]:
-    """The workdirs that a path leads to, sorted: of a run, of a folder of runs, or of a glob.
+    """The workdirs that a path leads to, in the order of their names: of a run, of a folder of runs, or of a glob.
 
     Raises:
       RunError: if it leads to none.
@@ -140,9 +154,9 @@ def find_runs(path: pathlib.Path | str) -> list[pathlib.Path]:
     text = os.fspath(path)
     if is_remote(text):
         found = _find_remote(text)
-    elif _GLOB & set(text):
+    elif is_glob(text):
         root = pathlib.Path("/") if text.startswith("/") else pathlib.Path()
-        matches = sorted(root.glob(text.lstrip("/")))
+        matches = sorted(root.glob(text.lstrip("/")), key=_natural)
         found = [run for match in matches for run in _below(match, 0)]
     else:
         path = open_path(path)
@@ -154,12 +168,19 @@ def find_runs(path: pathlib.Path | str) -> list[pathlib.Path]:
     return found
 
 
+def is_glob(text: str) -> bool:
+    """Whether a path is a pattern; a folder of this machine with such a name is none."""
+    return bool(_GLOB & set(text)) and (is_remote(text) or not pathlib.Path(text).is_dir())
+
+
 def _below(path: pathlib.Path, depth: int) -> list[pathlib.Path]:
     if (path / CONFIG).is_file():
         return [path]
     if depth == 0 or not path.is_dir():
         return []
-    return [run for folder in sorted(path.iterdir()) for run in _below(folder, depth - 1)]
+    return [
+        run for folder in sorted(path.iterdir(), key=_natural) for run in _below(folder, depth - 1)
+    ]
 
 
 def _find_remote(text: str) -> list[pathlib.Path]:
@@ -170,7 +191,7 @@ def _find_remote(text: str) -> list[pathlib.Path]:
     open_path(base)  # its bucket is checked
     folders = [key.rpartition("/")[0] for key in objects.keys(base) if key.split("/")[-1] == CONFIG]
     found = []
-    for folder in sorted(folders):
+    for folder in sorted(folders, key=_natural):
         below = folder.split("/") if folder else []
         if pattern:
             same = len(below) == len(pattern)
@@ -180,6 +201,12 @@ def _find_remote(text: str) -> list[pathlib.Path]:
         if same:
             found.append(open_path(f"{base}/{folder}" if folder else base))
     return found
+
+
+def _natural(path: Any) -> list[Any]:
+    """Orders numbers in names by size: "lr=8" before "lr=16"."""
+    parts = re.split(r"(\d+)", os.fspath(path))
+    return [int(part) if part.isdigit() else part for part in parts]
 
 
 def _names(paths: Sequence[pathlib.Path]) -> list[str]:

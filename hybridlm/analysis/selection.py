@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from hybridlm.analysis.figures import FAINT, INK, PALETTE, plain_axes
+from hybridlm.analysis.figures import FAINT, GRID, INK, PALETTE, plain_axes
 from hybridlm.distill.selection.noise import interval
 
 Record = dict[str, Any]
@@ -66,7 +66,7 @@ def layers_figure(record: Record) -> Figure:
     for y, selection in enumerate(reversed(selections), start=1):
         kept = set(selection["kept"])
         for layer in range(depth):
-            color = PALETTE[0] if layer in kept else "#EAEAEA" if layer in candidates else FAINT
+            color = PALETTE[0] if layer in kept else GRID if layer in candidates else FAINT
             axes.add_patch(Rectangle((layer - 0.45, y - 0.42), 0.9, 0.84, color=color, linewidth=0))
     score = "mass" if record["retrieval"]["by"] == "retrieval" else "induction"
     most = max((row[score] for row in record["retrieval"]["layers"]), default=0.0)

@@ -63,11 +63,13 @@ class StoredCheckpoint:
       path: the run, model folder or checkpoint of transformers.
       step: None where the folder names none.
       arrays: by name, unread.
+      model: its graph and settings; None if this program does not read them.
     """
 
     path: pathlib.Path
     step: int | None
     arrays: Mapping[str, StoredArray]
+    model: Model | None
 
     def __getitem__(self, name: str) -> np.ndarray:
         """One array.
@@ -129,7 +131,8 @@ def open_checkpoint(path: pathlib.Path | str, step: int | None = None) -> Stored
         raise RunError(f"{path} is no run and no model folder: it has no {CONFIG}")
     found = _Folder.of(folder, remedy)
     prefix = f"{PARAMS}/" if (path / CONFIG).is_file() else ""
-    return StoredCheckpoint(path, step, found.named(_model(settings), prefix))
+    model = _model(settings)
+    return StoredCheckpoint(path, step, found.named(model, prefix), model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,4 +210,4 @@ def _converted(path: pathlib.Path, step: int | None) -> StoredCheckpoint:
         name: StoredArray(x.shape, np.dtype(np.float32), functools.partial(found.parameter, name))
         for name, x in shapes.items()
     }
-    return StoredCheckpoint(path, None, arrays)
+    return StoredCheckpoint(path, None, arrays, found.model)

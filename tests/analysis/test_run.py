@@ -100,19 +100,19 @@ def sweep(root, seeds=(0, 1), windows=(8, 16)):
 
 def test_runs_are_joined_with_the_settings_in_which_they_differ(tmp_path):
     runs = Runs(sweep(tmp_path / "sweep"))
-    names = [f"window={w}/seed={s}" for w in (16, 8) for s in (0, 1)]  # as text
+    names = [f"window={w}/seed={s}" for w in (8, 16) for s in (0, 1)]
     assert runs.names == names
     key = "model.mixers.swa.window"
     differences = runs.differences()
     assert differences.index.tolist() == [key, "seed"]
-    assert differences.loc[key].tolist() == [16, 16, 8, 8]
+    assert differences.loc[key].tolist() == [8, 8, 16, 16]
     assert runs.varied() == [key, "seed"]
     joined = runs.metrics()
-    assert joined.run.tolist() == names and joined[key].tolist() == [16, 16, 8, 8]
-    assert joined.loss.tolist() == [16.0, 16.1, 8.0, 8.1]
+    assert joined.run.tolist() == names and joined[key].tolist() == [8, 8, 16, 16]
+    assert joined.loss.tolist() == [8.0, 8.1, 16.0, 16.1]
     assert runs.summary().training_loss.tolist() == joined.loss.tolist()
     assert runs["window=8/seed=1"].settings["seed"] == 1 and runs[0].name == "seed=0"
-    with pytest.raises(RunError, match="there is no run x: there are window=16/seed=0"):
+    with pytest.raises(RunError, match="there is no run x: there are window=8/seed=0"):
         runs["x"]
 
 
@@ -123,6 +123,11 @@ def test_runs_of_other_mixers_differ_in_settings_that_only_some_have(tmp_path):
         write_run(tmp_path / name, [], settings)
     rows = {row["key"]: row for row in Runs(tmp_path).difference_rows()}
     assert rows["model.mixers.rec.heads"] == dict(key="model.mixers.rec.heads", a="(none)", b=2)
+
+
+def test_a_folder_whose_name_looks_like_a_glob_is_a_folder(tmp_path):
+    write_run(tmp_path / "run[1]" / "a*", [FACTS])
+    assert [p.name for p in find_runs(tmp_path / "run[1]")] == ["a*"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,203 @@
+"""The sections of a report that compares runs: of a sweep, or of an experiment."""
+
+from collections import Counter
+from typing import Any
+
+from hybridlm.analysis import figures
+from hybridlm.analysis.arms import is_seed
+from hybridlm.analysis.figures.style import finite
+from hybridlm.analysis.report.parts import Parts, cards, count_text, grid, section
+from hybridlm.analysis.rows import Row
+from hybridlm.analysis.runs import Runs
+from hybridlm.sweep.names import short_key
+
+
+def comparison_sections(runs: Runs, asked: str) -> tuple[Parts, str]:
+    """The report of several runs: the parts' data, and HTML.
+
+    Args:
+      asked: the path that leads to the runs, for the code of the figures.
+    """
+    parts, code = Parts(), f"Runs({asked!r})"
+    summary = runs.summary_rows()
+    sections = [
+        _cards(summary),
+        _summary(parts, runs, summary),
+        _differences(parts, runs),
+        _curves(parts, runs, code),
+        _settings(parts, runs, summary, code),
+        _evaluations(parts, runs, code),
+        _heads(parts, runs, code),
+    ]
+    return parts, "\n".join(filter(None, sections))
+
+
+def _cards(summary: list[Row]) -> str:
+    finished = sum(r["step"] >= (r["steps"] or 0) for r in summary)
+    best = min((r for r in summary if finite(r["heldout_loss"])), key=_heldout, default=None)
+    found = [(str(len(summary)), "runs"), (str(finished), "of them finished")]
+    found.append((count_text(sum(r["tokens"] or 0 for r in summary)), "training tokens of all"))
+    if all(finite(r["flops"]) for r in summary):
+        found.append((count_text(sum(r["flops"] for r in summary)), "training FLOPs of all"))
+    if best:
+        found.append((f"{best['heldout_loss']:.4f}", f"nats held out, the least: {best['run']}"))
+    return cards(found)
+
+
+def _heldout(row: Row) -> float:
+    return row["heldout_loss"]
+
+
+def _summary(parts: Parts, runs: Runs, summary: list[Row]) -> str:
+    hidden = {"steps", "parameters", "training_bits_per_byte", "arm"}
+    if len({r["parameters"] for r in summary}) > 1:
+        hidden.discard("parameters")
+    varied = runs.varied()
+    kept = [*varied[:6]]
+    figures_of = [k for r in summary[:1] for k in r if k not in {"run", *varied, *hidden}]
+    more = [k for r in summary for k in r if k not in {"run", *varied, *hidden, *figures_of}]
+    columns = {"run": "run"} | {k: short_key(k) for k in kept}
+    columns |= {k: _heading(k) for k in dict.fromkeys([*figures_of, *more])}
+    shown = {"tokens": count_text, "flops": _flops}
+    best = min((r["heldout_loss"] for r in summary if finite(r["heldout_loss"])), default=None)
+
+    def marked(row: Row, key: str) -> bool:
+        return key == "heldout_loss" and row[key] == best
+
+    table = parts.table("A run a row; the least held-out loss is marked", summary, columns,
+                        marked=marked, shown=shown)  # fmt: skip
+    return section("Runs", table)
+
+
+def _heading(key: str) -> str:
+    return key.replace("heldout", "held-out").replace("_", " ").replace("flops", "FLOPs")
+
+
+def _flops(value: Any) -> str:
+    return "" if value is None else count_text(value)
+
+
+def _differences(parts: Parts, runs: Runs) -> str:
+    rows = runs.difference_rows()
+    if not rows:
+        return section("Settings", "<p>The configs of all runs are the same.</p>")
+    usual = {r["key"]: Counter(str(r[n]) for n in runs.names).most_common(1)[0][0] for r in rows}
+
+    def marked(row: Row, key: str) -> bool:
+        return key != "key" and not is_seed(row["key"]) and str(row[key]) != usual[row["key"]]
+
+    columns = {"key": "setting"} | {name: name for name in runs.names}
+    shown = {name: _setting for name in runs.names}
+    table = parts.table(
+        "What differs; marked where it is not the most frequent value",
+        rows,
+        columns,
+        marked=marked,
+        shown=shown,
+    )
+    return section("Settings", table)
+
+
+def _setting(value: Any) -> str:
+    """As in a config: 65536 and not 65,536."""
+    return str(value)
+
+
+def _curves(parts: Parts, runs: Runs, code: str) -> str:
+    kind = "eval" if any(run.eval_records for run in runs) else "train"
+    rows = runs.joined(lambda run: run.rows(kind))
+    if not rows:
+        return ""
+    by, note = _lines(runs)
+    what = "Held-out loss" if kind == "eval" else "Training loss"
+    shown = []
+    for x, title in (("step", "step"), ("tokens", "tokens"), ("flops", "FLOPs")):
+        if any(finite(r.get(x)) for r in rows):
+            drawn = figures.learning_curves(rows, x=x, by=by)
+            made = f'figures.learning_curves({code}.metrics("{kind}"), x="{x}", by="{by}")'
+            shown.append(parts.figure(f"{what} by {title}", drawn, made, rows, note))
+    places = runs.joined(lambda run: run.position_rows())
+    last: dict[str, int] = {}
+    for row in places:
+        last[row["run"]] = max(row["step"], last.get(row["run"], 0))
+    ends = [row for row in places if row["step"] == last[row["run"]]]
+    if ends:
+        drawn = figures.loss_by_position(ends, by=by)
+        made = (
+            f"table = {code}.by_position()\n"
+            'last = table[table.step == table.groupby("run").step.transform("max")]\n'
+            f'figures.loss_by_position(last, by="{by}")'
+        )
+        shown.append(parts.figure("Held-out loss by position at the end", drawn, made, ends))
+    return section("Learning curves", grid(*shown))
+
+
+def _lines(runs: Runs) -> tuple[str, str]:
+    """The column of the lines in a figure, and what its bands are."""
+    count = len(set(runs.arms.values()))
+    if count == len(runs):
+        return "run", ""
+    return "arm", "Lines are means; bands are from the smallest to the largest of an arm's runs."
+
+
+def _settings(parts: Parts, runs: Runs, summary: list[Row], code: str) -> str:
+    """A figure against each setting of a sweep of one or two."""
+    varied = [key for key in runs.varied() if not is_seed(key)]
+    if not 1 <= len(varied) <= 2:
+        return ""
+    measured = [k for k in summary[0] if k.endswith("_loss") or "_accuracy_" in k]
+    shown = []
+    for y in measured:
+        if y == "training_loss" or not any(finite(r.get(y)) for r in summary):
+            continue
+        x, *others = varied
+        if others and len({r[x] for r in summary}) < len({r[others[0]] for r in summary}):
+            x, others = others[0], [x]
+        by = others[0] if others else None
+        rest = "" if by is None else f", by={by!r}"
+        drawn = figures.sweep_summary(summary, x=x, y=y, by=by)
+        made = f"figures.sweep_summary({code}.summary(), x={x!r}, y={y!r}{rest})"
+        title = f"{_heading(y).capitalize()} against {short_key(x)}"
+        note = "Bars are 95% intervals of the mean over runs (Student's t)."
+        shown.append(parts.figure(title, drawn, made, summary, note))
+    return section("Against settings", grid(*shown))
+
+
+def _evaluations(parts: Parts, runs: Runs, code: str) -> str:
+    rows = runs.joined(lambda run: run.evaluation_rows())
+    if not rows:
+        return ""
+    shown = []
+    for task in dict.fromkeys(r["task"] for r in rows if r["figure"] == "accuracy"):
+        found = [r for r in rows if r["task"] == task]
+        drawn = figures.heat_map(found, x="length", y="run", value="accuracy")
+        made = (
+            f"table = {code}.evaluations()\n"
+            f'table = table[table.task == "{task}"]\n'
+            'figures.heat_map(table, x="length", y="run", value="accuracy")'
+        )
+        shown.append(parts.figure(f"{task}: accuracy by run and length", drawn, made, found))
+    columns = {k: k for k in ("run", "task", "length", "step", "figure", "value", "samples")}
+    return section("Evaluations", grid(*shown), parts.table("Results of all runs", rows, columns))
+
+
+def _heads(parts: Parts, runs: Runs, code: str) -> str:
+    """The best retrieval head of each run over training."""
+    rows = runs.joined(lambda run: run.probe_rows("retrieval_heads"))
+    best: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        key = row["run"], row["step"]
+        if finite(row["mass"]) and (key not in best or row["mass"] > best[key]["mass"]):
+            best[key] = row
+    found = list(best.values())
+    if not found:
+        return ""
+    by, note = _lines(runs)
+    drawn = figures.learning_curves(found, x="step", y="mass", by=by)
+    made = (
+        f'table = {code}.probes("retrieval_heads")\n'
+        'best = table.loc[table.groupby(["run", "step"]).mass.idxmax()]\n'
+        f'figures.learning_curves(best, x="step", y="mass", by="{by}")'
+    )
+    title = "Best retrieval head: attention on the needle"
+    return section("Probes", grid(parts.figure(title, drawn, made, found, note)))
