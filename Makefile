@@ -10,13 +10,13 @@ export JAX_PLATFORMS ?= cpu
 AOT := .venv-aot
 AOT_READY := $(AOT)/.ready
 
-.PHONY: help setup demo life laziness laziness-pilot laziness-all laziness-results test test-slow lint \
-  mixers benchmark aot aot-environment scorecard clean
+.PHONY: help setup demo life laziness laziness-sweep laziness-more laziness-rehearsal laziness-results \
+  test test-slow lint mixers benchmark aot aot-environment scorecard clean
 
 help:
 	@echo "make demo       install, and train the demo: 5 minutes on 2 CPU cores"
 	@echo "make life       pretrain, decay, extend and fine-tune one model: 7 minutes on 2 CPU cores"
-	@echo "make laziness   train the 30 small runs of the experiment on retrieval heads; resumes if stopped"
+	@echo "make laziness   train the 100 small runs of the experiment on retrieval heads; resumes if stopped"
 	@echo "make test       install, and run the tests (of the slow ones, a sample that changes every day)"
 	@echo "make test-slow  install, and run all tests"
 	@echo "make lint       check the rules and the format of ruff"
@@ -47,24 +47,29 @@ life: setup
 
 RUNS := runs/laziness
 
+LAZINESS := $(BIN)/python -m experiments.large_window_laziness
 laziness: setup
-	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --sets core --jobs 2
+	$(LAZINESS).run --workdir $(RUNS) --sets core --jobs 2
 	$(MAKE) laziness-results
 
-# Smaller models at 96 tokens: windows and cures.
-laziness-pilot: setup
-	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --scale pilot --sets core,cures --jobs 2
-	$(BIN)/python -m experiments.large_window_laziness.results --workdir $(RUNS) --scale pilot
+# Learning rates, on seeds of their own; the chosen ones stand in arms.py.
+laziness-sweep: setup
+	$(LAZINESS).run --workdir $(RUNS) --sets sweep --jobs 2
+	$(MAKE) laziness-results
 
-# Windows, cures, recurrent mixers and long budgets at 96 tokens; then the windows at 256 tokens.
-laziness-all: setup
-	$(BIN)/python -m experiments.large_window_laziness.run --workdir $(RUNS) --scale pilot --sets core,cures,recurrent,long --jobs 2
-	$(BIN)/python -m experiments.large_window_laziness.results --workdir $(RUNS) --scale pilot
-	$(MAKE) laziness
+# Convergence, controls, recurrent mixers and cures.
+laziness-more: setup
+	$(LAZINESS).run --workdir $(RUNS) --sets core,long,alone,far,conv,recurrent,cures --jobs 2
+	$(MAKE) laziness-results
+
+# A hundredth of the main table: one seed of ten, a tenth of the steps. It changes no committed file.
+laziness-rehearsal: setup
+	$(LAZINESS).run --workdir $(RUNS)-rehearsal --sets core --seeds 1 --steps 500 --jobs 2
+	$(LAZINESS).results --workdir $(RUNS)-rehearsal --out $(RUNS)-rehearsal/results
 
 # Tables, claims and figures of the finished runs.
 laziness-results: setup
-	$(BIN)/python -m experiments.large_window_laziness.results --workdir $(RUNS)
+	$(LAZINESS).results --workdir $(RUNS)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)

@@ -42,7 +42,7 @@ HYBRIDS: dict[str, dict[str, tuple[str, ...]]] = {
     "kda": dict(delta_rule=("delta_rule, gate per channel",), attention=(_FULL,)),
     "nha": dict(gated_slots=("gated_slots",), attention=("attention, window 512", _FULL)),
 }
-ARMS = ("w16-rope", "w512-rope", "gdn-rope", "w512-nope", "w16-nope", "full-rope", "nha-rope")
+ARMS = ("w16-rope", "w512-rope", "gdn-rope", "w512-nope", "w16-nope", "full-rope", "nha16x16-rope")
 FIRST_ARMS = 2
 JOBS = 14
 MEASURE, STEPS = "benchmarks.gpu_visit.measure", "benchmarks.gpu_visit.steps"

@@ -18,14 +18,14 @@ def arm(out, arm: str, smoke: bool, compile_only: bool) -> None:
     Raises:
       FloatingPointError: where a measured loss is not finite.
     """
-    scale = "pilot" if smoke else "large"
-    chosen = ARMS[scale][arm.replace("w512", "w64") if smoke else arm]
+    scale = "main" if smoke else "large"
+    chosen = ARMS[scale][arm.replace("w512", "w32") if smoke else arm]
     folder = (
         out.path.resolve().parent / ("compiled" if compile_only else "retrieval") / arm / str(SEED)
     )
     if compile_only:
         shutil.rmtree(folder, ignore_errors=True)
-        run(chosen, SEED, folder, steps=1, log=lambda line: None)
+        run(chosen, SEED, folder, steps=1, log=lambda line: None, ends=False)
         out.write("compiled", retrieval=arm)
         return
 
@@ -46,4 +46,4 @@ def arm(out, arm: str, smoke: bool, compile_only: bool) -> None:
             **losses,
         )
 
-    run(chosen, SEED, folder, steps=2 if smoke else None, log=log)
+    run(chosen, SEED, folder, steps=2 if smoke else None, log=log, ends=False)

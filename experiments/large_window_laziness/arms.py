@@ -1,7 +1,9 @@
 """The arms of the experiment: the mixer of the efficient layers, and the schedule of its window.
 
-Models have layers that alternate efficient and full attention ("local full local full"). Arms
-that differ only in windows share one program, because the window is an input of the step.
+Models begin with a layer `near`, attention over 4 tokens, which all arms share: it can look up the
+previous tokens, so no arm has to form that circuit in its own efficient layers first. Then (local,
+full) alternate. Arms that differ only in windows share one program, because the window is an input
+of the step.
 """
 
 import dataclasses
@@ -15,7 +17,12 @@ from experiments.large_window_laziness.stream import CopyTask
 from hybridlm.models.settings import ModelConfig
 from hybridlm.train.settings import OptimizerConfig, TrainConfig
 
-SEEDS = (0, 1, 2)
+NEAR = 4  # tokens that the shared first layer sees
+POSITIONS = ("rope", "nope")  # of the full layers
+PREFIXES = {
+    "near": lambda heads: dict(kind="attention", heads=heads, window=NEAR),
+    "conv": lambda heads: dict(kind="short_conv", conv_width=NEAR),
+}
 
 
 class ExperimentScale(NamedTuple):
@@ -23,49 +30,71 @@ class ExperimentScale(NamedTuple):
 
     Attributes:
       windows: of the arms; the last one spans a whole sequence.
-      width, heads: of the models.
+      width, heads, mlp: of the models.
+      depth: layers, without the prefix.
       batch: sequences per step.
       every: steps between two measurements.
       core, long: steps of the two budgets.
-      depth, mlp: layers, and hidden size of an MLP, of the models.
-      lr: learning rate.
+      after: steps that a run of the core budget goes on after retrieval is confirmed.
+      lrs: the learning rate by positions of the full layers.
     """
 
     task: CopyTask
     windows: tuple[int, ...]
     width: int
     heads: int
+    mlp: int
+    depth: int
     batch: int
     every: int
     core: int
     long: int
-    depth: int = 4
-    mlp: int = 64
-    lr: float = 3e-3
-
-    @property
-    def optimizer(self) -> OptimizerConfig:
-        return OptimizerConfig(
-            lr=self.lr, schedule="constant", warmup_steps=50, weight_decay=0.0, b2=0.98
-        )
+    after: int
+    lrs: Mapping[str, float]
 
     @property
     def small(self) -> int:
-        """The first window of the cures."""
         return self.windows[0]
 
     @property
     def large(self) -> int:
-        """The last window of the cures."""
+        """The largest window that is shorter than a sequence."""
         return self.windows[-2]
 
 
-MAIN = ExperimentScale(stream.MAIN, (4, 16, 64, 128, 256), 64, 2, 8, 100, 1500, 6000)
-PILOT = ExperimentScale(stream.PILOT, (4, 16, 32, 64, 96), 32, 1, 16, 50, 900, 3000)
+MAIN = ExperimentScale(
+    stream.MAIN,
+    (4, 8, 16, 32, 64),
+    64,
+    2,
+    64,
+    4,
+    8,
+    50,
+    5000,
+    6000,
+    300,
+    dict(rope=1e-3, nope=1e-3),
+)
 #: 100M parameters, for a GPU; it has not been run.
 LARGE = ExperimentScale(
-    stream.LARGE, (16, 64, 256, 512, 1024), 768, 12, 32, 100, 2000, 8000, 14, 2048, 5e-4
+    stream.LARGE,
+    (16, 64, 256, 512, 1024),
+    768,
+    12,
+    2048,
+    14,
+    32,
+    100,
+    2000,
+    8000,
+    2000,
+    dict(rope=5e-4, nope=5e-4),
 )
+
+#: Separate seeds: no rate is chosen on the runs that it is then tested on.
+SEEDS, FEWER_SEEDS, SWEEP_SEEDS = tuple(range(10)), tuple(range(5)), (100, 101)
+RATES = (5e-4, 1e-3, 2e-3, 3e-3)
 
 Window = Callable[[int, int, int], int]  # (step, steps, seed) -> the window of that step
 
@@ -96,7 +125,10 @@ def stochastic(small: int, large: int, share: float = 0.5) -> Window:
 
 
 def dropout(large: int, share: float = 0.5) -> Window:
-    """`large`, but with probability `share` at each step only a token's own key."""
+    """`large`, but with probability `share` at each step only a token's own key.
+
+    The shared first layer is narrowed in these steps, too: a step has one window for all layers.
+    """
     return stochastic(1, large, share)
 
 
@@ -105,35 +137,76 @@ class Arm:
     """One condition of the experiment; its runs differ in their seeds.
 
     Attributes:
-      scale: the task, batch and measurements.
+      name: ends in "-rope" or "-nope", the positions of the full layers.
       local: settings of the mixer in the efficient layers.
-      nope: whether the full layers have no RoPE.
       final: the window in measurements and after training; None for a recurrence.
       window: the schedule of the window in training.
       steps: the budget.
+      stops: whether a run ends `scale.after` steps after retrieval is confirmed.
+      prefix: the shared first layer, a name of `PREFIXES`, or "" for none.
+      task: the stream it trains on; measurements use the scale's.
+      lr: the learning rate.
+      begins_with: the arm whose run this one goes on with, if that one is there.
     """
 
     name: str
     scale: ExperimentScale
     local: Mapping[str, Any]
-    nope: bool
     final: int | None
     window: Window
     steps: int
+    lr: float
+    stops: bool = True
+    prefix: str = "near"
+    far_only: bool = False
+    begins_with: str | None = None
+
+    @property
+    def positions(self) -> str:
+        return self.name.rpartition("-")[2]
+
+    @property
+    def task(self) -> CopyTask:
+        task = self.scale.task
+        return task._replace(closest=task.bins[-1][0]) if self.far_only else task
+
+    @property
+    def stack_reach(self) -> int:
+        """Tokens that reach a query through the efficient layers alone, its own included.
+
+        Only layers below the last full one can serve a retrieval: this counts all of them.
+        """
+        length = self.scale.task.length
+        if self.final is None:
+            return length
+        reach = (self.final - 1) * (self.scale.depth // 2) + (NEAR - 1) * bool(self.prefix) + 1
+        return min(reach, length)
 
     def model(self) -> ModelConfig:
         """The model's settings, equal for all arms that share a program."""
-        full = dict(kind="attention", heads=self.scale.heads, rope=None if self.nope else {})
+        rope = {} if self.positions == "rope" else None
+        mixers = dict(
+            local=dict(self.local),
+            full=dict(kind="attention", heads=self.scale.heads, rope=rope),
+        )
+        if self.prefix:
+            mixers[self.prefix] = PREFIXES[self.prefix](self.scale.heads)
         return ModelConfig(
             width=self.scale.width,
-            depth=self.scale.depth,
+            depth=self.scale.depth + bool(self.prefix),
+            prefix=self.prefix,
             pattern="local full",
             vocab_size=self.scale.task.vocab,
-            mixers=dict(local=dict(self.local), full=full),
+            mixers=mixers,
             mlp=dict(kind="swiglu", hidden=self.scale.mlp),
             # Embeddings and layer outputs of about the same size.
             init_std=self.scale.width**-0.5,
             embedding_scale=2.0,
+        )
+
+    def optimizer(self) -> OptimizerConfig:
+        return OptimizerConfig(
+            lr=self.lr, schedule="constant", warmup_steps=50, weight_decay=0.0, b2=0.98
         )
 
     def train(self) -> TrainConfig:
@@ -142,41 +215,72 @@ class Arm:
 
 def recurrent(scale: ExperimentScale) -> dict[str, dict[str, Any]]:
     """Settings of the recurrent mixers that replace the window, by name."""
-    return {
+    found = {
         "gdn": dict(kind="gdn", heads=scale.heads),
         "lightning": dict(kind="lightning", heads=scale.heads),
         "mamba2": dict(kind="mamba2", head_dim=32, state_dim=32),
-        "nha": dict(kind="nha", heads=scale.heads, slots=16, window=16),
     }
-
-
-def sets(scale: ExperimentScale) -> dict[str, list[Arm]]:
-    """The arms of a scale by set: "core" (the windows), "cures", "recurrent" and "long"."""
-    small, large, none = scale.small, scale.large, scale.windows[-1]
-    found: dict[str, list[Arm]] = {"core": [], "cures": [], "recurrent": [], "long": []}
-    for nope in (False, True):
-        ending = "nope" if nope else "rope"
-        attention = dict(kind="attention", heads=scale.heads, window=none)
-
-        def arm(name, final, window, steps, local=attention, nope=nope, ending=ending):
-            return Arm(f"{name}-{ending}", scale, local, nope, final, window, steps)
-
-        for width in scale.windows:
-            name = "full" if width == none else f"w{width}"
-            found["core"].append(arm(name, width, constant(width), scale.core))
-            if width in (small, large, none):
-                found["long"].append(arm(f"{name}-long", width, constant(width), scale.long))
-        for name, window in (
-            ("curriculum", curriculum(small, large)),
-            ("stochastic", stochastic(small, large)),
-            ("dropout", dropout(large)),
-        ):
-            found["cures"].append(arm(name, large, window, scale.core))
-        for name, local in recurrent(scale).items():
-            found["recurrent"].append(arm(name, None, constant(none), scale.core, local))
+    for window in (scale.windows[0], scale.windows[2]):
+        for slots in (scale.windows[0], scale.windows[2]):
+            found[f"nha{window}x{slots}"] = dict(
+                kind="nha", heads=scale.heads, window=window, slots=slots
+            )
     return found
 
 
-SCALES = {scale.task.name: scale for scale in (MAIN, PILOT, LARGE)}
+def sets(scale: ExperimentScale) -> dict[str, list[Arm]]:
+    """The arms of a scale by set.
+
+    "core": the windows. Controls: "alone" has no shared first layer, "far" copies only at the
+    largest distances, "conv" a short convolution as the shared first layer. "long": the smallest
+    and the largest window to a fixed number of steps. "recurrent": recurrences and Native Hybrid
+    Attention (window x slots) in place of the window. "cures": schedules that end at the largest
+    window. "sweep": learning rates, on seeds of their own.
+    """
+    small, large, none = scale.small, scale.large, scale.windows[-1]
+    names = ("core", "alone", "far", "conv", "long", "recurrent", "cures", "sweep")
+    found: dict[str, list[Arm]] = {name: [] for name in names}
+    attention = dict(kind="attention", heads=scale.heads, window=none)
+    schedules = {
+        "curriculum": curriculum(small, large),
+        "stochastic": stochastic(small, large),
+        "dropout": dropout(large),
+    }
+    for positions in POSITIONS:
+        lr = scale.lrs[positions]
+
+        def arm(name, final, window=None, local=attention, positions=positions, lr=lr, **options):
+            schedule = constant(none if final is None else final) if window is None else window
+            options = {"steps": scale.core, "lr": lr, **options}
+            return Arm(f"{name}-{positions}", scale, local, final, schedule, **options)
+
+        for width in scale.windows:
+            name = "full" if width == none else f"w{width}"
+            found["core"].append(arm(name, width))
+            found["alone"].append(arm(f"{name}-alone", width, prefix=""))
+            found["far"].append(arm(f"{name}-far", width, far_only=True))
+            found["conv"].append(arm(f"{name}-conv", width, prefix="conv"))
+            if width in (small, large):
+                longer = dict(steps=scale.long, stops=False, begins_with=f"{name}-{positions}")
+                found["long"].append(arm(f"{name}-long", width, **longer))
+                for rate in RATES:
+                    found["sweep"].append(arm(f"{name}-lr{rate:g}", width, lr=rate))
+        for name, local in recurrent(scale).items():
+            found["recurrent"].append(arm(name, None, local=local))
+            if not name.startswith("nha"):
+                found["conv"].append(arm(f"{name}-conv", None, local=local, prefix="conv"))
+        for name, schedule in schedules.items():
+            found["cures"].append(arm(name, large, schedule))
+    return found
+
+
+def seeds_of(name: str) -> tuple[int, ...]:
+    """The seeds of a set."""
+    if name == "sweep":
+        return SWEEP_SEEDS
+    return FEWER_SEEDS if name in ("alone", "far", "conv") else SEEDS
+
+
+SCALES = {scale.task.name: scale for scale in (MAIN, LARGE)}
 SETS = {name: sets(scale) for name, scale in SCALES.items()}
 ARMS = {name: {a.name: a for arms in s.values() for a in arms} for name, s in SETS.items()}

@@ -1,215 +1,285 @@
-"""Tests the claims on the committed table: each holds, does not hold, or is undecided.
+"""Tests the declared claims on the committed tables: each holds, does not hold, or is undecided.
 
     python -m experiments.large_window_laziness.claims [--scale main] [--results FOLDER]
 
-The sample is a run: each run has its own initial weights and data. Intervals are 95% percentile
-bootstraps over runs, and tests are one-sided permutations of runs among arms. A claim of a
-difference holds if p <= 0.05 (the minimum for 3 runs against 3) and the interval lies above 0; it
-does not hold if the interval lies below 0. A claim of no difference holds if the interval lies
-within its margin, and does not hold if it lies outside. All other claims are undecided. Arms with
-fewer than 2 runs are left out.
+The claims, their contrasts and their margins stand in `CLAIMS` and were written before the runs that
+test them. A contrast is a difference between two arms of the same seed (or between two figures of
+one run), so that the sample is a seed. Its tests are exact sign-flip tests (see `paired`):
+
+- a claim of a difference holds where "no difference, or the other way" is rejected, and does not
+  hold where "a difference of at least the margin" is;
+- a claim of no difference holds where "a difference of the margin or more" is rejected, and does
+  not hold where "less than the margin" is.
+
+Both directions have the same burden: p <= 0.05 after Holm's correction over all contrasts of all
+claims. A claim holds if all its contrasts hold, does not hold if one of them does not, and is
+undecided otherwise, as it is where a contrast has fewer than `FEWEST` seeds. A verdict is about the
+steps that were run: "by 6,000 steps" is not "with enough training".
 """
 
 import argparse
+import math
 import pathlib
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.large_window_laziness import tables
-from experiments.large_window_laziness.arms import MAIN, SCALES, ExperimentScale, recurrent
-from experiments.large_window_laziness.statistics import (
-    Estimate,
-    Time,
-    difference,
-    increasing,
-    log_rank,
-    permutation,
-    restricted_mean,
-)
-from experiments.large_window_laziness.tables import Curve
+from experiments.large_window_laziness import paired, tables
+from experiments.large_window_laziness.arms import MAIN, POSITIONS, SCALES, ExperimentScale
+from experiments.large_window_laziness.paired import Bounds, Interval
+from experiments.large_window_laziness.tables import Run
+from hybridlm.errors import exit_code
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
-P = 0.05
-ACCURACY_MARGIN = 0.05  # share of tokens; smaller differences in accuracy count as none
+FEWEST = 6  # seeds: with fewer, no test of 5% can reject, two-sided
+DELAY_MARGIN = math.log(1.1)  # ln of the ratio of two times
+ACCURACY_MARGIN = 0.05  # share of tokens
 LOSS_MARGIN = 0.02  # nats per token of local text
-CURES = ("curriculum", "stochastic", "dropout")
 
-Arms = dict[str, list[Curve]]
+Runs = dict[str, dict[int, Run]]  # by arm and seed
+
+
+class Contrast(NamedTuple):
+    """One tested difference of a claim.
+
+    Attributes:
+      name: what is subtracted from what.
+      differences: by runs and scale, over the seeds that all its arms have.
+      margin: the smallest difference that matters.
+      same: whether the claim is that there is no difference.
+    """
+
+    name: str
+    differences: Callable[[Runs, ExperimentScale], Bounds]
+    margin: float
+    same: bool = False
+
+
+class Claim(NamedTuple):
+    """A claim of arXiv 2606.15378 for one kind of positions in the full layers."""
+
+    text: str
+    contrasts: tuple[Contrast, ...]
+
+
+class Result(NamedTuple):
+    """A contrast's figures; p are Holm-adjusted.
+
+    Attributes:
+      effect: the mean difference and its 95% interval, not adjusted for the number of contrasts.
+      p_holds, p_fails: of the tests that support and refute the claim.
+    """
+
+    claim: str
+    contrast: str
+    outcome: str
+    seeds: int
+    unseen: int
+    effect: Interval
+    p_holds: float
+    p_fails: float
 
 
 class Verdict(NamedTuple):
-    """A claim, its outcome, and the figures that decide it."""
+    """A claim and its outcome, with the results of its contrasts."""
 
     claim: str
     outcome: str
-    figure: str
+    results: tuple[Result, ...]
 
 
-def verdicts(curves: Sequence[Curve], scale: ExperimentScale = MAIN) -> list[Verdict]:
-    """The verdict on each claim that the runs can test, without arms of fewer than 2 runs."""
-    arms: Arms = defaultdict(list)
-    for curve in curves:
-        arms[curve.arm].append(curve)
-    arms = {name: runs for name, runs in arms.items() if len(runs) > 1}
+def _paired(runs: Runs, *arms: str) -> list[tuple[Run, ...]]:
+    """The runs of each seed that all arms have."""
+    seeds = set.intersection(*(set(runs.get(arm, ())) for arm in arms))
+    return [tuple(runs[arm][seed] for arm in arms) for seed in sorted(seeds)]
+
+
+def _delay(late: str, early: str):
+    """ln of the ratio of the steps at which retrieval formed."""
+
+    def differences(runs: Runs, scale: ExperimentScale) -> Bounds:
+        pairs = _paired(runs, late, early)
+        slow, fast = ([run.formed for run in side] for side in zip(*pairs)) if pairs else ((), ())
+        budget = min((run.facts["budget"] for pair in pairs for run in pair), default=1)
+        return paired.log_ratio(slow, fast, budget)
+
+    return differences
+
+
+def _at_end(column: str, more: str, less: str):
+    """The difference of a figure of runs.tsv between two arms."""
+
+    def differences(runs: Runs, scale: ExperimentScale) -> Bounds:
+        pairs = _paired(runs, more, less)
+        return _known([a.facts[column] - b.facts[column] for a, b in pairs])
+
+    return differences
+
+
+def _lost(arm: str, more: str, less: str):
+    """Accuracy without one bound less that without another, in the runs that retrieve."""
+
+    def differences(runs: Runs, scale: ExperimentScale) -> Bounds:
+        own = [run for run in runs.get(arm, {}).values() if run.formed.seen]
+        return _known([run.facts[more] - run.facts[less] for run in own])
+
+    return differences
+
+
+def _far_apart(large: str, small: str):
+    """Accuracy at the largest distances at the last step that both runs have."""
+
+    def differences(runs: Runs, scale: ExperimentScale) -> Bounds:
+        pairs = _paired(runs, large, small)
+        return _known(
+            [_at(a, "far", _shared(a, b)) - _at(b, "far", _shared(a, b)) for a, b in pairs]
+        )
+
+    return differences
+
+
+def _local_apart(large: str, small: str):
+    """Nats of local text at the last step that both runs have."""
+
+    def differences(runs: Runs, scale: ExperimentScale) -> Bounds:
+        pairs = _paired(runs, large, small)
+        column = "local_nll"
+        return _known(
+            [_at(a, column, _shared(a, b)) - _at(b, column, _shared(a, b)) for a, b in pairs]
+        )
+
+    return differences
+
+
+def _shared(a: Run, b: Run) -> float:
+    return max(set(a.steps) & set(b.steps))
+
+
+def _at(run: Run, column: str, step: float) -> float:
+    values = run.far if column == "far" else run.curve[column]
+    return float(values[np.flatnonzero(run.steps == step)[0]])
+
+
+def _known(values: Sequence[float]) -> Bounds:
+    return Bounds.known([value for value in values if math.isfinite(value)])
+
+
+def declared(scale: ExperimentScale = MAIN) -> list[Claim]:
+    """The five claims, each for RoPE and for NoPE in the full layers, but for that of NoPE."""
     order = [f"w{window}" for window in scale.windows[:-1]]
-    small, large = order[0], order[-1]
+    small, large, bound = order[0], order[-1], scale.windows[1]
     found = []
-    for positions in ("rope", "nope"):
-        late, early = f"{large}-{positions}", f"{small}-{positions}"
-        claim = (
-            f"window {scale.large} forms retrieval later than window {scale.small} ({positions})"
+    for p in POSITIONS:
+        contrasts = [
+            Contrast(
+                f"{arm}: far accuracy with efficient layers bounded to {bound}, less that with full"
+                " ones bounded",
+                _lost(f"{arm}-{p}", f"local_sees_{bound}", f"full_sees_{bound}"),
+                ACCURACY_MARGIN,
+            )
+            for arm in (small, large)
+        ]
+        found.append(Claim(f"retrieval sits in the full layers ({p})", tuple(contrasts)))
+    for p in POSITIONS:
+        pairs = [*zip(order[1:], order), (large, "full")]
+        contrasts = [
+            Contrast(
+                f"ln(steps, {late} / {early})", _delay(f"{late}-{p}", f"{early}-{p}"), DELAY_MARGIN
+            )
+            for late, early in pairs
+        ]
+        text = f"the larger the window, the later retrieval forms; full is not lazy ({p})"
+        found.append(Claim(text, tuple(contrasts)))
+    longer = _at_end("length_2x", f"{small}-nope", f"{small}-rope")
+    found.append(
+        Claim(
+            f"NoPE in the full layers retrieves better beyond the training length ({small})",
+            (Contrast("accuracy at twice the length, NoPE - RoPE", longer, ACCURACY_MARGIN),),
         )
-        found.append(ordering(arms, order, positions))
-        found.append(_later(arms, late, early, claim))
-    found.append(nope_gain(arms, (small,), f"NoPE helps at window {scale.small}"))
-    found.append(nope_gain(arms, order, "NoPE helps, all windows together"))
-    for positions in ("rope", "nope"):
-        found.append(convergence(arms, small, large, positions))
-        found.append(same_local_loss(arms, small, large, positions))
-        for cure in CURES:
-            claim = f"{cure} cures window {scale.large} ({positions})"
-            found.append(_later(arms, f"{large}-{positions}", f"{cure}-{positions}", claim))
-    mixers = recurrent(scale)
-    for name in mixers:
-        found.append(nope_gain(arms, (name,), f"NoPE helps a {name} hybrid"))
-    window = mixers["nha"]["window"]
-    for positions in ("rope", "nope"):
-        claim = (
-            f"NHA's slots make full layers lazier than its window of {window} alone ({positions})"
-        )
-        found.append(_later(arms, f"nha-{positions}", f"w{window}-{positions}", claim))
-    return [verdict for verdict in found if verdict is not None]
-
-
-def ordering(arms: Arms, order: Sequence[str], positions: str) -> Verdict | None:
-    """Whether retrieval forms later with larger windows: the trend over the windows."""
-    names = [w for w in order if f"{w}-{positions}" in arms]
-    if len(names) < 3:
-        return None
-    horizon = _horizon([arms[f"{w}-{positions}"] for w in names])
-    groups = [_times(arms[f"{w}-{positions}"]) for w in names]
-    p = permutation([[[min(t.step, horizon) for t in g] for g in groups]], increasing)
-    ends = difference(groups[0], groups[-1], lambda g: restricted_mean(g, horizon))
-    shown = ", ".join(f"{n} {restricted_mean(g, horizon):.0f}" for n, g in zip(names, groups))
-    figure = (
-        f"restricted mean steps to retrieval (up to {horizon:.0f}): {shown}; trend p = {p:.4f};"
-        f" {names[-1]} - {names[0]} = {ends}"
     )
-    claim = f"the larger the window, the later retrieval forms ({positions})"
-    return Verdict(claim, _above(ends, p), figure)
+    for p in POSITIONS:
+        apart = _far_apart(f"{large}-long-{p}", f"{small}-long-{p}")
+        name = f"far accuracy at the last step, {large} - {small}"
+        text = f"by {scale.long:,} steps {large} retrieves as well as {small} ({p})"
+        found.append(Claim(text, (Contrast(name, apart, ACCURACY_MARGIN, same=True),)))
+    for p in POSITIONS:
+        apart = _local_apart(f"{large}-{p}", f"{small}-{p}")
+        name = f"nats of local text at the last common step, {large} - {small}"
+        text = f"windows do not differ in short-range loss ({p})"
+        found.append(Claim(text, (Contrast(name, apart, LOSS_MARGIN, same=True),)))
+    return found
 
 
-def nope_gain(arms: Arms, names: Sequence[str], claim: str) -> Verdict | None:
-    """Whether NoPE raises the accuracy at the largest distances, averaged over training."""
-    pairs = [(arms.get(f"{n}-rope"), arms.get(f"{n}-nope")) for n in names]
-    pairs = [pair for pair in pairs if pair[0] and pair[1]]
-    if not pairs:
-        return None
-    horizon = _horizon([g for pair in pairs for g in pair])
-    strata = [[[c.area(tables.DISTANCES[-1], horizon) for c in g] for g in pair] for pair in pairs]
-    p = permutation(strata, lambda s: np.mean(s[1]) - np.mean(s[0]))
-    gain = _stratified(strata)
-    times = ", ".join(
-        f"{n} {restricted_mean(_times(a), horizon):.0f} to {restricted_mean(_times(b), horizon):.0f}"
-        for n, (a, b) in zip(names, pairs)
-    )
-    figure = (
-        f"mean accuracy at the largest distances over {horizon:.0f} steps, NoPE - RoPE = {gain}, p = {p:.4f};"
-        f" steps to retrieval, RoPE to NoPE: {times}"
-    )
-    return Verdict(claim, _above(gain, p), figure)
+def verdicts(runs: Sequence[Run], scale: ExperimentScale = MAIN) -> list[Verdict]:
+    """The verdict on each declared claim; one without enough runs is undecided."""
+    by_arm: Runs = {}
+    for run in runs:
+        by_arm.setdefault(run.arm, {})[run.seed] = run
+    claims = declared(scale)
+    contrasts = [(claim, contrast) for claim in claims for contrast in claim.contrasts]
+    tested = [(c, c.differences(by_arm, scale)) for _, c in contrasts]
+    pairs = [_tests(contrast, d) for contrast, d in tested]
+    adjusted = [paired.holm(p) for p in zip(*pairs)]
+    results = [
+        _result(claim, contrast, d, *p)
+        for (claim, contrast), (_, d), *p in zip(contrasts, tested, *adjusted)
+    ]
+    found = []
+    for claim in claims:
+        own = tuple(result for result in results if result.claim == claim.text)
+        found.append(Verdict(claim.text, _together([result.outcome for result in own]), own))
+    return found
 
 
-def convergence(arms: Arms, small: str, large: str, positions: str) -> Verdict | None:
-    """Whether the largest and the smallest window end equal with the long budget."""
-    few, many = (arms.get(f"{window}-long-{positions}") for window in (small, large))
-    if not (few and many):
-        return None
-    apart = difference([c.far[-1] for c in many], [c.far[-1] for c in few])
-    steps = int(_horizon([few, many]))
-    figure = (
-        f"accuracy at the largest distances after {steps} steps: {small}"
-        f" {np.mean([c.far[-1] for c in few]):.2f}, {large}"
-        f" {np.mean([c.far[-1] for c in many]):.2f}; difference {apart}"
-    )
-    return Verdict(
-        f"with enough training {large} catches up with {small} ({positions})",
-        _within(apart, ACCURACY_MARGIN),
-        figure,
+def _tests(contrast: Contrast, d: Bounds) -> tuple[float, float]:
+    """(p that supports, p that refutes), before Holm's correction; 1 with too few seeds.
+
+    Untested contrasts count in the correction, so that adding runs of one claim changes no other's
+    burden.
+    """
+    if len(d.nearest) < FEWEST:
+        return 1.0, 1.0
+    test = paired.within if contrast.same else paired.above
+    return test(d, contrast.margin)
+
+
+def _result(claim: Claim, contrast: Contrast, d: Bounds, p_holds: float, p_fails: float) -> Result:
+    if p_holds <= paired.LEVEL:
+        outcome = HOLDS
+    else:
+        outcome = FAILS if p_fails <= paired.LEVEL else UNDECIDED
+    nothing = Interval(math.nan, -math.inf, math.inf)
+    effect = paired.interval(d.nearest) if len(d.nearest) else nothing
+    unseen = int(np.sum(~np.isfinite(d.low) | ~np.isfinite(d.high)))
+    return Result(
+        claim.text, contrast.name, outcome, len(d.nearest), unseen, effect, p_holds, p_fails
     )
 
 
-def same_local_loss(arms: Arms, small: str, large: str, positions: str) -> Verdict | None:
-    """Whether the largest and the smallest window have the same final loss on local text."""
-    groups = [arms.get(f"{w}-{positions}") for w in (small, large)]
-    if not all(groups):
-        return None
-    ends = [[c.values["local_nll"][-1] for c in g] for g in groups]
-    apart = difference(*ends)
-    figure = (
-        f"nats a token of local text at the end: {small} {np.mean(ends[0]):.4f}, {large}"
-        f" {np.mean(ends[1]):.4f}; difference {apart}, margin {LOSS_MARGIN}"
-    )
-    return Verdict(
-        f"windows do not differ in short-range loss ({positions})",
-        _within(apart, LOSS_MARGIN),
-        figure,
-    )
-
-
-def _later(arms: Arms, late: str, early: str, claim: str) -> Verdict | None:
-    """Whether retrieval forms later in the runs of `late` than in those of `early`."""
-    if late not in arms or early not in arms:
-        return None
-    horizon = _horizon([arms[late], arms[early]])
-    slow, fast = _times(arms[late]), _times(arms[early])
-    p = permutation([[slow, fast]], lambda s: -log_rank(*s))
-    delay = difference(fast, slow, lambda g: restricted_mean(g, horizon))
-    never = [f"{sum(not t.seen for t in g)} of {len(g)}" for g in (slow, fast)]
-    figure = (
-        f"restricted mean steps to retrieval (up to {horizon:.0f}): {late}"
-        f" {restricted_mean(slow, horizon):.0f}, {early} {restricted_mean(fast, horizon):.0f}; later by"
-        f" {delay}; log-rank p = {p:.4f}; never formed: {never[0]} and {never[1]}"
-    )
-    return Verdict(claim, _above(delay, p), figure)
-
-
-def _horizon(groups: Sequence[Sequence[Curve]]) -> float:
-    """The number of steps that all runs have."""
-    return min(float(c.steps[-1]) for group in groups for c in group)
-
-
-def _times(group: Sequence[Curve]) -> list[Time]:
-    return [curve.formed for curve in group]
-
-
-def _stratified(strata: Sequence[Sequence[Sequence[float]]], seed: int = 0) -> Estimate:
-    """The mean over strata of (second group - first group), resampled within each group."""
-    rng = np.random.default_rng(seed)
-
-    def gap(resample: Callable[[Sequence[float]], Sequence[float]]) -> float:
-        return float(np.mean([np.mean(resample(b)) - np.mean(resample(a)) for a, b in strata]))
-
-    draws = [gap(lambda x: rng.choice(x, len(x))) for _ in range(2000)]
-    low, high = np.percentile(draws, (2.5, 97.5))
-    return Estimate(gap(lambda x: x), float(low), float(high))
-
-
-def _above(estimate: Estimate, p: float) -> str:
-    if estimate.low > 0 and p <= P + 1e-9:
+def _together(outcomes: Sequence[str]) -> str:
+    if all(outcome == HOLDS for outcome in outcomes):
         return HOLDS
-    return FAILS if estimate.high < 0 else UNDECIDED
+    return FAILS if FAILS in outcomes else UNDECIDED
 
 
-def _within(estimate: Estimate, margin: float) -> str:
-    if -margin <= estimate.low and estimate.high <= margin:
-        return HOLDS
-    return FAILS if estimate.low > margin or estimate.high < -margin else UNDECIDED
+def rows(found: Sequence[Verdict]) -> list[tables.Row]:
+    """The rows of claims.tsv: one per contrast, with its claim's verdict."""
+    return [
+        {
+            **result._asdict(),
+            "verdict": verdict.outcome,
+            "effect": str(result.effect) if result.seeds else "not yet run",
+            **{name: f"{getattr(result, name):.4f}" for name in ("p_holds", "p_fails")},
+        }
+        for verdict in found
+        for result in verdict.results
+    ]
+
+
+COLUMNS = ("claim", "verdict", *Result._fields[1:])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -219,13 +289,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     arguments = parser.parse_args(argv)
     folder = arguments.results / arguments.scale
-    curves = tables.read_curves(tables.read(folder / "curves.tsv"))
-    found = verdicts(curves, SCALES[arguments.scale])
-    tables.write(folder / "claims.tsv", Verdict._fields, [v._asdict() for v in found])
+    found = verdicts(tables.read_runs(folder), SCALES[arguments.scale])
+    tables.write(folder / "claims.tsv", COLUMNS, rows(found))
     for verdict in found:
-        print(f"{verdict.outcome:<13}  {verdict.claim}\n{'':<15}{verdict.figure}")
+        print(f"{verdict.outcome:<13}  {verdict.claim}")
+        for result in verdict.results:
+            shown = f"{result.effect}" if result.seeds else "not yet run"
+            p = f"p {result.p_holds:.4f} for, {result.p_fails:.4f} against"
+            print(f"{'':<15}{result.contrast}: {shown}, {result.seeds} seeds, {p}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("claims", main))

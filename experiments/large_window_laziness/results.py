@@ -1,4 +1,4 @@
-"""Writes the tables, claims, figures and the README's table of the completed runs.
+"""Writes the tables, claims, figures and the README's tables of the completed runs.
 
 python -m experiments.large_window_laziness.results --workdir runs/laziness
 """
@@ -9,44 +9,110 @@ import re
 import sys
 from collections.abc import Sequence
 
+import numpy as np
+
 from experiments.large_window_laziness import claims, figures, tables
-from experiments.large_window_laziness.arms import SETS
+from experiments.large_window_laziness.arms import SCALES
+from experiments.large_window_laziness.paired import Time
+from experiments.large_window_laziness.rates import rates
 from hybridlm.errors import exit_code
 from hybridlm.storage.writing import write_text
 
 README = pathlib.Path(__file__).with_name("README.md")
 
 
+def claims_table(folder: pathlib.Path) -> str:
+    """The page's table of claims.tsv."""
+    lines = ["| claim | contrast | seeds (not seen) | effect, 95% interval | p for, against | |"]
+    lines += ["|---|---|--:|---|---|---|"]
+    last = ""
+    for row in tables.read(folder / "claims.tsv"):
+        name = "" if row["claim"] == last else f"{row['claim']}: **{row['verdict']}**"
+        last = row["claim"]
+        lines.append(
+            f"| {name} | {row['contrast']} | {row['seeds']} ({row['unseen']}) | {row['effect']} |"
+            f" {row['p_holds']}, {row['p_fails']} | {row['outcome']} |"
+        )
+    return "\n".join(lines)
+
+
+def arms_table(runs: Sequence[tables.Run]) -> str:
+    """The page's table of arms: times, and the means of the figures at the end."""
+    if not runs:
+        return "No run of this table has been made yet."
+    lines = [
+        "| arm | runs | retrieval formed | median step | reach of the stack | far accuracy | 2x | 4x |"
+    ]
+    lines += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
+    for arm in dict.fromkeys(run.arm for run in runs):
+        own = [run for run in runs if run.arm == arm]
+        facts = {name: np.array([run.facts[name] for run in own]) for name in own[0].facts}
+        lines.append(
+            f"| {arm} | {len(own)} | {sum(run.formed.seen for run in own)} |"
+            f" {_median([run.formed for run in own])} | {facts['stack_reach'][0]:.0f} |"
+            + " |".join(f" {facts[f'length_{n}'].mean():.2f}" for n in tables.LENGTHS)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def rates_table(runs: Sequence[tables.Run]) -> str:
+    """The page's table of the sweep."""
+    found = rates(runs)
+    if not found:
+        return "The sweep has not yet been run."
+    lines = [
+        "| full layers | rate | runs | formed | geometric mean step | |",
+        "|---|--:|--:|--:|--:|---|",
+    ]
+    lines += [
+        f"| {r.positions} | {r.rate:g} | {r.runs} | {r.formed} | {r.step:.0f} |"
+        f" {'chosen' if r.chosen else ''} |"
+        for r in found
+    ]
+    return "\n".join(lines)
+
+
+def _median(times: Sequence[Time]) -> str:
+    """The median step, with those not seen counted as later than all others."""
+    found = sorted(t.step if t.seen else np.inf for t in times)
+    middle = (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2
+    return f"{middle:.0f}" if np.isfinite(middle) else f"> {max(t.step for t in times):.0f}"
+
+
 def filled(page: str, scale: str, results: pathlib.Path = claims.RESULTS) -> str:
-    """The page with a scale's table of claims replaced by the committed one."""
-    rows = tables.read(results / scale / "claims.tsv")
-    lines = ["| claim | here | figure |", "|---|---|---|"]
-    lines += ["| {claim} | **{outcome}** | {figure} |".format(**row) for row in rows]
-    begin, end = f"<!-- claims {scale} -->", f"<!-- end of claims {scale} -->"
-    table = "\n".join([begin, *lines, end])
-    return re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: table, page, flags=re.S)
+    """The page with a scale's tables replaced by those of the committed files."""
+    made = {"claims": claims_table(results / scale)}
+    runs = tables.read_runs(results / scale)
+    made |= {"arms": arms_table(runs), "rates": rates_table(runs)}
+    for name, table in made.items():
+        begin, end = f"<!-- {name} {scale} -->", f"<!-- end of {name} {scale} -->"
+        block = "\n".join([begin, table, end])
+        page = re.sub(
+            re.escape(begin) + ".*?" + re.escape(end), lambda _, b=block: b, page, flags=re.S
+        )
+    return page
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="results", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of all runs")
-    parser.add_argument("--scale", choices=tuple(SETS), default="main")
+    parser.add_argument("--scale", choices=tuple(SCALES), default="main")
     parser.add_argument("--out", type=pathlib.Path, default=claims.RESULTS)
     arguments = parser.parse_args(argv)
-    curves, runs = tables.collect(arguments.workdir / arguments.scale)
+    scale = SCALES[arguments.scale]
+    curves, runs, influence = tables.collect(arguments.workdir / arguments.scale, scale)
     if not runs:
         print(f"results: no run in {arguments.workdir} is complete", file=sys.stderr)
         return 2
     folder = arguments.out / arguments.scale
-    tables.write(folder / "curves.tsv", tables.CURVE, curves)
-    tables.write(folder / "runs.tsv", tables.RUNS, runs)
+    tables.write(folder / "curves.tsv", tables.curve_columns(scale), curves)
+    tables.write(folder / "runs.tsv", tables.run_columns(scale), runs)
+    tables.write(folder / "influence.tsv", tables.INFLUENCE, influence)
     where = ["--results", str(arguments.out), "--scale", arguments.scale]
     claims.main(where)
-    present = {row["arm"] for row in runs}
-    for name, arms in SETS[arguments.scale].items():
-        if any(arm.name in present for arm in arms):
-            figures.main([*where, "--set", name])
+    figures.main(where)
     if arguments.out == claims.RESULTS:
         write_text(README, filled(README.read_text(encoding="utf-8"), arguments.scale))
     cost = sum(row["cpu_seconds"] for row in runs)

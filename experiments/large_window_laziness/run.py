@@ -3,7 +3,9 @@
     python -m experiments.large_window_laziness.run --workdir runs/laziness --sets core
     python -m experiments.large_window_laziness.run --workdir runs/laziness --arms w4-nope,gdn-rope
 
-All arms run with one seed before the next seed, so completed runs are comparable at any time.
+All arms run with one seed before the next seed, so completed runs are comparable at any time. Runs of
+"long" go on with those of "core" where these are complete in the same folder. Processes are faster
+than seeds in one vmapped program, which also could not stop one by one (see README, "Cost").
 """
 
 import argparse
@@ -17,7 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from experiments.large_window_laziness.arms import ARMS, SCALES, SEEDS, SETS
+from experiments.large_window_laziness.arms import ARMS, SCALES, SETS, seeds_of
 from hybridlm.errors import exit_code
 
 
@@ -27,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of all runs")
     parser.add_argument("--scale", choices=tuple(SCALES), default="main", help="of the task")
     parser.add_argument(
-        "--sets", default="", help="core, cures, recurrent, long; separated by commas"
+        "--sets", default="", help="separated by commas: " + ", ".join(SETS["main"])
     )
     parser.add_argument("--arms", default="", help="names, separated by commas")
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs of each arm")
+    parser.add_argument("--seeds", type=int, help="runs of each arm; all of its set by default")
     parser.add_argument("--steps", type=int, help="replaces each arm's own budget")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
     parser.add_argument("--list", action="store_true", help="print the runs and their progress")
@@ -39,11 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = [s for s in _words(arguments.sets) if s not in sets]
     unknown += [a for a in _words(arguments.arms) if a not in arms]
     if unknown:
-        print(f"laziness: there is no {unknown[0]!r}; arms: {', '.join(arms)}", file=sys.stderr)
+        print(
+            f"laziness: there is no {unknown[0]!r}; sets: {', '.join(sets)}; arms: {', '.join(arms)}",
+            file=sys.stderr,
+        )
         return 2
-    names = [arm.name for s in _words(arguments.sets) for arm in sets[s]]
-    names += _words(arguments.arms)
-    units = [(name, seed) for seed in range(arguments.seeds) for name in dict.fromkeys(names)]
+    seeds = {arm.name: seeds_of(s) for s in _words(arguments.sets) for arm in sets[s]}
+    for name in _words(arguments.arms):
+        (own,) = {seeds_of(s) for s in sets if name in {arm.name for arm in sets[s]}}
+        seeds.setdefault(name, own)
+    most = max(map(len, seeds.values()), default=0)
+    rounds = range(most if arguments.seeds is None else arguments.seeds)
+    units = [(n, own[i]) for i in rounds for n, own in seeds.items() if i < len(own)]
     if not units:
         print("laziness: nothing to run: give --sets or --arms", file=sys.stderr)
         return 2

@@ -13,8 +13,9 @@ The fit follows arXiv 2606.15378 and its published code. With L = ln LongPPL, th
 is that of the logarithm of L, ln L_predicted - ln L, as in arXiv 2203.15556 (section 3.3, where L
 is the loss): "log residual" means the logarithm of the fitted quantity, which is itself a
 logarithm. The sum over rows of Huber(residual), epsilon 1e-3, is minimised by L-BFGS-B from a grid
-of starting points, alpha within [0.2, 0.3]. Intervals are percentiles over bootstrap samples of
-the training rows; where a size has few rows they say little about alpha, whose bounds cut them.
+of starting points, alpha within [0.2, 0.3] unless `--free_alpha` is given. Intervals are percentiles
+over bootstrap samples of the training rows; where a size has few rows they say little about alpha,
+whose bounds cut them.
 """
 
 import argparse
@@ -36,8 +37,9 @@ from hybridlm.storage.writing import write_text
 
 EPSILON = 1e-3
 ALPHA_BOUNDS = (0.2, 0.3)
+FREE = (0.0, 3.0)  # bounds of alpha that do not bind
 BETA_BOUNDS = (0.0, 3.0)
-ALPHA_STARTS = (0.2, 0.233, 0.267, 0.3)
+ALPHA_STARTS = (0.2, 0.233, 0.267, 0.3, 0.45, 0.6, 0.8, 1.1)  # those within the bounds are used
 BETA_STARTS = (0.1, 0.2, 0.35, 0.5, 0.8, 1.2)
 SHARE_STARTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the data term in L, at the centre of the rows
 CONSTANTS = ("b", "c", "alpha", "beta")
@@ -156,26 +158,31 @@ def log_residuals(law: Law, rows: ScalingRows) -> np.ndarray:
     return np.log(law(rows.params, rows.tokens)) - np.log(rows.log_longppl)
 
 
-def fit(rows: ScalingRows, starts: Sequence[np.ndarray] | None = None) -> Law:
+def fit(
+    rows: ScalingRows,
+    starts: Sequence[np.ndarray] | None = None,
+    alpha: tuple[float, float] = ALPHA_BOUNDS,
+) -> Law:
     """Fits the law: the least Huber loss of log residuals over descents from all starting points.
 
     Args:
       starts: (ln b, ln c, alpha, beta) each, from `as_start`; None for the grid.
+      alpha: bounds of alpha.
     """
     objective = _Objective(rows)
-    points = _grid(rows) if starts is None else [objective.centred(s) for s in starts]
-    ends = [_descend(objective, point, EPSILON) for point in points]
+    points = _grid(rows, alpha) if starts is None else [objective.centred(s) for s in starts]
+    ends = [_descend(objective, point, EPSILON, alpha) for point in points]
     # The corner of the Huber loss stops line searches early: restart the best few from where they
     # stopped, first with a smoother corner.
     ends.sort(key=lambda end: end[0])
     for loss, point in ends[:POLISHED]:
         for epsilon in (30 * EPSILON, 5 * EPSILON):
-            point = _descend(objective, point, epsilon)[1]
+            point = _descend(objective, point, epsilon, alpha)[1]
         before = math.inf
-        loss, point = _descend(objective, point, EPSILON)
+        loss, point = _descend(objective, point, EPSILON, alpha)
         while loss < (1 - 1e-6) * before:
             before = loss
-            loss, point = _descend(objective, point, EPSILON)
+            loss, point = _descend(objective, point, EPSILON, alpha)
         ends.append((loss, point))
     return objective.law(min(ends, key=lambda end: end[0])[1])
 
@@ -224,16 +231,19 @@ class _Objective:
         )
 
 
-def _grid(rows: ScalingRows) -> list[np.ndarray]:
+def _grid(rows: ScalingRows, bounds: tuple[float, float]) -> list[np.ndarray]:
+    within = [alpha for alpha in ALPHA_STARTS if bounds[0] <= alpha <= bounds[1]]
     centre = float(np.exp(np.log(rows.log_longppl).mean()))
     return [
         np.array([math.log(centre * (1 - share)), math.log(centre * share), alpha, beta])
-        for alpha, beta, share in itertools.product(ALPHA_STARTS, BETA_STARTS, SHARE_STARTS)
+        for alpha, beta, share in itertools.product(within, BETA_STARTS, SHARE_STARTS)
     ]
 
 
-def _descend(objective: _Objective, point: np.ndarray, epsilon: float) -> tuple[float, np.ndarray]:
-    bounds = [(-30.0, 30.0), (-30.0, 30.0), ALPHA_BOUNDS, BETA_BOUNDS]
+def _descend(
+    objective: _Objective, point: np.ndarray, epsilon: float, alpha: tuple[float, float]
+) -> tuple[float, np.ndarray]:
+    bounds = [(-30.0, 30.0), (-30.0, 30.0), alpha, BETA_BOUNDS]
     done = minimize(
         objective,
         point,
@@ -246,7 +256,13 @@ def _descend(objective: _Objective, point: np.ndarray, epsilon: float) -> tuple[
     return float(done.fun), done.x
 
 
-def bootstrap(rows: ScalingRows, law: Law, samples: int, seed: int) -> list[Law]:
+def bootstrap(
+    rows: ScalingRows,
+    law: Law,
+    samples: int,
+    seed: int,
+    bounds: tuple[float, float] = ALPHA_BOUNDS,
+) -> list[Law]:
     """Fits laws to bootstrap resamples of the rows; deterministic in the seed.
 
     A resample that cannot determine the constants (see `split_rows`) is drawn again. Each fit
@@ -263,19 +279,27 @@ def bootstrap(rows: ScalingRows, law: Law, samples: int, seed: int) -> list[Law]
     while len(laws) < samples:
         drawn = rows.take(rng.integers(0, len(rows.size), len(rows.size)))
         if _determined(drawn):
-            laws.append(fit(drawn, [as_start(law), *starts]))
+            laws.append(fit(drawn, [as_start(law), *starts], bounds))
     return laws
 
 
+def r2(law: Law, rows: ScalingRows) -> float:
+    """The share of the variance of ln LongPPL over these rows that the law explains."""
+    spread = np.sum((rows.log_longppl - rows.log_longppl.mean()) ** 2)
+    return float(1 - np.sum((law(rows.params, rows.tokens) - rows.log_longppl) ** 2) / spread)
+
+
 def analyse(
-    rows: ScalingRows, held_out: str | None = None, samples: int = 200, seed: int = 0
+    rows: ScalingRows,
+    held_out: str | None = None,
+    samples: int = 200,
+    seed: int = 0,
+    bounds: tuple[float, float] = ALPHA_BOUNDS,
 ) -> dict[str, Any]:
     """Fits, predicts the held-out rows and resamples; returns the command's JSON output."""
     train, test = split_rows(rows, held_out)
-    law = fit(train)
-    resampled = bootstrap(train, law, samples, seed)
-    predicted = law(train.params, train.tokens)
-    spread = np.sum((train.log_longppl - train.log_longppl.mean()) ** 2)
+    law = fit(train, alpha=bounds)
+    resampled = bootstrap(train, law, samples, seed, bounds)
     residuals = law(test.params, test.tokens) - test.log_longppl
     draws = np.array([other(test.params, test.tokens) for other in resampled])
     held = []
@@ -306,13 +330,14 @@ def analyse(
         },
         "interval_percentiles": list(INTERVAL),
         "bootstrap": {"samples": samples, "seed": seed},
-        "alpha_bounds": list(ALPHA_BOUNDS),
-        "alpha_at_bound": bool(np.min(np.abs(np.array(ALPHA_BOUNDS) - law.alpha)) < 1e-6),
-        "train_r2": float(1 - np.sum((predicted - train.log_longppl) ** 2) / spread),
+        "alpha_bounds": list(bounds),
+        "alpha_at_bound": bool(np.min(np.abs(np.array(bounds) - law.alpha)) < 1e-6),
+        "train_r2": r2(law, train),
         "train_r2_scale": "ln LongPPL",
         "huber_epsilon": EPSILON,
         "huber_loss": float(huber(log_residuals(law, train)).sum()),
         "held_out_rmse_log_longppl": float(np.sqrt(np.mean(residuals**2))),
+        "held_out_r2": r2(law, test),
         "held_out_rows": held,
     }
 
@@ -333,7 +358,8 @@ def table(result: dict[str, Any]) -> str:
     lines += [
         f"  train R^2, of ln LongPPL: {result['train_r2']:.4f}",
         f"  Huber loss (epsilon {result['huber_epsilon']:g}): {result['huber_loss']:.4e}",
-        f"held out: root mean square error of ln LongPPL {result['held_out_rmse_log_longppl']:.4f}",
+        f"held out: root mean square error of ln LongPPL {result['held_out_rmse_log_longppl']:.4f},"
+        f" R^2 {result['held_out_r2']:.4f}",
         "  size    D/N      LongPPL   predicted    error   interval of the prediction",
     ]
     for row in result["held_out_rows"]:
@@ -354,6 +380,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=pathlib.Path, help="file to write the result to")
     parser.add_argument("--bootstrap", type=int, default=200, help="resamples (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
+    parser.add_argument("--free_alpha", action="store_true", help="fit without the bounds of alpha")
     arguments = parser.parse_args(argv)
     try:
         if arguments.bootstrap < 1:
@@ -363,7 +390,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json is not None and not arguments.json.parent.is_dir():
             raise ScalingError(f"--json {arguments.json}: there is no folder to write it to")
         rows = read_rows(arguments.table)
-        result = analyse(rows, arguments.held_out, arguments.bootstrap, arguments.seed)
+        bounds = FREE if arguments.free_alpha else ALPHA_BOUNDS
+        result = analyse(rows, arguments.held_out, arguments.bootstrap, arguments.seed, bounds)
         print(table(result))
         if arguments.json is not None:
             write_text(arguments.json, json_text.dumps(result, indent=2) + "\n")

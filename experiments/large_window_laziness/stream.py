@@ -2,15 +2,17 @@
 
 A sequence alternates pieces of local text and chunks of `span` tokens, without separators:
 
-- local text: a random walk over `local` symbols. Each symbol has four likely successors, the same
-  in all sequences. A window of two tokens suffices to predict it, and its entropy is known.
+- local text: a random walk over `local` symbols of order 2 or 3. Four successors are likely, the same
+  in all sequences: they depend on the last two symbols and, if the last one is odd, on the third
+  last, too. So a table of pairs of symbols does not suffice, and its entropy is known.
 - a new chunk: symbols of another alphabet, drawn without replacement: a symbol is in one chunk of
   the sequence (in two, if more than content / span chunks are new). Only the symbols that are
   left in the alphabet tell anything about it.
 - a copy: an earlier chunk of the sequence, repeated. Its first token identifies the chunk, and the
   others can be copied. d is the distance to the chunk's last occurrence, and thus to the nearest
-  tokens with the answer. d is drawn log-uniformly from span + 1 to length - 1, and the chunk with
-  the nearest distance is taken; if none is near, as early in a sequence, the chunk is new.
+  tokens with the answer. d is drawn log-uniformly from span + 1 (or `closest`) to length - 1, and
+  the chunk with the nearest distance is taken; if none is near, as early in a sequence, the chunk
+  is new.
 
 A sequence depends only on (seed, index).
 """
@@ -35,6 +37,7 @@ class CopyTask(NamedTuple):
       span: tokens per chunk.
       local, content: sizes of the two alphabets; local text has the ids from 0, chunks the next.
       local_piece: least and most tokens of a piece of local text.
+      closest: the least distance of a copy; None for the least possible.
     """
 
     name: str
@@ -43,6 +46,7 @@ class CopyTask(NamedTuple):
     local: int
     content: int
     local_piece: tuple[int, int]
+    closest: int | None = None
 
     @property
     def vocab(self) -> int:
@@ -50,7 +54,7 @@ class CopyTask(NamedTuple):
 
     @property
     def nearest(self) -> int:
-        return self.span + 1
+        return self.closest or self.span + 1
 
     @property
     def furthest(self) -> int:
@@ -64,10 +68,9 @@ class CopyTask(NamedTuple):
         return tuple((first, end - 1) for first, end in zip(edges, edges[1:]))
 
 
-MAIN = CopyTask("main", 256, 8, 16, 112, (1, 4))
-PILOT = CopyTask("pilot", 96, 4, 8, 56, (1, 2))
+MAIN = CopyTask("main", 64, 4, 8, 120, (1, 5))
 LARGE = CopyTask("large", 1024, 16, 64, 960, (4, 12))
-TASKS = {task.name: task for task in (MAIN, PILOT, LARGE)}
+TASKS = {task.name: task for task in (MAIN, LARGE)}
 
 LOCAL_TOKEN, NEW_TOKEN, COPY_START, COPIED_TOKEN = range(4)  # kinds
 
@@ -77,8 +80,8 @@ class Sequences(NamedTuple):
 
     Attributes:
       tokens_NT: int32.
-      kind_NT: int8, the kind of each token. The first token of a piece of local text cannot be
-        predicted and counts as new.
+      kind_NT: int8, the kind of each token. The first two or three tokens of a piece of local text
+        cannot be predicted and count as new.
       distance_NT: int32, from a copy's tokens to their last occurrence; 0 for other tokens.
     """
 
@@ -124,10 +127,15 @@ def batch(sequences: Sequences) -> dict[str, np.ndarray]:
 
 @functools.cache
 def successors(local: int) -> np.ndarray:
-    """(local, 4) int32: the likely successors of each local symbol, likeliest first."""
+    """(local, local, local, 4) int32: the likely successors after three local symbols, likeliest first.
+
+    Where the last symbol is even, they do not depend on the first one.
+    """
     rng = np.random.default_rng(2606_15378)
-    rows = [rng.permutation(local)[: len(SUCCESSORS)] for _ in range(local)]
-    return np.stack(rows).astype(np.int32)
+    ranks = rng.random((local,) * 4)
+    table = np.argsort(ranks, axis=-1)[..., : len(SUCCESSORS)].astype(np.int32)
+    table[:, :, ::2] = table[:1, :, ::2]
+    return table
 
 
 @functools.lru_cache(maxsize=32)
@@ -149,7 +157,9 @@ def _block(task: CopyTask, seed: int, block: int, power: float) -> Sequences:
         for t in range(longest_piece):
             rows = row[t < size]
             tokens[rows, at[rows] + t] = walk[rows, at[rows] + t]
-            kind[rows, at[rows] + t] = LOCAL_TOKEN if t else NEW_TOKEN
+            # Predictable where the symbols that it depends on stand in the piece.
+            order = 2 + walk[rows, at[rows] + t - 1] % 2 if t else t + 1
+            kind[rows, at[rows] + t] = np.where(t >= order, LOCAL_TOKEN, NEW_TOKEN)
         at = at + size
 
         far = np.where(last >= 0, at[:, None] - last, 0)
@@ -188,9 +198,11 @@ def _draw(task: CopyTask, rng: np.random.Generator, power: float) -> np.ndarray:
 
 def _walk(task: CopyTask, rng: np.random.Generator, length: int) -> np.ndarray:
     """(AT_ONCE, length) walks over the local symbols; a piece of local text is a slice of one."""
-    symbols = np.zeros((AT_ONCE, length), np.int32)
-    symbols[:, 0] = rng.integers(0, task.local, AT_ONCE)
+    table, before = successors(task.local), 3
+    symbols = np.zeros((AT_ONCE, before + length), np.int32)
+    symbols[:, :before] = rng.integers(0, task.local, (AT_ONCE, before))
     choice = rng.choice(len(SUCCESSORS), p=SUCCESSORS, size=symbols.shape)
-    for t in range(1, length):
-        symbols[:, t] = successors(task.local)[symbols[:, t - 1], choice[:, t]]
-    return symbols
+    for t in range(before, symbols.shape[1]):
+        past = (symbols[:, t - 3], symbols[:, t - 2], symbols[:, t - 1])
+        symbols[:, t] = table[(*past, choice[:, t])]
+    return symbols[:, before:]

@@ -1,133 +1,178 @@
-"""The committed tables: one row per measurement (curves.tsv) and per run (runs.tsv)."""
+"""The committed tables: a row per measurement (curves.tsv), run (runs.tsv) and influence (influence.tsv)."""
 
 import csv
 import io
 import pathlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.large_window_laziness.statistics import Time, first_crossing
+from experiments.large_window_laziness.arms import ARMS, MAIN, Arm, ExperimentScale
+from experiments.large_window_laziness.paired import Time, first_lasting
+from experiments.large_window_laziness.runs import FORMED
 from hybridlm.settings import json_text
 from hybridlm.storage.writing import make_folder, write_text
 
-TOP_K = 2  # number of heads in the table: those with the largest final score
-FORMED = 0.5  # accuracy at the largest distances at which retrieval has formed
-DISTANCES = tuple(f"accuracy_{i}" for i in range(1, 6))  # ranges of `CopyTask.bins`, nearest first
-CURVE = (
-    "arm",
-    "seed",
-    "step",
-    *DISTANCES,
-    "local_nll",
-    "copied_nll",
-    "mass",
-    "copy",
-    "entropy",
-    "qk_distance",
-)
-RUNS = ("arm", "seed", "steps", "formed_step", "formed", "cpu_seconds", "wall_seconds")
+LENGTHS = ("1x", "2x", "4x")
+INFLUENCE = ("arm", "seed", "first", "last", "influence")
 
-Row = dict[str, float | str | int]
+Row = dict[str, Any]
 
 
-class Curve(NamedTuple):
-    """The N measurements of one run.
+def distances(scale: ExperimentScale) -> tuple[str, ...]:
+    """Columns of the accuracies by distance, nearest first."""
+    return tuple(f"accuracy_{i}" for i in range(1, len(scale.task.bins) + 1))
+
+
+def curve_columns(scale: ExperimentScale = MAIN) -> tuple[str, ...]:
+    """Columns of curves.tsv. mass, copy, entropy and qk_distance are the best head's."""
+    losses = ("local_nll", "copied_nll")
+    return (
+        "arm",
+        "seed",
+        "step",
+        *distances(scale),
+        *losses,
+        "mass",
+        "copy",
+        "entropy",
+        "qk_distance",
+    )
+
+
+def run_columns(scale: ExperimentScale = MAIN) -> tuple[str, ...]:
+    """Columns of runs.tsv; figures of the end are accuracies on far copies."""
+    fields = [str(width) for width in scale.windows]
+    return (
+        "arm",
+        "seed",
+        "steps",
+        "budget",
+        "formed",
+        "formed_step",
+        "stack_reach",
+        *(f"full_sees_{w}" for w in fields),
+        *(f"local_sees_{w}" for w in fields),
+        "masked_none",
+        "masked_retrieval",
+        "masked_random",
+        *(f"length_{n}" for n in LENGTHS),
+        "best_layer",
+        "best_head",
+        "far_tokens",
+        "cpu_seconds",
+        "wall_seconds",
+    )
+
+
+class Run(NamedTuple):
+    """A run's rows.
 
     Attributes:
-      steps: (N,).
-      values: (N,) for each column of `CURVE`.
+      curve: by column of curves.tsv, (N,) for N measurements; NaN where a figure is missing.
+      facts: its row of runs.tsv, as numbers; NaN where a figure is missing.
     """
 
     arm: str
     seed: int
-    steps: np.ndarray
-    values: dict[str, np.ndarray]
+    curve: dict[str, np.ndarray]
+    facts: dict[str, float]
+
+    @property
+    def steps(self) -> np.ndarray:
+        return self.curve["step"]
 
     @property
     def far(self) -> np.ndarray:
         """Accuracy at the largest distances."""
-        return self.values[DISTANCES[-1]]
+        return self.curve[max(name for name in self.curve if name.startswith("accuracy_"))]
 
     @property
     def formed(self) -> Time:
         """When retrieval formed."""
-        return first_crossing(self.steps, self.far, FORMED)
-
-    def area(self, column: str, horizon: float) -> float:
-        """Mean of a column over the steps up to `horizon` (trapezoids)."""
-        kept = self.steps <= horizon
-        steps, values = self.steps[kept], self.values[column][kept]
-        return float(np.trapezoid(values, steps) / (steps[-1] - steps[0]))
+        return first_lasting(self.steps, self.far, FORMED)
 
 
-def collect(workdir: pathlib.Path) -> tuple[list[Row], list[Row]]:
-    """(rows of curves.tsv, rows of runs.tsv) of all completed runs."""
-    curves, runs = [], []
+def collect(workdir: pathlib.Path, scale: ExperimentScale = MAIN) -> tuple[list[Row], ...]:
+    """(rows of curves.tsv, of runs.tsv, of influence.tsv) of all complete runs."""
+    curves, runs, influences = [], [], []
+    arms = ARMS[scale.task.name]
     for done in sorted(workdir.glob("*/*/done.json")):
         facts = json_text.loads(done.read_text())
+        key = {"arm": facts["arm"], "seed": facts["seed"]}
         records = [json_text.loads(line) for line in (done.parent / "curve.jsonl").open()]
-        rows = _curve_rows(facts["arm"], facts["seed"], records)
-        curves += rows
-        formed = read_curves(rows)[0].formed
-        runs.append(
-            {
-                "arm": facts["arm"],
-                "seed": facts["seed"],
-                "steps": facts["steps"],
-                "formed_step": int(formed.step),
-                "formed": int(formed.seen),
-                "cpu_seconds": facts["cpu_seconds"],
-                "wall_seconds": facts["wall_seconds"],
-            }
-        )
-    return curves, runs
+        full = {(layer, head) for layer, head, _ in records[0]["qk"]}
+        best = max((h for h in records[-1]["heads"] if tuple(h[:2]) in full), key=lambda h: h[2])
+        curves += [{**key, **_curve_row(record, scale, best[:2])} for record in records]
+        end = facts["end"]
+        runs.append({**key, **_run_row(facts, records, arms[facts["arm"]], best)})
+        for first, last, value in end["influence"] if end else ():
+            influences.append({**key, "first": first, "last": last, "influence": value})
+    return curves, runs, influences
 
 
-def _curve_rows(arm: str, seed: int, records: Sequence[dict]) -> list[Row]:
-    """Rows of one run; figures of heads are means over the `TOP_K` with the largest final mass."""
-    final = sorted(records[-1]["heads"], key=lambda head: -head[2])[:TOP_K]
-    followed = {(layer, head) for layer, head, *_ in final}
-    rows = []
-    for record in records:
-        chosen = np.array([h[2:] for h in record["heads"] if tuple(h[:2]) in followed])
-        moved = np.mean([h[2] for h in record["qk"] if tuple(h[:2]) in followed])
-        mass, copy, entropy = chosen.mean(axis=0)
-        rows.append(
-            {
-                "arm": arm,
-                "seed": seed,
-                "step": record["step"],
-                **dict(zip(DISTANCES, record["accuracy"])),
-                **{name: record[name] for name in ("local_nll", "copied_nll")},
-                "mass": round(float(mass), 4),
-                "copy": round(float(copy), 4),
-                "entropy": round(float(entropy), 4),
-                "qk_distance": round(float(moved), 4),
-            }
-        )
-    return rows
+def _curve_row(record: Row, scale: ExperimentScale, best: Sequence[int]) -> Row:
+    (head,) = [h for h in record["heads"] if h[:2] == best]
+    moved = [h[2] for h in record["qk"] if h[:2] == best]
+    return {
+        "step": record["step"],
+        **dict(zip(distances(scale), record["accuracy"], strict=True)),
+        **{name: record[name] for name in ("local_nll", "copied_nll")},
+        **dict(zip(("mass", "copy", "entropy"), head[2:])),
+        "qk_distance": moved[0] if moved else "",
+    }
 
 
-def read_curves(rows: Iterable[Row]) -> list[Curve]:
-    """The runs in a table, in the order of its rows."""
+def _run_row(facts: Row, records: Sequence[Row], arm: Arm, best: Sequence[float]) -> Row:
+    formed = first_lasting(
+        [r["step"] for r in records], [r["accuracy"][-1] for r in records], FORMED
+    )
+    row = {
+        **{name: facts[name] for name in ("steps", "budget", "cpu_seconds", "wall_seconds")},
+        "formed": int(formed.seen),
+        "formed_step": int(formed.step),
+        "stack_reach": arm.stack_reach,
+        "best_layer": best[0],
+        "best_head": best[1],
+        "far_tokens": records[-1]["far_tokens"],
+    }
+    end = facts["end"]
+    if end:
+        for group, found in end["restricted"].items():
+            row |= {f"{group}_sees_{tokens}": accuracy for tokens, accuracy in found.items()}
+        row |= {f"masked_{which}": accuracy for which, accuracy in end["masked"].items()}
+        row |= {f"length_{n}x": accuracy for n, accuracy in end["lengths"].items()}
+    return row
+
+
+def read_runs(folder: pathlib.Path) -> list[Run]:
+    """The runs of curves.tsv and runs.tsv in a folder, in the order of runs.tsv."""
     by_run: dict[tuple[str, int], list[Row]] = defaultdict(list)
-    for row in rows:
-        by_run[str(row["arm"]), int(row["seed"])].append(row)
-    curves = []
-    for (arm, seed), own in by_run.items():
-        values = {name: np.array([float(row[name]) for row in own]) for name in CURVE[2:]}
-        curves.append(Curve(arm, seed, values["step"], values))
-    return curves
+    for row in read(folder / "curves.tsv"):
+        by_run[row["arm"], int(row["seed"])].append(row)
+    found = []
+    for row in read(folder / "runs.tsv"):
+        key = row["arm"], int(row["seed"])
+        own = by_run[key]
+        curve = {
+            n: np.array([_number(r[n]) for r in own]) for n in own[0] if n not in ("arm", "seed")
+        }
+        facts = {n: _number(x) for n, x in row.items() if n not in ("arm", "seed")}
+        found.append(Run(*key, curve, facts))
+    return found
+
+
+def _number(text: str) -> float:
+    return float(text) if text else float("nan")
 
 
 def write(path: pathlib.Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """Writes a tab-separated table."""
+    """Writes a tab-separated table; a row may lack columns."""
     make_folder(path.parent)
     file = io.StringIO()
-    writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
+    writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, file.getvalue())

@@ -295,9 +295,9 @@ def few_measurements(monkeypatch):
     """Makes the measurements of a retrieval run take seconds."""
     from experiments.large_window_laziness import measure as measurements
 
-    for name in ("EACH", "PROMPTS", "AT_ONCE"):
-        monkeypatch.setattr(measurements, name, 2)
-    cached = (measurements._held_out, measurements.needles)
+    for name, value in dict(EACH=8, PROMPTS=2, FAR_TOKENS=6, AT_ONCE=256).items():
+        monkeypatch.setattr(measurements, name, value)
+    cached = (measurements._held_out, measurements.needles, measurements.far_sequences)
     for function in cached:
         function.cache_clear()
     yield
@@ -315,7 +315,7 @@ def test_a_retrieval_run_is_recorded_and_nan_ends_it(few_measurements, tmp_path,
     for _ in range(2):
         retrieval.arm(out, "w512-rope", smoke=True, compile_only=False)
     assert [(r["step"], r["arm"], r["steps"]) for r in out] == [
-        (s, "w64-rope", 900) for s in (0, 2)
+        (s, "w32-rope", 5000) for s in (0, 2)
     ]
     assert all(r["local_nll"] > 0 and 0 <= r["mass"] <= 1 and r["accuracy"] for r in out)
     monkeypatch.setattr(faults, "_planted", ("nan", 0))

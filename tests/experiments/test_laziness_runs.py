@@ -1,31 +1,35 @@
-"""A run of the experiment, killed and resumed, ends the same; arms and schedules of windows."""
+"""Runs are paired by seed, stop after retrieval, and end the same if killed and resumed."""
 
 import dataclasses
 import json
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from experiments.large_window_laziness import arms, measure, run, runs, tables
+from experiments.large_window_laziness import arms, endpoint, measure, run, runs, tables
 from experiments.large_window_laziness.arms import ARMS, SETS
 from hybridlm.models.params import Model
+
+SIZES = dict(EACH=8, PROMPTS=2, FAR_TOKENS=6, AT_ONCE=256)
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Makes measurements take seconds."""
-    monkeypatch.setattr(measure, "EACH", 2)
-    monkeypatch.setattr(measure, "PROMPTS", 2)
-    monkeypatch.setattr(measure, "AT_ONCE", 2)
-    measure._held_out.cache_clear()
-    measure.needles.cache_clear()
+    cached = (measure._held_out, measure.needles, measure.far_sequences)
+    for name, value in SIZES.items():
+        monkeypatch.setattr(measure, name, value)
+    monkeypatch.setattr(endpoint, "FAR_TOKENS", 6)
+    for function in cached:
+        function.cache_clear()
     yield
-    measure._held_out.cache_clear()
-    measure.needles.cache_clear()
+    for function in cached:
+        function.cache_clear()
 
 
 def curve(folder):
@@ -37,10 +41,19 @@ class Stop(Exception):
     pass
 
 
+def quick(name):
+    """An arm with short batches and a measurement every second step."""
+    arm = ARMS["main"][name]
+    return dataclasses.replace(arm, scale=arm.scale._replace(batch=2, every=2))
+
+
+def silent(line):
+    pass
+
+
 def test_a_killed_and_resumed_run_ends_the_same(small, tmp_path):
-    arm, silent = ARMS["pilot"]["w4-nope"], lambda line: None
-    arm = dataclasses.replace(arm, scale=arm.scale._replace(batch=2, every=2))
-    runs.run(arm, 0, tmp_path / "whole", 4, silent)
+    arm = quick("w4-nope")
+    runs.run(arm, 0, tmp_path / "whole", 4, silent, ends=False)
     lines = []
 
     def killed(line):
@@ -49,34 +62,91 @@ def test_a_killed_and_resumed_run_ends_the_same(small, tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        runs.run(arm, 0, tmp_path / "parts", 4, killed)
-    runs.run(arm, 0, tmp_path / "parts", 4, silent)
+        runs.run(arm, 0, tmp_path / "parts", 4, killed, ends=False)
+    runs.run(arm, 0, tmp_path / "parts", 4, silent, ends=False)
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
     assert [record["step"] for record in curve(tmp_path / "whole")] == [0, 2, 4]
     last = curve(tmp_path / "whole")[-1]
-    assert len(last["heads"]) == arms.PILOT.depth * arms.PILOT.heads == len(last["qk"])
-    assert all(relative == 0 for *_, relative in last["qk"])
-    (tmp_path / "pilot" / "w4-nope").mkdir(parents=True)
-    (tmp_path / "parts").rename(tmp_path / "pilot" / "w4-nope" / "0")
-    rows, (facts,) = tables.collect(tmp_path / "pilot")
+    assert len(last["heads"]) == (arms.MAIN.depth + 1) * arms.MAIN.heads
+    (tmp_path / "main" / "w4-nope").mkdir(parents=True)
+    (tmp_path / "parts").rename(tmp_path / "main" / "w4-nope" / "0")
+    rows, (facts,), influences = tables.collect(tmp_path / "main")
     assert len(rows) == 3 and facts["formed"] == 0 and facts["formed_step"] == 4
-    words = ["--workdir", str(tmp_path), "--scale", "pilot"]
+    assert facts["best_layer"] in (2, 4) and influences == []  # the full layers
+    words = ["--workdir", str(tmp_path), "--scale", "main"]
     assert run.main([*words, "--arms", "w4-nope", "--seeds", "1"]) == 0
 
 
+@pytest.mark.slow
+def test_a_longer_arm_goes_on_with_the_shorter_ones_run(small, tmp_path):
+    """And ends as if it had been trained from the start; its end has every figure."""
+    short, longer = quick("w32-rope"), quick("w32-long-rope")
+    runs.run(short, 0, tmp_path / "a" / short.name / "0", 4, silent, ends=False)
+    runs.run(longer, 0, tmp_path / "a" / longer.name / "0", 6, silent)
+    runs.run(longer, 0, tmp_path / "b" / longer.name / "0", 6, silent)
+    ends = [tmp_path / x / longer.name / "0" for x in "ab"]
+    assert curve(ends[0]) == curve(ends[1])
+    facts = [json.loads((end / "done.json").read_text())["end"] for end in ends]
+    assert facts[0] == facts[1]
+    assert set(facts[0]["restricted"]["full"]) == {"4", "8", "16", "32", "64"}
+    assert set(facts[0]["masked"]) == {"none", "retrieval", "random"}
+    assert set(facts[0]["lengths"]) == {"1", "2", "4"} and facts[0]["influence"]
+    _, (row,), _ = tables.collect(tmp_path / "b")
+    assert set(row) == set(tables.run_columns())
+
+
+def test_a_seed_pairs_parameters_and_data():
+    """Windows and positions of one seed share all parameters and batches; seeds do not."""
+    core = [ARMS["main"][name] for name in ("w4-rope", "full-rope", "w32-nope")]
+    states = [jax.tree.leaves(runs.program_of(arm).init(jax.random.key(3))) for arm in core]
+    batches = [runs._batch(arm, 3, 7, 4) for arm in core]
+    for state, batch in zip(states[1:], batches[1:]):
+        for a, b in zip(states[0], state, strict=True):
+            np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(batch["tokens"], batches[0]["tokens"])
+    assert (runs._batch(core[0], 4, 7, 4)["tokens"] != batches[0]["tokens"]).any()
+
+
+def test_a_run_stops_300_steps_after_retrieval_is_confirmed():
+    def curve(far):
+        return [{"step": 50 * i, "accuracy": [1.0, x]} for i, x in enumerate(far)]
+
+    assert runs.last_step(curve([0, 0.2, 0.6]), 50, 300) == np.inf
+    assert runs.last_step(curve([0, 0.6, 0.4, 0.6, 0.7]), 50, 300) == 150 + 50 + 300
+
+
 @pytest.mark.parametrize("scale", arms.SCALES.values(), ids=list(arms.SCALES))
-def test_needles_lie_beyond_every_window(small, scale):
-    made = measure.needles(scale.task, None)
+def test_needles_mark_every_place_of_the_answer(scale):
+    """The nearest lies at the largest distances; no unmarked token equals one of the answer's."""
+    made, far = measure.needles(scale.task, 8, None), scale.task.bins[-1][0]
     for tokens, rows, needle in zip(made.tokens_NT, made.rows_NQ, made.needle_NT):
+        query, answer = rows[0], tokens[rows[rows >= 0] + 1]
         (places,) = np.nonzero(needle)
-        answer = tokens[rows[rows >= 0] + 1]
-        np.testing.assert_array_equal(tokens[places], answer)
-        assert rows[0] - places[0] + 1 >= scale.task.bins[-1][0] >= scale.large
+        assert set(tokens[places]) == set(answer)
+        assert not np.isin(tokens[:query][~needle[:query]], answer).any()
+        assert query - places.max() + len(answer) >= far
+    assert far >= scale.large
+
+
+@pytest.mark.parametrize("scale", arms.SCALES.values(), ids=list(arms.SCALES))
+def test_far_accuracy_has_a_thousand_tokens(scale):
+    held_out, count = measure._held_out(scale.task)
+    kind, distance = measure.targets(held_out)
+    far = (kind == measure.stream.COPIED_TOKEN) & (distance >= scale.task.bins[-1][0])
+    assert far.sum() >= 1000 and count == measure.EACH
 
 
 def test_one_program_serves_all_windows():
-    windowed = [arm for arm in ARMS["main"].values() if arm.final is not None]
-    assert len({repr(arm.model()) for arm in windowed}) == 2  # RoPE and NoPE
+    windowed = [arm for s in ("core", "cures", "long") for arm in SETS["main"][s]]
+    assert len({repr((arm.model(), arm.lr)) for arm in windowed}) == 2  # RoPE and NoPE
+
+
+def test_the_stack_reaches_further_than_a_window():
+    """A first layer of 4, and two windows: 3 and twice 31 tokens, and the query."""
+    reach = {name: ARMS["main"][name].stack_reach for name in ARMS["main"]}
+    assert reach["w4-rope"] == 3 + 2 * 3 + 1 and reach["w16-rope"] == 3 + 2 * 15 + 1
+    assert reach["w16-alone-rope"] == 2 * 15 + 1
+    assert reach["w32-rope"] == reach["full-rope"] == reach["gdn-rope"] == 64
 
 
 def test_schedules_end_at_the_large_window():
@@ -91,16 +161,20 @@ def test_schedules_end_at_the_large_window():
 
 
 def test_every_arm_has_a_model():
-    assert len(ARMS["main"]) == sum(map(len, SETS["main"].values())) == 30
-    for arm in (*ARMS["main"].values(), *ARMS["pilot"].values()):
-        assert arm.model().layout.names == ("local", "full") * 2
-        assert (arm.model().mixers["full"].rope is None) == arm.nope
+    seeds = {name: len(arms.seeds_of(name)) for name in SETS["main"]}
+    assert len(SETS["main"]["core"]) * seeds["core"] == 100 and seeds["alone"] == 5
+    assert not set(arms.SWEEP_SEEDS) & set(arms.SEEDS)
+    for arm in ARMS["main"].values():
+        prefix = (arm.prefix,) if arm.prefix else ()
+        assert arm.model().layout.names == prefix + ("local", "full") * 2
+        assert (arm.model().mixers["full"].rope is None) == arm.name.endswith("nope")
+        assert arm.begins_with is None or arm.begins_with in ARMS["main"]
 
 
 def test_the_large_scale_has_100_million_parameters():
     arm = ARMS["large"]["w512-rope"]
-    assert 0.9e8 < Model.of(arm.model()).count() < 1.1e8
-    assert arm.model().layout.names == ("local", "full") * 7 and arm.final == 512
+    assert 0.9e8 < Model.of(arm.model()).count() < 1.2e8
+    assert arm.model().layout.names == ("near", *("local", "full") * 7) and arm.final == 512
 
 
 def test_an_unknown_arm_is_one_sentence(tmp_path, capsys):

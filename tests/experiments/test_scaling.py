@@ -95,6 +95,18 @@ def test_the_published_points():
     assert scaling.huber(scaling.log_residuals(law, train)).sum() < 2.0175e-4
 
 
+@pytest.mark.slow
+def test_the_bound_of_alpha_binds_and_a_free_one_predicts_better():
+    """The figures of docs/evals.md."""
+    train, test = scaling.split_rows(scaling.read_rows(DATA))
+    bound, free = scaling.fit(train), scaling.fit(train, alpha=scaling.FREE)
+    assert bound.alpha == pytest.approx(0.3) and free.alpha == pytest.approx(0.4742, abs=1e-3)
+    losses = [scaling.huber(scaling.log_residuals(law, train)).sum() for law in (bound, free)]
+    assert losses == pytest.approx([2.017e-4, 1.952e-4], rel=1e-3)
+    r2 = [scaling.r2(law, test) for law in (bound, free)]
+    assert r2 == pytest.approx([0.9551, 0.9790], abs=2e-4)
+
+
 def test_the_seed_determines_the_resamples():
     train, _ = scaling.split_rows(made(noise=0.01))
     law = scaling.fit(train)
