@@ -98,6 +98,7 @@ class GridPlan(NamedTuple):
     scale: float
     precision: jax.lax.Precision
     interpret: Any
+    erase: bool = False  # the delta rule with an erase key
 
     def rows(self, x_BTH):
         """(B, T, H) -> (B, N, chunks, R, C): one row per value head, in N blocks of R heads."""

@@ -33,7 +33,7 @@ SUPPORT = (
             value_size=_SIZES,
             step_heads=range(1, 9),
             gate=("none", "head", "channel"),
-            erase=(False,),
+            erase=(False, True),
             key_dtype=dispatch.ANY,
             precision=dispatch.ANY,
         ),

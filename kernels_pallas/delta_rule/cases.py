@@ -9,11 +9,26 @@ BATCH, TIME = 1, 8192
 
 
 def _case(
-    name: str, groups: int, heads: int, key_size: int, value_size: int, gate: str, platform="tpu"
+    name: str,
+    groups: int,
+    heads: int,
+    key_size: int,
+    value_size: int,
+    gate: str,
+    platform="tpu",
+    erase=False,
 ) -> Case:
-    def call(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, ids_BT):
+    def call(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, *others):
+        *erase_key, ids_BT = others
         return delta_rule(
-            q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, segment_ids=ids_BT, impl="pallas"
+            q_BTGK,
+            k_BTGK,
+            v_BTHV,
+            beta_BTH,
+            log_decay,
+            erase_BTGK=erase_key[0] if erase else None,
+            segment_ids=ids_BT,
+            impl="pallas",
         )
 
     keys = Array((BATCH, TIME, groups, key_size))
@@ -22,13 +37,14 @@ def _case(
     gates = beta + ((key_size,) if gate == "channel" else ())
     return Case(
         name,
-        with_gradients(call, differentiated=5, others=1),
+        with_gradients(call, differentiated=5 + erase, others=1),
         (
             keys,
             keys,
             values,
             Array(beta, jnp.float32),
             Array(gates, jnp.float32),
+            *[keys] * erase,
             Array((BATCH, TIME), jnp.int32),
             values,
         ),
@@ -47,9 +63,13 @@ CASES = (
     _case("delta_rule channel gate", 32, 32, 128, 128, "channel"),
     _case("delta_rule channel gate K=64 V=128", 16, 16, 64, 128, "channel"),
     _case("delta_rule channel gate K=256 V=256", 4, 4, 256, 256, "channel"),
+    _case("delta_rule erase key, scalar gate", 16, 16, 128, 128, "head", erase=True),
+    _case("delta_rule erase key, channel gate", 32, 32, 128, 128, "channel", erase=True),
+    _case("delta_rule erase key, channel gate K=64 V=64", 32, 32, 64, 64, "channel", erase=True),
     _case("delta_rule scalar gate, Hopper", 16, 16, 128, 128, "head", "cuda"),
     _case("delta_rule scalar gate 16 of 32 heads, Hopper", 16, 32, 128, 128, "head", "cuda"),
     _case("delta_rule scalar gate K=64 V=64, Hopper", 16, 16, 64, 64, "head", "cuda"),
     _case("delta_rule channel gate, Hopper", 32, 32, 128, 128, "channel", "cuda"),
     _case("delta_rule channel gate K=64 V=128, Hopper", 16, 16, 64, 128, "channel", "cuda"),
+    _case("delta_rule erase key, channel gate, Hopper", 32, 32, 128, 128, "channel", "cuda", True),
 )

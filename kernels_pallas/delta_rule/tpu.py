@@ -2,9 +2,10 @@
 
 The grid is (batch, blocks of heads, chunks). Chunks are visited in order, in the backward pass in
 reverse, with the states of a block's heads (or their cotangents) in vector memory. With w_ij the decay
-from after token j to token i, the errors e_i = v_i - S_i^T k_i within a chunk with entering state S solve
+from after token j to token i and x the erase key (k, unless one is given), the errors
+e_i = v_i - S_i^T x_i within a chunk with entering state S solve
 
-    e_i + sum_{j<i} (k_i . w_ij k_j) beta_j e_j = v_i - (w_i0 k_i)^T S,   (I + A) E = R
+    e_i + sum_{j<i} (x_i . w_ij k_j) beta_j e_j = v_i - (w_i0 x_i)^T S,   (I + A) E = R
 
 and o = scale (q w_i0) S + (scale q_i . w_ij k_j beta_j) E, S <- keep S + (k decay_out beta)^T E.
 The unknowns are the errors, not the corrections beta e, so that beta scales columns of matrices
@@ -58,14 +59,16 @@ def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, call):
         scale=call.scale,
         precision=resolve_precision(call.precision),
         interpret=call.interpret,
+        erase=erase_BTGK is not None,
     )
     # The kernel reads padding as documents of one token: masks go on what it returns.
     g, beta = with_resets(log_decay, call.resets_BT), beta_BTH.astype(jnp.float32)
     q, k, v, g, beta = (pad_time(x, plan.length) for x in (q_BTGK, k_BTGK, v_BTHV, g, beta))
+    x = flat(pad_time(erase_BTGK, plan.length)) if plan.erase else None
 
     g = flat(g) if plan.per_channel else plan.rows(g)
     s = plan.heads.split(call.state_B.astype(jnp.float32), 1)
-    o_BTV, s = _run(plan, flat(q), flat(k), flat(v), plan.rows(beta), g, s)
+    o_BTV, s = _run(plan, flat(q), flat(k), flat(v), plan.rows(beta), g, x, s)
     o_BTHV = call.without_padding(o_BTV.reshape(*v.shape)[:, :time])
     return o_BTHV, call.without_last_padding(s.reshape(call.state_B.shape))
 
@@ -76,11 +79,12 @@ def step_heads(groups: int, heads: int, key_size: int, value_size: int) -> Heads
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV):
-    return _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV, save=False)[0]
+def _run(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, s_BNRKV):
+    return _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, s_BNRKV, save=False)[0]
 
 
-def _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV, save=True):
+def _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, s_BNRKV, save=True):
+    erase = [x_BTK] if plan.erase else []
     batch, time, _ = v_BTV.shape
     specs = Specs(plan, time, reverse=False)
     outs = [(specs.values, v_BTV.shape, v_BTV.dtype), (specs.state, s_BNRKV.shape, jnp.float32)]
@@ -88,14 +92,16 @@ def _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV, save=True):
         outs += [specs.saved(batch, *size) for size in _saved_sizes(plan)]
     o_BTV, last, *saved = specs.call(
         functools.partial(_forward_kernel, plan),
-        "delta_rule_forward",
-        [specs.keys, specs.keys, specs.values, specs.rows, specs.gates, specs.state],
+        "delta_rule_forward" + "_erase" * plan.erase,
+        [specs.keys, specs.keys, specs.values, specs.rows, specs.gates]
+        + [specs.keys] * plan.erase
+        + [specs.state],
         outs,
         scratch=[specs.state_scratch()] + specs.factor_scratch(),
-    )(q_BTK, k_BTK, v_BTV, beta_BNXRC, g, s_BNRKV)
+    )(q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *erase, s_BNRKV)
     names = ("delta_rule_states", "delta_rule_inverse", "delta_rule_errors")
     saved = [checkpoint_name(x, name) for x, name in zip(saved, names)]
-    return (o_BTV, last), (q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *saved)
+    return (o_BTV, last), (q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, *saved)
 
 
 def _saved_sizes(plan):
@@ -105,33 +111,40 @@ def _saved_sizes(plan):
 
 
 def _backward(plan, residuals, cotangents):
-    q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *saved = residuals
+    q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, *saved = residuals
+    erase = [x_BTK] if plan.erase else []
     do_BTV, ds = cotangents
     batch, time, _ = v_BTV.shape
     specs = Specs(plan, time, reverse=True)
     key_shape = batch, time, plan.heads.blocks * plan.heads.groups * plan.key_size
     shared = plan.heads.sharing > 1
-    dq, dk, dv, dbeta, dg, ds = specs.call(
+
+    def of_keys(x):
+        return specs.own_keys, key_shape, jnp.float32 if shared else x.dtype
+
+    dq, dk, dv, dbeta, dg, *dx, ds = specs.call(
         functools.partial(_backward_kernel, plan),
-        "delta_rule_backward",
+        "delta_rule_backward" + "_erase" * plan.erase,
         [specs.keys, specs.keys, specs.values, specs.rows, specs.gates]
+        + [specs.keys] * plan.erase
         + [specs.per_chunk(*size) for size in _saved_sizes(plan)]
         + [specs.values, specs.state],
         [
-            (specs.own_keys, key_shape, jnp.float32 if shared else q_BTK.dtype),
-            (specs.own_keys, key_shape, jnp.float32 if shared else k_BTK.dtype),
+            of_keys(q_BTK),
+            of_keys(k_BTK),
             (specs.values, v_BTV.shape, v_BTV.dtype),
             (specs.rows, beta_BNXRC.shape, jnp.float32),
             (specs.gates, g.shape, jnp.float32),
+            *map(of_keys, erase),
             (specs.state, ds.shape, jnp.float32),
         ],
         scratch=[specs.state_scratch()] + specs.factor_scratch(),
-    )(q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *saved, do_BTV, ds)
-    dq, dk = (
-        flat(plan.heads.sum_shared(dx, plan.key_size, x.dtype))
-        for dx, x in ((dq, q_BTK), (dk, k_BTK))
+    )(q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *erase, *saved, do_BTV, ds)
+    dq, dk, *dx = (
+        flat(plan.heads.sum_shared(gradient, plan.key_size, x.dtype))
+        for gradient, x in zip((dq, dk, *dx), (q_BTK, k_BTK, *erase), strict=True)
     )
-    return dq, dk, dv, dbeta, dg, ds
+    return dq, dk, dv, dbeta, dg, *(dx or (None,)), ds
 
 
 _run.defvjp(_forward, _backward)
@@ -187,7 +200,7 @@ def _head_scores(plan, grams, g_ref, h) -> tuple[_Scores, HeadDecays]:
     return scores, decays
 
 
-def _channel_scores(plan, q, k, g_ref, factors_ref, h) -> _Scores:
+def _channel_scores(plan, q, k, x, g_ref, factors_ref, h) -> _Scores:
     """As `_head_scores`, for one gate per channel; writes the factors to factors_ref[h]."""
     mm = functools.partial(dot, precision=plan.precision)
 
@@ -197,6 +210,7 @@ def _channel_scores(plan, q, k, g_ref, factors_ref, h) -> _Scores:
     decays = ChannelDecays(head(g_ref[0], h, plan.key_size), keep)
     i, j = square(plan.length)
     q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    x = x.astype(jnp.float32) if plan.erase else k
     queries = jnp.where(i == j, jnp.sum(q * k, axis=1, keepdims=True), 0)
     keys = jnp.zeros_like(queries)
     for level in map(Level, range(levels(plan.length))):
@@ -204,16 +218,19 @@ def _channel_scores(plan, q, k, g_ref, factors_ref, h) -> _Scores:
         pairs = level.pairs(plan.length)
         k_n = k * factor
 
-        def merged(x, left, level=level, pairs=pairs, k_n=k_n):
-            product = jnp.where(pairs, mm(level.second(left), k_n, NT), level.second(x))
-            return level.put_second(x, product)
+        def merged(found, left, level=level, pairs=pairs, k_n=k_n):
+            product = jnp.where(pairs, mm(level.second(left), k_n, NT), level.second(found))
+            return level.put_second(found, product)
 
-        queries, keys = merged(queries, q * factor), merged(keys, k_n)
+        queries = merged(queries, q * factor)
+        keys = merged(keys, x * factor if plan.erase else k_n)
     last = decays.in_CK[plan.length - 1 :]
     return _Scores(keys, queries * plan.scale, decays.in_CK, decays.out_CK, to_column(last))
 
 
-def _forward_kernel(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, s0_ref, o_ref, last_ref, *refs):
+def _forward_kernel(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, *refs):
+    x_ref, *refs = refs if plan.erase else (k_ref, *refs)
+    s0_ref, o_ref, last_ref, *refs = refs
     *saved_refs, s_ref = refs[:-1] if plan.per_channel else refs
     factors_ref = refs[-1] if plan.per_channel else None
 
@@ -224,22 +241,23 @@ def _forward_kernel(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, s0_ref, o_ref, l
     mm = functools.partial(dot, precision=plan.precision)
     for group, members in plan.heads.by_group():
         q, k = (head(ref[0], group, plan.key_size) for ref in (q_ref, k_ref))
-        grams = None if plan.per_channel else (mm(k, k, NT), mm(q, k, NT))
+        x = head(x_ref[0], group, plan.key_size) if plan.erase else k
+        grams = None if plan.per_channel else (mm(x, k, NT), mm(q, k, NT))
         for h in members:
             v = head(v_ref[0], h, plan.value_size)
             beta_1C = beta_ref[0, 0, 0, h : h + 1]
             s = s_ref[h]
             if plan.per_channel:
-                scores = _channel_scores(plan, q, k, g_ref, factors_ref, h)
+                scores = _channel_scores(plan, q, k, x, g_ref, factors_ref, h)
             else:
                 scores, _ = _head_scores(plan, grams, g_ref, h)
             inverse = unit_lower_inverse(scores.keys_CC * beta_1C, _inverse_precision(plan))
-            errors = mm(inverse, v - mm(k * scores.into, s))
+            errors = mm(inverse, v - mm(x * scores.into, s))
             o = mm(scores.queries_CC * beta_1C, errors) + mm(q * (scores.into * plan.scale), s)
             o_ref[0, :, h * plan.value_size : (h + 1) * plan.value_size] = o.astype(o_ref.dtype)
             written = mm((k * scores.out).T * beta_1C, errors)
-            for ref, x in zip(saved_refs, (s, inverse, errors)):
-                ref[0, 0, 0, h] = x.astype(ref.dtype)
+            for ref, saved in zip(saved_refs, (s, inverse, errors)):
+                ref[0, 0, 0, h] = saved.astype(ref.dtype)
             s_ref[h] = scores.keep * s + written
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
@@ -254,20 +272,14 @@ def _backward_kernel(
     v_ref,
     beta_ref,
     g_ref,
-    states_ref,
-    inverses_ref,
-    errors_ref,
-    do_ref,
-    dlast_ref,
-    dq_ref,
-    dk_ref,
-    dv_ref,
-    dbeta_ref,
-    dg_ref,
-    ds0_ref,
-    ds_ref,
-    *factors_ref,
+    *refs,
 ):
+    x_ref, *refs = refs if plan.erase else (k_ref, *refs)
+    states_ref, inverses_ref, errors_ref, do_ref, dlast_ref, *refs = refs
+    dq_ref, dk_ref, dv_ref, dbeta_ref, dg_ref, *refs = refs
+    dx_ref, *refs = refs if plan.erase else (dk_ref, *refs)
+    ds0_ref, ds_ref, *factors_ref = refs
+
     @pl.when(pl.program_id(2) == 0)
     def _():
         ds_ref[...] = dlast_ref[0, 0]
@@ -275,14 +287,16 @@ def _backward_kernel(
     mm = functools.partial(dot, precision=plan.precision)
     for group, members in plan.heads.by_group():
         q, k = (head(ref[0], group, plan.key_size) for ref in (q_ref, k_ref))
-        grams = None if plan.per_channel else (mm(k, k, NT), mm(q, k, NT))
-        dq_group = dk_group = 0.0
+        x = head(x_ref[0], group, plan.key_size) if plan.erase else k
+        grams = None if plan.per_channel else (mm(x, k, NT), mm(q, k, NT))
+        dq_group = dk_group = dx_group = 0.0
         for h in members:
             values = slice(h * plan.value_size, (h + 1) * plan.value_size)
             step = _Backward(
                 plan,
                 q,
                 k,
+                x,
                 beta_ref[0, 0, 0, h : h + 1],
                 states_ref[0, 0, 0, h],
                 inverses_ref[0, 0, 0, h],
@@ -291,20 +305,24 @@ def _backward_kernel(
                 ds_ref[h],
             )
             if plan.per_channel:
-                scores = _channel_scores(plan, q, k, g_ref, *factors_ref, h)
-                dq, dk, dv, dbeta, dg, ds = step.per_channel(scores, factors_ref[0], h)
+                scores = _channel_scores(plan, q, k, x, g_ref, *factors_ref, h)
+                dq, dk, dx, dv, dbeta, dg, ds = step.per_channel(scores, factors_ref[0], h)
                 dg_ref[0, :, h * plan.key_size : (h + 1) * plan.key_size] = dg
             else:
                 scores, decays = _head_scores(plan, grams, g_ref, h)
-                dq, dk, dv, dbeta, dg, ds = step.per_head(scores, decays)
+                dq, dk, dx, dv, dbeta, dg, ds = step.per_head(scores, decays)
                 dg_ref[0, 0, 0, h : h + 1] = dg
             dv_ref[0, :, values] = dv.astype(dv_ref.dtype)
             dbeta_ref[0, 0, 0, h : h + 1] = dbeta
             ds_ref[h] = ds
             dq_group, dk_group = dq_group + dq, dk_group + dk
+            if plan.erase:
+                dx_group = dx_group + dx
         columns = slice(group * plan.key_size, (group + 1) * plan.key_size)
         dq_ref[0, :, columns] = dq_group.astype(dq_ref.dtype)
         dk_ref[0, :, columns] = dk_group.astype(dk_ref.dtype)
+        if plan.erase:
+            dx_ref[0, :, columns] = dx_group.astype(dx_ref.dtype)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
@@ -313,11 +331,13 @@ def _backward_kernel(
 
 class _Backward(NamedTuple):
     """The backward pass of one head of one chunk, from its saved arrays and the cotangents of its
-    output and of the state after it. Returns gradients of q, k, v, beta, g and the state before it."""
+    output and of the state after it. Returns gradients of q, k, the erase key x (None if it is k), v,
+    beta, g and the state before it."""
 
     plan: GridPlan
     q: jax.Array
     k: jax.Array
+    x: jax.Array
     beta_1C: jax.Array
     s: jax.Array
     inverse: jax.Array
@@ -340,64 +360,76 @@ class _Backward(NamedTuple):
         dqueries = mm(self.do, self.errors, NT)
         into = scores.into * self.plan.scale
         dq = mm(self.do, self.s, NT) * into
-        dk_read = -mm(dv, self.s, NT) * scores.into
+        dx_read = -mm(dv, self.s, NT) * scores.into
         # Of k * decay_out * beta, times all but k, and times all but beta.
         dk_out = mm(self.errors, ds, NT) * scores.out
         dbeta = da * scores.keys_CC + dqueries * scores.queries_CC
         dbeta += jnp.where(i == j, jnp.sum(k * dk_out, axis=1, keepdims=True), 0)
         dbeta = jnp.sum(dbeta, axis=0, keepdims=True)
         ds_before = scores.keep * ds + mm(self.q * into, self.do, TN)
-        ds_before -= mm(k * scores.into, dv, TN)
+        ds_before -= mm(self.x * scores.into, dv, TN)
         return (
             dv,
             da * self.beta_1C,
             dqueries * self.beta_1C,
             dq,
-            dk_read,
+            dx_read,
             dk_out * written_C1,
             (dbeta, ds_before),
         )
 
     def per_head(self, scores: _Scores, decays: HeadDecays):
-        mm, q, k = self.mm, self.q, self.k
-        dv, dkeys, dqueries, dq, dk_read, dk_written, (dbeta, ds) = self._shared(scores)
+        mm, q, k, x = self.mm, self.q, self.k, self.x
+        dv, dkeys, dqueries, dq, dx_read, dk_written, (dbeta, ds) = self._shared(scores)
         dg = decays.gradient(
             dkeys * scores.keys_CC + dqueries * scores.queries_CC,
-            jnp.sum(q * dq + k * dk_read, axis=1, keepdims=True),
+            jnp.sum(q * dq + x * dx_read, axis=1, keepdims=True),
             jnp.sum(k * dk_written, axis=1, keepdims=True),
             scores.keep * jnp.sum(self.ds * self.s.astype(jnp.float32), axis=(0, 1), keepdims=True),
         )
         dkeys = dkeys * decays.between_CC
         dqueries = dqueries * (decays.between_CC * self.plan.scale)
         dq = dq + mm(dqueries, k)
-        dk = dk_read + dk_written + mm(dkeys, k) + mm(dkeys, k, TN) + mm(dqueries, q, TN)
-        return dq, dk, dv, dbeta, dg, ds
+        if self.plan.erase:
+            dk = dk_written + mm(dkeys, x, TN) + mm(dqueries, q, TN)
+            return dq, dk, dx_read + mm(dkeys, k), dv, dbeta, dg, ds
+        dk = dx_read + dk_written + mm(dkeys, k) + mm(dkeys, k, TN) + mm(dqueries, q, TN)
+        return dq, dk, None, dv, dbeta, dg, ds
 
     def per_channel(self, scores: _Scores, factors_ref, h):
         mm, length = self.mm, self.plan.length
-        q, k = self.q.astype(jnp.float32), self.k.astype(jnp.float32)
-        dv, dkeys, dqueries, dq, dk_read, dk_written, (dbeta, ds) = self._shared(scores)
+        erase, q, k = self.plan.erase, self.q.astype(jnp.float32), self.k.astype(jnp.float32)
+        x = self.x.astype(jnp.float32) if erase else k
+        dv, dkeys, dqueries, dq, dx, dk_written, (dbeta, ds) = self._shared(scores)
         dqueries = dqueries * self.plan.scale
         i, j = square(length)
         last = grid_of(q.shape, 0) == length - 1
         ds_s = jnp.sum(self.ds * self.s.astype(jnp.float32), axis=1, keepdims=True)
-        din = q * dq + k * dk_read + jnp.where(last, to_row(scores.keep * ds_s), 0)
+        din = q * dq + x * dx + jnp.where(last, to_row(scores.keep * ds_s), 0)
         dout = k * dk_written
         diagonal = jnp.sum(jnp.where(i == j, dqueries, 0), axis=1, keepdims=True)
-        dq, dk = dq + diagonal * k, dk_read + dk_written + diagonal * q
+        dq = dq + diagonal * k
+        dk = (dk_written if erase else dx + dk_written) + diagonal * q
 
         def dfactor(n):
-            nonlocal dq, dk
+            nonlocal dq, dk, dx
             level, factor = Level(n), factors_ref[h, n]
             pairs, zeros = level.pairs(length), jnp.zeros_like(q)
-            dqueries_n, dkeys_n = (jnp.where(pairs, level.second(x), 0) for x in (dqueries, dkeys))
+            dqueries_n, dkeys_n = (jnp.where(pairs, level.second(d), 0) for d in (dqueries, dkeys))
             q_n, k_n = q * factor, k * factor
             dq_n = level.put_second(zeros, mm(dqueries_n, k_n)) * factor
-            dk_n = level.put_second(zeros, mm(dkeys_n, k_n)) * factor
-            dk_n += mm(dqueries_n, level.second(q_n), TN) * factor
-            dk_n += mm(dkeys_n, level.second(k_n), TN) * factor
+            dx_n = level.put_second(zeros, mm(dkeys_n, k_n)) * factor
+            x_n = x * factor if erase else k_n
+            if erase:
+                dk_n = mm(dqueries_n, level.second(q_n), TN) * factor
+            else:
+                dk_n = dx_n + mm(dqueries_n, level.second(q_n), TN) * factor
+            dk_n += mm(dkeys_n, level.second(x_n), TN) * factor
             dq, dk = dq + dq_n, dk + dk_n
-            return q * dq_n + k * dk_n
+            if not erase:
+                return q * dq_n + k * dk_n
+            dx = dx + dx_n
+            return q * dq_n + k * dk_n + x * dx_n
 
         dg = ChannelDecays.gradient(dfactor, din, dout)
-        return dq, dk, dv, dbeta, dg, ds
+        return dq, dk, dx if erase else None, dv, dbeta, dg, ds

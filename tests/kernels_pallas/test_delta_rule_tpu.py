@@ -26,12 +26,17 @@ def short_chunks(monkeypatch):
     monkeypatch.setattr(tpu_grid, "CHUNK", 16)
 
 
-@pytest.fixture(scope="module", params=GATES)
+@pytest.fixture(scope="module", params=[*GATES, pytest.param("erase", marks=pytest.mark.slow)])
 def held(request):
     # Several chunks, the last not full; value heads that share a key head.
     length, tpu_grid.CHUNK = tpu_grid.CHUNK, 16
-    repeats = dict(head=2, channel=1)[request.param]
-    yield Held(subject(request.param, repeats=repeats), np.random.default_rng(0), time=38)
+    options = dict(
+        head=("head", dict(repeats=2)),
+        channel=("channel", {}),
+        erase=("channel", dict(repeats=2, erase=True)),
+    )
+    gate, options = options[request.param]
+    yield Held(subject(gate, **options), np.random.default_rng(0), time=38)
     tpu_grid.CHUNK = length
 
 
@@ -55,6 +60,14 @@ def test_rounded_products_are_as_exact_as_in_the_chunked_form(gate, monkeypatch)
     assert_as_good_as_chunked(subject(gate), rng, batch=1, time=80)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("gate", GATES)
+def test_rounded_products_with_an_erase_key_are_as_exact(gate, monkeypatch):
+    monkeypatch.setattr(tpu_grid, "CHUNK", 32)
+    erasing = subject(gate, erase=True)
+    assert_as_good_as_chunked(erasing, np.random.default_rng(2), batch=1, time=80)
+
+
 @pytest.mark.parametrize("size", [16, 128])
 def test_inverse(size):
     """Includes a matrix whose powers grow: with beta 2 and equal keys every entry is 2."""
@@ -76,6 +89,10 @@ SIZES = (
     ("channel", dict(kv_heads=1, repeats=2, key_size=128, value_size=64), 1),
     ("channel", dict(kv_heads=2, repeats=1, key_size=64, value_size=128), 300),
     ("channel", dict(kv_heads=1, repeats=1, key_size=192, value_size=256), 127),
+    ("none", dict(kv_heads=2, repeats=1, key_size=64, value_size=128, erase=True), 130),
+    ("head", dict(kv_heads=1, repeats=3, key_size=128, value_size=64, erase=True), 127),
+    ("channel", dict(kv_heads=2, repeats=1, key_size=64, value_size=128, erase=True), 300),
+    ("channel", dict(kv_heads=1, repeats=1, key_size=256, value_size=128, erase=True), 200),
 )
 
 
