@@ -200,6 +200,13 @@ gated_slots = per_shard(
     ("BTH-", "BTH"),
     _SLOTS,
 )
+linear_recurrence = per_shard(
+    recurrence_op.linear_recurrence,
+    context.linear_recurrence,
+    dict(a_BTD="BTH", b_BTD="BTH", segment_ids="BT", initial_state=_CHANNELS),
+    ("BTH",),
+    _CHANNELS,
+)
 selective_scan = per_shard(
     selective_op.selective_scan,
     context.selective_scan,

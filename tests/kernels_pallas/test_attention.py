@@ -207,6 +207,7 @@ def test_sums_of_gates_keep_the_digits_of_neighbours_in_a_long_document():
     np.testing.assert_allclose(steps, gates[0, 1:], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_gate_of_0_starts_anew(x64):
     """Nothing before a gate of 0 is seen, as at the start of a document, from that token on."""
     rng = np.random.default_rng(13)

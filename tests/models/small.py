@@ -153,6 +153,17 @@ MIXERS = {
         dt_limits=(0.01, 0.5),
     ),
     "ssd_falcon": dict(kind="mamba2", heads=3, head_dim=8, state_dim=16, groups=1, norm="none"),
+    "ssm3": dict(kind="mamba3", head_dim=16, state_dim=12),
+    "ssm3_mimo": dict(
+        kind="mamba3",
+        heads=4,
+        head_dim=5,
+        state_dim=7,
+        groups=2,
+        rank=3,
+        rope_fraction=1.0,
+        norm=True,
+    ),
     "mlstm": dict(kind="mlstm"),
     "mlstm_odd": dict(
         kind="mlstm", heads=3, qk_dim_factor=0.65625, v_dim_factor=1.21875, gate_soft_cap=8.0

@@ -150,6 +150,7 @@ def test_reach_is_a_number_of_tokens_or_none(name):
         "rglru",
         "mamba1",
         "mamba2",
+        "mamba3",
         "gla",
         "hgrn2",
         "lightning",

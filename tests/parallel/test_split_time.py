@@ -29,6 +29,10 @@ MORE += [
     "gsa",
     "nha_full",
     "mlstm",
+    "ssm3",
+    "ssm3_mimo",
+    "forgetful",
+    "forgetful_swa",
     "moba",
     "dsa",
 ]

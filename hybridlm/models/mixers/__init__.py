@@ -16,6 +16,7 @@ from hybridlm.models.mixers.kda import KDAConfig
 from hybridlm.models.mixers.lightning import LightningConfig
 from hybridlm.models.mixers.mamba1 import Mamba1Config
 from hybridlm.models.mixers.mamba2 import Mamba2Config
+from hybridlm.models.mixers.mamba3 import Mamba3Config
 from hybridlm.models.mixers.mla import MLAConfig
 from hybridlm.models.mixers.mlstm import MLSTMConfig
 from hybridlm.models.mixers.moba import MoBAConfig
@@ -42,6 +43,7 @@ KINDS: dict[str, type[MixerConfig]] = {
         LightningConfig,
         Mamba1Config,
         Mamba2Config,
+        Mamba3Config,
         MLAConfig,
         MLSTMConfig,
         MoBAConfig,
@@ -55,7 +57,7 @@ KINDS: dict[str, type[MixerConfig]] = {
 
 #: Well-known mixers that there is no kind for.
 ABSENT = (
-    "rwkv4 rwkv5 rwkv6 eagle finch mamba3 s4 s4d s5 h3 hyena hgrn lru"
+    "rwkv4 rwkv5 rwkv6 eagle finch s4 s4d s5 h3 hyena hgrn lru"
     " slstm lstm gru minlstm mingru mega megalodon ttt titans based rebased linear_attention performer"
     " nsa native_sparse_attention comba"
     " log_linear_attention path_attention differential_attention"

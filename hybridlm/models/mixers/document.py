@@ -43,6 +43,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "Mamba": dict(kind="mamba1"),
     "Mamba, with Jamba's norms": dict(kind="mamba1", norm="rmsnorm"),
     "Mamba-2": dict(kind="mamba2"),
+    "Mamba-3": dict(kind="mamba3"),
+    "Mamba-3, MIMO": dict(kind="mamba3", rank=4),
     "GLA": dict(kind="gla", heads=HEADS),
     "HGRN2": dict(kind="hgrn2"),
     "Lightning": dict(kind="lightning", heads=HEADS),

@@ -1,0 +1,168 @@
+"""Mamba-3 against a literal transcription of its paper, and what it contains: Mamba-2."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from flax import nnx
+
+from hybridlm.models.mixers import LayerSpec, read_mixer, trapezoid
+from kernels_pallas import segments
+from kernels_pallas.gated_linear import gated_linear
+from kernels_pallas.testing import assert_close, draw_segment_ids, normal
+
+WIDTH, TIME, EPS = 32, 23, 1e-6
+
+
+def transcription(p, config, x_BTD, ids_BT):
+    """The mixer of arXiv 2603.15569 token by token, from its equations alone, in complex numbers.
+
+    h_t = exp(dt A + i theta) h_{t-1} + (1 - l) dt exp(dt A + i theta) B_{t-1} x_{t-1} + l dt B_t x_t and
+    y_t = Re(conj(C_t) . h_t) + D x_t, with R inputs and outputs; rows that do not rotate have theta = 0.
+    """
+    heads, size, rank = p["skip"].shape[0], config.head_dim, config.rank
+    batch, time, _ = x_BTD.shape
+    rows, pairs = config.state_dim, config.angles
+    starts_BT = segments.document_starts(ids_BT)
+
+    def linear(name):
+        return x_BTD @ p[name]["kernel"]
+
+    def by_head(name):
+        return linear(name).reshape(batch, time, heads, 1, size)
+
+    def normed(name):
+        v = linear(name).reshape(batch, time, rank, config.groups, rows)
+        v = v / jnp.sqrt(jnp.mean(v**2, axis=-1, keepdims=True) + EPS) * p[f"{name}_norm"]["scale"]
+        v = jnp.moveaxis(v, 2, 3)  # (B, T, groups, R, N)
+        return jnp.stack(
+            [v[:, :, h // (heads // config.groups)] + p[f"{name}_bias"][h] for h in range(heads)], 2
+        )
+
+    def as_complex(v):
+        """Row f and row F + f are real and imaginary part of one number; the others are real."""
+        return jnp.concatenate(
+            [v[..., :pairs] + 1j * v[..., pairs : 2 * pairs], v[..., 2 * pairs :] + 0j], axis=-1
+        )
+
+    factors = p.get("ranks") or dict(x=1.0, z=1.0, y=1.0)
+    x, z = by_head("value") * factors["x"], by_head("gate") * factors["z"]  # (B, T, H, R, P)
+    b, c = as_complex(normed("key")), as_complex(normed("query"))
+    dt = jax.nn.softplus(linear("dt") + p["dt_bias"])
+    a = -jnp.maximum(jax.nn.softplus(linear("decay")), config.decay_floor)
+    weight = jax.nn.sigmoid(linear("weight"))
+    theta = jnp.pi * jnp.tanh(linear("angle"))[:, :, None] * dt[..., None]  # (B, T, H, F)
+    theta = jnp.pad(theta, ((0, 0), (0, 0), (0, 0), (0, rows - 2 * pairs)))
+    decay = jnp.exp((dt * a)[..., None] + 1j * theta)[..., None]  # (B, T, H, N', 1)
+
+    def step(carry, token):
+        h, before = carry
+        decay, b, c, x, dt, weight, start = token
+        start, weight, dt = start[:, None, None, None], weight[..., None, None], dt[..., None, None]
+        write = jnp.einsum("bhrn,bhrp->bhnp", b, x + 0j)
+        h, before = jnp.where(start, 0, h), jnp.where(start, 0, before)
+        h = decay * h + (1 - weight) * dt * decay * before + weight * dt * write
+        y = jnp.einsum("bhrn,bhnp->bhrp", jnp.conj(c), h).real
+        return (h, write), y
+
+    zero = jnp.zeros((batch, heads, rows - pairs, size), complex)
+    tokens = [jnp.moveaxis(v, 1, 0) for v in (decay, b, c, x, dt, weight, starts_BT)]
+    y = jnp.moveaxis(jax.lax.scan(step, (zero, zero), tokens)[1], 0, 1)
+    y = y + p["skip"][:, None, None] * x
+    if config.norm:
+        y = y / jnp.sqrt(jnp.mean(y**2, axis=-1, keepdims=True) + EPS) * p["norm"]["norm"]["scale"]
+    y = jnp.sum(y * jax.nn.silu(z) * factors["y"], axis=3)
+    return y.reshape(batch, time, -1) @ p["out"]["kernel"]
+
+
+def drawn(name, rng):
+    """(config, the module's graph, random parameters) of a mixer of `small.MIXERS`."""
+    config = read_mixer(small.MIXERS[name], name)
+    spec = LayerSpec(WIDTH, EPS, 1.0)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: config.build(spec, rngs=nnx.Rngs(0))))
+
+    def draw(p):
+        scale = WIDTH**-0.5 if p.ndim == 2 else 0.3
+        return jnp.asarray((p.ndim != 2) + scale * rng.standard_normal(p.shape))
+
+    return config, graphdef, jax.tree.map(draw, state)
+
+
+@pytest.mark.parametrize("name", ["ssm3_mimo", pytest.param("ssm3", marks=pytest.mark.slow)])
+def test_the_mixer_is_the_paper(x64, name):
+    """Outputs, and gradients of every parameter and of the input, with documents and padding."""
+    rng = np.random.default_rng(0)
+    config, graphdef, state = drawn(name, rng)
+    x_BTD, cotangent_BTD = (normal(rng, (2, TIME, WIDTH), jnp.float64) for _ in range(2))
+    ids_BT = draw_segment_ids(rng, 2, TIME)
+    is_real_BT1 = (ids_BT != 0)[..., None]
+
+    def ours(params, x_BTD):
+        return nnx.merge(graphdef, params)(x_BTD, small.context(ids_BT))
+
+    def papers(params, x_BTD):
+        with jax.numpy_rank_promotion("allow"):
+            return transcription(nnx.to_pure_dict(params), config, x_BTD, ids_BT)
+
+    def results(form):
+        def masked(params, x_BTD):
+            return jnp.where(is_real_BT1, form(params, x_BTD), 0)
+
+        y_BTD, vjp = jax.vjp(masked, state, x_BTD)
+        return y_BTD, vjp(cotangent_BTD)
+
+    got, want = (jax.jit(results, static_argnums=0)(form) for form in (ours, papers))
+    assert_close(f"{name}: the mixer = its paper", got, want, 1e-9)
+
+
+def inputs(rng, heads=2, rank=1, size=6, pairs=2):
+    def positive(*shape):
+        return jnp.asarray(rng.exponential(size=(2, TIME, heads, *shape)))
+
+    return trapezoid.Inputs(
+        normal(rng, (2, TIME, heads, rank, size), jnp.float64),
+        normal(rng, (2, TIME, heads, rank, size), jnp.float64),
+        normal(rng, (2, TIME, heads, rank, 5), jnp.float64),
+        -positive(),
+        positive(),
+        jnp.asarray(rng.random((2, TIME, heads))),
+        positive(pairs),
+    )
+
+
+@pytest.mark.slow
+def test_with_weight_1_and_no_angles_it_is_mamba2(x64):
+    rng = np.random.default_rng(1)
+    x, ids_BT = inputs(rng), draw_segment_ids(rng, 2, TIME)
+    plain = x._replace(
+        weight_BTH=jnp.ones_like(x.weight_BTH), angle_BTHF=jnp.zeros_like(x.angle_BTHF)
+    )
+    y_BTHRP, state = jax.jit(trapezoid.trapezoid)(plain, ids_BT, None)
+    q, k, v = (x[:, :, :, 0] for x in plain[:3])
+    want = gated_linear(
+        q, k, plain.step_BTH[..., None] * v, plain.log_decay_BTH, segment_ids=ids_BT
+    )
+    real = (np.asarray(ids_BT) != 0)[..., None, None]
+    assert_close("Mamba-2", np.where(real, y_BTHRP[:, :, :, 0], 0), np.where(real, want, 0), 1e-10)
+
+
+def test_sums_of_angles_keep_the_digits_of_neighbours():
+    """4,000 angles of up to half a turn: of a float32 sum, differences would be off by 5e-4."""
+    rng = np.random.default_rng(2)
+    angle = (np.pi * (1 - rng.random((1, 4000, 1, 3)))).astype(np.float32)
+    got = jax.jit(trapezoid._sums_of_angles)(jnp.asarray(angle), jnp.ones((1, 4000), jnp.int32))
+    wrong = np.diff(np.asarray(got, np.float64), axis=1) - angle[:, 1:]
+    assert np.max(np.abs(np.sin(wrong))) < 2e-6 and np.min(np.cos(wrong)) > 0
+
+
+def test_parameters_start_as_published():
+    config = read_mixer(dict(kind="mamba3", rank=4), "m")
+    mixer = config.build(LayerSpec(64, EPS, 1.0), rngs=nnx.Rngs(0))
+    for bias in (mixer.key_bias, mixer.query_bias):
+        assert bias.shape == (2, 4, 128) and np.all(bias[...] == 1)
+    assert np.all(mixer.ranks.x[...] == 1 / 4) and np.all(mixer.ranks.y[...] == 1 / 4)
+    assert np.all(mixer.ranks.z[...] == 1) and np.all(mixer.skip[...] == 1)
+    dt = np.asarray(jax.nn.softplus(mixer.dt_bias[...]))
+    assert np.all((dt > 0.99e-3) & (dt < 0.101))
+    assert config.angles == 32
