@@ -11,10 +11,12 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from experiments.large_window_laziness import tables
 from experiments.large_window_laziness.arms import (
@@ -54,12 +56,12 @@ def time_figure(
                 axes, _by_window(runs, scale, ending, positions), PALETTE[number], label
             )
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+        _step_axis(axes)
         axes.set_xticks(scale.windows, [*map(str, scale.windows[:-1]), "full"])
         axes.set_xlabel("window (tokens)")
         axes.set_title(TITLES[positions], fontsize=9, color=INK)
     row[0].set_ylabel("step at which retrieval formed")
-    return _finished(figure, row[0]) if shown else None
+    return _finished(figure) if shown else None
 
 
 def rates_figure(
@@ -78,11 +80,11 @@ def rates_figure(
                     found.setdefault(float(rate[1]), []).append(run)
             shown |= _times(axes, found, PALETTE[number], TITLES[positions])
         axes.set_xscale("log")
-        axes.set_yscale("log")
+        _step_axis(axes)
         axes.set_xlabel("learning rate")
         axes.set_title(f"window {window}", fontsize=9, color=INK)
     row[0].set_ylabel("step at which retrieval formed")
-    return _finished(figure, row[0]) if shown else None
+    return _finished(figure) if shown else None
 
 
 def receptive_figure(
@@ -95,11 +97,11 @@ def receptive_figure(
     groups = {"full": "full layers bounded", "local": "window layers bounded"}
     for line, positions in zip(grid, POSITIONS):
         for axes, (group, title) in zip(line, groups.items()):
-            for number, (name, own) in enumerate(_core(runs, scale, positions).items()):
+            for name, own in _core(runs, scale, positions).items():
                 columns = [f"{group}_sees_{w}" for w in scale.windows]
                 values = np.array([[run.facts[c] for c in columns] for run in own])
                 shown |= bool(np.isfinite(values).any())
-                _means(axes, scale.windows, values, PALETTE[number], name)
+                _means(axes, scale.windows, values, _color(name, scale), name)
             axes.set_xscale("log", base=2)
             axes.set_xticks(scale.windows, map(str, scale.windows))
             axes.set_ylim(-0.03, 1.03)
@@ -107,7 +109,7 @@ def receptive_figure(
         line[0].set_ylabel("accuracy on far copies")
     for axes in grid[-1]:
         axes.set_xlabel("receptive field (tokens)")
-    return _finished(figure, grid[0][0]) if shown else None
+    return _finished(figure) if shown else None
 
 
 def length_figure(
@@ -117,17 +119,17 @@ def length_figure(
     figure, row = _row(3.2)
     shown = False
     for axes, positions in zip(row, POSITIONS):
-        for number, (name, own) in enumerate(_core(runs, scale, positions).items()):
+        for name, own in _core(runs, scale, positions).items():
             values = np.array([[run.facts[f"length_{n}"] for n in tables.LENGTHS] for run in own])
             shown |= bool(np.isfinite(values).any())
-            _means(axes, (1, 2, 4), values, PALETTE[number], name)
+            _means(axes, (1, 2, 4), values, _color(name, scale), name)
         axes.set_xscale("log", base=2)
         axes.set_xticks((1, 2, 4), tables.LENGTHS)
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel("length over that in training")
         axes.set_title(TITLES[positions], fontsize=9, color=INK)
     row[0].set_ylabel("accuracy on the furthest copies")
-    return _finished(figure, row[0]) if shown else None
+    return _finished(figure) if shown else None
 
 
 def training_figure(
@@ -149,7 +151,6 @@ def training_figure(
                 axes.plot(run.steps, run.far, color=PALETTE[0], linewidth=0.7)
             axes.set_title(name, fontsize=9, color=INK)
             axes.set_ylim(-0.03, 1.03)
-            _plain(axes)
         line[0].set_ylabel(f"accuracy\n{TITLES[positions]}", fontsize=9)
     (a, b), (first, last) = scale.task.bins[0], scale.task.bins[-1]
     grid[0][0].plot(
@@ -158,7 +159,7 @@ def training_figure(
     grid[0][0].plot([], [], color=PALETTE[0], label=f"from {first}–{last} tokens back")
     for axes in grid[-1]:
         axes.set_xlabel("step", fontsize=9)
-    return _finished(figure, grid[0][0])
+    return _finished(figure)
 
 
 def masking_figure(
@@ -170,8 +171,10 @@ def masking_figure(
     shown = False
     for axes, positions in zip(row, POSITIONS):
         arms = _core(runs, scale, positions)
+        names = [_name(window, scale) for window in scale.windows]
         for number, (which, label) in enumerate(kinds.items()):
-            for place, own in enumerate(arms.values()):
+            for name, own in arms.items():
+                place = names.index(name)
                 values = np.array([run.facts[f"masked_{which}"] for run in own])
                 x = np.full(len(own), place + 0.22 * (number - 1))
                 shown |= bool(np.isfinite(values).any())
@@ -182,13 +185,13 @@ def masking_figure(
                     markersize=3.5,
                     alpha=0.6,
                     color=PALETTE[number],
-                    label=label if not place else None,
+                    label=label if name == next(iter(arms)) else None,
                 )
-        axes.set_xticks(range(len(arms)), arms)
+        axes.set_xticks(range(len(names)), names)
         axes.set_ylim(-0.03, 1.03)
         axes.set_title(TITLES[positions], fontsize=9, color=INK)
     row[0].set_ylabel("accuracy on far copies")
-    return _finished(figure, row[0]) if shown else None
+    return _finished(figure) if shown else None
 
 
 def influence_figure(
@@ -198,7 +201,7 @@ def influence_figure(
     figure, row = _row(3.2)
     shown = False
     for axes, positions in zip(row, POSITIONS):
-        for number, (name, own) in enumerate(_core(runs, scale, positions).items()):
+        for name, own in _core(runs, scale, positions).items():
             arm, seeds = own[0].arm, {run.seed for run in own}
             mine = [r for r in influences if r["arm"] == arm and int(r["seed"]) in seeds]
             if not mine:
@@ -210,16 +213,16 @@ def influence_figure(
                 np.mean([float(r["influence"]) for r in mine if int(r["first"]) == a])
                 for a, _ in ranges
             ]
-            axes.plot(middle, means, color=PALETTE[number], linewidth=1.8, label=name)
+            axes.plot(middle, means, color=_color(name, scale), linewidth=1.8, label=name)
             reach = ARMS[scale.task.name][arm].final
             if reach is not None and reach < scale.task.length:
-                axes.axvline(reach, color=PALETTE[number], linewidth=0.9, linestyle=":")
+                axes.axvline(reach, color=_color(name, scale), linewidth=0.9, linestyle=":")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel("tokens back, the last token being 1")
         axes.set_title(TITLES[positions], fontsize=9, color=INK)
     row[0].set_ylabel("gradient influence")
-    return _finished(figure, row[0]) if shown else None
+    return _finished(figure) if shown else None
 
 
 def heads_figure(
@@ -230,7 +233,7 @@ def heads_figure(
     grid = figure.subplots(2, len(HEADS), sharex=True)
     shown = False
     for line, positions in zip(grid, POSITIONS):
-        for number, (name, own) in enumerate(_core(runs, scale, positions).items()):
+        for name, own in _core(runs, scale, positions).items():
             shown = True
             for axes, column in zip(line, HEADS):
                 for i, run in enumerate(own):
@@ -238,7 +241,7 @@ def heads_figure(
                     axes.plot(
                         run.steps[known],
                         run.curve[column][known],
-                        color=PALETTE[number],
+                        color=_color(name, scale),
                         linewidth=0.8,
                         alpha=0.7,
                         label=name if not i else None,
@@ -246,11 +249,10 @@ def heads_figure(
         for axes, title in zip(line, HEADS.values()):
             axes.set_title(title, fontsize=9, color=INK)
             axes.set_ylim(bottom=0)
-            _plain(axes)
         line[0].set_ylabel(TITLES[positions], fontsize=9)
     for axes in grid[-1]:
         axes.set_xlabel("step", fontsize=9)
-    return _finished(figure, grid[0][0]) if shown else None
+    return _finished(figure) if shown else None
 
 
 FIGURES: dict[str, Callable[..., Figure | None]] = {
@@ -263,6 +265,15 @@ FIGURES: dict[str, Callable[..., Figure | None]] = {
     "influence": influence_figure,
     "heads": heads_figure,
 }
+
+
+def _name(window: int, scale: ExperimentScale) -> str:
+    return "full" if window == scale.windows[-1] else f"w{window}"
+
+
+def _color(name: str, scale: ExperimentScale) -> str:
+    """The colour of a window, the same in all figures."""
+    return PALETTE[[_name(window, scale) for window in scale.windows].index(name)]
 
 
 def _core(runs: Sequence[Run], scale: ExperimentScale, positions: str) -> dict[str, list[Run]]:
@@ -280,8 +291,7 @@ def _by_window(
 ) -> dict[float, list[Run]]:
     found = {}
     for window in scale.windows:
-        name = "full" if window == scale.windows[-1] else f"w{window}"
-        own = [run for run in runs if run.arm == f"{name}{ending}-{positions}"]
+        own = [r for r in runs if r.arm == f"{_name(window, scale)}{ending}-{positions}"]
         if own:
             found[float(window)] = own
     return found
@@ -302,15 +312,18 @@ def _times(axes: Axes, groups: dict[float, list[Run]], color: str, label: str) -
         if all(t.seen for t in times)
     ]
     axes.plot(*(zip(*medians) if medians else ((), ())), color=color, linewidth=1.5, label=label)
-    _plain(axes)
     return bool(groups)
+
+
+def _step_axis(axes: Axes) -> None:
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
 
 
 def _means(axes: Axes, x: Sequence[float], values: np.ndarray, color: str, label: str) -> None:
     for line in values:
         axes.plot(x, line, color=color, linewidth=0.6, alpha=0.35)
     axes.plot(x, values.mean(axis=0), color=color, linewidth=1.8, label=label)
-    _plain(axes)
 
 
 def _row(height: float) -> tuple[Figure, Sequence[Axes]]:
@@ -318,16 +331,21 @@ def _row(height: float) -> tuple[Figure, Sequence[Axes]]:
     return figure, figure.subplots(1, 2, sharex=True, sharey=True)
 
 
-def _finished(figure: Figure, axes: Axes) -> Figure:
-    """The figure with the legend of `axes` above it."""
-    handles, labels = axes.get_legend_handles_labels()
+def _finished(figure: Figure) -> Figure:
+    """The figure with the legend of all panels above it."""
+    for panel in figure.axes:
+        _plain(panel)
+    named: dict[str, Any] = {}
+    for panel in figure.axes:  # a panel may lack some arms
+        for handle, label in zip(*panel.get_legend_handles_labels()):
+            named.setdefault(label, handle)
     figure.legend(
-        handles,
-        labels,
+        named.values(),
+        named,
         frameon=False,
         loc="outside upper center",
         fontsize=9,
-        ncols=min(len(labels), 6) or 1,
+        ncols=min(len(named), 6) or 1,
     )
     return figure
 

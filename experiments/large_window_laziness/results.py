@@ -40,17 +40,25 @@ def arms_table(runs: Sequence[tables.Run]) -> str:
     """The page's table of arms: times, and the means of the figures at the end."""
     if not runs:
         return "No run of this table has been made yet."
+    bound = next(n.rpartition("_")[2] for n in runs[0].facts if n.startswith("full_sees_"))
+    columns = {f"{n} the length": f"length_{n}" for n in tables.LENGTHS}
+    columns |= {
+        f"full layers see {bound}": f"full_sees_{bound}",
+        f"window layers see {bound}": f"local_sees_{bound}",
+        "without 2 best heads": "masked_retrieval",
+        "without 2 random": "masked_random",
+    }
     lines = [
-        "| arm | runs | retrieval formed | median step | reach of the stack | far accuracy | 2x | 4x |"
+        "| arm | runs | formed | median step | reach of the stack | " + " | ".join(columns) + " |",
+        "|---|" + "--:|" * (4 + len(columns)),
     ]
-    lines += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
     for arm in dict.fromkeys(run.arm for run in runs):
         own = [run for run in runs if run.arm == arm]
-        facts = {name: np.array([run.facts[name] for run in own]) for name in own[0].facts}
+        means = [np.mean([run.facts[column] for run in own]) for column in columns.values()]
         lines.append(
             f"| {arm} | {len(own)} | {sum(run.formed.seen for run in own)} |"
-            f" {_median([run.formed for run in own])} | {facts['stack_reach'][0]:.0f} |"
-            + " |".join(f" {facts[f'length_{n}'].mean():.2f}" for n in tables.LENGTHS)
+            f" {_median([run.formed for run in own])} | {own[0].facts['stack_reach']:.0f} | "
+            + " | ".join(f"{mean:.2f}" for mean in means)
             + " |"
         )
     return "\n".join(lines)

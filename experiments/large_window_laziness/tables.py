@@ -96,13 +96,16 @@ class Run(NamedTuple):
 
 
 def collect(workdir: pathlib.Path, scale: ExperimentScale = MAIN) -> tuple[list[Row], ...]:
-    """(rows of curves.tsv, of runs.tsv, of influence.tsv) of all complete runs."""
+    """(rows of curves.tsv, of runs.tsv, of influence.tsv) of all complete runs, in the order of `ARMS`."""
     curves, runs, influences = [], [], []
     arms = ARMS[scale.task.name]
-    for done in sorted(workdir.glob("*/*/done.json")):
-        facts = json_text.loads(done.read_text())
+    complete = [
+        json_text.loads(p.read_text()) | {"folder": p.parent} for p in workdir.glob("*/*/done.json")
+    ]
+    order = {name: i for i, name in enumerate(arms)}
+    for facts in sorted(complete, key=lambda f: (order[f["arm"]], f["seed"])):
         key = {"arm": facts["arm"], "seed": facts["seed"]}
-        records = [json_text.loads(line) for line in (done.parent / "curve.jsonl").open()]
+        records = [json_text.loads(line) for line in (facts["folder"] / "curve.jsonl").open()]
         full = {(layer, head) for layer, head, _ in records[0]["qk"]}
         best = max((h for h in records[-1]["heads"] if tuple(h[:2]) in full), key=lambda h: h[2])
         curves += [{**key, **_curve_row(record, scale, best[:2])} for record in records]
