@@ -47,8 +47,11 @@ def trips(window: int | None) -> tuple[float, ...]:
     return clear, sum(min(i, reach) for i in range(blocks)) / blocks - clear
 
 
-def _case(window: int | None, soft_cap=None, platform: str = "tpu", **options) -> Case:
-    def call(q_BTHK, k_BTGK, v_BTGV, ids_BT):
+def _case(
+    window: int | None, soft_cap=None, forget=False, platform: str = "tpu", **options
+) -> Case:
+    def call(*arrays):
+        q_BTHK, k_BTGK, v_BTGV, *gates, ids_BT = arrays
         return attention(
             q_BTHK,
             k_BTGK,
@@ -56,17 +59,21 @@ def _case(window: int | None, soft_cap=None, platform: str = "tpu", **options) -
             segment_ids=ids_BT,
             window=window,
             soft_cap=soft_cap,
+            log_forget_BTH=gates[0] if forget else None,
             impl="pallas",
         )
 
+    q, k, v, *others = arguments(**options)
+    gates = (Array((BATCH, TIME, HEADS), jnp.float32),) if forget else ()
     loops = {} if window is not None and window <= BLOCK else {"attention": trips(window)}
     named = options if soft_cap is None else options | dict(soft_cap=soft_cap)
+    named = named | dict(forget=True) if forget else named
     return Case(
         f"attention W={window or 'all'}"
         + "".join(f" {k}={v}" for k, v in named.items())
         + (", Hopper" if platform == "cuda" else ""),
-        with_gradients(call, differentiated=3, others=1),
-        arguments(**options),
+        with_gradients(call, differentiated=3 + len(gates), others=1),
+        (q, k, v, *gates, *others),
         tokens=BATCH * TIME * HEADS,
         flops=flops(window, options.get("size", SIZE)),
         trips=loops,
@@ -77,6 +84,8 @@ def _case(window: int | None, soft_cap=None, platform: str = "tpu", **options) -
 CASES = (
     *map(_case, WINDOWS),
     _case(2048, kv_heads=2),
+    _case(512, forget=True),
+    _case(None, forget=True),
     _case(512, platform="cuda"),
     _case(2048, kv_heads=2, platform="cuda"),
     _case(512, size=64, platform="cuda"),
