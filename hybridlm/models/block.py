@@ -13,6 +13,7 @@ from hybridlm.models.feedforward import FeedForward, FeedForwardConfig
 from hybridlm.models.feedforward.absent import NoFeedForwardConfig
 from hybridlm.models.joining import BlockConfig
 from hybridlm.models.layers import Identity, scale
+from hybridlm.models.mixers import states
 from hybridlm.models.mixers.absent import NoMixerConfig
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.norms import NORMS, along_last
@@ -20,6 +21,17 @@ from hybridlm.models.pattern import Layer
 from hybridlm.models.settings import ModelConfig
 
 Half = Callable[[jax.Array], tuple[jax.Array, Any]]
+Hook = Callable[[str, jax.Array], jax.Array]
+
+
+#: Names of activations in a layer, those of TransformerLens.
+NORM_1, NORM_2 = "ln1.hook_normalized", "ln2.hook_normalized"
+MIXER_OUT, MIDDLE, MLP_OUT = "hook_attn_out", "hook_resid_mid", "hook_mlp_out"
+
+
+def unhooked(name: str, x: jax.Array) -> jax.Array:
+    """x, kept by no analysis."""
+    return x
 
 
 class BlockState(NamedTuple):
@@ -40,27 +52,29 @@ class Block(nnx.Module):
         """The mixer's input."""
 
     @abc.abstractmethod
-    def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
+    def run(
+        self, x_BTD: jax.Array, mix: Half, feed: Half, hook: Hook = unhooked
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
         """The block's output, and the second results of `mix` and `feed`.
 
         Args:
           x_BTD: the residual stream.
           mix, feed: the mixer and the feed-forward: normed input -> (output, any second result).
+          hook: names activations; see `SequenceContext.hook`.
         """
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        y_BTD, _ = self.run(
-            x_BTD, lambda x: (self.mixer(x, context), None), lambda x: (self.mlp(x, context), None)
+        y_BTD, _ = self._run(
+            x_BTD,
+            context,
+            lambda x, within: (self.mixer(x, within), None),
+            lambda x, within: (self.mlp(x, within), None),
         )
         return y_BTD
 
     def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
         """The output of `__call__`, and the sum of the mixer's and the feed-forward's losses."""
-        y_BTD, losses = self.run(
-            x_BTD,
-            lambda x: self.mixer.with_loss(x, context),
-            lambda x: self.mlp.with_loss(x, context),
-        )
+        y_BTD, losses = self._run(x_BTD, context, self.mixer.with_loss, self.mlp.with_loss)
         return y_BTD, sum(losses)
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> BlockState:
@@ -73,12 +87,39 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, context: SequenceContext, state: BlockState
     ) -> tuple[jax.Array, BlockState]:
         """The output of `__call__` after the tokens in `state`, and the new state."""
-        y_BTD, states = self.run(
+        y_BTD, states = self._run(
             x_BTD,
-            lambda x: self.mixer.extend(x, context, state.mixer),
-            lambda x: self.mlp.extend(x, context, state.feedforward),
+            context,
+            lambda x, within: self.mixer.extend(x, within, state.mixer),
+            lambda x, within: self.mlp.extend(x, within, state.feedforward),
         )
         return y_BTD, BlockState(*states)
+
+    def _run(
+        self,
+        x_BTD: jax.Array,
+        context: SequenceContext,
+        mix: Callable[[jax.Array, SequenceContext], tuple[jax.Array, Any]],
+        feed: Callable[[jax.Array, SequenceContext], tuple[jax.Array, Any]],
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        """`run`, with the names of the activations that every layer has."""
+
+        def half(scope: str, apply: Callable[..., Any]) -> Half:
+            within = context.within(scope)
+
+            def hooked(x_BTD: jax.Array) -> tuple[jax.Array, Any]:
+                y_BTD, found = apply(within.hook("hook_in", x_BTD), within)
+                return within.hook("hook_out", y_BTD), found
+
+            return hooked
+
+        def observed(x_BTD: jax.Array, within: SequenceContext) -> tuple[jax.Array, Any]:
+            states.observe(self.mixer, x_BTD, within)
+            return mix(x_BTD, within)
+
+        x_BTD = context.hook("hook_resid_pre", x_BTD)
+        y_BTD, found = self.run(x_BTD, half("attn", observed), half("mlp", feed), context.hook)
+        return context.hook("hook_resid_post", y_BTD), found
 
 
 class Parts(NamedTuple):
@@ -128,11 +169,15 @@ class SequentialBlock(Block):
     def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
         return self.mixer_norm(x_BTD)
 
-    def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
-        y_BTD, mixed = mix(self.mixer_input(x_BTD))
-        x_BTD = self.add_mixer(x_BTD, self.mixer_post_norm(y_BTD))
-        y_BTD, fed = feed(self.mlp_norm(x_BTD))
-        return self.add_mlp(x_BTD, self.mlp_post_norm(y_BTD)), (mixed, fed)
+    def run(
+        self, x_BTD: jax.Array, mix: Half, feed: Half, hook: Hook = unhooked
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        y_BTD, mixed = mix(hook(NORM_1, self.mixer_input(x_BTD)))
+        y_BTD = self.mixer_post_norm(y_BTD)
+        x_BTD = hook(MIDDLE, self.add_mixer(x_BTD, y_BTD, named(hook, MIXER_OUT)))
+        y_BTD, fed = feed(hook(NORM_2, self.mlp_norm(x_BTD)))
+        y_BTD = self.mlp_post_norm(y_BTD)
+        return self.add_mlp(x_BTD, y_BTD, named(hook, MLP_OUT)), (mixed, fed)
 
 
 class ScaledBlock(SequentialBlock):
@@ -142,8 +187,10 @@ class ScaledBlock(SequentialBlock):
         super().__init__(parts, spec, before=before, after=after, rngs=rngs)
         self.output_scale = nnx.Param(jnp.ones(1), axes=("norm",))
 
-    def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
-        x_BTD, found = super().run(x_BTD, mix, feed)
+    def run(
+        self, x_BTD: jax.Array, mix: Half, feed: Half, hook: Hook = unhooked
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        x_BTD, found = super().run(x_BTD, mix, feed, hook)
         return x_BTD * along_last(self.output_scale[...], x_BTD).astype(x_BTD.dtype), found
 
 
@@ -160,12 +207,15 @@ class NormedBlock(Block):
     def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
         return self.mixer_norm(x_BTD)
 
-    def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
-        x_BTD = self.mixer_input(x_BTD)
+    def run(
+        self, x_BTD: jax.Array, mix: Half, feed: Half, hook: Hook = unhooked
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        x_BTD = hook(NORM_1, self.mixer_input(x_BTD))
         y_BTD, mixed = mix(x_BTD)
-        x_BTD = self.mlp_norm(self.add_mixer(x_BTD, y_BTD))
+        x_BTD = hook(MIDDLE, self.add_mixer(x_BTD, y_BTD, named(hook, MIXER_OUT)))
+        x_BTD = hook(NORM_2, self.mlp_norm(x_BTD))
         y_BTD, fed = feed(x_BTD)
-        return self.add_mlp(x_BTD, y_BTD), (mixed, fed)
+        return self.add_mlp(x_BTD, y_BTD, named(hook, MLP_OUT)), (mixed, fed)
 
 
 class ParallelBlock(Block):
@@ -180,11 +230,14 @@ class ParallelBlock(Block):
     def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
         return self.norm(x_BTD)
 
-    def run(self, x_BTD: jax.Array, mix: Half, feed: Half) -> tuple[jax.Array, tuple[Any, Any]]:
-        normed_BTD = self.mixer_input(x_BTD)
+    def run(
+        self, x_BTD: jax.Array, mix: Half, feed: Half, hook: Hook = unhooked
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        normed_BTD = hook(NORM_1, self.mixer_input(x_BTD))
         y_BTD, mixed = mix(normed_BTD)
         z_BTD, fed = feed(normed_BTD)
-        return self.add_mlp(self.add_mixer(x_BTD, y_BTD), z_BTD), (mixed, fed)
+        x_BTD = self.add_mixer(x_BTD, y_BTD, named(hook, MIXER_OUT))
+        return self.add_mlp(x_BTD, z_BTD, named(hook, MLP_OUT)), (mixed, fed)
 
 
 BLOCKS: dict[str, Callable[..., Block]] = {
@@ -218,5 +271,13 @@ class Sum(nnx.Module):
     def __init__(self, keep: float, add: float):
         self.keep, self.add = scale(keep), scale(add)
 
-    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        return self.keep(x) + self.add(y)
+    def __call__(
+        self, x: jax.Array, y: jax.Array, hook: Callable[[jax.Array], jax.Array]
+    ) -> jax.Array:
+        """The sum; `hook` names what is added."""
+        return self.keep(x) + hook(self.add(y))
+
+
+def named(hook: Hook, name: str) -> Callable[[jax.Array], jax.Array]:
+    """`hook` for the activation `name`."""
+    return functools.partial(hook, name)

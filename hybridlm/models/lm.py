@@ -93,7 +93,7 @@ class HybridLM(nnx.Module):
             return split_over_batch(block(x_BTD, context)), carry, None
 
         x_BTD, _, _ = self.apply_layers(apply, x_BTD, context, remat=remat, unroll=not scan)
-        return self.final_norm(x_BTD)
+        return context.hook("ln_final.hook_normalized", self.final_norm(x_BTD))
 
     def hidden_and_loss(
         self,
@@ -135,12 +135,15 @@ class HybridLM(nnx.Module):
 
         Args:
           apply: (block, index, x_BTD, context, carry, input) -> (x_BTD, carry, output) of a layer;
-            for `index`, `inputs`, `remat` and `unroll` see `Stack.scan`.
+            for `index`, `inputs`, `remat` and `unroll` see `Stack.scan`. Hooks in the context unroll.
           x_BTD: the output of `embed`.
 
         Returns:
           The residual stream before the final norm, the last carry, and the layers' outputs.
         """
+        if context.hooks is not None:  # activations leave neither a scan nor a checkpoint
+            remat, unroll = (lambda f: f), True
+        x_BTD = context.hook("hook_embed", x_BTD)
         config, batch = self.config, x_BTD.shape[:2]
         shapes = config.cross_layer()
         arrays = {name: jnp.zeros((*batch, *s), x_BTD.dtype) for name, s in shapes.items()}
@@ -157,9 +160,9 @@ class HybridLM(nnx.Module):
 
         def body(block: Block, index: int, state: Any, given: Any) -> tuple[Any, Any]:
             (x_BTD, arrays, carry), (number, own) = state, given
-            here = context
+            here = context.within(f"blocks.{index}")
             if arrays:
-                here = context._replace(cross_layer=dict(arrays), layer=number)
+                here = here._replace(cross_layer=dict(arrays), layer=number)
             x_BTD, carry, output = apply(block, index, x_BTD, here, carry, own)
             if arrays:
                 arrays = {n: here.cross_layer[n].astype(x.dtype) for n, x in arrays.items()}

@@ -61,9 +61,10 @@ class Gated(FeedForward):
         self.scale_out = scale(config.out_multiplier)
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        del context
-        gate_BTF = ACTIVATIONS[self.activation](self.scale_gate(self.gate(x_BTD)))
-        return self.scale_out(self.down(gate_BTF * self.up(x_BTD)))
+        gate_BTF = context.hook("hook_pre", self.scale_gate(self.gate(x_BTD)))
+        gate_BTF = ACTIVATIONS[self.activation](gate_BTF)
+        hidden_BTF = gate_BTF * context.hook("hook_pre_linear", self.up(x_BTD))
+        return self.scale_out(self.down(context.hook("hook_post", hidden_BTF)))
 
 
 class Plain(FeedForward):
@@ -78,8 +79,8 @@ class Plain(FeedForward):
         self.activation = config.activation
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        del context
-        return self.down(ACTIVATIONS[self.activation](self.up(x_BTD)))
+        hidden_BTF = ACTIVATIONS[self.activation](context.hook("hook_pre", self.up(x_BTD)))
+        return self.down(context.hook("hook_post", hidden_BTF))
 
 
 @settings

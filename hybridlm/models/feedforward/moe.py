@@ -213,6 +213,10 @@ class MoE(FeedForward):
 
     def _mix(self, x_BTD: jax.Array, context: SequenceContext, routes: Routes) -> jax.Array:
         config, experts = self.config, self.experts
+        routes = routes._replace(
+            chosen_BTK=context.hook("hook_expert_indices", routes.chosen_BTK),
+            weights_BTK=context.hook("hook_expert_weights", routes.weights_BTK),
+        )
         mixture = Mixture(experts.run, config.experts, experts.form.axes, config.weigh == "input")
         z_BTD = x_BTD if self.into_latent is None else self.into_latent(x_BTD)
         y_BTD = mix_experts(
@@ -222,7 +226,7 @@ class MoE(FeedForward):
             y_BTD = self.from_latent(y_BTD)
         if self.shared is None:
             return y_BTD
-        shared_BTD = self.shared(x_BTD, context)
+        shared_BTD = self.shared(x_BTD, context.within("shared"))
         if self.shared_gate is not None:
             shared_BTD = jax.nn.sigmoid(self.shared_gate(x_BTD)) * shared_BTD
         return y_BTD + shared_BTD

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.layers import Identity, Linear, scale
-from hybridlm.models.mixers import rows, token_cache
+from hybridlm.models.mixers import patterns, rows, token_cache
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.capabilities import AttentionMixer
 from hybridlm.models.mixers.forget_gate import ForgetGate, NoForgetGate
@@ -234,16 +234,27 @@ class Attention(AttentionMixer):
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         q, k, v = self._project(x_BTD, context)
         ids_BT = self.span.segment_ids(context)
+        log_forget_BTH = self._log_forget(x_BTD, context)
         out_BTHV, _ = ops.attention(
             q,
             k,
             v,
             segment_ids=ids_BT,
             window=self._window(context),
-            log_forget_BTH=self.forget(x_BTD),
+            log_forget_BTH=log_forget_BTH,
             **self._logit_options(),
         )
-        return self._output(out_BTHV, x_BTD)
+        out_BTHV = patterns.observed(
+            context,
+            out_BTHV,
+            q,
+            k,
+            v,
+            lambda rows_BQ: rows.visible_keys(ids_BT, rows_BQ, self._window(context)),
+            bias=lambda rows_BQ: self.forget.between_pairs(log_forget_BTH, rows_BQ),
+            **self._logit_options(),
+        )
+        return self._output(out_BTHV, x_BTD, context)
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> TokenCache:
         """An empty cache of keys and values, for `max_len` tokens or a window, whichever is less."""
@@ -259,7 +270,7 @@ class Attention(AttentionMixer):
                 "context.window is for the parallel form only; use `narrowed` to decode"
             )
         q, k, v = self._project(x_BTD, context)
-        log_forget_BTH = self.forget(x_BTD)
+        log_forget_BTH = self._log_forget(x_BTD, context)
         tokens = (k, v) if log_forget_BTH is None else (k, v, log_forget_BTH)
         ids_BT = context.segment_ids_BT
         if x_BTD.shape[1] == 1:
@@ -289,7 +300,7 @@ class Attention(AttentionMixer):
                 **self._logit_options(),
             )
             state = token_cache.write(state, tokens, ids_BT, self.span.window)
-        return self._output(out_BTHV, x_BTD), state
+        return self._output(out_BTHV, x_BTD, context), state
 
     def attention_rows(
         self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array
@@ -302,7 +313,7 @@ class Attention(AttentionMixer):
             q_BQHK,
             k_BTGK,
             visible_B1QT,
-            bias_BHQT=self.forget.between_pairs(x_BTD, rows_BQ),
+            bias_BHQT=self.forget.between_pairs(self.forget(x_BTD), rows_BQ),
             **self._logit_options(),
         )
 
@@ -324,13 +335,23 @@ class Attention(AttentionMixer):
         v_BTGV = k_BTGK
         if self.v is not None:
             v_BTGV = self.v(x_BTD).reshape(batch, time, self.config.kv_heads, self.value_size)
+        q_BTHK, k_BTGK = context.hook("hook_q", q_BTHK), context.hook("hook_k", k_BTGK)
         q_BTHK = self.rope(self.q_norm(q_BTHK), context.positions_BT)
         k_BTGK = self.rope(self.k_norm(k_BTGK), context.positions_BT)
-        v_BTGV = self.scale_values(self.v_norm(v_BTGV))
+        v_BTGV = context.hook("hook_v", self.scale_values(self.v_norm(v_BTGV)))
+        if self.config.rope is not None:
+            q_BTHK = context.hook("hook_rot_q", q_BTHK)
+            k_BTGK = context.hook("hook_rot_k", k_BTGK)
         return self.temperature(q_BTHK, context.positions_BT), k_BTGK, v_BTGV
 
-    def _output(self, out_BTHV: jax.Array, x_BTD: jax.Array) -> jax.Array:
-        gated_BTHV = self.gate(out_BTHV, x_BTD)
+    def _log_forget(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array | None:
+        log_forget_BTH = self.forget(x_BTD)
+        if log_forget_BTH is None:
+            return None
+        return context.hook("hook_log_forget", log_forget_BTH)
+
+    def _output(self, out_BTHV: jax.Array, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        gated_BTHV = self.gate(context.hook("hook_z", out_BTHV), x_BTD)
         return self.out(gated_BTHV.reshape(*x_BTD.shape[:2], -1))
 
     def _window(self, context: SequenceContext) -> int | jax.Array | None:

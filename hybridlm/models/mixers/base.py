@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hybridlm.models.hooks import Hooks
 from hybridlm.settings.bounds import settings
 
 
@@ -31,6 +32,7 @@ class SequenceContext(NamedTuple):
         (see `MixerConfig.cross_layer`). A layer may put new ones in their places, of the same shapes;
         the next layer reads them. None where no mixer of the model has any, or outside a model.
       layer: int32 scalar, the number of the layer that reads this; given with `cross_layer`.
+      hooks: what keeps and changes activations in an analysis; None, in training too, for nothing.
     """
 
     segment_ids_BT: jax.Array
@@ -38,6 +40,7 @@ class SequenceContext(NamedTuple):
     window: jax.Array | None = None
     cross_layer: dict[str, jax.Array] | None = None
     layer: jax.Array | int | None = None
+    hooks: Hooks | None = None
 
     @classmethod
     def of(cls, segment_ids_BT: jax.Array) -> "SequenceContext":
@@ -47,6 +50,30 @@ class SequenceContext(NamedTuple):
         before_BT = jnp.pad(segment_ids_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
         starts_BT = jnp.where(segment_ids_BT != before_BT, index_1T, 0)
         return cls(segment_ids_BT, index_1T - jax.lax.cummax(starts_BT, axis=1))
+
+    def hook(self, name: str, x: jax.Array, heads: int | None = None) -> jax.Array:
+        """x, which an analysis may keep or change by this name; see `hybridlm.models.hooks`.
+
+        Args:
+          heads: splits the last axis of x, (B, T, heads * size), where it is kept or changed.
+        """
+        if self.hooks is None:
+            return x
+        if heads is None:
+            return self.hooks(name, x)
+        return self.hooks(name, x.reshape(*x.shape[:2], heads, -1)).reshape(x.shape)
+
+    def asks(self, *names: str) -> bool:
+        """Whether an analysis keeps or changes one of these: for what is computed for it alone."""
+        return self.hooks is not None and self.hooks.asks(*names)
+
+    def edits(self, *names: str) -> bool:
+        """Whether an analysis changes one of these."""
+        return self.hooks is not None and self.hooks.edits(*names)
+
+    def within(self, scope: str) -> "SequenceContext":
+        """The context of a part of a layer, whose activations' names begin with `scope`."""
+        return self if self.hooks is None else self._replace(hooks=self.hooks.within(scope))
 
 
 class LayerSpec(NamedTuple):

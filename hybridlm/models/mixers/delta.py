@@ -100,7 +100,7 @@ class DeltaState(NamedTuple):
 class Delta(Mixer):
     """The mixer of a `DeltaConfig`, with the decay and output modules that its kind builds.
 
-    `decay(x_BTD)` returns the log decay, (B, T, H), (B, T, H, K) or None; `output(o_BTHV, x_BTD)`
+    `decay(x_BTD)` returns the log decay, (B, T, H), (B, T, H, K) or None; `output(o_BTHV, x_BTD, context)`
     returns o after its norm and gate.
     """
 
@@ -136,6 +136,7 @@ class Delta(Mixer):
     def update(
         self,
         x_BTD: jax.Array,
+        context: SequenceContext,
         q_BTGK: jax.Array,
         k_BTGK: jax.Array,
         v_BTHV: jax.Array,
@@ -143,7 +144,14 @@ class Delta(Mixer):
     ) -> tuple[jax.Array, delta_rule.DeltaRuleState]:
         """The delta rule on the layer's queries, keys and values; `options` are the operation's."""
         beta_BTH = self.largest_beta * jax.nn.sigmoid(at_least_float32(self.beta(x_BTD)))
-        return ops.delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, self.decay(x_BTD), **options)
+        beta_BTH = context.hook("hook_beta", beta_BTH)
+        log_decay = self.log_decay(x_BTD, context)
+        return ops.delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, **options)
+
+    def log_decay(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array | None:
+        """The output of `decay`."""
+        log_decay = self.decay(x_BTD)
+        return None if log_decay is None else context.hook("hook_log_decay", log_decay)
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         return self.extend(x_BTD, context, None)[0]
@@ -170,11 +178,12 @@ class Delta(Mixer):
     ) -> tuple[jax.Array, DeltaState]:
         ids_BT = context.segment_ids_BT
         state = state or DeltaState(None, None, None, None)
-        q_BTGK, q_conv = self._convolved(self.q, self.q_conv, x_BTD, ids_BT, state.q_conv)
-        k_BTGK, k_conv = self._convolved(self.k, self.k_conv, x_BTD, ids_BT, state.k_conv)
-        v_BTHV, v_conv = self._convolved(self.v, self.v_conv, x_BTD, ids_BT, state.v_conv)
+        q_BTGK, q_conv = self._convolved("q", x_BTD, context, state.q_conv)
+        k_BTGK, k_conv = self._convolved("k", x_BTD, context, state.k_conv)
+        v_BTHV, v_conv = self._convolved("v", x_BTD, context, state.v_conv)
         o_BTHV, recurrence = self.update(
             x_BTD,
+            context,
             l2_normalize(q_BTGK.reshape(*q_BTGK.shape[:2], -1, self.sizes.key_size)),
             l2_normalize(k_BTGK.reshape(*k_BTGK.shape[:2], -1, self.sizes.key_size)),
             v_BTHV.reshape(*v_BTHV.shape[:2], -1, self.sizes.value_size),
@@ -182,20 +191,20 @@ class Delta(Mixer):
             initial_state=state.recurrence,
             return_state=True,
         )
-        o_BTHV = self.output(o_BTHV, x_BTD)
+        o_BTHV = self.output(context.hook("hook_recurrence_out", o_BTHV), x_BTD, context)
         y_BTD = self.out(o_BTHV.reshape(*x_BTD.shape[:2], -1))
         return y_BTD, DeltaState(q_conv, k_conv, v_conv, recurrence)
 
-    @staticmethod
     def _convolved(
-        project: Linear,
-        conv: ShortConv,
-        x_BTD: jax.Array,
-        ids_BT: jax.Array,
-        state: ConvState | None,
+        self, name: str, x_BTD: jax.Array, context: SequenceContext, state: ConvState | None
     ) -> tuple[jax.Array, ConvState]:
-        y, state = conv(project(x_BTD), ids_BT, state)
-        return jax.nn.silu(y), state
+        """silu(conv(project(x))) of q, k or v, heads side by side, and the convolution's state."""
+        project, conv = getattr(self, name), getattr(self, f"{name}_conv")
+        heads = self.sizes.value_heads if name == "v" else self.sizes.heads
+        heads *= 1 if name == "q" else self.config.updates_per_token()
+        y_BTI = context.hook(f"hook_{name}_pre_conv", project(x_BTD), heads)
+        y_BTI, state = conv(y_BTI, context.segment_ids_BT, state)
+        return context.hook(f"hook_{name}", jax.nn.silu(y_BTI), heads), state
 
 
 class NoDecay(nnx.Module):
@@ -240,7 +249,7 @@ class HeadNorm(nnx.Module):
     def __init__(self, size: int, eps: float):
         self.norm = RMSNorm(size, eps)
 
-    def __call__(self, o_BTHV: jax.Array, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, o_BTHV: jax.Array, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         return self.norm(o_BTHV)
 
 
@@ -251,5 +260,6 @@ class GatedHeadNorm(nnx.Module):
         self.gate = gate
         self.norm = GatedRMSNorm(size, eps, act=act)
 
-    def __call__(self, o_BTHV: jax.Array, x_BTD: jax.Array) -> jax.Array:
-        return self.norm(o_BTHV, self.gate(x_BTD).reshape(o_BTHV.shape))
+    def __call__(self, o_BTHV: jax.Array, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        gate_BTHV = self.gate(x_BTD).reshape(o_BTHV.shape)
+        return self.norm(o_BTHV, context.hook("hook_gate_input", gate_BTHV))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.layers import Linear
-from hybridlm.models.mixers.base import LayerSpec
+from hybridlm.models.mixers.base import LayerSpec, SequenceContext
 from hybridlm.models.mixers.delta import Delta, GatedHeadNorm, HeadDecay, NoDecay, Sizes
 from hybridlm.models.mixers.gdn import GDNConfig
 from hybridlm.models.norms import at_least_float32
@@ -79,6 +79,7 @@ class DeltaProduct(Delta):
     def update(
         self,
         x_BTD: jax.Array,
+        context: SequenceContext,
         q_BTGK: jax.Array,
         k_BTGK: jax.Array,
         v_BTHV: jax.Array,
@@ -90,10 +91,11 @@ class DeltaProduct(Delta):
             return jnp.moveaxis(x, 3, 2)
 
         beta = self.largest_beta * jax.nn.sigmoid(at_least_float32(self.beta(x_BTD)))
+        beta = context.hook("hook_beta", beta)
         return delta_product(
             ops.delta_rule,
             q_BTGK,
             *map(by_update, (k_BTGK, v_BTHV, beta)),
-            self.decay(x_BTD),
+            self.log_decay(x_BTD, context),
             **options,
         )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.layers import Linear
-from hybridlm.models.mixers import rows, token_cache
+from hybridlm.models.mixers import patterns, rows, token_cache
 from hybridlm.models.mixers.base import LayerSpec, SequenceContext
 from hybridlm.models.mixers.mla import MLA, MLAConfig
 from hybridlm.models.mixers.spans import mean_keys
@@ -154,7 +154,7 @@ class DSA(MLA):
             return self._output(self._decode(q_BTHK, latents_BSL, chosen_B1S[:, 0])), state
         (past_BSL, past_BSJ), past_ids_BS = token_cache.in_order(state)
         past = IndexedState(*self._expand(past_BSL), past_BSJ, past_ids_BS)
-        out_BTHV, _ = self._attend(q_BTHK, latent_BTL, index, context, past)
+        out_BTHV, _ = self._attend(q_BTHK, self._expand(latent_BTL), index, context, past)
         return self._output(out_BTHV), token_cache.write(state, entries, ids_BT)
 
     def attention_rows(
@@ -162,7 +162,12 @@ class DSA(MLA):
     ) -> rows.AttentionRows:
         q_BTHK, latent_BTL = self._project(x_BTD, context)
         k_BTHK, _ = self._expand(latent_BTL)
-        index = self._index(x_BTD, context)
+        chosen_B1QT = self._chosen(self._index(x_BTD, context), context, rows_BQ)
+        q_BQHK = rows.take(q_BTHK, rows_BQ)
+        return rows.probabilities(q_BQHK, k_BTHK, chosen_B1QT, scale=self.scale)
+
+    def _chosen(self, index: Index, context: SequenceContext, rows_BQ: jax.Array) -> jax.Array:
+        """bool (B, 1, Q, T): the tokens that the queries at the rows attend to."""
         visible_B1QT = rows.visible_keys(context.segment_ids_BT, rows_BQ)
         chosen_BQT = chosen_keys(
             rows.take(index.q_BTIJ, rows_BQ),
@@ -171,8 +176,7 @@ class DSA(MLA):
             visible_B1QT[:, 0],
             top_k=self.config.top_k,
         )
-        q_BQHK = rows.take(q_BTHK, rows_BQ)
-        return rows.probabilities(q_BQHK, k_BTHK, chosen_BQT[:, None], scale=self.scale)
+        return chosen_BQT[:, None]
 
     @property
     def has_window(self) -> bool:
@@ -184,9 +188,23 @@ class DSA(MLA):
     def _parallel(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
         """The output, and the indexer's cross-entropy (B, T, H) with each head's attention."""
         q_BTHK, latent_BTL = self._project(x_BTD, context)
-        index = self._index(x_BTD, context)
-        out_BTHV, cross_BTH = self._attend(q_BTHK, latent_BTL, index, context, None)
-        return self._output(out_BTHV), cross_BTH
+        index = Index(
+            *(
+                context.hook(f"hook_index_{name}", x)
+                for name, x in zip("qkw", self._index(x_BTD, context), strict=True)
+            )
+        )
+        keys = self._expanded(latent_BTL, context)
+        out_BTHV, cross_BTH = self._attend(q_BTHK, keys, index, context, None)
+        out_BTHV = patterns.observed(
+            context,
+            out_BTHV,
+            q_BTHK,
+            *keys,
+            lambda rows_BQ: self._chosen(index, context, rows_BQ),
+            scale=self.scale,
+        )
+        return self._output(context.hook("hook_z", out_BTHV)), cross_BTH
 
     def _index(self, x_BTD: jax.Array, context: SequenceContext) -> Index:
         x_BTD = jax.lax.stop_gradient(x_BTD)
@@ -196,14 +214,14 @@ class DSA(MLA):
     def _attend(
         self,
         q_BTHK: jax.Array,
-        latent_BTL: jax.Array,
+        keys: tuple[jax.Array, jax.Array],
         index: Index,
         context: SequenceContext,
         past: IndexedState | None,
     ) -> tuple[jax.Array, jax.Array]:
         return ops.indexed_attention(
             q_BTHK,
-            *self._expand(latent_BTL),
+            *keys,
             *index,
             top_k=self.config.top_k,
             segment_ids=context.segment_ids_BT,

@@ -44,9 +44,9 @@ class ForgetGate(nnx.Module):
         gates_BSH, seen_BS = (jnp.roll(x, -ahead, axis=1) for x in (cache.entries[2], valid_BS))
         return jnp.roll(forget.after_each_token(gates_BSH, seen_BS), ahead, axis=1)
 
-    def between_pairs(self, x_BTD: jax.Array, rows_BQ: jax.Array) -> jax.Array:
+    def between_pairs(self, log_forget_BTH: jax.Array, rows_BQ: jax.Array) -> jax.Array:
         """What the queries at `rows_BQ` add to their logits, (B, H, Q, T)."""
-        return forget.between_pairs(forget.bounded(self(x_BTD)), rows_BQ)
+        return forget.between_pairs(forget.bounded(log_forget_BTH), rows_BQ)
 
 
 class NoForgetGate(nnx.Module):
@@ -65,5 +65,5 @@ class NoForgetGate(nnx.Module):
     def bias(self, cache: TokenCache, valid_BS: jax.Array) -> None:
         return None
 
-    def between_pairs(self, x_BTD: jax.Array, rows_BQ: jax.Array) -> None:
+    def between_pairs(self, log_forget_BTH: None, rows_BQ: jax.Array) -> None:
         return None

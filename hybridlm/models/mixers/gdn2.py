@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.layers import Linear
-from hybridlm.models.mixers.base import LayerSpec
+from hybridlm.models.mixers.base import LayerSpec, SequenceContext
 from hybridlm.models.mixers.delta import Delta, DeltaConfig, GatedHeadNorm, LowRank, Sizes
 from hybridlm.models.mixers.kda import ChannelDecay
 from hybridlm.models.mixers.parts import ConvWidth
@@ -103,15 +103,18 @@ class GatedDelta2(Delta):
     def update(
         self,
         x_BTD: jax.Array,
+        context: SequenceContext,
         q_BTGK: jax.Array,
         k_BTGK: jax.Array,
         v_BTHV: jax.Array,
         **options: Any,
     ) -> tuple[jax.Array, delta_rule.DeltaRuleState]:
-        erase_BTGK = self.largest_beta * gate(self.erase(x_BTD), k_BTGK) * k_BTGK
-        written_BTHV = gate(self.write(x_BTD), v_BTHV) * v_BTHV
+        erase_gate_BTGK = context.hook("hook_erase_gate", gate(self.erase(x_BTD), k_BTGK))
+        erase_BTGK = self.largest_beta * erase_gate_BTGK * k_BTGK
+        write_gate_BTHV = context.hook("hook_input_gate", gate(self.write(x_BTD), v_BTHV))
+        written_BTHV = write_gate_BTHV * v_BTHV
         log_decay_BTHK = jnp.repeat(
-            self.decay(x_BTD), self.sizes.value_heads // self.sizes.heads, axis=2
+            self.log_decay(x_BTD, context), self.sizes.value_heads // self.sizes.heads, axis=2
         )
         return ops.delta_rule(
             q_BTGK,

@@ -115,16 +115,17 @@ class GLA(Mixer):
             return y_BTI.reshape(*y_BTI.shape[:2], self.config.heads, -1)
 
         o_BTHV, state = ops.gated_linear(
-            heads(self.q(x_BTD)),
-            heads(self.k(x_BTD)),
-            heads(self.v(x_BTD)),
-            heads(self._log_decay(x_BTD)),
+            context.hook("hook_q", heads(self.q(x_BTD))),
+            context.hook("hook_k", heads(self.k(x_BTD))),
+            context.hook("hook_v", heads(self.v(x_BTD))),
+            context.hook("hook_log_decay", heads(self._log_decay(x_BTD))),
             segment_ids=context.segment_ids_BT,
             scale=self.key_size**-0.5,
             initial_state=state,
             return_state=True,
         )
-        y_BTHV = self.norm(o_BTHV, heads(self.gate(x_BTD)))
+        o_BTHV = context.hook("hook_recurrence_out", o_BTHV)
+        y_BTHV = self.norm(o_BTHV, context.hook("hook_gate_input", heads(self.gate(x_BTD))))
         return self.out(y_BTHV.reshape(*x_BTD.shape[:2], -1)), state
 
     def _log_decay(self, x_BTD: jax.Array) -> jax.Array:

@@ -132,7 +132,7 @@ class GSA(Mixer):
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: SlotState | None
     ) -> tuple[jax.Array, SlotState]:
-        q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM = self._project(x_BTD)
+        q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM = self._project(x_BTD, context)
         out_BTHV, _, state = ops.gated_slots(
             self.feature_map(q_BTHK),
             self.feature_map(k_BTGK),
@@ -143,9 +143,11 @@ class GSA(Mixer):
             return_state=True,
             **self._options(),
         )
-        return self._output(out_BTHV), state
+        return self._output(context.hook("hook_recurrence_out", out_BTHV)), state
 
-    def _project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    def _project(
+        self, x_BTD: jax.Array, context: SequenceContext
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """q, k, v and the slots' log-gates; the gates in at least float32."""
         q_BTHK, k_BTGK, v_BTGV, gate_BTGM = (
             layer(x_BTD).reshape(*x_BTD.shape[:2], heads, -1)
@@ -157,7 +159,12 @@ class GSA(Mixer):
             )
         )
         log_gate_BTGM = jax.nn.log_sigmoid(at_least_float32(gate_BTGM))
-        return q_BTHK, k_BTGK, self.value_map(v_BTGV), log_gate_BTGM / self.config.gate_normalizer
+        return (
+            context.hook("hook_q", q_BTHK),
+            context.hook("hook_k", k_BTGK),
+            context.hook("hook_v", self.value_map(v_BTGV)),
+            context.hook("hook_log_decay", log_gate_BTGM / self.config.gate_normalizer),
+        )
 
     def _output(self, out_BTHV: jax.Array) -> jax.Array:
         return self.out(self.out_norm(out_BTHV.reshape(*out_BTHV.shape[:2], -1)))

@@ -91,15 +91,16 @@ class HGRN2(Mixer):
 
         k_BTI, log_forget_BTI = self._gate(x_BTD)
         o_BTHV, state = ops.gated_linear(
-            heads(jax.nn.silu(self.q(x_BTD))),
-            heads(k_BTI.astype(x_BTD.dtype)),
-            heads(self.input(x_BTD)),
-            heads(log_forget_BTI),
+            context.hook("hook_q", heads(jax.nn.silu(self.q(x_BTD)))),
+            context.hook("hook_k", heads(k_BTI.astype(x_BTD.dtype))),
+            context.hook("hook_v", heads(self.input(x_BTD))),
+            context.hook("hook_log_decay", heads(log_forget_BTI)),
             segment_ids=context.segment_ids_BT,
             scale=self.config.expand**-0.5,
             initial_state=state,
             return_state=True,
         )
+        o_BTHV = context.hook("hook_recurrence_out", o_BTHV)
         return self.out(self.norm(o_BTHV.reshape(x_BTD.shape))), state
 
     def _gate(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:

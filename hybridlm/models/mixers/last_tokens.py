@@ -36,7 +36,9 @@ class LastTokens(nnx.Module):
             ids_BC, positions_BC, document_BC = (take(x, index_BC) for x in known)
             own_BC = (document_BC == document_BC[:, -1:]) & (index_BC >= 0)
             shown = context._replace(
-                segment_ids_BT=jnp.where(own_BC, ids_BC, 0), positions_BT=positions_BC
+                segment_ids_BT=jnp.where(own_BC, ids_BC, 0),
+                positions_BT=positions_BC,
+                hooks=None,  # each window has activations of its own
             )
             return self.mixer(take(x_BTD, index_BC), shown)[:, -1]
 

@@ -149,21 +149,23 @@ class Lightning(Mixer):
         def heads(y_BTI):
             return act(y_BTI).reshape(*x_BTD.shape[:2], self.config.heads, self.size)
 
-        def rotate(y_BTHK):
-            return self.rope(y_BTHK, context.positions_BT)
+        def rotated(name, y_BTHK):
+            y_BTHK = self.rope(context.hook(f"hook_{name}", y_BTHK), context.positions_BT)
+            return context.hook(f"hook_rot_{name}", y_BTHK) if self.config.rope else y_BTHK
 
         o_BTHV, state = ops.gated_linear(
-            rotate(self.q_norm(heads(self.q(x_BTD)))),
-            rotate(self.k_norm(heads(self.k(x_BTD)))),
-            heads(self.v(x_BTD)),
-            self._log_decay(),
+            rotated("q", self.q_norm(heads(self.q(x_BTD)))),
+            rotated("k", self.k_norm(heads(self.k(x_BTD)))),
+            context.hook("hook_v", heads(self.v(x_BTD))),
+            context.hook("hook_log_decay", self._log_decay()),
             segment_ids=context.segment_ids_BT,
             scale=self.config.scale,
             initial_state=state,
             return_state=True,
         )
-        o_BTI = o_BTHV.reshape(*x_BTD.shape[:2], -1)
-        return self.out(self.norm(o_BTI, self.gate(x_BTD))), state
+        o_BTI = context.hook("hook_recurrence_out", o_BTHV).reshape(*x_BTD.shape[:2], -1)
+        gate_BTI = context.hook("hook_gate_input", self.gate(x_BTD), self.config.heads)
+        return self.out(self.norm(o_BTI, gate_BTI)), state
 
     def _log_decay(self) -> jax.Array:
         log_decay_H = DECAYS[self.config.decay](self.config.heads) * self.config.decay_scale

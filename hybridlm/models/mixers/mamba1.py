@@ -137,22 +137,25 @@ class Mamba1(Mixer):
     ) -> tuple[jax.Array, Mamba1State]:
         ids_BT = context.segment_ids_BT
         conv, memory = state or (None, None)
-        u_BTI, conv = self.conv(self.value(x_BTD), ids_BT, conv)
-        u_BTI = jax.nn.silu(u_BTI)
+        u_BTI = context.hook("hook_v_pre_conv", self.value(x_BTD))
+        u_BTI, conv = self.conv(u_BTI, ids_BT, conv)
+        u_BTI = context.hook("hook_conv_out", jax.nn.silu(u_BTI))
         b_BTN, c_BTN = jnp.split(self.shared(u_BTI), 2, axis=-1)
-        inputs_BTI = at_least_float32(u_BTI)
+        inputs_BTI = context.hook("hook_v", at_least_float32(u_BTI))
         y_BTI, memory = ops.selective_scan(
             inputs_BTI,
-            self._steps(u_BTI),
-            -jnp.exp(self.log_a[...]),
-            self.b_norm(b_BTN),
-            self.c_norm(c_BTN),
+            context.hook("hook_dt", self._steps(u_BTI)),
+            context.hook("hook_a", -jnp.exp(self.log_a[...])),
+            context.hook("hook_k", self.b_norm(b_BTN)),
+            context.hook("hook_q", self.c_norm(c_BTN)),
             segment_ids=ids_BT,
             initial_state=memory,
             return_state=True,
         )
+        y_BTI = context.hook("hook_recurrence_out", y_BTI)
         y_BTI = y_BTI + self.skip[...][None, None] * inputs_BTI
-        y_BTI = y_BTI * jax.nn.silu(at_least_float32(self.gate(x_BTD)))
+        gate_BTI = context.hook("hook_gate_input", self.gate(x_BTD))
+        y_BTI = y_BTI * jax.nn.silu(at_least_float32(gate_BTI))
         return self.out(y_BTI.astype(x_BTD.dtype)), Mamba1State(conv, memory)
 
     def _steps(self, u_BTI: jax.Array) -> jax.Array:

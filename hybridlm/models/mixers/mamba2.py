@@ -189,34 +189,41 @@ class Mamba2(Mixer):
         batch, time, _ = x_BTD.shape
         config, ids_BT = self.config, context.segment_ids_BT
         conv, shared_conv, memory = state or (None, None, None)
-        u_BTI, conv = self.conv(self.value(x_BTD), ids_BT, conv)
-        shared, shared_conv = self.shared_conv(self.shared(x_BTD), ids_BT, shared_conv)
+        u_BTI = context.hook("hook_v_pre_conv", self.value(x_BTD), self.heads)
+        u_BTI, conv = self.conv(u_BTI, ids_BT, conv)
+        shared = context.hook("hook_kq_pre_conv", self.shared(x_BTD), 2 * config.groups)
+        shared, shared_conv = self.shared_conv(shared, ids_BT, shared_conv)
         v_BTHV = at_least_float32(jax.nn.silu(u_BTI))
         v_BTHV = v_BTHV.reshape(batch, time, self.heads, config.head_dim)
+        v_BTHV = context.hook("hook_v", v_BTHV)
         k_BTGK, q_BTGK = jnp.split(
             jax.nn.silu(shared).reshape(batch, time, 2 * config.groups, config.state_dim), 2, axis=2
         )
-        dt_BTH, log_decay_BTH = self._steps(x_BTD)
+        dt_BTH, log_decay_BTH = self._steps(x_BTD, context)
         y_BTHV, memory = ops.gated_linear(
-            q_BTGK,
-            k_BTGK,
+            context.hook("hook_q", q_BTGK),
+            context.hook("hook_k", k_BTGK),
             dt_BTH[..., None] * v_BTHV,
-            log_decay_BTH,
+            context.hook("hook_log_decay", log_decay_BTH),
             segment_ids=ids_BT,
             initial_state=memory,
             return_state=True,
         )
+        y_BTHV = context.hook("hook_recurrence_out", y_BTHV)
         y_BTHV = y_BTHV + self.skip[...][None, None, :, None] * v_BTHV
-        y_BTI = self.norm(y_BTHV.reshape(batch, time, -1), self.gate(x_BTD))
+        y_BTI = y_BTHV.reshape(batch, time, -1)
+        gate_BTI = context.hook("hook_gate_input", self.gate(x_BTD), self.heads)
+        y_BTI = self.norm(y_BTI, gate_BTI)
         y_BTD = self.out(y_BTI.astype(x_BTD.dtype))
         return y_BTD, Mamba2State(conv, shared_conv, memory)
 
-    def _steps(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _steps(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
         """Time steps dt, and the logarithm -A dt of the decay over each, float32."""
         raw_BTH = at_least_float32(self.dt(x_BTD))
         dt_BTH = jax.nn.softplus(raw_BTH + self.dt_bias[...][None, None])
         if self.config.dt_limits is not None:
             dt_BTH = jnp.clip(dt_BTH, *self.config.dt_limits)
+        dt_BTH = context.hook("hook_dt", dt_BTH)
         return dt_BTH, -jnp.exp(self.log_a[...])[None, None] * dt_BTH
 
 

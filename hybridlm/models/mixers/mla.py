@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.layers import Linear
-from hybridlm.models.mixers import rows, token_cache
+from hybridlm.models.mixers import patterns, rows, token_cache
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.capabilities import AttentionMixer, by_head
 from hybridlm.models.mixers.spans import mean_keys
@@ -128,12 +128,19 @@ class MLA(AttentionMixer):
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         q_BTHK, latent_BTL = self._project(x_BTD, context)
-        k_BTHK, v_BTHV = self._expand(latent_BTL)
+        k_BTHK, v_BTHV = self._expanded(latent_BTL, context)
         ids_BT = context.segment_ids_BT
         out_BTHV, _ = ops.attention(
             q_BTHK, k_BTHK, v_BTHV, segment_ids=ids_BT, window=self.window, scale=self.scale
         )
-        return self._output(out_BTHV)
+
+        def visible(rows_BQ: jax.Array) -> jax.Array:
+            return rows.visible_keys(ids_BT, rows_BQ, self.window)
+
+        out_BTHV = patterns.observed(
+            context, out_BTHV, q_BTHK, k_BTHK, v_BTHV, visible, scale=self.scale
+        )
+        return self._output(context.hook("hook_z", out_BTHV))
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> TokenCache:
         """An empty cache of latents, each with its shared key part, for `max_len` tokens."""
@@ -197,7 +204,15 @@ class MLA(AttentionMixer):
         positions_BT = context.positions_BT
         k_rope_BTR = self.rope(k_rope_BTR[:, :, None], positions_BT)[:, :, 0]
         q_BTHK = jnp.concatenate([q_nope, self.rope(q_rope, positions_BT)], axis=-1)
-        return q_BTHK, jnp.concatenate([self.kv_norm(latent_BTL), k_rope_BTR], axis=-1)
+        latent_BTL = jnp.concatenate([self.kv_norm(latent_BTL), k_rope_BTR], axis=-1)
+        return context.hook("hook_q", q_BTHK), context.hook("hook_kv_latent", latent_BTL)
+
+    def _expanded(
+        self, latent_BTL: jax.Array, context: SequenceContext
+    ) -> tuple[jax.Array, jax.Array]:
+        """`_expand` for tokens whose keys and values have names."""
+        k_BTHK, v_BTHV = self._expand(latent_BTL)
+        return context.hook("hook_k", k_BTHK), context.hook("hook_v", v_BTHV)
 
     def _expand(self, latent_BTL: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Every head's keys and values."""

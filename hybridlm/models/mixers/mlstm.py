@@ -134,17 +134,19 @@ class MLSTM(Mixer):
         # No cotangent of a token that is padding or not finite enters the running maximum, which
         # would pass it to other documents.
         valid_BT1 = jnp.all(jnp.isfinite(x_BTD), axis=-1, keepdims=True) & (ids_BT != 0)[..., None]
-        write_BTH = jnp.where(valid_BT1, write_BTH, 0)
+        write_BTH = context.hook("hook_input_gate", jnp.where(valid_BT1, write_BTH, 0))
         q_BTHK = self.q(x_BTD).reshape(batch, time, heads, self.key_size)
         k_BTHK = self.k(x_BTD).reshape(batch, time, heads, self.key_size)
         v_BTHV = at_least_float32(self.v(x_BTD)).reshape(batch, time, heads, self.value_size)
+        q_BTHK, k_BTHK = context.hook("hook_q", q_BTHK), context.hook("hook_k", k_BTHK)
+        v_BTHV = context.hook("hook_v", v_BTHV)
         # With 1 appended to every value, the memory's last column is the normaliser n.
         v_BTHV = jnp.concatenate([v_BTHV, jnp.ones_like(v_BTHV[..., :1])], axis=-1)
         o_BTHV, memory = ops.gated_linear(
             q_BTHK,
             at_least_float32(k_BTHK) * write_BTH[..., None],
             v_BTHV,
-            log_decay_BTH,
+            context.hook("hook_log_decay", log_decay_BTH),
             segment_ids=ids_BT,
             scale=self.key_size**-0.5,
             initial_state=state.memory,
@@ -153,8 +155,10 @@ class MLSTM(Mixer):
         valid_BTH1 = valid_BT1[..., None] & jnp.isfinite(o_BTHV[..., -1:])
         floor_BTH1 = jnp.where(valid_BTH1, jnp.exp(-m_BTH)[..., None], 1)
         normalizer_BTH1 = jnp.maximum(jnp.abs(o_BTHV[..., -1:]), floor_BTH1) + NORMALIZER_EPS
-        h_BTHV = self.norm(o_BTHV[..., :-1], normalizer_BTH1).astype(x_BTD.dtype)
-        gate = jax.nn.sigmoid(self.output_gate(x_BTD))
+        normalizer_BTH1 = context.hook("hook_normalizer", normalizer_BTH1)
+        h_BTHV = context.hook("hook_recurrence_out", o_BTHV[..., :-1])
+        h_BTHV = self.norm(h_BTHV, normalizer_BTH1).astype(x_BTD.dtype)
+        gate = jax.nn.sigmoid(context.hook("hook_gate_input", self.output_gate(x_BTD), heads))
         y_BTD = self.out(gate * h_BTHV.reshape(batch, time, -1))
         return y_BTD, MLSTMState(memory, m_BTH[:, -1])
 

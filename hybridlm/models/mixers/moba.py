@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.layers import Linear
-from hybridlm.models.mixers import rows, token_cache
+from hybridlm.models.mixers import patterns, rows, token_cache
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.capabilities import AttentionMixer
 from hybridlm.models.mixers.token_cache import TokenCache
@@ -190,10 +190,17 @@ class MoBA(AttentionMixer):
         self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array
     ) -> rows.AttentionRows:
         q_BTHK, k_BTGK, _ = self._project(x_BTD, context)
-        q_BQHK, ids_BT = rows.take(q_BTHK, rows_BQ), context.segment_ids_BT
-        blocks = dict(block=self.config.block, top_k=self.config.top_k)
-        visible_BHQT = visible_keys(q_BQHK, k_BTGK, rows_BQ, ids_BT, **blocks)
+        visible_BHQT = self._visible(q_BTHK, k_BTGK, context, rows_BQ)
+        q_BQHK = rows.take(q_BTHK, rows_BQ)
         return rows.probabilities(q_BQHK, k_BTGK, visible_BHQT, scale=self.size**-0.5)
+
+    def _visible(
+        self, q_BTHK: jax.Array, k_BTGK: jax.Array, context: SequenceContext, rows_BQ: jax.Array
+    ) -> jax.Array:
+        """bool (B, H, Q, T): the keys in the blocks that the queries at the rows choose."""
+        blocks = dict(block=self.config.block, top_k=self.config.top_k)
+        q_BQHK, ids_BT = rows.take(q_BTHK, rows_BQ), context.segment_ids_BT
+        return visible_keys(q_BQHK, k_BTGK, rows_BQ, ids_BT, **blocks)
 
     def _project(
         self, x_BTD: jax.Array, context: SequenceContext
@@ -203,7 +210,12 @@ class MoBA(AttentionMixer):
         k_BTGK = self.k(x_BTD).reshape(batch, time, self.config.kv_heads, self.size)
         v_BTGV = self.v(x_BTD).reshape(batch, time, self.config.kv_heads, self.size)
         positions_BT = context.positions_BT
-        return self.rope(q_BTHK, positions_BT), self.rope(k_BTGK, positions_BT), v_BTGV
+        q_BTHK, k_BTGK = context.hook("hook_q", q_BTHK), context.hook("hook_k", k_BTGK)
+        q_BTHK, k_BTGK = self.rope(q_BTHK, positions_BT), self.rope(k_BTGK, positions_BT)
+        if self.config.rope is not None:
+            q_BTHK = context.hook("hook_rot_q", q_BTHK)
+            k_BTGK = context.hook("hook_rot_k", k_BTGK)
+        return q_BTHK, k_BTGK, context.hook("hook_v", v_BTGV)
 
     def _attend(
         self,
@@ -222,4 +234,15 @@ class MoBA(AttentionMixer):
             segment_ids=context.segment_ids_BT,
             initial_state=past,
         )
+        if past is None:
+            out_BTHV = patterns.observed(
+                context,
+                out_BTHV,
+                q_BTHK,
+                k_BTGK,
+                v_BTGV,
+                lambda rows_BQ: self._visible(q_BTHK, k_BTGK, context, rows_BQ),
+                scale=self.size**-0.5,
+            )
+        out_BTHV = context.hook("hook_z", out_BTHV)
         return self.out(out_BTHV.reshape(*out_BTHV.shape[:2], -1))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.mixers import rows
+from hybridlm.models.mixers import patterns, rows
 from hybridlm.models.mixers.attention import mean_keys
 from hybridlm.models.mixers.base import LayerSpec, SequenceContext
 from hybridlm.models.mixers.capabilities import AttentionMixer
@@ -135,11 +135,11 @@ class NHA(AttentionMixer, GSA):
         self.rope = Rope(config.rope, self.size) if config.rope else no_rope
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        return self._output(merge(*self._parallel(x_BTD, context)))
+        return self._merged(*self._parallel(x_BTD, context), context)
 
     def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
         """The output, and the weighted loss on the slots' share, a mean over real tokens."""
-        slots, window = self._parallel(x_BTD, context)
+        slots, window, read = self._parallel(x_BTD, context)
         target = self.config.slot_usage_target
         # A softmax over tokens alone or slots alone has no share to train.
         both_BTH = (slots[1] > NEGATIVE / 2) & (window[1] > NEGATIVE / 2)
@@ -147,14 +147,15 @@ class NHA(AttentionMixer, GSA):
         bce_BTH = jnp.where(both_BTH, jax.nn.softplus(logit_BTH) - target * logit_BTH, 0)
         real = jnp.sum(context.segment_ids_BT != 0)
         mean = jnp.sum(bce_BTH) / (jnp.maximum(real, 1) * self.config.heads)
-        return self._output(merge(slots, window)), self.config.slot_usage_weight * mean
+        y_BTD = self._merged(slots, window, read, context)
+        return y_BTD, self.config.slot_usage_weight * mean
 
     @property
     def slot_heads(self) -> int:
         return self.config.heads
 
     def slot_share(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        slots, window = self._parallel(x_BTD, context)
+        slots, window, _ = self._parallel(x_BTD, context)
         real_BT1 = (context.segment_ids_BT != 0)[:, :, None]
         return jnp.where(real_BT1, jax.nn.sigmoid(slots[1] - window[1]), 0)
 
@@ -206,19 +207,56 @@ class NHA(AttentionMixer, GSA):
         recent = jax.tree.map(lambda x: x[:, x.shape[1] - capacity :], tokens)
         return self._output(merge(slots, window)), NHAState(slot_state, recent)
 
-    def _parallel(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[Pair, Pair]:
-        """(out, lse) of the slots and of the window, for whole sequences."""
+    def _parallel(
+        self, x_BTD: jax.Array, context: SequenceContext
+    ) -> tuple[Pair, Pair, tuple[jax.Array, RecentTokens]]:
+        """(out, lse) of the slots and of the window, for whole sequences, and what they read."""
         q_BTHK, tokens = self._tokens(x_BTD, context)
         window_pair = self._attend(q_BTHK, tokens, None)
         window = self.config.window
         if window is None or window >= x_BTD.shape[1]:  # nothing ever leaves the window
-            return self._null_slots(q_BTHK, context), window_pair
+            return self._null_slots(q_BTHK, context), window_pair, (q_BTHK, tokens)
         number_BT = _document_numbers(context.segment_ids_BT)
         leaving = _delay(tokens._replace(segment_ids_BS=number_BT), window)
-        return self._read_slots(q_BTHK, leaving, number_BT, context, None)[0], window_pair
+        slots_pair, _ = self._read_slots(q_BTHK, leaving, number_BT, context, None)
+        return slots_pair, window_pair, (q_BTHK, tokens)
+
+    def _merged(
+        self,
+        slots: Pair,
+        window: Pair,
+        read: tuple[jax.Array, RecentTokens],
+        context: SequenceContext,
+    ) -> jax.Array:
+        """The mixer's output, of one softmax over the entries of both."""
+        if context.hooks is None:
+            return self._output(merge(slots, window))
+        (q_BTHK, tokens), positions_BT = read, context.positions_BT
+        share_BTH = jax.nn.sigmoid(slots[1] - window[1])
+        on_tokens_BTH = jax.nn.sigmoid(window[1] - slots[1])
+        share_BTH = context.hook("hook_slot_share", share_BTH)
+        if context.edits("hook_slot_share"):
+            on_tokens_BTH = 1 - share_BTH
+
+        def visible(rows_BQ: jax.Array) -> jax.Array:
+            return rows.visible_keys(context.segment_ids_BT, rows_BQ, self.config.window)
+
+        window_BTHV = patterns.observed(
+            context,
+            window[0] * on_tokens_BTH[..., None],
+            self.rope(q_BTHK, positions_BT),
+            self._rotated(tokens),
+            tokens.v_BSGV,
+            visible,
+            share_BTH=on_tokens_BTH,
+            scale=self.scale,
+        )
+        out_BTHV = context.within("slots").hook("hook_z", slots[0] * share_BTH[..., None])
+        out_BTHV += context.within("window").hook("hook_z", window_BTHV)
+        return self._output(context.hook("hook_z", out_BTHV.astype(q_BTHK.dtype)))
 
     def _tokens(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, RecentTokens]:
-        q_BTHK, *tokens = self._project(x_BTD)
+        q_BTHK, *tokens = self._project(x_BTD, context)
         return q_BTHK, RecentTokens(*tokens, context.segment_ids_BT, context.positions_BT)
 
     def _read_slots(

@@ -1,6 +1,6 @@
 """Within-layer hybrids: several mixers read the same input in parallel (Hymba, Falcon-H1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -117,12 +117,13 @@ class Parallel(Mixer):
         )
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        return self.combine({n: f(x_BTD, context) for n, f, x_BTD in self._reading(x_BTD)})
+        return self._combined(x_BTD, context, lambda f, x_BTD, own: (f(x_BTD, own), None))[0]
 
     def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
-        pairs = {n: f.with_loss(x_BTD, context) for n, f, x_BTD in self._reading(x_BTD)}
-        outputs = {name: y_BTD for name, (y_BTD, _) in pairs.items()}
-        return self.combine(outputs), sum(loss for _, loss in pairs.values())
+        y_BTD, losses = self._combined(
+            x_BTD, context, lambda f, x_BTD, own: f.with_loss(x_BTD, own)
+        )
+        return y_BTD, sum(losses.values())
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> dict[str, Any]:
         """The branches' states before any token, by name."""
@@ -134,7 +135,9 @@ class Parallel(Mixer):
     ) -> tuple[jax.Array, dict[str, Any]]:
         outputs, new_state = {}, {}
         for name, branch, read_BTD in self._reading(x_BTD):
-            outputs[name], new_state[name] = branch.extend(read_BTD, context, state[name])
+            outputs[name], new_state[name] = branch.extend(
+                read_BTD, context.within(name), state[name]
+            )
         return self.combine(outputs), new_state
 
     @property
@@ -187,6 +190,17 @@ class Parallel(Mixer):
         narrowed = {n: capabilities.narrowed(b, window) for n, b in self.branches.items()}
         copy.branches = nnx.Dict(narrowed)
         return copy
+
+    def _combined(
+        self, x_BTD: jax.Array, context: SequenceContext, run: Callable[..., Any]
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """The combined outputs, and the second results of `run(branch, input, context)` by branch."""
+        outputs, found = {}, {}
+        for name, branch, read_BTD in self._reading(x_BTD):
+            own = context.within(name)
+            y_BTD, found[name] = run(branch, own.hook("hook_in", read_BTD), own)
+            outputs[name] = own.hook("hook_out", y_BTD)
+        return self.combine(outputs), found
 
     def _reading(self, x_BTD: jax.Array) -> list[tuple[str, Mixer, jax.Array]]:
         """(name, branch, what it reads) of each branch."""

@@ -122,25 +122,29 @@ class RGLRU(Mixer):
     ) -> tuple[jax.Array, RGLRUState]:
         ids_BT = context.segment_ids_BT
         conv_state, recurrence_state = state or (None, None)
-        u_BTI, conv_state = self.conv(self.input(x_BTD), ids_BT, conv_state)
-        log_a_BTI, gated_BTI = self._gate(u_BTI)
+        u_BTI = context.hook("hook_v_pre_conv", self.input(x_BTD))
+        u_BTI, conv_state = self.conv(u_BTI, ids_BT, conv_state)
+        log_a_BTI, gated_BTI = self._gate(context.hook("hook_conv_out", u_BTI), context)
         h_BTI, recurrence_state = ops.gated_recurrence(
-            log_a_BTI,
+            context.hook("hook_log_decay", log_a_BTI),
             gated_BTI,
             segment_ids=ids_BT,
             initial_state=recurrence_state,
             return_state=True,
         )
-        branch_BTI = jax.nn.gelu(self.branch(x_BTD), approximate=True)
+        h_BTI = context.hook("hook_recurrence_out", h_BTI)
+        branch_BTI = context.hook("hook_gate_input", self.branch(x_BTD))
+        branch_BTI = jax.nn.gelu(branch_BTI, approximate=True)
         y_BTD = self.out(branch_BTI * h_BTI.astype(x_BTD.dtype))
         return y_BTD, RGLRUState(conv_state, recurrence_state)
 
-    def _gate(self, u_BTI: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _gate(self, u_BTI: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
         """Logarithm of the decay and gated input i_t x_t, float32; eq. 1-3."""
         r_BTI = jax.nn.sigmoid(at_least_float32(self.recurrence_gate(u_BTI)))
         i_BTI = jax.nn.sigmoid(at_least_float32(self.input_gate(u_BTI)))
         log_a_BTI = -DECAY_POWER * r_BTI * jax.nn.softplus(self.decay[...])[None, None, :]
-        return log_a_BTI, i_BTI * at_least_float32(u_BTI)
+        i_BTI = context.hook("hook_input_gate", i_BTI)
+        return log_a_BTI, i_BTI * context.hook("hook_v", at_least_float32(u_BTI))
 
 
 class BlockDiagonal(nnx.Module):

@@ -75,13 +75,34 @@ def probabilities(
       scale, sinks_H, soft_cap: as in `kernels_pallas.attention`.
       bias_BHQT: added to the logits after the cap; None is 0.
     """
-    batch, queries, heads, _ = q_BQHK.shape
-    k_BTHK = jnp.repeat(at_least_float32(k_BTGK), heads // k_BTGK.shape[2], axis=2)
+    options = dict(scale=scale, soft_cap=soft_cap, bias_BHQT=bias_BHQT)
+    scores_BHQT = logits(q_BQHK, k_BTGK, visible_BHQT, **options)
+    return softmax(scores_BHQT, visible_BHQT, sinks_H)
+
+
+def logits(
+    q_BQHK: jax.Array,
+    k_BTGK: jax.Array,
+    visible_BHQT: jax.Array,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
+    bias_BHQT: jax.Array | None = None,
+) -> jax.Array:
+    """cap(scale q k^T) + bias, (B, H, Q, T), in at least float32; minus infinity for keys not visible."""
+    k_BTHK = jnp.repeat(at_least_float32(k_BTGK), q_BQHK.shape[2] // k_BTGK.shape[2], axis=2)
     logits_BHQT = scale * jnp.einsum("bqhk,bthk->bhqt", at_least_float32(q_BQHK), k_BTHK)
     if soft_cap is not None:
         logits_BHQT = soft_cap * jnp.tanh(logits_BHQT / soft_cap)
     if bias_BHQT is not None:
         logits_BHQT += bias_BHQT
+    return jnp.where(visible_BHQT, logits_BHQT, -jnp.inf)
+
+
+def softmax(
+    logits_BHQT: jax.Array, visible_BHQT: jax.Array, sinks_H: jax.Array | None = None
+) -> AttentionRows:
+    """The softmax over the visible keys and the sink; 0 for a query without keys."""
     visible_BHQT = jnp.broadcast_to(visible_BHQT, logits_BHQT.shape)
     logits_BHQT = jnp.where(visible_BHQT, logits_BHQT, _MASKED)
     top_BHQ1 = jnp.max(logits_BHQT, axis=-1, keepdims=True)

@@ -161,13 +161,18 @@ class RWKV7(Mixer):
         r_BTD, k_BTD = self.r(mixed("r")), self.k(mixed("k"))
         v_BTD = self._with_first_value(self.v(mixed("v")), mixed("v"), context)
         rate_BTD = jax.nn.sigmoid(at_least_float32(self.rate(mixed("a"))))
+        rate_BTD = context.hook("hook_rate", rate_BTD, self.heads)
         log_w_BTD = -STRONGEST_DECAY * jax.nn.sigmoid(at_least_float32(self.decay(mixed("w"))))
+        log_w_BTD = context.hook("hook_log_decay", log_w_BTD, self.heads)
         removal_BTHK = l2_normalize(
             self._by_head(at_least_float32(k_BTD * self._channels(self.removal_key, k_BTD))), 1e-12
         )
+        removal_BTHK = context.hook("hook_removal_key", removal_BTHK)
         key_rate = self._channels(self.key_rate, rate_BTD)
         k_BTHK = self._by_head((k_BTD * (1 + (rate_BTD - 1) * key_rate)).astype(x_BTD.dtype))
         r_BTHK, v_BTHK = self._by_head(r_BTD), self._by_head(v_BTD)
+        r_BTHK, k_BTHK = context.hook("hook_q", r_BTHK), context.hook("hook_k", k_BTHK)
+        v_BTHK = context.hook("hook_v", v_BTHK)
         o_BTHK, recurrence = self._recur(
             r_BTHK,
             k_BTHK,
@@ -179,10 +184,12 @@ class RWKV7(Mixer):
             initial_state=state.recurrence,
             return_state=True,
         )
+        o_BTHK = context.hook("hook_recurrence_out", o_BTHK)
         bonus_BTHK = r_BTHK * k_BTHK * self._by_head(self._channels(self.bonus, r_BTD))
         direct_BTHK = jnp.sum(at_least_float32(bonus_BTHK), axis=-1, keepdims=True) * v_BTHK
         o_BTD = self.norm(o_BTHK) + direct_BTHK.astype(x_BTD.dtype).reshape(x_BTD.shape)
-        return self.out(o_BTD * self.gate(mixed("g"))), RWKV7State(shift, recurrence)
+        gate_BTD = context.hook("hook_gate", self.gate(mixed("g")), self.heads)
+        return self.out(o_BTD * gate_BTD), RWKV7State(shift, recurrence)
 
     @staticmethod
     def _recur(r_BTHK, k_BTHK, v_BTHK, log_w_BTHK, removed_BTHK, removal_BTHK, **options):

@@ -80,6 +80,8 @@ class GatedShortConv(Mixer):
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: ConvState | None
     ) -> tuple[jax.Array, ConvState]:
-        gated_BTD = self.input_gate(x_BTD) * self.value(x_BTD)
+        gate_BTD = context.hook("hook_input_gate", self.input_gate(x_BTD))
+        gated_BTD = gate_BTD * context.hook("hook_v", self.value(x_BTD))
         u_BTD, state = self.conv(gated_BTD, context.segment_ids_BT, state)
-        return self.out(self.output_gate(x_BTD) * u_BTD), state
+        gate_BTD = context.hook("hook_output_gate", self.output_gate(x_BTD))
+        return self.out(gate_BTD * context.hook("hook_z", u_BTD)), state
