@@ -6,12 +6,17 @@ import shlex
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from hybridlm.commands import document as tables
 from hybridlm.config.document import render
 from hybridlm.data.sources import KINDS
+from hybridlm.data.tokenizers import TokenizerConfig, open_tokenizer
 from hybridlm.models.mixers import document as mixers_page
+from hybridlm.models.params import Model
+from hybridlm.models.settings import ModelConfig
+from hybridlm.runs import OpenedModel, save_model
 
 
 def test_the_page_of_settings_is_up_to_date(root):
@@ -52,6 +57,7 @@ def test_the_tables_of_tasks_and_probes_are_up_to_date(root, name):
     [
         "README.md",
         "CONTRIBUTING.md",
+        "docs/analysis.md",
         "docs/data.md",
         "docs/runs.md",
         "docs/report.md",
@@ -140,3 +146,32 @@ def test_the_examples_of_the_page_on_data_run(root, tmp_path, monkeypatch, capsy
 def test_the_page_on_data_names_every_kind_of_source(root):
     text = (root / "docs" / "data.md").read_text()
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(KINDS)
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_page_on_analysis_run(root, tmp_path, monkeypatch, capsys):
+    """They run in order, as in a notebook, on the model that the first one names."""
+    mixers = dict(
+        gdn=dict(kind="gdn", heads=2, head_dim=8),
+        full=dict(kind="attention", heads=4, kv_heads=2, rope=None),
+        nha=dict(kind="nha", heads=4, slots=4, window=6),
+    )
+    config = ModelConfig(
+        width=32,
+        depth=3,
+        vocab_size=260,
+        pattern="gdn full nha",
+        mixers=mixers,
+        mlp=dict(kind="swiglu", hidden=48),
+    )
+    model = Model.of(config)
+    tokenizer = open_tokenizer(TokenizerConfig())
+    made = OpenedModel(tmp_path, model, model.init(jax.random.key(0)), tokenizer, None, {}, None)
+    save_model(made, tmp_path / "models" / "hybrid")
+    monkeypatch.chdir(tmp_path)
+    text = (root / "docs" / "analysis.md").read_text()
+    examples, names = re.findall(r"```python\n(.*?)```", text, re.DOTALL), {}
+    assert len(examples) >= 5
+    for example in examples:
+        exec(compile(example, "docs/analysis.md", "exec"), names)
+        assert capsys.readouterr().out

@@ -4,7 +4,7 @@ import dataclasses
 
 from hybridlm.commands.command import Command, Overrides
 from hybridlm.commands.shared import StartSettings
-from hybridlm.storage import is_remote, open_path
+from hybridlm.runs.address import split_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,9 @@ def _run(settings: TrainSettings, where: StartSettings, overrides: Overrides) ->
 
 
 def _init_overrides(text: str) -> Overrides:
-    """Overrides of the config for PATH or PATH@STEP; a folder's own name may have an "@"."""
-    path, at, step = text.rpartition("@")
-    if not at or not step.isdecimal() or (not is_remote(text) and open_path(text).is_dir()):
-        return [("init.path", repr(text))]
-    return [("init.path", repr(path)), ("init.step", step)]
+    """Overrides of the config for PATH or PATH@STEP."""
+    path, step = split_step(text)
+    return [("init.path", repr(path)), *([] if step is None else [("init.step", str(step))])]
 
 
 TRAIN = Command(

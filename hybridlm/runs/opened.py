@@ -126,7 +126,7 @@ class OpenedModel:
         """
         tokens_BT = np.asarray(tokens_BT)
         ids_BT = np.ones_like(tokens_BT) if segment_ids_BT is None else np.asarray(segment_ids_BT)
-        _check_tokens(tokens_BT, ids_BT, self.config.vocab_size)
+        check_tokens(tokens_BT, ids_BT, self.config.vocab_size)
         forward = _forward(self.model, dtype)
         return forward(self.params, tokens_BT.astype(np.int32), ids_BT.astype(np.int32))
 
@@ -390,7 +390,8 @@ def _copied_tokenizer(tokenizer: Tokenizer, folder: pathlib.Path) -> dict[str, s
     return {"kind": kinds.get(main, tokenizer.kind), "path": main}
 
 
-def _check_tokens(tokens_BT: np.ndarray, ids_BT: np.ndarray, vocab_size: int) -> None:
+def check_tokens(tokens_BT: np.ndarray, ids_BT: np.ndarray, vocab_size: int) -> None:
+    """Raises ValueError for tokens (B, T) outside the vocabulary, or segment ids of another shape."""
     if tokens_BT.ndim != 2 or not np.issubdtype(tokens_BT.dtype, np.integer) or not tokens_BT.size:
         raise ValueError(
             f"tokens must be whole numbers of shape (B, T), not {tokens_BT.dtype} of shape"

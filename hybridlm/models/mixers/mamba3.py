@@ -113,6 +113,10 @@ class Mamba3Config(MixerConfig):
         return f"Mamba-3, state {self.state_dim} x {self.head_dim} a head, rank {self.rank}"
 
 
+#: The names of what `_steps` returns.
+STEPS = ("log_decay", "dt", "weight", "angle")
+
+
 class Mamba3(Mixer):
     """out(y silu(z)), y = ssm(x, dt, B, C) + D x: the mixer of `Mamba3Config`.
 
@@ -164,18 +168,33 @@ class Mamba3(Mixer):
         self, x_BTD: jax.Array, context: SequenceContext, state: TrapezoidState | None
     ) -> tuple[jax.Array, TrapezoidState]:
         shape = *x_BTD.shape[:2], self.heads, self.config.head_dim
-        x_BTHRP = self.ranks.inputs(at_least_float32(self.value(x_BTD)).reshape(shape))
+        v_BTHP = at_least_float32(self.value(x_BTD)).reshape(shape)
+        x_BTHRP = self.ranks.inputs(context.hook("hook_v", v_BTHP))
+        c_BTHRN = self._shared(self.query, self.query_norm, self.query_bias, x_BTD)
+        b_BTHRN = self._shared(self.key, self.key_norm, self.key_bias, x_BTD)
         inputs = trapezoid.Inputs(
-            self._shared(self.query, self.query_norm, self.query_bias, x_BTD),
-            self._shared(self.key, self.key_norm, self.key_bias, x_BTD),
+            context.hook("hook_q", c_BTHRN),
+            context.hook("hook_k", b_BTHRN),
             x_BTHRP,
-            *self._steps(x_BTD),
+            *(
+                context.hook(f"hook_{name}", x)
+                for name, x in zip(STEPS, self._steps(x_BTD), strict=True)
+            ),
         )
         y_BTHRP, state = trapezoid.trapezoid(inputs, context.segment_ids_BT, state)
+        y_BTHRP = self._named_output(y_BTHRP, context)
         y_BTHRP += self.skip[...][None, None, :, None, None] * x_BTHRP
-        z_BTHRP = self.ranks.gates(at_least_float32(self.gate(x_BTD)).reshape(shape))
+        gate_BTI = context.hook("hook_gate_input", self.gate(x_BTD), self.heads)
+        z_BTHRP = self.ranks.gates(at_least_float32(gate_BTI).reshape(shape))
         y_BTHP = self.ranks.outputs(self.norm(y_BTHRP, z_BTHRP))
         return self.out(y_BTHP.reshape(*shape[:2], -1).astype(x_BTD.dtype)), state
+
+    def _named_output(self, y_BTHRP: jax.Array, context: SequenceContext) -> jax.Array:
+        """The recurrence's output, whose name is of (B, T, H R, P): each rank is a head."""
+        if context.hooks is None:
+            return y_BTHRP
+        flat = y_BTHRP.reshape(*y_BTHRP.shape[:2], -1, y_BTHRP.shape[-1])
+        return context.hook("hook_recurrence_out", flat).reshape(y_BTHRP.shape)
 
     def _shared(self, project: Linear, norm: RMSNorm, bias: nnx.Param, x_BTD: jax.Array):
         """C or B of every head: (B, T, H, R, N)."""
