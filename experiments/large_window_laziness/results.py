@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.large_window_laziness import claims, figures, tables
+from experiments.large_window_laziness import claims, comparisons, figures, tables
 from experiments.large_window_laziness.arms import SCALES
 from experiments.large_window_laziness.paired import Time
 from experiments.large_window_laziness.rates import rates
@@ -81,6 +81,21 @@ def rates_table(runs: Sequence[tables.Run]) -> str:
     return "\n".join(lines)
 
 
+def comparisons_table(folder: pathlib.Path, name: str) -> str:
+    """The page's rows of one table of comparisons.tsv."""
+    rows = [row for row in tables.read(folder / "comparisons.tsv") if row["table"] == name]
+    if not rows:
+        return "Not yet run."
+    lines = ["| steps of | over those of | seeds (not seen) | ratio, 95% interval | p |"]
+    lines += ["|---|---|--:|---|--:|"]
+    lines += [
+        f"| {r['late']} | {r['early']} | {r['seeds']} ({r['late_unseen']}, {r['early_unseen']}) |"
+        f" {r['ratio']} [{r['low']}, {r['high']}] | {r['p']} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
 def _median(times: Sequence[Time]) -> str:
     """The median step, with those not seen counted as later than all others."""
     found = sorted(t.step if t.seen else np.inf for t in times)
@@ -93,6 +108,8 @@ def filled(page: str, scale: str, results: pathlib.Path = claims.RESULTS) -> str
     made = {"claims": claims_table(results / scale)}
     runs = tables.read_runs(results / scale)
     made |= {"arms": arms_table(runs), "rates": rates_table(runs)}
+    for name in comparisons.pairs():
+        made[name] = comparisons_table(results / scale, name)
     for name, table in made.items():
         begin, end = f"<!-- {name} {scale} -->", f"<!-- end of {name} {scale} -->"
         block = "\n".join([begin, table, end])
@@ -118,6 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables.write(folder / "curves.tsv", tables.curve_columns(scale), curves)
     tables.write(folder / "runs.tsv", tables.run_columns(scale), runs)
     tables.write(folder / "influence.tsv", tables.INFLUENCE, influence)
+    compared = comparisons.compared(tables.read_runs(folder), scale)
+    tables.write(folder / "comparisons.tsv", comparisons.COLUMNS, compared)
     where = ["--results", str(arguments.out), "--scale", arguments.scale]
     claims.main(where)
     figures.main(where)

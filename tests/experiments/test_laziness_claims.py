@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from experiments.large_window_laziness import claims, figures, rates, results, tables
+from experiments.large_window_laziness import claims, comparisons, figures, rates, results, tables
 from experiments.large_window_laziness.arms import ARMS, MAIN, SETS
 from experiments.large_window_laziness.tables import Run
 
@@ -151,6 +151,24 @@ def test_five_claims_are_declared_and_name_arms_that_exist():
     for claim in claims.declared():
         for contrast in claim.contrasts:
             assert len(contrast.differences(by_arm, MAIN).nearest) == 1, contrast.name
+
+
+def test_comparisons_name_arms_that_exist_and_find_a_planted_ratio():
+    """NoPE is made 1.5 times as late as RoPE with window 8, and with no other."""
+    for table, named in comparisons.pairs().items():
+        for pair in named:
+            assert {f"{name}-{p}" for name in pair for p in ("rope", "nope")} <= set(
+                ARMS["main"]
+            ), table
+    runs = []
+    for run in made(Planted(), 3):
+        slower = 1.5 if run.arm == "w8-nope" else 1.0
+        runs.append(run._replace(curve=run.curve | {"step": run.steps * slower}))
+    rows = [row for row in comparisons.compared(runs) if row["table"] == "positions"]
+    found = {row["late"]: row for row in rows}
+    assert float(found["w8-nope"]["low"]) > 1.3 > float(found["w16-nope"]["high"])
+    assert found["w8-nope"]["p"] == "0.0098"  # 5 x 2 / 1,024
+    assert all(float(row["p"]) > 0.05 for name, row in found.items() if name != "w8-nope")
 
 
 def test_the_rate_with_the_earliest_retrieval_is_chosen():
