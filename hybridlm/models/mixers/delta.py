@@ -137,16 +137,25 @@ class Delta(Mixer):
         self,
         x_BTD: jax.Array,
         context: SequenceContext,
-        q_BTGK: jax.Array,
-        k_BTGK: jax.Array,
-        v_BTHV: jax.Array,
+        q_BTI: jax.Array,
+        k_BTI: jax.Array,
+        v_BTI: jax.Array,
         **options: Any,
     ) -> tuple[jax.Array, delta_rule.DeltaRuleState]:
-        """The delta rule on the layer's queries, keys and values; `options` are the operation's."""
+        """The delta rule on the convolved q, k and v, heads side by side; `options` are its own."""
         beta_BTH = self.largest_beta * jax.nn.sigmoid(at_least_float32(self.beta(x_BTD)))
         beta_BTH = context.hook("hook_beta", beta_BTH)
+        q_BTGK, k_BTGK, v_BTHV = self.normed(q_BTI), self.normed(k_BTI), self.values(v_BTI)
         log_decay = self.log_decay(x_BTD, context)
         return ops.delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, **options)
+
+    def normed(self, x_BTI: jax.Array) -> jax.Array:
+        """Queries or keys (B, T, heads, K) of length 1."""
+        return l2_normalize(x_BTI.reshape(*x_BTI.shape[:2], -1, self.sizes.key_size))
+
+    def values(self, v_BTI: jax.Array) -> jax.Array:
+        """Values (B, T, heads, V)."""
+        return v_BTI.reshape(*v_BTI.shape[:2], -1, self.sizes.value_size)
 
     def log_decay(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array | None:
         """The output of `decay`."""
@@ -178,15 +187,15 @@ class Delta(Mixer):
     ) -> tuple[jax.Array, DeltaState]:
         ids_BT = context.segment_ids_BT
         state = state or DeltaState(None, None, None, None)
-        q_BTGK, q_conv = self._convolved("q", x_BTD, context, state.q_conv)
-        k_BTGK, k_conv = self._convolved("k", x_BTD, context, state.k_conv)
-        v_BTHV, v_conv = self._convolved("v", x_BTD, context, state.v_conv)
+        q_BTI, q_conv = self._convolved("q", x_BTD, context, state.q_conv)
+        k_BTI, k_conv = self._convolved("k", x_BTD, context, state.k_conv)
+        v_BTI, v_conv = self._convolved("v", x_BTD, context, state.v_conv)
         o_BTHV, recurrence = self.update(
             x_BTD,
             context,
-            l2_normalize(q_BTGK.reshape(*q_BTGK.shape[:2], -1, self.sizes.key_size)),
-            l2_normalize(k_BTGK.reshape(*k_BTGK.shape[:2], -1, self.sizes.key_size)),
-            v_BTHV.reshape(*v_BTHV.shape[:2], -1, self.sizes.value_size),
+            q_BTI,
+            k_BTI,
+            v_BTI,
             segment_ids=ids_BT,
             initial_state=state.recurrence,
             return_state=True,

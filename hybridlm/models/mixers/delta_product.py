@@ -80,9 +80,9 @@ class DeltaProduct(Delta):
         self,
         x_BTD: jax.Array,
         context: SequenceContext,
-        q_BTGK: jax.Array,
-        k_BTGK: jax.Array,
-        v_BTHV: jax.Array,
+        q_BTI: jax.Array,
+        k_BTI: jax.Array,
+        v_BTI: jax.Array,
         **options: Any,
     ) -> tuple[jax.Array, delta_rule.DeltaRuleState]:
         def by_update(x: jax.Array) -> jax.Array:
@@ -94,8 +94,8 @@ class DeltaProduct(Delta):
         beta = context.hook("hook_beta", beta)
         return delta_product(
             ops.delta_rule,
-            q_BTGK,
-            *map(by_update, (k_BTGK, v_BTHV, beta)),
+            self.normed(q_BTI),
+            *map(by_update, (self.normed(k_BTI), self.values(v_BTI), beta)),
             self.log_decay(x_BTD, context),
             **options,
         )

@@ -104,11 +104,12 @@ class GatedDelta2(Delta):
         self,
         x_BTD: jax.Array,
         context: SequenceContext,
-        q_BTGK: jax.Array,
-        k_BTGK: jax.Array,
-        v_BTHV: jax.Array,
+        q_BTI: jax.Array,
+        k_BTI: jax.Array,
+        v_BTI: jax.Array,
         **options: Any,
     ) -> tuple[jax.Array, delta_rule.DeltaRuleState]:
+        k_BTGK, v_BTHV = self.normed(k_BTI), self.values(v_BTI)
         erase_gate_BTGK = context.hook("hook_erase_gate", gate(self.erase(x_BTD), k_BTGK))
         erase_BTGK = self.largest_beta * erase_gate_BTGK * k_BTGK
         write_gate_BTHV = context.hook("hook_input_gate", gate(self.write(x_BTD), v_BTHV))
@@ -117,7 +118,7 @@ class GatedDelta2(Delta):
             self.log_decay(x_BTD, context), self.sizes.value_heads // self.sizes.heads, axis=2
         )
         return ops.delta_rule(
-            q_BTGK,
+            self.normed(q_BTI),
             k_BTGK,
             written_BTHV,
             log_decay=log_decay_BTHK,
