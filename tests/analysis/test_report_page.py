@@ -14,7 +14,7 @@ from hybridlm.analysis.rows import layer_rows, state_rows
 from hybridlm.config import to_dict
 from hybridlm.errors import RunError
 from hybridlm.models.params import Model
-from hybridlm.runs import checkpoint
+from hybridlm.runs import checkpoint, open_model, save_model
 from tests.analysis.folders import (
     evaluation,
     head_records,
@@ -84,7 +84,8 @@ def run_code(code):
     return eval(last, known)
 
 
-@pytest.mark.parametrize("name", ["w=8,s=0", pytest.param("", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["w=8,s=0", ""])
 def test_the_code_under_every_figure_makes_it(sweep, name):
     """Of a run, and of a sweep."""
     page = write_report(sweep / name).read_text()
@@ -131,14 +132,23 @@ def _zeros(tree):
 
 def test_results_of_an_experiment_are_shown(tmp_path, root):
     """Those that are committed; what is no folder of results or runs is refused."""
-    folder = root / "experiments" / "large_window_laziness" / "results" / "main"
+    folder = root / "experiments" / "large_window_laziness"
     page = write_report(folder, tmp_path / "a.html").read_text()
-    tables, pictures = list(folder.glob("*.tsv")), list(folder.glob("*.svg"))
+    tables, pictures = list(folder.rglob("*.tsv")), list(folder.glob("results/*/*.svg"))
     assert page.count("<table class=sortable>") == len(tables) > 0
     assert page.count('src="data:image/svg+xml;base64,') == len(pictures) > 0
+    assert "<h2>results/main: figures</h2>" in page and "<summary>README.md</summary>" in page
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="leads to no run"):
         write_report(tmp_path / "empty")
+
+
+def test_a_download_holds_every_row_once():
+    """Of a table that is drawn twice, the page has one text; a field may hold a comma."""
+    parts, rows = Parts(), [dict(a=1, b="x,y"), dict(a=2.5, c=None)]
+    parts.table("one", rows[:1], download=rows)
+    parts.table("two", rows)
+    assert parts.data["csv"] == {"one-1": 'a,b,c\n1,"x,y",\n2.5,,\n', "two-2": ["one-1"]}
 
 
 def test_weights_that_do_not_fit_the_tokens_are_refused():
@@ -215,6 +225,11 @@ def used(tab, path, text, width, height, scheme):
     check_sorting(tab)
     if text is not None:
         check_attention(tab, text)
+    sizes = tab.run(
+        "[...document.querySelectorAll('[data-csv]')].map(b => data.csv[b.dataset.csv])"
+        ".map(t => (Array.isArray(t) ? data.csv[t[0]] : t).length)"
+    )
+    assert min(sizes) > 10
     kept = tab.run(
         "(() => { const kept = []; const click = HTMLAnchorElement.prototype.click;"
         " HTMLAnchorElement.prototype.click = function () { kept.push(this.download); };"
@@ -258,3 +273,32 @@ def test_the_weights_in_the_page_are_those_given():
     for packed, weights in zip(parts.data["views"][0]["maps"], text.layers.values(), strict=True):
         found = np.frombuffer(base64.b64decode(packed["data"]), "<f4")
         np.testing.assert_array_equal(found.reshape(weights.shape), weights)
+
+
+@pytest.mark.slow
+def test_the_commands_and_examples_of_the_page_on_reports_run(
+    tmp_path, root, monkeypatch, page_commands, command
+):
+    """Of a run, a model folder and a sweep with checkpoints; `tokens` and `weights` are the reader's."""
+    for name in ("experiments", "configs", "data"):
+        (tmp_path / name).symlink_to(root / name)
+    monkeypatch.chdir(tmp_path)
+    demo = f"train --config {root}/configs/demo.py:smoke --config.train.steps=4 --workdir".split()
+    assert command(*demo, "runs/demo", "--config.model.depth=6")[0] == 0
+    assert command(*demo, "runs/window/swa.window=64")[0] == 0
+    assert command(*demo, "runs/window/swa.window=8", "--config.model.mixers.swa.window=8")[0] == 0
+    save_model(open_model("runs/demo"), "runs/demo-model")
+    commands = [words for words, _ in page_commands("report.md") if words[0] == "report"]
+    assert len(commands) >= 5
+    for words in commands:
+        code, out, err = command(*words)
+        assert code == 0 and (tmp_path / out.strip()).is_file(), err
+    text = drawn_text()
+    known = dict(tokens=text.tokens, weights=text.layers["layer 0: full"])
+    examples = re.findall(
+        r"```python\n(.*?)```", (root / "docs" / "report.md").read_text(), re.DOTALL
+    )
+    assert len(examples) >= 4
+    for example in examples:
+        exec(example, known)
+    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")

@@ -18,12 +18,14 @@ class Parts:
     """HTML of a page's parts, and the data that its script needs for them.
 
     Attributes:
-      csv: text of each table for download, by the id of the figure or table.
+      csv: text of each table for download, by the id of the figure or table; of one that another
+        has too, a list of that other id.
       views: of attention over text.
     """
 
     def __init__(self):
-        self.csv: dict[str, str] = {}
+        self.csv: dict[str, str | list[str]] = {}
+        self._named: dict[str, str] = {}
         self.views: list[dict[str, Any]] = []
         self._count = 0
 
@@ -49,7 +51,7 @@ class Parts:
         name = self._name(title)
         buttons = [f'<button type="button" data-svg="{name}">SVG</button>']
         if rows:
-            self.csv[name] = to_csv(rows)
+            self._keep(name, rows)
             buttons.append(f'<button type="button" data-csv="{name}">CSV</button>')
         note = f"<p class=note>{html.escape(note)}</p>" if note else ""
         return (
@@ -78,7 +80,7 @@ class Parts:
           download: the rows of the CSV, if there are more than those that are shown.
         """
         name = self._name(title)
-        self.csv[name] = to_csv(rows if download is None else download)
+        self._keep(name, rows if download is None else download)
         keys = dict.fromkeys(key for row in rows for key in row)
         columns = {key: key for key in keys} if columns is None else columns
         numeric = {k: all(_blank(r.get(k)) or _number(r.get(k)) for r in rows) for k in columns}
@@ -107,6 +109,11 @@ class Parts:
         self.views.append({"tokens": list(text.tokens), "maps": text.packed()})
         head = f"<figcaption><b>{html.escape(text.title)}</b></figcaption>"
         return f'<figure class=attention data-view="{len(self.views) - 1}">{head}</figure>'
+
+    def _keep(self, name: str, rows: Sequence[Record]) -> None:
+        text = to_csv(rows)
+        first = self._named.setdefault(text, name)
+        self.csv[name] = text if first == name else [first]
 
     def _name(self, title: str) -> str:
         self._count += 1

@@ -14,20 +14,38 @@ _MANY = 400  # rows of a table that are shown; the download has all
 
 
 def is_results(folder: pathlib.Path) -> bool:
-    """Whether a folder holds tables (.tsv) of an experiment."""
-    return not is_remote(folder) and folder.is_dir() and any(folder.glob("*.tsv"))
+    """Whether a folder, or one at most two levels below, holds tables (.tsv) of an experiment."""
+    return not is_remote(folder) and folder.is_dir() and bool(_tables(folder))
 
 
 def result_sections(folder: pathlib.Path) -> tuple[Parts, str]:
-    """The report of such a folder: the parts' data, and HTML."""
-    parts, tables = Parts(), []
-    for file in sorted(folder.glob("*.tsv")):
-        rows = read_tsv(file)
-        left = "" if len(rows) <= _MANY else f" (the first {_MANY} of {len(rows):,} rows)"
-        tables.append(parts.table(f"{file.stem}{left}", rows[:_MANY], download=rows))
-    drawn = "".join(_picture(file) for file in sorted(folder.glob("*.svg")))
-    shown = f"<div class=figures>{drawn}</div>" if drawn else ""
-    return parts, section("Figures", shown) + section("Tables", *tables)
+    """The report of such a folder: the parts' data, and HTML; a part for each folder with tables."""
+    parts, sections = Parts(), []
+    readme = folder / "README.md"
+    if readme.is_file():
+        text = html.escape(readme.read_text(encoding="utf-8"))
+        sections.append(f"<details><summary>README.md</summary><pre>{text}</pre></details>")
+    for place, files in _tables(folder).items():
+        named = "" if place == folder else f"{place.relative_to(folder)}: "
+        tables = [_table(parts, file) for file in files]
+        drawn = "".join(_picture(file) for file in sorted(place.glob("*.svg")))
+        shown = f"<div class=pictures>{drawn}</div>" if drawn else ""
+        sections += [section(f"{named}figures", shown), section(f"{named}tables", *tables)]
+    return parts, "\n".join(filter(None, sections))
+
+
+def _tables(folder: pathlib.Path) -> dict[pathlib.Path, list[pathlib.Path]]:
+    found: dict[pathlib.Path, list[pathlib.Path]] = {}
+    for glob in ("*.tsv", "*/*.tsv", "*/*/*.tsv"):
+        for file in sorted(folder.glob(glob)):
+            found.setdefault(file.parent, []).append(file)
+    return found
+
+
+def _table(parts: Parts, file: pathlib.Path) -> str:
+    rows = read_tsv(file)
+    left = "" if len(rows) <= _MANY else f" (the first {_MANY} of {len(rows):,} rows)"
+    return parts.table(f"{file.stem}{left}", rows[:_MANY], download=rows)
 
 
 def read_tsv(file: pathlib.Path) -> list[Record]:
@@ -58,6 +76,6 @@ def _picture(file: pathlib.Path) -> str:
     encoded = base64.b64encode(data).decode()
     name = html.escape(file.stem)
     return (
-        f"<figure><figcaption><b>{name}</b></figcaption>"
-        f'<img class="{kind}" alt="{name}" src="data:image/svg+xml;base64,{encoded}"></figure>'
+        f"<figure><figcaption><b>{name}</b></figcaption><div class=scroll>"
+        f'<img class="{kind}" alt="{name}" src="data:image/svg+xml;base64,{encoded}"></div></figure>'
     )

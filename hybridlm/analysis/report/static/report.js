@@ -8,7 +8,8 @@ function download(name, text, type) {
 
 for (const button of document.querySelectorAll("button[data-csv]")) {
   const name = button.dataset.csv;
-  button.addEventListener("click", () => download(`${name}.csv`, data.csv[name], "text/csv"));
+  const text = () => (Array.isArray(data.csv[name]) ? data.csv[data.csv[name][0]] : data.csv[name]);
+  button.addEventListener("click", () => download(`${name}.csv`, text(), "text/csv"));
 }
 
 for (const button of document.querySelectorAll("button[data-svg]")) {
