@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hybridlm.analysis import Results, Run, Runs, figures, open_checkpoint
-from hybridlm.analysis.report import AttentionText, write_report
+from hybridlm.analysis import open_model as inspect_model
+from hybridlm.analysis.report import AttentionText, attention_text, write_report
 from hybridlm.analysis.report.parts import Parts
 from hybridlm.analysis.rows import layer_rows, state_rows
 from hybridlm.config import to_dict
@@ -158,6 +159,11 @@ def test_weights_that_do_not_fit_the_tokens_are_refused():
         AttentionText("a", ["x"] * 2001, {"layer 0": np.zeros((1, 2001, 2001))})
 
 
+def test_layers_without_a_text_are_refused(tmp_path, refusal):
+    said = refusal("report", "--workdir", run_folder(tmp_path / "run"), "--layers", "1")
+    assert "--layers says whose attention over --text is shown" in said
+
+
 def check_sorting(tab):
     """Every column of every table, both ways: numbers by size, and empty cells last."""
     columns = tab.run(
@@ -289,10 +295,22 @@ def test_the_commands_and_examples_of_the_page_on_reports_run(
     assert command(*demo, "runs/window/swa.window=8", "--config.model.mixers.swa.window=8")[0] == 0
     save_model(open_model("runs/demo"), "runs/demo-model")
     commands = [words for words, _ in page_commands("report.md") if words[0] == "report"]
-    assert len(commands) >= 5
+    assert len(commands) >= 6
     for words in commands:
         code, out, err = command(*words)
         assert code == 0 and (tmp_path / out.strip()).is_file(), err
+    page = (tmp_path / "attention.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    (view,) = data["views"]
+    model = inspect_model("runs/demo")
+    assert "".join(view["tokens"]).endswith("Fellow citizens of the Senate")
+    assert [m["label"] for m in view["maps"]] == ["layer 1: full", "layer 4: full"]
+    for layer, packed in zip((1, 4), view["maps"]):
+        found = np.frombuffer(base64.b64decode(packed["data"]), "<f4")
+        weights = model.attention("Fellow citizens of the Senate", layer)[0]
+        np.testing.assert_allclose(found.reshape(weights.shape), weights, atol=1e-6)
+    every = attention_text(model, "Fellow")
+    assert len(every.layers) == 6  # RG-LRU and windowed attention too
     text = drawn_text()
     known = dict(tokens=text.tokens, weights=text.layers["layer 0: full"])
     examples = re.findall(

@@ -1,4 +1,4 @@
-"""Attention over text for a report: the weights that its view shows with exact values."""
+"""Attention over text for a report: the weights that its view shows with their values in full."""
 
 import base64
 import dataclasses
@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from hybridlm.analysis.inspected import Inspected
+from hybridlm.errors import UserError
+
 MOST = 4_000_000  # weights in a page: 16 MB, a third more as text
+HEADS = 32  # of a layer; the channels of a recurrence may be thousands
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,3 +58,54 @@ class AttentionText:
             }
             for label, weights in self.layers.items()
         ]
+
+
+def attention_text(
+    model: Inspected, text: str, layers: Sequence[str | int] | None = None
+) -> AttentionText:
+    """The attention of a model over a text: softmax attention, and the exact one of linear mixers.
+
+    Of a layer with more than `HEADS` heads (a recurrence whose channels are heads) the first are
+    taken.
+
+    Args:
+      layers: numbers of layers, or names of mixers for all their layers; None is all layers whose
+        attention is defined.
+
+    Raises:
+      UserError: for an unknown layer, a layer without attention that is asked for, a text without
+        tokens, or more weights than a page holds.
+    """
+    tokens = model.strings(text)[0]
+    found: dict[str, Any] = {}
+    for layer in range(len(model.mixers)) if layers is None else _numbers(model, layers):
+        try:
+            weights = np.asarray(model.effective_attention(text, layer))[0]
+        except UserError:
+            if layers is not None:
+                raise
+            continue
+        label = f"layer {layer}: {model.mixers[layer]}"
+        if len(weights) > HEADS:
+            label += f", {HEADS} of {len(weights)} channels"
+        found[label] = weights[:HEADS]
+    if not found:
+        raise UserError("no layer of the model has attention weights that could be shown")
+    try:
+        return AttentionText(text, tokens, found)
+    except ValueError as error:
+        raise UserError(f"--text: {error}") from None
+
+
+def _numbers(model: Inspected, layers: Sequence[str | int]) -> list[int]:
+    """Layers by number or by the name of their mixer, bottom to top."""
+    chosen: set[int] = set()
+    for asked in map(str, layers):
+        named = {i for i, name in enumerate(model.mixers) if asked in (name, str(i))}
+        if not named:
+            raise UserError(
+                f"layers has {asked!r}, and the model has layers 0 to {len(model.mixers) - 1} of the"
+                f" mixers {', '.join(dict.fromkeys(model.mixers))}"
+            )
+        chosen |= named
+    return sorted(chosen)
