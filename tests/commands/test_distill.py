@@ -1,8 +1,12 @@
 """`hybridlm distill transfer` writes a student, says what it took over, and refuses in one sentence."""
 
+import json
 import pathlib
+import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from hybridlm.distill.kinds import KINDS
 from hybridlm.runs import open_model
@@ -30,6 +34,33 @@ def test_a_student_is_written_and_its_parameters_are_accounted_for(command, tmp_
 )
 def test_a_mistake_is_one_sentence(words, sentence, refusal, tmp_path):
     assert sentence in refusal("distill", "transfer", LLAMA, *words, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "keys, sentence",
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, "is quantised (gptq)"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "hybridlm has no GPT2LMHeadModel"),
+        ({"attention_bias": "some"}, "attention_bias"),
+    ],
+    ids=["quantised weights", "unsupported architecture", "unsupported option"],
+)
+def test_a_teacher_that_cannot_be_read_is_one_sentence(keys, sentence, refusal, tmp_path):
+    teacher = pathlib.Path(shutil.copytree(LLAMA, tmp_path / "teacher"))
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(config | keys))
+    said = refusal("distill", "transfer", teacher, "--mixer", "gdn", "--out", tmp_path / "out")
+    assert sentence in said and not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_dtype_are_one_sentence(refusal, tmp_path):
+    teacher = pathlib.Path(shutil.copytree(LLAMA, tmp_path / "teacher"))
+    tensors = load_file(teacher / "model.safetensors")
+    name = next(n for n in tensors if n.endswith("q_proj.weight"))
+    tensors[name] = tensors[name].astype(np.int8)
+    save_file(tensors, teacher / "model.safetensors")
+    said = refusal("distill", "transfer", teacher, "--mixer", "gdn", "--out", tmp_path / "out")
+    assert name in said and "I8" in said
 
 
 def test_a_folder_that_is_not_empty_is_refused_before_the_teacher_is_read(refusal, tmp_path):

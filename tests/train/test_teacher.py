@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from hybridlm.analysis.cost import memory
+from hybridlm.data import train_bpe
+from hybridlm.data.settings import TokenizerConfig
+from hybridlm.data.tokenizers import open_tokenizer
 from hybridlm.errors import UserError
 from hybridlm.models.trainable import Trainable
-from hybridlm.runs import open_model
+from hybridlm.runs import open_model, save_model
 from hybridlm.train import setup
 from hybridlm.train.init_plan import make_plan
 from tests.train.distilling import Stepper, config, save_pair
@@ -64,6 +67,17 @@ def test_a_teacher_that_differs_elsewhere_is_refused(folder, tmp_path):
     save_pair(tmp_path, dict(kind="gla"), depth=4, mlp=dict(kind="swiglu", hidden=16))
     given = config(folder, teacher=dict(path=str(tmp_path / "teacher")))
     with pytest.raises(UserError, match="model.mlp is .* may differ in their mixers only"):
+        setup.resolve(given)
+
+
+@pytest.mark.parametrize("objective", ["blockwise", "kl"])
+def test_a_teacher_that_reads_other_ids_is_refused(folder, objective, tmp_path):
+    train_bpe(["the union of states"] * 4, 270, tmp_path / "bpe.json")
+    other = open_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path / "bpe.json")))
+    theirs = dataclasses.replace(open_model(folder / "teacher"), tokenizer=other)
+    save_model(theirs, tmp_path / "teacher")
+    given = config(folder, teacher=dict(path=str(tmp_path / "teacher"), objective=objective))
+    with pytest.raises(UserError, match="trained with another tokenizer .*must read the same ids"):
         setup.resolve(given)
 
 
