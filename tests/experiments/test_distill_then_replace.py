@@ -1,16 +1,26 @@
 """The recipes of Distill-then-Replace: published sizes, and a config of a student's folder."""
 
+import json
+
 import pytest
 
-from experiments.distill_then_replace import papers, recipe
+from experiments.distill_then_replace import arms, decoding, halo, papers, recipe, results, usage
 from hybridlm import config as configs
+from hybridlm.commands import dry_run
 from hybridlm.distill.blockwise import distilled_layers
 from hybridlm.models.params import Model
 from tests.train.distilling import save_pair
 
 
 @pytest.mark.parametrize(
-    "name, billions", [("qwen2_5_1_5b", 1.54), ("llama_3_2_3b", 3.21), ("llama_3_1_8b", 8.03)]
+    "name, billions",
+    [
+        ("qwen2_5_1_5b", 1.54),
+        ("qwen3_1_7b", 1.72),
+        ("llama_3_2_3b", 3.21),
+        ("llama_3_1_8b", 8.03),
+        ("llama_3_8b", 8.03),  # of the gallery
+    ],
 )
 def test_a_teacher_has_its_published_number_of_parameters(name, billions):
     assert Model.of(papers.teacher(name)).count() / 1e9 == pytest.approx(billions, abs=0.005)
@@ -21,6 +31,51 @@ def test_a_budget_of_100m_tokens_trains_every_layer_s_mixer(name):
     c = configs.load(f"{papers.__file__}:model={name},mixer=gla", [])
     assert c.tokens_per_step * c.train.steps == pytest.approx(1e8, rel=1e-3)
     assert len(distilled_layers(c.teacher.model, c.model)) == papers.MODELS[name]["depth"]
+
+
+def test_the_cost_is_told_without_the_checkpoint():
+    """Nothing is downloaded for it; `train` refuses what `--dry_run` describes."""
+    c = configs.load(f"{papers.__file__}:model=qwen2_5_1_5b,mixer=gdn", [])
+    text = dry_run.describe(c)
+    assert "training tokens     100,007,936 in 6,104 steps" in text and "teacher 5.7" in text
+    assert "init.path checkpoints/qwen2_5_1_5b-gdn is not there" in text
+
+
+def test_the_stages_of_halo_take_its_2_3b_tokens():
+    found = {s: configs.load(f"{halo.__file__}:stage={s}", []) for s in halo.STAGES}
+    tokens = [c.tokens_per_step * c.train.steps for c in found.values()]
+    assert [round(n / 1e9, 2) for n in tokens] == [0.33, 0.98, 1.05]
+    assert set(found[1].model.layout.names) == {"lightning"}
+    full = [
+        i for i, (_, m) in enumerate(found[2].model.layer_mixers()) if m.kind_name == "attention"
+    ]
+    assert tuple(full) == halo.KEPT and found[2].model == found[3].model
+    assert all(found[2].model.layer_mixers()[i][1].rope is None for i in full)
+    assert found[2].model.layer_mixers()[0][1].rope is not None
+    assert (found[1].teacher.objective, found[2].teacher.objective) == ("blockwise", "kl")
+
+
+def test_the_tables_of_the_page_are_those_of_the_committed_results():
+    page = results.README.read_text()
+    assert (
+        results.with_tables(page, results.read()) == page and page.count("made by results.py") > 5
+    )
+
+
+@pytest.mark.slow
+def test_an_arm_is_trained_once_and_its_hybrid_decodes(tmp_path, in_root):
+    save_pair(tmp_path, dict(kind="gdn"), layers=(1,))
+    arm = arms.Arm("nha", "calibrated", 2, 32, 2, "arm", calibration=256)
+    arms.run(arm, tmp_path / "teacher", tmp_path)
+    found = arms.read(tmp_path, "arm")
+    assert (found["step"], found["layers"]) == ([1, 2], [0, 1]) and len(found["mse"]) == 2
+    assert not (tmp_path / "arm" / "student").exists()
+    arms.run(arm, tmp_path / "teacher", tmp_path)
+    assert [line["stage"] for line in usage.read(tmp_path)] == ["blockwise: arm"]
+    models = {name: tmp_path / name for name in ("teacher", "student")}
+    decoding.run(models, "student", tmp_path, contexts=(64,))
+    teacher, student = json.loads((tmp_path / decoding.DONE).read_text())
+    assert student["state_bytes_float32"] < teacher["state_bytes_float32"]
 
 
 @pytest.mark.slow
