@@ -1,6 +1,7 @@
 """The exact attention of linear mixers: A @ v is the output of the operation."""
 
 import zlib
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 
 from hybridlm.analysis import memory
 from hybridlm.errors import UserError
+from hybridlm.models.mixers import KINDS
+from hybridlm.models.mixers.base import Mixer, MixerConfig
+from hybridlm.settings.bounds import settings
 from tests.analysis.inspecting import inspected, packed
 from tests.models import small
 
@@ -100,3 +104,64 @@ def test_a_receptive_field_counts_the_newest_tokens_that_hold_the_share():
             assert found[head, query] == count
     assert np.all(memory.receptive_field(np.eye(5), 0.9) == 1)
     assert jnp.asarray(found).shape == (3, 9)
+
+
+@settings
+class HalfConfig(MixerConfig):
+    """A mixer as a user writes one: each token adds half of the token before it, squared or not."""
+
+    kind_name: ClassVar[str] = "half"
+    equation: ClassVar[str] = "y_t = x_t + x_{t-1} / 2"
+    source: ClassVar[str] = "a test"
+    power: int = 1
+    named: bool = True
+
+    def build(self, spec, *, rngs):
+        return Half(self)
+
+    def flops_per_token(self, width, seq_len):
+        return 0
+
+    def state_bytes(self, width, seq_len, itemsize=2):
+        return 0
+
+
+class Half(Mixer):
+    """The mixer of `HalfConfig`."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def __call__(self, x_BTD, context):
+        if not self.config.named:
+            return self.sum(x_BTD)
+        return context.hook("hook_z", self.sum(context.hook("hook_v", x_BTD)))
+
+    def sum(self, x_BTD):
+        return x_BTD + jnp.pad(x_BTD[:, :-1] ** self.config.power, ((0, 0), (1, 0), (0, 0))) / 2
+
+    def init_state(self, batch, max_len, dtype):
+        return ()
+
+    def extend(self, x_BTD, context, state):
+        return self(x_BTD, context), state
+
+
+def test_a_mixer_of_a_users_own_has_names_and_its_matrix(monkeypatch):
+    """Without doing anything its input and output; with names for values and output, its matrix."""
+    monkeypatch.setitem(KINDS, "half", HalfConfig)
+    mixers = dict(
+        plain=dict(kind="half", named=False),
+        named=dict(kind="half"),
+        square=dict(kind="half", power=2),
+    )
+    m = inspected("plain named square", mixers=mixers)
+    tokens, _ = packed(8, batch=1, time=5)
+    own = [n for n in m.hooks(tokens) if n.startswith("blocks.0.attn.")]
+    assert own == ["blocks.0.attn.hook_in", "blocks.0.attn.hook_out"]
+    matrix = m.effective_attention(tokens, 1, 3)
+    np.testing.assert_array_equal(matrix[0], np.eye(5) + np.eye(5, k=-1) / 2)
+    with pytest.raises(UserError, match="layer 2 .square. is not linear in its values"):
+        m.effective_attention(tokens, 2)
+    with pytest.raises(UserError, match="layer 0 .plain. has no values"):
+        m.effective_attention(tokens, 0)

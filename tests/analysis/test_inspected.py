@@ -1,5 +1,6 @@
 """Looking inside a model: activations by name, edits, gradients, attention."""
 
+import tarfile
 import zlib
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybridlm.analysis import ablate, activations, patch, scale
+from hybridlm.analysis import ablate, activations, open_model, patch, scale
 from hybridlm.errors import UserError
 from hybridlm.models.hooks import Hooks
 from hybridlm.models.mixers import SequenceContext
@@ -225,6 +226,20 @@ def test_what_does_not_exist_is_said_in_one_sentence(m, batch):
         m.logits([[40]])
     with pytest.raises(ValueError, match="must keep"):
         m.run_with_hooks(tokens, {"blocks.1.attn.hook_z": lambda x: x[:, :-1]})
+
+
+def test_a_checkpoint_of_a_run_opens_by_path_and_step(tmp_path, root, in_root):
+    """A run that an older version wrote, elsewhere."""
+    with tarfile.open(root / "tests" / "golden" / "run_at_step_3.tar.gz") as archive:
+        archive.extractall(tmp_path / "run", filter="data")
+    m = open_model(f"{tmp_path}/run@3")
+    assert m.opened.step == 3
+    assert m.tokens("Hi").tolist() == [
+        [m.opened.tokenizer.bos_id, *m.opened.tokenizer.encode("Hi")]
+    ]
+    assert set(m.hooks("Hi")) >= {"hook_embed", "blocks.0.hook_resid_pre"}
+    with pytest.raises(UserError, match="names step 3, and step is 4"):
+        open_model(f"{tmp_path}/run@3", 4)
 
 
 @pytest.mark.slow

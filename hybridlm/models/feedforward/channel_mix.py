@@ -82,5 +82,6 @@ class ChannelMix(FeedForward):
     ) -> tuple[jax.Array, ConvState]:
         before_BTD, state = self.shift(x_BTD, context.segment_ids_BT, state)
         mix = along_last(self.mix[...].astype(x_BTD.dtype), x_BTD)
-        hidden_BTF = jax.nn.relu(self.up(x_BTD + (before_BTD - x_BTD) * mix))
-        return self.down(jnp.square(hidden_BTF)), state
+        hidden_BTF = self.up(x_BTD + (before_BTD - x_BTD) * mix)
+        hidden_BTF = jax.nn.relu(context.hook("hook_pre", hidden_BTF))
+        return self.down(context.hook("hook_post", jnp.square(hidden_BTF))), state
