@@ -188,7 +188,10 @@ def attention(
     if initial_state is not None:
         tokens = _after(_last_slots(initial_state, None if bound is None else slots), tokens)
     if has_gates:
-        tokens = tokens._replace(log_forget_BSH=forget.bounded(tokens.log_forget_BSH))
+        # Padding forgets nothing, so that its content changes no bit of a sum.
+        is_padding_BS1 = (tokens.segment_ids_BS == 0)[..., None]
+        bounded_BSH = jnp.where(is_padding_BS1, 0, forget.bounded(tokens.log_forget_BSH))
+        tokens = tokens._replace(log_forget_BSH=bounded_BSH)
     ids_BS = tokens.segment_ids_BS
     contained = nonfinite.contain_attention(
         q_BTHK,

@@ -30,7 +30,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels_pallas import dispatch, mxu
+from kernels_pallas import dispatch, mxu, segments
 from kernels_pallas.attention import forget, intervals
 from kernels_pallas.attention import tpu_kernels as kernels
 from kernels_pallas.attention.intervals import NO_KEYS
@@ -65,6 +65,14 @@ BLOCK_SIZES = BlockSizes()
 class _Static(NamedTuple):
     plan: AttentionPlan
     interpret: Any
+
+
+class _Gates(NamedTuple):
+    """The sums of log forget gates of all keys, and the index of the first token of each query's
+    document, as a float: an integer has no zero cotangent."""
+
+    sums: forget.Cumulative
+    first_BT: jax.Array
 
 
 def make_plan(time, slots, window, scale, soft_cap, precision, forget=False) -> AttentionPlan:
@@ -124,21 +132,23 @@ def attention(
     time = q_BTHK.shape[1]
     slots = k_BSGK.shape[1] - time
     precision = mxu.resolve_precision(precision)
-    has_gates, sums = log_forget_BSH is not None, None
+    has_gates, gates = log_forget_BSH is not None, None
     plan = make_plan(time, slots, window, scale, soft_cap, precision, has_gates)
     start_BT = intervals.starts(segment_ids_BS, slots, window)
     static = _Static(plan, dispatch.target().interpret)
     if has_gates:
         sums = forget.cumulative(log_forget_BSH.astype(jnp.float32), segment_ids_BS)
-    return _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, sums, start_BT, static)
+        first_BT = segments.first_token_index(segment_ids_BS)[:, slots:] - slots
+        gates = _Gates(sums, jax.lax.stop_gradient(first_BT.astype(jnp.float32)))
+    return _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, static):
-    return _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, static)[0]
+def _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static):
+    return _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static)[0]
 
 
-def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, static):
+def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static):
     layout = _Layout(q_BTHK, k_BSGK, v_BSGV, start_BT, static)
     plan, tokens = static.plan, layout.blocks * static.plan.block
     sinks = jnp.zeros(layout.heads, jnp.float32) if sinks_H is None else sinks_H.astype(jnp.float32)
@@ -147,7 +157,7 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, static):
     gate_specs, gate_arrays, bias = (), (), ()
     if plan.forget:
         gate_specs, bias = (layout.per_gate(), layout.per_query_row(1)), (layout.bias(),)
-        gate_arrays = layout.gates(forgotten), layout.gates_since(forgotten)
+        gate_arrays = layout.gates(gates.sums), layout.gates_since(gates)
     out_BHVT, lse_BH1T = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -190,12 +200,12 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, static):
     lse_BTH = layout.from_query_rows(lse_BH1T, 1)[..., 0]
     out_BTHV = checkpoint_name(out_BTHV, "attention_out")
     lse_BTH = checkpoint_name(lse_BTH, "attention_lse")
-    residuals = q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, out_BTHV, lse_BTH
+    residuals = q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, out_BTHV, lse_BTH
     return (out_BTHV, lse_BTH), residuals
 
 
 def _backward(static, residuals, cotangents):
-    q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, out_BTHV, lse_BTH = residuals
+    q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, out_BTHV, lse_BTH = residuals
     dout_BTHV, dlse_BTH = cotangents
     plan = static.plan
     lse_BTH, delta_BTH, dsinks_H = intervals.softmax_gradient(
@@ -215,14 +225,12 @@ def _backward(static, residuals, cotangents):
     gate_specs, gate_arrays, bias, gate_sums, gate_shapes = (), (), (), (), ()
     if plan.forget:
         dcolumn_shape, dcolumn_spec = layout.gate_sums()
-        gate_specs, gate_arrays, bias = (
-            (layout.per_gate(),),
-            (layout.gates(forgotten),),
-            (layout.bias(),),
-        )
+        since_BH1T = layout.gates_since(gates)
+        gate_specs, bias = (layout.per_gate(), layout.per_query_row(1)), (layout.bias(),)
+        gate_arrays = layout.gates(gates.sums), since_BH1T
         gate_sums = layout.per_query_row(1), dcolumn_spec
         gate_shapes = (layout.batch, layout.heads, 1, tokens), dcolumn_shape
-        lse_BH1T -= layout.gates_since(forgotten)
+        lse_BH1T -= since_BH1T
     dq_BHKT, dk_BGSK, dv_BGSV, *dgates = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -272,8 +280,9 @@ def _backward(static, residuals, cotangents):
     dq_BTHK = layout.from_query_rows(dq_BHKT, q_BTHK.shape[-1])
     dk_BSGK = layout.from_keys(dk_BGSK, k_BSGK)
     dv_BSGV = layout.from_keys(dv_BGSV, v_BSGV)
-    dforgotten = layout.from_gates(*dgates) if plan.forget else None
-    return dq_BTHK, dk_BSGK, dv_BSGV, dsinks_H, dforgotten, None
+    if plan.forget:
+        dgates = _Gates(layout.from_gates(*dgates), jnp.zeros_like(gates.first_BT))
+    return dq_BTHK, dk_BSGK, dv_BSGV, dsinks_H, dgates or None, None
 
 
 _attention.defvjp(_forward, _backward)
@@ -397,12 +406,20 @@ class _Layout:
         parts = (jnp.pad(x_BSH, ((0, 0), tokens, (0, 0))) for x_BSH in sums)
         return jnp.stack([jnp.transpose(x_BSH, (0, 2, 1)) for x_BSH in parts], axis=2)
 
-    def gates_since(self, sums: forget.Cumulative):
-        """(B, H, 1, padded T): each query's sum of log-gates since its block's first query."""
-        high, low = (self.query_rows(x_BTH) for x_BTH in sums.last(self.time))
-        shape = self.batch, self.heads, 1, self.blocks, self.plan.block
-        high, low = (x.reshape(shape) - x.reshape(shape)[..., :1] for x in (high, low))
-        return (high + low).reshape(self.batch, self.heads, 1, self.padded)
+    def gates_since(self, gates: _Gates):
+        """(B, H, 1, padded T): each query's sum of log-gates since its block's first query, or since its
+        document's first token if that is in the block."""
+        first_BT = jnp.pad(gates.first_BT, ((0, 0), (0, self.padded - self.time)))
+        first_B11NC = first_BT.reshape(self.batch, 1, 1, self.blocks, self.plan.block)
+        block_N1 = jnp.arange(self.blocks)[:, None] * self.plan.block
+        begins_B11NC = first_B11NC > block_N1[None, None, None]
+        high, low = (
+            x.reshape(self.batch, self.heads, 1, self.blocks, self.plan.block)
+            for x in map(self.query_rows, gates.sums.last(self.time))
+        )
+        before = (jnp.where(begins_B11NC, 0, x[..., :1]) for x in (high, low))
+        since = sum(x - first for x, first in zip((high, low), before))
+        return since.reshape(self.batch, self.heads, 1, self.padded)
 
     def per_gate(self) -> pl.BlockSpec:
         block, reach, group = self.plan.block, self.plan.reach, self.group

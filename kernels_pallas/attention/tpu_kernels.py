@@ -7,7 +7,8 @@ factor that rescales `l` and `acc` when `m` grows.
 
 With forget gates, logits lack the sum of log-gates from the block's first query to their own, which is
 the same for all keys: it is added to the log-sum-exp. What is left for a key is the sum from it to that
-first query, one number for all queries (`Gates`).
+first query, one number for all queries (`Gates`). Where a document begins in the block, its first token
+takes the first query's place.
 """
 
 import math
@@ -125,7 +126,7 @@ class Gates(NamedTuple):
 
     Attributes:
       sums: ref (1, 1, 2, keys), high and low part of each key's sum of log-gates.
-      since: ref (1, 1, 1, C), each query's sum since the block's first query.
+      since: ref (1, 1, 1, C), each query's sum since the block's first query, or its document's.
       bias: ref (rows, tile), what a key block adds to its logits, in each column.
     """
 
@@ -135,12 +136,16 @@ class Gates(NamedTuple):
 
     def fill(self, plan: AttentionPlan, block, key_block: "_KeyBlock") -> None:
         """Computes the bias of a key block: minus its sums since the block's first query."""
-        own = _diagonal_block(plan, block).row + (plan.reach if plan.band else 0)
+        before = plan.reach if plan.band else 0
+        own = _diagonal_block(plan, block).row + before
         first = self.sums[0, 0, :, _from(own, plan.tile)][:, :1]
         for at in range(0, plan.rows if key_block.diagonal else plan.block, plan.tile):
-            since = self.sums[0, 0, :, _from(key_block.row + at, plan.tile)] - first
-            row = (since[:1] + since[1:]) * -LOG2E
-            square = jnp.broadcast_to(row, (plan.tile, plan.tile))
+            if key_block.diagonal and at >= before:
+                row = self.since[0, 0, :, at - before : at - before + plan.tile]
+            else:
+                since = self.sums[0, 0, :, _from(key_block.row + at, plan.tile)] - first
+                row = since[:1] + since[1:]
+            square = jnp.broadcast_to(row * -LOG2E, (plan.tile, plan.tile))
             self.bias[at : at + plan.tile] = jnp.transpose(square)
 
     def add(self, logits, part: Part):
@@ -321,9 +326,9 @@ def backward(
     """
     gates = None
     if plan.forget:
-        gate_sums_ref, *refs, bias_ref = refs
+        gate_sums_ref, since_ref, *refs, bias_ref = refs
         dqt_ref, dk_ref, dv_ref, drow_ref, dcolumn_ref, *refs = refs
-        gates = Gates(gate_sums_ref, None, bias_ref)
+        gates = Gates(gate_sums_ref, since_ref, bias_ref)
     else:
         dqt_ref, dk_ref, dv_ref, *refs = refs
     p_ref, ds_ref, acc_ref, *sums_refs = refs

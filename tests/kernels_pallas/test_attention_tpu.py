@@ -115,7 +115,23 @@ def test_split_is_whole(kind):
     )
 
 
-@mostly_slow("full", "band of tiles")
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [None, 14])
+def test_gates_of_a_document_cost_the_next_one_no_digits(window):
+    """A document of gates e^-5000 ends within a query block."""
+    q, k, v = (testing.normal(rng(), (1, 40, 2, 4), jnp.float32) for _ in range(3))
+    ids = 1 + (jnp.arange(40) > 20).astype(jnp.int32)[None]
+    gates = -0.1 * rng().exponential(size=(1, 40, 2)).astype(np.float32)
+    gates[:, :21] = -5000
+    options = dict(segment_ids=ids, window=window, log_forget_BTH=jnp.asarray(gates))
+    found = [
+        jax.jit(lambda impl=impl: attn.attention(q, k, v, impl=impl, **options))()
+        for impl in ("pallas", "reference")
+    ]
+    testing.assert_close("next", *([x[:, 21:] for x in xs] for xs in found), 1e-6)
+
+
+@mostly_slow("full", "band of tiles", "forgetful")
 def test_causal(kind):
     subject, ids = attention_subject(**SUBJECTS[kind]), draw_segment_ids(rng(1), 2, 40)
     testing.check_causal(subject, rng(), 2, 40, 19, ids, impl="pallas")
