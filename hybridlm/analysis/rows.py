@@ -4,12 +4,15 @@
 another (`init.keep_step`). `flops` are the model FLOPs of training up to that step.
 """
 
+import dataclasses
 import pathlib
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from hybridlm.evals.registry import TASKS
+from hybridlm.evals.settings import EvalSettings
 from hybridlm.models.settings import ModelConfig
 from hybridlm.probes.table import FILE as PROBES
 from hybridlm.runs import metrics
@@ -116,6 +119,25 @@ def evaluation_rows(files: Iterable[tuple[str, pathlib.Path]], progress: Progres
                 }
             )
     return rows
+
+
+def evaluation_commands(path: pathlib.Path) -> list[str]:
+    """The commands of the evaluations in a workdir and in its folders, without default settings."""
+    defaults = {f.name: f.default for f in dataclasses.fields(EvalSettings)}
+    commands = []
+    for folder, record in _evaluations(evaluation_files(path)):
+        words = ["hybridlm", "eval", "--workdir", str(path)]
+        if record.get("step") is not None:
+            words += ["--step", str(record["step"])]
+        if record.get("weights", "raw") != "raw":
+            words += ["--weights", record["weights"]]
+        for key, value in record.get("settings", {}).items():
+            value = tuple(value) if isinstance(value, list) else value
+            if key in defaults and value != defaults[key] and value is not None:
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                words += [f"--{key}", text]
+        commands.append(shlex.join([*words, "--out", str(path / folder) if folder else str(path)]))
+    return commands
 
 
 def depth_rows(files: Iterable[tuple[str, pathlib.Path]], progress: Progress) -> list[Row]:

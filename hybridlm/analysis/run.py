@@ -65,6 +65,10 @@ class Results:
         """`evaluations()` as records."""
         return rows.evaluation_rows(rows.evaluation_files(self.path), self.progress)
 
+    def evaluation_commands(self) -> list[str]:
+        """The commands that made the evaluations."""
+        return rows.evaluation_commands(self.path)
+
     def depth_rows(self) -> list[Record]:
         """`by_depth()` as records."""
         return rows.depth_rows(rows.evaluation_files(self.path), self.progress)

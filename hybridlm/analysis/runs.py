@@ -20,6 +20,10 @@ _DEPTH = 3  # folders below one that is named in which runs are looked for
 _GLOB = frozenset("*?[")
 
 
+class NoRunError(RunError):
+    """A path leads to no run."""
+
+
 class Runs:
     """Runs in the order of their names, which are their folders' below the folder they share.
 
@@ -39,7 +43,7 @@ class Runs:
             "gs://bucket/sweep/lr=*"). What matches a glob and is no run is left out.
 
         Raises:
-          RunError: if a path leads to no run. UserError: if a file of a run is damaged.
+          NoRunError: if a path leads to no run. UserError: if a file of a run is damaged.
         """
         found = list(dict.fromkeys(path for asked in paths for path in find_runs(asked)))
         self.names: list[str] = _names(found)
@@ -149,7 +153,7 @@ def find_runs(path: pathlib.Path | str) -> list[pathlib.Path]:
     """The workdirs that a path leads to, in the order of their names: of a run, of a folder of runs, or of a glob.
 
     Raises:
-      RunError: if it leads to none.
+      NoRunError: if it leads to none.
     """
     text = os.fspath(path)
     if is_remote(text):
@@ -164,7 +168,7 @@ def find_runs(path: pathlib.Path | str) -> list[pathlib.Path]:
             raise RunError(f"{path} is not a folder")
         found = _below(path, _DEPTH)
     if not found:
-        raise RunError(f"{text} leads to no run: no folder there has a {CONFIG}")
+        raise NoRunError(f"{text} leads to no run: no folder there has a {CONFIG}")
     return found
 
 

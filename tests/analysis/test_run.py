@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hybridlm.analysis import Run, Runs
+from hybridlm.analysis.report import write_report
 from hybridlm.analysis.runs import find_runs
 from hybridlm.analysis.tables import frame, records_of
 from hybridlm.config import to_dict
@@ -83,6 +84,13 @@ def test_evaluations_have_a_row_for_each_task_and_length(tmp_path):
         ["perplexity", 64, "bits_per_byte", 3.5],
     ]
     assert table.tokens.tolist() == [8 * PER_STEP] * 3
+    written["settings"] = {"tasks": ["needle"], "lengths": [32, 64], "samples": 3, "data": None}
+    (run / "eval" / "eval.json").write_text(json.dumps(written))
+    (said,) = Run(run).evaluation_commands()
+    assert said == (
+        f"hybridlm eval --workdir {run} --step 8 --tasks needle --lengths 32,64 --samples 3"
+        f" --out {run}/eval"
+    )
     depths = Run(run).by_depth()
     assert depths[depths.length == 32].accuracy.tolist() == [1.0, 0.5, 0.0]
 
@@ -160,6 +168,9 @@ def test_runs_in_a_bucket(storage_servers, tmp_path):
     assert runs.metrics().loss.tolist() == [1.0, 2.0]
     assert runs.probes("retrieval_heads").mass.tolist() == [0.0] * 6 + [1.0] * 6
     assert runs.evaluations().value.tolist() == [0.5, 3.5] * 2
+    for asked in (f"{base}/sweep", f"{base}/sweep/seed=*"):
+        page = write_report(asked)
+        assert "<h2>Probes</h2>" in page.read_text() and str(page).startswith(f"{base}/sweep/")
 
 
 def test_tables_and_records_are_each_others_inverse():

@@ -40,7 +40,7 @@ def model_sections(folder: pathlib.Path) -> tuple[Parts, str]:
             settings.get("length") or _LENGTH,
             f"open_checkpoint({str(folder)!r}).model.config",
         ),
-        evaluations(parts, results.evaluation_rows(), results.depth_rows(), code),
+        evaluations(parts, results, code),
         probes(parts, results.probe_rows(), code),
         section("Parameters", parts.table("Every array", shown)),
     ]

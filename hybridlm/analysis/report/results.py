@@ -14,7 +14,7 @@ _MANY = 400  # rows of a table that are shown; the download has all
 
 
 def is_results(folder: pathlib.Path) -> bool:
-    """Whether a folder, or one at most two levels below, holds tables (.tsv) of an experiment."""
+    """Whether a folder, or one at most three levels below, holds tables (.tsv) of an experiment."""
     return not is_remote(folder) and folder.is_dir() and bool(_tables(folder))
 
 
@@ -36,7 +36,7 @@ def result_sections(folder: pathlib.Path) -> tuple[Parts, str]:
 
 def _tables(folder: pathlib.Path) -> dict[pathlib.Path, list[pathlib.Path]]:
     found: dict[pathlib.Path, list[pathlib.Path]] = {}
-    for glob in ("*.tsv", "*/*.tsv", "*/*/*.tsv"):
+    for glob in ("*.tsv", "*/*.tsv", "*/*/*.tsv", "*/*/*/*.tsv"):
         for file in sorted(folder.glob(glob)):
             found.setdefault(file.parent, []).append(file)
     return found

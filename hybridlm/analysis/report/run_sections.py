@@ -16,7 +16,7 @@ from hybridlm.analysis.report.parts import (
     section,
 )
 from hybridlm.analysis.rows import Row, layer_rows, state_rows
-from hybridlm.analysis.run import Run
+from hybridlm.analysis.run import Results, Run
 from hybridlm.config import to_dict
 from hybridlm.models.accounting import STATE_LENGTHS, LayerCost, active_parameters, layer_table
 from hybridlm.models.params import Model
@@ -33,7 +33,7 @@ def run_sections(run: Run) -> tuple[Parts, str]:
     sections = [
         _summary(run),
         _curves(parts, run, code),
-        evaluations(parts, run.evaluation_rows(), run.depth_rows(), code),
+        evaluations(parts, run, code),
         probes(parts, run.probe_rows(), code),
         model_section(parts, run.config.model, run.config.data.seq_len, f"{code}.config.model"),
         _data(run),
@@ -112,13 +112,13 @@ def _curves(parts: Parts, run: Run, code: str) -> str:
     return section("Training", note, grid(*shown))
 
 
-def evaluations(parts: Parts, rows: list[Row], depths: list[Row], code: str) -> str:
+def evaluations(parts: Parts, results: Results, code: str) -> str:
     """Results of `hybridlm eval`: a table of all, and heat maps.
 
     Args:
-      rows, depths: as `Run.evaluation_rows` and `Run.depth_rows`.
-      code: that opens the run.
+      code: that opens the results.
     """
+    rows, depths = results.evaluation_rows(), results.depth_rows()
     if not rows:
         return ""
     columns = {"task": "task", "length": "length", "step": "step", "weights": "weights"}
@@ -136,7 +136,9 @@ def evaluations(parts: Parts, rows: list[Row], depths: list[Row], code: str) -> 
         made = f"figures.task_map({code}.evaluations())"
         drawn = figures.task_map(accuracies)
         shown.append(parts.figure("Accuracy by task and length", drawn, made, accuracies))
-    return section("Evaluations", grid(*shown), parts.table("Results", rows, columns))
+    commands = html.escape("\n".join(results.evaluation_commands()))
+    made = f"<pre class=made>{commands}</pre>"
+    return section("Evaluations", grid(*shown), parts.table("Results", rows, columns), made)
 
 
 def probes(parts: Parts, rows: list[Row], code: str) -> str:

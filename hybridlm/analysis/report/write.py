@@ -14,7 +14,7 @@ from hybridlm.analysis.report.parts import Parts, section
 from hybridlm.analysis.report.results import is_results, result_sections
 from hybridlm.analysis.report.run_sections import run_sections
 from hybridlm.analysis.run import Run
-from hybridlm.analysis.runs import Runs, is_glob
+from hybridlm.analysis.runs import NoRunError, Runs, is_glob
 from hybridlm.pages import page, shell
 from hybridlm.progress import doing
 from hybridlm.runs.opened import MODEL
@@ -87,6 +87,10 @@ def _of_folder(folder: pathlib.Path) -> tuple[Parts, str]:
         return run_sections(Run(folder))
     if (folder / MODEL).is_file():
         return model_sections(folder)
-    if is_results(folder):
-        return result_sections(folder)
-    return comparison_sections(Runs(folder), os.fspath(folder))
+    try:
+        runs = Runs(folder)
+    except NoRunError:
+        if is_results(folder):
+            return result_sections(folder)
+        raise
+    return comparison_sections(runs, os.fspath(folder))
