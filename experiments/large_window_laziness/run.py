@@ -69,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(
     scale: str, units: list[tuple[str, int]], workdir: pathlib.Path, steps: int | None, jobs: int
 ) -> int:
+    from experiments.large_window_laziness.runs import check_settings
+
+    for name, seed in units:
+        check_settings(ARMS[scale][name], workdir / scale / name / str(seed))
     left = [unit for unit in units if not _done(workdir / scale, unit)]
     print(f"{len(units)} runs, {len(units) - len(left)} of them done; {jobs} at once", flush=True)
     # One thread per run: two runs in parallel are faster than one run on two cores.

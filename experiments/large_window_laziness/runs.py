@@ -1,6 +1,6 @@
 """Trains and measures one run, an arm with a seed; resumes it if it was stopped.
 
-A run's folder holds `curve.jsonl` (one line per measurement), `state.npz` (the newest state, with
+A run's folder holds `settings.json`, `curve.jsonl` (one line per measurement), `state.npz` (the newest state, with
 the heads' query and key weights at some measurements) and, when the run is complete, `done.json`
 with its end and its cost. A seed gives all arms the same data in the same order and, where their
 parameters have equal shapes, the same initial parameters, so that runs are paired by seed.
@@ -21,6 +21,7 @@ from experiments.large_window_laziness.arms import Arm
 from experiments.large_window_laziness.endpoint import endpoint
 from experiments.large_window_laziness.measure import measure
 from experiments.large_window_laziness.paired import first_lasting
+from hybridlm.errors import UserError
 from hybridlm.models.params import Model, Params
 from hybridlm.probes import mixer_names
 from hybridlm.probes.weights import Weights, query_key_weights, weights_distance
@@ -81,17 +82,23 @@ def run(
     Args:
       steps: replaces the arm's own budget.
       ends: whether to measure the end (see `endpoint`).
+
+    Raises:
+      UserError: if the folder, or that of the run to go on with, has a run of other settings.
     """
+    check_settings(arm, folder)
     if (folder / "done.json").exists():
         return
     steps = arm.steps if steps is None else steps
     make_folder(folder)
+    write_text(folder / "settings.json", _settings(arm))
     model, init, train_step = program_of(arm)
     state = init(jax.random.key(seed))
     before = {"cpu": 0.0, "wall": 0.0, "curve": [], "weights": []}
     saved = folder / "state.npz"
     if not saved.exists() and arm.begins_with:
         saved = folder.parents[1] / arm.begins_with / str(seed) / "state.npz"
+        check_settings(arm, saved.parent)
     if saved.exists():
         state, before = _restore(saved, state)
     curve, weights = before["curve"], before["weights"]
@@ -126,6 +133,31 @@ def run(
     }
     facts = {"arm": arm.name, "seed": seed, "steps": step, "budget": steps, **seconds, "end": end}
     write_text(folder / "done.json", json_text.dumps(facts))
+
+
+def _settings(arm: Arm) -> str:
+    """What the trajectory of a run depends on, but for its seed and its length."""
+    scale = arm.scale
+    facts = {
+        "lr": arm.lr,
+        "task": list(arm.task),
+        "batch": scale.batch,
+        "every": scale.every,
+        "windows": [arm.window(step, arm.steps, 0) for step in range(0, arm.scale.core, 10)],
+        "final": arm.final,
+        "model": repr(arm.model()),
+    }
+    return json_text.dumps(facts)
+
+
+def check_settings(arm: Arm, folder: pathlib.Path) -> None:
+    """Raises `UserError` if the folder has a run that the arm would not make now."""
+    path = folder / "settings.json"
+    if path.exists() and path.read_text() != _settings(arm):
+        raise UserError(
+            f"{folder} holds a run of other settings than {arm.name} has now, such as another rate:"
+            " remove that folder, or give another --workdir"
+        )
 
 
 def last_step(curve: list[dict[str, Any]], every: int, after: int) -> float:

@@ -145,6 +145,7 @@ def test_few_seeds_decide_nothing():
 def test_five_claims_are_declared_and_name_arms_that_exist():
     texts = {claim.text.split(" (")[0] for claim in claims.declared()}
     assert texts == set(CLAIMS)
+    assert sum(len(claim.contrasts) for claim in claims.declared()) == 17  # as the page says
     present = made(Planted(), 0, seeds=range(1))
     assert {run.arm for run in present} <= set(ARMS["main"])
     by_arm = {run.arm: {run.seed: run} for run in present}

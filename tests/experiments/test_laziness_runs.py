@@ -13,6 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments.large_window_laziness import arms, endpoint, measure, run, runs, tables
 from experiments.large_window_laziness.arms import ARMS, SETS
+from hybridlm.errors import UserError
 from hybridlm.models.params import Model
 
 SIZES = dict(EACH=8, PROMPTS=2, FAR_TOKENS=6, AT_ONCE=256)
@@ -73,7 +74,13 @@ def test_a_killed_and_resumed_run_ends_the_same(small, tmp_path):
     rows, (facts,), influences = tables.collect(tmp_path / "main")
     assert len(rows) == 3 and facts["formed"] == 0 and facts["formed_step"] == 4
     assert facts["best_layer"] in (2, 4) and influences == []  # the full layers
+    other = dataclasses.replace(arm, lr=2 * arm.lr)
+    with pytest.raises(UserError, match="holds a run of other settings than w4-nope has now"):
+        runs.run(other, 0, tmp_path / "main" / "w4-nope" / "0", 4, silent)
     words = ["--workdir", str(tmp_path), "--scale", "main"]
+    with pytest.raises(UserError, match="other settings"):  # those without `quick`
+        run.main([*words, "--arms", "w4-nope", "--seeds", "1"])
+    (tmp_path / "main" / "w4-nope" / "0" / "settings.json").unlink()
     assert run.main([*words, "--arms", "w4-nope", "--seeds", "1"]) == 0
 
 
@@ -93,6 +100,23 @@ def test_a_longer_arm_goes_on_with_the_shorter_ones_run(small, tmp_path):
     assert set(facts[0]["lengths"]) == {"1", "2", "4"} and facts[0]["influence"]
     _, (row,), _ = tables.collect(tmp_path / "b")
     assert set(row) == set(tables.run_columns())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["gdn-nope", "nha4x16-rope", "lightning-conv-rope", "w16-alone-rope"]
+)
+def test_every_kind_of_arm_has_an_end(small, tmp_path, name):
+    """Recurrences, slots, a convolution as the first layer, and none; with one bound each."""
+    arm = quick(name)
+    arm = dataclasses.replace(arm, scale=arm.scale._replace(windows=(4, 64)))
+    runs.run(arm, 0, tmp_path / "main" / name / "0", 2, silent)
+    rows, (facts,), influences = tables.collect(tmp_path / "main", arm.scale)
+    assert [row["step"] for row in rows] == [0, 2] and influences
+    full = [i for i, layer in enumerate(arm.model().layout.names) if layer == "full"]
+    assert facts["best_layer"] in full
+    for column in ("full_sees_4", "local_sees_4", "masked_retrieval", "length_4x"):
+        assert 0 <= facts[column] <= 1
 
 
 def test_a_seed_pairs_parameters_and_data():
@@ -169,6 +193,11 @@ def test_every_arm_has_a_model():
         assert arm.model().layout.names == prefix + ("local", "full") * 2
         assert (arm.model().mixers["full"].rope is None) == arm.name.endswith("nope")
         assert arm.begins_with is None or arm.begins_with in ARMS["main"]
+
+
+def test_the_models_of_the_main_table_have_equal_sizes():
+    counts = {Model.of(ARMS["main"][n].model()).count() for n in ("w4-rope", "full-nope")}
+    assert counts == {152_256}  # as the page says
 
 
 def test_the_large_scale_has_100_million_parameters():
