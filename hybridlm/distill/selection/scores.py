@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import math
 import pathlib
 import re
@@ -57,7 +58,7 @@ def read_scores(path: pathlib.Path, needed: Sequence[str]) -> ScoreTable:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: invalid byte {error.start}") from None
-    lines = csv.reader(text.splitlines())
+    lines = csv.reader(io.StringIO(text, newline=""))
     try:
         rows = [(lines.line_num, [cell.strip() for cell in row]) for row in lines]
     except csv.Error as error:
