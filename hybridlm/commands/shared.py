@@ -3,8 +3,9 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterable
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
+from hybridlm.settings.bounds import IsLocalPath, NotEmpty, settings
 from hybridlm.storage.writing import writing
 
 
@@ -30,7 +31,7 @@ class CheckpointSettings:
     weights: Literal["raw", "ema"] = "raw"
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class CompilationSettings:
     """Where compiled programs are kept.
 
@@ -38,7 +39,7 @@ class CompilationSettings:
       compilation_cache: folder of compiled programs; auto is ~/.cache/hybridlm/compiled, off is none.
     """
 
-    compilation_cache: str = "auto"
+    compilation_cache: Annotated[str, NotEmpty(), IsLocalPath()] = "auto"
 
     def start(self) -> None:
         """Makes JAX use the folder; call it before anything is compiled."""

@@ -156,11 +156,23 @@ def override(settings: dict[str, Any], key: str, value: Any) -> None:
 
 
 def literal(text: str) -> Any:
-    """`text` read as a Python literal, or `text` itself if it is none."""
+    """`text` read as a Python literal, or `text` itself if it is none.
+
+    Raises:
+      ConfigError: if a dict in it has a key twice, of which Python would keep the last.
+    """
     try:
-        return ast.literal_eval(text)
+        tree = ast.parse(text.lstrip(" \t"), mode="eval")
+        value = ast.literal_eval(tree)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            keys = [ast.literal_eval(key) for key in node.keys]
+            for i, key in enumerate(keys):
+                if key in keys[:i]:
+                    raise ConfigError(f"{text[:60]} has the key {key!r} twice: remove one of them")
+    return value
 
 
 def text(value: Any, key: str) -> str:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from hybridlm.errors import UserError
 from hybridlm.settings.reader import Invalid
-from hybridlm.storage import check_path
+from hybridlm.storage import check_path, is_remote
 
 FLOAT32_TINY = 2.0**-126  # smallest normal number of float32
 
@@ -197,6 +197,23 @@ class IsPath(Bound):
 
     def error_message(self, value: Any, optional: bool) -> str:
         return f"is no path that can be used: {_path_error(value)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class IsLocalPath(IsPath):
+    """Text that names a file or folder of this machine."""
+
+    def holds(self, value: str) -> bool:
+        return super().holds(value) and not is_remote(value)
+
+    @property
+    def description(self) -> str:
+        return ", local"
+
+    def error_message(self, value: Any, optional: bool) -> str:
+        if super().holds(value):
+            return f"is {value}, in a bucket: name a folder of this machine"
+        return super().error_message(value, optional)
 
 
 def _path_error(value: str) -> str | None:

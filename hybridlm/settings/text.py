@@ -76,8 +76,9 @@ def _value(hint: Any, text: str, option: str, counts_tokens: bool) -> Any:
         except UserError:
             if kind not in _SEVERAL:
                 raise
+            more = " (4k is 4096)" if counts_tokens else ""
             raise UserError(
-                f"{option} must be {_SEVERAL[kind]} with commas between, not {_shown(text)}"
+                f"{option} must be {_SEVERAL[kind]} with commas between{more}, not {_shown(text)}"
             ) from None
     if hint is pathlib.Path:
         if not text:
@@ -90,7 +91,8 @@ def _value(hint: Any, text: str, option: str, counts_tokens: bool) -> Any:
         try:
             return _tokens(text) if counts_tokens else hint(text)
         except ValueError:
-            raise UserError(f"{option} must be {_ONE[hint]}, not {_shown(text)}") from None
+            more = " (4k is 4096)" if counts_tokens else ""
+            raise UserError(f"{option} must be {_ONE[hint]}{more}, not {_shown(text)}") from None
     return text
 
 

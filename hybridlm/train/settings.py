@@ -15,6 +15,7 @@ from hybridlm.settings.bounds import (
     Above,
     Between,
     Epsilon,
+    IsLocalPath,
     IsPath,
     NonNegativeFloat,
     NonNegativeInt,
@@ -198,7 +199,7 @@ class TrainConfig:
     hang_seconds: Annotated[float, Above(0, none="to wait for ever")] | None = 3600.0
     tensorboard: bool = True
     wandb: str | None = None
-    compilation_cache: str = "auto"
+    compilation_cache: Annotated[str, NotEmpty(), IsLocalPath()] = "auto"
     compiler_options: CompilerOptions = CompilerOptions()
 
 
@@ -276,11 +277,11 @@ class Config:
             "train.accumulate",
             f"is {train.accumulate} and does not divide data.batch_size {data.batch_size}",
         )
-        require(
-            optimizer.warmup_steps + (optimizer.decay_steps or 0) <= train.steps,
-            "optimizer.warmup_steps",
-            f"and decay_steps together exceed train.steps {train.steps}",
-        )
+        warmup, decay = optimizer.warmup_steps, optimizer.decay_steps
+        wrong = f"is {warmup}, more than train.steps {train.steps}"
+        if decay:
+            wrong = f"{warmup} and decay_steps {decay} together exceed train.steps {train.steps}"
+        require(warmup + (decay or 0) <= train.steps, "optimizer.warmup_steps", wrong)
 
         if self.teacher is not None and self.teacher.objective == "blockwise":
             for setting, wrong, reason in (

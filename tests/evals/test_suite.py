@@ -76,7 +76,10 @@ BAD = [
     (["--tasks", "needel"], "--tasks 'needel' is unknown: did you mean 'needle'?"),
     (["--tasks", ""], "--tasks '' is unknown"),
     (["--tasks", "vt,vt"], "each only once"),
-    (["--lengths", "12,x"], "--lengths must be whole numbers with commas between, not '12,x'"),
+    (
+        ["--lengths", "12,x"],
+        "--lengths must be whole numbers with commas between (4k is 4096), not '12,x'",
+    ),
     (["--lengths", "1"], "--lengths must be at least 2"),
     (["--samples", "x"], "--samples must be a whole number, not 'x'"),
     (["--tasks", "fda"], "fda needs --recall, folder of the recall tasks' files"),
