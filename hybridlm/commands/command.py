@@ -20,6 +20,7 @@ class Command:
       positional: fields that are positional arguments instead of --NAME options.
       takes_overrides: whether it takes --config.a.b=value.
       notes: returns the text below the options; called only for help.
+      loads: the package that is imported before `run`, because jax and others take seconds.
     """
 
     name: str
@@ -29,3 +30,4 @@ class Command:
     positional: tuple[str, ...] = ()
     takes_overrides: bool = False
     notes: Callable[[], str] = lambda: ""
+    loads: str = "hybridlm.config"

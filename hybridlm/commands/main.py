@@ -1,6 +1,7 @@
 """The command line: finds the named command and runs it."""
 
 import errno
+import importlib
 import io
 import logging
 import os
@@ -26,6 +27,7 @@ from hybridlm.commands.tokenize import TOKENIZE
 from hybridlm.commands.train import TRAIN
 from hybridlm.commands.train_tokenizer import TRAIN_TOKENIZER
 from hybridlm.errors import UserError
+from hybridlm.progress import doing
 from hybridlm.settings.reader import nearest
 from hybridlm.settings.registry import by_name
 
@@ -108,7 +110,9 @@ def _run(argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}: {nearest(name, COMMANDS)}")
     command = COMMANDS[name]
-    settings, overrides = options.parse(command, words)
+    with doing("loading jax and hybridlm"):
+        settings, overrides = options.parse(command, words)
+        importlib.import_module(command.loads)
     return command.run(*settings, *([overrides] if command.takes_overrides else []))
 
 

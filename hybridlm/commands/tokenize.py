@@ -65,4 +65,5 @@ TOKENIZE = Command(
     "tokenize a source once, in parallel, and write token shards",
     lambda: (TokenizeSettings,),
     _run,
+    loads="hybridlm.data",
 )

@@ -44,4 +44,5 @@ TRAIN_TOKENIZER = Command(
     "train a byte-level BPE on a source",
     lambda: (TrainTokenizerSettings,),
     _run,
+    loads="hybridlm.data",
 )

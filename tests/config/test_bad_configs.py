@@ -185,26 +185,24 @@ def test_an_unknown_recipe_argument_is_refused(in_root):
 
 
 def test_no_device_is_used(root):
-    """A bad config is reported even if no device is available."""
+    """A bad config is reported even if no device is available; that jax is being loaded, too."""
+    program = (
+        "import sys; from hybridlm import cli, progress; progress.PATIENCE = 0.05;"
+        " sys.exit(cli.main(sys.argv[1:]))"
+    )
+    words = ["train", "--config", "configs/demo.py", "--workdir", "/nonexistent/x"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "hybridlm.cli",
-            "train",
-            "--config",
-            "configs/demo.py",
-            "--workdir",
-            "/nonexistent/x",
-            "--config.train.steps=0",
-        ],
+        [sys.executable, "-c", program, *words, "--config.train.steps=0"],
         capture_output=True,
         text=True,
         cwd=root,
         env={"PATH": "", "JAX_PLATFORMS": "tpu"},
     )
     assert done.returncode == 2
-    assert done.stderr == "hybridlm: train.steps must be at least 1, not 0\n"
+    loading, loaded, said = done.stderr.splitlines()
+    assert loading == "loading jax and hybridlm ..."
+    assert re.fullmatch(r"loading jax and hybridlm: \S+", loaded)
+    assert said == "hybridlm: train.steps must be at least 1, not 0"
 
 
 def test_overrides_have_two_forms_and_the_last_wins(in_root, capsys):
