@@ -8,7 +8,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore
@@ -23,7 +23,12 @@ METADATA = "_CHECKPOINT_METADATA"  # Orbax's file for custom metadata
 STATE = "state"  # Orbax's folder for the arrays
 ARRAYS, VERSION, SEAL = "checksums", "checksum_version", "metadata_sha256"
 
-Checksums = dict[str, str]
+
+class Checksums(NamedTuple):
+    """The entries of `checksum.checksums` of a checkpoint, by array, and their version."""
+
+    version: int
+    entries: dict[str, str]
 
 
 class DamagedError(Exception):
@@ -43,7 +48,7 @@ def sealed(metadata: Mapping[str, Any], state: Any) -> dict[str, Any]:
 
 
 def read_checksums(path: pathlib.Path) -> Checksums | None:
-    """The checksums of the checkpoint folder `path`, by array; None if it was saved without.
+    """The checksums of the checkpoint folder `path`; None if it was saved without.
 
     Raises:
       DamagedError: if the metadata are not those that were saved.
@@ -58,11 +63,11 @@ def read_checksums(path: pathlib.Path) -> Checksums | None:
         raise DamagedError({METADATA: f"cannot be read ({_reason(error)})"}) from error
     if seal != _sha256(metadata):
         raise DamagedError({METADATA: "has changed since it was saved"})
-    if version != checksum.VERSION:
+    if version not in checksum.VERSIONS:
         raise DamagedError(
             {METADATA: f"has checksums of version {version}, newer than this program"}
         )
-    return arrays
+    return Checksums(version, arrays)
 
 
 def check(saved: Checksums | None, state: Any, parts: Sequence[str] | None = None) -> None:
@@ -76,9 +81,10 @@ def check(saved: Checksums | None, state: Any, parts: Sequence[str] | None = Non
     """
     if saved is None:
         return
+    entries = saved.entries
     if parts is not None:
-        saved = {name: entry for name, entry in saved.items() if name.split("/")[0] in parts}
-    faults = checksum.differences(saved, checksum.checksums(state))
+        entries = {name: entry for name, entry in entries.items() if name.split("/")[0] in parts}
+    faults = checksum.differences(entries, checksum.checksums(state, saved.version))
     if faults:
         raise DamagedError(faults)
 
@@ -94,7 +100,7 @@ def check_layouts(saved: Checksums | None, described: Any) -> None:
     layouts = {name: checksum.layout(x) for name, x in checksum.named(described).items()}
     if not layouts:  # Orbax logs why, and describes nothing
         raise ValueError(f"its {STATE}/_METADATA or {STATE}/_sharding is damaged")
-    faults = checksum.differences(saved, layouts)
+    faults = checksum.differences(saved.entries, layouts)
     if faults:
         raise DamagedError(faults)
 
@@ -109,7 +115,7 @@ def verify(path: pathlib.Path) -> int | None:
       DamagedError: naming each array that cannot be read or has changed.
     """
     saved = read_checksums(path)
-    names = checksum.named(ocp.metadata(path).metadata) if saved is None else saved
+    names = checksum.named(ocp.metadata(path).metadata) if saved is None else saved.entries
     faults = {name: fault for name in names if (fault := _array_fault(path, name, saved))}
     reasons = set(faults.values())
     if len(reasons) == 1 and len(faults) == len(names) > 1:
@@ -117,7 +123,7 @@ def verify(path: pathlib.Path) -> int | None:
     if faults:
         raise DamagedError(faults)
     check_layouts(saved, ocp.metadata(path).metadata)
-    return None if saved is None else len(saved)
+    return None if saved is None else len(saved.entries)
 
 
 @contextlib.contextmanager
@@ -151,12 +157,13 @@ def _array_fault(path: pathlib.Path, name: str, saved: Checksums | None) -> str 
     try:
         stored = open_array(path, name)
         if saved is not None:
-            expected, layout = {name: saved[name]}, _layout(stored)
+            expected, layout = {name: saved.entries[name]}, _layout(stored)
             if faults := checksum.differences(expected, {name: layout}):
                 return faults[name]  # unread: a damaged shape could ask for any memory
         array = stored.read().result()
         if saved is not None:
-            return checksum.differences(expected, checksum.checksums({name: array})).get(name)
+            found = checksum.checksums({name: array}, saved.version)
+            return checksum.differences(expected, found).get(name)
     except Exception as error:
         return f"cannot be read ({_reason(error)})"
     return None

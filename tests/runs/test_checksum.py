@@ -18,6 +18,7 @@ DTYPES = [
 ]
 SHAPES = [(), (1,), (0, 3), (257,), (5, 7, 3), (3, 40, 301)]
 MASK = 2**32 - 1
+VERSIONS = pytest.mark.parametrize("version", checksum.VERSIONS)
 
 
 def drawn(rng, shape, dtype):
@@ -25,15 +26,19 @@ def drawn(rng, shape, dtype):
     return np.asarray(values, ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype))
 
 
-def mix(h, a, b):
+def spread(h, a, b):
     h ^= h >> 16
     h = h * a & MASK
     h ^= h >> 13
-    h = h * b & MASK
+    return h * b & MASK
+
+
+def mix(h, a, b):
+    h = spread(h, a, b)
     return h ^ h >> 16
 
 
-def word_by_word(array, block=2**32):
+def word_by_word(array, block, version):
     """The definition, in integers: what the module's docstring says, for elements of 4 bytes."""
     trailing = 1
     for axis in range(array.ndim - 1):
@@ -48,16 +53,22 @@ def word_by_word(array, block=2**32):
             column * checksum.GOLDEN + mix(row, *c) & MASK
             for c in (checksum.MURMUR, checksum.LOWBIAS)
         ]
-        one = mix(word ^ keys[0], *checksum.MURMUR)
-        two = mix(one ^ keys[1], *checksum.LOWBIAS)
+        if version == 1:
+            one = mix(word ^ keys[0], *checksum.MURMUR)
+            two = mix(one ^ keys[1], *checksum.LOWBIAS)
+        else:
+            one = mix(word ^ keys[0], *checksum.MURMUR)
+            two = spread(word ^ keys[0], *checksum.MURMUR) * (keys[0] | 1) & MASK
         first, second = first + one & MASK, second + two & MASK
     return first, second
 
 
+@VERSIONS
 @pytest.mark.parametrize("block", [checksum.BLOCK, 12])
-def test_it_is_what_its_definition_says(block):
+def test_it_is_what_its_definition_says(block, version):
     array = drawn(np.random.default_rng(), (4, 3, 7), "float32")
-    assert tuple(checksum.numpy_lanes(array, block)) == word_by_word(array, block)
+    expected = word_by_word(array, block, version)
+    assert tuple(checksum.numpy_lanes(array, block, version)) == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -66,13 +77,16 @@ def test_numpy_and_jax_agree(dtype):
     for shape in SHAPES:
         array = drawn(rng, shape, dtype)
         block = int(rng.choice([checksum.BLOCK, 100, 7]))
-        on_device = jax.jit(checksum.jax_lanes, static_argnums=1)(jnp.asarray(array), block)
-        on_host = checksum.numpy_lanes(array, block)
-        assert tuple(on_host) == tuple(map(int, on_device)), (dtype, shape, block)
+        version = int(rng.choice(checksum.VERSIONS))
+        lanes = jax.jit(checksum.jax_lanes, static_argnums=(1, 2))
+        on_device = lanes(jnp.asarray(array), block, version)
+        on_host = checksum.numpy_lanes(array, block, version)
+        assert tuple(on_host) == tuple(map(int, on_device)), (dtype, shape, block, version)
 
 
+@VERSIONS
 @pytest.mark.parametrize("dtype", ["uint32", "uint16"])
-def test_pieces_of_a_large_array_add_up(dtype, monkeypatch):
+def test_pieces_of_a_large_array_add_up(dtype, version, monkeypatch):
     """By numpy alone, and by the program for hosts, at any alignment and number of blocks."""
     rng = np.random.default_rng()
     flat = rng.integers(
@@ -86,11 +100,11 @@ def test_pieces_of_a_large_array_add_up(dtype, monkeypatch):
         (flat[: flat.size // 2 * 2].reshape(2, -1), flat.size // 2 + 1),
     ):
         monkeypatch.setattr(checksum, "_WORTH_A_PROGRAM", 2**60)
-        alone = tuple(checksum.numpy_lanes(array, block))
+        alone = tuple(checksum.numpy_lanes(array, block, version))
         monkeypatch.setattr(checksum, "_WORTH_A_PROGRAM", 0)
-        assert tuple(checksum.numpy_lanes(array, block)) == alone
+        assert tuple(checksum.numpy_lanes(array, block, version)) == alone
         on_device = jnp.asarray(array)
-        assert tuple(map(int, checksum._program(on_device, block))) == alone
+        assert tuple(map(int, checksum._program(on_device, block, version))) == alone
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

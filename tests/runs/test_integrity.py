@@ -155,6 +155,24 @@ def test_an_old_checkpoint_opens_without_checksums(written, copied):
     checkpoint.load_numpy(copied)
 
 
+def test_checksums_of_version_1_are_verified(written, copied):
+    workdir, state = written
+    path = folder(copied) / integrity.METADATA
+    stored = json.loads(path.read_text())
+    metadata = {k: v for k, v in stored["custom_metadata"].items() if k != integrity.SEAL}
+    arrays = checkpoint.load_numpy(workdir)[1]
+    metadata |= {integrity.VERSION: 1, integrity.ARRAYS: integrity.checksum.checksums(arrays, 1)}
+    stored["custom_metadata"] = metadata | {integrity.SEAL: integrity._sha256(metadata)}
+    path.write_text(json.dumps(stored))
+    assert checkpoint.verify(copied, 3) == 5
+    restore(copied, state)
+    file = data_file(copied)
+    flip(file, place_of(integrity.checksum.named(arrays)["params/w"], file), 3)
+    for read in (lambda: restore(copied, state), lambda: checkpoint.verify(copied, 3)):
+        with pytest.raises(RunError, match=r"\(params/w has changed since it was saved\)"):
+            read()
+
+
 def test_one_of_three_seals_missing_is_damage(copied):
     path = folder(copied) / integrity.METADATA
     path.write_text(path.read_text().replace('"checksums"', '"checksuns"'))
@@ -170,7 +188,7 @@ def test_a_newer_versions_checksums_are_refused(copied):
     metadata[integrity.VERSION] += 1
     metadata[integrity.SEAL] = integrity._sha256(metadata)
     path.write_text(json.dumps(stored))
-    with pytest.raises(RunError, match="checksums of version 2, newer than this program"):
+    with pytest.raises(RunError, match="checksums of version 3, newer than this program"):
         checkpoint.load_numpy(copied)
 
 
