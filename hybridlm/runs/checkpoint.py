@@ -6,7 +6,9 @@ another name and renames it at the end, so a killed save leaves no checkpoint th
 
 import contextlib
 import hashlib
+import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -129,8 +131,10 @@ class Checkpoints:
 def write_failure(error: Exception) -> str | None:
     """Why Orbax could not write to a disk or a bucket; None if that is not the error."""
     reason = " ".join(str(error).split())
-    # When a tensor cannot be written, Orbax does not raise an OSError.
-    if isinstance(error, OSError) or "os_error_code" in reason:
+    # When a tensor cannot be written, Orbax raises a ValueError with TensorStore's whole settings.
+    if code := re.search(r"os_error_code='?(\d+)", reason):
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError):
         return reason[-300:]
     return reason[:300] if is_refusal(error) else None
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybridlm.errors import RunError
+from hybridlm.errors import RunError, WriteError
 from hybridlm.runs import checkpoint, integrity
 from hybridlm.storage import objects, open_path
 
@@ -153,6 +153,12 @@ def test_an_old_checkpoint_opens_without_checksums(written, copied):
     assert checkpoint.verify(copied, 3) is None
     restore(copied, written[1])
     checkpoint.load_numpy(copied)
+
+
+def test_arrays_that_do_not_fit_on_the_disk_are_one_sentence(written, tmp_path, full_disk):
+    sentence = r"^\S+/params cannot be written: File too large$"
+    with full_disk(3000), pytest.raises(WriteError, match=sentence):
+        checkpoint.save_tree(tmp_path / "params", written[1])
 
 
 def test_checksums_of_version_1_are_verified(written, copied):
