@@ -1,7 +1,8 @@
 """Time from the command `hybridlm train` to its first step, with an empty and a filled cache.
 
 Starts whole processes and ends each when it prints its first step. The tokens are on disk before.
-Writes a table into benchmarks/README.md:
+Then compiles the training step of Gated DeltaNet and of windowed attention, each in a process without
+a cache. Writes two tables into benchmarks/README.md:
 
     python benchmarks/first_step.py --json benchmarks/first_step.json
 """
@@ -21,6 +22,26 @@ import train_cpu
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPES = ("configs/demo.py", "configs/mixers/gdn.py")
+# A unit is three mixers and a layer of full attention, in a model of 4 layers.
+COMPILED = {"one layer": ("model.depth=1", "model.pattern=mixer"), "three and a full layer": ()}
+MIXERS = {
+    "windowed attention": "configs/mixers/sliding_window.py",
+    "Gated DeltaNet": "configs/mixers/gdn.py",
+}
+PROGRAM = """
+import json, sys, time, jax
+from hybridlm import config as configs
+from hybridlm.train import setup
+
+jax.config.update("jax_enable_compilation_cache", False)
+overrides = [tuple(word.split("=", 1)) for word in sys.argv[2:]]
+config, tokenizer = setup.resolve(configs.load(sys.argv[1], overrides))
+start = time.process_time()
+lowered = setup.lower_step(config, tokenizer.token_bytes(), jax.devices())
+middle = time.process_time()
+lowered.step.compile()
+print(json.dumps({"lower": middle - start, "compile": time.process_time() - middle}))
+"""
 BEGIN, END = "<!-- first step: written by first_step.py -->", "<!-- first step: end -->"
 
 
@@ -47,6 +68,16 @@ def first_step(recipe: str, tokens: pathlib.Path, cache: pathlib.Path) -> dict[s
         return {"wall": wall, "cpu": _cpu() - before}
 
 
+def compiling(recipe: str, overrides: Sequence[str]) -> dict[str, float]:
+    """CPU seconds of tracing and lowering a recipe's training step, and of compiling it."""
+    command = [sys.executable, "-c", PROGRAM, recipe, *overrides]
+    variables = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def _cpu() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
@@ -66,12 +97,20 @@ def measure(rounds: int) -> dict:
                     figures = first_step(recipe, tokens, cache)
                     records.append({"recipe": recipe, "cache": kind, **figures})
                     train_cpu.say(f"{recipe}, {kind}: {figures}")
+    steps = []
+    for number in range(rounds):
+        for layers, overrides in COMPILED.items():
+            for mixer, recipe in MIXERS.items():
+                figures = compiling(recipe, overrides)
+                steps.append({"layers": layers, "mixer": mixer, **figures})
+                train_cpu.say(f"round {number}, {layers}, {mixer}: {figures}")
     return {
         "date": time.strftime("%Y-%m-%d"),
         "machine": train_cpu.machine(),
         "load_at_start": train_cpu.load(),
         "rounds": rounds,
         "records": records,
+        "steps": steps,
     }
 
 
@@ -89,6 +128,7 @@ def render(results: dict) -> str:
         cells = [f"{median(c, f):.1f}" for c in ("cold", "warm") for f in ("wall", "cpu")]
         ratio = median("cold", "cpu") / median("warm", "cpu")
         lines.append(f"| `{recipe}` | {' | '.join(cells)} | {ratio:.1f} |")
+    lines += ["", *_steps(results["steps"])]
     lines += [
         "",
         f"- {results['date']}, {results['machine']['cpu']}, {results['machine']['cores']} cores, load"
@@ -96,6 +136,22 @@ def render(results: dict) -> str:
         " lengthen wall times; CPU time is of all threads of the process.",
     ]
     return "\n".join(lines)
+
+
+def _steps(records: Sequence[dict]) -> list[str]:
+    """A table of CPU seconds of the training step: mixers side by side."""
+
+    def median(layers: str, mixer: str, figure: str) -> float:
+        return statistics.median(
+            r[figure] for r in records if (r["layers"], r["mixer"]) == (layers, mixer)
+        )
+
+    lines = ["| CPU, s | " + " | ".join(MIXERS) + " | ratio |", "|---|---:|---:|---:|"]
+    for layers in COMPILED:
+        for figure, title in (("lower", "tracing and lowering"), ("compile", "compiling")):
+            base, other = (median(layers, mixer, figure) for mixer in MIXERS)
+            lines.append(f"| {layers}: {title} | {base:.1f} | {other:.1f} | {other / base:.2f} |")
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
