@@ -225,9 +225,10 @@ class Inspected:
         """The exact attention matrix A of a mixer that is linear in its values, gates given.
 
         A @ v is the output of the mixer's operation, `hook_recurrence_out` (or `hook_z`), for the
-        values v, `hook_v`: A holds decays, write strengths and the delta rule's removal of keys. It
-        comes from running the mixer on columns of the identity as values, a block of columns at a
-        time. Entries may be negative, and rows need not sum to 1. Softmax attention gives its pattern.
+        values v, `hook_v` (`hook_written` in Gated DeltaNet-2, which gates their channels): A holds
+        decays, write strengths and the delta rule's removal of keys. It comes from running the mixer
+        on columns of the identity as values, a block of columns at a time. Entries may be negative,
+        and rows need not sum to 1. Softmax attention gives its pattern.
 
         Args:
           head: one; None is all. Channels of Mamba, RG-LRU and short convolutions are heads.

@@ -15,7 +15,9 @@ from hybridlm.models.mixers.capabilities import attends
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
 
-VALUES, OUTPUTS = "hook_v", ("hook_z", "hook_recurrence_out")
+#: The values that a matrix multiplies, where a mixer gates each of their channels, and elsewhere.
+VALUES = ("hook_written", "hook_v")
+OUTPUTS = ("hook_z", "hook_recurrence_out")
 TOLERANCE = 1e-3  # of the largest output; rounding in float32 stays below 1e-4
 COLUMNS = 64  # of the identity matrix that go through the mixer at once
 
@@ -48,7 +50,7 @@ def effective_attention(
     part: str | None,
     dtype: jnp.dtype,
 ) -> jax.Array:
-    """The matrix A with `hook_recurrence_out` (or `hook_z`) = A @ `hook_v`; see `Inspected`.
+    """The matrix A with output = A @ values, activations of the layer; see `Inspected`.
 
     Raises:
       UserError: if the layer names no values or no output, there is no such head, or the output is
@@ -81,7 +83,9 @@ class _Names(NamedTuple):
         prefix = "" if part is None else f"{part}."
         output = next((prefix + name for name in OUTPUTS if prefix + name in known), None)
         scopes = prefix.split(".")[:-1]
-        above = [".".join([*scopes[:n], VALUES]) for n in range(len(scopes), -1, -1)]
+        above = [
+            ".".join([*scopes[:n], name]) for n in range(len(scopes), -1, -1) for name in VALUES
+        ]
         values = next((name for name in above if name in known), None)
         if output is None or values is None:
             parts = sorted({n.rpartition(".")[0] for n in known if n.endswith(OUTPUTS)} - {""})

@@ -34,7 +34,8 @@ def check(name: str, part: str | None, seed: int) -> None:
     output = next(
         cache[prefix + n] for n in ("hook_z", "hook_recurrence_out") if prefix + n in cache
     )
-    values = cache.get(prefix + "hook_v", cache.get("blocks.0.attn.hook_v"))
+    names = (prefix + "hook_written", prefix + "hook_v", "blocks.0.attn.hook_v")
+    values = next(cache[name] for name in names if name in cache)
     output, values = (np.asarray(x if x.ndim == 4 else x[..., None]) for x in (output, values))
     values = np.repeat(values, output.shape[2] // values.shape[2], axis=2)
     matrix = np.asarray(m.effective_attention(tokens, 0, part=part, segment_ids=ids))

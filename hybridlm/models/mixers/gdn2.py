@@ -113,7 +113,7 @@ class GatedDelta2(Delta):
         erase_gate_BTGK = context.hook("hook_erase_gate", gate(self.erase(x_BTD), k_BTGK))
         erase_BTGK = self.largest_beta * erase_gate_BTGK * k_BTGK
         write_gate_BTHV = context.hook("hook_input_gate", gate(self.write(x_BTD), v_BTHV))
-        written_BTHV = write_gate_BTHV * v_BTHV
+        written_BTHV = context.hook("hook_written", write_gate_BTHV * v_BTHV)
         log_decay_BTHK = jnp.repeat(
             self.log_decay(x_BTD, context), self.sizes.value_heads // self.sizes.heads, axis=2
         )
