@@ -3,7 +3,7 @@
 The argument is "student=DIR,teacher=PATH", and optionally objective=kl or none, steps=N, length=N, batch=N.
 The model and the tokenizer are the student's: a model folder or a run.
 
-Hardware: 2 CPU cores for SmolLM2-135M; 7 GB of memory.
+Hardware: 2 CPU cores for SmolLM2-135M; 7 GB of memory, 13 GB with kl.
 Expected: blockwise, the squared error of each layer falls; see README.md.
 Run:      hybridlm train --config experiments/distill_then_replace/recipe.py:student=DIR,teacher=PATH
           --workdir DIR
