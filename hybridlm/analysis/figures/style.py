@@ -1,8 +1,9 @@
 """The style of all figures: for a page of a paper, and for a screen in light and dark.
 
-A figure is vector graphics on a transparent ground. Its size is that of a column of text, so that
-its labels stay legible where it is printed or shown on a phone. In an SVG file or an HTML page,
-`RULES` give ink and lines the colours of the reader's scheme; other programs show the light ones.
+A figure is vector graphics, on a transparent ground in PDF files and HTML pages. Its size is that of
+a column of text, so that its labels stay legible where it is printed or shown on a phone. In an SVG
+file or an HTML page, `RULES` give ink and lines the colours of the reader's scheme; other programs
+show the light ones.
 """
 
 import functools
@@ -84,7 +85,11 @@ RULES = (
     + "\n}\n"
     + _rules(':root[data-scheme="dark"]')
 )
-_ALONE = "@media (prefers-color-scheme: dark) {\n" + _rules("").replace(" svg.figure", "") + "\n}"
+_ALONE = (
+    "@media (prefers-color-scheme: dark) {\n"
+    + _rules("").replace(" svg.figure", "")
+    + f"\n.ground {{ fill: {DARK['ground']}; }}\n}}"
+)
 
 
 def styled[**P, R](make: Callable[P, R]) -> Callable[P, R]:
@@ -114,7 +119,8 @@ def to_svg(figure: Figure, *, alone: bool = True) -> str:
     """The figure as an SVG element with text elements; the same figure gives the same bits.
 
     Args:
-      alone: with the rules of the dark scheme, for a file; a page has `RULES`.
+      alone: for a file: with the rules of the dark scheme and a ground of its own, because the page
+        around it may have another scheme than the reader's system. A page has `RULES`.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
@@ -124,7 +130,8 @@ def to_svg(figure: Figure, *, alone: bool = True) -> str:
     text = text[text.index("<svg") :].replace("<svg ", '<svg class="figure" ', 1)
     if alone:
         head = text.index(">") + 1
-        text = f"{text[:head]}<style>{_ALONE}</style>{text[head:]}"
+        ground = f'<rect class="ground" width="100%" height="100%" fill="{LIGHT["ground"]}"/>'
+        text = f"{text[:head]}<style>{_ALONE}</style>{ground}{text[head:]}"
     return text
 
 
