@@ -16,8 +16,8 @@ AOT_READY := $(AOT)/.ready
 help:
 	@echo "make demo       install, and train the demo: 5 minutes on 2 CPU cores"
 	@echo "make life       pretrain, decay, extend and fine-tune one model: 7 minutes on 2 CPU cores"
-	@echo "make distill    turn a pretrained transformer of 135M parameters into hybrids: half an hour on 2"
-	@echo "                quiet CPU cores with 13 GB of memory; resumes if stopped"
+	@echo "make distill    turn a pretrained transformer of 135M parameters into hybrids: about half an"
+	@echo "                hour, estimated, on 2 quiet CPU cores with 13 GB of memory; resumes if stopped"
 	@echo "make laziness   train the 100 small runs of the experiment on retrieval heads; resumes if stopped"
 	@echo "make test       install, and run the tests (of the slow ones, a sample that changes every day)"
 	@echo "make test-slow  install, and run all tests"

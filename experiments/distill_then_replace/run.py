@@ -1,16 +1,18 @@
 """Distil, select, finetune: the stages of Distill-then-Replace on a pretrained model.
 
-Every stage goes on where it was stopped, and what is done is not done again. `results.py` makes the tables
-and figures of README.md from the folder.
+Every stage goes on where it was stopped, and what is done is not done again; so a workdir takes one teacher
+and one set of settings. `results.py` makes the tables and figures of README.md from the folder.
 
 Run: python -m experiments.distill_then_replace.run --workdir runs/dtr [--teacher PATH] [--stages NAMES]
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
+from typing import Any
 
-from experiments.distill_then_replace import arms, decoding, finetuning, selecting
+from experiments.distill_then_replace import arms, decoding, finetuning, recipe, selecting, settings
 from experiments.distill_then_replace.arms import MIXERS, STARTS, Arm
 from experiments.distill_then_replace.usage import measured
 from hybridlm import errors
@@ -41,6 +43,7 @@ def _run(given: argparse.Namespace) -> int:
     wrong = [stage for stage in stages if stage not in STAGES]
     if wrong:
         raise errors.UserError(f"--stages has {wrong[0]!r}: valid are {', '.join(STAGES)}")
+    settings.keep(given.workdir, given.teacher, stage_settings())
     teacher = _imported(given.teacher, given.workdir)
     student, selected = given.workdir / STUDENT.name / "run", given.workdir / "selected"
     if "student" in stages:
@@ -56,6 +59,33 @@ def _run(given: argparse.Namespace) -> int:
         for arm in ARMS:
             arms.run(arm, teacher, given.workdir)
     return 0
+
+
+def stage_settings() -> dict[str, Any]:
+    """What the results of each stage depend on, besides the teacher."""
+    every = dataclasses.asdict
+    searched = (selecting.SEARCH, selecting.SELECTOR, selecting.GATES)
+    return {
+        "student": every(STUDENT),
+        "select": dict(zip(("search", "selector", "gates"), map(every, searched)))
+        | {"draws": selecting.DRAWS},
+        "decode": {
+            "hybrid": DECODED,
+            "contexts": decoding.CONTEXTS,
+            "tokens": decoding.TOKENS,
+            "rounds": decoding.ROUNDS,
+        },
+        "finetune": {
+            "hybrid": TRAINED,
+            "stages": finetuning.STAGES,
+            "length": finetuning.LENGTH,
+            "sequences": finetuning.SEQUENCES,
+            "needles": finetuning.NEEDLES,
+        },
+        "blockwise": {arm.name: every(arm) for arm in ARMS},
+        "mixers": arms.MIXERS,
+        "recipe": {"corpus": recipe.CORPUS, "rates": recipe.RATES},
+    }
 
 
 def _imported(checkpoint: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:

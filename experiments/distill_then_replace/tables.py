@@ -1,10 +1,13 @@
 """The tables of README.md, from the committed results."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.large_window_laziness.paired import sign_flip
 from hybridlm.distill.selection.noise import Interval, difference, interval
 
+LEVEL, MOST_PAIRS = 0.05, 16  # of a difference beyond noise; whose sign patterns are enumerated
 LAST = 4  # steps that an arm's final error is the mean of
 MIB = 2**20
 Results = dict[str, Any]
@@ -90,7 +93,7 @@ def selections(results: Results) -> str:
                 one["method"],
                 ", ".join(map(str, one["kept"])),
                 _shown(interval(own["kl"])),
-                "" if own is best else _verdict(difference(own["kl"], best["kl"])),
+                "" if own is best else verdict(own["kl"], best["kl"]),
                 _shown(interval(own["loss"])),
                 _shown(interval(own["needle_nll"])),
                 f"{overlap['kept']} of {overlap['heads']} ({overlap['chance']:.1f})",
@@ -158,7 +161,7 @@ def finetune(results: Results) -> str:
         one, old = found["heldout"][name], found["heldout"]["before"]
         keys, gaps = ("kl", "loss", "needle_nll"), [""] * 3
         if name != "before":
-            gaps = [_verdict(difference(one[key], old[key])) for key in keys]
+            gaps = [verdict(one[key], old[key]) for key in keys]
         pairs = zip(keys, gaps)
         rows.append([title, *(x for key, gap in pairs for x in (_shown(interval(one[key])), gap))])
     return _table(
@@ -169,13 +172,13 @@ def finetune(results: Results) -> str:
 def usage(results: Results) -> str:
     groups: dict[str, list[float]] = {}
     for line in results["usage"]:
-        stage = line["stage"].partition(":")[0].partition(",")[0]
-        if line["stage"] == "blockwise: student":
-            stage = "student"
+        name, _, stopped = line["stage"].partition(", ")
+        stage = "student" if name == "blockwise: student" else name.partition(":")[0]
         total = groups.setdefault(stage, [0.0, 0.0, 0.0])
         total[0] += line["processor_seconds"] / 60
         total[1] += line["wall_seconds"] / 60
-        total[2] = max(total[2], line["peak_memory_bytes"] / 2**30)
+        if not stopped:  # what was stopped to be made smaller is not what the stage takes
+            total[2] = max(total[2], line["peak_memory_bytes"] / 2**30)
     sums = [sum(x[i] for x in groups.values()) for i in (0, 1)]
     rows = [[name, f"{a:.1f}", f"{b:.1f}", f"{c:.1f}"] for name, (a, b, c) in groups.items()]
     most = max(x[2] for x in groups.values())
@@ -256,8 +259,20 @@ def _shown(one: Interval) -> str:
     return str(one)
 
 
-def _verdict(gap: Interval) -> str:
-    return f"{gap}{', within noise' if gap.holds_zero else ''}"
+def verdict(a: Sequence[float], b: Sequence[float]) -> str:
+    """a - b, paired, and whether it is beyond noise.
+
+    From 6 pairs on, the two-sided sign-flip test says so, which is exact: one outlier widens an interval of
+    Student's t until it holds 0, even where all pairs agree. With fewer pairs it cannot reach the level, and
+    Student's t decides.
+    """
+    gap, d = difference(a, b), [x - y for x, y in zip(a, b, strict=True)]
+    if not (2 / 2 ** len(d) <= LEVEL and len(d) <= MOST_PAIRS and all(map(math.isfinite, d))):
+        return f"{gap}{', within noise' if gap.holds_zero else ''}"
+    p = min(1.0, 2 * min(sign_flip(d), sign_flip([-x for x in d])))
+    ways = (sum(x > 0 for x in d), "up"), (sum(x < 0 for x in d), "down")
+    agree = "".join(f", all {n} {way}" for n, way in ways if n == len(d))
+    return f"{gap}{agree}, p {p:.2g}{'' if p <= LEVEL else ', within noise'}"
 
 
 def _table(heads: str, rows: Sequence[Sequence[Any]]) -> str:

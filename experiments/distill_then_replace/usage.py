@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from hybridlm.settings import json_text
 
 FILE = "usage.jsonl"
+STATUS, CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 
 
 def processor_seconds() -> float:
@@ -17,18 +18,40 @@ def processor_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in found)
 
 
+def peak_bytes() -> int:
+    """The most memory that the process has held since the peak was last reset."""
+    if STATUS.exists():
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _reset_peak() -> None:
+    with contextlib.suppress(OSError):  # not Linux, or not allowed
+        CLEAR.write_text("5")  # 5 sets VmHWM to what is held now (man 5 proc_pid_clear_refs)
+
+
 @contextlib.contextmanager
 def measured(workdir: pathlib.Path, stage: str) -> Iterator[None]:
-    """Appends a line with what the block took, also where it fails; a kill -9 leaves no line."""
+    """Appends a line with what the block took, also where it fails; a kill -9 leaves no line.
+
+    Where it fails, the stage's name in the line ends with ", stopped". Blocks must not be nested: each begins
+    the peak of memory anew. It begins at what the process then holds, which includes what stages before it
+    left; where a system has no /proc, it is the peak since the process started.
+    """
+    _reset_peak()
     wall, processor = time.monotonic(), processor_seconds()
+    name = f"{stage}, stopped"
     try:
         yield
+        name = stage
     finally:
         line = {
-            "stage": stage,
+            "stage": name,
             "wall_seconds": round(time.monotonic() - wall, 1),
             "processor_seconds": round(processor_seconds() - processor, 1),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": peak_bytes(),
         }
         with (workdir / FILE).open("a") as file:
             file.write(json_text.dumps(line) + "\n")

@@ -2,12 +2,25 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from experiments.distill_then_replace import arms, decoding, halo, papers, recipe, results, usage
+from experiments.distill_then_replace import (
+    arms,
+    decoding,
+    halo,
+    papers,
+    recipe,
+    results,
+    run,
+    settings,
+    tables,
+    usage,
+)
 from hybridlm import config as configs
 from hybridlm.commands import dry_run
 from hybridlm.distill.blockwise import distilled_layers
+from hybridlm.errors import RunError
 from hybridlm.models.params import Model
 from tests.train.distilling import save_pair
 
@@ -60,6 +73,62 @@ def test_the_tables_of_the_page_are_those_of_the_committed_results():
     assert (
         results.with_tables(page, results.read()) == page and page.count("made by results.py") > 5
     )
+
+
+def test_a_workdir_takes_the_teacher_and_the_settings_of_its_results(tmp_path):
+    workdir, given = tmp_path / "work", run.stage_settings()
+    workdir.mkdir()
+    settings.keep(workdir, tmp_path / "typo", given)  # no result yet, so another may be given
+    settings.keep(workdir, tmp_path / "teacher", given)
+    (workdir / "student").mkdir()
+    settings.keep(workdir, tmp_path / "teacher", given)
+    with pytest.raises(RunError, match=r'with teacher "../teacher", which is now "../other"'):
+        settings.keep(workdir, tmp_path / "other", given)
+    with pytest.raises(RunError, match="with student.steps 128, which is now 64"):
+        changed = given | {"student": given["student"] | {"steps": 64}}
+        settings.keep(workdir, tmp_path / "teacher", changed)
+    with pytest.raises(RunError, match="with student.keep true, which is now not set"):
+        less = {k: v for k, v in given["student"].items() if k != "keep"}
+        settings.keep(workdir, tmp_path / "teacher", given | {"student": less})
+
+
+def test_a_workdir_of_unknown_settings_is_refused(tmp_path):
+    (tmp_path / "student").mkdir()
+    with pytest.raises(RunError, match="has no settings.json"):
+        settings.keep(tmp_path, tmp_path / "teacher", run.stage_settings())
+
+
+@pytest.mark.skipif(not usage.CLEAR.exists(), reason="the system cannot reset the peak of memory")
+def test_a_stage_does_not_show_the_memory_of_an_earlier_one(tmp_path):
+    size = 2**28
+    with pytest.raises(KeyError), usage.measured(tmp_path, "large"):
+        held = bytearray(b"x") * size
+        raise KeyError
+    del held
+    with usage.measured(tmp_path, "small"):
+        pass
+    large, small = usage.read(tmp_path)
+    assert [large["stage"], small["stage"]] == ["large, stopped", "small"]
+    assert large["peak_memory_bytes"] > small["peak_memory_bytes"] + size / 2
+
+
+def test_the_memory_of_a_stopped_stage_is_not_that_of_the_stage():
+    lines = [
+        dict(stage=name, wall_seconds=60, processor_seconds=60, peak_memory_bytes=gib * 2**30)
+        for name, gib in (("select, stopped", 8), ("select", 4), ("blockwise: student", 2))
+    ]
+    rows = tables.usage({"usage": lines}).splitlines()[2:]
+    assert rows[0] == "| select | 2.0 | 2.0 | 4.0 |" and rows[1].endswith("| 2.0 |")
+    assert rows[2] == "| all | 3.0 | 3.0 | 4.0 |"
+
+
+def test_a_difference_of_one_sign_is_beyond_noise_whatever_its_outlier():
+    worse = [*np.random.default_rng(0).uniform(1, 2, 7), 100.0]
+    assert tables.verdict(worse, [0.0] * 8).endswith(", all 8 up, p 0.0078")
+    assert tables.verdict([-x for x in worse[:3]] + worse[3:], [0.0] * 8).endswith("within noise")
+    assert tables.verdict(worse[4:], [0.0] * 4).endswith(
+        "within noise"
+    )  # t: 4 pairs have no exact test
 
 
 @pytest.mark.slow
