@@ -2,6 +2,7 @@
 
 from hybridlm.analysis.edits import ablate, add, patch, scale
 from hybridlm.analysis.inspected import Inspected, open_model
+from hybridlm.analysis.measurements import newest
 from hybridlm.analysis.run import Results, Run
 from hybridlm.analysis.runs import Runs
 from hybridlm.runs.stored import StoredCheckpoint, open_checkpoint
@@ -14,6 +15,7 @@ __all__ = [
     "StoredCheckpoint",
     "ablate",
     "add",
+    "newest",
     "open_checkpoint",
     "open_model",
     "patch",

@@ -147,6 +147,7 @@ def depth_rows(files: Iterable[tuple[str, pathlib.Path]], progress: Progress) ->
             "task": result["task"],
             "length": result["length"],
             **progress.at(record.get("step")),
+            "weights": record.get("weights", "raw"),
             **flat(cell),
             "folder": folder,
         }

@@ -52,7 +52,8 @@ class Results:
         return frame(self.evaluation_rows())
 
     def by_depth(self) -> Any:
-        """Accuracy of tasks with a needle: task, length, step, tokens, flops, depth (%), accuracy."""
+        """Accuracy of tasks with a needle: the columns of `evaluations()` that say what was
+        measured, depth (%) and accuracy."""
         return frame(self.depth_rows())
 
     # --- the same as records, without pandas ---------------------------------------------------

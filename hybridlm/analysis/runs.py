@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from hybridlm.analysis.arms import arms
+from hybridlm.analysis.measurements import RAW, newest
 from hybridlm.analysis.run import Record, Run
 from hybridlm.analysis.tables import frame
 from hybridlm.errors import RunError
@@ -68,7 +69,10 @@ class Runs:
         return frame(self.difference_rows()).set_index("key")
 
     def summary(self) -> Any:
-        """A row for each run: its name, the settings that differ, and its newest figures."""
+        """A row for each run: its name, the settings that differ, and its newest figures.
+
+        Evaluations are those of the raw weights of the newest checkpoint that a task was measured on.
+        """
         return frame(self.summary_rows())
 
     def metrics(self, kind: str = "train") -> Any:
@@ -113,7 +117,7 @@ class Runs:
 
     def summary_rows(self) -> list[Record]:
         """`summary()` as records."""
-        newest = []
+        figures = []
         for run in self.runs:
             train, heldout = run.rows("train")[-1:], run.rows("eval")[-1:]
             row = {
@@ -124,12 +128,12 @@ class Runs:
             for kind, found in (("training", train), ("heldout", heldout)):
                 for figure in ("loss", "bits_per_byte"):
                     row[f"{kind}_{figure}"] = found[0].get(figure) if found else None
-            for result in run.evaluation_rows():
+            for result in newest(run.evaluation_rows(), RAW):
                 row[f"{result['task']}_{result['figure']}_{result['length']}"] = result["value"]
-            newest.append(row)
+            figures.append(row)
         return [
             {"run": name, **given, **row}
-            for name, given, row in zip(self.names, self._given(), newest)
+            for name, given, row in zip(self.names, self._given(), figures)
         ]
 
     def joined(self, rows: Callable[[Run], Iterable[Record]]) -> list[Record]:

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from hybridlm.analysis import Results, Run, Runs, figures, open_checkpoint
+from hybridlm.analysis import Results, Run, Runs, figures, newest, open_checkpoint
 from hybridlm.analysis import open_model as inspect_model
 from hybridlm.analysis.report import AttentionText, attention_text, write_report
 from hybridlm.analysis.report.parts import Parts
@@ -79,7 +79,7 @@ def run_code(code):
     """Runs the code under a figure; its last line is the figure."""
     *before, last = code.split("\n")
     known = dict(
-        Run=Run, Runs=Runs, Results=Results, figures=figures, open_checkpoint=open_checkpoint,
+        Run=Run, Runs=Runs, Results=Results, figures=figures, newest=newest, open_checkpoint=open_checkpoint,
         layer_rows=layer_rows, state_rows=state_rows,
     )  # fmt: skip
     exec("\n".join(before), known)

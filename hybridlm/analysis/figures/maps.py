@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hybridlm.analysis.figures.style import INK, MAP, WIDTH, distinct, finite, short, styled
+from hybridlm.analysis.measurements import newest, newest_heads
 from hybridlm.analysis.tables import Table, records_of
 
 _ROWS = 24  # rows of a map that have labels of their own
@@ -66,16 +67,16 @@ def needle_map(table: Table, *, width: float | None = None) -> Figure:
 
     Args:
       table: columns length, depth (per cent of the text before the needle) and accuracy, as
-        `Run.by_depth()`.
+        `Run.by_depth()`. Of several steps and weights, those of `newest` are shown.
     """
-    rows = [r for r in records_of(table) if r.get("task", "needle") == "needle"]
+    rows = newest([r for r in records_of(table) if r.get("task", "needle") == "needle"])
     rows = [{**r, "depth of the needle": f"{r['depth']:g}%"} for r in sorted(rows, key=_depth)]
     return heat_map(rows, x="length", y="depth of the needle", value="accuracy", width=width)
 
 
 def task_map(table: Table, *, width: float | None = None) -> Figure:
-    """Accuracy by task and length, as `Run.evaluations()` has them."""
-    rows = [r for r in records_of(table) if finite(r.get("accuracy"))]
+    """Accuracy by task and length, as `Run.evaluations()` has them; those of `newest` are shown."""
+    rows = newest([r for r in records_of(table) if finite(r.get("accuracy"))])
     return heat_map(rows, x="length", y="task", value="accuracy", width=width)
 
 
@@ -88,9 +89,10 @@ def head_map(table: Table, *, score: str = "mass", width: float = WIDTH) -> Figu
 
     Args:
       table: columns step, layer, head and the score, as `Run.probes("retrieval_heads")` (mass, copy),
-        "entropy" (entropy) and "induction_heads".
+        "entropy" (entropy) and "induction_heads". Of a head that was measured several times at a
+        step, the last row counts (`newest_heads`).
     """
-    rows = [r for r in records_of(table) if finite(r.get(score))]
+    rows = newest_heads([r for r in records_of(table) if finite(r.get(score))])
     steps = distinct([r["step"] for r in rows])
     top = max((r[score] for r in rows), default=1.0)
     low, high = 0.0, 1.0 if 0.5 < top <= 1 else top or 1.0

@@ -6,6 +6,7 @@ from typing import Any
 from hybridlm.analysis import figures
 from hybridlm.analysis.arms import is_seed
 from hybridlm.analysis.figures.style import finite
+from hybridlm.analysis.measurements import measured_at, newest
 from hybridlm.analysis.report.parts import Parts, cards, count_text, grid, section
 from hybridlm.analysis.rows import Row
 from hybridlm.analysis.runs import Runs
@@ -159,6 +160,8 @@ def _settings(parts: Parts, runs: Runs, summary: list[Row], code: str) -> str:
         made = f"figures.sweep_summary({code}.summary(), x={x!r}, y={y!r}{rest})"
         title = f"{_heading(y).capitalize()} against {short_key(x)}"
         note = "Bars are 95% intervals of the mean over runs (Student's t)."
+        if not y.endswith("_loss"):
+            note += " Of each run, raw weights of the newest checkpoint that was evaluated."
         shown.append(parts.figure(title, drawn, made, summary, note))
     return section("Against settings", grid(*shown))
 
@@ -168,16 +171,20 @@ def _evaluations(parts: Parts, runs: Runs, code: str) -> str:
     if not rows:
         return ""
     shown = []
-    for task in dict.fromkeys(r["task"] for r in rows if r["figure"] == "accuracy"):
-        found = [r for r in rows if r["task"] == task]
+    accuracies = [r for r in rows if r["figure"] == "accuracy"]
+    for task, weights in dict.fromkeys((r["task"], r["weights"]) for r in accuracies):
+        found = newest([r for r in accuracies if r["task"] == task], weights)
         drawn = figures.heat_map(found, x="length", y="run", value="accuracy")
         made = (
             f"table = {code}.evaluations()\n"
-            f'table = table[table.task == "{task}"]\n'
+            f'table = newest(table[table.task == "{task}"], {weights!r})\n'
             'figures.heat_map(table, x="length", y="run", value="accuracy")'
         )
-        shown.append(parts.figure(f"{task}: accuracy by run and length", drawn, made, found))
-    columns = {k: k for k in ("run", "task", "length", "step", "figure", "value", "samples")}
+        title = f"{task}: accuracy by run and length, {measured_at(found)}"
+        shown.append(parts.figure(title, drawn, made, found))
+    columns = {
+        k: k for k in ("run", "task", "length", "step", "weights", "figure", "value", "samples")
+    }
     return section("Evaluations", grid(*shown), parts.table("Results of all runs", rows, columns))
 
 

@@ -6,6 +6,7 @@ import itertools
 from hybridlm.analysis import figures
 from hybridlm.analysis.figures import token_label
 from hybridlm.analysis.figures.style import finite
+from hybridlm.analysis.measurements import measured_at, newest, weights_of
 from hybridlm.analysis.report.parts import (
     Parts,
     bytes_text,
@@ -113,7 +114,7 @@ def _curves(parts: Parts, run: Run, code: str) -> str:
 
 
 def evaluations(parts: Parts, results: Results, code: str) -> str:
-    """Results of `hybridlm eval`: a table of all, and heat maps.
+    """Results of `hybridlm eval`: a table of all, and heat maps of the newest of each weights.
 
     Args:
       code: that opens the results.
@@ -126,16 +127,17 @@ def evaluations(parts: Parts, results: Results, code: str) -> str:
     columns = {k: v for k, v in columns.items() if any(r.get(k) not in (None, "") for r in rows)}
     shown = []
     needles = [r for r in depths if r["task"] == "needle"]
-    if needles:
-        made = f"figures.needle_map({code}.by_depth())"
-        shown.append(
-            parts.figure("Needle in a haystack", figures.needle_map(needles), made, needles)
-        )
+    for weights in weights_of(needles):
+        found = newest(needles, weights)
+        made = f"figures.needle_map(newest({code}.by_depth(), {weights!r}))"
+        title = f"Needle in a haystack: {measured_at(found)}"
+        shown.append(parts.figure(title, figures.needle_map(found), made, found))
     accuracies = [r for r in rows if r["figure"] == "accuracy"]
-    if len({r["task"] for r in accuracies}) > 1:
-        made = f"figures.task_map({code}.evaluations())"
-        drawn = figures.task_map(accuracies)
-        shown.append(parts.figure("Accuracy by task and length", drawn, made, accuracies))
+    for weights in weights_of(accuracies) if len({r["task"] for r in accuracies}) > 1 else ():
+        found = newest(accuracies, weights)
+        made = f"figures.task_map(newest({code}.evaluations(), {weights!r}))"
+        title = f"Accuracy by task and length: {measured_at(found)}"
+        shown.append(parts.figure(title, figures.task_map(found), made, found))
     commands = html.escape("\n".join(results.evaluation_commands()))
     made = f"<pre class=made>{commands}</pre>"
     return section("Evaluations", grid(*shown), parts.table("Results", rows, columns), made)

@@ -24,7 +24,7 @@ from hybridlm.storage.writing import write_text
 
 _PACKAGE = "hybridlm.analysis.report"
 _IMPORTS = (
-    "from hybridlm.analysis import Results, Run, Runs, figures, open_checkpoint;"
+    "from hybridlm.analysis import Results, Run, Runs, figures, newest, open_checkpoint;"
     " from hybridlm.analysis.rows import layer_rows, state_rows"
 )
 
