@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from hybridlm import convert
 from hybridlm.analysis.arms import arms
 from hybridlm.analysis.measurements import RAW, newest
 from hybridlm.analysis.run import Record, Run
@@ -66,7 +67,7 @@ class Runs:
 
     def differences(self) -> Any:
         """The settings in which runs differ, a row each, a column for each run."""
-        return frame(self.difference_rows()).set_index("key")
+        return frame(self.difference_rows(), ["key", *self.names]).set_index("key")
 
     def summary(self) -> Any:
         """A row for each run: its name, the settings that differ, and its newest figures.
@@ -156,6 +157,8 @@ class Runs:
 def find_runs(path: pathlib.Path | str) -> list[pathlib.Path]:
     """The workdirs that a path leads to, in the order of their names: of a run, of a folder of runs, or of a glob.
 
+    A checkpoint of transformers, which has a config.json too, is no run.
+
     Raises:
       NoRunError: if it leads to none.
     """
@@ -183,7 +186,7 @@ def is_glob(text: str) -> bool:
 
 def _below(path: pathlib.Path, depth: int) -> list[pathlib.Path]:
     if (path / CONFIG).is_file():
-        return [path]
+        return [] if convert.is_checkpoint(path) else [path]
     if depth == 0 or not path.is_dir():
         return []
     return [
@@ -206,8 +209,9 @@ def _find_remote(text: str) -> list[pathlib.Path]:
             same = same and all(map(fnmatch.fnmatchcase, below, pattern))
         else:
             same = len(below) <= _DEPTH
-        if same:
-            found.append(open_path(f"{base}/{folder}" if folder else base))
+        place = open_path(f"{base}/{folder}" if folder else base)
+        if same and not convert.is_checkpoint(place):
+            found.append(place)
     return found
 
 

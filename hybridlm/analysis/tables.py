@@ -14,23 +14,26 @@ Record = dict[str, Any]
 Table = Any  # a pandas DataFrame, or records
 
 
-def frame(records: Iterable[Record]) -> Any:
+def frame(records: Iterable[Record], columns: Iterable[str] = ()) -> Any:
     """Records as a typed table: a row each, a column for each key, in the order of appearance.
 
     Whole numbers are int64 (Int64 where some are missing), other numbers float64, truth values bool
     (boolean), texts strings. Records without rows give an empty table.
+
+    Args:
+      columns: those that the table has also without rows, first.
 
     Raises:
       UserError: if pandas is not installed.
     """
     pandas = _pandas()
     records = list(records)
-    keys = list(dict.fromkeys(key for record in records for key in record))
-    columns = {}
+    keys = list(dict.fromkeys([*columns, *(key for record in records for key in record)]))
+    series = {}
     for key in keys:
         values = [record.get(key) for record in records]
-        columns[key] = pandas.Series(values, dtype=_dtype(values))
-    return pandas.DataFrame(columns, columns=keys)
+        series[key] = pandas.Series(values, dtype=_dtype(values))
+    return pandas.DataFrame(series, columns=keys)
 
 
 def records_of(table: Table) -> list[Record]:

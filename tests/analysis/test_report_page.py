@@ -109,6 +109,18 @@ def test_a_sweep_is_compared(sweep):
         assert f"<h2>{title}</h2>" in page
 
 
+def test_runs_of_unknown_length_are_compared(tmp_path):
+    """A config without data and steps: no number of tokens, and not finished. The first run lacks
+    the evaluations that the second has.
+    """
+    for name, seed in (("a", 0), ("b", 1)):
+        write_run(tmp_path / name, [train_record(4)], {"seed": 0, "width": seed})
+    (tmp_path / "b" / "eval.json").write_text(json.dumps(evaluation(4, {32: [1.0, 0.5]})))
+    page = write_report(tmp_path).read_text()
+    assert "<b>2</b><span>runs" in page and "<b>0</b><span>of them finished" in page
+    assert "<b>Needle accuracy 32 against width</b>" in page
+
+
 @pytest.mark.slow
 def test_a_model_folder_has_its_layers_and_what_was_measured_of_it(tmp_path):
     config = smoke_config().model

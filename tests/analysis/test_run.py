@@ -133,6 +133,22 @@ def test_runs_of_other_mixers_differ_in_settings_that_only_some_have(tmp_path):
     assert rows["model.mixers.rec.heads"] == dict(key="model.mixers.rec.heads", a="(none)", b=2)
 
 
+def test_runs_that_are_the_same_differ_in_no_row(tmp_path):
+    for name in "ab":
+        write_run(tmp_path / name, [FACTS])
+    table = Runs(tmp_path).differences()
+    assert table.empty and table.index.name == "key" and list(table.columns) == ["a", "b"]
+
+
+def test_a_checkpoint_of_transformers_is_no_run(tmp_path):
+    """Beside runs, and alone."""
+    write_run(tmp_path / "run", [FACTS])
+    write_run(tmp_path / "teacher", [], {"architectures": ["LlamaForCausalLM"]})
+    assert Runs(tmp_path).names == Runs(f"{tmp_path}/*").names == ["run"]
+    with pytest.raises(RunError, match="leads to no run"):
+        find_runs(tmp_path / "teacher")
+
+
 def test_a_folder_whose_name_looks_like_a_glob_is_a_folder(tmp_path):
     write_run(tmp_path / "run[1]" / "a*", [FACTS])
     assert [p.name for p in find_runs(tmp_path / "run[1]")] == ["a*"]
@@ -162,6 +178,8 @@ def test_runs_in_a_bucket(storage_servers, tmp_path):
         (folder / "probes" / "probes.jsonl").write_text(heads)
         written = json.dumps(evaluation(4, {32: [0.5, 0.5]}))
         (folder / "eval.json").write_text(written)
+    teacher = open_path(f"{base}/sweep/seed=teacher")  # a checkpoint of transformers
+    (teacher / "config.json").write_text('{"model_type": "llama"}')
     for asked in (f"{base}/sweep", f"{base}/sweep/*", f"{base}/*/seed=[01]"):
         runs = Runs(asked)
         assert runs.names == ["seed=0", "seed=1"] and runs.varied() == ["seed"]

@@ -20,7 +20,7 @@ from hybridlm.analysis.figures.style import (
     short,
     styled,
 )
-from hybridlm.analysis.tables import Record, Table, records_of
+from hybridlm.analysis.tables import Table, records_of
 from hybridlm.distill.selection.noise import interval
 
 LABELS = {
@@ -282,7 +282,6 @@ def _powers(axes: Axes) -> None:
 
 
 __all__ = [
-    "Record",
     "by_distance",
     "learning_curves",
     "loss_by_position",

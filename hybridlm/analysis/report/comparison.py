@@ -34,7 +34,7 @@ def comparison_sections(runs: Runs, asked: str) -> tuple[Parts, str]:
 
 
 def _cards(summary: list[Row]) -> str:
-    finished = sum(r["step"] >= (r["steps"] or 0) for r in summary)
+    finished = sum(r["steps"] is not None and r["step"] >= r["steps"] for r in summary)
     best = min((r for r in summary if finite(r["heldout_loss"])), key=_heldout, default=None)
     found = [(str(len(summary)), "runs"), (str(finished), "of them finished")]
     found.append((count_text(sum(r["tokens"] or 0 for r in summary)), "training tokens of all"))
@@ -59,7 +59,7 @@ def _summary(parts: Parts, runs: Runs, summary: list[Row]) -> str:
     more = [k for r in summary for k in r if k not in {"run", *varied, *hidden, *figures_of}]
     columns = {"run": "run"} | {k: short_key(k) for k in kept}
     columns |= {k: _heading(k) for k in dict.fromkeys([*figures_of, *more])}
-    shown = {"tokens": count_text, "flops": _flops}
+    shown = {"tokens": _count, "flops": _count}
     best = min((r["heldout_loss"] for r in summary if finite(r["heldout_loss"])), default=None)
 
     def marked(row: Row, key: str) -> bool:
@@ -74,7 +74,7 @@ def _heading(key: str) -> str:
     return key.replace("heldout", "held-out").replace("_", " ").replace("flops", "FLOPs")
 
 
-def _flops(value: Any) -> str:
+def _count(value: Any) -> str:
     return "" if value is None else count_text(value)
 
 
@@ -146,7 +146,8 @@ def _settings(parts: Parts, runs: Runs, summary: list[Row], code: str) -> str:
     varied = [key for key in runs.varied() if not is_seed(key)]
     if not 1 <= len(varied) <= 2:
         return ""
-    measured = [k for k in summary[0] if k.endswith("_loss") or "_accuracy_" in k]
+    keys = dict.fromkeys(k for row in summary for k in row)  # a run may lack evaluations
+    measured = [k for k in keys if k.endswith("_loss") or "_accuracy_" in k]
     shown = []
     for y in measured:
         if y == "training_loss" or not any(finite(r.get(y)) for r in summary):
