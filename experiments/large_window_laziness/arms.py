@@ -93,7 +93,7 @@ LARGE = ExperimentScale(
 )
 
 #: Separate seeds: no rate is chosen on the runs that it is then tested on.
-SEEDS, FEWER_SEEDS, SWEEP_SEEDS = tuple(range(10)), tuple(range(5)), (100, 101)
+SEEDS, SWEEP_SEEDS = tuple(range(10)), (100, 101)
 RATES = (5e-4, 1e-3, 2e-3, 3e-3)
 
 Window = Callable[[int, int, int], int]  # (step, steps, seed) -> the window of that step
@@ -276,9 +276,7 @@ def sets(scale: ExperimentScale) -> dict[str, list[Arm]]:
 
 def seeds_of(name: str) -> tuple[int, ...]:
     """The seeds of a set."""
-    if name == "sweep":
-        return SWEEP_SEEDS
-    return FEWER_SEEDS if name in ("alone", "far", "conv") else SEEDS
+    return SWEEP_SEEDS if name == "sweep" else SEEDS
 
 
 SCALES = {scale.task.name: scale for scale in (MAIN, LARGE)}

@@ -72,7 +72,9 @@ def _train(
     from experiments.large_window_laziness.runs import check_settings
 
     for name, seed in units:
-        check_settings(ARMS[scale][name], workdir / scale / name / str(seed))
+        arm = ARMS[scale][name]
+        budget = arm.steps if steps is None else steps
+        check_settings(arm, workdir / scale / name / str(seed), budget)
     left = [unit for unit in units if not _done(workdir / scale, unit)]
     print(f"{len(units)} runs, {len(units) - len(left)} of them done; {jobs} at once", flush=True)
     # One thread per run: two runs in parallel are faster than one run on two cores.

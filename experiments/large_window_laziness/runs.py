@@ -84,14 +84,15 @@ def run(
       ends: whether to measure the end (see `endpoint`).
 
     Raises:
-      UserError: if the folder, or that of the run to go on with, has a run of other settings.
+      UserError: if the folder has a run of other settings or of another budget, or that of the run
+        to go on with has other settings.
     """
-    check_settings(arm, folder)
+    steps = arm.steps if steps is None else steps
+    check_settings(arm, folder, steps)
     if (folder / "done.json").exists():
         return
-    steps = arm.steps if steps is None else steps
     make_folder(folder)
-    write_text(folder / "settings.json", _settings(arm))
+    write_text(folder / "settings.json", json_text.dumps(_settings(arm) | {"steps": steps}))
     model, init, train_step = program_of(arm)
     state = init(jax.random.key(seed))
     before = {"cpu": 0.0, "wall": 0.0, "curve": [], "weights": []}
@@ -135,10 +136,10 @@ def run(
     write_text(folder / "done.json", json_text.dumps(facts))
 
 
-def _settings(arm: Arm) -> str:
+def _settings(arm: Arm) -> dict[str, Any]:
     """What the trajectory of a run depends on, but for its seed and its length."""
     scale = arm.scale
-    facts = {
+    return {
         "lr": arm.lr,
         "task": list(arm.task),
         "batch": scale.batch,
@@ -147,16 +148,30 @@ def _settings(arm: Arm) -> str:
         "final": arm.final,
         "model": repr(arm.model()),
     }
-    return json_text.dumps(facts)
 
 
-def check_settings(arm: Arm, folder: pathlib.Path) -> None:
-    """Raises `UserError` if the folder has a run that the arm would not make now."""
-    path = folder / "settings.json"
-    if path.exists() and path.read_text() != _settings(arm):
+def check_settings(arm: Arm, folder: pathlib.Path, steps: int | None = None) -> None:
+    """Raises `UserError` if the folder has a run that the arm would not make now.
+
+    Args:
+      steps: the budget that the run must have; any by default. A folder of before budgets were
+        recorded has one only when its run is complete.
+    """
+    path, done = folder / "settings.json", folder / "done.json"
+    saved = json_text.loads(path.read_text()) if path.exists() else {}
+    budgets = {saved.pop("steps", steps)}
+    if saved and saved != json_text.loads(json_text.dumps(_settings(arm))):
         raise UserError(
             f"{folder} holds a run of other settings than {arm.name} has now, such as another rate:"
             " remove that folder, or give another --workdir"
+        )
+    if done.exists():
+        budgets.add(json_text.loads(done.read_text())["budget"])
+    other = budgets - {steps}
+    if steps is not None and other:
+        raise UserError(
+            f"{folder} holds a run of {other.pop():,} steps, not of {steps:,}:"
+            " give the same --steps, remove that folder, or give another --workdir"
         )
 
 

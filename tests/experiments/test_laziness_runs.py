@@ -64,6 +64,8 @@ def test_a_killed_and_resumed_run_ends_the_same(small, tmp_path):
 
     with pytest.raises(Stop):
         runs.run(arm, 0, tmp_path / "parts", 4, killed, ends=False)
+    with pytest.raises(UserError, match="holds a run of 4 steps, not of 6"):
+        runs.run(arm, 0, tmp_path / "parts", 6, silent, ends=False)
     runs.run(arm, 0, tmp_path / "parts", 4, silent, ends=False)
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
     assert [record["step"] for record in curve(tmp_path / "whole")] == [0, 2, 4]
@@ -80,8 +82,14 @@ def test_a_killed_and_resumed_run_ends_the_same(small, tmp_path):
     words = ["--workdir", str(tmp_path), "--scale", "main"]
     with pytest.raises(UserError, match="other settings"):  # those without `quick`
         run.main([*words, "--arms", "w4-nope", "--seeds", "1"])
-    (tmp_path / "main" / "w4-nope" / "0" / "settings.json").unlink()
-    assert run.main([*words, "--arms", "w4-nope", "--seeds", "1"]) == 0
+    settings = tmp_path / "main" / "w4-nope" / "0" / "settings.json"
+    for _ in range(2):  # without settings, the end has the budget
+        with pytest.raises(UserError, match="holds a run of 4 steps, not of 6"):
+            runs.run(arm, 0, settings.parent, 6, silent)
+        settings.unlink(missing_ok=True)
+    with pytest.raises(UserError, match="holds a run of 4 steps, not of 5,000"):
+        run.main([*words, "--arms", "w4-nope", "--seeds", "1"])
+    assert run.main([*words, "--arms", "w4-nope", "--seeds", "1", "--steps", "4"]) == 0
 
 
 @pytest.mark.slow
@@ -186,7 +194,8 @@ def test_schedules_end_at_the_large_window():
 
 def test_every_arm_has_a_model():
     seeds = {name: len(arms.seeds_of(name)) for name in SETS["main"]}
-    assert len(SETS["main"]["core"]) * seeds["core"] == 100 and seeds["alone"] == 5
+    assert len(SETS["main"]["core"]) * seeds["core"] == 100
+    assert {n for name, n in seeds.items() if name != "sweep"} == {10}
     assert not set(arms.SWEEP_SEEDS) & set(arms.SEEDS)
     for arm in ARMS["main"].values():
         prefix = (arm.prefix,) if arm.prefix else ()
