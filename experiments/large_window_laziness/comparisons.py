@@ -1,7 +1,8 @@
 """Paired comparisons of times beyond the declared claims: controls, recurrences, cures, positions.
 
 They answer questions that no claim was declared for, so they have no verdict: each table gives ratios
-of times with intervals, and two-sided p that Holm's method adjusts within the table.
+of times with intervals, and two-sided p that Holm's method adjusts within the table. A time that is
+not seen counts with the bound that works against a difference (see `paired`).
 """
 
 from collections.abc import Sequence
@@ -86,12 +87,12 @@ def _compared(table: str, late: str, early: str, by_arm: dict[str, dict[int, Run
     if not seeds:
         return {}
     sides = [[by_arm[arm][seed] for seed in seeds] for arm in (late, early)]
-    budget = min(run.facts["budget"] for side in sides for run in side)
+    budgets = [min(run.facts["budget"] for run in pair) for pair in zip(*sides)]
     times = [[run.formed for run in side] for side in sides]
-    d = paired.log_ratio(*times, budget)
-    effect = paired.interval(d.nearest)
+    d = paired.log_ratio(*times, budgets)
+    effect = paired.bounded_interval(d)
     ratio = [f"{float(np.exp(x)):.3g}" for x in effect]
-    p = 2 * min(paired.sign_flip(d.nearest), paired.sign_flip(-d.nearest))
+    p = 2 * min(paired.sign_flip(d.low), paired.sign_flip(-d.high))
     unseen = [sum(not time.seen for time in side) for side in times]
     return {
         "table": table,

@@ -27,13 +27,15 @@ class Time(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A mean and its interval."""
+    """A mean and its interval; all NaN where nothing is known."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
+        if math.isnan(self.value):
+            return "not known"
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
@@ -67,27 +69,33 @@ def first_lasting(steps: Sequence[float], values: Sequence[float], level: float)
     return Time(float(steps[-1]), False)
 
 
-def log_ratio(late: Sequence[Time], early: Sequence[Time], budget: float) -> Bounds:
+def log_ratio(
+    late: Sequence[Time], early: Sequence[Time], budgets: Sequence[float] | float
+) -> Bounds:
     """ln(late / early) of each pair.
 
-    A time that is not seen by `budget` lies beyond it. If only the late one is not seen, the ratio
-    exceeds ln(budget / early). If neither is, the ratio may be anything, and counts as 0: under the
-    hypothesis that the arms do not differ, min(time, budget) is as exchangeable as the time itself.
+    A time that is not seen by its pair's budget lies beyond it. If only the late one is not seen, the
+    ratio exceeds ln(budget / early). If neither is, the ratio may be anything, and its `nearest` is 0.
+
+    Args:
+      budgets: of each pair, the steps that both its runs were given; or one for all.
     """
     nearest, low, high = np.zeros((3, len(late)))
-    for i, (a, b) in enumerate(zip(late, early, strict=True)):
-        known = [math.log(min(t.step, budget) if t.seen else budget) for t in (a, b)]
+    budgets = np.broadcast_to(budgets, len(late))
+    for i, (a, b, budget) in enumerate(zip(late, early, budgets, strict=True)):
+        seen = [t.seen and t.step <= budget for t in (a, b)]
+        known = [math.log(t.step if s else budget) for t, s in zip((a, b), seen)]
         nearest[i] = known[0] - known[1]
-        high[i] = nearest[i] if a.seen else math.inf
-        low[i] = nearest[i] if b.seen else -math.inf
+        high[i] = nearest[i] if seen[0] else math.inf
+        low[i] = nearest[i] if seen[1] else -math.inf
     return Bounds(nearest, low, high)
 
 
 def sign_flip(differences: Sequence[float]) -> float:
     """One-sided exact p that the centre is at most 0: the share of sign patterns with such a mean.
 
-    -inf, a difference without a bound, is winsorised: it counts as the largest of the others, with a
-    negative sign.
+    -inf, a difference without a bound, counts as lower than all others together could make up for. So
+    p is at least a half with one of them: a mean that may be anything supports nothing.
 
     Raises:
       ValueError: if there are more than `MOST_PAIRS` differences.
@@ -98,16 +106,17 @@ def sign_flip(differences: Sequence[float]) -> float:
     known = np.abs(d[np.isfinite(d)])
     if not len(known):
         return 1.0
-    d = np.where(np.isfinite(d), d, -known.max())
+    d = np.where(np.isfinite(d), d, -2 * known.sum() - 1)
     return float(np.mean(_signs(len(d)) @ d >= d.sum() - TIE * max(known.max(), 1) * len(d)))
 
 
 def above(d: Bounds, margin: float) -> tuple[float, float]:
     """(p against "the centre is at most 0", p against "it is at least `margin`").
 
-    A small first p supports a claim of a difference, a small second one refutes it.
+    A small first p supports a claim of a difference, a small second one refutes it. Each takes the
+    bound of a difference that works against its conclusion.
     """
-    return sign_flip(d.nearest), sign_flip(margin - d.high)
+    return sign_flip(d.low), sign_flip(margin - d.high)
 
 
 def within(d: Bounds, margin: float) -> tuple[float, float]:
@@ -136,15 +145,27 @@ def interval(differences: Sequence[float], level: float = LEVEL) -> Interval:
     These lie between two means of subsets (Hartigan, "Using subsample values as typical values",
     1969): the 2^n - 1 means of non-empty subsets cut the line into 2^n pieces, and the centre of
     symmetric differences lies in each with equal probability. So the coverage is exact for them;
-    with few pairs (5 or fewer at 95%) no finite interval has it.
+    with few pairs (5 or fewer at 95%) no finite interval has it. A difference may be infinite.
     """
     d = np.asarray(differences, float)
     chosen = (_signs(len(d)) > 0)[:-1]  # without the empty subset
-    means = np.sort(chosen @ d / chosen.sum(axis=1))
+    means = np.sort(np.where(chosen, d, 0.0).sum(axis=1) / chosen.sum(axis=1))
     cut = math.floor(level / 2 * 2 ** len(d))
     if cut < 1:
         return Interval(float(d.mean()), -math.inf, math.inf)
     return Interval(float(d.mean()), float(means[cut - 1]), float(means[-cut]))
+
+
+def bounded_interval(d: Bounds) -> Interval:
+    """The interval of differences of which some are only bounded: it holds for all that they may be.
+
+    Its low end is that of the low bounds, its high end that of the high bounds, so that an end is
+    infinite where its bounds leave it open. The value is the mean of those nearest to 0. Where no
+    difference has a bound, all is NaN.
+    """
+    if not (np.isfinite(d.low) | np.isfinite(d.high)).any():
+        return Interval(math.nan, math.nan, math.nan)
+    return Interval(float(d.nearest.mean()), interval(d.low).low, interval(d.high).high)
 
 
 def _signs(n: int) -> np.ndarray:

@@ -90,10 +90,16 @@ def comparisons_table(folder: pathlib.Path, name: str) -> str:
     lines += ["|---|---|--:|---|--:|"]
     lines += [
         f"| {r['late']} | {r['early']} | {r['seeds']} ({r['late_unseen']}, {r['early_unseen']}) |"
-        f" {r['ratio']} [{r['low']}, {r['high']}] | {r['p']} |"
+        f" {_ratio(r)} | {r['p']} |"
         for r in rows
     ]
     return "\n".join(lines)
+
+
+def _ratio(row: tables.Row) -> str:
+    if row["ratio"] == "nan":
+        return "not known"
+    return f"{row['ratio']} [{row['low']}, {row['high']}]"
 
 
 def _median(times: Sequence[Time]) -> str:

@@ -9,7 +9,15 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from experiments.large_window_laziness import claims, comparisons, figures, rates, results, tables
+from experiments.large_window_laziness import (
+    claims,
+    comparisons,
+    figures,
+    paired,
+    rates,
+    results,
+    tables,
+)
 from experiments.large_window_laziness.arms import ARMS, MAIN, SETS
 from experiments.large_window_laziness.tables import Run
 
@@ -23,17 +31,19 @@ class Planted:
 
     Attributes:
       times: mean step of retrieval by window.
-      full_loss, local_loss: accuracy lost where full, or efficient, layers are bounded.
+      full_loss, local_loss: accuracy lost where full, or efficient, layers are bounded to 4.
       nope: gain of NoPE at twice the length.
       late: what w32 lacks at the end of the long budget.
+      never: seeds in which neither long run retrieves.
       local: nats of local text that w32 has more than w4.
     """
 
     times: dict[str, float] = dataclasses.field(default_factory=lambda: dict(ORDER))
     full_loss: float = 0.9
-    local_loss: float = 0.02
+    local_loss: float = 0.01
     nope: float = 0.4
     late: float = 0.0
+    never: tuple[int, ...] = ()
     local: float = 0.0
 
 
@@ -45,6 +55,8 @@ def made(planted, seed, seeds=SEEDS):
         window, positions = arm.name.split("-")[0], arm.positions
         for number in seeds:
             formed = planted.times[window] * np.exp(rng.normal(0, 0.08))
+            if not arm.stops and number in planted.never:
+                formed = NEVER
             end = arm.steps if not arm.stops or formed > arm.steps else formed + 350
             steps = np.arange(0, end // 50 + 1) * 50
             curve = {name: np.zeros(len(steps)) for name in tables.curve_columns()[2:]}
@@ -58,8 +70,9 @@ def made(planted, seed, seeds=SEEDS):
             facts = {name: 1.0 for name in tables.run_columns()[2:]}
             facts |= {f"full_sees_{w}": 0.98 for w in MAIN.windows}
             facts |= {f"local_sees_{w}": 0.98 for w in MAIN.windows}
-            facts["full_sees_8"] -= planted.full_loss + rng.normal(0, 0.02)
-            facts["local_sees_8"] -= planted.local_loss + rng.normal(0, 0.02)
+            facts["masked_none"] = 0.98
+            facts["full_sees_4"] -= planted.full_loss + rng.normal(0, 0.02)
+            facts["local_sees_4"] -= planted.local_loss + rng.normal(0, 0.01)
             gain = planted.nope if positions == "nope" else 0.0
             facts["length_2x"] = 0.4 + gain + rng.normal(0, 0.03)
             facts["budget"] = arm.steps
@@ -105,7 +118,7 @@ def test_a_claim_fails_where_the_reverse_is_planted(claim):
 
 
 ABSENT = {
-    RETRIEVAL: Planted(full_loss=0.5, local_loss=0.5),
+    RETRIEVAL: Planted(full_loss=0.0),
     LAZY: Planted(times=dict.fromkeys(ORDER, 900.0)),
     NOPE: Planted(nope=0.0),
     BY_6000: Planted(late=claims.ACCURACY_MARGIN),
@@ -136,6 +149,80 @@ def test_runs_that_never_form_are_not_evidence_against_a_delay():
     assert outcomes(planted)[LAZY] == {claims.UNDECIDED}
 
 
+@pytest.mark.parametrize("local_loss", [0.3, 0.88])
+def test_a_bound_of_both_kinds_of_layers_that_costs_accuracy_refutes_the_place_of_retrieval(
+    local_loss,
+):
+    """Though bounding the full layers costs more: 0.98 against 0.88."""
+    found = outcomes(Planted(full_loss=0.98, local_loss=local_loss))
+    assert found[RETRIEVAL] == {claims.FAILS}
+
+
+def test_the_place_of_retrieval_needs_runs_that_retrieve():
+    planted = Planted(times={**ORDER, "w32": NEVER})
+    found = {v.claim: v for v in claims.verdicts(made(planted, 0))}
+    retrieval = found[f"{RETRIEVAL} (rope)"]
+    assert retrieval.outcome == claims.UNDECIDED
+    assert [result.seeds for result in retrieval.results] == [10, 0, 0]
+
+
+def test_windows_that_do_not_retrieve_are_not_equally_good():
+    """The claim by 6,000 steps is undecided where the smallest window has not retrieved itself."""
+    assert outcomes(Planted(never=tuple(SEEDS)))[BY_6000] == {claims.UNDECIDED}
+    assert outcomes(Planted(never=(0, 1)))[BY_6000] == {claims.UNDECIDED}
+    assert outcomes(Planted(never=(0,)))[BY_6000] == {claims.HOLDS}
+
+
+def test_one_early_run_without_retrieval_leaves_a_delay_undecided():
+    """Nine pairs of 1650 and 1000 steps, and one of 4000 and none by 5000."""
+
+    def planted(window, number):
+        if number == 0:
+            return {"w8": 4000, "w4": NEVER}[window]
+        return {"w8": 1650, "w4": 1000}[window]
+
+    runs = made(Planted(), 0)
+    for i, run in enumerate(runs):
+        if run.arm in ("w4-rope", "w8-rope"):
+            step, steps = planted(run.arm[:2], run.seed), np.arange(101) * 50
+            curve = {name: np.zeros(101) for name in run.curve} | {"step": steps}
+            curve[tables.distances(MAIN)[-1]] = np.where(steps >= step, 0.98, 0.02)
+            runs[i] = run._replace(curve=curve)
+    (verdict,) = [v for v in claims.verdicts(runs) if v.claim == f"{LAZY} (rope)"]
+    first, *others = verdict.results
+    assert first.unseen == 1 and first.outcome == claims.UNDECIDED
+    assert first.effect.low == -np.inf and first.effect.high == pytest.approx(np.log(1.65))
+    assert others[1].outcome == claims.HOLDS
+
+
+def test_a_run_of_a_small_budget_bounds_its_own_pair_only():
+    """One pair that was given 500 steps leaves the delays of the other nine as they are."""
+    runs = made(Planted(), 0)
+    whole = claims.declared()[2].contrasts[0].differences
+    before = whole(_by_arm(runs), MAIN)
+    for i, run in enumerate(runs):
+        if run.arm == "w8-rope" and run.seed == 3:
+            curve = {name: x[:11] for name, x in run.curve.items()}
+            runs[i] = run._replace(curve=curve, facts=run.facts | {"budget": 500})
+    after = whole(_by_arm(runs), MAIN)
+    others = np.arange(10) != 3
+    np.testing.assert_array_equal(after.low[others], before.low[others])
+    assert after.low[3] == -np.inf and after.high[3] == np.inf
+
+
+def _by_arm(runs):
+    found = {}
+    for run in runs:
+        found.setdefault(run.arm, {})[run.seed] = run
+    return found
+
+
+def test_the_fewest_seeds_are_those_whose_least_p_can_decide():
+    count = sum(len(claim.contrasts) for claim in claims.declared())
+    least = [max(paired.holm([2.0**-n] * count)) for n in (claims.FEWEST - 1, claims.FEWEST)]
+    assert least[0] > paired.LEVEL >= least[1]
+
+
 def test_few_seeds_decide_nothing():
     found = outcomes(Planted(), seeds=range(claims.FEWEST - 1))
     assert set.union(*found.values()) == {claims.UNDECIDED}
@@ -145,7 +232,7 @@ def test_few_seeds_decide_nothing():
 def test_five_claims_are_declared_and_name_arms_that_exist():
     texts = {claim.text.split(" (")[0] for claim in claims.declared()}
     assert texts == set(CLAIMS)
-    assert sum(len(claim.contrasts) for claim in claims.declared()) == 17  # as the page says
+    assert sum(len(claim.contrasts) for claim in claims.declared()) == 19  # as the page says
     present = made(Planted(), 0, seeds=range(1))
     assert {run.arm for run in present} <= set(ARMS["main"])
     by_arm = {run.arm: {run.seed: run} for run in present}
@@ -170,6 +257,19 @@ def test_comparisons_name_arms_that_exist_and_find_a_planted_ratio():
     assert float(found["w8-nope"]["low"]) > 1.3 > float(found["w16-nope"]["high"])
     assert found["w8-nope"]["p"] == "0.0098"  # 5 x 2 / 1,024
     assert all(float(row["p"]) > 0.05 for name, row in found.items() if name != "w8-nope")
+
+
+def test_a_comparison_of_times_not_seen_is_open_to_that_side():
+    """Of w32 with NoPE no time is seen; of w8 none with either."""
+    runs = made(Planted(), 3)
+    for i, run in enumerate(runs):
+        if run.arm in ("w32-nope", "w8-nope", "w8-rope"):
+            far = {tables.distances(MAIN)[-1]: np.zeros(len(run.steps))}
+            runs[i] = run._replace(curve=run.curve | far)
+    rows = [row for row in comparisons.compared(runs) if row["table"] == "positions"]
+    found = {row["late"]: row for row in rows}
+    assert float(found["w32-nope"]["low"]) > 1 and found["w32-nope"]["high"] == "inf"
+    assert found["w8-nope"]["ratio"] == "nan" and found["w8-nope"]["p"] == "1.0000"
 
 
 def test_the_rate_with_the_earliest_retrieval_is_chosen():
