@@ -7,15 +7,16 @@ import re
 import numpy as np
 import pytest
 
-from hybridlm.analysis import Results, Run, Runs, figures, newest, open_checkpoint
+from hybridlm.analysis import Inspected, Results, Run, Runs, figures, newest, open_checkpoint
 from hybridlm.analysis import open_model as inspect_model
 from hybridlm.analysis.report import AttentionText, attention_text, write_report
 from hybridlm.analysis.report.parts import Parts
 from hybridlm.analysis.rows import layer_rows, state_rows
 from hybridlm.config import to_dict
-from hybridlm.errors import RunError
+from hybridlm.data.tokenizers import ByteTokenizer
+from hybridlm.errors import RunError, UserError
 from hybridlm.models.params import Model
-from hybridlm.runs import checkpoint, open_model, save_model
+from hybridlm.runs import OpenedModel, checkpoint, open_model, save_model
 from tests.analysis.folders import (
     evaluation,
     head_records,
@@ -25,6 +26,7 @@ from tests.analysis.folders import (
 )
 from tests.analysis.test_report import ENVIRONMENT, FACTS, eval_record, train_record
 from tests.browser import NAMES, browser, installed
+from tests.models import small
 
 SCREENS = [(w, h, scheme) for w, h in ((1280, 900), (390, 844)) for scheme in ("light", "dark")]
 GROUND = {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 23, 26)"}
@@ -173,6 +175,17 @@ def test_weights_that_do_not_fit_the_tokens_are_refused():
         AttentionText("a", ["x", "y"], {"layer 0": np.zeros((1, 2, 3))})
     with pytest.raises(ValueError, match="are more than the 4,000,000 that a page holds"):
         AttentionText("a", ["x"] * 2001, {"layer 0": np.zeros((1, 2001, 2001))})
+
+
+def test_attention_that_no_map_can_show_is_refused():
+    """Over an empty text, and of a layer whose parts attend each by itself."""
+    model = Model.of(small.model_config("swa hymba", vocab_size=258))
+    m = Inspected(OpenedModel(None, model, {}, ByteTokenizer(), None, {}, None))
+    with pytest.raises(UserError, match="--text is empty: give the text"):
+        attention_text(m, "")
+    said = r"has layer 1 \(hymba\), whose parts attention, recurrence attend each.*: leave it out"
+    with pytest.raises(UserError, match=said):
+        attention_text(m, "a text", ["hymba"])
 
 
 def test_layers_without_a_text_are_refused(tmp_path, refusal):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hybridlm.analysis.inspected import Inspected
+from hybridlm.analysis.layers import OUTPUTS
 from hybridlm.errors import UserError
 
 MOST = 4_000_000  # weights in a page: 16 MB, a third more as text
@@ -73,9 +74,11 @@ def attention_text(
         attention is defined.
 
     Raises:
-      UserError: for an unknown layer, a layer without attention that is asked for, a text without
-        tokens, or more weights than a page holds.
+      UserError: for an unknown layer, a layer without attention, or with several, that is asked for, an
+        empty text, or more weights than a page holds.
     """
+    if not text:
+        raise UserError("--text is empty: give the text over which attention is shown")
     tokens = model.strings(text)[0]
     found: dict[str, Any] = {}
     for layer in range(len(model.mixers)) if layers is None else _numbers(model, layers):
@@ -108,4 +111,21 @@ def _numbers(model: Inspected, layers: Sequence[str | int]) -> list[int]:
                 f" mixers {', '.join(dict.fromkeys(model.mixers))}"
             )
         chosen |= named
+    _check_whole(model, sorted(chosen))
     return sorted(chosen)
+
+
+def _check_whole(model: Inspected, layers: Sequence[int]) -> None:
+    """Refuses layers that mix tokens in parts of their own alone, each with its attention."""
+    known = [name.rpartition(".") for name in model.hooks([[0, 0]])]
+    outputs = {scope for scope, _, name in known if name in OUTPUTS}
+    for layer in layers:
+        mixer = f"blocks.{layer}.attn"
+        parts = sorted(s.removeprefix(f"{mixer}.") for s in outputs if s.startswith(f"{mixer}."))
+        if parts and mixer not in outputs:
+            raise UserError(
+                f"--layers has layer {layer} ({model.mixers[layer]}), whose parts {', '.join(parts)}"
+                " attend each by itself, and a report shows the attention of whole layers: leave it"
+                f" out, or call effective_attention(text, {layer}, part={parts[0]!r}) of"
+                " hybridlm.analysis.open_model"
+            )
