@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from hybridlm.convert.safetensors_folder import DTYPES
 from hybridlm.convert.transforms import HalvesFromPairs
 from hybridlm.data.gguf_tokenizer import absent, open_gguf, value
 from hybridlm.data.settings import TokenizerConfig
@@ -122,6 +123,11 @@ class GGUFFile:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each tensor; GGUF lists dimensions from the innermost."""
         return {name: tuple(map(int, reversed(t.shape))) for name, t in self.entries.items()}
+
+    @property
+    def dtypes(self) -> dict[str, np.dtype]:
+        """The dtype of each tensor, as it is stored; float32 for a quantised one."""
+        return {n: DTYPES.get(t.tensor_type.name, DTYPES["F32"]) for n, t in self.entries.items()}
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, dequantised, float32."""

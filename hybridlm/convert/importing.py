@@ -61,6 +61,15 @@ class Checkpoint:
         rule = self.table.by_parameter[name]
         return self._parameters(rule)[rule.ours.index(name)]
 
+    @functools.cached_property
+    def dtypes(self) -> dict[str, np.dtype]:
+        """By parameter, the dtype in which it is stored: the widest of the tensors that hold it."""
+        stored = self.tensors.dtypes
+        return {
+            name: max((stored[theirs] for theirs in rule.theirs), key=lambda x: x.itemsize)
+            for name, rule in self.table.by_parameter.items()
+        }
+
     def params(self) -> Params:
         """All parameters, as nested float32 arrays: one copy, and the tensor that is being read."""
         filled = {}
@@ -155,6 +164,12 @@ class Renamed:
         old = {name: new for new, name in names.items()}
         shapes = {old.get(name, name): shape for name, shape in tensors.shapes.items()}
         return cls(shapes, tensors, names)
+
+    @property
+    def dtypes(self) -> dict[str, np.dtype]:
+        """The dtype of each tensor, as it is stored."""
+        dtypes = self.tensors.dtypes
+        return {name: dtypes[self.names.get(name, name)] for name in self.shapes}
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in its own dtype."""

@@ -37,9 +37,11 @@ class Tensors(Protocol):
 
     Attributes:
       shapes: by name.
+      dtypes: by name, as they are stored; float32 for GGUF's quantised types.
     """
 
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype]
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in its own dtype."""
@@ -83,6 +85,11 @@ class SafetensorsFolder:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each tensor."""
         return {name: place.shape for name, place in self.places.items()}
+
+    @property
+    def dtypes(self) -> dict[str, np.dtype]:
+        """The dtype of each tensor, as the headers have it."""
+        return {name: place.dtype for name, place in self.places.items()}
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in its own dtype."""

@@ -71,6 +71,12 @@ class TextTensors:
         """The shape of each tensor."""
         return {name: self.tensors.shapes[theirs] for name, theirs in self.names.items()}
 
+    @property
+    def dtypes(self) -> dict[str, np.dtype]:
+        """The dtype of each tensor, as it is stored."""
+        dtypes = self.tensors.dtypes
+        return {name: dtypes[theirs] for name, theirs in self.names.items()}
+
     def read(self, name: str) -> np.ndarray:
         """One tensor, in its own dtype."""
         return self.tensors.read(self.names[name])

@@ -35,7 +35,7 @@ class StoredArray:
 
     Attributes:
       shape: of what `read` returns.
-      dtype: as it is stored.
+      dtype: as it is stored; of a checkpoint of transformers, `read` returns float32.
       read: reads it from the disk or the bucket.
     """
 
@@ -207,7 +207,7 @@ def _converted(path: pathlib.Path, step: int | None) -> StoredCheckpoint:
     found = opened.open_converted(path)
     shapes = found.model.by_name(found.model.abstract)
     arrays = {
-        name: StoredArray(x.shape, np.dtype(np.float32), functools.partial(found.parameter, name))
+        name: StoredArray(x.shape, found.dtypes[name], functools.partial(found.parameter, name))
         for name, x in shapes.items()
     }
     return StoredCheckpoint(path, None, arrays, found.model)

@@ -94,6 +94,7 @@ def test_the_parameters_are_those_of_the_safetensors(tmp_path, rope):
     assert (mixer.rope.theta, mixer.rope.llama3) == (THETA, rope)
     assert (mixer.heads, mixer.kv_heads, mixer.bias) == (other.heads, other.kv_heads, other.bias)
     assert found.length == wanted.length
+    assert {dtype.name for dtype in found.dtypes.values()} == {"float32"}
 
 
 def test_the_tokenizer_becomes_the_file_it_was(tmp_path):

@@ -2,12 +2,15 @@
 
 import contextlib
 import json
+import random
 import shutil
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from hybridlm import config as configs
 from hybridlm.config import to_dict
@@ -102,6 +105,21 @@ def test_a_model_folder_and_settings_of_another_program_open(root, tmp_path):
     (stacked,) = [n for n in opened.names() if n.endswith("full.mixer.q.kernel")]
     assert stacked.startswith("unit.") and opened[stacked].shape[0] == 2
     np.testing.assert_array_equal(opened[stacked][1], model.by_name(params)[name])
+
+
+@pytest.mark.parametrize("family", ["llama", "wrapped_mistral3"])
+def test_the_dtype_is_the_one_in_the_files_of_transformers(root, tmp_path, family):
+    """Of tensors cast to another dtype each; what is read of them is float32."""
+    folder = shutil.copytree(root / "tests" / "convert" / "fixtures" / family, tmp_path / "model")
+    (file,) = folder.glob("*.safetensors")
+    drawn = [np.float16, ml_dtypes.bfloat16, np.float32]
+    tensors = {name: x.astype(random.choice(drawn)) for name, x in load_file(file).items()}
+    save_file(tensors, file)
+    opened = open_checkpoint(folder)
+    (stored,) = [x.dtype for name, x in tensors.items() if "embed_tokens" in name]
+    array = opened.arrays["embedding"]
+    assert array.dtype == stored and array.nbytes == stored.itemsize * opened["embedding"].size
+    assert opened["embedding"].dtype == np.float32
 
 
 def test_an_array_that_has_changed_is_refused(root, tmp_path):
