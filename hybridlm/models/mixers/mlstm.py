@@ -129,7 +129,7 @@ class MLSTM(Mixer):
         heads, ids_BT = self.config.heads, context.segment_ids_BT
         state = state or self.init_state(batch, time, x_BTD.dtype)
         write_BTH, log_decay_BTH, m_BTH = _stabilized_gates(
-            self.input_gate(x_BTD), self.forget_gate(x_BTD), ids_BT, state
+            self.input_gate(x_BTD), self.forget_gate(x_BTD), context, state
         )
         # No cotangent of a token that is padding or not finite enters the running maximum, which
         # would pass it to other documents.
@@ -146,7 +146,7 @@ class MLSTM(Mixer):
             q_BTHK,
             at_least_float32(k_BTHK) * write_BTH[..., None],
             v_BTHV,
-            context.hook("hook_log_decay", log_decay_BTH),
+            context.hook("hook_log_decay_stabilized", log_decay_BTH),
             segment_ids=ids_BT,
             scale=self.key_size**-0.5,
             initial_state=state.memory,
@@ -198,21 +198,23 @@ class HeadLayerNorm(nnx.Module):
 
 
 def _stabilized_gates(
-    input_BTH: jax.Array, forget_BTH: jax.Array, ids_BT: jax.Array, state: MLSTMState
+    input_BTH: jax.Array, forget_BTH: jax.Array, context: SequenceContext, state: MLSTMState
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(factor on keys, log decay, m) for the memory times exp(-m); eq. 15-16 of the xLSTM paper.
 
     m_t = max(log f_t + m_{t-1}, i_t), with m 0 before a document's first token (the published
     code's), keeps both exp(i_t - m_t) and the decay f_t exp(m_{t-1} - m_t) at most 1. m changes the
-    mixer's output through `NORMALIZER_EPS` only.
+    mixer's output through `NORMALIZER_EPS` only. `hook_log_decay` is log f.
     """
+    ids_BT = context.segment_ids_BT
     padding_BT1 = (ids_BT == 0)[..., None]
     starts_BT1 = segments.document_starts(ids_BT, state.memory.segment_ids_B)[..., None]
     # The running maximum would pass what is not finite to later documents. The op marks this one from
     # its keys and values, which come from the same input.
     finite_BTH = jnp.isfinite(input_BTH) & jnp.isfinite(forget_BTH) & ~padding_BT1
     input_BTH, forget_BTH = (jnp.where(finite_BTH, x, 0) for x in (input_BTH, forget_BTH))
-    log_f_BTH = jnp.where(padding_BT1, 0, jax.nn.log_sigmoid(forget_BTH))
+    log_f_BTH = context.hook("hook_log_decay", jax.nn.log_sigmoid(forget_BTH))
+    log_f_BTH = jnp.where(padding_BT1, 0, log_f_BTH)
     before_BH = jnp.where(starts_BT1[:, 0], 0, state.stabilizer_BH.astype(log_f_BTH.dtype))
     a_BTH = jnp.where(starts_BT1, RESET, log_f_BTH)
     b_BTH = jnp.where(starts_BT1, jnp.maximum(log_f_BTH, input_BTH), input_BTH)
