@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hybridlm.analysis.edits import Edit
+from hybridlm.analysis.edits import Affine, Edit, for_activation
 from hybridlm.errors import UserError
 from hybridlm.models.hooks import Hooks
 from hybridlm.models.mixers import SequenceContext
@@ -87,7 +87,7 @@ def gradients(
 
 def as_pytrees(edits: Mapping[str, Edit] | None) -> dict[str, Any]:
     """Edits as an argument of a jitted function."""
-    return {name: as_pytree(edit) for name, edit in (edits or {}).items()}
+    return {name: as_pytree(for_activation(name, edit)) for name, edit in (edits or {}).items()}
 
 
 def as_pytree(function: Callable[..., Any]) -> Any:
@@ -100,13 +100,26 @@ def as_pytree(function: Callable[..., Any]) -> Any:
     return jax.tree_util.Partial(function) if is_leaf else function
 
 
-def check_edits(edits: Mapping[str, Edit] | None, known: Sequence[str]) -> None:
-    """Raises UserError for an edit of what is no activation."""
-    for name in edits or {}:
+def check_edits(
+    edits: Mapping[str, Edit] | None,
+    known: Mapping[str, jax.ShapeDtypeStruct],
+    tokens_shape: tuple[int, ...],
+    *,
+    one_end: bool = True,
+) -> None:
+    """Raises UserError for an edit of what is no activation, or of tokens or heads it does not have.
+
+    Args:
+      one_end: whether the rows end at the same token, so that positions may count from the end.
+    """
+    for name, edit in (edits or {}).items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
             mend = f"did you mean {near[0]!r}?" if near else "`hooks` lists the names"
             raise UserError(f"edits has {name!r}, which is no activation of this model: {mend}")
+        if isinstance(edit, Affine):
+            shape = known[name].shape
+            for_activation(name, edit).check(name, shape, tokens_shape, one_end)
 
 
 def run(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ class Inspected:
     """An opened model whose activations have names.
 
     Every method takes `segment_ids` (batch, time), for documents packed into a row: 0 is padding, a
-    change of id a boundary. None is one document a row.
+    change of id a boundary. None is one document a row, without the padding of unequal texts.
 
     Attributes:
       opened: the model, its parameters and its tokenizer.
@@ -71,7 +72,10 @@ class Inspected:
     @functools.cached_property
     def params(self) -> Params:
         """The parameters, on the device."""
-        return jax.tree.map(jnp.asarray, self.opened.params)
+        with (
+            jax.ensure_compile_time_eval()
+        ):  # arrays, also where a caller's program is being traced
+            return jax.tree.map(jnp.asarray, self.opened.params)
 
     @property
     def mixers(self) -> tuple[str, ...]:
@@ -81,18 +85,13 @@ class Inspected:
     def tokens(self, tokens: Tokens) -> Any:
         """Token ids (batch, time), int32; a text begins with the tokenizer's first token.
 
-        Several texts of unequal length are padded at the end with token 0: pass `segment_ids` that
-        are 0 there, as `documents` makes them.
+        Several texts of unequal length are padded at the end with token 0. Where `segment_ids` is
+        None they are 0 there, so that padding is no token.
+
+        Raises:
+          UserError: for no tokens, and for numbers of another shape.
         """
-        if isinstance(tokens, str):
-            tokens = [tokens]
-        if isinstance(tokens, Sequence) and all(isinstance(text, str) for text in tokens):
-            rows = [self._encoded(text) for text in tokens]
-            longest = max(map(len, rows))
-            return np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
-        if not isinstance(tokens, jax.Array):
-            tokens = np.asarray(tokens)
-        return tokens[None] if tokens.ndim == 1 else tokens
+        return self._rows(tokens)[0]
 
     def strings(self, tokens: Tokens) -> list[list[str]]:
         """The text of each token, by row; bytes that are no text alone show as U+FFFD."""
@@ -100,12 +99,12 @@ class Inspected:
         return [[decode([int(token)]) for token in row] for row in self.tokens(tokens)]
 
     def hooks(
-        self, tokens: Tokens = "", *, states_at: Sequence[int] = ()
+        self, tokens: Tokens = ((0,),), *, states_at: Sequence[int] = ()
     ) -> dict[str, tuple[int, ...]]:
         """The shape of every activation by name, in the order of the forward pass.
 
         Args:
-          tokens: whose shape the activations follow.
+          tokens: whose shape the activations follow; a row of one token.
           states_at: as in `run_with_cache`.
         """
         tokens_BT = self.tokens(tokens)
@@ -136,9 +135,13 @@ class Inspected:
             this model.
         """
         tokens_BT, ids_BT = self._checked(tokens, segment_ids)
+        if self._lengths(tokens) is not None and any(position < -1 for position in states_at):
+            raise UserError(
+                "states_at counts from the end, and the texts' ends differ: count from the start"
+            )
         positions = _positions(states_at, tokens_BT.shape[1])
         known = self._known(tokens_BT, positions)
-        activations.check_edits(edits, [name for name in known if not memory.states(name)])
+        self._check_edits(edits, tokens, known)
         chosen = activations.choose(names, known)
         return activations.forward(
             self.model, self.params, tokens_BT, ids_BT, chosen, edits, positions, self.dtype
@@ -174,7 +177,7 @@ class Inspected:
         """
         tokens_BT, ids_BT = self._checked(tokens, segment_ids)
         known = self._known(tokens_BT, ())
-        activations.check_edits(edits, known)
+        self._check_edits(edits, tokens, known)
         chosen = activations.choose(names, known)
         for name in chosen:
             if not jnp.issubdtype(known[name].dtype, jnp.floating):
@@ -198,26 +201,32 @@ class Inspected:
 
         Args:
           layer: one, or several: then a dict by layer.
-          rows: positions of queries; negative ones count from the end. None is all.
+          rows: positions of queries; negative ones count from the end of each text. None is all.
 
         Raises:
           UserError: for a layer without attention.
         """
         tokens_BT, ids_BT = self._checked(tokens, segment_ids)
-        batch, time = tokens_BT.shape
-        chosen = range(time) if rows is None else [_position(row, time, "rows") for row in rows]
-        rows_BQ = jnp.broadcast_to(jnp.asarray(chosen, jnp.int32)[None], (batch, len(chosen)))
-        several = (layer,) if isinstance(layer, int) else tuple(layer)
+        lengths = self._lengths(tokens)
+        if lengths is None:
+            lengths = [tokens_BT.shape[1]] * tokens_BT.shape[0]
+        if rows is None:
+            chosen = [range(tokens_BT.shape[1])] * len(lengths)
+        else:
+            chosen = [[_position(row, time, "rows") for row in rows] for time in lengths]
+        rows_BQ = jnp.asarray(chosen, jnp.int32)
+        one = np.ndim(layer) == 0
+        several = tuple(map(operator.index, (layer,) if one else layer))
         found = layers.attention_rows(
             self.model, self.params, tokens_BT, ids_BT, rows_BQ, several, self.dtype
         )
-        return found[layer] if isinstance(layer, int) else found
+        return found[several[0]] if one else found
 
     def effective_attention(
         self,
         tokens: Tokens,
         layer: int,
-        head: int | None = None,
+        head: int | Sequence[int] | None = None,
         *,
         part: str | None = None,
         segment_ids: Any = None,
@@ -231,15 +240,18 @@ class Inspected:
         and rows need not sum to 1. Softmax attention gives its pattern.
 
         Args:
-          head: one; None is all. Channels of Mamba, RG-LRU and short convolutions are heads.
+          head: one, or several; None is all. Channels of Mamba, RG-LRU and short convolutions are
+            heads, often thousands.
           part: "slots" or "window" of Native Hybrid Attention, which add up to the whole; a branch of
             a within-layer hybrid.
 
         Returns:
-          (batch, query, key) for one head, (batch, head, query, key) for all.
+          (batch, query, key) for one head, (batch, head, query, key) for several. In at least float32,
+          in which the mixer runs here whatever `dtype` is.
 
         Raises:
-          UserError: for a mixer that names no values, or whose output is not linear in them.
+          UserError: for a mixer that names no values, or whose output is not linear in them; for more
+            entries than `layers.MOST`, before they are computed.
         """
         tokens_BT, ids_BT = self._checked(tokens, segment_ids)
         return layers.effective_attention(
@@ -250,7 +262,7 @@ class Inspected:
         self,
         tokens: Tokens,
         layer: int,
-        head: int | None = None,
+        head: int | Sequence[int] | None = None,
         *,
         share: float = 0.9,
         part: str | None = None,
@@ -261,8 +273,18 @@ class Inspected:
         The query's own token counts 1. Float (batch, query), or (batch, head, query) for all heads;
         NaN for queries that read nothing, padding for one.
         """
-        matrix = self.effective_attention(tokens, layer, head, part=part, segment_ids=segment_ids)
-        return memory.receptive_field(np.asarray(matrix), share)
+        tokens_BT, ids_BT = self._checked(tokens, segment_ids)
+
+        def of(head: int | Sequence[int]) -> np.ndarray:
+            matrix = layers.effective_attention(
+                self.model, self.params, tokens_BT, ids_BT, layer, head, part, self.dtype
+            )
+            return memory.receptive_field(np.asarray(matrix), share)
+
+        if head is not None:
+            return of(head)
+        groups = layers.head_groups(self.model, layer, part, tokens_BT.shape)
+        return np.concatenate([of(group) for group in groups], axis=1)
 
     def half_lives(self, tokens: Tokens, *, segment_ids: Any = None) -> dict[str, np.ndarray]:
         """Tokens in which decay alone halves a state, by the name of the mixer ("blocks.3.attn").
@@ -290,15 +312,51 @@ class Inspected:
     def _known(self, tokens_BT: Any, positions: Sequence[int]) -> dict[str, jax.ShapeDtypeStruct]:
         return activations.shapes(self.model, *tokens_BT.shape, positions, self.dtype)
 
+    def _check_edits(
+        self,
+        edits: Mapping[str, Edit] | None,
+        tokens: Tokens,
+        known: Mapping[str, jax.ShapeDtypeStruct],
+    ) -> None:
+        changeable = {name: x for name, x in known.items() if not memory.states(name)}
+        activations.check_edits(
+            edits, changeable, self.tokens(tokens).shape, one_end=self._lengths(tokens) is None
+        )
+
+    def _rows(self, tokens: Tokens) -> tuple[Any, list[int] | None]:
+        """Token ids (batch, time), and the lengths of rows that are padded, or None."""
+        if isinstance(tokens, str):
+            tokens = [tokens]
+        if isinstance(tokens, Sequence) and tokens and all(isinstance(t, str) for t in tokens):
+            rows = [self._encoded(text) for text in tokens]
+            lengths = [len(row) for row in rows]
+            longest = max(lengths)
+            padded = np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
+            return padded, (lengths if min(lengths) < longest else None)
+        if not isinstance(tokens, jax.Array):
+            tokens = np.asarray(tokens)
+        if tokens.ndim not in (1, 2) or not tokens.size:
+            raise UserError(
+                f"tokens have the shape {tokens.shape}: give a text, several, or ids (time,) or"
+                " (batch, time), at least one"
+            )
+        return (tokens[None] if tokens.ndim == 1 else tokens), None
+
+    def _lengths(self, tokens: Tokens) -> list[int] | None:
+        """Tokens of each text, where texts are of unequal length."""
+        return self._rows(tokens)[1]
+
     def _encoded(self, text: str) -> np.ndarray:
         tokenizer = self.opened.tokenizer
         return np.concatenate([[tokenizer.bos_id], tokenizer.encode(text)]).astype(np.int32)
 
     def _checked(self, tokens: Tokens, segment_ids: Any) -> tuple[Any, Any]:
         """Tokens and segment ids (batch, time), int32; traced ones are not looked at."""
-        tokens_BT = self.tokens(tokens)
-        if segment_ids is None:
-            ids_BT = jnp.ones(tokens_BT.shape, jnp.int32)
+        tokens_BT, lengths = self._rows(tokens)
+        if segment_ids is None and lengths is not None:
+            ids_BT = (np.arange(tokens_BT.shape[1]) < np.array(lengths)[:, None]).astype(np.int32)
+        elif segment_ids is None:
+            ids_BT = np.ones(tokens_BT.shape, np.int32)
         else:
             ids_BT = self.tokens(segment_ids)
         if not any(isinstance(x, jax.core.Tracer) for x in (tokens_BT, ids_BT)):

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hybridlm.errors import UserError
 from hybridlm.models.block import Block
 from hybridlm.models.hooks import Hooks
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.mixers.capabilities import attends
+from hybridlm.models.norms import at_least_float32
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
 
@@ -20,6 +22,8 @@ VALUES = ("hook_written", "hook_v")
 OUTPUTS = ("hook_z", "hook_recurrence_out")
 TOLERANCE = 1e-3  # of the largest output; rounding in float32 stays below 1e-4
 COLUMNS = 64  # of the identity matrix that go through the mixer at once
+MOST = 2**30  # entries of the matrices of one call, 4 GiB of float32
+GROUP = 2**26  # entries at once, where heads are taken in groups
 
 
 def attention_rows(
@@ -46,26 +50,45 @@ def effective_attention(
     tokens_BT: jax.Array,
     ids_BT: jax.Array,
     layer: int,
-    head: int | None,
+    head: int | Sequence[int] | None,
     part: str | None,
     dtype: jnp.dtype,
 ) -> jax.Array:
     """The matrix A with output = A @ values, activations of the layer; see `Inspected`.
 
     Raises:
-      UserError: if the layer names no values or no output, there is no such head, or the output is
-        not linear in the values.
+      UserError: if the layer names no values or no output, there is no such head, there are more
+        than `MOST` entries, or the output is not linear in the values.
     """
     names = _Names.of(model, layer, part)
-    if head is not None and not 0 <= head < names.heads:
-        raise UserError(f"head is {head}, and layer {layer} has {names.heads} heads: from 0")
-    found = _effective(model, dtype, layer, names, head)(params, tokens_BT, ids_BT)
+    heads = np.arange(names.heads) if head is None else np.atleast_1d(np.asarray(head, np.int32))
+    for wanted in heads:
+        if not 0 <= wanted < names.heads:
+            raise UserError(f"head is {wanted}, and layer {layer} has {names.heads} heads: from 0")
+    batch, time = tokens_BT.shape
+    entries = batch * len(heads) * time * time
+    if entries > MOST:
+        raise UserError(
+            f"{len(heads)} heads of layer {layer} would have {entries:,} entries, and at most {MOST:,}"
+            " are computed at once: choose fewer heads or tokens"
+        )
+    program = _effective(model, dtype, layer, names)
+    found = program(params, tokens_BT, ids_BT, heads.astype(np.int32))
     if not found.error <= TOLERANCE * found.largest:
         raise UserError(
             f"layer {layer} ({model.config.layout.names[layer]}) is not linear in its values, with one"
             f" matrix for all channels of a head: its output differs by {float(found.error):.2g}"
         )
-    return found.matrix
+    return found.matrix if head is None or np.ndim(head) else found.matrix[:, 0]
+
+
+def head_groups(
+    model: Model, layer: int, part: str | None, tokens_shape: tuple[int, int]
+) -> list[np.ndarray]:
+    """The heads of a layer in groups, of `GROUP` entries of its matrices or of one head."""
+    heads, (batch, time) = _Names.of(model, layer, part).heads, tokens_shape
+    together = max(1, GROUP // (batch * time * time))
+    return [np.arange(at, min(at + together, heads)) for at in range(0, heads, together)]
 
 
 class _Names(NamedTuple):
@@ -157,11 +180,12 @@ def _attention(model: Model, dtype: jnp.dtype, layers: tuple[int, ...]):
 
 
 @per_model
-def _effective(model: Model, dtype: jnp.dtype, layer: int, names: _Names, head: int | None):
+def _effective(model: Model, dtype: jnp.dtype, layer: int, names: _Names):
     @jax.jit
-    def program(params, tokens_BT, ids_BT):
+    def program(params, tokens_BT, ids_BT, heads_N):
         def measure(block, x_BTD, context):
-            x_BTD = block.mixer_input(x_BTD)
+            # In bfloat16 a matrix would differ from the mixer by the rounding of each sum.
+            x_BTD = at_least_float32(block.mixer_input(x_BTD))
 
             def run(hooks: Hooks) -> dict[str, jax.Array]:
                 block.mixer(x_BTD, _own(context)._replace(hooks=hooks))
@@ -174,7 +198,7 @@ def _effective(model: Model, dtype: jnp.dtype, layer: int, names: _Names, head: 
                 edits = {names.values: lambda _: new_values}
                 return run(Hooks(names.output.__eq__, edits))[names.output]
 
-            return _matrix(of, values, output, head)
+            return _matrix(of, values, output, heads_N)
 
         return _measured(model, dtype, (layer,), measure, params, tokens_BT, ids_BT)[0]
 
@@ -182,9 +206,11 @@ def _effective(model: Model, dtype: jnp.dtype, layer: int, names: _Names, head: 
 
 
 def _matrix(
-    of: Callable[[jax.Array], jax.Array], values: jax.Array, output: jax.Array, head: int | None
+    of: Callable[[jax.Array], jax.Array], values: jax.Array, output: jax.Array, heads_N: jax.Array
 ) -> _Found:
-    """The matrix of the linear map `of` from values (B, T, G, V) to outputs (B, T, H, V).
+    """The matrices (B, N, T, T) of N heads of the linear map `of` from values to outputs.
+
+    Values are (B, T, G, V), outputs (B, T, H, V).
 
     V columns of the identity are V channels of a value head, so that one call of `of` gives V columns
     for all heads. Values and outputs (B, T, channels) count as heads of size 1.
@@ -194,9 +220,9 @@ def _matrix(
     calls = math.ceil(time / columns)
 
     def chosen(output: jax.Array) -> jax.Array:
-        """(B, H, T, V) of all heads, or (B, T, V) of one."""
+        """(B, N, T, V)."""
         output = output if output.ndim == 4 else output[..., None]
-        return jnp.moveaxis(output, 2, 1) if head is None else output[:, :, head]
+        return jnp.moveaxis(jnp.take(output, heads_N, axis=2), 2, 1)
 
     def block(call: jax.Array) -> jax.Array:
         at_C = call * columns + jnp.arange(columns)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybridlm.analysis import memory
+from hybridlm.analysis import layers, memory
 from hybridlm.errors import UserError
 from hybridlm.models.mixers import KINDS
 from hybridlm.models.mixers.base import Mixer, MixerConfig
@@ -53,6 +53,27 @@ def check(name: str, part: str | None, seed: int) -> None:
 
 def test_the_matrix_times_the_values_is_the_output():
     check("lightning", None, seed=5)
+
+
+@pytest.mark.slow
+def test_heads_are_chosen_one_by_one_and_in_groups(monkeypatch):
+    """In bfloat16 too, and the same program serves every head."""
+    m, (tokens, ids) = inspected("lightning", dtype="bfloat16"), packed(5)
+    whole = m.effective_attention(tokens, 0, segment_ids=ids)
+    several = m.effective_attention(tokens, 0, [2, 0], segment_ids=ids)
+    np.testing.assert_allclose(several, whole[:, np.array([2, 0])], atol=1e-6)
+    one = [m.effective_attention(tokens, 0, head, segment_ids=ids) for head in (0, 3)]
+    np.testing.assert_allclose(one[1], whole[:, 3], atol=1e-6)
+    program = layers._effective(
+        m.model, jnp.dtype(jnp.bfloat16), 0, layers._Names.of(m.model, 0, None)
+    )
+    assert program._cache_size() == 3  # four heads, two, one
+    wanted = memory.receptive_field(np.asarray(whole), 0.9)
+    monkeypatch.setattr(layers, "GROUP", 2 * 2 * 20 * 20)
+    np.testing.assert_array_equal(m.receptive_field(tokens, 0, segment_ids=ids), wanted)
+    monkeypatch.setattr(layers, "MOST", 2 * 4 * 20 * 20 - 1)
+    with pytest.raises(UserError, match="4 heads of layer 0 would have 3,200 entries"):
+        m.effective_attention(tokens, 0, segment_ids=ids)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Looking inside a model: activations by name, edits, gradients, attention."""
 
+import dataclasses
 import tarfile
 import zlib
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybridlm.analysis import ablate, activations, open_model, patch, scale
+from hybridlm.analysis import Inspected, ablate, activations, open_model, patch, scale
 from hybridlm.errors import UserError
 from hybridlm.models.hooks import Hooks
 from hybridlm.models.mixers import SequenceContext
@@ -120,6 +121,61 @@ def test_an_edit_of_a_scanned_layer_changes_only_what_follows_it(m, batch, every
         np.abs(cache["blocks.1.hook_resid_post"] - old["blocks.1.hook_resid_post"]).max(-1) > 1e-6
     )
     assert set(np.nonzero(changed.any(0))[0]) == {7, 19} or ids[:, 19].max() == 0
+
+
+def test_edits_of_patterns_are_of_heads_and_queries(m, batch, everything):
+    tokens, ids = batch
+    name = "blocks.1.attn.hook_pattern"
+    edits = {name: scale(0.5, positions=range(3, 5), heads=2)}
+    _, cache = m.run_with_cache(tokens, name, edits=edits, segment_ids=ids)
+    wanted = np.array(everything[1][name])
+    wanted[:, 2, 3:5] *= 0.5
+    np.testing.assert_allclose(cache[name], wanted, atol=1e-6)
+
+
+def test_positions_and_heads_that_do_not_exist_are_refused(m, batch):
+    tokens, _ = batch
+    for edit, what in (
+        (ablate(positions=20), "positions has 20, and blocks.1.attn.hook_z has 20: from 0 to 19"),
+        (ablate(positions=(0, -21)), "positions has -21"),
+        (ablate(heads=4), "heads has 4, and blocks.1.attn.hook_z has 4: from 0 to 3"),
+    ):
+        with pytest.raises(UserError, match=what):
+            m.run_with_hooks(tokens, {"blocks.1.attn.hook_z": edit})
+    with pytest.raises(UserError, match="without an axis for heads"):
+        ablate(heads=0).check("hook_log_decay", (4,), (2, 20), one_end=True)
+    x = jnp.ones((1, 3, 2))
+    for outside in (3, -4):  # traced, an index outside the axis selects nothing
+        np.testing.assert_array_equal(jax.jit(lambda p: ablate(positions=p)(x))(outside), x)
+
+
+def test_padding_of_unequal_texts_is_no_token(m):
+    class Letters:
+        bos_id = 1
+
+        def encode(self, text):
+            return [ord(letter) - ord("a") + 2 for letter in text]
+
+    both = Inspected(dataclasses.replace(m.opened, tokenizer=Letters()))
+    texts = ["abcdefg", "hij"]
+    logits, cache = both.run_with_cache(texts, "*1.attn.hook_pattern")
+    assert not np.any(np.asarray(cache["blocks.1.attn.hook_pattern"])[1, :, 4:])
+    np.testing.assert_allclose(logits[1, :4], both.logits(texts[1])[0], atol=1e-5)
+    last = both.attention(texts, np.int64(1), rows=[-1])
+    np.testing.assert_allclose(
+        last[1, :, 0], cache["blocks.1.attn.hook_pattern"][1, :, 3], atol=1e-6
+    )
+    with pytest.raises(UserError, match="positions of hook_embed count from the end"):
+        both.run_with_hooks(texts, {"hook_embed": ablate(positions=-1)})
+    with pytest.raises(UserError, match="tokens have the shape"):
+        both.logits([])
+    assert m.hooks()["hook_embed"] == (1, 1, 32)
+
+
+def test_a_model_first_used_under_jit_can_be_used_after_it(m):
+    fresh = Inspected(m.opened)
+    within = jax.jit(lambda tokens: fresh.logits(tokens))(jnp.ones((2, 20), jnp.int32))
+    np.testing.assert_allclose(fresh.logits(np.ones((2, 20), int)), within, atol=1e-5)
 
 
 def test_a_pattern_can_be_changed(m, batch, everything):
@@ -283,7 +339,7 @@ def test_states_are_those_of_the_sequence_up_to_there():
 
 @pytest.mark.slow
 def test_half_lives_are_those_of_the_log_decays():
-    m = inspected("lightning rec")
+    m = inspected("lightning rec mlstm")
     tokens, ids = packed(4)
     found = m.half_lives(tokens, segment_ids=ids)
     head = np.arange(1, 5)
@@ -291,6 +347,12 @@ def test_half_lives_are_those_of_the_log_decays():
     _, cache = m.run_with_cache(tokens, "blocks.1.attn.hook_log_decay", segment_ids=ids)
     decay = np.asarray(cache["blocks.1.attn.hook_log_decay"])[ids != 0]
     np.testing.assert_allclose(np.exp(decay.mean(0)) ** found["blocks.1.attn"], 0.5, rtol=1e-5)
+    _, cache = m.run_with_cache(tokens, "blocks.2.attn.hook_in", segment_ids=ids)
+    *_, (_, block) = m.model.bind(m.params).blocks()
+    log_f = np.asarray(jax.nn.log_sigmoid(block.mixer.forget_gate(cache["blocks.2.attn.hook_in"])))[
+        ids != 0
+    ]
+    np.testing.assert_allclose(found["blocks.2.attn"], -np.log(2) / log_f.mean(0), rtol=1e-5)
 
 
 EVERY = sorted(small.MIXERS)
