@@ -169,6 +169,7 @@ class Half(Mixer):
         return self(x_BTD, context), state
 
 
+@pytest.mark.slow
 def test_a_mixer_of_a_users_own_has_names_and_its_matrix(monkeypatch):
     """Without doing anything its input and output; with names for values and output, its matrix."""
     monkeypatch.setitem(KINDS, "half", HalfConfig)

@@ -260,6 +260,7 @@ def test_gradients_are_those_of_finite_differences(batch):
         np.testing.assert_allclose(value, loss(m.logits(tokens, segment_ids=ids)), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_attention_gives_the_rows_asked_for(m, batch, everything):
     tokens, ids = batch
     found = m.attention(tokens, (0, 1), rows=(5, -1), segment_ids=ids)
