@@ -12,6 +12,7 @@ from hybridlm.analysis.report import write_report
 from hybridlm.analysis.run import Run
 from hybridlm.config import to_dict
 from hybridlm.errors import UserError
+from tests.analysis.folders import ROOT
 
 POSITIONS = [
     {"first": f, "last": la, "loss": 2.0 / (i + 1), "bits_per_byte": 3.0 / (i + 1), "targets": 8}
@@ -101,9 +102,9 @@ def make(root, folder, records, environment=ENVIRONMENT, **model):
 
 
 @pytest.fixture(scope="module")
-def page(root, tmp_path_factory):
+def page(tmp_path_factory):
     """The report of a finished run."""
-    return write_report(finished_run(root, tmp_path_factory.mktemp("finished"))).read_text()
+    return write_report(finished_run(ROOT, tmp_path_factory.mktemp("finished"))).read_text()
 
 
 @pytest.fixture
