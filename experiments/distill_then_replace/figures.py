@@ -17,7 +17,7 @@ COLORS = dict(zip(STARTS, PALETTE))
 def figures(results: Results) -> dict[str, Figure]:
     """By name; those whose results are there."""
     found = {}
-    if any(arm["name"] != "student" for arm in results.get("blockwise", ())):
+    if _by_mixer(results):
         found |= {"errors": errors_figure(results), "by_layer": by_layer_figure(results)}
     if "selections" in results and "more" in results:
         found["quality"] = quality_figure(results)
@@ -28,12 +28,11 @@ def figures(results: Results) -> dict[str, Figure]:
 
 def errors_figure(results: Results) -> Figure:
     """Error over the mean square of the teacher's output against the step, a panel a mixer."""
-    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
-    for axes, mixer in zip(figure.subplots(1, len(MIXERS), sharey=True), MIXERS):
-        for arm in results["blockwise"]:
-            if arm["mixer"] == mixer and arm["name"] != "student":
-                style = dict(color=COLORS[arm["start"]], label=arm["start"], linewidth=1.6)
-                axes.plot(arm["step"], arm["relative_error"], **style)
+    figure, panels = _panels(results)
+    for axes, mixer, arms in panels:
+        for arm in arms:
+            style = dict(color=COLORS[arm["start"]], label=arm["start"], linewidth=1.6)
+            axes.plot(arm["step"], arm["relative_error"], **style)
         axes.axhline(1, color=FAINT, linewidth=1, linestyle=":")
         axes.set_title(mixer, fontsize=10, color=INK)
         axes.set_xlabel("step", fontsize=9)
@@ -45,12 +44,11 @@ def errors_figure(results: Results) -> Figure:
 
 def by_layer_figure(results: Results) -> Figure:
     """Squared error of each layer after the last steps, a panel a mixer."""
-    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
-    for axes, mixer in zip(figure.subplots(1, len(MIXERS), sharey=True), MIXERS):
-        for arm in results["blockwise"]:
-            if arm["mixer"] == mixer and arm["name"] != "student":
-                style = dict(color=COLORS[arm["start"]], label=arm["start"], linewidth=1.4)
-                axes.plot(arm["layers"], final_mse(arm), marker="o", markersize=2.5, **style)
+    figure, panels = _panels(results)
+    for axes, mixer, arms in panels:
+        for arm in arms:
+            style = dict(color=COLORS[arm["start"]], label=arm["start"], linewidth=1.4)
+            axes.plot(arm["layers"], final_mse(arm), marker="o", markersize=2.5, **style)
         axes.set_yscale("log")
         axes.set_title(mixer, fontsize=10, color=INK)
         axes.set_xlabel("layer", fontsize=9)
@@ -117,6 +115,21 @@ def alone_figure(results: Results) -> Figure:
         "layer that is replaced alone (orange: the teacher's top heads)", fontsize=9
     )
     return figure
+
+
+def _by_mixer(results: Results) -> dict[str, list[Results]]:
+    """The arms of each mixer that has some."""
+    arms = [arm for arm in results.get("blockwise", ()) if arm["name"] != "student"]
+    found = {mixer: [arm for arm in arms if arm["mixer"] == mixer] for mixer in MIXERS}
+    return {mixer: own for mixer, own in found.items() if own}
+
+
+def _panels(results: Results) -> tuple[Figure, list[tuple[Any, str, list[Results]]]]:
+    """A figure with a panel a mixer: its axes, its name and its arms."""
+    found = _by_mixer(results)
+    figure = Figure(figsize=(1.2 + 2.8 * len(found), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    return figure, list(zip(axes, found, found.values()))
 
 
 def _plain(axes: Any) -> None:
