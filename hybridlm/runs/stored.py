@@ -141,7 +141,7 @@ class _Folder:
 
     path: pathlib.Path
     layouts: dict[str, Any]
-    checksums: dict[str, str] | None
+    checksums: integrity.Checksums | None
     remedy: str
 
     @classmethod
@@ -178,8 +178,8 @@ class _Folder:
                 return array[row].read().result()
             found = array.read().result()
             if self.checksums is not None:
-                saved = {stored: self.checksums[stored]}
-                faults = checksum.differences(saved, checksum.checksums({stored: found}))
+                now = checksum.checksums({stored: found}, self.checksums.version)
+                faults = checksum.differences({stored: self.checksums.entries[stored]}, now)
                 if faults:
                     raise integrity.DamagedError(faults)
             return found

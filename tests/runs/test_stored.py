@@ -16,7 +16,7 @@ from hybridlm import config as configs
 from hybridlm.config import to_dict
 from hybridlm.errors import ConfigError, RunError
 from hybridlm.models.params import Model
-from hybridlm.runs import checkpoint
+from hybridlm.runs import checkpoint, integrity
 from hybridlm.runs.checkpoint import Checkpoints
 from hybridlm.runs.stored import open_checkpoint
 from hybridlm.storage import open_path
@@ -132,6 +132,18 @@ def test_an_array_that_has_changed_is_refused(root, tmp_path):
     shutil.copytree(other / state, tmp_path / state)
     with pytest.raises(RunError, match=r"embedding has changed since it was saved"):
         open_checkpoint(tmp_path)["embedding"]
+
+
+def test_arrays_with_checksums_of_version_1_are_read(root, tmp_path):
+    model, params = saved_run(root, tmp_path)
+    path = tmp_path / checkpoint.FOLDER / "7" / integrity.METADATA
+    stored = json.loads(path.read_text())
+    kept = {k: v for k, v in stored["custom_metadata"].items() if k != integrity.SEAL}
+    arrays = integrity.checksum.checksums(checkpoint.load_numpy(tmp_path)[1], 1)
+    kept |= {integrity.VERSION: 1, integrity.ARRAYS: arrays}
+    stored["custom_metadata"] = kept | {integrity.SEAL: integrity._sha256(kept)}
+    path.write_text(json.dumps(stored))
+    np.testing.assert_array_equal(open_checkpoint(tmp_path)["embedding"], params["embedding"])
 
 
 def status(key):
