@@ -18,8 +18,8 @@ from hybridlm.errors import UserError
 from hybridlm.models.params import Model, Params
 from hybridlm.models.settings import ModelConfig
 from hybridlm.runs import opened
-from hybridlm.runs.address import split_step
 from hybridlm.runs.opened import OpenedModel, Weights
+from hybridlm.storage.address import split_step
 
 #: A text, several (padded at the end), or token ids of shape (time,) or (batch, time).
 Tokens = Any

@@ -4,7 +4,7 @@ import dataclasses
 
 from hybridlm.commands.command import Command, Overrides
 from hybridlm.commands.shared import StartSettings
-from hybridlm.runs.address import split_step
+from hybridlm.storage.address import split_step
 
 
 @dataclasses.dataclass(frozen=True)

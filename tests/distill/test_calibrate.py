@@ -1,5 +1,7 @@
 """Calibration lowers each layer's error and changes only what it says; HyPE changes only settings."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -22,7 +24,7 @@ def test_every_layer_s_error_falls_on_other_text_too(kind):
         assert fitted.after[layer] < min(fitted.before[layer], 0.95)  # 1 is the error of no output
     unseen = [tokens(9, batch=4, time=32)]
     before = calibrate(ours, found, unseen, steps=0).before
-    again = found.__class__(fitted.student, found.layers, found.copied, {}, ())
+    again = dataclasses.replace(found, student=fitted.student, fresh={}, dropped=())
     after = calibrate(ours, again, unseen, steps=0).before
     assert all(after[layer] < before[layer] for layer in (0, 1))
     new = fitted.student.model.by_name(fitted.student.params)

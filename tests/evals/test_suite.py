@@ -170,4 +170,4 @@ def test_tables_and_figures_from_records():
     (axes, _) = made["needle"].axes
     assert [t.get_text() for t in axes.get_yticklabels()] == ["0%", "100%"]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["256", "1,024"]
-    np.testing.assert_array_equal(axes.images[0].get_array(), [[0, 0], [1, 1]])
+    np.testing.assert_array_equal(axes.collections[0].get_array(), [[0, 0], [1, 1]])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybridlm.runs.address import split_step
+from hybridlm.storage.address import split_step
 
 
 def test_a_step_follows_the_last_at_sign(tmp_path):
