@@ -147,6 +147,39 @@ def test_with_weight_1_and_no_angles_it_is_mamba2(x64):
     assert_close("Mamba-2", np.where(real, y_BTHRP[:, :, :, 0], 0), np.where(real, want, 0), 1e-10)
 
 
+def test_a_state_without_rotating_pairs_is_one_whose_angles_are_zero(x64):
+    """State of 3 rows at the default fraction: one call, and two with a state."""
+    rng = np.random.default_rng(3)
+    real = read_mixer(dict(kind="mamba3", head_dim=16, state_dim=3), "real")
+    turning = read_mixer(
+        dict(kind="mamba3", head_dim=16, state_dim=3, rope_fraction=1.0), "turning"
+    )
+    assert (real.angles, turning.angles) == (0, 1)
+    mixers = [c.build(LayerSpec(WIDTH, EPS, 1.0), rngs=nnx.Rngs(0)) for c in (real, turning)]
+    values = nnx.to_pure_dict(nnx.state(mixers[0]))
+    values["angle"] = {"kernel": jnp.zeros((WIDTH, 1))}
+    nnx.update(mixers[1], values)
+    x_BTD = normal(rng, (2, TIME, WIDTH), jnp.float64)
+    ids_BT = np.asarray(draw_segment_ids(rng, 2, TIME))
+
+    def in_one_call(mixer, x_BTD):
+        return mixer(x_BTD, small.context(ids_BT))
+
+    def in_two_calls(mixer, x_BTD):
+        state, parts = mixer.init_state(2, TIME, jnp.float64), []
+        for part in (slice(0, TIME - 1), slice(TIME - 1, TIME)):
+            y_BTD, state = mixer.extend(x_BTD[:, part], small.context(ids_BT[:, part]), state)
+            parts.append(y_BTD)
+        return jnp.concatenate(parts, axis=1)
+
+    def real_tokens(y_BTD):
+        return jnp.where((ids_BT != 0)[..., None], y_BTD, 0)
+
+    want = real_tokens(nnx.jit(in_one_call)(mixers[1], x_BTD))
+    for form in (in_one_call, in_two_calls):
+        assert_close(form.__name__, real_tokens(nnx.jit(form)(mixers[0], x_BTD)), want, 1e-10)
+
+
 def test_sums_of_angles_keep_the_digits_of_neighbours():
     """4,000 angles of up to half a turn: of a float32 sum, differences would be off by 5e-4."""
     rng = np.random.default_rng(2)

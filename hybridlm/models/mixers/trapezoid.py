@@ -198,6 +198,8 @@ def _sums_of_angles(angle_BTHF: jax.Array, ids_BT: jax.Array) -> jax.Array:
     them by a rotation that no output depends on.
     """
     batch, time, heads, pairs = angle_BTHF.shape
+    if pairs == 0:
+        return angle_BTHF  # a real state
     # Padding turns nothing, so that its content changes no bit of a later document.
     angle_BTHF = jnp.where((ids_BT == 0)[..., None, None], 0, angle_BTHF)
     flat_BTD = angle_BTHF.reshape(batch, time, heads * pairs)
