@@ -29,8 +29,9 @@ class DeltaProductConfig(GDNConfig):
       head_dim: size of a query and key head; None is 3/4 width / heads.
       value_dim: size of a value head; None is 2 `head_dim`.
       conv_width: taps of the convolutions on q, k and v.
-      negative_eigenvalues: beta in (0, 2) instead of (0, 1). Householder matrices need it: only a
-        reflection (beta 2) changes a sign, and the product of two of them is a rotation.
+      negative_eigenvalues: beta in (0, 2) instead of (0, 1). A beta above 1
+        makes the eigenvalue along k negative; at 2 the update is a reflection, and the product of two
+        reflections is a rotation.
       norm_eps: epsilon of the output norm; None is `model.norm_eps`.
       updates: updates of the state per token (n_h in the paper), each with a key, a value and a beta.
       decay: whether the state decays before a token's first update; False is DeltaProduct.
