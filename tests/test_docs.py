@@ -59,6 +59,8 @@ def test_the_tables_of_tasks_and_probes_are_up_to_date(root, name):
         "CONTRIBUTING.md",
         "docs/analysis.md",
         "docs/data.md",
+        "docs/kernels.md",
+        "docs/scorecard.md",
         "docs/runs.md",
         "docs/report.md",
         "docs/storage.md",

@@ -181,7 +181,7 @@ def markdown(content: dict) -> str:
         "# Static scorecard",
         "",
         f"Made by `python -m kernels_pallas.aot` ({made_with}). The programs were compiled for chips",
-        "that were not attached; nothing here was timed. [docs/kernels.md](../docs/kernels.md) explains the",
+        "that were not attached; nothing here was timed. [docs/scorecard.md](../docs/scorecard.md) explains the",
         "columns.",
     ]
     for chip in CHIPS:
