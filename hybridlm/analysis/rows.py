@@ -13,6 +13,7 @@ from typing import Any
 
 from hybridlm.evals.registry import TASKS
 from hybridlm.evals.settings import EvalSettings
+from hybridlm.models.accounting import state_bytes
 from hybridlm.models.settings import ModelConfig
 from hybridlm.probes.table import FILE as PROBES
 from hybridlm.runs import metrics
@@ -206,17 +207,23 @@ def layer_rows(model: ModelConfig, length: int) -> list[Row]:
 def state_rows(model: ModelConfig) -> list[Row]:
     """Bytes of the decoding state, by mixer and context: mixer, layers, tokens, bytes.
 
+    The bytes are those of the layers with this mixer, their feed-forwards included (`channel_mix`).
     Caches are bfloat16, recurrent states float32.
     """
-    layers = model.layer_mixers()
-    count = Counter(name for name, _ in layers)
+    names = [name for name, _ in model.layer_mixers()]
+    lengths = [2**i for i in range(8, 21)]
+    layers_bytes = {tokens: state_bytes(model, tokens) for tokens in lengths}
     return [
         {
-            "mixer": name,
-            "layers": count[name],
+            "mixer": mixer,
+            "layers": layers,
             "tokens": tokens,
-            "bytes": count[name] * mixer.state_bytes(model.width, tokens),
+            "bytes": sum(
+                held
+                for name, held in zip(names, layers_bytes[tokens], strict=True)
+                if name == mixer
+            ),
         }
-        for name, mixer in dict(layers).items()
-        for tokens in (2**i for i in range(8, 21))
+        for mixer, layers in Counter(names).items()
+        for tokens in lengths
     ]

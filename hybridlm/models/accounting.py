@@ -44,19 +44,19 @@ def layer_table(model: Model, seq_len: int) -> list[LayerCost]:
     config = model.config
     embedding = math.prod(model.abstract["embedding"].shape)
     rows = [LayerCost("embedding", "token embedding", embedding, 0.0, (0,) * len(STATE_LENGTHS))]
+    states = [state_bytes(config, n) for n in STATE_LENGTHS]
     for index, layer in enumerate(config.layout.layers):
         mixer, feedforward = config.mixer_of(layer), config.feedforward_of(layer)
         parameters = sum(math.prod(shape) for shape in model.layer_shapes(index).values())
         idle = feedforward.parameters(config.width) - feedforward.active_parameters(config.width)
         flops = mixer.flops_per_token(config.width, seq_len)
-        held = feedforward.state_bytes(config.width)
         rows.append(
             LayerCost(
                 layer.label,
                 mixer.mechanism,
                 parameters,
                 flops + feedforward.flops_per_token(config.width),
-                tuple(mixer.state_bytes(config.width, n) + held for n in STATE_LENGTHS),
+                tuple(held[index] for held in states),
                 parameters - idle,
             )
         )
@@ -66,6 +66,20 @@ def layer_table(model: Model, seq_len: int) -> list[LayerCost]:
     flops = 2.0 * config.width * config.vocab_size
     rows.append(LayerCost("head", tied, head + norm, flops, (0,) * len(STATE_LENGTHS)))
     return rows
+
+
+def state_bytes(config: ModelConfig, seq_len: int) -> list[int]:
+    """Bytes of each layer's decoding state of one sequence after `seq_len` tokens.
+
+    The state of a layer is that of its mixer and of its feed-forward (`channel_mix` keeps a token). Caches
+    are bfloat16, recurrent states float32.
+    """
+    return [
+        mixer.state_bytes(config.width, seq_len) + feedforward.state_bytes(config.width)
+        for (_, mixer), feedforward in zip(
+            config.layer_mixers(), config.layer_feedforwards(), strict=True
+        )
+    ]
 
 
 def active_parameters(model: Model) -> int:

@@ -25,6 +25,7 @@ from hybridlm.distill.selection.retrieval_map import RetrievalMap, retrieval_map
 from hybridlm.distill.selection.selection import Selection, Selector, SelectorSettings, words
 from hybridlm.distill.selection.settings import GateSettings, SearchSettings
 from hybridlm.errors import RunError, StorageError, UserError, WriteError
+from hybridlm.models.accounting import state_bytes
 from hybridlm.progress import doing
 from hybridlm.runs import checkpoint
 from hybridlm.runs.json_files import read_json, write_json
@@ -324,8 +325,7 @@ class LayerSearch:
         partial.rename(path)
 
     def _costs(self, model: OpenedModel) -> list[int]:
-        config, context = model.config, self.settings.context
-        return [mixer.state_bytes(config.width, context) for _, mixer in config.layer_mixers()]
+        return state_bytes(model.config, self.settings.context)
 
     def _trained_gates(self, share: float) -> tuple[dict[int, float], list[str]]:
         """alpha by layer, and notes; each training is kept in a file of the folder."""

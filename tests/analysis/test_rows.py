@@ -1,0 +1,21 @@
+"""Rows of a model's layers and of their states."""
+
+from hybridlm.analysis.rows import state_rows
+from hybridlm.models.accounting import STATE_LENGTHS, layer_table
+from hybridlm.models.params import Model
+from tests.models import small
+
+
+def test_states_by_mixer_add_up_to_the_table_of_layers():
+    """With the states of feed-forwards: the mixers' alone are less."""
+    config = small.model_config(
+        "rwkv7 full",
+        4,
+        mixers={n: small.MIXERS[n] for n in ("rwkv7", "full")},
+        mlp=dict(kind="channel_mix", hidden=48),
+    )
+    table = [row.state_bytes for row in layer_table(Model.of(config), 64)]
+    for tokens, *layers in zip(STATE_LENGTHS, *table, strict=True):
+        by_mixer = sum(row["bytes"] for row in state_rows(config) if row["tokens"] == tokens)
+        mixers_alone = sum(m.state_bytes(config.width, tokens) for _, m in config.layer_mixers())
+        assert by_mixer == sum(layers) > mixers_alone
