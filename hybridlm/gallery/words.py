@@ -68,8 +68,9 @@ def short(mixer: MixerConfig) -> str:
         position = None if mixer.rope and mixer.qk_rope else "NoPE"
         return ", ".join(filter(None, ["MLA", chosen, position]))
     if isinstance(mixer, AttentionConfig):
-        words = [attention_kind(mixer), _span(mixer)]
-        return ", ".join(filter(None, [*words, None if mixer.rope else "NoPE"]))
+        words = [attention_kind(mixer), _span(mixer), None if mixer.rope else "NoPE"]
+        gates = "forget gates" if mixer.forget_gate else None
+        return ", ".join(filter(None, [*words, gates]))
     if isinstance(mixer, DeltaConfig):
         return mixer.name
     named = {
@@ -311,6 +312,7 @@ def _attention(mixer: AttentionConfig, width: int) -> list[str]:
         "values from the keys' projection": mixer.values == "keys",
         "output gate": mixer.output_gate is True,
         "output gate a head": mixer.output_gate == "head",
+        "forget gates": mixer.forget_gate,
         "biases": mixer.bias,
         "sinks": mixer.sinks,
         f"soft cap {mixer.soft_cap or 0:g}": mixer.soft_cap,

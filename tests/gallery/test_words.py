@@ -3,6 +3,7 @@
 import pytest
 
 from hybridlm.gallery import words
+from hybridlm.models.mixers import read_mixer
 from tests.gallery.sheets import sheet_of
 
 pytestmark = pytest.mark.xdist_group("gallery")  # they share the sheets
@@ -38,6 +39,30 @@ def test_a_model_in_a_few_words(name, decoder, mix, positions, attention):
     assert words.mix(sheet) == mix
     assert words.attention_kinds(sheet) == attention
     assert positions is None or words.all_positions(sheet) == positions
+
+
+@pytest.mark.parametrize(
+    ("settings", "short"),
+    [
+        (dict(kind="attention", heads=4, kv_heads=2), "GQA"),
+        (
+            dict(kind="attention", heads=4, kv_heads=2, rope=None, forget_gate=True),
+            "GQA, NoPE, forget gates",
+        ),
+        (dict(kind="delta_product", heads=4), "Gated DeltaProduct, 2 updates a token"),
+        (
+            dict(kind="delta_product", heads=4, updates=1, decay=False),
+            "DeltaProduct, 1 update a token",
+        ),
+    ],
+)
+def test_words_name_gates_and_updates(settings, short):
+    mixer = read_mixer(settings, "m")
+    assert words.short(mixer) == short
+    for word in short.split(", "):
+        assert word in words.long(mixer, 64)
+        if mixer.kind_name == "delta_product" or word == "forget gates":
+            assert word in mixer.mechanism
 
 
 def test_norms_that_differ_by_layer_are_named_by_layer():

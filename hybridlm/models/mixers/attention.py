@@ -186,7 +186,8 @@ class AttentionConfig(MixerConfig):
 
     @property
     def mechanism(self) -> str:
-        return f"{self.span} attention, {'RoPE' if self.rope else 'NoPE'}"
+        gates = ", forget gates" if self.forget_gate else ""
+        return f"{self.span} attention, {'RoPE' if self.rope else 'NoPE'}{gates}"
 
     @property
     def span(self) -> Window | Chunk:

@@ -46,11 +46,17 @@ class DeltaProductConfig(GDNConfig):
         "S <- a_t S_{t-1}, S <- S + b_tn k_tn (v_tn - S^T k_tn)^T for n = 1..N, S_t = S, o_t = S_t^T q_t"
     )
     source: ClassVar[str] = "arXiv 2502.10297 sec. 3"
-    name: ClassVar[str] = "Gated DeltaProduct"
 
     negative_eigenvalues: bool = True
     updates: PositiveInt = 2
     decay: bool = True
+
+    @property
+    def name(self) -> str:
+        plural = "" if self.updates == 1 else "s"
+        return (
+            f"{'Gated ' if self.decay else ''}DeltaProduct, {self.updates} update{plural} a token"
+        )
 
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "DeltaProduct":
         sizes = self.sizes(spec.width)
