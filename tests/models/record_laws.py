@@ -8,6 +8,7 @@ run this after a change of a mixer or an op.
 """
 
 import argparse
+import collections
 import concurrent.futures
 import json
 import multiprocessing
@@ -121,13 +122,16 @@ def main() -> int:
 def write(passed: dict, counts: dict, seeds: int) -> None:
     """Writes the record so far, so that an interrupted run keeps its results."""
     import jax
+    import small
 
+    there = collections.Counter(mixer["kind"] for mixer in small.MIXERS.values())
     record = dict(
         date=time.strftime("%Y-%m-%d"),
         jax=jax.__version__,
         seeds=seeds,
         laws=[*all_laws()],
         variants=dict(sorted(counts.items())),
+        of=dict(sorted(there.items())),
         passed=dict(sorted(passed.items())),
     )
     RECORD.write_text(json.dumps(record, indent=1) + "\n")

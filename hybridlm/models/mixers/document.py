@@ -137,11 +137,14 @@ def _laws(record: dict[str, Any]) -> list[str]:
     rows = []
     for kind in sorted(KINDS):
         marks = " | ".join(_mark(passed.get(kind), law) for law in laws)
-        rows.append(f"| `{kind}` | {record['variants'].get(kind, 0)} | {marks} |")
+        tested, there = record["variants"].get(kind, 0), record["of"].get(kind, 0)
+        rows.append(f"| `{kind}` | {tested} of {there} | {marks} |")
     return [
         "Each law of `kernels_pallas/testing` was checked on the whole mixer, with its projections,"
-        f" convolutions and caches, on {record['seeds']} random draw(s) for each small variant of the"
-        f" mixer; recorded {record['date']} with jax {record['jax']}. A dash means not recorded yet.",
+        f" convolutions and caches, on {record['seeds']} random draw(s) for each of"
+        f" {sum(record['variants'].values())} small variants of the mixers, out of"
+        f" {sum(record['of'].values())}; the table says how many of each kind. Recorded"
+        f" {record['date']} with jax {record['jax']}. A dash means not recorded yet.",
         "The tests check the same laws on every variant, with other draws.",
         "",
         "- chunked = reference: the chunked form gives the outputs, final state and gradients of the"
