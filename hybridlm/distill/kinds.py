@@ -1,7 +1,13 @@
 """What each kind of mixer takes over from softmax attention: default settings, and projections.
 
-A kind that is not listed here (mla, dsa) cannot replace attention. Kinds without projections (rglru,
-short_conv, mamba1) have no queries and keys of their own, so all of their parameters start fresh.
+Kinds without projections (rglru, short_conv, mamba1) have no queries and keys of their own, so all of
+their parameters start fresh. A kind that is not listed here is refused:
+
+- mla, dsa: their keys and values come from a latent vector, not from projections of the input.
+- delta_product: each head has a key and a value for each update of a token, attention one of each.
+- mamba3: its queries and keys get a norm and a bias of each head, with which copies would not be attention's.
+- rwkv7: its projections read mixtures of a token and the one before, not the layer's input.
+- parallel, none: they are not one mixer.
 """
 
 import dataclasses
