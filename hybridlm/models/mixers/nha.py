@@ -232,24 +232,27 @@ class NHA(AttentionMixer, GSA):
         if context.hooks is None:
             return self._output(merge(slots, window))
         (q_BTHK, tokens), positions_BT = read, context.positions_BT
-        share_BTH = jax.nn.sigmoid(slots[1] - window[1])
-        on_tokens_BTH = jax.nn.sigmoid(window[1] - slots[1])
-        share_BTH = context.hook("hook_slot_share", share_BTH)
-        if context.edits("hook_slot_share"):
-            on_tokens_BTH = 1 - share_BTH
 
         def visible(rows_BQ: jax.Array) -> jax.Array:
             return rows.visible_keys(context.segment_ids_BT, rows_BQ, self.config.window)
 
-        window_BTHV = patterns.observed(
+        rotated_BTHK = self.rope(q_BTHK, positions_BT)
+        scores = patterns.scores(
+            context, rotated_BTHK, self._rotated(tokens), visible, scale=self.scale
+        )
+        edited = context.edits(patterns.SCORES)
+        window_lse_BTH = scores.lse_BTH if edited else window[1]
+        share_BTH = jax.nn.sigmoid(slots[1] - window_lse_BTH)
+        on_tokens_BTH = jax.nn.sigmoid(window_lse_BTH - slots[1])
+        share_BTH = context.hook("hook_slot_share", share_BTH)
+        if context.edits("hook_slot_share"):
+            on_tokens_BTH = 1 - share_BTH
+        window_BTHV = patterns.attended(
             context,
             window[0] * on_tokens_BTH[..., None],
-            self.rope(q_BTHK, positions_BT),
-            self._rotated(tokens),
             tokens.v_BSGV,
-            visible,
+            scores,
             share_BTH=on_tokens_BTH,
-            scale=self.scale,
         )
         out_BTHV = context.within("slots").hook("hook_z", slots[0] * share_BTH[..., None])
         out_BTHV += context.within("window").hook("hook_z", window_BTHV)

@@ -99,6 +99,11 @@ def logits(
     return jnp.where(visible_BHQT, logits_BHQT, -jnp.inf)
 
 
+def log_sum_exp(logits_BHQT: jax.Array, visible_BHQT: jax.Array) -> jax.Array:
+    """(B, H, Q), over the visible keys; -1e30 for a query without any."""
+    return jax.nn.logsumexp(jnp.where(visible_BHQT, logits_BHQT, _MASKED), axis=-1)
+
+
 def softmax(
     logits_BHQT: jax.Array, visible_BHQT: jax.Array, sinks_H: jax.Array | None = None
 ) -> AttentionRows:
