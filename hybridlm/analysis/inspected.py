@@ -135,7 +135,7 @@ class Inspected:
             this model.
         """
         tokens_BT, ids_BT = self._checked(tokens, segment_ids)
-        if self._lengths(tokens) is not None and any(position < -1 for position in states_at):
+        if self._lengths(tokens) is not None and any(position < 0 for position in states_at):
             raise UserError(
                 "states_at counts from the end, and the texts' ends differ: count from the start"
             )

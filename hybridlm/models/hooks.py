@@ -66,6 +66,23 @@ class Hooks:
         """Whether one of the activations is changed."""
         return any(self._scope + name in self._edits for name in names)
 
+    def edits_within(self) -> bool:
+        """Whether an activation of this part of the model is changed."""
+        return any(name.startswith(self._scope) for name in self._edits)
+
+    def keeping_edited(self) -> "Hooks":
+        """The same edits, for a part of the model that runs once more; `kept` is what they make."""
+        again = copy.copy(self)
+        again._names, again.kept = self._edits.__contains__, {}
+        return again
+
+    def replacing(self, values: Mapping[str, jax.Array]) -> "Hooks":
+        """Hooks that keep nothing and put these in the places of the activations, by full name."""
+        again = copy.copy(self)
+        again._names = lambda name: False
+        again._edits = {name: lambda _, value=value: value for name, value in values.items()}
+        return again
+
     def within(self, scope: str) -> "Hooks":
         """The same hooks for a part of the model, whose names begin with `scope` and a dot."""
         part = copy.copy(self)  # shares `kept`

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybridlm.analysis import Inspected, ablate, activations, open_model, patch, scale
+from hybridlm.analysis import Inspected, ablate, activations, add, open_model, patch, scale
 from hybridlm.errors import UserError
 from hybridlm.models.hooks import Hooks
 from hybridlm.models.mixers import SequenceContext
@@ -339,6 +339,68 @@ def test_states_are_those_of_the_sequence_up_to_there():
 
 
 @pytest.mark.slow
+def test_states_are_those_of_the_edited_mixer():
+    """Values twice as large make the memory twice as large, from the edited token on."""
+    m = inspected("gdn")
+    tokens, ids = packed(3, batch=1)
+    ids = np.ones_like(ids)
+    at = dict(segment_ids=ids, states_at=(6, 13))
+    _, cache = m.run_with_cache(tokens, "*hook_state", **at)
+    before, after = np.moveaxis(np.asarray(cache["blocks.0.attn.hook_state"]), 1, 0)
+    for edit, wanted in (
+        (scale(2.0), (2 * before, 2 * after)),
+        (ablate(positions=range(7)), (0 * before, None)),
+        (scale(3.0, positions=range(7, 20)), (before, None)),
+    ):
+        _, cache = m.run_with_cache(
+            tokens, "*hook_state", edits={"blocks.0.attn.hook_v": edit}, **at
+        )
+        found = np.moveaxis(np.asarray(cache["blocks.0.attn.hook_state"]), 1, 0)
+        np.testing.assert_allclose(found[0], wanted[0], atol=1e-5)
+        if wanted[1] is None:
+            assert np.abs(found[1] - after).max() > 1e-3
+        else:
+            np.testing.assert_allclose(found[1], wanted[1], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gsa", "hymba", "kda", "mlstm", "nha", "s6", "ssm3_mimo"])
+def test_an_edit_that_changes_nothing_changes_no_state(name):
+    m = inspected(name)
+    tokens, ids = packed(zlib.crc32(name.encode()))
+    names = "*.hook_state*"
+    at = dict(segment_ids=ids, states_at=(6, 13, -1))
+    _, cache = m.run_with_cache(tokens, names, **at)
+    hooks = m.hooks(tokens)
+    part = [
+        n for n in hooks if n.startswith("blocks.0.attn.") and not n.endswith(("scores", "hook_in"))
+    ]
+    edits = {name: scale(1.0) for name in part}
+    _, again = m.run_with_cache(tokens, names, edits=edits, **at)
+    assert set(again) == set(cache)
+    for state, x in cache.items():
+        np.testing.assert_allclose(again[state], x, atol=1e-5 * (1 + np.abs(x).max()))
+
+
+@pytest.mark.slow
+def test_edited_scores_of_native_hybrid_attention_move_its_shares():
+    """A sum with a large number puts each softmax on the tokens of the window, or on the slots."""
+    m, (tokens, ids) = inspected("nha"), packed(9)
+    at = "blocks.0.attn."
+    for value in (60.0, -60.0):
+        edits = {f"{at}hook_attn_scores": add(value)}
+        _, cache = m.run_with_cache(
+            tokens, f"{at}hook_pattern|{at}hook_slot_share", edits=edits, segment_ids=ids
+        )
+        sums = np.moveaxis(np.asarray(cache[f"{at}hook_pattern"]).sum(-1), 1, 2)
+        some = ids != 0
+        share = np.asarray(cache[f"{at}hook_slot_share"])
+        np.testing.assert_allclose((share + sums)[some], 1, atol=1e-5)
+        if value > 0:
+            np.testing.assert_allclose(share[some], 0, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_half_lives_are_those_of_the_log_decays():
     m = inspected("lightning rec mlstm")
     tokens, ids = packed(4)
@@ -356,11 +418,8 @@ def test_half_lives_are_those_of_the_log_decays():
     np.testing.assert_allclose(found["blocks.2.attn"], -np.log(2) / log_f.mean(0), rtol=1e-5)
 
 
-EVERY = sorted(small.MIXERS)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", sorted(small.MIXERS))
 def test_every_activation_of_every_mixer_is_on_the_path(name):
     """Its own value, patched into it, changes no logits; the logits depend on it."""
     m = inspected(name)
@@ -370,6 +429,8 @@ def test_every_activation_of_every_mixer_is_on_the_path(name):
     chosen = [n for n in cache if "hook_index_" not in n]  # choices of tokens have no gradient
     if name == "nha_full":  # nothing ever leaves its window
         chosen.remove("blocks.0.attn.hook_log_decay")
+    if name == "nha0":  # no query sees a key
+        chosen.remove("blocks.0.attn.hook_attn_scores")
     assert {"hook_in", "hook_out"} < {n.rpartition(".")[2] for n in chosen}
     edits = {n: patch(x) for n, x in cache.items()}
     again = m.run_with_hooks(tokens, edits, segment_ids=ids)

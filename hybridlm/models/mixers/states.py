@@ -29,7 +29,9 @@ def observe(mixer: Mixer, x_BTD: jax.Array, context: SequenceContext) -> None:
     """Hooks the states after the tokens at `context.hooks.positions`: axis 1 is these positions.
 
     The mixer runs once more, in pieces that end there. Its states are those of the pieces' last
-    tokens' documents. An edit of a state changes nothing, as no output is computed from it.
+    tokens' documents. Edits are made to whole sequences: where the mixer has any, the pieces have
+    their part of the activations as edited there. An edit of a state changes nothing, as no output is
+    computed from it.
     """
     if context.hooks is None or not context.hooks.positions:
         return
@@ -37,7 +39,16 @@ def observe(mixer: Mixer, x_BTD: jax.Array, context: SequenceContext) -> None:
     state = mixer.init_state(batch, time, x_BTD.dtype)
     if not list(_arrays(state, context)):
         return
-    plain, found, start = context._replace(hooks=None, window=None), [], 0
+    found = list(_states(mixer, x_BTD, context, state))
+    for (part, name, _), arrays in zip(found[0], zip(*([x for *_, x in f] for f in found))):
+        part.hook(name, jnp.stack(arrays, axis=1))
+
+
+def _states(
+    mixer: Mixer, x_BTD: jax.Array, context: SequenceContext, state: Any
+) -> Iterator[list[tuple[SequenceContext, str, jax.Array]]]:
+    plain, start = context._replace(hooks=None, window=None), 0
+    edited = _edited(mixer, x_BTD, context) if context.hooks.edits_within() else {}
     for position in context.hooks.positions:
         piece, end = slice(start, position + 1), position + 1
         shown = plain._replace(
@@ -45,11 +56,23 @@ def observe(mixer: Mixer, x_BTD: jax.Array, context: SequenceContext) -> None:
             positions_BT=plain.positions_BT[:, piece],
             cross_layer=jax.tree.map(lambda a, piece=piece: a[:, piece], plain.cross_layer),
         )
+        if edited:
+            of_piece = {
+                name: x[:, piece] if x.shape[:2] == x_BTD.shape[:2] else x
+                for name, x in edited.items()
+            }
+            shown = shown._replace(hooks=context.hooks.replacing(of_piece))
         _, state = mixer.extend(x_BTD[:, piece], shown, state)
-        found.append(list(_arrays(state, context)))
+        yield list(_arrays(state, context))
         start = end
-    for (part, name, _), arrays in zip(found[0], zip(*([x for *_, x in f] for f in found))):
-        part.hook(name, jnp.stack(arrays, axis=1))
+
+
+def _edited(mixer: Mixer, x_BTD: jax.Array, context: SequenceContext) -> dict[str, jax.Array]:
+    """By full name, the activations of the mixer that are edited, for the whole sequence."""
+    hooks = context.hooks.keeping_edited()
+    cross_layer = jax.tree.map(lambda a: a, context.cross_layer)  # a dict of the mixer's own
+    mixer(x_BTD, context._replace(hooks=hooks, cross_layer=cross_layer))
+    return hooks.kept
 
 
 def _arrays(
