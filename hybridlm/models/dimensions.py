@@ -19,6 +19,7 @@ Mixers:
     S  capacity of a token cache, in tokens
     M  memory slots of a head
     N  blocks of MoBA; slices of the loss; shards of a mesh; groups of experts
+    W  taps of a convolution, as in `kernels_pallas.dimensions`
     C  tokens computed at once: a slice of the loss, or a window of `LastTokens`; experts of a group
 
 Multi-head latent attention:

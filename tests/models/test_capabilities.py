@@ -59,13 +59,13 @@ def values(module, x, context):
     if kind == "MLA":
         return module._expand(module._project(x, context)[1])[1], module._output
     if kind == "NHA":
-        v = module._project(x)[2]
+        v = module._project(x, context)[2]
         return jnp.repeat(v, module.config.heads // v.shape[2], axis=2), module._output
     v = module._project(x, context)[2]
     v = jnp.repeat(v, module.config.heads // v.shape[2], axis=2)
     if kind == "MoBA":
         return v, lambda out: module.out(out.reshape(*out.shape[:2], -1))
-    return v, lambda out: module._output(out, x)
+    return v, lambda out: module._output(out, x, context)
 
 
 def dense(module, x, context):
@@ -84,7 +84,7 @@ def dense(module, x, context):
         blocks = dict(block=module.config.block, top_k=module.config.top_k)
         out, _ = block_sparse_attention(q, k, units(k), segment_ids=ids, **blocks)
     elif kind == "NHA":
-        (_, slots_lse), _ = module._parallel(x, context)
+        (_, slots_lse), _, _ = module._parallel(x, context)
         q, tokens = module._tokens(x, context)
         if module.config.window == 0:
             return jnp.zeros((2, module.config.heads, TIME, TIME))
