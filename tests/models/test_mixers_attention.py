@@ -57,7 +57,7 @@ def test_chunks_are_a_mask_on_positions():
     seen &= chunk[:, None] == chunk[None, :]
     logits = jnp.einsum("bthk,bshk->bhts", q, k) * mixer.scale
     weights = jax.nn.softmax(jnp.where(seen[None, None], logits, -1e30), axis=-1) * seen[None, None]
-    want = mixer._output(jnp.einsum("bhts,bshv->bthv", weights, v), x)
+    want = mixer._output(jnp.einsum("bhts,bshv->bthv", weights, v), x, context)
     np.testing.assert_allclose(mixer(x, context), want, atol=1e-5)
 
 
@@ -159,7 +159,7 @@ def test_temperature_scales_logits():
     context = small.context(np.ones((1, 6)))
     q, k, v = plain._project(x, context)
     factor = np.log(3.0 + np.arange(6)) / np.log(3.0)
-    want = plain._output(attention(q * factor[None, :, None, None], k, v)[0], x)
+    want = plain._output(attention(q * factor[None, :, None, None], k, v)[0], x, context)
     np.testing.assert_allclose(grown(x, context), want, atol=1e-6)
 
 

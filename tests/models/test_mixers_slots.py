@@ -147,7 +147,7 @@ def test_an_unlimited_window_is_attention_with_null_entries(empty_slots, nulls):
         module = built(**HYBRIDISED, window=TIME, empty_slots=empty_slots)
         x = jnp.asarray(np.random.default_rng(3).standard_normal((1, TIME, WIDTH)))
         context = small.context(np.ones((1, TIME), int))
-        q, k, v, _ = module._project(x)
+        q, k, v, _ = module._project(x, context)
         q, k = (module.rope(z, context.positions_BT) for z in (q, k))
         logits = jnp.einsum("bthk,bsk->bhts", q, k[:, :, 0]) * module.scale
         seen = jnp.tril(jnp.ones((TIME, TIME), bool))[None, None]
@@ -241,7 +241,7 @@ def test_gates_start_with_unit_gain_and_no_bias():
     assert module.gate.kernel[...].shape == (256, 2 * 32)
     assert abs(float(jnp.std(module.gate.kernel[...])) * 16 - 1) < 0.05
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 64, 256)), jnp.float32)
-    gate = jnp.exp(module._project(x)[3])
+    gate = jnp.exp(module._project(x, small.context(np.ones((1, 64), int)))[3])
     assert float(jnp.median(gate)) == pytest.approx(0.5**0.125, abs=0.01)
 
 
