@@ -106,7 +106,7 @@ def _replace(inputs: tuple, ids_BT: Array, is_log: bool = False) -> tuple[list, 
         if x is not None:
             bad = jnp.isnan(x) | (x == jnp.inf) if is_log else ~jnp.isfinite(x)
             bad_BT |= jnp.any(bad, axis=tuple(range(2, x.ndim)))
-            x = _without(x, bad)
+            x = jnp.where(bad, 0, x)
         found.append(x)
     return found, bad_BT & (ids_BT != 0)
 
@@ -160,19 +160,6 @@ def spoilt(
     if reach is not None:
         start_BT = jnp.maximum(start_BT, index_1T - (reach - 1))
     return (newest_BT >= start_BT) & (ids_BT != 0)
-
-
-@jax.custom_vjp
-def _without(x: Array, bad: Array) -> Array:
-    """x with 0 where it is bad; its cotangent passes unchanged.
-
-    The cotangent of a bad element is 0 without a mask: all outputs that the element reaches are
-    spoilt, and no cotangent passes those. So the backward pass keeps no mask and does not read x.
-    """
-    return jnp.where(bad, 0, x)
-
-
-_without.defvjp(lambda x, bad: (jnp.where(bad, 0, x), None), lambda _, dx: (dx, None))
 
 
 @jax.custom_vjp
