@@ -189,7 +189,7 @@ def test_stabilizer_is_the_running_maximum():
     with jax.enable_x64(True):
         state = MLSTMState(empty_state(3, 2, 1, 1, jnp.float64), jnp.full((3, 2), 7.0))
         state = state._replace(memory=state.memory._replace(segment_ids_B=jnp.asarray([1, 2, 0])))
-        gates = _stabilized_gates(jnp.asarray(i), jnp.asarray(f), ids, state)
+        gates = _stabilized_gates(jnp.asarray(i), jnp.asarray(f), small.context(ids), state)
         write, log_decay, got = map(np.asarray, gates)
     want, before, last = np.zeros_like(i), np.full((3, 2), 7.0), np.array([1, 2, 0])
     for t in range(40):
