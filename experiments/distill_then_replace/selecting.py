@@ -16,9 +16,15 @@ DONE, TEXT = "more.json", "select.txt"
 METHODS = ("greedy", "halo", "kl", "gates", "uniform", "random")
 #: Four sets of one sequence of 256 tokens. Small: a greedy search of 30 layers is some 100 evaluations.
 SEARCH = SearchSettings(
-    methods=METHODS, keep=10, context=16_384, length=256, samples=1, sets=4, batch=4,
+    methods=METHODS,
+    keep=10,
+    context=16_384,
+    length=256,
+    samples=1,
+    sets=4,
+    batch=4,
     curve=(5, 10, 15, 20, 25),
-)  # fmt: skip
+)
 SELECTOR = SelectorSettings(metric="kl", recall="needle_nll", commonsense="kl", shortlist=3)
 #: One training for all budgets, because the weight is given.
 GATES = GateSettings(gate_steps=10, gate_lr=0.2, gate_weight=0.05)

@@ -81,9 +81,15 @@ def run_code(code):
     """Runs the code under a figure; its last line is the figure."""
     *before, last = code.split("\n")
     known = dict(
-        Run=Run, Runs=Runs, Results=Results, figures=figures, newest=newest, open_checkpoint=open_checkpoint,
-        layer_rows=layer_rows, state_rows=state_rows,
-    )  # fmt: skip
+        Run=Run,
+        Runs=Runs,
+        Results=Results,
+        figures=figures,
+        newest=newest,
+        open_checkpoint=open_checkpoint,
+        layer_rows=layer_rows,
+        state_rows=state_rows,
+    )
     exec("\n".join(before), known)
     return eval(last, known)
 

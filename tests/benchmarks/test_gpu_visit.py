@@ -208,13 +208,31 @@ def test_the_page_has_shares_and_says_what_failed_and_what_has_not_run():
         checked("attention, full", right=False),
         timed("attention, full", KERNEL, 2048, 4e-3),
         timed("attention, full", XLA, 2048, 8e-3),
-        dict(kind="step", name="gdn", kernels=[], parameters=13e8, tokens=10, seconds=2.0,
-             spread=[1.9, 2.1], mfu=0.4567, memory=None, peak="sheet"),
-        dict(kind="retrieval", arm="w16-rope", step=3, steps=9, accuracy=[1, 0.5], mass=0.25,
-             local_nll=1.3, seconds=7.0),
+        dict(
+            kind="step",
+            name="gdn",
+            kernels=[],
+            parameters=13e8,
+            tokens=10,
+            seconds=2.0,
+            spread=[1.9, 2.1],
+            mfu=0.4567,
+            memory=None,
+            peak="sheet",
+        ),
+        dict(
+            kind="retrieval",
+            arm="w16-rope",
+            step=3,
+            steps=9,
+            accuracy=[1, 0.5],
+            mass=0.25,
+            local_nll=1.3,
+            seconds=7.0,
+        ),
         ended("a", "died", "killed by SIGSEGV"),
         ended("b", "done"),
-    ]  # fmt: skip
+    ]
     text = page.render(records, ["a", "b", "c"])
     assert f"| {KERNEL} | 4.000 (50%) |" in text and f"| {XLA} | 8.000 (25%) |" in text
     assert f"| gated_slots | {KERNEL} | 3.0e-03 (out) | right |" in text and "**wrong**" in text

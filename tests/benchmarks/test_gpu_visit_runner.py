@@ -56,8 +56,13 @@ def test_a_fault_costs_its_item_alone_and_keeps_its_records(visit):
     assert "No module named 'tests" in visit.endings["lacks"]["why"]
     kept = [r["item"] for r in visit.records if r["kind"] == "record"]
     assert {n: kept.count(n) for n in names} == dict.fromkeys(names, 2) | {
-        "raises": 1, "hangs": 1, "dies": 1, "leaves": 1, "at once": 0, "lacks": 0
-    }  # fmt: skip
+        "raises": 1,
+        "hangs": 1,
+        "dies": 1,
+        "leaves": 1,
+        "at once": 0,
+        "lacks": 0,
+    }
 
 
 def test_the_budget_is_kept_and_what_does_not_fit_is_listed(visit, tmp_path):
@@ -207,8 +212,11 @@ def test_an_asked_stop_ends_the_run_with_its_list(tmp_path):
         time.sleep(0.02)
     process.terminate()
     assert process.wait(20) == 0
-    ends = {r["item"]: r["outcome"] for r in map(json.loads, results.read_text().splitlines())
-            if r["kind"] == "end"}  # fmt: skip
+    ends = {
+        r["item"]: r["outcome"]
+        for r in map(json.loads, results.read_text().splitlines())
+        if r["kind"] == "end"
+    }
     assert ends == dict(a="stopped", b="not run")
 
 

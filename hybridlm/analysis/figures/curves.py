@@ -77,8 +77,8 @@ def learning_curves(
         values = [[of[place] for of in runs.values()] for place in places]
         name = None if by is None else label_of(by, group, one=by == run or by in NAMES)
         marks = "o" if len(places) <= 12 else None
-        axes.plot(places, np.mean(values, axis=1) if places else [], label=name, marker=marks,
-                  color=color(number))  # fmt: skip
+        means = np.mean(values, axis=1) if places else []
+        axes.plot(places, means, label=name, marker=marks, color=color(number))
         if len(runs) > 1:
             low, high = _band(values, band)
             axes.fill_between(places, low, high, color=color(number), alpha=0.18, linewidth=0)

@@ -31,8 +31,8 @@ def layer_pattern(table: Table, *, length: int, width: float = WIDTH) -> Figure:
         alpha = 0.35 if attends else 0.15
         axes.add_patch(Rectangle(place, seen, 0.84, facecolor=shade, alpha=alpha, linewidth=0))
         if labelled:
-            axes.text(0.095, i, row["mixer"], color="#ffffff", ha="center", va="center",
-                      fontweight="bold", fontsize=9)  # fmt: skip
+            name = dict(color="#ffffff", ha="center", fontweight="bold")
+            axes.text(0.095, i, row["mixer"], va="center", fontsize=9, **name)
             axes.text(0.25, i, row["mechanism"], va="center", fontsize=9)
     if not labelled:
         mechanisms = {r["mixer"]: r["mechanism"] for r in rows}

@@ -176,8 +176,8 @@ def attention_map(
         (axes.set_yticks, queries, {}),
     ):
         if len(tokens) <= 48:
-            set_ticks([i + 0.5 for i in range(len(tokens))], [_visible(t) for t in tokens],
-                      fontsize=size, **more)  # fmt: skip
+            middles = [i + 0.5 for i in range(len(tokens))]
+            set_ticks(middles, [_visible(t) for t in tokens], fontsize=size, **more)
         else:
             axes.locator_params(nbins=5)
     _frame(axes)

@@ -65,8 +65,8 @@ def _summary(parts: Parts, runs: Runs, summary: list[Row]) -> str:
     def marked(row: Row, key: str) -> bool:
         return key == "heldout_loss" and row[key] == best
 
-    table = parts.table("A run a row; the least held-out loss is marked", summary, columns,
-                        marked=marked, shown=shown)  # fmt: skip
+    caption = "A run a row; the least held-out loss is marked"
+    table = parts.table(caption, summary, columns, marked=marked, shown=shown)
     return section("Runs", table)
 
 

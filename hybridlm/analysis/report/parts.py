@@ -135,7 +135,10 @@ def plain_table(head: list[str], rows: list[list[Any]], numbers_from: int) -> st
 
 def cards(found: Iterable[tuple[str, str]]) -> str:
     """Figures at a glance: (value, what it is)."""
-    shown = "".join(f"<div><b>{html.escape(v)}</b><span>{html.escape(t)}</span></div>" for v, t in found)  # fmt: skip
+    shown = "".join(
+        f"<div><b>{html.escape(value)}</b><span>{html.escape(meaning)}</span></div>"
+        for value, meaning in found
+    )
     return f"<div class=cards>{shown}</div>" if shown else ""
 
 
