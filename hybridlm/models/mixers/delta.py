@@ -17,6 +17,7 @@ from hybridlm.models.mixers.parts import GatedRMSNorm, ShortConv, initial_dt_bia
 from hybridlm.models.norms import RMSNorm, at_least_float32
 from hybridlm.parallel import ops
 from hybridlm.settings.bounds import settings
+from hybridlm.settings.reader import require
 from kernels_pallas import delta_rule
 from kernels_pallas.causal_conv import ConvState
 
@@ -43,6 +44,13 @@ class DeltaConfig(MixerConfig):
     """Base of the mixers' settings; each defines its sizes, decay, output and their costs."""
 
     name: ClassVar[str]
+
+    def check_width(self, width: int) -> None:
+        require(
+            self.head_dim is not None or width % self.heads == 0,
+            "heads",
+            f"is {self.heads} and does not divide model.width {width}: set head_dim",
+        )
 
     @abc.abstractmethod
     def sizes(self, width: int) -> Sizes:
@@ -86,6 +94,19 @@ class DeltaConfig(MixerConfig):
     @property
     def mechanism(self) -> str:
         return f"{self.name}, conv {self.conv_width}"
+
+
+class SharedKeysConfig(DeltaConfig):
+    """Settings of a mixer whose `value_heads` are a multiple of `heads`, or None for as many."""
+
+    def __post_init__(self):
+        value_heads = self.heads if self.value_heads is None else self.value_heads
+        require(
+            value_heads % self.heads == 0,
+            "value_heads",
+            f"is {value_heads} and must be a multiple of heads {self.heads}, or None",
+        )
+        object.__setattr__(self, "value_heads", value_heads)
 
 
 class DeltaState(NamedTuple):

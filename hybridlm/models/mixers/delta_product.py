@@ -9,7 +9,7 @@ from flax import nnx
 
 from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, SequenceContext
-from hybridlm.models.mixers.delta import Delta, GatedHeadNorm, HeadDecay, NoDecay, Sizes
+from hybridlm.models.mixers.delta import Delta, HeadDecay, NoDecay, Sizes
 from hybridlm.models.mixers.gdn import GDNConfig
 from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
@@ -59,10 +59,8 @@ class DeltaProductConfig(GDNConfig):
         )
 
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "DeltaProduct":
-        sizes = self.sizes(spec.width)
-        gate = Linear(spec.width, sizes.values, ("embed", "heads"), rngs=rngs)
-        output = GatedHeadNorm(sizes.value_size, self.norm_eps or spec.norm_eps, gate, jax.nn.silu)
-        decay = HeadDecay(spec.width, sizes.value_heads, rngs=rngs) if self.decay else NoDecay()
+        output = self.build_output(spec, rngs)
+        decay = HeadDecay(spec.width, self.value_heads, rngs=rngs) if self.decay else NoDecay()
         return DeltaProduct(self, spec, decay, output, rngs=rngs)
 
     def updates_per_token(self) -> int:

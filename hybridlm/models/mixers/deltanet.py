@@ -9,7 +9,6 @@ from hybridlm.models.mixers.base import LayerSpec
 from hybridlm.models.mixers.delta import Delta, DeltaConfig, HeadNorm, NoDecay, Sizes
 from hybridlm.models.mixers.parts import ConvWidth
 from hybridlm.settings.bounds import PositiveInt, settings
-from hybridlm.settings.reader import require
 
 
 @settings
@@ -42,13 +41,6 @@ class DeltaNetConfig(DeltaConfig):
     value_dim: PositiveInt | None = None
     conv_width: ConvWidth = 4
     negative_eigenvalues: bool = False
-
-    def check_width(self, width: int) -> None:
-        require(
-            self.head_dim is not None or width % self.heads == 0,
-            "heads",
-            f"is {self.heads} and does not divide model.width {width}: set head_dim",
-        )
 
     def sizes(self, width: int) -> Sizes:
         key_size = self.head_dim or width // self.heads

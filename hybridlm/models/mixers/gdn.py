@@ -8,14 +8,14 @@ from flax import nnx
 
 from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec
-from hybridlm.models.mixers.delta import Delta, DeltaConfig, GatedHeadNorm, HeadDecay, Sizes
+from hybridlm.models.mixers.delta import Delta, GatedHeadNorm, HeadDecay, SharedKeysConfig, Sizes
 from hybridlm.models.mixers.parts import ConvWidth
 from hybridlm.settings.bounds import Epsilon, PositiveInt, settings
 from hybridlm.settings.reader import require
 
 
 @settings
-class GDNConfig(DeltaConfig):
+class GDNConfig(SharedKeysConfig):
     """Gated DeltaNet: the delta rule with one data-dependent decay per value head.
 
     Attributes:
@@ -54,15 +54,6 @@ class GDNConfig(DeltaConfig):
     negative_eigenvalues: bool = False
     norm_eps: Epsilon | None = None
 
-    def __post_init__(self):
-        value_heads = self.heads if self.value_heads is None else self.value_heads
-        require(
-            value_heads % self.heads == 0,
-            "value_heads",
-            f"is {value_heads} and must be a multiple of heads {self.heads}, or None",
-        )
-        object.__setattr__(self, "value_heads", value_heads)
-
     def check_width(self, width: int) -> None:
         require(
             self.head_dim is not None or 3 * width % (4 * self.heads) == 0,
@@ -75,11 +66,15 @@ class GDNConfig(DeltaConfig):
         return Sizes(self.heads, self.value_heads, key_size, self.value_dim or 2 * key_size)
 
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> Delta:
+        output = self.build_output(spec, rngs)
+        decay = HeadDecay(spec.width, self.value_heads, rngs=rngs)
+        return Delta(self, spec, decay, output, rngs=rngs)
+
+    def build_output(self, spec: LayerSpec, rngs: nnx.Rngs) -> GatedHeadNorm:
+        """The output's norm and gate."""
         sizes = self.sizes(spec.width)
         gate = Linear(spec.width, sizes.values, ("embed", "heads"), rngs=rngs)
-        output = GatedHeadNorm(sizes.value_size, self.norm_eps or spec.norm_eps, gate, jax.nn.silu)
-        decay = HeadDecay(spec.width, sizes.value_heads, rngs=rngs)
-        return Delta(self, spec, decay, output, rngs=rngs)
+        return GatedHeadNorm(sizes.value_size, self.norm_eps or spec.norm_eps, gate, jax.nn.silu)
 
     def gate_flops(self, width: int) -> int:
         sizes = self.sizes(width)

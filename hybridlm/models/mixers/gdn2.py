@@ -9,18 +9,17 @@ from flax import nnx
 
 from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, SequenceContext
-from hybridlm.models.mixers.delta import Delta, DeltaConfig, GatedHeadNorm, LowRank, Sizes
+from hybridlm.models.mixers.delta import Delta, GatedHeadNorm, LowRank, SharedKeysConfig, Sizes
 from hybridlm.models.mixers.kda import ChannelDecay
 from hybridlm.models.mixers.parts import ConvWidth
 from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
 from hybridlm.settings.bounds import PositiveInt, settings
-from hybridlm.settings.reader import require
 from kernels_pallas import delta_rule
 
 
 @settings
-class GDN2Config(DeltaConfig):
+class GDN2Config(SharedKeysConfig):
     """Gated DeltaNet-2: Kimi Delta Attention with a gate per channel for erasing and for writing.
 
     Attributes:
@@ -56,22 +55,6 @@ class GDN2Config(DeltaConfig):
     value_dim: PositiveInt | None = None
     conv_width: ConvWidth = 4
     negative_eigenvalues: bool = False
-
-    def __post_init__(self):
-        value_heads = self.heads if self.value_heads is None else self.value_heads
-        require(
-            value_heads % self.heads == 0,
-            "value_heads",
-            f"is {value_heads} and must be a multiple of heads {self.heads}, or None",
-        )
-        object.__setattr__(self, "value_heads", value_heads)
-
-    def check_width(self, width: int) -> None:
-        require(
-            self.head_dim is not None or width % self.heads == 0,
-            "heads",
-            f"is {self.heads} and does not divide model.width {width}: set head_dim",
-        )
 
     def sizes(self, width: int) -> Sizes:
         key_size = self.head_dim or width // self.heads

@@ -19,7 +19,6 @@ from hybridlm.models.mixers.delta import (
 from hybridlm.models.mixers.parts import ConvWidth, initial_dt_bias
 from hybridlm.models.norms import at_least_float32
 from hybridlm.settings.bounds import Below, PositiveInt, settings
-from hybridlm.settings.reader import require
 
 
 @settings
@@ -58,13 +57,6 @@ class KDAConfig(DeltaConfig):
     conv_width: ConvWidth = 4
     negative_eigenvalues: bool = False
     lower_bound: Annotated[float, Below(0)] | None = None
-
-    def check_width(self, width: int) -> None:
-        require(
-            self.head_dim is not None or width % self.heads == 0,
-            "heads",
-            f"is {self.heads} and does not divide model.width {width}: set head_dim",
-        )
 
     def sizes(self, width: int) -> Sizes:
         size = self.head_dim or width // self.heads

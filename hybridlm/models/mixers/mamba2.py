@@ -19,8 +19,40 @@ from kernels_pallas import gated_linear
 from kernels_pallas.causal_conv import ConvState
 
 
+class StateSpaceConfig(MixerConfig):
+    """Settings of a state-space mixer with `heads` of `head_dim`, or as many as `expand` gives.
+
+    Its classes have the fields `heads`, `head_dim`, `groups` and `expand`.
+    """
+
+    def __post_init__(self):
+        if self.heads is not None:
+            self._check_groups(self.heads)
+
+    def check_width(self, width: int) -> None:
+        if self.heads is None:
+            inner = self.expand * width
+            require(
+                inner % self.head_dim == 0,
+                "head_dim",
+                f"is {self.head_dim} and does not divide the inner width {inner}, which is"
+                " expand * width: change it, or set heads",
+            )
+            self._check_groups(inner // self.head_dim)
+
+    def _check_groups(self, heads: int) -> None:
+        require(
+            heads % self.groups == 0,
+            "groups",
+            f"is {self.groups} and does not divide the {heads} heads",
+        )
+
+    def head_count(self, width: int) -> int:
+        return self.heads or self.expand * width // self.head_dim
+
+
 @settings
-class Mamba2Config(MixerConfig):
+class Mamba2Config(StateSpaceConfig):
     """Settings of the Mamba-2 mixer; its inner width is heads * head_dim.
 
     Attributes:
@@ -62,8 +94,7 @@ class Mamba2Config(MixerConfig):
     multipliers: tuple[PositiveFloat, ...] | None = None
 
     def __post_init__(self):
-        if self.heads is not None:
-            self._check_groups(self.heads)
+        super().__post_init__()
         if self.dt_limits is not None:
             limits = tuple(self.dt_limits)
             require(
@@ -76,27 +107,6 @@ class Mamba2Config(MixerConfig):
             "multipliers",
             f"must be 5 numbers, of z, x, B, C and dt, not {len(self.multipliers or ())}",
         )
-
-    def check_width(self, width: int) -> None:
-        if self.heads is None:
-            inner = self.expand * width
-            require(
-                inner % self.head_dim == 0,
-                "head_dim",
-                f"is {self.head_dim} and does not divide the inner width {inner}, which is"
-                " expand * width: change it, or set heads",
-            )
-            self._check_groups(inner // self.head_dim)
-
-    def _check_groups(self, heads: int) -> None:
-        require(
-            heads % self.groups == 0,
-            "groups",
-            f"is {self.groups} and does not divide the {heads} heads",
-        )
-
-    def head_count(self, width: int) -> int:
-        return self.heads or self.expand * width // self.head_dim
 
     def head_counts(self, width: int) -> dict[str, int]:
         return {"heads": self.head_count(width), "groups": self.groups}

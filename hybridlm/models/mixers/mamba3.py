@@ -9,16 +9,16 @@ from flax import nnx
 
 from hybridlm.models.layers import Linear
 from hybridlm.models.mixers import trapezoid
-from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, SequenceContext
+from hybridlm.models.mixers.mamba2 import StateSpaceConfig
 from hybridlm.models.mixers.parts import GatedRMSNorm, initial_dt_bias
 from hybridlm.models.mixers.trapezoid import TrapezoidState
 from hybridlm.models.norms import RMSNorm, at_least_float32
 from hybridlm.settings.bounds import Between, PositiveFloat, PositiveInt, settings
-from hybridlm.settings.reader import require
 
 
 @settings
-class Mamba3Config(MixerConfig):
+class Mamba3Config(StateSpaceConfig):
     """Settings of the Mamba-3 mixer; its inner width is heads * head_dim.
 
     Attributes:
@@ -55,35 +55,10 @@ class Mamba3Config(MixerConfig):
     decay_floor: PositiveFloat = 1e-4
     norm: bool = False
 
-    def __post_init__(self):
-        if self.heads is not None:
-            self._check_groups(self.heads)
-
-    def check_width(self, width: int) -> None:
-        if self.heads is None:
-            inner = self.expand * width
-            require(
-                inner % self.head_dim == 0,
-                "head_dim",
-                f"is {self.head_dim} and does not divide the inner width {inner}, which is"
-                " expand * width: change it, or set heads",
-            )
-            self._check_groups(inner // self.head_dim)
-
-    def _check_groups(self, heads: int) -> None:
-        require(
-            heads % self.groups == 0,
-            "groups",
-            f"is {self.groups} and does not divide the {heads} heads",
-        )
-
     @property
     def angles(self) -> int:
         """Pairs of rows of a state that rotate."""
         return int(self.state_dim * self.rope_fraction) // 2
-
-    def head_count(self, width: int) -> int:
-        return self.heads or self.expand * width // self.head_dim
 
     def head_counts(self, width: int) -> dict[str, int]:
         return {"heads": self.head_count(width)}
