@@ -47,21 +47,18 @@ def time_figure(
 ) -> Figure | None:
     """The step of retrieval against the window, with and without the shared first layer."""
     figure, row = _row(3.2)
-    shown = False
     for axes, positions in zip(row, POSITIONS):
         for number, (ending, label) in enumerate(
             (("", "shared first layer"), ("-alone", "without it"))
         ):
-            shown |= _times(
-                axes, _by_window(runs, scale, ending, positions), PALETTE[number], label
-            )
+            _times(axes, _by_window(runs, scale, ending, positions), PALETTE[number], label)
         axes.set_xscale("log", base=2)
         _step_axis(axes)
         axes.set_xticks(scale.windows, [*map(str, scale.windows[:-1]), "full"])
         axes.set_xlabel("window (tokens)")
         axes.set_title(TITLES[positions], fontsize=9, color=INK)
     row[0].set_ylabel("step at which retrieval formed")
-    return _finished(figure) if shown else None
+    return _finished(figure)
 
 
 def rates_figure(
@@ -70,7 +67,6 @@ def rates_figure(
     """The step of retrieval against the learning rate, RoPE and NoPE, by window."""
     windows = (scale.small, scale.large)
     figure, row = _row(3.2)
-    shown = False
     for axes, window in zip(row, windows):
         for number, positions in enumerate(POSITIONS):
             found: dict[float, list[Run]] = {}
@@ -78,13 +74,13 @@ def rates_figure(
                 rate = re.fullmatch(rf"w{window}-lr([\de.-]+)-{positions}", run.arm)
                 if rate:
                     found.setdefault(float(rate[1]), []).append(run)
-            shown |= _times(axes, found, PALETTE[number], TITLES[positions])
+            _times(axes, found, PALETTE[number], TITLES[positions])
         axes.set_xscale("log")
         _step_axis(axes)
         axes.set_xlabel("learning rate")
         axes.set_title(f"window {window}", fontsize=9, color=INK)
     row[0].set_ylabel("step at which retrieval formed")
-    return _finished(figure) if shown else None
+    return _finished(figure)
 
 
 def receptive_figure(
@@ -93,14 +89,12 @@ def receptive_figure(
     """Far accuracy at the end against the receptive field of full and of efficient layers."""
     figure = Figure(figsize=(8.4, 5.2), layout="constrained")
     grid = figure.subplots(2, 2, sharex=True, sharey=True)
-    shown = False
     groups = {"full": "full layers bounded", "local": "window layers bounded"}
     for line, positions in zip(grid, POSITIONS):
         for axes, (group, title) in zip(line, groups.items()):
             for name, own in _core(runs, scale, positions).items():
                 columns = [f"{group}_sees_{w}" for w in scale.windows]
                 values = np.array([[run.facts[c] for c in columns] for run in own])
-                shown |= bool(np.isfinite(values).any())
                 _means(axes, scale.windows, values, _color(name, scale), name)
             axes.set_xscale("log", base=2)
             axes.set_xticks(scale.windows, map(str, scale.windows))
@@ -109,7 +103,7 @@ def receptive_figure(
         line[0].set_ylabel("accuracy on far copies")
     for axes in grid[-1]:
         axes.set_xlabel("receptive field (tokens)")
-    return _finished(figure) if shown else None
+    return _finished(figure)
 
 
 def length_figure(
@@ -117,11 +111,9 @@ def length_figure(
 ) -> Figure | None:
     """Accuracy on the furthest copies at 1, 2 and 4 times the training length."""
     figure, row = _row(3.2)
-    shown = False
     for axes, positions in zip(row, POSITIONS):
         for name, own in _core(runs, scale, positions).items():
             values = np.array([[run.facts[f"length_{n}"] for n in tables.LENGTHS] for run in own])
-            shown |= bool(np.isfinite(values).any())
             _means(axes, (1, 2, 4), values, _color(name, scale), name)
         axes.set_xscale("log", base=2)
         axes.set_xticks((1, 2, 4), tables.LENGTHS)
@@ -129,7 +121,7 @@ def length_figure(
         axes.set_xlabel("length over that in training")
         axes.set_title(TITLES[positions], fontsize=9, color=INK)
     row[0].set_ylabel("accuracy on the furthest copies")
-    return _finished(figure) if shown else None
+    return _finished(figure)
 
 
 def training_figure(
@@ -168,7 +160,6 @@ def masking_figure(
     """Far accuracy with all heads, without the retrieval heads, and without random heads."""
     figure, row = _row(3.2)
     kinds = {"none": "all heads", "random": "without random heads", "retrieval": "without the best"}
-    shown = False
     for axes, positions in zip(row, POSITIONS):
         arms = _core(runs, scale, positions)
         names = [_name(window, scale) for window in scale.windows]
@@ -177,7 +168,6 @@ def masking_figure(
                 place = names.index(name)
                 values = np.array([run.facts[f"masked_{which}"] for run in own])
                 x = np.full(len(own), place + 0.22 * (number - 1))
-                shown |= bool(np.isfinite(values).any())
                 axes.plot(
                     x,
                     values,
@@ -191,7 +181,7 @@ def masking_figure(
         axes.set_ylim(-0.03, 1.03)
         axes.set_title(TITLES[positions], fontsize=9, color=INK)
     row[0].set_ylabel("accuracy on far copies")
-    return _finished(figure) if shown else None
+    return _finished(figure)
 
 
 def influence_figure(
@@ -199,14 +189,12 @@ def influence_figure(
 ) -> Figure | None:
     """Gradient influence by distance; dotted lines are the reach of one window layer of each arm."""
     figure, row = _row(3.2)
-    shown = False
     for axes, positions in zip(row, POSITIONS):
         for name, own in _core(runs, scale, positions).items():
             arm, seeds = own[0].arm, {run.seed for run in own}
             mine = [r for r in influences if r["arm"] == arm and int(r["seed"]) in seeds]
             if not mine:
                 continue
-            shown = True
             ranges = sorted({(int(r["first"]), int(r["last"])) for r in mine})
             middle = [np.sqrt((a + 1) * (b + 1)) for a, b in ranges]
             means = [
@@ -222,7 +210,7 @@ def influence_figure(
         axes.set_xlabel("tokens back, the last token being 1")
         axes.set_title(TITLES[positions], fontsize=9, color=INK)
     row[0].set_ylabel("gradient influence")
-    return _finished(figure) if shown else None
+    return _finished(figure)
 
 
 def heads_figure(
@@ -231,10 +219,8 @@ def heads_figure(
     """The best head (largest final mass) of each run during training."""
     figure = Figure(figsize=(9.6, 4.8), layout="constrained")
     grid = figure.subplots(2, len(HEADS), sharex=True)
-    shown = False
     for line, positions in zip(grid, POSITIONS):
         for name, own in _core(runs, scale, positions).items():
-            shown = True
             for axes, column in zip(line, HEADS):
                 for i, run in enumerate(own):
                     known = np.isfinite(run.curve[column])
@@ -252,7 +238,7 @@ def heads_figure(
         line[0].set_ylabel(TITLES[positions], fontsize=9)
     for axes in grid[-1]:
         axes.set_xlabel("step", fontsize=9)
-    return _finished(figure) if shown else None
+    return _finished(figure)
 
 
 FIGURES: dict[str, Callable[..., Figure | None]] = {
@@ -297,7 +283,7 @@ def _by_window(
     return found
 
 
-def _times(axes: Axes, groups: dict[float, list[Run]], color: str, label: str) -> bool:
+def _times(axes: Axes, groups: dict[float, list[Run]], color: str, label: str) -> None:
     """A dot per run over each x, and a line through the medians of groups that all formed."""
     for x, own in groups.items():
         times = [run.formed for run in own]
@@ -312,7 +298,6 @@ def _times(axes: Axes, groups: dict[float, list[Run]], color: str, label: str) -
         if all(t.seen for t in times)
     ]
     axes.plot(*(zip(*medians) if medians else ((), ())), color=color, linewidth=1.5, label=label)
-    return bool(groups)
 
 
 def _step_axis(axes: Axes) -> None:
@@ -331,8 +316,10 @@ def _row(height: float) -> tuple[Figure, Sequence[Axes]]:
     return figure, figure.subplots(1, 2, sharex=True, sharey=True)
 
 
-def _finished(figure: Figure) -> Figure:
-    """The figure with the legend of all panels above it."""
+def _finished(figure: Figure) -> Figure | None:
+    """The figure with the legend of all panels above it; None if nothing is drawn in it."""
+    if not any(np.isfinite(line.get_ydata()).any() for a in figure.axes for line in a.lines):
+        return None
     for panel in figure.axes:
         _plain(panel)
     named: dict[str, Any] = {}
