@@ -82,11 +82,20 @@ def effective_attention(
     return found.matrix if head is None or np.ndim(head) else found.matrix[:, 0]
 
 
+def head_count(model: Model, layer: int, part: str | None) -> int:
+    """The heads of a layer that have a matrix.
+
+    Raises:
+      UserError: for a mixer that names no values.
+    """
+    return _Names.of(model, layer, part).heads
+
+
 def head_groups(
     model: Model, layer: int, part: str | None, tokens_shape: tuple[int, int]
 ) -> list[np.ndarray]:
     """The heads of a layer in groups, of `GROUP` entries of its matrices or of one head."""
-    heads, (batch, time) = _Names.of(model, layer, part).heads, tokens_shape
+    heads, (batch, time) = head_count(model, layer, part), tokens_shape
     together = max(1, GROUP // (batch * time * time))
     return [np.arange(at, min(at + together, heads)) for at in range(0, heads, together)]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hybridlm.analysis.inspected import Inspected
-from hybridlm.analysis.layers import OUTPUTS
+from hybridlm.analysis.layers import OUTPUTS, head_count
 from hybridlm.errors import UserError
 
 MOST = 4_000_000  # weights in a page: 16 MB, a third more as text
@@ -83,15 +83,17 @@ def attention_text(
     found: dict[str, Any] = {}
     for layer in range(len(model.mixers)) if layers is None else _numbers(model, layers):
         try:
-            weights = np.asarray(model.effective_attention(text, layer))[0]
+            heads = head_count(model.model, layer, None)
+            shown = range(min(heads, HEADS))
+            weights = np.asarray(model.effective_attention(text, layer, shown))[0]
         except UserError:
             if layers is not None:
                 raise
             continue
         label = f"layer {layer}: {model.mixers[layer]}"
-        if len(weights) > HEADS:
-            label += f", {HEADS} of {len(weights)} channels"
-        found[label] = weights[:HEADS]
+        if heads > HEADS:
+            label += f", {HEADS} of {heads} channels"
+        found[label] = weights
     if not found:
         raise UserError("no layer of the model has attention weights that could be shown")
     try:
