@@ -20,16 +20,28 @@ def processor_seconds() -> float:
 
 def peak_bytes() -> int:
     """The most memory that the process has held since the peak was last reset."""
+    found = _status("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if found is None else found
+
+
+def reset_peak() -> bool:
+    """Lets the peak of memory begin anew at what is held now; False where the system cannot."""
+    try:
+        CLEAR.write_text("5")  # 5 sets VmHWM to what is held now (man 5 proc_pid_clear_refs)
+    except OSError:  # not Linux, or not allowed
+        return False
+    peak, held = _status("VmHWM"), _status("VmRSS")
+    # Some systems take the number and keep the peak; other threads move both a little.
+    return peak is not None and held is not None and peak - held < 2**24
+
+
+def _status(key: str) -> int | None:
+    """The bytes of a line of this process's status; None where there is none."""
     if STATUS.exists():
         for line in STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{key}:"):
                 return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _reset_peak() -> None:
-    with contextlib.suppress(OSError):  # not Linux, or not allowed
-        CLEAR.write_text("5")  # 5 sets VmHWM to what is held now (man 5 proc_pid_clear_refs)
+    return None
 
 
 @contextlib.contextmanager
@@ -38,9 +50,9 @@ def measured(workdir: pathlib.Path, stage: str) -> Iterator[None]:
 
     Where it fails, the stage's name in the line ends with ", stopped". Blocks must not be nested: each begins
     the peak of memory anew. It begins at what the process then holds, which includes what stages before it
-    left; where a system has no /proc, it is the peak since the process started.
+    left. Where a system cannot reset it, the line says so (`peak_of` is "process", not "stage").
     """
-    _reset_peak()
+    of_stage = reset_peak()
     wall, processor = time.monotonic(), processor_seconds()
     name = f"{stage}, stopped"
     try:
@@ -52,6 +64,7 @@ def measured(workdir: pathlib.Path, stage: str) -> Iterator[None]:
             "wall_seconds": round(time.monotonic() - wall, 1),
             "processor_seconds": round(processor_seconds() - processor, 1),
             "peak_memory_bytes": peak_bytes(),
+            "peak_of": "stage" if of_stage else "process",
         }
         with (workdir / FILE).open("a") as file:
             file.write(json_text.dumps(line) + "\n")

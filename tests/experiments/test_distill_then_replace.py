@@ -1,6 +1,7 @@
 """The recipes of Distill-then-Replace: published sizes, and a config of a student's folder."""
 
 import json
+import mmap
 
 import numpy as np
 import pytest
@@ -98,18 +99,20 @@ def test_a_workdir_of_unknown_settings_is_refused(tmp_path):
         settings.keep(tmp_path, tmp_path / "teacher", run.stage_settings())
 
 
-@pytest.mark.skipif(not usage.CLEAR.exists(), reason="the system cannot reset the peak of memory")
 def test_a_stage_does_not_show_the_memory_of_an_earlier_one(tmp_path):
+    """Pages are mapped and unmapped by hand: whether an allocator returns them is not the law."""
     size = 2**28
-    with pytest.raises(KeyError), usage.measured(tmp_path, "large"):
-        held = bytearray(b"x") * size
+    with pytest.raises(KeyError), usage.measured(tmp_path, "large"), mmap.mmap(-1, size) as held:
+        held.write(b"x" * size)
         raise KeyError
-    del held
     with usage.measured(tmp_path, "small"):
         pass
     large, small = usage.read(tmp_path)
     assert [large["stage"], small["stage"]] == ["large, stopped", "small"]
-    assert large["peak_memory_bytes"] > small["peak_memory_bytes"] + size / 2
+    if large["peak_of"] == small["peak_of"] == "stage":
+        assert large["peak_memory_bytes"] > small["peak_memory_bytes"] + size / 2
+    else:  # a system that cannot reset the peak
+        assert not usage.reset_peak()
 
 
 def test_the_memory_of_a_stopped_stage_is_not_that_of_the_stage():

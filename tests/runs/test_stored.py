@@ -158,6 +158,8 @@ def peak_growth():
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak begins anew
     before = status("VmRSS")
+    if status("VmHWM") - before > 2**24:
+        pytest.skip("this system does not reset the peak of memory")
     yield grown
     grown.append(status("VmHWM") - before)
 
