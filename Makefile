@@ -11,7 +11,7 @@ AOT := .venv-aot
 AOT_READY := $(AOT)/.ready
 
 .PHONY: help setup demo life distill laziness laziness-sweep laziness-more laziness-rehearsal laziness-results \
-  test test-slow lint mixers benchmark aot aot-environment scorecard clean
+  test test-slow lint site mixers benchmark aot aot-environment scorecard clean
 
 help:
 	@echo "make demo       install, and train the demo: 5 minutes on 2 CPU cores"
@@ -22,6 +22,7 @@ help:
 	@echo "make test       install, and run the tests (of the slow ones, a sample that changes every day)"
 	@echo "make test-slow  install, and run all tests"
 	@echo "make lint       check the rules and the format of ruff"
+	@echo "make site       build the documentation into build/site; a broken link is an error"
 	@echo "make mixers     check every law on every mixer, and write docs/mixers.md: half an hour"
 	@echo "make aot        compile every kernel for every chip and compare with the committed scorecard;"
 	@echo "                compile the training step of configs/scale/hybrid_1b.py for its slice"
@@ -88,6 +89,10 @@ test-slow: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+site: setup
+	$(BIN)/python -m sphinx -c docs -W --keep-going -n -q . build/site
+	@echo "documentation: build/site/index.html"
 
 mixers: setup
 	$(BIN)/python tests/models/record_laws.py

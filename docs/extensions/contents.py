@@ -1,0 +1,43 @@
+"""The order of the site is that of docs/index.md: headings are sections, links to pages are entries.
+
+So the index is a plain page on GitHub, and no page is listed twice.
+"""
+
+import posixpath
+import re
+
+from sphinx.application import Sphinx
+
+HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
+LINK = re.compile(r"\[([^]]+)\]\((?!\w+:)([^)#\s]+\.(?:md|py))\)")
+
+
+def sections(page: str) -> dict[str, dict[str, str]]:
+    """The pages that each section of the index links to, and the link's text, at its first place."""
+    seen, found = set(), {}
+    _, *parts = HEADING.split(page)
+    for title, text in zip(parts[::2], parts[1::2]):
+        found[title] = {}
+        for words, target in LINK.findall(text):
+            if target not in seen:
+                found[title][target] = " ".join(words.split())
+                seen.add(target)
+    return found
+
+
+def _toctrees(app: Sphinx, name: str, source: list[str]) -> None:
+    if name != app.config.root_doc:
+        return
+    folder = posixpath.dirname(name)
+    for title, targets in sections(source[0]).items():
+        lines = ["```{toctree}", ":hidden:", f":caption: {title}", ""]
+        for target, words in targets.items():
+            path = posixpath.normpath(posixpath.join(folder, target))
+            lines.append(f"{words[0].upper()}{words[1:]} </{posixpath.splitext(path)[0]}>")
+        lines.append("```")
+        source[0] += "\n" + "\n".join(lines) + "\n"
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("source-read", _toctrees)
+    return dict(parallel_read_safe=True, parallel_write_safe=True)

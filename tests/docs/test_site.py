@@ -1,0 +1,96 @@
+"""The documentation site: it builds without a warning, needs no network, and lists every page once."""
+
+import html.parser
+import subprocess
+import sys
+
+import pytest
+
+from docs.extensions import contents, docstrings, mermaid, notebooks
+
+
+def test_sections_of_the_index_are_headings_with_their_links():
+    page = """# Title
+
+[no section](before.md)
+
+## One
+
+- [a
+  page](a.md) and [elsewhere](https://example.org/x.md), [a heading](a.md#part), [again](a.md)
+
+## Two
+
+- [a notebook](../notebooks/b.py), [a page](a.md), [a drawing](c.svg)
+"""
+    assert contents.sections(page) == {
+        "One": {"a.md": "a page"},
+        "Two": {"../notebooks/b.py": "a notebook"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "marked"),
+    [
+        ("a `b_` c", "a ``b_`` c"),
+        ("`Document`s", r"``Document``\ s"),
+        ("blocks.*.x | y", r"blocks.\*.x \| y"),
+        ("a name_ and q_BTHK", r"a name\_ and q_BTHK"),
+        ("code `over\ntwo` lines", "code ``over\ntwo`` lines"),
+        ("``a * b``", "``a * b``"),
+    ],
+)
+def test_docstrings_become_restructuredtext(text, marked):
+    assert docstrings.marked_up(text) == marked
+
+
+def test_a_graph_is_a_table_of_its_nodes():
+    graph = 'graph TD\n  a["<b>one</b><br>x: y"]\n  b["<b>two</b><br>z"]\n  a --> b\n'
+    assert mermaid.rows(graph) == [("one", "x: y", "two"), ("two", "z", "")]
+
+
+def test_a_notebook_becomes_markdown():
+    script = "# ---\n# jupyter: {}\n# ---\n\n# %% [markdown]\n# # Title\n\n# %%\nx = 1\n"
+    page = notebooks.markdown(script)
+    assert page.index("# Title") < page.index("```python\nx = 1\n```")
+    assert "jupyter" not in page
+
+
+class _Fetched(html.parser.HTMLParser):
+    """Collects what a browser fetches by itself: scripts, styles, images, frames."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag in ("script", "img", "iframe", "source", "video"):
+            self.found.append(attrs.get("src"))
+        elif tag == "link" and attrs.get("rel") not in ("index", "search", "next", "prev"):
+            self.found.append(attrs.get("href"))
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_fetches_nothing(root, tmp_path):
+    site = tmp_path / "site"
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-c", "docs", "-W", "--keep-going", "-n", "-q", ".", site],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 40
+    for page in pages:
+        parser = _Fetched()
+        parser.feed(page.read_text(encoding="utf-8"))
+        for address in filter(None, parser.found):
+            assert not address.startswith(("http:", "https:", "//")), f"{page}: {address}"
+            path = page.parent / address.partition("?")[0]
+            assert address.startswith("data:") or path.exists(), f"{page}: {address}"
+    for style in site.rglob("*.css"):
+        text = style.read_text(encoding="utf-8")
+        assert "@import" not in text and "url(http" not in text and "url(//" not in text, style
+    assert "docs/index.html" in (site / "index.html").read_text()
