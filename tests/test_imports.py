@@ -65,3 +65,9 @@ def test_no_import_is_under_type_checking():
 def test_the_diagram_in_the_design_shows_the_imports():
     page = packages.PAGE.read_text(encoding="utf-8")
     assert packages.with_picture(page) == page, "run `python docs/packages.py`"
+
+
+def test_names_of_test_files_are_unique():
+    """pytest imports a test file by its name alone; of two with one name it collects neither."""
+    names = [path.name for path in (ROOT / "tests").glob("**/test_*.py")]
+    assert sorted(set(names)) == sorted(names)
