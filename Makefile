@@ -10,7 +10,7 @@ export JAX_PLATFORMS ?= cpu
 AOT := .venv-aot
 AOT_READY := $(AOT)/.ready
 
-.PHONY: help setup demo life distill laziness laziness-sweep laziness-more laziness-rehearsal laziness-results \
+.PHONY: help setup demo life distill laziness laziness-sweep laziness-more laziness-rehearsal laziness-results state \
   test test-slow lint site mixers benchmark aot aot-environment scorecard clean
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make distill    turn a pretrained transformer of 135M parameters into hybrids: about half an"
 	@echo "                hour, estimated, on 2 quiet CPU cores with 13 GB of memory; resumes if stopped"
 	@echo "make laziness   train the 100 small runs of the experiment on retrieval heads; resumes if stopped"
+	@echo "make state      train the small runs of the experiment on state tracking; resumes if stopped"
 	@echo "make test       install, and run the tests (of the slow ones, a sample that changes every day)"
 	@echo "make test-slow  install, and run all tests"
 	@echo "make lint       check the rules and the format of ruff"
@@ -79,6 +80,11 @@ laziness-rehearsal: setup
 # Tables, claims and figures of the finished runs.
 laziness-results: setup
 	$(LAZINESS).results --workdir $(RUNS)
+
+# Parity, groups and recall, by mixers alone.
+state: setup
+	$(BIN)/python -m experiments.state_tracking.run --workdir runs/state
+	$(BIN)/python -m experiments.state_tracking.results --workdir runs/state
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)

@@ -1,0 +1,1 @@
+"""Which mixers track a state, and which recall associations: tiny models on generated tasks."""

@@ -1,0 +1,146 @@
+"""Trains the experiment's runs, one after the other; the same command resumes them.
+
+    python -m experiments.state_tracking.run --workdir runs/state
+    python -m experiments.state_tracking.run --workdir runs/state --tasks a5 --arms rwkv7,mamba3
+
+A run adds its line to WORKDIR/runs.jsonl when it is complete; runs that have one are skipped. An arm is
+compiled once for all its tasks and seeds, so all runs of an arm come before the next arm's.
+"""
+
+import argparse
+import hashlib
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from experiments.state_tracking.arms import ARMS, BATCH, LENGTH, SEEDS, SOME, STEPS, Arm, optimizer
+from experiments.state_tracking.tasks import TASKS
+from hybridlm.errors import UserError, exit_code
+from hybridlm.settings import json_text
+from hybridlm.storage.writing import make_folder
+
+FILE = "runs.jsonl"
+Row = dict[str, Any]
+
+
+class Unit(NamedTuple):
+    """One run."""
+
+    task: str
+    arm: str
+    seed: int
+
+
+def units(tasks: Sequence[str], arms: Sequence[str], seeds: int, every: bool = False) -> list[Unit]:
+    """The runs in their order: by arm, then task, then seed.
+
+    Args:
+      every: whether all arms run all tasks; otherwise the tasks of `SOME` have its arms only.
+    """
+    return [
+        Unit(task, arm, seed)
+        for arm in arms
+        for task in tasks
+        if every or arm in SOME.get(task, ARMS)
+        for seed in SEEDS[:seeds]
+    ]
+
+
+def settings(arm: Arm, task: str, steps: int) -> str:
+    """A digest of what a run depends on, but for its seed."""
+    parts = (arm.model(), optimizer(task, steps), steps, BATCH, LENGTH)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def read(workdir: pathlib.Path) -> dict[Unit, Row]:
+    """The complete runs of a workdir; a last line that was cut short is none."""
+    path = workdir / FILE
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    rows = [json_text.loads(line) for line in lines]
+    return {Unit(row["task"], row["arm"], row["seed"]): row for row in rows}
+
+
+def add(workdir: pathlib.Path, row: Row) -> None:
+    """Appends a line, after cutting off one that was cut short."""
+    path = workdir / FILE
+    with path.open("a+b") as file:
+        file.seek(0)
+        whole = file.read()
+        file.truncate(whole.rfind(b"\n") + 1)
+        file.write(json_text.dumps(row).encode() + b"\n")
+
+
+def train(workdir: pathlib.Path, todo: Sequence[Unit], steps: int | None = None) -> Iterator[Row]:
+    """Makes the runs that the workdir lacks; yields each one's line once it is written.
+
+    Raises:
+      UserError: if the workdir has one of these runs with other settings.
+    """
+    from experiments.state_tracking import runs
+
+    done = read(workdir)
+    for unit in todo:
+        digest = settings(ARMS[unit.arm], unit.task, steps or STEPS[unit.task])
+        if unit in done and done[unit]["settings"] != digest:
+            raise UserError(
+                f"{workdir / FILE} has {unit.arm!r} on {unit.task!r} with other settings than now:"
+                " remove its lines, or give another --workdir"
+            )
+    make_folder(workdir)
+    for unit in todo:
+        if unit in done:
+            continue
+        arm = ARMS[unit.arm]
+        found = runs.run(runs.program(arm), TASKS[unit.task], unit.seed, steps)
+        digest = settings(arm, unit.task, steps or STEPS[unit.task])
+        row = {**unit._asdict(), **found, "settings": digest}
+        add(workdir, row)
+        yield row
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="state_tracking", description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the results")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="separated by commas")
+    parser.add_argument("--arms", default=",".join(ARMS), help="separated by commas")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs of each arm and task")
+    parser.add_argument("--steps", type=int, help="replaces each task's budget")
+    parser.add_argument(
+        "--every", action="store_true", help="all arms on all tasks, also where arms.py has a few"
+    )
+    arguments = parser.parse_args(argv)
+    tasks, arms = arguments.tasks.split(","), arguments.arms.split(",")
+    for word, known in [(t, TASKS) for t in tasks] + [(a, ARMS) for a in arms]:
+        if word not in known:
+            raise UserError(f"there is no {word!r}: there are {', '.join(known)}")
+    todo = units(tasks, arms, arguments.seeds, arguments.every)
+    _one_thread()
+    import jax
+
+    folder = (arguments.workdir / "compiled").resolve()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    left = len([unit for unit in todo if unit not in read(arguments.workdir)])
+    print(f"{len(todo)} runs, {len(todo) - left} of them done", flush=True)
+    for row in train(arguments.workdir, todo, arguments.steps):
+        left -= 1
+        shown = " ".join(f"{a:.2f}" for a in row["accuracy"])
+        print(
+            f"{row['task']}, {row['arm']}, seed {row['seed']}: {row['steps']} steps, accuracy"
+            f" {shown}, {row['cpu_seconds']} s; {left} left",
+            flush=True,
+        )
+    return 0
+
+
+def _one_thread() -> None:
+    """Models this small are slower on several threads; it has an effect before jax starts."""
+    flags = "--xla_cpu_multi_thread_eigen=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("state_tracking", main))
