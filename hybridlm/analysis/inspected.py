@@ -15,6 +15,7 @@ from hybridlm.analysis import activations, layers, memory
 from hybridlm.analysis.activations import Activations, Names
 from hybridlm.analysis.edits import Edit
 from hybridlm.errors import UserError
+from hybridlm.generation.text import Sampling, generate_text
 from hybridlm.models.params import Model, Params
 from hybridlm.models.settings import ModelConfig
 from hybridlm.runs import opened
@@ -156,6 +157,31 @@ class Inspected:
     def logits(self, tokens: Tokens, *, segment_ids: Any = None) -> jax.Array:
         """Logits (batch, time, vocabulary)."""
         return self.run_with_cache(tokens, (), segment_ids=segment_ids)[0]
+
+    def generate(
+        self,
+        prompt: str,
+        tokens: int = 100,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> str:
+        """What follows a document that begins with `prompt`, up to `tokens` tokens or its end.
+
+        Args:
+          temperature, top_k, top_p: as in `hybridlm.generation.text.Sampling`; temperature 0 is greedy.
+
+        Raises:
+          RunError: if the model's logits are not finite.
+        """
+        sampling = Sampling(temperature, top_k, top_p)
+        opened = self.opened
+        pieces = generate_text(
+            self.model, self.params, opened.tokenizer, prompt, tokens, sampling, seed=seed
+        )
+        return "".join(pieces)
 
     def gradients(
         self,

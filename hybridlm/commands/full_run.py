@@ -12,18 +12,20 @@ from hybridlm.parallel.mesh import make_mesh
 from hybridlm.parallel.settings import MeshConfig
 from hybridlm.progress import doing
 from hybridlm.runs import metrics, open_model
+from hybridlm.storage import open_path
 from hybridlm.storage.mirror import growing_file
 from hybridlm.train.live_probes import live_probes
 from hybridlm.train.loop import train
 from hybridlm.train.settings import Config
 
 
-def full_run(config: Config, path: pathlib.Path) -> int:
+def full_run(config: Config, path: pathlib.Path | str) -> int:
     """Trains `config` to its last step in workdir `path`, then reports; returns the exit code.
 
     Raises:
       UserError: see `hybridlm.train.loop.train`.
     """
+    path = open_path(path)
     code = train(config, path, callback=live_probes(config))
     hosts.disconnect()
     if code == 0 and hosts.is_first():

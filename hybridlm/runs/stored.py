@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,16 @@ class StoredCheckpoint:
             hint = f": did you mean {' or '.join(near)}?" if near else ""
             raise RunError(f"the checkpoint in {self.path} has no array {name}{hint}")
         return self.arrays[name].read()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the arrays; none is read."""
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
 
     def names(self, globs: str = "*") -> list[str]:
         """The names that match globs (`hybridlm.settings.globs`): "layers.3.mixer|head".

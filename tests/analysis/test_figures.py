@@ -102,7 +102,7 @@ def test_every_figure_is_vector_graphics_that_follows_the_scheme():
     white = {"#ffffff", "#111111"}  # numbers in cells, whose ground is the same in both schemes
     for figure in all_figures():
         assert figure.get_figwidth() <= 7.0
-        text = figures.to_svg(figure)
+        text = figure._repr_svg_()  # what a notebook shows
         body = re.sub(r"<defs>.*?</defs>|<style>.*?</style>", "", text, flags=re.DOTALL)
         words = re.findall(r'<text style="[^"]*fill: (#[0-9a-f]{6})', body)
         assert words and set(words) <= known | white

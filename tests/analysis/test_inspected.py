@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from hybridlm.analysis import Inspected, ablate, activations, add, open_model, patch, scale
+from hybridlm.data.tokenizers import ByteTokenizer
 from hybridlm.errors import UserError
+from hybridlm.generation.text import Sampling, generate_text
 from hybridlm.models.hooks import Hooks
 from hybridlm.models.mixers import SequenceContext
 from tests.analysis.inspecting import inspected, packed
@@ -55,6 +57,15 @@ def test_names_and_shapes_are_those_of_the_cache(m, batch, everything):
 
 
 @pytest.mark.slow
+def test_text_is_generated_as_asked_for():
+    """The draws of the seed, at the temperature and from the tokens that are given."""
+    opened = inspected("full", vocab_size=260).opened
+    m = Inspected(dataclasses.replace(opened, tokenizer=ByteTokenizer()))
+    options = dict(temperature=1.5, top_k=9, top_p=0.8)
+    drawn = generate_text(m.model, m.params, ByteTokenizer(), "ab", 20, Sampling(**options), seed=3)
+    assert m.generate("ab", 20, **options, seed=3) == "".join(drawn)
+
+
 @pytest.mark.parametrize("norms", ["prenorm", "sandwich", "parallel", "normed"])
 def test_the_sums_of_the_residual_stream_close(norms, batch):
     tokens, ids = batch

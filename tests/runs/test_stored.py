@@ -69,6 +69,8 @@ def test_every_array_is_read_by_its_name(root, place):
     for name, value in named.items():
         assert opened.arrays[name].shape == value.shape, name
         np.testing.assert_array_equal(opened[name], value, err_msg=name)
+    assert [*opened] == opened.names() and len(opened) == len(opened.arrays)
+    assert "step" in opened and "steps" not in opened
     assert opened["step"] == 7
     np.testing.assert_array_equal(opened["opt_state.mu"], params["embedding"])
     assert sum(row["bytes"] for row in opened.rows()) == 4 + 4 * (

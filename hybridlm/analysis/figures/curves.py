@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from hybridlm.analysis.figures.style import (
     FAINT,
     WIDTH,
+    Figure,
     axes_of,
     color,
     distinct,

@@ -1,10 +1,17 @@
 """Figures of a model's layers: the pattern, and the state of decoding."""
 
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
-from hybridlm.analysis.figures.style import WIDTH, axes_of, color, legend, styled, token_label
+from hybridlm.analysis.figures.style import (
+    WIDTH,
+    Figure,
+    axes_of,
+    color,
+    legend,
+    styled,
+    token_label,
+)
 from hybridlm.analysis.tables import Table, records_of
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from hybridlm.analysis.figures.style import INK, MAP, WIDTH, distinct, finite, short, styled
+from hybridlm.analysis.figures.style import INK, MAP, WIDTH, Figure, distinct, finite, short, styled
 from hybridlm.analysis.measurements import newest, newest_heads
 from hybridlm.analysis.tables import Table, records_of
 
@@ -188,7 +187,7 @@ def attention_map(
 
 def _cells(axes: Axes, cells: Any, low: Any, high: Any, colors: str = MAP) -> Any:
     """Cells, the first row at the top: shapes, or one picture with a pixel a cell if they are many."""
-    colors = matplotlib.colormaps[colors].resampled(64)
+    colors = matplotlib.colormaps[colors].resampled(65)  # odd: weights of 0 are in the middle
     if np.size(cells) > _SHAPES:
         extent = (0, np.shape(cells)[1], len(cells), 0)
         style: dict[str, Any] = dict(interpolation="none", aspect="auto", extent=extent)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
+import matplotlib.figure
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from hybridlm.errors import UserError
 from hybridlm.pages.scheme import DARK, DARK_PALETTE, LIGHT, PALETTE
@@ -101,6 +101,13 @@ def styled[**P, R](make: Callable[P, R]) -> Callable[P, R]:
             return make(*args, **named)
 
     return inside
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure that a notebook shows as vector graphics, without a magic command."""
+
+    def _repr_svg_(self) -> str:
+        return to_svg(self)
 
 
 def axes_of(width: float = WIDTH, height: float = 3.0) -> tuple[Figure, Axes]:
