@@ -3,7 +3,7 @@
 from typing import Any
 
 from hybridlm.models.mixers.attention import AttentionConfig
-from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
+from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.delta_product import DeltaProductConfig
 from hybridlm.models.mixers.deltanet import DeltaNetConfig
 from hybridlm.models.mixers.dsa import DSAConfig
@@ -63,7 +63,30 @@ ABSENT = (
     " log_linear_attention path_attention differential_attention"
 ).split()
 
-__all__ = ["KINDS", "LayerSpec", "Mixer", "MixerConfig", "SequenceContext", "read_mixer"]
+__all__ = [
+    "KINDS",
+    "LayerSpec",
+    "Mixer",
+    "MixerConfig",
+    "SequenceContext",
+    "read_mixer",
+    "register",
+]
+
+
+def register(cls: type[MixerConfig]) -> type[MixerConfig]:
+    """Adds a kind for this process, from a notebook or another package: a decorator of its settings.
+
+    Defining the class of a name again, as a cell does that runs twice, replaces it.
+
+    Raises:
+      ValueError: if the kind is another class's.
+    """
+    known = KINDS.get(cls.kind_name, cls)
+    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(f"{cls.kind_name!r} is the kind of {known.__qualname__}: take another")
+    KINDS[cls.kind_name] = cls
+    return cls
 
 
 def read_mixer(value: Any, path: str) -> MixerConfig:
