@@ -21,6 +21,7 @@ include_patterns = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/**.md",
+    "notebooks/*.md",
     "notebooks/*.py",
     "benchmarks/*.md",
     "experiments/*/*.md",
