@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 
 from hybridlm.commands.main import COMMANDS, main
 
-COLUMNS = "96"
+COLUMNS = "88"
 
 
 def help_of(name: str) -> str:

@@ -28,6 +28,14 @@ def _process(app: Sphinx, what: str, name: str, obj: object, options: object, li
         lines.insert(0, "")  # else napoleon takes what stands before a colon for a type
 
 
+def _skip(
+    app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object
+) -> bool | None:
+    """Leaves out fields of NamedTuples, which the docstring of the class describes."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
 def setup(app: Sphinx) -> dict:
+    app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _process, priority=400)  # before napoleon
     return dict(parallel_read_safe=True, parallel_write_safe=True)
