@@ -18,9 +18,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import contextlib
 import datetime
 import pathlib
-import re
 import resource
-import shlex
 import shutil
 import sys
 import uuid
@@ -31,6 +29,7 @@ import jax
 import pytest
 
 from hybridlm import cli, progress
+from tests.docs import reading
 
 ROOT = pathlib.Path(__file__).parent.parent
 SLOW_SHARE = 40  # one in 40 slow tests runs by default; the selection changes daily
@@ -96,16 +95,12 @@ def root() -> pathlib.Path:
 
 @pytest.fixture
 def page_commands(root):
-    """Reads the `hybridlm` commands of a page of docs/: [(words, the line below)]."""
+    """Reads the `hybridlm` commands of a page of docs/, each as its words."""
 
     def read(name):
-        text = (root / "docs" / name).read_text()
-        lines = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
-        return [
-            (shlex.split(line)[1:], below)
-            for line, below in zip(lines, [*lines[1:], ""])
-            if line.startswith(".venv/bin/hybridlm ")
-        ]
+        found = reading.blocks((root / "docs" / name).read_text(encoding="utf-8"))
+        lines = [line for block in found if block.language == "sh" for line in block.commands]
+        return [line.words[1:] for line in lines if line.words[0].endswith("/hybridlm")]
 
     return read
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from hybridlm.analysis import Inspected, Results, Run, Runs, figures, newest, open_checkpoint
-from hybridlm.analysis import open_model as inspect_model
 from hybridlm.analysis.report import AttentionText, attention_text, write_report
 from hybridlm.analysis.report.parts import Parts
 from hybridlm.analysis.rows import layer_rows, state_rows
@@ -16,7 +15,7 @@ from hybridlm.config import to_dict
 from hybridlm.data.tokenizers import ByteTokenizer
 from hybridlm.errors import RunError, UserError
 from hybridlm.models.params import Model
-from hybridlm.runs import OpenedModel, checkpoint, open_model, save_model
+from hybridlm.runs import OpenedModel, checkpoint
 from tests.analysis.folders import (
     evaluation,
     head_records,
@@ -314,44 +313,3 @@ def test_the_weights_in_the_page_are_those_given():
     for packed, weights in zip(parts.data["views"][0]["maps"], text.layers.values(), strict=True):
         found = np.frombuffer(base64.b64decode(packed["data"]), "<f4")
         np.testing.assert_array_equal(found.reshape(weights.shape), weights)
-
-
-@pytest.mark.slow
-def test_the_commands_and_examples_of_the_page_on_reports_run(
-    tmp_path, root, monkeypatch, page_commands, command
-):
-    """Of a run, a model folder and a sweep with checkpoints; `tokens` and `weights` are the reader's."""
-    for name in ("experiments", "configs", "data"):
-        (tmp_path / name).symlink_to(root / name)
-    monkeypatch.chdir(tmp_path)
-    demo = f"train --config {root}/configs/demo.py:smoke --config.train.steps=4 --workdir".split()
-    assert command(*demo, "runs/demo", "--config.model.depth=6")[0] == 0
-    assert command(*demo, "runs/window/swa.window=64")[0] == 0
-    assert command(*demo, "runs/window/swa.window=8", "--config.model.mixers.swa.window=8")[0] == 0
-    save_model(open_model("runs/demo"), "runs/demo-model")
-    commands = [words for words, _ in page_commands("report.md") if words[0] == "report"]
-    assert len(commands) >= 6
-    for words in commands:
-        code, out, err = command(*words)
-        assert code == 0 and (tmp_path / out.strip()).is_file(), err
-    page = (tmp_path / "attention.html").read_text()
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
-    (view,) = data["views"]
-    model = inspect_model("runs/demo")
-    assert "".join(view["tokens"]).endswith("Fellow citizens of the Senate")
-    assert [m["label"] for m in view["maps"]] == ["layer 1: full", "layer 4: full"]
-    for layer, packed in zip((1, 4), view["maps"]):
-        found = np.frombuffer(base64.b64decode(packed["data"]), "<f4")
-        weights = model.attention("Fellow citizens of the Senate", layer)[0]
-        np.testing.assert_allclose(found.reshape(weights.shape), weights, atol=1e-6)
-    every = attention_text(model, "Fellow")
-    assert len(every.layers) == 6  # RG-LRU and windowed attention too
-    text = drawn_text()
-    known = dict(tokens=text.tokens, weights=text.layers["layer 0: full"])
-    examples = re.findall(
-        r"```python\n(.*?)```", (root / "docs" / "report.md").read_text(), re.DOTALL
-    )
-    assert len(examples) >= 4
-    for example in examples:
-        exec(example, known)
-    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")

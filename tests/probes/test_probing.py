@@ -1,4 +1,4 @@
-"""`hybridlm probe` on a run with two checkpoints: its files, refusals and documented commands."""
+"""`hybridlm probe` on a run with two checkpoints: its files and refusals."""
 
 import json
 
@@ -15,7 +15,6 @@ from hybridlm.probes.registry import PROBES
 from hybridlm.probes.settings import ProbeSettings
 from hybridlm.runs import checkpoint, json_files, open_model, save_model, workdir
 from hybridlm.train import setup
-from kernels_pallas import dispatch
 
 SMALL = dict(width=16, depth=3, mlp=dict(kind="swiglu", hidden=16))
 
@@ -44,53 +43,6 @@ def place(tmp_path_factory, request):
         checkpoints.wait()
     checkpoints.close()
     return top
-
-
-@pytest.mark.slow
-def test_the_commands_of_the_page_run(place, monkeypatch, command, page_commands):
-    """They print what the page shows and write the files that it names."""
-    monkeypatch.chdir(place)
-    commands = page_commands("probes.md")
-    assert len(commands) == 6
-    with dispatch.auto_means("reference"):
-        for words, said in commands:
-            if words[0] == "train":
-                continue  # test_live_probes covers training with live probes
-            code, out, err = command(*words)
-            if said.startswith("# hybridlm: "):
-                assert (code, err) == (2, said.removeprefix("# ") + "\n")
-            else:
-                assert code == 0, err
-                assert "step 8: " in out
-    out = place / "runs/demo/probes"
-    records = [json.loads(line) for line in (out / "probes.jsonl").read_text().splitlines()]
-    found = {}
-    for record in records:
-        found.setdefault((record["kind"], record["step"]), []).append(record)
-    both = ("retrieval_heads", "entropy", "qk_distance")
-    once = set(PROBES) - {*both, "heads", "slot_share"}  # a model without slots has no entry there
-    assert set(found) == {(n, s) for n in both for s in (4, 8)} | {(n, 8) for n in once}
-    assert all(record["length"] == 256 for record in records)
-    names = {"swa": 4, "full": 4}
-    for step in (4, 8):
-        heads = found["retrieval_heads", step]
-        assert len(heads) == sum(names.values()) and {e["mixer"] for e in heads} == set(names)
-        assert len(found["entropy", step]) == 4  # the same heads, chosen at step 8
-        assert {e["distance"] > 0 for e in found["qk_distance", step]} == {step == 4}
-    best = sorted(found["retrieval_heads", 8], key=lambda e: -e["mass"])[:4]
-    for step in (4, 8):
-        assert {(e["layer"], e["head"]) for e in found["entropy", step]} == {
-            (e["layer"], e["head"]) for e in best
-        }
-    assert [e["window"] for e in found["receptive_field", 8]] == [None, 16, 64]
-    assert [e["which"] for e in found["head_masking", 8]] == [
-        "none",
-        "retrieval",
-        "random",
-        "random",
-    ]
-    assert [e["mixer"] for e in found["layer_probing", 8]] == ["swa", "full", "rec"]
-    assert "layer_probing: " in (out / "probes.txt").read_text()
 
 
 def test_all_checkpoints_are_probed(place, monkeypatch, command, tmp_path):

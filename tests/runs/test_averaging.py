@@ -120,15 +120,3 @@ def test_the_moving_average_opens_in_place_of_the_trained_parameters(run):
     jax.tree.map(np.testing.assert_array_equal, ema.params_at(12), ema.params)
     with pytest.raises(RunError, match="step 6 in .* has no moving average of the parameters"):
         open_model(run, 6, weights="ema")
-
-
-@pytest.mark.slow
-def test_the_commands_of_the_page_run(run, tmp_path, page_commands, command, monkeypatch):
-    """On the drawn run, in place of the demo's."""
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "demo").symlink_to(run)
-    monkeypatch.chdir(tmp_path)
-    commands = [words for words, _ in page_commands("runs.md") if "average" in " ".join(words)]
-    assert len(commands) == 2
-    for words in commands:
-        assert command(*words)[0] == 0

@@ -238,17 +238,6 @@ def test_every_command_reads_a_run_in_a_bucket(bucket, in_root, command, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_page_run(bucket, in_root, command, page_commands):
-    commands = page_commands("storage.md")
-    assert len(commands) == 4
-    for words, _ in commands:
-        code, _, err = command(*(word.replace("s3://bucket", bucket) for word in words))
-        assert code == 0, (words, err)
-    assert checkpoint.steps(open_path(f"{bucket}/runs/demo"))
-    assert objects.exists(f"{bucket}/tokens/manifest.json")
-
-
-@pytest.mark.slow
 def test_a_sweep_in_a_bucket_counts_its_finished_runs(bucket, in_root, command):
     words = ["sweep", "--config", "configs/sweeps/window.py:smoke", "--root", bucket, *CHANGES[1:]]
     words += ["--config.train.steps=4"]

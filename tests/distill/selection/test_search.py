@@ -191,7 +191,7 @@ def test_the_command_of_the_page_runs_twice(models, tmp_path, monkeypatch, comma
     save_model(teacher, tmp_path / "runs" / "teacher")
     save_model(student, tmp_path / "runs" / "student", data=True)
     monkeypatch.chdir(tmp_path)
-    ((words, _),) = page_commands("selection.md")
+    (words,) = page_commands("selection.md")
     words += ["--sets", "2"]
     words[words.index("--length") + 1] = "256"
     code, out, err = command(*words)
