@@ -8,7 +8,6 @@ import re
 
 from sphinx.application import Sphinx
 
-NOTEBOOKS = "notebooks/README"  # lists the notebooks, which are pages below it
 HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 LINK = re.compile(r"\[([^]]+)\]\((?!\w+:)([^)#\s]+\.(?:md|py))\)")
 
@@ -26,22 +25,16 @@ def sections(page: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def _toctree(name: str, links: dict[str, str], caption: str = "") -> str:
-    """A hidden list of the pages that page `name` links to, under their links' texts."""
-    lines = ["", "```{toctree}", ":hidden:", f":caption: {caption}", ""]
-    for target, words in links.items():
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
-        lines.append(f"{words[0].upper()}{words[1:]} </{posixpath.splitext(path)[0]}>")
-    return "\n".join([*lines, "```", ""])
-
-
 def _add(app: Sphinx, name: str, source: list[str]) -> None:
-    if name == app.config.root_doc:
-        for title, links in sections(source[0]).items():
-            source[0] += _toctree(name, links, title)
-    elif name == NOTEBOOKS:
-        links = {target: words for words, target in LINK.findall(source[0])}
-        source[0] += _toctree(name, {t: w for t, w in links.items() if t.endswith(".py")})
+    if name != app.config.root_doc:
+        return
+    folder = posixpath.dirname(name)
+    for title, links in sections(source[0]).items():
+        lines = ["", "```{toctree}", ":hidden:", f":caption: {title}", ""]
+        for target, words in links.items():
+            path = posixpath.normpath(posixpath.join(folder, target))
+            lines.append(f"{words[0].upper()}{words[1:]} </{posixpath.splitext(path)[0]}>")
+        source[0] += "\n".join([*lines, "```", ""])
 
 
 def setup(app: Sphinx) -> dict:

@@ -49,7 +49,8 @@ def test_the_index_lists_every_page(root):
     index = root / "docs" / "index.md"
     links = [link for found in contents.sections(index.read_text()).values() for link in found]
     listed = {(index.parent / link).resolve().relative_to(root).as_posix() for link in links}
-    assert listed == set(pages(root)) - {"docs/index.md"}
+    notebooks = {path.relative_to(root).as_posix() for path in root.glob("notebooks/*.py")}
+    assert listed == (set(pages(root)) - {"docs/index.md"}) | notebooks
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tests.docs import checks, places, reading
 pytestmark = pytest.mark.xdist_group("pages")  # one demo for all pages
 
 FOLDERS = (".", "docs", "docs/concepts", "docs/reference", "benchmarks", "data/*")
-FOLDERS = (*FOLDERS, "experiments/*", "experiments/*/data")
+FOLDERS = (*FOLDERS, "experiments/*", "experiments/*/data", "notebooks")
 SWEEP = "tests/launch/test_sweeps_page.py"  # interrupts the page's real sweep and continues it
 SEARCH = "tests/distill/selection/test_search.py"  # runs the page's search twice
 
