@@ -7,6 +7,9 @@ import sys
 import pytest
 
 from docs.extensions import contents, docstrings, mermaid, notebooks
+from tests.browser import browser, installed
+
+pytestmark = pytest.mark.xdist_group("site")  # one build for all tests
 
 
 def test_sections_of_the_index_are_headings_with_their_links():
@@ -71,16 +74,22 @@ class _Fetched(html.parser.HTMLParser):
             self.found.append(attrs.get("href"))
 
 
-@pytest.mark.slow
-def test_the_site_builds_strictly_and_fetches_nothing(root, tmp_path):
-    site = tmp_path / "site"
+@pytest.fixture(scope="module")
+def site(request, tmp_path_factory):
+    """The folder of the site, built as `make site` builds it: a warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-c", "docs", "-W", "--keep-going", "-n", "-q", ".", site],
-        cwd=root,
+        [sys.executable, "-m", "sphinx", "-c", "docs", *"-W --keep-going -n -q .".split(), folder],
+        cwd=request.config.rootpath,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_fetches_nothing(site):
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 40
     for page in pages:
@@ -94,3 +103,21 @@ def test_the_site_builds_strictly_and_fetches_nothing(root, tmp_path):
         text = style.read_text(encoding="utf-8")
         assert "@import" not in text and "url(http" not in text and "url(//" not in text, style
     assert "docs/index.html" in (site / "index.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(installed() is None, reason="no Chromium is installed")
+@pytest.mark.parametrize(
+    ("width", "height", "scheme"), [(1280, 900, "dark"), (390, 844, "light")], ids=["desk", "phone"]
+)
+def test_the_site_in_a_browser(site, tmp_path, width, height, scheme):
+    """No page is wider than the window, complains, or asks the network for anything."""
+    with browser(tmp_path / "profile") as tab:
+        for page in sorted(site.rglob("*.html")):
+            if page.parent == site and page.stem == "index":
+                continue  # sends its reader to docs/index.html
+            tab.open(page.as_uri(), width, height, scheme)
+            root = "document.documentElement"
+            assert tab.run(f"{root}.scrollWidth - {root}.clientWidth") <= 0, page
+        assert not tab.messages
+        assert all(request.startswith(("file:", "data:")) for request in tab.requests)
