@@ -11,8 +11,9 @@ ABSENT = ""
 def explained(name: str, valid: Iterable[str], others: Mapping[str, str], what: str) -> str:
     """Text that says which choice an unknown name means.
 
-    Names are compared without case, hyphens and underscores. A name that is like a known one is
-    taken for a misspelling of it.
+    Names are compared without case, hyphens and underscores. A name that is nearly a known one is
+    taken for a misspelling of it: four fifths of its letters, so that of two names of the field
+    that share their end, "linformer" and "transformer", neither is proposed for the other.
 
     Args:
       name: what a user wrote; not one of `valid`.
@@ -26,7 +27,7 @@ def explained(name: str, valid: Iterable[str], others: Mapping[str, str], what: 
     known |= {_plain(choice): repr(choice) for choice in valid}
     listed = f"valid are: {', '.join(valid)}" if valid else "none is defined"
     key = _plain(name)
-    near = [key] if key in known else difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    near = [key] if key in known else difflib.get_close_matches(key, known, n=1, cutoff=0.8)
     meaning = known[near[0]] if near else None
     if meaning is None:
         return listed

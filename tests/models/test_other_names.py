@@ -33,6 +33,7 @@ MEANT = {
     "atention": "did you mean 'attention'?",
     **{name: "there is no such mixer; valid are: attention, " for name in mixers.ABSENT},
     "qqqq": "valid are: attention, ",
+    "fastformer": "valid are: attention, ",  # "transformer" is another name of attention
 }
 
 

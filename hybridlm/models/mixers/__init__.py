@@ -57,10 +57,12 @@ KINDS: dict[str, type[MixerConfig]] = {
 
 #: Well-known mixers that there is no kind for.
 ABSENT = (
-    "rwkv4 rwkv5 rwkv6 eagle finch s4 s4d s5 h3 hyena hgrn lru"
-    " slstm lstm gru minlstm mingru mega megalodon ttt titans based rebased linear_attention performer"
-    " nsa native_sparse_attention comba"
-    " log_linear_attention path_attention differential_attention"
+    "rwkv4 rwkv5 rwkv6 eagle finch s4 s4d s5 h3 hyena hgrn lru longhorn"
+    " slstm lstm gru minlstm mingru sru qrnn mega megalodon"
+    " ttt ttt_linear ttt_mlp titans atlas miras mesa mesanet mesa_layer comba deltaformer"
+    " linear_attention performer linformer cosformer based rebased log_linear_attention abc aft"
+    " transnormer gateloop nystromformer synthesizer longformer bigbird reformer routing_transformer"
+    " nsa native_sparse_attention path_attention differential_attention infini_attention"
 ).split()
 
 __all__ = [
