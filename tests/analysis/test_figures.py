@@ -74,6 +74,27 @@ def test_effective_attention_has_a_scale_with_two_signs():
         figures.attention_map(weights, list("abcde"))
 
 
+@pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
+@pytest.mark.parametrize("shares", [[1.0, 1.0], [0.5, 0.0], [0.0]])
+def test_what_is_not_finite_leaves_a_gap_in_a_map(shares):
+    """`shares`: of the values of a task or of a query that are finite."""
+    values = {f"{i}": np.where(np.arange(4) < 4 * s, 0.25, np.nan) for i, s in enumerate(shares)}
+    rows = [
+        dict(task=task, length=n, accuracy=value)
+        for task, drawn in values.items()
+        for n, value in enumerate(drawn)
+    ]
+    other = [dict(task="perplexity", length=1, loss=2.0, figure="loss")]
+    for figure in (
+        figures.task_map(rows + other),
+        figures.attention_map(np.stack(list(values.values())), list(values), list("abcd")),
+    ):
+        figures.to_svg(figure)
+        shown = np.ma.asarray(figure.axes[0].collections[0].get_array()).reshape(len(shares), 4)
+        np.testing.assert_array_equal(shown.filled(np.nan), np.stack(list(values.values())))
+    figures.to_svg(figures.task_map([]))
+
+
 def all_figures():
     """Every figure, of pandas tables; the other tests give records."""
     rows, config = curves(), smoke_config().model

@@ -74,8 +74,12 @@ def needle_map(table: Table, *, width: float | None = None) -> Figure:
 
 
 def task_map(table: Table, *, width: float | None = None) -> Figure:
-    """Accuracy by task and length, as `Run.evaluations()` has them; those of `newest` are shown."""
-    rows = newest([r for r in records_of(table) if finite(r.get("accuracy"))])
+    """Accuracy by task and length, as `Run.evaluations()` has them; those of `newest` are shown.
+
+    An accuracy that is not finite has an empty cell.
+    """
+    rows = [r for r in records_of(table) if "accuracy" in r]
+    rows = newest([r for r in rows if r.get("figure", "accuracy") == "accuracy"])
     return heat_map(rows, x="length", y="task", value="accuracy", width=width)
 
 
@@ -165,7 +169,8 @@ def attention_map(
     height = 0.9 + (width - 1.2) * max(0.25, len(queries) / max(1, len(keys)))
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    lowest, largest = np.nanmin(weights), float(np.nanmax(np.abs(weights))) or 1.0
+    known = weights[np.isfinite(weights)]
+    lowest, largest = known.min(initial=0.0), float(np.abs(known).max(initial=0.0)) or 1.0
     signed = lowest < -1e-6 * largest
     low, high = (-largest, largest) if signed else (0.0, largest)
     image = _cells(axes, weights, low, high, "RdBu_r" if signed else MAP)
@@ -195,8 +200,8 @@ def _cells(axes: Axes, cells: Any, low: Any, high: Any, colors: str = MAP) -> An
     # Edges of their own colour, because a viewer leaves hairlines between shapes.
     style = dict(edgecolors="face", linewidth=0.4)
     image = axes.pcolormesh(cells, cmap=colors, vmin=low, vmax=high, **style)
-    axes.set_ylim(len(cells), 0)
-    axes.set_xlim(0, np.shape(cells)[1])
+    axes.set_ylim(max(1, len(cells)), 0)
+    axes.set_xlim(0, max(1, np.shape(cells)[1]))
     return image
 
 
