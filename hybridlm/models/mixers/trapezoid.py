@@ -19,6 +19,7 @@ attention write one input and read one output each, so output r lacks the inputs
 numbers above r: these R (R - 1) / 2 products are added like those of the own token.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -192,21 +193,36 @@ def _rotated(x_N: jax.Array, angle_F: jax.Array) -> jax.Array:
 
 
 def _sums_of_angles(angle_BTHF: jax.Array, ids_BT: jax.Array) -> jax.Array:
-    """The sum of all angles of the row up to each token, modulo a turn.
-
-    Values come from integers. Gradients are those of the sums in each document, which differ from
-    them by a rotation that no output depends on.
-    """
+    """The sum of all angles of the row up to each token, modulo a turn."""
     batch, time, heads, pairs = angle_BTHF.shape
     if pairs == 0:
         return angle_BTHF  # a real state
     # Padding turns nothing, so that its content changes no bit of a later document.
     angle_BTHF = jnp.where((ids_BT == 0)[..., None, None], 0, angle_BTHF)
     flat_BTD = angle_BTHF.reshape(batch, time, heads * pairs)
-    turns_BTD = jax.lax.stop_gradient(_turns(flat_BTD))
-    sums_BTD = ops.linear_recurrence(jnp.ones_like(flat_BTD), flat_BTD, segment_ids=ids_BT)
-    sums_BTD = turns_BTD + (sums_BTD - jax.lax.stop_gradient(sums_BTD))
-    return sums_BTD.reshape(angle_BTHF.shape)
+    return _sums(flat_BTD, ids_BT).reshape(angle_BTHF.shape)
+
+
+@jax.custom_vjp
+def _sums(angle_BTD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    """Values come from integers. Gradients are those of the sums in each document, which differ from
+    them by a rotation that no output depends on."""
+    return _turns(angle_BTD)
+
+
+def _sums_forward(angle_BTD: jax.Array, ids_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _turns(angle_BTD), ids_BT
+
+
+def _sums_backward(ids_BT: jax.Array, dsums_BTD: jax.Array) -> tuple[jax.Array, None]:
+    """The recurrence's gradient with decays of 1; its values, which nothing reads, are not computed."""
+    ones_BTD = jnp.ones_like(dsums_BTD)
+    sums = functools.partial(ops.linear_recurrence, ones_BTD, segment_ids=ids_BT)
+    _, from_sums = jax.vjp(sums, jnp.zeros_like(dsums_BTD))
+    return *from_sums(dsums_BTD), None
+
+
+_sums.defvjp(_sums_forward, _sums_backward)
 
 
 def _fixed_point(angle_BTD: jax.Array) -> jax.Array:
