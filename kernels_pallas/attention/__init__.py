@@ -53,7 +53,7 @@ SUPPORT = (
             traced_window=(False, True),
             sinks=(False, True),
             soft_cap=(False, True),
-            forget=(False,),
+            forget=(False, True, "and soft_cap"),
             state=(False, True),
             vmem_mib=dispatch.ANY,
         ),

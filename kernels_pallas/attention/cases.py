@@ -90,4 +90,7 @@ CASES = (
     _case(2048, kv_heads=2, platform="cuda"),
     _case(512, size=64, platform="cuda"),
     _case(512, kv_heads=2, soft_cap=50.0, platform="cuda"),
+    _case(512, forget=True, platform="cuda"),
+    _case(2048, forget=True, kv_heads=2, platform="cuda"),
+    _case(512, forget=True, size=64, platform="cuda"),
 )

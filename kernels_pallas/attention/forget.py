@@ -56,18 +56,23 @@ def _sums(log_forget_BSH, starts_BS):
 def _join(left, right):
     """The sum of two neighbouring runs; a run in which a document begins ignores what is before."""
     (begun, high, low), (begins, more_high, more_low) = left, right
+    new_high, new_low = added(high, low, more_high, more_low)
+    return (
+        begun | begins,
+        jnp.where(begins, more_high, new_high),
+        jnp.where(begins, more_low, new_low),
+    )
+
+
+def added(high, low, more_high, more_low) -> Cumulative:
+    """The sum of two pairs."""
     total = high + more_high
     # What the rounding of the sum lost (Knuth's two-sum).
     part = total - high
     lost = (high - (total - part)) + (more_high - part)
     lost = lost + (low + more_low)
     new_high = total + lost
-    new_low = lost - (new_high - total)
-    return (
-        begun | begins,
-        jnp.where(begins, more_high, new_high),
-        jnp.where(begins, more_low, new_low),
-    )
+    return Cumulative(new_high, lost - (new_high - total))
 
 
 def _sums_forward(log_forget_BSH, starts_BS):

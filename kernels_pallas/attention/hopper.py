@@ -11,6 +11,9 @@ Each query may see one interval of keys, [start, own], as in the chunked form. B
 XLA computes from the starts which tiles each block visits and which of them need no mask. So work is
 proportional to the window and the documents, and one program serves every window. `out` and `lse` are
 named "attention_out" and "attention_lse" for remat policies.
+
+With forget gates the kernels read sums of log-gates beside the tiles, and the backward pass also sums
+d logits by query and by key: `dqueries` and `dkeys` sum what they themselves compute, in float32.
 """
 
 import functools
@@ -22,8 +25,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from kernels_pallas import dispatch
 from kernels_pallas import mosaic_gpu as mg
+from kernels_pallas.attention import forget, intervals
 from kernels_pallas.attention import hopper_kernels as kernels
-from kernels_pallas.attention import intervals
 from kernels_pallas.attention.hopper_kernels import MULTIPLIERS, TilePlan
 from kernels_pallas.attention.intervals import NO_KEYS
 from kernels_pallas.mosaic_gpu import LOG2E
@@ -53,7 +56,17 @@ TILES = {64: Tiles((128, 4), (128, 2), (64, 4)), 128: Tiles((128, 2), (64, 2), (
 
 
 def attention(
-    q_BTHK, k_BSGK, v_BSGV, segment_ids_BS, sinks_H, *, window, scale, soft_cap, precision
+    q_BTHK,
+    k_BSGK,
+    v_BSGV,
+    segment_ids_BS,
+    sinks_H,
+    log_forget_BSH=None,
+    *,
+    window,
+    scale,
+    soft_cap,
+    precision,
 ):
     """(out_BTHV, lse_BTH); the queries are the last T of the S tokens.
 
@@ -61,17 +74,21 @@ def attention(
     """
     slots = k_BSGK.shape[1] - q_BTHK.shape[1]
     start_BT = intervals.starts(segment_ids_BS, slots, window)
+    sums = None
+    if log_forget_BSH is not None:
+        # The pairs would lose their exactness if they were scaled after they were summed.
+        sums = forget.cumulative(log_forget_BSH.astype(jnp.float32) * LOG2E, segment_ids_BS)
     static = _Static(scale, soft_cap, dispatch.target().interpret)
-    return _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static)
+    return _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, sums, start_BT, static)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
-    return _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, sums, start_BT, static):
+    return _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, sums, start_BT, static)[0]
 
 
-def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
-    layout = _Layout(q_BTHK, k_BSGK, v_BSGV, start_BT, static)
+def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, sums, start_BT, static):
+    layout = _Layout(q_BTHK, k_BSGK, v_BSGV, sums, start_BT, static)
     plan = layout.plan(TILES[layout.size].forward)
     sinks = jnp.zeros(layout.heads, jnp.float32) if sinks_H is None else sinks_H.astype(jnp.float32)
     out_BTHV, lse_BHT = layout.launch(
@@ -82,6 +99,7 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
         layout.queries(q_BTHK),
         layout.keys(k_BSGK),
         layout.keys(v_BSGV),
+        *layout.gates(),
         name="attention_forward",
         grid=dict(head=layout.heads, block=layout.tokens // layout.block, batch=layout.batch),
         outputs=[layout.shape(layout.tokens, layout.heads), layout.row_shape()],
@@ -91,23 +109,25 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, static):
             v_tile=layout.tiles(plan),
             start=mg.vector((MULTIPLIERS, ROWS), jnp.int32),
             lse=mg.vector((MULTIPLIERS, ROWS)),
-            q_ready=mg.barriers(MULTIPLIERS, arrivals=2),
-            **_pipeline(plan, arrivals=2),
+            **layout.gate_tiles(q_gates=(MULTIPLIERS, 2, ROWS), k_gates=_gate_tiles(plan)),
+            q_ready=mg.barriers(MULTIPLIERS, arrivals=2 + plan.forget),
+            **_pipeline(plan, arrivals=2 + plan.forget),
         ),
     )
     out_BTHV = checkpoint_name(out_BTHV[:, : layout.time, :, : v_BSGV.shape[-1]], "attention_out")
     lse_BTH = jnp.transpose(lse_BHT[:, :, : layout.time], (0, 2, 1))
     lse_BTH = checkpoint_name(lse_BTH, "attention_lse")
-    return (out_BTHV, lse_BTH), (q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, out_BTHV, lse_BTH)
+    residuals = q_BTHK, k_BSGK, v_BSGV, sinks_H, sums, start_BT, out_BTHV, lse_BTH
+    return (out_BTHV, lse_BTH), residuals
 
 
 def _backward(static, residuals, cotangents):
-    q_BTHK, k_BSGK, v_BSGV, sinks_H, start_BT, out_BTHV, lse_BTH = residuals
+    q_BTHK, k_BSGK, v_BSGV, sinks_H, sums, start_BT, out_BTHV, lse_BTH = residuals
     dout_BTHV, dlse_BTH = cotangents
     lse_BTH, delta_BTH, dsinks_H = intervals.softmax_gradient(
         dout_BTHV, dlse_BTH, out_BTHV, lse_BTH, sinks_H, start_BT
     )
-    layout = _Layout(q_BTHK, k_BSGK, v_BSGV, start_BT, static)
+    layout = _Layout(q_BTHK, k_BSGK, v_BSGV, sums, start_BT, static)
     plan = layout.plan(TILES[layout.size].dqueries)
     operands = (
         layout.start_BT,
@@ -115,17 +135,22 @@ def _backward(static, residuals, cotangents):
         layout.queries(dout_BTHV.astype(v_BSGV.dtype)),
         layout.keys(k_BSGK),
         layout.keys(v_BSGV),
-        layout.rows(lse_BTH * LOG2E),
-        layout.rows(delta_BTH),
     )
+    lse_BTH, delta_BHT = lse_BTH * LOG2E, layout.rows(delta_BTH)
     rows = mg.vector((MULTIPLIERS, ROWS))
-    (dq_BTHK,) = layout.launch(
+    dq_BTHK, *drow_BHT = layout.launch(
         functools.partial(kernels.dqueries, plan=plan),
         layout.key_tiles(plan),
         *operands,
+        layout.rows(lse_BTH),
+        delta_BHT,
+        *layout.gates(),
         name="attention_dqueries",
         grid=dict(head=layout.heads, block=layout.tokens // layout.block, batch=layout.batch),
-        outputs=[layout.shape(layout.tokens, layout.heads)],
+        outputs=[
+            layout.shape(layout.tokens, layout.heads),
+            *[layout.row_shape()] * plan.forget,
+        ],
         scratch=dict(
             q_tile=layout.own_tile(),
             do_tile=layout.own_tile(),
@@ -134,40 +159,57 @@ def _backward(static, residuals, cotangents):
             start=mg.vector((MULTIPLIERS, ROWS), jnp.int32),
             lse=rows,
             delta=rows,
-            q_ready=mg.barriers(MULTIPLIERS, arrivals=5),
-            **_pipeline(plan, arrivals=2),
+            **layout.gate_tiles(q_gates=(MULTIPLIERS, 2, ROWS), k_gates=_gate_tiles(plan)),
+            q_ready=mg.barriers(MULTIPLIERS, arrivals=5 + plan.forget),
+            **_pipeline(plan, arrivals=2 + plan.forget),
         ),
     )
     plan = layout.plan(TILES[layout.size].dkeys)
-    rows = mg.vector((plan.stages, plan.tile))
-    dk_BSGK, dv_BSGV = layout.launch(
+    lse_shape = (plan.stages, plan.tile) if sums is None else _gate_tiles(plan)
+    dk_BSGK, dv_BSGV, *dcolumn_2BHS = layout.launch(
         functools.partial(kernels.dkeys, plan=plan),
         layout.query_tiles(plan),
         *operands,
+        layout.rows(lse_BTH) if sums is None else layout.rows_less_gates(lse_BTH),
+        delta_BHT,
+        *layout.gates()[1:],
         name="attention_dkeys",
         grid=dict(
             head=layout.kv_heads, block=layout.key_tokens // layout.block, batch=layout.batch
         ),
-        outputs=[layout.shape(layout.key_tokens, layout.kv_heads)] * 2,
+        outputs=[
+            *[layout.shape(layout.key_tokens, layout.kv_heads)] * 2,
+            *[layout.key_sums()] * plan.forget,
+        ],
         scratch=dict(
             q_tile=layout.tiles(plan),
             do_tile=layout.tiles(plan),
             k_tile=layout.own_tile(),
             v_tile=layout.own_tile(),
             start=mg.vector((plan.stages, plan.tile), jnp.int32),
-            lse=rows,
-            delta=rows,
-            k_ready=mg.barriers(MULTIPLIERS, arrivals=2),
+            lse=mg.vector(lse_shape),
+            delta=mg.vector((plan.stages, plan.tile)),
+            **layout.gate_tiles(
+                k_gates=(MULTIPLIERS, plan.group, 2, ROWS),
+                dcolumn=(2, MULTIPLIERS, plan.group, ROWS),
+            ),
+            k_ready=mg.barriers(MULTIPLIERS, arrivals=2 + plan.forget),
             **_pipeline(plan, arrivals=5),
         ),
     )
     dq_BTHK = dq_BTHK[:, : layout.time, :, : q_BTHK.shape[-1]]
     dk_BSGK = dk_BSGK[:, : k_BSGK.shape[1], :, : k_BSGK.shape[-1]]
     dv_BSGV = dv_BSGV[:, : v_BSGV.shape[1], :, : v_BSGV.shape[-1]]
-    return dq_BTHK, dk_BSGK, dv_BSGV, dsinks_H, None
+    dsums = layout.from_gates(*drow_BHT, *dcolumn_2BHS) if plan.forget else None
+    return dq_BTHK, dk_BSGK, dv_BSGV, dsinks_H, dsums, None
 
 
 _attention.defvjp(_forward, _backward)
+
+
+def _gate_tiles(plan: TilePlan) -> tuple[int, int, int]:
+    """The shape of the sums of log-gates that the loading warpgroup fills."""
+    return plan.stages, 2, plan.tile
 
 
 def _pipeline(plan: TilePlan, arrivals: int) -> dict:
@@ -180,8 +222,8 @@ def _pipeline(plan: TilePlan, arrivals: int) -> dict:
 class _Layout:
     """The padded arrays of one call, and the tiles that its blocks visit."""
 
-    def __init__(self, q_BTHK, k_BSGK, v_BSGV, start_BT, static):
-        self.static = static
+    def __init__(self, q_BTHK, k_BSGK, v_BSGV, sums, start_BT, static):
+        self.sums, self.static = sums, static
         self.batch, self.time, self.heads, key_size = q_BTHK.shape
         self.kv_heads, value_size = v_BSGV.shape[2:]
         self.slots = k_BSGK.shape[1] - self.time
@@ -203,6 +245,7 @@ class _Layout:
             group,
             self.static.scale,
             self.static.soft_cap,
+            self.sums is not None,
         )
 
     def launch(self, body, *operands, **options):
@@ -220,11 +263,43 @@ class _Layout:
         x_BTH = jnp.pad(x_BTH, ((0, 0), (0, self.tokens - self.time), (0, 0)))
         return jnp.transpose(x_BTH, (0, 2, 1))
 
+    def gates(self) -> tuple[jax.Array, ...]:
+        """(B, H, 2, padded T) and (B, H, 2, padded S): high and low sums of log-gates of queries and of
+        keys; nothing without gates."""
+        if self.sums is None:
+            return ()
+
+        queries = _pairs(self.sums.last(self.time), self.tokens)
+        return queries, _pairs(self.sums, self.key_tokens)
+
+    def rows_less_gates(self, x_BTH):
+        """(B, H, 2, padded T): pairs of numbers of queries less their sums of log-gates."""
+        high, low = self.sums.last(self.time)
+        return _pairs(forget.added(x_BTH, jnp.zeros_like(x_BTH), -high, -low), self.tokens)
+
+    def gate_tiles(self, **shapes: tuple[int, ...]) -> dict:
+        """Shared memory of these shapes; none without gates."""
+        if self.sums is None:
+            return {}
+        return {name: mg.vector(shape) for name, shape in shapes.items()}
+
+    def from_gates(self, drow_BHT, dcolumn_2BHS) -> forget.Cumulative:
+        """The cotangent of the sums (B, S, H), from the sums of d logits."""
+        drow_BHS = jnp.pad(drow_BHT[..., : self.time], ((0, 0), (0, 0), (self.slots, 0)))
+        dhigh_BHS = drow_BHS - jnp.sum(dcolumn_2BHS[..., : drow_BHS.shape[2]], axis=0)
+        dhigh_BSH = jnp.transpose(dhigh_BHS, (0, 2, 1)) / LOG2E
+        return forget.Cumulative(dhigh_BSH, jnp.zeros_like(dhigh_BSH))
+
     def shape(self, tokens: int, heads: int):
         return jax.ShapeDtypeStruct((self.batch, tokens, heads, self.size), jnp.bfloat16)
 
     def row_shape(self):
         return jax.ShapeDtypeStruct((self.batch, self.heads, self.tokens), jnp.float32)
+
+    def key_sums(self):
+        """Of tiles without and with a mask, one number per key and query head."""
+        shape = 2, self.batch, self.heads, self.key_tokens
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     def own_tile(self):
         """The tiles of the block's own tokens, one for each warpgroup that multiplies."""
@@ -277,6 +352,12 @@ def _tile_ranges(first_BN, end_BN, unmasked_first_BN, unmasked_end_BN):
     skip_BN = jnp.maximum(jnp.minimum(unmasked_end_BN, end_BN) - unmasked_first_BN, 0)
     low_BN = unmasked_first_BN - first_BN
     return jnp.stack([first_BN, low_BN, skip_BN, total_BN - skip_BN], axis=-1).astype(jnp.int32)
+
+
+def _pairs(sums: forget.Cumulative, tokens: int):
+    """(B, S, H) -> (B, H, 2, padded S)."""
+    beyond = ((0, 0), (0, tokens - sums.high.shape[1]), (0, 0))
+    return jnp.stack([jnp.transpose(jnp.pad(x, beyond), (0, 2, 1)) for x in sums], axis=2)
 
 
 def _padded(x_BTHK, tokens: int, size: int):

@@ -6,7 +6,8 @@ multiplied by log2(e), so that probabilities are powers of two, which the chip c
 online softmax has its usual names: running maximum `m`, normaliser `l`, accumulator `out`, and the
 factor `alpha` that rescales `l` and `out` when `m` grows.
 
-A block has C queries or keys; D is the padded head size.
+A block has C queries or keys; D is the padded head size. What forget gates add to the logits is in
+`hopper_gates.py`.
 """
 
 import functools
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels_pallas import mosaic_gpu as mg
+from kernels_pallas.attention.hopper_gates import OwnKeys, OwnQueries
 from kernels_pallas.attention.intervals import LOWEST_MAX, NEGATIVE, NO_KEYS
 from kernels_pallas.mosaic_gpu import LOG2E
 
@@ -34,6 +36,7 @@ class TilePlan(NamedTuple):
       stages: tiles in shared memory.
       slots: keys before the first query.
       group: query heads per key/value head.
+      forget: whether logits have sums of log forget gates added. A kernel then has more arguments.
     """
 
     rows: int
@@ -43,6 +46,7 @@ class TilePlan(NamedTuple):
     group: int
     scale: float
     soft_cap: float | None
+    forget: bool = False
 
     @property
     def block(self) -> int:
@@ -64,9 +68,10 @@ class TileRanges(NamedTuple):
     def read(cls, ref, batch, block):
         return cls(*(ref[batch, block, i] for i in range(len(cls._fields))))
 
-    def each(self, heads: int, body, carry=None):
+    def each(self, heads: int, body, carry=None, finish=None):
         """`carry = body(step, member, tile, is_masked, carry)` for all tiles, for each of `heads`
-        heads of a group: first the tiles with a mask, then those without. `step` counts all."""
+        heads of a group: first the tiles with a mask, then those without. `step` counts all. After
+        the tiles of one kind and head `carry = finish(is_masked, member, carry)`."""
 
         def of_kind(is_masked, number, before, carry):
             def one(member, index, carry):
@@ -79,7 +84,8 @@ class TileRanges(NamedTuple):
                 return body(step, member, self.first + index + skipped, is_masked, carry)
 
             def one_head(member, carry):
-                return jax.lax.fori_loop(0, number, functools.partial(one, member), carry)
+                carry = jax.lax.fori_loop(0, number, functools.partial(one, member), carry)
+                return carry if finish is None else finish(is_masked, member, carry)
 
             # Nested loops: a single loop would need a division at every step.
             if heads == 1:
@@ -97,9 +103,7 @@ def forward(
     q_ref,
     k_ref,
     v_ref,
-    out_ref,
-    lse_ref,
-    *,
+    *refs,
     q_tile,
     k_tile,
     v_tile,
@@ -110,17 +114,24 @@ def forward(
     free,
     plan: TilePlan,
     has_sinks: bool,
+    q_gates=None,
+    k_gates=None,
 ):
-    """out (C, D) and lse (C,) of a query block of one head, the last blocks first."""
+    """out (C, D) and lse (C,) of a query block of one head, the last blocks first.
+
+    With forget gates there are two more operands, the sums of log-gates of queries and of keys, and
+    their tiles `q_gates` and `k_gates`; so in the other kernels.
+    """
+    *gate_refs, out_ref, lse_ref = refs
     head, batch = mg.index("head"), mg.index("batch")
     block = tile_ranges_ref.shape[1] - 1 - mg.index("block")
     tile_ranges, worker = TileRanges.read(tile_ranges_ref, batch, block), mg.warpgroup()
 
     @pl.when(worker == LOADER)
     def _():
-        kv_head = jax.lax.div(head, plan.group)
         pairs = (k_ref, k_tile), (v_ref, v_tile)
-        _load_key_tiles(tile_ranges, pairs, batch, kv_head, ready, free, plan)
+        gates = [(ref, k_gates) for ref in gate_refs[1:]]
+        _load_key_tiles(tile_ranges, pairs, gates, batch, head, ready, free, plan)
 
     @pl.when(worker < MULTIPLIERS)
     def _():
@@ -129,7 +140,10 @@ def forward(
         rows = pl.ds(first, plan.rows)
         mg.load(q_ref.at[batch, rows, head], q_tile.at[worker], q_ready.at[worker])
         mg.load(start_ref.at[batch, rows], start.at[worker], q_ready.at[worker])
+        for ref in gate_refs[:1]:
+            mg.load(ref.at[batch, head, :, rows], q_gates.at[worker], q_ready.at[worker])
         mg.wait(q_ready.at[worker])
+        gates = OwnQueries.read(q_gates.at[worker]) if plan.forget else None
         starts = mg.of_rows(start.at[worker])
         widths = _widths(starts, mg.iota_of_rows(plan.rows) + (first + plan.slots))
         size = q_tile.shape[-1]
@@ -140,14 +154,21 @@ def forward(
             mg.wait(ready.at[slot])
             raw = mg.matmul(q_tile.at[worker], mg.transposed(k_tile.at[slot]))
             logits, _ = _capped(raw, plan)
+            if gates is not None:
+                logits = gates.add(logits, k_gates.at[slot], masked)
             if masked:
                 seen = _seen(starts, widths, tile * plan.tile, logits.shape)
                 logits = jnp.where(seen, logits, NEGATIVE)
-            m_new = jnp.maximum(m, jnp.max(logits, axis=1))
+            since = None if gates is None or masked else gates.since
+            highest = jnp.max(logits, axis=1)
+            m_new = jnp.maximum(m, highest if since is None else highest + since)
             alpha = jnp.exp2(m - m_new)
-            p = jnp.exp2(logits - mg.along_rows(m_new, logits.shape))
+            own_m = m_new if since is None else m_new - since
+            p = jnp.exp2(logits - mg.along_rows(own_m, logits.shape))
             l = l * alpha + jnp.sum(p, axis=1)
             out *= mg.along_rows(alpha, out.shape)
+            if plan.forget:
+                mg.publish()  # the slot's gates have been read
             (out,) = mg.matmuls((out, p.astype(BF16), v_tile.at[slot]))
             mg.arrive(free.at[slot])
             return out, l, m_new
@@ -184,8 +205,7 @@ def dqueries(
     v_ref,
     lse_ref,
     delta_ref,
-    dq_ref,
-    *,
+    *refs,
     q_tile,
     do_tile,
     k_tile,
@@ -197,17 +217,23 @@ def dqueries(
     ready,
     free,
     plan: TilePlan,
+    q_gates=None,
+    k_gates=None,
 ):
-    """dq (C, D) of a query block of one head; `lse` is multiplied by log2(e)."""
+    """dq (C, D) of a query block of one head; `lse` is multiplied by log2(e).
+
+    With forget gates also the sum of d logits of each query (C,).
+    """
+    gate_refs, (dq_ref, *drow_refs) = refs[: 2 * plan.forget], refs[2 * plan.forget :]
     head, batch = mg.index("head"), mg.index("batch")
     block = tile_ranges_ref.shape[1] - 1 - mg.index("block")
     tile_ranges, worker = TileRanges.read(tile_ranges_ref, batch, block), mg.warpgroup()
 
     @pl.when(worker == LOADER)
     def _():
-        kv_head = jax.lax.div(head, plan.group)
         pairs = (k_ref, k_tile), (v_ref, v_tile)
-        _load_key_tiles(tile_ranges, pairs, batch, kv_head, ready, free, plan)
+        gates = [(ref, k_gates) for ref in gate_refs[1:]]
+        _load_key_tiles(tile_ranges, pairs, gates, batch, head, ready, free, plan)
 
     @pl.when(worker < MULTIPLIERS)
     def _():
@@ -219,13 +245,17 @@ def dqueries(
         mg.load(start_ref.at[batch, rows], start.at[worker], at)
         mg.load(lse_ref.at[batch, head, rows], lse.at[worker], at)
         mg.load(delta_ref.at[batch, head, rows], delta.at[worker], at)
+        for ref in gate_refs[:1]:
+            mg.load(ref.at[batch, head, :, rows], q_gates.at[worker], at)
         mg.wait(at)
+        gates = OwnQueries.read(q_gates.at[worker]) if plan.forget else None
         shape = plan.rows, plan.tile
         starts = mg.of_rows(start.at[worker])
         widths = _widths(starts, mg.iota_of_rows(plan.rows) + (first + plan.slots))
         lses, deltas = mg.of_rows(lse.at[worker]), mg.of_rows(delta.at[worker])
 
-        def add_tile(step, member, tile, masked, dq):
+        def add_tile(step, member, tile, masked, carry):
+            dq, *drow = carry
             slot = _slot(step, plan.stages)
             mg.wait(ready.at[slot])
             raw, dp = mg.matmuls(
@@ -233,19 +263,31 @@ def dqueries(
                 (None, do_tile.at[worker], mg.transposed(v_tile.at[slot])),
             )
             logits, slope = _capped(raw, plan)
-            p = jnp.exp2(logits - mg.along_rows(lses, shape))
+            own_lses = lses
+            if gates is not None:
+                logits = gates.add(logits, k_gates.at[slot], masked)
+                own_lses = lses if masked else lses - gates.since
+            p = jnp.exp2(logits - mg.along_rows(own_lses, shape))
             if masked:
                 seen = _seen(starts, widths, tile * plan.tile, shape)
                 p = jnp.where(seen, p, 0.0)
             ds = p * (dp - mg.along_rows(deltas, shape))
+            drow = [total + jnp.sum(ds, axis=1) for total in drow]
             ds = ds if slope is None else ds * slope
+            if plan.forget:
+                mg.publish()  # the slot's gates have been read
             (dq,) = mg.matmuls((dq, ds.astype(BF16), k_tile.at[slot]))
             mg.arrive(free.at[slot])
-            return dq
+            return dq, *drow
 
-        dq = tile_ranges.each(1, add_tile, mg.zeros((plan.rows, q_tile.shape[-1])))
+        sums = mg.zeros((plan.rows, q_tile.shape[-1])), *[mg.full((plan.rows,), 0.0)] * plan.forget
+        dq, *drow = tile_ranges.each(1, add_tile, sums)
         q_tile.at[worker][...] = (dq * plan.scale).astype(BF16)
+        for total in drow:
+            lse.at[worker][...] = total
         mg.publish()
+        for ref in drow_refs:
+            mg.store(lse.at[worker], ref.at[batch, head, rows])
         mg.store(q_tile.at[worker], dq_ref.at[batch, rows, head])
         mg.wait_for_stores()
 
@@ -259,9 +301,7 @@ def dkeys(
     v_ref,
     lse_ref,
     delta_ref,
-    dk_ref,
-    dv_ref,
-    *,
+    *refs,
     q_tile,
     do_tile,
     k_tile,
@@ -273,8 +313,16 @@ def dkeys(
     ready,
     free,
     plan: TilePlan,
+    k_gates=None,
+    dcolumn=None,
 ):
-    """dk and dv (C, D) of a key block of one key/value head, summed over its group's heads."""
+    """dk and dv (C, D) of a key block of one key/value head, summed over its group's heads.
+
+    With forget gates also the sums of d logits of each key, for each head of the group and over the
+    tiles without and with a mask, (2, C). `lse` is then a pair high + low, less the query's sum of
+    log-gates.
+    """
+    gate_refs, (dk_ref, dv_ref, *dcolumn_refs) = refs[: plan.forget], refs[plan.forget :]
     kv_head, batch, block = mg.index("head"), mg.index("batch"), mg.index("block")
     tile_ranges, worker = TileRanges.read(tile_ranges_ref, batch, block), mg.warpgroup()
 
@@ -286,7 +334,12 @@ def dkeys(
                 (q_ref.at[batch, queries, head], q_tile),
                 (do_ref.at[batch, queries, head], do_tile),
                 (start_ref.at[batch, queries], start),
-                (lse_ref.at[batch, head, queries], lse),
+                (
+                    lse_ref.at[batch, head, :, queries]
+                    if plan.forget
+                    else lse_ref.at[batch, head, queries],
+                    lse,
+                ),
                 (delta_ref.at[batch, head, queries], delta),
             )
 
@@ -299,11 +352,14 @@ def dkeys(
         rows = pl.ds(first, plan.rows)
         mg.load(k_ref.at[batch, rows, kv_head], k_tile.at[worker], k_ready.at[worker])
         mg.load(v_ref.at[batch, rows, kv_head], v_tile.at[worker], k_ready.at[worker])
+        heads = pl.ds(kv_head * plan.group, plan.group)
+        for ref in gate_refs:
+            mg.load(ref.at[batch, heads, :, rows], k_gates.at[worker], k_ready.at[worker])
         mg.wait(k_ready.at[worker])
         shape, size = (plan.rows, plan.tile), k_tile.shape[-1]
 
         def add_tile(step, member, tile, masked, carry):
-            dk, dv = carry
+            dk, dv, *dcolumns = carry
             slot = _slot(step, plan.stages)
             mg.wait(ready.at[slot])
             raw, dp = mg.matmuls(
@@ -311,7 +367,11 @@ def dkeys(
                 (None, v_tile.at[worker], mg.transposed(do_tile.at[slot])),
             )
             logits, slope = _capped(raw, plan)
-            p = jnp.exp2(logits - mg.along_columns(mg.of_columns(lse.at[slot]), shape))
+            if plan.forget:
+                logits = OwnKeys.read(k_gates.at[worker, member]).less(logits, lse.at[slot], masked)
+            else:
+                logits -= mg.along_columns(mg.of_columns(lse.at[slot]), shape)
+            p = jnp.exp2(logits)
             if masked:
                 starts = mg.of_columns(start.at[slot])
                 own = mg.iota_of_columns(plan.tile) + (tile * plan.tile + plan.slots)
@@ -319,33 +379,47 @@ def dkeys(
                 distance = mg.iota(shape, 0) - mg.along_columns(starts - first, shape)
                 p = jnp.where(_within(distance, widths), p, 0.0)
             ds = p * (dp - mg.along_columns(mg.of_columns(delta.at[slot]), shape))
+            dcolumns = [total + jnp.sum(ds, axis=1) for total in dcolumns]
             ds = ds if slope is None else ds * slope
             mg.publish()  # lse, delta and start of the slot have been read
             dk, dv = mg.matmuls(
                 (dk, ds.astype(BF16), q_tile.at[slot]), (dv, p.astype(BF16), do_tile.at[slot])
             )
             mg.arrive(free.at[slot])
-            return dk, dv
+            return dk, dv, *dcolumns
 
-        sums = mg.zeros((plan.rows, size)), mg.zeros((plan.rows, size))
-        dk, dv = tile_ranges.each(plan.group, add_tile, sums)
+        def finish(masked, member, carry):
+            """Keeps a head's sums of d logits over tiles of one kind; the next ones begin at 0."""
+            dk, dv, *dcolumns = carry
+            for total in dcolumns:
+                dcolumn.at[int(masked), worker, member][...] = total
+            return dk, dv, *[none] * plan.forget
+
+        none = mg.full((plan.rows,), 0.0)
+        sums = mg.zeros((plan.rows, size)), mg.zeros((plan.rows, size)), *[none] * plan.forget
+        dk, dv, *_ = tile_ranges.each(plan.group, add_tile, sums, finish)
         k_tile.at[worker][...] = (dk * plan.scale).astype(BF16)
         v_tile.at[worker][...] = dv.astype(BF16)
         mg.publish()
+        for ref in dcolumn_refs:
+            for kind in range(2):
+                mg.store(dcolumn.at[kind, worker], ref.at[kind, batch, heads, rows])
         mg.store(k_tile.at[worker], dk_ref.at[batch, rows, kv_head])
         mg.store(v_tile.at[worker], dv_ref.at[batch, rows, kv_head])
         mg.wait_for_stores()
 
 
 def _load_key_tiles(
-    tile_ranges: TileRanges, pairs, batch, kv_head, ready, free, plan: TilePlan
+    tile_ranges: TileRanges, pairs, gates, batch, head, ready, free, plan: TilePlan
 ) -> None:
-    """Loads the tiles of keys and values that a query block visits; `pairs` are the source and the
-    slots of each."""
+    """Loads the tiles that a query block visits: `pairs` are the source and the slots of keys and of
+    values, `gates` those of their sums of log-gates."""
+    kv_head = jax.lax.div(head, plan.group)
 
     def copies(member, tile):
         keys = pl.ds(tile * plan.tile, plan.tile)
-        return [(ref.at[batch, keys, kv_head], tiles) for ref, tiles in pairs]
+        tiles = [(ref.at[batch, keys, kv_head], slots) for ref, slots in pairs]
+        return tiles + [(ref.at[batch, head, :, keys], slots) for ref, slots in gates]
 
     _load_tiles(tile_ranges, 1, copies, ready, free, plan.stages)
 

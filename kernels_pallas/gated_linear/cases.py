@@ -9,8 +9,19 @@ BATCH, TIME = 1, 8192
 
 
 def _case(
-    name: str, groups: int, heads: int, key_size: int, value_size: int, gate: str, platform="tpu"
+    name: str,
+    groups: int,
+    heads: int,
+    key_size: int,
+    value_size: int,
+    gate: str,
+    platform="tpu",
+    steps: int = 1,
+    value_dtype=jnp.bfloat16,
 ) -> Case:
+    """`steps` are Mamba-3's inputs a token, each a step of the op."""
+    time = TIME * steps
+
     def call(q_BTGK, k_BTGK, v_BTHV, log_decay, ids_BT):
         return gated_linear(
             q_BTGK,
@@ -22,16 +33,16 @@ def _case(
             impl="pallas",
         )
 
-    keys = Array((BATCH, TIME, groups, key_size))
-    values = Array((BATCH, TIME, heads, value_size))
-    gates = (BATCH, TIME, heads) + ((key_size,) if gate == "channel" else ())
+    keys = Array((BATCH, time, groups, key_size))
+    values = Array((BATCH, time, heads, value_size), value_dtype)
+    gates = (BATCH, time, heads) + ((key_size,) if gate == "channel" else ())
     return Case(
         name,
         with_gradients(call, differentiated=4, others=1),
-        (keys, keys, values, Array(gates, jnp.float32), Array((BATCH, TIME), jnp.int32), values),
+        (keys, keys, values, Array(gates, jnp.float32), Array((BATCH, time), jnp.int32), values),
         tokens=BATCH * TIME * heads,
         # Writing and reading the state, and twice that backward.
-        flops=BATCH * TIME * heads * 4 * key_size * value_size * 3,
+        flops=BATCH * time * heads * 4 * key_size * value_size * 3,
         platforms=(platform,),
     )
 
@@ -44,6 +55,7 @@ CASES = (
     _case("gated_linear channel gate K=64 V=128", 16, 16, 64, 128, "channel"),
     _case("gated_linear scalar gate, Hopper", 16, 16, 128, 128, "head", "cuda"),
     _case("gated_linear scalar gate Mamba-2, Hopper", 1, 32, 128, 64, "head", "cuda"),
+    _case("gated_linear Mamba-3, Hopper", 32, 32, 128, 64, "head", "cuda"),
     _case("gated_linear scalar gate K=256 V=256, Hopper", 4, 4, 256, 256, "head", "cuda"),
     _case("gated_linear channel gate, Hopper", 16, 16, 128, 128, "channel", "cuda"),
     _case("gated_linear channel gate K=64 V=128, Hopper", 16, 16, 64, 128, "channel", "cuda"),

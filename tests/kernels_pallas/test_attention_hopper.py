@@ -23,6 +23,11 @@ SUBJECTS = {
     "full": dict(window=None, heads=1, kv_heads=1),
     "full, all options": dict(window=None, heads=2, kv_heads=2, sinks=True, soft_cap=5.0),
     "sizes": dict(window=60, heads=1, kv_heads=1, key_size=64, value_size=96),
+    "forgetful window": dict(window=100, heads=2, kv_heads=1, decay=0.3),
+    "forgetful": dict(window=None, heads=1, kv_heads=1, decay=0.05),
+    "forgetful, all options": dict(
+        window=90, heads=3, kv_heads=1, sinks=True, soft_cap=5.0, decay=0.1
+    ),
 }
 
 
@@ -75,8 +80,34 @@ def test_a_state_and_its_gradient(kind):
     check_as_near_as_chunked(attention_subject(**SUBJECTS[kind], slots=37), 3, 90, True, ids=ids)
 
 
+@mostly_slow("forgetful", "forgetful window", "forgetful, all options")
+def test_gates_of_tiles_with_and_without_a_mask(kind):
+    """One document, of which the first tile is seen whole by all queries of a block."""
+    time, slots = 140, 40
+    subject = attention_subject(**SUBJECTS[kind] | dict(window=None), slots=slots)
+    for table in tile_ranges(time, None, slots=slots)[:2]:
+        unmasked, masked = np.asarray(table)[:, 2:].sum(axis=0)
+        assert unmasked and masked
+    check_as_near_as_chunked(subject, 4, time, True, ids=jnp.ones((1, time), jnp.int32))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["window, grouped heads", "full"])
+@pytest.mark.parametrize("window", [None, 14])
+def test_gates_of_a_document_cost_the_next_one_no_digits(window):
+    """A document of gates e^-5000 ends within a tile; the log-sum-exp is float32."""
+    q, k, v = (testing.normal(rng(), (1, 40, 2, 4), BF16) for _ in range(3))
+    ids = 1 + (jnp.arange(40) > 20).astype(jnp.int32)[None]
+    gates = -0.1 * rng().exponential(size=(1, 40, 2)).astype(np.float32)
+    gates[:, :21] = -5000
+    options = dict(segment_ids=ids, window=window, log_forget_BTH=jnp.asarray(gates))
+    found = [
+        attn.attention(q, k, v, impl=impl, **options)[1][:, 21:] for impl in ("pallas", "reference")
+    ]
+    testing.assert_close("next", *found, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["window, grouped heads", "full", "forgetful window"])
 def test_packed_is_separate(kind):
     subject = attention_subject(**SUBJECTS[kind])
     testing.check_packed(subject, rng(), [1, 97, 40], [0, 3, 0], BF16, 1e-2, impl="pallas")
@@ -99,8 +130,9 @@ def test_causal(kind):
 
 
 @pytest.mark.slow
-def test_finite():
-    subject = attention_subject(**SUBJECTS["window, all options"])
+@pytest.mark.parametrize("kind", ["window, all options", "forgetful, all options"])
+def test_finite(kind):
+    subject = attention_subject(**SUBJECTS[kind])
     ids = draw_segment_ids(rng(), 1, 63)
     testing.check_finite(subject, rng(), 1, 63, BF16, impl="pallas", segment_ids=ids)
 
@@ -125,7 +157,7 @@ def tile_ranges(time, window, ids=None, slots=0, tile=32):
     ids = jnp.ones((1, time + slots), jnp.int32) if ids is None else ids
     start = hopper.intervals.starts(ids, slots, window)
     q, k = jnp.zeros((1, time, 1, 64), BF16), jnp.zeros((1, time + slots, 1, 64), BF16)
-    layout = hopper._Layout(q, k, k, start, hopper._Static(1.0, None, False))
+    layout = hopper._Layout(q, k, k, None, start, hopper._Static(1.0, None, False))
     plan = layout.plan((tile, 2))
     seen = np.asarray(layout.start_BT)[0]
     return layout.key_tiles(plan)[0], layout.query_tiles(plan)[0], seen
