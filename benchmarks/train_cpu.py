@@ -72,7 +72,8 @@ LIBRARIES = (
         "jax-linear-attention",
         "jla_hybrid.py",
         lambda: sys.executable,
-        (("jax==0.11.2", "jax-linear-attention==0.1.0", "optax"),),
+        # flax is what our mixers import, which mixers_cpu.py times beside the library's.
+        (("jax==0.11.2", "jax-linear-attention==0.1.0", "optax", "flax==0.12.12"),),
     ),
 )
 

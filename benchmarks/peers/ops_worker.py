@@ -20,19 +20,23 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 import jla.layers.attention as jla_attention
 import jla.layers.conv as jla_conv
+import jla.layers.forgetting_attention as jla_forgetting
 import jla.ops as jla_ops
 
+from hybridlm.models.mixers import trapezoid
 from hybridlm.train import host_memory
 from kernels_pallas.attention import attention
 from kernels_pallas.block_sparse import block_sparse_attention
 from kernels_pallas.causal_conv import causal_conv
 from kernels_pallas.delta_rule import delta_rule
+from kernels_pallas.delta_rule.product import delta_product
 from kernels_pallas.gated_linear import gated_linear
 from kernels_pallas.gated_slots import gated_slots
 from kernels_pallas.linear_recurrence import linear_recurrence
 
 BATCH, HEADS, SIZE, SLOTS, WINDOW, CHANNELS, TAPS = 1, 4, 64, 64, 128, 1024, 4
 BLOCK, BLOCKS = 256, 4  # of the block-sparse attention: keys of a block, blocks chosen
+UPDATES, RANK = 2, 4  # of a token: Gated DeltaProduct's updates, Mamba-3's inputs
 
 Arrays = dict[str, jax.Array]
 Form = Callable[..., jax.Array]
@@ -45,11 +49,27 @@ def draw(time_steps: int) -> Arrays:
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal((BATCH, time_steps, *shape)), jnp.float32)
 
-    k = normal(HEADS, SIZE)
+    def key(*shape: int) -> jax.Array:
+        x = normal(*shape)
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    removal = key(HEADS, SIZE)
     return dict(
         q=normal(HEADS, SIZE) * SIZE**-0.5,
-        k=k / jnp.linalg.norm(k, axis=-1, keepdims=True),
+        k=key(HEADS, SIZE),
         v=normal(HEADS, SIZE),
+        erase=jax.nn.sigmoid(normal(HEADS, SIZE)),
+        write=jax.nn.sigmoid(normal(HEADS, SIZE)),
+        keys=key(UPDATES, HEADS, SIZE),
+        values=normal(UPDATES, HEADS, SIZE),
+        betas=jax.nn.sigmoid(normal(UPDATES, HEADS)),
+        removal=removal,
+        removed=removal * jax.nn.sigmoid(normal(HEADS, SIZE)),
+        step=jnp.exp(normal(HEADS) - 3),
+        weight=jax.nn.sigmoid(normal(HEADS)),
+        q_ranks=normal(HEADS, RANK, SIZE) * SIZE**-0.5,
+        k_ranks=normal(HEADS, RANK, SIZE) * SIZE**-0.5,
+        v_ranks=normal(HEADS, RANK, SIZE),
         head_decay=-jnp.exp(normal(HEADS) - 3),
         channel_decay=-jnp.exp(normal(HEADS, SIZE) - 3),
         slot_decay=-jnp.exp(normal(HEADS, SLOTS) - 3),
@@ -81,12 +101,71 @@ def peer_window(q, k, v):
     return jla_attention.attention(q, k, v, sliding_window=WINDOW, scale=1.0)
 
 
+def peer_forgetful(q, k, v, log_forget):
+    options = dict(sliding_window=WINDOW, scale=1.0)
+    return jla_forgetting.forgetting_attention(q, k, v, log_forget, **options)
+
+
+def product(q, keys, values, betas, log_decay):
+    ids = jnp.ones(q.shape[:2], jnp.int32)
+    options = dict(segment_ids=ids, scale=1.0)
+    return delta_product(delta_rule, q, keys, values, betas, log_decay, **options)
+
+
+def peer_product(q, keys, values, betas, log_decay):
+    k, v, beta = (x.reshape(BATCH, -1, *x.shape[3:]) for x in (keys, values, betas))
+    options = dict(g=log_decay, beta=beta, num_householder=UPDATES, scale=1.0)
+    return jla_ops.linear_attention("gated_deltaproduct", q, k, v, impl="chunked", **options)[0]
+
+
+def rwkv7(q, k, v, log_decay, removal, removed):
+    """The two updates of the mixer `rwkv7`."""
+    before = removal * jnp.exp(-log_decay)
+    return delta_product(
+        delta_rule,
+        q,
+        jnp.stack([removed, k], axis=2),
+        jnp.stack([jnp.zeros_like(v), v], axis=2),
+        None,
+        log_decay,
+        erase_BTNGK=jnp.stack([before, jnp.zeros_like(before)], axis=2),
+        segment_ids=jnp.ones(q.shape[:2], jnp.int32),
+        scale=1.0,
+    )
+
+
+def peer_rwkv7(q, k, v, log_decay, removal, removed):
+    gates = dict(w=log_decay, a=-removal, b=removed)
+    return jla_ops.linear_attention("rwkv7", q, k, v, impl="chunked", scale=1.0, **gates)[0]
+
+
+def mamba3(q, k, v, log_decay, step, weight):
+    """The recurrence of the mixer `mamba3`, without rotations; a rank is the axis after the heads."""
+    ranks = [x if x.ndim == 5 else x[:, :, :, None] for x in (q, k, v)]
+    no_angles = jnp.zeros((*step.shape, 0))
+    inputs = trapezoid.Inputs(*ranks, log_decay, step, weight, no_angles)
+    ids = jnp.ones(step.shape[:2], jnp.int32)
+    return trapezoid.trapezoid(inputs, ids, None)[0].reshape(v.shape)
+
+
+def peer_mamba3(q, k, v, log_decay, step, weight):
+    beta, gamma = (1 - weight) * step * jnp.exp(log_decay), weight * step
+    kind = "mamba3" if q.ndim == 4 else "mamba3_mimo"
+    gates = dict(g=log_decay, beta=beta, gamma=gamma)
+    return jla_ops.linear_attention(kind, q, k, v, impl="chunked", scale=1.0, **gates)[0]
+
+
 #: Op: the inputs it takes, our form, and the peer's where it has one.
 OPS: dict[str, tuple[str, Form, Form | None]] = {
     "attention, window 128": (
         "q k v",
         lambda q, k, v: attention(q, k, v, window=WINDOW, scale=1.0)[0],
         peer_window,
+    ),
+    "attention, window 128, forget gates": (
+        "q k v head_decay",
+        lambda q, k, v, g: attention(q, k, v, window=WINDOW, log_forget_BTH=g, scale=1.0)[0],
+        peer_forgetful,
     ),
     "linear_recurrence": ("a x", lambda a, x: linear_recurrence(a, x), None),
     "causal_conv": ("x taps", lambda x, taps: causal_conv(x, taps), peer_conv),
@@ -114,6 +193,19 @@ OPS: dict[str, tuple[str, Form, Form | None]] = {
         "q k v beta channel_decay",
         lambda q, k, v, b, g: delta_rule(q, k, v, b, g, scale=1.0),
         peer("kda", beta="beta", g="channel_decay"),
+    ),
+    "delta_rule, Gated DeltaNet-2": (
+        "q k v channel_decay erase write",
+        lambda q, k, v, g, b, w: delta_rule(q, k, w * v, None, g, erase_BTGK=b * k, scale=1.0),
+        peer("gdn2", g="channel_decay", b="erase", w="write"),
+    ),
+    "delta_product, 2 updates": ("q keys values betas head_decay", product, peer_product),
+    "delta_product, RWKV-7": ("q k v channel_decay removal removed", rwkv7, peer_rwkv7),
+    "gated_linear, Mamba-3": ("q k v head_decay step weight", mamba3, peer_mamba3),
+    "gated_linear, Mamba-3 of rank 4": (
+        "q_ranks k_ranks v_ranks head_decay step weight",
+        mamba3,
+        peer_mamba3,
     ),
     "block_sparse_attention": (
         "q k v",
@@ -146,14 +238,18 @@ def compiled(form: Form, arrays: Arrays, names: list[str]) -> Callable[[], None]
     return call
 
 
-def seconds(call: Callable[[], None]) -> float:
-    start = time.perf_counter()
+def seconds(call: Callable[[], None]) -> tuple[float, float]:
+    """Of the clock, and of all threads of this process."""
+    start, own = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - own
 
 
 def measure(op: str, length: int, repeats: int) -> dict:
-    """Best seconds of ours and the peer's, in turn; the peer's is None where it has none."""
+    """Best seconds of ours and the peer's, in turn; the peer's is None where it has none.
+
+    `ours_cpu` are our threads' seconds, which other programs lengthen less.
+    """
     names, ours, theirs = OPS[op]
     arrays = draw(length)
     calls = {"ours": compiled(ours, arrays, names.split())}
@@ -170,7 +266,8 @@ def measure(op: str, length: int, repeats: int) -> dict:
     for _ in range(repeats):
         for name, call in calls.items():
             times[name].append(seconds(call))
-    return record | {name: min(values) for name, values in times.items()}
+    record |= {name: min(wall for wall, _ in values) for name, values in times.items()}
+    return record | {"ours_cpu": min(own for _, own in times["ours"])}
 
 
 def main() -> None:
