@@ -50,6 +50,9 @@ def _case(
 CASES = (
     _case("gated_linear scalar gate", 16, 16, 128, 128, "head"),
     _case("gated_linear scalar gate Mamba-2", 1, 32, 128, 64, "head"),
+    # As the mixer calls it: keys of each head, values of float32.
+    _case("gated_linear Mamba-3", 32, 32, 128, 64, "head", value_dtype=jnp.float32),
+    _case("gated_linear Mamba-3 of rank 4", 32, 32, 128, 64, "head", "tpu", 4, jnp.float32),
     _case("gated_linear scalar gate K=256 V=256", 4, 4, 256, 256, "head"),
     _case("gated_linear channel gate", 16, 16, 128, 128, "channel"),
     _case("gated_linear channel gate K=64 V=128", 16, 16, 64, 128, "channel"),
