@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import pathlib
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,15 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         self.epilog = self._notes()
         return super().format_help()
+
+
+class StoreLast(argparse.Action):
+    """Stores the last value of an option, and says so where an earlier one was another."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        earlier = getattr(namespace, self.dest, values)  # the default is SUPPRESS
+        _say_if_replaced(option_string, earlier, values)
+        setattr(namespace, self.dest, values)
 
 
 def parse(command: Command, words: Sequence[str]) -> tuple[list[Any], Overrides]:
@@ -73,6 +83,7 @@ def _parser(command: Command, classes: Sequence[type]) -> Parser:
                     usage.append(f"--{option} {metavar}")
                 group.add_argument(
                     f"--{option}",
+                    action=StoreLast,
                     dest=name,
                     required=needed,
                     metavar=metavar,
@@ -118,7 +129,7 @@ def _metavar(hint: Any, field: dataclasses.Field) -> str:
 
 
 def _overrides(rest: Sequence[str], names: Sequence[str], taken: bool) -> Overrides:
-    """(key, text) pairs of `--config.a.b=value` and `--config.a.b value`.
+    """(key, text) pairs of `--config.a.b=value` and `--config.a.b value`; of a key the last counts.
 
     Raises:
       UserError: if any other word is left over, or a key has no value.
@@ -138,5 +149,12 @@ def _overrides(rest: Sequence[str], names: Sequence[str], taken: bool) -> Overri
             text = next(words, None)
             if text is None:
                 raise UserError(f"--config.{key} has no value: write --config.{key}=value")
+        _say_if_replaced(f"--config.{key}", dict(pairs).get(key, text), text)
         pairs.append((key, text))
     return pairs
+
+
+def _say_if_replaced(option: str | None, earlier: str, text: str) -> None:
+    """The last value counts, as scripts that append to a command expect; it is not silent."""
+    if earlier != text:
+        print(f"{option} is given twice: {text!r} counts, not {earlier!r}", file=sys.stderr)

@@ -106,6 +106,19 @@ def test_commands_that_take_overrides_get_them_as_pairs():
         parse("here", "--names", "a", "--config.c", command=taking)
 
 
+def test_of_a_value_given_twice_the_last_counts_and_is_said(capsys):
+    taking = dataclasses.replace(COMMAND, takes_overrides=True)
+    same = ["here", "--names", "a", "--names=a", "--config.a=1", "--config.a", "1"]
+    assert parse(*same, command=taking)[1] == [("a", "1"), ("a", "1")]
+    assert capsys.readouterr().err == ""
+    read, overrides = parse(*same, "--names", "b,c", "--config.a=2", command=taking)
+    assert read[0].names == ("b", "c") and dict(overrides) == {"a": "2"}
+    assert capsys.readouterr().err == (
+        "--names is given twice: 'b,c' counts, not 'a'\n"
+        "--config.a is given twice: '2' counts, not '1'\n"
+    )
+
+
 def test_help_comes_from_the_docstrings(capsys):
     noted = dataclasses.replace(COMMAND, notes=lambda: "names:\n  a  first")
     with pytest.raises(SystemExit):
