@@ -122,9 +122,10 @@ class Checkpoints:
             found = steps(self._folder.parent)
             last = f"that of step {found[-1]} is the newest" if found else "there is none yet"
             mend = "mend that" if is_remote(self._folder) else "make room"
+            again = "resumes from there" if found else "begins again"
             raise RunError(
                 f"a checkpoint cannot be written to {self._folder} ({reason}): {last}; {mend},"
-                " and the same command resumes from there"
+                f" and the same command {again}"
             ) from error
 
 
