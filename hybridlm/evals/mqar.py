@@ -93,7 +93,8 @@ def check(length: int, pairs: int, vocab_size: int) -> None:
         )
     if pairs > vocab_size // 2 - 1:
         raise UserError(
-            f"mqar: {pairs} pairs of a vocabulary of {vocab_size}: it has {vocab_size // 2 - 1} keys"
+            f"mqar: {pairs} pairs in {length} tokens of a vocabulary of {vocab_size}: it has"
+            f" {vocab_size // 2 - 1} keys, so that --pairs must be at most that"
         )
 
 
