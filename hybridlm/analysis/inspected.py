@@ -78,6 +78,16 @@ class Inspected:
         ):  # arrays, also where a caller's program is being traced
             return jax.tree.map(jnp.asarray, self.opened.params)
 
+    def at(self, step: int) -> "Inspected":
+        """The model at another checkpoint of its run; compiled programs serve both.
+
+        Raises:
+          RunError: if the run has no such checkpoint.
+        """
+        params = self.opened.params_at(step)
+        opened = dataclasses.replace(self.opened, params=params, step=step)
+        return dataclasses.replace(self, opened=opened)
+
     @property
     def mixers(self) -> tuple[str, ...]:
         """The name of each layer's mixer, bottom to top."""

@@ -309,6 +309,11 @@ def test_a_checkpoint_of_a_run_opens_by_path_and_step(tmp_path, root, in_root):
     assert set(m.hooks("Hi")) >= {"hook_embed", "blocks.0.hook_resid_pre"}
     with pytest.raises(UserError, match="names step 3, and step is 4"):
         open_model(f"{tmp_path}/run@3", 4)
+    again = m.at(3)
+    assert again.opened.step == 3 and again.model is m.model
+    jax.tree.map(np.testing.assert_array_equal, again.params, m.params)
+    with pytest.raises(UserError, match="step 4"):
+        m.at(4)
 
 
 @pytest.mark.slow
