@@ -120,7 +120,7 @@ others = set(range(model.config.vocab_size)) - set(ids.tolist())
 prompts = repeated_prompts(model.config.vocab_size, 64, samples=16, seed=1, without=others)
 scores = []
 for step in run.checkpoints:
-    table = induction_heads(model.model, model.opened.params_at(step), prompts)
+    table = induction_heads(model.model, model.at(step).params, prompts)
     scores += [{"step": step, **row} for row in table.rows()]
 figures.head_map(scores, score="score")
 
@@ -173,3 +173,9 @@ patterns = {i: np.asarray(model.attention(text, i)[0]) for i in range(len(model.
 for i, name in enumerate(model.mixers):
     back = [pattern.diagonal(-1).mean() for pattern in patterns[i]]
     print(f"layer {i} ({name:6}): {', '.join(f'{x:.2f}' for x in back)}")
+
+# %% [markdown]
+# ## Next
+#
+# Is the head in a full layer because only full layers can reach so far? The
+# [next notebook](3_laziness.py) gives the window layers a larger window.

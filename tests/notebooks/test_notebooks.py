@@ -15,8 +15,16 @@ from nbclient import NotebookClient
 from pandas import DataFrame
 from traitlets.config import Config
 
-NAMES = ["1_first_hybrid", "2_retrieval_heads"]
-QUICK = ()  # the others take 10 to 25 seconds each
+NAMES = [
+    "1_first_hybrid",
+    "2_retrieval_heads",
+    "3_laziness",
+    "4_inside_a_checkpoint",
+    "5_own_mixer",
+    "6_from_hugging_face",
+    "7_pod_checkpoint",
+]
+QUICK = ("2_retrieval_heads",)  # each of the others takes about 20 seconds, too
 SHOWN = {Figure: "image/svg+xml", DataFrame: "text/html", dict: "text/html"}
 
 

@@ -1,0 +1,204 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 6. From a Hugging Face model to a hybrid
+#
+# This notebook opens a checkpoint in the format of transformers, replaces half of its attention by Gated DeltaNet,
+# keeps what can be copied, calibrates the rest, and trains the new layers to imitate the old ones. Neither torch nor
+# transformers is needed.
+#
+# Time: not measured at this size.
+
+# %%
+import gzip
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+
+from hybridlm import convert
+from hybridlm.analysis import Inspected, figures, open_model, rows
+from hybridlm.commands.full_run import full_run
+from hybridlm.config import read, to_dict
+from hybridlm.data import train_bpe
+from hybridlm.distill.calibrate import calibrate, text_batches
+from hybridlm.distill.transfer import transfer
+from hybridlm.runs import save_model
+
+if pathlib.Path.cwd().name == "notebooks":
+    os.chdir("..")  # paths are those of the clone's top folder
+SMOKE = "HYBRIDLM_SMOKE" in os.environ  # the size of the tests: seconds, and nothing is learned
+RUNS = pathlib.Path("runs/notebooks-smoke" if SMOKE else "runs/notebooks") / "hugging_face"
+STEPS = 4 if SMOKE else 200
+CORPUS = "data/corpora/state_of_the_union.jsonl.gz"
+CHECKPOINT = None  # the folder of a checkpoint of yours, such as a download of SmolLM2-135M
+
+# %% [markdown]
+# ## A checkpoint
+#
+# Nothing is downloaded here. If `CHECKPOINT` names no folder, the next cells make a small one: a byte-level BPE
+# tokenizer and a transformer of Llama's form, trained for some steps and exported as `LlamaForCausalLM`.
+
+# %%
+with gzip.open(CORPUS, "rt") as file:
+    speeches = [json.loads(line)["text"] for line in file]
+RUNS.mkdir(parents=True, exist_ok=True)
+tokenizer = dict(kind="hf", path=str(RUNS / "tokenizer.json"))
+if not pathlib.Path(tokenizer["path"]).exists():
+    train_bpe(speeches[:4] if SMOKE else speeches, 512, tokenizer["path"])
+
+
+def settings(model: dict, **more) -> dict:
+    """A run on the speeches."""
+    return dict(
+        model=model,
+        data=dict(
+            sources=dict(speeches=dict(kind="jsonl", path=CORPUS)),
+            tokenizer=tokenizer,
+            token_cache=str(RUNS / "tokens"),
+            seq_len=64,
+            batch_size=8,
+        ),
+        train=dict(
+            steps=STEPS, log_every=STEPS // 2, eval_every=STEPS // 2, checkpoint_every=STEPS
+        ),
+        **more,
+    )
+
+
+# %%
+if CHECKPOINT is None:
+    llama = dict(
+        width=64,
+        depth=4,
+        pattern="full",
+        mixers=dict(full=dict(kind="attention", heads=4, kv_heads=2)),
+        mlp=dict(hidden=128),
+    )
+    optimizer = dict(lr=3e-3, warmup_steps=STEPS // 10)
+    full_run(read(settings(llama, optimizer=optimizer)), RUNS / "teacher_run")
+    trained = open_model(RUNS / "teacher_run").opened
+    CHECKPOINT = RUNS / "llama"
+    if not CHECKPOINT.exists():
+        convert.export(
+            trained.model, trained.params, CHECKPOINT, tokenizer=trained.tokenizer, length=64
+        )
+print(*sorted(path.name for path in pathlib.Path(CHECKPOINT).iterdir()))
+print((pathlib.Path(CHECKPOINT) / "config.json").read_text()[:400])
+
+# %% [markdown]
+# ## The teacher
+#
+# `open_model` reads the folder as it reads a run, and everything of the other notebooks works on it.
+
+# %%
+teacher = open_model(CHECKPOINT)
+print(teacher.config.layout.labels)
+print(teacher.generate("My fellow citizens", 8 if SMOKE else 40, temperature=0.7))
+
+# %% [markdown]
+# ## The student
+#
+# Two of the four layers get Gated DeltaNet. Its queries, keys, values and output are copied from attention; decay,
+# write strength and gates have no counterpart and start fresh.
+
+# %%
+made = transfer(teacher.opened, dict(kind="gdn"), layers=[1, 3])
+print("\n".join(made.describe()))
+
+# %%
+figures.layer_pattern(rows.layer_rows(made.student.config, 64), length=64)
+
+# %% [markdown]
+# ## Calibration
+#
+# A few batches of text fit the fresh parameters, so that each new layer gives what the old one gave. Compare the
+# error of each layer before and after.
+
+# %%
+held_out = speeches[-1]
+text = speeches[0]
+batches = text_batches(teacher.opened, text, tokens=1024 if SMOKE else 8192, length=64)
+fitted = calibrate(teacher.opened, made, batches, steps=2 if SMOKE else 50)
+for layer in made.layers:
+    print(f"layer {layer}: error {fitted.before[layer]:.2f} -> {fitted.after[layer]:.2f}")
+
+# %% [markdown]
+# ## Block by block
+#
+# A run with a teacher and the objective "blockwise" trains only the new mixers, each to give what the teacher's layer
+# gives for the teacher's input.
+
+# %%
+student_folder = RUNS / "student"
+if not student_folder.exists():
+    save_model(fitted.student, student_folder)
+distilled = settings(
+    to_dict(fitted.student.config),
+    optimizer=dict(lr=1e-3, warmup_steps=STEPS // 10, weight_decay=0.0),
+    init=dict(path=str(student_folder)),
+    teacher=dict(path=str(CHECKPOINT), objective="blockwise"),
+)
+_ = full_run(read(distilled), RUNS / "blockwise")
+
+
+# %% [markdown]
+# ## What each step gained
+#
+# The loss on the first 2,000 characters of a speech. `fresh` is a student whose new layers copy nothing. Look at how
+# much of the gap between fresh and teacher each step closes.
+
+
+# %%
+def loss(model: Inspected) -> float:
+    """Nats a token, in rows of 64 tokens."""
+    tokens = model.tokens(held_out[:2000])[0]
+    tokens = tokens[: len(tokens) // 64 * 64].reshape(-1, 64)
+    log_probs = jax.nn.log_softmax(model.logits(tokens)[:, :-1])
+    return -float(np.take_along_axis(np.asarray(log_probs), tokens[:, 1:, None], axis=-1).mean())
+
+
+models = {
+    "teacher": teacher,
+    "student, fresh": Inspected(
+        transfer(teacher.opened, dict(kind="gdn"), layers=[1, 3], copy=False).student
+    ),
+    "student, copied": Inspected(made.student),
+    "student, calibrated": Inspected(fitted.student),
+    "student, distilled block by block": open_model(RUNS / "blockwise"),
+}
+for name, model in models.items():
+    print(f"{name:35} {loss(model):.3f} nats")
+
+# %% [markdown]
+# ## The same layer before and after
+#
+# Attention of layer 1 in the teacher, and the exact attention matrix of the Gated DeltaNet in its place.
+
+# %%
+sentence = "the people of the United States and the Congress of the United States"
+tokens = teacher.strings(sentence)[0]
+figures.attention_map(
+    teacher.attention(sentence, 1)[0, 0], tokens, title="teacher, layer 1, head 0"
+)
+
+# %%
+student = models["student, distilled block by block"]
+matrix = student.effective_attention(sentence, 1, head=0)
+figures.attention_map(matrix[0], tokens, title="student, layer 1, head 0")
+
+# %% [markdown]
+# ## Next
+#
+# [docs/distill.md](../docs/distill.md): towards the teacher's probabilities (`objective="kl"`), which layers to
+# replace (`hybridlm distill select`), and which hybrids can be exported again.
