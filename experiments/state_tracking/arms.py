@@ -10,6 +10,7 @@ from hybridlm.train.settings import OptimizerConfig, TrainConfig
 WIDTH, DEPTH, HEADS, SIZE = 32, 2, 2, 16  # SIZE: channels of a head, and of a state's rows
 LENGTH, BATCH = 32, 16  # tokens and sequences of a training step
 STEPS = {"parity": 600, "s3": 2000, "a5": 3000, "mqar": 1200}
+LR = {"parity": 1e-2, "s3": 1e-2, "a5": 1e-2, "mqar": 3e-3}
 SEEDS = (0, 1, 2)
 
 
@@ -28,8 +29,9 @@ class Arm:
     family: str
     mixer: dict[str, Any]
 
-    def model(self) -> ModelConfig:
-        return ModelConfig(
+    def settings(self) -> dict[str, Any]:
+        """The model's settings that are not the library's defaults."""
+        return dict(
             width=WIDTH,
             depth=DEPTH,
             pattern="mixer",
@@ -40,19 +42,25 @@ class Arm:
             init_std=1.0,
         )
 
+    def model(self) -> ModelConfig:
+        return ModelConfig(**self.settings())
 
-def optimizer(task: str, steps: int | None = None) -> OptimizerConfig:
-    """AdamW at 1e-2, with a linear decay to a tenth over the last half of the (task's) steps."""
-    steps = steps or STEPS[task]
-    return OptimizerConfig(
-        lr=1e-2,
+
+def schedule(task: str, steps: int | None = None) -> dict[str, Any]:
+    """AdamW, whose rate decays linearly to a tenth over the last half of the (task's) steps."""
+    return dict(
+        lr=LR[task],
         schedule="wsd",
         warmup_steps=20,
-        decay_steps=steps // 2,
+        decay_steps=(steps or STEPS[task]) // 2,
         final_lr_fraction=0.1,
         weight_decay=0.0,
         b2=0.98,
     )
+
+
+def optimizer(task: str, steps: int | None = None) -> OptimizerConfig:
+    return OptimizerConfig(**schedule(task, steps))
 
 
 def train(task: str) -> TrainConfig:

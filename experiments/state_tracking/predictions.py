@@ -64,13 +64,13 @@ FAMILIES = {
     "reflection": Family(
         "I - beta k k^T with beta in (0, 2): eigenvalues in (-1, 1]",
         _says(CAN, CAN, OPEN, CAN),
-        "arXiv 2411.12537 (parity), 2502.10297 (dihedral groups, of which S3 is one, in two layers;"
-        " other groups by one update a token need up to four)",
+        "arXiv 2411.12537 (parity), 2502.10297 (dihedral groups, of which S3 is one, in two layers)",
     ),
     "product": Family(
         "two such reflections, whose product is a rotation",
         _says(CAN, CAN, CAN, CAN),
-        "arXiv 2502.10297 (A5 is a group of rotations in space, for which two updates are enough)",
+        "arXiv 2411.12537 and 2502.10297 (a permutation of n points is n - 1 reflections; A5 is the"
+        " group of rotations of an icosahedron, and a rotation is two reflections)",
     ),
     "rotation": Family(
         "complex decays: pairs of rows rotate by an angle of the token",
@@ -80,7 +80,7 @@ FAMILIES = {
     "rwkv7": Family(
         "Diag(w) - (a c) c^T, w in (0.55, 1), a in (0, 1): eigenvalues in (-0.45, 1)",
         _says(CAN, OPEN, OPEN, CAN),
-        "arXiv 2503.14456 (all regular languages, in four layers)",
+        "arXiv 2503.14456 (all regular languages, with enough layers)",
     ),
     "local": Family(
         "seven tokens in two layers",

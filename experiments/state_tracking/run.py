@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from experiments.state_tracking.arms import ARMS, BATCH, LENGTH, SEEDS, SOME, STEPS, Arm, optimizer
+from experiments.state_tracking.arms import ARMS, BATCH, LENGTH, SEEDS, SOME, STEPS, Arm, schedule
 from experiments.state_tracking.tasks import TASKS
 from hybridlm.errors import UserError, exit_code
 from hybridlm.settings import json_text
@@ -49,9 +49,9 @@ def units(tasks: Sequence[str], arms: Sequence[str], seeds: int, every: bool = F
 
 
 def settings(arm: Arm, task: str, steps: int) -> str:
-    """A digest of what a run depends on, but for its seed."""
-    parts = (arm.model(), optimizer(task, steps), steps, BATCH, LENGTH)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    """A digest of what a run depends on, but for its seed and the library's defaults."""
+    parts = (arm.settings(), schedule(task, steps), steps, BATCH, LENGTH, TASKS[task].sizes)
+    return hashlib.sha256(json_text.dumps(parts).encode()).hexdigest()[:12]
 
 
 def read(workdir: pathlib.Path) -> dict[Unit, Row]:

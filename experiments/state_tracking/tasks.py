@@ -16,7 +16,7 @@ import numpy as np
 from hybridlm.evals import mqar
 
 VOCAB = 64  # of all tasks, so that one compiled step serves them
-PAIRS = 4  # of MQAR
+PAIRS, SYMBOLS = 6, 20  # of MQAR; half of the symbols are keys, and half values
 
 
 class Words(NamedTuple):
@@ -39,12 +39,14 @@ class Task(NamedTuple):
       title: for tables.
       chance: accuracy of the best guess that ignores the tokens.
       sample: (rng, count, length) -> `Words`.
+      sizes: numbers that `sample` depends on.
     """
 
     name: str
     title: str
     chance: float
     sample: Callable[[np.random.Generator, int, int], Words]
+    sizes: tuple[int, ...] = ()
 
 
 Permutation = tuple[int, ...]  # p[i] is where i goes
@@ -108,9 +110,9 @@ def a5(rng: np.random.Generator, count: int, length: int) -> Words:
 
 
 def recall(rng: np.random.Generator, count: int, length: int) -> Words:
-    """MQAR with 4 pairs at any length, and token 0 as filler; see `hybridlm.evals.mqar`."""
+    """MQAR with 6 pairs at any length, and token 0 as filler; see `hybridlm.evals.mqar`."""
     seed = int(rng.integers(2**31))
-    made = mqar.mqar(length, PAIRS, count, seed=seed, vocab_size=VOCAB, random_filler=False)
+    made = mqar.mqar(length, PAIRS, count, seed=seed, vocab_size=SYMBOLS, random_filler=False)
     return Words(made.tokens, made.targets, made.loss_weights)
 
 
@@ -120,6 +122,6 @@ TASKS = {
         Task("parity", "parity", 1 / 2, parity),
         Task("s3", "S3, product", 1 / 6, s3),
         Task("a5", "A5, image of a point", 1 / 5, a5),
-        Task("mqar", "MQAR", 1 / (VOCAB // 2), recall),
+        Task("mqar", "MQAR", 2 / SYMBOLS, recall, (PAIRS, SYMBOLS)),
     )
 }

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from experiments.state_tracking import results, run, runs, tasks
-from experiments.state_tracking.arms import ARMS, LENGTH, SOME
+from experiments.state_tracking.arms import ARMS, LENGTH, SOME, STEPS
 from experiments.state_tracking.predictions import CAN, CANNOT, FAMILIES, OPEN, verdict
-from experiments.state_tracking.tasks import TASKS, VOCAB
+from experiments.state_tracking.tasks import TASKS
 from hybridlm.errors import UserError
 
 STATES = [name for name in TASKS if name != "mqar"]
@@ -114,7 +114,9 @@ def test_recall_by_hand_scores_1_at_every_length():
     assert runs.accuracy(looked_up, TASKS["mqar"]) == [1, 1, 1]
     guess = np.random.default_rng(3)
     scores = runs.accuracy(
-        lambda x, ids: guess.integers(VOCAB // 2, VOCAB, x.shape), TASKS["mqar"], 512
+        lambda x, ids: guess.integers(tasks.SYMBOLS // 2, tasks.SYMBOLS, x.shape),
+        TASKS["mqar"],
+        512,
     )
     assert scores == pytest.approx([TASKS["mqar"].chance] * 3, abs=0.02)
 
@@ -154,7 +156,10 @@ def test_a_run_stopped_anywhere_goes_on_where_it_was(tmp_path):
 
 def test_the_tables_of_the_page_are_those_of_the_committed_runs():
     page = results.README.read_text()
-    assert results.with_tables(page, run.read(results.RESULTS)) == page
+    rows = run.read(results.RESULTS)
+    assert results.with_tables(page, rows) == page
+    for unit, row in rows.items():
+        assert row["settings"] == run.settings(ARMS[unit.arm], unit.task, STEPS[unit.task])
 
 
 def test_every_arm_has_a_prediction_for_every_task():
