@@ -34,6 +34,8 @@ def run(options: argparse.Namespace) -> dict:
     command += ["--repeats", str(options.repeats)]
     if options.ops:
         command += ["--ops", *options.ops]
+    if options.peer_up_to is not None:
+        command += ["--peer_up_to", str(options.peer_up_to)]
     results = {
         "machine": train_cpu.machine(),
         "records": kept_records(options),
@@ -82,6 +84,8 @@ def rows(results: dict) -> list[dict]:
             row["ratio"][record["tokens"]] = record["peer"] / record["ours"]
         elif "peer_failed" in record:
             row["failed"] = record["peer_failed"]
+        elif record.get("peer_skipped"):
+            row["skipped"] = True
     for row in table.values():
         row["growth"] = row["seconds"][LENGTHS[2]] / row["seconds"][LENGTHS[1]]
         few, many = row["cpu"][LENGTHS[1]], row["cpu"][LENGTHS[2]]
@@ -100,7 +104,9 @@ def render(results: dict) -> str:
         times = " | ".join(f"{1e3 * row['seconds'][n]:,.1f}" for n in LENGTHS)
         ratios = " / ".join(f"{row['ratio'][n]:.2f}" if n in row["ratio"] else "-" for n in LENGTHS)
         if not row["ratio"]:
-            ratios = "it has none" if "failed" not in row else "it fails"
+            ratios = (
+                "it fails" if "failed" in row else "not run" if "skipped" in row else "it has none"
+            )
         growth = f"{row['growth']:.1f}"
         if row["cpu_growth"]:
             growth += f" (CPU {row['cpu_growth']:.1f})"
@@ -139,6 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--env", type=pathlib.Path, metavar="DIR", help="jax-linear-attention's")
     parser.add_argument("--ops", nargs="+", help="only these")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--peer_up_to",
+        type=int,
+        metavar="TOKENS",
+        help="run the peer on rows up to this length only",
+    )
     options = parser.parse_args(arguments)
     if options.render:
         train_cpu.write_between(BEGIN, END, render(json.loads(options.render.read_text())))

@@ -245,8 +245,9 @@ def seconds(call: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - own
 
 
-def measure(op: str, length: int, repeats: int) -> dict:
-    """Best seconds of ours and the peer's, in turn; the peer's is None where it has none.
+def measure(op: str, length: int, repeats: int, with_peer: bool) -> dict:
+    """Best seconds of ours and the peer's, in turn; the peer's is None where it has none or
+    does not run.
 
     `ours_cpu` are our threads' seconds, which other programs lengthen less.
     """
@@ -254,7 +255,9 @@ def measure(op: str, length: int, repeats: int) -> dict:
     arrays = draw(length)
     calls = {"ours": compiled(ours, arrays, names.split())}
     record = {"op": op, "tokens": length, "ours": None, "peer": None}
-    if theirs is not None:
+    if theirs is not None and not with_peer:
+        record["peer_skipped"] = True
+    elif theirs is not None:
         try:
             call = compiled(theirs, arrays, names.split())
             call()
@@ -275,6 +278,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", required=True)
     parser.add_argument("--ops", nargs="+", choices=list(OPS), default=list(OPS))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peer_up_to", type=int, metavar="TOKENS", help="its longest row")
     options = parser.parse_args()
     # As in the trainer, for both libraries: what is measured is the ops, not the page faults.
     host_memory.keep_large_buffers()
@@ -284,7 +288,9 @@ def main() -> None:
     print(json.dumps({"versions": versions}, allow_nan=False), flush=True)
     for op in options.ops:
         for length in options.lengths:
-            print(json.dumps(measure(op, length, options.repeats), allow_nan=False), flush=True)
+            with_peer = options.peer_up_to is None or length <= options.peer_up_to
+            record = measure(op, length, options.repeats, with_peer)
+            print(json.dumps(record, allow_nan=False), flush=True)
 
 
 if __name__ == "__main__":
