@@ -14,7 +14,7 @@
 # This notebook defines a mixer in two short classes, checks it by the laws that every mixer of the library obeys,
 # plants two common faults to see the laws catch them, and trains a hybrid with it.
 #
-# Time: not measured at this size; each law takes seconds, most of them compilation.
+# Time: 4 minutes on a busy machine with 2 CPU cores (1 minute of CPU time), most of it compilation.
 
 # %%
 import os
