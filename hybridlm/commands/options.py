@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import pathlib
+import shlex
 import sys
 import types
 import typing
@@ -48,10 +49,17 @@ def parse(command: Command, words: Sequence[str]) -> tuple[list[Any], Overrides]
       UserError: if an option is unknown or missing, or a value is invalid.
     """
     classes = command.settings()
-    given, rest = _parser(command, classes).parse_known_args(words)
+    parser, needed = _parser(command, classes)
+    given, rest = parser.parse_known_args(words)
     texts = vars(given)
+    missing = [f"--{name.removesuffix('_')}" for name in needed if name not in texts]
+    if len(missing) == 1 and rest and not rest[0].startswith("-"):
+        word = shlex.quote(rest[0])
+        parser.error(f"{word} has no option before it: write {missing[0]} {word}")
     names = [name for cls in classes for name in _fields(cls)]
     overrides = _overrides(rest, names, command.takes_overrides)
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
     read = [
         read_texts(cls, {name: texts[name] for name in _fields(cls) if name in texts})
         for cls in classes
@@ -59,11 +67,12 @@ def parse(command: Command, words: Sequence[str]) -> tuple[list[Any], Overrides]
     return read, overrides
 
 
-def _parser(command: Command, classes: Sequence[type]) -> Parser:
+def _parser(command: Command, classes: Sequence[type]) -> tuple[Parser, list[str]]:
+    """The parser, and the names of the options that must be given."""
     parser = Parser(f"hybridlm {command.name}", command.notes, description=command.help)
     required = parser.add_argument_group("required")
     optional = parser.add_argument_group("optional")
-    usage = []
+    usage, required_options = [], []
     for cls in classes:
         for name, field, hint, meaning in _described(cls):
             help = (meaning + _default(field)).replace("%", "%%")
@@ -81,17 +90,17 @@ def _parser(command: Command, classes: Sequence[type]) -> Parser:
                 option = name.removesuffix("_")  # `from` is a word of Python
                 if needed:
                     usage.append(f"--{option} {metavar}")
+                    required_options.append(name)
                 group.add_argument(
                     f"--{option}",
                     action=StoreLast,
                     dest=name,
-                    required=needed,
                     metavar=metavar,
                     default=argparse.SUPPRESS,
                     help=help,
                 )
     parser.usage = " ".join(["%(prog)s", *usage, "[--option value ...]"])
-    return parser
+    return parser, required_options
 
 
 def _described(cls: type) -> Iterator[tuple[str, dataclasses.Field, Any, str]]:

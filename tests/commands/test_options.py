@@ -73,6 +73,7 @@ def test_options_and_defaults_are_those_of_the_fields():
     [
         ("here", "the following arguments are required: --names (see `hybridlm do --help`)"),
         ("--names a", "the following arguments are required: PLACE"),
+        ("here a", "a has no option before it: write --names a (see `hybridlm do --help`)"),
         ("here --names a --size 0", "--size must be at least 1, not 0"),
         ("here --names a --size 1.5", "--size must be a whole number, not '1.5'"),
         ("here --names a --size 99999999999", "--size must be below 2^31"),
@@ -84,6 +85,7 @@ def test_options_and_defaults_are_those_of_the_fields():
         ("here --names a --by mas", "--by is 'mas': did you mean 'mass'?"),
         ("here --names a --step last", "--step must be a whole number or all, not 'last'"),
         ("here --names a --lenghts 1", "unknown argument '--lenghts': did you mean '--lengths'?"),
+        ("here --nmaes a", "unknown argument '--nmaes': did you mean '--names'?"),
         ("here --names a --config.a=1", "unknown argument '--config.a=1'"),
     ],
 )
