@@ -46,11 +46,16 @@ def within(field: str) -> Iterator[None]:
 
 
 def nearest(name: str, valid: typing.Iterable[str]) -> str:
-    """Text that suggests the nearest of the `valid` names, or lists all."""
+    """Text that suggests the nearest of the `valid` names, or lists all.
+
+    The nearest is a near misspelling, or else the only name of several words that has `name` as its
+    first or last ones: `warmup` of `warmup_steps`, `dim` of `head_dim`.
+    """
     valid = sorted(valid)
     close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.7)
-    if close:
-        return f"did you mean {close[0]!r}?"
+    longer = [full for full in valid if full.startswith(f"{name}_") or full.endswith(f"_{name}")]
+    if close or len(longer) == 1:
+        return f"did you mean {(close or longer)[0]!r}?"
     return f"valid are: {', '.join(valid)}" if valid else "none is defined"
 
 
