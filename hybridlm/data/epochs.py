@@ -40,11 +40,12 @@ class Seen(NamedTuple):
         return [*shares, f"{self.sequences:,}", documents, f"{self.tokens:,}", f"{self.epochs:.3g}"]
 
     def text(self) -> str:
-        """One line without the name."""
+        """One line without the name; shares only where there are other sources."""
         asked, share, sequences, documents, tokens, epochs = self.cells()
+        of_all = "" if self.asked == 1 else f", {share} of all sequences ({asked} asked)"
         return (
-            f"{epochs} epochs: {tokens} tokens of {documents} documents in {sequences} sequences,"
-            f" {share} of all ({asked} asked)"
+            f"{epochs} epochs: {tokens} tokens of {documents} documents in {sequences} sequences"
+            f"{of_all}"
         )
 
 

@@ -54,6 +54,9 @@ def test_seen_is_what_the_batches_hold(tmp_path):
     assert (one.epochs, one.tokens) == (3, 3 * train["tokens"])
     assert one.documents == 3 * train["documents"]
     assert one.text().startswith(f"3 epochs: {one.tokens:,} tokens of {one.documents:g} documents")
+    assert one.text().endswith(f" in {one.sequences:,} sequences")
+    half = one._replace(asked=0.5, share=0.25)
+    assert half.text().endswith(" sequences, 25.00% of all sequences (50.00% asked)")
 
 
 def test_nothing_is_said_of_other_sources():
