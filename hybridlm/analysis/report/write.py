@@ -69,7 +69,7 @@ def _write(
         f"<header><h1>{html.escape(title)}</h1>"
         '<button type="button" id="scheme" title="Switch between light and dark">Scheme: system'
         "</button></header>"
-        f"<p class=note>The code under figures follows <code>{_IMPORTS}</code></p>"
+        f"<p class=note>The code under each figure needs: <code>{_IMPORTS}</code></p>"
     )
     whole = page(
         title,
