@@ -20,7 +20,8 @@ help:
 	@echo "                hour, estimated, on 2 quiet CPU cores with 13 GB of memory; resumes if stopped"
 	@echo "make laziness   train the 100 small runs of the experiment on retrieval heads; resumes if stopped"
 	@echo "make state      train the small runs of the experiment on state tracking; resumes if stopped"
-	@echo "make test       install, and run the tests (of the slow ones, a sample that changes every day)"
+	@echo "make test       install, and run the tests (of the slow ones, a sample that changes every day):"
+	@echo "                up to 20 minutes on 2 CPU cores"
 	@echo "make test-slow  install, and run all tests"
 	@echo "make lint       check the rules and the format of ruff"
 	@echo "make site       build the documentation into build/site; a broken link is an error"
@@ -35,6 +36,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
 	  { echo "hybridlm needs Python 3.12 or newer and '$(PYTHON)' is older: install Python 3.12, or name one with 'make PYTHON=python3.12 ...'"; exit 1; }
+	@echo "installing hybridlm and its packages (1.5 GB) into $(VENV): minutes, and pip prints nothing until it ends"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
@@ -97,6 +99,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 site: setup
+	@echo "building the documentation: half a minute"
 	$(BIN)/python -m sphinx -c docs -W --keep-going -n -q . build/site
 	@echo "documentation: build/site/index.html"
 
