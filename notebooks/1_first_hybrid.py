@@ -99,7 +99,7 @@ figures.state_sizes(rows.state_rows(config.model))
 # ## Training
 #
 # `full_run` does what `hybridlm train` does: it trains in a workdir, resumes a run that is there, and writes a
-# report. Run this cell again: the run is complete, so nothing trains.
+# report. Run this cell again: the run is complete, so nothing trains. Lines on a red ground are progress, not errors.
 
 # %%
 workdir = RUNS / "first_hybrid"
