@@ -76,7 +76,7 @@ def per_shard(
         if undivided & {"B", "T"} or math.prod(mesh[axis] for axis in manual_axes) == 1:
             return op(**given)
         form = op
-        if mesh[TIME] > 1 and not each_token:
+        if time_is_split() and not each_token:
             form = functools.partial(split_time, axis=TIME)
         options = {n: x for n, x in given.items() if n not in arrays}
         out = (*results, state) if given.get("return_state") else results
@@ -93,6 +93,12 @@ def per_shard(
         )(arrays)
 
     return run
+
+
+def time_is_split() -> bool:
+    """Whether ops run in their forms for split time, if rows and time divide."""
+    mesh = active_mesh_shape()
+    return mesh is not None and mesh[TIME] > 1
 
 
 def _is_array(x: Any) -> bool:

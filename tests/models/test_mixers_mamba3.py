@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import small
 from flax import nnx
+from jax.interpreters import partial_eval
 
 from hybridlm.models.mixers import LayerSpec, read_mixer, trapezoid
-from kernels_pallas import segments
+from kernels_pallas import dispatch, segments
 from kernels_pallas.gated_linear import gated_linear
 from kernels_pallas.testing import assert_close, draw_segment_ids, normal
 
@@ -187,6 +188,37 @@ def test_sums_of_angles_keep_the_digits_of_neighbours():
     got = jax.jit(trapezoid._sums_of_angles)(jnp.asarray(angle), jnp.ones((1, 4000), jnp.int32))
     wrong = np.diff(np.asarray(got, np.float64), axis=1) - angle[:, 1:]
     assert np.max(np.abs(np.sin(wrong))) < 2e-6 and np.min(np.cos(wrong)) > 0
+
+
+def test_an_angle_turns_all_later_tokens_of_its_document_and_no_others(x64):
+    """The gradient of the sums, whose values are taken modulo a turn over the whole row."""
+    rng = np.random.default_rng()
+    ids_BT = draw_segment_ids(rng, 2, 1100)  # longer than a block of the recurrence's chunked form
+    number_BT = np.asarray(segments.document_number(ids_BT))
+    angle_BTHF, d_BTHF = (normal(rng, (2, 1100, 2, 3), jnp.float64) for _ in range(2))
+
+    @jax.jit
+    def gradient(angle_BTHF, d_BTHF):
+        return jax.vjp(lambda x: trapezoid._sums_of_angles(x, ids_BT), angle_BTHF)[1](d_BTHF)
+
+    (got,) = gradient(angle_BTHF, d_BTHF)
+    later_BTS = np.tril(np.ones((1100, 1100), bool)).T
+    later_BTS = later_BTS & (number_BT[:, :, None] == number_BT[:, None])
+    later_BTS = later_BTS & (np.asarray(ids_BT) != 0)[:, :, None]
+    assert_close("later", got, np.einsum("bts,bshf->bthf", later_BTS, d_BTHF), 1e-12)
+
+
+def test_the_gradient_of_the_sums_runs_one_kernel():
+    """Of a program for a TPU, without what nothing reads."""
+    ids_BT, angle = jnp.ones((1, 64), jnp.int32), jnp.zeros((1, 64, 2, 64))
+
+    def gradient(angle, d):
+        return jax.vjp(lambda x: trapezoid._sums_of_angles(x, ids_BT), angle)[1](d)
+
+    with dispatch.kernels_for("tpu"):
+        traced = jax.make_jaxpr(gradient)(angle, angle).jaxpr
+    needed, _ = partial_eval.dce_jaxpr(traced, [True], instantiate=True)
+    assert str(needed).count("pallas_call[") == 1
 
 
 def test_parameters_start_as_published():

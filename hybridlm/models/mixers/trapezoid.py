@@ -215,11 +215,18 @@ def _sums_forward(angle_BTD: jax.Array, ids_BT: jax.Array) -> tuple[jax.Array, j
 
 
 def _sums_backward(ids_BT: jax.Array, dsums_BTD: jax.Array) -> tuple[jax.Array, None]:
-    """The recurrence's gradient with decays of 1; its values, which nothing reads, are not computed."""
+    """The sums of all later cotangents in each document: the recurrence with decays of 1, in reverse.
+
+    Over split time, whose states pass from a device to the next, it is the recurrence's gradient; a
+    kernel then computes the recurrence's values, too.
+    """
     ones_BTD = jnp.ones_like(dsums_BTD)
-    sums = functools.partial(ops.linear_recurrence, ones_BTD, segment_ids=ids_BT)
-    _, from_sums = jax.vjp(sums, jnp.zeros_like(dsums_BTD))
-    return *from_sums(dsums_BTD), None
+    if ops.time_is_split():
+        sums = functools.partial(ops.linear_recurrence, ones_BTD, segment_ids=ids_BT)
+        return *jax.vjp(sums, jnp.zeros_like(dsums_BTD))[1](dsums_BTD), None
+    reversed_BTD, reversed_BT = jnp.flip(dsums_BTD, axis=1), jnp.flip(ids_BT, axis=1)
+    sums_BTD = ops.linear_recurrence(ones_BTD, reversed_BTD, segment_ids=reversed_BT)
+    return jnp.flip(sums_BTD, axis=1), None
 
 
 _sums.defvjp(_sums_forward, _sums_backward)
