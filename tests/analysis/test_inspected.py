@@ -56,7 +56,6 @@ def test_names_and_shapes_are_those_of_the_cache(m, batch, everything):
         assert hooks[f"blocks.{layer}.attn.hook_z"] == (2, 20, 4, 8)
 
 
-@pytest.mark.slow
 def test_text_is_generated_as_asked_for():
     """The draws of the seed, at the temperature and from the tokens that are given."""
     opened = inspected("full", vocab_size=260).opened
@@ -66,6 +65,7 @@ def test_text_is_generated_as_asked_for():
     assert m.generate("ab", 20, **options, seed=3) == "".join(drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norms", ["prenorm", "sandwich", "parallel", "normed"])
 def test_the_sums_of_the_residual_stream_close(norms, batch):
     tokens, ids = batch

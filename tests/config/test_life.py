@@ -6,8 +6,6 @@ import shlex
 
 import pytest
 
-from hybridlm.runs import metrics
-
 
 @pytest.fixture
 def stages(page_commands):
@@ -23,7 +21,3 @@ def test_the_page_the_recipe_and_make_run_the_same_stages(root, stages):
     ] == trained
     target = re.search(r"^life: setup\n((?:\t.*\n)+)", (root / "Makefile").read_text(), re.M)[1]
     assert [shlex.split(line)[1:] for line in target.splitlines()] == trained
-
-
-def losses(path):
-    return [r["loss"] for r in metrics.read(path / metrics.FILE) if r["kind"] == "train"]
