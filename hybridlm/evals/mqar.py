@@ -84,8 +84,12 @@ def mqar(
     return MQAR(tokens, targets, weights, np.ones_like(positions), positions, gaps)
 
 
-def check(length: int, pairs: int, vocab_size: int) -> None:
-    """Raises UserError if the pairs and their queries do not fit, or there are too few keys."""
+def check(length: int, pairs: int, vocab_size: int, option: str = "pairs") -> None:
+    """Raises UserError if the pairs and their queries do not fit, or there are too few keys.
+
+    Args:
+      option: what whoever chose the number of pairs calls it.
+    """
     if length % 2 or 4 * pairs > length or pairs < 1:
         raise UserError(
             f"mqar: {pairs} pairs in {length} tokens: needs an even length of at least 4 times the"
@@ -94,7 +98,7 @@ def check(length: int, pairs: int, vocab_size: int) -> None:
     if pairs > vocab_size // 2 - 1:
         raise UserError(
             f"mqar: {pairs} pairs in {length} tokens of a vocabulary of {vocab_size}: it has"
-            f" {vocab_size // 2 - 1} keys, so that --pairs must be at most that"
+            f" {vocab_size // 2 - 1} keys: {option} must be at most {vocab_size // 2 - 1}"
         )
 
 
@@ -128,7 +132,7 @@ class MQARTask:
 
     def prepare(self, opened: OpenedModel, settings: EvalSettings) -> None:
         for length in settings.lengths:
-            check(length, self._pairs(length, settings), opened.config.vocab_size)
+            check(length, self._pairs(length, settings), opened.config.vocab_size, "--pairs")
 
     def run(
         self, opened: OpenedModel, length: int, settings: EvalSettings, prepared: None

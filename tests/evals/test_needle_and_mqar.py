@@ -71,5 +71,5 @@ def test_mqar_batches_depend_on_seed_and_index_alone():
 def test_pairs_that_do_not_fit_are_refused(words):
     with pytest.raises(UserError, match="needs an even length of at least 4 times"):
         mqar(*words, 1, seed=0)
-    with pytest.raises(UserError, match="it has 4 keys, so that --pairs must be at most that"):
+    with pytest.raises(UserError, match="it has 4 keys: pairs must be at most 4"):
         mqar(64, 5, 1, seed=0, vocab_size=10)

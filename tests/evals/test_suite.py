@@ -53,6 +53,7 @@ BAD = [
     (["--samples", "x"], "--samples must be a whole number, not 'x'"),
     (["--tasks", "fda"], "fda needs --recall, folder of the recall tasks' files"),
     (["--tasks", "mqar", "--pairs", "300"], "mqar: 300 pairs in 512 tokens"),
+    (["--tasks", "mqar", "--pairs", "200", "--lengths", "1024"], "keys: --pairs must be at most "),
     (["--lengths", "100"], "needle does not fit 100 tokens"),
     (
         ["--tasks", "perplexity", "--lengths", "100M"],
