@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 
 from hybridlm.errors import UserError
-from hybridlm.settings.reader import nearest
+from hybridlm.settings.names import nearest
 from kernels_pallas.aot.chips import CHIPS, host_of_gpus
 
 GIB = 2**30

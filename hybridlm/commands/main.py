@@ -28,7 +28,7 @@ from hybridlm.commands.train import TRAIN
 from hybridlm.commands.train_tokenizer import TRAIN_TOKENIZER
 from hybridlm.errors import UserError
 from hybridlm.progress import doing
-from hybridlm.settings.reader import nearest
+from hybridlm.settings.names import nearest
 from hybridlm.settings.registry import by_name
 
 COMMANDS = by_name(

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from hybridlm.commands.command import Command, Overrides
 from hybridlm.errors import UserError
 from hybridlm.settings.describe import summary_and_meanings
-from hybridlm.settings.reader import nearest
+from hybridlm.settings.names import nearest
 from hybridlm.settings.text import read_texts
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from hybridlm.config.recipe_file import imported, one_line, split
 from hybridlm.errors import ConfigError
 from hybridlm.settings import json_text
-from hybridlm.settings.reader import nearest, read_dataclass
+from hybridlm.settings.names import nearest
+from hybridlm.settings.reader import read_dataclass
 from hybridlm.storage import open_path
 from hybridlm.train.settings import Config
 

@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterator, Mapping
 
 from hybridlm.errors import ConfigError
-from hybridlm.settings.reader import nearest
+from hybridlm.settings.names import nearest
 
 
 def recipe_module(path: os.PathLike[str] | str) -> types.ModuleType:

@@ -9,7 +9,8 @@ from hybridlm import config as configs
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.gallery.facts import Facts
 from hybridlm.models.settings import ModelConfig
-from hybridlm.settings.reader import nearest, read_dataclass
+from hybridlm.settings.names import nearest
+from hybridlm.settings.reader import read_dataclass
 
 FOLDER = pathlib.Path("configs") / "gallery"
 _FACTS = re.compile(r"^FACTS = ", re.MULTILINE)

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from hybridlm.settings.reader import nearest, require
+from hybridlm.settings.names import nearest
+from hybridlm.settings.reader import require
 
 MAX_LAYERS = 10_000  # a larger count is a mistake, and would make a list of that length
 NONE = "none"  # in a pattern: no mixer, or no feed-forward

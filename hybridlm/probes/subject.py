@@ -17,7 +17,7 @@ from hybridlm.probes.prompts import Prompt, Prompts
 from hybridlm.probes.settings import ProbeSettings
 from hybridlm.probes.table import Head
 from hybridlm.runs import OpenedModel
-from hybridlm.settings.reader import nearest
+from hybridlm.settings.names import nearest
 
 
 class OpenedSubject:

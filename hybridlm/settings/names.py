@@ -1,4 +1,4 @@
-"""Other names of the valid choices of a setting: what papers and other code call them."""
+"""Which valid choice an unknown name means: a misspelling, or what papers and other code call it."""
 
 import difflib
 import re
@@ -8,12 +8,41 @@ from collections.abc import Iterable, Mapping
 ABSENT = ""
 
 
-def explained(name: str, valid: Iterable[str], others: Mapping[str, str], what: str) -> str:
-    """Text that says which choice an unknown name means.
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Text that suggests the nearest of the valid names, or lists all.
 
-    Names are compared without case, hyphens and underscores. A name that is nearly a known one is
-    taken for a misspelling of it: four fifths of its letters, so that of two names of the field
-    that share their end, "linformer" and "transformer", neither is proposed for the other.
+    The nearest is the `closest`, or else the only name of several words that has `name` as its first
+    or last ones: `warmup` of `warmup_steps`, `dim` of `head_dim`.
+    """
+    valid = sorted(valid)
+    meant = closest(str(name), {_plain(choice): choice for choice in valid})
+    longer = [full for full in valid if full.startswith(f"{name}_") or full.endswith(f"_{name}")]
+    if meant is None and len(longer) == 1:
+        meant = longer[0]
+    return _listed(valid) if meant is None else f"did you mean {meant!r}?"
+
+
+def closest(name: str, known: Mapping[str, str]) -> str | None:
+    """What the known name means that `name` is, or is a misspelling of.
+
+    Names are compared without case, hyphens and underscores. A misspelling has four fifths of the
+    letters in their order, so that of two names of the field that share their end, "linformer" and
+    "transformer", neither is proposed for the other. Or it has the same letters in another order:
+    "muno" has only three quarters of "muon" in its order. No number is a misspelling of another.
+
+    Args:
+      known: meanings by name, as `_plain` leaves it.
+    """
+    key = _plain(name)
+    if not key or key.isdigit():
+        return None
+    near = [key] if key in known else difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+    near = near or [other for other in known if sorted(other) == sorted(key)]
+    return known[near[0]] if near else None
+
+
+def explained(name: str, valid: Iterable[str], others: Mapping[str, str], what: str) -> str:
+    """Text that says which choice an unknown name means, by the rule of `closest`.
 
     Args:
       name: what a user wrote; not one of `valid`.
@@ -25,15 +54,16 @@ def explained(name: str, valid: Iterable[str], others: Mapping[str, str], what: 
     valid = sorted(valid)
     known = {_plain(other): meaning for other, meaning in others.items()}
     known |= {_plain(choice): repr(choice) for choice in valid}
-    listed = f"valid are: {', '.join(valid)}" if valid else "none is defined"
-    key = _plain(name)
-    near = [key] if key in known else difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-    meaning = known[near[0]] if near else None
+    meaning = closest(name, known)
     if meaning is None:
-        return listed
+        return _listed(valid)
     if meaning == ABSENT:
-        return f"there is no such {what}; {listed}"
+        return f"there is no such {what}; {_listed(valid)}"
     return f"did you mean {meaning}?"
+
+
+def _listed(valid: list[str]) -> str:
+    return f"valid are: {', '.join(valid)}" if valid else "none is defined"
 
 
 def _plain(name: str) -> str:

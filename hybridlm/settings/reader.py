@@ -8,7 +8,6 @@ reader prefixes the path.
 
 import contextlib
 import dataclasses
-import difflib
 import pathlib
 import sys
 import types
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hybridlm.errors import ConfigError
-from hybridlm.settings.names import explained
+from hybridlm.settings.names import explained, nearest
 
 LARGEST = 2**31 - 1  # the largest whole number
 
@@ -43,20 +42,6 @@ def within(field: str) -> Iterator[None]:
         yield
     except Invalid as error:
         raise Invalid(f"{field}.{error.field}", str(error)) from None
-
-
-def nearest(name: str, valid: typing.Iterable[str]) -> str:
-    """Text that suggests the nearest of the `valid` names, or lists all.
-
-    The nearest is a near misspelling, or else the only name of several words that has `name` as its
-    first or last ones: `warmup` of `warmup_steps`, `dim` of `head_dim`.
-    """
-    valid = sorted(valid)
-    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.7)
-    longer = [full for full in valid if full.startswith(f"{name}_") or full.endswith(f"_{name}")]
-    if close or len(longer) == 1:
-        return f"did you mean {(close or longer)[0]!r}?"
-    return f"valid are: {', '.join(valid)}" if valid else "none is defined"
 
 
 def read_dataclass(cls: type, value: Any, path: str) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from hybridlm.errors import UserError
-from hybridlm.settings.reader import nearest
+from hybridlm.settings.names import nearest
 
 
 class Named(Protocol):

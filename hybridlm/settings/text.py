@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hybridlm.errors import ConfigError, UserError
-from hybridlm.settings.reader import nearest, read_dataclass
+from hybridlm.settings.names import nearest
+from hybridlm.settings.reader import read_dataclass
 from hybridlm.storage import open_path
 
 #: Metadata of a field that counts tokens: "4k" is 4096 there, "1M" 1048576.

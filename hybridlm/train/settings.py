@@ -24,8 +24,9 @@ from hybridlm.settings.bounds import (
     PositiveInt,
     settings,
 )
+from hybridlm.settings.names import nearest
 from hybridlm.settings.plain import to_dict
-from hybridlm.settings.reader import nearest, read_dataclass, require
+from hybridlm.settings.reader import read_dataclass, require
 from hybridlm.train import schedule
 
 # Settings that change how a run is carried out and watched, not what it computes.

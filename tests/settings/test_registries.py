@@ -5,7 +5,7 @@ import types
 import pytest
 
 from hybridlm.errors import UserError
-from hybridlm.settings.reader import nearest
+from hybridlm.settings.names import nearest
 from hybridlm.settings.registry import by_name, choose
 
 ENTRIES = [types.SimpleNamespace(name=name) for name in ("long", "short")]

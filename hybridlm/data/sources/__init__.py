@@ -22,7 +22,7 @@ from hybridlm.data.sources.token_shards import TokenShards
 from hybridlm.data.sources.token_source import TokenSource
 from hybridlm.errors import UserError
 from hybridlm.settings.kinds import read_kind
-from hybridlm.settings.reader import nearest
+from hybridlm.settings.names import nearest
 from hybridlm.settings.text import read_options
 
 KINDS: dict[str, type[SourceConfig]] = {

@@ -28,7 +28,7 @@ from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model, Params
 from hybridlm.models.programs import per_model
 from hybridlm.runs.opened import OpenedModel
-from hybridlm.settings.reader import nearest
+from hybridlm.settings.names import nearest
 
 HELDOUT = ("kl", "loss")
 ANSWERS = {"needle_nll": "needle", "mqar_nll": "mqar"}

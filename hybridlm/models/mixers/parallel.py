@@ -12,7 +12,8 @@ from hybridlm.models.mixers import capabilities, rows
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.norms import RMSNorm
 from hybridlm.settings.bounds import settings
-from hybridlm.settings.reader import nearest, require, within
+from hybridlm.settings.names import nearest
+from hybridlm.settings.reader import require, within
 
 
 @settings
