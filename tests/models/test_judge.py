@@ -47,6 +47,13 @@ def test_an_unknown_law_is_refused_before_any_is_checked(leaky):
         judge(leaky, ["packd = separate"])
 
 
+def test_a_law_may_be_given_by_its_name_alone(leaky):
+    (verdict,) = judge(leaky, "finite", width=8)
+    assert verdict.law == "finite" and verdict.holds, verdict
+    with pytest.raises(UserError, match="there is no law 'finit': did you mean 'finite'"):
+        judge(leaky, "finit")
+
+
 def test_a_kind_is_one_classs(leaky):
     """A cell that runs twice replaces its class; no other class may take its kind."""
     assert mixers.register(LeakyConfig) is LeakyConfig

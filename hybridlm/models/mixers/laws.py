@@ -11,7 +11,7 @@ from flax import nnx
 
 from hybridlm.errors import UserError
 from hybridlm.models.mixers import LayerSpec, MixerConfig, SequenceContext, read_mixer
-from hybridlm.settings.reader import nearest
+from hybridlm.settings.names import nearest
 from kernels_pallas import dispatch, segments
 from kernels_pallas.testing import LAWS, Subject, normal
 
@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
 
 def judge(
     mixer: MixerConfig | Mapping[str, Any],
-    laws: Iterable[str] | None = None,
+    laws: str | Iterable[str] | None = None,
     *,
     width: int = 32,
     draws: int = 1,
@@ -52,7 +52,7 @@ def judge(
 
     Args:
       mixer: settings of a registered kind, or a `MixerConfig`.
-      laws: names from `kernels_pallas.testing.LAWS`; None for all.
+      laws: names from `kernels_pallas.testing.LAWS`, or one name; None for all.
       width: of the residual stream.
       draws: checks of a law, each with another draw.
       seed: of the draws.
@@ -60,7 +60,7 @@ def judge(
     Raises:
       UserError: for an unknown law, and for settings that do not fit `width`.
     """
-    laws = list(LAWS if laws is None else laws)
+    laws = [laws] if isinstance(laws, str) else list(LAWS if laws is None else laws)
     for law in laws:
         if law not in LAWS:
             raise UserError(f"there is no law {law!r}: {nearest(law, LAWS)}")
