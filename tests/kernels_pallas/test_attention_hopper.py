@@ -28,6 +28,7 @@ SUBJECTS = {
     "forgetful, all options": dict(
         window=90, heads=3, kv_heads=1, sinks=True, soft_cap=5.0, decay=0.1
     ),
+    "forgetful, groups of 8": dict(window=70, heads=8, kv_heads=1, decay=0.1),
 }
 
 
@@ -69,7 +70,7 @@ def test_kernel_is_the_reference(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("time", [1, 63, 128, 200])
-@pytest.mark.parametrize("kind", ["window, all options", "full"])
+@pytest.mark.parametrize("kind", ["window, all options", "full", "forgetful window"])
 def test_kernel_is_the_reference_at_any_length(kind, time):
     check_as_near_as_chunked(attention_subject(**SUBJECTS[kind]), time, time, True, batch=2)
 
@@ -89,6 +90,18 @@ def test_gates_of_tiles_with_and_without_a_mask(kind):
         unmasked, masked = np.asarray(table)[:, 2:].sum(axis=0)
         assert unmasked and masked
     check_as_near_as_chunked(subject, 4, time, True, ids=jnp.ones((1, time), jnp.int32))
+
+
+@pytest.mark.slow
+def test_gates_of_unmasked_tiles_between_masked_ones():
+    """A window that begins within a tile, so that a block of queries sees two tiles with
+    a mask, then two without one, then four with one; a block of keys sees four, two and five."""
+    time, window = 330, 200
+    by_queries, by_keys, _ = tile_ranges(time, window)
+    assert [0, 2, 2, 6] in np.asarray(by_queries).tolist()
+    assert [0, 4, 2, 9] in np.asarray(by_keys).tolist()
+    subject = attention_subject(window=window, heads=1, kv_heads=1, decay=0.05)
+    check_as_near_as_chunked(subject, 6, time, False, ids=jnp.ones((1, time), jnp.int32))
 
 
 @pytest.mark.slow
@@ -114,8 +127,9 @@ def test_packed_is_separate(kind):
 
 
 @pytest.mark.slow
-def test_split_is_whole():
-    subject = attention_subject(**SUBJECTS["window, grouped heads"])
+@pytest.mark.parametrize("kind", ["window, grouped heads", "forgetful window"])
+def test_split_is_whole(kind):
+    subject = attention_subject(**SUBJECTS[kind])
     ids = draw_segment_ids(rng(), 1, 80, padding=0)
     testing.check_split(
         subject, rng(), 1, 80, [43], ids, BF16, 1e-2, impl="pallas", with_state=False
@@ -123,7 +137,7 @@ def test_split_is_whole():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["window, grouped heads", "full"])
+@pytest.mark.parametrize("kind", ["window, grouped heads", "full", "forgetful window"])
 def test_causal(kind):
     subject, ids = attention_subject(**SUBJECTS[kind]), draw_segment_ids(rng(1), 1, 140)
     testing.check_causal(subject, rng(), 1, 140, 71, ids, BF16, impl="pallas")
@@ -138,8 +152,9 @@ def test_finite(kind):
 
 
 @pytest.mark.slow
-def test_deterministic():
-    subject = attention_subject(**SUBJECTS["window, grouped heads"])
+@pytest.mark.parametrize("kind", ["window, grouped heads", "forgetful window"])
+def test_deterministic(kind):
+    subject = attention_subject(**SUBJECTS[kind])
     testing.check_deterministic(subject, rng(), 1, 140, BF16, impl="pallas")
 
 
