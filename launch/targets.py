@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Callable
 
 from hybridlm.errors import UserError
-from hybridlm.settings.reader import nearest
+from hybridlm.settings.names import nearest
 from launch.job import Launcher
 from launch.local import LocalLauncher
 from launch.site import Site, read_site
