@@ -85,7 +85,7 @@ laziness-results: setup
 
 # Parity, groups and recall, by mixers alone.
 state: setup
-	$(BIN)/python -m experiments.state_tracking.run --workdir runs/state
+	$(BIN)/python -m experiments.state_tracking.run --workdir runs/state --again
 	$(BIN)/python -m experiments.state_tracking.results --workdir runs/state
 
 test: setup

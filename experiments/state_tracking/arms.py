@@ -1,4 +1,4 @@
-"""The arms: models of one mixer, all of the same width and depth, and how they are trained."""
+"""The arms: models of one mixer, of the same width and depth, and how they are trained and measured."""
 
 import dataclasses
 from typing import Any
@@ -12,6 +12,12 @@ LENGTH, BATCH = 32, 16  # tokens and sequences of a training step
 STEPS = {"parity": 600, "s3": 2000, "a5": 3000, "mqar": 1200}
 LR = {"parity": 1e-2, "s3": 1e-2, "a5": 1e-2, "mqar": 3e-3}
 SEEDS = (0, 1, 2)
+#: Nats a label, as a mean over the last steps, that end a run of recall. Runs that track a state have all
+#: their steps: a state that is off by a little is found out at greater lengths.
+SOLVED, STEADY = 0.0005, 50
+EARLY = ("mqar",)  # tasks whose runs end when they are solved
+HELD_OUT, HELD_OUT_SEED = 128, 10**6  # sequences of a measurement, and their seed
+TIMES = (1, 2, 4)  # lengths of measurements, over that of training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +54,12 @@ class Arm:
 
 def schedule(task: str, steps: int | None = None) -> dict[str, Any]:
     """AdamW, whose rate decays linearly to a tenth over the last half of the (task's) steps."""
+    budget = STEPS[task] if steps is None else steps
     return dict(
         lr=LR[task],
         schedule="wsd",
         warmup_steps=20,
-        decay_steps=(steps or STEPS[task]) // 2,
+        decay_steps=budget // 2,
         final_lr_fraction=0.1,
         weight_decay=0.0,
         b2=0.98,

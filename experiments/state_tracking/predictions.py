@@ -78,14 +78,14 @@ FAMILIES = {
         "arXiv 2603.15569 (parity and modular arithmetic), 2404.08819 (diagonal: TC0)",
     ),
     "rwkv7": Family(
-        "Diag(w) - (a c) c^T, w in (0.55, 1), a in (0, 1): eigenvalues in (-0.45, 1)",
+        "Diag(w) - (a c) c^T, w in (0.545, 1), a in (0, 1): eigenvalues in (-0.455, 1)",
         _says(CAN, OPEN, OPEN, CAN),
         "arXiv 2503.14456 (all regular languages, with enough layers)",
     ),
     "local": Family(
         "seven tokens in two layers",
         _says(CANNOT, CANNOT, CANNOT, CANNOT),
-        "by its reach",
+        "by its reach; of MQAR it has the pair of one query in eleven",
     ),
 }
 

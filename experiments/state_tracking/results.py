@@ -1,6 +1,6 @@
-"""Copies the complete runs of a workdir into results/, and writes the tables of README.md from them.
+"""Adds the complete runs of a workdir to results/, and writes the tables of README.md from them.
 
-Without --workdir the tables are made again from the committed results.
+Runs of results/ that the workdir lacks stay. Without --workdir the tables are made again from results/.
 
 Run: python -m experiments.state_tracking.results [--workdir runs/state]
 """
@@ -14,16 +14,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.state_tracking import run
-from experiments.state_tracking.arms import ARMS, SEEDS, SOME, STEPS, Arm
+from experiments.state_tracking.arms import ARMS, LENGTH, SEEDS, SOME, STEPS, TIMES, Arm
 from experiments.state_tracking.predictions import FAMILIES, LEARNED, verdict
-from experiments.state_tracking.run import Row, Unit
+from experiments.state_tracking.run import RESULTS, Row, Unit
 from experiments.state_tracking.tasks import TASKS
 from hybridlm.errors import UserError, exit_code
+from hybridlm.models.accounting import state_bytes
 from hybridlm.settings import json_text
 from hybridlm.storage.writing import make_folder, write_text
 
-HERE = pathlib.Path(__file__).parent
-RESULTS, README = HERE / "results", HERE / "README.md"
+README = pathlib.Path(__file__).parent / "README.md"
 _TABLE = re.compile(r"<!-- table (\w+), made by results\.py -->\n.*?<!-- end -->", re.DOTALL)
 
 Rows = Mapping[Unit, Row]
@@ -57,15 +57,16 @@ def task_table(rows: Rows, name: str) -> str:
 
 
 def summary_table(rows: Rows) -> str:
-    """All arms by task: seeds that do it, of those that were run."""
+    """All arms by task: seeds that do it, of those that were run; and their state's size."""
     lines = [
-        f"| mixer | {' | '.join(task.title for task in TASKS.values())} |",
-        "|---|" + "---|" * len(TASKS),
+        f"| mixer | bytes of state | {' | '.join(task.title for task in TASKS.values())} |",
+        "|---|--:|" + "---|" * len(TASKS),
     ]
     for arm in ARMS.values():
         cells = [_cell(rows, name, arm) for name in TASKS]
         if any(cells):
-            lines.append(f"| {arm.title} | {' | '.join(cells)} |")
+            size = state_bytes(arm.model(), TIMES[-1] * LENGTH)[0]
+            lines.append(f"| {arm.title} | {size:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -96,6 +97,8 @@ def cost_table(rows: Rows) -> str:
         own = [row for unit, row in rows.items() if unit.task == name]
         minutes = sum(row["cpu_seconds"] for row in own) / 60
         lines.append(f"| {task.title} | {STEPS[name]:,} | {len(own)} | {minutes:.1f} |")
+    minutes = sum(row["cpu_seconds"] for row in rows.values()) / 60
+    lines.append(f"| all | | {len(rows)} | {minutes:.1f} |")
     return "\n".join(lines)
 
 
@@ -145,11 +148,25 @@ def with_tables(text: str, rows: Rows) -> str:
 
 
 def collect(workdir: pathlib.Path, out: pathlib.Path = RESULTS) -> None:
-    """Copies the runs of a workdir, in the order of arms, tasks and seeds."""
-    rows = run.read(workdir)
-    if not rows:
+    """Adds the runs of a workdir to those of `out`, in the order of arms, tasks and seeds.
+
+    A run that both have is the workdir's.
+
+    Raises:
+      UserError: if the workdir has no complete run, or runs with other settings than now remain.
+    """
+    found = run.read(workdir)
+    if not found:
         raise UserError(
             f"no run in {workdir} is complete: make some with experiments.state_tracking.run"
+        )
+    rows = run.read(out) | found
+    other = [unit for unit, row in rows.items() if not run.is_current(unit, row)]
+    if other:
+        names = "; ".join(f"{arm!r} on {task!r}, seed {seed}" for task, arm, seed in other)
+        raise UserError(
+            f"runs with other settings than now, such as --steps or an arm's: {names}: remove their"
+            f" lines from {workdir / run.FILE} and {out / run.FILE}, or make them again"
         )
     order = run.units(list(TASKS), list(ARMS), len(SEEDS), every=True)
     lines = [json_text.dumps(rows[unit]) for unit in order if unit in rows]
@@ -161,11 +178,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="results", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", type=pathlib.Path, help="of run.py")
-    workdir = parser.parse_args(argv).workdir
-    if workdir is not None:
-        collect(workdir)
-    rows = run.read(RESULTS)
-    write_text(README, with_tables(README.read_text(encoding="utf-8"), rows))
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder of the runs")
+    parser.add_argument("--page", type=pathlib.Path, default=README, help="page with the tables")
+    arguments = parser.parse_args(argv)
+    if arguments.workdir is not None:
+        collect(arguments.workdir, arguments.results)
+    rows, page = run.read(arguments.results), arguments.page
+    write_text(page, with_tables(page.read_text(encoding="utf-8"), rows))
     print(summary_table(rows))
     return 0
 

@@ -3,8 +3,9 @@
     python -m experiments.state_tracking.run --workdir runs/state
     python -m experiments.state_tracking.run --workdir runs/state --tasks a5 --arms rwkv7,mamba3
 
-A run adds its line to WORKDIR/runs.jsonl when it is complete; runs that have one are skipped. An arm is
-compiled once for all its tasks and seeds, so all runs of an arm come before the next arm's.
+A run adds its line to WORKDIR/runs.jsonl when it is complete. Runs that have a line there, or one with
+the same settings in results/, are skipped. An arm is compiled once for all its tasks and seeds, so all
+runs of an arm come before the next arm's.
 """
 
 import argparse
@@ -15,13 +16,29 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from experiments.state_tracking.arms import ARMS, BATCH, LENGTH, SEEDS, SOME, STEPS, Arm, schedule
+from experiments.state_tracking.arms import (
+    ARMS,
+    BATCH,
+    EARLY,
+    HELD_OUT,
+    HELD_OUT_SEED,
+    LENGTH,
+    SEEDS,
+    SOLVED,
+    SOME,
+    STEADY,
+    STEPS,
+    TIMES,
+    Arm,
+    schedule,
+)
 from experiments.state_tracking.tasks import TASKS
 from hybridlm.errors import UserError, exit_code
 from hybridlm.settings import json_text
 from hybridlm.storage.writing import make_folder
 
 FILE = "runs.jsonl"
+RESULTS = pathlib.Path(__file__).parent / "results"  # the runs that README.md shows
 Row = dict[str, Any]
 
 
@@ -37,8 +54,14 @@ def units(tasks: Sequence[str], arms: Sequence[str], seeds: int, every: bool = F
     """The runs in their order: by arm, then task, then seed.
 
     Args:
+      seeds: runs of each arm and task, from 1 to the number of `SEEDS`.
       every: whether all arms run all tasks; otherwise the tasks of `SOME` have its arms only.
+
+    Raises:
+      UserError: if there are not so many seeds.
     """
+    if not 1 <= seeds <= len(SEEDS):
+        raise UserError(f"--seeds must be from 1 to {len(SEEDS)}, not {seeds}")
     return [
         Unit(task, arm, seed)
         for arm in arms
@@ -50,8 +73,18 @@ def units(tasks: Sequence[str], arms: Sequence[str], seeds: int, every: bool = F
 
 def settings(arm: Arm, task: str, steps: int) -> str:
     """A digest of what a run depends on, but for its seed and the library's defaults."""
-    parts = (arm.settings(), schedule(task, steps), steps, BATCH, LENGTH, TASKS[task].sizes)
+    training = (arm.settings(), schedule(task, steps), steps, BATCH, LENGTH, TASKS[task].sizes)
+    end = (SOLVED, STEADY, task in EARLY)
+    parts = (training, end, (HELD_OUT, HELD_OUT_SEED, TIMES))
     return hashlib.sha256(json_text.dumps(parts).encode()).hexdigest()[:12]
+
+
+def is_current(unit: Unit, row: Row, steps: int | None = None) -> bool:
+    """Whether a line's run has the settings of now, with `steps` or the task's own budget."""
+    if unit.task not in TASKS or unit.arm not in ARMS or unit.seed not in SEEDS:
+        return False
+    budget = STEPS[unit.task] if steps is None else steps
+    return row["settings"] == settings(ARMS[unit.arm], unit.task, budget)
 
 
 def read(workdir: pathlib.Path) -> dict[Unit, Row]:
@@ -72,29 +105,38 @@ def add(workdir: pathlib.Path, row: Row) -> None:
         file.write(json_text.dumps(row).encode() + b"\n")
 
 
-def train(workdir: pathlib.Path, todo: Sequence[Unit], steps: int | None = None) -> Iterator[Row]:
-    """Makes the runs that the workdir lacks; yields each one's line once it is written.
+def lacking(
+    workdir: pathlib.Path,
+    todo: Sequence[Unit],
+    steps: int | None = None,
+    results: pathlib.Path | None = None,
+) -> list[Unit]:
+    """Those of the runs that neither the workdir nor `results` has with these settings.
 
     Raises:
       UserError: if the workdir has one of these runs with other settings.
     """
-    from experiments.state_tracking import runs
-
     done = read(workdir)
     for unit in todo:
-        digest = settings(ARMS[unit.arm], unit.task, steps or STEPS[unit.task])
-        if unit in done and done[unit]["settings"] != digest:
+        if unit in done and not is_current(unit, done[unit], steps):
             raise UserError(
                 f"{workdir / FILE} has {unit.arm!r} on {unit.task!r} with other settings than now:"
                 " remove its lines, or give another --workdir"
             )
+    shown = read(results) if results else {}
+    done |= {unit: row for unit, row in shown.items() if is_current(unit, row, steps)}
+    return [unit for unit in todo if unit not in done]
+
+
+def train(workdir: pathlib.Path, todo: Sequence[Unit], steps: int | None = None) -> Iterator[Row]:
+    """Makes these runs; yields each one's line once it is written."""
+    from experiments.state_tracking import runs
+
     make_folder(workdir)
     for unit in todo:
-        if unit in done:
-            continue
         arm = ARMS[unit.arm]
         found = runs.run(runs.program(arm), TASKS[unit.task], unit.seed, steps)
-        digest = settings(arm, unit.task, steps or STEPS[unit.task])
+        digest = settings(arm, unit.task, STEPS[unit.task] if steps is None else steps)
         row = {**unit._asdict(), **found, "settings": digest}
         add(workdir, row)
         yield row
@@ -109,28 +151,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs of each arm and task")
     parser.add_argument("--steps", type=int, help="replaces each task's budget")
     parser.add_argument(
+        "--again", action="store_true", help="also the runs that results/ has with these settings"
+    )
+    parser.add_argument(
         "--every", action="store_true", help="all arms on all tasks, also where arms.py has a few"
     )
     arguments = parser.parse_args(argv)
-    tasks, arms = arguments.tasks.split(","), arguments.arms.split(",")
+    tasks, arms = (
+        list(dict.fromkeys(words.split(","))) for words in (arguments.tasks, arguments.arms)
+    )
     for word, known in [(t, TASKS) for t in tasks] + [(a, ARMS) for a in arms]:
         if word not in known:
             raise UserError(f"there is no {word!r}: there are {', '.join(known)}")
-    todo = units(tasks, arms, arguments.seeds, arguments.every)
+    steps = arguments.steps
+    if steps is not None and steps < 1:
+        raise UserError(f"--steps must be at least 1, not {steps}")
+    asked = units(tasks, arms, arguments.seeds, arguments.every)
+    todo = lacking(arguments.workdir, asked, steps, None if arguments.again else RESULTS)
+    print(f"{len(asked)} runs, {len(asked) - len(todo)} of them done", flush=True)
+    if not todo:
+        return 0
     _one_thread()
     import jax
 
     folder = (arguments.workdir / "compiled").resolve()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    left = len([unit for unit in todo if unit not in read(arguments.workdir)])
-    print(f"{len(todo)} runs, {len(todo) - left} of them done", flush=True)
-    for row in train(arguments.workdir, todo, arguments.steps):
-        left -= 1
+    for count, row in enumerate(train(arguments.workdir, todo, steps), 1):
         shown = " ".join(f"{a:.2f}" for a in row["accuracy"])
         print(
             f"{row['task']}, {row['arm']}, seed {row['seed']}: {row['steps']} steps, accuracy"
-            f" {shown}, {row['cpu_seconds']} s; {left} left",
+            f" {shown}, {row['cpu_seconds']} s; {len(todo) - count} left",
             flush=True,
         )
     return 0

@@ -11,19 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.state_tracking import arms
-from experiments.state_tracking.arms import Arm
+from experiments.state_tracking.arms import HELD_OUT, HELD_OUT_SEED, SOLVED, STEADY, TIMES, Arm
 from experiments.state_tracking.tasks import Task, Words
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model, Params
 from hybridlm.train.optimizer import ScheduleNumbers, make_optimizer
 from hybridlm.train.state import init_state
 from hybridlm.train.step import make_train_step
-
-HELD_OUT, HELD_OUT_SEED = 128, 10**6  # sequences of a measurement, and their seed
-TIMES = (1, 2, 4)  # lengths of measurements, over that of training
-#: Nats a label, as a mean over the last steps, that end a run of recall. Runs that track a state have all
-#: their steps: a state that is off by a little is found out at greater lengths.
-SOLVED, STEADY = 0.0005, 50
 
 _programs: dict[str, "Program"] = {}
 
@@ -72,17 +66,17 @@ def run(
 ) -> dict[str, Any]:
     """One line of the results.
 
-    A run ends at its budget; one of MQAR ends earlier when the mean loss of the last `STEADY` steps is
-    below `SOLVED`. The schedule of the rate is the budget's either way.
+    A run ends at its budget; one of a task in `EARLY` ends earlier when the mean loss of the last
+    `STEADY` steps is below `SOLVED`. The schedule of the rate is the budget's either way.
 
     Args:
-      steps: replaces the task's own budget.
+      steps: replaces the task's own budget; at least 1.
 
     Returns:
       `steps` made, `loss` (nats a label, mean of the last `STEADY` steps), `accuracy` at each of
       `TIMES` and processor time in `cpu_seconds`.
     """
-    budget = steps or arms.STEPS[task.name]
+    budget = arms.STEPS[task.name] if steps is None else steps
     begin = time.process_time()
     state = compiled.init(jax.random.key(seed))
     numbers = ScheduleNumbers.of(arms.optimizer(task.name, budget), budget)
@@ -93,7 +87,7 @@ def run(
         if waiting is not None:  # the step before: fetching this one's would wait for it
             losses.append(float(waiting))
         waiting = metrics["loss"]
-        steady = len(losses) >= STEADY and task.name == "mqar"
+        steady = len(losses) >= STEADY and task.name in arms.EARLY
         if steady and np.mean(losses[-STEADY:]) < SOLVED:
             break
     losses.append(float(waiting))
