@@ -27,6 +27,7 @@ include_patterns = [
     "experiments/*/*.md",
     "experiments/*/data/*.md",
     "data/*/*.md",
+    "tests/oracles/*.md",
 ]
 exclude_patterns = [".*", "build", "runs", "wheels", "**/__pycache__", "*.egg-info"]
 

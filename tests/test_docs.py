@@ -5,6 +5,7 @@ Blocks of code, links and the site: tests/docs.
 
 import json
 import re
+import tomllib
 
 import pytest
 
@@ -12,6 +13,10 @@ from hybridlm.commands import document as tables
 from hybridlm.config.document import render
 from hybridlm.data.sources import KINDS
 from hybridlm.models.mixers import document as mixers_page
+from tests.docs.reading import pages
+
+#: Names the target of the Makefile that its own commit had.
+OF_AN_OLDER_COMMIT = "experiments/large_window_laziness/FIRST_PROTOCOL.md"
 
 
 def test_the_page_of_settings_is_up_to_date(root):
@@ -32,8 +37,8 @@ def test_the_page_of_mixers_is_up_to_date(root):
 
 def test_no_table_is_cut(root):
     """A row that a blank line separates from its table would be shown as text."""
-    for page in [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("experiments/*/*.md")]:
-        lines = ["", *page.read_text(encoding="utf-8").splitlines(), ""]
+    for page in pages(root):
+        lines = ["", *(root / page).read_text(encoding="utf-8").splitlines(), ""]
         for number, (before, line, after) in enumerate(zip(lines, lines[1:], lines[2:]), start=1):
             begins = line.startswith("|") and not before.startswith("|")
             assert not begins or re.match(r"\|[ :|-]+\|$", after), f"{page}:{number}: {line}"
@@ -48,13 +53,26 @@ def test_the_tables_of_tasks_and_probes_are_up_to_date(root, name):
 
 
 def test_make_targets_of_the_pages_exist(root):
-    pages = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("experiments/*/README.md")]
-    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    of_this_commit = [page for page in pages(root) if page != OF_AN_OLDER_COMMIT]
+    text = "\n".join((root / page).read_text(encoding="utf-8") for page in of_this_commit)
     makefile = (root / "Makefile").read_text()
     targets = set(re.findall(r"(?:^|`)make ([a-z-]+)(?!\S*=)", text, re.MULTILINE))
     assert {"demo", "test"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"no target {target}"
+
+
+def test_the_design_names_every_extra_and_its_packages(root):
+    text = (root / "docs" / "design.md").read_text()
+    (extras,) = re.findall(r"Extras: (.+)\.$", text, re.MULTILINE)
+    named = dict(re.findall(r"`([a-z]+)`(?: \(([^)]+)\))?(?:, |$)", extras))
+    with (root / "pyproject.toml").open("rb") as file:
+        declared = tomllib.load(file)["project"]["optional-dependencies"]
+    assert set(named) == set(declared)
+    for extra in ("hf", "data", "launch", "analysis", "docs", "notebooks"):
+        packages = [re.sub(r"[\[<>=].*", "", name) for name in declared[extra]]
+        said = [name for name in named[extra].split(", ") if not name.startswith("`")]
+        assert said == [name for name in packages if name != "hybridlm"], extra
 
 
 def test_the_page_on_data_names_every_kind_of_source(root):

@@ -25,6 +25,12 @@ def sections(page: str) -> dict[str, dict[str, str]]:
     return found
 
 
+def entry(words: str) -> str:
+    """A link's text as it begins a line: with a capital, unless it begins with the name of a package."""
+    first = words.partition(" ")[0]
+    return words if "." in first or "_" in first else f"{words[0].upper()}{words[1:]}"
+
+
 def _add(app: Sphinx, name: str, source: list[str]) -> None:
     if name != app.config.root_doc:
         return
@@ -33,7 +39,7 @@ def _add(app: Sphinx, name: str, source: list[str]) -> None:
         lines = ["", "```{toctree}", ":hidden:", f":caption: {title}", ""]
         for target, words in links.items():
             path = posixpath.normpath(posixpath.join(folder, target))
-            lines.append(f"{words[0].upper()}{words[1:]} </{posixpath.splitext(path)[0]}>")
+            lines.append(f"{entry(words)} </{posixpath.splitext(path)[0]}>")
         source[0] += "\n".join([*lines, "```", ""])
 
 

@@ -26,6 +26,8 @@ from ml_collections import ConfigDict
 from hybridlm import cli, config
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FOLDERS = (".", "docs", "docs/concepts", "docs/reference", "benchmarks", "data/*", "experiments/*")
+FOLDERS = (*FOLDERS, "experiments/*/data", "notebooks", "tests/oracles")
 MARK = "# not run by the tests: "
 SAVED = re.compile(r"[Ss]ave this as `([\w./]+)`:\s*$")
 
@@ -74,6 +76,12 @@ class Line(NamedTuple):
 
     words: list[str]
     below: list[str]
+
+
+def pages(root: pathlib.Path) -> list[str]:
+    """Every page of the documentation, as a path in the checkout."""
+    found = {path for folder in FOLDERS for path in root.glob(f"{folder}/*.md")}
+    return sorted(path.relative_to(root).as_posix() for path in found)
 
 
 def blocks(page: str) -> list[Block]:

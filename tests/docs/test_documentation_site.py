@@ -1,10 +1,14 @@
 """The documentation site: it builds without a warning, needs no network, and lists every page once."""
 
 import html.parser
+import io
 import subprocess
 import sys
 
+import docutils.core
+import docutils.nodes
 import pytest
+from docutils.parsers.rst import directives
 
 from docs.extensions import contents, docstrings, mermaid, notebooks
 from tests.browser import browser, installed
@@ -33,6 +37,19 @@ def test_sections_of_the_index_are_headings_with_their_links():
 
 
 @pytest.mark.parametrize(
+    ("words", "entry"),
+    [
+        ("a mixer of your own", "A mixer of your own"),
+        ("hybridlm.config, train, generation", "hybridlm.config, train, generation"),
+        ("kernels_pallas", "kernels_pallas"),
+        ("runs, see a.b", "Runs, see a.b"),
+    ],
+)
+def test_entries_begin_with_a_capital_but_names_of_packages_do_not(words, entry):
+    assert contents.entry(words) == entry
+
+
+@pytest.mark.parametrize(
     ("text", "marked"),
     [
         ("a `b_` c", "a ``b_`` c"),
@@ -50,6 +67,26 @@ def test_docstrings_become_restructuredtext(text, marked):
 def test_a_graph_is_a_table_of_its_nodes():
     graph = 'graph TD\n  a["<b>one</b><br>x: y"]\n  b["<b>two</b><br>z"]\n  a --> b\n'
     assert mermaid.rows(graph) == [("one", "x: y", "two"), ("two", "z", "")]
+
+
+@pytest.mark.parametrize(
+    ("graph", "wrong"),
+    [
+        ("graph TD\n  A --> B\n", "needs nodes"),
+        ('graph TD\n  a["<b>one</b><br>x"]\n  a --> c\n', "'c', which is none"),
+        ('graph TD\n  a["<b>one</b><br>x"]\n  a -- to --> a\n', "neither node nor arrow"),
+    ],
+)
+def test_a_graph_that_no_table_shows_is_an_error(graph, wrong):
+    """Sphinx reports it with its page and line, as it does every error of a directive."""
+    with pytest.raises(ValueError, match=wrong):
+        mermaid.rows(graph)
+    settings = dict(warning_stream=io.StringIO(), report_level=5)
+    directives.register_directive("mermaid", mermaid.Graph)
+    body = "".join(f"   {line}\n" for line in graph.splitlines())
+    tree = docutils.core.publish_doctree(f".. mermaid::\n\n{body}", settings_overrides=settings)
+    (message,) = tree.findall(docutils.nodes.system_message)
+    assert message["level"] == 3 and wrong in message.astext()
 
 
 def test_a_notebook_becomes_markdown():

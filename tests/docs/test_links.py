@@ -6,7 +6,7 @@ import urllib.parse
 import pytest
 
 from docs.extensions import contents
-from tests.docs.test_pages import pages
+from tests.docs.reading import pages
 
 LINK = re.compile(r"\[[^]]*\]\(([^)]*)\)")
 CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)

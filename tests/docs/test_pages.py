@@ -13,8 +13,6 @@ from tests.docs import checks, places, reading
 
 pytestmark = pytest.mark.xdist_group("pages")  # one demo for all pages
 
-FOLDERS = (".", "docs", "docs/concepts", "docs/reference", "benchmarks", "data/*")
-FOLDERS = (*FOLDERS, "experiments/*", "experiments/*/data", "notebooks")
 SWEEP = "tests/launch/test_sweeps_page.py"  # interrupts the page's real sweep and continues it
 SEARCH = "tests/distill/selection/test_search.py"  # runs the page's search twice
 
@@ -74,15 +72,10 @@ PAGES = {
 IN_BUCKETS = "docs/storage.md"
 
 
-def pages(root):
-    found = {path for folder in FOLDERS for path in root.glob(f"{folder}/*.md")}
-    return sorted(path.relative_to(root).as_posix() for path in found)
-
-
 def pytest_generate_tests(metafunc):
     if "page" in metafunc.fixturenames:
         root = metafunc.config.rootpath
-        blocks = {name: reading.blocks((root / name).read_text()) for name in pages(root)}
+        blocks = {name: reading.blocks((root / name).read_text()) for name in reading.pages(root)}
         names = [name for name, found in blocks.items() if found and name != IN_BUCKETS]
         marks = {True: [pytest.mark.slow], False: []}
         chosen = [(name, PAGES.get(name, Page())) for name in names]
@@ -143,12 +136,12 @@ def test_the_commands_on_buckets_run(bucket, in_root, root, capsys):
 
 
 def test_every_page_that_needs_something_exists(root):
-    assert set(PAGES) | {IN_BUCKETS} <= set(pages(root))
+    assert set(PAGES) | {IN_BUCKETS} <= set(reading.pages(root))
 
 
 def test_blocks_are_in_a_known_language(root):
     """A command in a block of another language would not be run."""
-    for name in pages(root):
+    for name in reading.pages(root):
         text = (root / name).read_text()
         for match in re.finditer(r"^ *```(\S.*)\n(.*)", text, re.MULTILINE):
             assert match[1] in ("python", "sh", "mermaid", "{eval-rst}", "{commands}"), (
