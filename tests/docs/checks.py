@@ -14,6 +14,7 @@ from hybridlm.runs import checkpoint, lineage, metrics, open_model
 
 
 def of_readme(said: list[str]) -> None:
+    assert len(said) >= 8
     assert pathlib.Path("runs/mine/report.html").exists()
     assert pathlib.Path("runs/tokens/manifest.json").exists()
 
@@ -41,6 +42,7 @@ def of_evals(said: list[str]) -> None:
 
 def of_probes(said: list[str]) -> None:
     """Records of every probe, at both checkpoints where the command asks for all."""
+    assert all("step 8: " in text for text in said[:4])
     out = pathlib.Path("runs/demo/probes")
     records = [json.loads(line) for line in (out / "probes.jsonl").read_text().splitlines()]
     found = {}
@@ -54,6 +56,7 @@ def of_probes(said: list[str]) -> None:
     for step in (4, 8):
         heads = found["retrieval_heads", step]
         assert len(heads) == 8 and {e["mixer"] for e in heads} == {"swa", "full"}
+        assert len(found["entropy", step]) == 4  # the same heads, chosen at step 8
         assert {e["distance"] > 0 for e in found["qk_distance", step]} == {step == 4}
         assert {(e["layer"], e["head"]) for e in found["entropy", step]} == {
             (e["layer"], e["head"]) for e in best
@@ -99,7 +102,8 @@ def of_runs(said: list[str]) -> None:
     for stage, before in (("decay", "pretrain"), ("extend", "decay")):
         first, last = _losses(runs / stage)[0], _losses(runs / before)[-1]
         assert abs(first - last) < (new - last) / 4, f"{new} at first, then {last} -> {first}"
-    assert pathlib.Path("runs/demo-model/model.json").exists()
+    for name in ("model", "average"):
+        assert pathlib.Path(f"runs/demo-{name}/model.json").exists()
 
 
 def of_finetuning(said: list[str]) -> None:
@@ -111,8 +115,10 @@ def of_finetuning(said: list[str]) -> None:
 
 def of_sweeps(said: list[str]) -> None:
     """Dry runs list every run and make none."""
-    for text in said:
-        assert not text or all(f"swa.window={window} " in text for window in (16, 64, 256))
+    listed = [text for text in said if text]  # a mistake prints nothing there
+    assert len(listed) == 4
+    for text in listed:
+        assert all(f"swa.window={window} " in text for window in (16, 64, 256))
     assert not pathlib.Path("runs/window").exists()
 
 

@@ -106,6 +106,7 @@ class Reader:
       names: of the Python blocks; a page may assume some.
       change: makes a command smaller, or returns None to leave it out.
       said: the output of every command.
+      silent: "PAGE:LINE" of every block of Python that printed nothing.
       not_run: "PAGE:LINE: WHAT" for everything that cannot be run and does not say so.
     """
 
@@ -119,6 +120,7 @@ class Reader:
         self.root, self.output, self.change = root, output, change
         self.names: dict[str, Any] = dict(names or {})
         self.said: list[str] = []
+        self.silent: list[str] = []
         self.not_run: list[str] = []
         self._targets = set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.M))
 
@@ -143,6 +145,8 @@ class Reader:
         exec(compile(block.text, place, "exec"), self.names)
         out, _ = self.output()
         assert block.printed in (None, out), f"{place} prints\n{out}"
+        if not out.strip():
+            self.silent.append(place)
         if changes:
             config.read(self.names["c"].to_dict())
 

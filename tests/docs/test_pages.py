@@ -26,6 +26,7 @@ class Page(NamedTuple):
       more: options by command that its commands get, too.
       elsewhere: of commands with this word the test file that reads the page and runs them.
       check: looks at what the commands wrote, given what they said.
+      prints: whether each of its blocks of Python does.
       slow: whether it takes long.
     """
 
@@ -34,15 +35,17 @@ class Page(NamedTuple):
     more: tuple[tuple[str, tuple[str, ...]], ...] = ()
     elsewhere: tuple[tuple[str, str], ...] = ()
     check: Callable[[list[str]], None] = lambda said: None
+    prints: bool = False
     slow: bool = False
 
 
 SMOKE = (r"^(configs/demo\.py)$", r"\1:smoke")
 #: Pages whose blocks need more than a finished run of the demo.
 PAGES = {
-    "README.md": Page(check=checks.of_readme),
-    "docs/analysis.md": Page(places.of_analysis, slow=True),
+    "README.md": Page(check=checks.of_readme, prints=True),
+    "docs/analysis.md": Page(places.of_analysis, prints=True, slow=True),
     "docs/convert.md": Page(places.of_convert, check=checks.of_convert),
+    "docs/data.md": Page(prints=True),
     "docs/distill.md": Page(places.of_distill, check=checks.of_distill, slow=True),
     "docs/evals.md": Page(places.of_evals, check=checks.of_evals, slow=True),
     "docs/finetuning.md": Page(
@@ -121,6 +124,7 @@ def test_the_blocks_of_a_page_run(place, root, name, page, capsys):
     reader = reading.Reader(root, capsys.readouterr, names, change)
     reader.read(name)
     assert not reader.not_run, "cannot be run, and does not say so:\n" + "\n".join(reader.not_run)
+    assert not (page.prints and reader.silent), f"these print nothing: {reader.silent}"
     page.check(reader.said)
 
 

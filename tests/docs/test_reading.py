@@ -55,3 +55,9 @@ def test_what_cannot_run_is_listed(read):
 
 def test_a_marked_block_does_not_run(read):
     assert not read("```sh\n# not run by the tests: needs SLURM\nsrun true\n```\n").not_run
+
+
+def test_a_block_that_prints_nothing_is_known(read):
+    reader = read("```python\nx = 2\n```\n\ntext\n\n```python\nprint(x)\n```\n")
+    (place,) = reader.silent
+    assert place.endswith("page.md:2")
