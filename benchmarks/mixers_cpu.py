@@ -12,6 +12,7 @@ Table:   python benchmarks/mixers_cpu.py --render benchmarks/mixers_cpu.json   (
 import argparse
 import json
 import pathlib
+import shlex
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ GROWTH = 9.0  # allowed from 4k to 32k tokens, which are 8 times as many
 
 
 def run(options: argparse.Namespace) -> dict:
-    """Every record of the worker, and what they were measured with."""
+    """Every record of the worker, each with what it was measured with."""
     library = next(x for x in train_cpu.LIBRARIES if x.key == "jla")
     python = train_cpu.interpreter(library, options.env)
     command = [python, str(HERE / "peers" / "ops_worker.py"), "--lengths", *map(str, LENGTHS)]
@@ -36,11 +37,9 @@ def run(options: argparse.Namespace) -> dict:
         command += ["--ops", *options.ops]
     if options.peer_up_to is not None:
         command += ["--peer_up_to", str(options.peer_up_to)]
-    results = {
-        "machine": train_cpu.machine(),
-        "records": kept_records(options),
-    }
+    results = {"records": kept_records(options)}
     measured = {
+        "machine": train_cpu.machine(),
         "date": time.strftime("%Y-%m-%d"),
         "load_at_start": train_cpu.load(),
         "repeats": options.repeats,
@@ -49,7 +48,7 @@ def run(options: argparse.Namespace) -> dict:
     for line in worker.stdout:
         record = json.loads(line)
         if "versions" in record:
-            results["versions"] = record["versions"]
+            measured |= record
             continue
         results["records"].append(record | measured)
         train_cpu.say(f"{record['op']}, {record['tokens']:,} tokens: {_pair(record)}")
@@ -73,7 +72,11 @@ def _pair(record: dict) -> str:
 
 
 def rows(results: dict) -> list[dict]:
-    """By op: seconds at each length, growth from 4k to 32k, ratio to the peer at each length."""
+    """By op: seconds at each length, growth from 4k to 32k, ratio to the peer at each length.
+
+    Raises:
+      Unavailable: where an op lacks a length.
+    """
     table: dict[str, dict] = {}
     for record in results["records"]:
         empty = {"op": record["op"], "seconds": {}, "cpu": {}, "ratio": {}}
@@ -87,6 +90,12 @@ def rows(results: dict) -> list[dict]:
         elif record.get("peer_skipped"):
             row["skipped"] = True
     for row in table.values():
+        missing = [f"{n:,}" for n in LENGTHS if n not in row["seconds"]]
+        if missing:
+            raise Unavailable(
+                f"{row['op']} has no record at {' and '.join(missing)} tokens:"
+                f" measure it again with --ops {shlex.quote(row['op'])}"
+            )
         row["growth"] = row["seconds"][LENGTHS[2]] / row["seconds"][LENGTHS[1]]
         few, many = row["cpu"][LENGTHS[1]], row["cpu"][LENGTHS[2]]
         row["cpu_growth"] = many / few if few and many else None
@@ -111,20 +120,23 @@ def render(results: dict) -> str:
         if row["cpu_growth"]:
             growth += f" (CPU {row['cpu_growth']:.1f})"
         lines.append(f"| `{row['op']}` | {times} | {growth} | {ratios} |")
-    machine, versions = results["machine"], results["versions"]
-    found = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines.append("")
-    runs: dict[tuple, list[str]] = {}
+    runs: dict[str, list[str]] = {}
     for record in results["records"]:
-        run = record["date"], record["load_at_start"], record["repeats"]
-        runs.setdefault(run, []).append(record["op"])
-    for (date, load, repeats), ops in runs.items():
+        runs.setdefault(_measured_with(record), []).append(record["op"])
+    for measured, ops in runs.items():
         which = ", ".join(f"`{op}`" for op in dict.fromkeys(ops)) + ": " if len(runs) > 1 else ""
-        lines.append(
-            f"- {which}{date}, {machine['cpu']}, {machine['cores']} cores, load {load} at the start;"
-            f" best of {repeats}; {found}."
-        )
+        lines.append(f"- {which}{measured}")
     return "\n".join(lines)
+
+
+def _measured_with(record: dict) -> str:
+    machine = record["machine"]
+    found = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return (
+        f"{record['date']}, {machine['cpu']}, {machine['cores']} cores, load"
+        f" {record['load_at_start']} at the start; best of {record['repeats']}; {found}."
+    )
 
 
 def failures(results: dict) -> list[str]:
@@ -152,19 +164,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="run the peer on rows up to this length only",
     )
     options = parser.parse_args(arguments)
-    if options.render:
-        train_cpu.write_between(BEGIN, END, render(json.loads(options.render.read_text())))
-        return 0
     try:
+        if options.render:
+            train_cpu.write_between(BEGIN, END, render(json.loads(options.render.read_text())))
+            return 0
         results = run(options)
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+        print(render(results))
+        for failure in failures(results):
+            train_cpu.say(f"misses its bar: {failure}")
     except Unavailable as error:
-        train_cpu.say(f"the run broke off: {error}")
+        train_cpu.say(f"stopped: {error}")
         return 1
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-    print(render(results))
-    for failure in failures(results):
-        train_cpu.say(f"misses its bar: {failure}")
     return 0
 
 

@@ -40,6 +40,7 @@ UPDATES, RANK = 2, 4  # of a token: Gated DeltaProduct's updates, Mamba-3's inpu
 
 Arrays = dict[str, jax.Array]
 Form = Callable[..., jax.Array]
+Results = tuple[jax.Array, tuple[jax.Array, ...]]  # the output, and the gradient of each input
 
 
 def draw(time_steps: int) -> Arrays:
@@ -220,7 +221,7 @@ OPS: dict[str, tuple[str, Form, Form | None]] = {
 }
 
 
-def compiled(form: Form, arrays: Arrays, names: list[str]) -> Callable[[], None]:
+def compiled(form: Form, arrays: Arrays, names: list[str]) -> Callable[[], Results]:
     """A call that runs the form, and its gradient in every input from a fixed one of its output."""
     inputs = [arrays[name] for name in names]
     shape = jax.eval_shape(form, *inputs)
@@ -232,13 +233,23 @@ def compiled(form: Form, arrays: Arrays, names: list[str]) -> Callable[[], None]
 
     program = jax.jit(forward_backward).lower(d_out, *inputs).compile()
 
-    def call() -> None:
-        jax.block_until_ready(program(d_out, *inputs))
+    def call() -> Results:
+        return jax.block_until_ready(program(d_out, *inputs))
 
     return call
 
 
-def seconds(call: Callable[[], None]) -> tuple[float, float]:
+def difference(ours: Results, theirs: Results) -> dict[str, float]:
+    """The largest difference of the outputs, and of any gradient, relative to the peer's largest number."""
+
+    def one(x: jax.Array, y: jax.Array) -> float:
+        return float(jnp.max(jnp.abs(x - y)) / jnp.max(jnp.abs(y)))
+
+    gradients = [one(x, y) for x, y in zip(ours[1], theirs[1], strict=True)]
+    return {"output_differs": one(ours[0], theirs[0]), "gradient_differs": max(gradients)}
+
+
+def seconds(call: Callable[[], object]) -> tuple[float, float]:
     """Of the clock, and of all threads of this process."""
     start, own = time.perf_counter(), time.process_time()
     call()
@@ -249,23 +260,28 @@ def measure(op: str, length: int, repeats: int, with_peer: bool) -> dict:
     """Best seconds of ours and the peer's, in turn; the peer's is None where it has none or
     does not run.
 
-    `ours_cpu` are our threads' seconds, which other programs lengthen less.
+    `ours_cpu` are our threads' seconds, which other programs lengthen less. Where the peer runs,
+    `difference` of the results, too.
     """
     names, ours, theirs = OPS[op]
     arrays = draw(length)
     calls = {"ours": compiled(ours, arrays, names.split())}
     record = {"op": op, "tokens": length, "ours": None, "peer": None}
+    results: dict[str, Results] = {}
     if theirs is not None and not with_peer:
         record["peer_skipped"] = True
     elif theirs is not None:
         try:
             call = compiled(theirs, arrays, names.split())
-            call()
+            results["peer"] = call()
             calls["peer"] = call
         except Exception as error:  # what a peer cannot do is a result too
             record["peer_failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
     times = {name: [] for name in calls}
-    calls["ours"]()
+    results["ours"] = calls["ours"]()
+    if "peer" in results:
+        record |= difference(results["ours"], results["peer"])
+    results.clear()
     for _ in range(repeats):
         for name, call in calls.items():
             times[name].append(seconds(call))
