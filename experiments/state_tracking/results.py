@@ -125,13 +125,17 @@ def tables(rows: Rows) -> dict[str, str]:
 
 
 def missing(rows: Rows) -> str:
-    """The runs that are still to be made."""
+    """The runs that are still to be made: all seeds of an arm, unless some are named."""
     todo = [unit for unit in run.units(list(TASKS), list(ARMS), len(SEEDS)) if unit not in rows]
     if not todo:
         return f"All runs were made; {', '.join(SOME)} with {len(SOME['a5'])} arms."
     found = []
     for task in TASKS:
-        names = dict.fromkeys(ARMS[unit.arm].title for unit in todo if unit.task == task)
+        names = []
+        for arm in ARMS.values():
+            seeds = [unit.seed for unit in todo if (unit.task, unit.arm) == (task, arm.name)]
+            some = f" (seed {', '.join(map(str, seeds))})" if len(seeds) < len(SEEDS) else ""
+            names += [arm.title + some] if seeds else []
         if names:
             found.append(f"- {TASKS[task].title}: {'; '.join(names)}")
     return f"{len(todo)} runs are still to be made:\n\n" + "\n".join(found)
@@ -163,10 +167,11 @@ def collect(workdir: pathlib.Path, out: pathlib.Path = RESULTS) -> None:
     rows = run.read(out) | found
     other = [unit for unit, row in rows.items() if not run.is_current(unit, row)]
     if other:
+        files = sorted({str((workdir if unit in found else out) / run.FILE) for unit in other})
         names = "; ".join(f"{arm!r} on {task!r}, seed {seed}" for task, arm, seed in other)
         raise UserError(
             f"runs with other settings than now, such as --steps or an arm's: {names}: remove their"
-            f" lines from {workdir / run.FILE} and {out / run.FILE}, or make them again"
+            f" lines from {' and '.join(files)}, or make them again"
         )
     order = run.units(list(TASKS), list(ARMS), len(SEEDS), every=True)
     lines = [json_text.dumps(rows[unit]) for unit in order if unit in rows]

@@ -273,6 +273,19 @@ def test_collecting_one_run_keeps_the_others_and_replaces_its_own(tmp_path):
     assert rows == {unit: planted(unit, 0.5 if unit == todo[2] else 1) for unit in todo}
 
 
+def test_the_page_names_the_runs_that_are_still_to_be_made():
+    planned = run.units(list(TASKS), list(ARMS), len(SEEDS))
+    left = [run.Unit("a5", "rwkv7", seed) for seed in SEEDS] + [run.Unit("mqar", "gdn", 2)]
+    rows = {unit: planted(unit) for unit in planned if unit not in left}
+    assert results.missing(rows).split("\n")[2:] == [
+        "- A5, image of a point: RWKV-7",
+        "- MQAR: Gated DeltaNet (seed 2)",
+    ]
+    assert results.missing({unit: planted(unit) for unit in planned}).startswith(
+        "All runs were made"
+    )
+
+
 def test_runs_in_the_results_are_not_made_again_unless_their_settings_changed(tmp_path):
     todo = run.units(["parity"], ["gdn"], 3)
     out = write(tmp_path / "out", [planted(todo[0]), planted(todo[1]) | {"settings": "old"}])
@@ -288,7 +301,7 @@ def test_runs_in_the_results_are_not_made_again_unless_their_settings_changed(tm
 def test_a_run_with_other_settings_is_not_collected(tmp_path, changed, name):
     todo = run.units(["parity"], ["gdn"], 3)
     workdir = write(tmp_path / "work", [planted(todo[0]), planted(todo[1]) | changed])
-    with pytest.raises(UserError, match=f"other settings than now.*: {name}"):
+    with pytest.raises(UserError, match=f"other settings than now.*: {name}.*work/runs"):
         results.collect(workdir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
