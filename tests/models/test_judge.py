@@ -42,6 +42,35 @@ def test_a_planted_fault_is_caught(leaky):
     assert str(verdict).startswith("packed = separate: BROKEN: ")
 
 
+@settings
+class EvenConfig(ShortConvConfig):
+    kind_name: ClassVar[str] = "even"
+
+    def build(self, spec, *, rngs):
+        return Even(self, spec, rngs=rngs)
+
+
+class Even(GatedShortConv):
+    """It asserts an even length, without a message."""
+
+    def extend(self, x_BTD, context, state):
+        if x_BTD.shape[1] % 2:
+            raise AssertionError  # as `assert` does where no test rewrites it
+        return super().extend(x_BTD, context, state)
+
+
+def test_an_assertion_without_a_message_breaks_a_law():
+    (verdict,) = judge(EvenConfig(), ["decode = whole"], width=8)
+    assert not verdict.holds
+    assert str(verdict) == "decode = whole: BROKEN: an assertion without a message failed"
+
+
+@pytest.mark.parametrize("draws", [0, -1])
+def test_a_law_that_would_not_be_checked_is_refused(draws):
+    with pytest.raises(UserError, match=f"draws is {draws}: "):
+        judge(dict(kind="short_conv"), ["causal"], draws=draws)
+
+
 def test_an_unknown_law_is_refused_before_any_is_checked(leaky):
     with pytest.raises(UserError, match="there is no law 'packd = separate': did you mean"):
         judge(leaky, ["packd = separate"])
@@ -54,7 +83,7 @@ def test_a_law_may_be_given_by_its_name_alone(leaky):
         judge(leaky, "finit")
 
 
-def test_a_kind_is_one_classs(leaky):
+def test_a_kind_is_one_class(leaky):
     """A cell that runs twice replaces its class; no other class may take its kind."""
     assert mixers.register(LeakyConfig) is LeakyConfig
 

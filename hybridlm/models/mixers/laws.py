@@ -47,6 +47,9 @@ def judge(
 ) -> Iterator[Verdict]:
     """Checks laws one after the other, each on inputs, parameters and documents drawn afresh.
 
+    Agreement in bfloat16 and over several devices is not among them: `tests/models/record_laws.py`
+    checks these two on the mixers of the library.
+
     A verdict takes seconds to half a minute on a CPU, most of it compilation: run the process with
     XLA_FLAGS=--xla_backend_optimization_level=0, because each program runs once.
 
@@ -54,12 +57,14 @@ def judge(
       mixer: settings of a registered kind, or a `MixerConfig`.
       laws: names from `kernels_pallas.testing.LAWS`, or one name; None for all.
       width: of the residual stream.
-      draws: checks of a law, each with another draw.
+      draws: checks of a law, each with another draw; at least 1.
       seed: of the draws.
 
     Raises:
-      UserError: for an unknown law, and for settings that do not fit `width`.
+      UserError: for an unknown law, for no draw, and for settings that do not fit `width`.
     """
+    if draws < 1:
+        raise UserError(f"draws is {draws}: a law is checked on at least 1")
     laws = [laws] if isinstance(laws, str) else list(LAWS if laws is None else laws)
     for law in laws:
         if law not in LAWS:
@@ -74,7 +79,7 @@ def judge(
                     with jax.enable_x64(True):
                         LAWS[law](tested, np.random.default_rng([seed, draw]))
                 except AssertionError as error:
-                    reason = str(error)
+                    reason = str(error) or "an assertion without a message failed"
                     break
             yield Verdict(law, not reason, reason, time.perf_counter() - start)
 
