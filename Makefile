@@ -11,7 +11,7 @@ AOT := .venv-aot
 AOT_READY := $(AOT)/.ready
 
 .PHONY: help setup demo life distill laziness laziness-sweep laziness-more laziness-rehearsal laziness-results state \
-  test test-slow lint site mixers benchmark aot aot-environment scorecard clean
+  test test-slow notebooks lint site mixers benchmark aot aot-environment scorecard clean
 
 help:
 	@echo "make demo       install, and train the demo: 5 minutes on 2 CPU cores"
@@ -23,6 +23,7 @@ help:
 	@echo "make test       install, and run the tests (of the slow ones, a sample that changes every day):"
 	@echo "                up to 20 minutes on 2 CPU cores"
 	@echo "make test-slow  install, and run all tests"
+	@echo "make notebooks  run every notebook at the size of the tests"
 	@echo "make lint       check the rules and the format of ruff"
 	@echo "make site       build the documentation into build/site; a broken link is an error"
 	@echo "make mixers     check every law on every mixer, and write docs/mixers.md: half an hour"
@@ -93,6 +94,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --slow all $(PYTEST_ARGS)
+
+# Slow tests, of which `make test` runs a sample.
+notebooks: setup
+	$(BIN)/python -m pytest -n 2 --slow all tests/notebooks -k "a_notebook_runs and not kernel" $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -35,13 +35,15 @@ if pathlib.Path.cwd().name == "notebooks":
     os.chdir("..")  # paths are those of the clone's top folder
 SMOKE = "HYBRIDLM_SMOKE" in os.environ  # the size of the tests: seconds, and nothing is learned
 RUNS = pathlib.Path("runs/notebooks-smoke" if SMOKE else "runs/notebooks")
-STEPS, EVERY = (4, 2) if SMOKE else (700, 50)
+STEPS, EVERY = (2, 1) if SMOKE else (700, 50)
+DEPTH, DOCUMENTS = (3, 200) if SMOKE else (5, 20_000)
 
 # %% [markdown]
 # ## The data
 #
-# A document is a random word of 5 to 31 letters, repeated to 64 letters. The first copy cannot be predicted. Every
-# later letter can, by a model that looks up what followed the same letters before.
+# A document is a random word of 5 to 31 letters, repeated to 64 letters. The first copy cannot be predicted. From
+# the second letter of the second copy on, every letter can, by a model that looks up what followed the same letters
+# before.
 
 # %%
 rng = np.random.default_rng(0)
@@ -55,7 +57,7 @@ def document() -> str:
 
 path = RUNS / "repeats.jsonl"
 path.parent.mkdir(parents=True, exist_ok=True)
-documents = [document() for _ in range(20_000)]
+documents = [document() for _ in range(DOCUMENTS)]
 path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
 print(*documents[:5], sep="\n")
 
@@ -63,14 +65,14 @@ print(*documents[:5], sep="\n")
 # ## The model
 #
 # The first layer sees 4 tokens. Then layers with a window of 4 and layers with full attention alternate. A word is
-# longer than the window, so only the full layers can reach its last copy.
+# longer than the window, so only a full layer reaches the copy before in one step.
 
 # %%
 config = read(
     dict(
         model=dict(
             width=64,
-            depth=5,
+            depth=DEPTH,
             prefix="near",
             pattern="window full",
             mixers=dict(
@@ -112,7 +114,7 @@ figures.learning_curves(run.metrics("eval"), x="step")
 #
 # The score of a head is its attention to the right place: to the token that followed the same letter in the first
 # copy (prefix matching, arXiv 2209.11895). The prompts are random words of 32 letters, twice.
-# Look for the row that lights up at the step where the loss falls.
+# Look for the row whose score rises at the step where the loss falls.
 
 # %%
 model = open_model(workdir)
@@ -138,8 +140,10 @@ print(f"the best head is {layer}.{head}, in a layer {best['mixer']!r}: {best['sc
 
 # %%
 text = "qwmzkfjrbnxt" * 3
-attention = model.attention(text, layer)
-figures.attention_map(attention[0, head], model.strings(text)[0], title=f"head {layer}.{head}")
+attention = model.attention(text, range(len(model.mixers)))
+figures.attention_map(
+    attention[layer][0, head], model.strings(text)[0], title=f"head {layer}.{head}"
+)
 
 # %% [markdown]
 # ## Does the model need it?
@@ -164,19 +168,18 @@ for other in (head, 1 - head):
     print(f"without head {layer}.{other}   {loss(edited):.2f} nats")
 
 # %% [markdown]
-# ## What feeds it
+# ## Which layers it depends on
 #
 # A retrieval head needs to know, at each token, which letter came before. Below is how much each head attends one
 # token back. Look at the layers below the retrieval head.
 
 # %%
-patterns = {i: np.asarray(model.attention(text, i)[0]) for i in range(len(model.mixers))}
 for i, name in enumerate(model.mixers):
-    back = [pattern.diagonal(-1).mean() for pattern in patterns[i]]
+    back = [np.diagonal(pattern, -1).mean() for pattern in attention[i][0]]
     print(f"layer {i} ({name:6}): {', '.join(f'{x:.2f}' for x in back)}")
 
 # %% [markdown]
 # ## Next
 #
-# Is the head in a full layer because only full layers can reach so far? The
+# Is the head in a full layer because only full layers reach so far in one step? The
 # [next notebook](3_laziness.py) gives the window layers a larger window.

@@ -37,11 +37,12 @@ treescope.basic_interactive_setup(autovisualize_arrays=True)
 # %% [markdown]
 # ## A checkpoint
 #
-# Put the path of a run of yours here, and the next cell trains nothing. Layers with other mixers than the two below
-# have other names of activations: `model.hooks()` lists them.
+# If `WORKDIR` names no run, the next cell trains a small one. In a run of yours, the cells below read the first layers
+# that its config names `gdn` (Gated DeltaNet) and `nha` (NHA). Other mixers have other names of activations:
+# `model.hooks()` lists them.
 
 # %%
-workdir = RUNS / "inside"
+WORKDIR = None  # or the folder of a run
 config = read(
     dict(
         model=dict(
@@ -65,16 +66,30 @@ config = read(
         train=dict(steps=STEPS, log_every=STEPS // 2, eval_every=STEPS, checkpoint_every=STEPS),
     )
 )
-_ = full_run(config, workdir)
+if WORKDIR is None:
+    WORKDIR = RUNS / "inside"
+    full_run(config, WORKDIR)
 
 # %%
-model = open_model(workdir)
+model = open_model(WORKDIR)
 text = "My fellow citizens, the state of the Union"
 tokens = model.strings(text)[0]
 gdn, nha = (model.mixers.index(name) for name in ("gdn", "nha"))
 for name, shape in model.hooks(text, states_at=(-1,)).items():
     if ".attn." in name:
         print(f"{name:40} {shape}")
+
+# %% [markdown]
+# One pass keeps the activations of both mixers, and their states after the tokens 4, 19, 20 and 40. For its
+# states a mixer runs once more, in pieces that end at these tokens; each piece takes seconds to compile.
+
+# %%
+AFTER = (4, 19, 20, 40)
+_, cache = model.run_with_cache(text, "blocks.*.attn.*", states_at=AFTER)
+of_gdn, of_nha = (
+    {n.rpartition(".")[2]: np.asarray(x)[0] for n, x in cache.items() if f".{layer}.attn.hook" in n}
+    for layer in (gdn, nha)
+)
 
 # %% [markdown]
 # ## NHA: slots and a window in one softmax
@@ -84,8 +99,7 @@ for name, shape in model.hooks(text, states_at=(-1,)).items():
 # of 0, so before a token has left the window they are a sink: a share of 1 then means that a query reads nothing.
 
 # %%
-_, cache = model.run_with_cache(text, f"blocks.{nha}.attn.hook_slot_share")
-share = np.asarray(cache[f"blocks.{nha}.attn.hook_slot_share"])[0]
+share = of_nha["hook_slot_share"]
 print("share of the slots, [token, head]:", share.shape)
 for i in range(0, len(tokens), 6):
     print(f"token {i:2} {tokens[i]!r:4}", share[i].round(2))
@@ -110,14 +124,13 @@ figures.attention_map(parts["slots"], tokens, title="NHA, head 0: the slots")
 
 # %% [markdown]
 # A slot holds a moving average of the keys and values that were written to it. The picture shows the values of the 8
-# slots of head 0 after tokens 4, 16 and 40. After token 4 no token has left the window, so the slots are 0.
+# slots of head 0 after the tokens in `AFTER`. After token 4 no token has left the window, so the slots are 0.
 
 # %%
-_, cache = model.run_with_cache(text, f"blocks.{nha}.attn.hook_state_v", states_at=(4, 16, 40))
-slots = cache[f"blocks.{nha}.attn.hook_state_v"]
-print("[batch, position, head, slot, value]:", slots.shape)
-print("largest value after each position:", np.abs(slots[0, :, 0]).max(axis=(1, 2)).round(2))
-treescope.render_array(slots[0, :, 0], axis_labels={0: "position", 1: "slot", 2: "value"})
+slots = of_nha["hook_state_v"]
+print("[position, head, slot, value]:", slots.shape)
+print("largest value after each position:", np.abs(slots[:, 0]).max(axis=(1, 2)).round(2))
+treescope.render_array(slots[:, 0], axis_labels={0: "position", 1: "slot", 2: "value"})
 
 # %% [markdown]
 # ## The delta rule: writing is correcting
@@ -129,12 +142,11 @@ treescope.render_array(slots[0, :, 0], axis_labels={0: "position", 1: "slot", 2:
 
 # %%
 t = 20
-_, cache = model.run_with_cache(text, f"blocks.{gdn}.attn.*", states_at=(t - 1, t))
-of = {name.rpartition(".")[2]: np.asarray(x)[0] for name, x in cache.items()}
-k, v = of["hook_k"], of["hook_v"]  # [token, head, ...]
-a, b = np.exp(of["hook_log_decay"]), of["hook_beta"]  # [token, head]
+states = of_gdn["hook_state"]  # [position, head, key, value]
+k, v = of_gdn["hook_k"], of_gdn["hook_v"]  # [token, head, ...]
+a, b = np.exp(of_gdn["hook_log_decay"]), of_gdn["hook_beta"]  # [token, head]
 key = k[t] / np.linalg.norm(k[t], axis=-1, keepdims=True)
-before, after = (np.einsum("hkv,hk->hv", state, key) for state in of["hook_state"])
+before, after = (np.einsum("hkv,hk->hv", states[AFTER.index(at)], key) for at in (t - 1, t))
 expected = (1 - b[t])[:, None] * a[t][:, None] * before + b[t][:, None] * v[t]
 print("largest error of the delta rule:", np.abs(after - expected).max())
 
@@ -145,8 +157,8 @@ print("largest error of the delta rule:", np.abs(after - expected).max())
 # %%
 print("mean write strength by head:", b.mean(axis=0).round(2))
 print("half-life in tokens by head:", model.half_lives(text)[f"blocks.{gdn}.attn"].round(1))
-norms = model.state_norms(text, states_at=(4, 40))[f"blocks.{gdn}.attn.hook_state"]
-print("norm of the state after tokens 4 and 40, by head:\n", norms[0].round(2))
+norms = np.linalg.norm(states, axis=(2, 3))  # as `model.state_norms` gives them
+print("norm of the state after tokens 4 and 40, by head:\n", norms[[0, -1]].round(2))
 
 # %% [markdown]
 # ## Its exact attention
@@ -157,7 +169,7 @@ print("norm of the state after tokens 4 and 40, by head:\n", norms[0].round(2))
 
 # %%
 matrix = np.asarray(model.effective_attention(text, gdn, head=0))[0]
-out = of["hook_recurrence_out"][:, 0]
+out = of_gdn["hook_recurrence_out"][:, 0]
 print("largest error of matrix @ values:", np.abs(matrix @ v[:, 0] - out).max())
 print(f"negative: {np.mean(matrix[np.tril_indices(len(tokens))] < 0):.0%} of the entries")
 figures.attention_map(matrix, tokens, title="Gated DeltaNet, head 0")

@@ -11,8 +11,8 @@
 # %% [markdown]
 # # 5. Write your own mixer and let the laws judge it
 #
-# This notebook defines a mixer in two short classes, checks it by the laws that every mixer of the library obeys,
-# plants two common faults to see the laws catch them, and trains a hybrid with it.
+# This notebook defines a mixer in two short classes, checks it by nine laws that every mixer of the library
+# obeys, plants two common faults to see the laws catch them, and trains a hybrid with it.
 #
 # Time: 4 minutes on a busy machine with 2 CPU cores (1 minute of CPU time), most of it compilation.
 
@@ -36,6 +36,7 @@ from hybridlm.models.mixers import LayerSpec, Mixer, MixerConfig, SequenceContex
 from hybridlm.models.mixers.laws import judge
 from hybridlm.parallel import ops
 from hybridlm.settings.bounds import PositiveInt, settings
+from hybridlm.settings.reader import require
 from kernels_pallas import gated_linear
 
 if pathlib.Path.cwd().name == "notebooks":
@@ -49,7 +50,8 @@ STEPS = 4 if SMOKE else 100
 #
 # The mixer is linear attention with one decay for each head, which every token sets for itself:
 # S_t = a_t S_{t-1} + k_t v_t^T, and o_t = S_t^T q_t. The class of its settings says what it costs, so that reports and
-# dry runs count it right. `register` makes the kind known to configs in this process.
+# dry runs count it right, and refuses a width that it does not fit. `register` makes the kind known to configs in
+# this process.
 
 
 # %%
@@ -69,6 +71,10 @@ class ForgetfulConfig(MixerConfig):
     operations: ClassVar[tuple[str, ...]] = ("gated_linear",)
 
     heads: PositiveInt = 2
+
+    def check_width(self, width: int) -> None:
+        fits = width % self.heads == 0
+        require(fits, "heads", f"is {self.heads} and does not divide model.width {width}")
 
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> Mixer:
         return Forgetful(self, spec, rngs=rngs)
@@ -135,7 +141,9 @@ class Forgetful(Mixer):
 #
 # Each law is checked in float64 on inputs, parameters and document boundaries drawn afresh. `packed = separate` says
 # that a document's outputs and gradients do not change when others are packed around it; `decode = whole` that
-# decoding token by token gives the outputs of training; `causal` that no token sees a later one.
+# decoding token by token gives the outputs of training; `causal` that no token sees a later one. These are the laws of
+# `kernels_pallas.testing.LAWS`; the library checks its own mixers on two more, agreement in bfloat16 and over several
+# devices.
 
 # %%
 laws = ["packed = separate"] if SMOKE else None

@@ -52,7 +52,9 @@ pod = subprocess.run(
     capture_output=True,
     text=True,
 )
-print("\n".join(pod.stdout.splitlines()[-4:]) if pod.returncode == 0 else pod.stderr)
+if pod.returncode != 0:
+    raise RuntimeError(pod.stderr)
+print("\n".join(pod.stdout.splitlines()[-4:]))
 
 # %% [markdown]
 # ## The laptop

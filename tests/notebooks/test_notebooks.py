@@ -1,7 +1,8 @@
 """Every notebook runs at the size of the tests, and shows what its cells end in.
 
 The cells run in this process, in an IPython shell of their own: a kernel would start jax again for each
-notebook. A slow test runs one in a kernel, as Jupyter does.
+notebook. One test runs one in a kernel, as Jupyter does. These tests are slow; `make notebooks`
+runs all of them but that in a kernel, and so does CI.
 """
 
 import re
@@ -15,6 +16,9 @@ from nbclient import NotebookClient
 from pandas import DataFrame
 from traitlets.config import Config
 
+from tests.docs import places
+from tests.docs.test_links import CODE, LINK, problem
+
 NAMES = [
     "1_first_hybrid",
     "2_retrieval_heads",
@@ -24,7 +28,6 @@ NAMES = [
     "6_from_hugging_face",
     "7_pod_checkpoint",
 ]
-QUICK = ("2_retrieval_heads",)  # each of the others takes about 20 seconds, too
 SHOWN = {Figure: "image/svg+xml", DataFrame: "text/html", dict: "text/html"}
 
 
@@ -35,8 +38,8 @@ def read(root, name):
 @pytest.fixture
 def folder(root, tmp_path, monkeypatch):
     """A folder like the clone's top, without runs."""
-    for name in ("configs", "data", "docs", "notebooks"):
-        (tmp_path / name).symlink_to(root / name)
+    places.link(root, tmp_path)
+    (tmp_path / "notebooks").symlink_to(root / "notebooks")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYBRIDLM_SMOKE", "1")
     return tmp_path
@@ -64,15 +67,15 @@ def test_every_notebook_is_tested_and_listed(root):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_targets_of_links_exist(root, name):
-    for cell in read(root, name).cells:
-        for target in re.findall(r"\]\(([^)#:]+)\)", cell.source):
-            assert (root / "notebooks" / target).exists(), f"{name} links to {target}"
+def test_every_link_leads_somewhere(root, name):
+    page = root / "notebooks" / f"{name}.py"
+    cells = [cell.source for cell in read(root, name).cells if cell.cell_type == "markdown"]
+    for target in LINK.findall(CODE.sub("", "\n\n".join(cells))):
+        assert problem(page, target) is None, f"{target}: {problem(page, target)}"
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs(name, root, folder, shell):
     for number, cell in enumerate(read(root, name).cells):
         if cell.cell_type != "code":
