@@ -76,6 +76,11 @@ def test_an_unknown_law_is_refused_before_any_is_checked(leaky):
         judge(leaky, ["packd = separate"])
 
 
+def test_settings_that_do_not_fit_the_width_are_refused():
+    with pytest.raises(UserError, match="mixer.heads is 3 and does not divide model.width 32"):
+        judge(dict(kind="moba", heads=3, kv_heads=1), "causal", width=32)
+
+
 def test_a_law_may_be_given_by_its_name_alone(leaky):
     (verdict,) = judge(leaky, "finite", width=8)
     assert verdict.law == "finite" and verdict.holds, verdict

@@ -12,6 +12,7 @@ from flax import nnx
 from hybridlm.errors import UserError
 from hybridlm.models.mixers import LayerSpec, MixerConfig, SequenceContext, read_mixer
 from hybridlm.settings.names import nearest
+from hybridlm.settings.reader import Invalid
 from kernels_pallas import dispatch, segments
 from kernels_pallas.testing import LAWS, Subject, normal
 
@@ -69,7 +70,11 @@ def judge(
     for law in laws:
         if law not in LAWS:
             raise UserError(f"there is no law {law!r}: {nearest(law, LAWS)}")
-    tested = mixer_subject(read_mixer(mixer, "mixer"), width)
+    config = read_mixer(mixer, "mixer")
+    try:
+        tested = mixer_subject(config, width)
+    except Invalid as error:
+        raise UserError(f"mixer.{error.field} {error}") from None
 
     def verdicts() -> Iterator[Verdict]:
         for law in laws:
