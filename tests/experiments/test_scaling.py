@@ -38,6 +38,7 @@ def test_the_fit_recovers_known_constants():
     assert law.b == pytest.approx(TRUE.b, rel=0.05) and law.c == pytest.approx(TRUE.c, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_prediction_error_is_within_the_noise():
     """With 1% noise on L, held-out rows are predicted within 1%; the loss is below that of TRUE."""
     noisy = made(noise=0.01, seed=3)
@@ -53,6 +54,7 @@ def test_the_prediction_error_is_within_the_noise():
     assert scaling.ALPHA_BOUNDS[0] <= law.alpha <= scaling.ALPHA_BOUNDS[1]
 
 
+@pytest.mark.slow
 def test_one_outlier_hardly_changes_the_law():
     """The Huber loss bounds its influence; a least-squares fit would move by several percent."""
     rows = made()
@@ -107,6 +109,7 @@ def test_the_bound_of_alpha_binds_and_a_free_one_predicts_better():
     assert r2 == pytest.approx([0.9551, 0.9790], abs=2e-4)
 
 
+@pytest.mark.slow
 def test_the_seed_determines_the_resamples():
     train, _ = scaling.split_rows(made(noise=0.01))
     law = scaling.fit(train)
