@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 
 from experiments.large_window_laziness.arms import ARMS, SCALES, SETS, seeds_of
+from experiments.threads import one_thread
 from hybridlm.errors import exit_code
 
 
@@ -77,9 +78,7 @@ def _train(
         check_settings(arm, workdir / scale / name / str(seed), budget)
     left = [unit for unit in units if not _done(workdir / scale, unit)]
     print(f"{len(units)} runs, {len(units) - len(left)} of them done; {jobs} at once", flush=True)
-    # One thread per run: two runs in parallel are faster than one run on two cores.
-    flags = "--xla_cpu_multi_thread_eigen=false"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    one_thread()
     signal.signal(signal.SIGTERM, _interrupt)
     start, context = time.perf_counter(), multiprocessing.get_context("spawn")
     work = functools.partial(_one, scale=scale, workdir=workdir, steps=steps)

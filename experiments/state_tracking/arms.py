@@ -52,14 +52,18 @@ class Arm:
         return ModelConfig(**self.settings())
 
 
+def budget(task: str, steps: int | None = None) -> int:
+    """The steps of a run: `steps`, or the task's own."""
+    return STEPS[task] if steps is None else steps
+
+
 def schedule(task: str, steps: int | None = None) -> dict[str, Any]:
     """AdamW, whose rate decays linearly to a tenth over the last half of the (task's) steps."""
-    budget = STEPS[task] if steps is None else steps
     return dict(
         lr=LR[task],
         schedule="wsd",
         warmup_steps=20,
-        decay_steps=budget // 2,
+        decay_steps=budget(task, steps) // 2,
         final_lr_fraction=0.1,
         weight_decay=0.0,
         b2=0.98,

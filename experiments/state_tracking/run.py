@@ -10,7 +10,6 @@ runs of an arm come before the next arm's.
 
 import argparse
 import hashlib
-import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,12 +26,13 @@ from experiments.state_tracking.arms import (
     SOLVED,
     SOME,
     STEADY,
-    STEPS,
     TIMES,
     Arm,
+    budget,
     schedule,
 )
 from experiments.state_tracking.tasks import TASKS
+from experiments.threads import one_thread
 from hybridlm.errors import UserError, exit_code
 from hybridlm.settings import json_text
 from hybridlm.storage.writing import make_folder
@@ -83,8 +83,7 @@ def is_current(unit: Unit, row: Row, steps: int | None = None) -> bool:
     """Whether a line's run has the settings of now, with `steps` or the task's own budget."""
     if unit.task not in TASKS or unit.arm not in ARMS or unit.seed not in SEEDS:
         return False
-    budget = STEPS[unit.task] if steps is None else steps
-    return row["settings"] == settings(ARMS[unit.arm], unit.task, budget)
+    return row["settings"] == settings(ARMS[unit.arm], unit.task, budget(unit.task, steps))
 
 
 def read(workdir: pathlib.Path) -> dict[Unit, Row]:
@@ -136,7 +135,7 @@ def train(workdir: pathlib.Path, todo: Sequence[Unit], steps: int | None = None)
     for unit in todo:
         arm = ARMS[unit.arm]
         found = runs.run(runs.program(arm), TASKS[unit.task], unit.seed, steps)
-        digest = settings(arm, unit.task, STEPS[unit.task] if steps is None else steps)
+        digest = settings(arm, unit.task, budget(unit.task, steps))
         row = {**unit._asdict(), **found, "settings": digest}
         add(workdir, row)
         yield row
@@ -171,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(asked)} runs, {len(asked) - len(todo)} of them done", flush=True)
     if not todo:
         return 0
-    _one_thread()
+    one_thread()
     import jax
 
     folder = (arguments.workdir / "compiled").resolve()
@@ -185,12 +184,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             flush=True,
         )
     return 0
-
-
-def _one_thread() -> None:
-    """Models this small are slower on several threads; it has an effect before jax starts."""
-    flags = "--xla_cpu_multi_thread_eigen=false"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def run(
       `steps` made, `loss` (nats a label, mean of the last `STEADY` steps), `accuracy` at each of
       `TIMES` and processor time in `cpu_seconds`.
     """
-    budget = arms.STEPS[task.name] if steps is None else steps
+    budget = arms.budget(task.name, steps)
     begin = time.process_time()
     state = compiled.init(jax.random.key(seed))
     numbers = ScheduleNumbers.of(arms.optimizer(task.name, budget), budget)

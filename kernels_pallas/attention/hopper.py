@@ -268,7 +268,6 @@ class _Layout:
         keys; nothing without gates."""
         if self.sums is None:
             return ()
-
         queries = _pairs(self.sums.last(self.time), self.tokens)
         return queries, _pairs(self.sums, self.key_tokens)
 
