@@ -1,10 +1,10 @@
-"""Runs every law on every small mixer and writes which kinds passed: docs/laws.json.
+"""Runs every law on every small mixer and writes which variants passed: docs/laws.json.
 
 Run:  python tests/models/record_laws.py [--seeds 2] [--variants 1] [--kinds nha gsa]
-          [--laws causal finite] [--processes 2]
+          [--names nha0] [--laws causal finite] [--missing] [--processes 2]
 
-A kind passes a law if all its tested variants pass on all seeds. `docs/mixers.md` shows the record;
-run this after a change of a mixer or an op.
+A variant passes a law if it does on all seeds, a kind if all its recorded variants do. What does not
+run keeps its record. `docs/mixers.md` shows the record; run this after a change of a mixer or an op.
 """
 
 import argparse
@@ -82,9 +82,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--variants", type=int, help="maximum variants of a kind; default: all")
-    parser.add_argument("--kinds", nargs="+", help="only these; others keep their record")
+    parser.add_argument("--kinds", nargs="+", help="only these")
+    parser.add_argument("--names", nargs="+", metavar="VARIANT", help="only these of small.MIXERS")
+    parser.add_argument("--laws", nargs="+", metavar="LAW", help="only these")
     parser.add_argument(
-        "--laws", nargs="+", metavar="LAW", help="only these; the others keep their record"
+        "--missing", action="store_true", help="only variants without a record of every law"
     )
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
@@ -93,46 +95,61 @@ def main() -> int:
     laws = options.laws or [*all_laws()]
     if unknown := set(laws) - set(all_laws()):
         parser.error(f"unknown law {min(unknown)!r}: there are {', '.join(all_laws())}")
-    variants = {n: m["kind"] for n, m in small.MIXERS.items()}
-    chosen = [n for n, kind in variants.items() if not options.kinds or kind in options.kinds]
-    if options.variants:
-        of_kind = {k: [n for n in chosen if variants[n] == k] for k in set(variants.values())}
-        chosen = [n for n in chosen if n in of_kind[variants[n]][: options.variants]]
+    if unknown := set(options.names or ()) - set(small.MIXERS):
+        parser.error(f"unknown variant {min(unknown)!r}: there are {', '.join(small.MIXERS)}")
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    passed, counts = record.get("passed", {}), record.get("variants", {})
-    for kind in {variants[n] for n in chosen}:
-        for law in laws:
-            passed.setdefault(kind, {}).pop(law, None)
-        if not options.laws:
-            counts[kind] = 0
+    passed = collections.defaultdict(lambda: collections.defaultdict(dict))
+    for kind, variants in record.get("passed", {}).items():
+        passed[kind].update(variants)
+    kinds = {name: mixer["kind"] for name, mixer in small.MIXERS.items()}
+    chosen = [
+        name
+        for name, kind in kinds.items()
+        if (not options.kinds or kind in options.kinds)
+        and (not options.names or name in options.names)
+        and not (options.missing and set(laws) <= set(passed[kind][name]))
+    ]
+    if options.variants:
+        of_kind = {k: [n for n in chosen if kinds[n] == k] for k in set(kinds.values())}
+        chosen = [n for n in chosen if n in of_kind[kinds[n]][: options.variants]]
+    seeds = min(options.seeds, record.get("seeds", options.seeds))
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.processes, mp_context=context) as pool:
         tasks = {pool.submit(hold, name, laws, options.seeds): name for name in chosen}
         for task in concurrent.futures.as_completed(tasks):
             name, result = tasks[task], task.result()
-            kind = variants[name]
-            for law, ok in result.items():
-                passed[kind][law] = passed[kind].get(law, True) and ok
-            counts[kind] += 0 if options.laws else 1
+            passed[kinds[name]][name].update(result)
             print(f"{name}: {sum(result.values())} of {len(result)} laws", flush=True)
-            write(passed, counts, options.seeds)
-    return 0 if all(all(p.values()) for p in passed.values()) else 1
+            write(passed, seeds)
+    recorded = [laws for variants in passed.values() for laws in variants.values()]
+    return 0 if all(all(laws.values()) for laws in recorded) else 1
 
 
-def write(passed: dict, counts: dict, seeds: int) -> None:
-    """Writes the record so far, so that an interrupted run keeps its results."""
+def write(passed: dict[str, dict[str, dict[str, bool]]], seeds: int) -> None:
+    """Writes the record so far, so that an interrupted run keeps its results.
+
+    `passed` is by kind, variant and law. Variants that `small.MIXERS` no longer has are left out.
+    """
     import jax
     import small
 
-    there = collections.Counter(mixer["kind"] for mixer in small.MIXERS.values())
+    kinds = sorted({mixer["kind"] for mixer in small.MIXERS.values()})
+    there = {k: [n for n, mixer in small.MIXERS.items() if mixer["kind"] == k] for k in kinds}
+    laws = [*all_laws()]
     record = dict(
         date=time.strftime("%Y-%m-%d"),
         jax=jax.__version__,
         seeds=seeds,
-        laws=[*all_laws()],
-        variants=dict(sorted(counts.items())),
-        of=dict(sorted(there.items())),
-        passed=dict(sorted(passed.items())),
+        laws=laws,
+        variants=there,
+        passed={
+            kind: {
+                name: {law: passed[kind][name][law] for law in laws if law in passed[kind][name]}
+                for name in names
+                if passed[kind][name]
+            }
+            for kind, names in there.items()
+        },
     )
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -133,17 +133,18 @@ def _cost_row(title: str, config: MixerConfig) -> str:
 
 
 def _laws(record: dict[str, Any]) -> list[str]:
-    laws, passed = record["laws"], record["passed"]
-    rows = []
+    laws, there = record["laws"], record["variants"]
+    rows, tested = [], 0
     for kind in sorted(KINDS):
-        marks = " | ".join(_mark(passed.get(kind), law) for law in laws)
-        tested, there = record["variants"].get(kind, 0), record["of"].get(kind, 0)
-        rows.append(f"| `{kind}` | {tested} of {there} | {marks} |")
+        recorded = record["passed"].get(kind, {})
+        marks = " | ".join(_mark([*recorded.values()], law) for law in laws)
+        rows.append(f"| `{kind}` | {len(recorded)} of {len(there.get(kind, ()))} | {marks} |")
+        tested += len(recorded)
     return [
         "Each law of `kernels_pallas/testing` was checked on the whole mixer, with its projections,"
         f" convolutions and caches, on {record['seeds']} random draw(s) for each of"
-        f" {sum(record['variants'].values())} small variants of the mixers, out of"
-        f" {sum(record['of'].values())}; the table says how many of each kind. Recorded"
+        f" {tested} small variants of the mixers, out of {sum(map(len, there.values()))}; the table"
+        " says how many of each kind, and `docs/laws.json` which. Recorded until"
         f" {record['date']} with jax {record['jax']}. A dash means not recorded yet.",
         "The tests check the same laws on every variant, with other draws.",
         "",
@@ -166,8 +167,10 @@ def _laws(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def _mark(passed: dict[str, bool] | None, law: str) -> str:
-    return "-" if passed is None else "yes" if passed[law] else "no"
+def _mark(variants: list[dict[str, bool]], law: str) -> str:
+    """Whether all recorded variants passed."""
+    passed = [laws[law] for laws in variants if law in laws]
+    return "-" if not passed or len(passed) < len(variants) else "yes" if all(passed) else "no"
 
 
 def _operations(config: type[MixerConfig]) -> str:
