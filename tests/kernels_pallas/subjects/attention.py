@@ -115,7 +115,7 @@ def sees_the_future(self, start_NBC, original=chunked._Part.mask):
 
 
 def slots_dropped(state, slots):
-    return attn.AttentionState(*(jnp.zeros_like(array) for array in state))
+    return jax.tree.map(jnp.zeros_like, state)
 
 
 def key_forgets_itself(log_forget_BSH, ids_BS, original=forget.cumulative):
