@@ -13,13 +13,19 @@ One custom_vjp saves q, k, v, out and lse and recomputes the probabilities from 
 named "attention_out" and "attention_lse" for remat policies. All matrix products have the layout
 [m, k] x [k, n] with leading batch axes: on CPUs these run at 200 GFLOP/s, a product with a transposed
 left operand at 50 to 130 (two cores).
+
+Each part transposes its own slices, which the caches hold; results are written in the layout (B, T, H, K).
+Whole arrays would be read and written in memory, and the keys' (B, G, K, S) has rows a power of two apart.
+Only the keys and values of full attention, which many parts read, are transposed as a whole.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from kernels_pallas import dispatch, segments
@@ -28,7 +34,7 @@ from kernels_pallas.attention import forget
 NEGATIVE = -1e30
 LOWEST_MAX = -1e20  # above NEGATIVE: a row without keys gets exp(NEGATIVE - LOWEST_MAX) = 0
 MAX_STAGES = 16  # of the triangle of full attention; bounds compile time
-MAX_TOKENS = 2048  # queries with a window whose logits are in memory at once
+MAX_TOKENS = 512  # queries with a window whose logits are in memory at once; more leave the caches
 
 
 class Stage(NamedTuple):
@@ -131,18 +137,16 @@ def _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, static):
 def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, static):
     shape = _Layout(q_BTHK, k_BSGK, v_BSGV, static)
     dtype = shape.dtype
-    q_NBGMK = shape.queries(q_BTHK)
-    k_BGKS = shape.keys(k_BSGK, (0, 2, 3, 1))
-    v_BGSV = shape.keys(v_BSGV, (0, 2, 1, 3))
-    start_NBC = shape.starts(start_BT)
+    queries, starts = shape.padded(q_BTHK), shape.starts(start_BT)
+    keys, values = shape.keys(k_BSGK, _GKS), shape.keys(v_BSGV, _GSK)
     sinks_1GM1 = None if sinks_H is None else shape.per_head(sinks_H.astype(dtype))
     gates = None if forgotten is None else _Gates.of(shape, forgotten)
 
     def block(part):
-        q_NBGMK_, start_NBC_ = part.queries(q_NBGMK), part.queries(start_NBC)
-        k_NBGKS, v_NBGSV = part.keys(k_BGKS, 3), part.keys(v_BGSV, 2)
-        mask = part.mask(start_NBC_)
-        s_NBGMS, _ = _logits(q_NBGMK_, k_NBGKS, mask, static, dtype, gates and gates.bias(part))
+        q_NBGMK, start_NBC = part.queries(queries), part.starts(starts)
+        k_NBGKS, v_NBGSV = part.keys(keys), part.keys(values)
+        mask = part.mask(start_NBC)
+        s_NBGMS, _ = _logits(q_NBGMK, k_NBGKS, mask, static, dtype, gates and gates.bias(part))
         m_NBGM1 = jnp.maximum(jnp.max(s_NBGMS, axis=-1, keepdims=True), LOWEST_MAX)
         if sinks_1GM1 is not None:
             m_NBGM1 = jnp.maximum(m_NBGM1, sinks_1GM1[None])
@@ -151,14 +155,15 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, static):
         if sinks_1GM1 is not None:
             l_NBGM1 += jnp.exp(sinks_1GM1[None] - m_NBGM1)
         o_NBGMV = _dot(p_NBGMS.astype(v_NBGSV.dtype), v_NBGSV, static, dtype)
-        empty_NBGM1 = shape.empty(start_NBC_)
+        empty_NBGM1 = shape.empty(start_NBC)
         l_NBGM1 = jnp.where(empty_NBGM1, 1, l_NBGM1)
         lse_NBGM1 = jnp.where(empty_NBGM1, NEGATIVE, m_NBGM1 + jnp.log(l_NBGM1))
-        return (o_NBGMV / l_NBGM1).astype(v_BSGV.dtype), lse_NBGM1
+        o_NBGMV = (o_NBGMV / l_NBGM1).astype(v_BSGV.dtype)
+        return part.from_queries(o_NBGMV), part.from_queries(lse_NBGM1)
 
-    _, (out_NBGMV, lse_NBGM1) = shape.scan(lambda _, part: ((), block(part)), ())
-    out_BTHV = checkpoint_name(shape.from_queries(out_NBGMV), "attention_out")
-    lse_BTH = checkpoint_name(shape.from_queries(lse_NBGM1)[..., 0], "attention_lse")
+    _, (out_BTHV, lse_BTH1) = shape.scan(lambda _, part: ((), block(part)), ())
+    out_BTHV = checkpoint_name(out_BTHV, "attention_out")
+    lse_BTH = checkpoint_name(lse_BTH1[..., 0], "attention_lse")
     residuals = (q_BTHK, k_BSGK, v_BSGV, sinks_H, forgotten, start_BT, out_BTHV, lse_BTH)
     return (out_BTHV, lse_BTH), residuals
 
@@ -177,47 +182,44 @@ def _backward(static, residuals, cotangents):
         p_sink_BTH = jnp.exp(sinks_H.astype(dtype)[None, None] - lse_BTH)
         dsinks_H = -jnp.sum(p_sink_BTH * delta_BTH, axis=(0, 1)).astype(sinks_H.dtype)
 
-    q_NBGMK, do_NBGMV = shape.queries(q_BTHK), shape.queries(dout_BTHV)
-    # The barrier keeps XLA from folding the transposes back into slower products.
-    q_NBGKM, do_NBGVM = jax.lax.optimization_barrier(
-        (jnp.swapaxes(q_NBGMK, -1, -2), jnp.swapaxes(do_NBGMV, -1, -2))
-    )
-    lse_NBGM1, delta_NBGM1 = shape.queries(lse_BTH[..., None]), shape.queries(delta_BTH[..., None])
-    k_BGKS, k_BGSK = shape.keys(k_BSGK, (0, 2, 3, 1)), shape.keys(k_BSGK, (0, 2, 1, 3))
-    v_BGVS = shape.keys(v_BSGV, (0, 2, 3, 1))
-    start_NBC = shape.starts(start_BT)
+    queries, dout, starts = shape.padded(q_BTHK), shape.padded(dout_BTHV), shape.starts(start_BT)
+    lse, delta = shape.padded(lse_BTH[..., None]), shape.padded(delta_BTH[..., None])
+    keys, values = shape.keys(k_BSGK, _GKS), shape.keys(v_BSGV, _GKS)
+    keys_of_dq = shape.keys(k_BSGK, _GSK)
     gates = None if forgotten is None else _Gates.of(shape, forgotten)
 
     def block(carry, part):
-        dk_BGKS, dv_BGVS, dgates = carry
-        q_NBGMK_, do_NBGMV_ = part.queries(q_NBGMK), part.queries(do_NBGMV)
-        mask = part.mask(part.queries(start_NBC))
-        k_NBGKS, bias = part.keys(k_BGKS, 3), gates and gates.bias(part)
-        s_NBGMS, slope_NBGMS = _logits(q_NBGMK_, k_NBGKS, mask, static, dtype, bias)
-        p_NBGMS = jnp.exp(s_NBGMS - part.queries(lse_NBGM1))
-        dp_NBGMS = _dot(do_NBGMV_, part.keys(v_BGVS, 3), static, dtype)
-        ds_NBGMS = p_NBGMS * (dp_NBGMS - part.queries(delta_NBGM1))
+        dkeys, dvalues, dgates = carry
+        q_NBGMK, do_NBGMV = part.queries(queries), part.queries(dout)
+        # The barrier keeps XLA from folding the transposes back into slower products.
+        q_NBGKM, do_NBGVM = jax.lax.optimization_barrier(
+            (jnp.swapaxes(q_NBGMK, -1, -2), jnp.swapaxes(do_NBGMV, -1, -2))
+        )
+        mask = part.mask(part.starts(starts))
+        k_NBGKS, bias = part.keys(keys), gates and gates.bias(part)
+        s_NBGMS, slope_NBGMS = _logits(q_NBGMK, k_NBGKS, mask, static, dtype, bias)
+        p_NBGMS = jnp.exp(s_NBGMS - part.queries(lse))
+        dp_NBGMS = _dot(do_NBGMV, part.keys(values), static, dtype)
+        ds_NBGMS = p_NBGMS * (dp_NBGMS - part.queries(delta))
         dqueries = None
         if gates is not None:
             dqueries, dgates = gates.add_gradient(part, dgates, ds_NBGMS)
         if slope_NBGMS is not None:
             ds_NBGMS *= slope_NBGMS
-        ds_NBGMS = ds_NBGMS.astype(q_NBGMK_.dtype)
-        p_NBGMS = p_NBGMS.astype(do_NBGMV_.dtype)
-        dq_NBGMK = _dot(ds_NBGMS, part.keys(k_BGSK, 2), static, dtype)
-        dk_NBGKS = _dot(part.queries(q_NBGKM), ds_NBGMS, static, dtype)
-        dv_NBGVS = _dot(part.queries(do_NBGVM), p_NBGMS, static, dtype)
-        sums = part.add_keys(dk_BGKS, dk_NBGKS), part.add_keys(dv_BGVS, dv_NBGVS), dgates
-        return sums, (dq_NBGMK, dqueries)
+        ds_NBGMS = ds_NBGMS.astype(q_NBGMK.dtype)
+        p_NBGMS = p_NBGMS.astype(do_NBGMV.dtype)
+        dq_NBGMK = _dot(ds_NBGMS, part.keys(keys_of_dq), static, dtype)
+        dk_NBGKS = _dot(q_NBGKM, ds_NBGMS, static, dtype)
+        dv_NBGVS = _dot(do_NBGVM, p_NBGMS, static, dtype)
+        sums = part.add_keys(dkeys, dk_NBGKS), part.add_keys(dvalues, dv_NBGVS), dgates
+        return sums, (part.from_queries(dq_NBGMK), dqueries)
 
-    zeros = jnp.zeros(k_BGKS.shape, dtype), jnp.zeros(v_BGVS.shape, dtype)
-    zeros = *zeros, None if gates is None else jnp.zeros_like(gates.keys.high)
-    (dk_BGKS, dv_BGVS, dgates), (dq_NBGMK, dqueries) = shape.scan(block, zeros)
+    zeros = keys.zeros(dtype), values.zeros(dtype), gates and gates.keys.high.zeros(dtype)
+    (dkeys, dvalues, dgates), (dq_BTHK, dqueries) = shape.scan(block, zeros)
     dforgotten = None if gates is None else shape.from_gates(dqueries, dgates)
-    dq_BTHK = shape.from_queries(dq_NBGMK) * static.scale
-    tokens = k_BSGK.shape[1]
-    dk_BSGK = jnp.transpose(dk_BGKS[..., :tokens], (0, 3, 1, 2)) * static.scale
-    dv_BSGV = jnp.transpose(dv_BGVS[..., :tokens], (0, 3, 1, 2))
+    dq_BTHK *= static.scale
+    dk_BSGK = dkeys.natural(k_BSGK.shape[1]) * static.scale
+    dv_BSGV = dvalues.natural(k_BSGK.shape[1])
     # Read by a rotation's gradient, transposes would be done anew for each of its four terms.
     dq_BTHK, dk_BSGK, dv_BSGV = jax.lax.optimization_barrier((dq_BTHK, dk_BSGK, dv_BSGV))
     return (
@@ -243,48 +245,36 @@ class _Layout:
         self.slots = k_BSGK.shape[1] - self.time
         self.length = block_length(self.time, k_BSGK.shape[1], static.window)
         self.blocks = -(-self.time // self.length)
-        self.padded = self.blocks * self.length
+        self.added = self.blocks * self.length - self.time
         self.stages = make_stages(self.blocks, self.length, self.slots, static.window)
         self.dtype = dispatch.accumulator_dtype(q_BTHK, k_BSGK, v_BSGV)
+        self.slides = static.window is not None
 
-    def queries(self, x_BTHK):
-        """(B, T, H, K) -> (N, B, G, M, K)."""
-        x = jnp.pad(x_BTHK, ((0, 0), (0, self.padded - self.time), (0, 0), (0, 0)))
-        size = x.shape[-1]
-        x = x.reshape(self.batch, self.blocks, self.length, self.kv_heads, self.group, size)
-        x = jnp.transpose(x, (1, 0, 3, 4, 2, 5))
-        return x.reshape(self.blocks, self.batch, self.kv_heads, self.group * self.length, size)
+    def padded(self, x_BTHK):
+        """With zeros for the tokens that fill up the last block, of queries or of keys."""
+        return jnp.pad(x_BTHK, ((0, 0), (0, self.added), (0, 0), (0, 0)))
 
-    def from_queries(self, x_NBGMK):
-        """(N, B, G, M, K) -> (B, T, H, K)."""
-        size = x_NBGMK.shape[-1]
-        shape = (self.blocks, self.batch, self.kv_heads, self.group, self.length, size)
-        x = jnp.transpose(x_NBGMK.reshape(shape), (1, 0, 4, 2, 3, 5))
-        return x.reshape(self.batch, self.padded, self.heads, size)[:, : self.time]
+    def keys(self, x_BSGK, axes) -> "_Keys":
+        """Keys whose parts have the axis N and then `axes` of (B, S, G, K)."""
+        x = self.padded(x_BSGK)
+        return _Keys(x, axes, False) if self.slides else _Keys(jnp.transpose(x, axes), axes, True)
 
-    def keys(self, x_BSGK, axes):
-        x = jnp.pad(x_BSGK, ((0, 0), (0, self.padded - self.time), (0, 0), (0, 0)))
-        return jnp.transpose(x, axes)
-
-    def gates(self, x_BSH):
-        """(B, S, H) -> (B, G, R, S), padded as the keys are."""
+    def gates(self, x_BSH) -> "_Keys":
+        """The same of (B, S, H), whose parts are (N, B, G, R, S)."""
         batch, tokens, _ = x_BSH.shape
-        return self.keys(x_BSH.reshape(batch, tokens, self.kv_heads, self.group), (0, 2, 3, 1))
+        return self.keys(x_BSH.reshape(batch, tokens, self.kv_heads, self.group), _GKS)
 
-    def from_gates(self, dqueries_NBGM1, dkeys_BGRS):
+    def from_gates(self, dqueries_BTH1, dkeys: "_Keys"):
         """The cotangent of the sums of log-gates (B, S, H), from those of queries and of keys."""
-        tokens = self.slots + self.time
-        dkeys_BSGR = jnp.transpose(dkeys_BGRS[..., :tokens], (0, 3, 1, 2))
-        dqueries_BTH = self.from_queries(dqueries_NBGM1)[..., 0]
-        dqueries_BSH = jnp.pad(dqueries_BTH, ((0, 0), (self.slots, 0), (0, 0)))
+        dkeys_BSGR = dkeys.natural(self.slots + self.time)
+        dqueries_BSH = jnp.pad(dqueries_BTH1[..., 0], ((0, 0), (self.slots, 0), (0, 0)))
         dhigh_BSH = dkeys_BSGR.reshape(dqueries_BSH.shape) + dqueries_BSH
         return forget.Cumulative(dhigh_BSH, jnp.zeros_like(dhigh_BSH))
 
     def starts(self, start_BT):
-        """(B, T) -> (N, B, C); added queries see no keys."""
-        pad = ((0, 0), (0, self.padded - self.time))
-        start_BT = jnp.pad(start_BT, pad, constant_values=self.slots + self.padded)
-        return jnp.moveaxis(start_BT.reshape(self.batch, self.blocks, self.length), 1, 0)
+        """(B, T), padded; added queries see no keys."""
+        last = self.slots + self.time + self.added
+        return jnp.pad(start_BT, ((0, 0), (0, self.added)), constant_values=last)
 
     def per_head(self, x_H):
         """(H,) -> (1, G, M, 1)."""
@@ -301,7 +291,7 @@ class _Layout:
         return jnp.tile(x_NBCS, (1, 1, self.group, 1))[:, :, None]
 
     def scan(self, block, carry):
-        """`carry, out = block(carry, part)` for all parts of all stages; outs along N."""
+        """`carry, out = block(carry, part)` for all parts of all stages; outs (B, T, ...) along T."""
         outs = []
         for stage in self.stages:
 
@@ -312,13 +302,50 @@ class _Layout:
                 carry, out = step(carry, 0)
             else:
                 carry, out = jax.lax.scan(step, carry, jnp.arange(stage.loops, dtype=jnp.int32))
-                out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+                out = jax.tree.map(lambda x: _merged(jnp.moveaxis(x, 0, 1), 1), out)
             outs.append(out)
-        return carry, jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=0), *outs)
+        return carry, jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1)[:, : self.time], *outs)
+
+
+def _merged(x, axis: int):
+    """The axis and the next one as one."""
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
+_GKS, _GSK = (0, 2, 3, 1), (0, 2, 1, 3)  # of the axes (B, S, G, K)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Keys:
+    """Keys, or values, in the layout in which parts slice them.
+
+    Attributes:
+      array: (B, S, G, K), or with its axes in the order `axes` if they `are_transposed`.
+      axes: those of a part's keys after the first.
+      are_transposed: whether `array` has them.
+    """
+
+    array: jax.Array
+    axes: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
+    are_transposed: bool = dataclasses.field(metadata=dict(static=True))
+
+    @property
+    def time(self) -> int:
+        """The axis S of the array."""
+        return self.axes.index(1) if self.are_transposed else 1
+
+    def zeros(self, dtype) -> "_Keys":
+        return dataclasses.replace(self, array=jnp.zeros(self.array.shape, dtype))
+
+    def natural(self, tokens: int):
+        """(B, S, G, K) without what was added after `tokens`."""
+        x = jnp.transpose(self.array, np.argsort(self.axes)) if self.are_transposed else self.array
+        return x[:, :tokens]
 
 
 class _Gates(NamedTuple):
-    """The sums of log forget gates of all queries (N, B, G, M, 1) and of all keys (B, G, R, S)."""
+    """The sums of log forget gates of all queries, (B, T, H, 1), and of all keys, `_Keys`."""
 
     group: int
     queries: forget.Cumulative
@@ -326,24 +353,25 @@ class _Gates(NamedTuple):
 
     @classmethod
     def of(cls, shape: _Layout, forgotten: forget.Cumulative) -> "_Gates":
-        queries = (shape.queries(x_BTH[..., None]) for x_BTH in forgotten.last(shape.time))
+        queries = (shape.padded(x_BTH[..., None]) for x_BTH in forgotten.last(shape.time))
         keys = (shape.gates(x_BSH) for x_BSH in forgotten)
         return cls(shape.group, forget.Cumulative(*queries), forget.Cumulative(*keys))
 
     def bias(self, part: "_Part"):
         """What a part adds to its logits, (N, B, G, M, S)."""
+        rows = self.group * part.shape.length
         high, low = (
-            part.queries(own_NBGM1) - self._rows(part.keys(keys_BGRS, 3), own_NBGM1.shape[3])
-            for own_NBGM1, keys_BGRS in zip(self.queries, self.keys)
+            part.queries(queries) - self._rows(part.keys(keys), rows)
+            for queries, keys in zip(self.queries, self.keys)
         )
         return high + low
 
-    def add_gradient(self, part: "_Part", dkeys_BGRS, ds_NBGMS):
+    def add_gradient(self, part: "_Part", dkeys: _Keys, ds_NBGMS):
         """The queries' cotangent, and the keys' with the part's added."""
         shape = *ds_NBGMS.shape[:3], self.group, -1, ds_NBGMS.shape[-1]
         dkeys_NBGRS = -jnp.sum(ds_NBGMS.reshape(shape), axis=4)
         dqueries_NBGM1 = jnp.sum(ds_NBGMS, axis=-1, keepdims=True)
-        return dqueries_NBGM1, part.add_keys(dkeys_BGRS, dkeys_NBGRS)
+        return part.from_queries(dqueries_NBGM1), part.add_keys(dkeys, dkeys_NBGRS)
 
     def _rows(self, x_NBGRS, rows: int):
         """(N, B, G, R, S) -> (N, B, G, M, S), repeated for the queries of a block."""
@@ -358,25 +386,53 @@ class _Part:
         self.number = stage.first + index * stage.group
         self.key = stage.key + index * stage.group * stage.step
 
-    def queries(self, x_N):
-        """The blocks' slice of an array whose first axis is N."""
-        return jax.lax.dynamic_slice_in_dim(x_N, self.number, self.stage.group, 0)
+    def queries(self, x_BTHK):
+        """The blocks' queries: (N, B, G, M, K)."""
+        shape, x_BTHK = self.shape, self._own(x_BTHK)
+        sizes = shape.batch, -1, shape.length, shape.kv_heads, shape.group, x_BTHK.shape[-1]
+        return _merged(jnp.transpose(x_BTHK.reshape(sizes), (1, 0, 3, 4, 2, 5)), 3)
 
-    def keys(self, x_BG, axis):
+    def from_queries(self, x_NBGMK):
+        """(N, B, G, M, K) -> (B, T, H, K)."""
+        shape = self.shape
+        sizes = *x_NBGMK.shape[:3], shape.group, shape.length, x_NBGMK.shape[-1]
+        x_BNCGRK = jnp.transpose(x_NBGMK.reshape(sizes), (1, 0, 4, 2, 3, 5))
+        return _merged(_merged(x_BNCGRK, 1), 2)
+
+    def starts(self, start_BT):
+        """(B, T) -> (N, B, C)."""
+        sizes = self.shape.batch, -1, self.shape.length
+        return jnp.moveaxis(self._own(start_BT).reshape(sizes), 1, 0)
+
+    def _own(self, x_BT):
+        """The tokens of the blocks."""
+        length = self.shape.length
+        return jax.lax.dynamic_slice_in_dim(
+            x_BT, self.number * length, self.stage.group * length, 1
+        )
+
+    def keys(self, keys: _Keys):
         """The keys of each block along a new first axis; those of neighbours overlap."""
         group, width, step = self.stage.group, self.stage.width, self.stage.step
-        x_BG = jax.lax.dynamic_slice_in_dim(x_BG, self.key, width + (group - 1) * step, axis)
+        all_keys = width + (group - 1) * step
+        x = jax.lax.dynamic_slice_in_dim(keys.array, self.key, all_keys, keys.time)
         if group == 1:
-            return x_BG[None]
-        shape = x_BG.shape
-        chunks = jnp.moveaxis(x_BG.reshape(*shape[:axis], -1, step, *shape[axis + 1 :]), axis, 0)
-        return jnp.concatenate([chunks[j : j + group] for j in range(width // step)], axis + 1)
+            return (x if keys.are_transposed else jnp.transpose(x, keys.axes))[None]
+        chunks = x.reshape(*x.shape[: keys.time], -1, step, *x.shape[keys.time + 1 :])
+        chunks = jnp.moveaxis(chunks, keys.time, 0)
+        if not keys.are_transposed:
+            # The barrier keeps XLA from transposing them anew for each of the slices.
+            chunks = jax.lax.optimization_barrier(
+                jnp.transpose(chunks, (0, *(1 + axis for axis in keys.axes)))
+            )
+        overlapping = [chunks[j : j + group] for j in range(width // step)]
+        return jnp.concatenate(overlapping, axis=1 + keys.axes.index(1))
 
-    def add_keys(self, total_BGKS, part_NBGKS):
-        """`total[..., keys of the blocks] += part`, summed where keys overlap."""
+    def add_keys(self, total: _Keys, part_NBGKS) -> _Keys:
+        """`total[keys of the blocks] += part`, summed where keys overlap; the axes are `_GKS`."""
         group, width, step = self.stage.group, self.stage.width, self.stage.step
         if group == 1:
-            part_BGKS = part_NBGKS[0]
+            chunks = part_NBGKS
         else:
             back = width // step - 1
             chunks = sum(
@@ -385,9 +441,15 @@ class _Part:
                 )
                 for j in range(back + 1)
             )
-            part_BGKS = jnp.moveaxis(chunks, 0, 3).reshape(*total_BGKS.shape[:3], -1)
-        old = jax.lax.dynamic_slice_in_dim(total_BGKS, self.key, part_BGKS.shape[-1], 3)
-        return jax.lax.dynamic_update_slice_in_dim(total_BGKS, old + part_BGKS, self.key, 3)
+        if total.are_transposed:
+            part = _merged(jnp.moveaxis(chunks, 0, 3), 3)
+        else:
+            part = _merged(jnp.transpose(chunks, (1, 0, 4, 2, 3)), 1)
+        old = jax.lax.dynamic_slice_in_dim(
+            total.array, self.key, part.shape[total.time], total.time
+        )
+        new = jax.lax.dynamic_update_slice_in_dim(total.array, old + part, self.key, total.time)
+        return dataclasses.replace(total, array=new)
 
     def mask(self, start_NBC):
         """The interval [start, own index] of every row over its keys: (N, B, 1, M, width)."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
 from subjects.attention import attention_subject
 
 from kernels_pallas import testing
@@ -292,6 +293,31 @@ def test_memory_is_linear_in_time(monkeypatch):
     for window in (None, 128):
         short, long = temporaries(4096, window), temporaries(8192, window)
         assert long < 2.6 * short, f"window {window}: {short} bytes, then {long}"
+
+
+def test_a_window_transposes_no_whole_array():
+    """Whole arrays leave the caches: with them, time grew faster than the sequence."""
+    tokens, shape = 2048, (2, 2048, 2, 8)
+    q = jax.ShapeDtypeStruct(shape, jnp.float32)
+    gates = jax.ShapeDtypeStruct(shape[:3], jnp.float32)
+
+    def loss(q, k, v, gates):
+        options = dict(window=128, log_forget_BTH=gates, impl="chunked")
+        return attention(q, k, v, **options)[0].sum()
+
+    def transposes(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "transpose":
+                yield equation.invars[0].aval.shape, equation.params["permutation"]
+            for inner in jaxprs_in_params(equation.params):
+                yield from transposes(inner)
+
+    found = [*transposes(jax.make_jaxpr(jax.grad(loss, (0, 1, 2, 3)))(q, q, q, gates).jaxpr)]
+    assert found
+    # Those that keep the two last axes copy whole tokens.
+    inner = [x for x, axes in found if tuple(axes[-2:]) != (len(axes) - 2, len(axes) - 1)]
+    largest = max(inner, key=np.prod)
+    assert np.prod(largest) < np.prod(shape) * (chunked.MAX_TOKENS + 256) / tokens, largest
 
 
 @pytest.mark.parametrize(
