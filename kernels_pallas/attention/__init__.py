@@ -104,7 +104,8 @@ def attention(
     scale: float | None = None,
     sinks_H: Float[Array, "H"] | None = None,
     soft_cap: float | None = None,
-    log_forget_BTH: Float[Array, "B T H"] | None = None,
+    log_forget_BTH: Float[Array, "B T F"] | None = None,
+    heads_per_gate: int = 1,
     initial_state: AttentionState | None = None,
     return_state: bool = False,
     impl: str = "auto",
@@ -128,6 +129,8 @@ def attention(
         (the Forgetting Transformer, arXiv 2503.02130): query i sees key j with the logit, capped if at
         all, plus the sum of the log-gates of the tokens after j up to i. Minus infinity is a gate of 0;
         values below `forget.LOWEST` count as that. None is gates of 1.
+      heads_per_gate: query heads, next to each other, that share a forget gate; it divides H // G, and
+        log_forget_BTH, like that of a state, has H // heads_per_gate gates a token.
       initial_state: tokens directly before the first one, any number of slots; a window uses at
         most window - 1 of them.
       return_state: also return the state after the last token: window - 1 slots with a window (the
@@ -141,7 +144,17 @@ def attention(
     scale that is no Python number, non-integer segment ids, a window that is an array together
     with a state, unknown impl.
     """
-    _check(q_BTHK, k_BTGK, v_BTGV, segment_ids, window, sinks_H, log_forget_BTH, initial_state)
+    _check(
+        q_BTHK,
+        k_BTGK,
+        v_BTGV,
+        segment_ids,
+        window,
+        sinks_H,
+        log_forget_BTH,
+        heads_per_gate,
+        initial_state,
+    )
     scale = dispatch.number("attention", "scale", scale)
     soft_cap = _soft_cap("attention", soft_cap)
     traced = isinstance(window, jnp.ndarray)
@@ -179,11 +192,13 @@ def attention(
             heads // kv_heads if has_gates else 0,
         ),
     )
-    form = _FORMS[dispatch.resolve("attention", impl, case, SUPPORT, time)]
+    backend = dispatch.resolve("attention", impl, case, SUPPORT, time)
 
     ids_BS = segments.or_one_document(segment_ids, batch, time)
     if has_gates and log_forget_BTH is None:
-        log_forget_BTH = jnp.zeros((batch, time, heads), initial_state.log_forget_BSH.dtype)
+        log_forget_BTH = jnp.zeros(
+            (batch, time, heads // heads_per_gate), initial_state.log_forget_BSH.dtype
+        )
     tokens = AttentionState(k_BTGK, v_BTGV, ids_BS, log_forget_BTH)
     if initial_state is not None:
         tokens = _after(_last_slots(initial_state, None if bound is None else slots), tokens)
@@ -201,12 +216,14 @@ def attention(
         window if traced else bound,
         tokens.log_forget_BSH,
     )
-    qkv, gates = contained.inputs[:3], contained.inputs[3:]
-    out_BTHV, lse_BTH = form(
+    qkv, log_forget = contained.inputs[:3], contained.inputs[3:]
+    if backend != "chunked":  # which alone sums a gate once for all heads that share it
+        log_forget = (jnp.repeat(x_BSF, heads_per_gate, axis=2) for x_BSF in log_forget)
+    out_BTHV, lse_BTH = _FORMS[backend](
         *qkv,
         ids_BS,
         sinks_H,
-        *gates,
+        *log_forget,
         window=window if traced else bound,
         scale=key_size**-0.5 if scale is None else scale,
         soft_cap=soft_cap,
@@ -285,7 +302,15 @@ def _last_slots(state: AttentionState, slots: int | None) -> AttentionState:
 
 
 def _check(
-    q_BTHK, k_BTGK, v_BTGV, segment_ids, window, sinks_H, log_forget_BTH, initial_state
+    q_BTHK,
+    k_BTGK,
+    v_BTGV,
+    segment_ids,
+    window,
+    sinks_H,
+    log_forget_BTH,
+    heads_per_gate,
+    initial_state,
 ) -> None:
     op = "attention"
     if q_BTHK.ndim != 4 or q_BTHK.shape[1] < 1:
@@ -303,10 +328,16 @@ def _check(
         )
     segments.check(op, segment_ids, batch, time)
     heads = q_BTHK.shape[2]
+    if heads_per_gate < 1 or heads // kv_heads % heads_per_gate:
+        raise ValueError(
+            f"{op}: heads_per_gate must divide the {heads // kv_heads} query heads of a key/value"
+            f" head, got {heads_per_gate}."
+        )
+    gates = heads // heads_per_gate
     if log_forget_BTH is not None:
-        dispatch.check_shape(op, "log_forget_BTH", log_forget_BTH, (batch, time, heads), "B T H")
+        dispatch.check_shape(op, "log_forget_BTH", log_forget_BTH, (batch, time, gates), "B T H")
         dispatch.check_arrays(op, log_forget_BTH=log_forget_BTH)
-    sizes = dict(B=batch, G=kv_heads, K=key_size, V=v_BTGV.shape[3], H=heads)
+    sizes = dict(B=batch, G=kv_heads, K=key_size, V=v_BTGV.shape[3], H=gates)
     dispatch.check_state(op, initial_state, AttentionState, **sizes)
 
 

@@ -101,7 +101,10 @@ def attention(
     soft_cap,
     precision,
 ):
-    """(out_BTHV, lse_BTH); the queries are the last T of the S tokens."""
+    """(out_BTHV, lse_BTH); the queries are the last T of the S tokens.
+
+    Several heads of a key/value head may share a forget gate: log_forget_BSH then has as many fewer.
+    """
     time = q_BTHK.shape[1]
     slots = k_BSGK.shape[1] - time
     query_T = jnp.arange(time, dtype=jnp.int32)[None] + slots
@@ -260,14 +263,16 @@ class _Layout:
         return _Keys(x, axes, False) if self.slides else _Keys(jnp.transpose(x, axes), axes, True)
 
     def gates(self, x_BSH) -> "_Keys":
-        """The same of (B, S, H), whose parts are (N, B, G, R, S)."""
-        batch, tokens, _ = x_BSH.shape
-        return self.keys(x_BSH.reshape(batch, tokens, self.kv_heads, self.group), _GKS)
+        """The same of (B, S, H), or fewer gates, whose parts are (N, B, G, R, S)."""
+        batch, tokens, gates = x_BSH.shape
+        return self.keys(x_BSH.reshape(batch, tokens, self.kv_heads, gates // self.kv_heads), _GKS)
 
     def from_gates(self, dqueries_BTH1, dkeys: "_Keys"):
         """The cotangent of the sums of log-gates (B, S, H), from those of queries and of keys."""
         dkeys_BSGR = dkeys.natural(self.slots + self.time)
-        dqueries_BSH = jnp.pad(dqueries_BTH1[..., 0], ((0, 0), (self.slots, 0), (0, 0)))
+        gates = dkeys_BSGR.shape[2] * dkeys_BSGR.shape[3]
+        dqueries_BTH = jnp.sum(dqueries_BTH1.reshape(self.batch, self.time, gates, -1), axis=3)
+        dqueries_BSH = jnp.pad(dqueries_BTH, ((0, 0), (self.slots, 0), (0, 0)))
         dhigh_BSH = dkeys_BSGR.reshape(dqueries_BSH.shape) + dqueries_BSH
         return forget.Cumulative(dhigh_BSH, jnp.zeros_like(dhigh_BSH))
 
@@ -347,19 +352,23 @@ class _Keys:
 class _Gates(NamedTuple):
     """The sums of log forget gates of all queries, (B, T, H, 1), and of all keys, `_Keys`."""
 
-    group: int
+    group: int  # gates of a key/value head
     queries: forget.Cumulative
     keys: forget.Cumulative
 
     @classmethod
     def of(cls, shape: _Layout, forgotten: forget.Cumulative) -> "_Gates":
-        queries = (shape.padded(x_BTH[..., None]) for x_BTH in forgotten.last(shape.time))
+        gates = forgotten.high.shape[2]
+        queries = (
+            shape.padded(jnp.repeat(x_BTH, shape.heads // gates, axis=2)[..., None])
+            for x_BTH in forgotten.last(shape.time)
+        )
         keys = (shape.gates(x_BSH) for x_BSH in forgotten)
-        return cls(shape.group, forget.Cumulative(*queries), forget.Cumulative(*keys))
+        return cls(gates // shape.kv_heads, forget.Cumulative(*queries), forget.Cumulative(*keys))
 
     def bias(self, part: "_Part"):
         """What a part adds to its logits, (N, B, G, M, S)."""
-        rows = self.group * part.shape.length
+        rows = part.shape.group * part.shape.length
         high, low = (
             part.queries(queries) - self._rows(part.keys(keys), rows)
             for queries, keys in zip(self.queries, self.keys)

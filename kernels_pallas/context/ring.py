@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from kernels_pallas import attention as op
@@ -247,34 +248,37 @@ def _rectangle(q_BCHK, remote: RemoteKeys, static: Static) -> tuple:
     """(out, lse) of all queries over the last document of the remote keys, as if all belonged to it."""
     batch, tokens, heads, key_size = q_BCHK.shape
     k_BTGK, v_BTGV, log_forget_BTH, numbers_BT = remote
-    kv_heads, value_size = v_BTGV.shape[2:]
+    kv_heads = v_BTGV.shape[2]
     group = heads // kv_heads
 
-    def fold(x):  # (B, C, G, R, ...) and (B, G, C, R, ...) are each other's transpose
-        return jnp.swapaxes(x, 1, 2)
+    # From (B, C, G, R), to rows of which those that share a gate are neighbours.
+    axes = (0, 2, 1, 3) if log_forget_BTH is None else (0, 2, 3, 1)
 
-    q_BGCRK = fold(q_BCHK.reshape(batch, tokens, kv_heads, group, key_size))
+    def folded(x_BCGRK):
+        return jnp.transpose(x_BCGRK, (*axes, 4)).reshape(batch, 1, -1, x_BCGRK.shape[-1])
+
+    def unfolded(x_B1HK):
+        sizes = batch, tokens, kv_heads, group
+        x = x_B1HK.reshape(*(sizes[axis] for axis in axes), -1)
+        return jnp.transpose(x, (*np.argsort(axes), 4)).reshape(batch, tokens, heads, -1)
+
     gates = last_gates = None
     if log_forget_BTH is not None:
-        gates_BTG1R = log_forget_BTH.reshape(*k_BTGK.shape[:3], 1, group)
-        gates_BTGCR = jnp.broadcast_to(gates_BTG1R, (*k_BTGK.shape[:3], tokens, group))
-        gates = gates_BTGCR.reshape(batch, k_BTGK.shape[1], -1)
-        gates, last_gates = gates[:, :-1], gates[:, -1:]
+        gates, last_gates = log_forget_BTH[:, :-1], log_forget_BTH[:, -1:]
     out, lse = op.attention(
-        q_BGCRK.reshape(batch, 1, -1, key_size),
+        folded(q_BCHK.reshape(batch, tokens, kv_heads, group, key_size)),
         k_BTGK[:, -1:],
         v_BTGV[:, -1:],
         segment_ids=numbers_BT[:, -1:],
         log_forget_BTH=last_gates,
+        heads_per_gate=1 if gates is None else tokens,
         initial_state=op.AttentionState(k_BTGK[:, :-1], v_BTGV[:, :-1], numbers_BT[:, :-1], gates),
         scale=static.scale,
         soft_cap=static.soft_cap,
         impl=static.impl,
         precision=static.precision,
     )
-    out_BCGRV = fold(out.reshape(batch, kv_heads, tokens, group, value_size))
-    lse_BCGR = fold(lse.reshape(batch, kv_heads, tokens, group))
-    return out_BCGRV.reshape(batch, tokens, heads, -1), lse_BCGR.reshape(batch, tokens, heads)
+    return unfolded(out), unfolded(lse[..., None])[..., 0]
 
 
 def _blocks(x_BT):

@@ -221,6 +221,41 @@ def test_a_gate_of_0_starts_anew(x64):
         testing.assert_close(impl, got, want, 1e-10)
 
 
+@pytest.mark.parametrize("window", [None, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_gate_of_several_heads_is_one_for_each(x64, window):
+    """Of 12 query heads and 2 key/value heads, every three share a gate; state and gradients, too."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return normal(rng, shape, jnp.float64)
+
+    q, k, v = draw(2, 9, 12, 4), draw(2, 9, 2, 4), draw(2, 9, 2, 3)
+    log_forget, before = -jnp.exp(draw(2, 9, 4)), -jnp.exp(draw(2, 6, 4))
+    keys, values = draw(2, 6, 2, 4), draw(2, 6, 2, 3)
+    ids = jnp.asarray([[1] * 9, [1] * 4 + [2] * 5], jnp.int32)
+
+    def outputs(impl, shared, q, k, v, log_forget, before):
+        state = AttentionState(keys, values, jnp.ones((2, 6), jnp.int32), before)
+        options = dict(heads_per_gate=3) if shared else {}
+        if not shared:
+            log_forget = jnp.repeat(log_forget, 3, axis=2)
+            state = state._replace(log_forget_BSH=jnp.repeat(before, 3, axis=2))
+        options |= dict(segment_ids=ids, window=window, initial_state=state, impl=impl)
+        return attention(q, k, v, log_forget_BTH=log_forget, **options)
+
+    cotangents = draw(2, 9, 12, 3), draw(2, 9, 12)
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def with_gradients(impl, shared, *arrays):
+        found, pull_back = jax.vjp(functools.partial(outputs, impl, shared), *arrays)
+        return found, pull_back(cotangents)
+
+    arrays = q, k, v, log_forget, before
+    want = with_gradients("reference", False, *arrays)
+    for impl in ("reference", "chunked"):
+        testing.assert_close(impl, with_gradients(impl, True, *arrays), want, 1e-10)
+
+
 def test_window_counts_the_query_itself():
     """With window W token t sees exactly W keys: all values equal the mean of the last W."""
     v = jnp.arange(10.0).reshape(1, 10, 1, 1)
@@ -331,6 +366,7 @@ def test_a_window_transposes_no_whole_array():
         (dict(segment_ids=jnp.ones((2, 5))), "segment_ids must be integers"),
         (dict(sinks_H=jnp.ones(3)), "sinks_H must have shape"),
         (dict(log_forget_BTH=jnp.ones((2, 5, 2))), "log_forget_BTH must have shape"),
+        (dict(heads_per_gate=3), "must divide the 2 query heads of a key/value head, got 3"),
         (dict(soft_cap=0.0), "soft_cap must be"),
         (dict(impl="fast"), "impl must be one of auto, reference, chunked, pallas"),
         (dict(impl="pallas"), "lacks platform=cpu"),
