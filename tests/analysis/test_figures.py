@@ -166,3 +166,31 @@ def test_figures_are_written_as_svg_and_pdf(tmp_path):
     assert WIDTH * 96 < 480
     with pytest.raises(UserError, match=r"figures are written as .svg or .pdf"):
         figures.save(figure, tmp_path / "a.png")
+
+
+def probed(run):
+    """Entries of two layers of two heads, at two steps, with drawn figures."""
+    rows = []
+    for step in (1, 2):
+        for layer in (0, 1):
+            about = dict(run=run, step=step, layer=layer, mixer="ab"[layer])
+            rows.append(dict(about, probe="layer_probing", accuracy=random.random(), chance=0.1))
+            for head in (0, 1):
+                own = dict(about, head=head)
+                rows.append(dict(own, probe="retrieval_heads", copy=random.random(), mass=0.0))
+                rows.append(dict(own, probe="qk_distance", relative=random.random()))
+    return rows
+
+
+def test_probes_have_a_panel_each_with_the_newest_step_and_every_head():
+    rows = probed("x")
+    layers, copies, distances = figures.probe_panels(rows).axes
+    newest = {r["layer"]: r["accuracy"] for r in rows if r["step"] == 2 and "accuracy" in r}
+    assert dict(zip(*layers.lines[0].get_data())) == newest
+    dots = sorted(y for line in copies.lines for y in line.get_ydata())
+    assert dots == sorted(r["copy"] for r in rows if r["step"] == 2 and "copy" in r)
+    assert [list(line.get_xdata()) for line in distances.lines] == [[1, 2]] * 4
+    both = figures.probe_panels([*rows, *probed("y")])
+    assert [text.get_text() for text in both.legends[0].get_texts()] == ["x", "y"]
+    with pytest.raises(UserError, match="no entry of a probe"):
+        figures.probe_panels([dict(probe="entropy", step=1)])

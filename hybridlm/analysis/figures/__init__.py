@@ -10,6 +10,7 @@ from hybridlm.analysis.figures.curves import (
 )
 from hybridlm.analysis.figures.layers import layer_pattern, state_sizes
 from hybridlm.analysis.figures.maps import attention_map, head_map, heat_map, needle_map, task_map
+from hybridlm.analysis.figures.probes import probe_panels
 from hybridlm.analysis.figures.style import (
     FAINT,
     GRID,
@@ -36,6 +37,7 @@ __all__ = [
     "loss_curve",
     "needle_map",
     "plain_axes",
+    "probe_panels",
     "progress_curve",
     "save",
     "state_sizes",
