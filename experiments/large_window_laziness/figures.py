@@ -2,8 +2,9 @@
 
 python -m experiments.large_window_laziness.figures [--scale main] [--results FOLDER]
 
-Dots and thin lines are single runs; a run without retrieval is an open triangle at its last step. A
-figure without any of its runs is not drawn.
+Dots and thin lines are single runs; a run without retrieval is an open triangle at its last step.
+Thick lines are means, those of times medians of arms whose runs all formed. A figure without any of
+its runs is not drawn.
 """
 
 import argparse
@@ -11,25 +12,38 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.large_window_laziness import tables
 from experiments.large_window_laziness.arms import (
     ARMS,
     MAIN,
     POSITIONS,
+    RATES,
     SCALES,
     SETS,
     ExperimentScale,
 )
 from experiments.large_window_laziness.claims import RESULTS
+from experiments.large_window_laziness.drawing import (
+    STEPS,
+    asides,
+    by_window,
+    color_of,
+    core,
+    dots,
+    finished,
+    means,
+    name_of,
+    row_of,
+    step_axis,
+    times,
+)
 from experiments.large_window_laziness.tables import Run
-from hybridlm.analysis.figures import FAINT, INK, PALETTE, to_svg
+from hybridlm.analysis.figures import INK, PALETTE, to_svg
 from hybridlm.errors import exit_code
 from hybridlm.storage.writing import write_text, writing
 
@@ -39,6 +53,7 @@ HEADS = {
     "entropy": "normalised entropy",
     "qk_distance": "Q/K distance to the end",
 }
+REACH = "a window layer's reach"
 Influences = Sequence[tables.Row]
 
 
@@ -46,19 +61,77 @@ def time_figure(
     runs: Sequence[Run], scale: ExperimentScale = MAIN, influences: Influences = ()
 ) -> Figure | None:
     """The step of retrieval against the window, with and without the shared first layer."""
-    figure, row = _row(3.2)
+    return _against_window(runs, scale, {"": "shared first layer", "-alone": "without it"})
+
+
+def controls_figure(
+    runs: Sequence[Run], scale: ExperimentScale = MAIN, influences: Influences = ()
+) -> Figure | None:
+    """The same under the controls; None without a run of them."""
+    if not any(re.search("-(far|conv)-", run.arm) for run in runs):
+        return None
+    series = {"": "main table", "-far": "copies from far only", "-conv": "short convolution first"}
+    return _against_window(runs, scale, series)
+
+
+def _against_window(
+    runs: Sequence[Run], scale: ExperimentScale, series: dict[str, str]
+) -> Figure | None:
+    """A panel for each kind of positions; `series` gives the label of each ending of arms' names."""
+    figure, row = row_of(3.2)
     for axes, positions in zip(row, POSITIONS):
-        for number, (ending, label) in enumerate(
-            (("", "shared first layer"), ("-alone", "without it"))
-        ):
-            _times(axes, _by_window(runs, scale, ending, positions), PALETTE[number], label)
+        places = asides(len(series), 0.045 * len(series))
+        for number, (ending, label) in enumerate(series.items()):
+            groups = by_window(runs, scale, ending, positions)
+            options = dict(aside=places[number], apart=scale.windows[-1:])
+            if groups:
+                times(axes, groups, PALETTE[number], label, **options)
         axes.set_xscale("log", base=2)
-        _step_axis(axes)
+        step_axis(axes)
         axes.set_xticks(scale.windows, [*map(str, scale.windows[:-1]), "full"])
         axes.set_xlabel("window (tokens)")
         axes.set_title(TITLES[positions], fontsize=9, color=INK)
     row[0].set_ylabel("step at which retrieval formed")
-    return _finished(figure)
+    return finished(figure)
+
+
+def others_figure(
+    runs: Sequence[Run], scale: ExperimentScale = MAIN, influences: Influences = ()
+) -> Figure | None:
+    """The step of retrieval of recurrences, NHA and cures, below the windows they compare with."""
+    sets, width = SETS[scale.task.name], {p: len(p) + 1 for p in POSITIONS}
+    shown = [a for a in sets["core"] if a.final in (scale.small, scale.large, scale.windows[-1])]
+    shown += [*sets["recurrent"], *sets["cures"]]
+    names = list(dict.fromkeys(a.name[: -width[a.positions]] for a in shown))
+    found = {name: [run for run in runs if run.arm in _both(name)] for name in names}
+    names = [name for name in names if found[name]]
+    if not {a.name for a in shown[6:]} & {run.arm for run in runs}:
+        return None
+    figure = Figure(figsize=(7.0, 1.0 + 0.3 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for place, name in enumerate(names):
+        for number, positions in enumerate(POSITIONS):
+            own = [run for run in found[name] if run.arm.endswith(positions)]
+            height = place + 0.36 * (number - 0.5) + np.linspace(-0.1, 0.1, max(len(own), 1))
+            dots(axes, height, own, PALETTE[number])
+            axes.plot([], [], "o", color=PALETTE[number], label=TITLES[positions], markersize=4)
+    for line in axes.lines:  # `dots` draws steps upwards
+        line.set_data(line.get_ydata(), line.get_xdata())
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xscale("log")
+    axes.set_xlabel("step at which retrieval formed")
+    drawn = finished(figure)
+    axes.xaxis.set_major_locator(FixedLocator(STEPS))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.relim()
+    axes.autoscale_view(scaley=False)
+    return drawn
+
+
+def _both(name: str) -> tuple[str, ...]:
+    return tuple(f"{name}-{positions}" for positions in POSITIONS)
 
 
 def rates_figure(
@@ -66,7 +139,7 @@ def rates_figure(
 ) -> Figure | None:
     """The step of retrieval against the learning rate, RoPE and NoPE, by window."""
     windows = (scale.small, scale.large)
-    figure, row = _row(3.2)
+    figure, row = row_of(3.2)
     for axes, window in zip(row, windows):
         for number, positions in enumerate(POSITIONS):
             found: dict[float, list[Run]] = {}
@@ -74,13 +147,15 @@ def rates_figure(
                 rate = re.fullmatch(rf"w{window}-lr([\de.-]+)-{positions}", run.arm)
                 if rate:
                     found.setdefault(float(rate[1]), []).append(run)
-            _times(axes, found, PALETTE[number], TITLES[positions])
+            times(axes, found, PALETTE[number], TITLES[positions], aside=0.12 * (number - 0.5))
         axes.set_xscale("log")
-        _step_axis(axes)
+        step_axis(axes)
+        axes.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("learning rate")
         axes.set_title(f"window {window}", fontsize=9, color=INK)
     row[0].set_ylabel("step at which retrieval formed")
-    return _finished(figure)
+    return finished(figure)
 
 
 def receptive_figure(
@@ -92,10 +167,11 @@ def receptive_figure(
     groups = {"full": "full layers bounded", "local": "window layers bounded"}
     for line, positions in zip(grid, POSITIONS):
         for axes, (group, title) in zip(line, groups.items()):
-            for name, own in _core(runs, scale, positions).items():
+            arms = core(runs, scale, positions)
+            for aside, (name, own) in zip(asides(len(arms), 0.08), arms.items()):
                 columns = [f"{group}_sees_{w}" for w in scale.windows]
                 values = np.array([[run.facts[c] for c in columns] for run in own])
-                _means(axes, scale.windows, values, _color(name, scale), name)
+                means(axes, scale.windows, values, color_of(name, scale), name, aside)
             axes.set_xscale("log", base=2)
             axes.set_xticks(scale.windows, map(str, scale.windows))
             axes.set_ylim(-0.03, 1.03)
@@ -103,32 +179,33 @@ def receptive_figure(
         line[0].set_ylabel("accuracy on far copies")
     for axes in grid[-1]:
         axes.set_xlabel("receptive field (tokens)")
-    return _finished(figure)
+    return finished(figure)
 
 
 def length_figure(
     runs: Sequence[Run], scale: ExperimentScale = MAIN, influences: Influences = ()
 ) -> Figure | None:
     """Accuracy on the furthest copies at 1, 2 and 4 times the training length."""
-    figure, row = _row(3.2)
+    figure, row = row_of(3.2)
     for axes, positions in zip(row, POSITIONS):
-        for name, own in _core(runs, scale, positions).items():
+        arms = core(runs, scale, positions)
+        for aside, (name, own) in zip(asides(len(arms), 0.04), arms.items()):
             values = np.array([[run.facts[f"length_{n}"] for n in tables.LENGTHS] for run in own])
-            _means(axes, (1, 2, 4), values, _color(name, scale), name)
+            means(axes, (1, 2, 4), values, color_of(name, scale), name, aside)
         axes.set_xscale("log", base=2)
         axes.set_xticks((1, 2, 4), tables.LENGTHS)
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel("length over that in training")
         axes.set_title(TITLES[positions], fontsize=9, color=INK)
     row[0].set_ylabel("accuracy on the furthest copies")
-    return _finished(figure)
+    return finished(figure)
 
 
 def training_figure(
     runs: Sequence[Run], scale: ExperimentScale = MAIN, influences: Influences = ()
 ) -> Figure | None:
     """Accuracy on the nearest copies (dashed) and the furthest (solid) over training, by arm."""
-    arms = list(_core(runs, scale, POSITIONS[0]) | _core(runs, scale, POSITIONS[1]))
+    arms = list(core(runs, scale, POSITIONS[0]) | core(runs, scale, POSITIONS[1]))
     if not arms:
         return None
     figure = Figure(figsize=(2.1 * max(len(arms), 3), 4.6), layout="constrained")
@@ -136,7 +213,7 @@ def training_figure(
     near = tables.distances(scale)[0]
     for line, positions in zip(grid, POSITIONS):
         for axes, name in zip(line, arms):
-            for run in _core(runs, scale, positions).get(name, ()):
+            for run in core(runs, scale, positions).get(name, ()):
                 axes.plot(
                     run.steps, run.curve[near], color=PALETTE[1], linewidth=0.7, linestyle="--"
                 )
@@ -151,18 +228,18 @@ def training_figure(
     grid[0][0].plot([], [], color=PALETTE[0], label=f"from {first}–{last} tokens back")
     for axes in grid[-1]:
         axes.set_xlabel("step", fontsize=9)
-    return _finished(figure)
+    return finished(figure)
 
 
 def masking_figure(
     runs: Sequence[Run], scale: ExperimentScale = MAIN, influences: Influences = ()
 ) -> Figure | None:
     """Far accuracy with all heads, without the retrieval heads, and without random heads."""
-    figure, row = _row(3.2)
+    figure, row = row_of(3.2)
     kinds = {"none": "all heads", "random": "without random heads", "retrieval": "without the best"}
     for axes, positions in zip(row, POSITIONS):
-        arms = _core(runs, scale, positions)
-        names = [_name(window, scale) for window in scale.windows]
+        arms = core(runs, scale, positions)
+        names = [name_of(window, scale) for window in scale.windows]
         for number, (which, label) in enumerate(kinds.items()):
             for name, own in arms.items():
                 place = names.index(name)
@@ -181,36 +258,37 @@ def masking_figure(
         axes.set_ylim(-0.03, 1.03)
         axes.set_title(TITLES[positions], fontsize=9, color=INK)
     row[0].set_ylabel("accuracy on far copies")
-    return _finished(figure)
+    return finished(figure)
 
 
 def influence_figure(
     runs: Sequence[Run], scale: ExperimentScale = MAIN, influences: Influences = ()
 ) -> Figure | None:
     """Gradient influence by distance; dotted lines are the reach of one window layer of each arm."""
-    figure, row = _row(3.2)
+    figure, row = row_of(3.2)
     for axes, positions in zip(row, POSITIONS):
-        for name, own in _core(runs, scale, positions).items():
+        for name, own in core(runs, scale, positions).items():
             arm, seeds = own[0].arm, {run.seed for run in own}
             mine = [r for r in influences if r["arm"] == arm and int(r["seed"]) in seeds]
             if not mine:
                 continue
             ranges = sorted({(int(r["first"]), int(r["last"])) for r in mine})
             middle = [np.sqrt((a + 1) * (b + 1)) for a, b in ranges]
-            means = [
-                np.mean([float(r["influence"]) for r in mine if int(r["first"]) == a])
-                for a, _ in ranges
-            ]
-            axes.plot(middle, means, color=_color(name, scale), linewidth=1.8, label=name)
+            found = {(r["seed"], int(r["first"])): float(r["influence"]) for r in mine}
+            known = sorted({r["seed"] for r in mine})
+            values = np.array([[found[seed, a] for a, _ in ranges] for seed in known])
+            means(axes, middle, values, color_of(name, scale), name)
             reach = ARMS[scale.task.name][arm].final
             if reach is not None and reach < scale.task.length:
-                axes.axvline(reach, color=_color(name, scale), linewidth=0.9, linestyle=":")
+                axes.axvline(reach, color=color_of(name, scale), linewidth=0.9, linestyle=":")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: f"{tokens:g}"))
         axes.set_xlabel("tokens back, the last token being 1")
         axes.set_title(TITLES[positions], fontsize=9, color=INK)
     row[0].set_ylabel("gradient influence")
-    return _finished(figure)
+    row[1].plot([], [], color=INK, linewidth=0.9, linestyle=":", label=REACH)
+    return finished(figure)
 
 
 def heads_figure(
@@ -220,14 +298,14 @@ def heads_figure(
     figure = Figure(figsize=(9.6, 4.8), layout="constrained")
     grid = figure.subplots(2, len(HEADS), sharex=True)
     for line, positions in zip(grid, POSITIONS):
-        for name, own in _core(runs, scale, positions).items():
+        for name, own in core(runs, scale, positions).items():
             for axes, column in zip(line, HEADS):
                 for i, run in enumerate(own):
                     known = np.isfinite(run.curve[column])
                     axes.plot(
                         run.steps[known],
                         run.curve[column][known],
-                        color=_color(name, scale),
+                        color=color_of(name, scale),
                         linewidth=0.8,
                         alpha=0.7,
                         label=name if not i else None,
@@ -238,11 +316,13 @@ def heads_figure(
         line[0].set_ylabel(TITLES[positions], fontsize=9)
     for axes in grid[-1]:
         axes.set_xlabel("step", fontsize=9)
-    return _finished(figure)
+    return finished(figure)
 
 
 FIGURES: dict[str, Callable[..., Figure | None]] = {
     "time": time_figure,
+    "controls": controls_figure,
+    "others": others_figure,
     "rates": rates_figure,
     "receptive_field": receptive_figure,
     "length": length_figure,
@@ -251,97 +331,6 @@ FIGURES: dict[str, Callable[..., Figure | None]] = {
     "influence": influence_figure,
     "heads": heads_figure,
 }
-
-
-def _name(window: int, scale: ExperimentScale) -> str:
-    return "full" if window == scale.windows[-1] else f"w{window}"
-
-
-def _color(name: str, scale: ExperimentScale) -> str:
-    """The colour of a window, the same in all figures."""
-    return PALETTE[[_name(window, scale) for window in scale.windows].index(name)]
-
-
-def _core(runs: Sequence[Run], scale: ExperimentScale, positions: str) -> dict[str, list[Run]]:
-    """The runs of the windows by arm, without the suffix, in the order of the windows."""
-    found = {}
-    for arm in SETS[scale.task.name]["core"]:
-        own = [run for run in runs if run.arm == arm.name]
-        if own and arm.positions == positions:
-            found[arm.name.removesuffix(f"-{positions}")] = own
-    return found
-
-
-def _by_window(
-    runs: Sequence[Run], scale: ExperimentScale, ending: str, positions: str
-) -> dict[float, list[Run]]:
-    found = {}
-    for window in scale.windows:
-        own = [r for r in runs if r.arm == f"{_name(window, scale)}{ending}-{positions}"]
-        if own:
-            found[float(window)] = own
-    return found
-
-
-def _times(axes: Axes, groups: dict[float, list[Run]], color: str, label: str) -> None:
-    """A dot per run over each x, and a line through the medians of groups that all formed."""
-    for x, own in groups.items():
-        times = [run.formed for run in own]
-        spread = x * np.exp(np.linspace(-0.06, 0.06, len(own)) if len(own) > 1 else [0.0])
-        for place, time in zip(spread, times):
-            style = dict(marker="o") if time.seen else dict(marker="^", markerfacecolor="none")
-            axes.plot(place, time.step, color=color, markersize=4, alpha=0.75, **style)
-    seen = {x: [r.formed for r in own] for x, own in sorted(groups.items())}
-    medians = [
-        (x, np.median([t.step for t in times]))
-        for x, times in seen.items()
-        if all(t.seen for t in times)
-    ]
-    axes.plot(*(zip(*medians) if medians else ((), ())), color=color, linewidth=1.5, label=label)
-
-
-def _step_axis(axes: Axes) -> None:
-    axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-
-
-def _means(axes: Axes, x: Sequence[float], values: np.ndarray, color: str, label: str) -> None:
-    for line in values:
-        axes.plot(x, line, color=color, linewidth=0.6, alpha=0.35)
-    axes.plot(x, values.mean(axis=0), color=color, linewidth=1.8, label=label)
-
-
-def _row(height: float) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(8.4, height), layout="constrained")
-    return figure, figure.subplots(1, 2, sharex=True, sharey=True)
-
-
-def _finished(figure: Figure) -> Figure | None:
-    """The figure with the legend of all panels above it; None if nothing is drawn in it."""
-    if not any(np.isfinite(line.get_ydata()).any() for a in figure.axes for line in a.lines):
-        return None
-    for panel in figure.axes:
-        _plain(panel)
-    named: dict[str, Any] = {}
-    for panel in figure.axes:  # a panel may lack some arms
-        for handle, label in zip(*panel.get_legend_handles_labels()):
-            named.setdefault(label, handle)
-    figure.legend(
-        named.values(),
-        named,
-        frameon=False,
-        loc="outside upper center",
-        fontsize=9,
-        ncols=min(len(named), 6) or 1,
-    )
-    return figure
-
-
-def _plain(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(labelsize=8, colors=INK)
-    axes.grid(color=FAINT, linewidth=0.4, alpha=0.5)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

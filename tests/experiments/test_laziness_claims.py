@@ -296,10 +296,31 @@ def test_figures_are_drawn_from_any_runs():
         for a, b in ((0, 0), (1, 1), (2, 3))
     ]
     drawn = {name for name, make in figures.FIGURES.items() if make(runs, MAIN, influences)}
-    assert drawn == set(figures.FIGURES) - {"rates"}
+    assert drawn == set(figures.FIGURES) - {"rates", "controls", "others"}
     swept = [run._replace(arm=arm.name) for run, arm in zip(runs, SETS["main"]["sweep"])]
     assert len(figures.rates_figure(swept).axes) == 2
+    more = [
+        run._replace(arm=name)
+        for name in ("w4-far-rope", "full-conv-nope", "gdn-rope", "dropout-nope")
+        for run in runs[:2]
+    ]
+    assert len(figures.controls_figure(more).axes) == 2
+    labels = [
+        text.get_text() for text in figures.others_figure([*runs, *more]).axes[0].get_yticklabels()
+    ]
+    assert labels == ["w4", "w32", "full", "gdn", "dropout"]
     assert not any(make([]) for make in figures.FIGURES.values())
+
+
+def test_every_seed_is_drawn_and_a_run_without_retrieval_is_marked():
+    """A dot for each run that formed, an open triangle for each that did not, and its legend."""
+    runs = made(Planted(times={**ORDER, "w32": NEVER}), 0, seeds=range(3))
+    own = [run for run in runs if run.arm in ("w4-rope", "w32-rope")]
+    (axes, _) = figures.time_figure(own).axes
+    marks = [line.get_marker() for line in axes.lines if len(line.get_xdata())]
+    assert marks.count("o") == marks.count("^") == 3
+    named = [line.get_label() for line in axes.lines]
+    assert "not formed by its last step" in named
 
 
 def test_the_page_has_the_committed_tables():
