@@ -17,7 +17,8 @@ def render(records: Sequence[Record], planned: Sequence[str] = ()) -> str:
       planned: names of all items, so that those without a record are listed too.
     """
     lines = ["# On a Hopper GPU", "", *_head(records), "", *_aims(records), *_numbers(records)]
-    lines += [*_times(records), *_steps(records), *_retrieval(records), *_endings(records, planned)]
+    lines += [*_times(records), *_steps(records), *_retrieval(records)]
+    lines += [*_text(records), *_endings(records, planned)]
     return "\n".join(lines) + "\n"
 
 
@@ -198,6 +199,29 @@ def _retrieval(records: Sequence[Record]) -> list[str]:
         lines.append(
             f"| {r['arm']} | {r['step']} of {r['steps']} | {accuracy} | {r['mass']:.2f} |"
             f" {r['local_nll']:.3f} | {r['seconds']:.0f} |"
+        )
+    return [*lines, ""]
+
+
+def _text(records: Sequence[Record]) -> list[str]:
+    last = {(r["arm"], r["seed"]): r for r in _of(records, "text")}
+    if not last:
+        return []
+    lines = ["## Retrieval on real text", "", "The last measurement of each run of"]
+    lines += [
+        "[large-window laziness](../experiments/large_window_laziness/README.md#real-text).",
+        "",
+    ]
+    lines += ["| arm | seed | step | gain on spliced copies, near to far, nats | accuracy |"]
+    lines[-1] += " nats, no repeats | s |"
+    lines += ["|---|--:|--:|---|---|--:|--:|"]
+    for r in last.values():
+        gain, accuracy = (
+            " ".join("" if x is None else f"{x:.2f}" for x in r[n]) for n in ("gain", "accuracy")
+        )
+        lines.append(
+            f"| {r['arm']} | {r['seed']} | {r['step']} of {r['steps']} | {gain} | {accuracy} |"
+            f" {r['plain_nll']:.3f} | {r['seconds']:.0f} |"
         )
     return [*lines, ""]
 

@@ -44,6 +44,9 @@ HYBRIDS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 ARMS = ("w16-rope", "w512-rope", "gdn-rope", "w512-nope", "w16-nope", "full-rope", "nha16x16-rope")
 FIRST_ARMS = 2
+#: Real text, by worth; the names at the tiny size of a rehearsal differ.
+TEXT_ARMS = ("w16-rope", "w1024-rope", "w1024-nope", "full-rope", "w128-rope", "w128-nope")
+SMOKE_TEXT_ARMS = ("w2-rope", "w32-nope")
 JOBS = 14
 MEASURE, STEPS = "benchmarks.gpu_visit.measure", "benchmarks.gpu_visit.steps"
 SMOKE: dict[str, Any] = dict(
@@ -95,6 +98,7 @@ def phases(smoke: bool = False, jobs: int = JOBS) -> tuple[Phase, ...]:
     ]
     if not smoke:
         last += [_times(op, form, smoke, sizes=sizes) for op, form, sizes in others]
+    text_arms = SMOKE_TEXT_ARMS if smoke else TEXT_ARMS
     return (
         Phase("card", (Item("card", f"{MEASURE}:card", card, 60.0 if smoke else 30.0),), 1, 0.1),
         Phase("numbers and compilation", tuple(prepared), jobs, 0.42),
@@ -103,6 +107,8 @@ def phases(smoke: bool = False, jobs: int = JOBS) -> tuple[Phase, ...]:
         Phase("retrieval", tuple(_arm(arm, smoke) for arm in ARMS[:FIRST_ARMS]), FIRST_ARMS, 1.0),
         Phase("the rest, prepared", tuple(more), jobs, 1.0),
         Phase("the rest", tuple(last), 1, 1.0),
+        Phase("real text, prepared", tuple(_text_prepared(smoke)), jobs, 1.0),
+        Phase("real text", tuple(_text(arm, smoke) for arm in text_arms), 1, 1.0),
     )
 
 
@@ -177,6 +183,23 @@ def _arm(arm: str, smoke: bool, compile_only: bool = False) -> Item:
     if compile_only:
         return Item(f"compile / retrieval, {arm}", task, given, 600.0 if smoke else 150.0)
     return Item(f"retrieval / {arm}", task, given, 600.0)
+
+
+def _text_prepared(smoke: bool) -> Iterator[Item]:
+    """The corpus, and the compiled programs of both kinds of positions."""
+    task, limit = "benchmarks.gpu_visit.text", 600.0 if smoke else 300.0
+    yield Item("text, corpus", f"{task}:prepare", dict(smoke=smoke), limit)
+    for positions in ("rope", "nope"):
+        given = dict(positions=positions, smoke=smoke)
+        name = f"compile / text, {positions}"
+        yield Item(name, f"{task}:compiled", given, limit, ("text, corpus",))
+
+
+def _text(arm: str, smoke: bool) -> Item:
+    """All seeds of an arm."""
+    needs = (f"compile / text, {arm.rpartition('-')[2]}",)
+    given = dict(arm=arm, smoke=smoke)
+    return Item(f"text / {arm}", "benchmarks.gpu_visit.text:arm", given, 600.0, needs)
 
 
 def names(chosen: Sequence[Phase]) -> Iterator[str]:

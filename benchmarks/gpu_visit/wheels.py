@@ -24,6 +24,7 @@ PACKAGES = (
     "treescope",
     "jaxtyping",
     "filelock",
+    "tokenizers",
 )
 #: Other projects' forms, which constraints.txt does not name.
 COMPARED = ("jax-linear-attention==0.1.0", "equinox", "wadler_lindig", "fla-core")

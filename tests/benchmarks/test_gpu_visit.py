@@ -230,6 +230,18 @@ def test_the_page_has_shares_and_says_what_failed_and_what_has_not_run():
             local_nll=1.3,
             seconds=7.0,
         ),
+        dict(
+            kind="text",
+            arm="w16-nope",
+            seed=2,
+            step=5,
+            steps=6,
+            gain=[1.5, None],
+            accuracy=[0.5, None],
+            natural=[None, None],
+            plain_nll=3.25,
+            seconds=8.0,
+        ),
         ended("a", "died", "killed by SIGSEGV"),
         ended("b", "done"),
     ]
@@ -237,6 +249,7 @@ def test_the_page_has_shares_and_says_what_failed_and_what_has_not_run():
     assert f"| {KERNEL} | 4.000 (50%) |" in text and f"| {XLA} | 8.000 (25%) |" in text
     assert f"| gated_slots | {KERNEL} | 3.0e-03 (out) | right |" in text and "**wrong**" in text
     assert "| gdn | 1.30B | none | 2.000 (1.900 to 2.100) | 5 | 45.7% |  |" in text
+    assert "| w16-nope | 2 | 5 of 6 | 1.50  | 0.50  | 3.250 | 8 |" in text
     assert "| w16-rope | 3 of 9 | 1.00 0.50 | 0.25 | 1.300 | 7 |" in text
     assert "- a: died. killed by SIGSEGV" in text and text.rstrip().endswith("- c")
     assert page.render([], ["c"]).count("- c") == 1  # a visit without any result
@@ -339,6 +352,35 @@ def test_a_retrieval_run_is_recorded_and_nan_ends_it(few_measurements, tmp_path,
     monkeypatch.setattr(faults, "_planted", ("nan", 0))
     with pytest.raises(FloatingPointError, match="not finite at step 0"):
         retrieval.arm(out, "w16-rope", smoke=True, compile_only=False)
+
+
+@pytest.mark.slow
+def test_an_arm_on_real_text_is_prepared_and_recorded_and_nan_ends_it(tmp_path, monkeypatch):
+    from benchmarks.gpu_visit import text
+
+    out = Records()
+    out.path = tmp_path / "results.jsonl"
+    prepared, named = (
+        [i for p in plan.phases(True) if p.name == name for i in p.items]
+        for name in ("real text, prepared", "real text")
+    )
+    for item in [*prepared[:2], named[0]]:
+        module, function = item.task.split(":")
+        assert module == text.__name__
+        getattr(text, function)(out, **item.given)
+    assert [r["kind"] for r in out] == ["text corpus", "compiled", *["text"] * 2, "text end"]
+    assert [r["step"] for r in out if r["kind"] == "text"] == [0, 2]
+    monkeypatch.setattr(faults, "_planted", ("nan", 0))
+    with pytest.raises(FloatingPointError, match="not finite at step 0"):
+        text.arm(out, plan.SMOKE_TEXT_ARMS[1], smoke=True)
+
+
+def test_the_arms_on_real_text_are_those_of_the_experiment():
+    from benchmarks.gpu_visit.text import SMOKE
+    from experiments.large_window_laziness.text.arms import TEXT, arms
+
+    assert plan.TEXT_ARMS == tuple(arm.name for arm in arms(TEXT))
+    assert set(plan.SMOKE_TEXT_ARMS) <= {arm.name for arm in arms(SMOKE)}
 
 
 # --- the command ---------------------------------------------------------------------------------

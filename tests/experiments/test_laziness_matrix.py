@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from experiments.large_window_laziness import sweep, text
+from experiments.large_window_laziness import sweep
 from experiments.large_window_laziness.sweep import BUDGETS, LOCAL, SIZES
 from hybridlm import config as configs
 from hybridlm.analysis.cost import cost
@@ -82,19 +82,3 @@ def test_the_sweep_command(in_root, capsys):
     )
     assert sweep.main([*words, "--architectures", "rnn"]) == 2
     assert "--architectures 'rnn' is unknown" in capsys.readouterr().err
-
-
-def test_text_matrix_dry_run(in_root, capsys):
-    assert text.main(["--workdir", "runs/t", "--dry_run", "--seeds", "1"]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["run"] for line in lines][:2] == ["w16-rope-0", "w128-rope-0"]
-    assert len({line["parameters"] for line in lines}) == 1 and len(lines) == 10
-
-
-@pytest.mark.slow
-def test_text_runs_and_writes_its_table(in_root, tmp_path, capsys):
-    words = ["--workdir", str(tmp_path), "--smoke", "--only", "w16-nope-0", "--steps", "4"]
-    assert text.main(words) == 0
-    assert text.main(["--workdir", str(tmp_path), "--table"]) == 0
-    rows = (tmp_path / "text.tsv").read_text().splitlines()
-    assert rows[0].split("\t") == list(text.COLUMNS) and len(rows) == 5

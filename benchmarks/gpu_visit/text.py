@@ -1,0 +1,92 @@
+"""The experiment on retrieval heads on real text: one arm with all its seeds after the other."""
+
+import pathlib
+import shutil
+
+import numpy as np
+
+from benchmarks.gpu_visit import faults
+from experiments.large_window_laziness.text import corpus
+from experiments.large_window_laziness.text.__main__ import steps_of
+from experiments.large_window_laziness.text.arms import REHEARSAL, SEEDS, TEXT, TextScale, arms
+from experiments.large_window_laziness.text.measure import HeldOut
+from experiments.large_window_laziness.text.runs import run
+from hybridlm.settings import json_text
+
+SECONDS = 450.0  # that the steps of all runs are scaled to
+SMOKE = REHEARSAL._replace(
+    width=16, depth=2, heads=2, mlp=16, vocab=300, length=64, batch=2, tokens=256, windows=(2, 8, 32),
+    nope=(8, 32), measurements=1, rows=16, prompts=2, source_bytes=300_000,
+)  # fmt: skip
+
+
+def prepare(out, smoke: bool) -> None:
+    """Makes the tokenizer and the tokens, once."""
+    made = corpus.prepare(_folder(out) / "corpus", _scale(smoke))
+    out.write("text corpus", **made.facts)
+
+
+def compiled(out, positions: str, smoke: bool) -> None:
+    """Runs one step, and every measurement once, so that the arms find compiled programs."""
+    scale = _scale(smoke)
+    (arm, *_) = [arm for arm in arms(scale) if arm.positions == positions]
+    folder = _folder(out).with_name("compiled") / f"text-{positions}"
+    shutil.rmtree(folder, ignore_errors=True)
+    run(arm, 0, folder, _held_out(out, scale), 1, log=lambda line: None)
+    out.write("compiled", text=positions)
+
+
+def arm(out, arm: str, smoke: bool) -> None:
+    """Trains the seeds of an arm and records every measurement and every end.
+
+    Raises:
+      FloatingPointError: where a measured loss is not finite.
+    """
+    scale, folder = _scale(smoke), _folder(out)
+    (chosen,) = [one for one in arms(scale) if one.name == arm]
+    held_out = _held_out(out, scale)
+    seeds = SEEDS[:1] if smoke else SEEDS
+    seconds = None if smoke else SECONDS
+    steps = steps_of(folder, scale, held_out, seconds, len(arms(scale)) * len(SEEDS))
+    for seed in seeds:
+        own = folder / arm / str(seed)
+
+        def log(line: str, seed=seed, own=own) -> None:
+            measured = json_text.loads((own / "curve.jsonl").read_text().splitlines()[-1])
+            loss = float(faults.poisoned(np.float32(measured["plain_nll"])))
+            if not np.isfinite(loss):
+                raise FloatingPointError(f"a loss is not finite at step {measured['step']}")
+            out.write(
+                "text",
+                arm=arm,
+                seed=seed,
+                steps=steps,
+                step=measured["step"],
+                plain_nll=loss,
+                gain=_finite(measured["spliced"]["gain"]),
+                accuracy=_finite(measured["spliced"]["accuracy"]),
+                natural=_finite(measured["natural"]["gain"]),
+                seconds=measured["wall_seconds"],
+            )
+
+        run(chosen, seed, own, held_out, steps, log=log)
+        end = json_text.loads((own / "done.json").read_text())["end"]
+        out.write(
+            "text end", arm=arm, seed=seed, masked=end["masked"], restricted=end["restricted"]
+        )
+
+
+def _scale(smoke: bool) -> TextScale:
+    return SMOKE if smoke else TEXT
+
+
+def _folder(out) -> pathlib.Path:
+    return out.path.resolve().parent / "text"
+
+
+def _held_out(out, scale: TextScale) -> HeldOut:
+    return HeldOut.of(corpus.prepare(_folder(out) / "corpus", scale), scale)
+
+
+def _finite(values: list[float]) -> list[float | None]:
+    return [x if np.isfinite(x) else None for x in values]

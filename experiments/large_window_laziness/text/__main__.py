@@ -1,0 +1,98 @@
+"""The matrix of windows, positions and paired seeds on real text, for one accelerator.
+
+    python -m experiments.large_window_laziness.text --workdir runs/laziness-text --seconds 450
+    python -m experiments.large_window_laziness.text --workdir runs/laziness-text --table
+    python -m experiments.large_window_laziness.text --workdir runs/text-rehearsal \\
+        --scale rehearsal --steps 40 --seeds 1
+
+The first run makes the corpus from the Python files of this machine. With --seconds the speed is
+measured for 20 seconds, and the steps of every run are scaled to the budget, once for a folder.
+The same command resumes what was stopped. All arms run with one seed before the next one.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from experiments.large_window_laziness.text.arms import SCALES, SEEDS, TextScale, arms, chosen
+from hybridlm.errors import exit_code
+from hybridlm.settings import json_text
+from hybridlm.storage.writing import make_folder, write_text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns 2, with one sentence on stderr, for an unknown arm."""
+    parser = argparse.ArgumentParser(prog="text", description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of all runs")
+    parser.add_argument("--scale", choices=tuple(SCALES), default="text", help="of the models")
+    parser.add_argument("--arms", default="", help="names, separated by commas; all by default")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs of each arm")
+    parser.add_argument("--steps", type=int, help="of each run; those of the scale by default")
+    parser.add_argument("--seconds", type=float, help="budget that the steps are scaled to")
+    parser.add_argument("--dry_run", action="store_true", help="print what each run would cost")
+    parser.add_argument("--table", action="store_true", help="write the tables, train nothing")
+    arguments = parser.parse_args(argv)
+    scale, workdir = SCALES[arguments.scale], arguments.workdir
+    names = [word for word in arguments.arms.split(",") if word]
+    known = [arm.name for arm in arms(scale)]
+    if unknown := [name for name in names if name not in known]:
+        print(f"text: there is no {unknown[0]!r}; arms: {', '.join(known)}", file=sys.stderr)
+        return 2
+    units = [(arm, seed) for seed in range(arguments.seeds) for arm in chosen(scale, names)]
+    if arguments.dry_run:
+        return _dry_run(units, arguments.steps or scale.steps)
+    from experiments.large_window_laziness.text import corpus, runs, table
+    from experiments.large_window_laziness.text.measure import HeldOut
+
+    if not arguments.table:
+        held_out = HeldOut.of(corpus.prepare(workdir / "corpus", scale), scale)
+        steps = arguments.steps or steps_of(
+            workdir, scale, held_out, arguments.seconds, len(arms(scale)) * arguments.seeds
+        )
+        for arm, seed in units:
+            runs.run(arm, seed, workdir / arm.name / str(seed), held_out, steps)
+    count = table.write_tables(workdir, scale)
+    print(f"{count} runs are complete; tables: {workdir}/text_curves.tsv and text_runs.tsv")
+    return 0
+
+
+def steps_of(
+    workdir: pathlib.Path, scale: TextScale, held_out, seconds: float | None, count: int
+) -> int:
+    """The steps of each of so many runs; measured once and kept in `plan.json`."""
+    from experiments.large_window_laziness.text.runs import measured_steps
+
+    path = workdir / "plan.json"
+    if seconds is None:
+        return scale.steps
+    if not path.exists():
+        plan = measured_steps(held_out, arms(scale)[0], count, seconds)
+        make_folder(workdir)
+        write_text(path, json_text.dumps(plan | {"seconds": seconds}))
+        print(f"{plan['tokens_a_second']:,} tokens/s: {plan['steps']:,} steps a run", flush=True)
+    return json_text.loads(path.read_text())["steps"]
+
+
+def _dry_run(units, steps: int) -> int:
+    """A line per run: its parameters and tokens, and its model FLOPs in training."""
+    from hybridlm.models.accounting import train_flops_per_token
+    from hybridlm.models.params import Model
+
+    for arm, seed in units:
+        model, scale = Model.of(arm.model()), arm.scale
+        tokens = steps * scale.batch * scale.length
+        facts = {
+            "run": f"{arm.name}/{seed}",
+            "parameters": model.count(),
+            "without_embedding": model.count() - scale.vocab * scale.width,
+            "steps": steps,
+            "tokens": tokens,
+            "train_flops": train_flops_per_token(model, scale.length) * tokens,
+        }
+        print(json_text.dumps(facts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("text", main))
