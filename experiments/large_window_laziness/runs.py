@@ -175,6 +175,20 @@ def check_settings(arm: Arm, folder: pathlib.Path, steps: int | None = None) -> 
         )
 
 
+def final(arm: Arm, folder: pathlib.Path) -> tuple[Model, Params]:
+    """The model of a complete run, with its parameters.
+
+    Raises:
+      UserError: if the folder has no complete run of this arm as it is now.
+    """
+    if not (folder / "done.json").exists():
+        raise UserError(f"{folder} has no complete run of {arm.name}: train it with `run` first")
+    check_settings(arm, folder)
+    model, init, _ = program_of(arm)
+    state, _ = _restore(folder / "state.npz", init(jax.random.key(0)))
+    return model, state["params"]
+
+
 def last_step(curve: list[dict[str, Any]], every: int, after: int) -> float:
     """The step at which a run with this curve stops; infinite while retrieval is not confirmed."""
     far = [record["accuracy"][-1] for record in curve]

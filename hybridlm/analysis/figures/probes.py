@@ -52,6 +52,7 @@ def probe_panels(table: Table, *, width: float = 7.0) -> Figure:
             _over_steps(axes, own, by, names, value)
         else:
             _by_layer(axes, own, by, names, value)
+            axes.set_xlim(-0.5, max(r["layer"] for r in rows) + 0.5)
         axes.set_ylabel(label)
     handles = [
         Line2D([], [], marker="o", color=color(i), label=str(name)) for i, name in enumerate(names)
