@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.large_window_laziness import claims, comparisons, figures, tables
+from experiments.large_window_laziness import claims, comparisons, cured, figures, tables
 from experiments.large_window_laziness.arms import SCALES
 from experiments.large_window_laziness.paired import Time
 from experiments.large_window_laziness.rates import rates
@@ -48,13 +48,16 @@ def arms_table(runs: Sequence[tables.Run]) -> str:
         "without 2 best heads": "masked_retrieval",
         "without 2 random": "masked_random",
     }
+    head = {"best head's mass": "mass", "its entropy": "entropy"}
+    named = " | ".join([*columns, *head])
     lines = [
-        "| arm | runs | formed | median step | reach of the stack | " + " | ".join(columns) + " |",
-        "|---|" + "--:|" * (4 + len(columns)),
+        f"| arm | runs | formed | median step | reach of the stack | {named} |",
+        "|---|" + "--:|" * (4 + len(columns) + len(head)),
     ]
     for arm in dict.fromkeys(run.arm for run in runs):
         own = [run for run in runs if run.arm == arm]
         means = [np.mean([run.facts[column] for run in own]) for column in columns.values()]
+        means += [np.mean([run.curve[column][-1] for run in own]) for column in head.values()]
         lines.append(
             f"| {arm} | {len(own)} | {sum(run.formed.seen for run in own)} |"
             f" {_median([run.formed for run in own])} | {own[0].facts['stack_reach']:.0f} | "
@@ -78,6 +81,16 @@ def rates_table(runs: Sequence[tables.Run]) -> str:
         f" {'chosen' if r.chosen else ''} |"
         for r in found
     ]
+    return "\n".join(lines)
+
+
+def counts_table(runs: Sequence[tables.Run], scale: str) -> str:
+    """The page's table of the stochastic window's steps over those of the smallest window."""
+    found = cured.counted(runs, SCALES[scale])
+    if not found:
+        return "Not yet run."
+    lines = ["| steps of the stochastic window | seeds | ratio, 95% interval |", "|---|--:|---|"]
+    lines += [f"| {what} | {seeds} | {ratio} |" for what, (ratio, seeds) in found.items()]
     return "\n".join(lines)
 
 
@@ -114,6 +127,7 @@ def filled(page: str, scale: str, results: pathlib.Path = claims.RESULTS) -> str
     made = {"claims": claims_table(results / scale)}
     runs = tables.read_runs(results / scale)
     made |= {"arms": arms_table(runs), "rates": rates_table(runs)}
+    made["counts"] = counts_table(runs, scale)
     for name in comparisons.pairs():
         made[name] = comparisons_table(results / scale, name)
     for name, table in made.items():
