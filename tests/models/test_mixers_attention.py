@@ -90,6 +90,18 @@ def test_flops_of_gates_and_chunks(gate):
     assert config.flops_per_token(WIDTH, 33) == pytest.approx(kernel_flops(mixer) + keys)
 
 
+def test_forget_gates_start_as_published_and_are_counted():
+    """Biases of 0 and projections as all others: before training a gate is about a half."""
+    config, mixer = build(kind="attention", heads=4, kv_heads=2, rope=None, forget_gate=True)
+    kernel, bias = mixer.forget.proj.kernel[...], mixer.forget.proj.bias[...]
+    assert kernel.shape == (WIDTH, 4) and bias.shape == (4,) and not np.any(bias)
+    assert abs(float(jnp.std(kernel)) * WIDTH**0.5 - 1) < 0.2
+    half = mixer.forget(jnp.zeros((1, 3, WIDTH)))
+    np.testing.assert_allclose(half, np.full((1, 3, 4), np.log(0.5)), rtol=1e-6)
+    pairs = 4 * WIDTH * 17  # the mean number of keys of 33 tokens
+    assert config.flops_per_token(WIDTH, 33) == pytest.approx(kernel_flops(mixer) + pairs)
+
+
 @given(key=st.integers(1, 9), value=st.integers(1, 9), gate=st.sampled_from([False, True, "head"]))
 def test_costs_of_values_of_another_size_than_keys(key, value, gate):
     settings = dict(kind="attention", heads=4, kv_heads=2, head_dim=2 * key, value_dim=value)

@@ -24,7 +24,9 @@ def softplus(x):
     return np.logaddexp(0, np.asarray(x, np.float64))
 
 
-@pytest.mark.parametrize("kind, lowest", [("gdn", 0.01), ("kda", 1.0), ("gdn2", 1.0)])
+@pytest.mark.parametrize(
+    "kind, lowest", [("gdn", 0.01), ("kda", 1.0), ("gdn2", 1.0), ("delta_product", 0.01)]
+)
 def test_decays_start_as_published(kind, lowest):
     """A uniform up to 16, time steps log-uniform between 0.001 and 0.1."""
     decay = build(kind=kind, heads=2048, head_dim=1).decay
@@ -42,7 +44,7 @@ def test_bounded_decay_starts_at_a_1_and_keeps_its_bound():
     assert -5 <= log_a.min() < -4.9 and log_a.max() <= 0
 
 
-@pytest.mark.parametrize("kind", ["deltanet", "gdn", "kda", "gdn2"])
+@pytest.mark.parametrize("kind", ["deltanet", "gdn", "kda", "gdn2", "delta_product"])
 def test_outputs_start_small_and_norms_at_1(kind):
     mixer = build(kind=kind, heads=4, width=64)
     out = mixer.out.kernel[...]

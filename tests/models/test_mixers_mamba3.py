@@ -221,6 +221,22 @@ def test_the_gradient_of_the_sums_runs_one_kernel():
     assert str(needed).count("pallas_call[") == 1
 
 
+@pytest.mark.parametrize("name", ["ssm3", "ssm3_mimo"])
+def test_flops_are_those_of_the_products(name):
+    """2 for each entry of a matrix, of the products of R inputs and outputs with the state, of those of
+    the own token's pairs and of the pairs that the token before has not written yet, of factors."""
+    config = read_mixer(small.MIXERS[name], "m")
+    mixer = config.build(LayerSpec(32, EPS, 1.0), rngs=nnx.Rngs(0))
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(mixer)))
+    kernels = sum(x.size for path, x in leaves if path[-1].key == "kernel")
+    rank, rows, columns = config.rank, config.state_dim, config.head_dim
+    pairs = rank * rank + rank * (rank - 1) // 2
+    a_head = 2 * rank * rows * columns + pairs * (rows + columns) + rank * columns
+    if rank > 1:
+        a_head += 3 * rank * columns
+    assert config.flops_per_token(32, 99) == 2 * (kernels + config.head_count(32) * a_head)
+
+
 def test_parameters_start_as_published():
     config = read_mixer(dict(kind="mamba3", rank=4), "m")
     mixer = config.build(LayerSpec(64, EPS, 1.0), rngs=nnx.Rngs(0))
