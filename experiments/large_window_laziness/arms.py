@@ -74,7 +74,7 @@ MAIN = ExperimentScale(
     5000,
     6000,
     300,
-    dict(rope=1e-3, nope=1e-3),
+    dict(rope=3e-3, nope=1e-3),
 )
 #: 100M parameters, for a GPU; it has not been run.
 LARGE = ExperimentScale(
