@@ -125,16 +125,16 @@ def _gradient(arm: Arm, model: Model, params: Params, window: int) -> Params:
     """Of the training loss in nats per token, over batches that no run trains on."""
     size = arm.scale.batch * GRADIENT_BATCHES
     batch = stream.batch(stream.sequences(arm.task, GRADIENT_SEED, 0, size))
-    return jax.device_get(_gradient_program(model)(params, batch, np.int32(window)))
+    return jax.device_get(_gradient_program(model, jnp.float32)(params, batch, np.int32(window)))
 
 
 @per_model
-def _gradient_program(model: Model):
+def _gradient_program(model: Model, dtype: jnp.dtype):
 
     def loss(params: Params, batch: dict[str, jax.Array], window: jax.Array) -> jax.Array:
         module = model.bind(params)
         context = SequenceContext(batch["segment_ids"], batch["positions"], window)
-        hidden_BTD = module.hidden(batch["tokens"], context, dtype=jnp.float32)
+        hidden_BTD = module.hidden(batch["tokens"], context, dtype=dtype)
         nll_BT = token_nll(hidden_BTD, module.head_kernel(), batch["targets"])
         weights_BT = batch["loss_weights"]
         return jnp.sum(nll_BT * weights_BT) / jnp.sum(weights_BT)

@@ -76,11 +76,13 @@ def rates_table(runs: Sequence[tables.Run]) -> str:
         "| full layers | rate | runs | formed | geometric mean step | |",
         "|---|--:|--:|--:|--:|---|",
     ]
-    lines += [
-        f"| {r.positions} | {r.rate:g} | {r.runs} | {r.formed} | {r.step:.0f} |"
-        f" {'chosen' if r.chosen else ''} |"
-        for r in found
-    ]
+    for r in found:
+        own = [other.rate for other in found if other.positions == r.positions]
+        ends = ", an end of the sweep" if r.rate in (min(own), max(own)) else ""
+        said = f"chosen{ends}" if r.chosen else ""
+        lines.append(
+            f"| {r.positions} | {r.rate:g} | {r.runs} | {r.formed} | {r.step:.0f} | {said} |"
+        )
     return "\n".join(lines)
 
 

@@ -282,6 +282,9 @@ def test_the_rate_with_the_earliest_retrieval_is_chosen():
         runs.append(run._replace(arm=arm.name, curve=curve))
     assert rates.chosen(runs) == best and rates.chosen([]) == {}
     assert {(rate.runs, rate.formed) for rate in rates.rates(runs)} == {(4, 4)}
+    assert "| chosen |" in results.rates_table(runs)
+    narrow = [run for run in runs if "lr0.003" not in run.arm]  # now 2e-3 is the largest
+    assert results.rates_table(narrow).count("chosen, an end of the sweep") == 1
 
 
 def test_the_arms_have_the_rates_that_the_committed_sweep_chooses():
