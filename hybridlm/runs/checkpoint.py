@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -61,14 +62,15 @@ class Checkpoints:
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Waits for the previous save, starts this one and returns.
 
-        The metadata get a checksum of every array (see `hybridlm.runs.checksum`).
-
-        The arrays are copied before this returns, so the next step may donate them.
+        The metadata get a checksum of every array (see `hybridlm.runs.checksum`), computed while
+        the arrays are written. The next step may donate the arrays: what is written and summed after
+        this returns is a copy, or was queued on the devices before it.
 
         Raises:
           RunError: if this or the previous checkpoint cannot be written.
         """
         with self._writing():
+            state = jax.tree.map(_own, state)
             metadata = integrity.sealed(metadata, state)
             self._saving = self._checkpointer.save_async(step, state, custom_metadata=metadata)
 
@@ -138,6 +140,17 @@ def write_failure(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return reason[-300:]
     return reason[:300] if is_refusal(error) else None
+
+
+def _own(array: Any) -> Any:
+    """A copy of an array of numpy or of CPU devices, which share their memory with numpy.
+
+    Orbax copies arrays of other devices to the host before it returns.
+    """
+    if not isinstance(array, jax.Array):
+        return array.copy() if isinstance(array, np.ndarray) else array
+    devices = array.sharding.device_set
+    return jnp.copy(array) if any(device.platform == "cpu" for device in devices) else array
 
 
 def save_tree(path: pathlib.Path, tree: Any) -> None:

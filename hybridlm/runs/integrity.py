@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,13 +38,48 @@ class DamagedError(Exception):
         super().__init__(listed(faults))
 
 
+class Sealed(dict):
+    """Metadata that get the checksums of the arrays, and their seal, when they are first read.
+
+    Orbax reads custom metadata in its own thread after it has written the arrays, so checksums are
+    computed beside that. Whoever reads earlier waits for them.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any], entries: Callable[[], dict[str, str]]):
+        """Takes the metadata as they are now; `entries` waits for the checksums."""
+        super().__init__(_plain({**metadata, VERSION: checksum.VERSION}))
+        self._entries = entries
+
+    def _complete(self) -> None:
+        if not super().__contains__(SEAL):
+            whole = {**dict(super().items()), ARRAYS: self._entries()}
+            self.update({**whole, SEAL: _sha256(whole)})
+
+    def __iter__(self) -> Iterator[str]:
+        self._complete()
+        return super().__iter__()
+
+    def __getitem__(self, key: str) -> Any:
+        self._complete()
+        return super().__getitem__(key)
+
+    def keys(self) -> Any:
+        self._complete()
+        return super().keys()
+
+    def items(self) -> Any:
+        self._complete()
+        return super().items()
+
+
 def sealed(metadata: Mapping[str, Any], state: Any) -> dict[str, Any]:
     """Metadata with the checksums of `state`'s arrays and a hash of all the metadata.
 
-    All hosts must call this, because arrays are read on the devices that hold them.
+    The checksums are started, and what is returned waits for them when it is read (see
+    `checksum.started` for what may happen to the arrays meanwhile). All hosts must call this,
+    because arrays are read on the devices that hold them.
     """
-    whole = {**metadata, VERSION: checksum.VERSION, ARRAYS: checksum.checksums(state)}
-    return {**whole, SEAL: _sha256(whole)}
+    return Sealed(metadata, checksum.started(state))
 
 
 def read_checksums(path: pathlib.Path) -> Checksums | None:
@@ -207,5 +242,9 @@ def _reason(error: BaseException) -> str:
 
 def _sha256(metadata: Mapping[str, Any]) -> str:
     """Of the metadata as they are after JSON: lists for tuples, strings for keys."""
-    plain = json.loads(json.dumps(metadata, allow_nan=True))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, allow_nan=True).encode()).hexdigest()
+    text = json.dumps(_plain(metadata), sort_keys=True, allow_nan=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(metadata, allow_nan=True))

@@ -6,7 +6,6 @@ import pathlib
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 
 from hybridlm.data import bigram_bits_per_byte, seen
 from hybridlm.errors import TRY_AGAIN, RunError, UserError
@@ -165,9 +164,6 @@ def _train(
     def save(step: int, state: Any) -> None:
         """Flushes the records up to this step, then starts a checkpoint."""
         writers.flush()
-        if jax.default_backend() == "cpu":
-            # A host view of a CPU array shares its memory, which the next step would overwrite.
-            state = jax.tree.map(jnp.copy, state)
         facts = {"step": step, "next_batch": step, "tokens": trainer.tokens(step)}
         trainer.checkpoints.save(step, state, {**facts, "config": to_dict(config)})
 

@@ -89,15 +89,12 @@ def test_numpy_and_jax_agree(dtype):
 def test_pieces_of_a_large_array_add_up(dtype, version, monkeypatch):
     """By numpy alone, and by the program for hosts, at any alignment and number of blocks."""
     rng = np.random.default_rng()
-    flat = rng.integers(
-        0,
-        2**16,
-        2 * checksum._PIECES[0] + checksum._PIECES[1] + 5 * checksum._CHUNK + 7,
-        np.dtype(dtype),
-    )
+    monkeypatch.setattr(checksum, "_PIECES", (2**18, 2**16))
+    size = int(rng.integers(2**18, 2**20))
+    flat = rng.integers(0, 2**16, 2 * size, np.dtype(dtype))
     for array, block in (
         (flat[int(rng.integers(1, 16)) :], checksum.BLOCK),
-        (flat[: flat.size // 2 * 2].reshape(2, -1), flat.size // 2 + 1),
+        (flat.reshape(2, -1), size + 1),
     ):
         monkeypatch.setattr(checksum, "_WORTH_A_PROGRAM", 2**60)
         alone = tuple(checksum.numpy_lanes(array, block, version))
@@ -105,6 +102,22 @@ def test_pieces_of_a_large_array_add_up(dtype, version, monkeypatch):
         assert tuple(checksum.numpy_lanes(array, block, version)) == alone
         on_device = jnp.asarray(array)
         assert tuple(map(int, checksum._program(on_device, block, version))) == alone
+
+
+@pytest.mark.parametrize("by_program", [False, True])
+def test_pieces_have_every_word_once_and_cross_no_block(by_program):
+    rng = np.random.default_rng()
+    for size in (0, 1, *(int(2 ** rng.uniform(0, 27)) for _ in range(200))):
+        columns = int(rng.choice([checksum.BLOCK, max(size // 3, 2**14)]))
+        unaligned = int(rng.integers(16))
+        at = 0
+        for piece in checksum._pieces(size, columns, unaligned, by_program):
+            assert piece.start + piece.skipped == at, (size, columns, unaligned, piece)
+            at = piece.start + piece.size
+            assert piece.start // columns == (at - 1) // columns
+            assert not piece.by_program or piece.size in checksum._PIECES
+            assert piece.by_program or piece.size <= checksum._CHUNK
+        assert at == size
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
@@ -206,6 +219,9 @@ state = {"w": jax.device_put(rng.standard_normal((16, 24)).astype(np.float32), N
 folder = pathlib.Path(sys.argv[1])
 checkpoints = checkpoint.Checkpoints(folder, keep=1)
 checkpoints.save(1, state, {})
+# The next step overwrites what was saved, while it is written.
+donate = jax.jit(lambda tree: jax.tree.map(lambda x: -x, tree), donate_argnums=0)
+state = jax.tree.map(lambda x: -x, donate(state))
 checkpoints.wait()
 for spec in specs[::3]:
     abstract = {"w": jax.ShapeDtypeStruct((16, 24), np.float32, sharding=NamedSharding(mesh, spec))}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -204,6 +205,63 @@ def test_an_array_of_another_dtype_is_not_restored(written):
     wrong["params"]["w"] = wrong["params"]["w"].astype(jnp.bfloat16)
     with pytest.raises(RunError, match=r"params/w is bfloat16\[40,30\] and was float32\[40,30\]"):
         restore(written[0], wrong)
+
+
+@pytest.fixture
+def slow_sums(monkeypatch):
+    """Checksums of host arrays that begin when the event is set."""
+    may_begin, sums = threading.Event(), integrity.checksum._host_sums
+
+    def late(*arguments, **settings):
+        assert may_begin.wait(timeout=60)
+        return sums(*arguments, **settings)
+
+    monkeypatch.setattr(integrity.checksum, "_host_sums", late)
+    yield may_begin
+    may_begin.set()
+
+
+def test_what_was_saved_may_be_donated_and_changed_before_it_is_summed(tmp_path, slow_sums):
+    rng = np.random.default_rng()
+    state = {f"w{i}": jnp.asarray(rng.standard_normal((64, 32), np.float32)) for i in range(4)}
+    state["of_numpy"] = rng.standard_normal((64, 32))
+    digest = checkpoint.digest(state)
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: 3 * x + 1, tree), donate_argnums=0)
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, state, {"step": 1})
+    of_numpy = state.pop("of_numpy")
+    of_numpy[:] = 0
+    for _ in range(3):
+        state = jax.block_until_ready(step(state))
+    assert checkpoint.steps(tmp_path) == [], "it is not complete without its checksums"
+    slow_sums.set()
+    checkpoints.wait()
+    checkpoints.close()
+    assert checkpoint.verify(tmp_path, 1) == 5
+    assert checkpoint.digest(checkpoint.load_numpy(tmp_path)[1]) == digest
+
+
+def test_a_checkpoint_whose_checksums_fail_is_none(written, tmp_path, monkeypatch):
+    def failing(*arguments, **settings):
+        raise MemoryError("no memory for checksums")
+
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+    monkeypatch.setattr(integrity.checksum, "_host_sums", failing)
+    checkpoints.save(1, written[1], {"step": 1})
+    with pytest.raises(RunError, match="cannot be written .*no memory for checksums"):
+        checkpoints.wait()
+    assert checkpoint.steps(tmp_path) == []
+
+
+def test_metadata_are_those_of_the_time_of_the_save(tmp_path, slow_sums):
+    metadata = {"step": 1, "sizes": [1, 2]}
+    sealed = integrity.sealed(metadata, {"w": np.ones(3)})
+    metadata["sizes"].append(3)
+    slow_sums.set()
+    assert dict(sealed)["sizes"] == [1, 2]
+    added = {integrity.ARRAYS, integrity.VERSION, integrity.SEAL}
+    assert dict(sealed).keys() == {"step", "sizes"} | added
+    assert json.loads(json.dumps(sealed)) == dict(sealed)
 
 
 def test_a_flipped_bit_in_a_bucket_is_refused_by_the_arrays_name(written, bucket):
