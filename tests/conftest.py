@@ -20,6 +20,7 @@ import datetime
 import pathlib
 import resource
 import shutil
+import subprocess
 import sys
 import uuid
 import zlib
@@ -176,3 +177,35 @@ def full_disk():
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limited
+
+
+class SmallDisk:
+    """A file system of its own in memory, `path`, with room for as many KiB as `resize` says."""
+
+    def __init__(self, path):
+        self.path = path
+        path.mkdir()
+        self._mount("size=64k")
+
+    def resize(self, size: int) -> None:
+        self._mount(f"remount,size={size}k")
+
+    def close(self) -> None:
+        subprocess.run(["umount", "--lazy", self.path], check=True)
+
+    def _mount(self, options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", self.path]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise OSError(done.stderr.strip())
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A `SmallDisk`; where this process may not mount one, the test is skipped."""
+    try:
+        disk = SmallDisk(tmp_path / "disk")
+    except OSError as error:
+        pytest.skip(f"a small file system cannot be mounted here: {error}")
+    yield disk
+    disk.close()

@@ -69,6 +69,28 @@ def test_a_full_disk_is_one_sentence_with_the_path(tmp_path, full_disk, writer):
     assert str(caught.value).endswith("cannot be written: File too large")
 
 
+def test_records_before_the_disk_was_full_stay_and_more_are_added_once_there_is_room(small_disk):
+    path = small_disk.path / metrics.FILE
+    small_disk.resize(8)
+    writer, written = metrics.JsonlWriter(path), 0
+    with pytest.raises(WriteError) as caught:
+        for step in range(1000):
+            writer.write({"kind": "train", "step": step, "text": "x" * 100})
+            written += 1
+    writer.close()
+    assert str(caught.value) == f"{path} cannot be written: No space left on device"
+    assert [record["step"] for record in metrics.read(path)] == list(range(written))
+    with pytest.raises(WriteError, match=f"^{path} cannot be written: No space left on device$"):
+        metrics.cut_back(path, written)  # a resume before there is room
+    assert [record["step"] for record in metrics.read(path)] == list(range(written))
+    small_disk.resize(64)
+    metrics.cut_back(path, written)
+    writer = metrics.JsonlWriter(path)
+    writer.write({"kind": "train", "step": written})
+    writer.close()
+    assert [record["step"] for record in metrics.read(path)] == list(range(written + 1))
+
+
 def test_tensorboard_reads_the_finite_scalars(tmp_path):
     """Also where an earlier session went further: its later events are marked as dropped."""
     from tensorboardX.proto import event_pb2
