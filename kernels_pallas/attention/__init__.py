@@ -208,28 +208,23 @@ def attention(
         bounded_BSH = jnp.where(is_padding_BS1, 0, forget.bounded(tokens.log_forget_BSH))
         tokens = tokens._replace(log_forget_BSH=bounded_BSH)
     ids_BS = tokens.segment_ids_BS
-    contained = nonfinite.contain_attention(
-        q_BTHK,
-        tokens.k_BSGK,
-        tokens.v_BSGV,
-        ids_BS,
-        window if traced else bound,
-        tokens.log_forget_BSH,
-    )
-    qkv, log_forget = contained.inputs[:3], contained.inputs[3:]
-    if backend != "chunked":  # which alone sums a gate once for all heads that share it
-        log_forget = (jnp.repeat(x_BSF, heads_per_gate, axis=2) for x_BSF in log_forget)
-    out_BTHV, lse_BTH = _FORMS[backend](
-        *qkv,
-        ids_BS,
-        sinks_H,
-        *log_forget,
+    values = q_BTHK, tokens.k_BSGK, tokens.v_BSGV
+    options = dict(
         window=window if traced else bound,
         scale=key_size**-0.5 if scale is None else scale,
         soft_cap=soft_cap,
         precision=precision,
     )
-    out_BTHV, lse_BTH = contained.mark(out_BTHV), contained.mark(lse_BTH, nonfinite.NO_KEYS)
+    if backend == "tpu" and not has_gates:  # its kernels contain NaN and infinity themselves
+        out_BTHV, lse_BTH = tpu.attention(*values, ids_BS, sinks_H, **options)
+    else:
+        log_forget = tokens.log_forget_BSH
+        contained = nonfinite.contain_attention(*values, ids_BS, options["window"], log_forget)
+        values, log_forget = contained.inputs[:3], contained.inputs[3:]
+        if backend != "chunked":  # which alone sums a gate once for all heads that share it
+            log_forget = (jnp.repeat(x_BSF, heads_per_gate, axis=2) for x_BSF in log_forget)
+        out_BTHV, lse_BTH = _FORMS[backend](*values, ids_BS, sinks_H, *log_forget, **options)
+        out_BTHV, lse_BTH = contained.mark(out_BTHV), contained.mark(lse_BTH, nonfinite.NO_KEYS)
     if not return_state:
         return out_BTHV, lse_BTH
     if window is not None:

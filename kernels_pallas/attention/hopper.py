@@ -124,9 +124,8 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, sums, start_BT, static):
 def _backward(static, residuals, cotangents):
     q_BTHK, k_BSGK, v_BSGV, sinks_H, sums, start_BT, out_BTHV, lse_BTH = residuals
     dout_BTHV, dlse_BTH = cotangents
-    lse_BTH, delta_BTH, dsinks_H = intervals.softmax_gradient(
-        dout_BTHV, dlse_BTH, out_BTHV, lse_BTH, sinks_H, start_BT
-    )
+    delta_BTH = intervals.row_sums(dout_BTHV, dlse_BTH, out_BTHV)
+    lse_BTH, delta_BTH, dsinks_H = intervals.softmax_gradient(delta_BTH, lse_BTH, sinks_H, start_BT)
     layout = _Layout(q_BTHK, k_BSGK, v_BSGV, sums, start_BT, static)
     plan = layout.plan(TILES[layout.size].dqueries)
     operands = (

@@ -20,11 +20,15 @@ def starts(segment_ids_BS, slots: int, window):
     return jnp.where(segment_ids_BS[:, slots:] == 0, NO_KEYS, start_BT - slots)
 
 
-def softmax_gradient(dout_BTHV, dlse_BTH, out_BTHV, lse_BTH, sinks_H, start_BT):
-    """(lse_BTH, delta_BTH, dsinks_H), of d logits = exp(logits - lse) * (dp - delta)."""
-    # delta is the row sum that softmax subtracts, minus the cotangent of lse.
+def row_sums(dout_BTHV, dlse_BTH, out_BTHV):
+    """delta_BTH: the row sum that softmax subtracts, minus the cotangent of lse. It is not finite where
+    any of the three is not."""
     products_BTHV = dout_BTHV.astype(jnp.float32) * out_BTHV.astype(jnp.float32)
-    delta_BTH = jnp.sum(products_BTHV, axis=-1) - dlse_BTH
+    return jnp.sum(products_BTHV, axis=-1) - dlse_BTH
+
+
+def softmax_gradient(delta_BTH, lse_BTH, sinks_H, start_BT):
+    """(lse_BTH, delta_BTH, dsinks_H), of d logits = exp(logits - lse) * (dp - delta)."""
     empty_BT1 = (start_BT == NO_KEYS)[..., None]
     lse_BTH = jnp.where(empty_BT1, -NEGATIVE, lse_BTH)  # p = exp(s - lse) = 0 in padding
     if sinks_H is None:

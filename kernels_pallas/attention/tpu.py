@@ -19,6 +19,8 @@ each once, writes its dq, and adds to float32 sums of dk and dv in VMEM. With a 
 sums of the R + C keys in reach: after each block the C keys that no later block sees are written
 out, and the others move up. All sums have a fixed order, so results are deterministic. `out` and
 `lse` are named "attention_out" and "attention_lse" for remat policies; p and d logits are recomputed.
+
+NaN and infinity stay in their document without a copy in HBM (`tpu_nonfinite`).
 """
 
 import functools
@@ -31,7 +33,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas import dispatch, mxu, segments
-from kernels_pallas.attention import forget, intervals
+from kernels_pallas.attention import forget, intervals, tpu_nonfinite
 from kernels_pallas.attention import tpu_kernels as kernels
 from kernels_pallas.attention.intervals import NO_KEYS
 from kernels_pallas.attention.tpu_kernels import LOG2E, SUBLANES, AttentionPlan
@@ -158,7 +160,7 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static):
     if plan.forget:
         gate_specs, bias = (layout.per_gate(), layout.per_query_row(1)), (layout.bias(),)
         gate_arrays = layout.gates(gates.sums), layout.gates_since(gates)
-    out_BHVT, lse_BH1T = pl.pallas_call(
+    out_BHVT, lse_BH1T, unclean = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
@@ -170,8 +172,9 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static):
                 layout.document_row(),
                 *gate_specs,
             ],
-            out_specs=[layout.per_query_row(size), layout.per_query_row(1)],
+            out_specs=[layout.per_query_row(size), layout.per_query_row(1), layout.flag()],
             scratch_shapes=[
+                pltpu.SMEM((1,), jnp.int32),
                 pltpu.VMEM((plan.rows, plan.block), jnp.float32),
                 state,
                 state,
@@ -183,8 +186,9 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static):
         out_shape=[
             jax.ShapeDtypeStruct((layout.batch, layout.heads, size, tokens), v_BSGV.dtype),
             jax.ShapeDtypeStruct((layout.batch, layout.heads, 1, tokens), jnp.float32),
+            jax.ShapeDtypeStruct((layout.batch, layout.kv_heads, SUBLANES, 128), jnp.float32),
         ],
-        compiler_params=layout.compiler_params("parallel"),
+        compiler_params=layout.compiler_params(),
         interpret=static.interpret,
         name="attention_forward",
     )(
@@ -200,16 +204,18 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static):
     lse_BTH = layout.from_query_rows(lse_BH1T, 1)[..., 0]
     out_BTHV = checkpoint_name(out_BTHV, "attention_out")
     lse_BTH = checkpoint_name(lse_BTH, "attention_lse")
-    residuals = q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, out_BTHV, lse_BTH
+    residuals = q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, unclean, out_BTHV, lse_BTH
     return (out_BTHV, lse_BTH), residuals
 
 
 def _backward(static, residuals, cotangents):
-    q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, out_BTHV, lse_BTH = residuals
+    q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, unclean, out_BTHV, lse_BTH = residuals
     dout_BTHV, dlse_BTH = cotangents
     plan = static.plan
-    lse_BTH, delta_BTH, dsinks_H = intervals.softmax_gradient(
-        dout_BTHV, dlse_BTH, out_BTHV, lse_BTH, sinks_H, start_BT
+    delta_BTH = intervals.row_sums(dout_BTHV, dlse_BTH, out_BTHV)
+    unclean_BG = (unclean[..., 0, 0] > 0) | ~jnp.isfinite(delta_BTH).all((1, 2))[:, None]
+    lse_BTH, delta_BTH, dsinks_H = tpu_nonfinite.softmax_gradient(
+        delta_BTH, lse_BTH, sinks_H, start_BT
     )
 
     # Query blocks after the last one see no keys; they write out the last sums of dk and dv.
@@ -234,7 +240,7 @@ def _backward(static, residuals, cotangents):
     dq_BHKT, dk_BGSK, dv_BGSV, *dgates = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
+            num_scalar_prefetch=3,
             grid=layout.grid,
             in_specs=[
                 layout.per_query(key_size),
@@ -262,11 +268,12 @@ def _backward(static, residuals, cotangents):
             jax.ShapeDtypeStruct((*leading, dvalue.tokens, value_size), jnp.float32),
             *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in gate_shapes),
         ],
-        compiler_params=layout.compiler_params("arbitrary"),
+        compiler_params=layout.compiler_params(),
         interpret=static.interpret,
         name="attention_backward",
     )(
         *layout.earlier,
+        unclean_BG.reshape(-1).astype(jnp.int32),
         layout.queries(q_BTHK),
         layout.queries(dout_BTHV.astype(v_BSGV.dtype)),
         layout.keys(k_BSGK, (0, 2, 1, 3)),
@@ -327,10 +334,10 @@ class _Layout:
         self.start_B1T = start_BNC.reshape(self.batch, 1, self.padded)
         self.earlier = _earlier_blocks(start_BNC, plan)
 
-    def compiler_params(self, order):
-        """`order` of a head's query blocks: the backward pass carries sums from one to the next."""
+    def compiler_params(self):
+        """A head's query blocks run in order: each finds the flags and sums of those before it."""
         return pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", order, order),
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=(VMEM_MIB + 8) * MIB,
         )
 
@@ -376,6 +383,10 @@ class _Layout:
         return pl.BlockSpec(
             (1, 1, size, self.plan.block), lambda b, g, i, r, *_: (b, g * group + r, 0, i)
         )
+
+    def flag(self) -> pl.BlockSpec:
+        """One register for a key/value head."""
+        return pl.BlockSpec((1, 1, SUBLANES, 128), lambda b, g, i, r, *_: (b, g, 0, 0))
 
     def document_row(self) -> pl.BlockSpec:
         return pl.BlockSpec((1, 1, self.plan.block), lambda b, g, i, r, *_: (b, 0, i))

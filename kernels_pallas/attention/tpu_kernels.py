@@ -19,10 +19,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels_pallas import mxu
+from kernels_pallas.attention import tpu_nonfinite
 from kernels_pallas.attention.intervals import LOWEST_MAX, NEGATIVE, NO_KEYS
 
 LOG2E = math.log2(math.e)
 SUBLANES = 8
+LOWEST_RAISED = (tpu_nonfinite.RAISED - NEGATIVE) / 2 * LOG2E
 ROWS_OF_ONES = 16  # rows of a product that sums: what a bfloat16 register holds
 
 
@@ -193,7 +195,7 @@ def forward(
     if plan.forget:
         sums_ref, since_ref, *refs, bias_ref = refs
         gates = Gates(sums_ref, since_ref, bias_ref)
-    out_ref, lse_ref, logits_ref, m_ref, alpha_ref, l_ref, acc_ref = refs
+    out_ref, lse_ref, unclean_ref, found_ref, logits_ref, m_ref, alpha_ref, l_ref, acc_ref = refs
     block = pl.program_id(2)
     index = pl.program_id(0) * pl.num_programs(2) + block
     num_earlier, unmasked = earlier_ref[index], unmasked_ref[index]
@@ -268,6 +270,8 @@ def forward(
         out_ref[0, 0, :, columns] = jnp.where(empty, 0, acc / l).astype(out_ref.dtype)
         lse_ref[0, 0, :, columns] = jnp.where(empty, NEGATIVE, lse)
 
+    tpu_nonfinite.mark(plan, block, q_ref, k_ref, vt_ref, unclean_ref, found_ref)
+
     @pl.when(num_earlier < 0)
     def _():
         out_ref[...] = jnp.zeros_like(out_ref)
@@ -307,6 +311,7 @@ def forward(
 def backward(
     earlier_ref,
     unmasked_ref,
+    unclean_ref,
     q_ref,
     do_ref,
     k_ref,
@@ -340,6 +345,11 @@ def backward(
     last_block = block == pl.num_programs(2) - 1
     windowed = plan.reach is not None
     dot_of = dict(precision=plan.precision)
+
+    @pl.when(unclean_ref[pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)] > 0)
+    def _():
+        for ref in (q_ref, do_ref, k_ref, kt_ref, v_ref):
+            tpu_nonfinite.clean(ref)
 
     if windowed:
         dk_sum, dv_sum = sums_refs
@@ -431,7 +441,8 @@ def backward(
                 return carry
 
             _for_earlier(unmasked, num_earlier, earlier)
-        dqt_ref[0, 0] = (acc_ref[...] * plan.scale).astype(dqt_ref.dtype)
+        raised = lse_ref[0, 0] > LOWEST_RAISED
+        dqt_ref[0, 0] = jnp.where(raised, jnp.nan, acc_ref[...] * plan.scale).astype(dqt_ref.dtype)
 
     @pl.when(last_head)
     def _():

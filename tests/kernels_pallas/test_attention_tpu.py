@@ -28,6 +28,7 @@ SUBJECTS = {
     "forgetful loop": dict(window=33, heads=3, kv_heads=1, sinks=True, decay=0.3),
     "forgetful": dict(window=None, decay=0.05),
 }
+FAST = (("q", -np.inf), ("k", np.inf), ("v", -np.inf))
 by_kind = pytest.mark.parametrize("kind", SUBJECTS)
 
 
@@ -64,6 +65,69 @@ def test_kernel_is_the_reference_at_any_length(kind, time):
     subject = attention_subject(**SUBJECTS[kind])
     ids = draw_segment_ids(rng(time), 2, time)
     check_against_float64(subject, rng(time), 2, time, ids, with_state=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in SUBJECTS if kind != "full"])
+def test_nan_and_infinity_reach_no_other_document(kind):
+    """Law 8, on planted values of several draws: keys, values, queries, padding, a state."""
+    subject = attention_subject(**SUBJECTS[kind])
+    for seed in range(6):
+        ids = draw_segment_ids(rng(seed), 2, 75, padding=0.2)
+        testing.check_contained(
+            subject, rng(seed), 2, 75, 41, ids, jnp.float32, 1e-5, "pallas", with_state=True
+        )
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        pytest.param(name, value, marks=() if (name, value) in FAST else pytest.mark.slow)
+        for name in ("q", "k", "v", "out", "lse")
+        for value in (np.nan, np.inf, -np.inf)
+    ],
+)
+def test_full_attention_contains_a_number_that_is_not_finite(name, value):
+    """Token 20 of 64 is in the second document of three; the last tokens are padding."""
+    ids = jnp.asarray(np.repeat([1, 2, 3, 0], [13, 27, 19, 5])[None])
+    sinks = jnp.asarray([0.3, -0.2], jnp.float32)
+    draw = rng()
+
+    def normal(heads):
+        return jnp.asarray(draw.standard_normal((1, 64, heads, 4)), jnp.float32)
+
+    def planted(x):
+        return x.at[(0, 20) + (0,) * (x.ndim - 2)].set(value)
+
+    inputs = dict(q=normal(2), k=normal(1), v=normal(1))
+    cotangents = dict(out=normal(2), lse=normal(2)[..., 0])
+
+    @jax.jit
+    def run(inputs, cotangents):
+        def op(inputs):
+            options = dict(segment_ids=ids, sinks_H=sinks, soft_cap=5.0, impl="pallas")
+            out, lse = attn.attention(inputs["q"], inputs["k"], inputs["v"], **options)
+            return dict(out=out, lse=lse)
+
+        outputs, pull = jax.vjp(op, inputs)
+        return outputs, pull(cotangents)[0]
+
+    was = run(inputs, cotangents)
+    chosen = {n: planted(x) if n == name else x for n, x in inputs.items()}
+    outputs, _ = run(chosen, cotangents)
+    spoilt = {n: jnp.where(jnp.isfinite(outputs[n]), c, jnp.nan) for n, c in cotangents.items()}
+    spoilt = {n: planted(c) if n == name else c for n, c in spoilt.items()}
+    found = run(chosen, spoilt)
+    other = np.asarray(ids[0] != 2)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(was), strict=True):
+        np.testing.assert_allclose(np.asarray(x)[0, other], np.asarray(y)[0, other], 1e-5, 1e-6)
+    if name in inputs:  # nothing is hidden, by a sink or a cap either
+        seen = slice(20, 21) if name == "q" else slice(20, 40)
+        first_head = np.asarray(found[0]["out"])[0, seen, 0]
+        assert np.isnan(first_head).all()
+        assert np.isfinite(np.asarray(found[0]["out"])[0, 13:20]).all()
+    else:
+        assert np.isnan(np.asarray(found[1]["q"])[0, 20]).any()
 
 
 def test_wider_matrix_unit(monkeypatch):

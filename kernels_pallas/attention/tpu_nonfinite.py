@@ -1,0 +1,122 @@
+"""NaN and infinity in the TPU attention kernels: contained in VMEM, without a copy in HBM.
+
+The other forms mask their inputs and outputs (`kernels_pallas.nonfinite`), which reads and writes each
+of them once more. Here the forward kernel looks at each block once. A query with a number that is not
+finite becomes NaN, and so does the key of a token whose key or value has one, while its value becomes
+0. The logits of a pair that does not see each other are masked by a selection, not by a product: so
+NaN reaches all outputs that see it, and no others. The backward kernel replaces such numbers by 0 in
+the key/value heads that have any (`unclean`); queries whose lse or delta is not finite take no part.
+
+Heads are apart: a head whose queries, keys and values are finite has finite outputs.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from kernels_pallas.attention import intervals
+
+RAISED = 2e30  # lse of a query whose cotangent is not finite; that of padding is 1e30
+
+
+def softmax_gradient(delta_BTH, lse_BTH, sinks_H, start_BT):
+    """`intervals.softmax_gradient` where delta or lse may not be finite: those queries take no part (p = 0),
+    and if the reason is a cotangent, the lse is RAISED, which makes their dq NaN."""
+    finite_BTH, spoilt_BTH = jnp.isfinite(delta_BTH), ~jnp.isfinite(lse_BTH)
+    lse_BTH = jnp.where(finite_BTH, lse_BTH, RAISED)
+    lse_BTH = jnp.where(spoilt_BTH, -intervals.NEGATIVE, lse_BTH)
+    delta_BTH = jnp.where(finite_BTH, delta_BTH, 0)
+    return intervals.softmax_gradient(delta_BTH, lse_BTH, sinks_H, start_BT)
+
+
+def mark(plan, block, q_ref, k_ref, vt_ref, unclean_ref, found_ref) -> None:
+    """Marks a grid step's queries and keys, in place; the blocks are copies.
+
+    Arguments:
+      unclean_ref: (1, 1, 8, 128), of a key/value head; becomes 1 if it has any such number.
+      found_ref: (1,), in SMEM; 1 if the head's keys up to this block have any.
+    """
+    head = pl.program_id(3)
+
+    @pl.when((block == 0) & (head == 0))
+    def _():
+        unclean_ref[...] = jnp.zeros_like(unclean_ref)
+        found_ref[0] = 0
+
+    def look_at(tokens):
+        @pl.when(_any_nonfinite(k_ref[0, 0, tokens]) | _any_nonfinite(vt_ref[0, 0, :, tokens]))
+        def _():
+            found_ref[0] = 1
+
+    # Keys of earlier blocks have been looked at, those of later ones are not seen yet.
+    own = slice(plan.front, plan.front + plan.block)
+    if plan.reach is None:
+        own = pl.ds(pl.multiple_of(plan.front + block * plan.block, plan.block), plan.block)
+
+    @pl.when(head == 0)
+    def _():
+        look_at(own)
+
+    if plan.front:
+
+        @pl.when((block == 0) & (head == 0))
+        def _():
+            look_at(slice(0, plan.front))
+
+    @pl.when(found_ref[0] > 0)
+    def _():
+        unclean_ref[...] = jnp.ones_like(unclean_ref)
+
+        def keys(tokens):
+            k = k_ref[0, 0, tokens].astype(jnp.float32)
+            vt = vt_ref[0, 0, :, tokens].astype(jnp.float32)
+            bad_v = jnp.broadcast_to(_bad(vt, axis=0), (k.shape[1], vt.shape[1]))
+            bad = jnp.maximum(_bad(k, axis=1), jnp.transpose(bad_v))
+            k_ref[0, 0, tokens] = jnp.where(bad > 0, jnp.nan, k).astype(k_ref.dtype)
+            vt_ref[0, 0, :, tokens] = jnp.where(_finite(vt), vt, 0).astype(vt_ref.dtype)
+
+        _for_slices(k_ref.shape[2], keys)
+
+    @pl.when(_any_nonfinite(q_ref[0, 0]))
+    def _():
+        unclean_ref[...] = jnp.ones_like(unclean_ref)
+        q = q_ref[0, 0].astype(jnp.float32)
+        q_ref[0, 0] = jnp.where(_bad(q, axis=1) > 0, jnp.nan, q).astype(q_ref.dtype)
+
+
+def clean(ref) -> None:
+    """Replaces what is not finite in a block (1, 1, ...) by 0, in place."""
+    by_columns = ref.shape[3] > ref.shape[2]
+
+    def part(number):
+        place = (0, 0, slice(None), number) if by_columns else (0, 0, number)
+        x = ref[place].astype(jnp.float32)
+        ref[place] = jnp.where(_finite(x), x, 0).astype(ref.dtype)
+
+    _for_slices(max(ref.shape[2:]), part)
+
+
+def _for_slices(size: int, body) -> None:
+    """`body(slice)` for slices of at most 128, so that registers hold one."""
+    step = math.gcd(size, 128)
+
+    def one(index, carry):
+        body(pl.ds(pl.multiple_of(index * step, step), step))
+        return carry
+
+    jax.lax.fori_loop(0, size // step, one, 0)
+
+
+def _any_nonfinite(x):
+    return jnp.max(jnp.where(_finite(x.astype(jnp.float32)), 0.0, 1.0)) > 0
+
+
+def _bad(x, axis: int):
+    """1 where a number along the axis is not finite, else 0."""
+    return jnp.max(jnp.where(_finite(x), 0.0, 1.0), axis=axis, keepdims=True)
+
+
+def _finite(x):
+    return jnp.abs(x) < jnp.inf
