@@ -65,7 +65,11 @@ def _case(
 
     q, k, v, *others = arguments(**options)
     gates = (Array((BATCH, TIME, HEADS), jnp.float32),) if forget else ()
-    loops = {} if window is not None and window <= BLOCK else {"attention": trips(window)}
+    walks = () if window is not None and window <= BLOCK else trips(window)
+    # First the loops of `tpu_nonfinite`, which do not run: over keys and queries, and over five arrays.
+    loops = {"attention_forward": (0, 0, *walks), "attention_backward": (0,) * 5 + walks}
+    if platform == "cuda":
+        loops = {"attention": walks} if walks else {}
     named = options if soft_cap is None else options | dict(soft_cap=soft_cap)
     named = named | dict(forget=True) if forget else named
     return Case(

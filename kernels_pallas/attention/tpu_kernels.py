@@ -346,10 +346,9 @@ def backward(
     windowed = plan.reach is not None
     dot_of = dict(precision=plan.precision)
 
-    @pl.when(unclean_ref[pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)] > 0)
-    def _():
-        for ref in (q_ref, do_ref, k_ref, kt_ref, v_ref):
-            tpu_nonfinite.clean(ref)
+    unclean = unclean_ref[pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)] > 0
+    for ref in (q_ref, do_ref, k_ref, kt_ref, v_ref):
+        tpu_nonfinite.clean(unclean, ref)
 
     if windowed:
         dk_sum, dv_sum = sums_refs

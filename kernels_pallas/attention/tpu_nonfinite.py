@@ -15,6 +15,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.attention import intervals
 
@@ -65,29 +66,26 @@ def mark(plan, block, q_ref, k_ref, vt_ref, unclean_ref, found_ref) -> None:
         def _():
             look_at(slice(0, plan.front))
 
-    @pl.when(found_ref[0] > 0)
-    def _():
+    def keys(tokens):
         unclean_ref[...] = jnp.ones_like(unclean_ref)
+        k = k_ref[0, 0, tokens].astype(jnp.float32)
+        vt = vt_ref[0, 0, :, tokens].astype(jnp.float32)
+        bad_v = jnp.broadcast_to(_bad(vt, axis=0), (k.shape[1], vt.shape[1]))
+        bad = jnp.maximum(_bad(k, axis=1), jnp.transpose(bad_v))
+        k_ref[0, 0, tokens] = jnp.where(bad > 0, jnp.nan, k).astype(k_ref.dtype)
+        vt_ref[0, 0, :, tokens] = jnp.where(_finite(vt), vt, 0).astype(vt_ref.dtype)
 
-        def keys(tokens):
-            k = k_ref[0, 0, tokens].astype(jnp.float32)
-            vt = vt_ref[0, 0, :, tokens].astype(jnp.float32)
-            bad_v = jnp.broadcast_to(_bad(vt, axis=0), (k.shape[1], vt.shape[1]))
-            bad = jnp.maximum(_bad(k, axis=1), jnp.transpose(bad_v))
-            k_ref[0, 0, tokens] = jnp.where(bad > 0, jnp.nan, k).astype(k_ref.dtype)
-            vt_ref[0, 0, :, tokens] = jnp.where(_finite(vt), vt, 0).astype(vt_ref.dtype)
-
-        _for_slices(k_ref.shape[2], keys)
-
-    @pl.when(_any_nonfinite(q_ref[0, 0]))
-    def _():
+    def queries(tokens):
         unclean_ref[...] = jnp.ones_like(unclean_ref)
-        q = q_ref[0, 0].astype(jnp.float32)
-        q_ref[0, 0] = jnp.where(_bad(q, axis=1) > 0, jnp.nan, q).astype(q_ref.dtype)
+        q = q_ref[0, 0, tokens].astype(jnp.float32)
+        q_ref[0, 0, tokens] = jnp.where(_bad(q, axis=1) > 0, jnp.nan, q).astype(q_ref.dtype)
+
+    _for_slices(found_ref[0] > 0, k_ref.shape[2], keys)
+    _for_slices(_any_nonfinite(q_ref[0, 0]), q_ref.shape[2], queries)
 
 
-def clean(ref) -> None:
-    """Replaces what is not finite in a block (1, 1, ...) by 0, in place."""
+def clean(wanted, ref) -> None:
+    """Replaces what is not finite in a block (1, 1, ...) by 0, in place, if that is wanted."""
     by_columns = ref.shape[3] > ref.shape[2]
 
     def part(number):
@@ -95,22 +93,33 @@ def clean(ref) -> None:
         x = ref[place].astype(jnp.float32)
         ref[place] = jnp.where(_finite(x), x, 0).astype(ref.dtype)
 
-    _for_slices(max(ref.shape[2:]), part)
+    _for_slices(wanted, max(ref.shape[2:]), part)
 
 
-def _for_slices(size: int, body) -> None:
-    """`body(slice)` for slices of at most 128, so that registers hold one."""
+def _for_slices(wanted, size: int, body) -> None:
+    """`body(slice)` for slices of at most 128, so that registers hold one; for none if not wanted."""
     step = math.gcd(size, 128)
 
     def one(index, carry):
         body(pl.ds(pl.multiple_of(index * step, step), step))
         return carry
 
-    jax.lax.fori_loop(0, size // step, one, 0)
+    jax.lax.fori_loop(0, jnp.where(wanted, size // step, 0), one, 0)
 
 
 def _any_nonfinite(x):
-    return jnp.max(jnp.where(_finite(x.astype(jnp.float32)), 0.0, 1.0)) > 0
+    """Whether a matrix of bfloat16 or float32 holds NaN or infinity, whose exponents are all ones: one
+    more carries into the sign's place, in both halves of a word of bfloat16 at once."""
+    narrow = x.dtype.itemsize == 2
+    exponents, one, signs = (
+        (0x7F807F80, 0x00800080, -0x7FFF8000) if narrow else (0x7F800000, 0x00800000, -(2**31))
+    )
+    words = pltpu.bitcast(x, jnp.int32)
+    carried = (words & exponents) + one
+    while carried.shape[0] % 16 == 0:
+        half = carried.shape[0] // 2
+        carried = carried[:half] | carried[half:]
+    return jnp.max(jnp.where((carried & signs) != 0, 1.0, 0.0)) > 0
 
 
 def _bad(x, axis: int):
