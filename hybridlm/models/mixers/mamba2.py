@@ -10,13 +10,7 @@ from flax import nnx
 
 from hybridlm.models.layers import Linear, ScaledLinear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
-from hybridlm.models.mixers.parts import (
-    ConvWidth,
-    GatedRMSNorm,
-    ShortConv,
-    initial_dt_bias,
-    values_for_kernels,
-)
+from hybridlm.models.mixers.parts import ConvWidth, GatedRMSNorm, ShortConv, initial_dt_bias
 from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
 from hybridlm.settings.bounds import PositiveFloat, PositiveInt, settings
@@ -219,7 +213,7 @@ class Mamba2(Mixer):
         y_BTHV, memory = ops.gated_linear(
             context.hook("hook_q", q_BTGK),
             context.hook("hook_k", k_BTGK),
-            values_for_kernels(dt_BTH[..., None] * v_BTHV, x_BTD.dtype),
+            dt_BTH[..., None] * v_BTHV,
             context.hook("hook_log_decay", log_decay_BTH),
             segment_ids=ids_BT,
             initial_state=memory,

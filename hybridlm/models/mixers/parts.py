@@ -9,7 +9,7 @@ from flax import nnx
 from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
 from hybridlm.settings.bounds import Between
-from kernels_pallas import causal_conv, dispatch
+from kernels_pallas import causal_conv
 
 #: Taps of a short convolution, as many as the operation takes.
 ConvWidth = Annotated[int, Between(1, causal_conv.MAX_WIDTH)]
@@ -77,15 +77,6 @@ class TokenShift(nnx.Module):
     def init_state(self, batch: int, dtype: jnp.dtype) -> causal_conv.ConvState:
         """The state before any token."""
         return causal_conv.empty_state(batch, 2, self.channels, dtype)
-
-
-def values_for_kernels(values: jax.Array, compute_dtype: jnp.dtype) -> jax.Array:
-    """Float32 values as the kernels of gated linear attention read them.
-
-    The Hopper kernel reads bfloat16 only, as Mamba's published kernels do, so on GPUs values have the
-    dtype that the model computes in. TPU kernels and XLA read float32. Decays and states stay float32.
-    """
-    return values.astype(compute_dtype) if dispatch.target().platform == "gpu" else values
 
 
 class GroupRMSNorm(nnx.Module):

@@ -26,7 +26,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hybridlm.models.mixers.parts import values_for_kernels
 from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
 from kernels_pallas import gated_linear
@@ -140,7 +139,7 @@ def _read(q_BTHRN, k_BTHRN, u_BTHRP, inputs: Inputs, ids_BT, memory):
     y_BSHP, memory = ops.gated_linear(
         steps(q_BTHRN),
         steps(k_BTHRN),
-        steps(values_for_kernels(u_BTHRP, q_BTHRN.dtype)),
+        steps(u_BTHRP),
         steps(log_decay_BTHR),
         segment_ids=jnp.repeat(ids_BT, rank, axis=1),
         initial_state=memory,
