@@ -7,6 +7,8 @@ that token on to NaN: nothing is hidden, and no gradient passes there.
 
 Cotangents are treated alike: one that is not finite (another layer or branch has overflowed at that token)
 becomes 0 for the op, and the gradient of the op's first input becomes NaN at its token.
+
+The TPU attention kernels have their own way (`kernels_pallas/attention/tpu_nonfinite.py`).
 """
 
 from typing import Any, NamedTuple

@@ -68,7 +68,7 @@ def _case(
     walks = () if window is not None and window <= BLOCK else trips(window)
     # First the loops of `tpu_nonfinite`, which do not run: over keys and queries, and over five arrays.
     loops = {"attention_forward": (0, 0, *walks), "attention_backward": (0,) * 5 + walks}
-    if platform == "cuda":
+    if platform == "cuda" or forget:  # which have none
         loops = {"attention": walks} if walks else {}
     named = options if soft_cap is None else options | dict(soft_cap=soft_cap)
     named = named | dict(forget=True) if forget else named

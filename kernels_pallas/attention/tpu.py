@@ -203,7 +203,8 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static):
     out_BTHV = layout.from_query_rows(out_BHVT, v_BSGV.shape[-1])
     lse_BTH = layout.from_query_rows(lse_BH1T, 1)[..., 0]
     out_BTHV = checkpoint_name(out_BTHV, "attention_out")
-    lse_BTH = checkpoint_name(lse_BTH, "attention_lse")
+    # Whatever the backward pass reads has one of the two names: else the kernel would run again for it.
+    lse_BTH, unclean = (checkpoint_name(x, "attention_lse") for x in (lse_BTH, unclean))
     residuals = q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, unclean, out_BTHV, lse_BTH
     return (out_BTHV, lse_BTH), residuals
 

@@ -270,7 +270,10 @@ def forward(
         out_ref[0, 0, :, columns] = jnp.where(empty, 0, acc / l).astype(out_ref.dtype)
         lse_ref[0, 0, :, columns] = jnp.where(empty, NEGATIVE, lse)
 
-    tpu_nonfinite.mark(plan, block, q_ref, k_ref, vt_ref, unclean_ref, found_ref)
+    if gates is None:
+        tpu_nonfinite.mark(plan, block, q_ref, k_ref, vt_ref, unclean_ref, found_ref)
+    else:  # `nonfinite.contain_attention` has masked the inputs
+        unclean_ref[...] = jnp.zeros_like(unclean_ref)
 
     @pl.when(num_earlier < 0)
     def _():
@@ -346,9 +349,10 @@ def backward(
     windowed = plan.reach is not None
     dot_of = dict(precision=plan.precision)
 
-    unclean = unclean_ref[pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)] > 0
-    for ref in (q_ref, do_ref, k_ref, kt_ref, v_ref):
-        tpu_nonfinite.clean(unclean, ref)
+    if gates is None:
+        unclean = unclean_ref[pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)] > 0
+        for ref in (q_ref, do_ref, k_ref, kt_ref, v_ref):
+            tpu_nonfinite.clean(unclean, ref)
 
     if windowed:
         dk_sum, dv_sum = sums_refs

@@ -1,12 +1,15 @@
 """The laws for the TPU attention kernels, interpreted with tiles of 8 tokens, blocks of 16 or 32."""
 
 import contextlib
+import functools
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from interpreted import check_against_float64, errors, kernels
+from jax._src.interpreters.partial_eval import dce_jaxpr
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 from rounding import dots_rounded
@@ -257,3 +260,24 @@ def test_a_call_that_does_not_fit_vmem_is_refused():
     with pytest.raises(ValueError, match="lacks vmem_mib"):
         jax.eval_shape(lambda x: attn.attention(x, x, x, impl="pallas"), long)
     assert jax.eval_shape(lambda x: attn.attention(x, x, x, impl="pallas", window=2048), long)
+
+
+def test_saved_names_spare_the_forward_kernel_in_the_backward_pass():
+    """With a remat policy that keeps the two names, no output of the recomputed kernel is read."""
+    policy = jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse")
+    x = jnp.ones((1, 32, 2, 4), jnp.float32)
+
+    @functools.partial(jax.checkpoint, policy=policy)
+    def loss(x):
+        out, lse = attn.attention(x, x, x, impl="pallas")
+        return jnp.sum(out) + jnp.sum(lse)
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(x).jaxpr
+    jaxpr = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+    recomputed = jaxpr.eqns[-1].params["jaxpr"]  # of the checkpoint
+    used = {
+        x for e in recomputed.eqns for x in e.invars if not isinstance(x, jax.extend.core.Literal)
+    }
+    calls = [e for e in recomputed.eqns if e.primitive.name == "pallas_call"]
+    read = {e.params["name"]: bool(used & set(e.outvars)) for e in calls}
+    assert read == {"attention_forward": False, "attention_backward": True}
