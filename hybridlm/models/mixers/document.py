@@ -160,6 +160,11 @@ def _laws(record: dict[str, Any]) -> list[str]:
         "- contained: NaN or infinity in a document, in padding or in its state changes no output and no"
         " gradient of other documents;",
         "- sharded = single device: the batch split over devices gives the result of one device.",
+        *(
+            ["", 'The reason of each "no" is in [design.md](design.md).']
+            if "| no |" in "".join(rows)
+            else []
+        ),
         "",
         "| kind | variants | " + " | ".join(laws) + " |",
         "|---|---:|" + "---|" * len(laws),
