@@ -42,7 +42,8 @@ class Sealed(dict):
     """Metadata that get the checksums of the arrays, and their seal, when they are first read.
 
     Orbax reads custom metadata in its own thread after it has written the arrays, so checksums are
-    computed beside that. Whoever reads earlier waits for them.
+    computed beside that. Whoever reads earlier waits for them, also for their number; only
+    `repr` shows what is there.
     """
 
     def __init__(self, metadata: Mapping[str, Any], entries: Callable[[], dict[str, str]]):
@@ -55,6 +56,23 @@ class Sealed(dict):
             whole = {**dict(super().items()), ARRAYS: self._entries()}
             self.update({**whole, SEAL: _sha256(whole)})
 
+    def __len__(self) -> int:
+        self._complete()
+        return super().__len__()
+
+    def __contains__(self, key: object) -> bool:
+        self._complete()
+        return super().__contains__(key)
+
+    def __eq__(self, other: object) -> bool:
+        self._complete()
+        return super().__eq__(other.copy() if isinstance(other, Sealed) else other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None
+
     def __iter__(self) -> Iterator[str]:
         self._complete()
         return super().__iter__()
@@ -62,6 +80,18 @@ class Sealed(dict):
     def __getitem__(self, key: str) -> Any:
         self._complete()
         return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._complete()
+        return super().get(key, default)
+
+    def copy(self) -> dict[str, Any]:
+        self._complete()
+        return super().copy()
+
+    def values(self) -> Any:
+        self._complete()
+        return super().values()
 
     def keys(self) -> Any:
         self._complete()

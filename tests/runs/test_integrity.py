@@ -264,6 +264,23 @@ def test_metadata_are_those_of_the_time_of_the_save(tmp_path, slow_sums):
     assert json.loads(json.dumps(sealed)) == dict(sealed)
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda sealed: sealed.get(integrity.SEAL),
+        lambda sealed: integrity.SEAL in sealed,
+        lambda sealed: len(sealed) == 4,
+        lambda sealed: len(sealed.values()) == 4,
+        lambda sealed: integrity.SEAL in sealed.copy(),
+        lambda sealed: sealed != {"step": 1, integrity.VERSION: integrity.checksum.VERSION},
+        lambda sealed: sealed == integrity.sealed({"step": 1}, {"w": np.ones(3)}),
+    ],
+    ids=["get", "in", "len", "values", "copy", "!=", "=="],
+)
+def test_every_way_to_read_metadata_waits_for_the_checksums(read):
+    assert read(integrity.sealed({"step": 1}, {"w": np.ones(3)}))
+
+
 def test_a_flipped_bit_in_a_bucket_is_refused_by_the_arrays_name(written, bucket):
     workdir, state = open_path(bucket), written[1]
     checkpoints = checkpoint.Checkpoints(workdir, keep=1)
