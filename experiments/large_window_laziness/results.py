@@ -118,10 +118,13 @@ def _ratio(row: tables.Row) -> str:
 
 
 def _median(times: Sequence[Time]) -> str:
-    """The median step, with those not seen counted as later than all others."""
-    found = sorted(t.step if t.seen else np.inf for t in times)
-    middle = (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2
-    return f"{middle:.0f}" if np.isfinite(middle) else f"> {max(t.step for t in times):.0f}"
+    """The median step, with those not seen counted as later than all others.
+
+    Where one of the middle runs has not been seen, "> " and what its last step gives.
+    """
+    found = sorted(times, key=lambda time: (not time.seen, time.step))
+    low, high = found[(len(found) - 1) // 2], found[len(found) // 2]
+    return f"{'' if high.seen else '> '}{(low.step + high.step) / 2:.0f}"
 
 
 def filled(page: str, scale: str, results: pathlib.Path = claims.RESULTS) -> str:

@@ -19,6 +19,7 @@ from experiments.large_window_laziness import (
     tables,
 )
 from experiments.large_window_laziness.arms import ARMS, MAIN, SETS
+from experiments.large_window_laziness.paired import Time
 from experiments.large_window_laziness.tables import Run
 
 SEEDS, NEVER = range(10), np.inf
@@ -324,6 +325,21 @@ def test_every_seed_is_drawn_and_a_run_without_retrieval_is_marked():
     assert marks.count("o") == marks.count("^") == 3
     named = [line.get_label() for line in axes.lines]
     assert "not formed by its last step" in named
+
+
+@pytest.mark.parametrize(
+    ("seen", "unseen", "shown"),
+    [
+        ([1250, 800, 900], [], "900"),
+        ([1250, 800], [], "1025"),
+        ([1250], [5000], "> 3125"),
+        ([1250, 800], [5000], "1250"),
+        ([1250], [5000, 5000], "> 5000"),
+    ],
+)
+def test_the_median_is_the_middle_or_its_bound(seen, unseen, shown):
+    times = [Time(step, False) for step in unseen] + [Time(step, True) for step in seen]
+    assert results._median(times) == shown
 
 
 def test_the_page_has_the_committed_tables():
