@@ -61,8 +61,7 @@ def counted(
 ) -> dict[str, tuple[Interval, int]]:
     """By what is compared: the ratio of steps with its 95% interval, and the number of seeds.
 
-    Seeds of which a run has not retrieved are left out, and counted by no one: read the table of
-    cures for them.
+    Seeds of which a run has not retrieved are left out; the table of cures has them.
     """
     by_arm: dict[str, dict[int, Run]] = {}
     for run in found_runs:
@@ -105,13 +104,16 @@ def trace(arm: Arm, seed: int, steps: int | None = None) -> Iterator[dict[str, A
                 row = {"arm": arm.name, "seed": seed, "step": step, "window": window}
                 row |= {"far": accuracy[-1], "near": accuracy[0]}
                 kept.append((row, weights, gradient))
-                if window == arm.final or (arm.final not in windows and window == windows[-1]):
+                if window == arm.final:
                     curve.append({"step": step, "accuracy": accuracy})
+            if arm.final not in windows:  # the run stops by its own window's accuracy
+                accuracy = measure(arm.scale.task, model, params, arm.final)["accuracy"]
+                curve.append({"step": step, "accuracy": accuracy})
             if arm.stops and step >= runs.last_step(curve, arm.scale.every, arm.scale.after):
                 break
         if step < steps:
             window = arm.window(step, steps, seed)
-            state, _ = train_step(state, runs._batch(arm, seed, step, window))
+            state, _ = train_step(state, runs.batch(arm, seed, step, window))
     last = kept[-1][1]
     for row, weights, gradient in kept:
         left = last - weights

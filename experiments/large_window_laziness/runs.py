@@ -123,7 +123,7 @@ def run(
                 break
         if step < steps:
             window = arm.window(step, steps, seed)
-            state, _ = train_step(state, _batch(arm, seed, step, window))
+            state, _ = train_step(state, batch(arm, seed, step, window))
     for record, distances in zip(curve, _distances(model, state["params"], weights), strict=True):
         record["qk"] = distances
     _write_curve(folder, curve)
@@ -196,11 +196,11 @@ def last_step(curve: list[dict[str, Any]], every: int, after: int) -> float:
     return formed.step + every + after if formed.seen else np.inf
 
 
-def _batch(arm: Arm, seed: int, step: int, window: int) -> dict[str, np.ndarray]:
+def batch(arm: Arm, seed: int, step: int, window: int) -> dict[str, np.ndarray]:
     """The training step's batch, of one micro-batch."""
     size = arm.scale.batch
-    batch = stream.batch(stream.sequences(arm.task, seed, step * size, size))
-    split = {name: x[None] for name, x in batch.items()}
+    whole = stream.batch(stream.sequences(arm.task, seed, step * size, size))
+    split = {name: x[None] for name, x in whole.items()}
     return {**split, "window": np.full(1, window, np.int32)}
 
 

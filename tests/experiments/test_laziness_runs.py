@@ -131,12 +131,12 @@ def test_a_seed_pairs_parameters_and_data():
     """Windows and positions of one seed share all parameters and batches; seeds do not."""
     core = [ARMS["main"][name] for name in ("w4-rope", "full-rope", "w32-nope")]
     states = [jax.tree.leaves(runs.program_of(arm).init(jax.random.key(3))) for arm in core]
-    batches = [runs._batch(arm, 3, 7, 4) for arm in core]
+    batches = [runs.batch(arm, 3, 7, 4) for arm in core]
     for state, batch in zip(states[1:], batches[1:]):
         for a, b in zip(states[0], state, strict=True):
             np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(batch["tokens"], batches[0]["tokens"])
-    assert (runs._batch(core[0], 4, 7, 4)["tokens"] != batches[0]["tokens"]).any()
+    assert (runs.batch(core[0], 4, 7, 4)["tokens"] != batches[0]["tokens"]).any()
 
 
 def test_a_run_stops_300_steps_after_retrieval_is_confirmed():
