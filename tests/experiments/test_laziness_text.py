@@ -130,6 +130,24 @@ def test_needles_and_copies_are_asked_at_their_distances(made):
         assert near <= rows[0] + 1 - places[0] <= far
 
 
+def test_too_little_held_out_text_is_refused():
+    near, far = TINY.bins[-1]
+    rows = Spliced(*(np.zeros((2, TINY.length), np.int32) for _ in range(2)), np.full((2, 64), -1))
+    with pytest.raises(UserError, match=f"no copy in the 2 .* is {near} to {far} tokens from"):
+        measure._copies(rows, corpus.labels(rows), TINY)
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(60.0, 24), (450.0, 12)])
+def test_a_plan_of_another_budget_is_refused(tmp_path, seconds, count):
+    plan = {"steps": 70, "seconds": 450.0, "runs": 24}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert text.steps_of(tmp_path, TINY, None, 450, 24) == 70
+    with pytest.raises(
+        UserError, match=rf"holds a plan of 24 runs in 450 s, not {count} in {seconds:g} s"
+    ):
+        text.steps_of(tmp_path, TINY, None, seconds, count)
+
+
 def test_the_arms_are_six_of_four_seeds_and_0_9_billion_tokens():
     names = [arm.name for arm in arms(TEXT)]
     assert sorted(names) == sorted(

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.large_window_laziness.text.arms import SCALES, SEEDS, TextScale, arms, chosen
-from hybridlm.errors import exit_code
+from hybridlm.errors import UserError, exit_code
 from hybridlm.settings import json_text
 from hybridlm.storage.writing import make_folder, write_text
 
@@ -60,7 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def steps_of(
     workdir: pathlib.Path, scale: TextScale, held_out, seconds: float | None, count: int
 ) -> int:
-    """The steps of each of so many runs; measured once and kept in `plan.json`."""
+    """The steps of each of so many runs; measured once and kept in `plan.json`.
+
+    Raises:
+      UserError: if the plan was made for another budget or number of runs.
+    """
     from experiments.large_window_laziness.text.runs import measured_steps
 
     path = workdir / "plan.json"
@@ -69,9 +73,16 @@ def steps_of(
     if not path.exists():
         plan = measured_steps(held_out, arms(scale)[0], count, seconds)
         make_folder(workdir)
-        write_text(path, json_text.dumps(plan | {"seconds": seconds}))
+        write_text(path, json_text.dumps(plan | {"seconds": seconds, "runs": count}))
         print(f"{plan['tokens_a_second']:,} tokens/s: {plan['steps']:,} steps a run", flush=True)
-    return json_text.loads(path.read_text())["steps"]
+    plan = json_text.loads(path.read_text())
+    planned = plan.get("runs", count)  # older plans do not say
+    if (plan["seconds"], planned) != (seconds, count):
+        raise UserError(
+            f"{workdir} holds a plan of {planned} runs in {plan['seconds']:g} s, not {count} in {seconds:g} s:"
+            " give the same --seconds and --seeds, remove that folder, or give another --workdir"
+        )
+    return plan["steps"]
 
 
 def _dry_run(units, steps: int) -> int:

@@ -3,8 +3,8 @@
 `prepare` writes a BPE and the tokens of two splits; a file is held out or not by its digest, so
 exact duplicates lie on one side (near ones, such as vendored packages, may not). A sequence is
 `length` tokens of the stream of files, in one segment: attention may look across files, which an
-end-of-text token separates. Into its 15 % of tokens, copies of earlier tokens of the same sequence
-are written over what stood there, each 16 to 64 tokens long, at a log-uniform distance.
+end-of-text token separates. Over 15% of its tokens, copies of earlier tokens of the same sequence
+are written, each 16 to 64 tokens long, at a log-uniform distance.
 """
 
 import concurrent.futures
@@ -29,7 +29,7 @@ LARGEST = 400_000  # bytes; longer files are mostly tables that a program wrote
 BPE_BYTES = 12_000_000  # that the BPE is trained on
 SPLICED = 0.15  # share of a sequence's tokens in spliced copies
 CONTEXT = 4  # tokens before a target that a repeat has in common with the earlier place
-TRIES = 20  # draws of a place for each copy
+TRIES = 20  # draws of a length and a distance for each copy
 
 
 class Corpus(NamedTuple):
@@ -63,8 +63,9 @@ class Labels(NamedTuple):
     Attributes:
       nearest_NT: int32, the distance to the nearest earlier place; 0 for a token that is no repeat.
       spliced_NT: bool, repeats in a spliced copy of the place that it copies.
-      natural_NT: bool, other repeats, without the first tokens in and after a spliced copy.
-      plain_NT: bool, neither: tokens that are no repeat, with the same exception.
+      natural_NT: bool, repeats outside spliced copies, without the first `CONTEXT` tokens after a
+        copy and of the sequence.
+      plain_NT: bool, tokens that are no repeat, outside spliced copies with the same exceptions.
     """
 
     nearest_NT: np.ndarray
@@ -186,22 +187,29 @@ def held_out(corpus: Corpus, scale: TextScale, count: int, times: int = 1) -> Sp
 def splice(row_T: np.ndarray, scale: TextScale, rng: np.random.Generator) -> Spliced:
     """One sequence with copies of its own earlier tokens.
 
-    Copies do not touch: at least `CONTEXT` tokens lie between them. A copy may copy a copy.
+    Copies do not touch: at least `CONTEXT` tokens lie between them. A copy may copy a copy. The
+    distance is drawn first, log-uniformly from the copy's length to the sequence's less that, and
+    then one of the places that are free for it; only a distance without any is drawn anew.
     """
     T, (shortest, longest) = len(row_T), scale.span
     left, copies = round(SPLICED * T), []
-    free_T = np.ones(T, bool)
+    taken_T = np.zeros(T, bool)
     for _ in range(TRIES * T // shortest):
         if left < shortest:
             break
         size = int(rng.integers(shortest, longest + 1))
         nearest, furthest = size, T - size
         distance = int(nearest * (furthest / nearest) ** rng.random())
-        start = int(rng.integers(distance, T - size + 1))
-        around = slice(max(start - CONTEXT, 0), start + size + CONTEXT)
-        if size > left or not free_T[around].all():
+        if size > left:
             continue
-        free_T[start : start + size] = False
+        starts = np.arange(distance, T - size + 1)
+        before = np.append(0, np.cumsum(taken_T))  # taken tokens before each place
+        ends = np.minimum(starts + size + CONTEXT, T)
+        free = starts[before[ends] == before[np.maximum(starts - CONTEXT, 0)]]
+        if not len(free):
+            continue
+        start = int(rng.choice(free))
+        taken_T[start : start + size] = True
         copies.append((start, size, distance))
         left -= size
     tokens_T, distance_T = row_T.copy(), np.zeros(T, np.int32)

@@ -8,6 +8,7 @@ from experiments.large_window_laziness import measure, stream
 from experiments.large_window_laziness.text import corpus as texts
 from experiments.large_window_laziness.text.arms import TextArm, TextScale
 from experiments.large_window_laziness.text.corpus import CONTEXT, Corpus, Labels, Spliced
+from hybridlm.errors import UserError
 from hybridlm.models.params import Model, Params
 from hybridlm.probes import (
     Prompt,
@@ -41,7 +42,7 @@ class HeldOut(NamedTuple):
 
     @classmethod
     def of(cls, corpus: Corpus, scale: TextScale) -> "HeldOut":
-        """Raises `ValueError` if the held-out text gives no copy from the furthest distances."""
+        """Raises `UserError` if the held-out text gives no copy from the furthest distances."""
         rows = texts.held_out(corpus, scale, scale.rows)
         labels = texts.labels(rows)
         needles = tuple(_needles(corpus, scale, *bounds) for bounds in scale.bins[1:])
@@ -172,7 +173,10 @@ def _copies(rows: Spliced, labels: Labels, scale: TextScale) -> Prompts:
                 needle = (start - distance, start - distance + size)
                 found.append(Prompt(tokens_T[: start + size], [needle], (start, start + size)))
     if not found:
-        raise ValueError(f"no held-out copy is {near} to {far} tokens from its source")
+        raise UserError(
+            f"no copy in the {len(rows.tokens_NT)} held-out sequences is {near} to {far} tokens from"
+            " its source: more held-out text is needed, so install more Python packages"
+        )
     return Prompts.of(found[: scale.prompts], scale.length)
 
 
