@@ -28,12 +28,14 @@ def write(tmp_path):
 @pytest.fixture(autouse=True)
 def no_trace_is_left(root, tmp_path):
     """After each test, `sys.path`, the finders and the loaded modules are as before."""
-    before = list(sys.path), list(sys.meta_path)
+    before, modules = (list(sys.path), list(sys.meta_path)), set(sys.modules)
     yield
     assert (list(sys.path), list(sys.meta_path)) == before
     folders = (str(root / "configs"), str(tmp_path))
-    loaded = {name: getattr(m, "__file__", None) or "" for name, m in sys.modules.items()}
-    assert not [name for name, file in loaded.items() if file.startswith(folders)]
+    new = {
+        n: getattr(m, "__file__", None) or "" for n, m in sys.modules.items() if n not in modules
+    }
+    assert not [name for name, file in new.items() if file.startswith(folders)]
 
 
 READS_HELP = "import help_\n\n\ndef get_config():\n    return dict(seed=help_.SEED)\n"
