@@ -8,16 +8,12 @@ import numpy as np
 from benchmarks.gpu_visit import faults
 from experiments.large_window_laziness.text import corpus
 from experiments.large_window_laziness.text.__main__ import steps_of
-from experiments.large_window_laziness.text.arms import REHEARSAL, SEEDS, TEXT, TextScale, arms
+from experiments.large_window_laziness.text.arms import SEEDS, SMOKE, TEXT, TextScale, arms
 from experiments.large_window_laziness.text.measure import HeldOut
 from experiments.large_window_laziness.text.runs import run
 from hybridlm.settings import json_text
 
 SECONDS = 450.0  # that the steps of all runs are scaled to
-SMOKE = REHEARSAL._replace(
-    width=16, depth=2, heads=2, mlp=16, vocab=300, length=64, batch=2, tokens=256, windows=(2, 8, 32),
-    nope=(8, 32), measurements=1, rows=16, prompts=2, source_bytes=300_000,
-)  # fmt: skip
 
 
 def prepare(out, smoke: bool) -> None:

@@ -12,16 +12,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments.large_window_laziness.text import __main__ as text
 from experiments.large_window_laziness.text import corpus, measure, runs, table
-from experiments.large_window_laziness.text.arms import REHEARSAL, TEXT, arms
+from experiments.large_window_laziness.text.arms import REHEARSAL, SMOKE, TEXT, arms
 from experiments.large_window_laziness.text.corpus import CONTEXT, Corpus, Spliced
 from hybridlm.data.tokenizers import train_bpe
 from hybridlm.errors import UserError
 from hybridlm.models.params import Model
 
-TINY = REHEARSAL._replace(
-    width=16, depth=2, heads=4, mlp=16, vocab=300, length=64, batch=2, tokens=1024, windows=(2, 8, 32),
-    nope=(8, 32), measurements=2, rows=16, prompts=2, source_bytes=1,
-)  # fmt: skip
+TINY = SMOKE._replace(heads=4, tokens=1024, measurements=2, source_bytes=1)
 
 
 @pytest.fixture(scope="module")

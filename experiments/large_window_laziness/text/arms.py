@@ -62,14 +62,53 @@ class TextScale(NamedTuple):
 
 #: 6.4M parameters without the embedding, 38M tokens a run.
 TEXT = TextScale(
-    "text", 256, 8, 4, 704, 4096, 2048, 16, 38_000_000,
-    (16, 128, 1024), (128, 1024), (16, 64), 20, 64, 32, None,
-)  # fmt: skip
+    name="text",
+    width=256,
+    depth=8,
+    heads=4,
+    mlp=704,
+    vocab=4096,
+    length=2048,
+    batch=16,
+    tokens=38_000_000,
+    windows=(16, 128, 1024),
+    nope=(128, 1024),
+    span=(16, 64),
+    measurements=20,
+    rows=64,
+    prompts=32,
+    source_bytes=None,
+)
 #: A tenth of the parameters without the embedding and of the tokens, and an eighth of every length.
-REHEARSAL = TextScale(
-    "rehearsal", 80, 8, 4, 224, 4096, 256, 16, 3_800_000,
-    (2, 16, 128), (16, 128), (8, 16), 10, 64, 32, 12_000_000,
-)  # fmt: skip
+REHEARSAL = TEXT._replace(
+    name="rehearsal",
+    width=80,
+    mlp=224,
+    length=256,
+    tokens=3_800_000,
+    windows=(2, 16, 128),
+    nope=(16, 128),
+    span=(8, 16),
+    measurements=10,
+    source_bytes=12_000_000,
+)
+#: A run of seconds, for tests and for the smoke of the GPU visit.
+SMOKE = REHEARSAL._replace(
+    width=16,
+    depth=2,
+    heads=2,
+    mlp=16,
+    vocab=300,
+    length=64,
+    batch=2,
+    tokens=256,
+    windows=(2, 8, 32),
+    nope=(8, 32),
+    measurements=1,
+    rows=16,
+    prompts=2,
+    source_bytes=300_000,
+)
 SCALES = {scale.name: scale for scale in (TEXT, REHEARSAL)}
 
 
