@@ -6,7 +6,6 @@ with its end and its cost. A seed gives all arms the same data in the same order
 parameters have equal shapes, the same initial parameters, so that runs are paired by seed.
 """
 
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -21,12 +20,13 @@ from experiments.large_window_laziness.arms import Arm
 from experiments.large_window_laziness.endpoint import endpoint
 from experiments.large_window_laziness.measure import measure
 from experiments.large_window_laziness.paired import first_lasting
+from experiments.large_window_laziness.saved import read_tree, write_curve, write_tree
 from hybridlm.errors import UserError
 from hybridlm.models.params import Model, Params
 from hybridlm.probes import mixer_names
 from hybridlm.probes.weights import Weights, query_key_weights, weights_distance
 from hybridlm.settings import json_text
-from hybridlm.storage.writing import make_folder, write_text, writing
+from hybridlm.storage.writing import make_folder, write_text
 from hybridlm.train.optimizer import make_optimizer
 from hybridlm.train.state import init_state
 from hybridlm.train.step import make_train_step
@@ -113,7 +113,7 @@ def run(
             due = (len(curve) - 1) % WEIGHTS_EVERY == 0
             weights.append(_full_weights(model, state["params"]) if due else [])
             _save(folder / "state.npz", state, *costs, curve, weights)
-            _write_curve(folder, curve)
+            write_curve(folder, curve)
             shown = " ".join(f"{a:.2f}" for a in figures["accuracy"])
             log(
                 f"{arm.name} seed {seed}: step {step} of {steps}, accuracy by distance {shown},"
@@ -126,7 +126,7 @@ def run(
             state, _ = train_step(state, batch(arm, seed, step, window))
     for record, distances in zip(curve, _distances(model, state["params"], weights), strict=True):
         record["qk"] = distances
-    _write_curve(folder, curve)
+    write_curve(folder, curve)
     end = endpoint(arm, model, state["params"]) if ends else None
     seconds = {
         "cpu_seconds": round(time.process_time() - cpu, 1),
@@ -199,9 +199,7 @@ def last_step(curve: list[dict[str, Any]], every: int, after: int) -> float:
 def batch(arm: Arm, seed: int, step: int, window: int) -> dict[str, np.ndarray]:
     """The training step's batch, of one micro-batch."""
     size = arm.scale.batch
-    whole = stream.batch(stream.sequences(arm.task, seed, step * size, size))
-    split = {name: x[None] for name, x in whole.items()}
-    return {**split, "window": np.full(1, window, np.int32)}
+    return stream.one_micro_batch(stream.sequences(arm.task, seed, step * size, size), window)
 
 
 def _full_weights(model: Model, params: Params) -> list[np.ndarray]:
@@ -226,32 +224,22 @@ def _distances(model: Model, params: Params, weights) -> list[list[list[float]]]
     return found
 
 
-def _write_curve(folder: pathlib.Path, curve: list[dict[str, Any]]) -> None:
-    write_text(folder / "curve.jsonl", "".join(json_text.dumps(r) + "\n" for r in curve))
-
-
 def _save(path: pathlib.Path, state, cpu, wall, curve, weights) -> None:
-    arrays = {f"leaf{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
-    for i, saved in enumerate(weights):
-        arrays |= {f"weights{i}_{j}": x for j, x in enumerate(saved)}
     counts = [len(saved) for saved in weights]
     facts = json_text.dumps({"cpu": cpu, "wall": wall, "curve": curve, "weights": counts})
-    draft = path.with_name("draft.npz")
-    with writing(path):
-        np.savez(draft, facts=np.array(facts), **arrays)
-        os.replace(draft, path)
+    arrays = {f"weights{i}_{j}": x for i, saved in enumerate(weights) for j, x in enumerate(saved)}
+    write_tree(path, state, facts=np.array(facts), **arrays)
 
 
 def _restore(path: pathlib.Path, state):
-    with np.load(path) as file:
-        facts = json_text.loads(str(file["facts"]))
-        leaves = [jnp.asarray(file[f"leaf{i}"]) for i in range(len(jax.tree.leaves(state)))]
-        weights = [
-            [file[f"weights{i}_{j}"] for j in range(count)]
-            for i, count in enumerate(facts["weights"])
-        ]
+    state, arrays = read_tree(path, state)
+    facts = json_text.loads(str(arrays["facts"]))
+    weights = [
+        [arrays[f"weights{i}_{j}"] for j in range(count)]
+        for i, count in enumerate(facts["weights"])
+    ]
     # Drop the last measurement: the resumed run repeats it.
-    return jax.tree.unflatten(jax.tree.structure(state), leaves), {
+    return state, {
         "cpu": facts["cpu"],
         "wall": facts["wall"],
         "curve": facts["curve"][:-1],

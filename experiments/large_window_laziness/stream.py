@@ -125,6 +125,12 @@ def batch(sequences: Sequences) -> dict[str, np.ndarray]:
     }
 
 
+def one_micro_batch(sequences: Sequences, window: int) -> dict[str, np.ndarray]:
+    """The batch of a training step, (1, N, T), with the window of its layers."""
+    split = {name: x[None] for name, x in batch(sequences).items()}
+    return {**split, "window": np.full(1, window, np.int32)}
+
+
 @functools.cache
 def successors(local: int) -> np.ndarray:
     """(local, local, local, 4) int32: the likely successors after three local symbols, likeliest first.

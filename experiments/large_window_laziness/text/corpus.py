@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.large_window_laziness import stream
 from experiments.large_window_laziness.text.arms import TextScale
 from hybridlm.data.tokenizers import HFTokenizer, train_bpe
 from hybridlm.errors import UserError
@@ -53,6 +54,11 @@ class Spliced(NamedTuple):
     tokens_NT: np.ndarray
     distance_NT: np.ndarray
     age_NT: np.ndarray
+
+    def as_sequences(self) -> stream.Sequences:
+        """For batches in which all tokens count."""
+        kind_NT = np.full(self.tokens_NT.shape, stream.LOCAL_TOKEN, np.int8)
+        return stream.Sequences(self.tokens_NT, kind_NT, self.distance_NT)
 
 
 class Labels(NamedTuple):
@@ -145,10 +151,10 @@ def _make(folder: pathlib.Path, scale: TextScale) -> None:
     for name, count in least.items():
         if len(streams.get(name, ())) < count:
             raise UserError(f"the Python files of this machine give less than {count:,} tokens")
-    for name, stream in streams.items():
+    for name, tokens in streams.items():
         draft = folder / "draft.npy"
         with writing(folder / f"{name}.npy"):
-            np.save(draft, stream)
+            np.save(draft, tokens)
             os.replace(draft, folder / f"{name}.npy")
     facts = {
         "vocab": scale.vocab,

@@ -150,8 +150,7 @@ def _mean(values: np.ndarray) -> float:
 
 def _targets(model: Model, params: Params, rows: Spliced, window: int):
     """(nats, whether it ranks first) of each token, (N, T); the first has 0."""
-    kind_NT = np.full(rows.tokens_NT.shape, stream.LOCAL_TOKEN, np.int8)
-    batch = stream.batch(stream.Sequences(rows.tokens_NT, kind_NT, rows.distance_NT))
+    batch = stream.batch(rows.as_sequences())
     nll_NT, right_NT = measure.tokens(model, params, batch, window)
     nll_NT, right_NT = (np.roll(x, 1, axis=1) for x in (nll_NT, right_NT))
     nll_NT[:, 0], right_NT[:, 0] = 0, False

@@ -7,7 +7,6 @@ parameters.
 """
 
 import concurrent.futures
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.large_window_laziness import stream
+from experiments.large_window_laziness.saved import read_tree, write_curve, write_tree
 from experiments.large_window_laziness.text import corpus as texts
 from experiments.large_window_laziness.text.arms import TextArm, TextScale, optimizer
 from experiments.large_window_laziness.text.corpus import Corpus
@@ -25,7 +25,7 @@ from experiments.large_window_laziness.text.measure import HeldOut, at_end, duri
 from hybridlm.errors import UserError
 from hybridlm.models.params import Model
 from hybridlm.settings import json_text
-from hybridlm.storage.writing import make_folder, write_text, writing
+from hybridlm.storage.writing import make_folder, write_text
 from hybridlm.train.optimizer import ScheduleNumbers, make_optimizer
 from hybridlm.train.settings import TrainConfig
 from hybridlm.train.state import init_state
@@ -72,14 +72,8 @@ def batch(corpus: Corpus, arm: TextArm, seed: int, step: int, steps: int) -> dic
     """The batch of a step of a run of so many steps, of one micro-batch; all tokens count."""
     size = arm.scale.batch
     rows = texts.training(corpus, arm.scale, seed, step * size, size)
-    kind_NT = np.full(rows.tokens_NT.shape, stream.LOCAL_TOKEN, np.int8)
-    made = stream.batch(stream.Sequences(rows.tokens_NT, kind_NT, rows.distance_NT))
-    split = {name: x[None] for name, x in made.items()}
-    return {
-        **split,
-        "window": np.full(1, arm.window, np.int32),
-        "schedule": ScheduleNumbers.of(optimizer(steps), steps),
-    }
+    made = stream.one_micro_batch(rows.as_sequences(), arm.window)
+    return {**made, "schedule": ScheduleNumbers.of(optimizer(steps), steps)}
 
 
 def run(
@@ -124,7 +118,7 @@ def run(
                 figures = during(held_out, model, state["params"], arm.window)
                 spent = before + time.perf_counter() - begun
                 curve.append({"step": step, **figures, "wall_seconds": round(spent, 1)})
-                _write_curve(folder, curve)
+                write_curve(folder, curve)
                 far = figures["spliced"]
                 log(
                     f"{arm.name} seed {seed}: step {step} of {steps}, furthest copies: gain"
@@ -142,7 +136,7 @@ def run(
     if not np.isfinite(curve[-1]["plain_nll"]):
         raise FloatingPointError(f"{arm.name} seed {seed}: the loss is not finite")
     end = at_end(held_out, arm, model, state["params"])
-    _save_arrays(folder / "params.npz", state["params"])
+    write_tree(folder / "params.npz", state["params"])
     spent = round(before + time.perf_counter() - begun, 1)
     facts = {"arm": arm.name, "seed": seed, "steps": steps, "wall_seconds": spent, "end": end}
     write_text(folder / "done.json", json_text.dumps(facts))
@@ -177,13 +171,6 @@ def measured_steps(
     }
 
 
-def load_params(path: pathlib.Path, like: Any) -> Any:
-    """The parameters of a `params.npz`, in the structure of `like`."""
-    with np.load(path) as file:
-        leaves = [jnp.asarray(file[f"leaf{i}"]) for i in range(len(jax.tree.leaves(like)))]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
 def _settings(arm: TextArm, corpus: Corpus, steps: int) -> dict[str, Any]:
     return {
         "model": repr(arm.model()),
@@ -196,24 +183,13 @@ def _settings(arm: TextArm, corpus: Corpus, steps: int) -> dict[str, Any]:
     }
 
 
-def _write_curve(folder: pathlib.Path, curve: list[dict[str, Any]]) -> None:
-    write_text(folder / "curve.jsonl", "".join(json_text.dumps(r) + "\n" for r in curve))
-
-
 def _save(path: pathlib.Path, state, curve, spent: float) -> None:
-    _save_arrays(path, state, facts=np.array(json_text.dumps({"curve": curve, "spent": spent})))
-
-
-def _save_arrays(path: pathlib.Path, tree, **more: np.ndarray) -> None:
-    arrays = {f"leaf{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree))}
-    draft = path.with_name("draft.npz")
-    with writing(path):
-        np.savez(draft, **arrays, **more)
-        os.replace(draft, path)
+    facts = json_text.dumps({"curve": curve, "spent": spent})
+    write_tree(path, state, facts=np.array(facts))
 
 
 def _restore(path: pathlib.Path, state):
-    with np.load(path) as file:
-        facts = json_text.loads(str(file["facts"]))
+    state, arrays = read_tree(path, state)
+    facts = json_text.loads(str(arrays["facts"]))
     # Drop the last measurement: the resumed run repeats it.
-    return load_params(path, state), facts["curve"][:-1], facts["spent"]
+    return state, facts["curve"][:-1], facts["spent"]
