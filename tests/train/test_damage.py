@@ -16,6 +16,7 @@ from hybridlm.data import train_bpe
 from hybridlm.errors import TRY_AGAIN, UserError
 from hybridlm.runs import checkpoint, integrity, metrics, open_model
 from hybridlm.train.loop import NoCallback, train
+from tests.train import recurrent
 
 pytestmark = pytest.mark.xdist_group("damage")  # one run for all tests
 TEXTS = [f"Document {i} tells of the year {1790 + i} and of what came then." * 4 for i in range(40)]
@@ -23,29 +24,10 @@ TEXTS = [f"Document {i} tells of the year {1790 + i} and of what came then." * 4
 
 def load(folder):
     """The config of a run of seconds, with its text and tokenizer in `folder`."""
-    settings = dict(
-        model=dict(
-            width=16,
-            depth=1,
-            pattern="rec",
-            mixers=dict(rec=dict(kind="rglru", heads=2)),
-            mlp=dict(hidden=16),
-        ),
-        data=dict(
-            sources=dict(a=dict(kind="jsonl", path=str(folder / "a.jsonl"))),
-            seq_len=32,
-            batch_size=4,
-            tokenizer=dict(kind="hf", path=str(folder / "tokenizer.json")),
-        ),
-        optimizer=dict(lr=0.01),
-        train=dict(
-            steps=4,
-            log_every=1,
-            eval_every=4,
-            checkpoint_every=2,
-            eval_sequences=4,
-            tensorboard=False,
-        ),
+    settings = recurrent.settings_of(
+        folder,
+        data=dict(tokenizer=dict(kind="hf", path=str(folder / "tokenizer.json"))),
+        train=dict(steps=4, eval_every=4, checkpoint_every=2),
     )
     return configs.read(settings)
 
@@ -54,8 +36,7 @@ def load(folder):
 def whole(tmp_path_factory):
     """A folder with text, a tokenizer, and `run`, a completed run on them."""
     folder = tmp_path_factory.mktemp("damage")
-    lines = (json.dumps({"text": text}) + "\n" for text in TEXTS)
-    (folder / "a.jsonl").write_text("".join(lines))
+    recurrent.write_text(folder, TEXTS)
     train_bpe(TEXTS, 270, folder / "tokenizer.json")
     assert train(load(folder), folder / "run") == 0
     return folder

@@ -1,6 +1,5 @@
 """On a disk that is full a run ends with one sentence, keeps what it wrote, and resumes."""
 
-import json
 import math
 import subprocess
 import sys
@@ -13,46 +12,26 @@ from hybridlm.commands.full_run import full_run
 from hybridlm.errors import UserError
 from hybridlm.runs import checkpoint, metrics
 from hybridlm.train import setup
+from tests.train import recurrent
 
 pytestmark = pytest.mark.xdist_group("full_disk")  # one run for all tests
 STEPS = 24
 
 
 def settings_of(folder):
-    return dict(
-        model=dict(
-            width=16,
-            depth=1,
-            pattern="rec",
-            mixers=dict(rec=dict(kind="rglru", heads=2)),
-            mlp=dict(hidden=16),
-        ),
-        data=dict(
-            sources=dict(a=dict(kind="jsonl", path=str(folder / "a.jsonl"))),
-            seq_len=32,
-            batch_size=4,
-            token_cache=str(folder / "tokens"),
-        ),
-        optimizer=dict(lr=0.01),
-        train=dict(
-            steps=STEPS,
-            log_every=1,
-            eval_every=8,
-            checkpoint_every=8,
-            keep_checkpoints=1,
-            eval_sequences=4,
-            tensorboard=False,
-        ),
-        sample=dict(tokens=4),
+    settings = recurrent.settings_of(
+        folder,
+        data=dict(token_cache=str(folder / "tokens")),
+        train=dict(steps=STEPS, eval_every=8, checkpoint_every=8, keep_checkpoints=1),
     )
+    return settings | dict(sample=dict(tokens=4))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A folder with text, its tokens, and `run`, which never met a full disk."""
     folder = tmp_path_factory.mktemp("full_disk")
-    texts = [f"Of the year {1790 + i} and of what came then." * 2 for i in range(25)]
-    (folder / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    recurrent.write_text(folder)
     assert full_run(load(folder), folder / "run") == 0
     return folder
 

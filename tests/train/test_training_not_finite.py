@@ -18,39 +18,20 @@ from hybridlm.runs import metrics
 from hybridlm.sweep.progress import run_progress
 from hybridlm.train import setup
 from hybridlm.train.loop import train
+from tests.train import recurrent
 
 pytestmark = pytest.mark.xdist_group("not_finite")  # one run for all tests
 
 
 def load(folder, **optimizer):
-    texts = [f"Of the year {1790 + i} and of what came then." * 2 for i in range(25)]
-    (folder / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    settings = dict(
-        model=dict(
-            width=16,
-            depth=1,
-            pattern="rec",
-            mixers=dict(rec=dict(kind="rglru", heads=2)),
-            mlp=dict(hidden=16),
-        ),
-        data=dict(
-            sources=dict(a=dict(kind="jsonl", path=str(folder / "a.jsonl"))),
-            seq_len=32,
-            batch_size=4,
-            packing="best_fit",
-        ),
+    recurrent.write_text(folder)
+    settings = recurrent.settings_of(
+        folder,
+        data=dict(packing="best_fit"),
         optimizer=dict(schedule="constant", warmup_steps=0, **optimizer),
-        train=dict(
-            steps=30,
-            log_every=1,
-            eval_every=30,
-            checkpoint_every=30,
-            eval_sequences=4,
-            abort_after=1000,
-            tensorboard=False,
-        ),
-        sample=dict(tokens=4),
+        train=dict(steps=30, eval_every=30, checkpoint_every=30, abort_after=1000),
     )
+    settings |= dict(sample=dict(tokens=4))
     return setup.resolve(configs.read(settings))[0]
 
 
