@@ -4,6 +4,7 @@ Orbax commits its custom metadata with the arrays, as JSON, so they are read wit
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import pathlib
@@ -38,6 +39,17 @@ class DamagedError(Exception):
         super().__init__(listed(faults))
 
 
+def _waiting(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A reading of `Sealed` that waits for what is missing."""
+
+    @functools.wraps(method)
+    def read(self, *arguments):
+        self._complete()
+        return method(self, *arguments)
+
+    return read
+
+
 class Sealed(dict):
     """Metadata that get the checksums of the arrays, and their seal, when they are first read.
 
@@ -56,50 +68,17 @@ class Sealed(dict):
             whole = {**dict(super().items()), ARRAYS: self._entries()}
             self.update({**whole, SEAL: _sha256(whole)})
 
-    def __len__(self) -> int:
-        self._complete()
-        return super().__len__()
-
-    def __contains__(self, key: object) -> bool:
-        self._complete()
-        return super().__contains__(key)
-
     def __eq__(self, other: object) -> bool:
-        self._complete()
-        return super().__eq__(other.copy() if isinstance(other, Sealed) else other)
+        return self.copy() == (other.copy() if isinstance(other, Sealed) else other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
     __hash__ = None
-
-    def __iter__(self) -> Iterator[str]:
-        self._complete()
-        return super().__iter__()
-
-    def __getitem__(self, key: str) -> Any:
-        self._complete()
-        return super().__getitem__(key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self._complete()
-        return super().get(key, default)
-
-    def copy(self) -> dict[str, Any]:
-        self._complete()
-        return super().copy()
-
-    def values(self) -> Any:
-        self._complete()
-        return super().values()
-
-    def keys(self) -> Any:
-        self._complete()
-        return super().keys()
-
-    def items(self) -> Any:
-        self._complete()
-        return super().items()
+    __len__, __contains__ = _waiting(dict.__len__), _waiting(dict.__contains__)
+    __iter__, __getitem__ = _waiting(dict.__iter__), _waiting(dict.__getitem__)
+    get, copy = _waiting(dict.get), _waiting(dict.copy)
+    keys, values, items = _waiting(dict.keys), _waiting(dict.values), _waiting(dict.items)
 
 
 def sealed(metadata: Mapping[str, Any], state: Any) -> dict[str, Any]:
