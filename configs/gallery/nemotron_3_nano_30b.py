@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from published import attention, recipe
 
 FACTS = dict(
-    title="Nemotron 3 Nano 30B-A3B",
+    title="Nemotron 3 Nano 30B-A3B, Nemotron 3.5 Lightning",
     developer="NVIDIA",
     released="2025-12",
     source="Nemotron 3 Nano technical report, 2025-12",

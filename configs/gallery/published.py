@@ -25,6 +25,7 @@ _MIXER_SIZES = {
         index_dim=16,
         top_k=16,
     ),
+    "moba": dict(heads=4, head_dim=16, block=16, top_k=2),
     "gdn": dict(heads=2, value_heads=4, head_dim=16, value_dim=16),
     "kda": dict(heads=4, head_dim=16),
     "mamba1": dict(inner=128, dt_rank=8),

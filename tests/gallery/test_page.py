@@ -141,6 +141,8 @@ def check_use(tab: Tab, models: list[dict], all_sheets: bool) -> None:
         tab.go(f"model={model['name']}")
         assert tab.heading() == model["title"]
         assert tab.run("document.querySelectorAll('#body svg.drawing').length") == 1
+        links = tab.run("[...document.querySelectorAll('#body a')].map(a => a.href)")
+        assert f"https://huggingface.co/{model['upstream']}" in links
         assert tab.too_wide() == []
         tab.press("#close")
     tab.go(f"model={models[0]['name']}")

@@ -112,14 +112,18 @@ function drawing(model) {
   return frame;
 }
 
-/** The source of a model's facts, in which numbers of arXiv are links. */
+function link(address, text) {
+  return make("a", { href: address, rel: "noreferrer" }, text);
+}
+
+/** The source of a model's facts, in which numbers of arXiv are links, and the page of its weights. */
 function source(model) {
   const line = make("p", { class: "soft" });
   for (const part of model.source.split(/(arXiv \d{4}\.\d{5})/)) {
-    const address = `https://arxiv.org/abs/${part.slice("arXiv ".length)}`;
-    line.append(/^arXiv \d{4}\.\d{5}$/.test(part) ? make("a", { href: address, rel: "noreferrer" }, part) : part);
+    const number = /^arXiv (\d{4}\.\d{5})$/.exec(part)?.[1];
+    line.append(number ? link(`https://arxiv.org/abs/${number}`, part) : part);
   }
-  line.append(`; weights ${model.upstream}`);
+  line.append("; weights ", link(`https://huggingface.co/${model.upstream}`, model.upstream));
   return line;
 }
 
