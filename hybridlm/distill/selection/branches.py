@@ -144,11 +144,17 @@ class BranchModel:
         return dataclasses.replace(self.teacher, model=self.model, params=self.with_kept(kept))
 
 
-def with_gates(model: Model, layers: Sequence[int], params: Params, alpha_C: jax.Array) -> Params:
-    """A branch model's parameters with other gates, those of `layers`; may be traced."""
+def with_gates(
+    model: Model, layers: Sequence[int], params: Params, alpha_C: jax.Array, name: str = GATE
+) -> Params:
+    """A branch model's parameters with other gates, those of `layers`; may be traced.
+
+    Args:
+      name: of the mixers' scalar parameter that is set.
+    """
     flat, place = flatten_dict(params), {i: c for c, i in enumerate(layers)}
     for path, names in flatten_dict(model.names).items():
-        own = [place.get(int(name.split(".")[1])) for name in names if _is_gate(name)]
+        own = [place.get(int(n.split(".")[1])) for n in names if _is_scalar(n, name)]
         if own and None not in own:
             values = alpha_C[np.array(own)].astype(flat[path].dtype)
             flat[path] = values.reshape(flat[path].shape)
@@ -219,8 +225,8 @@ def _differing_layers(
     return found
 
 
-def _is_gate(name: str) -> bool:
-    return name.startswith("layers.") and name.endswith(f".mixer.{GATE}")
+def _is_scalar(name: str, scalar: str) -> bool:
+    return name.startswith("layers.") and name.endswith(f".mixer.{scalar}")
 
 
 def _copied(context: SequenceContext) -> SequenceContext:

@@ -107,11 +107,13 @@ class LayerSearch:
         gates: GateSettings = GateSettings(),
         *,
         source: OpenedModel | None = None,
+        join: Callable[[OpenedModel, OpenedModel], BranchModel] = branches,
     ):
         """Opens the table in the folder `out`, which exists.
 
         Args:
           source: the run with the held-out text; by default the student, or else the teacher.
+          join: puts teacher and student into one model.
 
         Raises:
           UserError: if the models differ in more than mixers, data is missing, or the table is of
@@ -129,7 +131,7 @@ class LayerSearch:
             )
         self._dtype = source.dtype
         with doing("putting both models into one"):
-            self.branch: BranchModel = branches(teacher, student)
+            self.branch: BranchModel = join(teacher, student)
         if settings.keep is not None and settings.keep > len(self.branch.layers):
             raise UserError(
                 f"--keep is {settings.keep}, and {len(self.branch.layers)} layers are replaced in the"

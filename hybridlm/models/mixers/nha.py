@@ -164,14 +164,18 @@ class NHA(AttentionMixer, GSA):
     ) -> rows.AttentionRows:
         """The window's part of each softmax; the rest, up to 1, is on the slots."""
         q_BTHK, tokens = self._tokens(x_BTD, context)
-        ids_BT, window = context.segment_ids_BT, self.config.window
-        visible_B1QT = rows.visible_keys(ids_BT, rows_BQ, window)
+        visible_B1QT = rows.visible_keys(context.segment_ids_BT, rows_BQ, self._window)
         q_BQHK = rows.take(self.rope(q_BTHK, context.positions_BT), rows_BQ)
         k_BTGK = self._rotated(tokens)
         within = rows.probabilities(q_BQHK, k_BTGK, visible_B1QT, scale=self.scale)
         share_BQH = rows.take(self.slot_share(x_BTD, context), rows_BQ)
         tokens_BHQ1 = jnp.moveaxis(1 - share_BQH, 2, 1)[..., None]
         return within._replace(probs_BHQT=within.probs_BHQT * tokens_BHQ1)
+
+    @property
+    def _window(self) -> int | jax.Array | None:
+        """Tokens that a query sees exactly, in the parallel form."""
+        return self.config.window
 
     @property
     def has_window(self) -> bool:
@@ -197,7 +201,7 @@ class NHA(AttentionMixer, GSA):
         check_capacity(capacity, x_BTD.shape[1], self.config.window)
         q_BTHK, new = self._tokens(x_BTD, context)
         tokens, time = _concatenated(before, new), x_BTD.shape[1]
-        number_BS = _document_numbers(tokens.segment_ids_BS)
+        number_BS = document_numbers(tokens.segment_ids_BS)
         leaving = jax.tree.map(lambda x: x[:, :time], tokens._replace(segment_ids_BS=number_BS))
         slots, slot_state = self._read_slots(
             q_BTHK, leaving, number_BS[:, -time:], context, state.slots
@@ -216,7 +220,7 @@ class NHA(AttentionMixer, GSA):
         window = self.config.window
         if window is None or window >= x_BTD.shape[1]:  # nothing ever leaves the window
             return self._null_slots(q_BTHK, context), window_pair, (q_BTHK, tokens)
-        number_BT = _document_numbers(context.segment_ids_BT)
+        number_BT = document_numbers(context.segment_ids_BT)
         leaving = _delay(tokens._replace(segment_ids_BS=number_BT), window)
         slots_pair, _ = self._read_slots(q_BTHK, leaving, number_BT, context, None)
         return slots_pair, window_pair, (q_BTHK, tokens)
@@ -234,7 +238,7 @@ class NHA(AttentionMixer, GSA):
         (q_BTHK, tokens), positions_BT = read, context.positions_BT
 
         def visible(rows_BQ: jax.Array) -> jax.Array:
-            return rows.visible_keys(context.segment_ids_BT, rows_BQ, self.config.window)
+            return rows.visible_keys(context.segment_ids_BT, rows_BQ, self._window)
 
         rotated_BTHK = self.rope(q_BTHK, positions_BT)
         scores = patterns.scores(
@@ -345,7 +349,7 @@ def _concatenated(before: RecentTokens, new: RecentTokens) -> RecentTokens:
     return jax.tree.map(lambda b, n: jnp.concatenate([b, n.astype(b.dtype)], axis=1), before, new)
 
 
-def _document_numbers(ids_BS: jax.Array) -> jax.Array:
+def document_numbers(ids_BS: jax.Array) -> jax.Array:
     """int32, a count of documents from 1; 0 for padding."""
     return jnp.where(ids_BS == 0, 0, segments.document_number(ids_BS))
 
