@@ -38,7 +38,7 @@ SUPPORT = (
         "pallas",
         dict(
             platform=("gpu",),
-            dtype=("bfloat16",),
+            dtype=("float32", "bfloat16"),  # of the values; products read them in bfloat16
             accumulator=("float32",),
             key_size=range(1, 257),
             value_size=range(1, 257),
@@ -111,7 +111,8 @@ def gated_linear(
       precision: of the matrix products, as in `jax.numpy.matmul`; they are float32 (float64
         where an input is float64), as are sums, decays and states. At the default precision the TPU
         kernel rounds operands to bfloat16, as XLA does there; the Hopper kernel has only that
-        precision.
+        precision, and takes values of float32 beside keys of bfloat16, which Mamba-2 and Mamba-3
+        have in a model that computes in bfloat16.
 
     Returns o_BTHV in v's dtype, or (o_BTHV, GatedLinearState).
     Raises ValueError for shapes that do not agree, a scale that is no Python number, non-integer

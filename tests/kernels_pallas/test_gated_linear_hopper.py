@@ -1,5 +1,6 @@
 """The Hopper kernel of gated linear attention, interpreted."""
 
+import jax.numpy as jnp
 import pytest
 from kernel_laws import LAWS
 from subjects.gated_linear import gated_subject
@@ -49,6 +50,11 @@ def test_without_a_gradient(held, float32_too):
 def test_bfloat16_is_as_exact_as_in_the_chunked_form_and_free_of_races(decay):
     # A gradient of one or two numbers has too few errors to average.
     check_rounding_and_races(subject(decay, ratio=8 if decay == "head" else 1, strength=0.01))
+
+
+def test_values_of_float32_beside_keys_of_bfloat16_are_rounded_once():
+    """As Mamba-2 and Mamba-3 call it; outputs and gradients of values are float32."""
+    check_rounding_and_races(subject("token", ratio=2, strength=0.01, value_dtype=jnp.float32))
 
 
 SIZES = (

@@ -12,7 +12,8 @@ from flax import nnx
 from hybridlm.errors import ConfigError
 from hybridlm.models.mixers import LayerSpec, read_mixer
 from hybridlm.settings.reader import Invalid
-from kernels_pallas.gated_linear import gated_linear
+from kernels_pallas import dispatch
+from kernels_pallas.gated_linear import SUPPORT, gated_linear
 
 NAMES = ["gla", "gla_odd", "hgrn2", "hgrn2_bound", "lightning", "hypenet"]
 
@@ -21,6 +22,25 @@ def build(width=32, **settings):
     config = read_mixer(settings, "m")
     config.check_width(width)
     return config.build(LayerSpec(width, 1e-6, 0.5), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("kind", ["gla", "mamba2", "mamba3"])
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_the_kernel_covers_a_bfloat16_model(kind, platform):
+    """Every call of gated linear attention, where its sizes are the kernel's."""
+    sizes = dict(heads=2) if kind == "gla" else dict(head_dim=64, state_dim=64)
+    mixer = build(width=256, kind=kind, **sizes)
+    x = jax.ShapeDtypeStruct((1, 64, 256), jnp.bfloat16)
+    ids = np.ones((1, 64), np.int32)
+    with dispatch.kernels_for(platform), dispatch.auto_means("chunked"):
+        with dispatch.choices() as choices:
+            jax.eval_shape(lambda x: mixer(x, small.context(ids)), x)
+    cases = [choice.case for choice in choices if choice.op == "gated_linear"]
+    (kernel,) = (row for row in SUPPORT if row.limits and platform in row.limits["platform"])
+    assert cases
+    for case in cases:
+        assert kernel.uncovered(dict(platform=platform, **case)) == []
+        assert case["dtype"] == ("bfloat16" if kind == "gla" else "float32")
 
 
 def test_lightning_decays_are_published():

@@ -19,9 +19,19 @@ from subjects.faults import (
 
 
 def gated_subject(
-    groups=2, ratio=2, key_size=5, value_size=3, decay="token", strength=1.0, scale=None
+    groups=2,
+    ratio=2,
+    key_size=5,
+    value_size=3,
+    decay="token",
+    strength=1.0,
+    scale=None,
+    value_dtype=None,
 ) -> Subject:
-    """`decay`: "head" (fixed), "token" (per head and token) or "channel" (of the key)."""
+    """`decay`: "head" (fixed), "token" (per head and token) or "channel" (of the key).
+
+    Values have the dtype of the other inputs unless there is a `value_dtype`.
+    """
     heads = groups * ratio
     decay_shape = dict(head=(), token=(heads,), channel=(heads, key_size))[decay]
 
@@ -49,7 +59,7 @@ def gated_subject(
         drawn = dict(
             q=normal(rng, (batch, time, groups, key_size), dtype),
             k=normal(rng, (batch, time, groups, key_size), dtype),
-            v=normal(rng, (batch, time, heads, value_size), dtype),
+            v=normal(rng, (batch, time, heads, value_size), value_dtype or dtype),
         )
         if decay != "head":
             drawn["decay"] = log_decay(rng, (batch, time, *decay_shape), dtype)
