@@ -1,5 +1,8 @@
 """Writes the tables, claims, figures and the README's tables of the completed runs.
 
+Runs that are in the tables already and not in the folder stay, so that the runs of the experiment can
+be made on several machines, or one set at a time.
+
 python -m experiments.large_window_laziness.results --workdir runs/laziness
 """
 
@@ -152,14 +155,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=pathlib.Path, default=claims.RESULTS)
     arguments = parser.parse_args(argv)
     scale = SCALES[arguments.scale]
-    curves, runs, influence = tables.collect(arguments.workdir / arguments.scale, scale)
+    found = tables.collect(arguments.workdir / arguments.scale, scale)
+    runs = found.runs
     if not runs:
         print(f"results: no run in {arguments.workdir} is complete", file=sys.stderr)
         return 2
     folder = arguments.out / arguments.scale
-    tables.write(folder / "curves.tsv", tables.curve_columns(scale), curves)
-    tables.write(folder / "runs.tsv", tables.run_columns(scale), runs)
-    tables.write(folder / "influence.tsv", tables.INFLUENCE, influence)
+    kept = tables.write_tables(folder, found, scale)
     compared = comparisons.compared(tables.read_runs(folder), scale)
     tables.write(folder / "comparisons.tsv", comparisons.COLUMNS, compared)
     where = ["--results", str(arguments.out), "--scale", arguments.scale]
@@ -168,7 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.out == claims.RESULTS:
         write_text(README, filled(README.read_text(encoding="utf-8"), arguments.scale))
     cost = sum(row["cpu_seconds"] for row in runs)
-    print(f"{len(runs)} runs, {cost / 60:.0f} minutes of one core; written to {folder}")
+    also = f"; {kept} others were in the tables already" if kept else ""
+    print(f"{len(runs)} runs, {cost / 60:.0f} minutes of one core; written to {folder}{also}")
     return 0
 
 

@@ -95,8 +95,16 @@ class Run(NamedTuple):
         return first_lasting(self.steps, self.far, FORMED)
 
 
-def collect(workdir: pathlib.Path, scale: ExperimentScale = MAIN) -> tuple[list[Row], ...]:
-    """(rows of curves.tsv, of runs.tsv, of influence.tsv) of all complete runs, in the order of `ARMS`."""
+class Tables(NamedTuple):
+    """Rows of curves.tsv, runs.tsv and influence.tsv."""
+
+    curves: list[Row]
+    runs: list[Row]
+    influence: list[Row]
+
+
+def collect(workdir: pathlib.Path, scale: ExperimentScale = MAIN) -> Tables:
+    """The rows of all complete runs of a folder, in the order of `ARMS`."""
     curves, runs, influences = [], [], []
     arms = ARMS[scale.task.name]
     complete = [
@@ -113,7 +121,33 @@ def collect(workdir: pathlib.Path, scale: ExperimentScale = MAIN) -> tuple[list[
         runs.append({**key, **_run_row(facts, records, arms[facts["arm"]], best)})
         for first, last, value in end["influence"] if end else ():
             influences.append({**key, "first": first, "last": last, "influence": value})
-    return curves, runs, influences
+    return Tables(curves, runs, influences)
+
+
+def write_tables(folder: pathlib.Path, found: Tables, scale: ExperimentScale = MAIN) -> int:
+    """Writes the tables, with the rows of other runs that are in them already, in the order of `ARMS`.
+
+    Rows of arms that the scale no longer has are left out.
+
+    Returns:
+      The number of those other runs.
+    """
+    order = {name: i for i, name in enumerate(ARMS[scale.task.name])}
+    new = {_key(row) for row in found.runs}
+    columns = curve_columns(scale), run_columns(scale), INFLUENCE
+    kept = 0
+    for name, header, rows in zip(Tables._fields, columns, found, strict=True):
+        path = folder / f"{name}.tsv"
+        old = read(path) if path.exists() else []
+        old = [row for row in old if _key(row) not in new and row["arm"] in order]
+        kept = len(old) if name == "runs" else kept
+        both = sorted([*old, *rows], key=lambda row: (order[row["arm"]], int(row["seed"])))
+        write(path, header, both)
+    return kept
+
+
+def _key(row: Row) -> tuple[str, int]:
+    return row["arm"], int(row["seed"])
 
 
 def _curve_row(record: Row, scale: ExperimentScale, best: Sequence[int]) -> Row:
@@ -154,10 +188,10 @@ def read_runs(folder: pathlib.Path) -> list[Run]:
     """The runs of curves.tsv and runs.tsv in a folder, in the order of runs.tsv."""
     by_run: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in read(folder / "curves.tsv"):
-        by_run[row["arm"], int(row["seed"])].append(row)
+        by_run[_key(row)].append(row)
     found = []
     for row in read(folder / "runs.tsv"):
-        key = row["arm"], int(row["seed"])
+        key = _key(row)
         own = by_run[key]
         curve = {
             n: np.array([_number(r[n]) for r in own]) for n in own[0] if n not in ("arm", "seed")

@@ -218,3 +218,30 @@ def test_the_large_scale_has_100_million_parameters():
 def test_an_unknown_arm_is_one_sentence(tmp_path, capsys):
     assert run.main(["--workdir", str(tmp_path), "--arms", "w5"]) == 2
     assert "there is no 'w5'" in capsys.readouterr().err
+
+
+def test_runs_of_another_folder_stay_in_the_tables(tmp_path):
+    """Rows of the same run are replaced, those of arms that are gone are left out, and order is that of arms."""
+
+    def of(arm, seed, step):
+        curve = [dict(arm=arm, seed=seed, step=at) for at in (0, step)]
+        influence = [dict(arm=arm, seed=seed, first=1, last=2, influence=step)]
+        return tables.Tables(curve, [dict(arm=arm, seed=seed, steps=step)], influence)
+
+    def both(*found):
+        return tables.Tables(*(sum(rows, []) for rows in zip(*found)))
+
+    first = both(of("w4-rope", 0, 50), of("w8-rope", 0, 50))
+    assert tables.write_tables(tmp_path, first) == 0
+    file = tmp_path / "runs.tsv"
+    file.write_text(
+        file.read_text() + file.read_text().splitlines()[1].replace("w4-rope", "gone") + "\n"
+    )
+    assert tables.write_tables(tmp_path, both(of("w4-rope", 1, 100), of("w4-rope", 0, 150))) == 1
+    for name, count in (("curves", 2), ("runs", 1), ("influence", 1)):
+        rows = tables.read(tmp_path / f"{name}.tsv")
+        keys = [(row["arm"], row["seed"]) for row in rows]
+        expected = [("w4-rope", "0"), ("w4-rope", "1"), ("w8-rope", "0")]
+        assert keys == [key for key in expected for _ in range(count)]
+    rows = {(row["arm"], row["seed"]): row["steps"] for row in tables.read(file)}
+    assert rows == {("w4-rope", "0"): "150", ("w4-rope", "1"): "100", ("w8-rope", "0"): "50"}
