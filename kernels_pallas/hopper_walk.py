@@ -47,9 +47,9 @@ class WalkPlan(NamedTuple):
 
     def launch(self, body, *operands, name, outputs, tiles, moving):
         """Runs `body` in a block for each head and tile of columns. `moving` names the matrices that
-        are loaded chunk by chunk."""
+        are loaded chunk by chunk, `tiles` others in shared memory: each a shape and a dtype."""
         stages = {name: self._staged(*shape) for name, shape in moving.items()}
-        scratch = {name: mg.tile(shape, self.operand) for name, shape in tiles.items()}
+        scratch = {name: mg.tile(*shape) for name, shape in tiles.items()}
         return mg.launch(
             body,
             *operands,
@@ -217,6 +217,6 @@ def walk(
         s,
         name=name,
         outputs=o + last + states * keep_states,
-        tiles=dict(s_tile=state) | (dict(o_tile=values) if reads else {}),
+        tiles=dict(s_tile=(state, operand)) | (dict(o_tile=(values, plan.output)) if reads else {}),
         moving=moving,
     )

@@ -96,7 +96,11 @@ def forward(plan: WalkPlan, u, w, write, keep, read_s, read_d, s, kept: bool):
         s,
         name="delta_rule_forward",
         outputs=outputs,
-        tiles=dict(s_tile=(key_size, COLUMNS), d_tile=values, o_tile=values),
+        tiles=dict(
+            s_tile=((key_size, COLUMNS), operand),
+            d_tile=(values, operand),
+            o_tile=(values, plan.output),
+        ),
         moving=dict(
             us=(values, jnp.float32),
             ws=(keys, operand),
@@ -181,7 +185,7 @@ def backward(plan: WalkPlan, w, write, keep, read_s, read_d, do, ds):
             ((rows, plan.chunks * key_size, value_size), operand),
             ((rows, key_size, value_size), jnp.float32),
         ],
-        tiles=dict(ds_tile=(key_size, COLUMNS), dd_tile=values),
+        tiles=dict(ds_tile=((key_size, COLUMNS), operand), dd_tile=(values, operand)),
         moving=dict(
             ws=(keys, operand),
             writes=(keys, operand),
