@@ -154,18 +154,17 @@ def gated_slots(
     form = _FORMS[dispatch.resolve("gated_slots", impl, case, SUPPORT, time)]
 
     ids_BT = segments.or_one_document(segment_ids, batch, time)
-    state = initial_state
-    if state is None:
-        state = empty_state(batch, kv_heads, slots, key_size, value_size, dtype)
     if written_BT is not None:  # what is not written may be of another document
         k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM = (
             None if x is None else jnp.where(written_BT[:, :, None, None], x, 0)
             for x in (k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM)
         )
     inputs = (q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM)
-    contained = nonfinite.contain(ids_BT, inputs, state=state)
+    contained = nonfinite.contain(ids_BT, inputs, state=initial_state)
     q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM = contained.inputs
     state = contained.state
+    if state is None:  # not checked: XLA would evaluate that while it compiles, slowly
+        state = empty_state(batch, kv_heads, slots, key_size, value_size, dtype)
     starts_BT = segments.document_starts(ids_BT, state.segment_ids_B)
     k_slots_BGMK, v_slots_BGMV = (x.astype(dtype) for x in (state.k_slots_BGMK, state.v_slots_BGMV))
     real_BT = ids_BT != 0
