@@ -18,11 +18,7 @@ FACTS = dict(
     context=262_144,
     total="25.2B",
     active="3.8B",
-    unsupported=[
-        "the vision encoder, which the 25.2B leave out",
-        "norms of their own for the dense feed-forward and the experts, and scales of the router",
-    ],
-    left_out={"those norms and scales": 30 * (3 * 2816 + 2816 + 128)},
+    unsupported=["the vision encoder, which the 25.2B leave out"],
 )
 
 
@@ -38,13 +34,16 @@ def get_config(arg: str = "") -> ConfigDict:
         pattern="local*5 full",
         mixers=dict(local=local, full=attention(16, 2, 512, rope=far, values="keys", **common)),
         mlp=dict(
-            kind="moe",
-            experts=128,
-            top_k=8,
-            hidden=704,
-            activation="gelu_tanh",
-            shared_hidden=2112,
-            router=dict(normalize=True),
+            kind="dense_beside_moe",
+            dense=dict(kind="geglu", hidden=2112),
+            moe=dict(
+                kind="moe",
+                experts=128,
+                top_k=8,
+                hidden=704,
+                activation="gelu_tanh",
+                router=dict(normalize=True, input_norm=True, expert_scale=True),
+            ),
         ),
         vocab_size=262_144,
         block="scaled_sandwich",

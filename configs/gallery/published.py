@@ -70,6 +70,8 @@ def _small(model: Mapping[str, Any]) -> dict[str, Any]:
     kinds = list(dict.fromkeys(term.partition("*")[0] for term in terms))
     small = dict(model, width=64, depth=len(kinds), pattern=" ".join(kinds), vocab_size=512)
     small.update(prefix="", suffix="")
+    if model.get("per_layer"):
+        small["per_layer"] = dict(model["per_layer"], size=16)
     small["mixers"] = {name: _small_mixer(mixer) for name, mixer in model["mixers"].items()}
     if model["mlp"] is not None:
         small["mlp"] = _small_feedforward(model["mlp"])
@@ -91,6 +93,9 @@ def _small_mixer(mixer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _small_feedforward(feedforward: Mapping[str, Any]) -> dict[str, Any]:
+    if feedforward["kind"] == "dense_beside_moe":
+        halves = {name: _small_feedforward(feedforward[name]) for name in ("dense", "moe")}
+        return feedforward | halves
     if feedforward["kind"] != "moe":
         return _at_most(feedforward, dict(hidden=128))
     small = _at_most(feedforward, _MOE_SIZES)

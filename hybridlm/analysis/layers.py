@@ -268,6 +268,6 @@ def _measured(
             found[index] = measure(block, x_BTD, _own(context))
         return block(x_BTD, context), carry, None
 
-    context = SequenceContext.of(ids_BT)
+    context = SequenceContext.of(ids_BT)._replace(tokens_BT=tokens_BT)
     module.apply_layers(apply, module.embed(tokens_BT, dtype), context, unroll=True)
     return [found[layer] for layer in layers]

@@ -16,6 +16,7 @@ from hybridlm.convert.table import Table
 from hybridlm.data.tokenizer_files import tokenizer_files
 from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import ConvertError
+from hybridlm.models.feedforward.beside import BesideConfig
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.delta import DeltaConfig
 from hybridlm.models.mixers.lightning import LightningConfig
@@ -155,18 +156,21 @@ def canonical(model: ModelConfig, ignored: frozenset[str] = frozenset()) -> Cano
         if f.name not in of_layers | ignored
     }
     rest |= {"depth": model.depth, "logit_scale": parts.rounded(model.logit_scale)}
+    if model.per_layer is not None:
+        rows = model.per_layer.rows or model.vocab_size
+        rest["per_layer"] = dataclasses.replace(model.per_layer, rows=rows)
     layers = [
         {
             key: value
             for half, settings in (
-                ("mixer", _written_out(model.mixer_of(layer), model)),
+                ("mixer", {**_written_out(model.mixer_of(layer), model), "reads_layer": below}),
                 ("feedforward", _written_out(model.feedforward_of(layer), model)),
                 ("block", to_dict(model.block_of(layer))),
             )
             for key, value in flat(settings, half).items()
             if key.rpartition(".")[2] not in ignored
         }
-        for layer in model.layout.layers
+        for layer, below in zip(model.layout.layers, model.caches_read(), strict=True)
     ]
     return Canonical(layers, rest)
 
@@ -177,6 +181,11 @@ def _written_out(settings: Any, model: ModelConfig) -> dict[str, Any]:
         size = settings.head_size(width)
         plain |= {"head_dim": size, "scale": parts.rounded(settings.scale or size**-0.5)}
         plain["value_dim"] = settings.value_size(width)
+        plain |= {"kv_out": None, "kv_in": None}  # names; `canonical` numbers the layer
+        if settings.kv_in is not None:
+            plain |= {"values": "own", "v_norm": False, "value_scale": 1.0}
+    if isinstance(settings, BesideConfig):
+        plain["dense"] = _written_out(settings.dense, model)
     if isinstance(settings, MLAConfig):
         plain["scale"] = float(settings.scale or settings.key_size**-0.5)
         if settings.qk_rope == 0:

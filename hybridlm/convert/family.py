@@ -77,6 +77,10 @@ class Family(abc.ABC):
     ) -> Iterable[Rule]:
         """The rules of one layer; names begin below the layer ("self_attn.q_proj.weight")."""
 
+    def unused(self, model: ModelConfig) -> tuple[str, ...]:
+        """Patterns of tensors that a checkpoint of this model may have besides: `optional`, and more."""
+        return self.optional
+
     def outer(self, model: ModelConfig) -> list[Rule]:
         """The rules of the embedding, the final norm and the head."""
         rules = [

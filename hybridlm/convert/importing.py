@@ -278,7 +278,7 @@ def _check(
     optional = {
         name
         for name in tensors.shapes
-        if any(fnmatch.fnmatch(name, pattern) for pattern in family.optional)
+        if any(fnmatch.fnmatch(name, pattern) for pattern in family.unused(model.config))
     }
     found = {name: shape for name, shape in tensors.shapes.items() if name not in optional}
     if model.config.tie_embeddings and TIED_HEAD in found and TIED_HEAD not in table.shapes:

@@ -128,7 +128,7 @@ def attention_rules(
     qkv, out = mixer.bias in (True, "qkv"), mixer.bias in (True, "out")
     rules = [
         r
-        for name in (("q", "k", "v") if mixer.values == "own" else ("q", "k"))
+        for name in projections(mixer)
         for r in linear(
             f"{theirs}.{name}_proj",
             f"{ours}.{name}",
@@ -138,10 +138,18 @@ def attention_rules(
     ]
     rules += linear(f"{theirs}.o_proj", f"{ours}.out", bias=out)
     if mixer.qk_norm and mixer.qk_norm != "l2":
-        rules += [rule(f"{theirs}.{x}_norm.weight", f"{ours}.{x}_norm.scale") for x in ("q", "k")]
+        normed = ("q",) if mixer.kv_in else ("q", "k")
+        rules += [rule(f"{theirs}.{x}_norm.weight", f"{ours}.{x}_norm.scale") for x in normed]
     if mixer.sinks:
         rules.append(rule(f"{theirs}.{sinks}", f"{ours}.sinks.logits"))
     return rules
+
+
+def projections(mixer: AttentionConfig) -> tuple[str, ...]:
+    """The projections of the input that a layer has."""
+    if mixer.kv_in:
+        return ("q",)
+    return ("q", "k", "v") if mixer.values == "own" else ("q", "k")
 
 
 def pair_rows(model: ModelConfig, mixer: AttentionConfig) -> dict[str, Transform]:

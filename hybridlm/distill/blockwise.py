@@ -98,9 +98,13 @@ def gradients(
             power = jnp.sum(jnp.square(jnp.where(real_BT1, target_BTD, 0)))
             return y_BTD, (error, power, nnx.to_pure_dict(grads))
 
-        y_BTD, (found, _) = block.run(x_BTD, mix, lambda x: (block.mlp(x, context), None))
+        def feed(x_BTD):
+            return block.mlp(x_BTD, context), None
+
+        y_BTD, (found, _) = block.join(x_BTD, mix, feed, context)
         return split_over_batch(y_BTD), carry, found
 
+    context = context._replace(tokens_BT=tokens_BT)
     x_BTD = teacher.embed(tokens_BT, dtype)
     _, _, found = teacher.apply_layers(apply, x_BTD, context, inputs=states)
     sums = [(0.0, 0.0)] * student.config.depth

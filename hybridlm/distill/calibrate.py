@@ -191,9 +191,13 @@ class _Fit:
                 wanted_N = (y_BTD - constant).reshape(-1)
                 return y_BTD, (z_HN @ z_HN.T, z_HN @ wanted_N)
 
-            y_BTD, (found, _) = block.run(x_BTD, mix, lambda x: (block.mlp(x, context), None))
+            def feed(x_BTD):
+                return block.mlp(x_BTD, context), None
+
+            y_BTD, (found, _) = block.join(x_BTD, mix, feed, context)
             return y_BTD, carry, found
 
+        context = context._replace(tokens_BT=tokens_BT)
         x_BTD = teacher.embed(tokens_BT, jnp.float32)
         return teacher.apply_layers(apply, x_BTD, context, inputs=states)[2]
 

@@ -8,7 +8,6 @@ from hybridlm.gallery.families import css_name, families
 from hybridlm.gallery.sheet import LayerKind, Sheet
 from hybridlm.models.feedforward import FeedForwardConfig
 from hybridlm.models.feedforward.absent import NoFeedForwardConfig
-from hybridlm.models.feedforward.moe import MoEConfig
 from hybridlm.models.joining import BlockName
 from hybridlm.models.mixers import MixerConfig
 from hybridlm.models.mixers.absent import NoMixerConfig
@@ -113,7 +112,7 @@ def _strip(d: Drawing, sheet: Sheet, x: float, y: float, height: float) -> None:
             d.rect(middle + j * part, at, part, step - gap, css_name(family))
         if isinstance(kind.feedforward, NoFeedForwardConfig):
             continue
-        experts = isinstance(kind.feedforward, MoEConfig)
+        experts = words.mixture(kind.feedforward)
         d.rect(middle + wide - 23, at, 23, step - gap, "chosen" if experts else "dense")
     for at, text in ((bottom, "1"), (top + 9, str(config.depth))):
         d.text(middle - 8, at, text, 10, "soft", "end")
@@ -253,10 +252,10 @@ def _mixer_boxes(mixer: MixerConfig, width: int) -> tuple[Box, ...]:
 def _feedforward_box(config: FeedForwardConfig) -> Box:
     title, *phrases = words.feedforward(config).split(", ")
     experts = None
-    if isinstance(config, MoEConfig):
-        drawn = min(config.experts, SQUARES)
-        chosen = max(1, round(drawn * config.top_k / config.experts))
-        experts = (drawn, chosen, config.shared_hidden is not None)
+    if mixture := words.mixture(config):
+        drawn = min(mixture.experts, SQUARES)
+        chosen = max(1, round(drawn * mixture.top_k / mixture.experts))
+        experts = (drawn, chosen, mixture.shared_hidden is not None or mixture is not config)
     return Box("feed", title, _wrapped(phrases), experts)
 
 

@@ -9,7 +9,7 @@ from hybridlm.settings.reader import require
 _FIGURE = re.compile(r"^[0-9]+(\.[0-9]+)?[MBT]$")
 _UNITS = {"M": 1e6, "B": 1e9, "T": 1e12}
 
-Excluded = Literal["nothing", "embedding", "embedding and head"]
+Excluded = Literal["nothing", "embedding", "embedding and head", "embeddings of layers"]
 
 
 @settings

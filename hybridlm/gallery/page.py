@@ -13,7 +13,6 @@ from hybridlm.gallery.diagram import diagram
 from hybridlm.gallery.drawing import RULES
 from hybridlm.gallery.families import COLORS, families
 from hybridlm.gallery.sheet import Sheet
-from hybridlm.models.feedforward.moe import MoEConfig
 from hybridlm.pages import shell
 
 #: Columns of the table: key, heading, whether it holds numbers.
@@ -56,7 +55,7 @@ def _model(sheet: Sheet) -> dict[str, Any]:
     kinds = {kind.label: kind for kind in sheet.kinds}
     strip = [families(kinds[label].mixer) for label in config.layout.labels]
     mix = words.mix(sheet)
-    experts = any(isinstance(kind.feedforward, MoEConfig) for kind in sheet.kinds)
+    experts = any(words.mixture(kind.feedforward) for kind in sheet.kinds)
     fields = _fields(sheet)
     last = sheet.lengths[-1]
     amounts = {

@@ -85,6 +85,7 @@ class Sheet:
     parameters: int
     active: int
     embedding: int
+    layer_embedding: int
     kinds: tuple[LayerKind, ...]
     kv_bytes_per_token: int
     lengths: tuple[AtLength, ...]
@@ -100,6 +101,8 @@ class Sheet:
         return self.active - self._excluded(self.facts.active_excludes)
 
     def _excluded(self, parts: Excluded) -> int:
+        if parts == "embeddings of layers":
+            return self.layer_embedding
         count = {"nothing": 0, "embedding": 1, "embedding and head": 2}[parts]
         return self.embedding * (min(count, 1) if self.config.tie_embeddings else count)
 
@@ -114,7 +117,7 @@ def sheet(entry: Entry) -> Sheet:
         config, pattern=" ".join(counts), depth=len(counts), prefix="", suffix=""
     )
     model = Model.of(once)
-    tables = {n: layer_table(model, n) for n in STATE_LENGTHS}
+    tables = {n: _of_depth(layer_table(model, n), once, config.depth) for n in STATE_LENGTHS}
     rows = tables[STATE_LENGTHS[0]]
     times = (1, *counts.values(), 1)  # of the embedding, of each kind of layer, of the head
     kinds = _kinds(once, tuple(counts.values()), rows[1:-1])
@@ -134,6 +137,7 @@ def sheet(entry: Entry) -> Sheet:
         parameters=total(x.parameters for x in rows) + left_out + outside,
         active=total(x.parameters if x.active is None else x.active for x in rows) + left_out,
         embedding=math.prod(model.abstract["embedding"].shape),
+        layer_embedding=_layer_embedding(config),
         kinds=kinds,
         kv_bytes_per_token=kv,
         lengths=tuple(
@@ -142,11 +146,41 @@ def sheet(entry: Entry) -> Sheet:
                 kv * n,
                 total(x.state_bytes[i] for x in rows) + left_out_kv * n,
                 total(x.flops_per_token for x in tables[n]),
-                _decode_flops(config.width, kinds, n) + rows[-1].flops_per_token,
+                _decode_flops(config.width, kinds, n) + _inputs_flops(config, rows),
             )
             for i, n in enumerate(STATE_LENGTHS)
         ),
     )
+
+
+def _of_depth(rows: list[LayerCost], once: ModelConfig, depth: int) -> list[LayerCost]:
+    """The rows of `once`, with the embedding's of a model of `depth` layers: per-layer inputs grow."""
+    inputs, width = once.per_layer, once.width
+    if inputs is None:
+        return rows
+    vocab, first = once.vocab_size, rows[0]
+    more = inputs.outer_parameters(width, depth, vocab)
+    more -= inputs.outer_parameters(width, once.depth, vocab)
+    flops = inputs.outer_flops(width, depth)
+    row = dataclasses.replace(
+        first, parameters=first.parameters + more, flops_per_token=flops, active=None
+    )
+    return [row, *rows[1:]]
+
+
+def _inputs_flops(config: ModelConfig, rows: list[LayerCost]) -> float:
+    """FLOPs of a token beside those of mixers and feed-forwards: of the head, of per-layer inputs."""
+    flops = rows[0].flops_per_token + rows[-1].flops_per_token
+    if config.per_layer is not None:
+        flops += config.depth * config.per_layer.layer_flops(config.width)
+    return flops
+
+
+def _layer_embedding(config: ModelConfig) -> int:
+    """Entries of the embedding of per-layer inputs."""
+    if config.per_layer is None:
+        return 0
+    return (config.per_layer.rows or config.vocab_size) * config.depth * config.per_layer.size
 
 
 def kv_bytes_per_token(mixer: MixerConfig, width: int) -> int:

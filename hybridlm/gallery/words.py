@@ -5,6 +5,7 @@ from hybridlm.gallery.numbers import count, kib
 from hybridlm.gallery.sheet import LayerKind, Sheet
 from hybridlm.models.feedforward import FeedForwardConfig
 from hybridlm.models.feedforward.absent import NoFeedForwardConfig
+from hybridlm.models.feedforward.beside import BesideConfig
 from hybridlm.models.feedforward.dense import DenseConfig
 from hybridlm.models.feedforward.moe import MoEConfig
 from hybridlm.models.mixers.absent import NoMixerConfig
@@ -70,7 +71,8 @@ def short(mixer: MixerConfig) -> str:
     if isinstance(mixer, AttentionConfig):
         words = [attention_kind(mixer), _span(mixer), None if mixer.rope else "NoPE"]
         gates = "forget gates" if mixer.forget_gate else None
-        return ", ".join(filter(None, [*words, gates]))
+        shared = "shared keys" if mixer.kv_in else None
+        return ", ".join(filter(None, [*words, gates, shared]))
     if isinstance(mixer, DeltaConfig):
         return mixer.name
     named = {
@@ -139,10 +141,19 @@ def long(mixer: MixerConfig, width: int) -> str:
     return short(mixer)
 
 
+def mixture(config: FeedForwardConfig) -> MoEConfig | None:
+    """The experts of a feed-forward; None for one without."""
+    if isinstance(config, BesideConfig):
+        return config.moe
+    return config if isinstance(config, MoEConfig) else None
+
+
 def feedforward(config: FeedForwardConfig) -> str:
     """Kind and hidden size of a feed-forward."""
     if isinstance(config, NoFeedForwardConfig):
         return "no feed-forward"
+    if isinstance(config, BesideConfig):
+        return f"{feedforward(config.moe)}, beside {feedforward(config.dense)}"
     if isinstance(config, MoEConfig):
         shared = f", shared {config.shared_hidden:,}" if config.shared_hidden else ""
         latent = f" in a latent of {config.latent:,}" if config.latent else ""
@@ -216,7 +227,7 @@ def decoder(sheet: Sheet) -> str:
         if not isinstance(mixer, NoMixerConfig)
     }
     kind = "hybrid" if len(attends) > 1 else "transformer" if attends == {True} else "recurrent"
-    experts = any(isinstance(layer.feedforward, MoEConfig) for layer in sheet.kinds)
+    experts = any(mixture(layer.feedforward) for layer in sheet.kinds)
     return f"{'sparse' if experts else 'dense'} {kind}"
 
 
@@ -257,7 +268,7 @@ def layer_word(kind: LayerKind) -> str:
     """A layer's mixer in short, or its feed-forward if it has no mixer."""
     if not isinstance(kind.mixer, NoMixerConfig):
         return short(kind.mixer)
-    return "experts" if isinstance(kind.feedforward, MoEConfig) else "feed-forward"
+    return "experts" if mixture(kind.feedforward) else "feed-forward"
 
 
 def norms(sheet: Sheet) -> str:
@@ -317,6 +328,7 @@ def _attention(mixer: AttentionConfig, width: int) -> list[str]:
         "sinks": mixer.sinks,
         f"soft cap {mixer.soft_cap or 0:g}": mixer.soft_cap,
         "logits that grow with the position": mixer.temperature,
+        "keys and values of a layer below": mixer.kv_in,
     }
     return [
         *words,

@@ -40,16 +40,27 @@ class LayerCost:
 
 
 def layer_table(model: Model, seq_len: int) -> list[LayerCost]:
-    """The costs of the embedding, of each layer from bottom to top, and of the head."""
+    """The costs of the embedding, of each layer from bottom to top, and of the head.
+
+    Per-layer inputs count, outside the layers, to the embedding.
+    """
     config = model.config
-    embedding = math.prod(model.abstract["embedding"].shape)
-    rows = [LayerCost("embedding", "token embedding", embedding, 0.0, (0,) * len(STATE_LENGTHS))]
+    embedding, none = math.prod(model.abstract["embedding"].shape), (0,) * len(STATE_LENGTHS)
+    first = LayerCost("embedding", "token embedding", embedding, 0.0, none)
+    if config.per_layer is not None:
+        outer = sum(math.prod(x.shape) for x in jax.tree.leaves(model.abstract["per_layer"]))
+        flops = config.per_layer.outer_flops(config.width, config.depth)
+        what = "embeddings of tokens and of layers"
+        first = LayerCost("embedding", what, embedding + outer, flops, none)
+    rows = [first]
     states = [state_bytes(config, n) for n in STATE_LENGTHS]
     for index, layer in enumerate(config.layout.layers):
         mixer, feedforward = config.mixer_of(layer), config.feedforward_of(layer)
         parameters = sum(math.prod(shape) for shape in model.layer_shapes(index).values())
         idle = feedforward.parameters(config.width) - feedforward.active_parameters(config.width)
         flops = mixer.flops_per_token(config.width, seq_len)
+        if config.per_layer is not None:
+            flops += config.per_layer.layer_flops(config.width)
         rows.append(
             LayerCost(
                 layer.label,
@@ -135,6 +146,9 @@ def work_counter(model: Model) -> Callable[[np.ndarray], Work]:
         count * config.feedforward_of(kinds[key]).flops_per_token(config.width)
         for key, count in layers.items()
     )
+    if config.per_layer is not None:
+        same += config.per_layer.outer_flops(config.width, config.depth)
+        same += config.depth * config.per_layer.layer_flops(config.width)
 
     def of_token(length: int) -> float:
         return 3 * (

@@ -18,6 +18,7 @@ from hybridlm.models.mixers.absent import NoMixerConfig
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.norms import NORMS, along_last
 from hybridlm.models.pattern import Layer
+from hybridlm.models.per_layer import LayerInput
 from hybridlm.models.settings import ModelConfig
 
 Half = Callable[[jax.Array], tuple[jax.Array, Any]]
@@ -42,10 +43,16 @@ class BlockState(NamedTuple):
 
 
 class Block(nnx.Module):
-    """A mixer and a feed-forward; subclasses define in `run` how they and the norms are joined."""
+    """A mixer and a feed-forward; subclasses define in `run` how they and the norms are joined.
+
+    Attributes:
+      mixer, mlp: the halves.
+      per_layer: adds the layer's vector of each token after them; None without per-layer inputs.
+    """
 
     mixer: Mixer
     mlp: FeedForward
+    per_layer: LayerInput | None = None
 
     @abc.abstractmethod
     def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
@@ -55,13 +62,31 @@ class Block(nnx.Module):
     def run(
         self, x_BTD: jax.Array, mix: Half, feed: Half, hook: Hook = unhooked
     ) -> tuple[jax.Array, tuple[Any, Any]]:
-        """The block's output, and the second results of `mix` and `feed`.
+        """The residual stream after both halves, and the second results of `mix` and `feed`.
 
         Args:
           x_BTD: the residual stream.
           mix, feed: the mixer and the feed-forward: normed input -> (output, any second result).
           hook: names activations; see `SequenceContext.hook`.
         """
+
+    def finish(self, x_BTD: jax.Array) -> jax.Array:
+        """The block's output, from the residual stream after all that it adds."""
+        return x_BTD
+
+    def join(
+        self,
+        x_BTD: jax.Array,
+        mix: Half,
+        feed: Half,
+        context: SequenceContext,
+        hook: Hook = unhooked,
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        """The block's output, and the second results of `mix` and `feed`; see `run`."""
+        x_BTD, found = self.run(x_BTD, mix, feed, hook)
+        if self.per_layer is not None:
+            x_BTD = self.per_layer(x_BTD, context.vector_BTP)
+        return self.finish(x_BTD), found
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         y_BTD, _ = self._run(
@@ -118,7 +143,8 @@ class Block(nnx.Module):
             return mix(x_BTD, within)
 
         x_BTD = context.hook("hook_resid_pre", x_BTD)
-        y_BTD, found = self.run(x_BTD, half("attn", observed), half("mlp", feed), context.hook)
+        mixing, feeding = half("attn", observed), half("mlp", feed)
+        y_BTD, found = self.join(x_BTD, mixing, feeding, context, context.hook)
         return context.hook("hook_resid_post", y_BTD), found
 
 
@@ -160,7 +186,9 @@ class SequentialBlock(Block):
     def __init__(self, parts: Parts, spec: LayerSpec, *, before: bool, after: bool, rngs: nnx.Rngs):
         self.mixer_norm = parts.norm_of(parts.mixer, before)
         self.mixer = parts.mixer.build(spec, rngs=rngs)
-        self.mlp_norm = parts.norm_of(parts.feedforward, before)
+        self.mlp_norm = parts.norm_of(
+            parts.feedforward, before and not parts.feedforward.norms_input
+        )
         self.mlp = parts.feedforward.build(spec, rngs=rngs)
         self.mixer_post_norm = parts.norm_of(parts.mixer, after)
         self.mlp_post_norm = parts.norm_of(parts.feedforward, after)
@@ -187,11 +215,8 @@ class ScaledBlock(SequentialBlock):
         super().__init__(parts, spec, before=before, after=after, rngs=rngs)
         self.output_scale = nnx.Param(jnp.ones(1), axes=("norm",))
 
-    def run(
-        self, x_BTD: jax.Array, mix: Half, feed: Half, hook: Hook = unhooked
-    ) -> tuple[jax.Array, tuple[Any, Any]]:
-        x_BTD, found = super().run(x_BTD, mix, feed, hook)
-        return x_BTD * along_last(self.output_scale[...], x_BTD).astype(x_BTD.dtype), found
+    def finish(self, x_BTD: jax.Array) -> jax.Array:
+        return x_BTD * along_last(self.output_scale[...], x_BTD).astype(x_BTD.dtype)
 
 
 class NormedBlock(Block):
@@ -262,7 +287,17 @@ def build_block(
         model.residual_scale,
         model.block_of(layer),
     )
-    return BLOCKS[parts.joins.norms](parts, spec, rngs=rngs)
+    block = BLOCKS[parts.joins.norms](parts, spec, rngs=rngs)
+    if model.per_layer is not None:
+        block.per_layer = LayerInput(
+            model.per_layer,
+            model.width,
+            norm=model.norm,
+            norm_eps=model.norm_eps,
+            out_scale=spec.out_scale,
+            rngs=rngs,
+        )
+    return block
 
 
 class Sum(nnx.Module):

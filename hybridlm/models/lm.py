@@ -13,6 +13,7 @@ from hybridlm.models.layers import Linear
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.mixers.capabilities import attends
 from hybridlm.models.norms import NORMS
+from hybridlm.models.per_layer import PerLayerInputs
 from hybridlm.models.settings import ModelConfig
 from hybridlm.models.stack import ByGroup, Remat, Stack
 from hybridlm.parallel.axes import split_over_batch
@@ -27,7 +28,10 @@ class HybridLM(nnx.Module):
 
     Attributes:
       prefix, unit, suffix: the blocks of the layers; see `hybridlm.models.stack`.
+      per_layer: makes the vectors that layers add (`hybridlm.models.per_layer`); None without any.
     """
+
+    per_layer: PerLayerInputs | None = None
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         if config.vocab_size is None:
@@ -35,6 +39,17 @@ class HybridLM(nnx.Module):
         self.config = config
         embedding = jax.random.normal(rngs.params(), (config.vocab_size, config.width))
         self.embedding = nnx.Param(embedding * config.init_std, axes=("vocab", "embed"))
+        if config.per_layer is not None:
+            self.per_layer = PerLayerInputs(
+                config.per_layer,
+                config.width,
+                config.depth,
+                config.vocab_size,
+                norm=config.norm,
+                norm_eps=config.norm_eps,
+                init_std=config.init_std,
+                rngs=rngs,
+            )
         self.prefix, self.unit, self.suffix = stacks.build(
             config.layout, lambda layer, i, rngs: build_block(config, layer, i, rngs=rngs), rngs
         )
@@ -71,6 +86,7 @@ class HybridLM(nnx.Module):
           remat: wraps one application of the repeating unit, e.g. in `jax.checkpoint`.
           scan: False unrolls the repeated unit (for tests and analyses).
         """
+        context = context._replace(tokens_BT=tokens_BT)
         return self.hidden_from(self.embed(tokens_BT, dtype), context, remat=remat, scan=scan)
 
     def embed(self, tokens_BT: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -87,7 +103,7 @@ class HybridLM(nnx.Module):
         remat: Remat = lambda f: f,
         scan: bool = True,
     ) -> jax.Array:
-        """As `hidden`, from the output of `embed`."""
+        """As `hidden`, from the output of `embed`; with per-layer inputs the context has the tokens."""
 
         def apply(block, index, x_BTD, context, carry, given):
             return split_over_batch(block(x_BTD, context)), carry, None
@@ -114,6 +130,7 @@ class HybridLM(nnx.Module):
             return split_over_batch(x_BTD), total + loss.astype(total.dtype), None
 
         zero = jnp.zeros((), jnp.promote_types(dtype, jnp.float32))
+        context = context._replace(tokens_BT=tokens_BT)
         x_BTD = self.embed(tokens_BT, dtype)
         x_BTD, loss, _ = self.apply_layers(
             apply, x_BTD, context, zero, remat=remat, unroll=not scan
@@ -128,6 +145,7 @@ class HybridLM(nnx.Module):
         carry: Any = None,
         inputs: ByGroup | None = None,
         *,
+        caches: dict[str, Any] | None = None,
         remat: Remat = lambda f: f,
         unroll: bool = False,
     ) -> tuple[jax.Array, Any, ByGroup]:
@@ -137,9 +155,13 @@ class HybridLM(nnx.Module):
           apply: (block, index, x_BTD, context, carry, input) -> (x_BTD, carry, output) of a layer;
             for `index`, `inputs`, `remat` and `unroll` see `Stack.scan`. Hooks in the context unroll.
           x_BTD: the output of `embed`.
+          caches: in decoding, a cache of each name that layers hand on, of the right shapes.
 
         Returns:
           The residual stream before the final norm, the last carry, and the layers' outputs.
+
+        Raises:
+          ValueError: for a model with per-layer inputs, where the context has no tokens.
         """
         if context.hooks is not None:  # activations leave neither a scan nor a checkpoint
             remat, unroll = (lambda f: f), True
@@ -150,27 +172,40 @@ class HybridLM(nnx.Module):
         numbers = None
         if arrays:
             numbers = stacks.by_group(list(range(config.depth)), config.layout)
+        vectors = self._vectors(x_BTD, context)
         given = {
             group: {
-                name: (stacks.entry(numbers, group, name), stacks.entry(inputs, group, name))
+                name: tuple(stacks.entry(x, group, name) for x in (numbers, vectors, inputs))
                 for name in blocks
             }
             for group, blocks in stacks.block_names(config.layout).items()
         }
 
         def body(block: Block, index: int, state: Any, given: Any) -> tuple[Any, Any]:
-            (x_BTD, arrays, carry), (number, own) = state, given
-            here = context.within(f"blocks.{index}")
+            (x_BTD, arrays, caches, carry), (number, vector, own) = state, given
+            here = context.within(f"blocks.{index}")._replace(vector_BTP=vector)
             if arrays:
                 here = here._replace(cross_layer=dict(arrays), layer=number)
+            if caches:
+                here = here._replace(caches=dict(caches))
             x_BTD, carry, output = apply(block, index, x_BTD, here, carry, own)
             if arrays:
                 arrays = {n: here.cross_layer[n].astype(x.dtype) for n, x in arrays.items()}
-            return (x_BTD, arrays, carry), output
+            return (x_BTD, arrays, here.caches or {}, carry), output
 
-        state = (x_BTD, arrays, carry)
-        (x_BTD, _, carry), outputs = self.stack.scan(body, state, given, remat=remat, unroll=unroll)
+        state = (x_BTD, arrays, caches or {}, carry)
+        (x_BTD, *_, carry), outputs = self.stack.scan(
+            body, state, given, remat=remat, unroll=unroll
+        )
         return x_BTD, carry, outputs
+
+    def _vectors(self, x_BTD: jax.Array, context: SequenceContext) -> ByGroup | None:
+        """The vectors of `hybridlm.models.per_layer` by layer; None for a model without them."""
+        if self.per_layer is None:
+            return None
+        if context.tokens_BT is None:
+            raise ValueError("a model with per-layer inputs needs the tokens: context.tokens_BT")
+        return stacks.by_group(self.per_layer(context.tokens_BT, x_BTD), self.config.layout)
 
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """(mixer name, block) of each layer, bottom to top.
@@ -243,6 +278,16 @@ class HybridLM(nnx.Module):
         capacity = max_len if farthest > max_len else jnp.iinfo(jnp.int32).max
         return layers | {"capacity": jnp.int32(capacity)}
 
+    def _caches(self, state: DecodeState) -> dict[str, Any]:
+        """A cache of each name that layers hand on: of the lowest such layer, for its shapes."""
+        found: dict[str, Any] = {}
+        layout = self.config.layout
+        for layer, address in zip(layout.layers, stacks.addresses(layout), strict=True):
+            name = self.config.mixer_of(layer).hands_on
+            if name is not None and name not in found:
+                found[name] = stacks.layer_params(state, address).mixer
+        return found
+
     def extend(
         self,
         tokens_BT: jax.Array,
@@ -261,8 +306,11 @@ class HybridLM(nnx.Module):
             x_BTD, state = block.extend(x_BTD, context, state)
             return x_BTD, carry, state
 
+        context = context._replace(tokens_BT=tokens_BT)
         x_BTD = self.embed(tokens_BT, dtype)
-        x_BTD, _, layers = self.apply_layers(apply, x_BTD, context, inputs=state)
+        x_BTD, _, layers = self.apply_layers(
+            apply, x_BTD, context, inputs=state, caches=self._caches(state)
+        )
         capacity = state["capacity"]
         past_BT1 = (context.positions_BT >= capacity)[:, :, None]
         logits_BTV = self.logits(jnp.where(past_BT1, jnp.nan, self.final_norm(x_BTD)))

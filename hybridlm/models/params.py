@@ -122,6 +122,9 @@ class Model:
         tree = self.abstract
         if not embeddings:
             tree = {k: v for k, v in tree.items() if k not in ("embedding", "head")}
+            if "per_layer" in tree:
+                below = {k: v for k, v in tree["per_layer"].items() if k != "embedding"}
+                tree = tree | {"per_layer": below}
         return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
 
 

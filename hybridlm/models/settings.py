@@ -11,6 +11,7 @@ from hybridlm.models.joining import BlockConfig, BlockName
 from hybridlm.models.mixers import MixerConfig
 from hybridlm.models.mixers.absent import NoMixerConfig
 from hybridlm.models.norms import OTHER_NORM_NAMES
+from hybridlm.models.per_layer import PerLayerConfig
 from hybridlm.settings.bounds import (
     Above,
     AtLeast,
@@ -59,6 +60,8 @@ class ModelConfig:
       init_std: standard deviation of the initial embedding; kernels start at 1 over sqrt(fan-in).
       blocks: by mixer name, where the norms of its layers sit if not where `block` says (OLMo Hybrid
         has norms before Gated DeltaNet and after attention), and factors in their sums (MiniMax-01).
+      per_layer: a vector of each token for each layer, which adds it after its feed-forward (Gemma
+        3n, Gemma 4); None for none.
     """
 
     width: PositiveInt
@@ -83,6 +86,7 @@ class ModelConfig:
     feedforwards: dict[str, Any] = dataclasses.field(default_factory=dict)
     logit_scale: PositiveFloat = 1.0
     blocks: dict[str, BlockConfig] = dataclasses.field(default_factory=dict)
+    per_layer: PerLayerConfig | None = None
 
     def __post_init__(self):
         parsed = {n: mixer_kinds.read_mixer(m, f"model.mixers.{n}") for n, m in self.mixers.items()}
@@ -111,7 +115,17 @@ class ModelConfig:
             )
         joins = {n: read_value(BlockConfig, b, f"model.blocks.{n}") for n, b in self.blocks.items()}
         object.__setattr__(self, "blocks", joins)
+        inputs = read_value(PerLayerConfig | None, self.per_layer, "model.per_layer")
+        object.__setattr__(self, "per_layer", inputs)
         self.cross_layer()  # raises for a bad pattern and for cross-layer arrays that disagree
+        self._check_caches()
+        self._check_blocks()
+        rows = None if self.per_layer is None else self.per_layer.rows
+        require(
+            rows is None or self.vocab_size is None or rows >= self.vocab_size,
+            "per_layer.rows",
+            f"is {rows}: it must be at least vocab_size, {self.vocab_size}",
+        )
 
     @property
     def layout(self) -> patterns.Layout:
@@ -149,6 +163,59 @@ class ModelConfig:
         """Whether any layer adds its own loss to the training objective."""
         halves = (*(mixer for _, mixer in self.layer_mixers()), *self.layer_feedforwards())
         return any(half.has_loss for half in halves)
+
+    def caches_read(self) -> list[int | None]:
+        """Of each layer, bottom to top, the layer below whose cache it reads; None for its own."""
+        last: dict[str, int] = {}
+        found = []
+        for index, (_, mixer) in enumerate(self.layer_mixers()):
+            found.append(None if mixer.reads_cache is None else last.get(mixer.reads_cache, -1))
+            if mixer.hands_on is not None:
+                last[mixer.hands_on] = index
+        return found
+
+    def _check_caches(self) -> None:
+        """Raises `Invalid` where a layer reads a cache that no layer below has, or one too short."""
+        layers, far = self.layer_mixers(), 2**31
+        for name, mixer in self.mixers.items():
+            for holder in mixer.holds_mixers:
+                for branch in getattr(mixer, holder).values():
+                    require(
+                        branch.hands_on is None and branch.reads_cache is None,
+                        f"mixers.{name}",
+                        "has a branch with kv_in or kv_out, which are of whole layers",
+                    )
+        reach = {}
+        for (name, mixer), below in zip(layers, self.caches_read(), strict=True):
+            if mixer.hands_on is not None:
+                first, keys = reach.setdefault(mixer.hands_on, (name, mixer.reach(far)))
+                require(
+                    mixer.reach(far) == keys,
+                    f"mixers.{name}",
+                    f"gives {mixer.hands_on!r} other tokens than mixers.{first}: use another name",
+                )
+            if below is None:
+                continue
+            key = f"mixers.{name}"
+            wanted = f"reads {mixer.reads_cache!r}"
+            require(below >= 0, key, f"{wanted}, and no layer below gives it (kv_out)")
+            lower, giver = layers[below]
+            require(
+                mixer.reach(far) <= giver.reach(far),
+                key,
+                f"{wanted} of mixers.{lower}, whose window or chunk is shorter than its own",
+            )
+
+    def _check_blocks(self) -> None:
+        """Raises `Invalid` where a feed-forward norms its own input, and the block does, too."""
+        for layer in self.layout.layers:
+            feedforward, norms = self.feedforward_of(layer), self.block_of(layer).norms
+            require(
+                not feedforward.norms_input or norms in ("prenorm", "sandwich", "scaled_sandwich"),
+                "block",
+                f"is {norms!r}, and {feedforward.kind_name} norms the residual stream itself: use"
+                " prenorm, sandwich or scaled_sandwich",
+            )
 
     def cross_layer(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the arrays that layers pass to later layers: see `MixerConfig.cross_layer`."""

@@ -32,7 +32,8 @@ class Batch(NamedTuple):
 
     @property
     def context(self) -> SequenceContext:
-        return SequenceContext(self.segment_ids_BT, self.positions_BT, self.window)
+        ids_BT, positions_BT = self.segment_ids_BT, self.positions_BT
+        return SequenceContext(ids_BT, positions_BT, self.window, tokens_BT=self.tokens_BT)
 
 
 class Prompt(NamedTuple):

@@ -69,8 +69,9 @@ def weights_distance(
     for step, weights in checkpoints:
         for layer, pair in weights.items():
             last = final[layer]
-            moved = [_norms(now - then) for now, then in zip(pair, last)]
-            whole = [_norms(then) for then in last]
+            own = [(now, then) for now, then in zip(pair, last) if then.shape[1]]
+            moved = [_norms(now - then) for now, then in own]
+            whole = [_norms(then) for _, then in own]
             for h in range(len(moved[0])):
                 if wanted is not None and Head(layer, h) not in wanted:
                     continue

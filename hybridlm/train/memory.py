@@ -52,6 +52,8 @@ def estimate_memory(
     state = jax.eval_shape(optimizer.init, trainable.take(model.abstract))
     streams, share = {"none": (10, 1), "dots": (6, 2 / 3), "full": (1, 0)}[remat]
     hidden = sum(f.kept_per_token(config.width) for f in config.layer_feedforwards())
+    if config.per_layer is not None:  # the vectors, and in a layer the gate and their product
+        hidden += 3 * config.depth * config.per_layer.size
     kept = streams * config.width * config.depth + round(share * hidden)
     return MemoryEstimate(
         parameters=4 * model.count(),

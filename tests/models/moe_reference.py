@@ -36,7 +36,7 @@ def draw(rng: np.random.Generator) -> dict:
     )
     activation, gated, shared = str(rng.choice(list(ACTIVATIONS))), coin(), coin()
     oss = gated and coin()
-    return dict(
+    found = dict(
         kind="moe",
         experts=experts,
         top_k=top_k,
@@ -55,10 +55,15 @@ def draw(rng: np.random.Generator) -> dict:
         balance_weight=float(rng.choice([0, 0.3])),
         z_weight=float(rng.choice([0, 0.2])),
     )
+    router.update(input_norm=coin(), expert_scale=coin())
+    return found
 
 
 def scores_of(settings, params, x_ND):
     """(logits, scores) of a router's `params`."""
+    if settings["input_norm"]:
+        size = jnp.sqrt(jnp.mean(x_ND**2, axis=1, keepdims=True) + 1e-6)
+        x_ND = x_ND / size * params["norm"]["scale"] / x_ND.shape[1] ** 0.5
     logits = x_ND @ params["kernel"]
     if settings["bias"]:
         logits = logits + params["bias"]
@@ -121,6 +126,8 @@ def mixture(config, params, x_ND, chosen_NE, real_N):
             weights.sum(1, keepdims=True) + router["normalize_eps"] + ~real_N[:, None]
         )
     weights = weights * router["scale"]
+    if router["expert_scale"]:
+        weights = weights * params["router"]["expert_scale"]
     z = x_ND @ params["into_latent"]["kernel"] if config["latent"] else x_ND
     y = 0
     for e in range(config["experts"]):

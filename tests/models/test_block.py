@@ -71,8 +71,8 @@ def test_a_feedforward_computes_its_equation_and_counts_its_cost(settings):
 
 def test_every_kind_of_feedforward_is_tested():
     tested = {read_feedforward(s, "mlp").kind_name for s in FEEDFORWARDS}
-    # The others in test_feedforward_moe.py and test_mixers_rwkv7.py.
-    assert tested | {"moe", "channel_mix"} == set(KINDS)
+    # The others in test_feedforward_moe.py, test_shared_keys.py and test_mixers_rwkv7.py.
+    assert tested | {"moe", "dense_beside_moe", "channel_mix"} == set(KINDS)
 
 
 @pytest.mark.parametrize("name", NORMS)

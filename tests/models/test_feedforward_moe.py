@@ -182,7 +182,7 @@ def test_it_counts_its_parameters_and_its_flops(seed):
     total = sum(x.size for x in flat.values())
     assert drawn.config.parameters(WIDTH) == total
     assert drawn.config.active_parameters(WIDTH) == total - idle
-    biases = sum(x.size for n, x in flat.items() if n.startswith("router.") and n.endswith("bias"))
+    biases = sum(x.size for n, x in flat.items() if n.startswith("router.") and x.ndim == 1)
     used = sum(x.size for n, x in flat.items() if n.startswith("experts.") and n.endswith("_bias"))
     biases += used // settings["experts"] * settings["top_k"]
     assert drawn.config.flops_per_token(WIDTH) == 2 * (total - idle - biases)

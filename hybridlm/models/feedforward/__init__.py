@@ -3,6 +3,7 @@
 from typing import Any
 
 from hybridlm.models.feedforward.base import FeedForward, FeedForwardConfig
+from hybridlm.models.feedforward.beside import BesideConfig
 from hybridlm.models.feedforward.channel_mix import ChannelMixConfig
 from hybridlm.models.feedforward.dense import (
     GatedConfig,
@@ -15,7 +16,15 @@ from hybridlm.settings.kinds import read_kind
 
 KINDS: dict[str, type[FeedForwardConfig]] = {
     c.kind_name: c
-    for c in (ChannelMixConfig, GatedConfig, GeGLUConfig, MoEConfig, PlainConfig, SwiGLUConfig)
+    for c in (
+        BesideConfig,
+        ChannelMixConfig,
+        GatedConfig,
+        GeGLUConfig,
+        MoEConfig,
+        PlainConfig,
+        SwiGLUConfig,
+    )
 }
 
 #: Well-known feed-forwards that there is no kind for.

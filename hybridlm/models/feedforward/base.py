@@ -29,6 +29,8 @@ class FeedForwardConfig(abc.ABC):
     equation: ClassVar[str]
     source: ClassVar[str]
     other_names: ClassVar[Mapping[str, str]] = {}
+    #: Whether it norms its own input: the block then gives it the residual stream as it is.
+    norms_input: ClassVar[bool] = False
 
     @abc.abstractmethod
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> "FeedForward":

@@ -148,8 +148,9 @@ class MoEConfig(FeedForwardConfig):
 
     def _used(self, width: int, experts: int) -> int:
         router = self.router
-        biases = self.experts * (router.bias + router.choice_bias)
-        return experts * self._routed(width) + self._dense(width) + biases
+        vectors = self.experts * (router.bias + router.choice_bias + router.expert_scale)
+        vectors += width * router.input_norm
+        return experts * self._routed(width) + self._dense(width) + vectors
 
     def parameters(self, width: int) -> int:
         return self._used(width, self.experts)
@@ -182,7 +183,14 @@ class MoE(FeedForward):
         width = spec.width
         size = config.latent or width
         self.config = config
-        self.router = Router(config.router, width, config.experts, config.top_k, rngs=rngs)
+        self.router = Router(
+            config.router,
+            width,
+            config.experts,
+            config.top_k,
+            norm_eps=spec.norm_eps,
+            rngs=rngs,
+        )
         self.experts = Experts(
             config.form,
             config.experts,
@@ -204,14 +212,21 @@ class MoE(FeedForward):
         )
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
-        return self._mix(x_BTD, context, self.router(x_BTD, context.segment_ids_BT))
+        return self.mix(x_BTD, context, self.router(x_BTD, context.segment_ids_BT))
 
     def with_loss(self, x_BTD: jax.Array, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
-        routes = self.router(x_BTD, context.segment_ids_BT)
-        loss = _loss(self.config, routes, context.segment_ids_BT != 0)
-        return self._mix(x_BTD, context, routes), loss
+        return self.routed(x_BTD, x_BTD, context)
 
-    def _mix(self, x_BTD: jax.Array, context: SequenceContext, routes: Routes) -> jax.Array:
+    def routed(
+        self, x_BTD: jax.Array, routed_by_BTD: jax.Array, context: SequenceContext
+    ) -> tuple[jax.Array, jax.Array]:
+        """The output and the loss of `with_loss`, where the router reads `routed_by_BTD` instead."""
+        routes = self.router(routed_by_BTD, context.segment_ids_BT)
+        loss = _loss(self.config, routes, context.segment_ids_BT != 0)
+        return self.mix(x_BTD, context, routes), loss
+
+    def mix(self, x_BTD: jax.Array, context: SequenceContext, routes: Routes) -> jax.Array:
+        """The output, from the tokens and where they go."""
         config, experts = self.config, self.experts
         routes = routes._replace(
             chosen_BTK=context.hook("hook_expert_indices", routes.chosen_BTK),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.norms import along_last, at_least_float32
+from hybridlm.models.norms import RMSNorm, along_last, at_least_float32
 from hybridlm.models.observed import observe
 from hybridlm.settings.bounds import (
     AtLeast,
@@ -35,6 +35,9 @@ class RouterConfig:
       normalize: divide the weights by their sum.
       normalize_eps: added to that sum: 1e-20 in DeepSeek-V3, 1e-6 in LFM2, 0 in Mixtral and Qwen.
       scale: factor on the weights, after the division (DeepSeek's routed scaling factor).
+      input_norm: the logits are a linear map of the token, RMS-normed, times a learned scale over
+        sqrt(width) (Gemma 4).
+      expert_scale: multiply the weight of each expert, last, by a learned scale (Gemma 4).
       bias: add a learned bias to the logits (gpt-oss).
       choice_bias: choose by the scores plus a bias for each expert, and weigh by the scores alone
         (DeepSeek-V3, arXiv 2412.19437 sec. 2.1.2). No gradient trains the bias.
@@ -51,6 +54,8 @@ class RouterConfig:
     normalize: bool = False
     normalize_eps: NonNegativeFloat = 0.0
     scale: PositiveFloat = 1.0
+    input_norm: bool = False
+    expert_scale: bool = False
     bias: bool = False
     choice_bias: bool = False
     choice_bias_rate: Annotated[float, AtLeast(0, note="to leave the bias as it is")] = 0.0
@@ -145,7 +150,14 @@ class Router(nnx.Module):
     """
 
     def __init__(
-        self, config: RouterConfig, width: int, experts: int, top_k: int, *, rngs: nnx.Rngs
+        self,
+        config: RouterConfig,
+        width: int,
+        experts: int,
+        top_k: int,
+        *,
+        norm_eps: float = 1e-6,
+        rngs: nnx.Rngs,
     ):
         kernel = jax.random.normal(rngs.params(), (width, experts)) * width**-0.5
         self.kernel = nnx.Param(kernel, axes=("embed", "router"), decay=True)
@@ -155,11 +167,17 @@ class Router(nnx.Module):
         self.choice_bias = (
             nnx.Param(jnp.zeros(experts), axes=("router",), **rule) if config.choice_bias else None
         )
+        self.norm = RMSNorm(width, norm_eps) if config.input_norm else None
+        self.expert_scale = (
+            nnx.Param(jnp.ones(experts), axes=("router",)) if config.expert_scale else None
+        )
         self.config, self.top_k = config, top_k
 
     def __call__(self, x_BTD: jax.Array, segment_ids_BT: jax.Array) -> Routes:
         """Routes each token by itself; padding goes nowhere."""
         x_BTD = at_least_float32(x_BTD)
+        if self.norm is not None:
+            x_BTD = self.norm(x_BTD) * x_BTD.shape[-1] ** -0.5
         logits_BTE = jnp.dot(
             x_BTD, self.kernel[...].astype(x_BTD.dtype), precision=jax.lax.Precision.HIGHEST
         )
@@ -219,7 +237,12 @@ class Router(nnx.Module):
         if config.normalize:
             total_BT1 = jnp.sum(weights_BTK, axis=-1, keepdims=True)
             weights_BTK = weights_BTK / (total_BT1 + config.normalize_eps)
-        return weights_BTK if config.scale == 1 else weights_BTK * config.scale
+        if config.scale != 1:
+            weights_BTK = weights_BTK * config.scale
+        if self.expert_scale is None:
+            return weights_BTK
+        scale_E = along_last(self.expert_scale[...].astype(weights_BTK.dtype), scores_BTE)
+        return weights_BTK * _take(jnp.broadcast_to(scale_E, scores_BTE.shape), chosen_BTK)
 
 
 def _softmax(logits_BTE: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Softmax attention: full, windowed or chunked; MHA, GQA or MQA; RoPE or NoPE."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -64,6 +65,10 @@ class AttentionConfig(MixerConfig):
       forget_gate: gates f = sigmoid(W x + b), one a token and query head, whose logarithms after a key up
         to the query are added to the logit (Forgetting Transformer, arXiv 2503.02130), which has no RoPE.
       scale: factor on logits; None is head_dim ** -0.5.
+      kv_out: name under which layers above may read this layer's keys and values; None for none.
+      kv_in: name of the keys and values that this layer attends to, those of the highest layer below
+        with this kv_out: it has no projections and no cache of them (arXiv 2405.12981; Gemma 4). Its
+        kv_heads, head_dim and value_dim are that layer's. None makes its own.
     """
 
     kind_name: ClassVar[str] = "attention"
@@ -78,6 +83,9 @@ class AttentionConfig(MixerConfig):
         "block_local_attention": "chunk=... (tokens)",
         "gqa": "kv_heads=... (fewer than heads)",
         "grouped_query_attention": "kv_heads=... (fewer than heads)",
+        "cross_layer_attention": "kv_in=... (kv_out of a layer below)",
+        "cla": "kv_in=... (kv_out of a layer below)",
+        "kv_sharing": "kv_in=... (kv_out of a layer below)",
         "mqa": "kv_heads=1",
         "multi_query_attention": "kv_heads=1",
         "mha": "",
@@ -125,6 +133,8 @@ class AttentionConfig(MixerConfig):
     v_norm: bool = False
     value_dim: PositiveInt | None = None
     value_scale: PositiveFloat = 1.0
+    kv_out: str | None = None
+    kv_in: str | None = None
 
     def __post_init__(self):
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
@@ -142,6 +152,18 @@ class AttentionConfig(MixerConfig):
             self.values == "own" or self.value_dim in (None, self.head_dim),
             "value_dim",
             f"is {self.value_dim}, and values that are keys have the size of those: leave it out",
+        )
+        for name in ("kv_out", "kv_in"):
+            require(getattr(self, name) != "", name, "is empty: give a name, or None")
+            require(
+                getattr(self, name) is None or not self.forget_gate,
+                name,
+                "goes without forget_gate, whose gates are of the layer that has the keys",
+            )
+        require(
+            self.kv_in is None or self.kv_out is None,
+            "kv_in",
+            "goes without kv_out: layers above can read the layer that has the keys",
         )
         object.__setattr__(self, "kv_heads", kv_heads)
         if self.head_dim is not None:
@@ -171,12 +193,15 @@ class AttentionConfig(MixerConfig):
         size, value = self.head_size(width), self.value_size(width)
         gates = {False: 0, True: value * self.heads, "head": self.heads}[self.output_gate]
         gates += self.heads * self.forget_gate
-        keys = size * (self.heads + self.kv_heads)
-        values = value * (self.heads + (self.kv_heads if self.values == "own" else 0))
+        made = 0 if self.kv_in else self.kv_heads
+        keys = size * (self.heads + made)
+        values = value * (self.heads + (made if self.values == "own" else 0))
         projections = 2 * width * (keys + values + gates)
         return projections + 2 * self.heads * (size + value) * self.span.mean_keys(seq_len)
 
     def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
+        if self.kv_in:  # the layer below has the cache
+            return 0
         keys = min(seq_len, self.span.window or seq_len)
         size = self.head_size(width) + self.value_size(width)
         return keys * (self.kv_heads * size * itemsize + 4 * self.heads * self.forget_gate)
@@ -187,7 +212,23 @@ class AttentionConfig(MixerConfig):
     @property
     def mechanism(self) -> str:
         gates = ", forget gates" if self.forget_gate else ""
-        return f"{self.span} attention, {'RoPE' if self.rope else 'NoPE'}{gates}"
+        shared = ", keys of a layer below" if self.kv_in else ""
+        return f"{self.span} attention, {'RoPE' if self.rope else 'NoPE'}{gates}{shared}"
+
+    def cross_layer(self, width: int, depth: int) -> dict[str, tuple[int, ...]]:
+        name = self.kv_in or self.kv_out
+        if name is None:
+            return {}
+        sizes = (self.head_size(width), self.value_size(width))
+        return {c: (self.kv_heads, size) for c, size in zip(_channels(name), sizes)}
+
+    @property
+    def hands_on(self) -> str | None:
+        return self.kv_out
+
+    @property
+    def reads_cache(self) -> str | None:
+        return self.kv_in
 
     @property
     def span(self) -> Window | Chunk:
@@ -205,12 +246,15 @@ class Attention(AttentionMixer):
         self.config = config
         bias = config.bias in (True, "qkv")
         self.q = Linear(width, heads * size, ("embed", "heads"), rngs=rngs, bias=bias)
-        self.k = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs, bias=bias)
-        self.v = (
-            None
-            if config.values == "keys"
-            else Linear(width, kv_heads * value, ("embed", "kv_heads"), rngs=rngs, bias=bias)
-        )
+
+        def into_heads(wanted: bool, size: int) -> Linear | None:
+            if not wanted:
+                return None
+            return Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs, bias=bias)
+
+        own = config.kv_in is None
+        self.k = into_heads(own, size)
+        self.v = into_heads(own and config.values == "own", value)
         self.v_norm = UnitRMS(spec.norm_eps) if config.v_norm else Identity()
         self.scale_values = scale(config.value_scale)
         self.out = Linear(
@@ -222,7 +266,8 @@ class Attention(AttentionMixer):
             bias=config.bias in (True, "out"),
         )
         self.q_norm = QK_NORMS[config.qk_norm](heads, size, spec.norm_eps)
-        self.k_norm = QK_NORMS[config.qk_norm](kv_heads, size, spec.norm_eps)
+        self.k_norm = QK_NORMS[config.qk_norm if own else False](kv_heads, size, spec.norm_eps)
+        self.keys = SharedKeys(config.kv_in, config.kv_out)
         self.rope = Rope(config.rope, size) if config.rope else no_rope
         self.temperature = Temperature(config.temperature) if config.temperature else no_temperature
         self.gate = OUTPUT_GATES[config.output_gate](width, heads, value, rngs=rngs)
@@ -234,6 +279,7 @@ class Attention(AttentionMixer):
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         q, k, v = self._project(x_BTD, context)
+        self.keys.hand_on(context, k, v)
         ids_BT = self.span.segment_ids(context)
         log_forget_BTH = self._log_forget(x_BTD, context)
         out_BTHV, _ = ops.attention(
@@ -257,15 +303,20 @@ class Attention(AttentionMixer):
         )
         return self._output(out_BTHV, x_BTD, context)
 
-    def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> TokenCache:
-        """An empty cache of keys and values, for `max_len` tokens or a window, whichever is less."""
+    def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> TokenCache | tuple[()]:
+        """An empty cache of keys and values, for `max_len` tokens or a window, whichever is less.
+
+        Nothing for a layer that attends to another's.
+        """
+        if self.config.kv_in is not None:
+            return ()
         capacity = min(max_len, self.span.window or max_len)
         shapes = tuple((self.config.kv_heads, size) for size in (self.size, self.value_size))
         return self.forget.with_gates(token_cache.empty(batch, capacity, shapes, dtype))
 
     def extend(
-        self, x_BTD: jax.Array, context: SequenceContext, state: TokenCache
-    ) -> tuple[jax.Array, TokenCache]:
+        self, x_BTD: jax.Array, context: SequenceContext, state: TokenCache | tuple[()]
+    ) -> tuple[jax.Array, TokenCache | tuple[()]]:
         if context.window is not None:
             raise ValueError(
                 "context.window is for the parallel form only; use `narrowed` to decode"
@@ -274,20 +325,26 @@ class Attention(AttentionMixer):
         log_forget_BTH = self._log_forget(x_BTD, context)
         tokens = (k, v) if log_forget_BTH is None else (k, v, log_forget_BTH)
         ids_BT = context.segment_ids_BT
-        if x_BTD.shape[1] == 1:
+        before = state
+        if self.keys.own:
             state = token_cache.write(state, tokens, ids_BT, self.span.window)
+        one = x_BTD.shape[1] == 1
+        # A single token reads its own key from the cache; several read the cache and their own.
+        cache = self.keys.cache(context, state if one else before)
+        self.keys.hand_on(context, k, v, cache)
+        if one:
             seen_B = self.span.keys_at(context.positions_BT[:, 0])
-            valid_BS = token_cache.visible(state, ids_BT, seen_B)
+            valid_BS = token_cache.visible(cache, ids_BT, seen_B)
             out_BHV = decode_attention(
                 q[:, 0],
-                *state.entries[:2],
+                *cache.entries[:2],
                 valid_BS,
-                bias_BSH=self.forget.bias(state, valid_BS),
+                bias_BSH=self.forget.bias(cache, valid_BS),
                 **self._logit_options(),
             )
             out_BTHV = out_BHV[:, None]
         else:
-            (*past, log_forget_BSH), past_ids_BS = self.forget.in_order(state)
+            (*past, log_forget_BSH), past_ids_BS = self.forget.in_order(cache)
             span_ids_BS = self.span.segment_ids(_with_past(context, past_ids_BS))
             past_ids_BS, span_ids_BT = jnp.split(span_ids_BS, [past_ids_BS.shape[1]], axis=1)
             out_BTHV, _ = ops.attention(
@@ -300,7 +357,6 @@ class Attention(AttentionMixer):
                 initial_state=AttentionState(*past, past_ids_BS, log_forget_BSH),
                 **self._logit_options(),
             )
-            state = token_cache.write(state, tokens, ids_BT, self.span.window)
         return self._output(out_BTHV, x_BTD, context), state
 
     def attention_rows(
@@ -332,6 +388,11 @@ class Attention(AttentionMixer):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         batch, time, _ = x_BTD.shape
         q_BTHK = self.q(x_BTD).reshape(batch, time, self.config.heads, self.size)
+        if self.k is None:
+            q_BTHK = self.rope(self.q_norm(context.hook("hook_q", q_BTHK)), context.positions_BT)
+            if self.config.rope is not None:
+                q_BTHK = context.hook("hook_rot_q", q_BTHK)
+            return self.temperature(q_BTHK, context.positions_BT), *self.keys.read(context)
         k_BTGK = self.k(x_BTD).reshape(batch, time, self.config.kv_heads, self.size)
         v_BTGV = k_BTGK
         if self.v is not None:
@@ -364,6 +425,46 @@ class Attention(AttentionMixer):
     def _logit_options(self) -> dict[str, object]:
         sinks_H = None if self.sinks is None else self.sinks.logits[...]
         return dict(scale=self.scale, sinks_H=sinks_H, soft_cap=self.config.soft_cap)
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedKeys:
+    """The keys and values that go from layer to layer: which a layer reads, and which it hands on.
+
+    Attributes:
+      kv_in, kv_out: names, as in `AttentionConfig`.
+    """
+
+    kv_in: str | None
+    kv_out: str | None
+
+    @property
+    def own(self) -> bool:
+        """Whether the layer makes keys and values."""
+        return self.kv_in is None
+
+    def read(self, context: SequenceContext) -> tuple[jax.Array, jax.Array]:
+        """(k_BTGK, v_BTGV) of the layer below."""
+        k_BTGK, v_BTGV = (context.cross_layer[name] for name in _channels(self.kv_in))
+        return k_BTGK, v_BTGV
+
+    def cache(self, context: SequenceContext, own: TokenCache | tuple[()]) -> TokenCache:
+        """The layer's cache of past tokens: its own, or that of the layer below."""
+        return own if self.own else context.caches[self.kv_in]
+
+    def hand_on(
+        self,
+        context: SequenceContext,
+        k_BTGK: jax.Array,
+        v_BTGV: jax.Array,
+        cache: TokenCache | None = None,
+    ) -> None:
+        """Puts the layer's keys, values and cache where layers above read them."""
+        if self.kv_out is None or context.cross_layer is None:
+            return
+        context.cross_layer.update(zip(_channels(self.kv_out), (k_BTGK, v_BTGV)))
+        if cache is not None and context.caches is not None:
+            context.caches[self.kv_out] = cache
 
 
 class SigmoidGate(nnx.Module):
@@ -414,6 +515,11 @@ OUTPUT_GATES = {
     True: SigmoidGate,
     "head": HeadGate,
 }
+
+
+def _channels(name: str) -> tuple[str, str]:
+    """The names in `SequenceContext.cross_layer` of keys and values."""
+    return f"{name}.keys", f"{name}.values"
 
 
 def _with_past(context: SequenceContext, past_ids_BS: jax.Array) -> SequenceContext:

@@ -32,6 +32,10 @@ class SequenceContext(NamedTuple):
         (see `MixerConfig.cross_layer`). A layer may put new ones in their places, of the same shapes;
         the next layer reads them. None where no mixer of the model has any, or outside a model.
       layer: int32 scalar, the number of the layer that reads this; given with `cross_layer`.
+      caches: in decoding, the caches of past tokens that layers hand on (`MixerConfig.hands_on`), by
+        name. As `cross_layer`, a layer replaces its own.
+      tokens_BT: int32, the tokens themselves; a model with per-layer inputs needs them.
+      vector_BTP: the layer's own vector of each token; None without per-layer inputs.
       hooks: what keeps and changes activations in an analysis; None, in training too, for nothing.
     """
 
@@ -40,6 +44,9 @@ class SequenceContext(NamedTuple):
     window: jax.Array | None = None
     cross_layer: dict[str, jax.Array] | None = None
     layer: jax.Array | int | None = None
+    caches: dict[str, Any] | None = None
+    tokens_BT: jax.Array | None = None
+    vector_BTP: jax.Array | None = None
     hooks: Hooks | None = None
 
     @classmethod
@@ -159,6 +166,16 @@ class MixerConfig(abc.ABC):
         earlier layers one of (depth, width).
         """
         return {}
+
+    @property
+    def hands_on(self) -> str | None:
+        """The name under which layers above may read this layer's cache, besides `cross_layer`."""
+        return None
+
+    @property
+    def reads_cache(self) -> str | None:
+        """The name of the cache of a layer below that this layer reads."""
+        return None
 
     @property
     def has_loss(self) -> bool:

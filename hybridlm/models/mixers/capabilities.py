@@ -41,7 +41,10 @@ class Attends(Protocol):
         """
 
     def query_key_weights(self) -> tuple[jax.Array, jax.Array]:
-        """(q_HP, k_HP): the weights that make each head's queries and keys, a row a head."""
+        """(q_HP, k_HP): the weights that make each head's queries and keys, a row a head.
+
+        A layer that attends to another's keys has none: k_HP is (H, 0).
+        """
 
     def scale_heads(self, scale_H: jax.Array) -> None:
         """Multiplies each head's rows of the output projection by its scale; 0 removes the head."""
@@ -133,6 +136,8 @@ class AttentionMixer(Mixer):
 
     def query_key_weights(self) -> tuple[jax.Array, jax.Array]:
         heads, kv_heads = self.config.heads, self.config.kv_heads
+        if self.k is None:  # the keys are another layer's
+            return by_head(self.q.kernel[...], heads), jnp.zeros((heads, 0))
         k_HP = jnp.repeat(by_head(self.k.kernel[...], kv_heads), heads // kv_heads, axis=0)
         return by_head(self.q.kernel[...], heads), k_HP
 
