@@ -5,7 +5,7 @@ jax-linear-attention has the op in plain JAX it runs in the same process, call b
 Shape: batch 1, 4 heads of key and value size 64 (1,024 channels), float32, gradients to all inputs.
 
 Run:     python benchmarks/mixers_cpu.py --json benchmarks/mixers_cpu.json
-         (with --ops only these are measured, and the others keep their records)
+         (with --ops only these are measured; the others keep their records, also if it is stopped)
 Table:   python benchmarks/mixers_cpu.py --render benchmarks/mixers_cpu.json   (into the README)
 """
 
@@ -28,7 +28,10 @@ GROWTH = 9.0  # allowed from 4k to 32k tokens, which are 8 times as many
 
 
 def run(options: argparse.Namespace) -> dict:
-    """Every record of the worker, each with what it was measured with."""
+    """Every record of the worker, each with what it was measured with.
+
+    The file of the options has each op's records as soon as all its lengths are measured.
+    """
     library = next(x for x in train_cpu.LIBRARIES if x.key == "jla")
     python = train_cpu.interpreter(library, options.env)
     command = [python, str(HERE / "peers" / "ops_worker.py"), "--lengths", *map(str, LENGTHS)]
@@ -37,7 +40,9 @@ def run(options: argparse.Namespace) -> dict:
         command += ["--ops", *options.ops]
     if options.peer_up_to is not None:
         command += ["--peer_up_to", str(options.peer_up_to)]
-    results = {"records": kept_records(options)}
+    file, records, own = options.json, [], []
+    if file is not None and file.exists():
+        records = json.loads(file.read_text())["records"]
     measured = {
         "machine": train_cpu.machine(),
         "date": time.strftime("%Y-%m-%d"),
@@ -50,19 +55,23 @@ def run(options: argparse.Namespace) -> dict:
         if "versions" in record:
             measured |= record
             continue
-        results["records"].append(record | measured)
+        own.append(record | measured)
         train_cpu.say(f"{record['op']}, {record['tokens']:,} tokens: {_pair(record)}")
+        if len(own) == len(LENGTHS):
+            records, own = replaced(records, own), []
+            if file is not None:
+                file.write_text(json.dumps({"records": records}, indent=1, allow_nan=False) + "\n")
     if worker.wait():
         raise Unavailable(f"the worker ended with {worker.returncode}")
-    return results
+    return {"records": records}
 
 
-def kept_records(options: argparse.Namespace) -> list[dict]:
-    """The records that are in the file already, of ops that are not measured now."""
-    if not options.ops or options.json is None or not options.json.exists():
-        return []
-    records = json.loads(options.json.read_text())["records"]
-    return [record for record in records if record["op"] not in options.ops]
+def replaced(records: list[dict], new: list[dict]) -> list[dict]:
+    """The records with those of one op replaced, at their place, or with the new ones at the end."""
+    op = new[0]["op"]
+    ops = dict.fromkeys([*(record["op"] for record in records), op])
+    by_op = {name: [record for record in records if record["op"] == name] for name in ops}
+    return [record for own in (by_op | {op: new}).values() for record in own]
 
 
 def _pair(record: dict) -> str:
@@ -169,8 +178,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             train_cpu.write_between(BEGIN, END, render(json.loads(options.render.read_text())))
             return 0
         results = run(options)
-        if options.json:
-            options.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
         print(render(results))
         for failure in failures(results):
             train_cpu.say(f"misses its bar: {failure}")

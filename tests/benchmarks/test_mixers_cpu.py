@@ -4,6 +4,7 @@ import argparse
 import json
 import pathlib
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -52,16 +53,33 @@ def test_a_row_has_what_its_op_was_measured_with(mixers_cpu, records):
     ]
 
 
-def test_a_run_of_some_ops_keeps_the_records_of_the_others(mixers_cpu, records, tmp_path):
+def test_a_stopped_run_keeps_what_it_has_measured(mixers_cpu, records, tmp_path, monkeypatch):
+    """Whole ops only: the records of the op in work, and of ops after it, stay as they were."""
     file = tmp_path / "records.json"
     file.write_text(json.dumps({"records": records}))
+    measured = [("scan", n) for n in mixers_cpu.LENGTHS] + [("new", n) for n in mixers_cpu.LENGTHS]
+    measured += [("conv", mixers_cpu.LENGTHS[0])]
+    lines = [dict(op=op, tokens=tokens, ours=5.0, peer=None) for op, tokens in measured]
 
-    def kept(*ops):
-        return mixers_cpu.kept_records(argparse.Namespace(ops=list(ops), json=file))
+    class Worker:
+        """Stopped after the first length of its last op."""
 
-    assert kept("scan") == [r for r in records if r["op"] == "conv"]
-    assert kept("another") == records
-    assert kept() == []  # all are measured
+        stdout = [json.dumps(line) for line in lines]
+        returncode = -9
+
+        def wait(self):
+            return self.returncode
+
+    started = types.SimpleNamespace(Popen=lambda *args, **options: Worker(), PIPE=None)
+    monkeypatch.setattr(mixers_cpu, "subprocess", started)
+    monkeypatch.setattr(mixers_cpu.train_cpu, "interpreter", lambda library, env: "python")
+    options = argparse.Namespace(ops=None, json=file, env=None, repeats=3, peer_up_to=None)
+    with pytest.raises(mixers_cpu.Unavailable, match="-9"):
+        mixers_cpu.run(options)
+    kept = json.loads(file.read_text())["records"]
+    assert [r["op"] for r in kept] == ["scan"] * 3 + ["conv"] * 3 + ["new"] * 3
+    assert [r["ours"] for r in kept[:3]] == [line["ours"] for line in lines[:3]]
+    assert kept[3:6] == [r for r in records if r["op"] == "conv"]
 
 
 def test_an_op_that_grows_too_fast_or_is_slower_than_its_peer_misses_its_bar(mixers_cpu, records):
