@@ -11,7 +11,7 @@ AOT := .venv-aot
 AOT_READY := $(AOT)/.ready
 
 .PHONY: help setup demo life distill laziness laziness-sweep laziness-more laziness-rehearsal laziness-results state \
-  test test-slow notebooks lint site mixers benchmark aot aot-environment scorecard clean
+  nha nha-rehearsal nha-results test test-slow notebooks lint site mixers benchmark aot aot-environment scorecard clean
 
 help:
 	@echo "make demo       install, and train the demo: 5 minutes on 2 CPU cores"
@@ -20,6 +20,7 @@ help:
 	@echo "                hour, estimated, on 2 quiet CPU cores with 13 GB of memory; resumes if stopped"
 	@echo "make laziness   train the 100 small runs of the experiment on retrieval heads; resumes if stopped"
 	@echo "make state      train the small runs of the experiment on state tracking; resumes if stopped"
+	@echo "make nha        train the small runs of the experiment on Native Hybrid Attention; resumes"
 	@echo "make test       install, and run the tests (of the slow ones, a sample that changes every day):"
 	@echo "                up to 20 minutes on 2 CPU cores"
 	@echo "make test-slow  install, and run all tests"
@@ -88,6 +89,23 @@ laziness-results: setup
 state: setup
 	$(BIN)/python -m experiments.state_tracking.run --workdir runs/state --again
 	$(BIN)/python -m experiments.state_tracking.results --workdir runs/state
+
+# Native Hybrid Attention from scratch, beside other hybrids.
+NHA := $(BIN)/python -m experiments.native_hybrid_attention
+NHA_RUNS := runs/nha
+nha: setup
+	$(NHA).run --workdir $(NHA_RUNS) --jobs 2
+	$(MAKE) nha-results
+
+# One seed of each comparison, 60 steps. It changes no committed file.
+nha-rehearsal: setup
+	$(NHA).run --workdir $(NHA_RUNS)-rehearsal --sets core --seeds 1 --steps 60 --jobs 2
+	cp experiments/native_hybrid_attention/README.md $(NHA_RUNS)-rehearsal/README.md
+	$(NHA).results --workdir $(NHA_RUNS)-rehearsal --results $(NHA_RUNS)-rehearsal/results \
+	  --page $(NHA_RUNS)-rehearsal/README.md --steps 60
+
+nha-results: setup
+	$(NHA).results --workdir $(NHA_RUNS)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)

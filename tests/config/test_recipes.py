@@ -11,7 +11,12 @@ from hybridlm.models.params import Model
 from hybridlm.runs import metrics
 from hybridlm.train.loop import train
 
-HELPERS = {"configs/common.py", "configs/scale/hybrid.py", "configs/gallery/published.py"}
+HELPERS = {
+    "configs/common.py",
+    "configs/gallery/published.py",
+    "configs/nha/scratch.py",
+    "configs/scale/hybrid.py",
+}
 
 
 def recipes(root):

@@ -1,0 +1,1 @@
+"""Native Hybrid Attention: from scratch beside other hybrids, and from a pretrained transformer."""
