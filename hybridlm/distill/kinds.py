@@ -141,6 +141,7 @@ def _grouped(attention: AttentionConfig, width: int) -> dict[str, Any]:
         swish_v=False,
         output_norm=False,
         scale=attention.scale,
+        bias=attention.bias in (True, "qkv"),
     )
 
 

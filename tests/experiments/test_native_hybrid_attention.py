@@ -282,6 +282,7 @@ def test_a_recipe_at_the_paper_s_budget_is_dry_run_without_the_checkpoint(name, 
     assert [i for i, w in enumerate(windows) if w is None] == full
     assert set(windows) == {None, 64} and c.optimizer.lr == 3e-5
     assert c.tokens_per_step * c.train.steps == 10_240 * 256 * 2048
+    assert c.model.layer_mixers()[0][1].bias == name.startswith("qwen")
     text = dry_run.describe(c)
     assert "training tokens     5,368,709,120 in 10,240 steps of 524,288" in text
     (line,) = [line for line in text.splitlines() if line.startswith("trained parameters")]

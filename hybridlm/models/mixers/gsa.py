@@ -33,6 +33,7 @@ class GSAConfig(MixerConfig):
       swish_v: swish on the values.
       output_norm: RMSNorm(swish(y)) over all heads before the output projection.
       scale: factor on logits; None is head_dim ** -0.5.
+      bias: biases on the projections of queries, keys and values (a hybridised Qwen2).
     """
 
     kind_name: ClassVar[str] = "gsa"
@@ -58,6 +59,7 @@ class GSAConfig(MixerConfig):
     swish_v: bool = True
     output_norm: bool = True
     scale: PositiveFloat | None = 1.0
+    bias: bool = False
 
     def __post_init__(self):
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
@@ -112,9 +114,10 @@ class GSA(Mixer):
         self.config = config
         self.size = size
         self.scale = size**-0.5 if config.scale is None else config.scale
-        self.q = Linear(width, heads * size, ("embed", "heads"), rngs=rngs)
-        self.k = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs)
-        self.v = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs)
+        bias = config.bias
+        self.q = Linear(width, heads * size, ("embed", "heads"), rngs=rngs, bias=bias)
+        self.k = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs, bias=bias)
+        self.v = Linear(width, kv_heads * size, ("embed", "kv_heads"), rngs=rngs, bias=bias)
         self.gate = Linear(width, kv_heads * config.slots, ("embed", "kv_heads"), rngs=rngs)
         self.out = Linear(heads * size, width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
         self.feature_map = jax.nn.silu if config.swish_qk else Identity()

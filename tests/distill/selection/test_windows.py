@@ -72,8 +72,14 @@ def test_the_weights_are_held_once(both):
     assert model.model.count() == wide.model.count() + DEPTH  # a window for each layer
 
 
-def test_wide_windows_without_slots_are_the_teacher():
-    ours = teacher(depth=2)
+def test_wide_windows_without_slots_are_the_teacher_with_its_biases():
+    """As of Qwen2.5, whose queries, keys and values have biases."""
+    ours = teacher(depth=2, bias="qkv")
+    named = dict(ours.model.by_name(ours.params))
+    for name in named:
+        if name.endswith("bias"):
+            named[name] = named[name] + np.linspace(-1, 1, named[name].size, dtype=np.float32)
+    ours = dataclasses.replace(ours, params=ours.model.from_names(named))
     student = hybridised(ours, empty_slots="masked")
     for model in (student, with_windows(student, {0: tokens().shape[1]})):
         np.testing.assert_allclose(model.logits(tokens()), ours.logits(tokens()), atol=2e-5)
