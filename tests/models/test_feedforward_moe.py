@@ -98,7 +98,7 @@ SHARED = PLAIN | dict(shared_hidden=4, bias=True, router=dict(scores="sigmoid", 
 
 @pytest.mark.parametrize("fault", ["order", "places", "sizes"])
 def test_the_law_finds_a_wrong_place(fault, monkeypatch):
-    sort = experts_module._sort
+    sort = experts_module.sort_rows
 
     def wrong(*arguments):
         found = sort(*arguments)
@@ -108,7 +108,7 @@ def test_the_law_finds_a_wrong_place(fault, monkeypatch):
             "sizes": found._replace(sizes_E=jnp.roll(found.sizes_E, 1)),
         }[fault]
 
-    monkeypatch.setattr(experts_module, "_sort", wrong)
+    monkeypatch.setattr(experts_module, "sort_rows", wrong)
     with pytest.raises(AssertionError):
         check_law(0)
 

@@ -2,6 +2,9 @@
 
 For each mesh a mixture with drawn options: its output, its loss and every gradient, in float64; and the
 losses of a model with two mixtures over three steps of the optimizer, in float32.
+
+Arguments: "few" or "all" meshes, the number of mixtures for each, and optionally "fault": the devices
+then exchange tokens in one round, whatever number they need, on the first mesh only.
 """
 
 import json
@@ -22,6 +25,7 @@ from hybridlm.config import MeshConfig
 from hybridlm.models.feedforward import read_feedforward
 from hybridlm.models.mixers import LayerSpec
 from hybridlm.models.params import Model
+from hybridlm.parallel import expert_exchange
 from hybridlm.parallel import mesh as meshes
 from hybridlm.parallel.axes import spec
 from hybridlm.train.optimizer import make_optimizer
@@ -31,11 +35,17 @@ from hybridlm.train.step import make_train_step
 
 MESHES = {
     "data 2, expert 4": dict(data=2, expert=4),
+    "expert 2": dict(expert=2),
+    "expert 4": dict(expert=4),
+    "expert 8": dict(expert=8),
+    "fsdp 4, expert 2": dict(fsdp=4, expert=2),
+    "context 4, expert 2": dict(context=4, expert=2),
     "fsdp 2, tensor 2, expert 2": dict(fsdp=2, tensor=2, expert=2),
     "context 2, fsdp 2, expert 2": dict(context=2, fsdp=2, expert=2),
     "tensor 2, data 4": dict(tensor=2, data=4),
 }
-SMALLEST = "fsdp 2, tensor 2, expert 2"
+FEW = ("expert 8", "fsdp 2, tensor 2, expert 2")
+OF_MODELS = ("data 2, expert 4", "fsdp 2, tensor 2, expert 2", "context 2, fsdp 2, expert 2")
 WIDTH = 8
 BALANCED = dict(scores="sigmoid", choice_bias=True, choice_bias_rate=0.1, normalize=True)
 
@@ -58,7 +68,7 @@ def mixture(sizes, seed):
     rng = np.random.default_rng(seed)
     settings = moe_reference.draw(rng) | dict(hidden=6, balance_weight=0.3, z_weight=0.1)
     settings |= dict(latent=settings["latent"] and 4, shared_hidden=settings["shared_hidden"] and 6)
-    settings["experts"] *= 4 // math.gcd(4, settings["experts"])
+    settings["experts"] *= 8 // math.gcd(8, settings["experts"])
     module = read_feedforward(settings, "mlp").build(
         LayerSpec(WIDTH, 1e-6, 1.0), rngs=nnx.Rngs(seed)
     )
@@ -134,13 +144,21 @@ def losses(sizes):
         return found, list(up.addressable_shards[0].data.shape)
 
 
+def all_mixtures(names, seeds):
+    """With few rows in a round, so that most mixtures take several."""
+    expert_exchange.ROOM, expert_exchange.MULTIPLE = 0.4, 1
+    with jax.enable_x64(True):
+        return {n: max(mixture(MESHES[n], 10 * i + s) for s in seeds) for i, n in enumerate(names)}
+
+
 if __name__ == "__main__":
-    meshes_of_models, seeds = int(sys.argv[1]), range(int(sys.argv[2]))
-    names = list(MESHES) if meshes_of_models else [SMALLEST]
-    jax.config.update("jax_enable_x64", True)
-    found = {n: max(mixture(MESHES[n], 10 * i + s) for s in seeds) for i, n in enumerate(names)}
-    jax.config.update("jax_enable_x64", False)
-    models = {n: losses(MESHES[n]) for n in list(MESHES)[:meshes_of_models]}
-    if models:
-        models["one device"] = losses(dict(data=1))
+    which, seeds, *fault = sys.argv[1:]
+    names = list(MESHES) if which == "all" else FEW
+    if fault:
+        expert_exchange._rounds = lambda counts_S, capacity: jnp.int32(1)
+        names = names[:1]
+    models = {}
+    if which == "all":
+        models = {n: losses(MESHES[n]) for n in OF_MODELS} | {"one device": losses(dict(data=1))}
+    found = all_mixtures(names, range(int(seeds)))
     print(json.dumps(dict(mixtures=found, models=models)))

@@ -8,6 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridlm.parallel.expert_exchange import Exchange
 
 PROGRAM = pathlib.Path(__file__).with_name("experts_program.py")
 
@@ -26,14 +30,20 @@ def run(root, *arguments):
 
 
 def test_a_split_mixture_equals_one_device(root):
-    found = run(root, 0, 1)["mixtures"]
-    assert set(found) == {"fsdp 2, tensor 2, expert 2"}
+    found = run(root, "few", 1)["mixtures"]
+    assert set(found) == {"expert 8", "fsdp 2, tensor 2, expert 2"}
     assert max(found.values()) < 1e-10, found
+
+
+def test_it_would_differ_if_rows_were_left_after_the_first_round(root):
+    found = run(root, "few", 1, "fault")["mixtures"]
+    assert min(found.values()) > 1e-3, found
 
 
 @pytest.mark.slow
 def test_any_mixture_on_any_mesh_and_training_equal_one_device(root):
-    found = run(root, 3, 5)
+    found = run(root, "all", 2)
+    assert {n.rpartition("expert ")[2] for n in found["mixtures"]} >= {"2", "4", "8"}
     assert max(found["mixtures"].values()) < 1e-10, found
     models = found["models"]
     expected, whole = models.pop("one device")
@@ -42,3 +52,17 @@ def test_any_mixture_on_any_mesh_and_training_equal_one_device(root):
         np.testing.assert_allclose(losses, expected, rtol=2e-5)
     assert models["data 2, expert 4"][1] == [2, 2, 16, 16]
     assert models["fsdp 2, tensor 2, expert 2"][1] == [2, 4, 8, 8]
+
+
+@given(
+    tokens=st.integers(1, 5000),
+    top_k=st.integers(1, 8),
+    own=st.integers(1, 16),
+    shards=st.sampled_from([2, 4, 8]),
+)
+def test_a_round_has_room_for_an_even_load_and_never_more_than_all_rows(tokens, top_k, own, shards):
+    top_k = min(top_k, own * shards)
+    exchange = Exchange(run=None, own=own, shards=shards, weigh_inputs=False)
+    capacity = exchange.capacity(tokens, top_k)
+    all_rows = tokens * min(top_k, own)
+    assert min(all_rows, tokens * top_k / shards) <= capacity <= all_rows
