@@ -1,9 +1,10 @@
 """What splitting a step costs in communication, depth in compiling, and Python in a step.
 
-- Bytes that devices send per token of a step, along each axis of the mesh: on 1, 2, 4 and 8
-  simulated CPU devices, and by the TPU compiler for slices of chips that are not there (--chips,
-  with the environment of `make aot`). Rows grow with the devices where they are split; the tokens
-  of a device stay the same, or with `context` and `tensor` the whole step does.
+- Bytes that devices send per token of a step, along each axis of the mesh (along `expert`, of a
+  model whose feed-forwards are mixtures): on 1, 2, 4 and 8 simulated CPU devices, and by the TPU
+  compiler for slices of chips that are not there (--chips, with the environment of `make aot`).
+  Rows grow with the devices where they are split; the tokens of a device stay the same, or with
+  `context` and `tensor` the whole step does.
 - Seconds to compile a scanned model of 6 to 48 layers.
 - Milliseconds a step of what Python does around the compiled step, on a model that takes no time.
 
@@ -29,7 +30,7 @@ import train_cpu
 BEGIN, END = "<!-- scaling: begin -->", "<!-- scaling: end -->"
 DEVICES, DEPTHS = (1, 2, 4, 8), (6, 12, 24, 48)
 RUNS = 5  # of what varies most
-AXES = ("data", "fsdp", "tensor", "context")
+AXES = ("data", "fsdp", "tensor", "context", "expert")
 ROWS = 2  # of a device
 WIDTH = 256
 SHAPE = {
@@ -45,6 +46,8 @@ SHAPE = {
     "data.seq_len": "1024",
     "mesh.data": "1",
 }
+# In the rows of `expert`: as many active parameters as the dense feed-forwards have.
+MIXTURE = dict(kind="moe", experts=16, top_k=2, hidden=384)
 
 
 # --- workers: one process each, as a process has one number of devices ------------------------------
@@ -58,8 +61,11 @@ def config_of(overrides: dict[str, str]):
 
 
 def split(axis: str, count: int) -> dict[str, str]:
-    rows = ROWS * count if axis in ("data", "fsdp") else ROWS
-    return SHAPE | {f"mesh.{axis}": str(count), "data.batch_size": str(rows)}
+    rows = ROWS * count if axis in ("data", "fsdp", "expert") else ROWS
+    changes = {f"mesh.{axis}": str(count), "data.batch_size": str(rows)}
+    if axis == "expert":
+        changes["model.mlp"] = repr(MIXTURE)
+    return SHAPE | changes
 
 
 def sent(program, count: int, tokens: int) -> dict:
