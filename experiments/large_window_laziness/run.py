@@ -2,6 +2,7 @@
 
     python -m experiments.large_window_laziness.run --workdir runs/laziness --sets core
     python -m experiments.large_window_laziness.run --workdir runs/laziness --arms w4-nope,gdn-rope
+    python -m experiments.large_window_laziness.run --workdir runs/laziness --sets cures --missing
 
 All arms run with one seed before the next seed, so completed runs are comparable at any time. Runs of
 "long" go on with those of "core" where these are complete in the same folder. Processes are faster
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="replaces each arm's own budget")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
     parser.add_argument("--list", action="store_true", help="print the runs and their progress")
+    parser.add_argument(
+        "--missing", action="store_true", help="leave out the runs that the committed tables have"
+    )
     arguments = parser.parse_args(argv)
     sets, arms = SETS[arguments.scale], ARMS[arguments.scale]
     unknown = [s for s in _words(arguments.sets) if s not in sets]
@@ -57,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not units:
         print("laziness: nothing to run: give --sets or --arms", file=sys.stderr)
         return 2
+    if arguments.missing:
+        made = _committed(arguments.scale)
+        print(f"{sum(unit in made for unit in units)} runs are in the committed tables", flush=True)
+        units = [unit for unit in units if unit not in made]
     if arguments.list:
         for name, seed in units:
             folder = arguments.workdir / arguments.scale / name / str(seed)
@@ -65,6 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _train(
         arguments.scale, units, arguments.workdir, arguments.steps, max(arguments.jobs, 1)
     )
+
+
+def _committed(scale: str) -> set[tuple[str, int]]:
+    """The arm and seed of each run of the committed tables."""
+    from experiments.large_window_laziness import claims, tables
+
+    path = claims.RESULTS / scale / "runs.tsv"
+    return {tables.run_key(row) for row in tables.read(path)} if path.exists() else set()
 
 
 def _train(

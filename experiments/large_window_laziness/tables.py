@@ -133,20 +133,21 @@ def write_tables(folder: pathlib.Path, found: Tables, scale: ExperimentScale = M
       The number of those other runs.
     """
     order = {name: i for i, name in enumerate(ARMS[scale.task.name])}
-    new = {_key(row) for row in found.runs}
+    new = {run_key(row) for row in found.runs}
     columns = curve_columns(scale), run_columns(scale), INFLUENCE
     kept = 0
     for name, header, rows in zip(Tables._fields, columns, found, strict=True):
         path = folder / f"{name}.tsv"
         old = read(path) if path.exists() else []
-        old = [row for row in old if _key(row) not in new and row["arm"] in order]
+        old = [row for row in old if run_key(row) not in new and row["arm"] in order]
         kept = len(old) if name == "runs" else kept
         both = sorted([*old, *rows], key=lambda row: (order[row["arm"]], int(row["seed"])))
         write(path, header, both)
     return kept
 
 
-def _key(row: Row) -> tuple[str, int]:
+def run_key(row: Row) -> tuple[str, int]:
+    """The arm and the seed of a row."""
     return row["arm"], int(row["seed"])
 
 
@@ -188,10 +189,10 @@ def read_runs(folder: pathlib.Path) -> list[Run]:
     """The runs of curves.tsv and runs.tsv in a folder, in the order of runs.tsv."""
     by_run: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in read(folder / "curves.tsv"):
-        by_run[_key(row)].append(row)
+        by_run[run_key(row)].append(row)
     found = []
     for row in read(folder / "runs.tsv"):
-        key = _key(row)
+        key = run_key(row)
         own = by_run[key]
         curve = {
             n: np.array([_number(r[n]) for r in own]) for n in own[0] if n not in ("arm", "seed")

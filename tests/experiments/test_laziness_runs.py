@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from experiments.large_window_laziness import arms, endpoint, measure, run, runs, tables
+from experiments.large_window_laziness import arms, claims, endpoint, measure, run, runs, tables
 from experiments.large_window_laziness.arms import ARMS, SETS
 from hybridlm.errors import UserError
 from hybridlm.models.params import Model
@@ -245,3 +245,19 @@ def test_runs_of_another_folder_stay_in_the_tables(tmp_path):
         assert keys == [key for key in expected for _ in range(count)]
     rows = {(row["arm"], row["seed"]): row["steps"] for row in tables.read(file)}
     assert rows == {("w4-rope", "0"): "150", ("w4-rope", "1"): "100", ("w8-rope", "0"): "50"}
+
+
+def test_only_runs_that_the_committed_tables_lack(tmp_path, monkeypatch, capsys):
+    committed = [dict(arm="w4-rope", seed=seed) for seed in (0, 2)]
+    tables.write(tmp_path / "main" / "runs.tsv", tables.run_columns(), committed)
+    monkeypatch.setattr(claims, "RESULTS", tmp_path)
+    options = ["--workdir", str(tmp_path), "--arms", "w4-rope,w8-rope", "--seeds", "3", "--list"]
+    assert run.main([*options, "--missing"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("2 runs are in the committed tables\n")
+    assert [line.split(":")[0].split() for line in printed.splitlines()[1:]] == [
+        ["w8-rope", "seed", "0"],
+        ["w4-rope", "seed", "1"],
+        ["w8-rope", "seed", "1"],
+        ["w8-rope", "seed", "2"],
+    ]
