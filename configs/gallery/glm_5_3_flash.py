@@ -16,15 +16,7 @@ FACTS = dict(
     source="the class glm5_next of transformers 5.23, whose default sizes are this model's",
     upstream="zai-org/GLM-5.3-Flash",
     context=1_048_576,
-    unsupported=[
-        "an indexer that pools the keys of 16 tokens (here it scores each token)",
-        "hyper-connections, four residual streams",
-        "the vision encoder",
-    ],
-    left_out={
-        "the pooling of the indexers": 11 * (16 * 128 + 128 * 4096),
-        "the hyper-connections": 45 * 2 * (24 * 16384 + 24 + 3),
-    },
+    unsupported=["the vision encoder"],
     outside={"the vision encoder": 460_072_448},
     unconfirmed=["the total, of which no published figure was found"],
 )
@@ -42,6 +34,8 @@ def get_config(arg: str = "") -> ConfigDict:
         value_dim=256,
         rope=None,
         index_heads=32,
+        pool=16,
+        index_loss=0.0,
     )
     router = dict(
         scores="sigmoid", normalize=True, normalize_eps=1e-20, scale=2.5, choice_bias=True
@@ -57,9 +51,10 @@ def get_config(arg: str = "") -> ConfigDict:
         pattern="kda+moe*3 dsa+moe",
         suffix="kda+moe",
         mixers=dict(kda=kda, dsa=dsa),
-        mlp=dict(kind="swiglu", hidden=12288),
+        mlp=dict(kind="gated", hidden=12288, clamp=10.0),
         feedforwards=dict(moe=moe),
         vocab_size=154_880,
         norm_eps=1e-5,
         tie_embeddings=False,
+        streams=dict(count=4),
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hybridlm.convert import parts, registry, safetensors_folder
+from hybridlm.convert import parts, registry, safetensors_folder, wrapped
 from hybridlm.convert.family import Family, Inexpressible
 from hybridlm.convert.importing import CONFIG, read_settings
 from hybridlm.convert.table import Table
@@ -19,6 +19,7 @@ from hybridlm.errors import ConvertError
 from hybridlm.models.feedforward.beside import BesideConfig
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.delta import DeltaConfig
+from hybridlm.models.mixers.dsa import DSAConfig
 from hybridlm.models.mixers.lightning import LightningConfig
 from hybridlm.models.mixers.mamba1 import Mamba1Config
 from hybridlm.models.mixers.mamba2 import Mamba2Config
@@ -186,6 +187,8 @@ def _written_out(settings: Any, model: ModelConfig) -> dict[str, Any]:
             plain |= {"values": "own", "v_norm": False, "value_scale": 1.0}
     if isinstance(settings, BesideConfig):
         plain["dense"] = _written_out(settings.dense, model)
+    if isinstance(settings, DSAConfig):
+        plain |= {"index_out": None, "index_in": None}
     if isinstance(settings, MLAConfig):
         plain["scale"] = float(settings.scale or settings.key_size**-0.5)
         if settings.qk_rope == 0:
@@ -199,7 +202,7 @@ def _written_out(settings: Any, model: ModelConfig) -> dict[str, Any]:
         plain["norm_eps"] = model.norm_eps
     if isinstance(settings, parts.Gated):
         plain |= {"kind": "gated", "activation": settings.activation, "bias": settings.bias}
-        plain |= {x: getattr(settings, x) for x in ("gate_multiplier", "out_multiplier")}
+        plain |= {x: getattr(settings, x) for x in ("gate_multiplier", "out_multiplier", "clamp")}
     if isinstance(settings, Mamba1Config):
         plain |= {"inner": settings.channels(width), "expand": None}
         plain["dt_rank"] = settings.rank(width)
@@ -252,8 +255,12 @@ def export(
     table = Table.of(model, found.family.rules(model.config))
     make_folder(out)
     tensors = _tensors(table, model.by_name(params))
-    safetensors_folder.write(out, table.shapes, tensors, DTYPES[dtype], shard_bytes)
-    keys = {**found.keys, "dtype": dtype, **_special_ids(tokenizer)}
+    shapes, keys = table.shapes, {**found.keys, "dtype": dtype, **_special_ids(tokenizer)}
+    if found.family.wrapper is not None:
+        keys = wrapped.written(keys, found.family.wrapper)
+        shapes = {wrapped.outer_name(name): shape for name, shape in shapes.items()}
+        tensors = ((wrapped.outer_name(name), tensor) for name, tensor in tensors)
+    safetensors_folder.write(out, shapes, tensors, DTYPES[dtype], shard_bytes)
     for name, content in ({} if tokenizer is None else tokenizer_files(tokenizer)).items():
         write_bytes(out / name, content)
     # Last: a folder without it is not a checkpoint.

@@ -27,6 +27,8 @@ class Family(abc.ABC):
     Attributes:
       architecture: the class, as `architectures` in a config.json names it; exported under it.
       model_type: of its config.json.
+      wrapper: the `model_type` of the model that sees or hears, for a text model that has no class of
+        its own: its keys are written in a `text_config`. None for a class of its own.
       models: the models that are of this class, for documentation.
       also: other classes whose checkpoints are read as this one's.
       ignored: settings without influence on outputs, which an export may lose: they choose initial
@@ -39,6 +41,7 @@ class Family(abc.ABC):
 
     architecture: ClassVar[str]
     model_type: ClassVar[str]
+    wrapper: ClassVar[str | None] = None
     models: ClassVar[str]
     also: ClassVar[tuple[str, ...]] = ()
     ignored: ClassVar[frozenset[str]] = frozenset({"init_std", "z_loss"})

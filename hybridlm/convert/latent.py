@@ -1,5 +1,6 @@
 """Multi-head latent attention and its sparse indexer, as transformers writes them."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,8 +14,16 @@ from hybridlm.models.mixers.mla import MLAConfig
 NORM_EPS = 1e-6
 
 
-def latent_settings(keys: Keys, *, heads: int, q_rank: int | None) -> dict[str, Any]:
-    """The settings of the mixer without RoPE; `heads` and `q_rank` are the class's defaults."""
+def latent_settings(
+    keys: Keys,
+    *,
+    heads: int,
+    q_rank: int | None,
+    nope: int = 128,
+    rope: int = 64,
+    value: int = 128,
+) -> dict[str, Any]:
+    """The settings of the mixer without RoPE; the arguments are the class's defaults."""
     count = keys.integer("num_attention_heads", heads)
     keys.only("attention_bias", False, why="hybridlm has no biases in latent attention")
     if keys.integer("num_key_value_heads", count) != count:
@@ -25,9 +34,9 @@ def latent_settings(keys: Keys, *, heads: int, q_rank: int | None) -> dict[str, 
         "heads": count,
         "kv_rank": keys.integer("kv_lora_rank", 512),
         "q_rank": keys.integer("q_lora_rank", q_rank, nullable=True),
-        "qk_nope": keys.integer("qk_nope_head_dim", 128),
-        "qk_rope": keys.integer("qk_rope_head_dim", 64),
-        "value_dim": keys.integer("v_head_dim", 128),
+        "qk_nope": keys.integer("qk_nope_head_dim", nope),
+        "qk_rope": keys.integer("qk_rope_head_dim", rope),
+        "value_dim": keys.integer("v_head_dim", value),
         "norm_eps": NORM_EPS,
     }
 
@@ -62,8 +71,38 @@ def latent_rules(mixer: MLAConfig, theirs: str = "self_attn") -> list[Rule]:
         rule(f"{theirs}.kv_a_layernorm.weight", "mixer.kv_norm.scale"),
         *linear(f"{theirs}.kv_b_proj", "mixer.kv_up"),
         *linear(f"{theirs}.o_proj", "mixer.out"),
-        *(indexer_rules(f"{theirs}.indexer") if isinstance(mixer, DSAConfig) else ()),
+        *(indexer_rules(f"{theirs}.indexer") if has_indexer(mixer) else ()),
     ]
+
+
+def alone(mixer: MLAConfig) -> MLAConfig:
+    """The settings without the names of shared indexers."""
+    if isinstance(mixer, DSAConfig):
+        return dataclasses.replace(mixer, index_in=None, index_out=None)
+    return mixer
+
+
+def indexer_types(keys: Keys, depth: int) -> list[str]:
+    """Whether each layer has an indexer ("full") or uses that of a layer below ("shared")."""
+    pattern = keys.values.get("index_topk_pattern")
+    keys.harmless("index_topk_pattern")
+    if isinstance(pattern, str):
+        pattern = [{"F": "full", "S": "shared"}.get(letter, letter) for letter in pattern]
+    every = max(keys.integer("index_topk_freq", 1), 1)
+    first = keys.integer("index_skip_topk_offset", 2)
+    if pattern is None:
+        pattern = ["full" if max(i - first + 1, 0) % every == 0 else "shared" for i in range(depth)]
+    types = keys.list("indexer_types", depth, pattern)
+    if other := [x for x in types if x not in ("full", "shared")]:
+        keys.refuse("indexer_types", f"has {other[0]!r}: this family has full and shared")
+    if len(types) != depth or types[0] == "shared":
+        keys.refuse("indexer_types", f"must be {depth} entries, of which the first is full")
+    return types
+
+
+def has_indexer(mixer: MLAConfig) -> bool:
+    """Whether a layer has an indexer of its own."""
+    return isinstance(mixer, DSAConfig) and mixer.index_in is None
 
 
 def indexer_settings(keys: Keys, *, heads: int, interleaved: bool) -> dict[str, Any]:

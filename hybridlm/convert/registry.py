@@ -8,6 +8,7 @@ from hybridlm.convert.families.falcon_h1 import FalconH1
 from hybridlm.convert.families.gemma import Gemma2, Gemma3
 from hybridlm.convert.families.gemma4 import Gemma4
 from hybridlm.convert.families.glm4_moe import Glm4MoE, SolarOpen
+from hybridlm.convert.families.glm5_next import Glm5Next
 from hybridlm.convert.families.gpt_oss import GptOss
 from hybridlm.convert.families.granite_hybrid import GraniteHybrid
 from hybridlm.convert.families.jamba import Jamba
@@ -70,6 +71,7 @@ FAMILIES: tuple[Family, ...] = (
     DeepSeekV3(),
     DeepSeekV32(),
     GlmMoeDsa(),
+    Glm5Next(),
     MiniMax(),
     GraniteHybrid(),
     LFM2(),

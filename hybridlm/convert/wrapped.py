@@ -19,6 +19,7 @@ from hybridlm.errors import ConvertError
 WRAPPERS = {
     "Gemma3ForConditionalGeneration": "gemma3_text",
     "Gemma4ForConditionalGeneration": "gemma4_text",
+    "Glm5NextForConditionalGeneration": "glm5_next_text",
     "Llama4ForConditionalGeneration": "llama4_text",
     "Mistral3ForConditionalGeneration": "mistral",
     "Qwen3_5ForConditionalGeneration": "qwen3_5_text",
@@ -36,6 +37,7 @@ DEFAULTS = {
     for kind, numbers in {
         "gemma3_text": (262_208, 2304, 9216, 26, 8),
         "gemma4_text": (262_144, 2304, 9216, 30, 8),
+        "glm5_next_text": (154_880, 4096, 12_288, 45, 64),
         "llama4_text": (202_048, 5120, 8192, 48, 40),
         "mistral": (32_000, 4096, 14_336, 32, 32),
         "qwen3_5_text": (248_320, 4096, 12_288, 32, 16),
@@ -107,6 +109,20 @@ def text_config(config: dict[str, Any], where: str) -> dict[str, Any]:
         if config.get(key) and not inner.get(key):
             found[key] = config[key]
     return found
+
+
+def written(keys: dict[str, Any], wrapper: str) -> dict[str, Any]:
+    """The config.json of a model that sees around the keys of a text model, without other keys."""
+    text = {k: v for k, v in keys.items() if k != "architectures"}
+    outer = {k: keys[k] for k in ("architectures", _TIED, "dtype") if k in keys}
+    return {**outer, "model_type": wrapper, TEXT: text}
+
+
+def outer_name(name: str) -> str:
+    """The name of a text model's tensor in the model around it."""
+    if name.startswith("model."):
+        return f"model.language_model.{name.removeprefix('model.')}"
+    return name
 
 
 def text_tensors(tensors: Tensors) -> tuple[Tensors, list[str]]:

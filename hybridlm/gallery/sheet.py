@@ -11,7 +11,7 @@ import math
 
 from hybridlm.gallery.catalogue import Entry
 from hybridlm.gallery.facts import Excluded, Facts
-from hybridlm.models.accounting import STATE_LENGTHS, LayerCost, layer_table
+from hybridlm.models.accounting import STATE_LENGTHS, LayerCost, beside_halves, layer_table
 from hybridlm.models.feedforward import FeedForwardConfig
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.mixers.base import MixerConfig
@@ -171,9 +171,7 @@ def _of_depth(rows: list[LayerCost], once: ModelConfig, depth: int) -> list[Laye
 def _inputs_flops(config: ModelConfig, rows: list[LayerCost]) -> float:
     """FLOPs of a token beside those of mixers and feed-forwards: of the head, of per-layer inputs."""
     flops = rows[0].flops_per_token + rows[-1].flops_per_token
-    if config.per_layer is not None:
-        flops += config.depth * config.per_layer.layer_flops(config.width)
-    return flops
+    return flops + sum(beside_halves(config, layer) for layer in config.layout.layers)
 
 
 def _layer_embedding(config: ModelConfig) -> int:
@@ -219,7 +217,7 @@ def _latent_decode_flops(mla: MLAConfig, width: int, tokens: int) -> float:
     attended_one = 2 * heads * (mla.qk_nope + mla.qk_rope + mla.value_dim)
     indexed = 0
     if isinstance(mla, DSAConfig):  # all tokens are scored, and the chosen ones attended to
-        indexed = 2 * mla.index_heads * (mla.index_dim + 1) * (tokens - 1)
+        indexed = 2 * mla.index_heads * (mla.index_dim + 1) * (tokens - 1) / mla.pool
         tokens = min(tokens, mla.top_k)
     return expanded - attended_one + 2 * heads * 2 * cached * tokens + indexed
 

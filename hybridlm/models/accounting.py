@@ -12,6 +12,7 @@ import numpy as np
 
 from hybridlm.errors import ConfigError
 from hybridlm.models.params import Model
+from hybridlm.models.pattern import Layer
 from hybridlm.models.settings import ModelConfig
 
 STATE_LENGTHS = (4_096, 131_072, 1_048_576)
@@ -59,8 +60,7 @@ def layer_table(model: Model, seq_len: int) -> list[LayerCost]:
         parameters = sum(math.prod(shape) for shape in model.layer_shapes(index).values())
         idle = feedforward.parameters(config.width) - feedforward.active_parameters(config.width)
         flops = mixer.flops_per_token(config.width, seq_len)
-        if config.per_layer is not None:
-            flops += config.per_layer.layer_flops(config.width)
+        flops += beside_halves(config, layer)
         rows.append(
             LayerCost(
                 layer.label,
@@ -77,6 +77,18 @@ def layer_table(model: Model, seq_len: int) -> list[LayerCost]:
     flops = 2.0 * config.width * config.vocab_size
     rows.append(LayerCost("head", tied, head + norm, flops, (0,) * len(STATE_LENGTHS)))
     return rows
+
+
+def beside_halves(config: ModelConfig, layer: Layer) -> float:
+    """FLOPs of a token in a layer beside its mixer and feed-forward: per-layer inputs, streams."""
+    flops = 0.0
+    if config.per_layer is not None:
+        flops += config.per_layer.layer_flops(config.width)
+    if config.streams is not None:
+        halves = config.mixer_of(layer), config.feedforward_of(layer)
+        present = sum(half.kind_name != "none" for half in halves)
+        flops += config.streams.layer_flops(config.width, present)
+    return flops
 
 
 def state_bytes(config: ModelConfig, seq_len: int) -> list[int]:
@@ -148,7 +160,7 @@ def work_counter(model: Model) -> Callable[[np.ndarray], Work]:
     )
     if config.per_layer is not None:
         same += config.per_layer.outer_flops(config.width, config.depth)
-        same += config.depth * config.per_layer.layer_flops(config.width)
+    same += sum(beside_halves(config, layer) for layer in config.layout.layers)
 
     def of_token(length: int) -> float:
         return 3 * (

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hybridlm.models import streams
 from hybridlm.models.feedforward import FeedForward, FeedForwardConfig
 from hybridlm.models.feedforward.absent import NoFeedForwardConfig
 from hybridlm.models.joining import BlockConfig
@@ -219,6 +220,59 @@ class ScaledBlock(SequentialBlock):
         return x_BTD * along_last(self.output_scale[...], x_BTD).astype(x_BTD.dtype)
 
 
+class StreamsBlock(SequentialBlock):
+    """A sequential block with norms before the halves, on several residual streams.
+
+    See `hybridlm.models.streams`: `x_BTD` is the mean of the streams, before and after.
+    """
+
+    def __init__(self, parts: Parts, spec: LayerSpec, config: Any, *, rngs: nnx.Rngs):
+        super().__init__(parts, spec, before=True, after=False, rngs=rngs)
+        absent = (
+            isinstance(parts.mixer, NoMixerConfig),
+            isinstance(parts.feedforward, NoFeedForwardConfig),
+        )
+        self.mixer_streams, self.mlp_streams = (
+            None if gone else streams.Connection(config, spec.width, spec.norm_eps, rngs=rngs)
+            for gone in absent
+        )
+
+    def join(
+        self,
+        x_BTD: jax.Array,
+        mix: Half,
+        feed: Half,
+        context: SequenceContext,
+        hook: Hook = unhooked,
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        x_BTND = streams.received(context.cross_layer[streams.CHANNEL], x_BTD)
+        x_BTND, mixed = _on_streams(
+            x_BTND, self.mixer_streams, self.mixer_norm, mix, NORM_1, MIXER_OUT, hook
+        )
+        x_BTND, fed = _on_streams(
+            x_BTND, self.mlp_streams, self.mlp_norm, feed, NORM_2, MLP_OUT, hook
+        )
+        context.cross_layer[streams.CHANNEL] = x_BTND
+        return streams.mean(x_BTND), (mixed, fed)
+
+
+def _on_streams(
+    x_BTND: jax.Array,
+    connection: streams.Connection | None,
+    norm: nnx.Module,
+    half: Half,
+    normed: str,
+    out: str,
+    hook: Hook,
+) -> tuple[jax.Array, Any]:
+    """The streams after a half, and its second result; a layer without the half leaves them."""
+    if connection is None:
+        return x_BTND, half(streams.mean(x_BTND))[1]
+    weights = connection.weights(x_BTND)
+    y_BTD, found = half(hook(normed, norm(streams.read(x_BTND, weights))))
+    return streams.write(x_BTND, weights, hook(out, y_BTD)), found
+
+
 class NormedBlock(Block):
     """The residual stream itself is normed before each half (MiniMax-01, arXiv 2501.08313)."""
 
@@ -287,7 +341,10 @@ def build_block(
         model.residual_scale,
         model.block_of(layer),
     )
-    block = BLOCKS[parts.joins.norms](parts, spec, rngs=rngs)
+    if model.streams is not None:
+        block = StreamsBlock(parts, spec, model.streams, rngs=rngs)
+    else:
+        block = BLOCKS[parts.joins.norms](parts, spec, rngs=rngs)
     if model.per_layer is not None:
         block.per_layer = LayerInput(
             model.per_layer,

@@ -283,9 +283,10 @@ class HybridLM(nnx.Module):
         found: dict[str, Any] = {}
         layout = self.config.layout
         for layer, address in zip(layout.layers, stacks.addresses(layout), strict=True):
-            name = self.config.mixer_of(layer).hands_on
+            mixer = self.config.mixer_of(layer)
+            name = mixer.hands_on
             if name is not None and name not in found:
-                found[name] = stacks.layer_params(state, address).mixer
+                found[name] = mixer.handed_on(stacks.layer_params(state, address).mixer)
         return found
 
     def extend(

@@ -12,6 +12,7 @@ from hybridlm.models.mixers import MixerConfig
 from hybridlm.models.mixers.absent import NoMixerConfig
 from hybridlm.models.norms import OTHER_NORM_NAMES
 from hybridlm.models.per_layer import PerLayerConfig
+from hybridlm.models.streams import CHANNEL, StreamsConfig
 from hybridlm.settings.bounds import (
     Above,
     AtLeast,
@@ -62,6 +63,8 @@ class ModelConfig:
         has norms before Gated DeltaNet and after attention), and factors in their sums (MiniMax-01).
       per_layer: a vector of each token for each layer, which adds it after its feed-forward (Gemma
         3n, Gemma 4); None for none.
+      streams: several residual streams, mixed anew for each token (hyper-connections, GLM-5.3-Flash);
+        with block prenorm. None for one.
     """
 
     width: PositiveInt
@@ -87,6 +90,7 @@ class ModelConfig:
     logit_scale: PositiveFloat = 1.0
     blocks: dict[str, BlockConfig] = dataclasses.field(default_factory=dict)
     per_layer: PerLayerConfig | None = None
+    streams: StreamsConfig | None = None
 
     def __post_init__(self):
         parsed = {n: mixer_kinds.read_mixer(m, f"model.mixers.{n}") for n, m in self.mixers.items()}
@@ -117,7 +121,14 @@ class ModelConfig:
         object.__setattr__(self, "blocks", joins)
         inputs = read_value(PerLayerConfig | None, self.per_layer, "model.per_layer")
         object.__setattr__(self, "per_layer", inputs)
+        streams = read_value(StreamsConfig | None, self.streams, "model.streams")
+        object.__setattr__(self, "streams", streams)
         self.cross_layer()  # raises for a bad pattern and for cross-layer arrays that disagree
+        require(
+            self.streams is None or (self.per_layer is None and self.residual_scale == 1),
+            "streams",
+            "goes without per_layer and residual_scale",
+        )
         self._check_caches()
         self._check_blocks()
         rows = None if self.per_layer is None else self.per_layer.rows
@@ -207,8 +218,19 @@ class ModelConfig:
             )
 
     def _check_blocks(self) -> None:
-        """Raises `Invalid` where a feed-forward norms its own input, and the block does, too."""
+        """Raises `Invalid` where a block does not go with its feed-forward, or with streams."""
+        plain = BlockConfig("prenorm")
         for layer in self.layout.layers:
+            require(
+                self.streams is None or self.block_of(layer) == plain,
+                "streams",
+                "goes with block prenorm, without factors in the sums",
+            )
+            require(
+                self.streams is None or not self.feedforward_of(layer).norms_input,
+                "streams",
+                f"does not go with {self.feedforward_of(layer).kind_name}",
+            )
             feedforward, norms = self.feedforward_of(layer), self.block_of(layer).norms
             require(
                 not feedforward.norms_input or norms in ("prenorm", "sandwich", "scaled_sandwich"),
@@ -220,6 +242,8 @@ class ModelConfig:
     def cross_layer(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the arrays that layers pass to later layers: see `MixerConfig.cross_layer`."""
         found: dict[str, tuple[int, ...]] = {}
+        if self.streams is not None:
+            found[CHANNEL] = (self.streams.count, self.width)
         for name in dict.fromkeys(layer.mixer for layer in self.layout.layers):
             if name == patterns.NONE:
                 continue

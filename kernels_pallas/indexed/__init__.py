@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from kernels_pallas import dispatch, nonfinite, segments
 from kernels_pallas.indexed import chunked, reference
+from kernels_pallas.indexed.choice import Pools as Pools
 from kernels_pallas.indexed.choice import chosen_keys as chosen_keys
 
 SUPPORT = dispatch.XLA_ONLY
@@ -36,6 +37,8 @@ def indexed_attention(
     index_w_BTI: Float[Array, "B T I"],
     *,
     top_k: int,
+    pool: int = 1,
+    pool_tail: bool = True,
     segment_ids: Int[Array, "B T"] | None = None,
     scale: float | None = None,
     initial_state: IndexedState | None = None,
@@ -53,6 +56,11 @@ def indexed_attention(
       q_BTHK, k_BTGK, v_BTGV: any floating dtype; H is a multiple of G, head h reads h // (H // G).
       index_q_BTIJ, index_k_BTJ, index_w_BTI: the indexer's queries, keys and weights of its heads.
       top_k: tokens that a query sees at most.
+      pool: more than 1 lets a key stand for as many tokens: the first of the document, the next, and
+        so on. The key at a pool's last token is the pool's, and the query sees all tokens of the
+        `top_k // pool` pools of the highest scores, of those whose last token it sees. The
+        cross-entropy is then not one of choices and is to be left aside.
+      pool_tail: with pools, a query sees the tokens after its document's last whole pool, too.
       segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
       scale: of the logits, K ** -0.5 if None.
       initial_state: tokens directly before the first one, any number of slots.
@@ -67,6 +75,8 @@ def indexed_attention(
     """
     index = index_q_BTIJ, index_k_BTJ, index_w_BTI
     _check(q_BTHK, k_BTGK, v_BTGV, index, segment_ids, top_k, initial_state)
+    if not isinstance(pool, int) or pool < 1 or top_k % pool:
+        raise ValueError(f"indexed_attention: pool must divide top_k {top_k}, got {pool}.")
     scale = dispatch.number("indexed_attention", "scale", scale)
     batch, time, heads, key_size = q_BTHK.shape
     case = dict(
@@ -100,6 +110,8 @@ def indexed_attention(
         index_w_BTI,
         ids_BS,
         top_k=top_k,
+        pool=pool,
+        pool_tail=pool_tail,
         scale=key_size**-0.5 if scale is None else scale,
         precision=precision,
     )

@@ -1,10 +1,51 @@
 """The indexer's scores, and the tokens that it chooses."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas import dispatch
+
+
+class Pools(NamedTuple):
+    """Keys that stand for `size` tokens: the first of a document, the next, and so on.
+
+    Attributes:
+      size: tokens of a pool.
+      tail: whether a query sees the tokens after its document's last whole pool, too.
+      position_BS: of each key in its document. The key of a pool stands at the pool's last token.
+    """
+
+    size: int
+    tail: bool
+    position_BS: Int[Array, "B S"]
+
+
+def choose(
+    scores_BQS: Float[Array, "B Q S"],
+    visible_BQS: Bool[Array, "B Q S"],
+    top_k: int,
+    oldest: Array | int = 0,
+    pools: Pools | None = None,
+) -> Bool[Array, "B Q S"]:
+    """The keys of `largest`, or with pools all tokens of the `top_k // size` pools of largest scores.
+
+    A pool may be chosen by queries that see its last token; the query's own token counts.
+    """
+    if pools is None:
+        return largest(scores_BQS, visible_BQS, top_k, oldest)
+    size, position_B1S = pools.size, pools.position_BS[:, None]
+    last_BQS = visible_BQS & (position_B1S % size == size - 1)
+    ends_BQS = largest(scores_BQS, last_BQS, top_k // size, oldest)
+    chosen_BQS = ends_BQS
+    for back in range(1, size):  # slots before the end; in a ring they go on at its end
+        chosen_BQS |= jnp.roll(ends_BQS, -back, axis=-1)
+    if pools.tail:
+        count_BQ1 = jnp.sum(visible_BQS, axis=-1, keepdims=True, dtype=jnp.int32)
+        chosen_BQS |= visible_BQS & (position_B1S >= count_BQ1 - count_BQ1 % size)
+    return chosen_BQS & visible_BQS
 
 
 def scores(
@@ -55,11 +96,13 @@ def chosen_keys(
     *,
     top_k: int,
     oldest: Array | int = 0,
+    pools: Pools | None = None,
 ) -> Bool[Array, "B Q S"]:
     """The keys that each query sees in `indexed_attention`, of those that are `visible`.
 
     Arguments:
       oldest: as in `largest`, for keys in a ring.
+      pools: None where each key stands for its own token.
     """
     s_BQS = scores(index_q_BQIJ, index_k_BSJ, index_w_BQI)
-    return largest(s_BQS, visible_BQS, top_k, oldest)
+    return choose(s_BQS, visible_BQS, top_k, oldest, pools)

@@ -24,6 +24,8 @@ def attention(
     segment_ids_BS,
     *,
     top_k,
+    pool,
+    pool_tail,
     scale,
     precision,
 ):
@@ -34,6 +36,10 @@ def attention(
     document_BS = segments.document_number(segment_ids_BS)
     there_BS = segment_ids_BS != 0
     token_S = jnp.arange(keys, dtype=jnp.int32)
+    pools = None
+    if pool > 1:
+        position_BS = token_S[None] - segments.first_token_index(segment_ids_BS)
+        pools = choice.Pools(pool, pool_tail, position_BS)
 
     @jax.checkpoint
     def step(queries):
@@ -41,7 +47,7 @@ def attention(
         seen_BCS = document_BC[..., None] == document_BS[:, None]
         seen_BCS &= there_BS[:, None] & (token_S[None, None] <= token_BC[..., None])
         scores_BCS = choice.scores(index_q_BCIJ, index_k_BSJ, index_w_BCI)
-        mask_BCS = choice.largest(jax.lax.stop_gradient(scores_BCS), seen_BCS, top_k)
+        mask_BCS = choice.choose(jax.lax.stop_gradient(scores_BCS), seen_BCS, top_k, pools=pools)
         q_BCGRK = q_BCHK.reshape(*q_BCHK.shape[:2], kv_heads, heads // kv_heads, -1)
         logits_BGRCS = scale * jnp.einsum(
             "bcgrk,bsgk->bgrcs",

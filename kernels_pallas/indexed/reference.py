@@ -18,6 +18,8 @@ def attention(
     segment_ids_BS,
     *,
     top_k,
+    pool,
+    pool_tail,
     scale,
     precision,
 ):
@@ -37,13 +39,23 @@ def attention(
     )
     weights_BTI1 = index_w_BTI.astype(dtype)[..., None]
     scores_BTS = jnp.sum(weights_BTI1 * jnp.maximum(products_BTIS, 0), axis=2)
-    ranked_BTS = jnp.where(seen_BTS, jax.lax.stop_gradient(scores_BTS), -jnp.inf)
+    position_BS = token_S[None] - segments.first_token_index(segment_ids_BS)
+    last_B1S = (position_BS % pool == pool - 1)[:, None]  # of a pool; each token without pools
+    ranked_BTS = jnp.where(seen_BTS & last_B1S, jax.lax.stop_gradient(scores_BTS), -jnp.inf)
     other_BT1S, own_BTS1 = ranked_BTS[:, :, None], ranked_BTS[..., None]
     earlier_SS = token_S[None] < token_S[:, None]
     ahead_BTS = jnp.sum(
         (other_BT1S > own_BTS1) | ((other_BT1S == own_BTS1) & earlier_SS[None, None]), axis=-1
     )
-    mask_BTS = seen_BTS & (ahead_BTS < top_k)
+    ends_BTS = seen_BTS & last_B1S & (ahead_BTS < top_k // pool)
+    same_BSS = document_BS[:, None] == document_BS[..., None]
+    same_BSS &= (position_BS // pool)[:, None] == (position_BS // pool)[..., None]
+    mask_BTS = jnp.any(ends_BTS[..., None] & same_BSS[:, None], axis=2)
+    if pool > 1 and pool_tail:
+        own_BT = position_BS[:, keys - time :]
+        whole_BT1 = ((own_BT + 1) // pool * pool)[..., None]
+        mask_BTS |= position_BS[:, None] >= whole_BT1
+    mask_BTS &= seen_BTS
 
     k_BSHK, v_BSHV = (jnp.repeat(x.astype(dtype), group, axis=2) for x in (k_BSGK, v_BSGV))
     logits_BHTS = scale * jnp.einsum(

@@ -94,9 +94,18 @@ def test_options(folder, keys, said):
 @pytest.mark.parametrize(
     "family, keys, said",
     [
-        ("gemma4", {"hidden_size_per_layer_input": 8}, "hybridlm has no per-layer inputs"),
-        ("gemma4", {"num_kv_shared_layers": 1}, "hybridlm has no keys that layers share"),
-        ("gemma4", {"enable_moe_block": True}, "hybridlm reads Gemma 4's dense models"),
+        (
+            "gemma4",
+            {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 5},
+            "vocab_size_per_layer_input is 5, less than vocab_size",
+        ),
+        ("gemma4", {"num_kv_shared_layers": 3}, "has no layer below with its own"),
+        ("gemma4", {"enable_moe_block": True}, "num_experts is missing"),
+        (
+            "glm_moe_dsa",
+            {"indexer_types": ["shared"] * 4},
+            "indexer_types must be 4 entries, of which the first is full",
+        ),
         (
             "llama4",
             {"interleave_moe_layer_step": 0},

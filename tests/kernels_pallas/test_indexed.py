@@ -45,6 +45,35 @@ def test_a_query_sees_the_tokens_that_numpy_ranks_first(impl):
                 assert set(np.flatnonzero(np.asarray(out[b, t, h]))) == set(order)
 
 
+@pytest.mark.parametrize("tail", [True, False])
+def test_a_query_sees_the_pools_that_numpy_ranks_first(tail):
+    """In both forms, of documents of any length; the first and last pool of each too."""
+    rng, (q, k, _, index_q, index_k, index_w) = drawn(5)
+    ids = np.asarray(draw_segment_ids(rng, B, T, padding=0.2))
+    names = jnp.broadcast_to(jnp.eye(T)[None, :, None], (B, T, G, T))
+    arrays, options = (q, k, names, index_q, index_k, index_w), dict(top_k=6, pool=3)
+    outs = [
+        indexed_attention(
+            *arrays, **options, pool_tail=tail, segment_ids=jnp.asarray(ids), impl=impl
+        )[0]
+        for impl in ("reference", "chunked")
+    ]
+    np.testing.assert_allclose(*outs, atol=2e-6)
+    products = np.einsum("btij,bsj->btis", index_q, index_k)
+    scores = np.einsum("bti,btis->bts", index_w, np.maximum(products, 0))
+    for b in range(B):
+        for t in np.flatnonzero(ids[b]):
+            first = t
+            while first and ids[b, first - 1] == ids[b, t]:
+                first -= 1
+            ends = np.arange(first + 2, t + 1, 3)
+            best = ends[np.argsort(-scores[b, t, ends], kind="stable")[:2]]
+            wanted = {int(e) - back for e in best for back in range(3)}
+            if tail:
+                wanted |= set(range(first + 3 * len(ends), t + 1))
+            assert set(np.flatnonzero(np.asarray(outs[1][b, t, 0]))) == wanted
+
+
 def test_of_equal_scores_the_older_token_is_taken():
     q, k, w = jnp.ones((1, 1, 1, 2)), jnp.ones((1, 6, 2)), jnp.ones((1, 1, 1))
     seen = jnp.asarray([[[True, False, True, True, True, True]]])
@@ -82,6 +111,8 @@ def test_bad_arguments_are_refused():
     good = q, k, v, index_q, index_k, index_w
     with pytest.raises(ValueError, match="top_k must be an int >= 1, got 0"):
         indexed_attention(*good, top_k=0)
+    with pytest.raises(ValueError, match="pool must divide top_k 4, got 3"):
+        indexed_attention(*good, top_k=4, pool=3)
     state = IndexedState(k, v, index_k[..., :1], jnp.ones((B, 4), jnp.int32))
     with pytest.raises(ValueError, match="initial_state"):
         indexed_attention(*good, top_k=2, initial_state=state)

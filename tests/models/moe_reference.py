@@ -104,10 +104,10 @@ def feed(form, params, x_ND, e=None):
     if not form["gated"]:
         return linear("down", act(linear("up", x_ND)))
     gate, up = linear("gate", x_ND), linear("up", x_ND)
+    if form["clamp"] is not None:
+        gate = jnp.where(gate > form["clamp"], form["clamp"], gate)
+        up = jnp.where(jnp.abs(up) > form["clamp"], jnp.sign(up) * form["clamp"], up)
     if e is not None:
-        if form["clamp"] is not None:
-            gate = jnp.where(gate > form["clamp"], form["clamp"], gate)
-            up = jnp.where(jnp.abs(up) > form["clamp"], jnp.sign(up) * form["clamp"], up)
         if form["gate_slope"] != 1:
             return linear("down", gate / (1 + jnp.exp(-form["gate_slope"] * gate)) * (up + 1))
         up = up + form["up_offset"]

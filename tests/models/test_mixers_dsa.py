@@ -8,7 +8,7 @@ import small
 from flax import nnx
 
 from hybridlm.errors import ConfigError
-from hybridlm.models.mixers import LayerSpec, read_mixer
+from hybridlm.models.mixers import LayerSpec, SequenceContext, read_mixer
 from hybridlm.models.mixers.spans import mean_keys
 
 WIDTH = 32
@@ -65,6 +65,55 @@ def test_the_cache_is_the_latents_and_the_indexers_key():
     assert config.state_bytes(7168, 1000) == 1000 * (576 + 128) * 2
 
 
+def test_the_key_of_a_pool_is_a_weighed_sum_of_its_tokens_keys():
+    """Channel by channel, in numpy; the indexer has no key at other tokens."""
+    config, mixer = build("dsa_pool")
+    x, context = drawn(11)
+    pool, size = mixer.indexer.pool, config.pool
+    places = np.random.default_rng(3).standard_normal((size, config.index_dim))
+    pool.places[...] = jnp.asarray(places, jnp.float32)
+    keys, _ = pool(x, k := mixer.indexer.k(x), context, ())
+    gates = np.asarray(pool.gate(x))
+    for end in range(11):
+        if end % size != size - 1:
+            assert not np.any(keys[0, end])
+            continue
+        tokens = slice(end - size + 1, end + 1)
+        weights = np.exp(gates[0, tokens] + places)
+        weights /= weights.sum(0, keepdims=True)
+        wanted = (weights * np.asarray(k[0, tokens])).sum(0)
+        np.testing.assert_allclose(keys[0, end], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_layer_uses_the_indexer_of_the_layer_below():
+    """Decoding is exact, the indexer's keys are cached once, and both layers' losses train it."""
+    mixers = {
+        "own": small.MIXERS["dsa_pool"] | dict(index_out="i"),
+        "other": small.MIXERS["dsa_pool"] | dict(index_in="i", heads=3),
+        "rec": small.MIXERS["rec"],
+    }
+    with jax.enable_x64(True):
+        settings = dict(mixers=mixers, mlp=dict(hidden=8))
+        model, params = small.make(
+            small.model_config("own other", depth=3, **settings), dtype=jnp.float64
+        )
+        tokens = np.random.default_rng(4).integers(0, 40, (1, 13)).astype(np.int32)
+        context = small.context([[1] * 4 + [2] * 9])
+        expected = jax.jit(lambda p: model.bind(p)(tokens, context))(params)
+        extend = jax.jit(lambda p, *rest: model.bind(p).extend(*rest, dtype=jnp.float64))
+        state, found, start = model.bind(params).init_decode(1, 13, jnp.float64), [], 0
+        for n in (5, 1, 1, 5, 1):
+            piece = SequenceContext(*(x[:, start : start + n] for x in context[:2]))
+            made, state = extend(params, tokens[:, start : start + n], piece, state)
+            found.append(made)
+            start += n
+    np.testing.assert_allclose(np.concatenate(found, 1), expected, rtol=2e-5, atol=2e-5)
+    own, other = (model.config.mixers[name] for name in ("own", "other"))
+    latents = 50 * (own.kv_rank + own.qk_rope) * 2
+    assert other.state_bytes(WIDTH, 50) == latents
+    assert own.state_bytes(WIDTH, 50) == latents + (50 + 2 * own.pool) * own.index_dim * 2
+
+
 def test_the_loss_trains_the_indexer_and_nothing_else():
     config, mixer = build("dsa", index_loss=0.5)
     graphdef, state = nnx.split(mixer)
@@ -91,6 +140,9 @@ def test_bad_settings_are_refused():
         (dict(q_rank=None), "q_rank"),
         (dict(top_k=0), "top_k"),
         (dict(qk_rope=3), "rotates 3 of 3 dimensions"),
+        (dict(pool=2), "pool is 2: it must divide top_k, 5"),
+        (dict(top_k=6, pool=2), "index_loss is not defined for pools"),
+        (dict(index_in="a", index_out="b"), "index_in goes without index_out"),
     ):
         with pytest.raises(ConfigError, match=sentence):
             build("dsa", **change)

@@ -49,7 +49,10 @@ class DeepSeekV3(Family):
             keys, grouped_experts.DEEPSEEK, experts=256, hidden=2048, scale=2.5, **self.groups
         )
         feeds = {"dense": (gated, "mlp"), "sparse": (mixture, "moe")}
-        layers = [LayerSettings(mixer["kind"], mixer, *feeds[x]) for x in types]
+        layers = [
+            LayerSettings(name, mixer | more, *feeds[x])
+            for (name, more), x in zip(self.indexers(keys, mixer, depth), types, strict=True)
+        ]
         sizes = parts.sizes(keys, tied=False)
         return sizes | {"norm_eps": keys.number("rms_norm_eps", self.eps)} | laid_out(layers)
 
@@ -60,6 +63,12 @@ class DeepSeekV3(Family):
         rope = parts.rope(keys, whole=True)
         rope["interleaved"] = self.interleaved(keys)
         return mixer | {"rope": rope, "scale": scale}
+
+    def indexers(
+        self, keys: Keys, mixer: dict[str, Any], depth: int
+    ) -> list[tuple[str, dict[str, str]]]:
+        """The name of each layer's mixer, and settings of its own."""
+        return [(mixer["kind"], {})] * depth
 
     def interleaved(self, keys: Keys) -> bool:
         """Whether RoPE rotates neighbours."""
@@ -72,7 +81,7 @@ class DeepSeekV3(Family):
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
         require_block(model, "prenorm")
-        mixers = mixers_of(model, self.mixer)
+        mixers = [latent.alone(x) for x in mixers_of(model, self.mixer)]
         mixer = only_value(mixers, "latent attention")
         if mixer.rope is None:
             raise Inexpressible("layer 0 has no RoPE")
@@ -143,11 +152,11 @@ class DeepSeekV32(DeepSeekV3):
 
 
 class GlmMoeDsa(DeepSeekV32):
-    """As DeepSeek-V3.2; the indexer rotates neighbours."""
+    """As DeepSeek-V3.2; the indexer rotates neighbours, and layers may share that of a layer below."""
 
     architecture: ClassVar[str] = "GlmMoeDsaForCausalLM"
     model_type: ClassVar[str] = "glm_moe_dsa"
-    models: ClassVar[str] = "GLM-5, where each layer has an indexer of its own"
+    models: ClassVar[str] = "GLM-5, GLM-5.1 (indexers that layers share)"
     optional: ClassVar[tuple[str, ...]] = (*Family.optional, "model.layers.78.*")
     heads: ClassVar[int] = 64
     q_rank: ClassVar[int] = 2048
@@ -156,13 +165,24 @@ class GlmMoeDsa(DeepSeekV32):
     index_heads: ClassVar[int] = 32
     index_interleaved: ClassVar[bool] = True
 
-    def attention(self, keys: Keys) -> dict[str, Any]:
-        shared = "hybridlm has no indexers that layers share"
-        if "shared" in keys.list("indexer_types", default=[]):
-            keys.refuse("indexer_types", f"has 'shared': {shared}")
-        if "indexer_types" not in keys:
-            keys.only("index_topk_freq", 1, why=shared)
-            if "S" in (keys.text("index_topk_pattern", None) or ""):
-                keys.refuse("index_topk_pattern", f"has 'S': {shared}")
-        keys.harmless("index_topk_freq", "index_topk_pattern", "index_skip_topk_offset")
-        return super().attention(keys)
+    def indexers(
+        self, keys: Keys, mixer: dict[str, Any], depth: int
+    ) -> list[tuple[str, dict[str, str]]]:
+        return indexers(keys, depth)
+
+    def own_keys(self, model: ModelConfig, mixers: list[Any]) -> dict[str, Any]:
+        below = model.caches_read()
+        types = ["full" if x is None else "shared" for x in below]
+        return super().own_keys(model, mixers) | {"indexer_types": types}
+
+
+def indexers(keys: Keys, depth: int) -> list[tuple[str, dict[str, str]]]:
+    """The name of each layer's mixer, and whether it has an indexer that the next one uses."""
+    types = latent.indexer_types(keys, depth)
+    found = []
+    for kind, above in zip(types, [*types[1:], "full"], strict=True):
+        if kind == "shared":
+            found.append(("dsa_shared", {"index_in": "indexer"}))
+        else:
+            found.append(("dsa", {"index_out": "indexer"} if above == "shared" else {}))
+    return found

@@ -9,7 +9,7 @@ from hybridlm.convert.gated_delta import LINEAR
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.layout import LayerSettings, laid_out
 from hybridlm.convert.table import Rule, linear, rule
-from hybridlm.convert.transforms import ConvKernel, Reshaped
+from hybridlm.convert.transforms import SAME, ConvKernel, Reshaped
 from hybridlm.models.feedforward import FeedForwardConfig
 from hybridlm.models.feedforward.moe import MoEConfig
 from hybridlm.models.mixers import MixerConfig
@@ -111,8 +111,8 @@ class KimiLinear(Family):
         return found + parts.gated_rules(feedforward, "block_sparse_moe")
 
 
-def delta_rules(sizes: Sizes, theirs: str = "self_attn") -> list[Rule]:
-    """The rules of Kimi Delta Attention."""
+def delta_rules(sizes: Sizes, theirs: str = "self_attn", *, a_log: bool = True) -> list[Rule]:
+    """The rules of Kimi Delta Attention; with `a_log` that tensor has four axes, of which three are 1."""
     heads, size = sizes.heads, sizes.key_size
     projections = {
         "q_proj": "q",
@@ -131,7 +131,11 @@ def delta_rules(sizes: Sizes, theirs: str = "self_attn") -> list[Rule]:
             rule(f"{theirs}.{x}_conv1d.weight", f"mixer.{x}_conv.kernel", ConvKernel())
             for x in ("q", "k", "v")
         ),
-        rule(f"{theirs}.A_log", "mixer.decay.a_log", Reshaped((heads,), (1, 1, heads, 1))),
+        rule(
+            f"{theirs}.A_log",
+            "mixer.decay.a_log",
+            Reshaped((heads,), (1, 1, heads, 1)) if a_log else SAME,
+        ),
         rule(f"{theirs}.dt_bias", "mixer.decay.dt_bias", Reshaped((heads, size), (heads * size,))),
         rule(f"{theirs}.o_norm.weight", "mixer.output.norm.norm.scale"),
     ]

@@ -1,7 +1,7 @@
 """Dense feed-forwards: gated (three matrices) and plain (two)."""
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from flax import nnx
 from hybridlm.models.feedforward.base import FeedForward, FeedForwardConfig
 from hybridlm.models.layers import Linear, scale
 from hybridlm.models.mixers.base import LayerSpec, SequenceContext
-from hybridlm.settings.bounds import PositiveFloat, PositiveInt, settings
+from hybridlm.settings.bounds import Above, PositiveFloat, PositiveInt, settings
 
 ActivationName = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 
@@ -33,6 +33,7 @@ class DenseConfig(FeedForwardConfig):
     bias: ClassVar[bool] = False
     gate_multiplier: ClassVar[float] = 1.0
     out_multiplier: ClassVar[float] = 1.0
+    clamp: ClassVar[float | None] = None
     matrices: ClassVar[int]
 
     def parameters(self, width: int) -> int:
@@ -59,11 +60,15 @@ class Gated(FeedForward):
         self.activation = config.activation
         self.scale_gate = scale(config.gate_multiplier)
         self.scale_out = scale(config.out_multiplier)
+        self.clamp = config.clamp
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         gate_BTF = context.hook("hook_pre", self.scale_gate(self.gate(x_BTD)))
-        gate_BTF = ACTIVATIONS[self.activation](gate_BTF)
-        hidden_BTF = gate_BTF * context.hook("hook_pre_linear", self.up(x_BTD))
+        up_BTF = context.hook("hook_pre_linear", self.up(x_BTD))
+        if self.clamp is not None:
+            gate_BTF = jnp.minimum(gate_BTF, self.clamp)
+            up_BTF = jnp.clip(up_BTF, -self.clamp, self.clamp)
+        hidden_BTF = ACTIVATIONS[self.activation](gate_BTF) * up_BTF
         return self.scale_out(self.down(context.hook("hook_post", hidden_BTF)))
 
 
@@ -133,6 +138,8 @@ class GatedConfig(DenseConfig):
       bias: True adds biases to its three linear maps.
       gate_multiplier: factor on the gate before its activation (Falcon-H1).
       out_multiplier: factor on the output (Falcon-H1).
+      clamp: limit of the gate (from above, before its activation) and of its other factor (on both
+        sides); 10 in GLM-5.3-Flash.
     """
 
     kind_name: ClassVar[str] = "gated"
@@ -149,6 +156,7 @@ class GatedConfig(DenseConfig):
     bias: bool = False
     gate_multiplier: PositiveFloat = 1.0
     out_multiplier: PositiveFloat = 1.0
+    clamp: Annotated[float, Above(0, none="for no limit")] | None = None
 
     def build(self, spec: LayerSpec, *, rngs: nnx.Rngs) -> Gated:
         return Gated(self, spec, rngs=rngs)

@@ -42,8 +42,8 @@ class MoEConfig(FeedForwardConfig):
       activation: of the experts, routed and shared.
       gated: whether experts are gated (three matrices) or plain (two, Nemotron).
       bias: whether routed experts have biases (gpt-oss).
-      clamp: limit of a gated expert's gate (from above) and of its other factor (on both sides); 7 in
-        gpt-oss.
+      clamp: limit of a gated expert's gate (from above) and of its other factor (on both sides), of
+        the shared expert, too; 7 in gpt-oss.
       gate_slope: with activation "silu", the gate is g * sigmoid(gate_slope * g); 1.702 in gpt-oss.
       up_offset: added to a gated expert's other factor; 1 in gpt-oss.
       weigh: what the router's weights multiply: the experts' "output", or their "input" (Llama 4).
@@ -127,8 +127,9 @@ class MoEConfig(FeedForwardConfig):
         """The shared expert's settings."""
         if self.shared_hidden is None:
             return None
-        dense = GatedConfig if self.gated else PlainConfig
-        return dense(self.shared_hidden, self.activation)
+        if self.gated:
+            return GatedConfig(self.shared_hidden, self.activation, clamp=self.clamp)
+        return PlainConfig(self.shared_hidden, self.activation)
 
     @property
     def _matrices(self) -> int:

@@ -172,6 +172,10 @@ class MixerConfig(abc.ABC):
         """The name under which layers above may read this layer's cache, besides `cross_layer`."""
         return None
 
+    def handed_on(self, state: Any) -> Any:
+        """The part of the decoding state that layers above read, where `hands_on` is a name."""
+        return state
+
     @property
     def reads_cache(self) -> str | None:
         """The name of the cache of a layer below that this layer reads."""

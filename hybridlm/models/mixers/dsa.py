@@ -14,12 +14,12 @@ from hybridlm.models.mixers.base import LayerSpec, SequenceContext
 from hybridlm.models.mixers.mla import MLA, MLAConfig
 from hybridlm.models.mixers.spans import mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
-from hybridlm.models.norms import LayerNorm
+from hybridlm.models.norms import LayerNorm, at_least_float32
 from hybridlm.models.positional import Rope, no_rope
 from hybridlm.parallel import ops
 from hybridlm.settings.bounds import NonNegativeFloat, PositiveInt, settings
 from hybridlm.settings.reader import require
-from kernels_pallas.indexed import IndexedState, chosen_keys
+from kernels_pallas.indexed import IndexedState, Pools, chosen_keys
 
 NORM_EPS = 1e-6  # of the norm of the indexer's keys, which all published models share
 
@@ -43,6 +43,17 @@ class DSAConfig(MLAConfig):
       index_interleaved: rotate neighbours in the indexer (GLM-5) instead of halves (DeepSeek-V3.2).
       index_loss: weight of the indexer's loss: the cross-entropy of the softmax of its scores with
         the mean attention of the heads, over the chosen tokens.
+      pool: more than 1 makes one key of as many tokens, the first of a document, the next, and so on: a
+        sum of their keys, weighed channel by channel with a softmax over these tokens of a linear map of
+        the layer's input and a learned number for each place in the pool (GLM-5.3-Flash, 16). The
+        indexer chooses `top_k / pool` pools, of those whose tokens the query sees all. No loss of such
+        an indexer has been published: set index_loss=0.
+      pool_tail: with pools, a query also sees the tokens after its document's last whole pool.
+      index_out: name under which layers above may use this layer's indexer; None for none.
+      index_in: name of the indexer that chooses this layer's tokens, that of the highest layer below
+        with this index_out (arXiv 2603.12201; GLM-5.1): it has no indexer and caches no keys of one.
+        Its loss trains that indexer, too. Its scores are computed again from the indexer's queries
+        and keys, so that no array of tokens x tokens is kept. None has its own.
     """
 
     kind_name: ClassVar[str] = "dsa"
@@ -63,9 +74,30 @@ class DSAConfig(MLAConfig):
     top_k: PositiveInt = 2048
     index_interleaved: bool = False
     index_loss: NonNegativeFloat = 1.0
+    pool: PositiveInt = 1
+    pool_tail: bool = True
+    index_out: str | None = None
+    index_in: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        require(
+            self.top_k % self.pool == 0,
+            "pool",
+            f"is {self.pool}: it must divide top_k, {self.top_k}",
+        )
+        require(
+            self.pool == 1 or not self.index_loss,
+            "index_loss",
+            "is not defined for pools: set it to 0",
+        )
+        for name in ("index_out", "index_in"):
+            require(getattr(self, name) != "", name, "is empty: give a name, or None")
+        require(
+            self.index_in is None or self.index_out is None,
+            "index_in",
+            "goes without index_out: layers above can name the layer that has the indexer",
+        )
         require(
             not self._rotates or self.index_dim >= self.qk_rope,
             "index_dim",
@@ -82,12 +114,22 @@ class DSAConfig(MLAConfig):
         sizes = self.heads * (self.key_size + self.value_dim)
         queries = self.index_heads * self.index_dim
         indexer = self.q_rank * queries + width * (self.index_dim + self.index_heads)
-        indexer += (queries + self.index_heads) * every
+        indexer += self.pooling * width * self.index_dim
+        indexer = 0 if self.index_in else indexer
+        indexer += (queries + self.index_heads) * every / self.pool
         return dense + 2 * (indexer - sizes * (every - chosen))
 
     def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
         latents = super().state_bytes(width, seq_len, itemsize)
-        return latents + seq_len * self.index_dim * itemsize
+        if self.index_in:  # the layer below has the indexer's keys
+            return latents
+        keys = seq_len + self.pooling * 2 * min(self.pool, seq_len)
+        return latents + keys * self.index_dim * itemsize
+
+    @property
+    def pooling(self) -> bool:
+        """Whether a key stands for several tokens."""
+        return self.pool > 1
 
     @property
     def has_loss(self) -> bool:
@@ -95,14 +137,47 @@ class DSAConfig(MLAConfig):
 
     @property
     def mechanism(self) -> str:
-        return f"{self.top_k} chosen tokens, {super().mechanism}"
+        shared = ", indexer of a layer below" if self.index_in else ""
+        return f"{self.top_k} chosen tokens, {super().mechanism}{shared}"
+
+    def cross_layer(self, width: int, depth: int) -> dict[str, tuple[int, ...]]:
+        name = self.index_in or self.index_out
+        if name is None:
+            return {}
+        heads, size = self.index_heads, self.index_dim
+        return dict(zip(_channels(name), ((heads, size), (size,), (heads,)), strict=True))
+
+    @property
+    def hands_on(self) -> str | None:
+        return self.index_out
+
+    def handed_on(self, state: "DSAState") -> TokenCache:
+        """The cache without the latents: the indexer's keys."""
+        return state.tokens._replace(entries=state.tokens.entries[1:])
+
+    @property
+    def reads_cache(self) -> str | None:
+        return self.index_in
+
+
+class DSAState(NamedTuple):
+    """The decoding state.
+
+    Attributes:
+      tokens: latents with their shared key part, and the indexer's keys.
+      pool: with pools, the indexer's keys and weights of the last tokens, of which the next pool's key
+        is made; () without.
+    """
+
+    tokens: TokenCache
+    pool: TokenCache | tuple[()]
 
 
 class Index(NamedTuple):
     """What the indexer makes of its tokens.
 
     Attributes:
-      q_BTIJ, k_BTJ: rotated.
+      q_BTIJ, k_BTJ: rotated. With pools, k_BTJ has a pool's key at its last token.
       w_BTI: of its heads, with the factor on logits.
     """
 
@@ -116,7 +191,8 @@ class DSA(MLA):
 
     def __init__(self, config: DSAConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
         super().__init__(config, spec, rngs=rngs)
-        self.indexer = Indexer(config, spec.width, rngs=rngs)
+        own = config.index_in is None
+        self.indexer = Indexer(config, spec.width, rngs=rngs) if own else None
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         return self._parallel(x_BTD, context)[0]
@@ -127,42 +203,55 @@ class DSA(MLA):
         total = jnp.sum(jnp.where(there_BT, jnp.mean(cross_BTH, axis=-1), 0))
         return y_BTD, self.config.index_loss * total / jnp.maximum(jnp.sum(there_BT), 1)
 
-    def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> TokenCache:
-        """An empty cache of latents with their shared key part, and of the indexer's keys."""
-        sizes = (self.config.kv_rank + self.config.qk_rope,), (self.config.index_dim,)
-        return token_cache.empty(batch, max_len, sizes, dtype)
+    def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> DSAState:
+        """Empty caches of latents with their shared key part, and of the indexer's keys."""
+        config = self.config
+        sizes = ((config.kv_rank + config.qk_rope,), (config.index_dim,))
+        if self.indexer is None:
+            sizes = sizes[:1]
+        pool = ()
+        if self.indexer is not None and config.pooling:
+            pool = token_cache.empty(batch, config.pool, sizes[1:] * 2, dtype)
+        return DSAState(token_cache.empty(batch, max_len, sizes, dtype), pool)
 
     def extend(
-        self, x_BTD: jax.Array, context: SequenceContext, state: TokenCache
-    ) -> tuple[jax.Array, TokenCache]:
+        self, x_BTD: jax.Array, context: SequenceContext, state: DSAState
+    ) -> tuple[jax.Array, DSAState]:
         ids_BT = context.segment_ids_BT
         q_BTHK, latent_BTL = self._project(x_BTD, context)
-        index = self._index(x_BTD, context)
-        entries = latent_BTL, index.k_BTJ
-        if x_BTD.shape[1] == 1:
-            state = token_cache.write(state, entries, ids_BT)
-            latents_BSL, index_k_BSJ = state.entries
-            visible_BS = token_cache.visible(state, ids_BT)
+        index, pool = self._index(x_BTD, context, state.pool)
+        before = state
+        entries = (latent_BTL, index.k_BTJ)[: len(state.tokens.entries)]
+        state = DSAState(token_cache.write(state.tokens, entries, ids_BT), pool)
+        one = x_BTD.shape[1] == 1
+        # A single token reads its own key from the cache; several read the cache and their own.
+        cache = self._index_cache(context, state if one else before)
+        self._hand_on(context, index, cache)
+        if one:
+            latents_BSL, (index_k_BSJ,) = state.tokens.entries[0], cache.entries
+            visible_BS = token_cache.visible(cache, ids_BT)
             chosen_B1S = chosen_keys(
                 index.q_BTIJ,
                 index_k_BSJ,
                 index.w_BTI,
                 visible_BS[:, None],
                 top_k=self.config.top_k,
-                oldest=state.length % visible_BS.shape[1],
+                oldest=cache.length % visible_BS.shape[1],
+                pools=self._pools(cache.indices_S[None] - cache.document_start_B[:, None]),
             )
             return self._output(self._decode(q_BTHK, latents_BSL, chosen_B1S[:, 0])), state
-        (past_BSL, past_BSJ), past_ids_BS = token_cache.in_order(state)
+        (past_BSL, *_), past_ids_BS = token_cache.in_order(before.tokens)
+        (past_BSJ,), _ = token_cache.in_order(cache)
         past = IndexedState(*self._expand(past_BSL), past_BSJ, past_ids_BS)
         out_BTHV, _ = self._attend(q_BTHK, self._expand(latent_BTL), index, context, past)
-        return self._output(out_BTHV), token_cache.write(state, entries, ids_BT)
+        return self._output(out_BTHV), state
 
     def attention_rows(
         self, x_BTD: jax.Array, context: SequenceContext, rows_BQ: jax.Array
     ) -> rows.AttentionRows:
         q_BTHK, latent_BTL = self._project(x_BTD, context)
         k_BTHK, _ = self._expand(latent_BTL)
-        chosen_B1QT = self._chosen(self._index(x_BTD, context), context, rows_BQ)
+        chosen_B1QT = self._chosen(self._index(x_BTD, context)[0], context, rows_BQ)
         q_BQHK = rows.take(q_BTHK, rows_BQ)
         return rows.probabilities(q_BQHK, k_BTHK, chosen_B1QT, scale=self.scale)
 
@@ -175,8 +264,15 @@ class DSA(MLA):
             rows.take(index.w_BTI, rows_BQ),
             visible_B1QT[:, 0],
             top_k=self.config.top_k,
+            pools=self._pools(context.positions_BT),
         )
         return chosen_BQT[:, None]
+
+    def _pools(self, positions_BS: jax.Array) -> Pools | None:
+        """How keys at these positions of their document stand for pools; None where they do not."""
+        if not self.config.pooling:
+            return None
+        return Pools(self.config.pool, self.config.pool_tail, positions_BS)
 
     @property
     def has_window(self) -> bool:
@@ -191,9 +287,10 @@ class DSA(MLA):
         index = Index(
             *(
                 context.hook(f"hook_index_{name}", x)
-                for name, x in zip("qkw", self._index(x_BTD, context), strict=True)
+                for name, x in zip("qkw", self._index(x_BTD, context)[0], strict=True)
             )
         )
+        self._hand_on(context, index)
         keys = self._expanded(latent_BTL, context)
         out_BTHV, cross_BTH = self._attend(q_BTHK, keys, index, context, None)
         out_BTHV = patterns.observed(
@@ -206,10 +303,37 @@ class DSA(MLA):
         )
         return self._output(context.hook("hook_z", out_BTHV)), cross_BTH
 
-    def _index(self, x_BTD: jax.Array, context: SequenceContext) -> Index:
+    def _index_cache(self, context: SequenceContext, state: DSAState) -> TokenCache:
+        """The cache of the indexer's keys: the layer's own, or that of the layer below."""
+        if self.indexer is None:
+            return context.caches[self.config.index_in]
+        return self.config.handed_on(state)
+
+    def _hand_on(
+        self, context: SequenceContext, index: Index, cache: TokenCache | None = None
+    ) -> None:
+        """Puts what the indexer made, and its cache, where layers above read them."""
+        name = self.config.index_out
+        if name is None or context.cross_layer is None:
+            return
+        context.cross_layer.update(zip(_channels(name), index, strict=True))
+        if cache is not None and context.caches is not None:
+            context.caches[name] = cache
+
+    def _index(
+        self, x_BTD: jax.Array, context: SequenceContext, past: TokenCache | tuple[()] = ()
+    ) -> tuple[Index, TokenCache | tuple[()]]:
+        """What the indexer makes of these tokens, and the new cache of the last ones, for pools."""
+        if self.indexer is None:
+            channels = _channels(self.config.index_in)
+            return Index(*(context.cross_layer[name] for name in channels)), ()
         x_BTD = jax.lax.stop_gradient(x_BTD)
         latent_BTL = jax.lax.stop_gradient(self.q.latent(x_BTD))
-        return self.indexer(x_BTD, latent_BTL, context.positions_BT)
+        index = self.indexer(x_BTD, latent_BTL, context.positions_BT)
+        if self.indexer.pool is None:
+            return index, ()
+        k_BTJ, past = self.indexer.pool(x_BTD, index.k_BTJ, context, past)
+        return index._replace(k_BTJ=k_BTJ), past
 
     def _attend(
         self,
@@ -224,10 +348,59 @@ class DSA(MLA):
             *keys,
             *index,
             top_k=self.config.top_k,
+            pool=self.config.pool,
+            pool_tail=self.config.pool_tail,
             segment_ids=context.segment_ids_BT,
             scale=self.scale,
             initial_state=past,
         )
+
+
+class Pool(nnx.Module):
+    """The keys of pools: at each token, that of the pool that would end there."""
+
+    def __init__(self, tokens: int, width: int, size: int, *, rngs: nnx.Rngs):
+        self.gate = Linear(width, size, ("embed", "index"), rngs=rngs)
+        self.places = nnx.Param(jnp.zeros((tokens, size)), axes=("taps", "index"))
+        self.tokens = tokens
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        k_BTJ: jax.Array,
+        context: SequenceContext,
+        past: TokenCache | tuple[()],
+    ) -> tuple[jax.Array, TokenCache | tuple[()]]:
+        """The keys, 0 at tokens that end no pool, and the cache of the last tokens."""
+        time, before = x_BTD.shape[1], self.tokens - 1
+        entries = (k_BTJ, self.gate(x_BTD))
+        if past:
+            (old_k, old_gate), _ = token_cache.in_order(past)
+            old = (old_k[:, 1:], old_gate[:, 1:])
+            past = token_cache.write(past, entries, context.segment_ids_BT, self.tokens)
+        else:
+            old = tuple(jnp.zeros((x.shape[0], before, x.shape[2]), x.dtype) for x in entries)
+        k_BSJ, gate_BSJ = (
+            jnp.concatenate([a.astype(b.dtype), b], axis=1) for a, b in zip(old, entries)
+        )
+        shifted = [slice(j, j + time) for j in range(self.tokens)]
+        places = at_least_float32(self.places[...])
+        logits = jnp.stack(
+            [
+                at_least_float32(gate_BSJ[:, s]) + places[None, j, None]
+                for j, s in enumerate(shifted)
+            ]
+        )
+        weights = jax.nn.softmax(logits, axis=0)
+        keys = jnp.stack([k_BSJ[:, s] for s in shifted])
+        pooled_BTJ = jnp.sum(weights.astype(k_BTJ.dtype) * keys, axis=0)
+        ends_BT1 = (context.positions_BT % self.tokens == before)[..., None]
+        return jnp.where(ends_BT1, pooled_BTJ, 0), past
+
+
+def _channels(name: str) -> tuple[str, str, str]:
+    """The names in `SequenceContext.cross_layer` of the arrays of an `Index`."""
+    return f"{name}.index_q", f"{name}.index_k", f"{name}.index_w"
 
 
 class Indexer(nnx.Module):
@@ -245,6 +418,7 @@ class Indexer(nnx.Module):
         if self.rotated:
             rope = dataclasses.replace(config.rope, interleaved=config.index_interleaved)
             self.rope = Rope(rope, self.rotated)
+        self.pool = Pool(config.pool, width, size, rngs=rngs) if config.pooling else None
 
     def __call__(self, x_BTD: jax.Array, latent_BTL: jax.Array, positions_BT: jax.Array) -> Index:
         q_BTIJ = self.q(latent_BTL).reshape(*x_BTD.shape[:2], self.heads, -1)

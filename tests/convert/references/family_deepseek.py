@@ -90,3 +90,12 @@ def deepseek_v32(draw: Draw) -> DeepseekV32Config:
 @case("glm_moe_dsa", GlmMoeDsaForCausalLM, draw_biases, exact=True)
 def glm_moe_dsa(draw: Draw) -> GlmMoeDsaConfig:
     return GlmMoeDsaConfig(**sparse(draw))
+
+
+@case("glm_moe_dsa_shared", GlmMoeDsaForCausalLM, draw_biases, exact=True)
+def glm_moe_dsa_shared(draw: Draw) -> GlmMoeDsaConfig:
+    found = sparse(draw)
+    rest = [
+        draw.choice(("full", "shared", "shared")) for _ in range(found["num_hidden_layers"] - 2)
+    ]
+    return GlmMoeDsaConfig(**found, indexer_types=["full", "shared", *rest])
