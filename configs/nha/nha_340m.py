@@ -3,7 +3,7 @@
 30,720 steps of 524,288 tokens, 16.1B in all (the paper: 15B). `scratch.py` says what is the authors' and what is
 ours.
 
-Hardware: the authors took 16 GPUs; `:smoke`: 2 CPU cores, 1 minute. Not trained here.
+Hardware: the authors took 16 GPUs. Not trained here; `:smoke` runs on a CPU.
 Expected: unknown: the paper's table at this size is not in the sources that this was made from.
 Run:      hybridlm train --config configs/nha/nha_340m.py --workdir runs/nha_340m
 """

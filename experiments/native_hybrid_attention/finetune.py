@@ -3,7 +3,7 @@
 The argument is "student=DIR", and optionally steps=N, length=N, batch=N, and teacher=PATH, with which the
 model learns the teacher's probabilities instead (objective=kl). Model and tokenizer are the student's.
 
-Hardware: 2 CPU cores for SmolLM2-135M, with 4 GB of memory; not run yet.
+Hardware: made for 2 CPU cores and SmolLM2-135M; not run yet.
 Expected: a loss that falls from that of the converted model; README.md has what was run.
 Run:      hybridlm train --config experiments/native_hybrid_attention/finetune.py:student=DIR --workdir DIR
 """

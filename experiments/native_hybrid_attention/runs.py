@@ -105,7 +105,7 @@ def run(arm: Arm, seed: int, workdir: pathlib.Path, steps: int | None = None) ->
     if arm.task == MQAR:
         found = recall_runs.run(program(arm), TASKS[MQAR], seed, steps)
         names = ("accuracy_1x", "accuracy_2x", "accuracy_4x")
-        return {**found, **dict(zip(names, found.pop("accuracy"), strict=True))}
+        return dict(zip(names, found.pop("accuracy"), strict=True)) | found
     return _run_text(arm, seed, workdir, arm.scale.steps if steps is None else steps)
 
 

@@ -188,16 +188,20 @@ def figures_table(rows: Rows) -> str:
 
 
 def drawn(rows: Rows) -> dict[str, str]:
-    """The figures that the rows are enough for, by name of their file, with titles."""
+    """The figures of at least two arms, by name of their file, with titles."""
+
+    def several(arms: Sequence[Arm]) -> bool:
+        return sum(bool(by_seed(rows, arm)) for arm in arms) > 1
+
     titles = {}
     for task in SCALES:
-        if any(by_seed(rows, arm) for arm in [*core(task), *controls(task)]):
+        if several([*core(task), *controls(task)]):
             titles[f"core_{task}"] = f"Hybrids and full attention, {SCALES[task].title}"
-        if any(by_seed(rows, arm) for arm in slide(task)):
+        if several(slide(task)):
             titles[f"slide_{task}"] = (
                 f"One window from 0 to {WINDOWS[task][-1]} tokens, {SCALES[task].title}"
             )
-    if any(by_seed(rows, arm) for arm in ablation(MQAR)):
+    if several(ablation(MQAR)):
         titles["ablation"] = "Accuracy on MQAR by window and slots"
     return titles
 
