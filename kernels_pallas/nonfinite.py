@@ -8,7 +8,9 @@ that token on to NaN: nothing is hidden, and no gradient passes there.
 Cotangents are treated alike: one that is not finite (another layer or branch has overflowed at that token)
 becomes 0 for the op, and the gradient of the op's first input becomes NaN at its token.
 
-The TPU attention kernels have their own way (`kernels_pallas/attention/tpu_nonfinite.py`).
+The TPU kernels of `gated_linear` and `delta_rule` replace such numbers themselves, cotangents too, and report
+the tokens (`kernels_pallas/tpu_nonfinite.py`). Those of attention have their own way
+(`kernels_pallas/attention/tpu_nonfinite.py`).
 """
 
 from typing import Any, NamedTuple
@@ -31,6 +33,9 @@ class Contained(NamedTuple):
       spoilt_BT: True at tokens whose document held NaN or infinity up to them; never at padding.
       padding_BT: True at padding.
       flag_BT: zeros; a cotangent of NaN here makes the first input's gradient NaN at the token.
+      by_kernel: the inputs are as given: the kernel replaces NaN and infinity, also in the
+        cotangent of its output. `found` then takes the tokens in which there was any, and the
+        kernel's flag.
     """
 
     inputs: tuple
@@ -38,13 +43,21 @@ class Contained(NamedTuple):
     spoilt_BT: Bool[Array, "B T"]
     padding_BT: Bool[Array, "B T"]
     flag_BT: Float[Array, "B T"]
+    by_kernel: bool = False
+
+    def found(self, ids_BT: Array, bad_BT: Bool[Array, "B T"], flag_BT: Array) -> "Contained":
+        """With the tokens in which a kernel found NaN or infinity; padding is not counted."""
+        bad_BT = (bad_BT & ~self.padding_BT).at[:, 0].max(self.spoilt_BT[:, 0])
+        spoilt_BT = spoilt(ids_BT, bad_BT, self.state.segment_ids_B)
+        return self._replace(spoilt_BT=spoilt_BT, flag_BT=flag_BT)
 
     def mark(self, x_BT: Array, empty: float = 0.0) -> Array:
         """An output (B, T, ...) with NaN at spoilt tokens and `empty` at padding.
 
         No cotangent of either passes, be it NaN.
         """
-        x_BT = _with_finite_cotangent(x_BT, self.flag_BT)
+        if not self.by_kernel:
+            x_BT = _with_finite_cotangent(x_BT, self.flag_BT)
         set_BT = jnp.where(self.spoilt_BT, jnp.nan, empty).astype(x_BT.dtype)
         return jnp.where(_wide(self.spoilt_BT | self.padding_BT, x_BT), _wide(set_BT, x_BT), x_BT)
 
@@ -64,6 +77,7 @@ def contain(
     *,
     logs: tuple = (),
     state: Any = None,
+    by_kernel: bool = False,
 ) -> Contained:
     """Replaces NaN and infinity, and marks the tokens that they spoil.
 
@@ -73,18 +87,26 @@ def contain(
       logs: further inputs, logarithms of decays, in which minus infinity is a decay of 0.
       state: a recurrent state before the first token, with arrays (B, ...) and the field
         segment_ids_B; None is no state.
+      by_kernel: leaves the inputs to the kernel, and marks only what the state spoils.
 
     Returns the inputs and then the logs, in `Contained.inputs`.
     """
-    found, bad_BT = _replace(inputs, ids_BT)
-    found_logs, bad_logs_BT = _replace(logs, ids_BT, is_log=True)
-    bad_BT, before_B = bad_BT | bad_logs_BT, None
+    if by_kernel:
+        found, found_logs, bad_BT = list(inputs), logs, jnp.zeros(ids_BT.shape, bool)
+    else:
+        found, bad_BT = _replace(inputs, ids_BT)
+        found_logs, bad_logs_BT = _replace(logs, ids_BT, is_log=True)
+        bad_BT |= bad_logs_BT
+    before_B = None
     if state is not None:
         state, bad_B = contain_state(state, ids_BT)
         bad_BT, before_B = bad_BT.at[:, 0].max(bad_B), state.segment_ids_B
     spoilt_BT = spoilt(ids_BT, bad_BT, before_B)
-    first, flag_BT = _with_flag(found[0])
-    return Contained((first, *found[1:], *found_logs), state, spoilt_BT, ids_BT == 0, flag_BT)
+    flag_BT = jnp.zeros(ids_BT.shape, found[0].dtype)
+    if not by_kernel:
+        found[0], flag_BT = _with_flag(found[0])
+    inputs = *found, *found_logs
+    return Contained(inputs, state, spoilt_BT, ids_BT == 0, flag_BT, by_kernel)
 
 
 def contain_state(state: Any, ids_BT: Int[Array, "B T"]) -> tuple[Any, Bool[Array, "B"]]:

@@ -19,9 +19,13 @@ ROWS = 8  # of a register
 
 
 def with_resets(log_decay, resets_BT):
-    """log_decay (B, T, ...) in float32, `RESET` at resets, -inf replaced by `RESET`."""
+    """log_decay (B, T, ...) in float32, `RESET` at resets, -inf replaced by `RESET`.
+
+    NaN and infinity stay, at resets too: `tpu_nonfinite` replaces them by `RESET`.
+    """
     resets = resets_BT.reshape(resets_BT.shape + (1,) * (log_decay.ndim - 2))
-    return jnp.where(resets, RESET, jnp.maximum(log_decay.astype(jnp.float32), RESET))
+    g = jnp.maximum(log_decay.astype(jnp.float32), RESET)
+    return jnp.where(resets & (g < jnp.inf), RESET, g)
 
 
 def grid_of(shape, axis: int):

@@ -99,6 +99,7 @@ class GridPlan(NamedTuple):
     precision: jax.lax.Precision
     interpret: Any
     erase: bool = False  # the delta rule with an erase key
+    unit_eps: float | None = None  # the delta rule: queries and keys are given length 1
 
     def rows(self, x_BTH):
         """(B, T, H) -> (B, N, chunks, R, C): one row per value head, in N blocks of R heads."""
@@ -116,6 +117,21 @@ def pad_time(x_BT, length: int):
 def flat(x_BTHK):
     """(B, T, H * K)"""
     return x_BTHK.reshape(*x_BTHK.shape[:2], -1)
+
+
+def tokens_of(marks_BNX1C, time: int):
+    """(B, T): True where `tpu_nonfinite.replace` has marked a token in any head's step."""
+    marked_BXC = jnp.any(marks_BNX1C != 0, axis=(1, 3))
+    return marked_BXC.reshape(marked_BXC.shape[0], -1)[:, :time]
+
+
+def with_marks(dx_BTK, marks_BNX1C, dflag_BT):
+    """A gradient with NaN where the cotangent of the output was not finite, by the marks, or that of the
+    flag is NaN. Of heads side by side: with an axis of heads this would be a copy of its own."""
+    time = dflag_BT.shape[1]
+    bad_BT = tokens_of(marks_BNX1C, time) | jnp.isnan(dflag_BT)
+    bad_BT = jnp.pad(bad_BT, ((0, 0), (0, dx_BTK.shape[1] - time)))
+    return jnp.where(bad_BT[..., None], jnp.nan, dx_BTK)
 
 
 def head(ref_or_array, number: int, size: int):
@@ -141,6 +157,8 @@ class Specs:
             (1, length, heads.heads * plan.value_size), lambda b, h, c: (b, at(c), h)
         )
         self.rows = self.per_chunk(length)
+        # Of all heads of a step: which tokens are not finite.
+        self.marks = pl.BlockSpec((1, 1, 1, 1, length), lambda b, h, c: (b, h, at(c), 0, 0))
         self.gates = (
             pl.BlockSpec((1, length, heads.heads * key_size), lambda b, h, c: (b, at(c), h))
             if plan.per_channel
@@ -165,6 +183,11 @@ class Specs:
 
     def saved_states(self, batch: int):
         return self.saved(batch, self.plan.key_size, self.plan.value_size)
+
+    def marked(self, batch: int):
+        """(spec, shape, dtype) of what `tpu_nonfinite.replace` returns in each step."""
+        shape = batch, self.plan.heads.blocks, self.chunks, 1, self.plan.length
+        return self.marks, shape, jnp.float32
 
     def state_scratch(self):
         plan = self.plan

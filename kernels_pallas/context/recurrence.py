@@ -18,6 +18,7 @@ from kernels_pallas import linear_recurrence as diagonal_op
 from kernels_pallas import selective_scan as selective_op
 from kernels_pallas.context.halo import entering_state, ids_before, of_last_shard
 from kernels_pallas.context.nonfinite import contain
+from kernels_pallas.delta_rule.inputs import unit
 
 
 def linear_recurrence(
@@ -202,6 +203,7 @@ def delta_rule(
     erase_BTGK: Float[Array, "B T G K"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
     scale: float | None = None,
+    unit_eps: float | None = None,
     initial_state: delta_op.DeltaRuleState | None = None,
     return_state: bool = False,
     impl: str = "auto",
@@ -217,7 +219,7 @@ def delta_rule(
       axis: the mesh axis that splits time.
       initial_state: the state before the rows, the same on every shard.
       return_state: also return the state after the rows' last token, on every shard.
-      scale, impl, precision: as in the op; transitions are multiplied in the highest precision.
+      scale, unit_eps, impl, precision: as in the op; transitions are multiplied in the highest precision.
 
     Returns and raises what the op does.
     """
@@ -227,6 +229,8 @@ def delta_rule(
     dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, *others)
     first = initial_state or delta_op.empty_state(batch, heads, key_size, value_size, dtype)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
+    if unit_eps is not None:
+        q_BTGK, k_BTGK = (unit(x, unit_eps) for x in (q_BTGK, k_BTGK))
     inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, erase_BTGK
     contained = contain(ids_BT, inputs, axis, logs=(log_decay,), state=first)
     q_BTGK, k_BTGK, v_BTHV, beta_BTH, erase_BTGK, log_decay = contained.inputs

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from kernels_pallas import dispatch, mxu, nonfinite, segments
 from kernels_pallas.delta_rule import chunked, hopper, reference, tpu
+from kernels_pallas.delta_rule.inputs import unit
 from kernels_pallas.forms import Call
 
 _SIZES = (64, 128, 192, 256)
@@ -59,7 +60,6 @@ SUPPORT = (
 _FORMS = {
     "reference": reference.delta_rule,
     "chunked": chunked.delta_rule,
-    "tpu": tpu.delta_rule,
     "hopper": hopper.delta_rule,
 }
 
@@ -93,6 +93,7 @@ def delta_rule(
     erase_BTGK: Float[Array, "B T G K"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
     scale: float | None = None,
+    unit_eps: float | None = None,
     initial_state: DeltaRuleState | None = None,
     return_state: bool = False,
     impl: str = "auto",
@@ -103,8 +104,8 @@ def delta_rule(
     e_t is the erase key, by default k_t: S_t = (I - beta_t k_t e_t^T) Diag(a_t) S_{t-1}
     + beta_t k_t v_t^T. The decay comes before the error, within each document. At a document's first
     token the carried S counts as 0 (so a_t and e_t are unused there); padding gives 0. Value head h
-    reads query/key head h // (H // G). Nothing is normalised here: without an erase key S stays
-    bounded where beta_t |k_t|^2 <= 2, which keys of length 1 and beta in [0, 2] give.
+    reads query/key head h // (H // G). Nothing is normalised without `unit_eps`: without an erase key S
+    stays bounded where beta_t |k_t|^2 <= 2, which keys of length 1 and beta in [0, 2] give.
 
     Arguments:
       q_BTGK, k_BTGK: any floating dtype.
@@ -117,6 +118,8 @@ def delta_rule(
         beta 1. A rule that reads the state before its decay divides its key by a_t.
       segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
       scale: of the output, K ** -0.5 if None.
+      unit_eps: if given, q and k are divided by sqrt(sum of their squares + unit_eps) first, in
+        float32, and rounded to their dtype; an erase key is not. The TPU kernel does this itself.
       initial_state: state of the tokens directly before; carried on only into the document
         whose id it holds.
       return_state: also return the state after the last token.
@@ -128,11 +131,12 @@ def delta_rule(
 
     Returns o_BTHV in v's dtype, or (o_BTHV, DeltaRuleState); S and all sums are float32
     (float64 where an input is float64).
-    Raises ValueError for shapes that do not agree, H % G != 0, a scale that is no Python
+    Raises ValueError for shapes that do not agree, H % G != 0, a scale or unit_eps that is no Python
     number, non-integer segment ids, unknown impl.
     """
     _check(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, segment_ids, initial_state)
     scale = dispatch.number("delta_rule", "scale", scale)
+    unit_eps = dispatch.number("delta_rule", "unit_eps", unit_eps)
     batch, time, kv_heads, key_size = k_BTGK.shape
     heads, value_size = v_BTHV.shape[2:]
     if beta_BTH is None:
@@ -152,18 +156,26 @@ def delta_rule(
         key_dtype=dispatch.dtypes(*(x for x in (q_BTGK, k_BTGK, erase_BTGK) if x is not None)),
         precision=mxu.precision_name(precision),
     )
-    form = _FORMS[dispatch.resolve("delta_rule", impl, case, SUPPORT, time)]
+    form = dispatch.resolve("delta_rule", impl, case, SUPPORT, time)
 
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     state = initial_state
     if state is None:
         state = empty_state(batch, heads, key_size, value_size, dtype)
     scale = key_size**-0.5 if scale is None else scale
+    by_kernel, logs = form == "tpu", (log_decay,)
+    if unit_eps is not None and not by_kernel:
+        q_BTGK, k_BTGK = (unit(x, unit_eps) for x in (q_BTGK, k_BTGK))
     inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, erase_BTGK
-    contained = nonfinite.contain(ids_BT, inputs, logs=(log_decay,), state=state)
+    contained = nonfinite.contain(ids_BT, inputs, logs=logs, state=state, by_kernel=by_kernel)
     call = Call.of(ids_BT, *contained.state, dtype, scale, precision)
     *inputs, erase_BTGK, log_decay = contained.inputs
-    o_BTHV, s_BHKV = form(*inputs, log_decay, erase_BTGK, call)
+    inputs = *inputs, log_decay, erase_BTGK, call
+    if by_kernel:
+        o_BTHV, s_BHKV, *found = tpu.delta_rule(*inputs, unit_eps)
+        contained = contained.found(ids_BT, *found)
+    else:
+        o_BTHV, s_BHKV = _FORMS[form](*inputs)
     o_BTHV = contained.mark(o_BTHV.astype(v_BTHV.dtype))
     if not return_state:
         return o_BTHV

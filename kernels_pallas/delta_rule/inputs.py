@@ -1,8 +1,16 @@
 """The inputs as the reference and the chunked form read them."""
 
 import jax
+import jax.numpy as jnp
 
 from kernels_pallas.forms import Call
+
+
+def unit(x, eps: float):
+    """x / sqrt(sum x^2 + eps) over the last axis, in x's dtype; statistics are float32 at least."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    norm = jax.lax.rsqrt(jnp.sum(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return (wide * norm).astype(x.dtype)
 
 
 def prepare(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, call: Call):

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 
+from kernels_pallas.delta_rule.inputs import unit
 from kernels_pallas.mxu import NT, TN, dot, resolve_precision
 from kernels_pallas.tpu_decays import (
     ChannelDecays,
@@ -39,13 +40,30 @@ from kernels_pallas.tpu_decays import (
     to_row,
     with_resets,
 )
-from kernels_pallas.tpu_grid import GridPlan, Heads, Specs, chunk_length, flat, head, pad_time
+from kernels_pallas.tpu_grid import (
+    GridPlan,
+    Heads,
+    Specs,
+    chunk_length,
+    flat,
+    head,
+    pad_time,
+    tokens_of,
+    with_marks,
+)
+from kernels_pallas.tpu_nonfinite import any_nonfinite, replace
 
 HEADS = 2  # value heads of a grid step, at most
 
 
-def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, call):
-    """(o_BTHV, last S_BHKV), as the other forms; inputs float32 or bfloat16."""
+def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, call, unit_eps=None):
+    """(o_BTHV, last S_BHKV), as the other forms, bad_BT and flag_BT; inputs float32 or bfloat16.
+
+    With `unit_eps` queries and keys are given length 1 first.
+
+    bad_BT is True where an input is not finite and was replaced. flag_BT is that of
+    `nonfinite.Contained`.
+    """
     if log_decay is None:
         log_decay = jnp.zeros(beta_BTH.shape, jnp.float32)
     batch, time, groups, key_size = k_BTGK.shape
@@ -60,6 +78,7 @@ def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, call):
         precision=resolve_precision(call.precision),
         interpret=call.interpret,
         erase=erase_BTGK is not None,
+        unit_eps=unit_eps,
     )
     # The kernel reads padding as documents of one token: masks go on what it returns.
     g, beta = with_resets(log_decay, call.resets_BT), beta_BTH.astype(jnp.float32)
@@ -68,9 +87,11 @@ def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, call):
 
     g = flat(g) if plan.per_channel else plan.rows(g)
     s = plan.heads.split(call.state_B.astype(jnp.float32), 1)
-    o_BTV, s = _run(plan, flat(q), flat(k), flat(v), plan.rows(beta), g, x, s)
+    inputs = flat(q), flat(k), flat(v), plan.rows(beta), g, x, s
+    o_BTV, s, marks, flag_BT = _run(plan, *inputs, jnp.zeros((batch, time), q.dtype))
     o_BTHV = call.without_padding(o_BTV.reshape(*v.shape)[:, :time])
-    return o_BTHV, call.without_last_padding(s.reshape(call.state_B.shape))
+    s_BHKV = call.without_last_padding(s.reshape(call.state_B.shape))
+    return o_BTHV, s_BHKV, tokens_of(marks, time), flag_BT
 
 
 def step_heads(groups: int, heads: int, key_size: int, value_size: int) -> Heads:
@@ -79,18 +100,20 @@ def step_heads(groups: int, heads: int, key_size: int, value_size: int) -> Heads
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, s_BNRKV):
-    return _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, s_BNRKV, save=False)[0]
+def _run(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, s_BNRKV, flag_BT):
+    inputs = q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, s_BNRKV, flag_BT
+    return _forward(plan, *inputs, save=False)[0]
 
 
-def _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, s_BNRKV, save=True):
+def _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, s_BNRKV, flag_BT, save=True):
     erase = [x_BTK] if plan.erase else []
     batch, time, _ = v_BTV.shape
     specs = Specs(plan, time, reverse=False)
     outs = [(specs.values, v_BTV.shape, v_BTV.dtype), (specs.state, s_BNRKV.shape, jnp.float32)]
+    outs.append(specs.marked(batch))
     if save:
         outs += [specs.saved(batch, *size) for size in _saved_sizes(plan)]
-    o_BTV, last, *saved = specs.call(
+    o_BTV, last, marks, *saved = specs.call(
         functools.partial(_forward_kernel, plan),
         "delta_rule_forward" + "_erase" * plan.erase,
         [specs.keys, specs.keys, specs.values, specs.rows, specs.gates]
@@ -101,7 +124,9 @@ def _forward(plan, q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, s_BNRKV, save=True
     )(q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *erase, s_BNRKV)
     names = ("delta_rule_states", "delta_rule_inverse", "delta_rule_errors")
     saved = [checkpoint_name(x, name) for x, name in zip(saved, names)]
-    return (o_BTV, last), (q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, *saved)
+    marks = checkpoint_name(marks, names[0])
+    residuals = q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, marks, *saved
+    return (o_BTV, last, marks, flag_BT), residuals
 
 
 def _saved_sizes(plan):
@@ -111,9 +136,9 @@ def _saved_sizes(plan):
 
 
 def _backward(plan, residuals, cotangents):
-    q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, *saved = residuals
+    q_BTK, k_BTK, v_BTV, beta_BNXRC, g, x_BTK, marks, *saved = residuals
     erase = [x_BTK] if plan.erase else []
-    do_BTV, ds = cotangents
+    do_BTV, ds, _, dflag_BT = cotangents
     batch, time, _ = v_BTV.shape
     specs = Specs(plan, time, reverse=True)
     key_shape = batch, time, plan.heads.blocks * plan.heads.groups * plan.key_size
@@ -122,13 +147,13 @@ def _backward(plan, residuals, cotangents):
     def of_keys(x):
         return specs.own_keys, key_shape, jnp.float32 if shared else x.dtype
 
-    dq, dk, dv, dbeta, dg, *dx, ds = specs.call(
+    dq, dk, dv, dbeta, dg, *dx, ds, do_marks = specs.call(
         functools.partial(_backward_kernel, plan),
         "delta_rule_backward" + "_erase" * plan.erase,
         [specs.keys, specs.keys, specs.values, specs.rows, specs.gates]
         + [specs.keys] * plan.erase
         + [specs.per_chunk(*size) for size in _saved_sizes(plan)]
-        + [specs.values, specs.state],
+        + [specs.marks, specs.values, specs.state],
         [
             of_keys(q_BTK),
             of_keys(k_BTK),
@@ -137,14 +162,16 @@ def _backward(plan, residuals, cotangents):
             (specs.gates, g.shape, jnp.float32),
             *map(of_keys, erase),
             (specs.state, ds.shape, jnp.float32),
+            specs.marked(batch),
         ],
         scratch=[specs.state_scratch()] + specs.factor_scratch(),
-    )(q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *erase, *saved, do_BTV, ds)
+    )(q_BTK, k_BTK, v_BTV, beta_BNXRC, g, *erase, *saved, marks, do_BTV, ds)
     dq, dk, *dx = (
         flat(plan.heads.sum_shared(gradient, plan.key_size, x.dtype))
         for gradient, x in zip((dq, dk, *dx), (q_BTK, k_BTK, *erase), strict=True)
     )
-    return dq, dk, dv, dbeta, dg, *(dx or (None,)), ds
+    dq = with_marks(dq, do_marks, dflag_BT)
+    return dq, dk, dv, dbeta, dg, *(dx or (None,)), ds, jnp.zeros_like(dflag_BT)
 
 
 _run.defvjp(_forward, _backward)
@@ -230,9 +257,12 @@ def _channel_scores(plan, q, k, x, g_ref, factors_ref, h) -> _Scores:
 
 def _forward_kernel(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, *refs):
     x_ref, *refs = refs if plan.erase else (k_ref, *refs)
-    s0_ref, o_ref, last_ref, *refs = refs
+    s0_ref, o_ref, last_ref, marks_ref, *refs = refs
     *saved_refs, s_ref = refs[:-1] if plan.per_channel else refs
     factors_ref = refs[-1] if plan.per_channel else None
+    blocks, rows = _inputs(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, x_ref)
+    wanted = any_nonfinite(*(r.at[0] for r in blocks), *(r[0, 0, 0] for r in rows))
+    marks_ref[0, 0, 0] = replace(wanted, blocks, rows, gates=g_ref)
 
     @pl.when(pl.program_id(2) == 0)
     def _():
@@ -240,7 +270,7 @@ def _forward_kernel(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, *refs):
 
     mm = functools.partial(dot, precision=plan.precision)
     for group, members in plan.heads.by_group():
-        q, k = (head(ref[0], group, plan.key_size) for ref in (q_ref, k_ref))
+        q, k = (_query_or_key(plan, ref, group) for ref in (q_ref, k_ref))
         x = head(x_ref[0], group, plan.key_size) if plan.erase else k
         grams = None if plan.per_channel else (mm(x, k, NT), mm(q, k, NT))
         for h in members:
@@ -265,6 +295,30 @@ def _forward_kernel(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, *refs):
         last_ref[0, 0] = s_ref[...]
 
 
+def _query_or_key(plan, ref, group):
+    """Queries or keys (C, K) of a head, of length 1 if the plan says so."""
+    x = head(ref[0], group, plan.key_size)
+    return x if plan.unit_eps is None else unit(x, plan.unit_eps)
+
+
+def _unit_gradient(plan, ref, group, dx):
+    """The gradient of a head's block from that of `_query_or_key`."""
+    if plan.unit_eps is None:
+        return dx
+    x = head(ref[0], group, plan.key_size).astype(jnp.float32)
+    norm = jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=1, keepdims=True) + plan.unit_eps)
+    x = x * norm
+    return (dx - x * jnp.sum(x * dx, axis=1, keepdims=True)) * norm
+
+
+def _inputs(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, x_ref):
+    """The blocks of inputs: tokens by channels, and tokens along lanes."""
+    blocks = [q_ref, k_ref, v_ref] + [x_ref] * plan.erase
+    if plan.per_channel:
+        return [*blocks, g_ref], [beta_ref]
+    return blocks, [beta_ref, g_ref]
+
+
 def _backward_kernel(
     plan,
     q_ref,
@@ -275,10 +329,14 @@ def _backward_kernel(
     *refs,
 ):
     x_ref, *refs = refs if plan.erase else (k_ref, *refs)
-    states_ref, inverses_ref, errors_ref, do_ref, dlast_ref, *refs = refs
+    states_ref, inverses_ref, errors_ref, marks_ref, do_ref, dlast_ref, *refs = refs
     dq_ref, dk_ref, dv_ref, dbeta_ref, dg_ref, *refs = refs
     dx_ref, *refs = refs if plan.erase else (dk_ref, *refs)
-    ds0_ref, ds_ref, *factors_ref = refs
+    ds0_ref, do_marks_ref, ds_ref, *factors_ref = refs
+    wanted = any_nonfinite(do_ref.at[0], marks_ref[0, 0, 0])
+    do_marks_ref[0, 0, 0] = replace(wanted, [do_ref])
+    blocks, rows = _inputs(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, x_ref)
+    replace(wanted, blocks, rows, gates=g_ref)
 
     @pl.when(pl.program_id(2) == 0)
     def _():
@@ -286,7 +344,7 @@ def _backward_kernel(
 
     mm = functools.partial(dot, precision=plan.precision)
     for group, members in plan.heads.by_group():
-        q, k = (head(ref[0], group, plan.key_size) for ref in (q_ref, k_ref))
+        q, k = (_query_or_key(plan, ref, group) for ref in (q_ref, k_ref))
         x = head(x_ref[0], group, plan.key_size) if plan.erase else k
         grams = None if plan.per_channel else (mm(x, k, NT), mm(q, k, NT))
         dq_group = dk_group = dx_group = 0.0
@@ -319,8 +377,8 @@ def _backward_kernel(
             if plan.erase:
                 dx_group = dx_group + dx
         columns = slice(group * plan.key_size, (group + 1) * plan.key_size)
-        dq_ref[0, :, columns] = dq_group.astype(dq_ref.dtype)
-        dk_ref[0, :, columns] = dk_group.astype(dk_ref.dtype)
+        for ref, dref, dx in ((q_ref, dq_ref, dq_group), (k_ref, dk_ref, dk_group)):
+            dref[0, :, columns] = _unit_gradient(plan, ref, group, dx).astype(dref.dtype)
         if plan.erase:
             dx_ref[0, :, columns] = dx_group.astype(dx_ref.dtype)
 

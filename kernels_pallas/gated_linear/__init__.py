@@ -53,7 +53,6 @@ SUPPORT = (
 _FORMS = {
     "reference": reference.gated_linear,
     "chunked": chunked.gated_linear,
-    "tpu": tpu.gated_linear,
     "hopper": hopper.gated_linear,
 }
 
@@ -134,17 +133,23 @@ def gated_linear(
         key_dtype=dispatch.dtypes(q_BTGK, k_BTGK),
         precision=mxu.precision_name(precision),
     )
-    form = _FORMS[dispatch.resolve("gated_linear", impl, case, SUPPORT, time)]
+    form = dispatch.resolve("gated_linear", impl, case, SUPPORT, time)
 
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     state = initial_state
     if state is None:
         state = empty_state(batch, heads, key_size, value_size, dtype)
     per_token = () if log_decay.ndim == 1 else (log_decay,)
-    contained = nonfinite.contain(ids_BT, (q_BTGK, k_BTGK, v_BTHV), logs=per_token, state=state)
+    by_kernel, inputs = form == "tpu", (q_BTGK, k_BTGK, v_BTHV)
+    contained = nonfinite.contain(ids_BT, inputs, logs=per_token, state=state, by_kernel=by_kernel)
     q_BTGK, k_BTGK, v_BTHV, *per_token = contained.inputs
     call = Call.of(ids_BT, *contained.state, dtype, scale, precision)
-    o_BTHV, s_BHKV = form(q_BTGK, k_BTGK, v_BTHV, *(per_token or (log_decay,)), call)
+    inputs = q_BTGK, k_BTGK, v_BTHV, *(per_token or (log_decay,)), call
+    if by_kernel:
+        o_BTHV, s_BHKV, *found = tpu.gated_linear(*inputs)
+        contained = contained.found(ids_BT, *found)
+    else:
+        o_BTHV, s_BHKV = _FORMS[form](*inputs)
     o_BTHV = contained.mark(o_BTHV.astype(v_BTHV.dtype))
     if not return_state:
         return o_BTHV

@@ -31,14 +31,29 @@ from kernels_pallas.tpu_decays import (
     to_row,
     with_resets,
 )
-from kernels_pallas.tpu_grid import GridPlan, Heads, Specs, chunk_length, flat, head, pad_time
+from kernels_pallas.tpu_grid import (
+    GridPlan,
+    Heads,
+    Specs,
+    chunk_length,
+    flat,
+    head,
+    pad_time,
+    tokens_of,
+    with_marks,
+)
+from kernels_pallas.tpu_nonfinite import any_nonfinite, replace
 
 HEADS = 4  # value heads of a grid step, at most, with one gate per head
 CHANNEL_HEADS = 2  # the same with one gate per channel
 
 
 def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, call):
-    """(o_BTHV, last S_BHKV), as the other forms; inputs float32 or bfloat16."""
+    """(o_BTHV, last S_BHKV), as the other forms, bad_BT and flag_BT; inputs float32 or bfloat16.
+
+    bad_BT is True where an input is not finite and was replaced. flag_BT is that of
+    `nonfinite.Contained`.
+    """
     log_decay = per_token(log_decay, v_BTHV, call)
     batch, time, groups, key_size = k_BTGK.shape
     heads, value_size = v_BTHV.shape[2:]
@@ -58,9 +73,11 @@ def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, call):
     q, k, v, g = (pad_time(x, plan.length) for x in (q_BTGK, k_BTGK, v_BTHV, g))
     g = flat(g) if per_channel else plan.rows(g)
     s = plan.heads.split(call.state_B.astype(jnp.float32), 1)
-    o_BTV, s = _attend(plan, flat(q), flat(k), flat(v), g, s)
-    o_BTHV = o_BTV.reshape(*v.shape)[:, :time].astype(call.dtype)
-    return call.without_padding(o_BTHV), call.without_last_padding(s.reshape(call.state_B.shape))
+    flag_BT = jnp.zeros((batch, time), q.dtype)
+    o_BTV, s, marks, flag_BT = _attend(plan, flat(q), flat(k), flat(v), g, s, flag_BT)
+    o_BTHV = call.without_padding(o_BTV.reshape(*v.shape)[:, :time].astype(call.dtype))
+    s_BHKV = call.without_last_padding(s.reshape(call.state_B.shape))
+    return o_BTHV, s_BHKV, tokens_of(marks, time), flag_BT
 
 
 def step_heads(groups: int, heads: int, key_size: int, value_size: int, per_channel: bool) -> Heads:
@@ -70,34 +87,35 @@ def step_heads(groups: int, heads: int, key_size: int, value_size: int, per_chan
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan, q_BTK, k_BTK, v_BTV, g, s_BNRKV):
-    return _forward(plan, q_BTK, k_BTK, v_BTV, g, s_BNRKV, save_states=False)[0]
+def _attend(plan, q_BTK, k_BTK, v_BTV, g, s_BNRKV, flag_BT):
+    return _forward(plan, q_BTK, k_BTK, v_BTV, g, s_BNRKV, flag_BT, save_states=False)[0]
 
 
-def _forward(plan, q_BTK, k_BTK, v_BTV, g, s_BNRKV, save_states=True):
+def _forward(plan, q_BTK, k_BTK, v_BTV, g, s_BNRKV, flag_BT, save_states=True):
     specs = Specs(plan, v_BTV.shape[1], reverse=False)
     outs = [(specs.values, v_BTV.shape, v_BTV.dtype), (specs.state, s_BNRKV.shape, jnp.float32)]
+    outs.append(specs.marked(v_BTV.shape[0]))
     if save_states:
         outs.append(specs.saved_states(v_BTV.shape[0]))
-    o_BTV, last, *states = specs.call(
+    o_BTV, last, marks, *states = specs.call(
         functools.partial(_forward_kernel, plan),
         "gated_linear_forward",
         [specs.keys, specs.keys, specs.values, specs.gates, specs.state],
         outs,
         scratch=[specs.state_scratch()] + specs.factor_scratch(),
     )(q_BTK, k_BTK, v_BTV, g, s_BNRKV)
-    states = [checkpoint_name(x, "gated_linear_states") for x in states]
-    return (o_BTV, last), (q_BTK, k_BTK, v_BTV, g, *states)
+    marks, *states = (checkpoint_name(x, "gated_linear_states") for x in (marks, *states))
+    return (o_BTV, last, marks, flag_BT), (q_BTK, k_BTK, v_BTV, g, marks, *states)
 
 
 def _backward(plan, residuals, cotangents):
-    q_BTK, k_BTK, v_BTV, g, states = residuals
-    do_BTV, ds = cotangents
+    q_BTK, k_BTK, v_BTV, g, marks, states = residuals
+    do_BTV, ds, _, dflag_BT = cotangents
     batch, time, _ = v_BTV.shape
     specs = Specs(plan, time, reverse=True)
     key_shape = batch, time, plan.heads.blocks * plan.heads.groups * plan.key_size
     shared = plan.heads.sharing > 1
-    dq, dk, dv, dg, ds = specs.call(
+    dq, dk, dv, dg, ds, do_marks = specs.call(
         functools.partial(_backward_kernel, plan),
         "gated_linear_backward",
         [
@@ -106,6 +124,7 @@ def _backward(plan, residuals, cotangents):
             specs.values,
             specs.gates,
             specs.states,
+            specs.marks,
             specs.values,
             specs.state,
         ],
@@ -115,22 +134,32 @@ def _backward(plan, residuals, cotangents):
             (specs.values, v_BTV.shape, v_BTV.dtype),
             (specs.gates, g.shape, jnp.float32),
             (specs.state, ds.shape, jnp.float32),
+            specs.marked(batch),
         ],
         scratch=[specs.state_scratch()] + specs.factor_scratch(),
-    )(q_BTK, k_BTK, v_BTV, g, states, do_BTV, ds)
+    )(q_BTK, k_BTK, v_BTV, g, states, marks, do_BTV, ds)
     dq, dk = (
         flat(plan.heads.sum_shared(dx, plan.key_size, x.dtype))
         for dx, x in ((dq, q_BTK), (dk, k_BTK))
     )
-    return dq, dk, dv, dg, ds
+    return with_marks(dq, do_marks, dflag_BT), dk, dv, dg, ds, jnp.zeros_like(dflag_BT)
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _forward_kernel(plan, q_ref, k_ref, v_ref, g_ref, s0_ref, o_ref, last_ref, *refs):
+def _inputs(plan, q_ref, k_ref, v_ref, g_ref):
+    """The blocks of inputs: tokens by channels, and tokens along lanes."""
+    blocks = [q_ref, k_ref, v_ref]
+    return ([*blocks, g_ref], []) if plan.per_channel else (blocks, [g_ref])
+
+
+def _forward_kernel(plan, q_ref, k_ref, v_ref, g_ref, s0_ref, o_ref, last_ref, marks_ref, *refs):
     *states_ref, s_ref = refs[:-1] if plan.per_channel else refs
     factors_ref = refs[-1] if plan.per_channel else None
+    blocks, rows = _inputs(plan, q_ref, k_ref, v_ref, g_ref)
+    wanted = any_nonfinite(*(r.at[0] for r in blocks), *(r[0, 0, 0] for r in rows))
+    marks_ref[0, 0, 0] = replace(wanted, blocks, rows, gates=g_ref)
     chunk = pl.program_id(2)
 
     @pl.when(chunk == 0)
@@ -193,6 +222,7 @@ def _backward_kernel(
     v_ref,
     g_ref,
     states_ref,
+    marks_ref,
     do_ref,
     dlast_ref,
     dq_ref,
@@ -200,9 +230,15 @@ def _backward_kernel(
     dv_ref,
     dg_ref,
     ds0_ref,
+    do_marks_ref,
     ds_ref,
     *factors_ref,
 ):
+    wanted = any_nonfinite(do_ref.at[0], marks_ref[0, 0, 0])
+    do_marks_ref[0, 0, 0] = replace(wanted, [do_ref])
+    blocks, rows = _inputs(plan, q_ref, k_ref, v_ref, g_ref)
+    replace(wanted, blocks, rows, gates=g_ref)
+
     @pl.when(pl.program_id(2) == 0)
     def _():
         ds_ref[...] = dlast_ref[0, 0]

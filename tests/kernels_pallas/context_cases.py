@@ -108,13 +108,15 @@ def gated_case(**options) -> Case:
     return Case(subject, call, gated_linear.gated_linear, context.gated_linear)
 
 
-def delta_case(**options) -> Case:
+def delta_case(unit_eps=None, **options) -> Case:
     def call(op, x, params, **common):
         arrays = x["q"], x["k"], x["v"], x["beta"], x.get("log_decay")
-        o, state = with_state(op(*arrays, erase_BTGK=x.get("erase"), **common))
+        common = common | dict(erase_BTGK=x.get("erase"), unit_eps=unit_eps)
+        o, state = with_state(op(*arrays, **common))
         return dict(o=o), state
 
-    return Case(delta_subject(**options), call, delta_rule.delta_rule, context.delta_rule)
+    subject = delta_subject(unit_eps=unit_eps, **options)
+    return Case(subject, call, delta_rule.delta_rule, context.delta_rule)
 
 
 def slots_case(mask_empty=False, gaps=False, **sizes) -> Case:
@@ -166,7 +168,7 @@ CASES = {
     "gated_slots, not all written": slots_case(mask_empty=True, gaps=True, tied=False),
     "selective_scan": selective_case(strength=0.05),
     "delta_rule, none": delta_case(gate="none"),
-    "delta_rule, head": delta_case(gate="head", decay=0.05),
+    "delta_rule, head": delta_case(gate="head", decay=0.05, unit_eps=1e-6),
     "delta_rule, channel": delta_case(gate="channel", decay=0.05),
     "delta_rule, erase key": delta_case(gate="channel", decay=0.05, erase=True),
 }

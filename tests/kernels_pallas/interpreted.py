@@ -4,7 +4,9 @@ compares them with the float64 reference."""
 import contextlib
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
+from jax._src.interpreters.partial_eval import dce_jaxpr
 
 from kernels_pallas import dispatch, testing
 
@@ -45,6 +47,18 @@ def errors(subject, rng, batch, time, segment_ids, with_state, impls, dtype):
         wide = jax.tree.map(_as_float64, arguments)
         want = jax.device_get(testing.runner(subject, "reference")(*wide))
     return want, [jax.device_get(testing.runner(subject, impl)(*arguments)) for impl in impls]
+
+
+def kernels_read_again(loss, x) -> dict[str, bool]:
+    """For each kernel in the backward pass of a rematerialised loss, whether an output of it is read."""
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(x).jaxpr
+    jaxpr = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+    recomputed = jaxpr.eqns[-1].params["jaxpr"]  # of the checkpoint
+    literal = jax.extend.core.Literal
+    used = {x for e in recomputed.eqns for x in e.invars if not isinstance(x, literal)}
+    used |= {x for x in recomputed.outvars if not isinstance(x, literal)}
+    calls = [e for e in recomputed.eqns if e.primitive.name == "pallas_call"]
+    return {e.params["name"]: bool(used & set(e.outvars)) for e in calls}
 
 
 def _as_float64(x):

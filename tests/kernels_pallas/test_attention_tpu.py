@@ -4,12 +4,10 @@ import contextlib
 import functools
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from interpreted import check_against_float64, errors, kernels
-from jax._src.interpreters.partial_eval import dce_jaxpr
+from interpreted import check_against_float64, errors, kernels, kernels_read_again
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 from rounding import dots_rounded
@@ -272,12 +270,5 @@ def test_saved_names_spare_the_forward_kernel_in_the_backward_pass():
         out, lse = attn.attention(x, x, x, impl="pallas")
         return jnp.sum(out) + jnp.sum(lse)
 
-    jaxpr = jax.make_jaxpr(jax.grad(loss))(x).jaxpr
-    jaxpr = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
-    recomputed = jaxpr.eqns[-1].params["jaxpr"]  # of the checkpoint
-    used = {
-        x for e in recomputed.eqns for x in e.invars if not isinstance(x, jax.extend.core.Literal)
-    }
-    calls = [e for e in recomputed.eqns if e.primitive.name == "pallas_call"]
-    read = {e.params["name"]: bool(used & set(e.outvars)) for e in calls}
+    read = kernels_read_again(loss, x)
     assert read == {"attention_forward": False, "attention_backward": True}

@@ -31,7 +31,7 @@ def held(request):
     # Several chunks, the last not full; value heads that share a key head.
     length, tpu_grid.CHUNK = tpu_grid.CHUNK, 16
     options = dict(
-        head=("head", dict(repeats=2)),
+        head=("head", dict(repeats=2, unit_eps=1e-6)),
         channel=("channel", {}),
         erase=("channel", dict(repeats=2, erase=True)),
     )
@@ -93,6 +93,9 @@ SIZES = (
     ("head", dict(kv_heads=1, repeats=3, key_size=128, value_size=64, erase=True), 127),
     ("channel", dict(kv_heads=2, repeats=1, key_size=64, value_size=128, erase=True), 300),
     ("channel", dict(kv_heads=1, repeats=1, key_size=256, value_size=128, erase=True), 200),
+    ("head", dict(kv_heads=2, repeats=2, key_size=128, value_size=64, unit_eps=1e-6), 130),
+    ("channel", dict(kv_heads=1, repeats=4, key_size=64, value_size=128, unit_eps=0.1), 70),
+    ("head", dict(kv_heads=1, repeats=1, key_size=64, value_size=64, erase=True, unit_eps=0.1), 20),
 )
 
 

@@ -13,7 +13,13 @@ from flax import nnx
 
 from hybridlm.models.layers import Linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
-from hybridlm.models.mixers.parts import GatedRMSNorm, ShortConv, initial_dt_bias, l2_normalize
+from hybridlm.models.mixers.parts import (
+    L2_EPS,
+    GatedRMSNorm,
+    ShortConv,
+    initial_dt_bias,
+    l2_normalize,
+)
 from hybridlm.models.norms import RMSNorm, at_least_float32
 from hybridlm.parallel import ops
 from hybridlm.settings.bounds import settings
@@ -166,13 +172,18 @@ class Delta(Mixer):
         """The delta rule on the convolved q, k and v, heads side by side; `options` are its own."""
         beta_BTH = self.largest_beta * jax.nn.sigmoid(at_least_float32(self.beta(x_BTD)))
         beta_BTH = context.hook("hook_beta", beta_BTH)
-        q_BTGK, k_BTGK, v_BTHV = self.normed(q_BTI), self.normed(k_BTI), self.values(v_BTI)
+        inputs = self.keys(q_BTI), self.keys(k_BTI), self.values(v_BTI), beta_BTH
         log_decay = self.log_decay(x_BTD, context)
-        return ops.delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, **options)
+        # The op gives q and k length 1: its kernel does so without passes over memory.
+        return ops.delta_rule(*inputs, log_decay, unit_eps=L2_EPS, **options)
+
+    def keys(self, x_BTI: jax.Array) -> jax.Array:
+        """Queries or keys (B, T, heads, K)."""
+        return x_BTI.reshape(*x_BTI.shape[:2], -1, self.sizes.key_size)
 
     def normed(self, x_BTI: jax.Array) -> jax.Array:
         """Queries or keys (B, T, heads, K) of length 1."""
-        return l2_normalize(x_BTI.reshape(*x_BTI.shape[:2], -1, self.sizes.key_size))
+        return l2_normalize(self.keys(x_BTI))
 
     def values(self, v_BTI: jax.Array) -> jax.Array:
         """Values (B, T, heads, V)."""

@@ -10,6 +10,10 @@ from hybridlm.models.norms import at_least_float32
 from hybridlm.parallel import ops
 from hybridlm.settings.bounds import Between
 from kernels_pallas import causal_conv
+from kernels_pallas.delta_rule.inputs import unit
+
+#: Added to the sum of squares of queries and keys that get length 1.
+L2_EPS = 1e-6
 
 #: Taps of a short convolution, as many as the operation takes.
 ConvWidth = Annotated[int, Between(1, causal_conv.MAX_WIDTH)]
@@ -119,11 +123,9 @@ class GatedRMSNorm(nnx.Module):
         return self.norm(y * gate) if self.norm_last else self.norm(y) * gate
 
 
-def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+def l2_normalize(x: jax.Array, eps: float = L2_EPS) -> jax.Array:
     """x / sqrt(sum x^2 + eps) over the last axis, statistics in float32."""
-    x32 = at_least_float32(x)
-    norm = jax.lax.rsqrt(jnp.sum(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return (x32 * norm).astype(x.dtype)
+    return unit(x, eps)
 
 
 def initial_dt_bias(

@@ -31,11 +31,14 @@ def delta_subject(
     longest_key=1.0,
     decay=1.0,
     erase=False,
+    unit_eps=None,
 ) -> Subject:
-    """`longest_key` bounds |k|; beta lies in [0, 2 / longest_key^2], so that S stays bounded.
+    """`longest_key` bounds |k|; beta lies in [0, 2 / longest_key^2], so that S stays bounded. With
+    `unit_eps` the op gives keys length 1.
     Log decays are -`decay` times numbers from 0 to about 150, most of them small. With `erase` there
     is an erase key, k times a gate per channel in [0, 1], and beta is at most half of that."""
     heads = kv_heads * repeats
+    largest_beta = 2 / longest_key**2 if unit_eps is None else 2.0
 
     def apply(inputs, params, segment_ids, state, impl):
         o, final = delta.delta_rule(
@@ -46,6 +49,7 @@ def delta_subject(
             inputs.get("log_decay"),
             erase_BTGK=inputs.get("erase"),
             segment_ids=segment_ids,
+            unit_eps=unit_eps,
             initial_state=state,
             return_state=True,
             impl=impl,
@@ -60,7 +64,7 @@ def delta_subject(
             q=normal(rng, (batch, time, kv_heads, key_size), dtype),
             k=jnp.asarray(k, dtype),
             v=normal(rng, (batch, time, heads, value_size), dtype),
-            beta=jnp.asarray(rng.uniform(0, 2 / longest_key**2, (batch, time, heads)), dtype),
+            beta=jnp.asarray(rng.uniform(0, largest_beta, (batch, time, heads)), dtype),
         )
         if erase:
             gates = rng.uniform(0, 1, k.shape)
@@ -89,14 +93,15 @@ def delta_subject(
         extreme_erasures = {}
     extremes = extreme_erasures | {
         "beta 0": lambda x: dict(x, beta=x["beta"] * 0),
-        "beta 2": lambda x: dict(x, beta=jnp.full_like(x["beta"], 2 / longest_key**2)),
+        "beta 2": lambda x: dict(x, beta=jnp.full_like(x["beta"], largest_beta)),
         "zero": lambda x: {name: array * 0 for name, array in x.items()},
         "large values": lambda x: dict(x, v=x["v"] * 1e6, q=x["q"] * 1e6),
     }
     if gate != "none":
         extremes |= {"log-gate -150": gates(-150), "gate 1": gates(0), "gate 0": gates(-jnp.inf)}
     return Subject(
-        name=f"delta_rule(gate={gate}, heads={heads}/{kv_heads}{', erase' * erase})",
+        name=f"delta_rule(gate={gate}, heads={heads}/{kv_heads}{', erase' * erase}"
+        + (")" if unit_eps is None else f", unit_eps={unit_eps})"),
         apply=apply,
         inputs=inputs,
         state=lambda rng, batch, dtype: delta.DeltaRuleState(
@@ -108,6 +113,7 @@ def delta_subject(
 
 def draw(rng) -> Subject:
     """Gate, heads, sizes, length of keys and strength of decays drawn at random."""
+    erase = bool(rng.random() < 0.5)
     return delta_subject(
         gate=GATES[rng.integers(0, len(GATES))],
         kv_heads=int(rng.integers(1, 3)),
@@ -116,7 +122,8 @@ def draw(rng) -> Subject:
         value_size=int(rng.choice([1, 5, 16])),
         longest_key=float(rng.choice([0.3, 1.0, 3.0])),
         decay=float(rng.choice([0.01, 1.0, 10.0])),
-        erase=bool(rng.random() < 0.5),
+        erase=erase,
+        unit_eps=None if erase else (None, 1e-6, 0.1)[rng.integers(0, 3)],
     )
 
 
