@@ -51,11 +51,14 @@ def share_keys(draw: Draw, found: dict) -> dict:
     )
 
 
-def per_layer(draw: Draw, found: dict) -> dict:
-    """Per-layer inputs of a vocabulary that may be larger."""
+def per_layer(draw: Draw, found: dict, more: int = 0) -> dict:
+    """Per-layer inputs of a vocabulary that may be larger.
+
+    transformers 5.23 runs shared keys only together with them.
+    """
     return found | dict(
         hidden_size_per_layer_input=draw.choice((3, 4, 6)),
-        vocab_size_per_layer_input=found["vocab_size"] + draw.choice((0, 3)),
+        vocab_size_per_layer_input=found["vocab_size"] + more + draw.choice((0, 3)),
     )
 
 
@@ -67,15 +70,16 @@ def gemma4(draw: Draw) -> Gemma4TextConfig:
 @case("gemma4_shared", Gemma4ForCausalLM, scalars)
 def gemma4_shared(draw: Draw) -> Gemma4TextConfig:
     found = share_keys(draw, drawn(draw))
-    return Gemma4TextConfig(**(per_layer(draw, found) if draw.random() < 0.8 else found))
+    return Gemma4TextConfig(**per_layer(draw, found, 0 if draw.random() < 0.8 else 40))
 
 
 @case("gemma4_moe", Gemma4ForCausalLM, scalars)
 def gemma4_moe(draw: Draw) -> Gemma4TextConfig:
     found, experts = drawn(draw), draw.randint(3, 6)
-    if draw.random() < 0.3:
+    inputs = draw.random() < 0.3
+    if inputs:
         found = per_layer(draw, found)
-    if draw.random() < 0.3:
+    if draw.random() < 0.3 and inputs:
         found = share_keys(draw, found)
     return Gemma4TextConfig(
         **found,
