@@ -39,7 +39,7 @@ MESHES = {
     "expert 4": dict(expert=4),
     "expert 8": dict(expert=8),
     "fsdp 4, expert 2": dict(fsdp=4, expert=2),
-    "context 4, expert 2": dict(context=4, expert=2),
+    "context 2, expert 4": dict(context=2, expert=4),
     "fsdp 2, tensor 2, expert 2": dict(fsdp=2, tensor=2, expert=2),
     "context 2, fsdp 2, expert 2": dict(context=2, fsdp=2, expert=2),
     "tensor 2, data 4": dict(tensor=2, data=4),
