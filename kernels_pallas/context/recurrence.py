@@ -229,11 +229,11 @@ def delta_rule(
     dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, *others)
     first = initial_state or delta_op.empty_state(batch, heads, key_size, value_size, dtype)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
-    if unit_eps is not None:
-        q_BTGK, k_BTGK = (unit(x, unit_eps) for x in (q_BTGK, k_BTGK))
     inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, erase_BTGK
     contained = contain(ids_BT, inputs, axis, logs=(log_decay,), state=first)
     q_BTGK, k_BTGK, v_BTHV, beta_BTH, erase_BTGK, log_decay = contained.inputs
+    if unit_eps is not None:
+        q_BTGK, k_BTGK = (unit(x, unit_eps) for x in (q_BTGK, k_BTGK))
     first = contained.state
     before_B = ids_before(ids_BT, axis, first.segment_ids_B)
 

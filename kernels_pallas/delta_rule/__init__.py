@@ -164,12 +164,12 @@ def delta_rule(
         state = empty_state(batch, heads, key_size, value_size, dtype)
     scale = key_size**-0.5 if scale is None else scale
     by_kernel, logs = form == "tpu", (log_decay,)
-    if unit_eps is not None and not by_kernel:
-        q_BTGK, k_BTGK = (unit(x, unit_eps) for x in (q_BTGK, k_BTGK))
     inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, erase_BTGK
     contained = nonfinite.contain(ids_BT, inputs, logs=logs, state=state, by_kernel=by_kernel)
     call = Call.of(ids_BT, *contained.state, dtype, scale, precision)
     *inputs, erase_BTGK, log_decay = contained.inputs
+    if unit_eps is not None and not by_kernel:  # what is not finite has been replaced
+        inputs[:2] = (unit(x, unit_eps) for x in inputs[:2])
     inputs = *inputs, log_decay, erase_BTGK, call
     if by_kernel:
         o_BTHV, s_BHKV, *found = tpu.delta_rule(*inputs, unit_eps)
