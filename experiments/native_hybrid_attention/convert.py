@@ -1,10 +1,9 @@
 """Turns a pretrained transformer into Native Hybrid Attention: a structural change, without training.
 
-Every attention layer gets slots: queries, keys, values and outputs are the teacher's, and Qwen2's biases,
-the slots' gate is
-the key projection, and embedding, norms and feed-forwards stay as they are.
-A few layers see all tokens, the others a window; other windows may be chosen later, because windows have
-no parameters (`search.py`).
+Every attention layer gets slots: queries, keys, values (with Qwen2's biases) and outputs are the teacher's,
+the slots' gate is the key projection, and embedding, norms and feed-forwards stay as they are. A few
+layers see all tokens, the others a window; other windows may be chosen later, because windows have no
+parameters (`search.py`).
 
     python -m experiments.native_hybrid_attention.convert TEACHER --full 3 --out runs/nha/converted
 

@@ -4,7 +4,7 @@ The argument is "student=DIR", and optionally steps=N, length=N, batch=N, and te
 model learns the teacher's probabilities instead (objective=kl). Model and tokenizer are the student's.
 
 Hardware: made for 2 CPU cores and SmolLM2-135M; not run yet.
-Expected: a loss that falls from that of the converted model; README.md has what was run.
+Expected: a loss that falls from that of the converted model.
 Run:      hybridlm train --config experiments/native_hybrid_attention/finetune.py:student=DIR --workdir DIR
 """
 

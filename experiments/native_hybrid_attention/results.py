@@ -53,9 +53,9 @@ def searched(folder: pathlib.Path = RESULTS) -> list[Mapping[str, str]]:
 
 
 def collect(workdir: pathlib.Path, out: pathlib.Path = RESULTS, steps: int | None = None) -> None:
-    """Adds the runs of a workdir to those of `out`, in the order of seeds and arms.
+    """Adds the runs of a workdir to those of `out`, in the order of seeds and arms, and its search.
 
-    A run that both have is the workdir's.
+    A run that both have is the workdir's; so is the search of its folder `search`.
 
     Args:
       steps: of the runs, where `run.py` was given another number than the task's own.
@@ -79,6 +79,9 @@ def collect(workdir: pathlib.Path, out: pathlib.Path = RESULTS, steps: int | Non
     order = [unit for unit in run.units() if unit in rows]
     order += [unit for unit in rows if unit not in set(order)]
     tsv.write(out / FILE, tuple(COLUMNS), (rows[unit] for unit in order))
+    search = workdir / "search" / SEARCHED
+    if search.exists():
+        write_text(out / SEARCHED, search.read_text(encoding="utf-8"))
 
 
 def with_tables(text: str, rows: Rows, found: Sequence[Mapping[str, str]]) -> str:

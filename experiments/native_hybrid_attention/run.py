@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from experiments.native_hybrid_attention.arms import ARMS, MQAR, SCALES, SEEDS, SETS, Arm
+from experiments.native_hybrid_attention.arms import ARMS, MQAR, SCALES, SEEDS, SETS, TEXT, Arm
 from experiments.state_tracking.arms import HELD_OUT, HELD_OUT_SEED, SOLVED, STEADY, TIMES
 from experiments.state_tracking.tasks import TASKS
 from experiments.threads import one_thread
@@ -127,7 +127,8 @@ def train(
     if todo and any(unit.task != MQAR for unit in todo):
         from experiments.native_hybrid_attention import runs
 
-        runs.pipeline(128, 8, 0, workdir)  # the text's tokens, before several processes want them
+        # The text's tokens, before several processes want them.
+        runs.pipeline(SCALES[TEXT].length, SCALES[TEXT].batch, 0, workdir)
     if jobs == 1:
         yield from (make(unit, workdir, steps) for unit in todo)
         return

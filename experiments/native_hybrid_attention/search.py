@@ -9,6 +9,7 @@ kill. `--metric kl` and `loss` read the held-out text of a run: MODEL itself, or
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -76,19 +77,14 @@ def search(
         for kept in (searching.branch.layers, ()):
             ends.append(searching.table(frozenset(kept), selector.metric))
         searching.measures(frozenset(searching.branch.layers[:1]), selector.metric)
-        compiled: list[int] = []
         counter.start()
-
-        def report(line: str) -> None:
-            compiled.append(counter.count)
-            print(line, flush=True)
-
-        found = searching.run(report)
-        counter.stop()
+        found = searching.run(functools.partial(print, flush=True))
+        compiled = counter.count
         write_text(out / "search.txt", searching.text(found) + "\n")
     finally:
+        counter.stop()
         searching.close()
-    rows = [_row(one, selector.metric, ends[0], max(compiled, default=0)) for one in found]
+    rows = [_row(one, selector.metric, ends[0], compiled) for one in found]
     for name, values in (("all wide", ends[0]), ("all narrow", ends[1])):
         less = "" if name == "all wide" else str(difference(values, ends[0]))
         rows.append(
