@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> dict:
         command += ["--ops", *options.ops]
     if options.peer_up_to is not None:
         command += ["--peer_up_to", str(options.peer_up_to)]
-    file, records, own = options.json, [], []
+    file, records, own, ops = options.json, [], [], []
     if file is not None and file.exists():
         records = json.loads(file.read_text())["records"]
     measured = {
@@ -59,11 +59,22 @@ def run(options: argparse.Namespace) -> dict:
         train_cpu.say(f"{record['op']}, {record['tokens']:,} tokens: {_pair(record)}")
         if len(own) == len(LENGTHS):
             records, own = replaced(records, own), []
-            if file is not None:
-                file.write_text(json.dumps({"records": records}, indent=1, allow_nan=False) + "\n")
+            ops.append(record["op"])
+            write(file, records)
     if worker.wait():
         raise Unavailable(f"the worker ended with {worker.returncode}")
+    if not options.ops:  # all that there are
+        records = [record for record in records if record["op"] in ops]
+        write(file, records)
     return {"records": records}
+
+
+def write(file: pathlib.Path | None, records: list[dict]) -> None:
+    """Replaces the file by one with these records; None writes nothing."""
+    if file is not None:
+        new = file.with_name(f".{file.name}.new")
+        new.write_text(json.dumps({"records": records}, indent=1, allow_nan=False) + "\n")
+        new.replace(file)
 
 
 def replaced(records: list[dict], new: list[dict]) -> list[dict]:
