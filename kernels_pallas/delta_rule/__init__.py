@@ -132,11 +132,13 @@ def delta_rule(
     Returns o_BTHV in v's dtype, or (o_BTHV, DeltaRuleState); S and all sums are float32
     (float64 where an input is float64).
     Raises ValueError for shapes that do not agree, H % G != 0, a scale or unit_eps that is no Python
-    number, non-integer segment ids, unknown impl.
+    number, a unit_eps that is not above 0, non-integer segment ids, unknown impl.
     """
     _check(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, segment_ids, initial_state)
     scale = dispatch.number("delta_rule", "scale", scale)
     unit_eps = dispatch.number("delta_rule", "unit_eps", unit_eps)
+    if unit_eps is not None and not unit_eps > 0:
+        raise ValueError(f"delta_rule: unit_eps must be above 0, got {unit_eps}.")
     batch, time, kv_heads, key_size = k_BTGK.shape
     heads, value_size = v_BTHV.shape[2:]
     if beta_BTH is None:

@@ -59,11 +59,12 @@ def indexed_attention(
       pool: more than 1 lets a key stand for as many tokens: the first of the document, the next, and
         so on. The key at a pool's last token is the pool's, and the query sees all tokens of the
         `top_k // pool` pools of the highest scores, of those whose last token it sees. The
-        cross-entropy is then not one of choices and is to be left aside.
+        cross-entropy has no meaning with pools: ignore it.
       pool_tail: with pools, a query sees the tokens after its document's last whole pool, too.
       segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
       scale: of the logits, K ** -0.5 if None.
-      initial_state: tokens directly before the first one, any number of slots.
+      initial_state: tokens directly before the first one, any number of slots; with pools it begins
+        at the start of a document.
       impl: "auto", "reference" (dense), or "chunked", which holds the logits of some queries at a
         time; both multiply every query with all S keys.
       precision: of the matrix products; that of scores is the highest.

@@ -200,3 +200,11 @@ def test_a_state_of_another_document_is_not_read(name, impl):
 
     for got, want in zip(*(jax.tree.leaves(run(arrays, x)) for x in (jnp.nan, 0.0)), strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("eps", [0, -1e-6])
+def test_lengths_need_a_positive_number(eps):
+    """Padding to whole chunks is zeros, whose length is 0."""
+    arrays = [jnp.zeros(shape(x)) for x in OPS["delta_rule"][1].split()]
+    with pytest.raises(ValueError, match="unit_eps must be above 0"):
+        delta_rule.delta_rule(*arrays, unit_eps=eps)
