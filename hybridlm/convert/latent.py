@@ -86,17 +86,21 @@ def indexer_types(keys: Keys, depth: int) -> list[str]:
     """Whether each layer has an indexer ("full") or uses that of a layer below ("shared")."""
     pattern = keys.values.get("index_topk_pattern")
     keys.harmless("index_topk_pattern")
+    given = "indexer_types" if pattern is None else "index_topk_pattern"
     if isinstance(pattern, str):
         pattern = [{"F": "full", "S": "shared"}.get(letter, letter) for letter in pattern]
+    elif not (pattern is None or isinstance(pattern, list)):
+        keys.refuse(given, f"must be letters F and S or a list, not {pattern!r}")
     every = max(keys.integer("index_topk_freq", 1), 1)
     first = keys.integer("index_skip_topk_offset", 2)
     if pattern is None:
         pattern = ["full" if max(i - first + 1, 0) % every == 0 else "shared" for i in range(depth)]
     types = keys.list("indexer_types", depth, pattern)
+    given = "indexer_types" if "indexer_types" in keys.values else given
     if other := [x for x in types if x not in ("full", "shared")]:
-        keys.refuse("indexer_types", f"has {other[0]!r}: this family has full and shared")
+        keys.refuse(given, f"has {other[0]!r}: this family has full and shared")
     if len(types) != depth or types[0] == "shared":
-        keys.refuse("indexer_types", f"must be {depth} entries, of which the first is full")
+        keys.refuse(given, f"must be {depth} entries, of which the first is full")
     return types
 
 

@@ -10,6 +10,7 @@ from hybridlm.models.joining import BlockConfig
 from hybridlm.models.mixers import MixerConfig
 from hybridlm.models.pattern import NONE, Layout, expand
 from hybridlm.models.settings import ModelConfig
+from hybridlm.settings.reader import Invalid
 
 
 class LayerSettings(NamedTuple):
@@ -54,6 +55,10 @@ def with_layers(
     Args:
       beside: layers of another model; the two stacks are then folded together, so that layers which
         share an array in the new model have equal settings in the other one, too.
+
+    Raises:
+      UserError: where the layers do not go together, such as one that reads the keys of a layer that
+        has none any more.
     """
     names, mixers, blocks = _named(layers)
     labels = _labels(names, layers)
@@ -66,7 +71,7 @@ def with_layers(
         ]
     folded = fold(pairs)
     before, unit, after = (len(expand(folded[k])) for k in ("prefix", "pattern", "suffix"))
-    return dataclasses.replace(
+    return _replaced(
         config,
         mixers=mixers,
         blocks=blocks,
@@ -74,6 +79,14 @@ def with_layers(
         pattern=terms(labels[before : before + unit]),
         suffix=terms(labels[len(labels) - after :]) if after else "",
     )
+
+
+def _replaced(config: ModelConfig, **settings) -> ModelConfig:
+    """`dataclasses.replace` whose complaints are for users."""
+    try:
+        return dataclasses.replace(config, **settings)
+    except Invalid as error:
+        raise UserError(f"the new model's {error.field} {error}") from None
 
 
 def stacked_like(config: ModelConfig, layout: Layout) -> ModelConfig:
@@ -95,7 +108,7 @@ def stacked_like(config: ModelConfig, layout: Layout) -> ModelConfig:
                 f" {labels[index]}), and the student's model.pattern makes them share an array: write"
                 " a pattern that repeats with the teacher's layers, as the transfer does"
             )
-    return dataclasses.replace(
+    return _replaced(
         config,
         mixers=mixers,
         blocks=blocks,

@@ -197,7 +197,8 @@ def _projected(
             if all(x is not None for x in found):
                 axis = 0 if parts[0].role == "out" and leaf == "kernel" else -1
                 taken[f"{path}.{leaf}"] = np.concatenate(found, axis)
-    if kinds.KINDS[mixer.kind_name].slot_gate:
+    # A layer that attends to the keys of a layer below has no projection of them.
+    if kinds.KINDS[mixer.kind_name].slot_gate and "k.kernel" in old:
         gate = _slot_gate(old["k.kernel"], attention.kv_heads, mixer.kv_heads, mixer.slots)
         if gate is not None:
             taken["gate.kernel"] = gate

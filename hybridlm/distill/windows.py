@@ -33,12 +33,14 @@ def windowed_config(config: ModelConfig, windows: Mapping[int, int | None]) -> M
       windows: by number of the layer; None sees all tokens, 0 is gated slot attention.
 
     Raises:
-      UserError: for a layer that has no Native Hybrid Attention.
+      UserError: for a layer that has no Native Hybrid Attention, or a negative window.
     """
     own, layers = set(nha_layers(config)), layers_of(config)
     for index, window in windows.items():
         if index not in own:
             raise UserError(f"layer {index} has no Native Hybrid Attention, and so no window of it")
+        if window is not None and window < 0:
+            raise UserError(f"a window is at least 0 tokens, not {window}, in layer {index}")
         mixer = dataclasses.replace(layers[index].mixer, window=window)
         layers[index] = layers[index]._replace(mixer=mixer)
     return with_layers(config, layers)

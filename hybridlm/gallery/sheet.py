@@ -194,7 +194,7 @@ def kv_bytes_per_token(mixer: MixerConfig, width: int) -> int:
     near, far = (whole.state_bytes(width, n) for n in (2**20, 2**21))
     added = (far - near) // 2**20
     if isinstance(mixer, DSAConfig):
-        return added - 2 * mixer.index_dim
+        return added if mixer.index_in else added - 2 * mixer.index_dim
     once = isinstance(mixer, AttentionConfig) and mixer.values == "keys"
     return added // 2 if once else added
 

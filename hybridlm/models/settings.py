@@ -194,7 +194,7 @@ class ModelConfig:
                     require(
                         branch.hands_on is None and branch.reads_cache is None,
                         f"mixers.{name}",
-                        "has a branch with kv_in or kv_out, which are of whole layers",
+                        f"has a branch with {' or '.join(branch.cache_names)}, which are of whole layers",
                     )
         reach = {}
         for (name, mixer), below in zip(layers, self.caches_read(), strict=True):
@@ -209,8 +209,14 @@ class ModelConfig:
                 continue
             key = f"mixers.{name}"
             wanted = f"reads {mixer.reads_cache!r}"
-            require(below >= 0, key, f"{wanted}, and no layer below gives it (kv_out)")
+            given, _ = mixer.cache_names
+            require(below >= 0, key, f"{wanted}, and no layer below gives it ({given})")
             lower, giver = layers[below]
+            require(
+                mixer.cache_kind == giver.cache_kind,
+                key,
+                f"{wanted} of mixers.{lower}, whose kind or pool is another",
+            )
             require(
                 mixer.reach(far) <= giver.reach(far),
                 key,

@@ -106,6 +106,7 @@ def test_options(folder, keys, said):
             {"indexer_types": ["shared"] * 4},
             "indexer_types must be 4 entries, of which the first is full",
         ),
+        ("glm_moe_dsa", {"index_topk_pattern": 3}, "index_topk_pattern must be letters F and S"),
         (
             "llama4",
             {"interleave_moe_layer_step": 0},

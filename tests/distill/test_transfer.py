@@ -9,7 +9,7 @@ from hybridlm.distill.kinds import KINDS
 from hybridlm.distill.transfer import read_layers, student_config, transfer
 from hybridlm.errors import UserError
 from hybridlm.runs import open_model, save_model
-from tests.distill.subjects import FULL, teacher, tokens
+from tests.distill.subjects import FULL, opened, teacher, tokens
 from tests.models.small import model_config
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "convert" / "fixtures"
@@ -225,3 +225,22 @@ def test_a_layer_without_softmax_attention_is_refused():
     with pytest.raises(UserError, match="layers has 1, which has gla"):
         transfer(ours, dict(kind="gdn"), (1,))
     assert transfer(ours, dict(kind="gdn")).layers == (0, 2, 3)
+
+
+def sharing():
+    """A teacher whose third layer attends to the keys of the second."""
+    mixers = dict(full=FULL, gives=dict(FULL, kv_out="keys"), reads=dict(FULL, kv_in="keys"))
+    return opened(model_config("full gives reads", depth=3, mixers=mixers))
+
+
+def test_a_layer_without_keys_of_its_own_begins_with_a_fresh_gate():
+    found = transfer(sharing(), dict(kind="nha", window=4), (2,))
+    assert {"layers.2.mixer.k.kernel", "layers.2.mixer.gate.kernel"} <= found.fresh.keys()
+    assert "layers.2.mixer.q.kernel" in found.copied
+
+
+def test_the_keys_that_another_layer_reads_cannot_go():
+    with pytest.raises(
+        UserError, match="new model's mixers.reads reads 'keys', and no layer below"
+    ):
+        transfer(sharing(), dict(kind="gdn"), (1,))

@@ -1,5 +1,6 @@
 """Fact sheets agree with what was published, and with the definitions of their figures."""
 
+import dataclasses
 import pathlib
 
 import pytest
@@ -102,6 +103,13 @@ def test_a_cache_holds_no_key_beyond_those_of_the_public_count(name):
     beside = sum(kind.count * bytes_beside(kind) for kind in sheet.kinds)
     grown = last.cache_bytes - first.cache_bytes
     assert 0 <= grown <= (sheet.kv_bytes_per_token + beside) * (last.tokens - first.tokens)
+
+
+def test_a_layer_that_uses_the_indexer_of_another_has_the_same_public_count():
+    """Its cache has no keys of an indexer, and the count never has."""
+    own = DSAConfig(heads=2, kv_rank=12, qk_nope=8, qk_rope=4, value_dim=8, top_k=4, index_out="i")
+    reader = dataclasses.replace(own, index_out=None, index_in="i")
+    assert kv_bytes_per_token(own, 32) == kv_bytes_per_token(reader, 32) == 2 * (12 + 4)
 
 
 def bytes_beside(kind):

@@ -258,8 +258,15 @@ def test_bad_settings_are_one_sentence():
     refused("shorter than its own", local_in=dict(LOCAL, kv_in="a", window=6))
     refused("'a.keys' the shape", local_in=dict(LOCAL, kv_in="a", kv_heads=4))
     refused("other tokens than", "local far local_in", far=dict(LOCAL, window=9, kv_out="a"))
+    indexer = {x: y for x, y in small.MIXERS["dsa_pool"].items() if x != "pool"} | dict(top_k=8)
+    refused("no layer below gives it .index_out", rec=dict(indexer, index_in="i"), pattern="rec")
+    for pools in ((2, 1), (1, 2)):
+        made, read = (dict(indexer, pool=pool) for pool in pools)
+        one, other = dict(made, index_out="i"), dict(read, index_in="i")
+        refused("kind or pool is another", "far local", far=one, local=other)
+    refused("kind or pool is another", "local far", far=dict(indexer, index_in="a"))
     branches = dict(one=dict(LOCAL, kv_out="a"), two=dict(kind="rglru", heads=2))
-    refused("has a branch with kv_in", rec=dict(kind="parallel", branches=branches))
+    refused("has a branch with kv_out or kv_in", rec=dict(kind="parallel", branches=branches))
     with pytest.raises(Invalid, match="is 39: it must be at least vocab_size, 40"):
         config("pairs", per_layer=dict(size=4, rows=39))
     with pytest.raises(Invalid, match="dense_beside_moe norms the residual stream itself"):

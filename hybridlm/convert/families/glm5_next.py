@@ -27,7 +27,8 @@ INDEXER = "indexer"
 class Glm5Next(Family):
     """Three layers of Kimi Delta Attention to one of latent attention to the pools of an indexer.
 
-    transformers has the text model inside the model that sees, alone; it is written there.
+    transformers has the text model only as a part of the vision-language class, and exports are written
+    as that class.
     """
 
     architecture: ClassVar[str] = "Glm5NextForConditionalGeneration"
@@ -211,13 +212,17 @@ def _indexers(keys: Keys, types: Sequence[str]) -> list[tuple[str, dict[str, str
         else:
             keys.refuse(
                 "indexer_types",
-                f"is 'shared' in layer {i}: the class shares with the layer above alone",
+                f"is 'shared' in layer {i}: in this class a layer can use only the indexer of the layer just below",
             )
     return found
 
 
 def _limit(feedforward: FeedForwardConfig) -> float:
-    """The limit of a gated feed-forward or of experts; a large number for none."""
+    """The limit of a gated feed-forward or of experts.
+
+    Raises:
+      Inexpressible: where there is none.
+    """
     if isinstance(feedforward, GatedConfig | MoEConfig) and feedforward.clamp is not None:
         return feedforward.clamp
     raise Inexpressible(f"its feed-forward {feedforward.kind_name} has no clamp")

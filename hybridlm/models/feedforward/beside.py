@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.feedforward.base import FeedForward, FeedForwardConfig
@@ -88,4 +87,4 @@ class Beside(FeedForward):
         dense_BTD = self.dense(self.dense_norm(x_BTD), context.within("dense"))
         moe_BTD, loss = self.moe.routed(self.moe_norm(x_BTD), x_BTD, context.within("moe"))
         y_BTD = self.dense_post_norm(dense_BTD) + self.moe_post_norm(moe_BTD)
-        return y_BTD, loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
+        return y_BTD, loss

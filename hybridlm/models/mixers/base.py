@@ -109,7 +109,8 @@ class MixerConfig(abc.ABC):
 
     `equation` (one line, for tables) and `source` (paper and section) say what it computes,
     `operations` which folders of kernels_pallas it calls. `holds_mixers` names the settings that
-    are mappings from names to mixers, `head_settings` those that are numbers of heads.
+    are mappings from names to mixers, `head_settings` those that are numbers of heads, `cache_names`
+    those that name a cache which the layer gives to layers above, or reads from one below.
     `other_names` are what papers and other code call the mixer, each with the settings that make it
     that one, or ""; errors propose them.
     """
@@ -120,6 +121,7 @@ class MixerConfig(abc.ABC):
     source: ClassVar[str]
     operations: ClassVar[tuple[str, ...]] = ()
     holds_mixers: ClassVar[tuple[str, ...]] = ()
+    cache_names: ClassVar[tuple[str, str]] = ("kv_out", "kv_in")
     other_names: ClassVar[Mapping[str, str]] = {}
 
     def check_width(self, width: int) -> None:
@@ -180,6 +182,11 @@ class MixerConfig(abc.ABC):
     def reads_cache(self) -> str | None:
         """The name of the cache of a layer below that this layer reads."""
         return None
+
+    @property
+    def cache_kind(self) -> tuple[Any, ...]:
+        """What a layer that hands its cache on and one that reads it have in common."""
+        return (self.kind_name,)
 
     @property
     def has_loss(self) -> bool:

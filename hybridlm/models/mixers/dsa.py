@@ -67,6 +67,7 @@ class DSAConfig(MLAConfig):
     )
     source: ClassVar[str] = "arXiv 2512.02556 sec. 2.1"
     operations: ClassVar[tuple[str, ...]] = ("indexed",)
+    cache_names: ClassVar[tuple[str, str]] = ("index_out", "index_in")
 
     q_rank: PositiveInt = 1536
     index_heads: PositiveInt = 64
@@ -158,6 +159,10 @@ class DSAConfig(MLAConfig):
     @property
     def reads_cache(self) -> str | None:
         return self.index_in
+
+    @property
+    def cache_kind(self) -> tuple[str, int]:
+        return (self.kind_name, self.pool)
 
 
 class DSAState(NamedTuple):

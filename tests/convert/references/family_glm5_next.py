@@ -1,4 +1,4 @@
-"""GLM-5.3-Flash, whose text model stands inside a model that sees alone."""
+"""GLM-5.3-Flash, whose text model is only a part of a vision-language class."""
 
 from cases import Draw, case
 from family_deepseek import draw_biases, latent

@@ -141,6 +141,8 @@ def test_models_that_differ_in_more_than_windows_are_refused():
         windows(wide, other)
     with pytest.raises(UserError, match="layer 5 has no Native Hybrid Attention"):
         with_windows(wide, {5: 3})
+    with pytest.raises(UserError, match="a window is at least 0 tokens, not -5, in layer 0"):
+        with_windows(wide, {0: -5})
     with pytest.raises(UserError, match="no layer of Native Hybrid Attention"):
         nha_layers(teacher(depth=2).config)
 
