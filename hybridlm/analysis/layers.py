@@ -140,13 +140,6 @@ class _Found(NamedTuple):
     largest: jax.Array
 
 
-def _own(context: SequenceContext) -> SequenceContext:
-    """A context into whose `cross_layer` a mixer may put arrays that no layer above reads."""
-    if context.cross_layer is None:
-        return context
-    return context._replace(cross_layer=dict(context.cross_layer))
-
-
 @per_model
 def _mixer_hooks(model: Model, dtype: jnp.dtype, layer: int) -> Mapping[str, Any]:
     """Shapes of the activations within a layer's mixer, for a row of two tokens."""
@@ -154,7 +147,7 @@ def _mixer_hooks(model: Model, dtype: jnp.dtype, layer: int) -> Mapping[str, Any
     def trace(params: Params, tokens_BT: jax.Array) -> dict[str, jax.Array]:
         def measure(block: Block, x_BTD: jax.Array, context: SequenceContext) -> Any:
             hooks = Hooks(lambda name: True)
-            block.mixer(block.mixer_input(x_BTD), context._replace(hooks=hooks))
+            block.mixer(block.mixer_input(x_BTD, context), context._replace(hooks=hooks))
             return hooks.kept
 
         return _measured(model, dtype, (layer,), measure, params, tokens_BT, tokens_BT)[0]
@@ -174,7 +167,9 @@ def _attention(model: Model, dtype: jnp.dtype, layers: tuple[int, ...]):
         def measure(block, x_BTD, context):
             if not attends(block.mixer):
                 return None
-            return block.mixer.attention_rows(block.mixer_input(x_BTD), context, rows_BQ).probs_BHQT
+            return block.mixer.attention_rows(
+                block.mixer_input(x_BTD, context), context, rows_BQ
+            ).probs_BHQT
 
         found = _measured(model, dtype, layers, measure, params, tokens_BT, ids_BT)
         for layer, probs in zip(layers, found, strict=True):
@@ -194,10 +189,10 @@ def _effective(model: Model, dtype: jnp.dtype, layer: int, names: _Names):
     def program(params, tokens_BT, ids_BT, heads_N):
         def measure(block, x_BTD, context):
             # In bfloat16 a matrix would differ from the mixer by the rounding of each sum.
-            x_BTD = at_least_float32(block.mixer_input(x_BTD))
+            x_BTD = at_least_float32(block.mixer_input(x_BTD, context))
 
             def run(hooks: Hooks) -> dict[str, jax.Array]:
-                block.mixer(x_BTD, _own(context)._replace(hooks=hooks))
+                block.mixer(x_BTD, context.apart()._replace(hooks=hooks))
                 return hooks.kept
 
             kept = run(Hooks({names.values, names.output}.__contains__))
@@ -265,7 +260,7 @@ def _measured(
 
     def apply(block, index, x_BTD, context, carry, given):
         if index in layers:
-            found[index] = measure(block, x_BTD, _own(context))
+            found[index] = measure(block, x_BTD, context.apart())
         return block(x_BTD, context), carry, None
 
     context = SequenceContext.of(ids_BT)._replace(tokens_BT=tokens_BT)

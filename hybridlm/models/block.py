@@ -56,8 +56,13 @@ class Block(nnx.Module):
     per_layer: LayerInput | None = None
 
     @abc.abstractmethod
-    def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
-        """The mixer's input."""
+    def mixer_input(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        """The mixer's input.
+
+        Args:
+          x_BTD: the residual stream before the layer.
+          context: as the layer reads it; the layer may replace its `cross_layer` arrays.
+        """
 
     @abc.abstractmethod
     def run(
@@ -195,13 +200,13 @@ class SequentialBlock(Block):
         self.mlp_post_norm = parts.norm_of(parts.feedforward, after)
         self.add_mixer, self.add_mlp = parts.sums()
 
-    def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
+    def mixer_input(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         return self.mixer_norm(x_BTD)
 
     def run(
         self, x_BTD: jax.Array, mix: Half, feed: Half, hook: Hook = unhooked
     ) -> tuple[jax.Array, tuple[Any, Any]]:
-        y_BTD, mixed = mix(hook(NORM_1, self.mixer_input(x_BTD)))
+        y_BTD, mixed = mix(hook(NORM_1, self.mixer_norm(x_BTD)))
         y_BTD = self.mixer_post_norm(y_BTD)
         x_BTD = hook(MIDDLE, self.add_mixer(x_BTD, y_BTD, named(hook, MIXER_OUT)))
         y_BTD, fed = feed(hook(NORM_2, self.mlp_norm(x_BTD)))
@@ -236,6 +241,12 @@ class StreamsBlock(SequentialBlock):
             None if gone else streams.Connection(config, spec.width, spec.norm_eps, rngs=rngs)
             for gone in absent
         )
+
+    def mixer_input(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
+        x_BTND = streams.received(context.cross_layer[streams.CHANNEL], x_BTD)
+        if self.mixer_streams is None:
+            return streams.mean(x_BTND)
+        return self.mixer_norm(streams.read(x_BTND, self.mixer_streams.weights(x_BTND)))
 
     def join(
         self,
@@ -283,13 +294,13 @@ class NormedBlock(Block):
         self.mlp = parts.feedforward.build(spec, rngs=rngs)
         self.add_mixer, self.add_mlp = parts.sums()
 
-    def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
+    def mixer_input(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         return self.mixer_norm(x_BTD)
 
     def run(
         self, x_BTD: jax.Array, mix: Half, feed: Half, hook: Hook = unhooked
     ) -> tuple[jax.Array, tuple[Any, Any]]:
-        x_BTD = hook(NORM_1, self.mixer_input(x_BTD))
+        x_BTD = hook(NORM_1, self.mixer_norm(x_BTD))
         y_BTD, mixed = mix(x_BTD)
         x_BTD = hook(MIDDLE, self.add_mixer(x_BTD, y_BTD, named(hook, MIXER_OUT)))
         x_BTD = hook(NORM_2, self.mlp_norm(x_BTD))
@@ -306,13 +317,13 @@ class ParallelBlock(Block):
         self.mlp = parts.feedforward.build(spec, rngs=rngs)
         self.add_mixer, self.add_mlp = parts.sums()
 
-    def mixer_input(self, x_BTD: jax.Array) -> jax.Array:
+    def mixer_input(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         return self.norm(x_BTD)
 
     def run(
         self, x_BTD: jax.Array, mix: Half, feed: Half, hook: Hook = unhooked
     ) -> tuple[jax.Array, tuple[Any, Any]]:
-        normed_BTD = hook(NORM_1, self.mixer_input(x_BTD))
+        normed_BTD = hook(NORM_1, self.norm(x_BTD))
         y_BTD, mixed = mix(normed_BTD)
         z_BTD, fed = feed(normed_BTD)
         x_BTD = self.add_mixer(x_BTD, y_BTD, named(hook, MIXER_OUT))

@@ -232,8 +232,9 @@ class HybridLM(nnx.Module):
         """
 
         def apply(block, index, x_BTD, context, carry, given):
+            before = context.apart()  # the block replaces cross-layer arrays
             y_BTD = block(x_BTD, context)
-            return y_BTD, carry, function(index, block, x_BTD, y_BTD, context)
+            return y_BTD, carry, function(index, block, x_BTD, y_BTD, before)
 
         x_BTD, _, found = self.apply_layers(apply, x_BTD, context)
         return x_BTD, stacks.by_layer(found, self.config.layout)

@@ -28,7 +28,7 @@ class View(NamedTuple):
 
     @property
     def mixer_input_BTD(self) -> jax.Array:
-        return self.block.mixer_input(self.x_BTD)
+        return self.block.mixer_input(self.x_BTD, self.context)
 
 
 Measure = Callable[[View], Any]

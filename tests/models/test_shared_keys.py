@@ -176,8 +176,8 @@ def test_a_layer_attends_to_the_keys_of_the_layer_below():
         read = {}
 
         def apply(block, index, x_BTD, context, carry, given):
-            read[index] = (block.mixer, block.mixer_input(x_BTD))
-            mixed = block.mixer(block.mixer_input(x_BTD), context)
+            read[index] = (block.mixer, block.mixer_input(x_BTD, context))
+            mixed = block.mixer(block.mixer_input(x_BTD, context), context)
             return block(x_BTD, context), carry, mixed
 
         module = model.bind(params)

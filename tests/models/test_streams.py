@@ -7,11 +7,13 @@ import pytest
 import small
 from flax import nnx
 
+from hybridlm.analysis.layers import attention_rows
 from hybridlm.models.accounting import (
     layer_table,
     train_flops_per_token,
     work_counter,
 )
+from hybridlm.models.hooks import Hooks
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.streams import Connection, StreamsConfig, read, write
 from hybridlm.settings.reader import Invalid
@@ -84,6 +86,40 @@ def test_decoding_and_packing_are_exact_and_the_scan_changes_nothing():
         module = model.bind(params)
         unrolled = module.hidden(tokens, context, dtype=jnp.float64, scan=False)
         np.testing.assert_allclose(module.logits(unrolled), packed, atol=1e-10)
+
+
+def test_probes_and_analyses_read_what_the_mixers_read():
+    """`Block.mixer_input` in a walk over the layers is the norm of the streams that the layer read."""
+    config = small.model_config(
+        "swa none+mlp",
+        depth=4,
+        streams=dict(STREAMS, count=2),
+        mixers=dict(swa=small.MIXERS["swa"]),
+        feedforwards=dict(mlp=dict(hidden=9)),
+    )
+    tokens = np.random.default_rng(2).integers(0, 40, (1, TIME)).astype(np.int32)
+    ids = jnp.asarray([[1] * 6 + [2] * 8])
+    model, params = small.make(config)
+
+    @jax.jit
+    def run(params):
+        module, hooks = model.bind(params), Hooks(lambda name: True)
+        context = small.context(ids)
+        module.hidden(tokens, context._replace(hooks=hooks))
+        found = module.map_layers(
+            module.embed(tokens),
+            context,
+            lambda index, block, x_BTD, y_BTD, context: block.mixer_input(x_BTD, context),
+        )[1]
+        return found, hooks.kept
+
+    found, kept = run(params)
+    names = [f"blocks.{i}.{('ln1.hook_normalized', 'hook_resid_pre')[i % 2]}" for i in range(4)]
+    for x_BTD, name in zip(found, names, strict=True):
+        np.testing.assert_allclose(x_BTD, kept[name], atol=1e-5, err_msg=name)
+    every = jnp.arange(TIME)[None]
+    rows = attention_rows(model, params, tokens, ids, every, [2], jnp.float32)
+    np.testing.assert_allclose(rows[2], kept["blocks.2.attn.hook_pattern"], atol=1e-5)
 
 
 def test_parameters_and_work_are_counted():

@@ -154,7 +154,7 @@ def test_scores_equal_the_mixers_own_rows_in_scanned_layers(scanned):
         for _, other in below:
             x = other(x, context)
         every = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
-        return block.mixer.attention_rows(block.mixer_input(x), context, every).probs_BHQT
+        return block.mixer.attention_rows(block.mixer_input(x, context), context, every).probs_BHQT
 
     probs = np.asarray(top_layer(params), np.float64)
     end = int(made.rows_NQ[0, 0])

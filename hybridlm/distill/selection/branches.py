@@ -53,7 +53,7 @@ class Branches(Mixer):
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         def run(mixer: Mixer) -> Callable[[], Any]:
             def apply() -> Any:
-                here = _copied(context)
+                here = context.apart()
                 return mixer(x_BTD, here), here.cross_layer
 
             return apply
@@ -74,7 +74,7 @@ class Branches(Mixer):
     ) -> tuple[jax.Array, dict[str, Any]]:
         def run(mixer: Mixer, own: Any) -> Callable[[], Any]:
             def apply() -> Any:
-                here = _copied(context)
+                here = context.apart()
                 y_BTD, new = mixer.extend(x_BTD, here, own)
                 return y_BTD, here.cross_layer, new
 
@@ -227,12 +227,6 @@ def _differing_layers(
 
 def _is_scalar(name: str, scalar: str) -> bool:
     return name.startswith("layers.") and name.endswith(f".mixer.{scalar}")
-
-
-def _copied(context: SequenceContext) -> SequenceContext:
-    """A context whose cross-layer arrays a branch may replace."""
-    arrays = context.cross_layer
-    return context if arrays is None else context._replace(cross_layer=dict(arrays))
 
 
 def _hand_on(context: SequenceContext, arrays: dict[str, jax.Array] | None) -> None:

@@ -82,6 +82,12 @@ class SequenceContext(NamedTuple):
         """The context of a part of a layer, whose activations' names begin with `scope`."""
         return self if self.hooks is None else self._replace(hooks=self.hooks.within(scope))
 
+    def apart(self) -> "SequenceContext":
+        """A context with a `cross_layer` of its own: no layer reads what a mixer puts there."""
+        if self.cross_layer is None:
+            return self
+        return self._replace(cross_layer=dict(self.cross_layer))
+
 
 class LayerSpec(NamedTuple):
     """What a layer's mixer takes from the model's settings.
