@@ -89,7 +89,10 @@ def gradients(
             target_BTD = jax.lax.stop_gradient(y_BTD).astype(jnp.float32)
 
             def loss(state):
-                z_BTD, own = nnx.merge(graphdefs[index], state).with_loss(x_BTD, context)
+                mixer = nnx.merge(graphdefs[index], state)
+                z_BTD, own = mixer.with_loss(
+                    x_BTD, context.apart()
+                )  # layers read the teacher's keys
                 gap_BTD = jnp.where(real_BT1, z_BTD.astype(jnp.float32) - target_BTD, 0)
                 error = jnp.sum(jnp.square(gap_BTD))
                 return error + scale * own, error

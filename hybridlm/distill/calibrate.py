@@ -184,7 +184,8 @@ class _Fit:
 
                 mixer = nnx.merge(graphdefs[index], state)
                 out, mixer.out = mixer.out, Identity()
-                u_NHV = mixer(x_BTD, context).reshape(-1, heads, out.kernel.shape[0] // heads)
+                u_BTC = mixer(x_BTD, context.apart())  # layers above read the teacher's keys
+                u_NHV = u_BTC.reshape(-1, heads, out.kernel.shape[0] // heads)
                 kernel_HVD = out.kernel[...].reshape(heads, -1, width)
                 z_HN = jnp.einsum("nhv,hvd->hnd", u_NHV, kernel_HVD).reshape(heads, -1)
                 constant = 0 if out.bias is None else out.bias[...]

@@ -79,3 +79,31 @@ def test_layers_of_a_long_unit_get_the_gradients_of_their_own_error():
             scale = np.abs(grad).max()
             assert scale > 0
             np.testing.assert_allclose(one, grad, rtol=1e-3, atol=1e-4 * scale, err_msg=str(index))
+
+
+def test_layers_above_read_the_teacher_s_keys_and_not_the_student_s():
+    """A student that hands its own keys on leaves the error of the layer that reads them as it is."""
+    attention = dict(kind="attention", heads=2)
+    mixers = dict(own=dict(attention, kv_out="x"), other=dict(attention, kv_in="x"))
+    sizes = dict(depth=4, width=8, mlp=dict(kind="swiglu", hidden=8))
+    given, student = (
+        opened(model_config("own other", mixers=mixers, **sizes), seed) for seed in (0, 1)
+    )
+    tokens_BT = jnp.asarray(tokens(time=7))
+    context = SequenceContext.of(jnp.ones_like(tokens_BT))
+
+    @jax.jit
+    def blockwise(taught, learnt):
+        modules = given.model.bind(taught), student.model.bind(learnt)
+        return [
+            gradients(*modules, layers, tokens_BT, context, jnp.float32)
+            for layers in ((0, 1, 2, 3), (1, 3))
+        ]
+
+    (sums, grads), (alone, few) = blockwise(given.params, student.params)
+    assert np.all(sums.power > 0)
+    np.testing.assert_allclose(sums.error[1::2], alone.error[1::2], rtol=1e-5)
+    group, name, _ = student.model.addresses[1]
+    for a, b in zip(*(jax.tree.leaves(g[group][name]) for g in (grads, few)), strict=True):
+        assert np.abs(b).max() > 0
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
