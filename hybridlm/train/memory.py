@@ -1,6 +1,7 @@
 """Estimates the memory of training from shapes."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -41,7 +42,7 @@ def estimate_memory(
       optimizer: its state is traced, not allocated.
       tokens: of one micro-batch. Its activations are kept for the backward pass: per layer and
         token about 10 residual streams and the feed-forward's hidden activations; with full remat,
-        one residual stream.
+        one residual stream. To these come the arrays that layers hand on, once a layer.
       remat: the setting `train.remat`.
       itemsize: bytes of an activation.
       trainable: the parameters that have gradients and optimizer state.
@@ -50,11 +51,12 @@ def estimate_memory(
     config = model.config
     trained = 4 * trainable.count(model)
     state = jax.eval_shape(optimizer.init, trainable.take(model.abstract))
-    streams, share = {"none": (10, 1), "dots": (6, 2 / 3), "full": (1, 0)}[remat]
+    residuals, share = {"none": (10, 1), "dots": (6, 2 / 3), "full": (1, 0)}[remat]
     hidden = sum(f.kept_per_token(config.width) for f in config.layer_feedforwards())
     if config.per_layer is not None:  # the vectors, and in a layer the gate and their product
         hidden += 3 * config.depth * config.per_layer.size
-    kept = streams * config.width * config.depth + round(share * hidden)
+    handed_on = sum(math.prod(shape) for shape in config.cross_layer().values())
+    kept = (residuals * config.width + handed_on) * config.depth + round(share * hidden)
     return MemoryEstimate(
         parameters=4 * model.count(),
         gradients=trained,
