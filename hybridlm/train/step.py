@@ -239,7 +239,8 @@ def _summed_divergence(
 
 
 _policies = jax.checkpoint_policies
-# Keeps the layers' matrix products and attention's (out, lse); recomputes the cheap operations.
+# Keeps the layers' matrix products and attention's (out, lse); recomputes the cheap operations. Of
+# experts that are split over a mesh no product is kept: their backward pass computes them again.
 _products = _policies.save_from_both_policies(
     _policies.dots_with_no_batch_dims_saveable,
     _policies.save_only_these_names("attention_out", "attention_lse", "expert_product"),
