@@ -11,6 +11,7 @@ from hybridlm.gallery.diagram import diagram
 from hybridlm.gallery.drawing import text_width, wrap
 from hybridlm.gallery.families import COLORS, css_name, families
 from hybridlm.models.feedforward.absent import NoFeedForwardConfig
+from hybridlm.models.feedforward.beside import BesideConfig
 from hybridlm.models.feedforward.moe import MoEConfig
 from hybridlm.models.mixers.absent import NoMixerConfig
 from tests.gallery.sheets import ROOT, diagram_of, sheet_of
@@ -40,7 +41,9 @@ def test_the_strip_has_every_layer(name):
         in_cards = sum(families(k.mixer).count(family) for k in sheet.kinds)
         assert drawn[frozenset({css_name(family)})] == layers + in_cards
         assert drawn[frozenset({"box", css_name(family)})] == in_cards
-    experts = sum(k.count for k in sheet.kinds if isinstance(k.feedforward, MoEConfig))
+    experts = sum(
+        k.count for k in sheet.kinds if isinstance(k.feedforward, MoEConfig | BesideConfig)
+    )
     none = sum(k.count for k in sheet.kinds if isinstance(k.feedforward, NoFeedForwardConfig))
     assert drawn[frozenset({"chosen"})] == experts
     assert drawn[frozenset({"dense"})] == sheet.config.depth - experts - none

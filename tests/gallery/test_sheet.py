@@ -90,6 +90,7 @@ def test_a_token_is_multiplied_by_every_active_matrix(name):
     """Two FLOPs each, and attention and states come on top; norms and biases are no matrices."""
     sheet = sheet_of(name)
     looked_up = 0 if sheet.config.tie_embeddings else sheet.embedding
+    looked_up += sheet.layer_embedding
     multiplied = sheet.active - looked_up - sum((sheet.facts.left_out or {}).values())
     for at in sheet.lengths:
         assert at.prefill_flops > 2 * 0.999 * multiplied

@@ -52,7 +52,10 @@ def test_a_mixer_is_known_by_its_other_names(name, answer):
         ("mlp", "did you mean 'plain'?"),
         ("mixture-of-experts", "did you mean 'moe'?"),
         ("deepseek_moe", "did you mean 'moe' with shared_hidden=...?"),
-        ("expert_choice", "there is no such feed-forward; valid are: channel_mix, gated, "),
+        (
+            "expert_choice",
+            "there is no such feed-forward; valid are: channel_mix, dense_beside_moe, ",
+        ),
         ("rwkv7", "did you mean 'channel_mix'?"),
     ],
 )

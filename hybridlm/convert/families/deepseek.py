@@ -173,7 +173,8 @@ class GlmMoeDsa(DeepSeekV32):
     def own_keys(self, model: ModelConfig, mixers: list[Any]) -> dict[str, Any]:
         below = model.caches_read()
         types = ["full" if x is None else "shared" for x in below]
-        return super().own_keys(model, mixers) | {"indexer_types": types}
+        shares = {"indexer_types": types} if "shared" in types else {}  # the class's own is "full"
+        return super().own_keys(model, mixers) | shares
 
 
 def indexers(keys: Keys, depth: int) -> list[tuple[str, dict[str, str]]]:

@@ -214,9 +214,10 @@ def _feedforward_keys(model: ModelConfig) -> dict[str, Any]:
     found = {
         "intermediate_size": dense[0].hidden,
         "hidden_activation": parts.THEIR_ACTIVATIONS[dense[0].activation],
-        "use_double_wide_mlp": dense[-1].hidden != dense[0].hidden,
         "enable_moe_block": mixtures[0] is not None,
     }
+    if dense[-1].hidden != dense[0].hidden:  # the class's own is false
+        found["use_double_wide_mlp"] = True
     if mixtures[0] is None:
         return found
     return found | {
