@@ -41,10 +41,27 @@ def any_nonfinite(*blocks):
 def _parts(x):
     """The matrix in parts of four registers, as far as its sizes are multiples of theirs."""
     rows = math.gcd(x.shape[0], 4 * _ROWS * 4 // x.dtype.itemsize)
-    lanes = math.gcd(x.shape[1], _LANES) if x.shape[1] % _LANES == 0 else x.shape[1]
+    lanes = _LANES if x.shape[1] % _LANES == 0 else x.shape[1]
     for row in range(0, x.shape[0], rows):
         for lane in range(0, x.shape[1], lanes):
             yield x[row : row + rows, lane : lane + lanes]
+
+
+def contain_forward(blocks, rows, gates):
+    """Forward: `replace` in the inputs, if one look finds a number that is not finite."""
+    wanted = any_nonfinite(*(x.at[0] for x in blocks), *(x[0, 0, 0] for x in rows))
+    return replace(wanted, blocks, rows, gates)
+
+
+def contain_backward(do_ref, marks_ref, blocks, rows, gates):
+    """Backward: replaces as forward in the inputs, by its marks, and in the cotangent of the output.
+
+    Returns the marks of the cotangent, as `replace`.
+    """
+    wanted = any_nonfinite(do_ref.at[0], marks_ref[0, 0, 0])
+    marks_1C = replace(wanted, [do_ref])
+    replace(wanted, blocks, rows, gates)
+    return marks_1C
 
 
 def replace(wanted, blocks, rows=(), gates=None):

@@ -51,7 +51,7 @@ from kernels_pallas.tpu_grid import (
     tokens_of,
     with_marks,
 )
-from kernels_pallas.tpu_nonfinite import any_nonfinite, replace
+from kernels_pallas.tpu_nonfinite import contain_backward, contain_forward
 
 HEADS = 2  # value heads of a grid step, at most
 
@@ -261,8 +261,7 @@ def _forward_kernel(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, *refs):
     *saved_refs, s_ref = refs[:-1] if plan.per_channel else refs
     factors_ref = refs[-1] if plan.per_channel else None
     blocks, rows = _inputs(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, x_ref)
-    wanted = any_nonfinite(*(r.at[0] for r in blocks), *(r[0, 0, 0] for r in rows))
-    marks_ref[0, 0, 0] = replace(wanted, blocks, rows, gates=g_ref)
+    marks_ref[0, 0, 0] = contain_forward(blocks, rows, g_ref)
 
     @pl.when(pl.program_id(2) == 0)
     def _():
@@ -333,10 +332,8 @@ def _backward_kernel(
     dq_ref, dk_ref, dv_ref, dbeta_ref, dg_ref, *refs = refs
     dx_ref, *refs = refs if plan.erase else (dk_ref, *refs)
     ds0_ref, do_marks_ref, ds_ref, *factors_ref = refs
-    wanted = any_nonfinite(do_ref.at[0], marks_ref[0, 0, 0])
-    do_marks_ref[0, 0, 0] = replace(wanted, [do_ref])
     blocks, rows = _inputs(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, x_ref)
-    replace(wanted, blocks, rows, gates=g_ref)
+    do_marks_ref[0, 0, 0] = contain_backward(do_ref, marks_ref, blocks, rows, g_ref)
 
     @pl.when(pl.program_id(2) == 0)
     def _():

@@ -42,7 +42,7 @@ from kernels_pallas.tpu_grid import (
     tokens_of,
     with_marks,
 )
-from kernels_pallas.tpu_nonfinite import any_nonfinite, replace
+from kernels_pallas.tpu_nonfinite import contain_backward, contain_forward
 
 HEADS = 4  # value heads of a grid step, at most, with one gate per head
 CHANNEL_HEADS = 2  # the same with one gate per channel
@@ -158,8 +158,7 @@ def _forward_kernel(plan, q_ref, k_ref, v_ref, g_ref, s0_ref, o_ref, last_ref, m
     *states_ref, s_ref = refs[:-1] if plan.per_channel else refs
     factors_ref = refs[-1] if plan.per_channel else None
     blocks, rows = _inputs(plan, q_ref, k_ref, v_ref, g_ref)
-    wanted = any_nonfinite(*(r.at[0] for r in blocks), *(r[0, 0, 0] for r in rows))
-    marks_ref[0, 0, 0] = replace(wanted, blocks, rows, gates=g_ref)
+    marks_ref[0, 0, 0] = contain_forward(blocks, rows, g_ref)
     chunk = pl.program_id(2)
 
     @pl.when(chunk == 0)
@@ -234,10 +233,8 @@ def _backward_kernel(
     ds_ref,
     *factors_ref,
 ):
-    wanted = any_nonfinite(do_ref.at[0], marks_ref[0, 0, 0])
-    do_marks_ref[0, 0, 0] = replace(wanted, [do_ref])
     blocks, rows = _inputs(plan, q_ref, k_ref, v_ref, g_ref)
-    replace(wanted, blocks, rows, gates=g_ref)
+    do_marks_ref[0, 0, 0] = contain_backward(do_ref, marks_ref, blocks, rows, g_ref)
 
     @pl.when(pl.program_id(2) == 0)
     def _():
