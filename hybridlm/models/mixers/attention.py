@@ -460,11 +460,8 @@ class SharedKeys:
         cache: TokenCache | None = None,
     ) -> None:
         """Puts the layer's keys, values and cache where layers above read them."""
-        if self.kv_out is None or context.cross_layer is None:
-            return
-        context.cross_layer.update(zip(_channels(self.kv_out), (k_BTGK, v_BTGV)))
-        if cache is not None and context.caches is not None:
-            context.caches[self.kv_out] = cache
+        arrays = dict(zip(_channels(self.kv_out), (k_BTGK, v_BTGV), strict=True))
+        context.hand_on(self.kv_out, arrays, cache)
 
 
 class SigmoidGate(nnx.Module):

@@ -82,6 +82,17 @@ class SequenceContext(NamedTuple):
         """The context of a part of a layer, whose activations' names begin with `scope`."""
         return self if self.hooks is None else self._replace(hooks=self.hooks.within(scope))
 
+    def hand_on(self, name: str | None, arrays: Mapping[str, jax.Array], cache: Any = None) -> None:
+        """Puts a layer's arrays, and its cache by `name`, where layers above read them.
+
+        Does nothing without a name, outside a model and, for the cache, where nothing is decoded.
+        """
+        if name is None or self.cross_layer is None:
+            return
+        self.cross_layer.update(arrays)
+        if cache is not None and self.caches is not None:
+            self.caches[name] = cache
+
     def apart(self) -> "SequenceContext":
         """A context with a `cross_layer` of its own: no layer reads what a mixer puts there."""
         if self.cross_layer is None:

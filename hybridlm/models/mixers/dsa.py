@@ -319,11 +319,7 @@ class DSA(MLA):
     ) -> None:
         """Puts what the indexer made, and its cache, where layers above read them."""
         name = self.config.index_out
-        if name is None or context.cross_layer is None:
-            return
-        context.cross_layer.update(zip(_channels(name), index, strict=True))
-        if cache is not None and context.caches is not None:
-            context.caches[name] = cache
+        context.hand_on(name, dict(zip(_channels(name), index, strict=True)), cache)
 
     def _index(
         self, x_BTD: jax.Array, context: SequenceContext, past: TokenCache | tuple[()] = ()
