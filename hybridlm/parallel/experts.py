@@ -13,11 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from hybridlm.parallel.axes import RULES, active_mesh_shape, spec
-from hybridlm.parallel.expert_exchange import Exchange, exchanged
+from hybridlm.parallel.expert_exchange import EXPERT, FSDP, Exchange, exchanged
 from hybridlm.parallel.expert_rows import collect, sort_rows, spread
 
-(EXPERT,) = RULES["experts"]
-(FSDP,) = RULES["expert_embed"]
 (TENSOR,) = RULES["mlp"]
 Arrays = Mapping[str, jax.Array]
 #: (rows sorted by expert, rows of each expert, parameters, split dimension by parameter) -> rows.
