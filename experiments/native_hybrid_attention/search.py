@@ -15,8 +15,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from experiments.large_window_laziness import tables as tsv
 from hybridlm.distill.selection.noise import difference, interval
 from hybridlm.distill.selection.search import Found, LayerSearch
@@ -31,23 +29,6 @@ from hybridlm.storage.writing import make_folder, write_text
 METHODS = ("kl", "greedy", "halo", "kl_once", "recall", "uniform", "random", "exhaustive")
 COLUMNS = ("method", "layers", "metric", "value", "less all wide", "evaluations", "compiled")
 TABLE = "search.tsv"
-
-
-class Compilations:
-    """Counts the programs that are compiled from `start` on."""
-
-    def __init__(self) -> None:
-        self.count, self._on = 0, False
-        jax.monitoring.register_event_duration_secs_listener(self._event)
-
-    def start(self) -> None:
-        self.count, self._on = 0, True
-
-    def stop(self) -> None:
-        self._on = False
-
-    def _event(self, name: str, seconds: float, **_: Any) -> None:
-        self.count += self._on and name == "/jax/core/compile/backend_compile_duration"
 
 
 def search(
@@ -72,17 +53,16 @@ def search(
     wide, narrow = (with_windows(model, dict.fromkeys(layers, w)) for w in (None, window))
     make_folder(out)
     searching = LayerSearch(wide, narrow, out, settings, selector, source=source, join=windows)
-    counter, ends = Compilations(), []
+    ends = []
     try:
         for kept in (searching.branch.layers, ()):
             ends.append(searching.table(frozenset(kept), selector.metric))
         searching.measures(frozenset(searching.branch.layers[:1]), selector.metric)
-        counter.start()
+        before = searching.compilations.count
         found = searching.run(functools.partial(print, flush=True))
-        compiled = counter.count
+        compiled = searching.compilations.count - before
         write_text(out / "search.txt", searching.text(found) + "\n")
     finally:
-        counter.stop()
         searching.close()
     rows = [_row(one, selector.metric, ends[0], compiled) for one in found]
     for name, values in (("all wide", ends[0]), ("all narrow", ends[1])):

@@ -15,6 +15,7 @@ from typing import Any
 from hybridlm.distill.compose import composed
 from hybridlm.distill.selection.branches import BranchModel, branches
 from hybridlm.distill.selection.budget import Budget, Kept
+from hybridlm.distill.selection.compilations import Compilations
 from hybridlm.distill.selection.evaluations import Evaluations, Search, Values
 from hybridlm.distill.selection.gates import train_gates
 from hybridlm.distill.selection.measures import METRICS, Measures, check_metrics
@@ -94,6 +95,7 @@ class LayerSearch:
     Attributes:
       branch: both models in one.
       table: the evaluations.
+      compilations: programs that were compiled while evaluations were made.
       retrieval: where the teacher's retrieval heads are.
     """
 
@@ -146,6 +148,7 @@ class LayerSearch:
         metrics = [selector.metric, *(m for s in self.chosen for m in s.reads(selector))]
         self.measures = Measures(self.branch, source, settings, metrics)
         models = {"teacher": _identity(teacher), "student": _identity(student)}
+        self.compilations = Compilations()
         self._identity = models | self.measures.identity()
         self.table = Evaluations(self._measure, out / TABLE, self._identity)
         self.search = Search(
@@ -293,7 +296,8 @@ class LayerSearch:
         }
 
     def _measure(self, kept: Kept, metric: str) -> Values:
-        values = self.measures(kept, metric)
+        with self.compilations:
+            values = self.measures(kept, metric)
         self._report(f"layers {words(sorted(kept))} kept: {metric} {interval(values)}")
         return values
 

@@ -9,6 +9,7 @@ import pytest
 
 from hybridlm.distill.compose import composed
 from hybridlm.distill.selection.branches import branches
+from hybridlm.distill.selection.compilations import Compilations
 from hybridlm.distill.transfer import transfer
 from hybridlm.errors import UserError
 from hybridlm.evals.scoring import likeliest
@@ -81,26 +82,13 @@ def test_no_swap_compiles_anything(both):
         return np.asarray(model.logits(x)), best
 
     evaluate(())
-    count = Compilations()
-    found = [evaluate(kept) for kept in ((0,), (1, 3), (0, 1, 2, 3), (2,))]
-    assert count.new() == 0
+    with Compilations() as compilations:
+        found = [evaluate(kept) for kept in ((0,), (1, 3), (0, 1, 2, 3), (2,))]
+    assert compilations.count == 0
     assert all((a[0] != b[0]).any() for a, b in zip(found, found[1:])), "the swaps did nothing"
-    jax.jit(lambda x: x + 2)(jnp.ones(3)).block_until_ready()
-    assert count.new() > 0, "compilations are not counted"
-
-
-class Compilations:
-    """Counts what is compiled from its making on."""
-
-    def __init__(self):
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._event)
-
-    def _event(self, name, seconds, **_):
-        self.count += name == "/jax/core/compile/backend_compile_duration"
-
-    def new(self):
-        return self.count
+    with compilations:
+        jax.jit(lambda x: x + 2)(jnp.ones(3)).block_until_ready()
+    assert compilations.count > 0, "compilations are not counted"
 
 
 def decode(model):
