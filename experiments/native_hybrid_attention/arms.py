@@ -17,6 +17,9 @@ from hybridlm.train.settings import OptimizerConfig
 SEEDS = (0, 1, 2, 3, 4, 5)  # six pairs are the fewest that have a finite 95% interval
 MQAR, TEXT = "mqar", "text"
 NHA, FULL, WINDOW = "nha", "full", "swa"
+TEXT_CORPUS = "data/corpora/state_of_the_union.jsonl.gz"  # the demo's
+TEXT_HELD_OUT = 128  # sequences
+TEXT_LAST = 50  # steps that the training loss is a mean of
 
 
 class Scale(NamedTuple):

@@ -2,8 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from experiments.native_hybrid_attention.arms import MQAR, ablation, controls, core, slide
-from experiments.native_hybrid_attention.tables import FIGURE, TITLE, Rows, by_seed, drawn
+from experiments.native_hybrid_attention.arms import MQAR, controls, core, slide
+from experiments.native_hybrid_attention.tables import FIGURE, TITLE, Rows, ablated, by_seed, drawn
 from hybridlm.analysis.figures import heat_map, sweep_summary
 
 SHORT = {
@@ -56,7 +56,7 @@ def ablation_figure(rows: Rows) -> Figure:
     """Accuracy on MQAR, a cell for each window and number of slots."""
     table = [
         {"window": arm.windows[0], "slots": arm.slots, "accuracy": row[FIGURE[MQAR]]}
-        for arm in ablation(MQAR)
-        for row in by_seed(rows, arm).values()
+        for arm, own in ablated(rows).items()
+        for row in own.values()
     ]
     return heat_map(table, x="window", y="slots", value="accuracy")

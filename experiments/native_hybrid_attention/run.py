@@ -18,7 +18,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from experiments.native_hybrid_attention.arms import ARMS, MQAR, SCALES, SEEDS, SETS, TEXT, Arm
+from experiments.native_hybrid_attention.arms import (
+    ARMS,
+    MQAR,
+    SCALES,
+    SEEDS,
+    SETS,
+    TEXT,
+    TEXT_CORPUS,
+    TEXT_HELD_OUT,
+    TEXT_LAST,
+    Arm,
+)
 from experiments.state_tracking.arms import HELD_OUT, HELD_OUT_SEED, SOLVED, STEADY, TIMES
 from experiments.state_tracking.tasks import TASKS
 from experiments.threads import one_thread
@@ -73,6 +84,8 @@ def settings(arm: Arm, steps: int) -> str:
     parts = [arm.settings(), arm.spans(), list(arm.scale), arm.schedule(steps), steps]
     if arm.task == MQAR:
         parts += [TASKS[MQAR].sizes, SOLVED, STEADY, HELD_OUT, HELD_OUT_SEED, TIMES]
+    else:
+        parts += [TEXT_CORPUS, TEXT_HELD_OUT, TEXT_LAST]
     return hashlib.sha256(json_text.dumps(parts).encode()).hexdigest()[:12]
 
 

@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.native_hybrid_attention.arms import MQAR, NHA, Arm
+from experiments.native_hybrid_attention.arms import (
+    MQAR,
+    NHA,
+    TEXT_CORPUS,
+    TEXT_HELD_OUT,
+    TEXT_LAST,
+    Arm,
+)
 from experiments.state_tracking import runs as recall_runs
 from experiments.state_tracking.runs import Program
 from experiments.state_tracking.tasks import TASKS
@@ -28,10 +35,6 @@ from hybridlm.train.optimizer import ScheduleNumbers, make_optimizer
 from hybridlm.train.settings import TrainConfig
 from hybridlm.train.state import init_state
 from hybridlm.train.step import make_train_step
-
-CORPUS = "data/corpora/state_of_the_union.jsonl.gz"  # the demo's
-HELD_OUT = 128  # sequences
-LAST = 50  # steps that the training loss is a mean of
 
 _programs: dict[str, tuple[Model, Program]] = {}
 
@@ -125,13 +128,13 @@ def _run_text(arm: Arm, seed: int, workdir: pathlib.Path, steps: int) -> dict[st
         waiting = metrics["loss"]
     losses.append(float(waiting))
     total = count = 0.0
-    for batch in data.heldout_batches(arm.scale.batch, HELD_OUT):
+    for batch in data.heldout_batches(arm.scale.batch, TEXT_HELD_OUT):
         weights_NT = batch["loss_weights"]
         total += float((np.asarray(compiled.best(state["params"], batch)) * weights_NT).sum())
         count += float(weights_NT.sum())
     return {
         "steps": steps,
-        "loss": round(float(np.mean(losses[-LAST:])), 5),
+        "loss": round(float(np.mean(losses[-TEXT_LAST:])), 5),
         "heldout": round(total / count, 5),
         "cpu_seconds": round(time.process_time() - begin, 1),
     }
@@ -140,6 +143,6 @@ def _run_text(arm: Arm, seed: int, workdir: pathlib.Path, steps: int) -> dict[st
 @functools.lru_cache(maxsize=8)
 def pipeline(length: int, batch: int, seed: int, workdir: pathlib.Path) -> Pipeline:
     """The demo's text in sequences of this length."""
-    source = dict(addresses=dict(kind="jsonl", path=CORPUS))
+    source = dict(addresses=dict(kind="jsonl", path=TEXT_CORPUS))
     config = DataConfig(sources=source, seq_len=length, batch_size=batch)
     return open_pipeline(config, seed=seed, workdir=workdir)

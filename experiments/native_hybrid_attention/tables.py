@@ -34,7 +34,17 @@ FEWEST = 6  # pairs that have a finite interval
 
 def by_seed(rows: Rows, arm: Arm) -> dict[int, Row]:
     """The runs of an arm, by seed."""
-    found = (Unit(arm.task, arm.name, seed) for seed in SEEDS)
+    return _of_seeds(rows, arm, SEEDS)
+
+
+def ablated(rows: Rows) -> dict[Arm, dict[int, Row]]:
+    """The ablation's runs by seed; the arms that other sets give more seeds have those of the others here."""
+    seeds = SEEDS[: SETS["ablation"].seeds]
+    return {arm: _of_seeds(rows, arm, seeds) for arm in ablation(MQAR)}
+
+
+def _of_seeds(rows: Rows, arm: Arm, seeds: Sequence[int]) -> dict[int, Row]:
+    found = (Unit(arm.task, arm.name, seed) for seed in seeds)
     return {unit.seed: rows[unit] for unit in found if unit in rows}
 
 
@@ -106,8 +116,8 @@ def slide_table(rows: Rows, task: str) -> str:
 def ablation_table(rows: Rows) -> str:
     """Mean accuracy by window and slots, least and most of the seeds in brackets."""
     cells = {
-        (arm.slots, arm.windows[0]): [r[FIGURE[MQAR]] for r in by_seed(rows, arm).values()]
-        for arm in ablation(MQAR)
+        (arm.slots, arm.windows[0]): [row[FIGURE[MQAR]] for row in own.values()]
+        for arm, own in ablated(rows).items()
     }
     if not any(cells.values()):
         return NOT_RUN

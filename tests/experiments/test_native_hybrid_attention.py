@@ -109,7 +109,7 @@ def test_windows_change_a_run_and_not_its_seed(trained):
 
 
 def test_text_is_trained_and_measured_on_held_out_bytes(tmp_path, in_root, monkeypatch):
-    monkeypatch.setattr(runs, "HELD_OUT", 8)
+    monkeypatch.setattr(runs, "TEXT_HELD_OUT", 8)
     arm = nha(TEXT, 16, 16)
     with dispatch.auto_means("reference"):
         row = runs.run(arm, 0, tmp_path, 2)
@@ -118,6 +118,15 @@ def test_text_is_trained_and_measured_on_held_out_bytes(tmp_path, in_root, monke
     assert not np.array_equal(
         first["tokens"], runs.pipeline(128, 8, 1, tmp_path).batch(1)["tokens"]
     )
+
+
+@pytest.mark.parametrize("name", ["TEXT_HELD_OUT", "TEXT_LAST", "TEXT_CORPUS"])
+def test_what_a_run_on_text_is_measured_on_is_in_its_settings(name, monkeypatch):
+    arms = nha(TEXT, 16, 16), nha(MQAR, 8, 16)
+    before = [run.settings(arm, 400) for arm in arms]
+    monkeypatch.setattr(run, name, "other")
+    after = [run.settings(arm, 400) for arm in arms]
+    assert after[0] != before[0] and after[1] == before[1]
 
 
 def planted(unit: run.Unit, figure: float) -> run.Row:
@@ -164,6 +173,11 @@ def test_a_slide_and_an_ablation_say_what_was_not_run():
     assert "| 8 | 1 | 0.250 | -0.750" in text and "| 16 |" not in text
     cells = tables.ablation_table(rows)
     assert "| 16 | not run | not run | not run | 0.250 | not run |" in cells
+    more = rows_of(nha(MQAR, 8, 16), [0.2, 0.3, 0.4, 1.0, 1.0, 1.0])
+    assert "0.300 (0.200 to 0.400)" in tables.ablation_table(more), (
+        "the slide's further seeds are in"
+    )
+    assert "Seeds of a cell: 3." in tables.ablation_table(more)
     assert set(tables.drawn(rows)) == {"slide_mqar"}
     assert tables.drawn({}) == {} and tables.figures_table({}) == tables.NOT_RUN
 
