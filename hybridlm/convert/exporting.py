@@ -183,8 +183,6 @@ def _written_out(settings: Any, model: ModelConfig) -> dict[str, Any]:
         plain |= {"head_dim": size, "scale": parts.rounded(settings.scale or size**-0.5)}
         plain["value_dim"] = settings.value_size(width)
         plain |= {"kv_out": None, "kv_in": None}  # names; `canonical` numbers the layer
-        if settings.kv_in is not None:
-            plain |= {"values": "own", "v_norm": False, "value_scale": 1.0}
     if isinstance(settings, BesideConfig):
         plain["dense"] = _written_out(settings.dense, model)
     if isinstance(settings, DSAConfig):

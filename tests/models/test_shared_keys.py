@@ -23,12 +23,12 @@ from hybridlm.settings.reader import Invalid
 TIME = 22
 PIECES = [8, 1, 1, 1, 8, 1, 1, 1]
 LOCAL = dict(kind="attention", heads=4, kv_heads=2, head_dim=6, window=5, qk_norm=True)
-FAR = dict(kind="attention", heads=2, kv_heads=1, value_dim=9, v_norm=True, rope=dict(theta=99.0))
+FAR = dict(kind="attention", heads=2, kv_heads=1, value_dim=9, rope=dict(theta=99.0))
 CHUNK = dict(LOCAL, window=None, chunk=6)
 MIXERS = dict(
     local=dict(LOCAL, kv_out="a"),
     local_in=dict(LOCAL, heads=6, kv_in="a", window=3),
-    far=dict(FAR, kv_out="b", bias="qkv"),
+    far=dict(FAR, kv_out="b", v_norm=True, bias="qkv"),
     far_in=dict(FAR, kv_in="b", output_gate=True, sinks=True, rope=None),
     chunk=dict(CHUNK, kv_out="c"),
     chunk_in=dict(CHUNK, kv_in="c", soft_cap=9.0),
@@ -255,6 +255,9 @@ def test_bad_settings_are_one_sentence():
     refused("goes without kv_out", local=dict(LOCAL, kv_out="a", kv_in="b"))
     refused("goes without forget_gate", local=dict(LOCAL, kv_out="a", forget_gate=True, rope=None))
     refused("is empty", local=dict(LOCAL, kv_out=""))
+    for name, value in (("values", "keys"), ("v_norm", True), ("value_scale", 0.5)):
+        said = f"{name} does nothing with kv_in: set it in the layer that makes the values"
+        refused(said, local_in=dict(LOCAL, kv_in="a") | {name: value})
     refused("shorter than its own", local_in=dict(LOCAL, kv_in="a", window=6))
     refused("'a.keys' the shape", local_in=dict(LOCAL, kv_in="a", kv_heads=4))
     refused("other tokens than", "local far local_in", far=dict(LOCAL, window=9, kv_out="a"))

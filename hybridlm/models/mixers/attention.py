@@ -68,7 +68,8 @@ class AttentionConfig(MixerConfig):
       kv_out: name under which layers above may read this layer's keys and values; None for none.
       kv_in: name of the keys and values that this layer attends to, those of the highest layer below
         with this kv_out: it has no projections and no cache of them (arXiv 2405.12981; Gemma 4). Its
-        kv_heads, head_dim and value_dim are that layer's. None makes its own.
+        kv_heads, head_dim and value_dim are that layer's; values, v_norm and value_scale, which are
+        set there alone, stay at their defaults. None makes its own.
     """
 
     kind_name: ClassVar[str] = "attention"
@@ -165,6 +166,12 @@ class AttentionConfig(MixerConfig):
             "kv_in",
             "goes without kv_out: layers above can read the layer that has the keys",
         )
+        for name, default in (("values", "own"), ("v_norm", False), ("value_scale", 1.0)):
+            require(
+                self.kv_in is None or getattr(self, name) == default,
+                name,
+                "does nothing with kv_in: set it in the layer that makes the values",
+            )
         object.__setattr__(self, "kv_heads", kv_heads)
         if self.head_dim is not None:
             check_rope(self.rope, self.head_dim)
