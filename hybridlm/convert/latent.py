@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+from hybridlm.convert import parts
 from hybridlm.convert.family import Inexpressible, only_value
 from hybridlm.convert.keys import Keys
 from hybridlm.convert.table import Rule, linear, rule
@@ -141,8 +142,8 @@ def indexer_rules(theirs: str = "self_attn.indexer", ours: str = "mixer.indexer"
 
 def yarn_scale(keys: Keys, key_size: int) -> float | None:
     """The factor on logits, which YaRN's `mscale_all_dim` changes; None is that without it."""
-    given = keys.object("rope_parameters", None) or keys.object("rope_scaling", None)
-    if given is None or given.text("rope_type", given.text("type", "default")) == "default":
+    given = parts.rope_object(keys)
+    if given.text("rope_type", given.text("type", "default")) == "default":
         return None
     everywhere = given.number("mscale_all_dim", None)
     if not everywhere:

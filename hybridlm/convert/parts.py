@@ -182,6 +182,21 @@ def layer_types(keys: Keys, default: Sequence[str], known: Sequence[str] = (FULL
     return types
 
 
+def windowed_types(keys: Keys, default: Sequence[str], window: int | None) -> list:
+    """The type of each layer of a class that has a window only where `use_sliding_window` is true.
+
+    Raises:
+      ConvertError: for a windowed layer without a window, which the class does not run either.
+    """
+    types = layer_types(keys, default)
+    if window is None and SLIDING in types:
+        keys.refuse(
+            "layer_types",
+            f"has {SLIDING!r}, and no window is on: it needs use_sliding_window and sliding_window",
+        )
+    return types
+
+
 def required_window(keys: Keys, default: int) -> int:
     """The window of windowed layers, of classes that transformers runs with one only."""
     window = keys.integer("sliding_window", default, nullable=True)
@@ -246,23 +261,47 @@ def types_or_pattern(keys: Keys, pattern: int) -> list[str]:
 # --- rope ---------------------------------------------------------------------------------------
 
 _DEFAULT = {"rope_type": "default"}
+#: The key of the context length that RoPE was trained on.
+LENGTH = "original_max_position_embeddings"
+
+
+def rope_object(keys: Keys, default: Mapping[str, Any] | None = None) -> Keys:
+    """The object with the settings of RoPE: `rope_scaling` before `rope_parameters`, as the classes do.
+
+    Args:
+      default: of a config without either; None is an empty object.
+    """
+    own, old = keys.object("rope_parameters", None), keys.object("rope_scaling", None)
+    if old is not None and old.values:
+        return old
+    if own is not None:
+        return own
+    return Keys(default or {}, keys.where, "rope_parameters.")
 
 
 def rope(
-    keys: Keys, theta: float = 10_000.0, *, fraction: float = 1.0, whole: bool = False
+    keys: Keys,
+    theta: float = 10_000.0,
+    *,
+    fraction: float = 1.0,
+    whole: bool = False,
+    default: Mapping[str, Any] | None = None,
+    also: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The settings of RoPE, from `rope_parameters` (transformers 5) or `rope_theta`, `rope_scaling`.
 
     Args:
       theta, fraction: the class's defaults.
       whole: refuse `partial_rotary_factor`, which the class does not read (without scaling).
+      default: the class's object, for a config without one.
+      also: keys of the object that the family itself reads.
     """
     theta = keys.number("rope_theta", theta)
     fraction = keys.number("partial_rotary_factor", fraction)
-    own = keys.object("rope_parameters", None)
-    old = keys.object("rope_scaling", None)
-    given = own if own is not None else old
-    found = _scaled(keys, Keys({}, keys.where) if given is None else given, theta, fraction)
+    given = rope_object(keys, default)
+    given.harmless(*also)
+    length = keys.integer(LENGTH, None)  # beside the object it counts before the one in it
+    found = _scaled(keys, given, theta, fraction, length)
     if whole and "fraction" in found:
         keys.refuse(
             "partial_rotary_factor", f"is {found['fraction']}: the class rotates whole heads"
@@ -324,18 +363,28 @@ def rope_by_type(
     return found
 
 
-def _scaled(keys: Keys, given: Keys, theta: float, fraction: float) -> dict[str, Any]:
-    """The settings of RoPE from an object with `rope_type`, and the keys of the config around it."""
+def _scaled(
+    keys: Keys, given: Keys, theta: float, fraction: float, length: int | None = None
+) -> dict[str, Any]:
+    """The settings of RoPE from an object with `rope_type`, and the keys of the config around it.
+
+    Args:
+      length: of the context in training; None reads it in the object.
+    """
     new = keys.integer("max_position_embeddings", None)
-    length = keys.integer("original_max_position_embeddings", new)
     kind = given.text("rope_type", given.text("type", "default"))
     theta = given.number("rope_theta", theta)
     fraction = given.number("partial_rotary_factor", fraction)
     extra: dict[str, Any] = {}
+    if kind in ("llama3", "yarn"):
+        inner = given.integer(LENGTH, new)
+        length = inner if length is None else length
+        if length is None:
+            given.refuse(LENGTH, "is missing")
     if kind == "llama3":
         extra["llama3"] = {
             "factor": given.number("factor"),
-            "length": given.integer("original_max_position_embeddings", length),
+            "length": length,
             "low": given.number("low_freq_factor"),
             "high": given.number("high_freq_factor"),
         }
@@ -365,10 +414,7 @@ def _rope(theta: float, fraction: float) -> dict[str, Any]:
     return {"theta": theta} | ({} if fraction == 1 else {"fraction": fraction})
 
 
-def _yarn(given: Keys, length: int | None, new: int | None) -> dict[str, Any]:
-    length = given.integer("original_max_position_embeddings", length)
-    if length is None:
-        given.refuse("original_max_position_embeddings", "is missing")
+def _yarn(given: Keys, length: int, new: int | None) -> dict[str, Any]:
     factor = given.number("factor", None)
     if factor is None and new is None:
         given.refuse("factor", "is missing")
@@ -401,7 +447,7 @@ def rope_keys(rope: RopeConfig) -> dict[str, Any]:
         return found | {
             "rope_type": "llama3",
             "factor": x.factor,
-            "original_max_position_embeddings": x.length,
+            LENGTH: x.length,
             "low_freq_factor": x.low,
             "high_freq_factor": x.high,
         }
@@ -416,7 +462,7 @@ def rope_keys(rope: RopeConfig) -> dict[str, Any]:
             {
                 "rope_type": "yarn",
                 "factor": x.factor,
-                "original_max_position_embeddings": x.length,
+                LENGTH: x.length,
                 "beta_fast": x.fast,
                 "beta_slow": x.slow,
                 "attention_factor": x.attention,

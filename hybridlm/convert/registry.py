@@ -20,7 +20,7 @@ from hybridlm.convert.families.mamba import FalconMamba, Mamba
 from hybridlm.convert.families.mamba2 import Mamba2
 from hybridlm.convert.families.mimo_v2 import MiMoV2Flash
 from hybridlm.convert.families.minimax import MiniMax
-from hybridlm.convert.families.mistral import Mistral
+from hybridlm.convert.families.mistral import Ministral, Ministral3, Mistral
 from hybridlm.convert.families.mixtral import Mixtral
 from hybridlm.convert.families.nemotron_h import NemotronH
 from hybridlm.convert.families.olmo import Olmo2, Olmo3
@@ -42,6 +42,8 @@ FAMILIES: tuple[Family, ...] = (
     Qwen2(),
     Qwen3(),
     SmolLM3(),
+    Ministral(),
+    Ministral3(),
     Olmo2(),
     Olmo3(),
     Gemma2(),

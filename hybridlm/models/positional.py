@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -143,13 +143,14 @@ class TemperatureConfig:
     Attributes:
       scale: number of positions over which the factor changes little.
       strength: weight of the logarithm; None means 1 / log(scale).
-      steps: replace p / scale by floor((p + 1) / scale); with strength 0.1 and scale 8192 this is
-        the rule of Llama 4's NoPE layers.
+      steps: True replaces p / scale by floor((p + 1) / scale); with strength 0.1 and scale 8192 this
+        is the rule of Llama 4's NoPE layers. "from_zero" replaces it by floor(p / scale), the rule of
+        Ministral 3.
     """
 
     scale: Annotated[float, Above(1)]
     strength: PositiveFloat | None = None
-    steps: bool = False
+    steps: bool | Literal["from_zero"] = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +165,8 @@ class Temperature:
         positions_BT = positions_BT.astype(jnp.promote_types(q_BTHK.dtype, jnp.float32))
         spans_BT = positions_BT / scale
         if self.config.steps:
-            spans_BT = jnp.floor((positions_BT + 1) / scale)
+            first = 0 if self.config.steps == "from_zero" else 1
+            spans_BT = jnp.floor((positions_BT + first) / scale)
         factor_BT11 = (1 + strength * jnp.log1p(spans_BT))[:, :, None, None]
         return (at_least_float32(q_BTHK) * factor_BT11).astype(q_BTHK.dtype)
 

@@ -162,6 +162,9 @@ def test_temperatures_are_the_published_formulas():
     llama = Temperature(TemperatureConfig(scale=8192.0, strength=0.1, steps=True))
     want = np.log1p(np.floor((p + 1) / 8192)) * 0.1 + 1
     np.testing.assert_allclose(llama(q, jnp.asarray(p))[0, :, 0, 0], want[0], rtol=1e-6)
+    ministral = Temperature(TemperatureConfig(scale=8191.0, strength=0.1, steps="from_zero"))
+    want = np.log1p(np.floor(p / 8191)) * 0.1 + 1
+    np.testing.assert_allclose(ministral(q, jnp.asarray(p))[0, :, 0, 0], want[0], rtol=1e-6)
 
 
 def test_temperature_scales_logits():

@@ -6,7 +6,7 @@ from family_gemma4 import gemma4, scalars
 from family_lfm2 import lfm2
 from family_llama import llama
 from family_llama4 import llama4
-from family_mistral import mistral
+from family_mistral import ministral3, mistral
 from family_qwen3_next import qwen3_5_dense, qwen3_5_moe
 from transformers import (
     Gemma3Config,
@@ -58,8 +58,9 @@ def wrapped_gemma3(draw: Draw) -> Gemma3Config:
 def wrapped_gemma4(draw: Draw) -> Gemma4Config:
     own, tied = text(gemma4, draw)
     own["pad_token_id"] = 0  # stands where images are
+    vision = dict(VISION, head_dim=4, num_key_value_heads=2, position_embedding_size=4)
     return Gemma4Config(
-        text_config=own, vision_config=VISION, audio_config=None, tie_word_embeddings=tied
+        text_config=own, vision_config=vision, audio_config=None, tie_word_embeddings=tied
     )
 
 
@@ -72,6 +73,13 @@ def wrapped_llama4(draw: Draw) -> Llama4Config:
 @case("wrapped_mistral3", Mistral3ForConditionalGeneration)
 def wrapped_mistral3(draw: Draw) -> Mistral3Config:
     own, tied = text(mistral, draw)
+    vision = dict(VISION, model_type="pixtral")
+    return Mistral3Config(text_config=own, vision_config=vision, tie_word_embeddings=tied)
+
+
+@case("wrapped_ministral3", Mistral3ForConditionalGeneration)
+def wrapped_ministral3(draw: Draw) -> Mistral3Config:
+    own, tied = text(ministral3, draw)
     vision = dict(VISION, model_type="pixtral")
     return Mistral3Config(text_config=own, vision_config=vision, tie_word_embeddings=tied)
 
