@@ -27,6 +27,11 @@ def mixture_settings(keys: Keys, names: dict[str, tuple[str, ...]], **defaults: 
     """
     normalize = _read(keys.flag, names["normalize"], True)
     hidden = keys.integer("moe_intermediate_size", defaults["hidden"])
+    shared = _read(keys.integer, names["shared"], 1)
+    if shared < 1:
+        keys.refuse(
+            names["shared"][0], f"is {shared}: hybridlm has this family with a shared expert"
+        )
     keys.only("scoring_func", "sigmoid")
     keys.only("topk_method", "noaux_tc")
     keys.only("moe_layer_freq", 1)
@@ -46,7 +51,7 @@ def mixture_settings(keys: Keys, names: dict[str, tuple[str, ...]], **defaults: 
             "groups": _read(keys.integer, names["groups"], defaults["groups"]),
             "top_groups": keys.integer("topk_group", defaults["top_groups"]),
         },
-        "shared_hidden": hidden * _read(keys.integer, names["shared"], 1),
+        "shared_hidden": hidden * shared,
     }
 
 

@@ -112,7 +112,7 @@ class FalconH1(Family):
 
 def _attention(keys: Keys) -> dict[str, Any]:
     found = parts.heads(keys) | {
-        "rope": parts.rope(keys),
+        "rope": parts.rope(keys, whole=True),
         "bias": keys.flag("attention_bias", False),
     }
     factor = keys.number("key_multiplier", 1.0)  # of keys, which is one of the logits
@@ -120,7 +120,7 @@ def _attention(keys: Keys) -> dict[str, Any]:
 
 
 def _mamba(keys: Keys, width: int) -> dict[str, Any]:
-    found = state_space.prefixed(keys, width, keys.integer("mamba_d_ssm", 1024))
+    found = state_space.prefixed(keys, width, keys.integer("mamba_d_ssm", 1024, nullable=True))
     before = keys.flag("mamba_norm_before_gate", True)
     normed = keys.flag("mamba_rms_norm", False)
     found["norm"] = ("before_gate" if before else "after_gate") if normed else "none"

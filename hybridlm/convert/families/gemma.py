@@ -24,7 +24,7 @@ class Gemma2(Family):
     pattern: ClassVar[int] = 2
 
     def settings(self, keys: Keys) -> dict[str, Any]:
-        scalar = keys.number("query_pre_attn_scalar", 256)
+        scalar = keys.integer("query_pre_attn_scalar", 256)
         if scalar <= 0:
             keys.refuse("query_pre_attn_scalar", f"must be positive, not {scalar}")
         mixer = parts.heads(keys, head_dim=256, kv_heads=4) | {

@@ -28,7 +28,7 @@ class GraniteHybrid(Family):
         sizes = parts.sizes(keys, tied=False) | {
             "embedding_scale": keys.number("embedding_multiplier", 1.0),
             "residual_scale": keys.number("residual_multiplier", 1.0),
-            "logit_scale": 1 / keys.number("logits_scaling", 1.0),
+            "logit_scale": 1 / _divisor(keys),
         }
         depth = keys.integer("num_hidden_layers")
         keys.harmless("router_aux_loss_coef", "layers_block_type", "init_method")
@@ -38,7 +38,7 @@ class GraniteHybrid(Family):
         for name in types:
             if name not in OLD_NAMES.values():
                 keys.refuse("layer_types", f"has {name!r}: this family has {', '.join(OLD_NAMES)}")
-        rope = parts.rope(keys)
+        rope = parts.rope(keys, whole=True)
         turned = keys.text("position_embedding_type", "nope") == "rope"
         attention = parts.heads(keys) | {
             "rope": rope if turned else None,
@@ -88,6 +88,14 @@ class GraniteHybrid(Family):
             *norm(model, "post_attention_layernorm", "mlp_norm"),
             *_feedforward_rules(model, feedforward),
         ]
+
+
+def _divisor(keys: Keys) -> float:
+    """What the logits are divided by."""
+    found = keys.number("logits_scaling", 1.0)
+    if found == 0:
+        keys.refuse("logits_scaling", "is 0: the logits are divided by it")
+    return found
 
 
 def _feedforward(keys: Keys) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class LFM2(Family):
         keys.harmless("conv_dim_out", "conv_use_xavier_init", "block_use_xavier_init")
         keys.harmless("block_mlp_init_scale", "block_out_init_scale", "num_heads", "use_pos_enc")
         attention = parts.heads(keys, kv_heads=8) | {
-            "rope": parts.rope(keys, 1_000_000.0),
+            "rope": parts.rope(keys, 1_000_000.0, whole=True),
             "qk_norm": True,
         }
         conv = {

@@ -43,7 +43,7 @@ class MiniMax(Family):
         types = parts.layer_types(keys, default, (LINEAR, parts.FULL))
         heads = parts.heads(keys, kv_heads=8)
         full = heads | {
-            "rope": parts.rope(keys, 1_000_000.0),
+            "rope": parts.rope(keys, 1_000_000.0, whole=True),
             "window": keys.integer("sliding_window", None),
         }
         keys.only("hidden_act", "silu", "swish", why="Lightning attention has silu here")

@@ -32,13 +32,12 @@ class Qwen2(Family):
         default = [
             parts.SLIDING if window is not None and i >= below else parts.FULL for i in range(depth)
         ]
-        types = parts.layer_types(keys, default)
+        types = parts.windowed_types(keys, default, window)
         mixer = parts.heads(keys, head_dim=self.head_dim, kv_heads=None) | {
             "rope": parts.rope(keys, whole=True),
             **self.own(keys),
         }
-        windowed = ("full", mixer) if window is None else ("swa", mixer | {"window": window})
-        mixers = {parts.FULL: ("full", mixer), parts.SLIDING: windowed}
+        mixers = {parts.FULL: ("full", mixer), parts.SLIDING: ("swa", mixer | {"window": window})}
         layers = parts.by_type(types, mixers, parts.gated(keys))
         return parts.sizes(keys, tied=False) | laid_out(layers)
 

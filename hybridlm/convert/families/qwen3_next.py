@@ -125,6 +125,12 @@ class Qwen35MoE(Qwen35):
     def mixture(self, keys: Keys, *, normalize: bool) -> dict[str, Any]:
         """The settings of a mixture of experts."""
         keys.harmless("router_aux_loss_coef")
+        shared = keys.integer("shared_expert_intermediate_size", 512)
+        if shared < 1:
+            keys.refuse(
+                "shared_expert_intermediate_size",
+                f"is {shared}: hybridlm has this family with a shared expert",
+            )
         return {
             "kind": "moe",
             "experts": keys.integer("num_experts", self.experts),
@@ -132,7 +138,7 @@ class Qwen35MoE(Qwen35):
             "hidden": keys.integer("moe_intermediate_size", 512),
             "activation": keys.choice("hidden_act", parts.ACTIVATIONS, "silu"),
             "router": {"scores": "softmax", "normalize": normalize},
-            "shared_hidden": keys.integer("shared_expert_intermediate_size", 512),
+            "shared_hidden": shared,
             "shared_gate": True,
         }
 

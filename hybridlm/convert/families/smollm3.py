@@ -31,7 +31,7 @@ class SmolLM3(Family):
         if not keys.flag("use_sliding_window", False):
             window = None
         local = [parts.FULL if window is None or has else parts.SLIDING for has in rotated]
-        types = parts.layer_types(keys, local)
+        types = parts.windowed_types(keys, local, window)
         mixer = parts.heads(keys, kv_heads=4) | {"bias": keys.flag("attention_bias", False)}
         rope = parts.rope(keys, 2_000_000.0, whole=True)
         feed = parts.gated(keys, bias=keys.flag("mlp_bias", False))
@@ -73,6 +73,6 @@ def _mixer(
     """The name and the settings of a layer's mixer."""
     found = mixer | {"rope": rope}
     name = "full" if rope else "nope"
-    if kind == parts.SLIDING and window is not None:
+    if kind == parts.SLIDING:
         return f"swa_{name}" if rope is None else "swa", found | {"window": window}
     return name, found
