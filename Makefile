@@ -21,7 +21,7 @@ help:
 	@echo "make laziness   train the 100 small runs of the experiment on retrieval heads; resumes if stopped"
 	@echo "make state      train the small runs of the experiment on state tracking; resumes if stopped"
 	@echo "make nha        train the small runs of the experiment on Native Hybrid Attention; resumes"
-	@echo "make test       install, and run the tests (of the slow ones, a sample that changes every day):"
+	@echo "make test       install, and run the tests (of the long and slow ones, a sample that changes every day):"
 	@echo "                up to 20 minutes on 2 CPU cores"
 	@echo "make test-slow  install, and run all tests"
 	@echo "make notebooks  run every notebook at the size of the tests"

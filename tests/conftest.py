@@ -16,24 +16,22 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import contextlib
-import datetime
 import pathlib
 import resource
 import shutil
 import subprocess
 import sys
 import uuid
-import zlib
 
 import absl.logging
 import jax
 import pytest
 
 from hybridlm import cli, progress
+from tests import selection
 from tests.docs import reading
 
 ROOT = pathlib.Path(__file__).parent.parent
-SLOW_SHARE = 80  # one in 80 slow tests runs by default; the selection changes daily
 
 jax.config.update("jax_platforms", "cpu")
 progress.PATIENCE = 3600.0  # tests read what commands say, and a busy machine is slow
@@ -43,12 +41,7 @@ absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--slow",
-        choices=("none", "sample", "all"),
-        default="sample",
-        help="slow tests to run: none, a sample that rotates by the day (default), or all",
-    )
+    selection.pytest_addoption(parser)
     parser.addoption(
         "--oracles",
         type=lambda text: pathlib.Path(text).resolve(),
@@ -68,18 +61,12 @@ def pytest_unconfigure(config):
         shutil.rmtree(CACHE, ignore_errors=True)
 
 
-def pytest_collection_modifyitems(config, items):
-    mode = config.getoption("--slow")
-    if mode == "all":
-        return
-    today = datetime.date.today().toordinal()
-
-    def chosen(item) -> bool:
-        return mode == "sample" and (zlib.crc32(item.nodeid.encode()) + today) % SLOW_SHARE == 0
-
-    left_out = [i for i in items if i.get_closest_marker("slow") and not chosen(i)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+pytest_configure = selection.pytest_configure
+pytest_collection_modifyitems = selection.pytest_collection_modifyitems
+pytest_runtest_setup = selection.pytest_runtest_setup
+pytest_runtest_teardown = selection.pytest_runtest_teardown
+pytest_runtest_logreport = selection.pytest_runtest_logreport
+pytest_sessionfinish = selection.pytest_sessionfinish
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import pytest
 
 from hybridlm.data.settings import DataConfig
 from hybridlm.data.tokenizers import ByteTokenizer
+from hybridlm.distill.selection.compilations import Compilations
 from hybridlm.distill.selection.search import LayerSearch
 from hybridlm.distill.selection.selection import SelectorSettings
 from hybridlm.distill.selection.settings import SearchSettings
@@ -18,7 +19,6 @@ from hybridlm.distill.windows import full_layers, nha_layers, with_windows
 from hybridlm.errors import UserError
 from hybridlm.runs import open_model
 from kernels_pallas import dispatch
-from tests.distill.selection.test_branches import Compilations
 from tests.distill.subjects import FULL, opened, teacher, tokens
 from tests.models.small import model_config
 
@@ -59,12 +59,13 @@ def test_no_choice_compiles_anything(both):
     _, _, model = both
     x = tokens()
     np.asarray(model.opened(()).logits(x))
-    count = Compilations()
-    found = [np.asarray(model.opened(kept).logits(x)) for kept in ((0,), (1, 3), (0, 1, 2, 3))]
-    assert count.new() == 0
+    with Compilations() as compilations:
+        found = [np.asarray(model.opened(kept).logits(x)) for kept in ((0,), (1, 3), (0, 1, 2, 3))]
+    assert compilations.count == 0
     assert all((a != b).any() for a, b in zip(found, found[1:])), "the windows did nothing"
-    jnp.linalg.norm(jnp.ones(5)).block_until_ready()
-    assert count.new() > 0, "compilations are not counted"
+    with compilations:
+        jnp.linalg.norm(jnp.ones(5)).block_until_ready()
+    assert compilations.count > 0, "compilations are not counted"
 
 
 def test_the_weights_are_held_once(both):
