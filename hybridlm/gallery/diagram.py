@@ -18,6 +18,7 @@ STRIP = 176  # width of the column with the layers
 BOX = 176  # width of a mixer or a feed-forward
 TITLE, TEXT, LINE = 12.5, 10.5, 14
 SQUARES = 20  # experts drawn at most
+LANES = 14  # width of the residual streams of a model that has several
 
 
 class Half(NamedTuple):
@@ -49,7 +50,7 @@ def diagram(sheet: Sheet, *, standalone: bool = True) -> str:
     widths = [max(_card_width(card), 190) for card in cards]
     width = max(2 * MARGIN + STRIP + sum(widths) + GAP * len(widths), 640)
     top = _header(d, sheet, width)
-    heights = [_card_height(card) for card in cards]
+    heights = [_card_height(card) + _input_height(sheet) for card in cards]
     body = max(*heights, 330.0)
     _strip(d, sheet, MARGIN, top, body)
     x = MARGIN + STRIP + GAP
@@ -69,6 +70,7 @@ def _header(d: Drawing, sheet: Sheet, width: float) -> float:
         "parameters": numbers.count(sheet.parameters),
         **({"active": numbers.count(sheet.active)} if sheet.active != sheet.parameters else {}),
         "layers": str(config.depth),
+        **({"residual streams": str(config.streams.count)} if config.streams else {}),
         "width": f"{config.width:,}",
         "vocabulary": f"{config.vocab_size:,}",
         "context": f"{facts.context:,}",
@@ -155,11 +157,15 @@ def _card(
         size += f", {numbers.count(kind.active)} active"
     d.text(x + width - 12, y + 33, size, 10.5, "soft", "end")
     stream, at = x + 20, y + height - 10
-    d.path((stream, at), (stream, y + 46), arrow=True)
-    spare = (height - _card_height(halves)) / (len(halves) + 1)
+    for lane in _lanes(sheet):
+        d.path((stream + lane, at), (stream + lane, y + 46), arrow=True)
+    body = _card_height(halves) + _input_height(sheet)
+    spare = (height - body) / (len(halves) + 1)
     at -= 12 + spare
     for half in halves:
         at = _half(d, sheet, half, stream, x + 40, width - 52, at) - spare
+    if sheet.config.per_layer:
+        _layer_input(d, sheet.config.per_layer.size, stream, x + 40, width - 52, at + spare)
 
 
 def _half(
@@ -172,8 +178,12 @@ def _half(
         d.rect(stream - 12, at - 20, 76, 18, "norm", 4)
         d.text(stream + 26, at - 7.5, norm, 9.5, "", "middle")
         at -= 30
-    d.dot(stream, at)
-    d.path((stream, at), (middle, at), (middle, at - 12), arrow=True)
+    if sheet.config.streams:
+        d.rect(stream - LANES / 2 - 3, at - 4, LANES + 6, 8, "norm", 4)
+    else:
+        d.dot(stream, at)
+    start = stream + (LANES / 2 + 3 if sheet.config.streams else 0)
+    d.path((start, at), (middle, at), (middle, at - 12), arrow=True)
     at -= 12
     if half.before and not half.on_stream:
         at = _norm(d, norm, middle, at, "")
@@ -195,6 +205,26 @@ def _half(
     d.path((middle, at), (middle, at - 14), (stream + 8, at - 14), arrow=True)
     d.plus(stream, at - 14)
     return at - 36
+
+
+def _lanes(sheet: Sheet) -> list[float]:
+    """The streams' distances from the middle of their column."""
+    streams = sheet.config.streams
+    count = streams.count if streams else 1
+    step = LANES / max(count - 1, 1)
+    return [(i - (count - 1) / 2) * step for i in range(count)]
+
+
+def _input_height(sheet: Sheet) -> float:
+    return 0 if sheet.config.per_layer is None else 40
+
+
+def _layer_input(d: Drawing, size: int, stream: float, x: float, width: float, at: float) -> None:
+    """The vector of the token that the layer adds after its halves, gated."""
+    d.rect(x, at - 22, width, 22, "norm", 4)
+    d.text(x + width / 2, at - 7, f"gate, vector of {size} of the token", 10, "", "middle")
+    d.path((x, at - 11), (stream + 8, at - 11), arrow=True)
+    d.plus(stream, at - 11)
 
 
 def _norm(d: Drawing, name: str, middle: float, at: float, where: str) -> float:

@@ -56,7 +56,7 @@ def _model(sheet: Sheet) -> dict[str, Any]:
     strip = [families(kinds[label].mixer) for label in config.layout.labels]
     mix = words.mix(sheet)
     experts = any(words.mixture(kind.feedforward) for kind in sheet.kinds)
-    fields = _fields(sheet)
+    listed = fields(sheet)
     last = sheet.lengths[-1]
     amounts = {
         "total": sheet.parameters,
@@ -88,15 +88,15 @@ def _model(sheet: Sheet) -> dict[str, Any]:
             "cache_1m": numbers.gib(last.cache_bytes),
             "context": f"{facts.context:,}",
         },
-        "search": " ".join([sheet.name, *map(str, (x[1] for x in fields)), *lines]).lower(),
-        "fields": fields,
+        "search": " ".join([sheet.name, *map(str, (x[1] for x in listed)), *lines]).lower(),
+        "fields": listed,
         "kinds": lines,
         "notes": words.notes(facts),
         "diagram": diagram(sheet, standalone=False),
     }
 
 
-def _fields(sheet: Sheet) -> list[tuple[str, str, float | None]]:
+def fields(sheet: Sheet) -> list[tuple[str, str, float | None]]:
     """Label, text and number of every fact, in the same order for each model."""
     facts, config = sheet.facts, sheet.config
     found: list[tuple[str, str, float | None]] = [
@@ -113,6 +113,8 @@ def _fields(sheet: Sheet) -> list[tuple[str, str, float | None]]:
         ("positions", words.all_positions(sheet), None),
         ("feed-forwards", words.feedforwards(sheet), None),
         ("norms", words.norms(sheet), None),
+        ("residual stream", words.stream(sheet), None),
+        ("layers that share", words.sharing(sheet), None),
         ("width", f"{config.width:,}", config.width),
         ("vocabulary", f"{config.vocab_size:,}", config.vocab_size),
         ("head", "tied to the embedding" if config.tie_embeddings else "of its own", None),

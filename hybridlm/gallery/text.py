@@ -22,6 +22,8 @@ def show(sheet: Sheet) -> str:
         "width": f"{config.width:,}",
         "vocabulary": f"{config.vocab_size:,}, head {_head(sheet)}",
         "norms": words.norms(sheet),
+        "residual stream": words.stream(sheet),
+        "layers that share": words.sharing(sheet),
         "context": f"{facts.context:,} tokens",
         "KV per token": f"{numbers.kib(sheet.kv_bytes_per_token)} in bfloat16, as if no layer had a window",
     }

@@ -65,9 +65,13 @@ def short(mixer: MixerConfig) -> str:
     if isinstance(mixer, NoMixerConfig):
         return "no mixer"
     if isinstance(mixer, MLAConfig):
-        chosen = f"{mixer.top_k:,} chosen tokens" if isinstance(mixer, DSAConfig) else None
-        position = None if mixer.rope and mixer.qk_rope else "NoPE"
-        return ", ".join(filter(None, ["MLA", chosen, position]))
+        chosen = [f"{mixer.top_k:,} chosen tokens"] if isinstance(mixer, DSAConfig) else []
+        if isinstance(mixer, DSAConfig) and mixer.pooling:
+            chosen += [f"pools of {mixer.pool}"]
+        if isinstance(mixer, DSAConfig) and mixer.index_in:
+            chosen += ["shared indexer"]
+        position = [] if mixer.rope and mixer.qk_rope else ["NoPE"]
+        return ", ".join(["MLA", *chosen, *position])
     if isinstance(mixer, AttentionConfig):
         words = [attention_kind(mixer), _span(mixer), None if mixer.rope else "NoPE"]
         gates = "forget gates" if mixer.forget_gate else None
@@ -97,11 +101,7 @@ def long(mixer: MixerConfig, width: int) -> str:
         queries = f", queries from {mixer.q_rank:,}" if mixer.q_rank else ""
         shared = f" + {mixer.qk_rope} shared" if mixer.qk_rope else ""
         position = positions(mixer.rope if mixer.qk_rope else None)
-        indexer = ""
-        if isinstance(mixer, DSAConfig):
-            indexer = (
-                f", {mixer.top_k:,} tokens chosen by {mixer.index_heads} heads of {mixer.index_dim}"
-            )
+        indexer = _indexer(mixer) if isinstance(mixer, DSAConfig) else ""
         return (
             f"MLA, {mixer.heads} heads, latent {mixer.kv_rank}{shared}{queries}, keys of"
             f" {mixer.qk_nope + mixer.qk_rope}, values of {mixer.value_dim}, {position}{indexer}"
@@ -141,6 +141,17 @@ def long(mixer: MixerConfig, width: int) -> str:
     return short(mixer)
 
 
+def _indexer(mixer: DSAConfig) -> str:
+    chosen = f", {mixer.top_k:,} tokens chosen by "
+    if mixer.index_in:
+        chosen += "the indexer of a layer below"
+    else:
+        chosen += f"{mixer.index_heads} heads of {mixer.index_dim}"
+    pools = f" in pools of {mixer.pool}" if mixer.pooling else ""
+    given = ", indexer of layers above too" if mixer.index_out else ""
+    return chosen + pools + given
+
+
 def mixture(config: FeedForwardConfig) -> MoEConfig | None:
     """The experts of a feed-forward; None for one without."""
     if isinstance(config, BesideConfig):
@@ -164,14 +175,18 @@ def feedforward(config: FeedForwardConfig) -> str:
         )
         return (
             f"{config.top_k} of {config.experts} experts{groups}, hidden {config.hidden:,}{latent}{shared},"
-            f" {config.router.scores.partition('_')[0]} router"
+            f" {config.router.scores.partition('_')[0]} router{_clamp(config.clamp)}"
         )
     if isinstance(config, DenseConfig):
         name = {"relu2": "squared ReLU"}.get(config.activation, config.activation)
         if config.matrices == 3:
             name = ACTIVATIONS.get(config.activation, f"gated {config.activation}")
-        return f"{name}, hidden {config.hidden:,}"
+        return f"{name}, hidden {config.hidden:,}{_clamp(config.clamp)}"
     return config.mechanism
+
+
+def _clamp(limit: float | None) -> str:
+    return "" if limit is None else f", clamp {limit:g}"
 
 
 def positions(rope: RopeConfig | None) -> str:
@@ -289,6 +304,27 @@ def norms(sheet: Sheet) -> str:
     return words
 
 
+def stream(sheet: Sheet) -> str:
+    """The residual stream: how many there are, and what layers add beside their halves."""
+    streams, inputs = sheet.config.streams, sheet.config.per_layer
+    words = "one"
+    if streams:
+        words = f"{streams.count}, mixed anew for each token before each half (hyper-connections)"
+    if inputs:
+        words += f"; each layer adds a vector of {inputs.size} of the token (per-layer inputs)"
+    return words
+
+
+def sharing(sheet: Sheet) -> str:
+    """How many layers attend to keys and values of a layer below, or use its indexer; "none"."""
+    found: dict[str, int] = {}
+    for kind in sheet.kinds:
+        if kind.mixer.reads_cache:
+            what = "the indexer" if isinstance(kind.mixer, DSAConfig) else "keys and values"
+            found[what] = found.get(what, 0) + kind.count
+    return "; ".join(f"{n} use {what} of layers below" for what, n in found.items()) or "none"
+
+
 def attentions(sheet: Sheet) -> list[AttentionConfig]:
     """The settings of the mixers, or of their branches, that are softmax attention."""
     return [mixer for mixer in _branches(sheet) if isinstance(mixer, AttentionConfig)]
@@ -329,6 +365,7 @@ def _attention(mixer: AttentionConfig, width: int) -> list[str]:
         f"soft cap {mixer.soft_cap or 0:g}": mixer.soft_cap,
         "logits that grow with the position": mixer.temperature,
         "keys and values of a layer below": mixer.kv_in,
+        "keys and values of layers above too": mixer.kv_out,
     }
     return [
         *words,

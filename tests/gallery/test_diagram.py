@@ -50,7 +50,10 @@ def test_the_strip_has_every_layer(name):
 
 
 def test_every_half_is_added_to_the_stream(name):
-    """One circle with a plus each; a block whose halves run in parallel has one."""
+    """One circle with a plus each; a block whose halves run in parallel has one.
+
+    Per-layer inputs have one more.
+    """
     sheet = sheet_of(name)
     halves = sum(
         1
@@ -59,8 +62,25 @@ def test_every_half_is_added_to_the_stream(name):
         + (not isinstance(k.feedforward, NoFeedForwardConfig))
         for k in sheet.kinds
     )
+    inputs = len(sheet.kinds) if sheet.config.per_layer else 0
     circles = ET.fromstring(diagram_of(name)).iter(f"{SVG}circle")
-    assert sum(circle.get("class") == "norm" for circle in circles) == halves
+    assert sum(circle.get("class") == "norm" for circle in circles) == halves + inputs
+
+
+def test_every_residual_stream_is_drawn(name):
+    """Lines from the bottom to the top of each kind of layer."""
+    sheet = sheet_of(name)
+    root = ET.fromstring(diagram_of(name))
+    cards = [r for r in root.iter(f"{SVG}rect") if r.get("class") == "tint"]
+    ends = [
+        [float(n) for point in path.get("d")[1:].split(" L") for n in point.split()]
+        for path in root.iter(f"{SVG}path")
+    ]
+    tall = float(cards[0].get("height")) - 60
+    lines = [e for e in ends if len(e) == 4 and e[0] == e[2] and e[1] - e[3] > tall]
+    streams = sheet.config.streams.count if sheet.config.streams else 1
+    assert len(cards) == len(sheet.kinds)
+    assert len(lines) == streams * len(cards)
 
 
 def test_text_stays_inside_its_box_and_the_picture(name):
