@@ -21,6 +21,7 @@ from hybridlm.models.norms import NORMS, along_last
 from hybridlm.models.pattern import Layer
 from hybridlm.models.per_layer import LayerInput
 from hybridlm.models.settings import ModelConfig
+from hybridlm.parallel.axes import split_over_batch
 
 Half = Callable[[jax.Array], tuple[jax.Array, Any]]
 Hook = Callable[[str, jax.Array], jax.Array]
@@ -263,7 +264,7 @@ class StreamsBlock(SequentialBlock):
         x_BTND, fed = _on_streams(
             x_BTND, self.mlp_streams, self.mlp_norm, feed, NORM_2, MLP_OUT, hook
         )
-        context.cross_layer[streams.CHANNEL] = x_BTND
+        context.cross_layer[streams.CHANNEL] = split_over_batch(x_BTND)
         return streams.mean(x_BTND), (mixed, fed)
 
 

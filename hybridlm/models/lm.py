@@ -168,7 +168,7 @@ class HybridLM(nnx.Module):
         x_BTD = context.hook("hook_embed", x_BTD)
         config, batch = self.config, x_BTD.shape[:2]
         shapes = config.cross_layer()
-        arrays = {name: jnp.zeros((*batch, *s), x_BTD.dtype) for name, s in shapes.items()}
+        arrays = {n: _carried(jnp.zeros((*batch, *s), x_BTD.dtype)) for n, s in shapes.items()}
         numbers = None
         if arrays:
             numbers = stacks.by_group(list(range(config.depth)), config.layout)
@@ -190,7 +190,9 @@ class HybridLM(nnx.Module):
                 here = here._replace(caches=dict(caches))
             x_BTD, carry, output = apply(block, index, x_BTD, here, carry, own)
             if arrays:
-                arrays = {n: here.cross_layer[n].astype(x.dtype) for n, x in arrays.items()}
+                arrays = {
+                    n: _carried(here.cross_layer[n].astype(x.dtype)) for n, x in arrays.items()
+                }
             return (x_BTD, arrays, here.caches or {}, carry), output
 
         state = (x_BTD, arrays, caches or {}, carry)
@@ -317,3 +319,8 @@ class HybridLM(nnx.Module):
         past_BT1 = (context.positions_BT >= capacity)[:, :, None]
         logits_BTV = self.logits(jnp.where(past_BT1, jnp.nan, self.final_norm(x_BTD)))
         return logits_BTV, layers | {"capacity": capacity}
+
+
+def _carried(x: jax.Array) -> jax.Array:
+    """An array (B, T, ...) that layers hand on, split like the residual stream; heads as XLA likes."""
+    return split_over_batch(x, rest_whole=False)

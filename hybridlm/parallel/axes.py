@@ -34,12 +34,17 @@ def active_mesh_shape() -> Mapping[str, int] | None:
     return mesh.shape
 
 
-def split_over_batch(x_BTD: jax.Array) -> jax.Array:
-    """Constrains `x_BTD` to be split over batch and time on the active mesh.
+def split_over_batch(x: jax.Array, *, rest_whole: bool = True) -> jax.Array:
+    """Constrains x (B, T, ...) to be split over batch and time on the active mesh.
 
     Without the constraint XLA leaves the parameters split and gathers the activations of the whole
     batch. With it XLA gathers the parameters of each layer before use, as FSDP requires.
+
+    Args:
+      rest_whole: the other dimensions are not split; False lets XLA decide on them (heads).
     """
     if active_mesh_shape() is None:
-        return x_BTD
-    return jax.lax.with_sharding_constraint(x_BTD, spec(("batch", "time", None)))
+        return x
+    rest = None if rest_whole else PartitionSpec.UNCONSTRAINED
+    split = PartitionSpec(*spec(("batch", "time")), *(rest,) * (x.ndim - 2))
+    return jax.lax.with_sharding_constraint(x, split)
