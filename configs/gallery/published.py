@@ -13,7 +13,7 @@ from common import parse_arg, small_run
 #: Sizes that "smoke" gives to mixers and feed-forwards, where they are larger.
 _MIXER_SIZES = {
     "attention": dict(heads=4, head_dim=16, window=16, chunk=16),
-    "mla": dict(heads=4, kv_rank=16, q_rank=16, qk_nope=16, qk_rope=8, value_dim=16),
+    "mla": dict(heads=4, kv_rank=16, q_rank=16, qk_nope=16, qk_rope=8, value_dim=16, window=16),
     "dsa": dict(
         heads=4,
         kv_rank=16,

@@ -262,6 +262,9 @@ def _halves(sheet: Sheet, kind: LayerKind) -> list[Half]:
     before = norms != "postnorm"
     after = norms in ("postnorm", "sandwich", "scaled_sandwich")
     mixers = () if isinstance(kind.mixer, NoMixerConfig) else _mixer_boxes(kind.mixer, config.width)
+    if more := words.beside(sheet, kind):
+        lines = _wrapped([more.removeprefix(", ")])
+        mixers = tuple(box._replace(lines=box.lines + lines) for box in mixers)
     feed = (
         ()
         if isinstance(kind.feedforward, NoFeedForwardConfig)

@@ -9,7 +9,9 @@ from hybridlm.settings.reader import require
 _FIGURE = re.compile(r"^[0-9]+(\.[0-9]+)?[MBT]$")
 _UNITS = {"M": 1e6, "B": 1e9, "T": 1e12}
 
-Excluded = Literal["nothing", "embedding", "embedding and head", "embeddings of layers"]
+Excluded = Literal[
+    "nothing", "embedding", "embedding and head", "embeddings of layers", "n-gram embeddings"
+]
 
 
 @settings
@@ -25,17 +27,22 @@ class Facts:
       context: tokens of the longest context that it was published for.
       total: parameters as published, with the digits as published: "8.03B"; None where no figure was
         found.
-      total_excludes: what the published `total` does not count.
+      total_excludes: what the published `total` does not count; "n-gram embeddings" are `outside`.
       active: parameters that a token uses, as published; None where experts play no part.
       active_excludes: what the published `active` does not count.
       cut: the published figures are cut off after their last digit, and not rounded.
       unsupported: what the published model has and this config has not, a phrase each.
       left_out: parameters of such parts that every token uses, by phrase; the sheet adds them to its
         total and to its active parameters.
+      beside: by mixer, what its layers have beside it that this config has not, in few words.
+      surplus: parameters of matrices that this config has beyond the published ones, where it has full
+        maps for maps of low rank, by phrase; the sheet takes them from its total, its active
+        parameters and its FLOPs.
       outside: parameters of published parts that tokens of text do not use, by phrase; the sheet adds
         them to its total alone.
       left_out_kv: bytes of keys and values of one token, in bfloat16, in parts that this config has
         not, by phrase; the sheet adds them to its own.
+      left_out_cache: bytes of one token that such parts cache beside keys and values, by phrase.
       unconfirmed: settings of this config that no publication was found for, a phrase each.
     """
 
@@ -52,8 +59,11 @@ class Facts:
     cut: bool = False
     unsupported: tuple[str, ...] = ()
     left_out: dict[str, float] | None = None
+    beside: dict[str, str] | None = None
+    surplus: dict[str, float] | None = None
     outside: dict[str, float] | None = None
     left_out_kv: dict[str, int] | None = None
+    left_out_cache: dict[str, int] | None = None
     unconfirmed: tuple[str, ...] = ()
 
     def __post_init__(self):

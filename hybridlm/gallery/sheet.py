@@ -70,7 +70,7 @@ class Sheet:
       name: of its recipe.
       facts: what its publishers state.
       config: its settings.
-      parameters: all, with those of `facts.left_out` and `facts.outside`.
+      parameters: all, with those of `facts.left_out` and `facts.outside`, without `facts.surplus`.
       active: parameters that one token uses: all but those of idle experts and of `facts.outside`.
       embedding: entries of the embedding; an untied head has as many.
       kinds: its kinds of layers, in the order in which they first appear.
@@ -103,6 +103,8 @@ class Sheet:
     def _excluded(self, parts: Excluded) -> int:
         if parts == "embeddings of layers":
             return self.layer_embedding
+        if parts == "n-gram embeddings":
+            return round(sum((self.facts.outside or {}).values()))
         count = {"nothing": 0, "embedding": 1, "embedding and head": 2}[parts]
         return self.embedding * (min(count, 1) if self.config.tie_embeddings else count)
 
@@ -121,10 +123,17 @@ def sheet(entry: Entry) -> Sheet:
     rows = tables[STATE_LENGTHS[0]]
     times = (1, *counts.values(), 1)  # of the embedding, of each kind of layer, of the head
     kinds = _kinds(once, tuple(counts.values()), rows[1:-1])
-    left_out, outside, left_out_kv = (
+    left_out, surplus, outside, left_out_kv, cached = (
         round(sum((parts or {}).values()))
-        for parts in (facts.left_out, facts.outside, facts.left_out_kv)
+        for parts in (
+            facts.left_out,
+            facts.surplus,
+            facts.outside,
+            facts.left_out_kv,
+            facts.left_out_cache,
+        )
     )
+    left_out -= surplus
     kv = sum(kind.count * kind.kv_bytes_per_token for kind in kinds) + left_out_kv
 
     def total(numbers):
@@ -144,9 +153,9 @@ def sheet(entry: Entry) -> Sheet:
             AtLength(
                 n,
                 kv * n,
-                total(x.state_bytes[i] for x in rows) + left_out_kv * n,
-                total(x.flops_per_token for x in tables[n]),
-                _decode_flops(config.width, kinds, n) + _inputs_flops(config, rows),
+                total(x.state_bytes[i] for x in rows) + (left_out_kv + cached) * n,
+                total(x.flops_per_token for x in tables[n]) - 2 * surplus,
+                _decode_flops(config.width, kinds, n) + _inputs_flops(config, rows) - 2 * surplus,
             )
             for i, n in enumerate(STATE_LENGTHS)
         ),
@@ -215,7 +224,7 @@ def _latent_decode_flops(mla: MLAConfig, width: int, tokens: int) -> float:
     expanded = mla.flops_per_token(width, 1)
     heads, cached = mla.heads, mla.kv_rank + mla.qk_rope
     attended_one = 2 * heads * (mla.qk_nope + mla.qk_rope + mla.value_dim)
-    indexed = 0
+    indexed, tokens = 0, mla.reach(tokens)
     if isinstance(mla, DSAConfig):  # all tokens are scored, and the chosen ones attended to
         indexed = 2 * mla.index_heads * (mla.index_dim + 1) * (tokens - 1) / mla.pool
         tokens = min(tokens, mla.top_k)

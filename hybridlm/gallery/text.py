@@ -85,7 +85,10 @@ def kinds(sheet: Sheet) -> list[str]:
             if kind.kv_bytes_per_token
             else ""
         )
-        halves = (words.long(kind.mixer, sheet.config.width), words.feedforward(kind.feedforward))
+        halves = (
+            words.long(kind.mixer, sheet.config.width) + words.beside(sheet, kind),
+            words.feedforward(kind.feedforward),
+        )
         what = "; ".join(half for half in halves if not half.startswith("no "))
         lines.append(f"{kind.count} x {kind.label}: {what} ({parameters}{kv})")
     return lines

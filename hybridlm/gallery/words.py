@@ -70,8 +70,9 @@ def short(mixer: MixerConfig) -> str:
             chosen += [f"pools of {mixer.pool}"]
         if isinstance(mixer, DSAConfig) and mixer.index_in:
             chosen += ["shared indexer"]
+        window = [_span(mixer)] if mixer.window else []
         position = [] if mixer.rope and mixer.qk_rope else ["NoPE"]
-        return ", ".join(["MLA", *chosen, *position])
+        return ", ".join(["MLA", *window, *chosen, *position])
     if isinstance(mixer, AttentionConfig):
         words = [attention_kind(mixer), _span(mixer), None if mixer.rope else "NoPE"]
         gates = "forget gates" if mixer.forget_gate else None
@@ -102,9 +103,10 @@ def long(mixer: MixerConfig, width: int) -> str:
         shared = f" + {mixer.qk_rope} shared" if mixer.qk_rope else ""
         position = positions(mixer.rope if mixer.qk_rope else None)
         indexer = _indexer(mixer) if isinstance(mixer, DSAConfig) else ""
+        window = f", {_span(mixer)}" if mixer.window else ""
         return (
             f"MLA, {mixer.heads} heads, latent {mixer.kv_rank}{shared}{queries}, keys of"
-            f" {mixer.qk_nope + mixer.qk_rope}, values of {mixer.value_dim}, {position}{indexer}"
+            f" {mixer.qk_nope + mixer.qk_rope}, values of {mixer.value_dim}{window}, {position}{indexer}"
         )
     if isinstance(mixer, DeltaConfig):
         sizes = mixer.sizes(width)
@@ -222,12 +224,16 @@ def published(facts: Facts) -> str:
 def notes(facts: Facts) -> list[str]:
     """A sentence on each thing that the config lacks or that no publication was found for."""
     counted = {**(facts.left_out or {}), **(facts.outside or {})}
-    cached = facts.left_out_kv or {}
+    cached = {**(facts.left_out_kv or {}), **(facts.left_out_cache or {})}
     return [
         *(f"Not in this config: {what}." for what in facts.unsupported),
         *(
             f"Counted in the parameters, not in the FLOPs: {what}, {count(number)}."
             for what, number in counted.items()
+        ),
+        *(
+            f"In this config, not in the published model, and not counted: {what}, {count(number)}."
+            for what, number in (facts.surplus or {}).items()
         ),
         *(f"Counted in the bytes: {what}, {kib(size)} a token." for what, size in cached.items()),
         *(f"Not confirmed by a publication: {what}." for what in facts.unconfirmed),
@@ -250,7 +256,8 @@ def mix(sheet: Sheet) -> str:
     """The layers by mixer: "36 Gated DeltaNet + 12 GQA"; feed-forward layers of their own too."""
     counts: dict[str, int] = {}
     for kind in sheet.kinds:
-        counts[layer_word(kind)] = counts.get(layer_word(kind), 0) + kind.count
+        word = layer_word(kind) + beside(sheet, kind)
+        counts[word] = counts.get(word, 0) + kind.count
     return " + ".join(f"{count} {word}" for word, count in counts.items())
 
 
@@ -284,6 +291,12 @@ def layer_word(kind: LayerKind) -> str:
     if not isinstance(kind.mixer, NoMixerConfig):
         return short(kind.mixer)
     return "experts" if mixture(kind.feedforward) else "feed-forward"
+
+
+def beside(sheet: Sheet, kind: LayerKind) -> str:
+    """ ", beside ..." for a layer that has more than its config; "" for others."""
+    found = (sheet.facts.beside or {}).get(kind.label.partition("+")[0])
+    return f", beside {found}" if found else ""
 
 
 def norms(sheet: Sheet) -> str:
@@ -339,9 +352,11 @@ def _branches(sheet: Sheet) -> list[MixerConfig]:
     return found
 
 
-def _span(mixer: AttentionConfig) -> str | None:
+def _span(mixer: AttentionConfig | MLAConfig) -> str | None:
     if mixer.window:
         return f"window {mixer.window:,}"
+    if isinstance(mixer, MLAConfig):
+        return None
     return f"chunk {mixer.chunk:,}" if mixer.chunk else None
 
 

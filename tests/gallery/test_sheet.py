@@ -64,6 +64,19 @@ def test_bytes_of_keys_and_values_are_those_of_the_public_tables(model):
     assert sheet_of(model).kv_bytes_per_token / 1024 == pytest.approx(KIB[model], abs=0.05)
 
 
+@pytest.mark.parametrize(("model", "kib"), [("deepseek_v4_pro", 7.7), ("deepseek_v4_1_flash", 2.5)])
+def test_compressed_keys_are_those_of_the_publications(model, kib):
+    """V4-Pro's as in the public table. V4.1's report has 890 bytes a token, indexers' keys included.
+
+    Those are of 4 bits each, with a scale of 8 bits for 16 entries of a key, and for 32 of an indexer's.
+    """
+    compressed = sum(sheet_of(model).facts.left_out_kv.values())
+    assert compressed / 1024 == pytest.approx(kib, abs=0.05)
+    if model == "deepseek_v4_1_flash":
+        indexers = sum(sheet_of(model).facts.left_out_cache.values())
+        assert compressed / 4 * 9 / 8 + indexers / 4 * 17 / 16 == pytest.approx(890, abs=0.5)
+
+
 def test_parameters_are_as_published(name):
     """To the last digit that the publishers state."""
     sheet = sheet_of(name)
@@ -145,6 +158,16 @@ def test_a_latent_query_attends_to_latents_when_it_decodes(tokens, rank, shared)
     assert decode_flops(mixer, WIDTH, tokens) == pytest.approx(2 * fixed + tokens * step, rel=1e-6)
 
 
+@given(tokens=st.integers(1, 10**5), window=st.integers(1, 300))
+def test_a_window_bounds_the_latents_that_decoding_attends_to(tokens, window):
+    sizes = dict(heads=3, kv_rank=16, qk_nope=16, qk_rope=4, value_dim=24)
+    full, near = MLAConfig(**sizes), MLAConfig(**sizes, window=window)
+    seen = min(tokens, window)
+    assert decode_flops(near, WIDTH, tokens) == pytest.approx(decode_flops(full, WIDTH, seen))
+    assert near.state_bytes(WIDTH, tokens) == full.state_bytes(WIDTH, seen) == 2 * 20 * seen
+    assert kv_bytes_per_token(near, WIDTH) == kv_bytes_per_token(full, WIDTH) == 2 * 20
+
+
 @given(tokens=st.integers(1, 10**6), top_k=st.integers(1, 3000))
 def test_a_sparse_query_attends_to_chosen_latents_and_scores_all_tokens(tokens, top_k):
     sizes = dict(heads=3, kv_rank=16, q_rank=8, qk_nope=16, qk_rope=4, value_dim=24)
@@ -166,7 +189,8 @@ def test_the_gallery_of_another_folder(tmp_path):
     (tmp_path / "tiny.py").write_text(
         """FACTS = dict(title="Tiny", developer="us", released="2026-01", source="none",
     upstream="us/tiny", context=64, total="1M", outside={"a part": 7},
-    left_out={"a matrix": 11}, left_out_kv={"its cache": 6})
+    left_out={"a matrix": 11}, left_out_kv={"its cache": 6}, left_out_cache={"an indexer": 5},
+    surplus={"a full map": 20})
 
 
 def get_config():
@@ -184,11 +208,16 @@ def get_config():
     )
     sheet = gallery.sheet(gallery.load("tiny", pathlib.Path(tmp_path)))
     outside_experts = 2 * (8 * (8 + 4 + 4) + 8 * 8 + 8 * 5 + 2 * 8) + 2 * 80 + 8
-    assert sheet.parameters == outside_experts + 2 * 5 * 3 * 8 * 3 + 7 + 11
-    assert sheet.active == outside_experts + 2 * 2 * 3 * 8 * 3 + 11
+    assert sheet.parameters == outside_experts + 2 * 5 * 3 * 8 * 3 + 7 + 11 - 20
+    assert sheet.active == outside_experts + 2 * 2 * 3 * 8 * 3 + 11 - 20
     assert sheet.kv_bytes_per_token == 2 * 2 * 4 * 2 + 6
     assert [at.kv_bytes for at in sheet.lengths] == [at.tokens * 38 for at in sheet.lengths]
-    assert [at.cache_bytes for at in sheet.lengths] == [at.tokens * 38 for at in sheet.lengths]
+    assert [at.cache_bytes for at in sheet.lengths] == [at.tokens * 43 for at in sheet.lengths]
+    plain = dataclasses.replace(sheet.facts, surplus=None)
+    whole = gallery.sheet(gallery.Entry("tiny", plain, sheet.config))
+    for at, more in zip(sheet.lengths, whole.lengths, strict=True):
+        assert more.prefill_flops - at.prefill_flops == 2 * 20
+        assert more.decode_flops - at.decode_flops == 2 * 20
 
 
 def test_published_digits_stand_for_an_interval():

@@ -14,7 +14,7 @@ from hybridlm.models.mixers import patterns, rows, token_cache
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.capabilities import AttentionMixer
 from hybridlm.models.mixers.forget_gate import ForgetGate, NoForgetGate
-from hybridlm.models.mixers.spans import Chunk, Window, mean_keys
+from hybridlm.models.mixers.spans import Chunk, Window, WindowSize, mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.norms import RMSNorm, UnitOffsetRMSNorm, UnitRMS
 from hybridlm.models.positional import (
@@ -32,8 +32,6 @@ from hybridlm.settings.reader import require
 from kernels_pallas.attention import AttentionState, decode_attention
 
 __all__ = ["Attention", "AttentionConfig", "mean_keys"]
-
-WindowSize = Annotated[int, AtLeast(1, note="a query's own key counts", none="for full attention")]
 
 
 @settings

@@ -82,6 +82,7 @@ class DSAConfig(MLAConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        require(self.window is None, "window", "goes without chosen tokens: leave it out")
         require(
             self.top_k % self.pool == 0,
             "pool",

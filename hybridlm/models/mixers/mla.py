@@ -11,7 +11,7 @@ from hybridlm.models.layers import Linear
 from hybridlm.models.mixers import patterns, rows, token_cache
 from hybridlm.models.mixers.base import LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.capabilities import AttentionMixer, by_head
-from hybridlm.models.mixers.spans import mean_keys
+from hybridlm.models.mixers.spans import WindowSize, mean_keys
 from hybridlm.models.mixers.token_cache import TokenCache
 from hybridlm.models.norms import RMSNorm
 from hybridlm.models.positional import Rope, RopeConfig, check_rope, no_rope
@@ -38,6 +38,7 @@ class MLAConfig(MixerConfig):
       rope: RoPE's settings, for the shared part; None leaves it unrotated (Kimi Linear's NoPE).
       scale: factor on logits; None is (qk_nope + qk_rope) ** -0.5.
       norm_eps: epsilon of the norms of the latents; None is `model.norm_eps`. DeepSeek-V3's is 1e-6.
+      window: tokens a query attends to, its own included; None for all (Motif-3 has both).
     """
 
     kind_name: ClassVar[str] = "mla"
@@ -59,6 +60,7 @@ class MLAConfig(MixerConfig):
     rope: RopeConfig | None = RopeConfig()
     scale: PositiveFloat | None = None
     norm_eps: Epsilon | None = None
+    window: WindowSize | None = None
 
     def __post_init__(self):
         if self.qk_rope:
@@ -75,15 +77,15 @@ class MLAConfig(MixerConfig):
         down = width * (self.kv_rank + self.qk_rope)
         up = self.kv_rank * self.heads * (self.qk_nope + self.value_dim)
         out = self.heads * self.value_dim * width
-        attended = (queries + self.heads * self.value_dim) * mean_keys(seq_len, None)
+        attended = (queries + self.heads * self.value_dim) * mean_keys(seq_len, self.window)
         return 2 * (q + down + up + out + attended)
 
     def state_bytes(self, width: int, seq_len: int, itemsize: int = 2) -> int:
         del width
-        return seq_len * (self.kv_rank + self.qk_rope) * itemsize
+        return self.reach(seq_len) * (self.kv_rank + self.qk_rope) * itemsize
 
     def reach(self, seq_len: int) -> int:
-        return seq_len
+        return min(seq_len, self.window or seq_len)
 
     @property
     def key_size(self) -> int:
@@ -92,7 +94,8 @@ class MLAConfig(MixerConfig):
 
     @property
     def mechanism(self) -> str:
-        return f"latent attention {self.kv_rank}, {'RoPE' if self._rotates else 'NoPE'}"
+        window = f", window {self.window}" if self.window else ""
+        return f"latent attention {self.kv_rank}{window}, {'RoPE' if self._rotates else 'NoPE'}"
 
     @property
     def _rotates(self) -> bool:
@@ -124,7 +127,7 @@ class MLA(AttentionMixer):
         self.out = Linear(values, spec.width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
         self.rope = Rope(config.rope, config.qk_rope) if config._rotates else no_rope
         self.scale = config.scale or config.key_size**-0.5
-        self.window: int | None = None  # None is all tokens; `narrowed` sets it
+        self.window = config.window  # `narrowed` lowers it
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         q_BTHK, latent_BTL = self._project(x_BTD, context)
@@ -143,9 +146,9 @@ class MLA(AttentionMixer):
         return self._output(context.hook("hook_z", out_BTHV))
 
     def init_state(self, batch: int, max_len: int, dtype: jnp.dtype) -> TokenCache:
-        """An empty cache of latents, each with its shared key part, for `max_len` tokens."""
+        """An empty cache of latents, each with its shared key part, for `max_len` tokens or a window."""
         size = self.config.kv_rank + self.config.qk_rope
-        return token_cache.empty(batch, max_len, ((size,),), dtype)
+        return token_cache.empty(batch, min(max_len, self.window or max_len), ((size,),), dtype)
 
     def extend(
         self, x_BTD: jax.Array, context: SequenceContext, state: TokenCache

@@ -5,12 +5,17 @@ query sees across. Decoding takes it as the number of keys that a query sees.
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from hybridlm.models.mixers.base import SequenceContext
+from hybridlm.settings.bounds import AtLeast
 from kernels_pallas import segments
+
+#: Tokens a query attends to.
+WindowSize = Annotated[int, AtLeast(1, note="a query's own key counts", none="for full attention")]
 
 
 @dataclasses.dataclass(frozen=True)
