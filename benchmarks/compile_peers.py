@@ -77,11 +77,13 @@ def kept() -> dict:
 def measure(case: str, side: str, flags: str) -> None:
     """Compiles one step and adds its figures to the results."""
     shape, ours, theirs, chips = CASES[case]
+    env = environments.variables()
     with tempfile.TemporaryDirectory() as folder:
         if side == "hybridlm":
             options = {f"train.compiler_options.tpu.{k}": v for k, v in FLAGS[flags].items()}
             request = {"shape": shape, "topology": ours, "overrides": OURS[flags] | options}
             command = [sys.executable, str(HERE / "peers" / "our_step.py")]
+            env["PYTHONPATH"] = str(HERE.parent)  # this folder's code, whatever is installed
         else:
             request = {"settings": maxtext_settings(shape, theirs, chips)}
             request |= {"dense_mlp": SHAPES[shape].delta, "options": FLAGS[flags]}
@@ -91,7 +93,7 @@ def measure(case: str, side: str, flags: str) -> None:
             [*command, json.dumps(request, allow_nan=False), folder],
             capture_output=True,
             text=True,
-            env=environments.variables(),
+            env=env,
         )
         if done.returncode:
             found = {"failed": environments.last_line(done.stderr)[:400]}

@@ -26,6 +26,7 @@ def hybrid(
     lr: float,
     steps: int,
     tensor: int = 1,
+    remat: str = "full",
     tie_embeddings: bool = False,
 ) -> ConfigDict:
     """Layers of Gated DeltaNet, sliding-window attention with RoPE and full attention with NoPE.
@@ -42,6 +43,8 @@ def hybrid(
       batch_size: sequences of `seq_len` tokens in a step, over all chips.
       tensor: size of `mesh.tensor`, the chips that share heads and hidden units; the other chips
         shard the parameters (`mesh.fsdp`).
+      remat: "full", or "unit" for a deep model, whose layers' inputs would take more memory than the
+        activations of three layers.
     """
     flags = parse_arg(arg, smoke=False)
     heads = width // HEAD_DIM
@@ -70,7 +73,7 @@ def hybrid(
 
     c.optimizer = dict(lr=lr, schedule="cosine", warmup_steps=2000, weight_decay=0.1)
     c.train = ConfigDict()
-    c.train.steps, c.train.remat, c.train.dtype = steps, "full", "auto"
+    c.train.steps, c.train.remat, c.train.dtype = steps, remat, "auto"
     c.train.compiler_options = dict(tpu=TPU_OPTIONS)
     c.train.log_every, c.train.eval_every, c.train.checkpoint_every = 10, 1000, 1000
     c.train.eval_sequences = 2 * batch_size

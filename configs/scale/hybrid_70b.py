@@ -27,6 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
         seq_len=8192,
         batch_size=512,
         tensor=4,
+        remat="unit",
         lr=1.5e-4,
         steps=334_000,
     )

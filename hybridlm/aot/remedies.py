@@ -16,7 +16,7 @@ def changes(config: Config, devices: int) -> Iterator[Change]:
     found: list[Change] = []
     if config.train.remat == "none":
         found.append({"train.remat": "dots"})
-    if config.train.remat != "full":
+    if config.train.remat in ("none", "dots"):
         found.append({"train.remat": "full"})
     sizes = dict(zip(meshes.AXES, meshes.mesh_shape(config.mesh, devices)))
     if sizes["data"] > 1:

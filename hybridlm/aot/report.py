@@ -110,7 +110,8 @@ def remedy_text(
         lines.append(f"  {remedies.overrides(change):<50} {verdict}{need}")
     if not tried:
         lines = [
-            "remat is full, all devices share the parameters, and each has one sequence at a time:"
+            f"remat is {config.train.remat}, all devices share the parameters, and each has one sequence"
+            " at a time:"
         ]
     if not any(fits(result, target) for _, result in tried):
         lines.append(

@@ -74,7 +74,7 @@ class HybridLM(nnx.Module):
         context: SequenceContext,
         *,
         dtype: jnp.dtype = jnp.float32,
-        remat: Remat = lambda f: f,
+        remat: Remat = Remat(),
         scan: bool = True,
     ) -> jax.Array:
         """The residual stream (B, T, D) after the final norm, in `dtype`; the head reads it.
@@ -83,7 +83,7 @@ class HybridLM(nnx.Module):
           tokens_BT: int32.
           context: segment ids and positions.
           dtype: dtype of activations and matmuls.
-          remat: wraps one application of the repeating unit, e.g. in `jax.checkpoint`.
+          remat: what the backward pass computes again.
           scan: False unrolls the repeated unit (for tests and analyses).
         """
         context = context._replace(tokens_BT=tokens_BT)
@@ -100,7 +100,7 @@ class HybridLM(nnx.Module):
         x_BTD: jax.Array,
         context: SequenceContext,
         *,
-        remat: Remat = lambda f: f,
+        remat: Remat = Remat(),
         scan: bool = True,
     ) -> jax.Array:
         """As `hidden`, from the output of `embed`; with per-layer inputs the context has the tokens."""
@@ -117,7 +117,7 @@ class HybridLM(nnx.Module):
         context: SequenceContext,
         *,
         dtype: jnp.dtype = jnp.float32,
-        remat: Remat = lambda f: f,
+        remat: Remat = Remat(),
         scan: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
         """The output of `hidden`, and the sum of the layers' own losses, a scalar.
@@ -146,7 +146,7 @@ class HybridLM(nnx.Module):
         inputs: ByGroup | None = None,
         *,
         caches: dict[str, Any] | None = None,
-        remat: Remat = lambda f: f,
+        remat: Remat = Remat(),
         unroll: bool = False,
     ) -> tuple[jax.Array, Any, ByGroup]:
         """Applies a function to every layer, bottom to top, and passes cross-layer arrays on.
@@ -164,7 +164,7 @@ class HybridLM(nnx.Module):
           ValueError: for a model with per-layer inputs, where the context has no tokens.
         """
         if context.hooks is not None:  # activations leave neither a scan nor a checkpoint
-            remat, unroll = (lambda f: f), True
+            remat, unroll = Remat(), True
         x_BTD = context.hook("hook_embed", x_BTD)
         config, batch = self.config, x_BTD.shape[:2]
         shapes = config.cross_layer()

@@ -7,6 +7,7 @@ depth. Values of layers (parameters, decoding states, scales) are passed as a `B
 group of dicts by name, stacked in the unit like the parameters.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,8 +20,28 @@ from hybridlm.models.pattern import Layer, Layout
 
 PREFIX, UNIT, SUFFIX = GROUPS = ("prefix", "unit", "suffix")
 ByGroup = dict[str, dict[str, Any]]
-Remat = Callable[[Callable[..., Any]], Callable[..., Any]]
 Body = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def keep_all(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself: its backward pass keeps what it needs."""
+    return function
+
+
+class Remat(NamedTuple):
+    """What the backward pass computes again, each a wrapper of functions such as `jax.checkpoint`.
+
+    Attributes:
+      layer: wraps each layer. With `jax.checkpoint` the input of every layer is kept, and the
+        activations of one layer exist at a time.
+      unit: wraps each application of the repeating unit, and each layer before and after it. With
+        `jax.checkpoint` only the unit's input is kept, and the activations of all its layers exist
+        at a time.
+    """
+
+    layer: Wrap = keep_all
+    unit: Wrap = keep_all
 
 
 class Address(NamedTuple):
@@ -184,7 +205,7 @@ class Stack(NamedTuple):
         carry: Any,
         inputs: ByGroup | None = None,
         *,
-        remat: Remat = lambda f: f,
+        remat: Remat = Remat(),
         unroll: bool = False,
     ) -> tuple[Any, ByGroup]:
         """Runs `body` on all layers, bottom to top; returns the last carry and all outputs.
@@ -193,20 +214,23 @@ class Stack(NamedTuple):
           body: (block, index, carry, input) -> (carry, output). It is traced once for each layer of
             the unit, with the index of the layer's first repeat.
           inputs: the input of each layer; None passes None to all layers.
-          remat: wraps one application of the unit, e.g. in `jax.checkpoint`.
+          remat: what the backward pass computes again.
           unroll: traces the unit's repeats one by one, each with its own `index`.
         """
 
-        def group(blocks: nnx.Dict, carry: Any, inputs: Any, start: Any) -> tuple[Any, Any]:
+        def group(
+            blocks: nnx.Dict, carry: Any, inputs: Any, start: int, around: Wrap = keep_all
+        ) -> tuple[Any, Any]:
             outputs = {}
             for i, (name, block) in enumerate(items(blocks)):
                 given = None if inputs is None else inputs[name]
-                carry, outputs[name] = body(block, start + i, carry, given)
+                layer = around(remat.layer(functools.partial(body, block, start + i)))
+                carry, outputs[name] = layer(carry, given)
             return carry, outputs
 
         of = (lambda name: None) if inputs is None else inputs.__getitem__
         outputs: ByGroup = {}
-        carry, outputs[PREFIX] = group(self.prefix, carry, of(PREFIX), 0)
+        carry, outputs[PREFIX] = group(self.prefix, carry, of(PREFIX), 0, remat.unit)
         first, count = len(self.prefix), len(self.unit)
         outputs[UNIT] = {}
         if self.repeats:
@@ -215,7 +239,7 @@ class Stack(NamedTuple):
             xs = (stacked, of(UNIT))
 
             def unit(start: int) -> Callable[[Any, Any], tuple[Any, Any]]:
-                @remat
+                @remat.unit
                 def apply(carry: Any, xs: Any) -> tuple[Any, Any]:
                     state, given = xs
                     return group(nnx.merge(graphdef, state), carry, given, start)
@@ -232,7 +256,7 @@ class Stack(NamedTuple):
             else:
                 carry, outputs[UNIT] = jax.lax.scan(unit(first), carry, xs)
         above = first + self.repeats * count
-        carry, outputs[SUFFIX] = group(self.suffix, carry, of(SUFFIX), above)
+        carry, outputs[SUFFIX] = group(self.suffix, carry, of(SUFFIX), above, remat.unit)
         return carry, outputs
 
     def map(self, function: Callable[..., Any], inputs: ByGroup | None = None) -> ByGroup:

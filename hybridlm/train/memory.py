@@ -27,6 +27,10 @@ class MemoryEstimate:
         return sum(dataclasses.astuple(self))
 
 
+#: Residual streams, and the share of the feed-forward's hidden activations, that are kept.
+_KEPT = {"none": (10, 1), "dots": (6, 2 / 3), "full": (1, 0), "unit": (1, 0)}
+
+
 def estimate_memory(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -42,7 +46,8 @@ def estimate_memory(
       optimizer: its state is traced, not allocated.
       tokens: of one micro-batch. Its activations are kept for the backward pass: per layer and
         token about 10 residual streams and the feed-forward's hidden activations; with full remat,
-        one residual stream. To these come the arrays that layers hand on, once a layer.
+        one residual stream. To these come the arrays that layers hand on, once a layer. With remat
+        of units both count once a unit.
       remat: the setting `train.remat`.
       itemsize: bytes of an activation.
       trainable: the parameters that have gradients and optimizer state.
@@ -51,12 +56,15 @@ def estimate_memory(
     config = model.config
     trained = 4 * trainable.count(model)
     state = jax.eval_shape(optimizer.init, trainable.take(model.abstract))
-    residuals, share = {"none": (10, 1), "dots": (6, 2 / 3), "full": (1, 0)}[remat]
+    residuals, share = _KEPT[remat]
     hidden = sum(f.kept_per_token(config.width) for f in config.layer_feedforwards())
     if config.per_layer is not None:  # the vectors, and in a layer the gate and their product
         hidden += 3 * config.depth * config.per_layer.size
     handed_on = sum(math.prod(shape) for shape in config.cross_layer().values())
-    kept = (residuals * config.width + handed_on) * config.depth + round(share * hidden)
+    layout = config.layout
+    units = layout.repeats + len(layout.prefix) + len(layout.suffix)
+    times = units if remat == "unit" else config.depth
+    kept = (residuals * config.width + handed_on) * times + round(share * hidden)
     return MemoryEstimate(
         parameters=4 * model.count(),
         gradients=trained,

@@ -15,6 +15,7 @@ from hybridlm.models import observed as observed_parameters
 from hybridlm.models.loss import loss_settings, summed_cross_entropy
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.params import Model
+from hybridlm.models.stack import Remat
 from hybridlm.models.trainable import Trainable
 from hybridlm.train import guard
 from hybridlm.train.optimizer import descend, lr_multipliers
@@ -246,8 +247,9 @@ _products = _policies.save_from_both_policies(
     _policies.save_only_these_names("attention_out", "attention_lse", "expert_product"),
 )
 
-REMAT: dict[str, Callable[..., Any]] = {
-    "none": lambda f: f,
-    "full": jax.checkpoint,
-    "dots": lambda f: jax.checkpoint(f, policy=_products),
+REMAT: dict[str, Remat] = {
+    "none": Remat(),
+    "dots": Remat(unit=functools.partial(jax.checkpoint, policy=_products)),
+    "full": Remat(layer=jax.checkpoint),
+    "unit": Remat(unit=jax.checkpoint),
 }

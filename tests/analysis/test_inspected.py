@@ -15,6 +15,7 @@ from hybridlm.errors import UserError
 from hybridlm.generation.text import Sampling, generate_text
 from hybridlm.models.hooks import Hooks
 from hybridlm.models.mixers import SequenceContext
+from hybridlm.train.step import REMAT
 from tests.analysis.inspecting import inspected, packed
 from tests.models import small
 
@@ -325,7 +326,7 @@ def test_hooks_and_a_checkpointed_scan_go_together(m, batch, everything):
     def program(params):
         hooks = Hooks("blocks.1.hook_resid_post".__eq__)
         context = SequenceContext.of(jnp.asarray(ids, jnp.int32))._replace(hooks=hooks)
-        m.model.bind(params).hidden_and_loss(jnp.asarray(tokens), context, remat=jax.checkpoint)
+        m.model.bind(params).hidden_and_loss(jnp.asarray(tokens), context, remat=REMAT["full"])
         return hooks.kept
 
     (found,) = program(m.params).values()

@@ -16,6 +16,7 @@ from hybridlm.models.layers import Linear
 from hybridlm.models.mixers import LayerSpec, MixerConfig, SequenceContext
 from hybridlm.models.mixers.base import Mixer
 from hybridlm.models.params import Model
+from hybridlm.train.step import REMAT
 
 LAYOUTS = [
     dict(pattern="swa full", depth=7, prefix="rec", suffix="full swa"),
@@ -152,8 +153,9 @@ def test_layers_pass_arrays_on(toy):
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
     found, _ = module.extend(tokens, context, module.init_decode(2, 9))
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
-    other = module.logits(module.hidden(tokens, context, remat=jax.checkpoint))
-    np.testing.assert_allclose(other, expected, rtol=2e-5, atol=2e-5)
+    for remat in REMAT.values():
+        other = module.logits(module.hidden(tokens, context, remat=remat))
+        np.testing.assert_allclose(other, expected, rtol=2e-5, atol=2e-5)
 
 
 def test_initial_values_may_depend_on_the_layer(toy):
