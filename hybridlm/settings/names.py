@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping
 #: In a table of other names: the field knows it, and there is no such choice here.
 ABSENT = ""
 
+# Words that people add to the name of a choice: "kda_attention", "mamba2_mixer".
+_ENDINGS = ("attention", "attn", "mixer", "layer", "block")
+
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Text that suggests the nearest of the valid names, or lists all.
@@ -44,6 +47,9 @@ def closest(name: str, known: Mapping[str, str]) -> str | None:
 def explained(name: str, valid: Iterable[str], others: Mapping[str, str], what: str) -> str:
     """Text that says which choice an unknown name means, by the rule of `closest`.
 
+    Of names with "attention", "mixer" or the like at their ends only what stands before is compared:
+    "kda_attention" means "kda", and is a misspelling neither of "attention" nor of "self_attention".
+
     Args:
       name: what a user wrote; not one of `valid`.
       valid: the choices.
@@ -54,6 +60,11 @@ def explained(name: str, valid: Iterable[str], others: Mapping[str, str], what: 
     valid = sorted(valid)
     known = {_plain(other): meaning for other, meaning in others.items()}
     known |= {_plain(choice): repr(choice) for choice in valid}
+    key = _plain(name)
+    ending = next((word for word in _ENDINGS if key.endswith(word) and key != word), None)
+    if ending and key not in known:
+        name = key.removesuffix(ending)
+        known = {other.removesuffix(ending) or other: known[other] for other in sorted(known)[::-1]}
     meaning = closest(name, known)
     if meaning is None:
         return _listed(valid)

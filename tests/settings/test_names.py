@@ -33,3 +33,23 @@ def test_what_is_absent_is_said_of_its_misspelling_too():
     sentence = "there is no such kind; valid are: muon"
     assert explained("shamopo", ["muon"], {"shampoo": ABSENT}, "kind") == sentence
     assert nearest("muon", []) == "none is defined"
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        ("kda_attention", "did you mean 'kda'?"),
+        ("KDA-attn", "did you mean 'kda'?"),
+        ("mamba2_mixer", "did you mean 'mamba2'?"),
+        ("slef_attention", "did you mean 'attention'?"),
+        ("slidng_attention", "did you mean 'attention' with window=...?"),
+        ("atention", "did you mean 'attention'?"),
+        ("attention_layer", "did you mean 'attention'?"),
+        ("diff_attention", "valid are: attention, kda, mamba2"),
+        ("performer_attention", "there is no such mixer; valid are: attention, kda, mamba2"),
+    ],
+)
+def test_what_stands_before_an_ending_of_the_field_makes_the_name(name, meaning):
+    others = {"self_attention": "'attention'", "sliding_attention": "'attention' with window=..."}
+    others["performer"] = ABSENT
+    assert explained(name, ["attention", "kda", "mamba2"], others, "mixer") == meaning
