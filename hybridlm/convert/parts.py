@@ -88,11 +88,15 @@ def heads(
     """
     count, width = keys.integer("num_attention_heads"), keys.integer("hidden_size")
     groups = keys.integer("num_key_value_heads", kv_heads or count, nullable=True)
+    size = keys.integer("head_dim", head_dim or width // max(count, 1))
+    if size < 1:
+        name = "head_dim" if "head_dim" in keys else "num_attention_heads"
+        keys.refuse(name, f"is {keys.values[name]}: a head of hidden_size {width} has no dimension")
     return {
         "kind": "attention",
         "heads": count,
         "kv_heads": count if groups is None else groups,
-        "head_dim": keys.integer("head_dim", head_dim or width // max(count, 1)),
+        "head_dim": size,
     }
 
 

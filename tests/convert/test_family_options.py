@@ -9,6 +9,7 @@ from hybridlm.convert.exporting import fit
 from hybridlm.convert.importing import read_settings
 from hybridlm.errors import ConvertError
 
+NO_ROPE = {"rope_theta": None, "rope_type": "default"}
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
 
@@ -57,6 +58,8 @@ def test_classes_that_rotate_whole_heads_refuse_a_part(fixture):
             "shared_expert_intermediate_size is 0: ",
         ),
         ("granite_hybrid", {"logits_scaling": 0}, "logits_scaling is 0: "),
+        ("falcon_h1", {"num_attention_heads": 96}, "num_attention_heads is 96: a head of"),
+        ("llama", {"head_dim": 0}, "head_dim is 0: a head of hidden_size"),
         ("gemma3", {"query_pre_attn_scalar": 2.5}, "query_pre_attn_scalar must be a whole number"),
         (
             "ministral3",
@@ -136,3 +139,39 @@ def test_ministral_3s_factor_on_queries_is_read_and_written(kind, beta):
     keys = fit(model, family.architecture).keys
     assert keys["rope_parameters"]["llama_4_scaling_beta"] == beta
     assert read_settings(keys, "here")[1] == model
+
+
+@pytest.mark.parametrize(
+    "fixture, key, default",
+    [
+        ("glm_moe_dsa", "qk_nope_head_dim", 192),
+        ("glm_moe_dsa", "v_head_dim", 256),
+        ("qwen2", "num_key_value_heads", 32),
+        ("qwen3", "num_key_value_heads", 32),
+        ("falcon_h1", "num_key_value_heads", 8),
+        ("ministral3", "rms_norm_eps", 1e-5),
+        ("ministral", "sliding_window", 4096),
+    ],
+)
+def test_an_absent_key_has_the_default_of_its_class(fixture, key, default):
+    more = {"num_attention_heads": 96, "head_dim": 8} if key == "num_key_value_heads" else {}
+    given = config(fixture, **more, **{key: default})
+    absent = {name: value for name, value in given.items() if name != key}
+    assert read_settings(absent, "here")[1] == read_settings(given, "here")[1]
+
+
+@pytest.mark.parametrize("none", [dict(rope_parameters=NO_ROPE), dict(rope_theta=None)])
+def test_only_a_null_base_leaves_olmo_hybrid_without_rope(none):
+    """transformers 5.23 fills in RoPE where the config says nothing; an export must say that there is none."""
+
+    def ropes(**keys):
+        found = config("olmo_hybrid", **keys)
+        found = {k: v for k, v in found.items() if v != "absent"}
+        model = read_settings(found, "here")[1]
+        return model, {m.rope for _, m in model.layer_mixers() if hasattr(m, "rope")}
+
+    without, found = ropes(**{"rope_parameters": "absent"} | none)
+    assert found == {None}
+    assert fit(without, "OlmoHybridForCausalLM").keys["rope_parameters"] == NO_ROPE
+    for silent in ("absent", None, {}, {"rope_type": "default"}):
+        assert [x.theta for x in ropes(rope_parameters=silent)[1]] == [10_000.0]

@@ -35,6 +35,8 @@ class DeepSeekV3(Family):
     mixer: ClassVar[type[MLAConfig]] = MLAConfig
     heads: ClassVar[int] = 128
     q_rank: ClassVar[int] = 1536
+    nope: ClassVar[int] = 128
+    value: ClassVar[int] = 128
     eps: ClassVar[float] = 1e-6
     groups: ClassVar[dict[str, int]] = {"groups": 8, "top_groups": 4}
 
@@ -58,7 +60,9 @@ class DeepSeekV3(Family):
 
     def attention(self, keys: Keys) -> dict[str, Any]:
         """The settings of a layer's mixer."""
-        mixer = latent.latent_settings(keys, heads=self.heads, q_rank=self.q_rank)
+        mixer = latent.latent_settings(
+            keys, heads=self.heads, q_rank=self.q_rank, nope=self.nope, value=self.value
+        )
         scale = latent.yarn_scale(keys, mixer["qk_nope"] + mixer["qk_rope"])
         rope = parts.rope(keys, whole=True)
         rope["interleaved"] = self.interleaved(keys)
@@ -160,6 +164,8 @@ class GlmMoeDsa(DeepSeekV32):
     optional: ClassVar[tuple[str, ...]] = (*Family.optional, "model.layers.78.*")
     heads: ClassVar[int] = 64
     q_rank: ClassVar[int] = 2048
+    nope: ClassVar[int] = 192
+    value: ClassVar[int] = 256
     eps: ClassVar[float] = 1e-5
     groups: ClassVar[dict[str, int]] = {"groups": 1, "top_groups": 1}
     index_heads: ClassVar[int] = 32

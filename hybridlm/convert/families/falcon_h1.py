@@ -111,7 +111,7 @@ class FalconH1(Family):
 
 
 def _attention(keys: Keys) -> dict[str, Any]:
-    found = parts.heads(keys) | {
+    found = parts.heads(keys, kv_heads=8) | {
         "rope": parts.rope(keys, whole=True),
         "bias": keys.flag("attention_bias", False),
     }

@@ -27,6 +27,10 @@ FULL_NORMS = {
     "post_feedforward_layernorm": "mlp_post_norm",
 }
 
+#: The base of RoPE where a config.json says nothing of it, and what says that there is no RoPE.
+THETA = 10_000.0
+NO_ROPE = {"rope_theta": None, "rope_type": "default"}
+
 
 class OlmoHybrid(Family):
     """Three layers of Gated DeltaNet with negative eigenvalues to one of attention, mostly NoPE."""
@@ -87,7 +91,7 @@ class OlmoHybrid(Family):
             "attention_bias": only_value((x.bias for x in attention), "bias") is True,
             "linear_allow_neg_eigval": negative,
             "layer_types": types,
-            "rope_parameters": None if rope is None else parts.rope_keys(rope),
+            "rope_parameters": NO_ROPE if rope is None else parts.rope_keys(rope),
         }
 
     def layer(
@@ -102,9 +106,10 @@ class OlmoHybrid(Family):
 
 
 def _rope(keys: Keys) -> dict[str, Any] | None:
-    """The settings of RoPE; without a base the class has none."""
-    given = keys.values.get("rope_parameters") or keys.values.get("rope_scaling") or {}
-    if given.get("rope_theta", keys.values.get("rope_theta")) is None:
+    """The settings of RoPE; with a base that is null the class has none."""
+    given = keys.values.get("rope_scaling") or keys.values.get("rope_parameters") or {}
+    outer = keys.values.get("rope_theta", THETA)
+    if isinstance(given, dict) and given.get("rope_theta", outer) is None:
         keys.harmless("rope_parameters", "rope_scaling", "rope_theta")
         return None
     return parts.rope(keys, whole=True)

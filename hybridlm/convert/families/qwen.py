@@ -33,7 +33,7 @@ class Qwen2(Family):
             parts.SLIDING if window is not None and i >= below else parts.FULL for i in range(depth)
         ]
         types = parts.windowed_types(keys, default, window)
-        mixer = parts.heads(keys, head_dim=self.head_dim, kv_heads=None) | {
+        mixer = parts.heads(keys, head_dim=self.head_dim, kv_heads=32) | {
             "rope": parts.rope(keys, whole=True),
             **self.own(keys),
         }
