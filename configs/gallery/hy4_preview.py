@@ -46,6 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
         rope=dict(theta=10_000_000.0, interleaved=True),
         index_heads=32,
         index_interleaved=True,
+        norm_eps=1e-6,  # of the latents; the class gives them no epsilon
     )
     router = dict(
         scores="sigmoid", normalize=True, normalize_eps=1e-20, scale=2.827, choice_bias=True

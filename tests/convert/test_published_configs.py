@@ -163,7 +163,7 @@ def test_llama4_scouts_rope_has_no_ramp():
     [
         ("falcon_mamba_7b", "mamba"),
         ("glm_5", "dsa"),
-        ("hy4_preview", "mla"),
+        ("hy4_preview", "own"),
         ("kimi_k3", "mla"),
         ("kimi_linear_48b_a3b", "mla"),
     ],
