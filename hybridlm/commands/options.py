@@ -56,12 +56,17 @@ def parse(command: Command, words: Sequence[str]) -> tuple[list[Any], Overrides]
     if len(missing) == 1 and rest and not rest[0].startswith("-"):
         word = shlex.quote(rest[0])
         parser.error(f"{word} has no option before it: write {missing[0]} {word}")
-    names = [name for cls in classes for name in _fields(cls)]
-    overrides = _overrides(rest, names, command.takes_overrides)
+    written = {
+        name: name.upper() if name in command.positional else f"--{name.removesuffix('_')}"
+        for cls in classes
+        for name in _fields(cls)
+    }
+    known = [option for option in written.values() if option.startswith("--")]
+    overrides = _overrides(rest, known, command.takes_overrides)
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     read = [
-        read_texts(cls, {name: texts[name] for name in _fields(cls) if name in texts})
+        read_texts(cls, {name: texts[name] for name in _fields(cls) if name in texts}, written)
         for cls in classes
     ]
     return read, overrides
@@ -137,7 +142,7 @@ def _metavar(hint: Any, field: dataclasses.Field) -> str:
     return {int: "N", float: "X", str: "TEXT", pathlib.Path: "PATH"}[hint]
 
 
-def _overrides(rest: Sequence[str], names: Sequence[str], taken: bool) -> Overrides:
+def _overrides(rest: Sequence[str], known: Sequence[str], taken: bool) -> Overrides:
     """(key, text) pairs of `--config.a.b=value` and `--config.a.b value`; of a key the last counts.
 
     Raises:
@@ -150,7 +155,7 @@ def _overrides(rest: Sequence[str], names: Sequence[str], taken: bool) -> Overri
             settings = " (settings are --config.a.b=value)" if taken else ""
             hint = nearest(
                 word.partition("=")[0].replace("-", "_").replace("__", "--", 1),
-                [f"--{name}" for name in names],
+                known,
             )
             raise UserError(f"unknown argument {word!r}: {hint}{settings}")
         key, equals, text = word.removeprefix("--config.").partition("=")

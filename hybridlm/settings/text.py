@@ -20,19 +20,24 @@ _ONE = {int: "a whole number", float: "a number"}
 _SEVERAL = {int: "whole numbers", float: "numbers"}
 
 
-def read_texts(cls: type, texts: Mapping[str, Any]) -> Any:
+def read_texts(cls: type, texts: Mapping[str, Any], written: Mapping[str, str] = {}) -> Any:
     """Reads dataclass `cls` from {field: text}; the value of a flag is True.
 
+    Args:
+      written: what a user writes for a field, where that is not "--FIELD": "BASE" or "--from".
+
     Raises:
-      UserError: one sentence that begins with the option, "--NAME".
+      UserError: one sentence that begins with what the user writes for the field.
     """
     hints = typing.get_type_hints(cls)  # without bounds: those are the reader's
     counts_tokens = {f.name: f.metadata.get("unit") == "tokens" for f in dataclasses.fields(cls)}
     values = {
-        name: text if text is True else _value(hints[name], text, f"--{name}", counts_tokens[name])
+        name: text
+        if text is True
+        else _value(hints[name], text, written.get(name, f"--{name}"), counts_tokens[name])
         for name, text in texts.items()
     }
-    return read_options(cls, values)
+    return _read(cls, values, written)
 
 
 def read_options(cls: type, values: Mapping[str, Any], names: Mapping[str, str] = {}) -> Any:
@@ -44,12 +49,16 @@ def read_options(cls: type, values: Mapping[str, Any], names: Mapping[str, str] 
     Raises:
       UserError: one sentence that begins with the option.
     """
+    return _read(cls, values, {field: f"--{option}" for field, option in names.items()})
+
+
+def _read(cls: type, values: Mapping[str, Any], written: Mapping[str, str]) -> Any:
     try:
         return read_dataclass(cls, values, "")
     except ConfigError as error:  # its message begins with the key
         key, rest = re.match(r"(\w*)(?:\[\d+\])?(.*)", str(error), re.DOTALL).groups()
         rest = re.sub(r", or (be )?None[^,]*", "", rest)  # an option that is not given
-        raise UserError(f"--{names.get(key, key)}{rest}") from None
+        raise UserError(f"{written.get(key, f'--{key}')}{rest}") from None
 
 
 def _value(hint: Any, text: str, option: str, counts_tokens: bool) -> Any:

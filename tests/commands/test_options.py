@@ -36,6 +36,7 @@ class Second:
     Attributes:
       place: where.
       lengths: how long.
+      from_: the first.
     """
 
     place: pathlib.Path
@@ -44,6 +45,7 @@ class Second:
     loud: bool = False
     by: Literal["mass", "copy"] = "mass"
     step: int | Literal["all"] | None = None
+    from_: int = 0
 
 
 COMMAND = Command(
@@ -87,12 +89,15 @@ def test_options_and_defaults_are_those_of_the_fields():
         ("here --names a --lenghts 1", "unknown argument '--lenghts': did you mean '--lengths'?"),
         ("here --nmaes a", "unknown argument '--nmaes': did you mean '--names'?"),
         ("here --names a --config.a=1", "unknown argument '--config.a=1'"),
+        ("hdfs://a/b --names a", "PLACE: hdfs://a/b has the scheme hdfs://"),
+        ("here --names a --from inside", "--from must be a whole number, not 'inside'"),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_the_option(words, sentence):
     with pytest.raises(UserError) as error:
         parse(*words.split())
     assert sentence in str(error.value)
+    assert "--place" not in str(error.value) and "--from_" not in str(error.value)
 
 
 def test_an_empty_path_is_refused():
