@@ -1,9 +1,9 @@
 """Selects the tests of a run, and records which are long.
 
-Even without the tests marked `slow`, all would take an hour on two slow cores. `make test` runs all short tests, one in
-`LONG_SHARE` of those that long_tests.tsv lists, and one in `SLOW_SHARE` of those marked `slow`. The
-shares change daily, so that each test runs within some days. Tests that are named, by file, folder or
-id, are all run but for those marked `slow`; `--slow all` runs everything.
+Even without the tests marked `slow`, all would take an hour on two slow cores. `make test` runs all
+short tests, one in `LONG_SHARE` of those that long_tests.tsv lists, and one in `SLOW_SHARE` of those
+marked `slow`. The shares change daily, so that each test runs within some days. Tests that are named, by
+file, folder or id, are all run but for those marked `slow`; `--slow all` runs everything.
 
     python -m pytest -n 2 --dist loadgroup --record_long    # measures, and writes long_tests.tsv
 """
@@ -38,13 +38,19 @@ def pytest_addoption(parser):
         " files, folders and tests that are named",
     )
     parser.addoption(
-        "--record_long", action="store_true", help="run all long tests and write long_tests.tsv"
+        "--record_long",
+        action="store_true",
+        help="run all long tests, no slow ones, and write long_tests.tsv; only without names of tests",
     )
 
 
 def pytest_configure(config):
-    if config.option.long is None:  # here, because workers see what they are given as named
-        named = config.args_source == pytest.Config.ArgsSource.ARGS
+    named = config.args_source == pytest.Config.ArgsSource.ARGS  # the same in every worker
+    if config.option.record_long:
+        if named or config.option.keyword or config.option.collectonly:
+            raise pytest.UsageError("--record_long measures the whole suite: name no tests")
+        config.option.slow = "none"
+    if config.option.long is None:
         every = named or config.option.slow == "all" or config.option.record_long
         config.option.long = "all" if every else "sample"
 
@@ -111,7 +117,7 @@ def pytest_runtest_logreport(report):
                 _recorded[test_name(report.nodeid)] = value
 
 
-def pytest_sessionfinish(session):
+def pytest_sessionfinish(session, exitstatus):
     config = session.config
-    if config.option.record_long and not hasattr(config, "workerinput"):
+    if config.option.record_long and not hasattr(config, "workerinput") and exitstatus in (0, 1):
         write(_recorded)

@@ -69,8 +69,10 @@ def test_the_names_of_tests_lose_their_group_alone():
 
 def test_a_test_that_was_recorded_and_is_gone_is_named(root):
     """A renamed test would run every day, and its old line stay."""
-    files = {name.partition("::")[0] for name in selection.read()}
-    assert not [file for file in files if not (root / file).is_file()]
+    for name in selection.read():
+        file, _, function = name.partition("::")
+        text = (root / file).read_text() if (root / file).is_file() else ""
+        assert f"def {function.partition('[')[0]}(" in text, name
 
 
 PROGRAM = """
@@ -109,4 +111,6 @@ def test_long_tests_are_recorded_by_processor_time(tmp_path, monkeypatch, root):
     ]
     assert "1 passed" in ran("--long", "none")
     assert "3 passed" in ran("test_program.py"), "a named file is run whole"
+    with pytest.raises(AssertionError, match="name no tests"):
+        ran("--record_long", "test_program.py")
     assert len((tmp_path / "long.tsv").read_text().splitlines()) == 3

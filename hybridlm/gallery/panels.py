@@ -102,7 +102,7 @@ def _seen(d: Drawing, mixer: MixerConfig, x: float, y: float, colour: str) -> No
 
 def sees(mixer: MixerConfig, query: int, key: int) -> bool:
     """Whether a query of the picture sees a key that is not later, its spans drawn small."""
-    if isinstance(mixer, AttentionConfig) and mixer.window:
+    if isinstance(mixer, AttentionConfig | MLAConfig) and mixer.window:
         return query - key < SPAN
     if isinstance(mixer, AttentionConfig) and mixer.chunk:
         return query // CHUNK == key // CHUNK
@@ -117,7 +117,7 @@ def sees(mixer: MixerConfig, query: int, key: int) -> bool:
 
 
 def _scale(mixer: MixerConfig) -> str:
-    if isinstance(mixer, AttentionConfig) and mixer.window:
+    if isinstance(mixer, AttentionConfig | MLAConfig) and mixer.window:
         return f"{SPAN} for {mixer.window:,}"
     if isinstance(mixer, AttentionConfig) and mixer.chunk:
         return f"{CHUNK} for {mixer.chunk:,}"

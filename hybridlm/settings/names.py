@@ -61,16 +61,21 @@ def explained(name: str, valid: Iterable[str], others: Mapping[str, str], what: 
     known = {_plain(other): meaning for other, meaning in others.items()}
     known |= {_plain(choice): repr(choice) for choice in valid}
     key = _plain(name)
-    ending = next((word for word in _ENDINGS if key.endswith(word) and key != word), None)
-    if ending and key not in known:
-        name = key.removesuffix(ending)
-        known = {other.removesuffix(ending) or other: known[other] for other in sorted(known)[::-1]}
+    if key not in known and _before_ending(key) != key:
+        name = _before_ending(key)
+        known = {_before_ending(other): known[other] for other in sorted(known)[::-1]}
     meaning = closest(name, known)
     if meaning is None:
         return _listed(valid)
     if meaning == ABSENT:
         return f"there is no such {what}; {_listed(valid)}"
     return f"did you mean {meaning}?"
+
+
+def _before_ending(key: str) -> str:
+    """What stands before the ending, whichever it is; all of a name that is nothing else."""
+    ending = next((word for word in _ENDINGS if key.endswith(word) and key != word), "")
+    return key.removesuffix(ending)
 
 
 def _listed(valid: list[str]) -> str:

@@ -31,14 +31,22 @@ def test_the_drawings_are_up_to_date():
     assert {f.name: f.read_text("utf-8") for f in folder.glob("*.svg")} == drawn, WRITE
 
 
+ATTENTION = dict(kind="attention", heads=2, head_dim=4)
+LATENT = dict(kind="mla", heads=2, kv_rank=5, qk_nope=4, qk_rope=2, value_dim=3)
+
+
 @pytest.mark.parametrize(
-    "spans",
-    [dict(window=panels.SPAN), pytest.param(dict(chunk=panels.CHUNK), marks=pytest.mark.slow)],
-    ids=str,
+    "settings",
+    [
+        dict(ATTENTION, window=panels.SPAN),
+        pytest.param(dict(ATTENTION, chunk=panels.CHUNK), marks=pytest.mark.slow),
+        dict(LATENT, window=panels.SPAN),
+    ],
+    ids=["window", "chunk", "latent window"],
 )
-def test_a_query_depends_on_the_keys_that_its_picture_fills(spans):
+def test_a_query_depends_on_the_keys_that_its_picture_fills(settings):
     """The gradient of each output says which tokens it depends on."""
-    config = read_mixer(dict(kind="attention", heads=2, head_dim=4, **spans), "mixer")
+    config = read_mixer(settings, "mixer")
     mixer = config.build(LayerSpec(8, 1e-6, 1.0), rngs=nnx.Rngs(3))
     context = SequenceContext.of(jnp.ones((1, panels.TOKENS), jnp.int32))
     x = jax.random.normal(jax.random.key(4), (1, panels.TOKENS, 8))

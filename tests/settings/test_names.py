@@ -43,6 +43,8 @@ def test_what_is_absent_is_said_of_its_misspelling_too():
         ("mamba2_mixer", "did you mean 'mamba2'?"),
         ("slef_attention", "did you mean 'attention'?"),
         ("slidng_attention", "did you mean 'attention' with window=...?"),
+        ("sliding_attn", "did you mean 'attention' with window=...?"),
+        ("sliding_mixer", "did you mean 'attention' with window=...?"),
         ("atention", "did you mean 'attention'?"),
         ("attention_layer", "did you mean 'attention'?"),
         ("diff_attention", "valid are: attention, kda, mamba2"),
