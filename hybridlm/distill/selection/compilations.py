@@ -15,15 +15,14 @@ class Compilations:
     """
 
     def __init__(self) -> None:
-        self.count, self._on = 0, False
-        jax.monitoring.register_event_duration_secs_listener(self._event)
+        self.count = 0
 
     def __enter__(self) -> "Compilations":
-        self._on = True
+        jax.monitoring.register_event_duration_secs_listener(self._event)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._on = False
+        jax.monitoring.unregister_event_duration_listener(self._event)
 
     def _event(self, name: str, seconds: float, **_: Any) -> None:
-        self.count += self._on and name == _EVENT
+        self.count += name == _EVENT
