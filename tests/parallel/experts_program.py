@@ -20,8 +20,8 @@ from flax import nnx
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "models"))
 import moe_reference
 import small
+from programs import difference, mesh_of
 
-from hybridlm.config import MeshConfig
 from hybridlm.models.feedforward import read_feedforward
 from hybridlm.models.mixers import LayerSpec
 from hybridlm.models.params import Model
@@ -48,20 +48,6 @@ FEW = ("expert 8", "fsdp 2, tensor 2, expert 2")
 OF_MODELS = ("data 2, expert 4", "fsdp 2, tensor 2, expert 2", "context 2, fsdp 2, expert 2")
 WIDTH = 8
 BALANCED = dict(scores="sigmoid", choice_bias=True, choice_bias_rate=0.1, normalize=True)
-
-
-def mesh_of(sizes):
-    count = math.prod(sizes.values())
-    return meshes.make_mesh(MeshConfig(**dict(data=1) | sizes), jax.devices()[:count])
-
-
-def difference(found, expected):
-    """The largest difference of two trees, relative to the largest value of each array."""
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    return max(
-        float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-3))
-        for a, b in (map(np.asarray, pair) for pair in pairs)
-    )
 
 
 def mixture(sizes, seed):

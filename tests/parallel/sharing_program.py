@@ -5,7 +5,6 @@ device of the hidden states, the layers' own loss, and all gradients, in float64
 """
 
 import json
-import math
 import pathlib
 import sys
 
@@ -15,8 +14,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "models"))
 import small
+from programs import difference, mesh_of
 
-from hybridlm.config import MeshConfig
 from hybridlm.parallel import mesh as meshes
 
 BATCH, TIME = 8, 24
@@ -96,20 +95,10 @@ def made(case: str):
 
 def on_mesh(sizes, model, params, arrays):
     """The mesh, and parameters and arrays on it."""
-    devices = jax.devices()[: math.prod(sizes.values())]
-    mesh = meshes.make_mesh(MeshConfig(**dict(data=1) | sizes), devices)
+    mesh = mesh_of(sizes)
     split = meshes.sharding(mesh, ("batch", "time"))
     params = jax.device_put(params, meshes.shardings(mesh, model.abstract, model.axes))
     return mesh, params, jax.tree.map(lambda x: jax.device_put(x, split), arrays)
-
-
-def difference(found, expected) -> float:
-    """The largest difference of two trees, relative to the largest value of each array."""
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    return max(
-        float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-3))
-        for a, b in (map(np.asarray, pair) for pair in pairs)
-    )
 
 
 def equal(case: str, names: list[str]) -> dict[str, float]:

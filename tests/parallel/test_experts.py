@@ -1,10 +1,6 @@
 """Experts split over devices: outputs, losses and gradients equal those of one device."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,21 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridlm.parallel.expert_exchange import Exchange
-
-PROGRAM = pathlib.Path(__file__).with_name("experts_program.py")
+from tests.parallel.programs import run_program
 
 
 def run(root, *arguments):
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), *map(str, arguments)],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        env=os.environ | dict(XLA_FLAGS=flags),
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return json.loads(run_program(root, "experts_program.py", *arguments))
 
 
 def test_a_split_mixture_equals_one_device(root):

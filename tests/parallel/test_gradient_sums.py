@@ -2,28 +2,15 @@
 
 import functools
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-PROGRAM = pathlib.Path(__file__).with_name("gradients_program.py")
+from tests.parallel.programs import run_program
 
 
 @functools.cache
 def run(root, seed):
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(seed)],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        env=os.environ | dict(XLA_FLAGS=flags),
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return json.loads(run_program(root, "gradients_program.py", seed))
 
 
 @pytest.fixture

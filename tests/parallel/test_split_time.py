@@ -1,10 +1,6 @@
 """Time split over devices: results equal those of one device; no device gets a whole sequence."""
 
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -12,8 +8,9 @@ from hybridlm import config
 from hybridlm.errors import ConfigError
 from hybridlm.train.setup import check_divides
 from kernels_pallas.testing import collectives
+from tests.parallel.programs import run_program
 
-PROGRAM = pathlib.Path(__file__).with_name("context_program.py")
+PROGRAM = "context_program.py"
 # One mixer of each kind; MIXERS are in every test run, MORE only in slow ones.
 MIXERS = ["full", "gdn", "nha"]
 MORE = ["swa", "rec", "ssd", "chunked", "sink", "growing", "mla", "deltanet", "kda", "short"]
@@ -38,34 +35,21 @@ MORE += [
 ]
 
 
-def run(root, *arguments):
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), *arguments],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        env=os.environ | dict(XLA_FLAGS=flags),
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 def test_split_mixers_equal_one_device(root):
-    assert run(root, "equal", *MIXERS).split() == MIXERS
+    assert run_program(root, PROGRAM, "equal", *MIXERS).split() == MIXERS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", MORE)
 def test_split_mixer_equals_one_device(mixer, root):
-    assert run(root, "equal", mixer).split() == [mixer]
+    assert run_program(root, PROGRAM, "equal", mixer).split() == [mixer]
 
 
 def test_no_device_receives_the_whole_sequence(root):
     """A hybrid at context 8: devices exchange tokens and states; no array has all 176 tokens."""
     found = [
         (kind, shape)
-        for kind, dtype, shape in collectives(run(root, "collectives"))
+        for kind, dtype, shape in collectives(run_program(root, PROGRAM, "collectives"))
         if dtype[0] == "f" and shape
     ]
     assert sum(kind == "collective-permute" for kind, _ in found) > 10
