@@ -18,6 +18,9 @@ def changes(config: Config, devices: int) -> Iterator[Change]:
         found.append({"train.remat": "dots"})
     if config.train.remat in ("none", "dots"):
         found.append({"train.remat": "full"})
+    layout = config.model.layout
+    if config.train.remat == "full" and layout.repeats > 1 and len(layout.unit) > 1:
+        found.append({"train.remat": "unit"})
     sizes = dict(zip(meshes.AXES, meshes.mesh_shape(config.mesh, devices)))
     if sizes["data"] > 1:
         found.append({"mesh.data": 1, "mesh.fsdp": sizes["data"] * sizes["fsdp"]})

@@ -47,7 +47,8 @@ def estimate_memory(
       tokens: of one micro-batch. Its activations are kept for the backward pass: per layer and
         token about 10 residual streams and the feed-forward's hidden activations; with full remat,
         one residual stream. To these come the arrays that layers hand on, once a layer. With remat
-        of units both count once a unit.
+        of units both count once a unit. What the backward pass recomputes at a time, all
+        activations of one layer or of one unit, is not counted.
       remat: the setting `train.remat`.
       itemsize: bytes of an activation.
       trainable: the parameters that have gradients and optimizer state.

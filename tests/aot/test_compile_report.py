@@ -62,7 +62,11 @@ def test_changes_save_memory_and_keep_the_batch(config):
         {"train.accumulate": 8},
         last,
     ]
-    assert list(remedies.changes(remedies.apply(config, last), 4)) == []
+    layer_by_layer = remedies.apply(config, last)
+    assert list(remedies.changes(layer_by_layer, 4)) == []  # as its pattern is not repeated
+    repeated = {"model.depth": 2 * len(config.model.layout.layers)}
+    deeper = remedies.apply(layer_by_layer, repeated)
+    assert list(remedies.changes(deeper, 4)) == [{"train.remat": "unit"}]
     assert remedies.overrides({"mesh.data": 1}) == "--config.mesh.data=1"
 
 
