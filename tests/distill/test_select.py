@@ -93,6 +93,21 @@ def test_a_tie_at_the_cut_is_told(table, run):
     assert "note: layers 0, 2 tie at the cut with a score of 50" in out
 
 
+@pytest.mark.parametrize("keep, kept", ((0, []), (1, [3]), (2, [1, 3]), (4, [0, 1, 2, 3])))
+def test_what_a_spreadsheet_writes_is_read(table, run, keep, kept):
+    """A byte order mark, CRLF, quotes, signs. Scores by hand: 0; 0.7 / 0.1; 0.4 / 0.15; the cap."""
+    path = table()
+    rows = '"layer","recall","commonsense"', "3,-.15,-0.3", '1,"-0.8",-4e-1', "0,-0.1,-0.5"
+    text = "\r\n".join([*rows, "2,-0.5,-.45", ""])
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    _, out, _, found = run(path, "--keep", keep)
+    assert found["kept"] == kept and found["order"] == [3, 1, 2, 0]
+    assert [found["scores"][i] for i in "0123"] == pytest.approx([0, 7, 0.4 / 0.15, 50])
+    assert out.startswith(
+        f"attention layers kept ({keep} of 4): {', '.join(map(str, kept)) or 'none'}"
+    )
+
+
 HEADER = "layer,recall,commonsense\n"
 
 
@@ -111,6 +126,8 @@ HEADER = "layer,recall,commonsense\n"
         (HEADER + "0,1,1\n1,nan,1\n", "line 3 (layer 1): recall is nan, and must be finite"),
         (HEADER + "0,1,1\n1,1,-inf\n", "commonsense is -inf, and must be finite"),
         (HEADER + "0,1,1\n1,x,1\n", "recall must be a number, not 'x'"),
+        (HEADER + "0,1,1\n1,1_0,1\n", "recall must be a number, not '1_0'"),
+        (HEADER + "0,1,1\n1,\u0661,1\n", "recall must be a number, not '\u0661'"),
         (HEADER + "0,1,1\n1,1\n", "line 3 has 2 values, and the header 3"),
         (HEADER + "0,1,1\n-1,1,1\n", "a layer must be a whole number from 0, not '-1'"),
         (HEADER + "0,1,1\n1.0,1,1\n", "a layer must be a whole number from 0, not '1.0'"),

@@ -120,6 +120,8 @@ def _number(path: pathlib.Path, number: int, layer: int, name: str, cell: str) -
     if not cell:
         raise DataError(f"{where} has no {name}: every layer needs one")
     try:
+        if "_" in cell or not cell.isascii():  # which Python takes, and no spreadsheet writes
+            raise ValueError
         value = float(cell)
     except ValueError:
         raise DataError(f"{where}: {name} must be a number, not {cell!r}") from None
