@@ -4,9 +4,6 @@ Kinds without projections (rglru, short_conv, mamba1) have no queries and keys o
 their parameters start fresh. A kind that is not listed here is refused:
 
 - mla, dsa: their keys and values come from a latent vector, not from projections of the input.
-- delta_product: each head has a key and a value for each update of a token, attention one of each.
-- mamba3: its queries and keys get a norm and a bias of each head, with which copies would not be attention's.
-- rwkv7: its projections read mixtures of a token and the one before, not the layer's input.
 - parallel, none: they are not one mixer.
 """
 
@@ -26,11 +23,13 @@ class Part(NamedTuple):
     Attributes:
       role: of attention's projection; the heads of "out" are on the input side of the map.
       heads, size: numbers and size of heads side by side.
+      times: outputs of each head side by side, all of which start as the head's.
     """
 
     role: Role
     heads: int
     size: int
+    times: int = 1
 
 
 #: By the path of a linear map in the mixer, its parts side by side.
@@ -43,14 +42,14 @@ class Kind(NamedTuple):
     Attributes:
       settings: (attention's settings, width) -> default settings of the new mixer.
       parts: (settings of the new mixer, width) -> its projections.
-      identity_convs: paths of the convolutions that start as the identity, so that queries, keys and
-        values are first the teacher's.
+      identity: paths of convolutions that start as the identity, and of biases and shares of the token
+        before that start at 0, so that queries, keys and values are first the teacher's.
       slot_gate: whether `gate` is a gate of slots that starts as the key projection.
     """
 
     settings: Callable[[AttentionConfig, int], dict[str, Any]]
     parts: Callable[[Any, int], Parts]
-    identity_convs: tuple[str, ...] = ()
+    identity: tuple[str, ...] = ()
     slot_gate: bool = False
 
 
@@ -76,8 +75,14 @@ def _one_size(keys: int, key_size: int, values: int, value_size: int) -> Parts:
 
 
 def _delta_parts(config: Any, width: int) -> Parts:
-    sizes = config.sizes(width)
-    return _one_size(sizes.heads, sizes.key_size, sizes.value_heads, sizes.value_size)
+    """Each update of a token has a key and a value, which all start as the teacher's (DeltaProduct)."""
+    sizes, updates = config.sizes(width), config.updates_per_token()
+    return {
+        "q": (Part("q", sizes.heads, sizes.key_size),),
+        "k": (Part("k", sizes.heads, sizes.key_size, updates),),
+        "v": (Part("v", sizes.value_heads, sizes.value_size, updates),),
+        "out": (Part("out", sizes.value_heads, sizes.value_size),),
+    }
 
 
 def _gla_parts(config: Any, width: int) -> Parts:
@@ -105,6 +110,27 @@ def _mamba2_parts(config: Any, width: int) -> Parts:
     }
 
 
+def _mamba3_parts(config: Any, width: int) -> Parts:
+    """As Mamba-2's, but C and B are apart, and have the groups of each rank side by side."""
+    heads, state = config.head_count(width), config.state_dim
+    return {
+        "query": (Part("q", config.groups, state),) * config.rank,
+        "key": (Part("k", config.groups, state),) * config.rank,
+        "value": (Part("v", heads, config.head_dim),),
+        "out": (Part("out", heads, config.head_dim),),
+    }
+
+
+def _rwkv7_parts(config: Any, width: int) -> Parts:
+    heads, size = width // config.head_dim, config.head_dim
+    return {
+        "r": (Part("q", heads, size),),
+        "k": (Part("k", heads, size),),
+        "v": (Part("v", heads, size),),
+        "out": (Part("out", heads, size),),
+    }
+
+
 def _hgrn2_parts(config: Any, width: int) -> Parts:
     heads, size = width // config.expand, config.expand
     return {
@@ -126,6 +152,15 @@ def _factors(attention: AttentionConfig, width: int) -> tuple[float, float]:
     """The sizes of all query heads and of their values together, over the model's width."""
     sizes = attention.head_size(width), attention.value_size(width)
     return tuple(attention.heads * size / width for size in sizes)
+
+
+def _state_space(attention: AttentionConfig, width: int) -> dict[str, Any]:
+    return dict(
+        heads=attention.heads,
+        head_dim=attention.value_size(width),
+        state_dim=attention.head_size(width),
+        groups=attention.heads,
+    )
 
 
 def _attention(attention: AttentionConfig, width: int) -> dict[str, Any]:
@@ -160,6 +195,9 @@ KINDS: dict[str, Kind] = {
     "kda": Kind(_heads, _delta_parts, _CONVS),
     "gdn2": Kind(lambda a, width: _heads(a, width) | _values(a, width), _delta_parts, _CONVS),
     "deltanet": Kind(lambda a, width: _heads(a, width) | _values(a, width), _delta_parts, _CONVS),
+    "delta_product": Kind(
+        lambda a, width: _heads(a, width) | _values(a, width), _delta_parts, _CONVS
+    ),
     "gla": Kind(
         lambda a, width: dict(
             heads=a.heads, **dict(zip(("expand_k", "expand_v"), _factors(a, width)))
@@ -185,15 +223,13 @@ KINDS: dict[str, Kind] = {
         ),
         _mlstm_parts,
     ),
-    "mamba2": Kind(
-        lambda a, width: dict(
-            heads=a.heads,
-            head_dim=a.value_size(width),
-            state_dim=a.head_size(width),
-            groups=a.heads,
-        ),
-        _mamba2_parts,
-        ("conv", "shared_conv"),
+    "mamba2": Kind(_state_space, _mamba2_parts, ("conv", "shared_conv")),
+    "mamba3": Kind(_state_space, _mamba3_parts, ("query_bias", "key_bias")),
+    # Values that later layers read could not be distilled block by block.
+    "rwkv7": Kind(
+        lambda a, width: dict(head_dim=a.head_size(width), value_residual=False),
+        _rwkv7_parts,
+        ("mix",),
     ),
     "hgrn2": Kind(lambda a, width: dict(expand=a.head_size(width)), _hgrn2_parts),
     "rglru": Kind(lambda a, width: dict(heads=a.heads), lambda config, width: {}),

@@ -5,8 +5,8 @@ query heads share stay shared where the new mixer can share them, and are copied
 otherwise (HALO, arXiv 2601.22156, sec. 3). What the teacher has no counterpart of starts as in a new
 model: decays, write strengths, output gates and norms. A factor on the values is multiplied into their
 projection, and norms of 1 plus a scale become norms of that sum. Slots' gates start as the key projection (NHA,
-arXiv 2510.07019, the authors' code), short convolutions as the identity. All other parameters are the
-teacher's.
+arXiv 2510.07019, the authors' code), short convolutions and shifts by a token as the identity. All other
+parameters are the teacher's.
 """
 
 import dataclasses
@@ -33,6 +33,12 @@ Arrays = dict[str, np.ndarray]  # the parameters of a mixer, by path with dots
 #: Settings of attention, without parameters of their own, that change its outputs.
 _OF_OUTPUTS = ("window", "chunk", "temperature", "soft_cap", "scale", "v_norm")
 _PLAIN = AttentionConfig(heads=1)
+#: What attention's projections are called in other mixers.
+_HOMES = {
+    "q": ("q", "shared", "query", "r"),
+    "k": ("k", "shared", "key"),
+    "v": ("v", "value", "input"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +242,8 @@ def _expanded(
     if part.heads % heads:
         return None
     by_head = array.reshape(*array.shape[:-1], heads, size)
-    return np.repeat(by_head, part.heads // heads, axis=-2).reshape(*array.shape[:-1], -1)
+    each = part.heads // heads * part.times
+    return np.repeat(by_head, each, axis=-2).reshape(*array.shape[:-1], -1)
 
 
 def _slot_gate(k_kernel: np.ndarray, heads: int, kv_heads: int, slots: int) -> np.ndarray | None:
@@ -267,8 +274,8 @@ def _unlike(
 
 
 def _is_identity(name: str, mixer: MixerConfig) -> bool:
-    convs = kinds.KINDS[mixer.kind_name].identity_convs
-    return name.rpartition(".")[0] in convs
+    paths = kinds.KINDS[mixer.kind_name].identity
+    return name in paths or name.rpartition(".")[0] in paths
 
 
 def _source(part: Part, leaf: str, attention: AttentionConfig) -> str:
@@ -294,8 +301,7 @@ def _used(taken: Arrays, old: Arrays, same_kind: bool) -> set[str]:
     found = set()
     for name in old:
         path, _, leaf = name.rpartition(".")
-        homes = {"v": ("v", "value", "input"), "q": ("q", "shared"), "k": ("k", "shared")}
-        if any(f"{home}.{leaf}" in taken for home in homes.get(path, (path,))):
+        if any(f"{home}.{leaf}" in taken for home in _HOMES.get(path, (path,))):
             found.add(name)
     return found
 

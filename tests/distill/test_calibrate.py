@@ -7,8 +7,10 @@ import pytest
 
 from hybridlm.distill.calibrate import calibrate
 from hybridlm.distill.hype import with_hype
+from hybridlm.distill.kinds import KINDS
 from hybridlm.distill.transfer import transfer
 from hybridlm.errors import UserError
+from kernels_pallas import dispatch
 from tests.distill.subjects import teacher, tokens
 
 
@@ -34,6 +36,19 @@ def test_every_layer_s_error_falls_on_other_text_too(kind):
         if name.endswith("mixer.out.kernel"):  # each head's rows times one number
             ratio = (new[name] / value).reshape(4, -1)
             np.testing.assert_allclose(ratio, ratio[:, :1] * np.ones_like(ratio), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"attention"}))
+def test_every_kind_of_mixer_is_calibrated(kind):
+    ours = teacher(depth=1)
+    found = transfer(
+        ours, dict(kind="moba", block=4, top_k=1) if kind == "moba" else dict(kind=kind)
+    )
+    batches = [tokens(seed, batch=4, time=32) for seed in range(2)]
+    with dispatch.auto_means("reference"):
+        fitted = calibrate(ours, found, batches, steps=20, rate=1e-2)
+    assert fitted.after[0] < min(fitted.before[0], 0.95)
 
 
 def test_hype_takes_rope_from_full_attention_alone():

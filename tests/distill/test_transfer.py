@@ -75,6 +75,42 @@ def test_mamba_2_reads_with_queries_and_writes_with_keys():
     np.testing.assert_array_equal(new["value"]["kernel"], old["v"]["kernel"])
 
 
+@pytest.mark.parametrize(
+    "mixer, names, times",
+    [
+        (dict(kind="delta_product", updates=3), dict(q="q", k="k", v="v"), 3),
+        (dict(kind="rwkv7"), dict(q="r", k="k", v="v"), 1),
+        (dict(kind="mamba3"), dict(q="query", k="key", v="value"), 1),
+        pytest.param(
+            dict(kind="mamba3", rank=2, groups=2),
+            dict(k="key", v="value"),
+            1,
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["delta_product", "rwkv7", "mamba3", "mamba3 of rank 2"],
+)
+def test_every_recurrence_starts_with_the_teacher_s_projections(mixer, names, times):
+    """Heads of keys and values are copied for each query head, and for each update of a token."""
+    ours = teacher(depth=1)
+    found = transfer(ours, mixer)
+    old = ours.model.layer(ours.params, 0)["mixer"]
+    new = found.student.model.layer(found.student.params, 0)["mixer"]
+    np.testing.assert_array_equal(new["out"]["kernel"], old["out"]["kernel"])
+    for name, theirs in names.items():
+        kernel = old[name]["kernel"].reshape(32, -1, 8)
+        if "rank" in mixer and name == "k":  # two groups, which are the two key heads, of each rank
+            wanted = np.concatenate([kernel, kernel], axis=1)
+        else:
+            each = 4 // kernel.shape[1] * (1 if name == "q" else times)
+            wanted = np.repeat(kernel, each, axis=1)
+        np.testing.assert_array_equal(new[theirs]["kernel"].reshape(wanted.shape), wanted)
+    if mixer["kind"] == "rwkv7":  # the token before has no share
+        assert all((share == 0).all() for share in new["mix"].values())
+    if mixer["kind"] == "mamba3":
+        assert (new["query_bias"] == 0).all() and (new["key_bias"] == 0).all()
+
+
 def test_slots_gates_start_as_the_key_projection():
     ours = teacher()
     found = transfer(ours, dict(kind="nha", slots=5)).student
