@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from hybridlm.distill.compose import composed
 from hybridlm.distill.kinds import KINDS
-from hybridlm.runs import open_model
+from hybridlm.runs import open_model, save_model
+from tests.train.distilling import save_pair
 
 LLAMA = pathlib.Path(__file__).parents[1] / "convert" / "fixtures" / "llama"
 
@@ -76,6 +78,33 @@ def test_a_text_that_is_not_utf_8_is_one_sentence(refusal, tmp_path):
     text.write_bytes(b"abc\xff")
     words = ["--mixer", "gdn", "--calibrate", text, "--out", tmp_path / "out"]
     assert "invalid UTF-8 at byte 3" in refusal("distill", "transfer", LLAMA, *words)
+
+
+@pytest.mark.slow
+def test_a_hybrid_is_evaluated_probed_continued_and_exported(command, tmp_path):
+    """The folder of a composed hybrid is taken by every command that takes a model."""
+    save_pair(tmp_path, dict(kind="attention", window=8))
+    models = [open_model(tmp_path / name) for name in ("teacher", "student")]
+    folder = tmp_path / "hybrid"
+    save_model(composed(*models, {1}), folder)
+    sizes = ["--length", 32, "--samples", 2]
+    for words in (
+        ["eval", "--workdir", folder, "--tasks", "mqar", "--lengths", 32, "--samples", 2],
+        ["probe", "--workdir", folder, "--probes", "induction_heads", *sizes],
+        ["convert", "export", "--from", folder],
+    ):
+        code, said, err = command(*words, "--out", tmp_path / words[0])
+        assert code == 0 and said, err
+    (score,) = json.loads((tmp_path / "eval" / "eval.json").read_text())["records"]
+    assert 0 <= score["accuracy"] <= 1
+    heads = (tmp_path / "probe" / "probes.jsonl").read_text().splitlines()
+    assert len(heads) >= 8  # of two layers
+    code, said, err = command(
+        "generate", "--workdir", folder, "--prompt", "The state", "--tokens", 3
+    )
+    assert code == 0 and said.startswith("The state") and len(said) > len("The state\n"), err
+    again = open_model(tmp_path / "convert")
+    assert [m.window for _, m in again.config.layer_mixers()] == [8, None]
 
 
 def test_half_a_command_says_the_whole(refusal):

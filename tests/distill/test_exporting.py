@@ -13,19 +13,29 @@ from hybridlm.distill.transfer import transfer
 from hybridlm.errors import ConvertError
 from hybridlm.models.mixers import SequenceContext
 from hybridlm.runs import open_model, save_model
+from tests.distill.subjects import teacher
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "convert" / "fixtures"
 
 
 def hybrid(fixture, mixer, keep):
-    """The checkpoint with another mixer in all layers with attention but those of `keep`."""
-    teacher = open_model(FIXTURES / fixture)
-    return composed(teacher, transfer(teacher, mixer).student, keep)
+    """The checkpoint with another mixer in all layers with attention but those of `keep`.
+
+    Args:
+      fixture: its folder, or settings of attention for a drawn model whose heads are as wide as it.
+    """
+    if isinstance(fixture, str):
+        ours = open_model(FIXTURES / fixture)
+    else:
+        ours = teacher(depth=3, **fixture)
+    return composed(ours, transfer(ours, mixer).student, keep)
 
 
 #: Gated DeltaNet as in layer 1 of the fixture, because the class has one size.
 GDN = dict(kind="gdn", heads=1, value_heads=1, head_dim=4, value_dim=4, conv_width=2)
 
+
+MAMBA = dict(kind="mamba2")
 
 SLOW = pytest.mark.slow
 
@@ -45,6 +55,23 @@ SLOW = pytest.mark.slow
                 GDN,
                 {0, 1},
                 "Qwen3NextForCausalLM",
+                SLOW,
+            ),
+            (
+                "short convolutions in Qwen3",
+                "qwen3",
+                dict(kind="short_conv"),
+                {0},
+                "Lfm2ForCausalLM",
+                SLOW,
+            ),
+            ("Mamba-2 in Llama", {}, MAMBA, {1}, "BambaForCausalLM", SLOW),
+            (
+                "Mamba-2 and NoPE",
+                dict(rope=None),
+                MAMBA,
+                {0},
+                "GraniteMoeHybridForCausalLM",
                 SLOW,
             ),
         )

@@ -1,5 +1,6 @@
 """Blockwise distillation: each layer reaches what it can express, whatever the other layers do."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from hybridlm.runs import checkpoint, metrics, open_model
+from hybridlm.runs import checkpoint, metrics, open_model, save_model
 from hybridlm.train.loop import train
 from tests.train.distilling import Stepper, config, save_pair
 
@@ -111,6 +112,27 @@ def test_a_stopped_run_goes_on_with_the_same_bits(folder, tmp_path, in_root):
     assert run["teacher"]["tokens_per_second"] > 0
     assert all(r["of_teacher_forward"] > 0 for r in trained[1])
     assert trained[0][-1]["loss"] < trained[0][0]["loss"]
+
+
+@pytest.mark.slow
+def test_a_run_with_a_layer_that_is_not_finite_trains_the_others_to_its_end(
+    folder, tmp_path, in_root
+):
+    """Though the held-out loss of the whole student is not a number."""
+    shutil.copytree(folder, tmp_path / "pair")
+    student = open_model(folder / "student")
+    layer = jax.tree.map(np.array, student.model.layer(student.params, 1))
+    layer["mixer"]["v"]["kernel"][0, 0] = np.nan
+    broken = dataclasses.replace(student, params=student.model.with_layer(student.params, 1, layer))
+    shutil.rmtree(tmp_path / "pair" / "student")
+    save_model(broken, tmp_path / "pair" / "student")
+    assert train(config(tmp_path / "pair"), tmp_path / "run") == 0
+    records = metrics.read(tmp_path / "run" / metrics.FILE)
+    trained = [r for r in records if r["kind"] == "train"]
+    assert [r["layers_skipped"] for r in trained] == [1.0] * 6
+    assert trained[-1]["mse_layer_0"] < trained[0]["mse_layer_0"]
+    (heldout,) = [r for r in records if r["kind"] == "eval"]
+    assert not np.isfinite(heldout["loss"])
 
 
 SHARDED = """
