@@ -10,6 +10,7 @@ import pytest
 from hybridlm.data.settings import DataConfig
 from hybridlm.data.tokenizers import ByteTokenizer
 from hybridlm.distill.compose import composed
+from hybridlm.distill.selection.compilations import Compilations
 from hybridlm.distill.selection.search import LayerSearch, check_settings
 from hybridlm.distill.selection.selection import SelectorSettings
 from hybridlm.distill.selection.settings import GateSettings, SearchSettings
@@ -118,6 +119,20 @@ def test_the_same_search_again_makes_no_evaluation_and_keeps_the_models(done, mo
     assert [f.selection for f in same] == [f.selection for f in found]
 
 
+def test_no_swap_of_a_search_compiles_anything(done):
+    """Every metric of every set of layers, after one; the table is passed by."""
+    measures = done[0].measures
+    metrics, counted = ("kl", "loss", "mqar_nll"), Compilations()
+    for metric in metrics:
+        measures(frozenset(), metric)
+    measures._sums.clear()
+    with counted:
+        for kept in ((0,), (1, 2), (0, 1, 2), (2,)):
+            found = [measures(frozenset(kept), metric) for metric in metrics]
+    assert counted.count == 0
+    assert found == [done[0].table(frozenset({2}), metric) for metric in metrics]
+
+
 @pytest.mark.slow
 def test_each_method_writes_the_model_of_its_layers(done, models):
     _, found, out = done
@@ -209,7 +224,11 @@ def test_the_command_of_the_page_runs_twice(models, tmp_path, monkeypatch, comma
 def test_tasks_of_the_evaluations_are_metrics(models, tmp_path):
     selector = SelectorSettings(metric="mqar")
     made = search(models, tmp_path, selector, methods=("exhaustive",), keep=1)
+    made.table(frozenset(), "mqar")
+    before = made.compilations.count
     made.run()
+    assert made.compilations.count == before
+    assert made.table.measured == 5  # the four sets that fit, and the teacher
     assert all(0 <= v <= 1 for row in made.table.rows() for v in row["values"])
 
 
