@@ -24,6 +24,7 @@ def tables(results: Results) -> dict[str, str]:
         "finetune": finetune,
         "usage": usage,
         "costs": costs,
+        "compiled": compiled,
     }
     return {name: make(results) for name, make in makers.items() if _has(results, name)}
 
@@ -202,6 +203,31 @@ def costs(results: Results) -> str:
         )
     heads = "budget | student's parameters | tokens | training FLOPs | A800 hours | memory"
     return _table(heads, rows)
+
+
+def compiled(results: Results) -> str:
+    """The compiler's reports; budgets without one say so."""
+    rows = []
+    for name in results["costs"]:
+        one = results["compiled"].get(name)
+        if one is None:
+            rows.append([name, "not compiled", "", "", "", ""])
+            continue
+        seconds = one.get("step_seconds_at_least")
+        least = "" if seconds is None else f"{seconds:.3g}, {one['limit']}"
+        memory = "unknown" if one["total"] is None else f"{one['total'] / 2**30:.1f}"
+        rows.append(
+            [
+                name,
+                one["topology"],
+                f"{memory} of {one['available'] / 2**30:.1f}",
+                "yes" if one["fits"] else "no",
+                least,
+                f"{one['lower_seconds']:.0f} + {one['compile_seconds']:.0f}",
+            ]
+        )
+    heads = "budget | chips | GiB of a chip | fits | seconds a step at least, bound by"
+    return _table(f"{heads} | seconds of tracing + compiling", rows)
 
 
 A800, SHARE = 312e12, 0.4  # FLOP/s in bfloat16 of the papers' chip, and the share that is assumed

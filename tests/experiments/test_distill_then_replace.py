@@ -8,6 +8,8 @@ import pytest
 
 from experiments.distill_then_replace import (
     arms,
+    compiled,
+    costs,
     decoding,
     halo,
     papers,
@@ -74,6 +76,32 @@ def test_the_tables_of_the_page_are_those_of_the_committed_results():
     assert (
         results.with_tables(page, results.read()) == page and page.count("made by results.py") > 5
     )
+
+
+@pytest.mark.parametrize("row", costs.ROWS)
+def test_each_budget_is_compiled_with_a_sequence_for_each_chip(row, tmp_path):
+    """In every part of a batch, on four chips; the command's words are what the parser takes."""
+    words = compiled.command(row, tmp_path)
+    given = (word.removeprefix("--config.") for word in words if word.startswith("--config."))
+    overrides = [tuple(word.split("=")) for word in given]
+    c = configs.load(words[words.index("--config") + 1], overrides)
+    assert (c.mesh.data, c.mesh.fsdp) == (1, -1)
+    assert c.data.batch_size // c.train.accumulate % 4 == 0
+
+
+def test_the_table_of_the_compiler_says_what_was_not_compiled():
+    one = dict(fits=True, lower_seconds=20.6, compile_seconds=580.0, flops=1e15, kernels=["a"])
+    report = {
+        "topology": "v5p:2x2x1",
+        "step": one
+        | dict(memory=dict(total=2**31, available=95 * 2**30, program=1))
+        | dict(step_seconds_at_least=0.05, mfu_at_most=0.5, roofline=dict(limit="hbm", hbm=0.05)),
+    }
+    made = tables.compiled({"costs": {"a": {}, "b": {}}, "compiled": {"a": compiled.kept(report)}})
+    assert made.splitlines()[2:] == [
+        "| a | v5p:2x2x1 | 2.0 of 95.0 | yes | 0.05, hbm | 21 + 580 |",
+        "| b | not compiled |  |  |  |  |",
+    ]
 
 
 def test_a_workdir_takes_the_teacher_and_the_settings_of_its_results(tmp_path):
