@@ -52,9 +52,8 @@ def _block(
 ):
     batch, time, heads, value_size = v_BTHV.shape
     inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay_BTHK, erase_BTGK
-    tokens = Tokens.of(*inputs, chunks_first=True)
     documents = _documents(resets_BT, chunk_length(time))
-    o_NBHCV, s_BHKV = _solve_and_read(precision, tokens, documents, s_BHKV)
+    o_NBHCV, s_BHKV = _solve_and_read(precision, inputs, documents, s_BHKV)
     o_BTHV = jnp.transpose(o_NBHCV, (1, 0, 3, 2, 4)).reshape(batch, -1, heads, value_size)
     return o_BTHV[:, :time], s_BHKV
 
@@ -173,16 +172,22 @@ class System(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _solve_and_read(precision, tokens, documents, s_BHKV):
+def _solve_and_read(precision, inputs, documents, s_BHKV):
     """(o, last state); o = read[0] S + read[1] D with the S that enters each chunk.
 
-    Its gradient saves the tokens, their products, the inverse, the entering states and D. The system
-    is recomputed: it is made of these by elementwise products, and is larger than they are.
+    Its gradient saves the inputs, their products, the inverse, the entering states and D. The system
+    is recomputed: it is made of these by elementwise products, and is larger than they are. So are the
+    `Tokens`: the scan over blocks keeps its inputs anyway, and would keep the tokens beside them.
     """
-    return _forward(precision, tokens, documents, s_BHKV)[0]
+    return _forward(precision, inputs, documents, s_BHKV)[0]
 
 
-def _forward(precision, tokens, documents, s_BHKV):
+def _in_chunks(inputs):
+    return Tokens.of(*inputs, chunks_first=True)
+
+
+def _forward(precision, inputs, documents, s_BHKV):
+    tokens = _in_chunks(inputs)
     grams = scores.grams_of(tokens.q, tokens.k, tokens.log_decay, precision, tokens.erase)
     system, read = _system(precision, documents, True, tokens, grams)
     inverse = unit_lower_inverse(system.a)
@@ -196,11 +201,12 @@ def _forward(precision, tokens, documents, s_BHKV):
     chunks = inverse, system.u, system.w, system.write, system.decay
     last_BHKV, (s_NBHKV, d_NBHCV) = jax.lax.scan(step, s_BHKV, chunks)
     o_NBHCV = dot(read[0], s_NBHKV) + dot(read[1], d_NBHCV)
-    return (o_NBHCV, last_BHKV), (tokens, grams, documents, inverse, s_NBHKV, d_NBHCV)
+    return (o_NBHCV, last_BHKV), (inputs, grams, documents, inverse, s_NBHKV, d_NBHCV)
 
 
 def _backward(precision, kept, cotangents):
-    tokens, grams, documents, *solved = kept
+    inputs, grams, documents, *solved = kept
+    tokens, pull_inputs = jax.vjp(_in_chunks, inputs)
     (system, read), pull = jax.vjp(
         functools.partial(_system, precision, documents, True), tokens, grams
     )
@@ -217,7 +223,7 @@ def _backward(precision, kept, cotangents):
             k=dtokens.k + dk,
             erase=None if de is None else dtokens.erase + de,
         )
-    return dtokens, None, ds_BHKV
+    return *pull_inputs(dtokens), None, ds_BHKV
 
 
 def _of_system(precision, system, read, inverse, s_NBHKV, d_NBHCV, cotangents):
