@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
+from jax.extend.core import jaxprs_in_params
 from kernel_laws import LAWS, Held, interpreted, races_found
 from rounding import assert_as_good_as_chunked
 from subjects.delta_rule import delta_subject
 
-from kernels_pallas import testing, tpu_decays, tpu_grid
-from kernels_pallas.delta_rule import tpu
+from kernels_pallas import dispatch, testing, tpu_decays, tpu_grid
+from kernels_pallas.delta_rule import delta_rule, tpu
 
 #: One case by default, all with the slow tests.
 ONE = ("channel", pytest.param("head", marks=pytest.mark.slow))
@@ -123,6 +124,53 @@ def test_vmap(short_chunks):
     mapped = interpreted(subject("head"))
     rng = np.random.default_rng(4)
     testing.check_vmap(mapped, rng, 2, 1, 20, jnp.float32, 1e-5, "pallas")
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def kernels(gate, erase):
+    """(operands, results, products, exponentials) of the kernels traced for two heads, both passes."""
+    keys, per_head = jnp.zeros((1, 64, 2, 64)), jnp.zeros((1, 64, 2))
+    gates = dict(none=None, head=per_head, channel=keys)[gate]
+
+    def gradient(keys, erase_BTGK, cotangent):
+        def run(q, k, v, erase_BTGK):
+            options = dict(erase_BTGK=erase_BTGK, impl="pallas")
+            return delta_rule(q, k, v, per_head, gates, **options)
+
+        return jax.vjp(run, keys, keys, keys, erase_BTGK)[1](cotangent)
+
+    with dispatch.kernels_for("tpu"):
+        traced = jax.make_jaxpr(gradient)(keys, keys if erase else None, keys)
+    counts = []
+    for call in equations(traced.jaxpr):
+        if call.primitive.name == "pallas_call":
+            bodies = jaxprs_in_params(call.params)
+            names = [e.primitive.name for body in bodies for e in equations(body)]
+            work = names.count("dot_general"), names.count("exp")
+            counts.append((len(call.invars), len(call.outvars), *work))
+    return counts
+
+
+@pytest.mark.parametrize(
+    "gate, forward, backward", [("none", 40, 44), ("head", 40, 44), ("channel", 54, 92)]
+)
+def test_the_erase_key_is_one_operand_that_the_other_rules_do_not_have(gate, forward, backward):
+    """Without one, operands and products are those of before there was an erase key, but for the marks
+    of tokens that are not finite: a result, and an operand and a result of the backward kernel."""
+    exponentials = 16 if gate == "channel" else 8
+    without = [(6, 6, forward, exponentials), (11, 7, backward, exponentials)]
+    assert kernels(gate, erase=False) == without
+    (operands, results, *work), (backward_operands, gradients, *backward_work) = without
+    assert kernels(gate, erase=True) == [
+        (operands + 1, results, *work),
+        (backward_operands + 1, gradients + 1, *backward_work),
+    ]
 
 
 FAULTS = {
