@@ -90,6 +90,7 @@ class Arm:
       windows: of each layer of Native Hybrid Attention, in tokens; None sees all.
       slots: of Native Hybrid Attention and gated slot attention.
       title: for tables.
+      changed: other settings of Native Hybrid Attention that are not its defaults, by name.
     """
 
     task: str
@@ -97,6 +98,7 @@ class Arm:
     windows: tuple[int | None, ...] = ()
     slots: int = 16
     title: str = ""
+    changed: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -107,7 +109,8 @@ class Arm:
             spans = ["all" if w is None else str(w) for w in self.windows]
             spans = spans[:1] if len(set(spans)) == 1 else list(dict.fromkeys(spans))
             name += f"-w{'+'.join(spans)}"
-        return f"{name}-m{self.slots}" if {NHA, "gsa"} & set(kinds) else name
+        name = f"{name}-m{self.slots}" if {NHA, "gsa"} & set(kinds) else name
+        return "-".join([name, *(f"{key}={value}" for key, value in self.changed)])
 
     @property
     def scale(self) -> Scale:
@@ -160,7 +163,7 @@ class Arm:
     def _mixer(self, kind: str) -> dict[str, Any]:
         heads, size = self.scale.heads, self.scale.width // self.scale.heads
         return {
-            NHA: dict(kind=NHA, heads=heads, slots=self.slots, window=None),
+            NHA: dict(kind=NHA, heads=heads, slots=self.slots, window=None, **dict(self.changed)),
             "gsa": dict(kind="gsa", heads=heads, slots=self.slots),
             "gdn": dict(kind="gdn", heads=heads, head_dim=size, value_dim=size),
             FULL: dict(kind="attention", heads=heads),
@@ -216,6 +219,24 @@ def ablation(task: str) -> list[Arm]:
     return [nha(task, w, m) for m in ABLATED_SLOTS for w in ABLATED_WINDOWS]
 
 
+def causes() -> list[Arm]:
+    """On MQAR a window of all tokens, without one or all of what it has and full attention has not."""
+    differences = {
+        "scale": ("logits times K^-1/2, not 1", None),
+        "empty_slots": ("no empty slots in the softmax", "masked"),
+        "swish_v": ("no swish on values", False),
+        "output_norm": ("no swish and norm of the output", False),
+    }
+    window, slots = SCALES[MQAR].length, SCALES[MQAR].slots
+    each = [(title, ((key, value),)) for key, (title, value) in differences.items()]
+    every = tuple((key, value) for key, (_, value) in differences.items())
+    arms = [("as published", ()), *each, ("all four changes", every)]
+    return [
+        dataclasses.replace(nha(MQAR, window, slots, title), changed=changed)
+        for title, changed in arms
+    ]
+
+
 class Set(NamedTuple):
     """Arms that answer one question, and the seeds of each."""
 
@@ -233,5 +254,6 @@ SETS = {
         "parts of the hybrids", tuple(a for t in SCALES for a in controls(t)), len(SEEDS)
     ),
     "ablation": Set("window x slots, MQAR", tuple(ablation(MQAR)), 3),
+    "causes": Set("a window of all tokens, MQAR", tuple(causes()), 3),
 }
 ARMS = {(arm.task, arm.name): arm for chosen in SETS.values() for arm in reversed(chosen.arms)}

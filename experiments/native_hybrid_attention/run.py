@@ -190,7 +190,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     todo = lacking(given.workdir, asked, given.steps)
     if given.list:
         for unit in asked:
-            print(f"{unit.task:<6}{unit.arm:<20}seed {unit.seed}  {'' if unit in todo else 'done'}")
+            print(
+                f"{unit.task:<6}{unit.arm:<19} seed {unit.seed}  {'' if unit in todo else 'done'}"
+            )
         return 0
     print(f"{len(asked)} runs, {len(asked) - len(todo)} of them done", flush=True)
     make_folder(given.workdir)

@@ -17,6 +17,7 @@ from experiments.native_hybrid_attention.arms import (
     WINDOWS,
     Arm,
     ablation,
+    causes,
     controls,
     core,
     slide,
@@ -132,6 +133,25 @@ def ablation_table(rows: Rows) -> str:
     return "\n".join([*lines, "", f"Seeds of a cell: {_range(sorted(counts))}."])
 
 
+def causes_table(rows: Rows) -> str:
+    """What a window of all tokens reaches without parts of the published layer, by the seeds of its set."""
+    seeds = SEEDS[: SETS["causes"].seeds]
+    found = {arm: _of_seeds(rows, arm, seeds) for arm in causes()}
+    if not any(own for arm, own in found.items() if arm.changed):
+        return NOT_RUN
+    base = found[causes()[0]]
+    lines = ["| layer | seeds | accuracy | less as published |", "|---|--:|---|---|"]
+    for arm, own in found.items():
+        if not own:
+            continue
+        name = FIGURE[arm.task]
+        d = [own[s][name] - base[s][name] for s in sorted(own.keys() & base.keys())]
+        values = [row[name] for row in own.values()]
+        shown = difference(d) if arm.changed else ""
+        lines.append(f"| {arm.title} | {len(own)} | {_spread(values)} | {shown} |")
+    return "\n".join(lines)
+
+
 def cost_table(rows: Rows) -> str:
     """Runs of each set and task, and processor time: what is done, and what is left at its rate."""
     lines = [
@@ -185,6 +205,7 @@ def tables(rows: Rows, searched: Sequence[Mapping[str, str]]) -> dict[str, str]:
         made[f"slide_{task}"] = slide_table(rows, task)
     return made | {
         "ablation": ablation_table(rows),
+        "causes": causes_table(rows),
         "search": search_table(searched),
         "cost": cost_table(rows),
         "figures": figures_table(rows),

@@ -26,6 +26,7 @@ from experiments.native_hybrid_attention.arms import (
     SETS,
     TEXT,
     Arm,
+    causes,
     controls,
     core,
     nha,
@@ -182,6 +183,25 @@ def test_a_slide_and_an_ablation_say_what_was_not_run():
     assert tables.drawn({}) == {} and tables.figures_table({}) == tables.NOT_RUN
 
 
+def test_the_causes_are_compared_with_the_published_layer_of_the_same_seeds():
+    published, scaled, *_, all_four = causes()
+    assert (
+        published.name == nha(MQAR, 32, 16).name
+        and published.settings() == nha(MQAR, 32, 16).settings()
+    )
+    assert scaled.settings()["mixers"]["nha"]["scale"] is None and len(all_four.changed) == 4
+    rows = rows_of(published, [0.2, 0.3, 0.4, 1.0])
+    assert tables.causes_table(rows) == tables.NOT_RUN
+    text = tables.causes_table(rows | rows_of(all_four, [0.9, 0.9, 0.9]))
+    assert "| as published | 3 | 0.300 (0.200 to 0.400) |  |" in text, (
+        "the seeds of its own set alone"
+    )
+    assert (
+        "| all four changes | 3 | 0.900 (0.900 to 0.900) | +0.600, +0.500 to +0.700 in 3 pairs |"
+        in text
+    )
+
+
 def test_the_cost_of_what_is_left_is_that_of_a_measured_run():
     text = tables.cost_table(rows_of(nha(MQAR, 8, 16), [0.25]))
     planned = len(run.units())
@@ -220,7 +240,7 @@ def test_runs_are_collected_in_one_table_and_other_settings_are_refused(tmp_path
 def test_the_page_is_that_of_the_committed_results():
     page, rows = results.README.read_text(), results.read()
     assert results.with_tables(page, rows, results.searched()) == page
-    assert page.count("made by results.py") == 10
+    assert page.count("made by results.py") == 11
     assert all(run.is_current(unit, row) for unit, row in rows.items())
     drawn = {path.stem for path in results.RESULTS.glob("*.svg")}
     assert drawn == set(tables.drawn(rows))
