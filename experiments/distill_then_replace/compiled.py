@@ -39,7 +39,7 @@ def kept(report: dict[str, Any]) -> dict[str, Any]:
     found = {name: step.get(name) for name in names}
     found |= {name: step["memory"][name] for name in ("total", "available")}
     if "roofline" in step:
-        found |= {name: step[name] for name in ("step_seconds_at_least", "mfu_at_most")}
+        found["step_seconds_at_least"] = step["step_seconds_at_least"]
         found["limit"] = step["roofline"]["limit"]
     return {"topology": report["topology"], **found}
 

@@ -401,7 +401,7 @@ def costs(config: Config, model: Model) -> tuple[float, Callable[[np.ndarray], W
     if config.teacher is None:
         return train_flops_per_token(model, config.data.seq_len), work_counter(model)
     teacher = config.teacher
-    cost = distillation_cost(teacher.objective, teacher.model, config.model)
+    cost = distillation_cost(teacher.objective, teacher.model, model)
     return cost(config.data.seq_len), counter_of(cost)
 
 

@@ -95,7 +95,7 @@ def test_the_table_of_the_compiler_says_what_was_not_compiled():
         "topology": "v5p:2x2x1",
         "step": one
         | dict(memory=dict(total=2**31, available=95 * 2**30, program=1))
-        | dict(step_seconds_at_least=0.05, mfu_at_most=0.5, roofline=dict(limit="hbm", hbm=0.05)),
+        | dict(step_seconds_at_least=0.05, roofline=dict(limit="hbm", hbm=0.05)),
     }
     made = tables.compiled({"costs": {"a": {}, "b": {}}, "compiled": {"a": compiled.kept(report)}})
     assert made.splitlines()[2:] == [
