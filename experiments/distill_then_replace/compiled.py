@@ -33,7 +33,7 @@ def command(row: str, out: pathlib.Path) -> list[str]:
 
 
 def kept(report: dict[str, Any]) -> dict[str, Any]:
-    """What the table shows of a report.json of `hybridlm compile`."""
+    """The figures that results/compiled.json has of a report.json of `hybridlm compile`."""
     step = report["step"]
     names = ("fits", "lower_seconds", "compile_seconds", "flops", "kernels")
     found = {name: step.get(name) for name in names}

@@ -33,25 +33,26 @@ CONTEXT = 4096  # tokens that the states' sizes are stated for
 FEWEST = 6  # pairs that have a finite interval
 
 
-def by_seed(rows: Rows, arm: Arm) -> dict[int, Row]:
+def by_seed(rows: Rows, arm: Arm, seeds: Sequence[int] = SEEDS) -> dict[int, Row]:
     """The runs of an arm, by seed."""
-    return _of_seeds(rows, arm, SEEDS)
-
-
-def ablated(rows: Rows) -> dict[Arm, dict[int, Row]]:
-    """The ablation's runs by seed; the arms that other sets give more seeds have those of the others here."""
-    seeds = SEEDS[: SETS["ablation"].seeds]
-    return {arm: _of_seeds(rows, arm, seeds) for arm in ablation(MQAR)}
-
-
-def _of_seeds(rows: Rows, arm: Arm, seeds: Sequence[int]) -> dict[int, Row]:
     found = (Unit(arm.task, arm.name, seed) for seed in seeds)
     return {unit.seed: rows[unit] for unit in found if unit in rows}
 
 
-def differences(rows: Rows, arm: Arm, base: Arm) -> list[float]:
+def seeds_of(name: str) -> Sequence[int]:
+    """The seeds of a set; arms that other sets give more seeds have these alone in its table."""
+    return SEEDS[: SETS[name].seeds]
+
+
+def ablated(rows: Rows) -> dict[Arm, dict[int, Row]]:
+    """The ablation's runs by seed."""
+    return {arm: by_seed(rows, arm, seeds_of("ablation")) for arm in ablation(MQAR)}
+
+
+def differences(rows: Rows, arm: Arm, base: Arm, seeds: Sequence[int] = SEEDS) -> list[float]:
     """The figure of `arm` less that of `base`, of each seed that both have."""
-    ours, theirs, name = by_seed(rows, arm), by_seed(rows, base), FIGURE[arm.task]
+    ours, theirs = by_seed(rows, arm, seeds), by_seed(rows, base, seeds)
+    name = FIGURE[arm.task]
     return [ours[s][name] - theirs[s][name] for s in sorted(ours.keys() & theirs.keys())]
 
 
@@ -135,20 +136,15 @@ def ablation_table(rows: Rows) -> str:
 
 def causes_table(rows: Rows) -> str:
     """What a window of all tokens reaches without parts of the published layer, by the seeds of its set."""
-    seeds = SEEDS[: SETS["causes"].seeds]
-    found = {arm: _of_seeds(rows, arm, seeds) for arm in causes()}
-    if not any(own for arm, own in found.items() if arm.changed):
+    seeds = seeds_of("causes")
+    found = {arm: own for arm in causes() if (own := by_seed(rows, arm, seeds))}
+    if not any(arm.changed for arm in found):
         return NOT_RUN
-    base = found[causes()[0]]
     lines = ["| layer | seeds | accuracy | less as published |", "|---|--:|---|---|"]
     for arm, own in found.items():
-        if not own:
-            continue
-        name = FIGURE[arm.task]
-        d = [own[s][name] - base[s][name] for s in sorted(own.keys() & base.keys())]
-        values = [row[name] for row in own.values()]
-        shown = difference(d) if arm.changed else ""
-        lines.append(f"| {arm.title} | {len(own)} | {_spread(values)} | {shown} |")
+        values = [row[FIGURE[arm.task]] for row in own.values()]
+        d = difference(differences(rows, arm, causes()[0], seeds)) if arm.changed else ""
+        lines.append(f"| {arm.title} | {len(own)} | {_spread(values)} | {d} |")
     return "\n".join(lines)
 
 

@@ -181,6 +181,7 @@ def _grouped(attention: AttentionConfig, width: int) -> dict[str, Any]:
 
 
 _CONVS = ("q_conv", "k_conv", "v_conv")
+_DELTA = Kind(lambda a, width: _heads(a, width) | _values(a, width), _delta_parts, _CONVS)
 
 KINDS: dict[str, Kind] = {
     "attention": Kind(_attention, _shared_heads),
@@ -191,13 +192,11 @@ KINDS: dict[str, Kind] = {
         lambda a, width: _grouped(a, width) | dict(rope=a.rope), _shared_heads, slot_gate=True
     ),
     "gsa": Kind(_grouped, _shared_heads, slot_gate=True),
-    "gdn": Kind(lambda a, width: _heads(a, width) | _values(a, width), _delta_parts, _CONVS),
+    "gdn": _DELTA,
     "kda": Kind(_heads, _delta_parts, _CONVS),
-    "gdn2": Kind(lambda a, width: _heads(a, width) | _values(a, width), _delta_parts, _CONVS),
-    "deltanet": Kind(lambda a, width: _heads(a, width) | _values(a, width), _delta_parts, _CONVS),
-    "delta_product": Kind(
-        lambda a, width: _heads(a, width) | _values(a, width), _delta_parts, _CONVS
-    ),
+    "gdn2": _DELTA,
+    "deltanet": _DELTA,
+    "delta_product": _DELTA,
     "gla": Kind(
         lambda a, width: dict(
             heads=a.heads, **dict(zip(("expand_k", "expand_v"), _factors(a, width)))
