@@ -44,7 +44,7 @@ class Arm:
     length: int
     batch: int
     name: str
-    calibration: int = 2048
+    calibration: int = 1024
     keep: bool = False
 
 

