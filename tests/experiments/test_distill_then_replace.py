@@ -113,8 +113,8 @@ def test_a_workdir_takes_the_teacher_and_the_settings_of_its_results(tmp_path):
     settings.keep(workdir, tmp_path / "teacher", given)
     with pytest.raises(RunError, match=r'with teacher "../teacher", which is now "../other"'):
         settings.keep(workdir, tmp_path / "other", given)
-    with pytest.raises(RunError, match="with student.steps 96, which is now 64"):
-        changed = given | {"student": given["student"] | {"steps": 64}}
+    with pytest.raises(RunError, match="with student.steps 64, which is now 32"):
+        changed = given | {"student": given["student"] | {"steps": 32}}
         settings.keep(workdir, tmp_path / "teacher", changed)
     with pytest.raises(RunError, match="with student.keep true, which is now not set"):
         less = {k: v for k, v in given["student"].items() if k != "keep"}
