@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas import dispatch, nonfinite, segments
-from kernels_pallas.attention import chunked, forget, hopper, reference, tpu
+from kernels_pallas.attention import chunked, forget, hopper, reference, tpu, tpu_spans
 from kernels_pallas.attention.decode import decode_attention as _decode_attention
 
 _FORMS = {
     "reference": reference.attention,
     "chunked": chunked.attention,
-    "tpu": tpu.attention,
+    "tpu": tpu_spans.attention,
     "hopper": hopper.attention,
 }
 SUPPORT = (
@@ -171,26 +171,17 @@ def attention(
     has_gates = log_forget_BTH is not None or (
         initial_state is not None and initial_state.log_forget_BSH is not None
     )
-    case = dict(
-        dtype=dispatch.dtypes(q_BTHK, k_BTGK, v_BTGV),
-        key_size=key_size,
-        value_size=value_size,
-        heads_per_kv=heads // kv_heads,
-        window=bound,
+    case = _case(
+        q_BTHK,
+        k_BTGK,
+        v_BTGV,
+        slots=slots,
+        bound=bound,
         traced_window=traced,
         sinks=sinks_H is not None,
         soft_cap=soft_cap is not None,
-        forget="and soft_cap" if has_gates and soft_cap is not None else has_gates,
+        has_gates=has_gates,
         state=initial_state is not None,
-        vmem_mib=tpu.vmem_mib(
-            time,
-            slots,
-            bound,
-            key_size,
-            value_size,
-            q_BTHK.dtype,
-            heads // kv_heads if has_gates else 0,
-        ),
     )
     backend = dispatch.resolve("attention", impl, case, SUPPORT, time)
 
@@ -216,7 +207,7 @@ def attention(
         precision=precision,
     )
     if backend == "tpu" and not has_gates:  # its kernels contain NaN and infinity themselves
-        out_BTHV, lse_BTH = tpu.attention(*values, ids_BS, sinks_H, **options)
+        out_BTHV, lse_BTH = tpu_spans.attention(*values, ids_BS, sinks_H, **options)
     else:
         log_forget = tokens.log_forget_BSH
         contained = nonfinite.contain_attention(*values, ids_BS, options["window"], log_forget)
@@ -233,6 +224,13 @@ def attention(
             tokens = _after(empty_state(batch, missing, kv_heads, key_size, value_size), tokens)
         tokens = _last_slots(tokens, window - 1)
     return out_BTHV, lse_BTH, tokens
+
+
+def chosen(q_BTHK, k_BTGK, v_BTGV, sinks_H, soft_cap, impl: str) -> str:
+    """The name of the backend for full attention of these arrays, without a state and forget gates."""
+    options = dict(sinks=sinks_H is not None, soft_cap=soft_cap is not None)
+    case = _case(q_BTHK, k_BTGK, v_BTGV, **options)
+    return dispatch.resolve("attention", impl, case, SUPPORT, q_BTHK.shape[1])
 
 
 def decode_attention(
@@ -271,6 +269,40 @@ def decode_attention(
         dispatch.check_arrays(op, bias_BSH=bias_BSH)
     scale = q_BHK.shape[-1] ** -0.5 if scale is None else scale
     return _decode_attention(q_BHK, k_BSGK, v_BSGV, valid_BS, sinks_H, scale, soft_cap, bias_BSH)
+
+
+def _case(
+    q_BTHK,
+    k_BTGK,
+    v_BTGV,
+    *,
+    sinks: bool,
+    soft_cap: bool,
+    slots: int = 0,
+    bound: int | None = None,
+    traced_window: bool = False,
+    has_gates: bool = False,
+    state: bool = False,
+) -> dict:
+    """The features of a call, for `SUPPORT`."""
+    time, heads, key_size = q_BTHK.shape[1:]
+    kv_heads, value_size = v_BTGV.shape[2:]
+    group = heads // kv_heads
+    return dict(
+        dtype=dispatch.dtypes(q_BTHK, k_BTGK, v_BTGV),
+        key_size=key_size,
+        value_size=value_size,
+        heads_per_kv=group,
+        window=bound,
+        traced_window=traced_window,
+        sinks=sinks,
+        soft_cap=soft_cap,
+        forget="and soft_cap" if has_gates and soft_cap else has_gates,
+        state=state,
+        vmem_mib=tpu_spans.vmem_mib(
+            time, slots, bound, key_size, value_size, q_BTHK.dtype, group if has_gates else 0
+        ),
+    )
 
 
 def _after(old: AttentionState, new: AttentionState) -> AttentionState:

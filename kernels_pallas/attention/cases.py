@@ -5,7 +5,7 @@ One Hopper program serves every window."""
 import jax.numpy as jnp
 
 from kernels_pallas.aot.case import Array, Case, with_gradients
-from kernels_pallas.attention import attention
+from kernels_pallas.attention import attention, tpu_spans
 
 BATCH, TIME, HEADS, SIZE = 2, 8192, 16, 128
 BLOCK = 512
@@ -85,9 +85,36 @@ def _case(
     )
 
 
+def _long(time: int = 65_536) -> Case:
+    """Full attention to more keys than VMEM holds, of one row: bundles per token of the kernels for older
+    keys are those of one distance, at which half of the rows see all of a span, on average."""
+    length = tpu_spans.span_length(time, SIZE, SIZE, jnp.bfloat16)
+    keys, older = (time, HEADS, SIZE), (0, length / BLOCK, 0.0)
+
+    def call(*arrays):
+        return attention(*arrays[:3], segment_ids=arrays[3], impl="pallas")
+
+    return Case(
+        f"attention W=all, {time:,} tokens",
+        with_gradients(call, differentiated=3, others=1),
+        (*map(Array, [(1, *keys)] * 3), Array((1, time), jnp.int32))
+        + (Array((1, *keys)), Array((1, *keys[:2]), jnp.float32)),
+        tokens=time * HEADS,
+        flops=HEADS * time * (time + 1) // 2 * 2 * SIZE * (2 + 5),
+        active=dict(older=0.5),
+        trips={
+            "attention_forward_older": (0, *older),
+            "attention_backward_older": (0,) * 5 + older[1:],
+            "attention_forward": (0, 0, (length / BLOCK - 1) / 2, 0.0),
+            "attention_backward": (0,) * 5 + ((length / BLOCK - 1) / 2, 0.0),
+        },
+    )
+
+
 CASES = (
     *map(_case, WINDOWS),
     _case(2048, kv_heads=2),
+    _long(),
     _case(512, forget=True),
     _case(None, forget=True),
     _case(512, platform="cuda"),

@@ -1,6 +1,7 @@
 """Shared by the kernels of all platforms: the interval of keys that each query sees, and the rows
 that the backward passes read."""
 
+import jax
 import jax.numpy as jnp
 
 from kernels_pallas import segments
@@ -18,6 +19,15 @@ def starts(segment_ids_BS, slots: int, window):
         query_1T = jnp.arange(start_BT.shape[1], dtype=jnp.int32)[None] + slots
         start_BT = jnp.maximum(start_BT, query_1T - (window - 1))
     return jnp.where(segment_ids_BS[:, slots:] == 0, NO_KEYS, start_BT - slots)
+
+
+def merge(ours: tuple, theirs: tuple) -> tuple:
+    """(out, lse) over the union of two disjoint sets of keys, from (out, lse) over each."""
+    (out_a, lse_a), (out_b, lse_b) = ours, theirs
+    m = jax.lax.stop_gradient(jnp.maximum(lse_a, lse_b))
+    a, b = jnp.exp(lse_a - m), jnp.exp(lse_b - m)
+    out = out_a * (a / (a + b))[..., None] + out_b * (b / (a + b))[..., None]
+    return out, m + jnp.log(a + b)
 
 
 def row_sums(dout_BTHV, dlse_BTH, out_BTHV):

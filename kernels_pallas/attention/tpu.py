@@ -64,7 +64,7 @@ class BlockSizes(NamedTuple):
 BLOCK_SIZES = BlockSizes()
 
 
-class _Static(NamedTuple):
+class Static(NamedTuple):
     plan: AttentionPlan
     interpret: Any
 
@@ -77,8 +77,20 @@ class _Gates(NamedTuple):
     first_BT: jax.Array
 
 
-def make_plan(time, slots, window, scale, soft_cap, precision, forget=False) -> AttentionPlan:
-    """The block sizes for T queries after `slots` older keys."""
+class _Reach(NamedTuple):
+    """`reach`, `block` and `front` of an `AttentionPlan`."""
+
+    reach: int | None
+    block: int
+    front: int
+
+    @property
+    def rows(self) -> int:
+        band = self.reach is not None and self.reach <= self.block
+        return self.block + self.reach if band else self.block
+
+
+def _reach(time: int, slots: int, window: int | None) -> _Reach:
     blocks, tile = BLOCK_SIZES, BLOCK_SIZES.tile
     if window is not None and window >= slots + time:
         window = None
@@ -87,19 +99,23 @@ def make_plan(time, slots, window, scale, soft_cap, precision, forget=False) -> 
     block = min(block, _round_up(time, tile))
     if reach is not None and reach > block:
         reach = _round_up(reach, block)
-    front = _round_up(slots, block) if reach is None else reach
+    return _Reach(reach, block, _round_up(slots, block) if reach is None else reach)
+
+
+def make_plan(time, slots, window, scale, soft_cap, precision, forget=False) -> AttentionPlan:
+    """The block sizes for T queries after `slots` older keys."""
+    tile, (reach, block, front) = BLOCK_SIZES.tile, _reach(time, slots, window)
     unit = tile * mxu.tiles()
     if block % unit:
         unit = tile
-    return AttentionPlan(
-        tile, unit, blocks.slice, block, reach, front, scale, soft_cap, precision, forget
-    )
+    options = scale, soft_cap, precision, forget
+    return AttentionPlan(tile, unit, BLOCK_SIZES.slice, block, reach, front, *options)
 
 
 def vmem_mib(time, slots, window, key_size, value_size, dtype, gated_heads: int = 0) -> int:
     """MiB of VMEM that the backward kernel, the larger one, uses; `gated_heads` are the query heads of a
     key/value head if they have forget gates."""
-    plan = make_plan(time, slots, window, 1.0, None, mxu.Precision.DEFAULT)
+    plan = _reach(time, slots, window)
     width = jnp.dtype(dtype).itemsize
     sizes = _round_up(key_size, 128) + _round_up(value_size, 128)
     keys = (
@@ -137,7 +153,7 @@ def attention(
     has_gates, gates = log_forget_BSH is not None, None
     plan = make_plan(time, slots, window, scale, soft_cap, precision, has_gates)
     start_BT = intervals.starts(segment_ids_BS, slots, window)
-    static = _Static(plan, dispatch.target().interpret)
+    static = Static(plan, dispatch.target().interpret)
     if has_gates:
         sums = forget.cumulative(log_forget_BSH.astype(jnp.float32), segment_ids_BS)
         first_BT = segments.first_token_index(segment_ids_BS)[:, slots:] - slots
@@ -151,6 +167,26 @@ def _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static):
 
 
 def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static):
+    inputs = q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT
+    out_BTHV, lse_BTH, unclean_BG = named(*outputs(*inputs, static))
+    return (out_BTHV, lse_BTH), (*inputs, unclean_BG, out_BTHV, lse_BTH)
+
+
+def named(out_BTHV, lse_BTH, unclean):
+    """The residuals of a backward pass with their names: whatever it reads has one of the two, else the
+    kernel would run again for it."""
+    lse_BTH, unclean = (checkpoint_name(x, "attention_lse") for x in (lse_BTH, unclean))
+    return checkpoint_name(out_BTHV, "attention_out"), lse_BTH, unclean
+
+
+def outputs(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static, dtype=None):
+    """(out_BTHV, lse_BTH, unclean_BG) of the forward kernel.
+
+    Arguments:
+      start_BT: of the keys that a query sees, relative to the first query; in a rectangle relative to
+        the end of the keys, so negative.
+      dtype: of `out`; the values' by default.
+    """
     layout = _Layout(q_BTHK, k_BSGK, v_BSGV, start_BT, static)
     plan, tokens = static.plan, layout.blocks * static.plan.block
     sinks = jnp.zeros(layout.heads, jnp.float32) if sinks_H is None else sinks_H.astype(jnp.float32)
@@ -184,13 +220,13 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static):
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((layout.batch, layout.heads, size, tokens), v_BSGV.dtype),
+            jax.ShapeDtypeStruct((layout.batch, layout.heads, size, tokens), dtype or v_BSGV.dtype),
             jax.ShapeDtypeStruct((layout.batch, layout.heads, 1, tokens), jnp.float32),
             jax.ShapeDtypeStruct((layout.batch, layout.kv_heads, SUBLANES, 128), jnp.float32),
         ],
         compiler_params=layout.compiler_params(),
         interpret=static.interpret,
-        name="attention_forward",
+        name=_name("attention_forward", plan),
     )(
         *layout.earlier,
         sinks,
@@ -202,23 +238,42 @@ def _forward(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static):
     )
     out_BTHV = layout.from_query_rows(out_BHVT, v_BSGV.shape[-1])
     lse_BTH = layout.from_query_rows(lse_BH1T, 1)[..., 0]
-    out_BTHV = checkpoint_name(out_BTHV, "attention_out")
-    # Whatever the backward pass reads has one of the two names: else the kernel would run again for it.
-    lse_BTH, unclean = (checkpoint_name(x, "attention_lse") for x in (lse_BTH, unclean))
-    residuals = q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, unclean, out_BTHV, lse_BTH
-    return (out_BTHV, lse_BTH), residuals
+    return out_BTHV, lse_BTH, unclean[..., 0, 0] > 0
 
 
 def _backward(static, residuals, cotangents):
-    q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, unclean, out_BTHV, lse_BTH = residuals
+    q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, unclean_BG, out_BTHV, lse_BTH = residuals
     dout_BTHV, dlse_BTH = cotangents
-    plan = static.plan
     delta_BTH = intervals.row_sums(dout_BTHV, dlse_BTH, out_BTHV)
-    unclean_BG = (unclean[..., 0, 0] > 0) | ~jnp.isfinite(delta_BTH).all((1, 2))[:, None]
+    unclean_BG |= ~jnp.isfinite(delta_BTH).all((1, 2))[:, None]
     lse_BTH, delta_BTH, dsinks_H = tpu_nonfinite.softmax_gradient(
         delta_BTH, lse_BTH, sinks_H, start_BT
     )
+    rows = dout_BTHV, lse_BTH, delta_BTH
+    dq_BTHK, dk_BSGK, dv_BSGV, dgates = gradients(
+        q_BTHK, k_BSGK, v_BSGV, gates, start_BT, unclean_BG, rows, static
+    )
+    return (
+        dq_BTHK,
+        dk_BSGK.astype(k_BSGK.dtype),
+        dv_BSGV.astype(v_BSGV.dtype),
+        dsinks_H,
+        dgates,
+        None,
+    )
 
+
+def gradients(q_BTHK, k_BSGK, v_BSGV, gates, start_BT, unclean_BG, rows, static, dtype=None):
+    """(dq_BTHK, dk_BSGK, dv_BSGV, dgates) of the backward kernel; those of keys and values are float32.
+
+    Arguments:
+      start_BT: as in `outputs`.
+      unclean_BG: the key/value heads in which a number is not finite.
+      rows: (dout_BTHV, lse_BTH, delta_BTH), of the softmax over all keys.
+      dtype: of dq; the queries' by default.
+    """
+    dout_BTHV, lse_BTH, delta_BTH = rows
+    plan = static.plan
     # Query blocks after the last one see no keys; they write out the last sums of dk and dv.
     layout = _Layout(q_BTHK, k_BSGK, v_BSGV, start_BT, static, beyond=plan.front)
     key_size, value_size = layout.key_size, layout.value_size
@@ -264,14 +319,16 @@ def _backward(static, residuals, cotangents):
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((layout.batch, layout.heads, key_size, tokens), q_BTHK.dtype),
+            jax.ShapeDtypeStruct(
+                (layout.batch, layout.heads, key_size, tokens), dtype or q_BTHK.dtype
+            ),
             jax.ShapeDtypeStruct((*leading, dkey.tokens, key_size), jnp.float32),
             jax.ShapeDtypeStruct((*leading, dvalue.tokens, value_size), jnp.float32),
             *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in gate_shapes),
         ],
         compiler_params=layout.compiler_params(),
         interpret=static.interpret,
-        name="attention_backward",
+        name=_name("attention_backward", plan),
     )(
         *layout.earlier,
         unclean_BG.reshape(-1).astype(jnp.int32),
@@ -290,10 +347,14 @@ def _backward(static, residuals, cotangents):
     dv_BSGV = layout.from_keys(dv_BGSV, v_BSGV)
     if plan.forget:
         dgates = _Gates(layout.from_gates(*dgates), jnp.zeros_like(gates.first_BT))
-    return dq_BTHK, dk_BSGK, dv_BSGV, dsinks_H, dgates or None, None
+    return dq_BTHK, dk_BSGK, dv_BSGV, dgates or None
 
 
 _attention.defvjp(_forward, _backward)
+
+
+def _name(kernel: str, plan: AttentionPlan) -> str:
+    return f"{kernel}_older" if plan.rectangle else kernel
 
 
 class _Sums(NamedTuple):
@@ -315,7 +376,7 @@ class _Layout:
         self.batch, self.time, self.heads, key_size = q_BTHK.shape
         self.kv_heads, value_size = v_BSGV.shape[2:]
         self.group = self.heads // self.kv_heads
-        self.slots = k_BSGK.shape[1] - self.time
+        self.slots = k_BSGK.shape[1] - (0 if plan.rectangle else self.time)
         self.key_size, self.value_size = (
             _round_up(key_size, BLOCK_SIZES.size),
             _round_up(value_size, BLOCK_SIZES.size),
@@ -323,7 +384,8 @@ class _Layout:
         windowed = plan.reach is not None
         self.blocks = -(-(self.time + (beyond if windowed else 0)) // plan.block)
         self.padded = self.blocks * plan.block
-        self.key_tokens = plan.front + self.padded
+        self.after = 0 if plan.rectangle else self.padded - self.time  # padding of keys
+        self.key_tokens = plan.front + (0 if plan.rectangle else self.padded)
         self.grid = (self.batch, self.kv_heads, self.blocks, self.group)
 
         start_BT = jnp.pad(
@@ -331,7 +393,8 @@ class _Layout:
         )
         start_BNC = start_BT.reshape(self.batch, self.blocks, plan.block)
         first_1N1 = jnp.arange(self.blocks, dtype=jnp.int32)[None, :, None] * plan.block
-        start_BNC = jnp.where(start_BNC == NO_KEYS, NO_KEYS, start_BNC - first_1N1)
+        if not plan.rectangle:
+            start_BNC = jnp.where(start_BNC == NO_KEYS, NO_KEYS, start_BNC - first_1N1)
         self.start_B1T = start_BNC.reshape(self.batch, 1, self.padded)
         self.earlier = _earlier_blocks(start_BNC, plan)
 
@@ -344,7 +407,7 @@ class _Layout:
 
     def queries(self, x_BTHK):
         """(B, T, H, K) -> (B, H, padded T, padded K)."""
-        return self._laid_out(x_BTHK, 0, (0, 2, 1, 3))
+        return self._laid_out(x_BTHK, (0, self.padded - self.time), (0, 2, 1, 3))
 
     def query_rows(self, x_BTH):
         """(B, T, H) -> (B, H, 1, padded T)."""
@@ -357,20 +420,17 @@ class _Layout:
 
     def keys(self, x_BSGK, axes):
         """(B, S, G, K), padded before the first token too, with axes transposed."""
-        return self._laid_out(x_BSGK, self.plan.front - self.slots, axes)
+        return self._laid_out(x_BSGK, (self.plan.front - self.slots, self.after), axes)
 
     def from_keys(self, x_BGSK, like_BSGK):
         """(B, G, padded S, padded K) -> (B, S, G, K)."""
         first, (_, tokens, _, size) = self.plan.front - self.slots, like_BSGK.shape
         x_BGSK = x_BGSK[:, :, first : first + tokens, :size]
-        return jnp.transpose(x_BGSK, (0, 2, 1, 3)).astype(like_BSGK.dtype)
+        return jnp.transpose(x_BGSK, (0, 2, 1, 3))
 
-    def _laid_out(self, x_BTHK, front, axes):
+    def _laid_out(self, x_BTHK, tokens, axes):
         size = x_BTHK.shape[-1]
-        tokens, sizes = (
-            (front, self.padded - self.time),
-            (0, _round_up(size, BLOCK_SIZES.size) - size),
-        )
+        sizes = 0, _round_up(size, BLOCK_SIZES.size) - size
         return jnp.transpose(jnp.pad(x_BTHK, ((0, 0), tokens, (0, 0), sizes)), axes)
 
     def per_query(self, size) -> pl.BlockSpec:

@@ -62,6 +62,8 @@ class AttentionPlan(NamedTuple):
         where it is longer; None is full attention.
       front: tokens of the key arrays before the first query.
       forget: whether logits have sums of log forget gates added. A kernel then has more arguments.
+      rectangle: whether all keys are older than the queries: there is no diagonal key block, and
+        positions and starts are relative to the end of the keys.
 
     Each of `block`, `unit` and `slice` is a multiple of the next.
     """
@@ -76,6 +78,7 @@ class AttentionPlan(NamedTuple):
     soft_cap: float | None
     precision: Any
     forget: bool = False
+    rectangle: bool = False
 
     @property
     def band(self) -> bool:
@@ -263,6 +266,8 @@ def forward(
             acc, l = acc * jnp.exp2(m - maximum), l * jnp.exp2(m - maximum)
             m, l = maximum, l + jnp.exp2(sink - maximum)
         empty = start_ref[0, :, columns] == NO_KEYS
+        if plan.rectangle:
+            empty |= l == 0  # all logits in sight are below LOWEST_MAX: the own key outweighs them
         l = jnp.where(empty, 1, l)
         lse = (m + jnp.log2(l)) / LOG2E
         if gates is not None:
@@ -282,7 +287,7 @@ def forward(
 
     @pl.when(num_earlier >= 0)
     def _():
-        results = attend_diagonal()
+        results = () if plan.rectangle else attend_diagonal()
         if plan.band:
             for part, result in zip(plan.diagonal(), results):
                 finish(part, *result)
@@ -290,6 +295,9 @@ def forward(
         for part, result in zip(plan.diagonal(), results):
             for ref, value in zip((m_ref, l_ref, acc_ref), result):
                 ref[:, part.columns] = value
+        if plan.rectangle:
+            for ref, value in ((m_ref, LOWEST_MAX), (l_ref, 0.0), (acc_ref, 0.0)):
+                ref[...] = jnp.full_like(ref, value)
 
         def earlier(number, carry, is_unmasked):
             key_block = _earlier_block(plan, block, number, is_unmasked)
@@ -436,7 +444,10 @@ def backward(
 
     @pl.when(num_earlier >= 0)
     def _():
-        add_gradients(_diagonal_block(plan, block))
+        if plan.rectangle:
+            acc_ref[...] = jnp.zeros_like(acc_ref)
+        else:
+            add_gradients(_diagonal_block(plan, block))
         if not plan.band:
 
             def earlier(number, carry, is_unmasked):
@@ -524,10 +535,10 @@ def _diagonal_block(plan: AttentionPlan, block) -> _KeyBlock:
 
 
 def _earlier_block(plan: AttentionPlan, block, number, unmasked: bool) -> _KeyBlock:
-    """The key block `number` blocks before the diagonal one."""
+    """The key block `number` blocks before the diagonal one; in a rectangle from the end of the keys."""
     own_row = plan.reach
     if plan.reach is None:
-        own_row = plan.front + block * plan.block
+        own_row = plan.front + (0 if plan.rectangle else block * plan.block)
     row = pl.multiple_of(own_row - number * plan.block, plan.block)
     return _KeyBlock(plan.earlier(), row, -number * plan.block, unmasked=unmasked)
 

@@ -56,15 +56,20 @@ def mark(plan, block, q_ref, k_ref, vt_ref, unclean_ref, found_ref) -> None:
     if plan.reach is None:
         own = pl.ds(pl.multiple_of(plan.front + block * plan.block, plan.block), plan.block)
 
-    @pl.when(head == 0)
-    def _():
-        look_at(own)
+    if not plan.rectangle:
+
+        @pl.when(head == 0)
+        def _():
+            look_at(own)
 
     if plan.front:
 
         @pl.when((block == 0) & (head == 0))
         def _():
-            look_at(slice(0, plan.front))
+            if plan.reach is None:
+                _for_blocks(True, plan.front, plan.block, look_at)
+            else:
+                look_at(slice(0, plan.front))
 
     def keys(tokens):
         unclean_ref[...] = jnp.ones_like(unclean_ref)
@@ -98,8 +103,10 @@ def clean(wanted, ref) -> None:
 
 def _for_slices(wanted, size: int, body) -> None:
     """`body(slice)` for slices of at most 128, so that registers hold one; for none if not wanted."""
-    step = math.gcd(size, 128)
+    _for_blocks(wanted, size, math.gcd(size, 128), body)
 
+
+def _for_blocks(wanted, size: int, step: int, body) -> None:
     def one(index, carry):
         body(pl.ds(pl.multiple_of(index * step, step), step))
         return carry

@@ -6,7 +6,8 @@ from jaxtyping import Array, Float, Int
 
 from kernels_pallas import attention as op
 from kernels_pallas import nonfinite, segments
-from kernels_pallas.attention import forget
+from kernels_pallas.attention import forget, intervals
+from kernels_pallas.attention.tpu_older import Rectangle
 from kernels_pallas.context import ring
 from kernels_pallas.context.halo import document_numbers, halo, of_last_shard
 from kernels_pallas.context.nonfinite import contain
@@ -87,11 +88,15 @@ def attention(
         )
         scale = k_BTGK.shape[3] ** -0.5 if scale is None else scale
         static = ring.Static(axis, scale, soft_cap, impl, precision)
+        keys = k_BTGK, v_BTGV
+        if not logs and op.chosen(q_BTHK, *keys, sinks_H, soft_cap, impl) == "tpu":
+            rectangle = Rectangle.of(q_BTHK, *keys, scale, soft_cap, precision)
+            static = static._replace(rectangle=rectangle)
         numbers_BT = document_numbers(ids_BT, axis)
         others = ring.attention_to_the_left(
             q_BTHK, k_BTGK, v_BTGV, logs[0] if logs else None, numbers_BT, static
         )
-        out_BTHV, lse_BTH = ring.merge(own, others)
+        out_BTHV, lse_BTH = intervals.merge(own, others)
         return contained.mark(out_BTHV.astype(v_BTGV.dtype)), contained.mark(
             lse_BTH, nonfinite.NO_KEYS
         )

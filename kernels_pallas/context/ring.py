@@ -1,9 +1,9 @@
 """Full attention to the keys of earlier shards, which are passed around a ring (arXiv:2310.01889).
 
 Documents are contiguous, so of an earlier shard a query sees either no keys or those of that shard's
-last document, the same for all queries of that document. The mask is then a rectangle. The op
-computes it as the attention of a single token whose heads are the queries: the last key is that token's
-own, the keys before it are its state.
+last document, the same for all queries of that document. The mask is then a rectangle. On a TPU a kernel
+computes it (`tpu_older`), without forget gates. Elsewhere the op does, as the attention of a single token
+whose heads are the queries: the last key is that token's own, the keys before it are its state.
 
 With forget gates the rectangle holds the gates of the remote keys, and those of the tokens between them
 and a query are one number for all keys: it is added to the log-sum-exp.
@@ -22,17 +22,21 @@ from jax.ad_checkpoint import checkpoint_name
 
 from kernels_pallas import attention as op
 from kernels_pallas import dispatch
+from kernels_pallas.attention.intervals import NEGATIVE, NO_KEYS, merge
+from kernels_pallas.attention.tpu_older import Rectangle
 
-NEGATIVE = -1e30  # the log-sum-exp of no keys
 QUERIES = 128  # tokens whose logits are in memory at once
 
 
 class Static(NamedTuple):
+    """`rectangle` is the TPU's kernel where it is used; there are then no gates."""
+
     axis: str
     scale: float
     soft_cap: float | None
     impl: str
     precision: object
+    rectangle: Rectangle | None = None
 
 
 class RemoteKeys(NamedTuple):
@@ -43,15 +47,6 @@ class RemoteKeys(NamedTuple):
     v_BTGV: jax.Array
     log_forget_BTH: jax.Array | None
     numbers_BT: jax.Array
-
-
-def merge(ours: tuple, theirs: tuple) -> tuple:
-    """(out, lse) over the union of two disjoint sets of keys, from (out, lse) over each."""
-    (out_a, lse_a), (out_b, lse_b) = ours, theirs
-    m = jax.lax.stop_gradient(jnp.maximum(lse_a, lse_b))
-    a, b = jnp.exp(lse_a - m), jnp.exp(lse_b - m)
-    out = out_a * (a / (a + b))[..., None] + out_b * (b / (a + b))[..., None]
-    return out, m + jnp.log(a + b)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -72,10 +67,16 @@ def attention_to_the_left(
 
 def _forward(q_BTHK, k_BTGK, v_BTGV, log_forget_BTH, numbers_BT, static):
     dtype = dispatch.accumulator_dtype(q_BTHK, k_BTGK, v_BTGV)
-    q_NBCHK, numbers_NBC = _blocks(q_BTHK), _blocks(numbers_BT)
+    queries = q_BTHK.shape[1] if static.rectangle else QUERIES
+    q_NBCHK, numbers_NBC = _blocks(q_BTHK, queries), _blocks(numbers_BT, queries)
     passed = _Passed.of(log_forget_BTH, static.axis)
 
     def attend(hops, remote, out_NBCHV, lse_NBCH):
+        if static.rectangle is not None:
+            start_BT, merged = _first_seen(numbers_BT, remote), (out_NBCHV[0], lse_NBCH[0])
+            part = static.rectangle.outputs(q_BTHK, *remote[:2], start_BT)
+            return tuple(x_BT[None] for x_BT in merge(merged, part))
+
         def block(part):
             q_BCHK, numbers_BC, since_BCH, *merged = part
             sees_BC1 = _sees(numbers_BC, remote)[..., None]
@@ -86,7 +87,7 @@ def _forward(q_BTHK, k_BTGK, v_BTGV, log_forget_BTH, numbers_BT, static):
             return merge(merged, (out_BCHV, jnp.where(sees_BC1, lse_BCH, NEGATIVE)))
 
         between_B1H = passed and passed.between(hops)
-        since_NBCH = passed and _blocks(passed.since_BTH)
+        since_NBCH = passed and _blocks(passed.since_BTH, queries)
         return jax.lax.map(block, (q_NBCHK, numbers_NBC, since_NBCH, out_NBCHV, lse_NBCH))
 
     def hop(hops, carry):
@@ -117,11 +118,17 @@ def _backward(static, residuals, cotangents):
     dtype = out_BTHV.dtype
     # delta is the row sum that softmax subtracts, minus dlse.
     delta_BTH = jnp.sum(dout_BTHV * out_BTHV, axis=-1) - dlse_BTH
+    queries = q_BTHK.shape[1] if static.rectangle else QUERIES
     passed = _Passed.of(log_forget_BTH, static.axis)
     tokens = (q_BTHK, numbers_BT, lse_BTH, dout_BTHV, delta_BTH, passed and passed.since_BTH)
-    parts = tuple(x if x is None else _blocks(x) for x in tokens)
+    parts = tuple(x if x is None else _blocks(x, queries) for x in tokens)
 
     def attend(hops, remote, dkeys, dqueries):
+        if static.rectangle is not None:
+            start_BT, rows = _first_seen(numbers_BT, remote), (dout_BTHV, lse_BTH, delta_BTH)
+            dq, *dremote = static.rectangle.gradients(q_BTHK, *remote[:2], start_BT, rows)
+            return (*map(jnp.add, dkeys[:2], dremote), None), (dqueries[0] + dq[None], None, None)
+
         between_B1H = passed and passed.between(hops)
 
         def block(dkeys, part):
@@ -244,6 +251,13 @@ def _sees(numbers_BT, remote: RemoteKeys):
     return (numbers_BT == remote.numbers_BT[:, -1:]) & (numbers_BT != 0)
 
 
+def _first_seen(numbers_BT, remote: RemoteKeys):
+    """The first key of the remote keys' last document, relative to their end, for queries that see it."""
+    numbers_BS = remote.numbers_BT
+    of_last_B = jnp.sum(numbers_BS == numbers_BS[:, -1:], axis=1)
+    return jnp.where(_sees(numbers_BT, remote), -of_last_B[:, None], NO_KEYS)
+
+
 def _rectangle(q_BCHK, remote: RemoteKeys, static: Static) -> tuple:
     """(out, lse) of all queries over the last document of the remote keys, as if all belonged to it."""
     batch, tokens, heads, key_size = q_BCHK.shape
@@ -281,10 +295,10 @@ def _rectangle(q_BCHK, remote: RemoteKeys, static: Static) -> tuple:
     return unfolded(out), unfolded(lse[..., None])[..., 0]
 
 
-def _blocks(x_BT):
-    """(B, T, ...) -> (N, B, C, ...); added tokens are padding."""
+def _blocks(x_BT, queries: int):
+    """(B, T, ...) -> (N, B, C, ...) with at most `queries` tokens a block; added tokens are padding."""
     batch, time = x_BT.shape[:2]
-    length = min(time, QUERIES)
+    length = min(time, queries)
     count = -(-time // length)
     x_BT = jnp.pad(x_BT, [(0, 0), (0, count * length - time)] + [(0, 0)] * (x_BT.ndim - 2))
     return jnp.moveaxis(x_BT.reshape(batch, count, length, *x_BT.shape[2:]), 1, 0)

@@ -53,12 +53,21 @@ def kernels_read_again(loss, x) -> dict[str, bool]:
     """For each kernel in the backward pass of a rematerialised loss, whether an output of it is read."""
     jaxpr = jax.make_jaxpr(jax.grad(loss))(x).jaxpr
     jaxpr = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
-    recomputed = jaxpr.eqns[-1].params["jaxpr"]  # of the checkpoint
-    literal = jax.extend.core.Literal
-    used = {x for e in recomputed.eqns for x in e.invars if not isinstance(x, literal)}
-    used |= {x for x in recomputed.outvars if not isinstance(x, literal)}
-    calls = [e for e in recomputed.eqns if e.primitive.name == "pallas_call"]
-    return {e.params["name"]: bool(used & set(e.outvars)) for e in calls}
+    return _read(jaxpr.eqns[-1].params["jaxpr"])  # of the checkpoint
+
+
+def _read(jaxpr) -> dict[str, bool]:
+    literal, found = jax.extend.core.Literal, {}
+    used = {x for e in jaxpr.eqns for x in e.invars if not isinstance(x, literal)}
+    used |= {x for x in jaxpr.outvars if not isinstance(x, literal)}
+    for equation in jaxpr.eqns:
+        is_used = bool(used & set(equation.outvars))
+        if equation.primitive.name == "pallas_call":
+            found[equation.params["name"]] = is_used
+        elif equation.primitive.name == "scan":  # nothing in a loop is read if its results are not
+            inner = _read(equation.params["jaxpr"].jaxpr)
+            found |= {name: is_used and was for name, was in inner.items()}
+    return found
 
 
 def _as_float64(x):

@@ -253,11 +253,14 @@ def test_auto_takes_the_kernel_on_a_tpu_only():
         assert "pallas_call" not in text()
 
 
-def test_a_call_that_does_not_fit_vmem_is_refused():
-    long = jax.ShapeDtypeStruct((1, 2**17, 2, 128), jnp.bfloat16)
+def test_a_call_with_forget_gates_that_does_not_fit_vmem_is_refused():
+    def run(x, **options):
+        return jax.eval_shape(lambda x: attn.attention(x, x, x, impl="pallas", **options), x)
+
+    long, gates = jax.ShapeDtypeStruct((1, 2**17, 2, 128), jnp.bfloat16), jnp.zeros((1, 2**17, 2))
     with pytest.raises(ValueError, match="lacks vmem_mib"):
-        jax.eval_shape(lambda x: attn.attention(x, x, x, impl="pallas"), long)
-    assert jax.eval_shape(lambda x: attn.attention(x, x, x, impl="pallas", window=2048), long)
+        run(long, log_forget_BTH=gates)
+    assert run(long) and run(long, window=2048, log_forget_BTH=gates)
 
 
 def test_saved_names_spare_the_forward_kernel_in_the_backward_pass():

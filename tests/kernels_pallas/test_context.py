@@ -96,6 +96,61 @@ def run_on_devices(devices: int, program: str, **values) -> str:
     return done.stdout
 
 
+RING_OF_KERNELS = """
+from kernels_pallas import attention, context, dispatch, testing
+from kernels_pallas.attention import tpu, tpu_older
+
+jax.config.update("jax_enable_x64", False)
+tpu.BLOCK_SIZES = tpu.BlockSizes(slice=8, tile=8, block=16, short=32, size=4)
+tpu.vmem_mib = lambda time, slots, *_: 0 if time + slots <= {keys} else tpu.VMEM_MIB + 1
+ran = []
+outputs = tpu_older.Rectangle.outputs
+tpu_older.Rectangle.outputs = lambda *given: ran.append(None) or outputs(*given)
+with dispatch.kernels_for("tpu", True), jax.default_matmul_precision("highest"):
+    for name in ("attention", "attention, capped"):
+        case = cases.CASES[name]
+        ids = cases.documents(rng, {time}, mesh.shape[cases.AXIS])
+        drawn = cases.arguments(case, rng, {time}, ids, False, np.float32)
+        single = cases.runners(case, mesh, True, False, "reference")[0](*drawn)
+        ring = cases.runners(case, mesh, True, False, "pallas")[1](*drawn)
+        testing.assert_close(name, jax.device_get(ring), jax.device_get(single), 1e-5)
+assert ran
+"""
+OVERFLOW = """
+from kernels_pallas import attention, context, dispatch
+from kernels_pallas.attention import tpu
+
+jax.config.update("jax_enable_x64", False)
+tpu.BLOCK_SIZES = tpu.BlockSizes(slice=8, tile=8, block=16, short=32, size=4)
+case = cases.attention_case(stateful=False)
+ids = np.repeat([1, 2], [20, 44])[None].repeat(6, 0)
+with dispatch.kernels_for("tpu", True), jax.default_matmul_precision("highest"):
+    inputs, *drawn = cases.arguments(case, rng, 64, jax.numpy.asarray(ids), False, np.float32)
+    # A logit of finite numbers that is not finite, of a key in the first shard and a query in the second.
+    inputs |= dict(k=inputs["k"].at[:, 28].set(1e25), q=inputs["q"].at[:, 40].set(1e25))
+    found = jax.device_get(cases.runners(case, mesh, True, False, "pallas")[1](inputs, *drawn))
+gradients = found["gradients"][0]
+assert np.isnan(found["outputs"]["out"][:, 40]).any()
+for name in "qkv":
+    assert np.isfinite(gradients[name][:, :20]).all(), name
+"""
+
+
+def test_the_ring_of_tpu_kernels_is_single_device():
+    """VMEM holds the 40 keys of a shard, or (slow) spans of 32 or 16."""
+    run_on_devices(4, RING_OF_KERNELS, time=160, keys=48)
+
+
+def test_an_overflow_in_the_ring_of_tpu_kernels_stays_in_its_document():
+    run_on_devices(2, OVERFLOW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("time, keys", [(160, 32), (132, 16), (20, 16)])
+def test_the_ring_of_tpu_kernels_is_single_device_at_other_lengths(time, keys):
+    run_on_devices(4, RING_OF_KERNELS, time=time, keys=keys)
+
+
 def test_sharded_over_time_is_single_device():
     run_on_devices(4, EQUAL, names=QUICK, time=48, options={})
 
