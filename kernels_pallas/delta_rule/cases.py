@@ -78,5 +78,16 @@ CASES = (
     _case("delta_rule scalar gate K=64 V=64, Hopper", 16, 16, 64, 64, "head", "cuda"),
     _case("delta_rule channel gate, Hopper", 32, 32, 128, 128, "channel", "cuda"),
     _case("delta_rule channel gate K=64 V=128, Hopper", 16, 16, 64, 128, "channel", "cuda"),
+    _case("delta_rule erase key, scalar gate, Hopper", 16, 16, 128, 128, "head", "cuda", True),
     _case("delta_rule erase key, channel gate, Hopper", 32, 32, 128, 128, "channel", "cuda", True),
+    _case(
+        "delta_rule erase key, channel gate K=64 V=64, Hopper",
+        32,
+        32,
+        64,
+        64,
+        "channel",
+        "cuda",
+        True,
+    ),
 )

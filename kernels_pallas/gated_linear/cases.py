@@ -65,6 +65,9 @@ CASES = (
     _case("gated_linear scalar gate, Hopper", 16, 16, 128, 128, "head", "cuda"),
     _case("gated_linear scalar gate Mamba-2, Hopper", 1, 32, 128, 64, "head", "cuda"),
     _case("gated_linear Mamba-3, Hopper", 32, 32, 128, 64, "head", "cuda", 1, jnp.float32),
+    _case(
+        "gated_linear Mamba-3 of rank 4, Hopper", 32, 32, 128, 64, "head", "cuda", 4, jnp.float32
+    ),
     _case("gated_linear scalar gate K=256 V=256, Hopper", 4, 4, 256, 256, "head", "cuda"),
     _case("gated_linear channel gate, Hopper", 16, 16, 128, 128, "channel", "cuda"),
     _case("gated_linear channel gate K=64 V=128, Hopper", 16, 16, 64, 128, "channel", "cuda"),
