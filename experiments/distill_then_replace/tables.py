@@ -180,10 +180,11 @@ def usage(results: Results) -> str:
         total[1] += line["wall_seconds"] / 60
         if not stopped:  # what was stopped to be made smaller is not what the stage takes
             total[2] = max(total[2], line["peak_memory_bytes"] / 2**30)
-    sums = [sum(x[i] for x in groups.values()) for i in (0, 1)]
+    processor = sum(x[0] for x in groups.values())
     rows = [[name, f"{a:.1f}", f"{b:.1f}", f"{c:.1f}"] for name, (a, b, c) in groups.items()]
     most = max(x[2] for x in groups.values())
-    rows.append(["all", f"{sums[0]:.1f}", f"{sums[1]:.1f}", f"{most:.1f}"])
+    # Stages run beside each other, so their minutes have no sum.
+    rows.append(["all", f"{processor:.1f}", "", f"{most:.1f}"])
     return _table("stage | processor minutes | minutes, as run | GiB of memory at most", rows)
 
 

@@ -150,7 +150,7 @@ def test_the_memory_of_a_stopped_stage_is_not_that_of_the_stage():
     ]
     rows = tables.usage({"usage": lines}).splitlines()[2:]
     assert rows[0] == "| select | 2.0 | 2.0 | 4.0 |" and rows[1].endswith("| 2.0 |")
-    assert rows[2] == "| all | 3.0 | 3.0 | 4.0 |"
+    assert rows[2] == "| all | 3.0 |  | 4.0 |"  # stages run beside each other
 
 
 def test_a_difference_of_one_sign_is_beyond_noise_whatever_its_outlier():
