@@ -61,7 +61,6 @@ class Compiled(NamedTuple):
       cost: of one chip, read from the compiled program.
       model_flops: of the whole step by the model's own formulas, without recomputation.
       lower_seconds, compile_seconds: of tracing and of compiling on this machine.
-      host: bytes that a chip keeps in the memory of its host.
     """
 
     step: jax.stages.Compiled
@@ -72,7 +71,6 @@ class Compiled(NamedTuple):
     model_flops: float
     lower_seconds: float
     compile_seconds: float
-    host: float = 0.0
 
 
 class TooLarge(NamedTuple):
@@ -139,8 +137,7 @@ def compile_step(config: Config, target: CompileTarget) -> Compiled | TooLarge:
         sum(c.sent for c in cost.collectives.values()) / target.interconnect,
     )
     flops = setup.costs(config, lowered.model)[0] * config.tokens_per_step
-    host = float(sizes.host_temp_size_in_bytes)
-    return Compiled(step, lowered, memory, cost, roofline, flops, lower_seconds, seconds, host)
+    return Compiled(step, lowered, memory, cost, roofline, flops, lower_seconds, seconds)
 
 
 def too_large(reason: str, state: float, seconds: float) -> TooLarge:

@@ -21,8 +21,6 @@ def changes(config: Config, devices: int) -> Iterator[Change]:
     layout = config.model.layout
     if config.train.remat == "full" and layout.repeats > 1 and len(layout.unit) > 1:
         found.append({"train.remat": "unit"})
-    if config.train.remat in ("full", "unit"):
-        found.append({"train.remat": "offload"})
     sizes = dict(zip(meshes.AXES, meshes.mesh_shape(config.mesh, devices)))
     if sizes["data"] > 1:
         found.append({"mesh.data": 1, "mesh.fsdp": sizes["data"] * sizes["fsdp"]})
@@ -31,9 +29,8 @@ def changes(config: Config, devices: int) -> Iterator[Change]:
     if rows > 1:  # the same batch in micro-batches of one sequence per device
         found.append({"train.accumulate": config.train.accumulate * rows})
     yield from found
-    together = {key: value for change in found for key, value in change.items()}
-    if together and together not in found:
-        yield together
+    if len(found) > 1:
+        yield {key: value for change in found for key, value in change.items()}
 
 
 def apply(config: Config, change: Change) -> Config:

@@ -33,7 +33,6 @@ def figures(result: Result, config: Config, target: CompileTarget) -> dict[str, 
     return known | {
         "lower_seconds": result.lower_seconds,
         "memory": result.memory._asdict() | {"total": result.memory.total, "available": target.hbm},
-        "host_bytes": result.host,
         "flops": result.cost.flops,
         "model_flops": result.model_flops / len(target.devices),
         "hbm_bytes": result.cost.hbm_bytes,
@@ -62,7 +61,6 @@ def text(result: Result, config: Config, target: CompileTarget) -> str:
         f" ({100 * memory.total / target.hbm:.0f}%):"
         f" {'it fits' if known['fits'] else 'IT DOES NOT FIT'}",
         *(f"  {n:<18}{size(b):>10}" for n, b in memory._asdict().items()),
-        *([f"memory of the host, for each device  {size(result.host)}"] if result.host else []),
         "",
         f"FLOPs of each device {cost.flops:.4g} a step; the model's own"
         f" {known['model_flops']:.4g}, recomputation not counted",

@@ -28,7 +28,7 @@ class MemoryEstimate:
 
 
 #: Residual streams, and the share of the feed-forward's hidden activations, that are kept.
-_KEPT = {"none": (10, 1), "dots": (6, 2 / 3), "full": (1, 0), "unit": (1, 0), "offload": (0, 0)}
+_KEPT = {"none": (10, 1), "dots": (6, 2 / 3), "full": (1, 0), "unit": (1, 0)}
 
 
 def estimate_memory(
@@ -47,9 +47,8 @@ def estimate_memory(
       tokens: of one micro-batch. Its activations are kept for the backward pass: per layer and
         token about 10 residual streams and the feed-forward's hidden activations; with full remat,
         one residual stream. To these come the arrays that layers hand on, once a layer. With remat
-        of units both count once a unit, with offload not at all: the host has them. What the
-        backward pass recomputes at a time, all activations of one layer or of one unit, is not
-        counted.
+        of units both count once a unit. What the backward pass recomputes at a time, all
+        activations of one layer or of one unit, is not counted.
       remat: the setting `train.remat`.
       itemsize: bytes of an activation.
       trainable: the parameters that have gradients and optimizer state.
@@ -66,7 +65,6 @@ def estimate_memory(
     layout = config.layout
     units = layout.repeats + len(layout.prefix) + len(layout.suffix)
     times = units if remat == "unit" else config.depth
-    handed_on = 0 if remat == "offload" else handed_on
     kept = (residuals * config.width + handed_on) * times + round(share * hidden)
     return MemoryEstimate(
         parameters=4 * model.count(),

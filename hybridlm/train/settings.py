@@ -160,9 +160,8 @@ class TrainConfig:
       reduce_dtype: in which the devices of a mesh send each other kernels' gradients and add them;
         "bfloat16" halves what is sent.
       remat: what the backward pass recomputes: "none", "dots" (keeps matmul results), "full" (keeps
-        each layer's input), "unit" (keeps the input of each repeat of the pattern: less in deep
-        models, but the activations of all layers of a repeat exist at a time) or "offload" (as
-        "full", with the inputs in the host's memory until they are needed).
+        each layer's input) or "unit" (keeps the input of each repeat of the pattern: less in deep
+        models, but the activations of all layers of a repeat exist at a time).
       log_every: optimizer steps between two log lines; the last step has one, too.
       eval_every: optimizer steps between two evaluations; the last step has one, too.
       eval_sequences: held-out sequences in one evaluation.
@@ -188,7 +187,7 @@ class TrainConfig:
     accumulate: PositiveInt = 1
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full", "unit", "offload"] = "none"
+    remat: Literal["none", "dots", "full", "unit"] = "none"
     log_every: PositiveInt = 10
     eval_every: PositiveInt = 100
     eval_sequences: PositiveInt = 64

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.ad_checkpoint import checkpoint_name
 
 from hybridlm.distill.kl import Divergence, summed_divergence
 from hybridlm.models import observed as observed_parameters
@@ -248,27 +247,9 @@ _products = _policies.save_from_both_policies(
     _policies.save_only_these_names("attention_out", "attention_lse", "expert_product"),
 )
 
-_offloaded = _policies.save_and_offload_only_these_names(
-    names_which_can_be_saved=[],
-    names_which_can_be_offloaded=["layer_input"],
-    offload_src="device",
-    offload_dst="pinned_host",
-)
-
-
-def _with_input_on_host(layer: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """The layer, recomputed from its input, which the host's memory keeps until then."""
-
-    def named(carry: Any, given: Any) -> Any:
-        return layer(checkpoint_name(carry, "layer_input"), given)
-
-    return jax.checkpoint(named, policy=_offloaded)
-
-
 REMAT: dict[str, Remat] = {
     "none": Remat(),
     "dots": Remat(unit=functools.partial(jax.checkpoint, policy=_products)),
     "full": Remat(layer=jax.checkpoint),
     "unit": Remat(unit=jax.checkpoint),
-    "offload": Remat(layer=_with_input_on_host),
 }
