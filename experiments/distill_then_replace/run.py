@@ -5,7 +5,7 @@ and one set of settings. `results.py` makes the tables and figures of README.md 
 
 Each stage, and each arm of `blockwise`, runs in a process of its own, because memory that it has used is not
 given back before. With --parallel the arms run beside student and select, at lower priority; finetune, which
-takes 16 GiB, and decode, which measures time, run alone.
+takes 15 GiB, and decode, which measures time, run alone.
 
 Run: python -m experiments.distill_then_replace.run --workdir runs/dtr [--teacher PATH] [--stages NAMES]
 """
@@ -44,7 +44,9 @@ def main() -> int:
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--stages", default=",".join(STAGES), help="some of them, in this order")
     parser.add_argument(
-        "--parallel", action="store_true", help="run the arms of blockwise beside the other stages"
+        "--parallel",
+        action="store_true",
+        help="run the arms of blockwise beside student and select",
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the processes of arms, too
     return errors.exit_code("run", lambda: _run(parser.parse_args()))
@@ -101,7 +103,7 @@ def _other_process(given: argparse.Namespace) -> Iterator[None]:
 
 
 def _in_own_process(stage: Callable[..., None], *arguments: Any) -> None:
-    """Runs a function of a module; what it raises ends this program, after the process has said why."""
+    """Runs a function of a module; where it fails, this program ends with its exit code."""
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_run_stage, args=(stage, arguments))
     process.start()
@@ -109,8 +111,10 @@ def _in_own_process(stage: Callable[..., None], *arguments: Any) -> None:
         process.join()
     finally:
         process.terminate()
+    if process.exitcode < 0:
+        raise errors.UserError(f"{stage.__module__} was killed by signal {-process.exitcode}")
     if process.exitcode:
-        raise errors.UserError(f"{stage.__module__} ended with exit code {process.exitcode}")
+        sys.exit(process.exitcode)  # the process has said why
 
 
 def _run_stage(stage: Callable[..., None], arguments: tuple) -> None:

@@ -187,7 +187,7 @@ class _Rows:
     def __init__(self, spans: Spans, start_BT):
         self.spans = spans
         self.batch, self.time = start_BT.shape
-        self.first_key = spans.keys - spans.queries  # the span of keys of the first row
+        self.own_N = jnp.arange(spans.queries) + spans.keys - spans.queries  # span of keys of a row
         # Numbered from the first, padded, key on.
         before = spans.keys * spans.length - self.time
         start_BT = jnp.where(start_BT == NO_KEYS, NO_KEYS, start_BT + before)
@@ -231,13 +231,11 @@ class _Rows:
         return self._rows(jnp.where((self.start_BNL < end_1N1) & (end_1N1 > 0), start, NO_KEYS))
 
     def _spans_at(self, distance):
-        row_N = jnp.arange(self.spans.queries) + self.first_key
-        return (row_N - distance) % self.spans.keys
+        return (self.own_N - distance) % self.spans.keys
 
     def _ends(self, distance):
         """The number of keys up to the end of the span `distance` before that of each row."""
-        row_N = jnp.arange(self.spans.queries) + self.first_key
-        return ((row_N - distance + 1) * self.spans.length)[None, :, None]
+        return ((self.own_N - distance + 1) * self.spans.length)[None, :, None]
 
     def _rows(self, x_BNL):
         return x_BNL.reshape(-1, self.spans.tokens)

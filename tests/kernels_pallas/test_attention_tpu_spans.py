@@ -121,13 +121,9 @@ def test_the_loop_over_distances_ends_with_the_window():
     found = {w: tpu_spans._spans(300, 300, w, sizes, options) for w in (40, 65, 66, None)}
     assert {w: s.distances for w, s in found.items()} == {40: 2, 65: 2, 66: 3, None: 9}
     assert found[None].length == 32 and found[None].keys == found[None].queries == 10
+    # The first of 9 queries sees 23 older keys of its own span.
     few = {w: tpu_spans._spans(9, 300, w, sizes, options).distances for w in (24, 25, 56, 57)}
-    assert few == {
-        24: 0,
-        25: 1,
-        56: 1,
-        57: 2,
-    }  # the first of 9 queries sees 23 keys of its own span
+    assert few == {24: 0, 25: 1, 56: 1, 57: 2}
 
 
 def test_saved_names_spare_the_forward_kernels_in_the_backward_pass():

@@ -97,7 +97,7 @@ def run_on_devices(devices: int, program: str, **values) -> str:
 
 
 RING_OF_KERNELS = """
-from kernels_pallas import attention, context, dispatch, testing
+from kernels_pallas import dispatch, testing
 from kernels_pallas.attention import tpu, tpu_older
 
 jax.config.update("jax_enable_x64", False)
@@ -117,7 +117,7 @@ with dispatch.kernels_for("tpu", True), jax.default_matmul_precision("highest"):
 assert ran
 """
 OVERFLOW = """
-from kernels_pallas import attention, context, dispatch
+from kernels_pallas import dispatch
 from kernels_pallas.attention import tpu
 
 jax.config.update("jax_enable_x64", False)
