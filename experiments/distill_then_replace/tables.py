@@ -17,7 +17,6 @@ def tables(results: Results) -> dict[str, str]:
     """Markdown by the name of a table; those whose results are there."""
     makers = {
         "blockwise": blockwise,
-        "first_run": first_run,
         "selections": selections,
         "curve": curve,
         "decode": decode,
@@ -37,8 +36,7 @@ def blockwise(results: Results) -> str:
         other = by_start.get((arm["mixer"], start))
         if other is None or other is arm or arm["name"] == "student":
             return ""
-        pairs = zip(final_mse(arm), final_mse(other), strict=True)
-        return f"{sum(a < b for a, b in pairs)} of {len(arm['layers'])}"
+        return _of_layers(arm, final_mse(arm), final_mse(other))
 
     rows = []
     for arm in arms:
@@ -49,36 +47,17 @@ def blockwise(results: Results) -> str:
                 arm["step"][-1],
                 f"{arm['relative_error'][0]:.3f}",
                 f"{final_error(arm):.3f}",
+                _of_layers(arm, final_mse(arm), arm["mse"][0]),
                 lower(arm, "fresh"),
                 lower(arm, "copied"),
                 f"{arm['heldout_loss'][-1]:.2f}",
                 f"{speed / forward:.0%}" if speed else "",
             ]
         )
-    heads = "mixer, start | steps | error, step 1 | error, last 4 steps | layers below fresh"
-    heads += " | layers below copied | held-out loss, all replaced | speed of the teacher's forward"
+    heads = "mixer, start | steps | error, step 1 | error, last 4 steps | layers whose error fell"
+    heads += " | layers below fresh | layers below copied | held-out loss, all replaced"
+    heads += " | speed of the teacher's forward"
     return _table(heads, rows)
-
-
-def first_run(results: Results) -> str:
-    rows = []
-    for name, arm in results["first_run"].items():
-        errors, pairs = (
-            arm["relative_error"],
-            [(arm["last"][k], x) for k, x in arm["first"].items()],
-        )
-        rows.append(
-            [
-                name.replace(" ", ", "),
-                arm["steps"][-1],
-                f"{errors[0]:.3f}",
-                f"{errors[-1]:.3f}",
-                f"{sum(last < first for last, first in pairs)} of {len(pairs)}",
-                f"{arm['heldout_loss'][-1]:.2f}",
-            ]
-        )
-    heads = "mixer, start | steps | error, first step | last step | layers that improved"
-    return _table(f"{heads} | held-out loss, all replaced", rows)
 
 
 def selections(results: Results) -> str:
@@ -242,6 +221,12 @@ def final_error(arm: Results) -> float:
 def final_mse(arm: Results) -> list[float]:
     """The squared error of each layer, as a mean over the last steps."""
     return [sum(values) / LAST for values in zip(*arm["mse"][-LAST:])]
+
+
+def _of_layers(arm: Results, errors: Sequence[float], others: Sequence[float]) -> str:
+    """The number of layers whose error is below the other one, of all that the arm has."""
+    lower = sum(a < b for a, b in zip(errors, others, strict=True))
+    return f"{lower} of {len(arm['layers'])}"
 
 
 def curve_points(results: Results) -> dict[str, dict[int, list[float]]]:

@@ -11,11 +11,13 @@ from experiments.distill_then_replace import (
     compiled,
     costs,
     decoding,
+    finetuning,
     halo,
     papers,
     recipe,
     results,
     run,
+    selecting,
     settings,
     tables,
     usage,
@@ -23,6 +25,7 @@ from experiments.distill_then_replace import (
 from hybridlm import config as configs
 from hybridlm.commands import dry_run
 from hybridlm.distill.blockwise import distilled_layers
+from hybridlm.distill.selection import search
 from hybridlm.errors import RunError
 from hybridlm.models.params import Model
 from tests.train.distilling import save_pair
@@ -76,6 +79,31 @@ def test_the_tables_of_the_page_are_those_of_the_committed_results():
     assert (
         results.with_tables(page, results.read()) == page and page.count("made by results.py") > 5
     )
+
+
+def test_every_committed_result_is_written_by_a_command_of_the_page(tmp_path):
+    """`results.py` collects it from a workdir of `run.py`, or `costs` or `compiled` computes it."""
+    for folder in ("selected", "out"):
+        (tmp_path / folder).mkdir()
+    parts = (f"selected/{search.RESULT}", f"selected/{selecting.DONE}", decoding.DONE)
+    for name in (*parts, finetuning.DONE):
+        (tmp_path / name).write_text("{}")
+    results.collect(tmp_path, tmp_path / "out")
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    committed = {path.name for path in results.RESULTS.glob("*.json")}
+    assert committed == written | {"costs.json", compiled.FILE.name}
+
+
+def test_a_layer_s_error_fell_if_its_last_steps_are_below_the_first():
+    arm = dict(
+        mixer="gdn", start="copied", name="gdn-copied", layers=[3, 5, 7], step=[1, 2, 3, 4, 5]
+    )
+    arm |= dict(relative_error=[1.0] * 5, heldout_loss=[2.0], tokens_per_second=[None])
+    arm |= dict(teacher_forward_tokens_per_second=1.0)
+    arm["mse"] = [[4, 4, 4], [9, 5, 3], [1, 5, 3], [1, 5, 3], [1, 1.5, 7]]  # last 4: 3, 4.125, 4
+    heads, _, row = tables.blockwise({"blockwise": [arm]}).splitlines()
+    column = heads.split(" | ").index("layers whose error fell")
+    assert row.split(" | ")[column] == "1 of 3"
 
 
 @pytest.mark.parametrize("row", costs.ROWS)
