@@ -346,6 +346,13 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def shard_names(manifest: Mapping[str, Any]) -> list[str]:
+    """The names of the files beside a manifest."""
+    suffixes = ("bin", "idx", "mask") if manifest["version"] == MASKED_VERSION else ("bin", "idx")
+    shards = [shard["name"] for split in SPLITS for shard in manifest["splits"][split]["shards"]]
+    return [f"{name}.{suffix}" for name in shards for suffix in suffixes]
+
+
 def _open_split(
     folder: Path, split: str, entry: dict, dtype: np.dtype, tokenizer: Tokenizer, verify: str
 ) -> ShardSplit:

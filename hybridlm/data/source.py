@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Protocol
 
 from hybridlm.data.examples import Example
+from hybridlm.data.files import SourceFile, source_files
 from hybridlm.data.store import Opening, TokenStore
 from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import DataError, StorageError
 from hybridlm.settings.bounds import Above, IsPath, NotEmpty, PositiveFloat, settings
 from hybridlm.storage import is_remote
-from hybridlm.storage.local_copies import local_copy
+from hybridlm.storage.local_copies import local_copy, names_in_bucket
 
 
 @settings
@@ -32,6 +33,46 @@ class SourceConfig(abc.ABC):
     weight: PositiveFloat = 1.0
     max_epochs: Annotated[float, Above(0, none="for no limit")] | None = None
 
+    def files(self, path: str) -> list[SourceFile]:
+        """The files of this machine that `path` names, in order.
+
+        Raises:
+          DataError: if there is none, or one is missing.
+        """
+        return source_files(path)
+
+    def in_bucket(self, url: str) -> str:
+        """The file, folder or glob of a bucket that holds what `url` names."""
+        return url
+
+    def find(self, path: str) -> list[str]:
+        """Names of the files that `path` names, here or in a bucket, whose objects are only listed.
+
+        Raises:
+          DataError: if there is none, or one is missing. StorageError: if the bucket cannot be listed.
+        """
+        if not is_remote(path):
+            return [file.name for file in self.files(path)]
+        names = names_in_bucket(self.in_bucket(path))
+        if not names:
+            raise DataError(f"source {path}: there is no such file or folder")
+        return names
+
+    def check(self, tokenizer: Tokenizer, files: bool = True) -> list[str]:
+        """Checks what opening will need, before a device is touched; reads no file of data.
+
+        Args:
+          files: whether the files must be there; those of a bucket are listed and not copied.
+
+        Returns:
+          The names of the files, see `find`; none without `files`.
+
+        Raises:
+          DataError: what is missing. StorageError: if a bucket cannot be listed.
+        """
+        paths = self._data_paths().values() if files else ()
+        return [name for path in paths for name in self.find(path)]
+
     def on_this_machine(self) -> "SourceConfig":
         """The source with the files of a bucket copied to this machine, if it has such files.
 
@@ -40,13 +81,18 @@ class SourceConfig(abc.ABC):
         """
         try:
             copies = {
-                name: local_copy(path)
-                for name in ("path", "heldout_path")
-                if (path := getattr(self, name, None)) is not None and is_remote(path)
+                name: local_copy(self.in_bucket(path))
+                for name, path in self._data_paths().items()
+                if is_remote(path)
             }
         except StorageError as error:
             raise DataError(f"source {error}") from None
         return dataclasses.replace(self, **copies) if copies else self
+
+    def _data_paths(self) -> dict[str, str]:
+        """The settings that name files of data."""
+        found = {name: getattr(self, name, None) for name in ("path", "heldout_path")}
+        return {name: path for name, path in found.items() if path is not None}
 
     @abc.abstractmethod
     def open(self, opening: Opening) -> TokenStore:

@@ -50,19 +50,7 @@ def local_copy(path: Any) -> str:
     url = os.fspath(path)
     if not is_remote(url):
         return url
-    url = url.rstrip("/")
-    root, pattern = url, ""
-    if glob.has_magic(url):
-        parts = url.split("/")
-        fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-        root, pattern = "/".join(parts[:fixed]), "/".join(parts[fixed:])
-        names = [name for name in objects.keys(root) if _matches(name, pattern)]
-    elif objects.exists(url):
-        root, _, name = url.rpartition("/")
-        names, pattern = [name], name
-    else:
-        names = objects.keys(root)
-    names = [name for name in names if not any(p.startswith(".") for p in name.split("/"))]
+    root, names, pattern = _listed(url)
     if not names:
         raise StorageError(f"{url}: there is no such file or folder")
     versions = _versions(root, names)
@@ -72,6 +60,15 @@ def local_copy(path: Any) -> str:
         _copy_files(root, names, folder)
         (folder / ".complete").touch()
     return str(folder / pattern) if pattern else str(folder)
+
+
+def names_in_bucket(url: Any) -> list[str]:
+    """Names of the objects that `local_copy` would copy, relative to the folder that holds them.
+
+    Raises:
+      StorageError: if they cannot be listed.
+    """
+    return _listed(os.fspath(url))[1]
 
 
 def local_file(path: Any) -> pathlib.Path:
@@ -121,6 +118,24 @@ def download_folder(url: Any, folder: pathlib.Path) -> bool:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return True
+
+
+def _listed(url: str) -> tuple[str, list[str], str]:
+    """(folder, names below it, what the URL names in it): "" for all of the folder."""
+    url = url.rstrip("/")
+    root, pattern = url, ""
+    if glob.has_magic(url):
+        parts = url.split("/")
+        fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+        root, pattern = "/".join(parts[:fixed]), "/".join(parts[fixed:])
+        names = [name for name in objects.keys(root) if _matches(name, pattern)]
+    elif objects.exists(url):
+        root, _, name = url.rpartition("/")
+        names, pattern = [name], name
+    else:
+        names = objects.keys(root)
+    shown = [name for name in names if not any(p.startswith(".") for p in name.split("/"))]
+    return root, shown, pattern
 
 
 def _matches(name: str, pattern: str) -> bool:

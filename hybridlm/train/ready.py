@@ -6,9 +6,8 @@ import re
 import jax
 
 from hybridlm.data.files import require_module
-from hybridlm.data.sources.text_source import TextSource
 from hybridlm.data.tokenizers import Tokenizer
-from hybridlm.errors import UserError
+from hybridlm.errors import DataError, StorageError, UserError
 from hybridlm.parallel import mesh as meshes
 from hybridlm.parallel.axes import AXES
 from hybridlm.probes.needles import needle_prompts
@@ -19,10 +18,10 @@ from hybridlm.train.settings import Config
 def check_ready(
     config: Config, files: bool = True, devices: int | None = None
 ) -> tuple[Config, Tokenizer]:
-    """Checks packages, tokenizer, mesh, probes and the files of text sources; uses no device.
+    """Checks packages, tokenizer, mesh, probes and the files of sources; uses no device.
 
     Args:
-      files: whether the files must be there.
+      files: whether the files of sources must be there, on this machine or in their bucket.
       devices: the number of devices, if it is known; then the whole mesh is checked.
 
     Returns:
@@ -42,11 +41,11 @@ def check_ready(
     if probes.which:
         length = probes.length or config.data.seq_len
         needle_prompts(tokenizer, length, probes.samples, config.seed)
-    if files:
-        for name, source in config.data.sources.items():
-            if isinstance(source, TextSource):
-                if any(file.path.suffix == ".zst" for file in source.files(source.path)):
-                    require_module("zstandard", "data", f"data.sources.{name} with .zst files")
+    for name, source in config.data.sources.items():
+        try:
+            source.check(tokenizer, files)
+        except (DataError, StorageError) as error:
+            raise type(error)(f"data.sources.{name}: {error}") from None
     return config, tokenizer
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import struct
 
 import numpy as np
 from hypothesis import strategies as st
@@ -94,3 +95,21 @@ def assert_store_holds(store, documents, rng, heldout_fraction=0.3):
     train, heldout = split_by_hand(documents, heldout_fraction)
     assert_split_holds(store.train, train, rng)
     assert_split_holds(store.heldout, heldout, rng)
+
+
+MEGATRON_CODES = {"u1": 1, "<i2": 3, "<i4": 4, "<i8": 5, "<u2": 8}
+
+
+def write_megatron(prefix, documents, dtype="<u2", modes=False):
+    """Lays out a dataset as Megatron-LM does; each document is a list of sequences."""
+    sequences = [s for d in documents for s in d]
+    data = [np.asarray(s, dtype).tobytes() for s in sequences]
+    index = b"MMIDIDX\x00\x00" + struct.pack("<QB", 1, MEGATRON_CODES[dtype])
+    index += struct.pack("<QQ", len(sequences), len(documents) + 1)
+    index += np.asarray([len(s) for s in sequences], "<i4").tobytes()
+    index += np.cumsum([0, *map(len, data)])[:-1].astype("<i8").tobytes()
+    index += np.cumsum([0, *map(len, documents)]).astype("<i8").tobytes()
+    index += bytes(len(sequences)) if modes else b""
+    prefix.parent.mkdir(exist_ok=True)
+    prefix.with_name(f"{prefix.name}.idx").write_bytes(index)
+    prefix.with_name(f"{prefix.name}.bin").write_bytes(b"".join(data))

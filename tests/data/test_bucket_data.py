@@ -8,11 +8,13 @@ from data_helpers import (
     draw_ids,
     draw_texts,
     write_jsonl,
+    write_megatron,
     write_shards,
 )
 
 from hybridlm.data import open_pipeline, open_shards, open_tokenizer, tokenize, train_bpe
 from hybridlm.data.settings import DataConfig
+from hybridlm.data.sources import KINDS, read_source
 from hybridlm.data.tokenizers import TokenizerConfig
 from hybridlm.errors import DataError, StorageError
 from hybridlm.storage import local_copies, objects, open_path
@@ -101,24 +103,60 @@ def test_shards_are_written_to_and_read_from_a_bucket(bucket, tmp_path, document
         open_shards(f"{bucket}/none", tokenizer=tokenizer)
 
 
-def test_flat_tokens_and_folders_of_shards_are_sources(bucket, tmp_path, documents):
+def test_stores_of_tokens_are_sources(bucket, tmp_path, documents):
     folder = write_shards(tmp_path / "shards", documents)
     ids = [[*document, 257] for document in draw_ids(np.random.default_rng(), 60)]
     flat = tmp_path / "flat"
     flat.mkdir()
     np.concatenate(ids).astype("<u2").tofile(flat / "train.bin")
-    put(folder, f"{bucket}/shards")
-    put(flat, f"{bucket}/flat")
+    write_megatron(tmp_path / "megatron" / "w", [[document] for document in ids])
+    write_megatron(tmp_path / "megatron" / "other", [[ids[0]]])
+    for made in (folder, flat, tmp_path / "megatron"):
+        put(made, f"{bucket}/{made.name}")
 
     def sources(root):
         return {
             "s": dict(kind="tokens", path=f"{root}/shards"),
             "f": dict(kind="flat", path=f"{root}/flat/train.bin"),
+            "m": dict(kind="megatron", path=f"{root}/megatron/w"),
+            "n": dict(kind="megatron", path=f"{root}/megatron/[w]*"),
+            "o": dict(kind="megatron", path=f"{root}/megatron"),
         }
 
     here = pipeline(sources(tmp_path), tmp_path / "a")
     there = pipeline(sources(bucket), tmp_path / "b")
-    assert_batches_equal(there.batch(3), here.batch(3))
+    for step in range(3):
+        assert_batches_equal(there.batch(step), here.batch(step))
+
+
+FILES = {"tokens": ["manifest.json", "train-00000.bin"], "megatron": ["w.bin", "w.idx"]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_are_found_before_anything_is_read(kind, bucket, tmp_path):
+    """As a run's start does: objects are listed, and none is copied."""
+    tokenizer = open_tokenizer(BYTES)
+
+    def check(path, **settings):
+        return read_source(dict(kind=kind, path=path, **settings), "a").check(tokenizer)
+
+    names = FILES.get(kind, ["a.jsonl", "sub/b.jsonl"])
+    for name in names:
+        objects.write(f"{bucket}/d/{name}", b"1")
+    assert check(f"{bucket}/d") == names
+    with pytest.raises(DataError, match=f"{bucket}/none: there is no such file or folder"):
+        check(f"{bucket}/none")
+    if "heldout_path" in KINDS[kind].__dataclass_fields__:
+        more = {"ids_key": "ids"} if kind in ("arrow", "parquet") else {}
+        with pytest.raises(DataError, match=f"{bucket}/none: there is no such file or folder"):
+            check(f"{bucket}/d", heldout_path=f"{bucket}/none", **more)
+    if kind == "megatron":
+        assert check(f"{bucket}/d/w") == check(f"{bucket}/d/*.idx") == names
+    if kind in FILES:
+        objects.delete(f"{bucket}/d/{names[0]}")
+        with pytest.raises(DataError, match=f"{names[0]} is missing"):
+            check(f"{bucket}/d")
+    assert not local_copies.cache_folder().exists()
 
 
 def test_a_copy_is_used_again_until_the_objects_change(bucket, gate):

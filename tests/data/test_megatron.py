@@ -1,30 +1,18 @@
 """Megatron indexed datasets: documents of several sequences, several datasets, and damage."""
 
-import struct
-
 import numpy as np
 import pytest
-from data_helpers import assert_split_holds, assert_store_holds, draw_ids, open_source
+from data_helpers import (
+    MEGATRON_CODES,
+    assert_split_holds,
+    assert_store_holds,
+    draw_ids,
+    open_source,
+    write_megatron,
+)
 
 from hybridlm.data.sources import MegatronTokens
 from hybridlm.errors import DataError
-
-CODES = {"u1": 1, "<i2": 3, "<i4": 4, "<i8": 5, "<u2": 8}
-
-
-def write_megatron(prefix, documents, dtype="<u2", modes=False):
-    """Lays out a dataset as Megatron-LM does; each document is a list of sequences."""
-    sequences = [s for d in documents for s in d]
-    data = [np.asarray(s, dtype).tobytes() for s in sequences]
-    index = b"MMIDIDX\x00\x00" + struct.pack("<QB", 1, CODES[dtype])
-    index += struct.pack("<QQ", len(sequences), len(documents) + 1)
-    index += np.asarray([len(s) for s in sequences], "<i4").tobytes()
-    index += np.cumsum([0, *map(len, data)])[:-1].astype("<i8").tobytes()
-    index += np.cumsum([0, *map(len, documents)]).astype("<i8").tobytes()
-    index += bytes(len(sequences)) if modes else b""
-    prefix.parent.mkdir(exist_ok=True)
-    prefix.with_name(f"{prefix.name}.idx").write_bytes(index)
-    prefix.with_name(f"{prefix.name}.bin").write_bytes(b"".join(data))
 
 
 def draw_documents(rng, count):
@@ -37,7 +25,7 @@ def flat(documents):
     return [sum(sequences, []) for sequences in documents]
 
 
-@pytest.mark.parametrize("dtype", CODES)
+@pytest.mark.parametrize("dtype", MEGATRON_CODES)
 def test_documents_are_those_of_the_writer(dtype, tmp_path):
     rng = np.random.default_rng()
     documents = draw_documents(rng, 50)

@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from hybridlm import config as configs
+from hybridlm.data.shards import FORMAT, VERSION, write_manifest
+from hybridlm.data.sources import KINDS
 from hybridlm.errors import UserError
 from hybridlm.train.ready import check_ready
 
@@ -51,8 +53,36 @@ def test_a_missing_package_of_a_source_is_named(kind, without, in_root, tmp_path
 def test_missing_files_are_found_only_where_they_must_be_there(in_root, tmp_path):
     config = demo(data__sources__addresses__path=str(tmp_path / "nothing.jsonl"))
     check_ready(config, files=False)
-    with pytest.raises(UserError, match="nothing.jsonl"):
+    with pytest.raises(UserError, match=r"^data\.sources\.addresses: .*nothing\.jsonl"):
         check_ready(config)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_files_of_every_kind_of_source_are_looked_for(kind, in_root, tmp_path):
+    """The held-out ones too, and every shard of a folder of shards."""
+    names = {"tokens": ["manifest.json", "train-00000.bin", "train-00000.idx"]}
+    names = names.get(kind, ["w.bin", "w.idx"] if kind == "megatron" else ["a"])
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"")
+    if kind == "tokens":
+        splits = {"train": {"shards": [{"name": "train-00000"}]}, "heldout": {"shards": []}}
+        write_manifest(folder, {"format": FORMAT, "version": VERSION, "splits": splits})
+
+    def check(**settings):
+        check_ready(demo(data__sources__more=dict(kind=kind, **settings)))
+
+    check(path=str(folder))
+    with pytest.raises(UserError, match=r"^data\.sources\.more: [^\n]*none"):
+        check(path=str(tmp_path / "none"))
+    if "heldout_path" in KINDS[kind].__dataclass_fields__:
+        more = {"ids_key": "ids"} if kind in ("arrow", "parquet") else {}
+        with pytest.raises(UserError, match=r"^data\.sources\.more: [^\n]*none"):
+            check(path=str(folder), heldout_path=str(tmp_path / "none"), **more)
+    (folder / names[-1]).unlink()
+    with pytest.raises(UserError, match=r"^data\.sources\.more: "):
+        check(path=str(folder))
 
 
 @pytest.mark.parametrize(
@@ -97,3 +127,12 @@ def test_the_command_checks_first(words, without, refusal, in_root):
     without("wandb")
     said = refusal("train", "--config", DEMO, *words, "--config.train.wandb=project")
     assert "train.wandb needs wandb" in said and not (in_root / "never").exists()
+
+
+def test_zstandard_is_asked_for_where_a_file_needs_it(without, in_root, tmp_path):
+    without("zstandard")
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    check_ready(demo(data__sources__more=dict(kind="jsonl", path=str(tmp_path))))
+    (tmp_path / "b.jsonl.zst").write_bytes(b"")
+    with pytest.raises(UserError, match=r"^data\.sources\.more: .*zstandard.*hybridlm\[data\]"):
+        check_ready(demo(data__sources__more=dict(kind="jsonl", path=str(tmp_path))))

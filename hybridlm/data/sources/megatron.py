@@ -26,6 +26,7 @@ from hybridlm.data.store import Opening
 from hybridlm.data.token_stream import Segment, TokenStream
 from hybridlm.errors import DataError
 from hybridlm.settings.bounds import settings
+from hybridlm.storage import objects
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEAD = struct.Struct("<9sQBQQ")
@@ -37,6 +38,7 @@ _DTYPES = {
     5: np.dtype("<i8"),
     8: np.dtype("<u2"),
 }
+_BOTH = ".[bi][id][nx]"  # a glob of .bin and .idx
 _DOCUMENTS = 1 << 16  # documents of the index read at once
 
 
@@ -48,9 +50,33 @@ class MegatronTokens(TokenSource):
 
     kind_name = "megatron"
 
+    def files(self, path: str) -> list[SourceFile]:
+        """The .idx and the .bin of each dataset, in turn."""
+        found = []
+        for idx in _index_files(path):
+            ids = SourceFile(_bin_name(idx.name), idx.path.with_name(_bin_name(idx.path.name)))
+            if not ids.path.is_file():
+                raise DataError(f"{ids.path}: is missing beside its .idx")
+            found += [idx, ids]
+        return found
+
+    def in_bucket(self, url: str) -> str:
+        if not glob.has_magic(url) and objects.keys(url):
+            return url  # a folder
+        return f"{_prefix(url)}{_BOTH}"
+
+    def find(self, path: str) -> list[str]:
+        names = super().find(path)
+        wanted = {_bin_name(name) for name in names if name.endswith(".idx")}
+        if not wanted:
+            raise DataError(f"source {path}: there is no .idx file")
+        if missing := wanted.difference(names):
+            raise DataError(f"source {path}: {min(missing)} is missing beside its .idx")
+        return names
+
     def read_store(self, path: str, opening: Opening) -> Documents:
-        found = _index_files(path)
-        parts = [_read_index(file.path) for file in found]
+        files = self.files(path)
+        parts = [_read_index(idx.path, ids.path) for idx, ids in zip(files[::2], files[1::2])]
         segments = [
             Segment(map_ids(part.bin, part.dtype), part.bin) for part in parts if part.tokens
         ]
@@ -58,16 +84,21 @@ class MegatronTokens(TokenSource):
         stream = TokenStream(segments, opening.tokenizer.vocab_size, hint)
         if not stream.tokens:
             raise DataError(f"source {path}: holds no token")
-        files = [
-            file
-            for idx, part in zip(found, parts)
-            for file in (idx, SourceFile(f"{idx.name.removesuffix('.idx')}.bin", part.bin))
-        ]
         return Documents(files, stream, lambda: _ends(parts))
 
 
+def _prefix(path: str) -> str:
+    for suffix in (".idx", ".bin", _BOTH):
+        path = path.removesuffix(suffix)
+    return path
+
+
+def _bin_name(name: str) -> str:
+    return f"{name.removesuffix('.idx')}.bin"
+
+
 def _index_files(path: str) -> list[SourceFile]:
-    prefix = path.removesuffix(".idx").removesuffix(".bin")
+    prefix = _prefix(path)
     if os.path.isdir(os.path.expanduser(path)):
         found = [f for f in source_files(path) if f.name.endswith(".idx")]
         if not found:
@@ -94,7 +125,7 @@ class _Part(NamedTuple):
     documents: np.ndarray
 
 
-def _read_index(idx: Path) -> _Part:
+def _read_index(idx: Path, ids: Path) -> _Part:
     with open(idx, "rb") as file:
         head = file.read(_HEAD.size)
     if not head.startswith(_MAGIC):
@@ -126,16 +157,13 @@ def _read_index(idx: Path) -> _Part:
         raise DataError(
             f"{idx}: its documents do not cover its {sequences:,} sequences; write it again"
         )
-    path = idx.with_name(f"{idx.name.removesuffix('.idx')}.bin")
-    if not path.is_file():
-        raise DataError(f"{path}: is missing beside its .idx")
     expected = int(pointers[-1]) + int(lengths[-1]) * dtype.itemsize if sequences else 0
-    if (actual := path.stat().st_size) != expected:
+    if (actual := ids.stat().st_size) != expected:
         what = "truncated" if actual < expected else "too long"
         raise DataError(
-            f"{path}: is {what} ({actual:,} bytes; its index says {expected:,}); copy it again"
+            f"{ids}: is {what} ({actual:,} bytes; its index says {expected:,}); copy it again"
         )
-    return _Part(idx, path, dtype, expected // dtype.itemsize, lengths, pointers, starts)
+    return _Part(idx, ids, dtype, expected // dtype.itemsize, lengths, pointers, starts)
 
 
 def _ends(parts: list[_Part]) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hybridlm.data.examples import Example
-from hybridlm.data.files import SourceFile, file_sha256, source_files, utf8
+from hybridlm.data.files import SourceFile, file_sha256, require_module, utf8
 from hybridlm.data.shards import (
     MASKED_VERSION,
     VERSION,
@@ -48,9 +48,12 @@ class TextSource(SourceConfig):
         """The field or column that holds the text; None if files or records have no fields."""
         return None
 
-    def files(self, path: str) -> list[SourceFile]:
-        """The files that `path` names, in order."""
-        return source_files(path)
+    def check(self, tokenizer: Tokenizer, files: bool = True) -> list[str]:
+        """See `SourceConfig.check`."""
+        names = super().check(tokenizer, files)
+        if any(name.endswith(".zst") for name in names):
+            require_module("zstandard", "data", "reading .zst files")
+        return names
 
     def documents(self) -> Iterator[Example]:
         """Streams the documents: see `TextReader.documents`."""

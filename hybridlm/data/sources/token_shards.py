@@ -1,8 +1,12 @@
 """Sources of kind "tokens": folders of token shards."""
 
-from hybridlm.data.shards import open_shards
+from pathlib import Path
+
+from hybridlm.data.files import SourceFile
+from hybridlm.data.shards import MANIFEST, open_shards, read_manifest, shard_names
 from hybridlm.data.source import SourceConfig
 from hybridlm.data.store import Opening, TokenStore
+from hybridlm.errors import DataError
 from hybridlm.settings.bounds import settings
 
 
@@ -13,6 +17,20 @@ class TokenShards(SourceConfig):
     """
 
     kind_name = "tokens"
+
+    def files(self, path: str) -> list[SourceFile]:
+        folder = Path(path).expanduser()
+        names = shard_names(read_manifest(folder))
+        for name in names:
+            if not (folder / name).is_file():
+                raise DataError(f"{folder / name}: the shard is missing; copy the folder again")
+        return [SourceFile(name, folder / name) for name in (MANIFEST, *names)]
+
+    def find(self, path: str) -> list[str]:
+        names = super().find(path)
+        if MANIFEST not in names:
+            raise DataError(f"source {path}: {MANIFEST} is missing; run `hybridlm tokenize` again")
+        return names
 
     def open(self, opening: Opening) -> TokenStore:
         return open_shards(self.path, tokenizer=opening.tokenizer, verify=opening.verify)
