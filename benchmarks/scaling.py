@@ -155,7 +155,7 @@ def overhead(steps: int = 400) -> Iterator[dict]:
         path = pathlib.Path(folder) / "run"
         loop.train(made, path)
         records = [r for r in metrics.read(path / metrics.FILE) if r["kind"] == "train"]
-        trainer = setup.build(made, path)
+        trainer = setup.build(made, path, setup.read_data(made, path))
         batch, state = trainer.device_batch(next(trainer.batches())), trainer.state
         times = []
         for _ in range(steps):

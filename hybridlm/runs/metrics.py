@@ -18,6 +18,7 @@ from hybridlm.storage.writing import AppendedFile, make_folder, write_text
 
 Record = dict[str, Any]
 FILE = "metrics.jsonl"
+_SHOWN = 240  # characters of an error of Weights & Biases
 
 
 class Writer(Protocol):
@@ -97,7 +98,7 @@ class WandbWriter:
         """Begins or resumes the run `run_id` of the project, which shows it as `name`.
 
         Raises:
-          UserError: if the package is missing.
+          UserError: if the package is missing, or the run cannot begin, as without a login.
         """
         try:
             import wandb
@@ -105,7 +106,16 @@ class WandbWriter:
             raise UserError(
                 "train.wandb needs Weights & Biases: pip install 'hybridlm[wandb]', or set it to None"
             ) from None
-        self._run = wandb.init(project=project, name=name, id=run_id, resume="allow", config=config)
+        try:
+            self._run = wandb.init(
+                project=project, name=name, id=run_id, resume="allow", config=config
+            )
+        except Exception as error:  # its own, and those of its network client
+            reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
+            raise UserError(
+                f"train.wandb {project!r} cannot begin a run at Weights & Biases ({reason}): `wandb login`"
+                " once, set WANDB_MODE=offline, or set train.wandb to None"
+            ) from error
 
     def write(self, record: Record) -> None:
         scalars = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}

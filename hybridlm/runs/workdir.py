@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import functools
 import os
 import pathlib
 import platform
@@ -61,6 +62,11 @@ class Workdir:
     path: pathlib.Path
     lock: Any
     mirror: Mirror | None = None
+
+    @functools.cached_property
+    def run_id(self) -> str:
+        """See the function `run_id`."""
+        return run_id(self.path)
 
     @property
     def local(self) -> pathlib.Path:
@@ -185,18 +191,25 @@ def check_same_run(path: pathlib.Path, run: RunSettings) -> None:
         )
 
 
-def record_environment(path: pathlib.Path, devices: list[Any]) -> dict[str, Any]:
-    """Writes what is needed to repeat the run, and returns it.
+def run_id(path: pathlib.Path) -> str:
+    """The name of the run in `path` among all runs, which other services know it by.
 
-    `sessions` keeps the times of earlier starts, and `id` the name of this run among all runs,
-    which other services know it by: drawn at the first start, because folders' names recur.
+    It is drawn at the first start, because folders' names recur; `record_environment` keeps it.
     """
-    target = path / ENVIRONMENT
-    earlier = read_json(target) if target.exists() else {}
+    earlier = _environment(path)
     # Before ids were kept, Weights & Biases knew a run by its folder's name.
-    first = own_name(path) if earlier else secrets.token_hex(8)
+    return earlier.get("id", own_name(path)) if earlier else secrets.token_hex(8)
+
+
+def record_environment(path: pathlib.Path, devices: list[Any], name: str) -> None:
+    """Writes what is needed to repeat the run; `sessions` keeps the times of earlier starts.
+
+    Args:
+      name: the `run_id`.
+    """
+    earlier = _environment(path)
     environment = {
-        "id": earlier.get("id", first),
+        "id": name,
         "command": shlex.join(["hybridlm", *sys.argv[1:]]),
         "folder": pathlib.Path.cwd().name,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -212,8 +225,13 @@ def record_environment(path: pathlib.Path, devices: list[Any]) -> dict[str, Any]
         },
     }
     sessions = [*earlier.get("sessions", []), environment["started"]]
-    write_json(target, {**environment, "sessions": sessions})
-    return environment
+    write_json(path / ENVIRONMENT, {**environment, "sessions": sessions})
+
+
+def _environment(path: pathlib.Path) -> dict[str, Any]:
+    """What was recorded at the last start; {} in a new run."""
+    target = path / ENVIRONMENT
+    return read_json(target) if target.exists() else {}
 
 
 PACKAGES = (

@@ -95,9 +95,11 @@ def train(
     folder = hosts.in_turn("opening the workdir", lambda: open_workdir(path, settings))
     try:
         with preemption.StopSignal() as stop, Watchdog(config.train.hang_seconds) as watchdog:
-            trainer = setup.build(config, folder.path, plan)
+            pipeline = setup.read_data(config, folder.path)
+            trackers = _trackers(config, folder)  # they may refuse: before the step is compiled
+            trainer = setup.build(config, folder.path, pipeline, plan)
             with jax.set_mesh(trainer.mesh):
-                return _train(trainer, folder, progress, stop, watchdog, callback)
+                return _train(trainer, folder, trackers, progress, stop, watchdog, callback)
     finally:
         folder.close()
 
@@ -105,6 +107,7 @@ def train(
 def _train(
     trainer: setup.Trainer,
     folder: workdir.Workdir,
+    trackers: list[metrics.Writer],
     progress: Progress,
     stop: preemption.StopSignal,
     watchdog: Watchdog,
@@ -116,7 +119,7 @@ def _train(
     with hosts.fail_together("beginning the run"):
         writers, goes_on = metrics.Writers([]), False
         if hosts.is_first():
-            writers, goes_on = _begin(config, folder, start)
+            writers, goes_on = _begin(config, folder, trackers, start)
     peak, peak_source = peak_flops(jax.devices())
     teacher_speed = _teacher_speed(trainer, folder)
     clock = StepClock(config.tokens_per_step, trainer.flops_per_step, peak)
@@ -258,7 +261,25 @@ def _train(
     return 0
 
 
-def _begin(config: Config, folder: workdir.Workdir, start: int) -> tuple[metrics.Writers, bool]:
+def _trackers(config: Config, folder: workdir.Workdir) -> list[metrics.Writer]:
+    """Begins the run at other services, on the first host.
+
+    Raises:
+      UserError: if one refuses it, as without a login.
+    """
+    if not config.train.wandb:
+        return []
+    beginning = "beginning the run at Weights & Biases"
+    with hosts.fail_together(beginning), doing(beginning):
+        if not hosts.is_first():
+            return []
+        name, settings = own_name(folder.path), to_dict(config)
+        return [metrics.WandbWriter(config.train.wandb, name, folder.run_id, settings)]
+
+
+def _begin(
+    config: Config, folder: workdir.Workdir, trackers: list[metrics.Writer], start: int
+) -> tuple[metrics.Writers, bool]:
     """Writes the run's config and environment, and drops records after step `start`.
 
     Returns:
@@ -268,19 +289,18 @@ def _begin(config: Config, folder: workdir.Workdir, start: int) -> tuple[metrics
     goes_on = before is not None and before["train"]["steps"] != config.train.steps
     if goes_on:
         (folder.path / workdir.REPORT).unlink(missing_ok=True)  # of the run that was shorter
-    environment = workdir.record_environment(folder.path, jax.devices())
+    workdir.record_environment(folder.path, jax.devices(), folder.run_id)
     metrics.cut_back(folder.local / metrics.FILE, start)
-    return _writers(config, folder, environment["id"], start), goes_on
+    return _writers(config, folder, trackers, start), goes_on
 
 
-def _writers(config: Config, folder: workdir.Workdir, run_id: str, start: int) -> metrics.Writers:
+def _writers(
+    config: Config, folder: workdir.Workdir, trackers: list[metrics.Writer], start: int
+) -> metrics.Writers:
     writers: list[metrics.Writer] = [metrics.JsonlWriter(folder.local / metrics.FILE)]
     if config.train.tensorboard:
         writers.append(metrics.TensorBoardWriter(folder.local / "tensorboard", start))
-    if config.train.wandb:
-        name = own_name(folder.path)
-        writers.append(metrics.WandbWriter(config.train.wandb, name, run_id, to_dict(config)))
-    return metrics.Writers([*writers, *folder.uploads()])
+    return metrics.Writers([*writers, *trackers, *folder.uploads()])
 
 
 def _run_facts(

@@ -303,17 +303,13 @@ class Trainer:
         return [{k: hosts.global_array(v, sharding) for k, v in batch.items()} for batch in batches]
 
 
-def build(config: Config, workdir: pathlib.Path, plan: Plan | None = None) -> Trainer:
-    """Opens the data, compiles the training step, and restores or initialises the state.
-
-    Args:
-      plan: what a run that has no checkpoint takes from the source of its `init`.
+def read_data(config: Config, workdir: pathlib.Path) -> Pipeline:
+    """Opens the data; host 0 first, which tokenizes.
 
     Raises:
       UserError: for a mesh or data that do not fit, and where the run in `workdir` read other data.
     """
-    devices = _attached_devices()
-    check_divides(config, meshes.mesh_shape(config.mesh, len(devices)))
+    check_divides(config, meshes.mesh_shape(config.mesh, len(_attached_devices())))
 
     def open_data() -> Pipeline:
         pipeline = open_pipeline(config.data, seed=config.seed, workdir=workdir)
@@ -322,7 +318,22 @@ def build(config: Config, workdir: pathlib.Path, plan: Plan | None = None) -> Tr
         return pipeline
 
     with doing("reading the data"):
-        pipeline = hosts.in_turn("reading the data", open_data)
+        return hosts.in_turn("reading the data", open_data)
+
+
+def build(
+    config: Config, workdir: pathlib.Path, pipeline: Pipeline, plan: Plan | None = None
+) -> Trainer:
+    """Compiles the training step, and restores or initialises the state.
+
+    Args:
+      pipeline: of `read_data`.
+      plan: what a run that has no checkpoint takes from the source of its `init`.
+
+    Raises:
+      UserError: for a mesh that does not fit.
+    """
+    devices = _attached_devices()
     start = time.perf_counter()
     with doing("compiling the training step"):
         lowered = lower_step(config, pipeline.tokenizer.token_bytes(), devices)

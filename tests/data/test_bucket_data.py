@@ -1,5 +1,7 @@
 """Text, tokens and tokenizers in a bucket are the same as on this machine."""
 
+import json
+
 import numpy as np
 import pytest
 from data_helpers import (
@@ -127,6 +129,24 @@ def test_stores_of_tokens_are_sources(bucket, tmp_path, documents):
     there = pipeline(sources(bucket), tmp_path / "b")
     for step in range(3):
         assert_batches_equal(there.batch(step), here.batch(step))
+
+
+def test_a_chat_template_may_lie_in_a_bucket(bucket, tmp_path, documents):
+    roles = ("user", "assistant")
+    chats = [[dict(role=r, content=f"{r} {d}") for r in roles] for d in documents]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"messages": c}) + "\n" for c in chats))
+    (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m.content }};{% endfor %}")
+    for name in ("c.jsonl", "t.jinja"):
+        objects.write(f"{bucket}/{name}", (tmp_path / name).read_bytes())
+
+    def source(root, template="t.jinja"):
+        return dict(kind="chat", path=f"{root}/c.jsonl", template=f"{root}/{template}")
+
+    here = pipeline({"a": source(tmp_path)}, tmp_path / "a")
+    there = pipeline({"a": source(bucket)}, tmp_path / "b")
+    assert_batches_equal(there.batch(0), here.batch(0))
+    with pytest.raises(DataError, match=f"the chat template {bucket}/none cannot be read"):
+        read_source(source(bucket, "none"), "a").check(open_tokenizer(BYTES))
 
 
 FILES = {"tokens": ["manifest.json", "train-00000.bin"], "megatron": ["w.bin", "w.idx"]}

@@ -58,6 +58,10 @@ def test_the_name_of_a_token_folder_is_a_hash_of_what_the_tokens_depend_on(tmp_p
         (dict(path="a"), "data.sources.web.kind is missing: valid are: "),
         (dict(kind="jsonl"), "data.sources.web.path is missing"),
         (dict(kind="jsonl", path=""), "data.sources.web.path is empty"),
+        (
+            dict(kind="chat", path="a", template="gcs://b/t"),
+            "data.sources.web.template is no path that can be used: gcs://b/t has the scheme gcs://",
+        ),
         (dict(kind="jsonl", path="a", text_kye="b"), "unknown key data.sources.web.text_kye: did"),
         (dict(kind="jsonl", path="a", weight=0), "data.sources.web.weight must be positive"),
         ("a.jsonl", "data.sources.web must be a mapping with a kind, not 'a.jsonl'"),

@@ -136,3 +136,23 @@ def test_zstandard_is_asked_for_where_a_file_needs_it(without, in_root, tmp_path
     (tmp_path / "b.jsonl.zst").write_bytes(b"")
     with pytest.raises(UserError, match=r"^data\.sources\.more: .*zstandard.*hybridlm\[data\]"):
         check_ready(demo(data__sources__more=dict(kind="jsonl", path=str(tmp_path))))
+
+
+def test_a_chat_template_and_its_package_are_looked_for(without, in_root, tmp_path):
+    path, template = tmp_path / "a.jsonl", tmp_path / "t.jinja"
+    path.write_bytes(b"")
+
+    def check(files=True, **settings):
+        source = dict(kind="chat", path=str(path), **settings)
+        check_ready(demo(data__sources__more=source), files=files)
+
+    missing = r"^data\.sources\.more: the chat template .*t\.jinja cannot be read \(No such file"
+    with pytest.raises(UserError, match=missing):
+        check(template=str(template))
+    template.write_text("{{ messages }}")
+    check(template=str(template))
+    without("jinja2")
+    check()
+    for files in (True, False):
+        with pytest.raises(UserError, match=r"^data\.sources\.more: .*jinja2.*hybridlm\[hf\]"):
+            check(files, template=str(template))

@@ -1,18 +1,17 @@
 """Sources of kind "chat": JSON Lines of conversations."""
 
 import hashlib
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 from hybridlm.data.examples import Conversation
-from hybridlm.data.files import SourceFile, chunks, lines, utf8
+from hybridlm.data.files import SourceFile, chunks, lines, require_module, utf8
 from hybridlm.data.sources.jsonl import json_object, present
 from hybridlm.data.sources.text_source import TextSource, field_text
 from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import DataError
-from hybridlm.settings.bounds import NotEmpty, settings
+from hybridlm.settings.bounds import IsPath, NotEmpty, settings
+from hybridlm.storage import expand
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -34,7 +33,15 @@ class Chat(TextSource):
     answers_only = True
 
     messages_key: Annotated[str, NotEmpty()] = "messages"
-    template: str | None = None
+    template: Annotated[str, NotEmpty(), IsPath()] | None = None
+
+    def check(self, tokenizer: Tokenizer, files: bool = True) -> list[str]:
+        names = super().check(tokenizer, files)
+        if files:
+            self._template()
+        if self.template is not None or tokenizer.chat_template is not None:
+            require_module("jinja2", "hf", "a chat template")
+        return names
 
     def describe_reading(self, tokenizer: Tokenizer) -> dict[str, Any]:
         template = self._template()
@@ -61,7 +68,7 @@ class Chat(TextSource):
     def _template(self) -> str | None:
         if self.template is None:
             return None
-        path = Path(os.path.expanduser(self.template))
+        path = expand(self.template)
         try:
             return utf8(path.read_bytes(), str(path))
         except OSError as error:
