@@ -75,7 +75,7 @@ def test_make_targets_of_the_pages_exist(root):
 def test_the_design_names_every_extra_and_its_packages(root):
     text = (root / "docs" / "design.md").read_text()
     (extras,) = re.findall(r"Extras: (.+)\.$", text, re.MULTILINE)
-    named = dict(re.findall(r"`([a-z]+)`(?: \(([^)]+)\))?(?:, |$)", extras))
+    named = dict(re.findall(r"`([a-z0-9]+)`(?: \(([^)]+)\))?(?:, |$)", extras))
     with (root / "pyproject.toml").open("rb") as file:
         declared = tomllib.load(file)["project"]["optional-dependencies"]
     assert set(named) == set(declared)
@@ -83,6 +83,17 @@ def test_the_design_names_every_extra_and_its_packages(root):
         packages = [re.sub(r"[\[<>=].*", "", name) for name in declared[extra]]
         said = [name for name in named[extra].split(", ") if not name.startswith("`")]
         assert said == [name for name in packages if name != "hybridlm"], extra
+
+
+def test_the_design_names_every_dependency(root):
+    text = (root / "docs" / "design.md").read_text()
+    (stack,) = re.findall(r"^Python .*?; (.+)\. Extras: ", text, re.MULTILINE)
+    named = re.split(r"[,;] ", re.sub(r" \([^)]*\)", "", stack))
+    with (root / "pyproject.toml").open("rb") as file:
+        declared = tomllib.load(file)["project"]["dependencies"]
+    assert [re.split(r"[ .]", name)[0] for name in named] == [
+        re.sub(r"[\[<>=].*", "", name) for name in declared
+    ]
 
 
 def test_the_page_on_data_names_every_kind_of_source(root):
