@@ -8,6 +8,7 @@ import numpy as np
 from hybridlm.data.loss_mask import LossMask
 from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.storage.local_copies import download_folder, is_uploaded, upload_folder
+from hybridlm.storage.writing import make_folder
 
 SPLITS = ("train", "heldout")
 
@@ -101,7 +102,7 @@ class Opening(NamedTuple):
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in self.name)
         folder = self.cache / f"{safe}-{digest[:12]}"
         if self.shared is not None and not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(folder.parent)
             download_folder(f"{self.shared}/{folder.name}", folder)
         if self.asked is not None:
             self.asked.append(folder)

@@ -62,7 +62,9 @@ def tokenize(
     if is_remote(folder):
         if objects.keys(folder):
             raise DataError(f"{folder} exists; remove it or name another folder")
-        with tempfile.TemporaryDirectory(prefix="hybridlm-") as scratch:
+        with writing("a temporary folder"):
+            temporary = tempfile.TemporaryDirectory(prefix="hybridlm-")
+        with temporary as scratch:
             local = Path(scratch) / "tokens"
             tokenize(
                 source, tokenizer, local, heldout_fraction, processes, shard_tokens=shard_tokens

@@ -157,7 +157,8 @@ class _Uploads:
     def __init__(self, mirror: Mirror):
         self._mirror = mirror
 
-    def write(self, record: metrics.Record) -> None: ...
+    def write(self, record: metrics.Record) -> None:
+        self._mirror.check()
 
     def flush(self) -> None:
         self._mirror.upload()

@@ -19,9 +19,10 @@ import time
 from typing import Any
 
 from hybridlm import progress
-from hybridlm.errors import StorageError
+from hybridlm.errors import StorageError, WriteError
 from hybridlm.storage import objects
 from hybridlm.storage.paths import is_remote
+from hybridlm.storage.writing import writing
 
 LIST = ".files.json"  # of a folder that is written once: {name: [bytes, SHA-256]}
 _AT_ONCE = 8  # objects
@@ -45,7 +46,7 @@ def local_copy(path: Any) -> str:
     with a dot are left out.
 
     Raises:
-      StorageError: if there is no such file, or it cannot be copied.
+      StorageError: if there is no such file, or it cannot be copied. WriteError: on a full disk.
     """
     url = os.fspath(path)
     if not is_remote(url):
@@ -58,7 +59,8 @@ def local_copy(path: Any) -> str:
     folder = cache_folder() / "copies" / hashlib.sha256(key.encode()).hexdigest()[:24]
     if not (folder / ".complete").exists():
         _copy_files(root, names, folder)
-        (folder / ".complete").touch()
+        with writing(folder):
+            (folder / ".complete").touch()
     return str(folder / pattern) if pattern else str(folder)
 
 
@@ -96,7 +98,7 @@ def download_folder(url: Any, folder: pathlib.Path) -> bool:
     """Downloads a folder that `upload_folder` uploaded; False if it is not there, whole.
 
     Raises:
-      StorageError: if a file is not the one that was uploaded.
+      StorageError: if a file is not the one that was uploaded. WriteError: if it cannot be written.
     """
     listed = objects.read(f"{os.fspath(url)}/{LIST}")
     if listed is None:
@@ -113,8 +115,12 @@ def download_folder(url: Any, folder: pathlib.Path) -> bool:
                     f"{os.fspath(url)}/{name} is not the file that was uploaded ({size:,} bytes, SHA-256"
                     f" {digest[:12]}…): remove that folder"
                 )
-        if not folder.exists():
-            draft.rename(folder)
+        try:
+            with writing(folder):
+                draft.rename(folder)
+        except WriteError:
+            if not folder.is_dir():  # otherwise another process has made it
+                raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return True

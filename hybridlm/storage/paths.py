@@ -15,6 +15,7 @@ from hybridlm.errors import UserError
 from hybridlm.storage.objects import SCHEMES
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+DRAFT = ".tmp"  # at the end of the name of a file that is not whole yet
 _PREFIXES = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
@@ -98,7 +99,7 @@ def write_whole(path: pathlib.Path, data: bytes) -> None:
 
         objects.write(path, data)
         return
-    draft = path.with_name(path.name + ".tmp")
+    draft = path.with_name(path.name + DRAFT)
     try:
         with draft.open("wb") as file:
             file.write(data)

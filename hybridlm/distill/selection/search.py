@@ -34,6 +34,7 @@ from hybridlm.runs.opened import MODEL, OpenedModel, save_model
 from hybridlm.settings import json_text
 from hybridlm.settings.plain import to_dict
 from hybridlm.settings.registry import choose
+from hybridlm.storage.writing import writing
 
 TABLE, GATES, RESULT = "evaluations.jsonl", "gates_{:.4f}.json", "selections.json"
 _ANSWER_ROWS = 32  # rows of answers in a batch of gate training: one shape, one program
@@ -328,7 +329,8 @@ class LayerSearch:
         if partial.exists():
             shutil.rmtree(partial)  # of a search that was killed
         save_model(model, partial, data=model.data is not None)
-        partial.rename(path)
+        with writing(path):
+            partial.rename(path)
 
     def _costs(self, model: OpenedModel) -> list[int]:
         return state_bytes(model.config, self.settings.context)
