@@ -29,9 +29,9 @@ def _run(settings: TrainSettings, where: StartSettings, overrides: Overrides) ->
 
 
 def _init_overrides(text: str) -> Overrides:
-    """Overrides of the config for PATH or PATH@STEP."""
+    """Overrides of the config for PATH or PATH@STEP: without a step, the newest checkpoint."""
     path, step = split_step(text)
-    return [("init.path", repr(path)), *([] if step is None else [("init.step", str(step))])]
+    return [("init.path", repr(path)), ("init.step", repr(step))]
 
 
 TRAIN = Command(
