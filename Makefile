@@ -16,8 +16,8 @@ AOT_READY := $(AOT)/.ready
 help:
 	@echo "make demo       install, and train the demo: 5 minutes on 2 CPU cores"
 	@echo "make life       pretrain, decay, extend and fine-tune one model: 300 seconds of CPU time, on 2 cores"
-	@echo "make distill    turn a pretrained transformer of 135M parameters into hybrids: about half an"
-	@echo "                hour, estimated, on 2 quiet CPU cores with 13 GB of memory; resumes if stopped"
+	@echo "make distill    turn a pretrained transformer of 135M parameters into hybrids: 49 minutes"
+	@echo "                on 2 slow CPU cores with 16 GB of memory; resumes if stopped"
 	@echo "make laziness   train the 100 small runs of the experiment on retrieval heads; resumes if stopped"
 	@echo "make state      train the small runs of the experiment on state tracking; resumes if stopped"
 	@echo "make nha        train the small runs of the experiment on Native Hybrid Attention; resumes"
