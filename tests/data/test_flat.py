@@ -52,7 +52,7 @@ def test_documents_are_those_of_the_writer(kind, eot, tmp_path):
     documents = draw_ids(rng, 60)
     documents = [[*d, EOT] if eot == "end" else [EOT, *d] for d in [*documents, []]]
     stream = [i for d in documents for i in d]
-    write_files(tmp_path / "s", kind, stream, sorted(rng.integers(0, len(stream), 3)))
+    write_files(tmp_path / "s", kind, stream, sorted(1 + rng.choice(len(stream) - 1, 3, False)))
     dtype = "uint32" if kind == "<u4" else "auto"
     store = open_source(FlatTokens(str(tmp_path / "s"), eot=eot, dtype=dtype), tmp_path)
     assert_store_holds(store, documents, rng)
@@ -161,7 +161,9 @@ BAD = {
     ),
     "no end": (raw([1, 2, 3]), {}, "no token is 257, .*: set eot_id .*, or heldout_path"),
     "eot_id": (raw(GOOD), {"eot_id": 300}, "eot_id is 300, outside the tokenizer's vocabulary"),
-    "nothing": (raw([]), {}, "holds no token"),
+    "nothing": (raw([]), {}, "holds no token in its 0 bytes; copy it again, or remove it"),
+    "only a header": (raw([7] * 512), {"header_bytes": 1024}, "holds no token in its 1,024 bytes"),
+    "header of nothing": (llmc([]), {}, "holds no token"),
     "long header": (raw(GOOD), {"header_bytes": 999}, "are not 999 bytes of header and whole ids"),
 }
 
@@ -188,3 +190,17 @@ def test_a_file_is_not_trained_on_and_held_out(tmp_path):
     source = FlatTokens(str(tmp_path / "*.bin"), heldout_path=str(tmp_path / "b.bin"))
     with pytest.raises(DataError, match=r"b\.bin: is in path and in heldout_path; take it out of"):
         open_source(source, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "uint16", "uint32"])
+def test_a_file_without_a_byte_among_others_is_refused(dtype, tmp_path):
+    """As every other truncation; a file whose own header says 0 tokens is whole."""
+    for name, ids in (("a", GOOD), ("b", []), ("c", GOOD)):
+        raw(ids, "<u4" if dtype == "uint32" else "<u2")(tmp_path / f"{name}.bin")
+    source = FlatTokens(str(tmp_path / "*.bin"), dtype=dtype)
+    with pytest.raises(DataError, match=r"/b\.bin: holds no token in its 0 bytes; copy it again"):
+        open_source(source, tmp_path)
+    if dtype == "auto":
+        write_llmc(tmp_path / "b.bin", [])
+        store = open_source(source, tmp_path)
+        assert store.train.tokens + store.heldout.tokens == 2 * len(GOOD)

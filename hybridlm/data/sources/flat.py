@@ -87,6 +87,10 @@ class FlatTokens(TokenSource):
                 f" whole ids of {layout.dtype.name}; copy it again, or set dtype or header_bytes"
             )
         ids = map_ids(path, layout.dtype, layout.offset)
+        if layout.count is None and not len(ids):
+            raise DataError(
+                f"{path}: holds no token in its {size:,} bytes; copy it again, or remove it"
+            )
         if layout.count not in (None, len(ids)):
             raise DataError(
                 f"{path}: its header says {layout.count:,} tokens, and it holds {len(ids):,}; copy"
