@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
@@ -171,7 +172,11 @@ def _train(
         trainer.checkpoints.save(step, state, {**facts, "config": to_dict(config)})
 
     def measure(step: int, state: Any, evaluate_now: bool, callback_now: bool) -> None:
-        """Evaluates and probes the state after `step`, outside of step times."""
+        """Evaluates and probes the state after `step`, outside of step times.
+
+        Raises:
+          RunError: as soon as it is known that the save in progress has failed.
+        """
         with clock.paused():
             if evaluate_now:
                 watchdog.beat(f"the evaluation after step {step}")
@@ -181,6 +186,7 @@ def _train(
                 progress.print(_eval_line(step, figures))
             if callback_now:
                 watchdog.beat(f"the probes after step {step}")
+                trainer.checkpoints.check()
                 with doing(f"probing step {step}"):
                     line = callback.on_step(step, state["params"])
                 progress.print(line)
@@ -376,9 +382,15 @@ def _print_start(
 
 def _evaluate(trainer: setup.Trainer, state: Any, heldout: Any) -> dict[str, Any]:
     """Held-out figures, with those of the moving average as `ema_loss` and `ema_bits_per_byte`."""
-    figures = evaluate(trainer.eval_step, state["params"], heldout)
+
+    def batches() -> Iterator[Any]:
+        for batch in heldout:
+            trainer.checkpoints.check()  # a save that failed is not told after the evaluation only
+            yield batch
+
+    figures = evaluate(trainer.eval_step, state["params"], batches())
     if "ema" in state:
-        averaged = evaluate(trainer.eval_step, trainer.averaged(state), heldout)
+        averaged = evaluate(trainer.eval_step, trainer.averaged(state), batches())
         figures |= {f"ema_{name}": averaged[name] for name in ("loss", "bits_per_byte")}
     return figures
 

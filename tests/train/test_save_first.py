@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hybridlm import config as configs
-from hybridlm.errors import TRY_AGAIN
+from hybridlm.errors import TRY_AGAIN, RunError
 from hybridlm.runs import checkpoint, metrics
 from hybridlm.train import loop
 from hybridlm.train.live_probes import LiveProbes
@@ -231,3 +231,29 @@ def test_probe_records_without_their_last_are_dropped(tmp_path):
         assert [(r["kind"], r["step"]) for r in records] == [
             (kind, at) for at in kept for kind in ("weights", "cost")
         ]
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_save_that_fails_during_an_evaluation_is_said_at_once(
+    whole, tmp_path, monkeypatch, batches
+):
+    """After one of three held-out batches no other is read; after the last, nothing is probed."""
+    seen, plain = [], loop.evaluate
+
+    def evaluate(eval_step, *others):
+        return plain(lambda *given: seen.append(0) or eval_step(*given), *others)
+
+    def check(self):
+        if len(seen) >= batches:
+            raise RunError("the save has failed")
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(checkpoint.Checkpoints, "check", check)
+    run = tmp_path / "run"
+    with pytest.raises(RunError, match="the save has failed"):
+        loop.train(load(whole, eval_sequences=6), run, callback=Probe())
+    assert len(seen) == batches
+    assert [r["step"] for r in metrics.read(run / metrics.FILE) if r["kind"] == "eval"] == (
+        [2] if batches == 3 else []
+    )
+    assert not metrics.read(run / "probes.jsonl")
