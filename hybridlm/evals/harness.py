@@ -20,8 +20,10 @@ from hybridlm.evals.sample import Sample
 from hybridlm.evals.scoring import (
     NOT_FINITE_SENTENCE,
     Likelihood,
+    Pair,
     complete,
     continuation_likelihoods,
+    continuation_pair,
 )
 from hybridlm.runs import OpenedModel, open_model
 from hybridlm.settings import json_text
@@ -40,7 +42,6 @@ except ModuleNotFoundError as error:
     ) from None
 
 MAX_NEW_TOKENS = 256  # the harness's own default
-Pair = tuple[np.ndarray, np.ndarray]
 
 
 class HarnessModel(LM):
@@ -61,7 +62,10 @@ class HarnessModel(LM):
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """For each (context, continuation): (ln p of the continuation, whether it is greedy)."""
-        pairs = [self._pair(*request.args) for request in requests]
+        pairs = [
+            continuation_pair(self.opened.tokenizer, *request.args, self.max_length)
+            for request in requests
+        ]
         return [(likelihood.log_prob, likelihood.greedy) for likelihood in self._likelihoods(pairs)]
 
     def loglikelihood_rolling(
@@ -121,30 +125,6 @@ class HarnessModel(LM):
         )
         by_index = dict(zip(order, likelihoods))
         return [by_index[i] for i in range(len(pairs))]
-
-    def _pair(self, context: str, continuation: str) -> Pair:
-        """The tokens of context and continuation; a context that is too long loses its beginning.
-
-        Spaces at the end of the context count to the continuation, because tokenizers put a space
-        at the start of a word.
-        """
-        if not continuation:
-            raise UserError(f"the continuation of {context[-40:]!r} is empty: it needs some text")
-        tokenizer = self.opened.tokenizer
-        bare = context.rstrip()
-        continuation = context[len(bare) :] + continuation
-        whole = tokenizer.encode(bare + continuation)
-        cut = len(tokenizer.encode(bare)) if bare else 0
-        if cut >= len(whole):  # a token spans the border: it counts to the continuation
-            cut = max(len(whole) - 1, 0)
-        answer = whole[cut:]
-        if not len(answer) or len(answer) >= self.max_length:
-            raise UserError(
-                f"a continuation has {len(answer)} tokens: it needs 1 to {self.max_length - 1}"
-            )
-        budget = self.max_length - len(answer) - 1
-        kept = whole[max(cut - budget, 0) : cut] if budget else whole[:0]
-        return np.concatenate([[tokenizer.bos_id], kept]).astype(np.int32), answer
 
     def _generation(self, context: str, settings: dict[str, Any]) -> tuple[np.ndarray, list, int]:
         """(prompt tokens, strings to stop at, tokens to generate)."""

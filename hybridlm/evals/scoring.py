@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybridlm.data.tokenizers import Tokenizer
+from hybridlm.errors import UserError
 from hybridlm.evals.sample import Sample
 from hybridlm.models.loss import loss_settings, token_nll
 from hybridlm.models.mixers import SequenceContext
@@ -26,6 +27,7 @@ def string_match_any(text: str, references: Sequence[str]) -> float:
 
 
 METRICS = {"all": string_match_all, "any": string_match_any}
+Pair = tuple[np.ndarray, np.ndarray]  # int32 tokens of a prompt and of its continuation
 NOT_FINITE = -1  # in place of a token that no finite logits choose
 NOT_FINITE_SENTENCE = (
     "the model's logits are not finite (NaN or infinity), so this has no figure: take an earlier"
@@ -78,10 +80,37 @@ class Likelihood(NamedTuple):
     greedy: bool
 
 
+def continuation_pair(tokenizer: Tokenizer, context: str, continuation: str, length: int) -> Pair:
+    """The tokens of BOS with a context, and of its continuation: at most `length` together.
+
+    A context that is too long loses its beginning. Spaces at its end count to the continuation,
+    because tokenizers put a space at the start of a word.
+
+    Raises:
+      UserError: if the continuation is empty, adds no token to the context, or is too long.
+    """
+    shown = f"the continuation {continuation[-40:]!r} of {context[-40:]!r}"
+    if not continuation:
+        raise UserError(f"{shown} is empty: it needs some text")
+    bare = context.rstrip()
+    whole = tokenizer.encode(bare + context[len(bare) :] + continuation)
+    before = tokenizer.encode(bare) if bare else whole[:0]
+    if np.array_equal(whole, before):  # a tokenizer may drop spaces
+        raise UserError(f"{shown} adds no token to it: it needs some text")
+    # Where a token spans the border, it counts to the continuation.
+    cut = min(len(before), len(whole) - 1)
+    answer = whole[cut:]
+    if not len(answer) or len(answer) >= length:
+        raise UserError(f"{shown} has {len(answer)} tokens: it needs 1 to {length - 1}")
+    budget = length - len(answer) - 1
+    kept = whole[max(cut - budget, 0) : cut] if budget else whole[:0]
+    return np.concatenate([[tokenizer.bos_id], kept]).astype(np.int32), answer
+
+
 def continuation_likelihoods(
     model: Model,
     params: Params,
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    pairs: Sequence[Pair],
     *,
     batch: int = 8,
     dtype: jnp.dtype = jnp.float32,

@@ -11,6 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "models"))
 import small
 
 from hybridlm.data.tokenizers import ByteTokenizer
+from hybridlm.errors import UserError
 from hybridlm.evals import scoring
 from hybridlm.evals.sample import Sample
 from hybridlm.models.mixers import SequenceContext
@@ -88,6 +89,50 @@ def test_a_greedy_continuation_is_reported_as_greedy(tiny, logits_of):
         tokens.append(int(logits_of(tokens)[-1].argmax()))
     (found,) = scoring.continuation_likelihoods(model, params, [(prompt, np.array(tokens[3:]))])
     assert found.greedy
+
+
+class OneSpace(ByteTokenizer):
+    """Drops spaces at the ends and repeated ones, as SentencePiece does with extra spaces."""
+
+    def encode(self, text):
+        return super().encode(" ".join(text.split()))
+
+
+@pytest.mark.parametrize(
+    "tokenizer, context, continuation, prompt, answer",
+    [
+        (ByteTokenizer(), "One two", " three", "One two", " three"),
+        (ByteTokenizer(), "One ", "two", "One", " two"),
+        (ByteTokenizer(), "", "x", "", "x"),
+        (ByteTokenizer(), "q" * 90, "abc", "q" * 12, "abc"),
+        (OneSpace(), "One  ", "two", "One", " two"),
+    ],
+)
+def test_a_continuation_has_the_tokens_that_it_adds(
+    tokenizer, context, continuation, prompt, answer
+):
+    found = scoring.continuation_pair(tokenizer, context, continuation, 16)
+    assert found[0].tolist() == [tokenizer.bos_id, *prompt.encode()]
+    assert found[1].tolist() == [*answer.encode()]
+
+
+@pytest.mark.parametrize(
+    "tokenizer, context, continuation, words",
+    [
+        (ByteTokenizer(), "", "", "is empty"),
+        (ByteTokenizer(), "Hello ", "", "is empty"),
+        (OneSpace(), "Hello", " ", "the continuation ' ' of 'Hello' adds no token to it"),
+        (OneSpace(), "Hello ", "  ", "adds no token"),
+        (OneSpace(), "", " ", "adds no token"),
+        (ByteTokenizer(), "a", "b" * 16, "has 16 tokens: it needs 1 to 15"),
+    ],
+)
+def test_a_continuation_without_a_token_of_its_own_is_refused(
+    tokenizer, context, continuation, words
+):
+    """The last token of the context would be scored in its place."""
+    with pytest.raises(UserError, match=words):
+        scoring.continuation_pair(tokenizer, context, continuation, 16)
 
 
 @pytest.mark.parametrize(
