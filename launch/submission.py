@@ -96,7 +96,7 @@ def read_record(path: pathlib.Path) -> dict[str, str]:
         return {}
     try:
         return json_text.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}, the record of submitted runs, is damaged ({error}): repair it, or remove it"
             " once no run is queued or running"

@@ -42,11 +42,11 @@ def read_questions(path: pathlib.Path | str) -> QuestionSet:
         value = parse_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"questions {path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"questions {path}: malformed JSON ({error})") from None
     try:
         found = _squad(value) if isinstance(value, dict) else _hotpot(value)
-    except (KeyError, TypeError, IndexError, AttributeError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         raise DataError(
             f"questions {path}: neither SQuAD's form (data, paragraphs, qas) nor HotpotQA's (a"
             " list with question, answer, supporting_facts and context)"
@@ -56,6 +56,17 @@ def read_questions(path: pathlib.Path | str) -> QuestionSet:
     return found
 
 
+def answer_text(value: Any) -> str:
+    """An answer of a JSON file: a text, or a number.
+
+    Raises:
+      TypeError: if it is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise TypeError(f"an answer is {value!r}")
+    return str(value)
+
+
 def _squad(value: dict[str, Any]) -> QuestionSet:
     documents: dict[str, int] = {}
     questions = []
@@ -63,7 +74,7 @@ def _squad(value: dict[str, Any]) -> QuestionSet:
         for paragraph in article["paragraphs"]:
             place = documents.setdefault(_plain(paragraph["context"]), len(documents))
             for entry in paragraph["qas"]:
-                answers = tuple(dict.fromkeys(a["text"] for a in entry["answers"]))
+                answers = tuple(dict.fromkeys(answer_text(a["text"]) for a in entry["answers"]))
                 if answers and not entry.get("is_impossible"):
                     questions.append(Question(_plain(entry["question"]), answers, (place,)))
     return QuestionSet(tuple(documents), tuple(questions))
@@ -80,7 +91,7 @@ def _hotpot(value: list[dict[str, Any]]) -> QuestionSet:
             place = documents.setdefault(text, len(documents))
             if title in supporting:
                 gold.append(place)
-        answer = (str(entry["answer"]),)
+        answer = (answer_text(entry["answer"]),)
         questions.append(Question(_plain(entry["question"]), answer, tuple(gold)))
     return QuestionSet(tuple(documents), tuple(questions))
 

@@ -21,6 +21,7 @@ import numpy as np
 from hybridlm.data.tokenizers import Tokenizer
 from hybridlm.errors import DataError, UserError
 from hybridlm.evals.answered import Answered
+from hybridlm.evals.questions import answer_text
 from hybridlm.evals.sample import Sample, generator
 from hybridlm.settings.json_text import parse_json
 
@@ -113,7 +114,8 @@ def read(path: pathlib.Path) -> tuple[Cloze, ...]:
             found.append(_cloze(entry))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DataError(
-                f"{where}: needs `value` or `answers`, and `text` or `context` with `question`"
+                f"{where}: needs `value` or `answers` (a list of texts), and `text` or"
+                " `context` with `question`"
             ) from None
     if not found:
         raise DataError(f"recall task {path}: has no line")
@@ -121,8 +123,10 @@ def read(path: pathlib.Path) -> tuple[Cloze, ...]:
 
 
 def _cloze(entry: dict) -> Cloze:
-    answers = tuple(str(a) for a in entry["answers"]) if "answers" in entry else (entry["value"],)
-    answers = tuple(answer.strip() for answer in answers)
+    given = entry["answers"] if "answers" in entry else [entry["value"]]
+    if not isinstance(given, list):  # of a text each letter would be an answer
+        raise TypeError("no list of answers")
+    answers = tuple(answer_text(answer).strip() for answer in given)
     if not answers or not all(answers):
         raise ValueError("no answer")
     if "context" in entry and "question" in entry:

@@ -179,9 +179,10 @@ def _alive(holder: dict[str, Any]) -> bool | None:
 
 def _read(data: bytes | None) -> dict[str, Any]:
     try:
-        return json.loads(data or b"{}")
-    except ValueError:
+        found = json.loads(data or b"{}")
+    except (ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _named(holder: dict[str, Any]) -> str:

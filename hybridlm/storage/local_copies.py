@@ -103,7 +103,12 @@ def download_folder(url: Any, folder: pathlib.Path) -> bool:
     listed = objects.read(f"{os.fspath(url)}/{LIST}")
     if listed is None:
         return False
-    files = json.loads(listed)
+    try:
+        files = {name: (size, digest) for name, (size, digest) in json.loads(listed).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise StorageError(
+            f"{os.fspath(url)}/{LIST} is not the list that was uploaded: remove that folder"
+        ) from None
     draft = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         _copy_files(os.fspath(url), sorted(files), draft)

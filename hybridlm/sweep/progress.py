@@ -81,6 +81,6 @@ def _records(lines: Sequence[bytes]) -> list[dict[str, Any]]:
     for line in lines:
         try:
             records.append(metrics.parse(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # the run itself reports a damaged line when it starts
     return [record for record in records if isinstance(record, dict)]

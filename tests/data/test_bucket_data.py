@@ -88,6 +88,10 @@ def test_tokens_that_were_not_uploaded_whole_are_made_again(bucket, machine, tmp
     machine("third")
     with pytest.raises(StorageError, match="train-00000.bin is not the file that was uploaded"):
         pipeline(sources, tmp_path, token_cache=cache)
+    objects.write(f"{cache}/{listed}", b"[" * 100_000)
+    machine("fourth")
+    with pytest.raises(StorageError, match="is not the list that was uploaded"):
+        pipeline(sources, tmp_path, token_cache=cache)
 
 
 def test_shards_are_written_to_and_read_from_a_bucket(bucket, tmp_path, documents):

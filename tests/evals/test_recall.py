@@ -73,6 +73,11 @@ def test_a_line_ends_at_a_newline_alone(tmp_path):
         (b'{"text": "a", "value": "b"}\n\n{"text": "a", "text": "c"}', "line 3.*'text' twice"),
         (b'{"text": "a", "value": "b"}\n{"text": "\xff"}', "line 2: invalid UTF-8 at byte 10"),
         (b'{"text": "a", "value": "b"}\n{"text": ', "line 2: malformed JSON"),
+        (b'{"text": "a", "answers": "Paris"}', r"line 1: needs .* \(a list of texts\)"),
+        (b'{"text": "a", "answers": {"Paris": 1}}', "line 1: needs `value` or `answers`"),
+        (b'{"text": "a", "answers": [null]}', "line 1: needs `value` or `answers`"),
+        (b'{"text": "a", "value": true}', "line 1: needs `value` or `answers`"),
+        (b"[" * 100_000, "line 1: malformed JSON"),
     ],
 )
 def test_a_damaged_line_is_named(data, words, tmp_path):

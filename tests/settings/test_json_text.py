@@ -74,6 +74,14 @@ def test_every_reader_of_a_json_file_names_file_key_and_line(name, tmp_path):
         READERS[name](path)
 
 
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_of_a_json_file_refuses_one_that_is_nested_too_deeply(name, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"\.json"):
+        READERS[name](path)
+
+
 NAMES = ("NaN", "Infinity", "-Infinity", "nan", "inf", "-inf")
 LOOKALIKES = st.builds("{}{}".format, st.integers(0, 3).map("~".__mul__), st.sampled_from(NAMES))
 TEXTS = st.text() | LOOKALIKES
