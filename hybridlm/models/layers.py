@@ -87,6 +87,21 @@ class Linear(nnx.Module):
         return y + along_last(self.bias[...], y).astype(y.dtype)
 
 
+def orthogonal_linear(
+    d_in: int, d_out: int, axes: tuple[str, str], gain: float, *, rngs: nnx.Rngs
+) -> Linear:
+    """A `Linear` whose kernel starts as `gain` times a matrix with orthonormal rows, or columns if fewer."""
+    made, initial = Linear(d_in, d_out, axes, rngs=rngs), jax.nn.initializers.orthogonal(gain)
+
+    # A factorisation is not split over devices: of all layers at once, each device would hold all.
+    @jax.custom_batching.sequential_vmap
+    def one_layer(key):
+        return initial(key, (d_in, d_out))
+
+    made.kernel[...] = one_layer(rngs.params())
+    return made
+
+
 class ScaledLinear(Linear):
     """A linear map whose output is cut into equal parts, each multiplied by a constant factor."""
 

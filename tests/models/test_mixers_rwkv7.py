@@ -11,109 +11,165 @@ from hybridlm.models.accounting import layer_table
 from hybridlm.models.feedforward import read_feedforward
 from hybridlm.models.mixers import LayerSpec, SequenceContext, read_mixer
 from hybridlm.models.params import Model
+from kernels_pallas import segments
+from kernels_pallas.testing import assert_close, draw_segment_ids, normal
 
-TIME, WIDTH = 19, 32
+# Two updates a token: the chunked form's chunks of 64 updates hold 32 tokens.
+TIME, WIDTH = 45, 32
 
 
 def drawn(config, index=0, depth=3, seed=0):
-    """(a module with all parameters drawn, its parameters as float64)."""
+    """(the module's graph, its parameters, all of them drawn near their initial values)."""
     module = config.build(LayerSpec(WIDTH, 1e-6, 0.5, index, depth), rngs=nnx.Rngs(seed))
-    rng, state = np.random.default_rng([seed, index]), nnx.state(module)
-    nnx.update(module, jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape), state))
-    params = nnx.to_pure_dict(nnx.state(module))
-    return module, jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
+    graphdef, state = nnx.split(module)
+    rng = np.random.default_rng([seed, index])
+    return graphdef, jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape), state)
 
 
 def loramlp(p, x, act=lambda x: x):
     return act(x @ p["down"]) @ p["up"] + p.get("base", 0)
 
 
-def time_mixing(p, head_dim, x, first_value):
-    """(outputs, this layer's value before the residual); arXiv 2503.14456, section 4, a row a token.
+def time_mixing(p, head_dim, x_TD, starts_T, first_TD=None):
+    """(outputs, this layer's values before the residual); arXiv 2503.14456, section 4, token by token.
 
     The state of a head is (values, keys) as in the paper: wkv <- wkv (diag(w) - c^T (a * c)) + v^T k.
+    `first_TD` are the values of the lowest layer, None where there is none below.
     """
-    y, values, before = np.zeros_like(x), np.zeros_like(x), np.zeros(WIDTH)
-    heads = [slice(i, i + head_dim) for i in range(0, WIDTH, head_dim)]
-    wkv = {h.start: np.zeros((head_dim, head_dim)) for h in heads}
-    for t in range(len(x)):
-        x_r, x_w, x_k, x_v, x_a, x_g = (x[t] + p["mix"][n] * (before - x[t]) for n in "rwkvag")
-        before = x[t]
-        r, k, v = (row @ p[n]["kernel"] for row, n in ((x_r, "r"), (x_k, "k"), (x_v, "v")))
-        values[t] = v
-        if first_value is not None:
+    sigmoid = jax.nn.sigmoid
+
+    def by_head(x):
+        return x.reshape(-1, head_dim)
+
+    def token(carry, inputs):
+        x, start, first = inputs
+        wkv, before = (jnp.where(start, 0, y) for y in carry)
+        x_r, x_w, x_k, x_v, x_a, x_g = (x + p["mix"][n] * (before - x) for n in "rwkvag")
+        r, k, value = (row @ p[n]["kernel"] for row, n in ((x_r, "r"), (x_k, "k"), (x_v, "v")))
+        v = value
+        if first_TD is not None:
             share = sigmoid(loramlp(p["value_share"], x_v))
-            v = (1 - share) * v + share * first_value[t]
+            v = (1 - share) * value + share * first
         a = sigmoid(loramlp(p["rate"], x_a))
-        w = np.exp(-np.exp(-0.5) * sigmoid(loramlp(p["decay"], x_w, np.tanh)))
+        w = jnp.exp(-jnp.exp(-0.5) * sigmoid(loramlp(p["decay"], x_w, jnp.tanh)))
         g = loramlp(p["gate"], x_g, sigmoid)
-        removal, k = k * p["removal_key"], k * (1 + (a - 1) * p["key_rate"])
-        out = np.zeros(WIDTH)
-        for h in heads:
-            c = removal[h] / np.linalg.norm(removal[h])
-            s = wkv[h.start] @ (np.diag(w[h]) - np.outer(c, a[h] * c)) + np.outer(v[h], k[h])
-            wkv[h.start] = s
-            o = s @ r[h]
-            normed = (o - o.mean()) / np.sqrt(o.var() + 1e-5 * head_dim)
-            normed = normed * p["norm"]["scale"][h] + p["norm"]["bias"][h]
-            out[h] = normed + np.sum(r[h] * k[h] * p["bonus"][h]) * v[h]
-        y[t] = (out * g) @ p["out"]["kernel"]
-    return y, values
+        removal, k = by_head(k * p["removal_key"]), k * (1 + (a - 1) * p["key_rate"])
+        r, k, v, a, w = map(by_head, (r, k, v, a, w))
+        c = removal / jnp.sqrt(jnp.sum(removal**2, axis=1, keepdims=True))
+        states = []
+        for h in range(len(c)):
+            transition = jnp.diag(w[h]) - jnp.outer(c[h], a[h] * c[h])
+            states.append(wkv[h] @ transition + jnp.outer(v[h], k[h]))
+        o = jnp.stack([s @ r_h for s, r_h in zip(states, r)])
+        centred = o - jnp.mean(o, axis=1, keepdims=True)
+        o = centred / jnp.sqrt(jnp.mean(centred**2, axis=1, keepdims=True) + 1e-5 * head_dim)
+        bonus = jnp.sum(r * k * by_head(p["bonus"]), axis=1, keepdims=True) * v
+        out = o.reshape(-1) * p["norm"]["scale"] + p["norm"]["bias"] + bonus.reshape(-1)
+        return (jnp.stack(states), x), ((out * g) @ p["out"]["kernel"], value)
+
+    empty = jnp.zeros((WIDTH // head_dim, head_dim, head_dim)), jnp.zeros(WIDTH)
+    tokens = x_TD, starts_T, jnp.zeros_like(x_TD) if first_TD is None else first_TD
+    return jax.lax.scan(token, empty, tokens)[1]
 
 
-def inputs(seed=1):
-    return np.random.default_rng(seed).standard_normal((TIME, WIDTH))
+def channel_mixing(p, x_BTD, starts_BT):
+    before_BTD = jnp.pad(x_BTD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    before_BTD = jnp.where(starts_BT[..., None], 0, before_BTD)
+    mixed_BTD = x_BTD + p["mix"] * (before_BTD - x_BTD)
+    return jnp.maximum(mixed_BTD @ p["up"]["kernel"], 0) ** 2 @ p["down"]["kernel"]
 
 
-def assert_near(got, want):
-    np.testing.assert_allclose(np.asarray(got)[0], want, rtol=0, atol=1e-5 * np.abs(want).max())
+def check_equal(what, rng, ids_BT, params, inputs, **forms):
+    """Outputs at the tokens of documents, and gradients of every parameter and input, in float64."""
+    is_real_BT1 = (ids_BT != 0)[..., None]
+    cotangents = [normal(rng, x.shape, jnp.float64) for x in inputs]
+
+    def results(form):
+        def masked(params, inputs):
+            return [jnp.where(is_real_BT1, y, 0) for y in form(params, inputs)]
+
+        outputs, vjp = jax.vjp(masked, params, inputs)
+        return outputs, vjp(cotangents)
+
+    got, want = (jax.jit(results, static_argnums=0)(form) for form in forms.values())
+    assert_close(f"{what}: {' = '.join(forms)}", got, want, 1e-9)
 
 
-@pytest.mark.parametrize("name", ["rwkv7", "rwkv7_alone"])
-def test_the_layer_equals_the_published_equations(name):
-    config = read_mixer(small.MIXERS[name], "m")
-    module, params = drawn(config)
-    x_TD = inputs()
-    context = SequenceContext.of(jnp.ones((1, TIME), jnp.int32))
-    got = jax.jit(lambda x: module(x, context))(jnp.asarray(x_TD[None], jnp.float32))
-    assert_near(got, time_mixing(params, config.head_dim, x_TD, None)[0])
+def documents(rng):
+    """(segment ids with padding, where documents begin) of two rows."""
+    ids_BT = draw_segment_ids(rng, 2, TIME)
+    return ids_BT, segments.document_starts(ids_BT)
 
 
-def test_values_are_mixed_with_those_of_the_lowest_rwkv7_layer():
-    """Three layers of which attention is the lowest, on inputs of their own."""
-    config = read_mixer(small.MIXERS["rwkv7"], "m")
-    context = SequenceContext.of(jnp.ones((1, TIME), jnp.int32))
-    shapes = config.cross_layer(WIDTH, 3)
-    arrays = {n: jnp.zeros((1, TIME, *shape)) for n, shape in shapes.items()}
-    first = None
-    for index in (1, 2):
-        module, params = drawn(config, index)
-        x_TD = inputs(index)
+@pytest.mark.parametrize("name", ["rwkv7", pytest.param("rwkv7_alone", marks=pytest.mark.slow)])
+def test_the_layer_is_the_paper(x64, name):
+    rng = np.random.default_rng(1)
+    config, (ids_BT, starts_BT) = read_mixer(small.MIXERS[name], "m"), documents(rng)
+    graphdef, state = drawn(config)
 
-        @jax.jit
-        def run(x_BTD, arrays, module=module, index=index):
-            here = context._replace(cross_layer=dict(arrays), layer=index)
-            return module(x_BTD, here), here.cross_layer
+    def ours(params, inputs):
+        return [nnx.merge(graphdef, params)(inputs[0], small.context(ids_BT))]
 
-        got, arrays = run(jnp.asarray(x_TD[None], jnp.float32), arrays)
-        want, values = time_mixing(params, config.head_dim, x_TD, first)
-        first = values if first is None else first
-        assert_near(got, want)
+    def papers(params, inputs):
+        def row(x_TD, starts_T):
+            return time_mixing(nnx.to_pure_dict(params), config.head_dim, x_TD, starts_T)[0]
+
+        with jax.numpy_rank_promotion("allow"):
+            return [jax.vmap(row)(inputs[0], starts_BT)]
+
+    inputs = [normal(rng, (2, TIME, WIDTH), jnp.float64)]
+    check_equal(name, rng, ids_BT, state, inputs, ours=ours, papers=papers)
 
 
-def test_the_feedforward_equals_its_equation():
-    module, params = drawn(read_feedforward(dict(kind="channel_mix", hidden=24), "mlp"))
-    x_TD = inputs()
-    ids = np.repeat([[1, 2]], [7, TIME - 7], axis=1)
-    got = module(jnp.asarray(x_TD[None], jnp.float32), small.context(ids))
-    before = np.pad(x_TD, ((1, 0), (0, 0)))[:-1]
-    before[[0, 7]] = 0  # no token of another document
-    mixed = x_TD + params["mix"] * (before - x_TD)
-    assert_near(got, np.maximum(mixed @ params["up"]["kernel"], 0) ** 2 @ params["down"]["kernel"])
+def test_values_are_mixed_with_those_of_the_lowest_rwkv7_layer(x64):
+    """Two layers above one of attention, on inputs of their own."""
+    rng = np.random.default_rng(2)
+    config, (ids_BT, starts_BT) = read_mixer(small.MIXERS["rwkv7"], "m"), documents(rng)
+    graphdefs, states = zip(*(drawn(config, index) for index in (1, 2)))
+
+    def ours(params, inputs):
+        shapes = config.cross_layer(WIDTH, 3).items()
+        arrays = {n: jnp.zeros((2, TIME, *shape)) for n, shape in shapes}
+        outputs = []
+        for index in (0, 1):
+            here = small.context(ids_BT)._replace(cross_layer=dict(arrays), layer=index + 1)
+            outputs.append(nnx.merge(graphdefs[index], params[index])(inputs[index], here))
+            arrays = here.cross_layer
+        return outputs
+
+    def papers(params, inputs):
+        low, high = map(nnx.to_pure_dict, params)
+
+        def row(low_TD, high_TD, starts_T):
+            y_TD, first_TD = time_mixing(low, config.head_dim, low_TD, starts_T)
+            return y_TD, time_mixing(high, config.head_dim, high_TD, starts_T, first_TD)[0]
+
+        with jax.numpy_rank_promotion("allow"):
+            return list(jax.vmap(row)(*inputs, starts_BT))
+
+    inputs = [normal(rng, (2, TIME, WIDTH), jnp.float64) for _ in states]
+    check_equal("two layers", rng, ids_BT, states, inputs, ours=ours, papers=papers)
+
+
+def test_the_feedforward_is_its_equation(x64):
+    rng = np.random.default_rng(3)
+    ids_BT, starts_BT = documents(rng)
+    graphdef, state = drawn(read_feedforward(dict(kind="channel_mix", hidden=24), "mlp"))
+
+    def ours(params, inputs):
+        return [nnx.merge(graphdef, params)(inputs[0], small.context(ids_BT))]
+
+    def papers(params, inputs):
+        with jax.numpy_rank_promotion("allow"):
+            return [channel_mixing(nnx.to_pure_dict(params), inputs[0], starts_BT)]
+
+    inputs = [normal(rng, (2, TIME, WIDTH), jnp.float64)]
+    check_equal("channel_mix", rng, ids_BT, state, inputs, ours=ours, papers=papers)
+
+
+def assert_orthogonal(kernel, gain):
+    """Rows of length `gain`, orthogonal to each other."""
+    np.testing.assert_allclose(kernel @ kernel.T, gain**2 * np.eye(len(kernel)), atol=2e-6)
 
 
 def test_initial_values_are_published():
@@ -128,10 +184,20 @@ def test_initial_values_are_published():
     np.testing.assert_allclose(p["removal_key"][[0, 63]], [0.76, 0.66], rtol=1e-5)
     assert np.all(p["key_rate"] == np.float32(1.02)) and np.all(p["bonus"] == np.float32(-0.04))
     assert not np.any(p["out"]["kernel"]) and not np.any(p["decay"]["down"])
-    assert 0.9 * 0.05 / 8 < np.abs(p["k"]["kernel"]).max() <= 0.05 / 8
-    up = p["decay"]["up"]
-    np.testing.assert_allclose(up @ up.T, 0.01 * np.eye(len(up)), atol=1e-6)
-    assert "base" not in p["gate"]
+    for name, gain in dict(r=1.0, k=0.1, v=1.0).items():
+        assert_orthogonal(p[name]["kernel"], gain)
+    assert_orthogonal(p["decay"]["up"], 0.1)
+    np.testing.assert_allclose(p["norm"]["scale"], np.full(64, 0.6**0.7), rtol=1e-6)
+    assert not np.any(p["norm"]["bias"]) and "base" not in p["gate"]
+
+
+def test_initial_values_of_the_feedforward_are_published():
+    config = read_feedforward(dict(kind="channel_mix", hidden=96), "mlp")
+    module = config.build(LayerSpec(WIDTH, 1e-6, 0.5, 2, 5), rngs=nnx.Rngs(0))
+    p = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module)))
+    np.testing.assert_allclose(p["mix"][[0, 16]], [1, 1 - 0.5 ** (0.6**4)], rtol=1e-6)
+    assert_orthogonal(p["up"]["kernel"], 1.0)
+    assert not np.any(p["down"]["kernel"])
 
 
 @pytest.mark.parametrize("head_dim, value_residual", [(8, True), (16, False)])
@@ -150,6 +216,19 @@ MODEL = dict(
     mixers={n: small.MIXERS[n] for n in ("rwkv7", "full")},
     mlp=dict(kind="channel_mix", hidden=48),
 )
+
+
+def test_layers_of_a_scan_have_the_initial_values_of_their_place():
+    """A prefix of attention and three RWKV-7 layers that one scan runs: the layer's number is traced."""
+    model = Model.of(small.model_config(**MODEL))
+    params = jax.jit(model.init)(jax.random.key(0))
+    layers = [jax.tree.map(np.asarray, model.layer(params, index)) for index in (1, 2, 3)]
+    for index, layer in enumerate(layers, start=1):
+        scale = ((index + 1) / 4) ** 0.7
+        np.testing.assert_allclose(layer["mixer"]["norm"]["scale"], np.full(32, scale), rtol=1e-6)
+        assert_orthogonal(layer["mixer"]["r"]["kernel"], 1.0)
+        assert_orthogonal(layer["mlp"]["up"]["kernel"], 1.0)
+    assert not np.allclose(layers[0]["mixer"]["r"]["kernel"], layers[1]["mixer"]["r"]["kernel"])
 
 
 def test_a_model_counts_the_states_of_its_feedforwards():

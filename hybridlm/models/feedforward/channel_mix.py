@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybridlm.models.feedforward.base import FeedForward, FeedForwardConfig
-from hybridlm.models.layers import Linear
+from hybridlm.models.layers import Linear, orthogonal_linear
 from hybridlm.models.mixers.base import LayerSpec, SequenceContext
 from hybridlm.models.mixers.parts import TokenShift
 from hybridlm.models.norms import along_last
@@ -55,8 +55,8 @@ class ChannelMixConfig(FeedForwardConfig):
 class ChannelMix(FeedForward):
     """down(relu(up(x_t + mu * (x_{t-1} - x_t)))^2): the module of `ChannelMixConfig`.
 
-    Initial values are those of the published training code: mu is large in low channels and low layers,
-    up uniform in +-0.5 / sqrt(width), down 0.
+    Initial values are those that the published training code writes before it trains: mu is large in low
+    channels and low layers, up is orthogonal, down 0.
     """
 
     def __init__(self, config: ChannelMixConfig, spec: LayerSpec, *, rngs: nnx.Rngs):
@@ -64,10 +64,8 @@ class ChannelMix(FeedForward):
         power = (1 - spec.index / spec.depth) ** 4
         self.shift = TokenShift(width)
         self.mix = nnx.Param(1 - (jnp.arange(width) / width) ** power, axes=("norm",))
-        self.up = Linear(width, hidden, ("embed", "mlp"), rngs=rngs)
+        self.up = orthogonal_linear(width, hidden, ("embed", "mlp"), 1.0, rngs=rngs)
         self.down = Linear(hidden, width, ("mlp", "embed"), rngs=rngs)
-        bound, shape = 0.5 * width**-0.5, (width, hidden)
-        self.up.kernel[...] = jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
         self.down.kernel[...] = jnp.zeros((hidden, width))
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:

@@ -1,4 +1,9 @@
-"""RWKV-7's time mixing (arXiv 2503.14456, sec. 3 and 4; initial values of its published training code)."""
+"""RWKV-7's time mixing (arXiv 2503.14456, sec. 3 and 4).
+
+Initial values are those that the published training code writes before it trains
+(`generate_init_weight` in RWKV-v7/train_temp of github.com/BlinkDL/RWKV-LM), which replaces the uniform
+matrices of its constructors by orthogonal ones.
+"""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybridlm.models.layers import Linear
+from hybridlm.models.layers import Linear, orthogonal_linear
 from hybridlm.models.mixers.base import LayerSpec, Mixer, MixerConfig, SequenceContext
 from hybridlm.models.mixers.parts import TokenShift, l2_normalize
 from hybridlm.models.norms import along_last, at_least_float32
@@ -113,7 +118,11 @@ class RWKV7State(NamedTuple):
 
 
 class RWKV7(Mixer):
-    """The mixer of `RWKV7Config`."""
+    """The mixer of `RWKV7Config`.
+
+    The maps to r, k and v start orthogonal with gains 1, 0.1 and 1, and out at 0; the scale of the heads'
+    norm starts at ((index + 1) / depth)^0.7.
+    """
 
     def __init__(self, config: RWKV7Config, spec: LayerSpec, *, rngs: nnx.Rngs):
         width, ranks = spec.width, config.ranks(spec.width)
@@ -122,9 +131,10 @@ class RWKV7(Mixer):
         start = Initial(spec, config.head_dim)
         self.shift = TokenShift(width)
         self.mix = nnx.Dict({n: channels(start.mix(power)) for n, power in SHIFTS.items()})
-        self.r = start.linear(0.5, rngs)
-        self.k = start.linear(0.05, rngs)
-        self.v = start.linear(0.5, rngs)
+        self.r, self.k, self.v = (
+            orthogonal_linear(width, width, ("embed", "heads"), gain, rngs=rngs)
+            for gain in (1.0, 0.1, 1.0)
+        )
         self.out = Linear(width, width, ("heads", "embed"), rngs=rngs)
         self.out.kernel[...] = jnp.zeros_like(self.out.kernel[...])
         self.decay = LowRankMap(width, ranks["w"], start.decay(), jnp.tanh, rngs=rngs)
@@ -135,7 +145,7 @@ class RWKV7(Mixer):
         self.removal_key = channels(0.71 - 0.1 * start.ramp)
         self.key_rate = channels(jnp.full(width, 1.02))
         self.bonus = channels(jnp.full(width, -0.04))
-        self.norm = HeadLayerNorm(width, self.heads, 1e-5 * config.head_dim)
+        self.norm = HeadLayerNorm(start.norm_scale(), self.heads, 1e-5 * config.head_dim)
 
     def __call__(self, x_BTD: jax.Array, context: SequenceContext) -> jax.Array:
         return self.extend(x_BTD, context, None)[0]
@@ -254,12 +264,12 @@ class LowRankMap(nnx.Module):
 class HeadLayerNorm(nnx.Module):
     """(x - mean) / std of each head, times a scale and plus a bias per channel; heads side by side.
 
-    Statistics are float32. This is a group norm with a group per head.
+    Statistics are float32. This is a group norm with a group per head. `scale` is the initial one (D,).
     """
 
-    def __init__(self, width: int, heads: int, eps: float):
-        self.scale = nnx.Param(jnp.ones(width), axes=("heads",))
-        self.bias = nnx.Param(jnp.zeros(width), axes=("heads",))
+    def __init__(self, scale: jax.Array, heads: int, eps: float):
+        self.scale = channels(scale)
+        self.bias = channels(jnp.zeros_like(scale))
         self.eps = eps
 
     def __call__(self, x_BTHK: jax.Array) -> jax.Array:
@@ -278,13 +288,14 @@ def channels(initial: jax.Array) -> nnx.Param:
 
 
 class Initial:
-    """Initial values of the published training code, which depend on the layer and the channel."""
+    """Initial values that depend on the layer and the channel."""
 
     def __init__(self, spec: LayerSpec, head_dim: int):
         width = spec.width
         self.width = width
         self.height = spec.index / max(spec.depth - 1, 1)  # 0 at the lowest layer, 1 at the highest
         self.below_top = 1 - spec.index / spec.depth
+        self.reached = (spec.index + 1) / spec.depth
         self.channel = jnp.arange(width) / width
         self.ramp = jnp.arange(width) / (width - 1) - 0.5
         middle = (head_dim - 1) / 2
@@ -295,13 +306,9 @@ class Initial:
         """The share of the token before: large in low channels and in low layers."""
         return 1 - self.channel ** (power * self.below_top)
 
-    def linear(self, scale: float, rngs: nnx.Rngs) -> Linear:
-        """A square map, uniform in +-scale / sqrt(width)."""
-        made = Linear(self.width, self.width, ("embed", "heads"), rngs=rngs)
-        bound = scale * self.width**-0.5
-        shape = made.kernel[...].shape
-        made.kernel[...] = jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
-        return made
+    def norm_scale(self) -> jax.Array:
+        """The scale of the heads' norm: 1 at the highest layer, smaller below."""
+        return self.reached**0.7 * jnp.ones(self.width)
 
     def decay(self) -> jax.Array:
         rise = (self.ramp + 0.5) ** (1 + self.height**0.3)
