@@ -4,6 +4,7 @@ import pathlib
 import sys
 
 from hybridlm import sweep as sweeps
+from hybridlm.progress import doing
 from launch.job import Job
 from launch.targets import launcher
 
@@ -36,8 +37,10 @@ def run_sweep(
       UserError: if an argument or the sweep is invalid; no run was started.
     """
     target = launcher(to, site, parallel)
-    sweep = sweeps.expand(config, overrides)
-    planned = sweeps.plan_runs(sweep, root)
+    with doing(f"reading the runs of {config}"):
+        sweep = sweeps.expand(config, overrides)
+    with doing("counting what the runs cost and what is done"):
+        planned = sweeps.plan_runs(sweep, root)
     print(sweeps.cost_table(sweep, planned))
     jobs = [Job(p, config) for p in planned if not p.finished]
     if not jobs:

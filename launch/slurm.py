@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridlm.errors import UserError
+from hybridlm.progress import doing
 from hybridlm.runs.json_files import write_json
 from hybridlm.storage import absolute
 from hybridlm.storage.writing import make_folder
@@ -79,7 +80,8 @@ class SlurmLauncher:
         root = absolute(root)
         records = files_folder(root) / RECORD
         record = read_record(records)
-        queued = _queue()
+        with doing("asking SLURM which jobs it has"):
+            queued = _queue()
         new = []
         for job in jobs:
             number = record.get(job.name)
@@ -112,7 +114,7 @@ class SlurmLauncher:
         ]
         try:
             executor.update_parameters(job_name=f"hybridlm-{root.name}", **self.parameters())
-            with executor.batch():
+            with doing(f"submitting {len(calls)} jobs to SLURM"), executor.batch():
                 submitted = [executor.submit(call) for call in calls]
         except (errors.FailedJobError, errors.FailedSubmissionError, ValueError) as error:
             lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]

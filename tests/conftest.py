@@ -106,6 +106,12 @@ def command(capsys):
 
 
 @pytest.fixture
+def impatient(monkeypatch):
+    """Lets commands say at once, on stderr, what they say of work of more than two seconds."""
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+
+
+@pytest.fixture
 def refusal(command):
     """Runs a command that must fail with exit code 2; returns its one-line message."""
 

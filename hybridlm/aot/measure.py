@@ -10,6 +10,7 @@ import jax
 from hybridlm.aot import hlo
 from hybridlm.aot.topology import CompileTarget
 from hybridlm.data import open_tokenizer
+from hybridlm.progress import doing
 from hybridlm.train import setup
 from hybridlm.train.settings import Config
 from kernels_pallas import dispatch
@@ -104,7 +105,8 @@ def compile_step(config: Config, target: CompileTarget) -> Compiled | TooLarge:
     token_bytes_V = open_tokenizer(config.data.tokenizer).token_bytes()
     start = time.perf_counter()
     device = target.devices[0]
-    with dispatch.kernels_for(device.platform, chip=device.device_kind):
+    tracing = doing("tracing and lowering the training step")
+    with tracing, dispatch.kernels_for(device.platform, chip=device.device_kind):
         lowered = setup.lower_step(config, token_bytes_V, target.devices)
     lower_seconds = time.perf_counter() - start
     parameters = _shard_bytes(lowered.abstract["params"])
@@ -112,7 +114,8 @@ def compile_step(config: Config, target: CompileTarget) -> Compiled | TooLarge:
     batch = _shard_bytes(setup.abstract_batch(config, lowered.mesh, lowered.teacher))
     start = time.perf_counter()
     try:
-        step = lowered.compile()
+        with doing(f"compiling the training step for {target.name}"):
+            step = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in reason or "hbm" not in reason.lower():
@@ -130,7 +133,8 @@ def compile_step(config: Config, target: CompileTarget) -> Compiled | TooLarge:
         sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
         sizes.generated_code_size_in_bytes,
     )
-    cost = hlo.read(step.as_text())
+    with doing("reading the compiled program"):
+        cost = hlo.read(step.as_text())
     roofline = Roofline(
         cost.flops / target.flops,
         cost.hbm_bytes / target.bandwidth,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 
 from hybridlm.aot import measure, remedies, report, saved, topology
+from hybridlm.progress import doing
 from hybridlm.settings.plain import to_dict
 from hybridlm.train.settings import Config
 from hybridlm.train.setup import resolve
@@ -29,7 +30,8 @@ def run(
       UserError: for an unknown topology, a mesh that does not divide, or a missing compiler.
     """
     jax.config.update("jax_platforms", "cpu")  # jax must not search for the chips
-    target = topology.find(topology_name, slices)
+    with doing(f"loading the compiler for {topology_name}"):
+        target = topology.find(topology_name, slices)
     config, _ = resolve(config)
     result = measure.compile_step(config, target)
     log(report.text(result, config, target))
@@ -55,6 +57,7 @@ def run(
             ],
         }
         step = result.step if isinstance(result, measure.Compiled) else None
-        saved.save(out, figures, step)
+        with doing(f"writing the compiled step to {out}"):
+            saved.save(out, figures, step)
         log(f"written to {out}")
     return 0 if fits else DOES_NOT_FIT

@@ -41,6 +41,7 @@ def _run(
     from hybridlm.analysis import selection
     from hybridlm.analysis.figures import to_svg
     from hybridlm.distill.selection.search import RESULT, LayerSearch, check_settings
+    from hybridlm.progress import doing
     from hybridlm.runs import open_model
     from hybridlm.runs.json_files import read_json
     from hybridlm.storage import is_remote
@@ -62,8 +63,9 @@ def _run(
     finally:
         searching.close()
     write_text(out / "select.txt", text + "\n")
-    for name, figure in selection.figures(read_json(out / RESULT)).items():
-        write_text(out / f"{name}.svg", to_svg(figure))
+    with doing("drawing the figures"):
+        for name, figure in selection.figures(read_json(out / RESULT)).items():
+            write_text(out / f"{name}.svg", to_svg(figure))
     print(f"\n{text}\n\nwritten to {out}")
     return 0
 

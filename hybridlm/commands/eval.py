@@ -23,6 +23,7 @@ def _run(
     from hybridlm.analysis.figures import to_svg
     from hybridlm.evals.registry import chosen_tasks
     from hybridlm.evals.suite import run_suite
+    from hybridlm.progress import doing
     from hybridlm.runs import open_model
     from hybridlm.runs.json_files import write_json
     from hybridlm.storage.writing import write_text
@@ -37,8 +38,9 @@ def _run(
     write_json(out / evaluation.RECORDS, {**facts, "settings": shown, "records": records})
     text = evaluation.table(records)
     write_text(out / "eval.txt", text + "\n")
-    for name, figure in evaluation.figures(records).items():
-        write_text(out / f"{name}.svg", to_svg(figure))
+    with doing("drawing the figures"):
+        for name, figure in evaluation.figures(records).items():
+            write_text(out / f"{name}.svg", to_svg(figure))
     print(f"\n{text}\n\nwritten to {out}")
     return 0
 

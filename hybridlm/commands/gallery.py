@@ -62,8 +62,10 @@ def _show(settings: GallerySettings) -> int:
     from hybridlm import gallery
     from hybridlm.gallery import text
     from hybridlm.gallery.diagram import diagram
+    from hybridlm.progress import doing
 
-    sheet = gallery.sheet(gallery.load(settings.name, settings.configs))
+    with doing(f"counting {settings.name}"):
+        sheet = gallery.sheet(gallery.load(settings.name, settings.configs))
     if settings.diagram is not None:
         _write(settings.diagram, diagram(sheet))
     print(text.show(sheet))
@@ -72,9 +74,11 @@ def _show(settings: GallerySettings) -> int:
 
 def _page(settings: GallerySettings) -> int:
     from hybridlm.gallery.page import page
+    from hybridlm.progress import doing
 
-    file = settings.out or pathlib.Path("gallery.html")
-    _write(file, page(_sheets(settings)))
+    file, sheets = settings.out or pathlib.Path("gallery.html"), _sheets(settings)
+    with doing(f"drawing the page {file}"):
+        _write(file, page(sheets))
     print(file)
     return 0
 

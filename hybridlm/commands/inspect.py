@@ -84,9 +84,11 @@ def _parameters(workdir: pathlib.Path) -> str:
     from hybridlm.analysis.run import Run
     from hybridlm.commands import parameters
     from hybridlm.models.params import Model
+    from hybridlm.progress import doing
 
-    config = Run(workdir).config
-    return "\n".join(parameters.table(Model.of(config.model), config.optimizer.freeze))
+    with doing("counting the parameters"):
+        config = Run(workdir).config
+        return "\n".join(parameters.table(Model.of(config.model), config.optimizer.freeze))
 
 
 def verify(workdir: pathlib.Path, step: int | None = None) -> str:
@@ -95,6 +97,7 @@ def verify(workdir: pathlib.Path, step: int | None = None) -> str:
     Raises:
       RunError: if an array cannot be read or is not the one that was saved, after all were read.
     """
+    from hybridlm.progress import doing
     from hybridlm.runs import checkpoint
 
     found = checkpoint.steps(workdir)
@@ -102,7 +105,8 @@ def verify(workdir: pathlib.Path, step: int | None = None) -> str:
     lines, damaged = [], []
     for at in asked:
         try:
-            arrays = checkpoint.verify(workdir, at)
+            with doing(f"verifying the checkpoint of step {at}"):
+                arrays = checkpoint.verify(workdir, at)
         except RunError as error:
             damaged.append(str(error))
             continue

@@ -5,6 +5,7 @@ import os
 from hybridlm.commands.shared import StartSettings
 from hybridlm.config import Config
 from hybridlm.errors import UserError
+from hybridlm.progress import doing
 
 
 def start(config: Config, settings: StartSettings, command: str) -> int:
@@ -16,7 +17,9 @@ def start(config: Config, settings: StartSettings, command: str) -> int:
     if settings.dry_run:
         from hybridlm.commands.dry_run import describe
 
-        print(describe(config, settings.show_config))
+        with doing("counting what the run needs"):
+            text = describe(config, settings.show_config)
+        print(text)
         return 0
     if settings.show_config:
         raise UserError("--show_config goes with --dry_run, and only with it")
@@ -29,6 +32,7 @@ def start(config: Config, settings: StartSettings, command: str) -> int:
     where = hosts.address(settings.coordinator, settings.num_processes, settings.process_id)
     launched = settings.cluster if settings.cluster != "auto" else hosts.detect_cluster(os.environ)
     alone = where is None and launched in (None, "none")
-    check_ready(config, devices=cpu_devices() if alone else None)
+    with doing("checking what the run needs"):
+        check_ready(config, devices=cpu_devices() if alone else None)
     hosts.start(where, settings.cluster, os.environ)
     return full_run(config, settings.workdir)

@@ -28,6 +28,7 @@ from hybridlm.models.mixers.parallel import ParallelConfig
 from hybridlm.models.mixers.rglru import RGLRUConfig
 from hybridlm.models.params import Model, Params
 from hybridlm.models.settings import ModelConfig
+from hybridlm.progress import doing
 from hybridlm.settings.plain import flat, to_dict
 from hybridlm.storage import open_path
 from hybridlm.storage.writing import make_folder, write_bytes, write_text
@@ -247,9 +248,24 @@ def export(
       ConvertError: if no class fits, or `out` is not empty. WriteError: if it cannot be written.
     """
     out = open_path(out)
-    found = fit(model.config, architecture, preferred, length)
+    with doing("looking for a class of transformers that holds the model"):
+        found = fit(model.config, architecture, preferred, length)
     if out.exists() and any(out.iterdir()):
         raise ConvertError(f"{out} is not empty: name a new folder")
+    with doing(f"writing the checkpoint to {out}"):
+        _write(model, params, out, found, tokenizer, dtype, shard_bytes)
+    return found
+
+
+def _write(
+    model: Model,
+    params: Params,
+    out: pathlib.Path,
+    found: Fit,
+    tokenizer: Tokenizer | None,
+    dtype: str,
+    shard_bytes: int,
+) -> None:
     table = Table.of(model, found.family.rules(model.config))
     make_folder(out)
     tensors = _tensors(table, model.by_name(params))
@@ -263,7 +279,6 @@ def export(
         write_bytes(out / name, content)
     # Last: a folder without it is not a checkpoint.
     write_text(out / CONFIG, json.dumps(keys, indent=2, allow_nan=False) + "\n")
-    return found
 
 
 def _tensors(table: Table, params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:

@@ -28,6 +28,7 @@ from hybridlm.models.mixers import SequenceContext
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.params import Model, Params
 from hybridlm.models.trainable import Trainable
+from hybridlm.progress import doing
 from hybridlm.runs.opened import OpenedModel
 
 RIDGE = 1e-3  # of the regression, times the mean square of a head's output
@@ -59,16 +60,20 @@ def calibrate(
       steps: of Adam, in turn over the batches.
       rate: learning rate, which falls to 0 as a cosine.
     """
-    fit = _Fit(teacher, transferred)
-    params = jax.tree.map(jnp.asarray, transferred.student.params)
-    before = fit.errors(params, batches)
-    params = fit.scaled(params, batches)
-    params = fit.trained(params, batches, steps, rate)
-    params = fit.scaled(params, batches)
+    with doing("measuring the student before calibration"):
+        fit = _Fit(teacher, transferred)
+        params = jax.tree.map(jnp.asarray, transferred.student.params)
+        before = fit.errors(params, batches)
+        params = fit.scaled(params, batches)
+    with doing(f"calibrating the student in {steps} steps"):
+        params = fit.trained(params, batches, steps, rate)
+    with doing("measuring the calibrated student"):
+        params = fit.scaled(params, batches)
+        after = fit.errors(params, batches)
     student = dataclasses.replace(
         transferred.student, params=jax.tree.map(np.asarray, jax.device_get(params))
     )
-    return Calibrated(student, before, fit.errors(params, batches))
+    return Calibrated(student, before, after)
 
 
 def text_batches(
@@ -79,7 +84,8 @@ def text_batches(
     Raises:
       UserError: if the text has fewer tokens than one batch.
     """
-    ids = np.asarray(opened.tokenizer.encode(text), np.int32)[:tokens]
+    with doing("tokenizing the text of calibration"):
+        ids = np.asarray(opened.tokenizer.encode(text), np.int32)[:tokens]
     count = len(ids) // (rows * length)
     if not count:
         raise UserError(

@@ -12,6 +12,7 @@ from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.params import Model
 from hybridlm.models.positional import TemperatureConfig
 from hybridlm.models.settings import ModelConfig
+from hybridlm.progress import doing
 from hybridlm.runs.opened import OpenedModel
 
 
@@ -24,8 +25,9 @@ def with_hype(opened: OpenedModel, scale: float | None) -> OpenedModel:
     Raises:
       UserError: as `hype_config`.
     """
-    model = Model.of(hype_config(opened.config, scale))
-    params = model.from_names(opened.model.by_name(opened.params))
+    with doing("giving the changed model its parameters"):
+        model = Model.of(hype_config(opened.config, scale))
+        params = model.from_names(opened.model.by_name(opened.params))
     settings = {k: v for k, v in opened.settings.items() if k != "architecture"}
     return dataclasses.replace(opened, model=model, params=params, settings=settings)
 

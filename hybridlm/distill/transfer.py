@@ -27,6 +27,7 @@ from hybridlm.models.mixers import LayerSpec, MixerConfig, read_mixer
 from hybridlm.models.mixers.attention import AttentionConfig
 from hybridlm.models.params import Model
 from hybridlm.models.settings import ModelConfig
+from hybridlm.progress import doing
 from hybridlm.runs.opened import OpenedModel
 
 Arrays = dict[str, np.ndarray]  # the parameters of a mixer, by path with dots
@@ -100,6 +101,17 @@ def transfer(
     Raises:
       UserError: where a layer has no softmax attention, or the mixer does not fit the model.
     """
+    with doing("giving the layers their new mixer"):
+        return _transfer(teacher, mixer, layers, seed, copy)
+
+
+def _transfer(
+    teacher: OpenedModel,
+    mixer: Mapping[str, Any],
+    layers: Collection[int] | None,
+    seed: int,
+    copy: bool,
+) -> Transferred:
     config = student_config(teacher.config, mixer, layers)
     replaced = _chosen(teacher.config, layers)
     model = Model.of(config)

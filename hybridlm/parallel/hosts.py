@@ -96,7 +96,8 @@ def start(where: Address | None, cluster: str, environment: Mapping[str, str]) -
         if cluster in ("slurm", "ompi"):
             options["cluster_detection_method"] = cluster
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **options)
+        with progress.doing("connecting to the other hosts"):
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **options)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the hosts of this run could not connect: {reason}") from error

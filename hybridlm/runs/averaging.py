@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from hybridlm.errors import RunError
+from hybridlm.progress import doing
 from hybridlm.runs import checkpoint
 from hybridlm.runs.opened import OpenedModel, open_model
 from hybridlm.storage import open_path
@@ -39,8 +40,9 @@ def average_checkpoints(
             " train.keep_checkpoints and train.keep_every keep more"
         )
     opened = open_model(path, chosen[-1])
-    total = jax.tree.map(lambda x: x.astype(np.float64), opened.params)
-    for step in chosen[:-1]:
-        jax.tree.map(lambda t, x: np.add(t, x, out=t), total, opened.params_at(step))
-    params = jax.tree.map(lambda t: (t / len(chosen)).astype(np.float32), total)
+    with doing(f"averaging {len(chosen)} checkpoints"):
+        total = jax.tree.map(lambda x: x.astype(np.float64), opened.params)
+        for step in chosen[:-1]:
+            jax.tree.map(lambda t, x: np.add(t, x, out=t), total, opened.params_at(step))
+        params = jax.tree.map(lambda t: (t / len(chosen)).astype(np.float32), total)
     return dataclasses.replace(opened, params=params, step=None, averaged=tuple(chosen))

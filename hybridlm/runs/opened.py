@@ -98,7 +98,8 @@ class OpenedModel:
         Raises:
           RunError: if there is no such checkpoint, or it has no such weights.
         """
-        return _load(self.path, step, self.weights, self.model, self.settings)[1]
+        with doing(f"opening the checkpoint of step {step} in {self.path}"):
+            return _load(self.path, step, self.weights, self.model, self.settings)[1]
 
     def training_data(self) -> DataConfig:
         """The settings of the run's data.
@@ -186,6 +187,11 @@ def save_model(opened: OpenedModel, path: pathlib.Path | str, *, data: bool = Fa
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         check_new(path)
+    with doing(f"writing the model to {path}"):
+        _save(opened, path, data)
+
+
+def _save(opened: OpenedModel, path: pathlib.Path, data: bool) -> None:
     checkpoint.save_tree(path / PARAMS, opened.params)
     settings = {
         "model": to_dict(opened.config),

@@ -88,7 +88,8 @@ def train(
     config, tokenizer = setup.resolve(config)
     plan = None
     if config.init is not None and not checkpoint.steps(path):
-        plan = make_plan(config, tokenizer)
+        with doing(f"looking at {config.init.path}, from which the run begins"):
+            plan = make_plan(config, tokenizer)
     first = hosts.is_first()
     progress = progress or Progress(config.train.steps, None if first else open(os.devnull, "w"))
     open_workdir = workdir.Workdir.open if first else workdir.Workdir.follow
@@ -210,7 +211,8 @@ def _train(
         if trainer.lineage and not trainer.is_begun:
             if hosts.is_first():
                 lineage.write(path, trainer.lineage)
-            save(start, state)  # with it, the run no longer needs its source
+            with doing(f"saving step {start}"):
+                save(start, state)  # with it, the run no longer needs its source
 
         # --- loop ------------------------------------------------------------------------------
         clock.restart()

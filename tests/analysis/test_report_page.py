@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -191,6 +192,19 @@ def test_attention_that_no_map_can_show_is_refused():
     said = r"has layer 1 \(hymba\), whose parts attention, recurrence attend each.*: leave it out"
     with pytest.raises(UserError, match=said):
         attention_text(m, "a text", ["hymba"])
+
+
+def test_the_layer_whose_attention_is_computed_is_said(monkeypatch, impatient, capsys):
+    def slow(self, text, layer, heads):
+        time.sleep(0.1)
+        length = len(self.strings(text)[0])
+        return np.zeros((1, len(heads), length, length))
+
+    monkeypatch.setattr(Inspected, "effective_attention", slow)
+    model = Model.of(small.model_config("swa", vocab_size=258))
+    m = Inspected(OpenedModel(None, model, {}, ByteTokenizer(), None, {}, None))
+    assert list(attention_text(m, "ab").layers) == ["layer 0: swa"]
+    assert "computing the attention of layer 0 over the text ...\n" in capsys.readouterr().err
 
 
 def test_layers_without_a_text_are_refused(tmp_path, refusal):

@@ -20,10 +20,11 @@ SCRIPT = f"""
 import pathlib, sys
 import jax, jax.numpy as jnp
 import numpy as np
-from hybridlm import config as configs
+from hybridlm import config as configs, progress
 from hybridlm.aot import measure, saved, topology
 from hybridlm.train import optimizer, setup
 
+progress.PATIENCE = 0.0
 config = configs.load("configs/demo.py:smoke", {OVERRIDES!r})
 config, _ = setup.resolve(config)
 target = topology.CompileTarget("cpu", "cpu", jax.devices(), 2**30, 1e12, 1e11, 1e10)
@@ -72,6 +73,8 @@ def test_on_four_simulated_devices(root, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.endswith("all checks passed\n")
+    for work in ("tracing and lowering the training step", "compiling the training step for cpu"):
+        assert f"{work} ...\n" in done.stderr
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == {"figure": 1}
 
 

@@ -16,11 +16,12 @@ from tests.train.distilling import save_pair
 LLAMA = pathlib.Path(__file__).parents[1] / "convert" / "fixtures" / "llama"
 
 
-def test_a_student_is_written_and_its_parameters_are_accounted_for(command, tmp_path):
+def test_a_student_is_written_and_its_parameters_are_accounted_for(command, impatient, tmp_path):
     out = tmp_path / "student"
     words = ["--mixer", "nha", "--settings", '{"window": 8, "slots": 4}', "--layers", "1"]
-    code, said, _ = command("distill", "transfer", LLAMA, *words, "--out", out)
+    code, said, err = command("distill", "transfer", LLAMA, *words, "--out", out)
     assert code == 0 and "copied: mixer.q.kernel in layer 1" in said and str(out) in said
+    assert "giving the layers their new mixer ..." in err and f"writing the model to {out}" in err
     names = open_model(out).config.layout.names
     assert names[1] == "nha" and names[0] != "nha"
 

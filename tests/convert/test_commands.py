@@ -15,12 +15,13 @@ from hybridlm.runs.source import open_source
 LLAMA = pathlib.Path(__file__).parent / "fixtures" / "llama"
 
 
-def test_there_and_back(command, tmp_path):
+def test_there_and_back(command, impatient, tmp_path):
     """DIR -> model folder -> DIR: the tensors are the same, and so is what our model computes."""
-    code, said, _ = command("convert", "import", "--from", LLAMA, "--out", tmp_path / "model")
+    code, said, err = command("convert", "import", "--from", LLAMA, "--out", tmp_path / "model")
     assert code == 0 and said.startswith("LlamaForCausalLM, ")
+    assert f"writing the model to {tmp_path}/model ..." in err
     dtype = json.loads((LLAMA / "config.json").read_text())["dtype"]
-    code, said, _ = command(
+    code, said, err = command(
         "convert",
         "export",
         "--from",
@@ -31,6 +32,7 @@ def test_there_and_back(command, tmp_path):
         dtype,
     )
     assert code == 0 and said.startswith("LlamaForCausalLM, ")
+    assert f"writing the checkpoint to {tmp_path}/out ..." in err
     before, after = SafetensorsFolder.open(LLAMA), SafetensorsFolder.open(tmp_path / "out")
     assert before.shapes == after.shapes
     for name in before.shapes:

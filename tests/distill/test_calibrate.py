@@ -1,6 +1,7 @@
 """Calibration lowers each layer's error and changes only what it says; HyPE changes only settings."""
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -49,6 +50,25 @@ def test_every_kind_of_mixer_is_calibrated(kind):
     with dispatch.auto_means("reference"):
         fitted = calibrate(ours, found, batches, steps=20, rate=1e-2)
     assert fitted.after[0] < min(fitted.before[0], 0.95)
+
+
+def test_calibration_says_what_it_does(monkeypatch, impatient, capsys):
+    """With a fit that only takes its time."""
+
+    class Slow:
+        def __init__(self, *_):
+            self.scaled = self.trained = lambda params, *_: time.sleep(0.1) or params
+            self.errors = lambda *_: {}
+
+    monkeypatch.setattr("hybridlm.distill.calibrate._Fit", Slow)
+    fitted = calibrate(None, transfer(teacher(depth=1), dict(kind="lightning")), [], steps=7)
+    assert fitted.before == fitted.after == {}
+    said = [line for line in capsys.readouterr().err.splitlines() if line.endswith(" ...")]
+    assert said[-3:] == [
+        "measuring the student before calibration ...",
+        "calibrating the student in 7 steps ...",
+        "measuring the calibrated student ...",
+    ]
 
 
 def test_hype_takes_rope_from_full_attention_alone():

@@ -47,7 +47,7 @@ def run(tmp_path_factory, request):
 
 
 @pytest.mark.parametrize("chosen", [dict(last=3), dict(steps=(12, 3))])
-def test_an_average_is_numpys_and_opens_as_a_model(run, chosen, tmp_path, command):
+def test_an_average_is_numpys_and_opens_as_a_model(run, chosen, tmp_path, command, impatient):
     steps = STEPS[-chosen["last"] :] if "last" in chosen else sorted(chosen["steps"])
     params = [open_model(run, step).params for step in steps]
     expected = jax.tree.map(
@@ -58,8 +58,10 @@ def test_an_average_is_numpys_and_opens_as_a_model(run, chosen, tmp_path, comman
     assert found.averaged == tuple(steps) and found.step is None
     name, value = next(iter(chosen.items()))
     text = ",".join(map(str, value)) if name == "steps" else value
-    code, said, _ = command("average", run, f"--{name}", text, "--out", tmp_path / "model")
+    code, said, err = command("average", run, f"--{name}", text, "--out", tmp_path / "model")
     assert code == 0 and ", ".join(map(str, steps)) in said
+    for work in (f"opening the checkpoint of step {steps[0]}", "writing the model"):
+        assert f"{work} " in err
     opened = open_model(tmp_path / "model")
     jax.tree.map(np.testing.assert_array_equal, opened.params, expected)
     assert opened.seed == found.seed and opened.dtype == found.dtype

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hybridlm.commands import inspect
 from hybridlm.errors import RunError, WriteError
 from hybridlm.runs import checkpoint, integrity
 from hybridlm.storage import objects, open_path
@@ -83,6 +84,11 @@ def test_what_is_saved_is_read(written):
     stored = json.loads((folder(workdir) / integrity.METADATA).read_text())["custom_metadata"]
     assert stored["checksums"].keys() == integrity.checksum.named(state).keys()
     assert stored["step"] == 3
+
+
+def test_inspect_says_which_checkpoint_it_verifies(written, impatient, capsys):
+    assert inspect.verify(written[0]) == "verified_3: 5 arrays as saved"
+    assert "verifying the checkpoint of step 3 ...\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["params/blocks/k", "opt_state/0/mu/w"])

@@ -10,6 +10,7 @@ import numpy as np
 from hybridlm.analysis.inspected import Inspected
 from hybridlm.analysis.layers import OUTPUTS, head_count
 from hybridlm.errors import UserError
+from hybridlm.progress import doing
 
 MOST = 4_000_000  # weights in a page: 16 MB, a third more as text
 HEADS = 32  # of a layer; the channels of a recurrence may be thousands
@@ -85,7 +86,8 @@ def attention_text(
         try:
             heads = head_count(model.model, layer, None)
             shown = range(min(heads, HEADS))
-            weights = np.asarray(model.effective_attention(text, layer, shown))[0]
+            with doing(f"computing the attention of layer {layer} over the text"):
+                weights = np.asarray(model.effective_attention(text, layer, shown))[0]
         except UserError:
             if layers is not None:
                 raise

@@ -297,7 +297,7 @@ class LayerSearch:
         }
 
     def _measure(self, kept: Kept, metric: str) -> Values:
-        with self.compilations:
+        with doing(f"measuring {metric} with {len(kept)} layers kept"), self.compilations:
             values = self.measures(kept, metric)
         self._report(f"layers {words(sorted(kept))} kept: {metric} {interval(values)}")
         return values
