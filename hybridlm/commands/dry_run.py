@@ -52,8 +52,8 @@ def describe(config: Config, show_config: bool = False) -> str:
         f"trained parameters  {Trainable.of(model, config.optimizer.freeze).count(model):,}",
         f"FLOPs per token     {flops:,.0f} (forward and backward, at {seq_len} tokens)",
         f"training tokens     {tokens:,} in {config.train.steps:,} steps of"
-        f" {config.tokens_per_step:,}",
-        f"training FLOPs      {flops * tokens:.4g}",
+        f" {config.tokens_per_step:,}, padding included",
+        f"training FLOPs      {flops * tokens:.4g} (padding included, a row as one document)",
         f"memory, estimated   {_size(needed.total)}: parameters {_size(needed.parameters)},"
         f" gradients {_size(needed.gradients)}, optimizer {_size(needed.optimizer)},"
         f" activations {_size(needed.activations)}"

@@ -69,6 +69,7 @@ def cost_table(sweep: Sweep, planned: Sequence[PlannedRun]) -> str:
     head = f"{sweep.spec}: {_count(len(planned), 'run')}"
     if sweep.duplicates:
         head += f" ({_count(sweep.duplicates, 'duplicate')} left out)"
+    head += "; tokens and FLOPs include padding"
     rows = [("run", "state", "parameters", "tokens", "FLOPs", "differs from the recipe in")]
     for p in planned:
         costs = (f"{p.parameters:,}", f"{p.tokens:,}", f"{p.flops:.3g}")

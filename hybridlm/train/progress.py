@@ -22,21 +22,21 @@ class Progress:
         columns = shutil.get_terminal_size().columns - 1 if self._live else None
         line = self._line(record, "  ", "tokens/s")
         if columns and len(line) > columns:
-            line = self._line(record, " ", "tok/s")[:columns]
+            line = self._line(record, " ", "tok/s", real_mfu=False)[:columns]
         show = progress.rewrite if self._live else progress.write
         show(self.stream, line)
 
-    def _line(self, record: dict[str, Any], space: str, rate: str) -> str:
+    def _line(self, record: dict[str, Any], space: str, rate: str, real_mfu: bool = True) -> str:
+        """Figures in brackets count documents only; the others count padding, too."""
         parts = [f"step {record['step']:>{len(str(self.steps))}}/{self.steps}", *_loss(record)]
         if "tokens_per_second" in record:
             parts.append(f"{record['tokens_per_second']:,.0f} {rate}")
-            real = record.get("real_tokens_per_second", record["tokens_per_second"])
-            if real < 0.995 * record["tokens_per_second"]:
-                parts[-1] += f" ({real:,.0f} real)"
+            parts[-1] += _real(record, "tokens_per_second", ",.0f")
         if "of_teacher_forward" in record:
             parts.append(f"{record['of_teacher_forward']:.0%} of the teacher's forward")
         if "mfu" in record:
             parts.append(f"MFU {record['mfu']:.1%}")
+            parts[-1] += _real(record, "mfu", ".1%") if real_mfu else ""
         if "eta_seconds" in record:
             parts.append(f"ETA {duration(record['eta_seconds'])}")
         if record.get("skipped"):
@@ -46,6 +46,12 @@ class Progress:
     def print(self, message: str) -> None:
         """Prints a message on a line of its own."""
         progress.write(self.stream, message)
+
+
+def _real(record: dict[str, Any], figure: str, form: str) -> str:
+    """The figure of documents alone, in brackets, where padding or boundaries make it smaller."""
+    real = record.get(f"real_{figure}", record[figure])
+    return f" ({real:{form}} real)" if real < 0.995 * record[figure] else ""
 
 
 def _loss(record: dict[str, Any]) -> list[str]:

@@ -83,7 +83,8 @@ def losses(workdir: pathlib.Path) -> dict[int, float]:
 def work(workdir: pathlib.Path) -> list[tuple[int, float]]:
     """Tokens and FLOPs of the documents of each recorded step."""
     records = metrics.read(workdir / metrics.FILE)
-    return [(r["real_tokens"], r["real_flops"]) for r in records if r["kind"] == "train"]
+    train = [r for r in records if r["kind"] == "train"]
+    return [(r["step_real_tokens"], r["step_real_flops"]) for r in train]
 
 
 def wait_for_step(workdir: pathlib.Path, step: int, processes) -> None:

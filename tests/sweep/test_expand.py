@@ -227,10 +227,12 @@ def test_the_dry_run_counts_like_train_and_writes_nothing(recipe, command, impat
     code, out, err = command("sweep", "--config", spec, "--root", root, "--dry_run")
     assert code == 0 and not root.exists()
     assert f"reading the runs of {spec} ..." in err and "counting what the runs cost" in err
+    assert out.splitlines()[0].endswith("2 runs; tokens and FLOPs include padding")
     _, shown, err = command("train", "--config", spec, "--dry_run")
     assert "counting what the run needs ..." in err
     names = ("parameters", "training tokens", "training FLOPs")
     lines = [line for line in shown.splitlines() if line[:20].strip() in names]
+    assert [("padding included" in line) for line in lines] == [False, True, True]
     facts = {line[:20].strip(): line[20:].split()[0] for line in lines}
     rows = [line.split() for line in out.splitlines()]
     expected = ["new", facts["parameters"], facts["training tokens"]]

@@ -34,6 +34,15 @@ def test_a_log_has_the_full_line(monkeypatch):
     )
 
 
+def test_figures_of_documents_alone_stand_in_brackets_where_they_differ():
+    stream = io.StringIO()
+    real = dict(real_tokens_per_second=2000.0, real_mfu=0.0944)
+    Progress(600, stream).update(RECORD | real)
+    assert "  4,321 tokens/s (2,000 real)  MFU 21.0% (9.4% real)  ETA" in stream.getvalue()
+    Progress(600, stream := io.StringIO()).update(RECORD | dict(real_mfu=0.2095))
+    assert "real" not in stream.getvalue()
+
+
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_a_live_line_fits_the_terminal(columns, monkeypatch):
     line = shown(Terminal(), columns, monkeypatch).removeprefix("\r")

@@ -82,8 +82,8 @@ def test_each_step_records_the_tokens_and_flops_of_its_documents(diverged):
     batches.close()
     per_token = train_flops_per_token(Model.of(config.model), config.data.seq_len)
     records = [r for r in metrics.read(path / metrics.FILE) if r["kind"] == "train"]
-    assert [r["real_tokens"] for r in records] == real and min(real) < config.tokens_per_step
-    assert [r["real_flops"] for r in records] == pytest.approx([per_token * n for n in real])
+    assert [r["step_real_tokens"] for r in records] == real and min(real) < config.tokens_per_step
+    assert [r["step_real_flops"] for r in records] == pytest.approx([per_token * n for n in real])
     shares = [r["real_tokens_per_second"] / r["tokens_per_second"] for r in records]
     means = np.cumsum(real) / np.arange(1, len(real) + 1) / config.tokens_per_step
     np.testing.assert_allclose(shares, means)

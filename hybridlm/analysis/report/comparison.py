@@ -37,9 +37,11 @@ def _cards(summary: list[Row]) -> str:
     finished = sum(r["steps"] is not None and r["step"] >= r["steps"] for r in summary)
     best = min((r for r in summary if finite(r["heldout_loss"])), key=_heldout, default=None)
     found = [(str(len(summary)), "runs"), (str(finished), "of them finished")]
-    found.append((count_text(sum(r["tokens"] or 0 for r in summary)), "training tokens of all"))
+    tokens = count_text(sum(r["tokens"] or 0 for r in summary))
+    found.append((tokens, "training tokens of all, padding included"))
     if all(finite(r["flops"]) for r in summary):
-        found.append((count_text(sum(r["flops"] for r in summary)), "training FLOPs of all"))
+        flops = count_text(sum(r["flops"] for r in summary))
+        found.append((flops, "training FLOPs of all, padding included"))
     if best:
         found.append((f"{best['heldout_loss']:.4f}", f"nats held out, the least: {best['run']}"))
     return cards(found)

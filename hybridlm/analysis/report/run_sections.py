@@ -337,7 +337,10 @@ def _speed(run: Run) -> str:
     if "real_mfu" in last:
         rows.append(["MFU of documents", f"{last['real_mfu']:.1%}"])
     rows += [
-        ["training FLOPs a token", f"{facts.get('flops_per_token', 0) / 1e6:,.2f} M"],
+        [
+            "training FLOPs a token, a row as one document",
+            f"{facts.get('flops_per_token', 0) / 1e6:,.2f} M",
+        ],
         ["step, median", f"{1e3 * last['step_seconds_p50']:,.1f} ms"],
         ["step, 90th percentile", f"{1e3 * last['step_seconds_p90']:,.1f} ms"],
         ["waiting for data", f"{last['data_wait_share']:.2%} of the time"],
