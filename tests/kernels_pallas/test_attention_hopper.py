@@ -159,6 +159,14 @@ def test_deterministic(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["forgetful window", "window, grouped heads", "full, all options"])
+def test_nan_and_infinity_reach_no_other_document(kind):
+    """Law 8; the second call has a state, which carries what was planted in the first."""
+    subject, ids = attention_subject(**SUBJECTS[kind]), draw_segment_ids(rng(2), 1, 40)
+    testing.check_contained(subject, rng(), 1, 40, 23, ids, BF16, 1e-6, impl="pallas")
+
+
+@pytest.mark.slow
 def test_one_program_serves_all_windows():
     q, k, v = (jnp.asarray(rng(i).standard_normal((1, 140, 1, 8)), BF16) for i in range(3))
     run = jax.jit(lambda window: attn.attention(q, k, v, window=window, impl="pallas")[0])

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from kernels_pallas.attention import attention
 from kernels_pallas.indexed import IndexedState, chosen_keys, indexed_attention
 from kernels_pallas.indexed.choice import largest
-from kernels_pallas.testing import draw_segment_ids
+from kernels_pallas.testing import Subject, check_contained, draw_segment_ids, normal
 
 B, T, H, G, K, V, INDEX_HEADS, J = 2, 40, 4, 2, 6, 5, 3, 4
 
@@ -95,6 +97,44 @@ def test_the_indexer_learns_from_its_cross_entropy_alone():
     of_cross = jax.grad(lambda *a: outputs(*a)[1], every)(*arrays)
     assert all(np.any(x) for x in of_out[:3]) and not any(np.any(x) for x in of_out[3:])
     assert all(np.any(x) for x in of_cross[3:]) and not any(np.any(x) for x in of_cross[:3])
+
+
+def indexed_subject(pool):
+    """Indexed attention whose state holds all tokens so far."""
+    names = ("q", "k", "v", "index_q", "index_k", "index_w")
+    shapes = (H, K), (G, K), (G, V), (INDEX_HEADS, J), (J,), (INDEX_HEADS,)
+    sizes = dict(zip(names, shapes))
+
+    def apply(inputs, params, segment_ids, state, impl):
+        arrays, options = (inputs[n] for n in names), dict(top_k=6, pool=pool, impl=impl)
+        out, cross = indexed_attention(
+            *arrays, segment_ids=segment_ids, initial_state=state, **options
+        )
+        new = IndexedState(inputs["k"], inputs["v"], inputs["index_k"], segment_ids)
+        if state is not None:
+            new = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), state, new)
+        return dict(out=out) | (dict(cross=cross) if pool == 1 else {}), new
+
+    def inputs(rng, batch, time, dtype):
+        return {n: normal(rng, (batch, time, *size), dtype) for n, size in sizes.items()}
+
+    def state(rng, batch, dtype):
+        drawn = (normal(rng, (batch, 5, *sizes[n]), dtype) for n in ("k", "v", "index_k"))
+        return IndexedState(*drawn, jnp.ones((batch, 5), jnp.int32))
+
+    return Subject(f"indexed(pool={pool})", apply, inputs, state=state)
+
+
+@pytest.mark.parametrize("impl", ["chunked", "reference"])
+@pytest.mark.parametrize("pool", [1, 3])
+@settings(max_examples=1, deadline=None, phases=[Phase.generate])
+@given(seed=st.integers(0, 2**32 - 1))
+def test_nan_and_infinity_reach_no_other_document(pool, impl, seed):
+    """Law 8. With pools a state begins where a document does, so the first call has none."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(seed)
+        subject, ids = indexed_subject(pool), draw_segment_ids(rng, 2, 24, padding=0.2)
+        check_contained(subject, rng, 2, 24, 11, ids, impl=impl, with_state=pool == 1)
 
 
 def test_bad_arguments_are_refused():

@@ -31,7 +31,8 @@ def hold(mixer, law, seed):
 @pytest.mark.parametrize(
     "mixer, law",
     [(mixer, "packed = separate") for mixer in FIRST.values()]
-    + [(FIRST[kind], "decode = whole") for kind in ("attention", "mla", "nha", "rglru")],
+    + [(FIRST[kind], "decode = whole") for kind in ("attention", "mla", "nha", "rglru")]
+    + [(FIRST[kind], "contained") for kind in ("attention", "dsa", "gdn")],
 )
 @one_draw
 @given(seed=seeds)
