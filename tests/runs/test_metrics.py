@@ -2,10 +2,12 @@
 
 import math
 import struct
+import sys
+import types
 
 import pytest
 
-from hybridlm.errors import RunError, WriteError
+from hybridlm.errors import RunError, UserError, WriteError
 from hybridlm.runs import metrics
 
 RECORDS = [
@@ -113,6 +115,40 @@ def test_tensorboard_reads_the_finite_scalars(tmp_path):
     assert (start.step, start.session_log.status) == (5, event_pb2.SessionLog.START)
     assert [(v.tag, v.simple_value) for v in loss.summary.value] == [("train/loss", 1.5)]
     assert loss.step == 5 and abs(loss.wall_time - version.wall_time) < 60
+
+
+def test_weights_and_biases_is_told_the_id_and_the_scalars(monkeypatch):
+    """With a stand-in for the package: which run begins or goes on, and what is logged under it."""
+    begun, logged, finished = [], [], []
+
+    class Run:
+        def __init__(self, **given):
+            self.id = given["id"]
+            begun.append(given)
+
+        def log(self, values, step):
+            logged.append((self.id, step, values))
+
+        def finish(self):
+            finished.append(self.id)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=Run))
+    for run_id in ("first", "second", "first"):
+        writer = metrics.WandbWriter("project", "lr=0.1", run_id, {"lr": 0.1})
+        writer.write({"kind": "train", "step": 4, "loss": 1.5, "targets": 7, "text": "x"})
+        writer.flush()
+        writer.close()
+    same = dict(project="project", name="lr=0.1", resume="allow", config={"lr": 0.1})
+    assert [given | same for given in begun] == begun
+    assert [given["id"] for given in begun] == finished == ["first", "second", "first"]
+    values = {"train/loss": 1.5, "train/targets": 7}
+    assert logged == [(run_id, 4, values) for run_id in finished]
+
+
+def test_a_missing_weights_and_biases_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"pip install 'hybridlm\[wandb\]'"):
+        metrics.WandbWriter("project", "lr=0.1", "id", {})
 
 
 def test_weights_and_biases_knows_runs_of_one_name_apart(tmp_path, monkeypatch):
