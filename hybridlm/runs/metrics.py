@@ -163,7 +163,8 @@ def read(path: pathlib.Path) -> list[Record]:
             records.append(record)
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise RunError(
-                f"{path} is damaged in line {number} ({error}): remove that line, {_shown(line)}"
+                f"{path} is damaged in line {number} ({error}): remove that line,"
+                f" {json_text.shown(line)}"
             ) from None
     return records
 
@@ -183,9 +184,3 @@ def cut_back(path: pathlib.Path, step: int) -> None:
         return
     kept = [record for record in read(path) if record["step"] <= step] if step else []
     write_text(path, "".join(json_text.dumps(record) + "\n" for record in kept))
-
-
-def _shown(line: bytes) -> str:
-    """A line for an error: its two ends, if it is long."""
-    text = line.decode("utf-8", "replace")
-    return repr(text if len(text) <= 80 else f"{text[:50]} ... {text[-25:]}")

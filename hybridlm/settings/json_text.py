@@ -64,6 +64,12 @@ def _numbers(value: Any, names: Mapping[str, float]) -> Any:
     return [_numbers(inner, names) for inner in value] if isinstance(value, list) else value
 
 
+def shown(line: bytes) -> str:
+    """A line of a file for an error: its two ends, if it is long."""
+    text = line.decode("utf-8", "replace")
+    return repr(text if len(text) <= 80 else f"{text[:50]} ... {text[-25:]}")
+
+
 class _Duplicate(Exception):
     pass
 

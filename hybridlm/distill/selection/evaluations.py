@@ -111,8 +111,11 @@ class Evaluations:
                 else:
                     key = (frozenset(row["kept"]), row["metric"])
                     self._values[key] = tuple(float(v) for v in row["values"])
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise RunError(f"{path} is damaged in line {number}: remove that line") from None
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise RunError(
+                    f"{path} is damaged in line {number} ({error}): remove that line,"
+                    f" {json_text.shown(line)}"
+                ) from None
         if lines and not found:
             raise RunError(
                 f"{path} is no table of evaluations: it does not say of which models it is"

@@ -132,5 +132,6 @@ def test_a_damaged_line_is_named(tmp_path):
     path = tmp_path / "t.jsonl"
     Evaluations(counted({})[0], path, IDENTITY).close()
     path.write_text(path.read_text() + '{"kept": [1]}\n')
-    with pytest.raises(RunError, match="damaged in line 2"):
+    sentence = r"""damaged in line 2 \('metric'\): remove that line, '\{"kept": \[1\]\}'$"""
+    with pytest.raises(RunError, match=sentence):
         Evaluations(counted({})[0], path, IDENTITY)
