@@ -153,6 +153,16 @@ def test_a_truncated_file_is_one_sentence(kind, tmp_path):
             open_source(cls(str(tmp_path / "s"), ids_key="ids"), tmp_path)
 
 
+def test_a_copy_of_ids_without_its_ends_is_refused(tmp_path):
+    WRITERS["parquet"][1](tmp_path / "s", pa.table({"ids": pa.array([[1, 2]] * 9, IDS)}))
+    source = ParquetFiles(str(tmp_path / "s"), ids_key="ids")
+    open_source(source, tmp_path)
+    (ends,) = (tmp_path / "cache").rglob("tokens.ends")
+    ends.write_bytes(b"")
+    with pytest.raises(DataError, match="is truncated; remove the folder"):
+        open_source(source, tmp_path)
+
+
 def test_a_compressed_arrow_file_is_refused(tmp_path):
     table = pa.table({"ids": pa.array([[1, 2, 3]] * 900, IDS)})
     options = pa.ipc.IpcWriteOptions(compression="zstd")

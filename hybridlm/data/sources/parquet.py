@@ -62,7 +62,7 @@ class ParquetFiles(ColumnSource):
         ends = map_ids(folder / "tokens.ends", _INT64)
         if not stream.tokens:
             raise DataError(f"source {path}: holds no token")
-        if int(ends[-1]) != stream.tokens:
+        if not len(ends) or int(ends[-1]) != stream.tokens:
             raise DataError(f"{folder}: is truncated; remove the folder")
         chunks = range(0, len(ends), _ENDS)
         return Documents(files, stream, lambda: (np.asarray(ends[i : i + _ENDS]) for i in chunks))
