@@ -7,6 +7,7 @@ import pytest
 from hybridlm.config.branch import branch
 from hybridlm.errors import UserError
 from hybridlm.train.loop import train
+from hybridlm.train.optimizer import learning_rate
 from tests.train.stages import config, drawn_run
 from tests.train.test_schedule import MODEL, records, state_digest
 
@@ -70,6 +71,8 @@ def test_a_branch_goes_on_at_the_rate_that_its_base_had(schedule, step, share, t
     assert found.optimizer.muon_lr == pytest.approx(share * 1e-2)
     assert (found.optimizer.schedule, found.optimizer.decay_steps) == ("wsd", 4)
     assert found.train.steps == step + 4
+    last = learning_rate(found.optimizer, found.train.steps, found.train.steps - 1)
+    assert float(last) == pytest.approx(0.1 * share * 3e-3), "final_lr_fraction of what it was"
     assert (found.init.path, found.init.step) == (str(tmp_path / "run"), step)
 
 
@@ -81,6 +84,7 @@ def test_settings_of_a_branch_may_differ_from_its_base(tmp_path, in_root, comman
     assert (found.optimizer.lr, found.data.seq_len) == (1e-4, 64)
     code, said, _ = command("branch", tmp_path / "run", "--decay", 4, "--dry_run")
     assert code == 0 and f"begins from {tmp_path / 'run'} at step 4" in said
+    assert "the learning rate decays from 0.003 to 0.0003 over 4 steps" in said
 
 
 def test_a_branch_that_cannot_begin_is_refused(tmp_path):

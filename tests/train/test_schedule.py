@@ -27,7 +27,8 @@ def run(path, data, steps, schedule="constant", decay=None, **others):
     """Trains to `steps`; evaluates every 3, saves every 2 and keeps all checkpoints."""
     optimizer = dict(schedule=schedule, decay_steps=decay)
     kept = dict(checkpoint_every=2, keep_checkpoints=9)
-    assert train(config(MODEL, data=data, optimizer=optimizer, steps=steps, **kept), path) == 0
+    settings = config(MODEL, data=data, optimizer=optimizer, steps=steps, **kept, **others)
+    assert train(settings, path) == 0
 
 
 def state_digest(path, step=None):
@@ -44,21 +45,22 @@ def records(path):
     "case", ["finished, constant", pytest.param("killed, wsd", marks=pytest.mark.slow)]
 )
 def test_a_longer_run_has_the_bits_of_one_long_run(case, data, tmp_path, in_root):
-    """Only the evaluation of what was the last step is left of the shorter run."""
+    """Only what the shorter run recorded because a step was its last is left of it."""
     how, schedule = case.split(", ")
-    decay = 2 if schedule == "wsd" else None
+    decay, every = (2, 1) if schedule == "wsd" else (None, 2)
     long, grown, first = tmp_path / "long", tmp_path / "grown", 5
-    run(long, data, 8, schedule, decay)
-    run(grown, data, first, schedule, decay)
+    run(long, data, 8, schedule, decay, log_every=every)
+    run(grown, data, first, schedule, decay, log_every=every)
     (grown / workdir.REPORT).touch()
     if how == "killed":  # after step 5 was recorded, and before it was saved
         for step in (4, 5):
             shutil.rmtree(grown / "checkpoints" / str(step))
-    run(grown, data, 8, schedule, decay)
+    run(grown, data, 8, schedule, decay, log_every=every)
     assert state_digest(grown) == state_digest(long)
     extra = [r for r in records(grown) if r not in records(long)]
     assert [r for r in records(grown) if r not in extra] == records(long)
-    assert [(r["kind"], r["step"]) for r in extra] == [("eval", 5)] * (how == "finished")
+    left = [("train", 5), ("eval", 5)] if how == "finished" else []
+    assert [(r["kind"], r["step"]) for r in extra] == left
     epochs = [Run(p).facts["data"]["sources"]["a"]["epochs"] for p in (grown, long)]
     assert epochs[0] == epochs[1]
     assert not (grown / workdir.REPORT).exists()
