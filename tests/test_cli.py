@@ -54,6 +54,7 @@ def test_a_run_writes_its_files(run):
     train = next(r for r in records if r["kind"] == "train")
     for key in ("tokens_per_second", "step_seconds_p90", "data_wait_share", "memory_bytes"):
         assert key in train
+    assert not any("mfu" in key for record in records for key in record), "a CPU has no known peak"
 
 
 def test_a_run_writes_no_pickles(run):
