@@ -1,12 +1,14 @@
 """`hybridlm distill transfer` and `hybridlm distill hype`."""
 
-import json
+import dataclasses
 import pathlib
 from typing import Annotated, Literal
 
 from hybridlm.commands.command import Command
 from hybridlm.errors import UserError
 from hybridlm.settings.bounds import Above, NonNegativeInt, PositiveInt, settings
+from hybridlm.settings.json_text import parse_json
+from hybridlm.settings.text import TOKENS
 
 
 @settings
@@ -39,8 +41,8 @@ class TransferSettings:
     seed: NonNegativeInt = 0
     fresh: bool = False
     calibrate: pathlib.Path | None = None
-    calibration_tokens: PositiveInt = 16_384
-    calibration_length: PositiveInt = 512
+    calibration_tokens: PositiveInt = dataclasses.field(default=16_384, metadata=TOKENS)
+    calibration_length: PositiveInt = dataclasses.field(default=512, metadata=TOKENS)
     calibration_steps: NonNegativeInt = 50
 
 
@@ -114,11 +116,14 @@ def _object(text: str) -> dict:
       UserError: if it is none.
     """
     try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f'--settings is {text!r}: write a JSON object, such as {{"window": 64}}')
+        found = parse_json(text)
+        reason = "" if isinstance(found, dict) else "no JSON object"
+    except (ValueError, RecursionError) as error:
+        found, reason = None, str(error)
+    if reason:
+        raise UserError(
+            f'--settings is {text[:200]!r} ({reason}): write a JSON object, such as {{"window": 64}}'
+        )
     return found
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from hybridlm.data.sources import SourceConfig, read_source
 from hybridlm.data.tokenizers import TokenizerConfig
-from hybridlm.settings.bounds import Between, IsPath, NotEmpty, PositiveInt, settings
+from hybridlm.settings.bounds import LONGEST, Between, IsPath, NotEmpty, PositiveInt, settings
 
 __all__ = ["DataConfig", "SourceConfig", "TokenizerConfig"]
 
@@ -33,7 +33,7 @@ class DataConfig:
     """
 
     sources: Annotated[dict[str, Any], NotEmpty("names no source")]
-    seq_len: PositiveInt
+    seq_len: Annotated[PositiveInt, LONGEST]
     batch_size: PositiveInt
     tokenizer: TokenizerConfig = TokenizerConfig()
     packing: Literal["concat", "best_fit"] = "concat"

@@ -7,7 +7,7 @@ optional dependency `eval` installs the harness: pip install 'hybridlm[eval]'.
 """
 
 import argparse
-import pathlib
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -25,8 +25,11 @@ from hybridlm.evals.scoring import (
     continuation_likelihoods,
     continuation_pair,
 )
+from hybridlm.evals.settings import HarnessSettings
 from hybridlm.runs import OpenedModel, open_model
 from hybridlm.settings import json_text
+from hybridlm.settings.describe import summary_and_meanings
+from hybridlm.settings.text import read_texts
 from hybridlm.storage.writing import write_text
 
 try:
@@ -159,33 +162,18 @@ def _sample(prompt: np.ndarray, count: int) -> Sample:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="harness", description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a run")
-    parser.add_argument(
-        "--tasks", required=True, help="names of the harness's tasks, separated by commas"
-    )
-    parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
-    parser.add_argument(
-        "--weights",
-        choices=("raw", "ema"),
-        default="raw",
-        help="the parameters of the step, or their moving average (train.ema_decay)",
-    )
-    parser.add_argument("--limit", type=int, help="samples of each task; default: all")
-    parser.add_argument(
-        "--num_fewshot", type=int, help="examples in each prompt; default: the task's own number"
-    )
-    parser.add_argument("--batch", type=int, default=8, help="batch size, in sequences")
-    parser.add_argument(
-        "--max_length", type=int, help="tokens of prompt and answer; default: the training length"
-    )
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file for the results")
-    arguments = parser.parse_args(argv)
+    meanings = summary_and_meanings(HarnessSettings)[1]
+    for field in dataclasses.fields(HarnessSettings):
+        needed = field.default is dataclasses.MISSING
+        parser.add_argument(f"--{field.name}", required=needed, help=meanings[field.name])
+    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     try:
+        arguments = read_texts(HarnessSettings, given)
         opened = open_model(arguments.workdir, arguments.step, arguments.weights)
         model = HarnessModel(opened, batch=arguments.batch, max_length=arguments.max_length)
         results = lm_eval.simple_evaluate(
             model,
-            tasks=arguments.tasks.split(","),
+            tasks=list(arguments.tasks),
             limit=arguments.limit,
             num_fewshot=arguments.num_fewshot,
         )["results"]

@@ -2,9 +2,16 @@
 
 import dataclasses
 import pathlib
-from typing import Annotated
+from typing import Annotated, Literal
 
-from hybridlm.settings.bounds import Above, AtLeast, NonNegativeInt, PositiveInt, settings
+from hybridlm.settings.bounds import (
+    LONGEST,
+    Above,
+    AtLeast,
+    NonNegativeInt,
+    PositiveInt,
+    settings,
+)
 from hybridlm.settings.reader import require
 from hybridlm.settings.text import TOKENS
 
@@ -57,12 +64,16 @@ class EvalSettings:
     """
 
     tasks: tuple[str, ...]
-    lengths: tuple[Annotated[int, AtLeast(2)], ...] = dataclasses.field(metadata=TOKENS)
+    lengths: tuple[Annotated[int, AtLeast(2), LONGEST], ...] = dataclasses.field(metadata=TOKENS)
     samples: PositiveInt = 20
     seed: NonNegativeInt = 0
     batch: PositiveInt = 8
-    trunc_len: PositiveInt = dataclasses.field(default=TRUNC_LEN, metadata=TOKENS)
-    sliding_window: PositiveInt = dataclasses.field(default=SLIDING_WINDOW, metadata=TOKENS)
+    trunc_len: Annotated[PositiveInt, LONGEST] = dataclasses.field(
+        default=TRUNC_LEN, metadata=TOKENS
+    )
+    sliding_window: Annotated[PositiveInt, LONGEST] = dataclasses.field(
+        default=SLIDING_WINDOW, metadata=TOKENS
+    )
     evaluator: pathlib.Path | None = None
     squad: pathlib.Path | None = None
     hotpotqa: pathlib.Path | None = None
@@ -82,3 +93,32 @@ class EvalSettings:
     @property
     def extrapolation(self) -> Extrapolation:
         return Extrapolation(self.logit_scale, self.rope_theta, self.yarn)
+
+
+@settings
+class HarnessSettings:
+    """Which tasks of lm-evaluation-harness to run on a run's model, and how.
+
+    Attributes:
+      workdir: folder of a run, or a model folder.
+      tasks: names of the harness's tasks, separated by commas.
+      step: step of the checkpoint; the newest by default.
+      weights: the parameters of the step, or their moving average (train.ema_decay).
+      limit: samples of each task; all by default.
+      num_fewshot: examples in each prompt; the task's own number by default.
+      batch: batch size, in sequences.
+      max_length: tokens of prompt and answer; the training length by default.
+      out: JSON file for the results.
+    """
+
+    workdir: pathlib.Path
+    tasks: tuple[str, ...]
+    step: NonNegativeInt | None = None
+    weights: Literal["raw", "ema"] = "raw"
+    limit: PositiveInt | None = None
+    num_fewshot: NonNegativeInt | None = None
+    batch: PositiveInt = 8
+    max_length: Annotated[int, AtLeast(2), LONGEST] | None = dataclasses.field(
+        default=None, metadata=TOKENS
+    )
+    out: pathlib.Path | None = None

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated
 
-from hybridlm.settings.bounds import AtLeast, AtMost, Between, NonNegativeInt, PositiveInt, settings
+from hybridlm.settings.bounds import AtLeast, AtMost, Between, PositiveInt, settings
 from hybridlm.settings.reader import Invalid
 from hybridlm.settings.text import TOKENS
 
@@ -24,7 +24,7 @@ class SampleConfig:
     """
 
     prompt: str = ""
-    tokens: NonNegativeInt = 0
+    tokens: Annotated[int, AtLeast(0), AtMost(MOST_TOKENS)] = 0
     temperature: Annotated[float, AtLeast(0, note="greedy")] = 1.0
     top_k: PositiveInt | None = None
     top_p: Annotated[float, Between(0, 1, low_open=True)] | None = None

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from hybridlm.settings.bounds import AtLeast, NonNegativeInt, PositiveInt, settings
+from hybridlm.settings.bounds import LONGEST, AtLeast, NonNegativeInt, PositiveInt, settings
 from hybridlm.settings.reader import require
 from hybridlm.settings.text import TOKENS
 
@@ -25,7 +25,7 @@ class ProbesConfig:
     which: tuple[str, ...] = ()
     interval: PositiveInt = 100
     samples: PositiveInt = 8
-    length: Annotated[int, AtLeast(2, none="for data.seq_len")] | None = None
+    length: Annotated[int, AtLeast(2, none="for data.seq_len"), LONGEST] | None = None
 
     def __post_init__(self):
         require(len(set(self.which)) == len(self.which), "which", "names one twice")
@@ -55,7 +55,9 @@ class ProbeSettings:
     """
 
     probes: tuple[str, ...]
-    length: Annotated[int, AtLeast(2)] | None = dataclasses.field(default=None, metadata=TOKENS)
+    length: Annotated[int, AtLeast(2), LONGEST] | None = dataclasses.field(
+        default=None, metadata=TOKENS
+    )
     samples: PositiveInt = 20
     seed: NonNegativeInt = 0
     batch: PositiveInt = 8
@@ -63,7 +65,9 @@ class ProbeSettings:
     by: Literal["mass", "copy"] = "mass"
     draws: NonNegativeInt = 5
     layers: tuple[str, ...] | None = None
-    windows: tuple[PositiveInt, ...] | None = dataclasses.field(default=None, metadata=TOKENS)
+    windows: tuple[Annotated[PositiveInt, LONGEST], ...] | None = dataclasses.field(
+        default=None, metadata=TOKENS
+    )
     truncate: bool = False
     classified: Annotated[int, AtLeast(40)] = 200
     classes: Literal["hard", "easy"] = "hard"

@@ -228,6 +228,8 @@ PositiveInt = Annotated[int, AtLeast(1)]
 NonNegativeInt = Annotated[int, AtLeast(0)]
 PositiveFloat = Annotated[float, Above(0)]
 NonNegativeFloat = Annotated[float, AtLeast(0)]
+#: Tokens of a sequence. RoPE multiplies positions by its frequencies in float32.
+LONGEST = AtMost(2**24, note="float32 tells no further positions apart")
 #: A number added to a denominator. Accelerators and XLA on CPUs flush float32 subnormals to 0.
 Epsilon = Annotated[float, AtLeast(FLOAT32_TINY, note="smaller ones are 0 in float32")]
 

@@ -30,7 +30,12 @@ def test_a_student_is_written_and_its_parameters_are_accounted_for(command, impa
     "words, sentence",
     [
         (["--mixer", "mla"], "cannot replace attention"),
-        (["--mixer", "gdn", "--settings", "[1]"], "write a JSON object"),
+        (["--mixer", "gdn", "--settings", "[1]"], "(no JSON object): write a JSON object"),
+        (
+            ["--mixer", "gdn", "--settings", '{"window": 1, "window": 64}'],
+            "(an object has the key 'window' twice): write a JSON object",
+        ),
+        (["--mixer", "gdn", "--calibration_length", "x"], "must be a whole number (4k is 4096)"),
         (["--mixer", "gdn", "--layers", "99"], "the teacher's are 0 to"),
         (["--mixer", "gdn", "--settings", '{"widow": 3}'], "unknown key"),
     ],

@@ -56,8 +56,8 @@ BAD = [
     (["--tasks", "mqar", "--pairs", "200", "--lengths", "1024"], "keys: --pairs must be at most "),
     (["--lengths", "100"], "needle does not fit 100 tokens"),
     (
-        ["--tasks", "perplexity", "--lengths", "100M"],
-        "perplexity does not fit 104,857,600 tokens: the run's held-out text has ",
+        ["--tasks", "perplexity", "--lengths", "16M"],
+        "perplexity does not fit 16,777,216 tokens: the run's held-out text has ",
     ),
     (["--samples", "0"], "--samples must be at least 1, not 0"),
     (["--seed", "-1"], "--seed must be at least 0, not -1"),

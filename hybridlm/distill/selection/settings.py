@@ -5,6 +5,7 @@ import pathlib
 from typing import Annotated, Literal
 
 from hybridlm.settings.bounds import (
+    LONGEST,
     AtLeast,
     NonNegativeFloat,
     NonNegativeInt,
@@ -57,7 +58,9 @@ class SearchSettings:
     keep: NonNegativeInt | None = None
     cache: PositiveInt | None = None
     context: PositiveInt = dataclasses.field(default=131072, metadata=TOKENS)
-    length: Annotated[int, AtLeast(2)] | None = dataclasses.field(default=None, metadata=TOKENS)
+    length: Annotated[int, AtLeast(2), LONGEST] | None = dataclasses.field(
+        default=None, metadata=TOKENS
+    )
     samples: PositiveInt = 16
     sets: PositiveInt = 3
     batch: PositiveInt = 8
