@@ -9,6 +9,9 @@ from hybridlm.models.params import Model, Params
 from hybridlm.models.settings import ModelConfig
 from hybridlm.runs.opened import OpenedModel
 
+#: What may differ: mixers and blocks, which are compared layer by layer, and what no trained model reads.
+_OWN = ("pattern", "prefix", "suffix", "mixers", "blocks", "init_std", "z_loss")
+
 
 def compose(
     teacher: OpenedModel, student: OpenedModel, keep: Collection[int]
@@ -72,21 +75,10 @@ def check_alike(teacher: ModelConfig, student: ModelConfig) -> None:
     Raises:
       UserError: naming the first setting that differs.
     """
-    for name in (
-        "width",
-        "depth",
-        "vocab_size",
-        "norm",
-        "norm_eps",
-        "block",
-        "tie_embeddings",
-        "embedding_scale",
-        "residual_scale",
-        "logit_scale",
-        "logit_soft_cap",
-        "mlp",
-        "feedforwards",
-    ):
+    for field in dataclasses.fields(ModelConfig):
+        name = field.name
+        if name in _OWN:
+            continue
         ours, theirs = getattr(teacher, name), getattr(student, name)
         if ours != theirs:
             raise UserError(

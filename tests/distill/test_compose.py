@@ -1,9 +1,11 @@
 """A composed model takes each layer from the teacher or from the student."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from hybridlm.distill.compose import compose, composed
+from hybridlm.distill.compose import check_alike, compose, composed
 from hybridlm.distill.transfer import transfer
 from hybridlm.errors import UserError
 from hybridlm.runs import open_model, save_model
@@ -63,3 +65,22 @@ def test_models_that_differ_elsewhere_are_refused(models):
         compose(*models, {4})
     with pytest.raises(UserError, match="model.depth is 4 and the teacher's is 3"):
         compose(teacher(depth=3), models[1], set())
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("streams", dict(count=2)),
+        ("per_layer", dict(size=8)),
+        ("residual_scale", 0.5),
+        ("norm", "layernorm"),
+    ],
+)
+def test_a_student_may_differ_in_its_mixers_alone(models, name, value):
+    """Every other setting of a model is compared, but those that only training reads."""
+    ours, theirs = (model.config for model in models)
+    other = dataclasses.replace(ours, **{name: value})
+    for teacher_config, student_config in ((other, theirs), (theirs, other)):
+        with pytest.raises(UserError, match=f"model.{name} is .* may differ in their mixers only"):
+            check_alike(teacher_config, student_config)
+    check_alike(dataclasses.replace(ours, z_loss=1e-4, init_std=0.5), theirs)
