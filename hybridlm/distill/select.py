@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     asked = read_texts(TableSettings, vars(_parser().parse_args(argv)))
     selector = _selector(asked.method)
-    chosen = SelectorSettings(seed=asked.seed)
+    chosen = SelectorSettings(recall="recall", commonsense="commonsense", seed=asked.seed)
     table = read_scores(asked.scores, selector.reads(chosen))
     keep = table.depth // 4 if asked.keep is None else asked.keep
     if keep > table.depth:

@@ -17,8 +17,8 @@ class SelectorSettings:
 
     Attributes:
       metric: of greedy, exhaustive and the reported quality.
-      recall: HALO's first column: recall of models with one layer replaced.
-      commonsense: HALO's second column: their short-context quality.
+      recall: metric of HALO's first column, and of recall: recall of models with one layer replaced.
+      commonsense: metric of HALO's second column: their short-context quality.
       min_score: greedy stops before the metric is worse than this (P_min).
       max_drop: or before it is worse than the teacher's by this share; 0.05 where greedy has no budget.
       take: what greedy without a budget returns: the model with the most replaced layers that is
@@ -30,8 +30,8 @@ class SelectorSettings:
     """
 
     metric: str = "kl"
-    recall: str = "recall"
-    commonsense: str = "commonsense"
+    recall: str = "needle_nll"
+    commonsense: str = "loss"
     min_score: float | None = None
     max_drop: NonNegativeFloat | None = None
     take: Literal["opt", "best"] = "opt"

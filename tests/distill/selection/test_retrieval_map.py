@@ -100,7 +100,7 @@ def test_selectors_keep_the_circuit_whose_layers_are_of_no_use_alone(teacher):
 
     metrics = {name: Metric(name, higher=False) for name in ("nll", "recall")}
     search = Search(4, both.layers, Evaluations(measure), metrics, gates)
-    settings, nll = SelectorSettings(metric="nll"), search.evaluate
+    settings, nll = SelectorSettings(metric="nll", recall="recall"), search.evaluate
     assert nll(frozenset(CIRCUIT), "nll")[0] < 0.5 * nll(frozenset(), "nll")[0]
     for method in ("exhaustive", "greedy", "gates", "recall"):
         budget = Budget.of_layers(both.layers, 2)

@@ -11,6 +11,8 @@ from hybridlm.data.settings import DataConfig
 from hybridlm.data.tokenizers import ByteTokenizer
 from hybridlm.distill.compose import composed
 from hybridlm.distill.selection.compilations import Compilations
+from hybridlm.distill.selection.measures import METRICS as METRICS_OF_MODELS
+from hybridlm.distill.selection.registry import SELECTORS
 from hybridlm.distill.selection.search import LayerSearch, check_settings
 from hybridlm.distill.selection.selection import SelectorSettings
 from hybridlm.distill.selection.settings import GateSettings, SearchSettings
@@ -296,6 +298,13 @@ def test_bad_settings_are_refused(models, tmp_path):
             search(models, tmp_path / str(len(message)), **settings).run()
     with pytest.raises(UserError, match="metric 'kll' is unknown"):
         check_settings(SearchSettings(methods=("greedy",)), SelectorSettings(metric="kll"))
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_every_selector_reads_metrics_of_models_by_default(name):
+    """`hybridlm distill select --methods NAME --keep 1` needs no names of metrics."""
+    (chosen,) = check_settings(SearchSettings(methods=(name,), keep=1), SelectorSettings())
+    assert chosen.name == name and set(chosen.reads(SelectorSettings())) <= METRICS_OF_MODELS.keys()
 
 
 def test_greedy_is_refused_a_share_of_the_teacher_s_kl():

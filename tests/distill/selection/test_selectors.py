@@ -19,6 +19,7 @@ METRICS = {
     "commonsense": Metric("commonsense"),
     "kl": Metric("kl", higher=False),
 }
+COLUMNS = dict(metric="score", recall="recall", commonsense="commonsense")
 ALL = (
     ranking.HALO,
     ranking.RECALL,
@@ -55,7 +56,7 @@ def additive(worth):
 def select(selector, made, keep=None, budget=None, **settings):
     if keep is not None:
         budget = Budget.of_layers(made.layers, keep)
-    return selector.select(made, budget, SelectorSettings(**{"metric": "score", **settings}))
+    return selector.select(made, budget, SelectorSettings(**COLUMNS | settings))
 
 
 @pytest.mark.parametrize("seed", range(5))
