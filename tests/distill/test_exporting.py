@@ -9,6 +9,7 @@ import pytest
 
 from hybridlm import convert
 from hybridlm.distill.compose import composed
+from hybridlm.distill.hype import with_hype
 from hybridlm.distill.transfer import transfer
 from hybridlm.errors import ConvertError
 from hybridlm.models.mixers import SequenceContext
@@ -29,6 +30,16 @@ def hybrid(fixture, mixer, keep):
     else:
         ours = teacher(depth=3, **fixture)
     return composed(ours, transfer(ours, mixer).student, keep)
+
+
+def subject(kind):
+    """A hybrid that obeys the laws: of a mixer, or "hype", Lightning attention under HyPE.
+
+    HyPE's logits grow with the position, here nearly twofold within 12 tokens.
+    """
+    if kind == "hype":
+        return with_hype(hybrid("llama", dict(kind="lightning"), {1, 3}), 4.0)
+    return hybrid("llama", dict(kind=kind), {1, 3})
 
 
 #: Gated DeltaNet as in layer 1 of the fixture, because the class has one size.
@@ -110,10 +121,10 @@ def test_a_hybrid_that_no_class_holds_is_refused_in_one_sentence(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gdn", "nha"])
+@pytest.mark.parametrize("kind", ["gdn", "nha", "hype"])
 def test_decoding_a_hybrid_is_its_forward_pass(kind):
     """Prefill, then one token at a time, from the states of both kinds of layers."""
-    found = hybrid("llama", dict(kind=kind), {1, 3})
+    found = subject(kind)
     x = jnp.asarray(np.random.default_rng(1).integers(0, found.config.vocab_size, (2, 12)))
     ids = jnp.ones((2, 1), jnp.int32)
 
@@ -135,9 +146,9 @@ def test_decoding_a_hybrid_is_its_forward_pass(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gdn", "gla", "nha"])
+@pytest.mark.parametrize("kind", ["gdn", "gla", "nha", "hype"])
 def test_documents_packed_into_a_row_of_a_hybrid_are_separate(kind):
-    found = hybrid("llama", dict(kind=kind), {1, 3})
+    found = subject(kind)
     rng = np.random.default_rng(3)
     first, second = (rng.integers(0, found.config.vocab_size, n) for n in (7, 12))
     packed = found.logits(np.concatenate([first, second])[None], [[1] * 7 + [2] * 12])
