@@ -119,19 +119,20 @@ class LayerSearch:
           join: puts teacher and student into one model.
 
         Raises:
-          UserError: if the models differ in more than mixers, data is missing, or the table is of
-            other models or evaluation sets.
+          UserError: if the models differ in more than mixers, a tokenizer is not the teacher's, data
+            is missing, or the table is of other models or evaluation sets.
         """
         self.chosen = check_settings(settings, selector)
         self.teacher, self.student, self.out = teacher, student, out
         self.settings, self.selector, self._gate_settings = settings, selector, gates
         if source is None:
             source = student if student.data is not None else teacher
-        if source.tokenizer.fingerprint != teacher.tokenizer.fingerprint:
-            raise UserError(
-                f"{source.path} has another tokenizer than the teacher {teacher.path}: its text is no"
-                " measure of this model"
-            )
+        for other in (student, source):
+            if other.tokenizer.fingerprint != teacher.tokenizer.fingerprint:
+                raise UserError(
+                    f"{other.path} has another tokenizer than the teacher {teacher.path}: teacher, student"
+                    " and held-out text need the same ids"
+                )
         self._dtype = source.dtype
         with doing("putting both models into one"):
             self.branch: BranchModel = join(teacher, student)

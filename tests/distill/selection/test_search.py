@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from hybridlm.data.settings import DataConfig
-from hybridlm.data.tokenizers import ByteTokenizer
+from hybridlm.data import train_bpe
+from hybridlm.data.settings import DataConfig, TokenizerConfig
+from hybridlm.data.tokenizers import ByteTokenizer, open_tokenizer
 from hybridlm.distill.compose import composed
 from hybridlm.distill.selection.compilations import Compilations
 from hybridlm.distill.selection.measures import METRICS as METRICS_OF_MODELS
@@ -326,3 +327,16 @@ def test_models_without_text_are_refused(models, tmp_path):
     without = dataclasses.replace(models[1], data=None)
     with pytest.raises(UserError, match="reads the held-out data of a run"):
         search((models[0], without), tmp_path, keep=1)
+
+
+def test_a_student_or_a_text_of_another_tokenizer_is_refused(models, tmp_path):
+    teacher, student = models
+    train_bpe(["the union of states"] * 4, 270, tmp_path / "bpe.json")
+    theirs = open_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path / "bpe.json")))
+    other = dataclasses.replace(student, tokenizer=theirs, path=tmp_path / "other")
+    settings = SearchSettings(**SMALL, methods=("uniform",), keep=1)
+    cases = ((student, other), (other, None), (dataclasses.replace(other, data=None), student))
+    for of_student, source in cases:
+        with pytest.raises(UserError, match="other has another tokenizer than the teacher"):
+            LayerSearch(teacher, of_student, tmp_path, settings, source=source)
+    assert not (tmp_path / "evaluations.jsonl").exists()
