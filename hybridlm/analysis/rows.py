@@ -22,6 +22,7 @@ from hybridlm.storage import is_remote, objects
 
 Row = dict[str, Any]
 RECORDS = "eval.json"
+LAYER_ERROR = "mse_layer_"
 
 
 class Progress:
@@ -67,6 +68,17 @@ def position_rows(records: Iterable[Row], progress: Progress) -> list[Row]:
         if r["kind"] == "eval"
         for place in r.get("by_position", ())
         if place["targets"]
+    ]
+
+
+def layer_error_rows(records: Iterable[Row], progress: Progress) -> list[Row]:
+    """The squared error of each layer that is distilled block by block, at each recorded step."""
+    return [
+        {**progress.at(r["step"]), "layer": int(key.removeprefix(LAYER_ERROR)), "error": r[key]}
+        for r in records
+        if r["kind"] == "train"
+        for key in r
+        if key.startswith(LAYER_ERROR)
     ]
 
 

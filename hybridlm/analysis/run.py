@@ -143,6 +143,13 @@ class Run(Results):
         """
         return frame(self.position_rows())
 
+    def layer_errors(self) -> Any:
+        """The squared error of each layer that is distilled block by block, while training.
+
+        Columns: step, tokens, flops, layer, error.
+        """
+        return frame(self.layer_error_rows())
+
     # --- the same as records, without pandas ---------------------------------------------------
 
     @functools.cached_property
@@ -157,6 +164,10 @@ class Run(Results):
     def position_rows(self) -> list[Record]:
         """`by_position()` as records."""
         return rows.position_rows(self.records, self.progress)
+
+    def layer_error_rows(self) -> list[Record]:
+        """`layer_errors()` as records."""
+        return rows.layer_error_rows(self.records, self.progress)
 
     # --- records of metrics.jsonl --------------------------------------------------------------
 

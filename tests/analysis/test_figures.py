@@ -115,6 +115,8 @@ def all_figures():
     yield figures.state_sizes(frame(state_rows(config)))
     yield figures.attention_map(np.eye(30), [str(i) for i in range(30)])
     yield figures.loss_curve([], [])
+    yield figures.layer_errors(frame([dict(step=1, layer=0, error=0.1)]))
+    yield figures.layer_errors([])
 
 
 def test_every_figure_is_vector_graphics_that_follows_the_scheme():

@@ -8,6 +8,7 @@ from hybridlm.analysis.figures.curves import (
     progress_curve,
     sweep_summary,
 )
+from hybridlm.analysis.figures.distillation import layer_errors
 from hybridlm.analysis.figures.layers import layer_pattern, state_sizes
 from hybridlm.analysis.figures.maps import attention_map, head_map, heat_map, needle_map, task_map
 from hybridlm.analysis.figures.probes import probe_panels
@@ -31,6 +32,7 @@ __all__ = [
     "by_distance",
     "head_map",
     "heat_map",
+    "layer_errors",
     "layer_pattern",
     "learning_curves",
     "loss_by_position",

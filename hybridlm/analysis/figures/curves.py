@@ -34,6 +34,8 @@ LABELS = {
     "learning_rate": "learning rate",
     "influence": "norm of the gradient",
     "mass": "attention on the needle",
+    "relative_error": "relative squared error",
+    "kl": "KL (nats a token)",
 }
 NAMES = ("run", "arm")  # columns whose values say what they are
 Band = Literal["range", "interval"]

@@ -7,6 +7,7 @@ from hybridlm.analysis import figures
 from hybridlm.analysis.figures import token_label
 from hybridlm.analysis.figures.style import finite
 from hybridlm.analysis.measurements import measured_at, newest, weights_of
+from hybridlm.analysis.report.distillation import distillation
 from hybridlm.analysis.report.parts import (
     Parts,
     bytes_text,
@@ -34,6 +35,7 @@ def run_sections(run: Run) -> tuple[Parts, str]:
     sections = [
         _summary(run),
         _curves(parts, run, code),
+        distillation(parts, run, code),
         evaluations(parts, run, code),
         probes(parts, run.probe_rows(), code),
         model_section(parts, run.config.model, run.config.data.seq_len, f"{code}.config.model"),
