@@ -11,7 +11,10 @@ import jax
 import numpy as np
 import pytest
 
+from hybridlm import cli
+from hybridlm.probes.settings import ProbesConfig
 from hybridlm.runs import checkpoint, metrics, open_model, save_model
+from hybridlm.train.live_probes import live_probes
 from hybridlm.train.loop import train
 from tests.train.distilling import Stepper, config, save_pair
 
@@ -96,22 +99,31 @@ def test_accumulated_batches_give_the_same_step(folder):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_with_the_same_bits(folder, tmp_path, in_root):
-    """Runs the loop: data, checkpoints, records, the teacher's hash and speed."""
-    given = config(folder)
-    assert train(given, tmp_path / "whole") == 0
+@pytest.mark.parametrize("objective, figure", [("blockwise", "loss"), ("kl", "kl")])
+def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path, in_root, objective, figure):
+    """Runs the loop: data, checkpoints, records, probes, the teacher's hash and speed; then the report."""
+    save_pair(tmp_path, dict(kind="nha", window=4, slots=4), noise=0.05)
+    probed = ProbesConfig(which=("slot_share",), interval=3, samples=2, length=256)
+    given = dataclasses.replace(config(tmp_path, teacher=dict(objective=objective)), probes=probed)
+    assert train(given, tmp_path / "whole", callback=live_probes(given)) == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
     shutil.rmtree(tmp_path / "stopped" / checkpoint.FOLDER / "6")
-    assert train(given, tmp_path / "stopped") == 0
+    assert train(given, tmp_path / "stopped", callback=live_probes(given)) == 0
     whole, again = (open_model(tmp_path / name).params for name in ("whole", "stopped"))
     jax.tree.map(np.testing.assert_array_equal, whole, again)
     records = [metrics.read(tmp_path / name / metrics.FILE) for name in ("whole", "stopped")]
     trained = [[r for r in of if r["kind"] == "train"] for of in records]
-    assert [r["loss"] for r in trained[0]] == [r["loss"] for r in trained[1]]
+    assert [r[figure] for r in trained[0]] == [r[figure] for r in trained[1]]
     run = next(r for r in records[0] if r["kind"] == "run")
     assert run["teacher"]["tokens_per_second"] > 0
     assert all(r["of_teacher_forward"] > 0 for r in trained[1])
-    assert trained[0][-1]["loss"] < trained[0][0]["loss"]
+    assert trained[0][-1][figure] < trained[0][0][figure]
+    probes = [metrics.read(tmp_path / name / "probes.jsonl") for name in ("whole", "stopped")]
+    shares = [[r for r in of if r["kind"] == "slot_share"] for of in probes]
+    assert shares[0] == shares[1] and {r["step"] for r in shares[0]} == {3, 6}
+    assert cli.main(["report", "--workdir", str(tmp_path / "stopped")]) == 0
+    page = (tmp_path / "stopped" / "report.html").read_text()
+    assert "<h2>Distillation</h2>" in page and "slot_share, step 6" in page
 
 
 @pytest.mark.slow
