@@ -3,8 +3,8 @@
 The argument is "student=DIR", and optionally steps=N, length=N, batch=N, and teacher=PATH, with which the
 model learns the teacher's probabilities instead (objective=kl). Model and tokenizer are the student's.
 
-Hardware: made for 2 CPU cores and SmolLM2-135M; not run yet.
-Expected: a loss that falls from that of the converted model.
+Hardware: 2 CPU cores and 7 GB of memory for SmolLM2-135M: 32 steps of 512 tokens at 8.4 seconds a step.
+Expected: the loss and the divergence from the teacher fall; README.md has those of the 32 steps.
 Run:      hybridlm train --config experiments/native_hybrid_attention/finetune.py:student=DIR --workdir DIR
 """
 

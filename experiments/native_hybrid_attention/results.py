@@ -10,17 +10,19 @@ import argparse
 import pathlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from experiments.large_window_laziness import tables as tsv
 from experiments.native_hybrid_attention import run
 from experiments.native_hybrid_attention.run import RESULTS, Row, Unit
-from experiments.native_hybrid_attention.tables import Rows, tables
+from experiments.native_hybrid_attention.tables import Others, Rows, tables
 from hybridlm.errors import UserError, exit_code
 from hybridlm.storage.writing import write_text
 
 README = pathlib.Path(__file__).parent / "README.md"
-FILE, SEARCHED = "runs.tsv", "search.tsv"
+FILE = "runs.tsv"
+#: Tables beside the runs, by name: where a workdir has them. In results/ they are NAME.tsv.
+OTHERS = {"search": "search/search.tsv", "kept": "kept.tsv"}
 COLUMNS = {
     "task": str,
     "arm": str,
@@ -46,16 +48,16 @@ def read(folder: pathlib.Path = RESULTS) -> dict[Unit, Row]:
     return found
 
 
-def searched(folder: pathlib.Path = RESULTS) -> list[Mapping[str, str]]:
-    """The rows of the search for a global window."""
-    path = folder / SEARCHED
-    return tsv.read(path) if path.exists() else []
+def read_others(folder: pathlib.Path = RESULTS) -> Others:
+    """The rows of the tables beside the runs, by name; none where a file is missing."""
+    paths = {name: folder / f"{name}.tsv" for name in OTHERS}
+    return {name: tsv.read(path) if path.exists() else [] for name, path in paths.items()}
 
 
 def collect(workdir: pathlib.Path, out: pathlib.Path = RESULTS, steps: int | None = None) -> None:
-    """Adds the runs of a workdir to those of `out`, in the order of seeds and arms, and its search.
+    """Adds the runs of a workdir to those of `out`, in the order of seeds and arms, and its other tables.
 
-    A run that both have is the workdir's; so is the search of its folder `search`.
+    A run that both have is the workdir's; so are the tables of OTHERS.
 
     Args:
       steps: of the runs, where `run.py` was given another number than the task's own.
@@ -79,14 +81,14 @@ def collect(workdir: pathlib.Path, out: pathlib.Path = RESULTS, steps: int | Non
     order = [unit for unit in run.units() if unit in rows]
     order += [unit for unit in rows if unit not in set(order)]
     tsv.write(out / FILE, tuple(COLUMNS), (rows[unit] for unit in order))
-    search = workdir / "search" / SEARCHED
-    if search.exists():
-        write_text(out / SEARCHED, search.read_text(encoding="utf-8"))
+    for name, place in OTHERS.items():
+        if (workdir / place).exists():
+            write_text(out / f"{name}.tsv", (workdir / place).read_text(encoding="utf-8"))
 
 
-def with_tables(text: str, rows: Rows, found: Sequence[Mapping[str, str]]) -> str:
+def with_tables(text: str, rows: Rows, others: Others) -> str:
     """README.md with its tables made from the results."""
-    made = tables(rows, found)
+    made = tables(rows, others)
 
     def table(match: re.Match[str]) -> str:
         return f"<!-- table {match[1]}, made by results.py -->\n{made[match[1]]}\n<!-- end -->"
@@ -113,11 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.workdir is not None:
         collect(given.workdir, given.results, given.steps)
-    rows, found = read(given.results), searched(given.results)
-    text = with_tables(given.page.read_text(encoding="utf-8"), rows, found)
+    rows, others = read(given.results), read_others(given.results)
+    text = with_tables(given.page.read_text(encoding="utf-8"), rows, others)
     write_text(given.page, text)
     draw(rows, given.results)
-    print(tables(rows, found)["cost"])
+    print(tables(rows, others)["cost"])
     return 0
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
+from experiments.distill_then_replace.tables import verdict
 from experiments.large_window_laziness.paired import Interval, holm, interval, sign_flip
 from experiments.native_hybrid_attention.arms import (
     ABLATED_SLOTS,
@@ -23,9 +24,11 @@ from experiments.native_hybrid_attention.arms import (
     slide,
 )
 from experiments.native_hybrid_attention.run import Row, Unit, units
+from hybridlm.distill.selection import noise
 from hybridlm.models.accounting import state_bytes
 
 Rows = Mapping[Unit, Row]
+Others = Mapping[str, Sequence[Mapping[str, str]]]  # rows of other tables, by name
 FIGURE = {MQAR: "accuracy_1x", TEXT: "heldout"}
 TITLE = {MQAR: "accuracy", TEXT: "held-out nats a byte"}
 NOT_RUN = "Not yet run."
@@ -189,7 +192,29 @@ def search_table(found: Sequence[Mapping[str, str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row[n] for n in names)} |" for row in found)])
 
 
-def tables(rows: Rows, searched: Sequence[Mapping[str, str]]) -> dict[str, str]:
+def kept_table(found: Sequence[Mapping[str, str]]) -> str:
+    """The rows of kept.tsv: loss and divergence of each model, and their paired changes."""
+    if not found:
+        return NOT_RUN
+    change = "less the model above"
+    lines = [
+        f"| model | held-out loss, nats a token | {change} | KL from the teacher | {change} |",
+        "|---|---|---|---|---|",
+    ]
+    above: dict[str, list[float]] = {}
+    for name in dict.fromkeys(row["model"] for row in found):
+        own = [row for row in found if row["model"] == name]
+        values = {key: [float(row[key]) for row in own] for key in ("loss", "kl")}
+        cells = [name]
+        for key, of in values.items():
+            cells += [str(noise.interval(of)), verdict(of, above[key]) if above else ""]
+        lines.append(f"| {' | '.join(cells)} |")
+        above = values
+    tokens = sum(int(row["tokens"]) for row in own)
+    return "\n".join([*lines, "", f"Of {len(own)} sequences with {tokens:,} targets."])
+
+
+def tables(rows: Rows, others: Others) -> dict[str, str]:
     """The tables of README.md by name."""
     made: dict[str, Any] = {}
     for task in SCALES:
@@ -202,7 +227,8 @@ def tables(rows: Rows, searched: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return made | {
         "ablation": ablation_table(rows),
         "causes": causes_table(rows),
-        "search": search_table(searched),
+        "search": search_table(others["search"]),
+        "kept": kept_table(others["kept"]),
         "cost": cost_table(rows),
         "figures": figures_table(rows),
     }

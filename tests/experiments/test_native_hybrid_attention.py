@@ -1,5 +1,6 @@
 """Native Hybrid Attention: arms, runs that go on, tables from rows, conversion, recipes at the paper's budget."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -11,6 +12,7 @@ from experiments.native_hybrid_attention import (
     convert,
     figures,
     finetune,
+    kept,
     papers,
     results,
     run,
@@ -34,15 +36,19 @@ from experiments.native_hybrid_attention.arms import (
 )
 from hybridlm import config as configs
 from hybridlm.commands import dry_run
+from hybridlm.data import train_bpe
+from hybridlm.data.settings import DataConfig, TokenizerConfig
+from hybridlm.data.tokenizers import ByteTokenizer, open_tokenizer
 from hybridlm.distill.selection.selection import SelectorSettings
 from hybridlm.distill.selection.settings import SearchSettings
 from hybridlm.errors import UserError
+from hybridlm.evals.heldout import open_heldout
 from hybridlm.models.mixers.traced_nha import SPAN
 from hybridlm.models.params import Model
 from hybridlm.models.trainable import Trainable
 from hybridlm.runs import open_model
 from kernels_pallas import dispatch
-from tests.distill.subjects import opened, teacher, tokens
+from tests.distill.subjects import FULL, opened, teacher, tokens
 from tests.models.small import model_config
 
 SHORT = nha(MQAR, 8, 16)
@@ -239,8 +245,8 @@ def test_runs_are_collected_in_one_table_and_other_settings_are_refused(tmp_path
 
 def test_the_page_is_that_of_the_committed_results():
     page, rows = results.README.read_text(), results.read()
-    assert results.with_tables(page, rows, results.searched()) == page
-    assert page.count("made by results.py") == 11
+    assert results.with_tables(page, rows, results.read_others()) == page
+    assert page.count("made by results.py") == 12
     assert all(run.is_current(unit, row) for unit, row in rows.items())
     drawn = {path.stem for path in results.RESULTS.glob("*.svg")}
     assert drawn == set(tables.drawn(rows))
@@ -365,3 +371,57 @@ def test_the_search_has_a_row_for_each_method_and_compiles_nothing(tmp_path):
         search.search(
             model, tmp_path, 4, SearchSettings(methods=("gates",), keep=1), SelectorSettings("kl")
         )
+
+
+@pytest.fixture(scope="module")
+def conversion(tmp_path_factory):
+    """A teacher, its conversion, and that with other parameters and the data of a run."""
+    folder, rng = tmp_path_factory.mktemp("text"), np.random.default_rng(0)
+    lines = (" ".join(rng.choice("the union of states shall be".split(), 40)) for _ in range(40))
+    text = folder / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    config = model_config("full", depth=2, mixers=dict(full=FULL), vocab_size=258)
+    with dispatch.auto_means("reference"):
+        ours = dataclasses.replace(opened(config), tokenizer=ByteTokenizer(), path=folder)
+        converted = convert.convert(ours, 4, 2).student
+    data = DataConfig({"a": dict(kind="jsonl", path=str(text))}, seq_len=32, batch_size=4)
+    data = dataclasses.replace(data, heldout_fraction=0.5, token_cache=str(folder / "tokens"))
+    params = jax.tree.map(lambda x: x + np.float32(0.01), converted.params)
+    return ours, converted, dataclasses.replace(converted, params=params, data=data)
+
+
+def test_what_a_conversion_keeps_is_the_loss_and_the_divergence_of_its_logits(conversion):
+    with dispatch.auto_means("reference"):
+        rows = kept.measure(conversion, length=32, sequences=7)
+        batches = list(open_heldout(conversion[2], 32, "a test").heldout_batches(1, 7))
+        assert [row["model"] for row in rows] == [name for name in kept.MODELS for _ in range(7)]
+        for number, model in enumerate(conversion):
+            row, batch = rows[7 * number + 3], batches[3]
+            log_p, log_q = (
+                jax.nn.log_softmax(m.logits(batch["tokens"], batch["segment_ids"]))
+                for m in (conversion[0], model)
+            )
+            kl = np.sum(np.exp(log_p) * (log_p - log_q), axis=-1)
+            nll = -np.take_along_axis(np.asarray(log_q), batch["targets"][..., None], -1)[..., 0]
+            wanted = [np.average(x, weights=batch["loss_weights"]) for x in (nll, kl)]
+            got = [float(row["loss"]), float(row["kl"])]
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-6)
+            assert (got[1] == 0) == (number == 0) and row["tokens"] == batch["loss_weights"].sum()
+    text = tables.kept_table([{k: str(v) for k, v in row.items()} for row in rows])
+    assert text.count("\n| ") == 3 and "| teacher | " in text and ", p 0.016" in text
+    assert tables.kept_table([]) == tables.NOT_RUN
+
+
+def test_models_that_cannot_be_compared_are_refused(conversion, tmp_path):
+    ours, converted, finetuned = conversion
+    train_bpe(["the union of states"] * 4, 270, tmp_path / "bpe.json")
+    other = open_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path / "bpe.json")))
+    foreign = dataclasses.replace(converted, tokenizer=other)
+    cases = (
+        ((ours, foreign, finetuned), 1, "has another tokenizer than the teacher"),
+        ((ours, converted, converted), 1, "reads the held-out data of a run"),
+        (conversion, 10**6, "--sequences is 1000000, and the held-out text has"),
+    )
+    for models, sequences, message in cases:
+        with pytest.raises(UserError, match=message):
+            kept.measure(models, 32, sequences)
