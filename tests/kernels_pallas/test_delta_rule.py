@@ -129,8 +129,7 @@ def test_gated_deltanet_2_with_one_gate_is_kimi_delta_attention(x64):
     testing.assert_close("one gate", got, delta_rule(q, k, v, beta, g), 1e-12)
 
 
-@pytest.mark.parametrize("gate", ONE_GATE)
-def test_several_updates_a_token_in_documents_and_pieces(x64, gate):
+def check_several_updates(gate, rule=delta_rule):
     """A token's decay comes before its first update, its output after its last one; packed documents
     are separate, and a sequence may be split between any two tokens."""
     rng = np.random.default_rng(12)
@@ -155,7 +154,7 @@ def test_several_updates_a_token_in_documents_and_pieces(x64, gate):
         gates = None if gate == "none" else jnp.asarray(g[:, span])
         options = dict(erase_BTNGK=jnp.asarray(e[:, span]), segment_ids=jnp.asarray(ids[:, span]))
         return delta_product(
-            delta_rule,
+            rule,
             *arrays,
             gates,
             **options,
@@ -170,6 +169,49 @@ def test_several_updates_a_token_in_documents_and_pieces(x64, gate):
     second, split_final = run(slice(19, 30), state)
     testing.assert_close("split", jnp.concatenate([first, second], axis=1), whole, 1e-10)
     testing.assert_close("final state", split_final, final, 1e-10)
+
+
+@pytest.mark.parametrize("gate", ONE_GATE)
+def test_several_updates_a_token_in_documents_and_pieces(x64, gate):
+    check_several_updates(gate)
+
+
+def decays_at_every_update(*arrays, **options):
+    *others, log_decay = arrays
+    return delta_rule(*others, jnp.repeat(log_decay[:, ::3], 3, axis=1), **options)
+
+
+def decays_before_the_last_update(*arrays, **options):
+    *others, log_decay = arrays
+    return delta_rule(*others, jnp.roll(log_decay, 2, axis=1), **options)
+
+
+def reads_after_the_first_update(q, *others, **options):
+    o, state = delta_rule(jnp.roll(q, -2, axis=1), *others, **options)
+    return jnp.roll(o, 2, axis=1), state
+
+
+def updates_in_reverse(q, k, v, beta, log_decay, *, erase_BTGK, **options):
+    def reverse(x):
+        return jnp.flip(x.reshape(1, -1, 3, *x.shape[2:]), axis=2).reshape(x.shape)
+
+    reversed_ = map(reverse, (k, v, beta))
+    return delta_rule(q, *reversed_, log_decay, erase_BTGK=reverse(erase_BTGK), **options)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        decays_at_every_update,
+        decays_before_the_last_update,
+        reads_after_the_first_update,
+        updates_in_reverse,
+    ],
+)
+def test_planted_faults_of_several_updates_are_caught(x64, fault):
+    """Of three updates a token; the faulty rule takes the arguments that the product hands on."""
+    with pytest.raises(AssertionError, match="literal: .* off by"):
+        check_several_updates("channel", fault)
 
 
 def test_updates_must_agree_in_number():

@@ -90,8 +90,7 @@ def drawn(name, rng):
     return config, graphdef, jax.tree.map(draw, state)
 
 
-@pytest.mark.parametrize("name", ["ssm3_mimo", pytest.param("ssm3", marks=pytest.mark.slow)])
-def test_the_mixer_is_the_paper(x64, name):
+def check_the_paper(name):
     """Outputs, and gradients of every parameter and of the input, with documents and padding."""
     rng = np.random.default_rng(0)
     config, graphdef, state = drawn(name, rng)
@@ -115,6 +114,120 @@ def test_the_mixer_is_the_paper(x64, name):
 
     got, want = (jax.jit(results, static_argnums=0)(form) for form in (ours, papers))
     assert_close(f"{name}: the mixer = its paper", got, want, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["ssm3_mimo", pytest.param("ssm3", marks=pytest.mark.slow)])
+def test_the_mixer_is_the_paper(x64, name):
+    check_the_paper(name)
+
+
+def check_two_calls(name):
+    """Outputs of two calls, the second with the state of the first, are those of one call."""
+    rng = np.random.default_rng(4)
+    _, graphdef, state = drawn(name, rng)
+    x_BTD = normal(rng, (2, TIME, WIDTH), jnp.float64)
+    ids_BT = np.asarray(draw_segment_ids(rng, 2, TIME)).copy()
+    cut = TIME // 2
+    ids_BT[:, cut - 2 : cut + 2] = 1  # a document across the cut
+
+    @jax.jit
+    def outputs(params, x_BTD):
+        mixer, carried, parts = nnx.merge(graphdef, params), None, []
+        for part in (slice(0, cut), slice(cut, TIME)):
+            y_BTD, carried = mixer.extend(x_BTD[:, part], small.context(ids_BT[:, part]), carried)
+            parts.append(y_BTD)
+        return mixer(x_BTD, small.context(ids_BT)), jnp.concatenate(parts, axis=1)
+
+    whole, pieces = (jnp.where((ids_BT != 0)[..., None], y, 0) for y in outputs(state, x_BTD))
+    assert_close(f"{name}: two calls = one", pieces, whole, 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ssm3", "ssm3_mimo"])
+def test_two_calls_are_one(x64, name):
+    check_two_calls(name)
+
+
+def last_token_dropped(own, last, ids_BT, original=trapezoid._token_before):
+    return original(own, jax.tree.map(jnp.zeros_like, last), ids_BT)
+
+
+def token_before_of_any_document(own, last, ids_BT, original=trapezoid._token_before):
+    ones_BT = jnp.ones_like(ids_BT)
+    return original(own._replace(segment_ids_B=ones_BT), last, ones_BT)
+
+
+def state_leaves_in_the_first_frame(x, angle, original=trapezoid._rotated):
+    """Only the state has four axes."""
+    return x if x.ndim == 4 else original(x, angle)
+
+
+def decay_at_every_input(q, k, v, log_decay_BSH, original=trapezoid.ops.gated_linear, **options):
+    """Each of a token's three steps decays, not the first alone."""
+    return original(q, k, v, jnp.repeat(log_decay_BSH[:, ::3], 3, axis=1), **options)
+
+
+def weights_swapped(inputs, *arguments, original=trapezoid.trapezoid):
+    """The part of a token that is written with it is written with the next one."""
+    return original(inputs._replace(weight_BTH=1 - inputs.weight_BTH), *arguments)
+
+
+#: Where, what, by what, and the check that must fail.
+FAULTS = {
+    "inputs above the output's number missed": (
+        trapezoid,
+        "_missed",
+        lambda q, before, u: jnp.zeros_like(u),
+        check_the_paper,
+    ),
+    "decay at every input": (
+        trapezoid.ops,
+        "gated_linear",
+        decay_at_every_input,
+        check_the_paper,
+    ),
+    "token before of another document": (
+        trapezoid,
+        "_token_before",
+        token_before_of_any_document,
+        check_the_paper,
+    ),
+    "weights swapped": (trapezoid, "trapezoid", weights_swapped, check_the_paper),
+    "an angle turns its own token alone": (
+        trapezoid._sums,
+        "bwd",
+        lambda ids_BT, dsums_BTD: (dsums_BTD, None),
+        check_the_paper,
+    ),
+    "last token of the state dropped": (
+        trapezoid,
+        "_token_before",
+        last_token_dropped,
+        check_two_calls,
+    ),
+    "state leaves in the first token's frame": (
+        trapezoid,
+        "_rotated",
+        state_leaves_in_the_first_frame,
+        check_two_calls,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        name if n == 0 else pytest.param(name, marks=pytest.mark.slow)
+        for n, name in enumerate(FAULTS)
+    ],
+)
+def test_planted_faults_are_caught(x64, monkeypatch, fault):
+    where, name, replacement, check = FAULTS[fault]
+    monkeypatch.setattr(where, name, replacement)
+    jax.clear_caches()
+    with pytest.raises(AssertionError, match="off by"):
+        check("ssm3_mimo")
+    jax.clear_caches()
 
 
 def inputs(rng, heads=2, rank=1, size=6, pairs=2):

@@ -112,8 +112,8 @@ def trapezoid(
     own_BTHRR = _scores(q_BTHRN, k_BTHRN, dtype) * written_BTH[..., None, None]
     y_BTHRP = read_BTHRP + _weighted(own_BTHRR, x_BTHRP)
     if rank > 1:
-        missed_BTHRR = jnp.triu(_scores(q_BTHRN, before.b_BHRN, dtype), 1)
-        y_BTHRP += jnp.where(is_known_BT11[..., None], _weighted(missed_BTHRR, u_BTHRP), 0)
+        missed_BTHRP = _missed(q_BTHRN, before.b_BHRN, u_BTHRP)
+        y_BTHRP += jnp.where(is_known_BT11[..., None], missed_BTHRP, 0)
 
     # The state leaves in the frame of the last token, in which the next call's sums begin at 0.
     end_BHF = sums_BTHF[:, -1]
@@ -147,6 +147,11 @@ def _read(q_BTHRN, k_BTHRN, u_BTHRP, inputs: Inputs, ids_BT, memory):
     )
     y_BTRHP = y_BSHP.reshape(batch, time, rank, heads, -1)
     return jnp.swapaxes(y_BTRHP, 2, 3), memory
+
+
+def _missed(q_BTHRN, before_BTHRN, u_BTHRP):
+    """What `_read` leaves out: the inputs of the token before with numbers above the output's."""
+    return _weighted(jnp.triu(_scores(q_BTHRN, before_BTHRN, u_BTHRP.dtype), 1), u_BTHRP)
 
 
 def _token_before(
