@@ -12,7 +12,7 @@ from subjects.attention import attention_subject
 from kernels_pallas import attention as attn
 from kernels_pallas import dispatch, testing
 from kernels_pallas import mosaic_gpu as mg
-from kernels_pallas.attention import hopper
+from kernels_pallas.attention import hopper, hopper_gates
 from kernels_pallas.testing import draw_segment_ids
 
 BF16 = jnp.bfloat16
@@ -173,6 +173,30 @@ def test_one_program_serves_all_windows():
     for window in (1, 33, 1000):
         want = attn.attention(q, k, v, window=window, impl="chunked")[0]
         testing.assert_close(f"window {window}", run(jnp.int32(window)), want, 1e-2)
+
+
+def gates_not_added(self, logits, keys, masked):
+    return logits
+
+
+def sums_of_keys_not_differentiated(self, drow, dcolumn, original=hopper._Layout.from_gates):
+    return original(self, drow, jnp.zeros_like(dcolumn))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "where, name, replacement",
+    [
+        (hopper_gates.OwnQueries, "add", gates_not_added),
+        (hopper._Layout, "from_gates", sums_of_keys_not_differentiated),
+    ],
+)
+def test_planted_faults_of_forget_gates_are_caught(where, name, replacement, monkeypatch):
+    subject = attention_subject(window=40, heads=1, kv_heads=1, decay=0.3)
+    check_as_near_as_chunked(subject, 0, 60, with_state=False)
+    monkeypatch.setattr(where, name, replacement)
+    with pytest.raises(AssertionError):
+        check_as_near_as_chunked(subject, 0, 60, with_state=False)
 
 
 def tile_ranges(time, window, ids=None, slots=0, tile=32):

@@ -15,7 +15,7 @@ from subjects.attention import attention_subject
 
 from kernels_pallas import attention as attn
 from kernels_pallas import mxu, testing
-from kernels_pallas.attention import tpu
+from kernels_pallas.attention import tpu, tpu_kernels
 from kernels_pallas.testing import draw_segment_ids
 
 # A band within a tile, a band of tiles, a loop over blocks, full: each with other options.
@@ -165,14 +165,14 @@ def test_schedule():
         assert len(schedule) == 2 * units**2
 
 
-@mostly_slow("band of tiles", "loop")
+@mostly_slow("band of tiles", "loop", "forgetful band", "forgetful loop", "forgetful")
 def test_packed_is_separate(kind):
     subject = attention_subject(**SUBJECTS[kind])
     testing.check_packed(subject, rng(), [1, 37, 37], [0, 3, 0], jnp.float32, 1e-5, impl="pallas")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["band of tiles", "loop"])
+@pytest.mark.parametrize("kind", ["band of tiles", "loop", "forgetful band", "forgetful loop"])
 def test_split_is_whole(kind):
     subject, ids = attention_subject(**SUBJECTS[kind]), draw_segment_ids(rng(), 1, 40, padding=0)
     testing.check_split(
@@ -203,14 +203,16 @@ def test_causal(kind):
 
 
 @pytest.mark.slow
-def test_finite():
-    subject, ids = attention_subject(**SUBJECTS["loop"]), draw_segment_ids(rng(), 1, 63)
+@pytest.mark.parametrize("kind", ["loop", "forgetful loop"])
+def test_finite(kind):
+    subject, ids = attention_subject(**SUBJECTS[kind]), draw_segment_ids(rng(), 1, 63)
     testing.check_finite(subject, rng(), 1, 63, impl="pallas", segment_ids=ids)
 
 
 @pytest.mark.slow
-def test_deterministic():
-    subject = attention_subject(**SUBJECTS["band of tiles"])
+@pytest.mark.parametrize("kind", ["band of tiles", "forgetful loop", "forgetful"])
+def test_deterministic(kind):
+    subject = attention_subject(**SUBJECTS[kind])
     testing.check_deterministic(subject, rng(), 1, 40, impl="pallas")
 
 
@@ -240,6 +242,34 @@ def test_rounded_as_on_a_chip(dtype):
     ours, chunked = worst("pallas", contextlib.nullcontext()), worst("chunked", as_on_a_chip)
     for got, allowed in zip(ours, chunked):
         assert got <= 1.5 * allowed + 1e-6, (ours, chunked)
+
+
+def gates_not_added(self, logits, part):
+    return logits
+
+
+def sums_of_queries_dropped(self, gates, original=tpu._Layout.gates_since):
+    return jnp.zeros_like(original(self, gates))
+
+
+def sums_of_keys_not_differentiated(self, drow, dcolumn, original=tpu._Layout.from_gates):
+    return original(self, drow, jnp.zeros_like(dcolumn))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "where, name, replacement",
+    [
+        (tpu_kernels.Gates, "add", gates_not_added),
+        (tpu._Layout, "gates_since", sums_of_queries_dropped),
+        (tpu._Layout, "from_gates", sums_of_keys_not_differentiated),
+    ],
+)
+def test_planted_faults_of_forget_gates_are_caught(where, name, replacement, monkeypatch):
+    monkeypatch.setattr(where, name, replacement)
+    subject = attention_subject(**SUBJECTS["forgetful band"])
+    with pytest.raises(AssertionError, match="off by"):
+        check_against_float64(subject, rng(), 1, 40, draw_segment_ids(rng(2), 1, 40))
 
 
 def test_auto_takes_the_kernel_on_a_tpu_only():

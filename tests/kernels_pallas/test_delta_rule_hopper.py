@@ -14,6 +14,7 @@ from walks import (
 )
 
 from kernels_pallas import delta_rule as op
+from kernels_pallas.delta_rule import hopper
 
 #: One case by default, all with the slow tests.
 ONE = ("head", pytest.param("channel", marks=pytest.mark.slow))
@@ -28,11 +29,15 @@ def float32_too(monkeypatch):
     monkeypatch.setattr(op, "SUPPORT", widened(op.SUPPORT))
 
 
-@pytest.fixture(scope="module", params=ONE)
+@pytest.fixture(scope="module", params=[*ONE, pytest.param("erase", marks=pytest.mark.slow)])
 def held(request):
     # Several chunks, the last not full; value heads that share a key head.
-    repeats = dict(head=2, channel=1)[request.param]
-    yield hold(subject(request.param, repeats=repeats), 0, 70)
+    subjects = dict(
+        head=subject("head", repeats=2),
+        channel=subject("channel"),
+        erase=subject("channel", repeats=2, erase=True),
+    )
+    yield hold(subjects[request.param], 0, 70)
 
 
 @each_law
@@ -94,5 +99,18 @@ def test_only_a_call_by_name_takes_the_kernel_and_only_where_it_is_covered():
 
 
 @pytest.mark.slow
-def test_a_planted_fault_is_caught(float32_too, monkeypatch):
-    check_planted_fault(subject("head"), monkeypatch)
+@pytest.mark.parametrize("options", [dict(), dict(gate="channel", erase=True)])
+def test_a_planted_fault_is_caught(options, float32_too, monkeypatch):
+    check_planted_fault(subject(**options), monkeypatch)
+
+
+def erases_at_the_written_key(precision, scale, inputs, resets_BT, original=hopper._prepare):
+    q, k, *others, _ = inputs
+    return original(precision, scale, (q, k, *others, k), resets_BT)
+
+
+@pytest.mark.slow
+def test_an_erase_key_that_is_not_read_is_caught(float32_too, monkeypatch):
+    monkeypatch.setattr(hopper, "_prepare", erases_at_the_written_key)
+    with pytest.raises(AssertionError, match="off by"):
+        LAWS["split"](hold(subject("channel", erase=True), 6, 70))

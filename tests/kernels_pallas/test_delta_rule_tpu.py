@@ -191,3 +191,29 @@ def test_planted_faults_are_caught(fault, short_chunks, monkeypatch):
     held = Held(subject("head"), np.random.default_rng(5), time=38)
     with pytest.raises(AssertionError, match="off by"):
         LAWS[law](held)
+
+
+def erases_at_the_written_key(plan, q, k, x, *rest, original=tpu._channel_scores):
+    return original(plan, q, k, k, *rest)
+
+
+def erase_key_not_differentiated(self, *rest, original=tpu._Backward.per_head):
+    dq, dk, dx, *others = original(self, *rest)
+    return dq, dk, jnp.zeros_like(dx), *others
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "gate, where, name, replacement",
+    [
+        ("channel", tpu, "_channel_scores", erases_at_the_written_key),
+        ("head", tpu._Backward, "per_head", erase_key_not_differentiated),
+    ],
+)
+def test_planted_faults_of_the_erase_key_are_caught(
+    gate, where, name, replacement, short_chunks, monkeypatch
+):
+    monkeypatch.setattr(where, name, replacement)
+    held = Held(subject(gate, erase=True), np.random.default_rng(5), time=38)
+    with pytest.raises(AssertionError, match="off by"):
+        held.check_split()
