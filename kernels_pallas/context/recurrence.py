@@ -89,11 +89,11 @@ def _diagonal(
 ):
     batch, time, channels = a_BTD.shape
     dtype = dispatch.accumulator_dtype(a_BTD, b_BTD)
-    first = initial_state or diagonal_op.empty_state(batch, channels, dtype)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     inputs, logs = ((b_BTD,), (a_BTD,)) if is_log else ((b_BTD, a_BTD), ())
-    contained = contain(ids_BT, inputs, axis, logs=logs, state=first)
-    b_BTD, a_BTD, first = *contained.inputs, contained.state
+    contained = contain(ids_BT, inputs, axis, logs=logs, state=initial_state)
+    b_BTD, a_BTD = contained.inputs
+    first = contained.state or diagonal_op.empty_state(batch, channels, dtype)
     before_B = ids_before(ids_BT, axis, first.segment_ids_B)
     # Not `empty_state`: a document that continues from the left does not start in this shard.
     nothing = diagonal_op.RecurrenceState(jnp.zeros((batch, channels), dtype), before_B)
@@ -138,14 +138,14 @@ def gated_linear(
     """
     batch, time, heads, value_size = v_BTHV.shape
     dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, log_decay)
-    first = initial_state
-    if first is None:
-        first = gated_op.empty_state(batch, heads, k_BTGK.shape[3], value_size, dtype)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     logs = () if log_decay.ndim == 1 else (log_decay,)
-    contained = contain(ids_BT, (q_BTGK, k_BTGK, v_BTHV), axis, logs=logs, state=first)
+    contained = contain(ids_BT, (q_BTGK, k_BTGK, v_BTHV), axis, logs=logs, state=initial_state)
     q_BTGK, k_BTGK, v_BTHV, *logs = contained.inputs
-    first, log_decay = contained.state, *(logs or (log_decay,))
+    (log_decay,) = logs or (log_decay,)
+    first = contained.state
+    if first is None:
+        first = gated_op.empty_state(batch, heads, k_BTGK.shape[3], value_size, dtype)
     before_B = ids_before(ids_BT, axis, first.segment_ids_B)
 
     per_token = log_decay.astype(dtype)
@@ -227,14 +227,14 @@ def delta_rule(
     key_size = k_BTGK.shape[3]
     others = [x for x in (beta_BTH, log_decay, erase_BTGK) if x is not None]
     dtype = dispatch.accumulator_dtype(q_BTGK, k_BTGK, v_BTHV, *others)
-    first = initial_state or delta_op.empty_state(batch, heads, key_size, value_size, dtype)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, erase_BTGK
-    contained = contain(ids_BT, inputs, axis, logs=(log_decay,), state=first)
+    contained = contain(ids_BT, inputs, axis, logs=(log_decay,), state=initial_state)
     q_BTGK, k_BTGK, v_BTHV, beta_BTH, erase_BTGK, log_decay = contained.inputs
     if unit_eps is not None:
         q_BTGK, k_BTGK = (unit(x, unit_eps) for x in (q_BTGK, k_BTGK))
-    first = contained.state
+    empty = delta_op.empty_state(batch, heads, key_size, value_size, dtype)
+    first = contained.state or empty
     before_B = ids_before(ids_BT, axis, first.segment_ids_B)
 
     def run(v_BTHV, s_BHKV):
@@ -297,14 +297,13 @@ def gated_slots(
     batch, time, groups, key_size = k_BTGK.shape
     slots, value_size = log_gate_BTGM.shape[-1], v_BTGV.shape[-1]
     dtype = dispatch.accumulator_dtype(q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM)
-    first = initial_state
-    if first is None:
-        first = slots_op.empty_state(batch, groups, slots, key_size, value_size, dtype)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     inputs = (q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM)
-    contained = contain(ids_BT, inputs, axis, state=first)
+    contained = contain(ids_BT, inputs, axis, state=initial_state)
     q_BTHK, k_BTGK, v_BTGV, log_gate_BTGM, write_BTGM = contained.inputs
     first = contained.state
+    if first is None:
+        first = slots_op.empty_state(batch, groups, slots, key_size, value_size, dtype)
     before_B = ids_before(ids_BT, axis, first.segment_ids_B)
     starts_BT, unbroken_B = segments.document_starts(ids_BT, before_B), _unbroken(ids_BT, before_B)
     updates_BT = ids_BT != 0 if written_BT is None else written_BT & (ids_BT != 0)

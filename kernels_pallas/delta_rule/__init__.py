@@ -161,13 +161,14 @@ def delta_rule(
     form = dispatch.resolve("delta_rule", impl, case, SUPPORT, time)
 
     ids_BT = segments.or_one_document(segment_ids, batch, time)
-    state = initial_state
-    if state is None:
-        state = empty_state(batch, heads, key_size, value_size, dtype)
     scale = key_size**-0.5 if scale is None else scale
     by_kernel, logs = form == "tpu", (log_decay,)
     inputs = q_BTGK, k_BTGK, v_BTHV, beta_BTH, erase_BTGK
-    contained = nonfinite.contain(ids_BT, inputs, logs=logs, state=state, by_kernel=by_kernel)
+    options = dict(logs=logs, state=initial_state, by_kernel=by_kernel)
+    contained = nonfinite.contain(ids_BT, inputs, **options)
+    if initial_state is None:
+        state = empty_state(batch, heads, key_size, value_size, dtype)
+        contained = contained._replace(state=state)
     call = Call.of(ids_BT, *contained.state, dtype, scale, precision)
     *inputs, erase_BTGK, log_decay = contained.inputs
     if unit_eps is not None and not by_kernel:  # what is not finite has been replaced

@@ -136,12 +136,13 @@ def gated_linear(
     form = dispatch.resolve("gated_linear", impl, case, SUPPORT, time)
 
     ids_BT = segments.or_one_document(segment_ids, batch, time)
-    state = initial_state
-    if state is None:
-        state = empty_state(batch, heads, key_size, value_size, dtype)
     per_token = () if log_decay.ndim == 1 else (log_decay,)
     by_kernel, inputs = form == "tpu", (q_BTGK, k_BTGK, v_BTHV)
-    contained = nonfinite.contain(ids_BT, inputs, logs=per_token, state=state, by_kernel=by_kernel)
+    options = dict(logs=per_token, state=initial_state, by_kernel=by_kernel)
+    contained = nonfinite.contain(ids_BT, inputs, **options)
+    if initial_state is None:
+        state = empty_state(batch, heads, key_size, value_size, dtype)
+        contained = contained._replace(state=state)
     q_BTGK, k_BTGK, v_BTHV, *per_token = contained.inputs
     call = Call.of(ids_BT, *contained.state, dtype, scale, precision)
     inputs = q_BTGK, k_BTGK, v_BTHV, *(per_token or (log_decay,)), call

@@ -118,9 +118,10 @@ def _run(gated, a_BTD, b_BTD, segment_ids, initial_state, return_state, impl):
     )
     form = _FORMS[dispatch.resolve(op, impl, case, SUPPORT, time)]
     logs, inputs = ((a_BTD,), (b_BTD,)) if gated else ((), (b_BTD, a_BTD))
-    contained = nonfinite.contain(ids_BT, inputs, logs=logs, state=state)
+    contained = nonfinite.contain(ids_BT, inputs, logs=logs, state=initial_state)
     b_BTD, a_BTD = contained.inputs
-    h_BTD = contained.mark(form(gated, a_BTD, b_BTD, Call.of(ids_BT, *contained.state, dtype)))
+    call = Call.of(ids_BT, *(contained.state or state), dtype)
+    h_BTD = contained.mark(form(gated, a_BTD, b_BTD, call))
     if not return_state:
         return h_BTD
     return h_BTD, RecurrenceState(h_BTD[:, -1], ids_BT[:, -1])

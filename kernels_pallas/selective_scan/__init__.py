@@ -68,14 +68,12 @@ def selective_scan(
     batch, time, channels = x_BTD.shape
     dtype = dispatch.accumulator_dtype(x_BTD, dt_BTD, a_DN, b_BTN, c_BTN)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
-    state = initial_state
-    if state is None:
-        state = empty_state(batch, channels, a_DN.shape[1], dtype)
     case = dict(dtype=dispatch.dtypes(x_BTD, b_BTN, c_BTN), channels=channels, size=a_DN.shape[1])
     form = _FORMS[dispatch.resolve("selective_scan", impl, case, SUPPORT, time)]
-    contained = nonfinite.contain(ids_BT, (x_BTD, dt_BTD, b_BTN, c_BTN), state=state)
+    contained = nonfinite.contain(ids_BT, (x_BTD, dt_BTD, b_BTN, c_BTN), state=initial_state)
     x_BTD, dt_BTD, b_BTN, c_BTN = contained.inputs
-    call = Call.of(ids_BT, *contained.state, dtype)
+    state = contained.state or empty_state(batch, channels, a_DN.shape[1], dtype)
+    call = Call.of(ids_BT, *state, dtype)
     y_BTD, h_BDN = form(x_BTD, dt_BTD, a_DN, b_BTN, c_BTN, call)
     y_BTD = contained.mark(y_BTD.astype(x_BTD.dtype))
     if not return_state:

@@ -127,6 +127,7 @@ class MLSTM(Mixer):
     ) -> tuple[jax.Array, MLSTMState]:
         batch, time, _ = x_BTD.shape
         heads, ids_BT = self.config.heads, context.segment_ids_BT
+        before = None if state is None else state.memory  # what the op makes itself is not checked
         state = state or self.init_state(batch, time, x_BTD.dtype)
         write_BTH, log_decay_BTH, m_BTH = _stabilized_gates(
             self.input_gate(x_BTD), self.forget_gate(x_BTD), context, state
@@ -149,7 +150,7 @@ class MLSTM(Mixer):
             context.hook("hook_log_decay_stabilized", log_decay_BTH),
             segment_ids=ids_BT,
             scale=self.key_size**-0.5,
-            initial_state=state.memory,
+            initial_state=before,
             return_state=True,
         )
         valid_BTH1 = valid_BT1[..., None] & jnp.isfinite(o_BTHV[..., -1:])

@@ -91,6 +91,7 @@ def trapezoid(
     c_BTHRN, b_BTHRN, x_BTHRP = inputs[:3]
     batch, time, heads, rank, size = b_BTHRN.shape
     dtype = x_BTHRP.dtype
+    memory = None if state is None else state.memory  # what the op makes itself is not checked
     if state is None:
         state = empty_state(batch, heads, rank, size, x_BTHRP.shape[-1], dtype)
 
@@ -107,7 +108,7 @@ def trapezoid(
     u_BTHRP = jnp.where(
         is_known_BT11[..., None], coefficient_BTH[..., None, None] * before.x_BHRP, 0
     )
-    read_BTHRP, memory = _read(q_BTHRN, before.b_BHRN, u_BTHRP, inputs, ids_BT, state.memory)
+    read_BTHRP, memory = _read(q_BTHRN, before.b_BHRN, u_BTHRP, inputs, ids_BT, memory)
 
     own_BTHRR = _scores(q_BTHRN, k_BTHRN, dtype) * written_BTH[..., None, None]
     y_BTHRP = read_BTHRP + _weighted(own_BTHRR, x_BTHRP)
