@@ -107,7 +107,10 @@ def of_runs(said: list[str]) -> None:
 
 
 def of_finetuning(said: list[str]) -> None:
-    """The answers improve."""
+    """The run begins with the demo's parameters, and the answers improve."""
+    (origin,) = lineage.read(pathlib.Path("runs/finetune"))
+    assert (origin.path, origin.step) == ("runs/demo", 8)
+    assert origin.parameters_sha256 == checkpoint.digest(open_model("runs/demo").params)
     losses = _losses(pathlib.Path("runs/finetune"))
     assert losses[-1] < losses[0] - 0.5
     assert pathlib.Path("runs/finetune/answers/eval.json").exists()

@@ -40,6 +40,13 @@ class Page(NamedTuple):
 
 
 SMOKE = (r"^(configs/demo\.py)$", r"\1:smoke")
+#: The demo of these tests is small, and so is the model that begins with its parameters.
+FINETUNED = (
+    "--init_from",
+    "runs/demo",
+    "--config.train.steps=40",
+    "--config.optimizer.lr=0.01",
+)
 #: Pages whose blocks need more than a finished run of the demo.
 PAGES = {
     "README.md": Page(check=checks.of_readme, prints=True),
@@ -50,7 +57,7 @@ PAGES = {
     "docs/evals.md": Page(places.of_evals, check=checks.of_evals, slow=True),
     "docs/finetuning.md": Page(
         changes=((r"finetune\.py", "finetune.py:smoke"),),
-        more=(("train", (*places.QUICK, "--config.train.steps=40", "--config.optimizer.lr=0.01")),),
+        more=(("train", (*places.QUICK, *FINETUNED)),),
         check=checks.of_finetuning,
         slow=True,
     ),
