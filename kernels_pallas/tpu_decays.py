@@ -1,10 +1,11 @@
-"""Decays within a chunk, for TPU kernels: sums of log-decays without subtraction.
+"""Decays within a chunk, for TPU kernels: sums of log-decays that keep their digits.
 
 A difference of cumulative sums loses digits, and its gradient loses far more. With one gate per head,
-sums are products with triangles of ones, which a TPU computes in bfloat16: three bfloat16 parts
-represent a float32 number exactly, and so are their products with ones. A document boundary is a
-log-decay of `RESET`: every sum across it is so low that its exp is 0, and no other sum contains it, so
-kernels need no mask for documents.
+`HeadSums` are cumulative sums in two parts, of which the larger is exact. Sums over tokens are products
+with triangles of ones, which a TPU computes in bfloat16: three bfloat16 parts represent a float32
+number exactly, and so are their products with ones. A document boundary is a log-decay of `RESET`:
+every sum across it is so low that its exp is 0, and no other sum contains it, so kernels need no mask
+for documents.
 """
 
 import math
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 RESET = -1e30
+FLOOR = -128.0  # of a log-decay: the exp of a sum with it is 0 in float32
 ROWS = 8  # of a register
 
 
@@ -66,6 +68,25 @@ def to_row(column_N1):
     return jnp.sum(jnp.where(i == j, column_N1, 0), axis=0, keepdims=True)
 
 
+class HeadSums(NamedTuple):
+    """Cumulative sums (R, C) of the log-decays of R heads, each as `high` + `low`.
+
+    `high` are sums of multiples of 2^-9 and below 2^15, so they and their differences are exact. `low` are
+    sums of numbers below 2^-9: their errors are about 2^-25, and absolute in a logarithm.
+    """
+
+    high_RC: jax.Array
+    low_RC: jax.Array
+
+    @classmethod
+    def of(cls, g_RC) -> "HeadSums":
+        g_RC = jnp.maximum(g_RC, FLOOR)
+        high_RC = jnp.floor(g_RC * 512) * (1 / 512)
+        l, i = square(g_RC.shape[1])
+        up_to = (l <= i).astype(jnp.bfloat16)
+        return cls(sum_products(high_RC, up_to), sum_products(g_RC - high_RC, up_to))
+
+
 class HeadDecays(NamedTuple):
     """Decays within a chunk for one gate per head.
 
@@ -82,17 +103,17 @@ class HeadDecays(NamedTuple):
     keep_11: jax.Array
 
     @classmethod
-    def of(cls, g_1C) -> "HeadDecays":
-        length = g_1C.shape[1]
-        i, j = square(length)
-        # [i, j]: the sum over l with j < l <= i.
-        sums_CC = sum_products(jnp.where(i >= j, g_1C, 0), (i > j).astype(jnp.bfloat16))
-        since_C1 = sums_CC[:, :1] + g_1C[:, :1]
+    def of(cls, sums: HeadSums, h: int) -> "HeadDecays":
+        high_1C, low_1C = (x[h : h + 1] for x in sums)
+        high_C1, low_C1 = to_column(high_1C), to_column(low_1C)
+        i, j = square(high_C1.shape[0])
+        sums_CC = (high_C1 - high_1C) + (low_C1 - low_1C)
+        since_C1 = high_C1 + low_C1
         return cls(
             jnp.where(i >= j, jnp.exp(sums_CC), 0),
             jnp.exp(since_C1),
-            jnp.exp(sums_CC[length - 1 :]),
-            jnp.exp(since_C1[length - 1 :]),
+            jnp.exp((high_C1[-1:] - high_1C) + (low_C1[-1:] - low_1C)),
+            jnp.exp(since_C1[-1:]),
         )
 
     @staticmethod

@@ -11,12 +11,12 @@ and o = scale (q w_i0) S + (scale q_i . w_ij k_j beta_j) E, S <- keep S + (k dec
 The unknowns are the errors, not the corrections beta e, so that beta scales columns of matrices
 everywhere: it is stored as rows of numbers.
 
-The inverse of I + A is float32: pairs of blocks X, Y with A_21 between them become
-[[X, 0], [-Y A_21 X, Y]], from one token to the chunk. No powers of A are formed: their entries could
-be large. A contains the gates: no decay is divided by, strong ones only make A smaller, and the
-inverse is computed in the same way for one gate per head and one per channel. It is saved for the
-backward pass, with E and the states before the chunks. The cotangent of the inverse is never needed,
-because dA = -(T^T dE) E^T.
+The inverse of I + A is float32: blocks of 8 tokens are inverted by forward substitution, then pairs of
+blocks X, Y with A_21 between them become [[X, 0], [-Y A_21 X, Y]], up to the chunk. No powers of A are
+formed: their entries could be large. A contains the gates: no decay is divided by, strong ones only
+make A smaller, and the inverse is computed in the same way for one gate per head and one per channel.
+It is saved for the backward pass, with E and the states before the chunks. The cotangent of the inverse
+is never needed, because dA = -(T^T dE) E^T.
 """
 
 import functools
@@ -30,12 +30,15 @@ from jax.experimental import pallas as pl
 from kernels_pallas.delta_rule.inputs import unit
 from kernels_pallas.mxu import NT, TN, dot, resolve_precision
 from kernels_pallas.tpu_decays import (
+    ROWS,
     ChannelDecays,
     HeadDecays,
+    HeadSums,
     Level,
     grid_of,
     levels,
     square,
+    sum_products,
     to_column,
     to_row,
     with_resets,
@@ -53,7 +56,7 @@ from kernels_pallas.tpu_grid import (
 )
 from kernels_pallas.tpu_nonfinite import contain_backward, contain_forward
 
-HEADS = 2  # value heads of a grid step, at most
+CHANNELS = 512  # of the keys, or values, of a grid step, at most: 4 heads of 128
 
 
 def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, call, unit_eps=None):
@@ -96,7 +99,8 @@ def delta_rule(q_BTGK, k_BTGK, v_BTHV, beta_BTH, log_decay, erase_BTGK, call, un
 
 def step_heads(groups: int, heads: int, key_size: int, value_size: int) -> Heads:
     """The heads of a grid step."""
-    return Heads.of(groups, heads // groups, key_size, value_size, HEADS)
+    most = min(4, CHANNELS // max(key_size, value_size))
+    return Heads.of(groups, heads // groups, key_size, value_size, most)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -177,18 +181,46 @@ def _backward(plan, residuals, cotangents):
 _run.defvjp(_forward, _backward)
 
 
-def unit_lower_inverse(a_CC, precision):
-    """(I + a)^-1 of a strictly lower triangular a, C a power of two, by doubling."""
+def unit_lower_inverses(matrices: list[jax.Array], precision) -> list[jax.Array]:
+    """(I + a)^-1 of strictly lower triangular a (C, C), C a power of two >= 8: blocks of 8 rows by forward
+    substitution, larger ones by doubling. One chain of products waits for its results; several side by
+    side fill the time."""
+    length = matrices[0].shape[0]
+    inverses = [_inverse_of_registers(a_CC) for a_CC in matrices]
+    mm = functools.partial(dot, precision=precision)
+    for level in map(Level, range(levels(ROWS), levels(length))):
+        seconds = [level.second(x) for x in inverses]
+        between = [jnp.where(level.pairs(length), level.second(a), 0) for a in matrices]
+        between = [level.put_second(jnp.zeros_like(a), x) for a, x in zip(matrices, between)]
+        below = [mm(second, x) for second, x in zip(seconds, between)]
+        below = [mm(x, inverse) for x, inverse in zip(below, inverses)]
+        inverses = [
+            level.put_second(inverse, second - x)
+            for inverse, second, x in zip(inverses, seconds, below)
+        ]
+    return inverses
+
+
+def _inverse_of_registers(a_CC):
+    """The same for every block of 8 rows on the diagonal; all else is 0.
+
+    One register holds column c of block n in lane 8 n + c, for all blocks of 8 rows, and forward
+    substitution inverts them together.
+    """
     length = a_CC.shape[0]
+    shape = length // ROWS, ROWS, length
+    own = grid_of(shape, 2) // ROWS == grid_of(shape, 0)
+    blocks_8C = jnp.sum(jnp.where(own, a_CC.reshape(shape), 0), axis=0)
+    row, column = grid_of(blocks_8C.shape, 0), grid_of(blocks_8C.shape, 1) % ROWS
+    # Column j of each block, in all lanes of the block.
+    columns = [jnp.where(column == j, blocks_8C, 0) for j in range(ROWS - 1)]
     i, j = square(length)
-    inverse = jnp.where(i == j, 1, jnp.where(Level(0).pairs(length), -a_CC, 0))
-    for level in map(Level, range(1, levels(length))):
-        between = jnp.where(level.pairs(length), level.second(a_CC), 0)
-        between = level.put_second(jnp.zeros_like(a_CC), between)
-        second = level.second(inverse)
-        below = dot(dot(second, between, precision=precision), inverse, precision=precision)
-        inverse = level.put_second(inverse, second - below)
-    return inverse
+    same = (i // ROWS == j // ROWS).astype(jnp.bfloat16)
+    columns = sum_products(jnp.concatenate(columns, axis=0), same)
+    inverse_8C = jnp.where(row == column, 1.0, 0.0)
+    for j in range(ROWS - 1):
+        inverse_8C -= columns[j * ROWS : (j + 1) * ROWS] * inverse_8C[j : j + 1]
+    return jnp.where(own, inverse_8C[None], 0).reshape(length, length)
 
 
 def _inverse_precision(plan):
@@ -213,9 +245,9 @@ class _Scores(NamedTuple):
     keep: jax.Array
 
 
-def _head_scores(plan, grams, g_ref, h) -> tuple[_Scores, HeadDecays]:
+def _head_scores(plan, grams, sums, h) -> tuple[_Scores, HeadDecays]:
     keys, queries = grams
-    decays = HeadDecays.of(g_ref[0, 0, 0, h : h + 1])
+    decays = HeadDecays.of(sums, h)
     i, j = square(plan.length)
     scores = _Scores(
         jnp.where(i > j, keys * decays.between_CC, 0),
@@ -268,26 +300,30 @@ def _forward_kernel(plan, q_ref, k_ref, v_ref, beta_ref, g_ref, *refs):
         s_ref[...] = s0_ref[0, 0]
 
     mm = functools.partial(dot, precision=plan.precision)
+    sums = None if plan.per_channel else HeadSums.of(g_ref[0, 0, 0])
+    steps = []
     for group, members in plan.heads.by_group():
         q, k = (_query_or_key(plan, ref, group) for ref in (q_ref, k_ref))
         x = head(x_ref[0], group, plan.key_size) if plan.erase else k
         grams = None if plan.per_channel else (mm(x, k, NT), mm(q, k, NT))
         for h in members:
-            v = head(v_ref[0], h, plan.value_size)
-            beta_1C = beta_ref[0, 0, 0, h : h + 1]
-            s = s_ref[h]
             if plan.per_channel:
                 scores = _channel_scores(plan, q, k, x, g_ref, factors_ref, h)
             else:
-                scores, _ = _head_scores(plan, grams, g_ref, h)
-            inverse = unit_lower_inverse(scores.keys_CC * beta_1C, _inverse_precision(plan))
-            errors = mm(inverse, v - mm(x * scores.into, s))
-            o = mm(scores.queries_CC * beta_1C, errors) + mm(q * (scores.into * plan.scale), s)
-            o_ref[0, :, h * plan.value_size : (h + 1) * plan.value_size] = o.astype(o_ref.dtype)
-            written = mm((k * scores.out).T * beta_1C, errors)
-            for ref, saved in zip(saved_refs, (s, inverse, errors)):
-                ref[0, 0, 0, h] = saved.astype(ref.dtype)
-            s_ref[h] = scores.keep * s + written
+                scores, _ = _head_scores(plan, grams, sums, h)
+            steps.append((h, q, k, x, scores, beta_ref[0, 0, 0, h : h + 1]))
+    systems = [scores.keys_CC * beta_1C for *_, scores, beta_1C in steps]
+    inverses = unit_lower_inverses(systems, _inverse_precision(plan))
+    for (h, q, k, x, scores, beta_1C), inverse in zip(steps, inverses, strict=True):
+        s = s_ref[h]
+        v = head(v_ref[0], h, plan.value_size)
+        errors = mm(inverse, v - mm(x * scores.into, s))
+        o = mm(scores.queries_CC * beta_1C, errors) + mm(q * (scores.into * plan.scale), s)
+        o_ref[0, :, h * plan.value_size : (h + 1) * plan.value_size] = o.astype(o_ref.dtype)
+        written = mm((k * scores.out).T * beta_1C, errors)
+        for ref, saved in zip(saved_refs, (s, inverse, errors)):
+            ref[0, 0, 0, h] = saved.astype(ref.dtype)
+        s_ref[h] = scores.keep * s + written
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
@@ -340,6 +376,7 @@ def _backward_kernel(
         ds_ref[...] = dlast_ref[0, 0]
 
     mm = functools.partial(dot, precision=plan.precision)
+    sums = None if plan.per_channel else HeadSums.of(g_ref[0, 0, 0])
     for group, members in plan.heads.by_group():
         q, k = (_query_or_key(plan, ref, group) for ref in (q_ref, k_ref))
         x = head(x_ref[0], group, plan.key_size) if plan.erase else k
@@ -364,7 +401,7 @@ def _backward_kernel(
                 dq, dk, dx, dv, dbeta, dg, ds = step.per_channel(scores, factors_ref[0], h)
                 dg_ref[0, :, h * plan.key_size : (h + 1) * plan.key_size] = dg
             else:
-                scores, decays = _head_scores(plan, grams, g_ref, h)
+                scores, decays = _head_scores(plan, grams, sums, h)
                 dq, dk, dx, dv, dbeta, dg, ds = step.per_head(scores, decays)
                 dg_ref[0, 0, 0, h : h + 1] = dg
             dv_ref[0, :, values] = dv.astype(dv_ref.dtype)

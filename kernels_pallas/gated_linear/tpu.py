@@ -23,6 +23,7 @@ from kernels_pallas.mxu import NT, TN, dot, resolve_precision
 from kernels_pallas.tpu_decays import (
     ChannelDecays,
     HeadDecays,
+    HeadSums,
     Level,
     grid_of,
     levels,
@@ -44,8 +45,8 @@ from kernels_pallas.tpu_grid import (
 )
 from kernels_pallas.tpu_nonfinite import contain_backward, contain_forward
 
-HEADS = 4  # value heads of a grid step, at most, with one gate per head
-CHANNEL_HEADS = 2  # the same with one gate per channel
+CHANNELS = 1024  # of the keys, or values, of a grid step, at most: 8 heads of 128
+GATED_CHANNELS = 512  # the same with one gate per channel
 
 
 def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, call):
@@ -82,7 +83,8 @@ def gated_linear(q_BTGK, k_BTGK, v_BTHV, log_decay, call):
 
 def step_heads(groups: int, heads: int, key_size: int, value_size: int, per_channel: bool) -> Heads:
     """The heads of a grid step."""
-    most = CHANNEL_HEADS if per_channel else HEADS
+    channels = GATED_CHANNELS if per_channel else CHANNELS
+    most = min(8, channels // max(key_size, value_size))
     return Heads.of(groups, heads // groups, key_size, value_size, most)
 
 
@@ -168,6 +170,7 @@ def _forward_kernel(plan, q_ref, k_ref, v_ref, g_ref, s0_ref, o_ref, last_ref, m
     for ref in states_ref:
         ref[0, 0, 0] = s_ref[...].astype(ref.dtype)
     mm = functools.partial(dot, precision=plan.precision)
+    sums = None if plan.per_channel else HeadSums.of(g_ref[0, 0, 0])
     for group, members in plan.heads.by_group():
         q, k = (head(ref[0], group, plan.key_size) for ref in (q_ref, k_ref))
         scores = None if plan.per_channel else mm(q, k, NT)
@@ -181,7 +184,7 @@ def _forward_kernel(plan, q_ref, k_ref, v_ref, g_ref, s0_ref, o_ref, last_ref, m
                 written = mm(k * decays.out_CK, v, TN)
                 keep = to_column(decays.in_CK[plan.length - 1 :])
             else:
-                decays = HeadDecays.of(g_ref[0, 0, 0, h : h + 1])
+                decays = HeadDecays.of(sums, h)
                 weights = scores * (decays.between_CC * plan.scale)
                 read = mm(q, s) * (decays.in_C1 * plan.scale)
                 written = mm(k_t * decays.out_1C, v)
@@ -241,6 +244,7 @@ def _backward_kernel(
         ds_ref[...] = dlast_ref[0, 0]
 
     step = _channel_backward if plan.per_channel else _head_backward
+    gates = g_ref if plan.per_channel else HeadSums.of(g_ref[0, 0, 0])
     for group, members in plan.heads.by_group():
         columns = slice(group * plan.key_size, (group + 1) * plan.key_size)
         q, k = (head(ref[0], group, plan.key_size) for ref in (q_ref, k_ref))
@@ -248,7 +252,7 @@ def _backward_kernel(
         for h in members:
             v, do = (head(ref[0], h, plan.value_size) for ref in (v_ref, do_ref))
             s = states_ref[0, 0, 0, h]
-            grads = step(plan, q, k, v, g_ref, s, do, ds_ref, h, *factors_ref)
+            grads = step(plan, q, k, v, gates, s, do, ds_ref, h, *factors_ref)
             dq, dk = (grads[0], grads[1]) if dq is None else (dq + grads[0], dk + grads[1])
             dv_ref[0, :, h * plan.value_size : (h + 1) * plan.value_size] = grads[2].astype(
                 dv_ref.dtype
@@ -265,10 +269,10 @@ def _backward_kernel(
         ds0_ref[0, 0] = ds_ref[...]
 
 
-def _head_backward(plan, q, k, v, g_ref, s, do, ds_ref, h):
+def _head_backward(plan, q, k, v, sums, s, do, ds_ref, h):
     """Gradients of q, k, v and g of one head; updates ds_ref[h] to the state before the chunk."""
     mm = functools.partial(dot, precision=plan.precision)
-    decays = HeadDecays.of(g_ref[0, 0, 0, h : h + 1])
+    decays = HeadDecays.of(sums, h)
     ds = ds_ref[h]
     between = decays.between_CC * plan.scale
     into = decays.in_C1 * plan.scale
