@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -228,9 +229,13 @@ def test_every_figure_is_drawn_from_rows():
 def test_runs_are_collected_in_one_table_and_other_settings_are_refused(tmp_path):
     todo = [unit for unit in run.units(["slide"], [MQAR], 2)]
     workdir = write(tmp_path / "work", [planted(unit, 0.5) for unit in reversed(todo)])
+    for name, place in results.OTHERS.items():
+        (workdir / place).parent.mkdir(exist_ok=True)
+        shutil.copy(results.RESULTS / f"{name}.tsv", workdir / place)
     out = tmp_path / "out"
     results.collect(workdir, out)
     assert results.read(out) == run.read(workdir) and list(results.read(out)) == todo
+    assert results.read_others(out) == results.read_others() and all(results.read_others().values())
     page = tmp_path / "page.md"
     page.write_text("Before\n<!-- table slide_mqar, made by results.py -->\n<!-- end -->\nAfter\n")
     assert results.main(["--results", str(out), "--page", str(page)]) == 0
@@ -248,6 +253,7 @@ def test_the_page_is_that_of_the_committed_results():
     assert results.with_tables(page, rows, results.read_others()) == page
     assert page.count("made by results.py") == 12
     assert all(run.is_current(unit, row) for unit, row in rows.items())
+    assert {path.stem for path in results.RESULTS.glob("*.tsv")} == {"runs", *results.OTHERS}
     drawn = {path.stem for path in results.RESULTS.glob("*.svg")}
     assert drawn == set(tables.drawn(rows))
 
