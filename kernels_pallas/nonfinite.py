@@ -113,6 +113,8 @@ def contain(
 def contain_state(state: Any, ids_BT: Int[Array, "B T"]) -> tuple[Any, Bool[Array, "B"]]:
     """A recurrent state as in `Contained.state`, and the rows that were not finite."""
     bad_B = jnp.zeros(ids_BT.shape[:1], bool)
+    # The barrier keeps XLA from evaluating the check of a program's first, empty state.
+    state = type(state)(*jax.lax.optimization_barrier(tuple(state)))
     fields = []
     for x in state:
         if _is_float(x):
