@@ -5,6 +5,7 @@
 again, so a killed run ends with the same lines as an uninterrupted one, except for times.
 """
 
+import contextlib
 import math
 import pathlib
 import socket
@@ -124,7 +125,17 @@ class WandbWriter:
     def flush(self) -> None: ...
 
     def close(self) -> None:
-        self._run.finish()
+        """Ends the run as finished, once."""
+        run, self._run = self._run, None
+        if run is not None:
+            run.finish()
+
+    def fail(self) -> None:
+        """Ends the run as failed if it is still open; what stopped it is more than an error here."""
+        run, self._run = self._run, None
+        if run is not None:
+            with contextlib.suppress(Exception):
+                run.finish(exit_code=1)
 
 
 class Writers:

@@ -6,6 +6,7 @@ import functools
 import os
 import pathlib
 import platform
+import re
 import secrets
 import shlex
 import subprocess
@@ -22,10 +23,11 @@ from hybridlm.settings.plain import flat
 from hybridlm.storage import is_remote, objects, open_path, own_name
 from hybridlm.storage.lease import Lease
 from hybridlm.storage.mirror import Mirror
-from hybridlm.storage.writing import writing
+from hybridlm.storage.writing import write_text, writing
 
 Settings = dict[str, Any]
 CONFIG, ENVIRONMENT, REPORT = "config.json", "environment.json", "report.html"
+ID = ".id"  # the run's id, until ENVIRONMENT has it
 
 
 class RunSettings(NamedTuple):
@@ -67,6 +69,16 @@ class Workdir:
     def run_id(self) -> str:
         """See the function `run_id`."""
         return run_id(self.path)
+
+    def keep_id(self) -> str:
+        """`run_id`; later starts have the same one, even if this start fails before it is recorded.
+
+        Raises:
+          WriteError: if the file of the id cannot be written.
+        """
+        if not (self.path / ENVIRONMENT).exists():
+            write_text(self.path / ID, self.run_id)
+        return self.run_id
 
     @property
     def local(self) -> pathlib.Path:
@@ -195,11 +207,14 @@ def check_same_run(path: pathlib.Path, run: RunSettings) -> None:
 def run_id(path: pathlib.Path) -> str:
     """The name of the run in `path` among all runs, which other services know it by.
 
-    It is drawn at the first start, because folders' names recur; `record_environment` keeps it.
+    It is drawn at the first start, because folders' names recur; `Workdir.keep_id` and
+    `record_environment` keep it.
     """
-    earlier = _environment(path)
-    # Before ids were kept, Weights & Biases knew a run by its folder's name.
-    return earlier.get("id", own_name(path)) if earlier else secrets.token_hex(8)
+    if earlier := _environment(path):
+        # Before ids were kept, Weights & Biases knew a run by its folder's name.
+        return earlier.get("id", own_name(path))
+    kept = (path / ID).read_bytes() if (path / ID).exists() else b""
+    return kept.decode() if re.fullmatch(rb"[0-9a-f]{16}", kept) else secrets.token_hex(8)
 
 
 def record_environment(path: pathlib.Path, devices: list[Any], name: str) -> None:
@@ -227,6 +242,7 @@ def record_environment(path: pathlib.Path, devices: list[Any], name: str) -> Non
     }
     sessions = [*earlier.get("sessions", []), environment["started"]]
     write_json(path / ENVIRONMENT, {**environment, "sessions": sessions})
+    (path / ID).unlink(missing_ok=True)
 
 
 def _environment(path: pathlib.Path) -> dict[str, Any]:

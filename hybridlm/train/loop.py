@@ -98,10 +98,10 @@ def train(
     try:
         with preemption.StopSignal() as stop, Watchdog(config.train.hang_seconds) as watchdog:
             pipeline = setup.read_data(config, folder.path)
-            trackers = _trackers(config, folder)  # they may refuse: before the step is compiled
-            trainer = setup.build(config, folder.path, pipeline, plan)
-            with jax.set_mesh(trainer.mesh):
-                return _train(trainer, folder, trackers, progress, stop, watchdog, callback)
+            with _trackers(config, folder) as trackers:  # they may refuse: before compiling
+                trainer = setup.build(config, folder.path, pipeline, plan)
+                with jax.set_mesh(trainer.mesh):
+                    return _train(trainer, folder, trackers, progress, stop, watchdog, callback)
     finally:
         folder.close()
 
@@ -109,7 +109,7 @@ def train(
 def _train(
     trainer: setup.Trainer,
     folder: workdir.Workdir,
-    trackers: list[metrics.Writer],
+    trackers: list[metrics.WandbWriter],
     progress: Progress,
     stop: preemption.StopSignal,
     watchdog: Watchdog,
@@ -269,24 +269,33 @@ def _train(
     return 0
 
 
-def _trackers(config: Config, folder: workdir.Workdir) -> list[metrics.Writer]:
+@contextlib.contextmanager
+def _trackers(config: Config, folder: workdir.Workdir) -> Iterator[list[metrics.WandbWriter]]:
     """Begins the run at other services, on the first host.
+
+    Those that are still open when the context ends with an exception close the run as failed.
 
     Raises:
       UserError: if one refuses it, as without a login.
     """
-    if not config.train.wandb:
-        return []
+    trackers = []
     beginning = "beginning the run at Weights & Biases"
-    with hosts.fail_together(beginning), doing(beginning):
-        if not hosts.is_first():
-            return []
-        name, settings = own_name(folder.path), to_dict(config)
-        return [metrics.WandbWriter(config.train.wandb, name, folder.run_id, settings)]
+    try:
+        if config.train.wandb:
+            with hosts.fail_together(beginning), doing(beginning):
+                if hosts.is_first():
+                    name, settings = own_name(folder.path), to_dict(config)
+                    project, run_id = config.train.wandb, folder.keep_id()
+                    trackers.append(metrics.WandbWriter(project, name, run_id, settings))
+        yield trackers
+    except BaseException:
+        for tracker in trackers:
+            tracker.fail()
+        raise
 
 
 def _begin(
-    config: Config, folder: workdir.Workdir, trackers: list[metrics.Writer], start: int
+    config: Config, folder: workdir.Workdir, trackers: list[metrics.WandbWriter], start: int
 ) -> tuple[metrics.Writers, bool]:
     """Writes the run's config and environment, and drops records after step `start`.
 
@@ -303,7 +312,7 @@ def _begin(
 
 
 def _writers(
-    config: Config, folder: workdir.Workdir, trackers: list[metrics.Writer], start: int
+    config: Config, folder: workdir.Workdir, trackers: list[metrics.WandbWriter], start: int
 ) -> metrics.Writers:
     writers: list[metrics.Writer] = [metrics.JsonlWriter(folder.local / metrics.FILE)]
     if config.train.tensorboard:

@@ -21,14 +21,15 @@ def config(tmp_path):
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """A module in place of wandb: `began` has the arguments of each `init`, `logged` the steps."""
-    module = SimpleNamespace(began=[], logged=[], ended=0)
+    """A module in place of wandb: `began` has the arguments of each `init`, `logged` the steps,
+    `ended` the exit codes."""
+    module = SimpleNamespace(began=[], logged=[], ended=[])
 
     def log(values, step):
         module.logged.append(step)
 
-    def finish():
-        module.ended += 1
+    def finish(exit_code=None):
+        module.ended.append(exit_code)
 
     def init(**settings):
         module.began.append(settings)
@@ -69,4 +70,32 @@ def test_a_run_has_one_id_at_all_its_starts(config, wandb, tmp_path):
     environment = json.loads((tmp_path / "run" / workdir.ENVIRONMENT).read_text())
     assert first["id"] == second["id"] == environment["id"]
     assert (first["project"], first["name"], first["resume"]) == ("project", "run", "allow")
-    assert {1, 2} <= set(wandb.logged) and wandb.ended == 2
+    assert {1, 2} <= set(wandb.logged) and wandb.ended == [None, None]
+
+
+def test_a_start_that_fails_ends_the_run_as_failed_and_the_next_goes_on_with_it(
+    config, wandb, tmp_path, monkeypatch
+):
+    path = tmp_path / "run"
+
+    def refuse(*_):
+        raise UserError("out of memory")
+
+    for module, name in ((setup, "build"), (setup, "build"), (loop, "_begin")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, refuse)
+            with pytest.raises(UserError, match="out of memory"):
+                loop.train(config, path)
+        assert not (path / workdir.CONFIG).exists() and not (path / workdir.ENVIRONMENT).exists()
+    assert loop.train(config, path) == 0
+    environment = json.loads((path / workdir.ENVIRONMENT).read_text())
+    assert {began["id"] for began in wandb.began} == {environment["id"]}
+    assert len(wandb.began) == 4 and wandb.ended == [1, 1, 1, None]
+    assert not (path / workdir.ID).exists()
+
+
+def test_a_damaged_file_of_the_id_is_replaced(tmp_path):
+    folder = workdir.Workdir(tmp_path, None)
+    (tmp_path / workdir.ID).write_bytes(b"\xff/")
+    assert folder.keep_id().encode() == (tmp_path / workdir.ID).read_bytes()
+    assert workdir.run_id(tmp_path) == folder.run_id
