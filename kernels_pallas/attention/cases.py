@@ -85,29 +85,36 @@ def _case(
     )
 
 
-def _long(time: int = 65_536) -> Case:
+def _long(forget: bool = False, time: int = 65_536) -> Case:
     """Full attention to more keys than VMEM holds, of one row: bundles per token of the kernels for older
     keys are those of one distance, at which half of the rows see all of a span, on average."""
-    length = tpu_spans.span_length(time, SIZE, SIZE, jnp.bfloat16)
-    keys, older = (time, HEADS, SIZE), (0, length / BLOCK, 0.0)
+    length = tpu_spans.span_length(time, SIZE, SIZE, jnp.bfloat16, int(forget))
+    keys, older, own = (time, HEADS, SIZE), (length / BLOCK, 0.0), ((length / BLOCK - 1) / 2, 0.0)
+    per_head = Array((1, time, HEADS), jnp.float32)
+    gates = (per_head,) if forget else ()
 
-    def call(*arrays):
-        return attention(*arrays[:3], segment_ids=arrays[3], impl="pallas")
+    def call(q_BTHK, k_BTHK, v_BTHV, *others):
+        *gates, ids_BT = others
+        options = dict(segment_ids=ids_BT, log_forget_BTH=gates[0] if forget else None)
+        return attention(q_BTHK, k_BTHK, v_BTHV, **options, impl="pallas")
 
+    trips = {
+        "attention_forward_older": (0, *older),
+        "attention_backward_older": (0,) * 5 + older,
+        "attention_forward": (0, 0, *own),
+        "attention_backward": (0,) * 5 + own,
+    }
+    if forget:  # without the loops of `tpu_nonfinite`
+        trips = {"older": older, "attention": own}
     return Case(
-        f"attention W=all, {time:,} tokens",
-        with_gradients(call, differentiated=3, others=1),
-        (*map(Array, [(1, *keys)] * 3), Array((1, time), jnp.int32))
-        + (Array((1, *keys)), Array((1, *keys[:2]), jnp.float32)),
+        f"attention W=all, {time:,} tokens" + (" forget=True" if forget else ""),
+        with_gradients(call, differentiated=3 + len(gates), others=1),
+        (*map(Array, [(1, *keys)] * 3), *gates, Array((1, time), jnp.int32))
+        + (Array((1, *keys)), per_head),
         tokens=time * HEADS,
         flops=HEADS * time * (time + 1) // 2 * 2 * SIZE * (2 + 5),
         active=dict(older=0.5),
-        trips={
-            "attention_forward_older": (0, *older),
-            "attention_backward_older": (0,) * 5 + older[1:],
-            "attention_forward": (0, 0, (length / BLOCK - 1) / 2, 0.0),
-            "attention_backward": (0,) * 5 + ((length / BLOCK - 1) / 2, 0.0),
-        },
+        trips=trips,
     )
 
 
@@ -115,6 +122,7 @@ CASES = (
     *map(_case, WINDOWS),
     _case(2048, kv_heads=2),
     _long(),
+    _long(forget=True),
     _case(512, forget=True),
     _case(None, forget=True),
     _case(512, platform="cuda"),

@@ -69,12 +69,37 @@ class Static(NamedTuple):
     interpret: Any
 
 
-class _Gates(NamedTuple):
+class Gates(NamedTuple):
     """The sums of log forget gates of all keys, and the index of the first token of each query's
     document, as a float: an integer has no zero cotangent."""
 
     sums: forget.Cumulative
     first_BT: jax.Array
+
+    @classmethod
+    def of(cls, log_forget_BSH, segment_ids_BS, time: int) -> "Gates | None":
+        """Those of the last `time` tokens' queries; None without gates."""
+        if log_forget_BSH is None:
+            return None
+        slots = segment_ids_BS.shape[1] - time
+        sums = forget.cumulative(log_forget_BSH.astype(jnp.float32), segment_ids_BS)
+        first_BT = segments.first_token_index(segment_ids_BS)[:, slots:] - slots
+        return cls(sums, jax.lax.stop_gradient(first_BT.astype(jnp.float32)))
+
+    def cotangent(self, dqueries_BTH, dkeys_BSH) -> "Gates":
+        """From the sums of d logits of each query and of each key."""
+        slots = dkeys_BSH.shape[1] - dqueries_BTH.shape[1]
+        dhigh_BSH = jnp.pad(dqueries_BTH, ((0, 0), (slots, 0), (0, 0))) - dkeys_BSH
+        dsums = forget.Cumulative(dhigh_BSH, jnp.zeros_like(dhigh_BSH))
+        return Gates(dsums, jnp.zeros_like(self.first_BT))
+
+
+class OlderGates(NamedTuple):
+    """Forget gates in a rectangle: the sums of its keys, and each query's sum since the last key, of the
+    same document; 0 where a query sees none of the keys."""
+
+    sums: forget.Cumulative
+    since_BTH: jax.Array
 
 
 class _Reach(NamedTuple):
@@ -150,14 +175,11 @@ def attention(
     time = q_BTHK.shape[1]
     slots = k_BSGK.shape[1] - time
     precision = mxu.resolve_precision(precision)
-    has_gates, gates = log_forget_BSH is not None, None
+    has_gates = log_forget_BSH is not None
     plan = make_plan(time, slots, window, scale, soft_cap, precision, has_gates)
     start_BT = intervals.starts(segment_ids_BS, slots, window)
     static = Static(plan, dispatch.target().interpret)
-    if has_gates:
-        sums = forget.cumulative(log_forget_BSH.astype(jnp.float32), segment_ids_BS)
-        first_BT = segments.first_token_index(segment_ids_BS)[:, slots:] - slots
-        gates = _Gates(sums, jax.lax.stop_gradient(first_BT.astype(jnp.float32)))
+    gates = Gates.of(log_forget_BSH, segment_ids_BS, time)
     return _attention(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static)
 
 
@@ -183,6 +205,7 @@ def outputs(q_BTHK, k_BSGK, v_BSGV, sinks_H, gates, start_BT, static, dtype=None
     """(out_BTHV, lse_BTH, unclean_BG) of the forward kernel.
 
     Arguments:
+      gates: `Gates`, in a rectangle `OlderGates`; None where the plan has none.
       start_BT: of the keys that a query sees, relative to the first query; in a rectangle relative to
         the end of the keys, so negative.
       dtype: of `out`; the values' by default.
@@ -258,16 +281,17 @@ def _backward(static, residuals, cotangents):
         dk_BSGK.astype(k_BSGK.dtype),
         dv_BSGV.astype(v_BSGV.dtype),
         dsinks_H,
-        dgates,
+        dgates and gates.cotangent(*dgates),
         None,
     )
 
 
 def gradients(q_BTHK, k_BSGK, v_BSGV, gates, start_BT, unclean_BG, rows, static, dtype=None):
     """(dq_BTHK, dk_BSGK, dv_BSGV, dgates) of the backward kernel; those of keys and values are float32.
+    `dgates` are the sums of d logits of queries and of keys, float32 (B, T, H) and (B, S, H), or None.
 
     Arguments:
-      start_BT: as in `outputs`.
+      gates, start_BT: as in `outputs`.
       unclean_BG: the key/value heads in which a number is not finite.
       rows: (dout_BTHV, lse_BTH, delta_BTH), of the softmax over all keys.
       dtype: of dq; the queries' by default.
@@ -345,9 +369,7 @@ def gradients(q_BTHK, k_BSGK, v_BSGV, gates, start_BT, unclean_BG, rows, static,
     dq_BTHK = layout.from_query_rows(dq_BHKT, q_BTHK.shape[-1])
     dk_BSGK = layout.from_keys(dk_BGSK, k_BSGK)
     dv_BSGV = layout.from_keys(dv_BGSV, v_BSGV)
-    if plan.forget:
-        dgates = _Gates(layout.from_gates(*dgates), jnp.zeros_like(gates.first_BT))
-    return dq_BTHK, dk_BSGK, dv_BSGV, dgates or None
+    return dq_BTHK, dk_BSGK, dv_BSGV, layout.from_gates(*dgates) if plan.forget else None
 
 
 _attention.defvjp(_forward, _backward)
@@ -474,13 +496,15 @@ class _Layout:
 
     def gates(self, sums: forget.Cumulative):
         """(B, H, 2, padded S): high and low part of the sums of log-gates, of keys as they are laid out."""
-        tokens = self.plan.front - self.slots, self.padded - self.time
+        tokens = self.plan.front - self.slots, self.after
         parts = (jnp.pad(x_BSH, ((0, 0), tokens, (0, 0))) for x_BSH in sums)
         return jnp.stack([jnp.transpose(x_BSH, (0, 2, 1)) for x_BSH in parts], axis=2)
 
-    def gates_since(self, gates: _Gates):
+    def gates_since(self, gates: Gates | OlderGates):
         """(B, H, 1, padded T): each query's sum of log-gates since its block's first query, or since its
-        document's first token if that is in the block."""
+        document's first token if that is in the block; in a rectangle since the last key."""
+        if self.plan.rectangle:
+            return self.query_rows(gates.since_BTH)
         first_BT = jnp.pad(gates.first_BT, ((0, 0), (0, self.padded - self.time)))
         first_B11NC = first_BT.reshape(self.batch, 1, 1, self.blocks, self.plan.block)
         block_N1 = jnp.arange(self.blocks)[:, None] * self.plan.block
@@ -518,8 +542,8 @@ class _Layout:
         )
         return shape, spec
 
-    def from_gates(self, drow_BH1T, dcolumn) -> forget.Cumulative:
-        """The cotangent of the sums of log-gates (B, S, H)."""
+    def from_gates(self, drow_BH1T, dcolumn) -> tuple:
+        """(dqueries_BTH, dkeys_BSH): the sums of d logits of each query and of each key."""
         block, reach = self.plan.block, self.plan.reach
         dqueries_BTH = self.from_query_rows(drow_BH1T, 1)[..., 0]
         dkeys_BHS = dcolumn
@@ -537,10 +561,8 @@ class _Layout:
                     ((0, 0), (0, 0), (at, max(after, 0))),
                 )
         dkeys_BHS = dkeys_BHS.reshape(self.batch, self.heads, self.key_tokens)
-        first, tokens = self.plan.front - self.slots, self.slots + self.time
-        dkeys_BSH = jnp.transpose(dkeys_BHS[..., first : first + tokens], (0, 2, 1))
-        dhigh_BSH = jnp.pad(dqueries_BTH, ((0, 0), (self.slots, 0), (0, 0))) - dkeys_BSH
-        return forget.Cumulative(dhigh_BSH, jnp.zeros_like(dhigh_BSH))
+        first, end = self.plan.front - self.slots, self.key_tokens - self.after
+        return dqueries_BTH, jnp.transpose(dkeys_BHS[..., first:end], (0, 2, 1))
 
     def key_sums(self, size) -> _Sums:
         block, reach = self.plan.block, self.plan.reach

@@ -8,7 +8,8 @@ factor that rescales `l` and `acc` when `m` grows.
 With forget gates, logits lack the sum of log-gates from the block's first query to their own, which is
 the same for all keys: it is added to the log-sum-exp. What is left for a key is the sum from it to that
 first query, one number for all queries (`Gates`). Where a document begins in the block, its first token
-takes the first query's place.
+takes the first query's place. In a rectangle the last key does: all queries that see any of its keys see
+that one.
 """
 
 import math
@@ -131,7 +132,8 @@ class Gates(NamedTuple):
 
     Attributes:
       sums: ref (1, 1, 2, keys), high and low part of each key's sum of log-gates.
-      since: ref (1, 1, 1, C), each query's sum since the block's first query, or its document's.
+      since: ref (1, 1, 1, C), each query's sum since the block's first query, or its document's; in a
+        rectangle since the last key.
       bias: ref (rows, tile), what a key block adds to its logits, in each column.
     """
 
@@ -140,10 +142,13 @@ class Gates(NamedTuple):
     bias: Any
 
     def fill(self, plan: AttentionPlan, block, key_block: "_KeyBlock") -> None:
-        """Computes the bias of a key block: minus its sums since the block's first query."""
+        """Computes the bias of a key block: minus its sums since the block's first query, or last key."""
         before = plan.reach if plan.band else 0
-        own = _diagonal_block(plan, block).row + before
-        first = self.sums[0, 0, :, _from(own, plan.tile)][:, :1]
+        if plan.rectangle:
+            first = self.sums[0, 0, :, _from(plan.front - plan.tile, plan.tile)][:, -1:]
+        else:
+            own = _diagonal_block(plan, block).row + before
+            first = self.sums[0, 0, :, _from(own, plan.tile)][:, :1]
         for at in range(0, plan.rows if key_block.diagonal else plan.block, plan.tile):
             if key_block.diagonal and at >= before:
                 row = self.since[0, 0, :, at - before : at - before + plan.tile]
@@ -338,7 +343,7 @@ def backward(
 
     With forget gates also the sum of d logits of each query, (1, C), and of each key: with a window those
     of this step, otherwise of all steps of the key/value head, (heads, keys). `lse` is then without the
-    sums of log-gates since the block's first query.
+    queries' sums of log-gates (`Gates.since`).
     """
     gates = None
     if plan.forget:
@@ -446,6 +451,8 @@ def backward(
     def _():
         if plan.rectangle:
             acc_ref[...] = jnp.zeros_like(acc_ref)
+            if gates is not None:
+                drow_ref[...] = jnp.zeros_like(drow_ref)
         else:
             add_gradients(_diagonal_block(plan, block))
         if not plan.band:

@@ -283,14 +283,19 @@ def test_auto_takes_the_kernel_on_a_tpu_only():
         assert "pallas_call" not in text()
 
 
-def test_a_call_with_forget_gates_that_does_not_fit_vmem_is_refused():
-    def run(x, **options):
-        return jax.eval_shape(lambda x: attn.attention(x, x, x, impl="pallas", **options), x)
+def test_a_call_with_forget_gates_that_does_not_fit_vmem_runs_in_spans():
+    long = jax.ShapeDtypeStruct((1, 2**17, 2, 128), jnp.bfloat16)
+    gates = jax.ShapeDtypeStruct((1, 2**17, 2), jnp.float32)
 
-    long, gates = jax.ShapeDtypeStruct((1, 2**17, 2, 128), jnp.bfloat16), jnp.zeros((1, 2**17, 2))
-    with pytest.raises(ValueError, match="lacks vmem_mib"):
-        run(long, log_forget_BTH=gates)
-    assert run(long) and run(long, window=2048, log_forget_BTH=gates)
+    def run(**options):
+        def op(x, gates):
+            return attn.attention(x, x, x, log_forget_BTH=gates, **options)
+
+        return str(jax.make_jaxpr(op)(long, gates))
+
+    assert "attention_forward_older" in run()  # chosen without being named
+    near = run(window=2048)
+    assert "attention_forward" in near and "attention_forward_older" not in near
 
 
 def test_saved_names_spare_the_forward_kernel_in_the_backward_pass():

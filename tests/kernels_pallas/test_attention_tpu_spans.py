@@ -18,8 +18,13 @@ SUBJECTS = {
     "full": dict(window=None, sinks=True, soft_cap=5.0),
     "grouped": dict(window=None, heads=3, kv_heads=1, value_size=6),
     "window": dict(window=50, heads=2, kv_heads=2, sinks=True),
+    "forgetful": dict(window=None, heads=3, kv_heads=1, sinks=True, decay=0.05),
+    "forgetful window": dict(window=50, heads=2, kv_heads=2, decay=0.3),
 }
 by_kind = pytest.mark.parametrize("kind", SUBJECTS)
+full_and_forgetful = pytest.mark.parametrize(
+    "kind", ["full", pytest.param("forgetful", marks=pytest.mark.slow)]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -56,30 +61,101 @@ def test_spans_are_the_reference_at_any_length_with_older_keys(kind, time):
     check_against_float64(subject, rng(time), 2, time, ids)
 
 
-@pytest.mark.parametrize("time", [9, *(pytest.param(t, marks=pytest.mark.slow) for t in (5, 40))])
-def test_few_queries_after_many_keys(time):
-    """One or two spans of queries, and four of keys: outputs and gradients."""
+@pytest.mark.parametrize(
+    "time, forget",
+    [
+        (9, False),
+        (9, True),
+        (40, True),
+        *(pytest.param(t, f, marks=pytest.mark.slow) for t, f in [(5, False), (40, False)]),
+    ],
+)
+def test_few_queries_after_many_keys(time, forget):
+    """One or two spans of queries, the first of them padded, and four or five of keys: outputs and gradients."""
     draw, slots = rng(1), 90
     q, k, v = (testing.normal(draw, (2, slots + time, 2, 4), jnp.float32) for _ in range(3))
+    gates = gates_of(draw, (2, slots + time, 2), 0.1) if forget else None
     cotangents = testing.normal(draw, (2, time, 2, 4), jnp.float32), jnp.ones((2, time, 2))
-    ids = jnp.asarray(np.repeat([[1], [3]], slots + time, axis=1)).at[0, :40].set(2)
+    ids = np.repeat([[1], [3]], slots + time, axis=1)
+    ids[0, :40], ids[1, :84] = (
+        2,
+        4,
+    )  # with 40 queries, token 84 is where the queries of a block are padded
+    ids = jnp.asarray(ids)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def run(impl, q, k, v):
-        def op(q, k, v):
-            state = attn.AttentionState(k[:, :slots], v[:, :slots], ids[:, :slots])
+    def run(impl, *inputs):
+        def op(*inputs):
+            tokens = *(x[:, slots:] for x in inputs[:3]), *(x[:, slots:] for x in inputs[3:])
+            old = (x[:, :slots] for x in inputs[1:])
+            state = attn.AttentionState(next(old), next(old), ids[:, :slots], *old)
             given = dict(segment_ids=ids[:, slots:], initial_state=state, impl=impl)
-            return attn.attention(q[:, slots:], k[:, slots:], v[:, slots:], **given)
+            log_forget = tokens[3] if forget else None
+            return attn.attention(*tokens[:3], log_forget_BTH=log_forget, **given)
 
-        outputs, pull = jax.vjp(op, q, k, v)
+        outputs, pull = jax.vjp(op, *inputs)
         return outputs, pull(cotangents)
 
-    testing.assert_close("few", run("pallas", q, k, v), run("reference", q, k, v), 1e-5)
+    inputs = (q, k, v, gates) if forget else (q, k, v)
+    testing.assert_close("few", run("pallas", *inputs), run("reference", *inputs), 1e-5)
 
 
-def test_bfloat16_is_as_exact_as_the_chunked_form():
+def gates_of(draw, shape, decay):
+    return jnp.asarray(-decay * draw.exponential(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("decay", [0.02, 2.0])
+def test_forget_gates_of_documents_that_begin_within_a_span(decay):
+    """The spans of 113 tokens begin at 0, 17, 49 and 81; documents begin within a far span, at the first
+    token of one, and after padding within the last one. With the stronger gates a query's sum since the last
+    key of a far span is up to a hundred."""
+    lengths = [(40, 73, 0), (49, 64, 0), (90, 4, 19)]
+    rows = [
+        np.repeat(ids, tokens) for ids, tokens in zip([(1, 2, 3), (1, 2, 3), (1, 0, 3)], lengths)
+    ]
+    subject = attention_subject(**SUBJECTS["forgetful"] | dict(decay=decay))
+    check_against_float64(subject, rng(), 3, 113, jnp.asarray(rows, jnp.int32))
+
+
+def test_gates_of_a_document_cost_the_next_one_no_digits():
+    """A document of gates e^-5000 ends within a block of the last of three spans."""
+    q, k, v = (testing.normal(rng(), (1, 80, 2, 4), jnp.float32) for _ in range(3))
+    ids = 1 + (jnp.arange(80) > 56).astype(jnp.int32)[None]
+    gates = gates_of(rng(), (1, 80, 2), 0.1).at[:, :57].set(-5000)
+    found = [
+        jax.jit(functools.partial(attn.attention, impl=impl))(
+            q, k, v, segment_ids=ids, log_forget_BTH=gates
+        )
+        for impl in ("pallas", "reference")
+    ]
+    testing.assert_close("next", *([x[:, 57:] for x in xs] for xs in found), 1e-6)
+
+
+@pytest.mark.parametrize("gate", [-5.0, -40.0])
+def test_keys_of_a_far_span_that_outweigh_strong_gates(gate):
+    """All gates are 1 but that of token 60; the logit of token 3, in the first of four spans, makes up for it."""
+    draw, shape = rng(2), (1, 113, 2, 4)
+    q, k, v = (testing.normal(draw, shape, jnp.float32) for _ in range(3))
+    q, k = q.at[..., 0].set(3.0), k.at[:, 3, :, 0].set((2 - gate) / 1.5)
+    gates = jnp.zeros((1, 113, 2), jnp.float32).at[:, 60].set(gate)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(impl):
+        def op(q, k, v, gates):
+            return attn.attention(q, k, v, log_forget_BTH=gates, impl=impl)
+
+        outputs, pull = jax.vjp(op, q, k, v, gates)
+        return outputs, pull(jax.tree.map(jnp.ones_like, outputs))
+
+    testing.assert_close("outweigh", run("pallas"), run("reference"), 1e-5)
+
+
+@pytest.mark.parametrize("decay", [None, 0.05])
+def test_bfloat16_is_as_exact_as_the_chunked_form(decay):
     """Parts are merged and summed in float32."""
-    subject = attention_subject(window=None, heads=2, kv_heads=1, key_size=16, value_size=16)
+    subject = attention_subject(
+        window=None, heads=2, kv_heads=1, key_size=16, value_size=16, decay=decay
+    )
     ids = draw_segment_ids(rng(), 2, 113, padding=0)
     forms = "pallas", "chunked"
     with kernels(precision="default"):
@@ -106,13 +182,22 @@ def test_nan_and_infinity_reach_no_other_document(kind):
     testing.check_contained(subject, rng(5), 2, 75, 41, ids, jnp.float32, 1e-5, "pallas")
 
 
-def test_packed_is_separate():
-    subject = attention_subject(**SUBJECTS["full"])
+@pytest.mark.slow
+def test_finite():
+    """Strong gates, gates of 0, large logits."""
+    subject, ids = attention_subject(**SUBJECTS["forgetful"]), draw_segment_ids(rng(), 1, 80)
+    testing.check_finite(subject, rng(), 1, 80, impl="pallas", segment_ids=ids)
+
+
+@full_and_forgetful
+def test_packed_is_separate(kind):
+    subject = attention_subject(**SUBJECTS[kind])
     testing.check_packed(subject, rng(), [50, 37, 1], [0, 3, 0], jnp.float32, 1e-5, impl="pallas")
 
 
-def test_causal():
-    subject, ids = attention_subject(**SUBJECTS["full"]), draw_segment_ids(rng(1), 2, 80)
+@full_and_forgetful
+def test_causal(kind):
+    subject, ids = attention_subject(**SUBJECTS[kind]), draw_segment_ids(rng(1), 2, 80)
     testing.check_causal(subject, rng(), 2, 80, 39, ids, impl="pallas")
 
 
@@ -124,6 +209,40 @@ def test_the_loop_over_distances_ends_with_the_window():
     # The first of 9 queries sees 23 older keys of its own span.
     few = {w: tpu_spans._spans(9, 300, w, sizes, options).distances for w in (24, 25, 56, 57)}
     assert few == {24: 0, 25: 1, 56: 1, 57: 2}
+
+
+def sums_of_queries_dropped(self, distance, start, original=tpu_spans._Rows.gates_at):
+    found = original(self, distance, start)
+    return found._replace(since_BTH=jnp.zeros_like(found.since_BTH))
+
+
+def sums_of_another_span(self, distance, original=tpu_spans._Rows._sums_at):
+    return original(self, distance * 0)
+
+
+def gradients_of_far_sums_dropped(self, sums, x_NL, distance, original=tpu_spans._Rows.add_at):
+    kept = 1 if x_NL.ndim == 4 else jnp.where(distance == 0, 1, 0)  # the sums have no channels
+    return original(self, sums, x_NL * kept, distance)
+
+
+@pytest.mark.parametrize(
+    "name, replacement",
+    [
+        ("gates_at", sums_of_queries_dropped),
+        *(
+            pytest.param(*fault, marks=pytest.mark.slow)
+            for fault in (
+                ("_sums_at", sums_of_another_span),
+                ("add_at", gradients_of_far_sums_dropped),
+            )
+        ),
+    ],
+)
+def test_planted_faults_of_forget_gates_are_caught(name, replacement, monkeypatch):
+    monkeypatch.setattr(tpu_spans._Rows, name, replacement)
+    subject = attention_subject(window=None, heads=1, kv_heads=1, decay=0.1)
+    with pytest.raises(AssertionError, match="off by"):
+        check_against_float64(subject, rng(), 1, 80, jnp.repeat(jnp.array([[1, 2]]), 40, axis=1))
 
 
 def test_saved_names_spare_the_forward_kernels_in_the_backward_pass():
