@@ -77,7 +77,7 @@ class SourceConfig(abc.ABC):
         """The source with the files of a bucket copied to this machine, if it has such files.
 
         Raises:
-          DataError: if there is no such file, or it cannot be copied.
+          DataError: if there is no such file, or it cannot be read. WriteError: on a full disk.
         """
         try:
             copies = {

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from hybridlm import progress
@@ -184,25 +185,29 @@ def _copy_files(root: str, names: list[str], folder: pathlib.Path) -> None:
         target = folder / name
         if target.exists():  # an earlier process was killed after it
             return waiting.done(0)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            with draft.open("wb") as file:
-                for part in objects.stream(f"{root}/{name}"):
-                    file.write(part)
-                    waiting.add(len(part))
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draft = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
+            try:
+                with draft.open("wb") as file:
+                    for part in _parts(f"{root}/{name}"):
+                        file.write(part)
+                        waiting.add(len(part))
+                draft.replace(target)
+            finally:
+                draft.unlink(missing_ok=True)
         waiting.done(0)
 
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(copy, names))
+
+
+def _parts(url: str) -> Iterator[bytes]:
+    """`objects.stream`, with a StorageError for an object that is gone."""
     try:
-        with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(copy, names))
-    except OSError as error:
-        raise StorageError(
-            f"{root} cannot be copied to {folder}: {error.strerror or error}"
-        ) from None
+        yield from objects.stream(url)
+    except FileNotFoundError as error:
+        raise StorageError(f"{url} cannot be copied: {error.strerror}") from None
 
 
 class _Waiting:

@@ -18,7 +18,7 @@ from hybridlm.data import open_pipeline, open_shards, open_tokenizer, tokenize, 
 from hybridlm.data.settings import DataConfig
 from hybridlm.data.sources import KINDS, read_source
 from hybridlm.data.tokenizers import TokenizerConfig
-from hybridlm.errors import DataError, StorageError
+from hybridlm.errors import DataError, StorageError, WriteError
 from hybridlm.storage import local_copies, objects, open_path
 from hybridlm.storage.local_copies import LIST
 
@@ -193,6 +193,20 @@ def test_a_copy_is_used_again_until_the_objects_change(bucket, gate):
     second = local_copies.local_copy(f"{bucket}/d")
     assert second != first and (open_path(second) / "a").read_bytes() == b"2"
     assert local_copies.local_file(f"{bucket}/d/a").read_bytes() == b"2"
+
+
+def test_a_full_disk_is_no_failure_of_the_server(bucket, full_disk, monkeypatch):
+    """A launcher starts a run again after a StorageError: in vain, as long as the disk is full."""
+    objects.write(f"{bucket}/d/a.jsonl", bytes(2000))
+    source = read_source(dict(kind="jsonl", path=f"{bucket}/d"), "a")
+    with full_disk(1000), pytest.raises(WriteError, match="/a.jsonl cannot be written: File too "):
+        source.on_this_machine()
+    (copies,) = (local_copies.cache_folder() / "copies").iterdir()
+    assert not list(copies.iterdir())
+    monkeypatch.setattr(local_copies, "_versions", lambda root, names: dict.fromkeys(names, ""))
+    monkeypatch.setattr(local_copies, "_listed", lambda url: (f"{bucket}/d", ["b"], ""))
+    with pytest.raises(StorageError, match="/d/b cannot be copied: there is no such object"):
+        local_copies.local_copy(f"{bucket}/d")
 
 
 def test_a_tokenizer_is_trained_into_and_opened_from_a_bucket(bucket, tmp_path, documents):
