@@ -328,8 +328,17 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{folder}: {MANIFEST} is missing, so this is not a complete folder of token shards; "
             "remove it and run `hybridlm tokenize` again"
         )
+    return checked_manifest(path.read_bytes(), path)
+
+
+def checked_manifest(content: bytes, path: Path | str) -> dict[str, Any]:
+    """The manifest in a file's content; checks its version and that it is unedited.
+
+    Raises:
+      DataError: if it is no such manifest; one sentence that begins with `path`.
+    """
     try:
-        manifest = parse_json(path.read_bytes())
+        manifest = parse_json(content)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: malformed JSON ({error}); copy the folder again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -46,7 +46,9 @@ class SourceConfig(abc.ABC):
         return url
 
     def find(self, path: str) -> list[str]:
-        """Names of the files that `path` names, here or in a bucket, whose objects are only listed.
+        """Names of the files that `path` names, here or in a bucket.
+
+        Objects of a bucket are listed; only a list of files among them is read, and none is copied.
 
         Raises:
           DataError: if there is none, or one is missing. StorageError: if the bucket cannot be listed.

@@ -153,12 +153,17 @@ def test_a_chat_template_may_lie_in_a_bucket(bucket, tmp_path, documents):
         read_source(source(bucket, "none"), "a").check(open_tokenizer(BYTES))
 
 
-FILES = {"tokens": ["manifest.json", "train-00000.bin"], "megatron": ["w.bin", "w.idx"]}
+SHARDS = [f"{split}-00000.{ending}" for split in ("heldout", "train") for ending in ("bin", "idx")]
+FILES = {
+    "tokens": [*SHARDS[:2], "manifest.json", *SHARDS[2:]],
+    "megatron": ["w.bin", "w.idx"],
+    "arrow": ["data-0.arrow", "data-1.arrow", "state.json"],
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_files_are_found_before_anything_is_read(kind, bucket, tmp_path):
-    """As a run's start does: objects are listed, and none is copied."""
+def test_files_are_found_before_anything_is_copied(kind, bucket, tmp_path, documents):
+    """As a run's start does: objects are listed, of lists of files are read, and none is copied."""
     tokenizer = open_tokenizer(BYTES)
 
     def check(path, **settings):
@@ -167,6 +172,11 @@ def test_files_are_found_before_anything_is_read(kind, bucket, tmp_path):
     names = FILES.get(kind, ["a.jsonl", "sub/b.jsonl"])
     for name in names:
         objects.write(f"{bucket}/d/{name}", b"1")
+    if kind == "tokens":
+        put(write_shards(tmp_path / "d", documents), f"{bucket}/d")
+    if kind == "arrow":
+        state = {"_data_files": [{"filename": name} for name in names[:2]]}
+        objects.write(f"{bucket}/d/state.json", json.dumps(state).encode())
     assert check(f"{bucket}/d") == names
     with pytest.raises(DataError, match=f"{bucket}/none: there is no such file or folder"):
         check(f"{bucket}/none")
@@ -178,7 +188,18 @@ def test_files_are_found_before_anything_is_read(kind, bucket, tmp_path):
         assert check(f"{bucket}/d/w") == check(f"{bucket}/d/*.idx") == names
     if kind in FILES:
         objects.delete(f"{bucket}/d/{names[0]}")
-        with pytest.raises(DataError, match=f"{names[0]} is missing"):
+        with pytest.raises(DataError, match=f"{names[0]}:? .*missing"):
+            check(f"{bucket}/d")
+    if kind == "tokens":
+        objects.write(f"{bucket}/d/manifest.json", b"{}")
+        with pytest.raises(DataError, match=f"{bucket}/d/manifest.json: is not a manifest"):
+            check(f"{bucket}/d")
+        objects.delete(f"{bucket}/d/manifest.json")
+        with pytest.raises(DataError, match="manifest.json is missing"):
+            check(f"{bucket}/d/")
+    if kind == "arrow":
+        objects.write(f"{bucket}/d/dataset_dict.json", b'{"splits": ["train"]}')
+        with pytest.raises(DataError, match=f"holds the splits train: .*{bucket}/d/train"):
             check(f"{bucket}/d")
     assert not local_copies.cache_folder().exists()
 

@@ -5,7 +5,7 @@ order, dataset_info.json and data-*.arrow, streams of record batches. Neither `d
 is needed: pyarrow maps the batches into memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hybridlm.data.token_stream import Segment, TokenStream
 from hybridlm.errors import DataError
 from hybridlm.settings.bounds import settings
 from hybridlm.settings.json_text import parse_json
+from hybridlm.storage import is_remote, objects
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _END = b"\xff\xff\xff\xff\0\0\0\0"  # the mark at the end of a stream
@@ -37,27 +38,31 @@ class ArrowTable(ColumnSource):
 
     def files(self, path: str) -> list[SourceFile]:
         folder = Path(path).expanduser()
-        if (folder / _SPLITS).is_file():
-            splits = _json(folder / _SPLITS).get("splits") or ["none"]
-            raise DataError(
-                f"{folder}: holds the splits {', '.join(map(str, splits))}: set path to one of"
-                f" them, as {folder / str(splits[0])}"
-            )
-        if not (folder / _STATE).is_file():
+
+        def read(name: str) -> bytes | None:
+            return (folder / name).read_bytes() if (folder / name).is_file() else None
+
+        names = _data_files(str(folder), read)
+        if names is None:
             return source_files(path)
-        state = _json(folder / _STATE)
-        if state.get("_indices_data_files"):
-            raise DataError(
-                f"{folder}: has an order of rows beside its data; save it again after"
-                " flatten_indices()"
-            )
-        names = [entry["filename"] for entry in state.get("_data_files") or []]
         for name in names:
             if not (folder / name).is_file():
                 raise DataError(f"{folder / name}: is named in {_STATE} and missing; copy it again")
-        if not names:
-            raise DataError(f"{folder / _STATE}: names no data file")
         return [SourceFile(name, folder / name) for name in names]
+
+    def find(self, path: str) -> list[str]:
+        found = super().find(path)
+        if not is_remote(path):
+            return found
+        folder = path.rstrip("/")
+
+        def read(name: str) -> bytes | None:
+            return objects.read(f"{folder}/{name}") if name in found else None
+
+        if missing := set(_data_files(folder, read) or ()).difference(found):
+            name = f"{folder}/{min(missing)}"
+            raise DataError(f"{name}: is named in {_STATE} and missing; copy it again")
+        return found
 
     def read_file(self, file: SourceFile) -> Iterator[Document]:
         row = 0
@@ -99,9 +104,34 @@ class ArrowTable(ColumnSource):
             before += len(segment.ids)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _data_files(folder: str, read: Callable[[str], bytes | None]) -> list[str] | None:
+    """Names of the data files of a saved dataset, in order; None if the folder is not one.
+
+    Args:
+      read: the content of a file of the folder; None without such a file.
+    """
+    if (content := read(_SPLITS)) is not None:
+        splits = _json(content, f"{folder}/{_SPLITS}").get("splits") or ["none"]
+        raise DataError(
+            f"{folder}: holds the splits {', '.join(map(str, splits))}: set path to one of them, as"
+            f" {folder}/{splits[0]}"
+        )
+    if (content := read(_STATE)) is None:
+        return None
+    state = _json(content, f"{folder}/{_STATE}")
+    if state.get("_indices_data_files"):
+        raise DataError(
+            f"{folder}: has an order of rows beside its data; save it again after flatten_indices()"
+        )
+    names = [entry["filename"] for entry in state.get("_data_files") or []]
+    if not names:
+        raise DataError(f"{folder}/{_STATE}: names no data file")
+    return names
+
+
+def _json(content: bytes, path: str) -> dict[str, Any]:
     try:
-        value = parse_json(path.read_bytes())
+        value = parse_json(content)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: malformed JSON ({error}); copy it again") from None
     if not isinstance(value, dict):

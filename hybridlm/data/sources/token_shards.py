@@ -3,11 +3,18 @@
 from pathlib import Path
 
 from hybridlm.data.files import SourceFile
-from hybridlm.data.shards import MANIFEST, open_shards, read_manifest, shard_names
+from hybridlm.data.shards import (
+    MANIFEST,
+    checked_manifest,
+    open_shards,
+    read_manifest,
+    shard_names,
+)
 from hybridlm.data.source import SourceConfig
 from hybridlm.data.store import Opening, TokenStore
 from hybridlm.errors import DataError
 from hybridlm.settings.bounds import settings
+from hybridlm.storage import is_remote, objects
 
 
 @settings
@@ -28,8 +35,15 @@ class TokenShards(SourceConfig):
 
     def find(self, path: str) -> list[str]:
         names = super().find(path)
-        if MANIFEST not in names:
+        if not is_remote(path):
+            return names
+        folder = path.rstrip("/")
+        content = objects.read(f"{folder}/{MANIFEST}") if MANIFEST in names else None
+        if content is None:
             raise DataError(f"source {path}: {MANIFEST} is missing; run `hybridlm tokenize` again")
+        wanted = shard_names(checked_manifest(content, f"{folder}/{MANIFEST}"))
+        if missing := set(wanted).difference(names):
+            raise DataError(f"{folder}/{min(missing)}: the shard is missing; copy the folder again")
         return names
 
     def open(self, opening: Opening) -> TokenStore:
