@@ -41,9 +41,12 @@ class SourceConfig(abc.ABC):
         """
         return source_files(path)
 
-    def in_bucket(self, url: str) -> str:
-        """The file, folder or glob of a bucket that holds what `url` names."""
-        return url
+    def in_bucket(self, url: str) -> tuple[str, tuple[str, ...]]:
+        """(the file, folder or glob of a bucket that holds what `url` names, its files' endings).
+
+        Each ending makes a file or a glob of its own; see `local_copies.local_copy`.
+        """
+        return url, ("",)
 
     def find(self, path: str) -> list[str]:
         """Names of the files that `path` names, here or in a bucket.
@@ -55,7 +58,7 @@ class SourceConfig(abc.ABC):
         """
         if not is_remote(path):
             return [file.name for file in self.files(path)]
-        names = names_in_bucket(self.in_bucket(path))
+        names = names_in_bucket(*self.in_bucket(path))
         if not names:
             raise DataError(f"source {path}: there is no such file or folder")
         return names
@@ -83,7 +86,7 @@ class SourceConfig(abc.ABC):
         """
         try:
             copies = {
-                name: local_copy(self.in_bucket(path))
+                name: local_copy(*self.in_bucket(path))
                 for name, path in self._data_paths().items()
                 if is_remote(path)
             }

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hybridlm import progress
@@ -40,11 +40,14 @@ def copy_of(url: str) -> pathlib.Path:
     return cache_folder() / "shared" / hashlib.sha256(url.encode()).hexdigest()[:24]
 
 
-def local_copy(path: Any) -> str:
+def local_copy(path: Any, endings: Sequence[str] = ("",)) -> str:
     """The path on this machine of what `path` names: a file, a folder, or a glob.
 
     Paths of this machine are returned as they are. Of a bucket's folder, files whose names begin
     with a dot are left out.
+
+    Args:
+      endings: a file or a glob is `path` with each of them; the returned path has none.
 
     Raises:
       StorageError: if there is no such file, or it cannot be copied. WriteError: on a full disk.
@@ -52,7 +55,7 @@ def local_copy(path: Any) -> str:
     url = os.fspath(path)
     if not is_remote(url):
         return url
-    root, names, pattern = _listed(url)
+    root, names, pattern = _listed(url, endings)
     if not names:
         raise StorageError(f"{url}: there is no such file or folder")
     versions = _versions(root, names)
@@ -65,13 +68,13 @@ def local_copy(path: Any) -> str:
     return str(folder / pattern) if pattern else str(folder)
 
 
-def names_in_bucket(url: Any) -> list[str]:
+def names_in_bucket(url: Any, endings: Sequence[str] = ("",)) -> list[str]:
     """Names of the objects that `local_copy` would copy, relative to the folder that holds them.
 
     Raises:
       StorageError: if they cannot be listed.
     """
-    return _listed(os.fspath(url))[1]
+    return _listed(os.fspath(url), endings)[1]
 
 
 def local_file(path: Any) -> pathlib.Path:
@@ -132,7 +135,7 @@ def download_folder(url: Any, folder: pathlib.Path) -> bool:
     return True
 
 
-def _listed(url: str) -> tuple[str, list[str], str]:
+def _listed(url: str, endings: Sequence[str]) -> tuple[str, list[str], str]:
     """(folder, names below it, what the URL names in it): "" for all of the folder."""
     url = url.rstrip("/")
     root, pattern = url, ""
@@ -140,10 +143,11 @@ def _listed(url: str) -> tuple[str, list[str], str]:
         parts = url.split("/")
         fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
         root, pattern = "/".join(parts[:fixed]), "/".join(parts[fixed:])
-        names = [name for name in objects.keys(root) if _matches(name, pattern)]
-    elif objects.exists(url):
-        root, _, name = url.rpartition("/")
-        names, pattern = [name], name
+        patterns = [f"{pattern}{ending}" for ending in endings]
+        names = [n for n in objects.keys(root) if any(_matches(n, p) for p in patterns)]
+    elif found := [ending for ending in endings if objects.exists(f"{url}{ending}")]:
+        root, _, pattern = url.rpartition("/")
+        names = [f"{pattern}{ending}" for ending in found]
     else:
         names = objects.keys(root)
     shown = [name for name in names if not any(p.startswith(".") for p in name.split("/"))]

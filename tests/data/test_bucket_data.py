@@ -1,6 +1,7 @@
 """Text, tokens and tokenizers in a bucket are the same as on this machine."""
 
 import json
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -204,6 +205,19 @@ def test_files_are_found_before_anything_is_copied(kind, bucket, tmp_path, docum
     assert not local_copies.cache_folder().exists()
 
 
+def test_of_a_megatron_prefix_only_its_two_files_are_asked_for(bucket, gate):
+    for name in ("w.bin", "w.idx", "w.bdn", "w.iin", "v.bin", "w.txt"):
+        objects.write(f"{bucket}/d/{name}", b"1")
+    source = read_source(dict(kind="megatron", path=f"{bucket}/d/w"), "a")
+    gate.requests.clear()
+    assert source.check(open_tokenizer(BYTES)) == ["w.bin", "w.idx"]
+    asked = [urllib.parse.unquote(path) for _, path in gate.requests]
+    assert asked and all("/d/w" in path for path in asked)
+    copy = open_path(source.on_this_machine().path)
+    names = sorted(p.name for p in copy.parent.iterdir() if p.name[0] != ".")
+    assert copy.name == "w" and names == ["w.bin", "w.idx"]
+
+
 def test_a_copy_is_used_again_until_the_objects_change(bucket, gate):
     objects.write(f"{bucket}/d/a", b"1")
     objects.write(f"{bucket}/d/.hidden", b"")
@@ -225,7 +239,7 @@ def test_a_full_disk_is_no_failure_of_the_server(bucket, full_disk, monkeypatch)
     (copies,) = (local_copies.cache_folder() / "copies").iterdir()
     assert not list(copies.iterdir())
     monkeypatch.setattr(local_copies, "_versions", lambda root, names: dict.fromkeys(names, ""))
-    monkeypatch.setattr(local_copies, "_listed", lambda url: (f"{bucket}/d", ["b"], ""))
+    monkeypatch.setattr(local_copies, "_listed", lambda url, endings: (f"{bucket}/d", ["b"], ""))
     with pytest.raises(StorageError, match="/d/b cannot be copied: there is no such object"):
         local_copies.local_copy(f"{bucket}/d")
 

@@ -38,7 +38,7 @@ _DTYPES = {
     5: np.dtype("<i8"),
     8: np.dtype("<u2"),
 }
-_BOTH = ".[bi][id][nx]"  # a glob of .bin and .idx
+_ENDINGS = (".bin", ".idx")
 _DOCUMENTS = 1 << 16  # documents of the index read at once
 
 
@@ -60,10 +60,10 @@ class MegatronTokens(TokenSource):
             found += [idx, ids]
         return found
 
-    def in_bucket(self, url: str) -> str:
+    def in_bucket(self, url: str) -> tuple[str, tuple[str, ...]]:
         if not glob.has_magic(url) and objects.keys(url):
-            return url  # a folder
-        return f"{_prefix(url)}{_BOTH}"
+            return url, ("",)  # a folder
+        return _prefix(url), _ENDINGS
 
     def find(self, path: str) -> list[str]:
         names = super().find(path)
@@ -88,7 +88,7 @@ class MegatronTokens(TokenSource):
 
 
 def _prefix(path: str) -> str:
-    for suffix in (".idx", ".bin", _BOTH):
+    for suffix in _ENDINGS:
         path = path.removesuffix(suffix)
     return path
 
