@@ -3,9 +3,9 @@
 A difference of cumulative sums loses digits, and its gradient loses far more. With one gate per head,
 `HeadSums` are cumulative sums in two parts, of which the larger is exact. Sums over tokens are products
 with triangles of ones, which a TPU computes in bfloat16: three bfloat16 parts represent a float32
-number exactly, and so are their products with ones. A document boundary is a log-decay of `RESET`:
-every sum across it is so low that its exp is 0, and no other sum contains it, so kernels need no mask
-for documents.
+number exactly, and so are their products with ones. A document boundary is a log-decay of `RESET`: the
+exp of every sum across it is 0. Other sums do not contain it, or it cancels exactly (`HeadSums`), so
+kernels need no mask for documents.
 """
 
 import math
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 RESET = -1e30
-FLOOR = -128.0  # of a log-decay: the exp of a sum with it is 0 in float32
+FLOOR = -256.0  # of a log-decay: the exp of a sum with it is 0 in float32, also with 127 of up to 1
 ROWS = 8  # of a register
 
 
@@ -71,7 +71,7 @@ def to_row(column_N1):
 class HeadSums(NamedTuple):
     """Cumulative sums (R, C) of the log-decays of R heads, each as `high` + `low`.
 
-    `high` are sums of multiples of 2^-9 and below 2^15, so they and their differences are exact. `low` are
+    `high` are sums of multiples of 2^-9 and at most 2^15, so they and their differences are exact. `low` are
     sums of numbers below 2^-9: their errors are about 2^-25, and absolute in a logarithm.
     """
 

@@ -372,11 +372,11 @@ def selective_scan(
     """
     batch, time, channels = x_BTD.shape
     dtype = dispatch.accumulator_dtype(x_BTD, dt_BTD, a_DN, b_BTN, c_BTN)
-    first = initial_state or selective_op.empty_state(batch, channels, a_DN.shape[1], dtype)
     ids_BT = segments.or_one_document(segment_ids, batch, time)
-    contained = contain(ids_BT, (x_BTD, dt_BTD, b_BTN, c_BTN), axis, state=first)
+    contained = contain(ids_BT, (x_BTD, dt_BTD, b_BTN, c_BTN), axis, state=initial_state)
     x_BTD, dt_BTD, b_BTN, c_BTN = contained.inputs
-    first = contained.state
+    empty = selective_op.empty_state(batch, channels, a_DN.shape[1], dtype)
+    first = contained.state or empty
     before_B = ids_before(ids_BT, axis, first.segment_ids_B)
 
     def run(h_BDN):

@@ -20,6 +20,7 @@ is never needed, because dA = -(T^T dE) E^T.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -181,7 +182,7 @@ def _backward(plan, residuals, cotangents):
 _run.defvjp(_forward, _backward)
 
 
-def unit_lower_inverses(matrices: list[jax.Array], precision) -> list[jax.Array]:
+def unit_lower_inverses(matrices: Sequence[jax.Array], precision) -> list[jax.Array]:
     """(I + a)^-1 of strictly lower triangular a (C, C), C a power of two >= 8: blocks of 8 rows by forward
     substitution, larger ones by doubling. One chain of products waits for its results; several side by
     side fill the time."""

@@ -69,14 +69,15 @@ def test_rounded_products_with_an_erase_key_are_as_exact(gate, monkeypatch):
     assert_as_good_as_chunked(erasing, np.random.default_rng(2), batch=1, time=80)
 
 
-@pytest.mark.parametrize("size", [16, 128])
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
 def test_inverse(size):
     """Includes a matrix whose powers grow: with beta 2 and equal keys every entry is 2."""
     keys = np.random.default_rng(size).standard_normal((size, 16))
     keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
-    invert = jax.jit(lambda a: tpu.unit_lower_inverses([a], jax.lax.Precision.HIGHEST)[0])
-    for a in (np.tril(2 * keys @ keys.T, -1), np.tril(np.full((size, size), 2.0), -1)):
-        got = np.asarray(invert(jnp.asarray(a, jnp.float32)))
+    invert = jax.jit(lambda *a: tpu.unit_lower_inverses(a, jax.lax.Precision.HIGHEST))
+    matrices = np.tril(2 * keys @ keys.T, -1), np.tril(np.full((size, size), 2.0), -1)
+    inverses = invert(*(jnp.asarray(a, jnp.float32) for a in matrices))
+    for a, got in zip(matrices, map(np.asarray, inverses), strict=True):
         np.testing.assert_array_equal(np.triu(got, 1), 0)
         want = np.linalg.inv(np.eye(size) + a)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())

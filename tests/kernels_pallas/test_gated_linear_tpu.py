@@ -56,6 +56,7 @@ def test_rounded_products_are_as_exact_as_in_the_chunked_form(decay, monkeypatch
 SIZES = (
     ("head", dict(groups=2, ratio=1, key_size=128, value_size=64), 200),
     ("token", dict(groups=1, ratio=8, key_size=128, value_size=64), 63),
+    ("token", dict(groups=8, ratio=1, key_size=64, value_size=64), 200),
     ("token", dict(groups=2, ratio=3, key_size=64, value_size=128), 127),
     ("token", dict(groups=3, ratio=1, key_size=256, value_size=192), 130),
     ("channel", dict(groups=1, ratio=3, key_size=128, value_size=128), 1),

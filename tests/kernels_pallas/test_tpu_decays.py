@@ -37,3 +37,13 @@ def test_decays_are_as_exact_as_float32_allows(length, size):
         some = strong > 1e-30
         got = np.asarray(found.between_CC)[some]
         np.testing.assert_allclose(got, strong[some], rtol=1e-5)
+
+
+def test_growth_does_not_cross_a_boundary():
+    """Log-decays above 0, which the ops do not promise to take."""
+    g_1C = np.ones((1, 128), np.float32)
+    g_1C[0, 1] = RESET
+    found = HeadDecays.of(HeadSums.of(jnp.asarray(g_1C)), 0)
+    np.testing.assert_array_equal(np.asarray(found.between_CC)[1:, 0], 0)
+    np.testing.assert_array_equal(np.asarray(found.in_C1)[1:], 0)
+    np.testing.assert_allclose(np.asarray(found.between_CC)[40, 10], np.exp(30.0), rtol=1e-6)
