@@ -9,6 +9,7 @@ optional dependency `eval` installs the harness: pip install 'hybridlm[eval]'.
 import argparse
 import dataclasses
 import sys
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from hybridlm.evals.scoring import (
 from hybridlm.evals.settings import HarnessSettings
 from hybridlm.runs import OpenedModel, open_model
 from hybridlm.settings import json_text
-from hybridlm.settings.describe import summary_and_meanings
+from hybridlm.settings.describe import default_text, summary_and_meanings, type_text
 from hybridlm.settings.text import read_texts
 from hybridlm.storage.writing import write_text
 
@@ -159,13 +160,25 @@ def _sample(prompt: np.ndarray, count: int) -> Sample:
     return Sample("harness", length, 0, 0, "", "", (), (), prompt, (), (), count)
 
 
+def _help(field: dataclasses.Field) -> str:
+    """The meaning of an option, the type of its value and its default."""
+    meaning = summary_and_meanings(HarnessSettings)[1][field.name].removesuffix(".")
+    hint = typing.get_type_hints(HarnessSettings, include_extras=True)[field.name]
+    value = type_text(hint)
+    if field.default is None:  # the meaning says what it stands for
+        value = value.removesuffix("`None`").removesuffix(" or ").removesuffix(",")
+    elif field.default is not dataclasses.MISSING:
+        value += f"; default: {default_text(field)}"
+    value = value.replace("`", "").replace("'", "")
+    return f"{meaning} ({value})".replace("%", "%%")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="harness", description=__doc__.split("\n")[0])
-    meanings = summary_and_meanings(HarnessSettings)[1]
     for field in dataclasses.fields(HarnessSettings):
         needed = field.default is dataclasses.MISSING
-        parser.add_argument(f"--{field.name}", required=needed, help=meanings[field.name])
+        parser.add_argument(f"--{field.name}", required=needed, help=_help(field))
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     try:
         arguments = read_texts(HarnessSettings, given)

@@ -5,6 +5,7 @@ import inspect
 import re
 import types
 import typing
+from pathlib import Path
 from typing import Any
 
 from hybridlm.settings.bounds import bounds_of
@@ -59,7 +60,13 @@ def _plain_type(hint: Any) -> str:
         return f"list of {text}{plural}"
     if dataclasses.is_dataclass(hint):
         return "settings"
-    names = {int: "whole number", float: "number", str: "text", bool: "`True`, `False`"}
+    names = {
+        int: "whole number",
+        float: "number",
+        str: "text",
+        bool: "`True`, `False`",
+        Path: "path",
+    }
     return names.get(hint, "`None`" if hint is type(None) else str(hint))
 
 

@@ -118,6 +118,14 @@ def test_a_missing_harness_is_one_sentence(monkeypatch):
         importlib.import_module("hybridlm.evals.harness")
 
 
+def test_help_names_choices_types_and_defaults(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        adapter(monkeypatch).main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(raw, ema; default: raw)" in said and "(whole number, at least 1; default: 8)" in said
+    assert "(path)" in said and "None" not in said
+
+
 @pytest.mark.parametrize("context", ["", "abc", "abc  "])
 def test_an_empty_continuation_is_refused(harness, context):
     """Spaces at the end of the context, which count to the continuation, do not fill it."""
