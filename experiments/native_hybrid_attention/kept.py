@@ -40,9 +40,12 @@ def measure(
       length: tokens of a sequence.
 
     Raises:
-      UserError: where a tokenizer is not the teacher's, or the held-out text is too short.
+      UserError: where a tokenizer is not the teacher's, the held-out text is too short, or
+        `sequences` is below 1.
       RunError: if the last model is no run.
     """
+    if sequences < 1:
+        raise UserError(f"--sequences is {sequences}: it must be at least 1")
     teacher, *_, run = models
     for model in models[1:]:
         if model.tokenizer.fingerprint != teacher.tokenizer.fingerprint:

@@ -426,6 +426,8 @@ def test_models_that_cannot_be_compared_are_refused(conversion, tmp_path):
     cases = (
         ((ours, foreign, finetuned), 1, "has another tokenizer than the teacher"),
         ((ours, converted, converted), 1, "reads the held-out data of a run"),
+        (conversion, 0, "--sequences is 0: it must be at least 1"),
+        (conversion, -1, "--sequences is -1: it must be at least 1"),
         (conversion, 10**6, "--sequences is 1000000, and the held-out text has"),
     )
     for models, sequences, message in cases:
