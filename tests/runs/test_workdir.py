@@ -3,6 +3,7 @@
 import json
 
 from hybridlm.runs import workdir
+from hybridlm.storage import objects, open_path
 
 
 def recorded(path):
@@ -27,3 +28,12 @@ def test_an_older_run_keeps_the_name_that_it_is_known_by(tmp_path):
     (tmp_path / workdir.ENVIRONMENT).write_text('{"sessions": ["2026-01-01T00:00:00Z"]}')
     for _ in range(2):
         assert recorded(tmp_path) == tmp_path.name
+
+
+def test_an_id_is_kept_until_it_is_recorded_also_in_a_bucket(bucket):
+    path = open_path(bucket)
+    name = workdir.Workdir(path, None).keep_id()
+    assert workdir.Workdir(path, None).keep_id() == name
+    assert objects.keys(bucket) == [workdir.ID]
+    assert recorded(path) == workdir.Workdir(path, None).keep_id() == name
+    assert objects.keys(bucket) == [workdir.ENVIRONMENT]
