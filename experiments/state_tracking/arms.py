@@ -84,6 +84,7 @@ def _delta(kind: str, **options: Any) -> dict[str, Any]:
 
 _ssm = dict(head_dim=SIZE, state_dim=SIZE)
 _both = dict(value_dim=SIZE)
+_latent = dict(heads=HEADS, kv_rank=SIZE, qk_nope=SIZE, qk_rope=SIZE // 2, value_dim=SIZE)
 _negative = dict(negative_eigenvalues=True)
 
 #: The most telling arms come first: what is done when a run is stopped is what can be compared.
@@ -152,6 +153,26 @@ ARMS = {
         Arm("retnet", "RetNet", "fixed", dict(kind="lightning", heads=HEADS, decay="retnet")),
         Arm("hgrn2", "HGRN2", "positive", dict(kind="hgrn2", expand=SIZE)),
         Arm("mamba1", "Mamba", "positive", dict(kind="mamba1", state_dim=SIZE)),
+        Arm("mla", "multi-head latent attention", "attention", dict(kind="mla", **_latent)),
+        Arm(
+            "dsa",
+            "DeepSeek sparse attention",
+            "chosen",
+            dict(kind="dsa", **_latent, q_rank=SIZE, index_heads=HEADS, index_dim=SIZE, top_k=8),
+        ),
+        Arm("moba", "MoBA", "chosen", dict(kind="moba", heads=HEADS, block=4, top_k=2)),
+        Arm(
+            "parallel",
+            "attention and Mamba-2 in parallel",
+            "beside",
+            dict(
+                kind="parallel",
+                branches=dict(
+                    attention=dict(kind="attention", heads=HEADS),
+                    ssm=dict(kind="mamba2", **_ssm),
+                ),
+            ),
+        ),
     )
 }
 

@@ -33,12 +33,22 @@ FAMILIES = {
         "states at any length: arXiv 1906.06755 (parity), 2207.00729 (constant depth is in TC0);"
         " recall: 2312.04927",
     ),
+    "chosen": Family(
+        "attention to tokens or blocks that the queries choose",
+        _says(CANNOT, CANNOT, CANNOT, OPEN),
+        "as the row above; recall needs that the key's token is chosen",
+    ),
     "positive": Family(
         "decays by gates in [0, 1], channel by channel",
         _says(CANNOT, CANNOT, CANNOT, CAN),
         "arXiv 2411.12537 (eigenvalues that are all positive cannot do parity, which S3 and A5"
         " contain), 2404.08819 (diagonal: TC0); recall with a state of outer products: 2312.04927,"
         " 2402.18668",
+    ),
+    "beside": Family(
+        "attention over all tokens beside decays by gates in [0, 1]",
+        _says(CANNOT, CANNOT, CANNOT, CAN),
+        "as the rows of its two branches",
     ),
     "fixed": Family(
         "decays by a constant",
