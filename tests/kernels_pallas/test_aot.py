@@ -94,6 +94,7 @@ def test_growth_is_found():
 #: not grow.
 SPILLING = {
     "attention W=all forget=True",
+    "attention W=all, 65,536 tokens forget=True",
     "attention W=512 forget=True, Hopper",
     "attention W=2048 kv_heads=2 forget=True, Hopper",
 }
