@@ -66,7 +66,7 @@ def read(text: str) -> ProgramCost:
     """Reads the text of `jax.stages.Compiled.as_text()`."""
     computations, entry = parse(text)
     runs, unknown = hlo_loops.runs(computations, entry)
-    fused = _fused(computations)
+    fused = fused_computations(computations)
     flops = hbm_bytes = 0.0
     found: dict[str, list] = defaultdict(lambda: [0, 0, 0.0, 0.0])
     kernels: dict[str, int] = defaultdict(int)
@@ -80,7 +80,7 @@ def read(text: str) -> ProgramCost:
                 found[kind][slot] += value
         for i in body.values():
             if 'custom_call_target="tpu_custom_call"' in i.attributes:
-                kernels[_kernel_name(i)] += times
+                kernels[kernel_name(i)] += times
     return ProgramCost(
         flops,
         hbm_bytes,
@@ -90,7 +90,7 @@ def read(text: str) -> ProgramCost:
     )
 
 
-def _fused(computations: Computations) -> set[str]:
+def fused_computations(computations: Computations) -> set[str]:
     """Names of fusion bodies and of functions applied to each element."""
     return {
         name
@@ -209,6 +209,7 @@ def group_size(attributes: str) -> int:
     return 2  # a collective-permute lists pairs
 
 
-def _kernel_name(i: Instruction) -> str:
+def kernel_name(i: Instruction) -> str:
+    """The name of a Pallas kernel, from the custom call that runs it."""
     stated = re.search(r"kernel_name\W+(\w+)", i.attributes)
     return stated[1] if stated else re.sub(r"[.\d]+$", "", i.name)

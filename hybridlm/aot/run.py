@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 
-from hybridlm.aot import measure, remedies, report, saved, topology
+from hybridlm.aot import hlo_largest, measure, remedies, report, saved, topology
 from hybridlm.progress import doing
 from hybridlm.settings.plain import to_dict
 from hybridlm.train.settings import Config
@@ -19,9 +19,13 @@ def run(
     topology_name: str,
     slices: int,
     out: pathlib.Path | None,
+    largest: int = 0,
     log: Callable[[str], None] = print,
 ) -> int:
     """Compiles the step, prints the report, and saves both in `out` if it is given.
+
+    Args:
+      largest: how many instructions of a step that compiles are listed, by their HBM traffic.
 
     Returns:
       The exit code: 0, or 1 if the step does not fit.
@@ -35,6 +39,8 @@ def run(
     config, _ = resolve(config)
     result = measure.compile_step(config, target)
     log(report.text(result, config, target))
+    if largest and isinstance(result, measure.Compiled):
+        log("\n" + "\n".join(hlo_largest.table(result.step.as_text(), largest)))
     fits = report.fits(result, target)
     tried: list[tuple[remedies.Change, report.Result]] = []
     if not fits:

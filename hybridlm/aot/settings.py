@@ -2,7 +2,7 @@
 
 import pathlib
 
-from hybridlm.settings.bounds import PositiveInt, settings
+from hybridlm.settings.bounds import NonNegativeInt, PositiveInt, settings
 
 
 @settings
@@ -14,9 +14,11 @@ class CompileSettings:
       topology: chip:shape, e.g. v5e:4x4, v5p:8x8x8, h100:8.
       slices: how many of that topology.
       out: folder for report.json and the compiled step.
+      largest: how many instructions are listed by the bytes that they move through HBM.
     """
 
     config: str
     topology: str
     slices: PositiveInt = 1
     out: pathlib.Path | None = None
+    largest: NonNegativeInt = 0

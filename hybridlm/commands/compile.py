@@ -9,7 +9,7 @@ def _run(settings: CompileSettings, overrides: Overrides) -> int:
     from hybridlm.aot.run import run
 
     config = configs.load(settings.config, overrides)
-    return run(config, settings.topology, settings.slices, settings.out)
+    return run(config, settings.topology, settings.slices, settings.out, settings.largest)
 
 
 COMPILE = Command(

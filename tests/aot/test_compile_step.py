@@ -109,8 +109,11 @@ needs_cuda_plugin = pytest.mark.skipif(
 )
 def test_a_small_step_for_four_chips(root, tmp_path, topology):
     words = ("--config", "configs/demo.py:smoke", "--config.mesh.data=1", "--config.mesh.fsdp=4")
-    done, report = compile_in_process(root, tmp_path, *words, "--topology", topology)
+    words += ("--topology", topology, "--largest", "3")
+    done, report = compile_in_process(root, tmp_path, *words)
     assert done.returncode == 0 and "it fits" in done.stdout
+    total = float(done.stdout.split("others\n")[1].split()[0])  # of the listed instructions
+    assert total == pytest.approx(report["step"]["hbm_bytes"] / 1e9, abs=0.006)
     assert report["devices"] == 4 and report["step"]["flops"] >= 0.9 * report["step"]["model_flops"]
     assert report["step"]["fits"] and report["step"]["collectives"]
     assert (tmp_path / "step.pickle").stat().st_size > 0
