@@ -39,20 +39,19 @@ def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
     }
     speedups = _speedups(records)
     found = []
-    for key, of_window in _classes(records, right).items():
-        windows = sorted({w for w, _ in of_window if w is not None})
-        for (window, lengths), call in of_window.items():
-            won = {
-                n: speedups[call["key"], n] for n in lengths if speedups[call["key"], n] >= MARGIN
-            }
+    for (op, backend, _), of_window in _classes(records, right).items():
+        windows = sorted(w for w in of_window if w is not None)
+        for window, call in of_window.items():
+            of_length = {n: min(speedups[k] for k in keys) for n, keys in call["of"].items()}
+            won = {n: speedup for n, speedup in of_length.items() if speedup >= MARGIN}
             case = {k: ANY if k in IRRELEVANT else v for k, v in call["case"].items()}
             if window is not None:
                 low, high = _band(window, windows)
                 case["window"] = {"from": low, "to": high}
-            for run in _runs(sorted(won), sorted(lengths)):
-                tokens = (_band(run[0], sorted(lengths))[0], _band(run[-1], sorted(lengths))[1])
+            lengths = sorted(of_length)
+            for run in _runs(sorted(won), lengths):
+                tokens = (_band(run[0], lengths)[0], _band(run[-1], lengths)[1])
                 speedup = round(min(won[n] for n in run), 2)
-                op, backend = key[:2]
                 found.append(Row(op, backend, cards[-1]["chip"], case, tokens, speedup, said))
     return found
 
@@ -76,25 +75,38 @@ def _speedups(records) -> dict[tuple, float]:
     return found
 
 
-def _classes(records, right) -> dict[tuple, dict[tuple, dict]]:
-    """By (op, backend, features but the window): by (window, lengths) the call."""
-    lengths: dict[tuple, dict] = {}
+def _classes(records, right) -> dict[tuple, dict[int | None, dict]]:
+    """By (op, backend, features but the window), by window: a call's `case`, and for each length of the
+    kernel's call, in which a token may have several steps, `of` the (key, tokens) that were timed. A class
+    of which one call was wrong is left out."""
+    wrong = {
+        _class(call)
+        for r in records
+        if r["kind"] == "numbers" and r["form"] == KERNEL and not r["right"]
+        for call in r.get("calls", ())
+        if len(r["calls"]) == 1
+    }
+    found: dict[tuple, dict] = {}
     for r in records:
         if r["kind"] != "times" or r["form"] != KERNEL or _key(r) not in right:
             continue
-        if len({c["op"] for c in r["calls"]}) != 1:  # several ops in one, such as NHA
+        if len(r["calls"]) != 1:  # several ops in one, such as NHA
             continue
-        (call, *_) = r["calls"]
-        case = {k: v for k, v in call["case"].items() if k not in IRRELEVANT}
-        window = case.get("window")
-        rest = tuple(sorted((k, str(v)) for k, v in case.items() if k != "window"))
-        at = lengths.setdefault((call["op"], call["backend"], rest), {})
-        one = at.setdefault(window, dict(case=call["case"], key=_key(r), lengths=set()))
-        one["lengths"].add(r["tokens"])
-    return {
-        key: {(window, tuple(sorted(one["lengths"]))): one for window, one in by_window.items()}
-        for key, by_window in lengths.items()
-    }
+        (call,) = r["calls"]
+        if (of := _class(call)) not in wrong:
+            *features, window = of
+            at = found.setdefault(tuple(features), {})
+            one = at.setdefault(window, dict(case=call["case"], of={}))
+            one["of"].setdefault(call["tokens"], set()).add((_key(r), r["tokens"]))
+    return found
+
+
+def _class(call: Mapping[str, Any]) -> tuple:
+    """(op, backend, features but the window, window)."""
+    case = {k: v for k, v in call["case"].items() if k not in IRRELEVANT}
+    window = case.pop("window", None)
+    rest = tuple(sorted((k, str(v)) for k, v in case.items()))
+    return call["op"], call["backend"], rest, window
 
 
 def _runs(won: Sequence[int], measured: Sequence[int]) -> list[list[int]]:

@@ -6,7 +6,6 @@ op shares them), 4,096 channels of the linear recurrence, 64 slots; bfloat16, ga
 
 import dataclasses
 import functools
-import importlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,18 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.attention import attention
+from benchmarks.gpu_visit import rivals
+from benchmarks.gpu_visit.rivals import Rival
+from kernels_pallas.attention import AttentionState, attention
 from kernels_pallas.context.ring import merge
 from kernels_pallas.delta_rule import delta_rule
+from kernels_pallas.delta_rule.product import delta_product
 from kernels_pallas.gated_linear import gated_linear
-from kernels_pallas.gated_slots import gated_slots
-from kernels_pallas.linear_recurrence import gated_recurrence
+from kernels_pallas.gated_slots import SlotState, gated_slots
+from kernels_pallas.linear_recurrence import gated_recurrence, linear_recurrence
 
 WINDOWS = (128, 512, 1024, None)
 DOCUMENT = 1024  # tokens, on average
+SOFT_CAP = 5.0  # low enough to bend the logits of random inputs
 
 Arrays = dict[str, jax.Array]
-Form = Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,21 +37,11 @@ class Sizes:
     size: int = 128
     channels: int = 4096
     slots: int = 64
+    value_size: int | None = None  # of the ops with a state, if it is not `size`
 
-
-@dataclasses.dataclass(frozen=True)
-class Rival:
-    """Another project's form of the same op.
-
-    Attributes:
-      form: a function of the op's inputs that returns its output; None if `torch_form` is given.
-      torch_form: the same on torch tensors.
-      documents: whether it takes segment ids, and so a row of several documents.
-    """
-
-    form: Form | None = None
-    torch_form: Callable | None = None
-    documents: bool = False
+    @property
+    def values(self) -> int:
+        return self.value_size or self.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,141 +73,168 @@ def draw(
     return {**arrays, "segment_ids": jnp.asarray(1 + np.cumsum(cuts), jnp.int32)[None]}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _input(name: str, tokens: int, sizes: Sizes, seed: int) -> jax.Array:
-    heads, size, groups = sizes.heads, sizes.size, sizes.kv_heads
-    shape = dict(
+#: Keys of ops with a state, made 1 long.
+KEYS = ("k", "removed", "k_one", "k_state", "k_rank", "k_updates")
+FLOAT32 = ("v_state", "v_rank", "x_float32", "sinks")
+OF_A_ROW = ("sinks", "fixed_decay")  # inputs without an axis of tokens
+UPDATES, RANK = 2, 4
+
+
+def _shape(name: str, sizes: Sizes) -> tuple[int, ...]:
+    """Of one token. "state" is Mamba's: twice the heads, values of half the size."""
+    heads, size, groups, double = sizes.heads, sizes.size, sizes.kv_heads, 2 * sizes.heads
+    channels, of_head = (sizes.channels,), (heads,)
+    return dict(
         k_shared=(groups, size),
         v_shared=(groups, size),
-        x=(sizes.channels,),
-        log_a=(sizes.channels,),
-        head_decay=(heads,),
-        beta=(heads,),
+        v=(heads, sizes.values),
+        x=channels,
+        x_float32=channels,
+        log_a=channels,
+        log_a_bfloat16=channels,
+        head_decay=of_head,
+        fixed_decay=of_head,
+        sinks=of_head,
+        beta=of_head,
         slot_decay=(groups, sizes.slots),
+        q_one=(1, size),
+        k_one=(1, size),
+        q_state=(double, size),
+        k_state=(double, size),
+        v_state=(double, size // 2),
+        state_decay=(double,),
+        q_rank=(RANK, double, size),
+        k_rank=(RANK, double, size),
+        v_rank=(RANK, double, size // 2),
+        k_updates=(UPDATES, heads, size),
+        v_updates=(UPDATES, heads, sizes.values),
+        beta_updates=(UPDATES, heads),
     ).get(name, (heads, size))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _input(name: str, tokens: int, sizes: Sizes, seed: int) -> jax.Array:
+    shape = _shape(name, sizes)
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-    normal = jax.random.normal(key, (1, tokens, *shape), jnp.float32)
-    if name == "beta":
+    if name not in OF_A_ROW:
+        shape = (1, tokens, *shape)
+    normal = jax.random.normal(key, shape, jnp.float32)
+    if name.startswith(("beta", "erase")):
         return jax.nn.sigmoid(normal)
-    if name.endswith("decay") or name == "log_a":
-        return -jnp.exp(normal - 3)
-    if name == "q":
-        normal = normal * size**-0.5
-    if name == "k":
+    if name.endswith("decay") or name.startswith("log_a"):
+        decay = -jnp.exp(normal - 3)
+        return decay.astype(jnp.bfloat16) if name.endswith("bfloat16") else decay
+    if name.partition("_")[0] == "q":
+        normal = normal * sizes.size**-0.5
+    if name in KEYS:
         normal = normal / jnp.linalg.norm(normal, axis=-1, keepdims=True)
-    return normal.astype(jnp.bfloat16)
+    return normal if name in FLOAT32 else normal.astype(jnp.bfloat16)
 
 
 # --- ours --------------------------------------------------------------------------------------
 
 
-def _attention(window, impl, q, k, v, ids):
-    return attention(q, k, v, segment_ids=ids, window=window, scale=1.0, impl=impl)
+def _attention(window, impl, q, k, v, ids, **options):
+    return attention(q, k, v, segment_ids=ids, window=window, scale=1.0, impl=impl, **options)
+
+
+def _with_forget_gates(window, soft_cap, impl, q, k, v, decay, ids):
+    options = dict(log_forget_BTH=decay, soft_cap=soft_cap)
+    return _attention(window, impl, q, k, v, ids, **options)[0]
+
+
+def _with_soft_cap(impl, *inputs):
+    return _attention(512, impl, *inputs, soft_cap=SOFT_CAP)[0]
+
+
+def _with_sinks(impl, q, k, v, sinks, ids):
+    return _attention(512, impl, q, k, v, ids, sinks_H=sinks)[0]
+
+
+def _of_an_array(impl, *inputs):
+    return _attention(jnp.asarray(512, jnp.int32), impl, *inputs)[0]
+
+
+def _after_a_state(impl, q, k, v, ids):
+    """Behind the first 511 tokens again, as tokens of the first document."""
+    before, own = slice(0, 511), _ids(q, ids)
+    first = jnp.broadcast_to(own[:, :1], own[:, before].shape)
+    state = AttentionState(k[:, before], v[:, before], first)
+    return _attention(512, impl, q, k, v, own, initial_state=state)[0]
+
+
+def _ids(x, ids):
+    return jnp.ones(x.shape[:2], jnp.int32) if ids is None else ids
 
 
 def _gated_linear(impl, q, k, v, decay, ids):
     return gated_linear(q, k, v, decay, segment_ids=ids, scale=1.0, impl=impl)
 
 
+def _of_rank(impl, q, k, v, decay, ids):
+    """Mamba-3's inputs of a token, each a step; the decay comes before the first."""
+    batch, tokens = decay.shape[:2]
+    flat = (x.reshape(batch, tokens * RANK, *x.shape[3:]) for x in (q, k, v))
+    rest = ((0, 0), (0, 0), (0, RANK - 1), (0, 0))
+    decay = jnp.pad(decay[:, :, None], rest).reshape(batch, tokens * RANK, -1)
+    return _gated_linear(impl, *flat, decay, jnp.repeat(_ids(decay[:, ::RANK], ids), RANK, axis=1))
+
+
 def _delta_rule(impl, q, k, v, beta, decay, ids):
     return delta_rule(q, k, v, beta, decay, segment_ids=ids, scale=1.0, impl=impl)
+
+
+def _without_gate(impl, q, k, v, beta, ids):
+    return _delta_rule(impl, q, k, v, beta, None, ids)
+
+
+def _with_erase_key(impl, q, k, v, erase, decay, ids):
+    """Gated DeltaNet-2: the state is read at a gate times the key."""
+    options = dict(erase_BTGK=(erase * k).astype(k.dtype), segment_ids=ids, scale=1.0, impl=impl)
+    return delta_rule(q, k, v, None, decay, **options)
+
+
+def _delta_product(impl, *inputs):
+    *values, ids = inputs
+    options = dict(segment_ids=_ids(values[0], ids), scale=1.0, impl=impl)
+    return delta_product(delta_rule, *values, **options)
+
+
+def _rwkv7(impl, q, k, v, removed, erase, decay, ids):
+    """A removal at one key, read before the decay, and a write at another, as `models/mixers/rwkv7.py`."""
+    before = (removed * erase * jnp.exp(-decay)).astype(k.dtype)
+    keys, values = jnp.stack([removed, k], axis=2), jnp.stack([jnp.zeros_like(v), v], axis=2)
+    erased = jnp.stack([before, jnp.zeros_like(before)], axis=2)
+    options = dict(segment_ids=_ids(q, ids), scale=1.0, impl=impl, erase_BTNGK=erased)
+    return delta_product(delta_rule, q, keys, values, None, decay, **options)
 
 
 def _slots(impl, q, k, v, decay, ids):
     return gated_slots(q, k, v, decay, segment_ids=ids, scale=1.0, impl=impl)
 
 
+def _slots_after_a_state(impl, q, k, v, decay, ids):
+    """The slots begin with the first tokens' keys and values."""
+    kept, own = decay.shape[-1], _ids(q, ids)
+    first = (jnp.swapaxes(x[:, :kept], 1, 2) for x in (k, v))
+    first = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in first)
+    state = SlotState(*first, own[:, 0], jnp.ones(own.shape[:1], bool))
+    return gated_slots(q, k, v, decay, segment_ids=own, scale=1.0, initial_state=state, impl=impl)[
+        0
+    ]
+
+
+def _recurrence(impl, log_a, x, ids):
+    return gated_recurrence(log_a, x, segment_ids=ids, impl=impl)
+
+
+def _ungated_recurrence(impl, log_a, x, ids):
+    return linear_recurrence(jnp.exp(log_a), x, segment_ids=ids, impl=impl)
+
+
 def _native_hybrid(impl, q, k, v, decay, ids):
     """Slots and a window of 512 under one softmax. The delay of the slots has no cost and is left out."""
     return merge(_slots(impl, q, k, v, decay, ids), _attention(512, impl, q, k, v, ids))[0]
-
-
-# --- rivals ------------------------------------------------------------------------------------
-
-
-def _cudnn(window) -> Rival:
-    options = {} if window is None else dict(local_window_size=(window - 1, 0))
-
-    def form(q, k, v):
-        return jax.nn.dot_product_attention(
-            q, k, v, scale=1.0, is_causal=True, implementation="cudnn", **options
-        )
-
-    return Rival(form)
-
-
-def _cudnn_packed(window) -> Rival:
-    """cuDNN's attention over packed documents, which jax has no public call for: each document is
-    given by its first token and its length."""
-    theirs = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
-
-    def form(q, k, v, segment_ids):
-        begins, lengths = _documents(segment_ids)
-        return theirs.dot_product_attention(
-            q,
-            k,
-            v,
-            q_seqlen=lengths,
-            kv_seqlen=lengths,
-            q_offsets=begins,
-            kv_offsets=begins,
-            scale=1.0,
-            mask_type=theirs.MaskType.PADDING_CAUSAL,
-            sliding_window_length=window,
-        )
-
-    return Rival(form, documents=True)
-
-
-def _documents(segment_ids: jax.Array, most: int = 256) -> tuple[jax.Array, jax.Array]:
-    """(first tokens (1, most + 1), lengths (1, most)) of a row's documents, with the row's length after
-    the last first token; -1 where there are fewer than `most` documents."""
-    ids_T = segment_ids[0]
-    starts_T = jnp.concatenate([jnp.ones(1, bool), ids_T[1:] != ids_T[:-1]])
-    (begins,) = jnp.nonzero(starts_T, size=most + 1, fill_value=ids_T.shape[0])
-    lengths = jnp.diff(begins)
-    first_empty = jnp.arange(most + 1) > jnp.sum(starts_T)
-    begins = jnp.where(first_empty, -1, begins)
-    lengths = jnp.where(lengths > 0, lengths, -1)
-    return begins[None].astype(jnp.int32), lengths[None].astype(jnp.int32)
-
-
-def _jla_attention(window) -> Rival:
-    theirs = importlib.import_module("jla.layers.attention").attention
-
-    def form(q, k, v, segment_ids=None):
-        return theirs(
-            q,
-            k,
-            v,
-            segment_ids=segment_ids,
-            sliding_window=window,
-            scale=1.0,
-            implementation="mosaic_gpu",
-        )
-
-    return Rival(form, documents=True)
-
-
-def _jla(kind: str, gates: tuple[str, ...]) -> Rival:
-    theirs = importlib.import_module("jla.ops").linear_attention
-
-    def form(q, k, v, *values, segment_ids=None):
-        options = dict(zip(gates, values))
-        return theirs(
-            kind, q, k, v, impl="mosaic_gpu", scale=1.0, segment_ids=segment_ids, **options
-        )[0]
-
-    return Rival(form, documents=True)
-
-
-def _fla(module: str, function: str, gates: tuple[str, ...]) -> Rival:
-    theirs = getattr(importlib.import_module(f"fla.ops.{module}"), function)
-
-    def torch_form(*tensors):
-        return theirs(**dict(zip(("q", "k", "v", *gates), tensors)), scale=1.0)[0]
-
-    return Rival(torch_form=torch_form)
 
 
 # --- work --------------------------------------------------------------------------------------
@@ -245,12 +264,34 @@ def _states_flops(of_token: float, lengths: Sequence[int]) -> tuple[float, float
 
 def _state_flops(lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
     """One write and one read of a K x V state per token."""
-    return _states_flops(4.0 * sizes.heads * sizes.size**2, lengths)
+    return _states_flops(4.0 * sizes.heads * sizes.size * sizes.values, lengths)
+
+
+def _mamba_flops(steps: int, lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
+    """Twice the heads, with values of half the size."""
+    return _states_flops(4.0 * steps * sizes.heads * sizes.size**2, lengths)
 
 
 def _delta_flops(lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
     """One more read: the state's value for the key."""
-    return _states_flops(6.0 * sizes.heads * sizes.size**2, lengths)
+    return _states_flops(6.0 * sizes.heads * sizes.size * sizes.values, lengths)
+
+
+def _product_flops(products: int, lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
+    """So many writes and reads of a K x V state per token."""
+    return _states_flops(2.0 * products * sizes.heads * sizes.size * sizes.values, lengths)
+
+
+def _no_flops(lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
+    return 0.0, 0.0
+
+
+def _after_a_state_flops(lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
+    """Every query of the first document sees 512 keys."""
+    first, *others = lengths
+    whole = 512 * first + sum(pairs(n, 512) for n in others)
+    product = 2.0 * whole * sizes.heads * sizes.size
+    return 2 * product, 7 * product
 
 
 def _slot_flops(lengths: Sequence[int], sizes: Sizes) -> tuple[float, float]:
@@ -269,9 +310,9 @@ def _of_window(window: int | None) -> Op:
         ("q", "k_shared", "v_shared"),
         lambda impl, *inputs: _attention(window, impl, *inputs)[0],
         {
-            "cuDNN": functools.partial(_cudnn, window),
-            "cuDNN, packed": functools.partial(_cudnn_packed, window),
-            "jax-linear-attention": functools.partial(_jla_attention, window),
+            "cuDNN": functools.partial(rivals.cudnn, window),
+            "cuDNN, packed": functools.partial(rivals.cudnn_packed, window),
+            "jax-linear-attention": functools.partial(rivals.jla_attention, window),
         },
         functools.partial(_attention_flops, window),
     )
@@ -284,13 +325,129 @@ def _of_state(name, ours, inputs, gates, kind, module, function, flops) -> Op:
         ("q", "k", "v", *inputs),
         ours,
         {
-            "jax-linear-attention": functools.partial(_jla, kind, gates),
-            "flash-linear-attention": functools.partial(_fla, module, function, gates),
+            "jax-linear-attention": functools.partial(rivals.jla, kind, gates),
+            "flash-linear-attention": functools.partial(rivals.fla, module, function, gates),
         },
         flops,
     )
 
 
+ATTENTION, SLOTS = ("q", "k_shared", "v_shared"), ("q", "k_shared", "v_shared", "slot_decay")
+_512, _FULL = (functools.partial(_attention_flops, window) for window in (512, None))
+#: What a layer of some model calls beyond the ops of the main tables: other kernels, or other branches.
+MORE = (
+    Op(
+        "attention, window 512, forget gates",
+        (*ATTENTION, "head_decay"),
+        functools.partial(_with_forget_gates, 512, None),
+        {},
+        _512,
+    ),
+    Op(
+        "attention, full, forget gates",
+        (*ATTENTION, "head_decay"),
+        functools.partial(_with_forget_gates, None, None),
+        {
+            "flash-linear-attention": functools.partial(
+                rivals.fla, "forgetting_attn", "parallel_forgetting_attn", ("g",)
+            )
+        },
+        _FULL,
+    ),
+    Op(
+        "attention, window 512, forget gates and soft cap",
+        (*ATTENTION, "head_decay"),
+        functools.partial(_with_forget_gates, 512, SOFT_CAP),
+        {},
+        _512,
+    ),
+    Op("attention, window 512, soft cap", ATTENTION, _with_soft_cap, {}, _512),
+    Op("attention, window 512, sinks", (*ATTENTION, "sinks"), _with_sinks, {}, _512),
+    Op("attention, window 512 as an array", ATTENTION, _of_an_array, {}, _512),
+    Op("attention, window 512 after a state", ATTENTION, _after_a_state, {}, _after_a_state_flops),
+    Op(
+        "gated_linear, fixed decay",
+        ("q", "k", "v", "fixed_decay"),
+        _gated_linear,
+        {},
+        _state_flops,
+    ),
+    Op(
+        "gated_linear, Mamba-2",
+        ("q_one", "k_one", "v_state", "state_decay"),
+        _gated_linear,
+        {},
+        functools.partial(_mamba_flops, 1),
+    ),
+    Op(
+        "gated_linear, Mamba-3",
+        ("q_state", "k_state", "v_state", "state_decay"),
+        _gated_linear,
+        {},
+        functools.partial(_mamba_flops, 1),
+    ),
+    Op(
+        "gated_linear, Mamba-3 of rank 4",
+        ("q_rank", "k_rank", "v_rank", "state_decay"),
+        _of_rank,
+        {},
+        functools.partial(_mamba_flops, RANK),
+    ),
+    _of_state(
+        "delta_rule, no gate",
+        _without_gate,
+        ("beta",),
+        ("beta",),
+        "deltanet",
+        "delta_rule",
+        "chunk_delta_rule",
+        _delta_flops,
+    ),
+    Op(
+        "delta_rule, erase key, gate per head",
+        ("q", "k", "v", "erase", "head_decay"),
+        _with_erase_key,
+        {},
+        _delta_flops,
+    ),
+    Op(
+        "delta_rule, erase key, gate per channel",
+        ("q", "k", "v", "erase", "channel_decay"),
+        _with_erase_key,
+        {},
+        _delta_flops,
+    ),
+    Op(
+        "delta_product, 2 updates",
+        ("q", "k_updates", "v_updates", "beta_updates", "head_decay"),
+        _delta_product,
+        {},
+        functools.partial(_product_flops, 2 * UPDATES + 1),
+    ),
+    Op(
+        "delta_product, RWKV-7",
+        ("q", "k", "v", "removed", "erase", "channel_decay"),
+        _rwkv7,
+        {},
+        functools.partial(_product_flops, 4),
+    ),
+    Op("linear_recurrence, no gate", ("log_a", "x_float32"), _ungated_recurrence, {}, _no_flops),
+    Op(
+        "linear_recurrence, RG-LRU's gate, float32",
+        ("log_a", "x_float32"),
+        _recurrence,
+        {},
+        _no_flops,
+    ),
+    Op(
+        "linear_recurrence, RG-LRU's gate, bfloat16",
+        ("log_a_bfloat16", "x"),
+        _recurrence,
+        {},
+        _no_flops,
+    ),
+    Op("gated_slots, after a state", SLOTS, _slots_after_a_state, {}, _slot_flops),
+)
 OPS = (
     *map(_of_window, WINDOWS),
     _of_state(
@@ -336,9 +493,9 @@ OPS = (
     Op(
         "linear_recurrence, RG-LRU's gate",
         ("log_a", "x"),
-        lambda impl, log_a, x, ids: gated_recurrence(log_a, x, segment_ids=ids, impl=impl),
+        _recurrence,
         {},
-        lambda lengths, sizes: (0.0, 0.0),
+        _no_flops,
     ),
     Op(
         "gated_slots",
@@ -354,6 +511,7 @@ OPS = (
         {},
         _native_hybrid_flops,
     ),
+    *MORE,
 )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.gpu_visit.plan import CUDNN_PACKED, HYBRID_OP, JLA, KERNEL, RIVALS
+from benchmarks.gpu_visit.plan import CUDNN_PACKED, EVERY_OP, HYBRID_OP, JLA, KERNEL, RIVALS
 from benchmarks.gpu_visit.runner import outcomes
 
 Record = dict[str, Any]
@@ -116,15 +116,17 @@ def _numbers(records: Sequence[Record]) -> list[str]:
 
 def _latest(records: Sequence[Record]) -> dict[tuple[str, str], Record]:
     """The last record of each (op, form), in the plan's order."""
-    order = {op: i for i, op in enumerate(RIVALS)}
+    order = {op: i for i, op in enumerate(EVERY_OP)}
     found = {(_title(r), r["form"]): r for r in records}
     return dict(sorted(found.items(), key=lambda pair: order.get(pair[1]["op"], len(order))))
 
 
 def _times(records: Sequence[Record]) -> list[str]:
     timed, peaks, lines = _of(records, "times"), _last(records, "peaks"), []
-    order = {op: i for i, op in enumerate(RIVALS)}
-    titles = dict.fromkeys(_title(r) for r in sorted(timed, key=lambda r: order.get(r["op"], 99)))
+    order = {op: i for i, op in enumerate(EVERY_OP)}
+    titles = dict.fromkeys(
+        _title(r) for r in sorted(timed, key=lambda r: order.get(r["op"], len(order)))
+    )
     if titles:
         lines += [
             "## Times",

@@ -29,11 +29,49 @@ RIVALS: dict[str, tuple[str, ...]] = {
     "attention, full": _WINDOW,
     "linear_recurrence, RG-LRU's gate": (),
 }
+#: Ops that models call beyond those, by worth: other kernels, and other branches of the same. Their kernels'
+#: numbers are among the first; their times are among the rest.
+MORE: dict[str, tuple[str, ...]] = {
+    "attention, window 512, forget gates": (),
+    "delta_product, RWKV-7": (),
+    "gated_linear, Mamba-3": (),
+    "delta_rule, erase key, gate per channel": (),
+    "gated_linear, Mamba-2": (),
+    "attention, window 512, soft cap": (),
+    "delta_product, 2 updates": (),
+    "attention, full, forget gates": (FLA,),
+    "linear_recurrence, no gate": (),
+    "delta_rule, erase key, gate per head": (),
+    "attention, window 512, sinks": (),
+    "gated_linear, fixed decay": (),
+    "delta_rule, no gate": _STATE,
+    "attention, window 512 as an array": (),
+    "gated_linear, Mamba-3 of rank 4": (),
+    "linear_recurrence, RG-LRU's gate, float32": (),
+    "linear_recurrence, RG-LRU's gate, bfloat16": (),
+    "attention, window 512 after a state": (),
+    "gated_slots, after a state": (),
+    "attention, window 512, forget gates and soft cap": (),
+}
+EVERY_OP = RIVALS | MORE
 #: Forms that take one document a row only.
 ONE_DOCUMENT = (CUDNN, FLA)
 LENGTHS = (8192, 32768, 2048, 65536)
+MORE_LENGTHS = (8192, 2048, 32768)  # of `MORE`
 #: Sizes of the second grid: heads of 64, and as many key heads as query heads.
 OTHER_SIZES = (dict(heads=32, kv_heads=8, size=64), dict(heads=16, kv_heads=16, size=128))
+#: Sizes of single ops: twice the slots; heads of RWKV-7 and of others where the op is called with those.
+_HALF = dict(heads=32, kv_heads=8, size=64)
+SIZES_OF_ONE: tuple[tuple[str, dict[str, int]], ...] = (
+    (HYBRID_OP, dict(slots=128)),
+    ("gated_slots", dict(slots=128)),
+    ("delta_product, RWKV-7", _HALF),
+    ("delta_rule, erase key, gate per channel", _HALF),
+    ("attention, window 512, forget gates", _HALF),
+    ("delta_rule, gate per channel", dict(size=64, value_size=128)),
+    ("gated_linear, gate per channel", dict(size=64, value_size=128)),
+    ("gated_linear, gate per head", dict(heads=4, kv_heads=4, size=256)),
+)
 _FULL = "attention, full"
 #: For each hybrid and each of its ops that has a kernel, the calls whose numbers must be right.
 HYBRIDS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -73,8 +111,11 @@ def phases(smoke: bool = False, jobs: int = JOBS) -> tuple[Phase, ...]:
         *(_step(name, "compile", smoke) for name in HYBRIDS),
         *(_times(op, form, smoke, compile_only=True) for op, form in first),
         *(_arm(arm, smoke, compile_only=True) for arm in ARMS[:1]),
+        *(_numbers(op, KERNEL, smoke) for op in MORE),
     ]
-    others = [(op, form, sizes) for sizes in OTHER_SIZES for op in RIVALS for form in (KERNEL, XLA)]
+    others = [(op, form, sizes) for op, sizes in SIZES_OF_ONE for form in (KERNEL, XLA)]
+    others += [(op, form, s) for s in OTHER_SIZES for op in RIVALS for form in (KERNEL, XLA)]
+    further = [(op, form) for op in MORE for form in (KERNEL, XLA, *MORE[op])]
     more = [
         *(_numbers(op, form, smoke) for op, form in rest),
         *(_times(op, CUDNN, smoke, compile_only=True) for op, form in rest if form == CUDNN),
@@ -84,6 +125,8 @@ def phases(smoke: bool = False, jobs: int = JOBS) -> tuple[Phase, ...]:
             if RIVALS[op]
         ),
         *(_step(name, "compile XLA", smoke, xla=True) for name in HYBRIDS),
+        *(_numbers(op, form, smoke) for op, form in further if form != KERNEL),
+        *(_times(op, form, smoke, compile_only=True) for op, form in further if form != FLA),
     ]
     if not smoke:
         more += [_numbers(op, form, smoke, sizes) for op, form, sizes in others]
@@ -94,6 +137,7 @@ def phases(smoke: bool = False, jobs: int = JOBS) -> tuple[Phase, ...]:
         *(_step(name, "step XLA", smoke, xla=True) for name in HYBRIDS),
         *(_times(op, form, smoke) for op, form in rest),
         *(_times(op, KERNEL, smoke, packed=False) for op in RIVALS if RIVALS[op]),
+        *(_times(op, form, smoke) for op, form in further),
         *(_arm(arm, smoke) for arm in ARMS[FIRST_ARMS:]),
     ]
     if not smoke:
@@ -128,6 +172,8 @@ def _checked(op: str) -> tuple[int, int]:
     states of all tokens in memory; windows must end within documents."""
     if op.startswith("attention"):
         return 2048, 1024
+    if op.startswith("delta_product") or op.endswith("rank 4"):  # several states a token
+        return (384, 96) if op.startswith("delta") else (192, 48)
     return (1024, 512) if op.startswith("Native") else (768, 96)
 
 
@@ -149,7 +195,8 @@ def _times(
     sizes: dict | None = None,
 ) -> Item:
     """The times of a form; they need its right numbers and its compiled programs."""
-    given: dict[str, Any] = dict(op=op, form=form, lengths=LENGTHS, sizes=sizes)
+    lengths = LENGTHS if op in RIVALS else MORE_LENGTHS
+    given: dict[str, Any] = dict(op=op, form=form, lengths=lengths, sizes=sizes)
     given |= dict(packed=packed and form not in ONE_DOCUMENT, compile_only=compile_only)
     if smoke:
         given |= dict(lengths=SMOKE["lengths"], sizes=SMOKE["sizes"])

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu_visit import __main__ as visit
-from benchmarks.gpu_visit import faults, learn, measure, ops, page, plan, runner, steps, wheels
+from benchmarks.gpu_visit import (
+    faults,
+    learn,
+    measure,
+    ops,
+    page,
+    plan,
+    rivals,
+    runner,
+    steps,
+    wheels,
+)
 from benchmarks.gpu_visit.plan import KERNEL, XLA
 from kernels_pallas import dispatch, measured
 
@@ -30,20 +41,20 @@ def recurrence(monkeypatch):
     """The recurrence with other projects' forms of it; returns (its name, records)."""
 
     def wrong():
-        return ops.Rival(lambda log_a, x: 2 * op.ours("chunked", log_a, x, None))
+        return rivals.Rival(lambda log_a, x: 2 * op.ours("chunked", log_a, x, None))
 
     def good():
-        return ops.Rival(lambda log_a, x: op.ours("chunked", log_a, x, None))
+        return rivals.Rival(lambda log_a, x: op.ours("chunked", log_a, x, None))
 
     def fails():
-        return ops.Rival(lambda log_a, x: 1 / 0 if x.shape[1] > 32 else log_a.astype(x.dtype))
+        return rivals.Rival(lambda log_a, x: 1 / 0 if x.shape[1] > 32 else log_a.astype(x.dtype))
 
     def missing():
         raise ImportError("No module named 'nothing'")
 
     op = next(op for op in ops.OPS if "recurrence" in op.name)
-    rivals = dict(wrong=wrong, good=good, fails=fails, missing=missing)
-    op = ops.Op(op.name, op.inputs, op.ours, rivals, op.flops)
+    forms = dict(wrong=wrong, good=good, fails=fails, missing=missing)
+    op = ops.Op(op.name, op.inputs, op.ours, forms, op.flops)
     monkeypatch.setattr(ops, "OPS", (op,))
     monkeypatch.setattr(measure, "SECONDS", 1e-4)
     return op.name, Records()
@@ -54,7 +65,7 @@ def recurrence(monkeypatch):
 
 @pytest.mark.parametrize("smoke", [False, True])
 def test_the_plan_has_the_ops_and_the_hybrids_and_no_dead_ends(smoke):
-    assert {name: set(rivals) for name, rivals in plan.RIVALS.items()} == {
+    assert {name: set(forms) for name, forms in plan.EVERY_OP.items()} == {
         op.name: set(op.rivals) for op in ops.OPS
     }
     assert set(plan.HYBRIDS) == set(steps.MIXERS)
@@ -117,6 +128,19 @@ def test_right_numbers_pass_and_wrong_ones_do_not(recurrence):
     assert [r["right"] for r in out] == [True, True, False]
 
 
+def test_an_xla_form_that_is_wrong_is_no_measure_of_itself(recurrence, monkeypatch):
+    name, out = recurrence
+    (op,) = ops.OPS
+
+    def wrong(impl, *inputs):
+        return op.ours(impl, *inputs) * (1.1 if impl == "chunked" else 1)
+
+    monkeypatch.setattr(ops, "OPS", (ops.Op(name, op.inputs, wrong, {}, op.flops),))
+    with pytest.raises(measure.WrongNumbers, match="and 3.0e-02 is allowed"):
+        measure.numbers(out, name, XLA, SIZES, 16, 8)
+    assert [r["right"] for r in out] == [False]
+
+
 @pytest.mark.slow
 def test_an_interpreted_kernel_is_right(recurrence):
     op, out = recurrence
@@ -162,7 +186,7 @@ def test_a_row_of_documents_and_one_document_are_two_forms(recurrence):
 
 def test_cudnn_is_given_the_documents_of_a_row():
     ids = jax.numpy.array([[3, 3, 3, 5, 3, 3]])
-    begins, lengths = ops._documents(ids, most=5)
+    begins, lengths = rivals._documents(ids, most=5)
     assert begins.tolist() == [[0, 3, 4, 6, -1, -1]]
     assert lengths.tolist() == [[3, 1, 2, -1, -1]]
 
@@ -311,6 +335,29 @@ def test_a_window_in_an_op_of_several_is_not_in_the_table():
     record = timed("both", KERNEL, 2048, 1e-3)
     record["calls"].append(dict(record["calls"][0], op="gated_slots"))
     assert learn.rows([*ABOUT, checked("both"), record, timed("both", XLA, 2048, 1.0)]) == []
+
+
+def test_a_length_is_that_of_the_kernels_call_and_the_slowest_of_a_class_counts():
+    """Two ops with calls of one class, of which one has two steps a token."""
+    one, two = timed("one", KERNEL, 8192, 1e-3), timed("two", KERNEL, 4096, 1e-3)
+    two["calls"][0]["tokens"] = 8192
+    others = [timed("one", XLA, 8192, 3e-3), timed("two", XLA, 4096, 2e-3)]
+    records = [*ABOUT, checked("one"), checked("two"), one, two, *others]
+    (row,) = learn.rows(records)
+    assert row.tokens == (4096, 16384) and row.speedup == 2.0
+
+
+def test_a_class_of_which_one_call_is_wrong_is_not_in_the_table():
+    wrong = checked("two", right=False) | dict(calls=timed("two", KERNEL, 96, 1.0)["calls"])
+    records = [
+        *ABOUT,
+        checked("one"),
+        timed("one", KERNEL, 8192, 1.0),
+        timed("one", XLA, 8192, 3.0),
+    ]
+    assert len(learn.rows(records)) == 1 and learn.rows([*records, wrong]) == []
+    wrong["calls"][0]["case"]["window"] = 128  # another class
+    assert len(learn.rows([*records, wrong])) == 1
 
 
 def test_a_step_takes_only_kernels_whose_numbers_are_right():
