@@ -7,6 +7,7 @@ A fault is written KIND or KIND@N, N being the number of records after which it 
 
 import ctypes
 import importlib.abc
+import math
 import os
 import signal
 import sys
@@ -65,9 +66,12 @@ def strike(records: int) -> None:
 
 
 def poisoned(tree: Any) -> Any:
-    """NaN in place of all numbers of a pytree of arrays if the fault says so, otherwise the tree."""
+    """NaN in place of a float, or of all numbers of a pytree of arrays, if the fault says so, otherwise the
+    tree."""
     if _planted[0] != "nan":
         return tree
+    if isinstance(tree, float):
+        return math.nan
     import jax
 
     return jax.tree.map(lambda x: x * float("nan"), tree)

@@ -206,26 +206,88 @@ def _retrieval(records: Sequence[Record]) -> list[str]:
 
 
 def _text(records: Sequence[Record]) -> list[str]:
-    last = {(r["arm"], r["seed"]): r for r in _of(records, "text")}
-    if not last:
+    lines = [*_text_runs(_of(records, "text")), *_text_ends(_of(records, "text end"))]
+    if not lines:
         return []
-    lines = ["## Retrieval on real text", "", "The last measurement of each run of"]
-    lines += [
-        "[large-window laziness](../experiments/large_window_laziness/README.md#real-text).",
+    about = (
+        "Runs of [large-window laziness](../experiments/large_window_laziness/README.md#real-text)."
+    )
+    return ["## Retrieval on real text", "", f"{about} Distances grow to the right.", "", *lines]
+
+
+def _text_runs(records: Sequence[Record]) -> list[str]:
+    """The last measurement of each run."""
+    last = {(r["arm"], r["seed"]): r for r in records}
+    lines = []
+    for r in last.values():
+        spliced, natural = r["spliced"], r["natural"]
+        cells = [_figures(x[n]) for x in (spliced, natural) for n in ("gain", "accuracy")]
+        masses = sorted((head for head in r["heads"]), key=lambda head: -head[2])[:3]
+        cells.append(", ".join(f"{layer}.{head} {mass:.2f}" for layer, head, mass, *_ in masses))
+        cells += [f"{r['plain_nll']:.3f}", f"{r['wall_seconds']:.0f}"]
+        step = f"{r['step']} of {r['steps']}"
+        lines.append(f"| {r['arm']} | {r['seed']} | {step} | {' | '.join(cells)} |")
+    if not lines:
+        return []
+    return [
+        "The last measurement of each run: gain in nats and accuracy on repeats, and the layer, number and"
+        " mass of the three heads of the largest mass.",
+        "",
+        "| arm | seed | step | gain, spliced | accuracy | gain, natural | accuracy | heads |"
+        " nats, no repeats | s |",
+        "|---|--:|--:|---|---|---|---|---|--:|--:|",
+        *lines,
         "",
     ]
-    lines += ["| arm | seed | step | gain on spliced copies, near to far, nats | accuracy |"]
-    lines[-1] += " nats, no repeats | s |"
-    lines += ["|---|--:|--:|---|---|--:|--:|"]
-    for r in last.values():
-        gain, accuracy = (
-            " ".join("" if x is None else f"{x:.2f}" for x in r[n]) for n in ("gain", "accuracy")
-        )
-        lines.append(
-            f"| {r['arm']} | {r['seed']} | {r['step']} of {r['steps']} | {gain} | {accuracy} |"
-            f" {r['plain_nll']:.3f} | {r['seconds']:.0f} |"
-        )
-    return [*lines, ""]
+
+
+def _text_ends(records: Sequence[Record]) -> list[str]:
+    """What was measured once a run was complete."""
+    last = {(r["arm"], r["seed"]): r for r in records}
+    masked, needles, longer = [], [], []
+    for (arm, seed), r in last.items():
+        run = f"| {arm} | {seed} |"
+        heads = ", ".join(f"{layer}.{head}" for layer, head in r["masked_heads"])
+        masked.append(f"{run} {heads} | {_named(r['masked'])} |")
+        masked[-1] += f" {_named(r['restricted']['full'])} | {_named(r['restricted']['local'])} |"
+        needle, long = r["needles"], r["longer"]
+        needles.append(f"{run} {_figures(needle['accuracy'])} | {_figures(needle['nll'])} |")
+        nats = _figures([long["plain_nll_within"], long["plain_nll_beyond"]], 3)
+        far = (_figures(long["spliced"][n]) for n in ("gain", "accuracy"))
+        longer.append(f"{run} {nats} | {' | '.join(far)} |")
+    if not last:
+        return []
+    return [
+        "At the end of a run: accuracy on the furthest spliced copies, with heads masked, and with the"
+        " receptive field of full layers or of windowed ones restricted to so many tokens.",
+        "",
+        "| arm | seed | heads masked | accuracy | full layers see | windows |",
+        "|---|--:|---|---|---|---|",
+        *masked,
+        "",
+        "Needles, by distance:",
+        "",
+        "| arm | seed | accuracy | nats |",
+        "|---|--:|---|---|",
+        *needles,
+        "",
+        "At twice the training length: nats of tokens that are no repeat, within that length and beyond, and"
+        " copies from further back than that length.",
+        "",
+        "| arm | seed | nats within, beyond | gain | accuracy |",
+        "|---|--:|---|---|---|",
+        *longer,
+        "",
+    ]
+
+
+def _figures(values: Sequence[float | None], digits: int = 2) -> str:
+    """A dash where there was nothing to measure."""
+    return " ".join("-" if x is None else f"{x:.{digits}f}" for x in values)
+
+
+def _named(figures: dict[str, float | None]) -> str:
+    return ", ".join(f"{name} {_figures([x])}" for name, x in figures.items())
 
 
 def _endings(records: Sequence[Record], planned: Sequence[str]) -> list[str]:

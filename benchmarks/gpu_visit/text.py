@@ -1,9 +1,9 @@
 """The experiment on retrieval heads on real text: one arm with all its seeds after the other."""
 
+import math
 import pathlib
 import shutil
-
-import numpy as np
+from typing import Any
 
 from benchmarks.gpu_visit import faults
 from experiments.large_window_laziness.text import corpus
@@ -33,7 +33,8 @@ def compiled(out, positions: str, smoke: bool) -> None:
 
 
 def arm(out, arm: str, smoke: bool) -> None:
-    """Trains the seeds of an arm and records every measurement and every end.
+    """Trains the seeds of an arm and records every measurement and every end, whole: the runs' own folders
+    stay on the machine.
 
     Raises:
       FloatingPointError: where a measured loss is not finite.
@@ -49,27 +50,13 @@ def arm(out, arm: str, smoke: bool) -> None:
 
         def log(line: str, seed=seed, own=own) -> None:
             measured = json_text.loads((own / "curve.jsonl").read_text().splitlines()[-1])
-            loss = float(faults.poisoned(np.float32(measured["plain_nll"])))
-            if not np.isfinite(loss):
+            if not math.isfinite(faults.poisoned(measured["plain_nll"])):
                 raise FloatingPointError(f"a loss is not finite at step {measured['step']}")
-            out.write(
-                "text",
-                arm=arm,
-                seed=seed,
-                steps=steps,
-                step=measured["step"],
-                plain_nll=loss,
-                gain=_finite(measured["spliced"]["gain"]),
-                accuracy=_finite(measured["spliced"]["accuracy"]),
-                natural=_finite(measured["natural"]["gain"]),
-                seconds=measured["wall_seconds"],
-            )
+            out.write("text", arm=arm, seed=seed, steps=steps, **_finite(measured))
 
         run(chosen, seed, own, held_out, steps, log=log)
         end = json_text.loads((own / "done.json").read_text())["end"]
-        out.write(
-            "text end", arm=arm, seed=seed, masked=end["masked"], restricted=end["restricted"]
-        )
+        out.write("text end", arm=arm, seed=seed, steps=steps, **_finite(end))
 
 
 def _scale(smoke: bool) -> TextScale:
@@ -84,5 +71,10 @@ def _held_out(out, scale: TextScale) -> HeldOut:
     return HeldOut.of(corpus.prepare(_folder(out) / "corpus", scale), scale)
 
 
-def _finite(values: list[float]) -> list[float | None]:
-    return [x if np.isfinite(x) else None for x in values]
+def _finite(value: Any) -> Any:
+    """The value with None in place of what is not finite, such as means over no tokens."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

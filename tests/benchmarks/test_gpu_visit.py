@@ -23,6 +23,7 @@ from benchmarks.gpu_visit import (
     wheels,
 )
 from benchmarks.gpu_visit.plan import KERNEL, XLA
+from hybridlm.settings import json_text
 from kernels_pallas import dispatch, measured
 
 SIZES = plan.SMOKE["sizes"]
@@ -221,6 +222,35 @@ ABOUT = [
 ]
 
 
+TEXT = dict(
+    kind="text",
+    arm="w16-nope",
+    seed=2,
+    step=5,
+    steps=6,
+    spliced=dict(gain=[1.5, None], accuracy=[0.5, None], tokens=[4, 0]),
+    natural=dict(gain=[0.25, None], accuracy=[0.75, None], tokens=[2, 0]),
+    plain_nll=3.25,
+    heads=[[1, 0, 0.2, 0.1, 2.0], [3, 1, 0.9, 0.8, 1.0]],
+    wall_seconds=8.0,
+)
+TEXT_END = dict(
+    kind="text end",
+    arm="w16-nope",
+    seed=2,
+    steps=6,
+    restricted=dict(full={"16": 0.1, "512": 0.2}, local={"16": 0.3}),
+    masked=dict(none=0.5, top=0.25),
+    masked_heads=[[3, 1]],
+    needles=dict(nll=[1.25, None], accuracy=[0.125, 0.625]),
+    longer=dict(
+        plain_nll_within=3.125,
+        plain_nll_beyond=3.25,
+        spliced=dict(gain=[0.75], accuracy=[None], tokens=[3]),
+    ),
+)
+
+
 def ended(item, outcome, why=""):
     return dict(kind="end", item=item, outcome=outcome, why=why, seconds=1.0)
 
@@ -254,18 +284,8 @@ def test_the_page_has_shares_and_says_what_failed_and_what_has_not_run():
             local_nll=1.3,
             seconds=7.0,
         ),
-        dict(
-            kind="text",
-            arm="w16-nope",
-            seed=2,
-            step=5,
-            steps=6,
-            gain=[1.5, None],
-            accuracy=[0.5, None],
-            natural=[None, None],
-            plain_nll=3.25,
-            seconds=8.0,
-        ),
+        TEXT,
+        TEXT_END,
         ended("a", "died", "killed by SIGSEGV"),
         ended("b", "done"),
     ]
@@ -273,7 +293,14 @@ def test_the_page_has_shares_and_says_what_failed_and_what_has_not_run():
     assert f"| {KERNEL} | 4.000 (50%) |" in text and f"| {XLA} | 8.000 (25%) |" in text
     assert f"| gated_slots | {KERNEL} | 3.0e-03 (out) | right |" in text and "**wrong**" in text
     assert "| gdn | 1.30B | none | 2.000 (1.900 to 2.100) | 5 | 45.7% |  |" in text
-    assert "| w16-nope | 2 | 5 of 6 | 1.50  | 0.50  | 3.250 | 8 |" in text
+    assert (
+        "| w16-nope | 2 | 5 of 6 | 1.50 - | 0.50 - | 0.25 - | 0.75 - | 3.1 0.90, 1.0 0.20 | 3.250 | 8 |"
+    ) in text
+    assert (
+        "| w16-nope | 2 | 3.1 | none 0.50, top 0.25 | 16 0.10, 512 0.20 | 16 0.30 |" in text
+    )  # masked, restricted
+    assert "| w16-nope | 2 | 0.12 0.62 | 1.25 - |" in text  # needles
+    assert "| w16-nope | 2 | 3.125 3.250 | 0.75 | - |" in text  # twice the length
     assert "| w16-rope | 3 of 9 | 1.00 0.50 | 0.25 | 1.300 | 7 |" in text
     assert "- a: died. killed by SIGSEGV" in text and text.rstrip().endswith("- c")
     assert page.render([], ["c"]).count("- c") == 1  # a visit without any result
@@ -416,7 +443,20 @@ def test_an_arm_on_real_text_is_prepared_and_recorded_and_nan_ends_it(tmp_path, 
         assert module == text.__name__
         getattr(text, function)(out, **item.given)
     assert [r["kind"] for r in out] == ["text corpus", "compiled", *["text"] * 2, "text end"]
-    assert [r["step"] for r in out if r["kind"] == "text"] == [0, 2]
+    curve = [r for r in out if r["kind"] == "text"]
+    assert [r["step"] for r in curve] == [0, 2]
+    folder = tmp_path / "text" / plan.SMOKE_TEXT_ARMS[0] / "0"
+    (end,) = (r for r in out if r["kind"] == "text end")
+    lines = (folder / "curve.jsonl").read_text().splitlines()
+    for record, whole in (
+        *zip(curve, map(json_text.loads, lines), strict=True),
+        (end, json_text.loads((folder / "done.json").read_text())["end"]),
+    ):
+        assert {k: record[k] for k in whole} == text._finite(whole)  # nothing stays on the machine
+    assert {"restricted", "masked", "masked_heads", "needles", "longer"} <= set(end)
+    assert {"spliced", "natural", "plain_nll", "heads"} <= set(curve[0])
+    made = page.render(out)
+    assert "Needles, by distance" in made and "At twice the training length" in made
     monkeypatch.setattr(faults, "_planted", ("nan", 0))
     with pytest.raises(FloatingPointError, match="not finite at step 0"):
         text.arm(out, plan.SMOKE_TEXT_ARMS[1], smoke=True)
