@@ -1,9 +1,13 @@
-"""Tiny items that `test_gpu_visit_runner.py` runs in real processes."""
+"""Tiny items that the tests of a visit's runner run in real processes."""
 
+import importlib
+import math
 import pathlib
 import subprocess
 import sys
 import time
+
+from benchmarks.gpu_visit import faults
 
 
 def write(out, records=1, seconds=0.0, log=None):
@@ -25,3 +29,12 @@ def leave_a_child(out, pid):
 
 def not_a_number(out):
     out.write("record", value=float("nan"))
+
+
+def measure(out):
+    """As an item that measures: it needs a package, and what it computes must be finite."""
+    importlib.import_module("colorsys")
+    out.write("record", value=1.0)
+    if not math.isfinite(faults.poisoned(1.0)):
+        raise FloatingPointError("what it computed is not finite")
+    out.write("record", value=2.0)

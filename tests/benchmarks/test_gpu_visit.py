@@ -1,7 +1,6 @@
 """What a visit measures, as far as a machine without a GPU can run it; its page, its table, its wheels."""
 
 import json
-import re
 import subprocess
 import sys
 
@@ -10,18 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu_visit import __main__ as visit
-from benchmarks.gpu_visit import (
-    faults,
-    learn,
-    measure,
-    ops,
-    page,
-    plan,
-    rivals,
-    runner,
-    steps,
-    wheels,
-)
+from benchmarks.gpu_visit import faults, learn, measure, ops, page, plan, rivals, steps
 from benchmarks.gpu_visit.plan import KERNEL, XLA
 from hybridlm.settings import json_text
 from kernels_pallas import dispatch, measured
@@ -485,57 +473,3 @@ def test_the_parent_needs_the_standard_library_alone(root):
     command = [sys.executable, "-I", "-S", "-c", program]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_wheels_have_the_tested_versions():
-    """Every package is pinned, in constraints.txt or in the list."""
-    text = (runner.ROOT / "constraints.txt").read_text()
-    pinned = {re.sub("[-_]", "-", line.partition("==")[0]).lower() for line in text.splitlines()}
-    for name in wheels.PACKAGES:
-        assert re.sub("[-_]", "-", name).lower() in pinned, name
-
-
-@pytest.mark.slow
-def test_a_rehearsal_with_a_fault_in_every_phase(root, tmp_path):
-    """Kernels interpreted, tiny sizes; each fault costs its item and what needs it, and no more."""
-    planted = {
-        "card": "nan",
-        f"numbers / linear_recurrence, RG-LRU's gate / {KERNEL}": "nan",
-        f"numbers / attention, window 512 / {XLA}": "raise",
-        f"numbers / gated_slots / {XLA}": "segv",
-        f"compile / attention, window 128 / {XLA}": "hang",
-        "compile / gdn": "hang",
-        f"times / linear_recurrence, RG-LRU's gate / {XLA}": "segv@1",
-        f"times / attention, window 512 / {KERNEL}": "exit",
-        "step / windowed": "nan",
-        "retrieval / w16-rope": "nan",
-        "retrieval / w512-rope": "missing:optax",
-    }
-    only = [*(part.partition(" / ")[2] for part in planted if "retrieval" not in part), "card"]
-    only = [part for part in only if part] + ["retrieval / w16", "retrieval / w512"]
-    only += [
-        f"numbers / {op} / {KERNEL}"
-        for op in (
-            "attention, full",
-            "attention, window 1024",
-            "gated_slots",
-            "delta_rule, gate per head",
-        )
-    ]
-    command = [sys.executable, "-m", "benchmarks.gpu_visit", "run", "--smoke", "--jobs", "2"]
-    command += ["--seconds", "1500", "--folder", str(tmp_path), "--only", *only]
-    command += [part for pair in planted.items() for part in ("--fault", "=".join(pair))]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    records = runner.read(tmp_path / "results.jsonl")
-    ends = runner.outcomes(records)
-    found = {name: ends[name]["outcome"] for name in planted}
-    expected = dict(nan="failed", segv="died", exit="died", hang="timed out")
-    for name, fault in planted.items():
-        want = expected.get(fault.partition("@")[0], "failed")
-        assert found[name] == want, (name, ends[name], done.stdout + done.stderr)
-    others = {n: e for n, e in ends.items() if n not in planted}
-    assert sum(e["outcome"] == "done" for e in others.values()) >= 8
-    broken = {n: e for n, e in others.items() if e["outcome"] not in ("done", "skipped", "not run")}
-    assert all("cuDNN" in n or "linear-attention" in n for n in broken), broken
-    text = page.render(records, list(plan.names(plan.phases(smoke=True))))
-    assert all(f"- {name}: {found[name]}." in text for name in planted)
