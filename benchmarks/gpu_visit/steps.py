@@ -97,7 +97,7 @@ def step(out, name: str, xla: bool, smoke: bool, compile_only: bool) -> None:
         jax.block_until_ready(state)
         out.write("compiled", step=name, backends=backends, seconds=round(compiling, 1))
         return
-    batch = random_batch(config, meshes.batch_sharding(lowered.mesh))
+    batch = random_batch(config, lowered.mesh)
     losses, times = [], []
     for round_ in range(1 + ROUNDS):
         start = time.perf_counter()
@@ -130,8 +130,8 @@ def step(out, name: str, xla: bool, smoke: bool, compile_only: bool) -> None:
     )
 
 
-def random_batch(config, sharding) -> dict[str, jax.Array]:
-    """A batch of random tokens in documents of random lengths."""
+def random_batch(config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """A batch of the step's: random tokens in documents of random lengths, and the schedule's numbers."""
     _, rows, time_ = setup.batch_shape(config)
     rng = np.random.default_rng(0)
     packed = []
@@ -140,6 +140,6 @@ def random_batch(config, sharding) -> dict[str, jax.Array]:
         begins = rng.random(time_ + 1) < 1 / DOCUMENT
         packed.append(concat_sequence(tokens, begins, time_))
     arrays = {n: np.stack([getattr(row, n) for row in packed])[None] for n in packed[0]._fields}
-    return {
-        n: jax.make_array_from_process_local_data(sharding, array) for n, array in arrays.items()
-    }
+    sharding = meshes.batch_sharding(mesh)
+    made = {n: jax.make_array_from_process_local_data(sharding, x) for n, x in arrays.items()}
+    return {**made, "schedule": setup.placed_schedule(config, mesh)}

@@ -6,6 +6,7 @@ makes the batches, as one document each and as packed documents (the same compil
 
 import argparse
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -80,18 +81,13 @@ def run(options: argparse.Namespace) -> dict:
     lowered = setup.lower_step(config, tokenizer.token_bytes(), jax.devices())
     train_step = setup.compile_lowered(lowered)
     compile_seconds = time.perf_counter() - start
-    sharding = meshes.batch_sharding(lowered.mesh)
 
     def case(layout) -> dict:
-        state = lowered.init_state(config.seed)
+        state, batch = lowered.init_state(config.seed), batches(config, lowered.mesh, layout)
 
         def train(tokens: np.ndarray) -> float:
             nonlocal state
-            arrays = {
-                name: jax.make_array_from_process_local_data(sharding, array)
-                for name, array in layout(tokens).items()
-            }
-            state, metrics = train_step(state, arrays)
+            state, metrics = train_step(state, batch(tokens))
             return float(metrics["loss"])
 
         return measure.time_steps(train, options)
@@ -108,6 +104,20 @@ def run(options: argparse.Namespace) -> dict:
         "dtype": str(compute_dtype(config.train.dtype)),
         "versions": measure.versions("hybridlm", "jax", "jaxlib", "numpy"),
     }
+
+
+def batches(config, mesh: jax.sharding.Mesh, layout: Callable) -> Callable[[np.ndarray], dict]:
+    """A function of tokens (batch, time + 1) that returns the step's batch in that layout, on the mesh."""
+    sharding, schedule = meshes.batch_sharding(mesh), setup.placed_schedule(config, mesh)
+
+    def batch(tokens: np.ndarray) -> dict:
+        arrays = {
+            name: jax.make_array_from_process_local_data(sharding, array)
+            for name, array in layout(tokens).items()
+        }
+        return {**arrays, "schedule": schedule}
+
+    return batch
 
 
 def one_document(tokens: np.ndarray) -> dict[str, np.ndarray]:

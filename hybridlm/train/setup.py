@@ -376,7 +376,7 @@ def build(
         lineage=lineage,
         is_begun=is_begun,
         rows=rows,
-        schedule=_placed_schedule(config, mesh),
+        schedule=placed_schedule(config, mesh),
         trainable=lowered.trainable,
         teacher=teacher,
     )
@@ -416,7 +416,7 @@ def costs(config: Config, model: Model) -> tuple[float, Callable[[np.ndarray], W
     return cost(config.data.seq_len), counter_of(cost)
 
 
-def _placed_schedule(config: Config, mesh: jax.sharding.Mesh) -> ScheduleNumbers:
+def placed_schedule(config: Config, mesh: jax.sharding.Mesh) -> ScheduleNumbers:
     """The schedule's numbers on all devices."""
     numbers = ScheduleNumbers.of(config.optimizer, config.train.steps)
     return ScheduleNumbers(*(hosts.global_array(x, meshes.replicated(mesh)) for x in numbers))

@@ -81,7 +81,7 @@ class Stepper:
         self.step = setup.compile_lowered(self.lowered)
         self.params = open_model(given.init.path).params
         self.taught, _ = teachers.load(self.config, self.lowered.teacher, self.lowered.mesh)
-        self.schedule = setup._placed_schedule(self.config, self.lowered.mesh)
+        self.schedule = setup.placed_schedule(self.config, self.lowered.mesh)
 
     @property
     def model(self):
