@@ -18,6 +18,7 @@ from hybridlm.models.settings import ModelConfig
 from hybridlm.train.settings import OptimizerConfig, TrainConfig
 
 NEAR = 4  # tokens that the shared first layer sees
+LENGTHS = (1, 2, 4)  # of the sequences in measurements at the end, over the length in training
 POSITIONS = ("rope", "nope")  # of the full layers
 PREFIXES = {
     "near": lambda heads: dict(kind="attention", heads=heads, window=NEAR),
@@ -29,7 +30,7 @@ class ExperimentScale(NamedTuple):
     """A task, with the size and the training budget of its arms.
 
     Attributes:
-      windows: of the arms; the last one spans a whole sequence.
+      windows: of the arms; the last one, a sequence's length, stands for full attention.
       width, heads, mlp: of the models.
       depth: layers, without the prefix.
       batch: sequences per step.
@@ -60,6 +61,11 @@ class ExperimentScale(NamedTuple):
     def large(self) -> int:
         """The largest window that is shorter than a sequence."""
         return self.windows[-2]
+
+    @property
+    def whole(self) -> int:
+        """The window of full attention, which spans the longest sequences of all measurements."""
+        return max(LENGTHS) * self.task.length
 
 
 MAIN = ExperimentScale(
@@ -171,6 +177,11 @@ class Arm:
         return task._replace(closest=task.bins[-1][0]) if self.far_only else task
 
     @property
+    def sees_all(self) -> bool:
+        """Whether the efficient layers see whole sequences, as full attention does."""
+        return self.final is not None and self.final >= self.scale.task.length
+
+    @property
     def stack_reach(self) -> int:
         """Tokens that reach a query through the efficient layers alone, its own included.
 
@@ -240,7 +251,7 @@ def sets(scale: ExperimentScale) -> dict[str, list[Arm]]:
     small, large, none = scale.small, scale.large, scale.windows[-1]
     names = ("core", "alone", "far", "conv", "long", "recurrent", "cures", "sweep")
     found: dict[str, list[Arm]] = {name: [] for name in names}
-    attention = dict(kind="attention", heads=scale.heads, window=none)
+    attention = dict(kind="attention", heads=scale.heads, window=scale.whole)
     schedules = {
         "curriculum": curriculum(small, large),
         "stochastic": stochastic(small, large),
@@ -255,11 +266,11 @@ def sets(scale: ExperimentScale) -> dict[str, list[Arm]]:
             return Arm(f"{name}-{positions}", scale, local, final, schedule, **options)
 
         for width in scale.windows:
-            name = "full" if width == none else f"w{width}"
-            found["core"].append(arm(name, width))
-            found["alone"].append(arm(f"{name}-alone", width, prefix=""))
-            found["far"].append(arm(f"{name}-far", width, far_only=True))
-            found["conv"].append(arm(f"{name}-conv", width, prefix="conv"))
+            name, final = ("full", scale.whole) if width == none else (f"w{width}", width)
+            found["core"].append(arm(name, final))
+            found["alone"].append(arm(f"{name}-alone", final, prefix=""))
+            found["far"].append(arm(f"{name}-far", final, far_only=True))
+            found["conv"].append(arm(f"{name}-conv", final, prefix="conv"))
             if width in (small, large):
                 longer = dict(steps=scale.long, stops=False, begins_with=f"{name}-{positions}")
                 found["long"].append(arm(f"{name}-long", width, **longer))

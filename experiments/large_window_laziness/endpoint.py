@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from experiments.large_window_laziness import stream
-from experiments.large_window_laziness.arms import Arm
+from experiments.large_window_laziness.arms import LENGTHS, Arm
 from experiments.large_window_laziness.measure import (
     FAR_TOKENS,
     at_once,
@@ -28,7 +28,6 @@ from hybridlm.probes import (
 
 TOP_HEADS = 2  # heads that are masked together
 RANDOM_DRAWS = 10  # of as many heads among the others
-LENGTHS = (1, 2, 4)  # times the length in training
 INFLUENCES = 64  # sequences behind the gradient influence
 
 
@@ -40,7 +39,8 @@ def endpoint(arm: Arm, model: Model, params: Params) -> dict[str, Any]:
     random ones (`random`, the mean of the draws). `lengths`: by multiple of the training length,
     the accuracy on copies from half that length back or further. `influence`: [first, last, G] by
     distance (arXiv 2606.15378; see `hybridlm.probes.gradients`). Each accuracy is over at least
-    `FAR_TOKENS` tokens. Recurrences have no window: they run on the last tokens alone.
+    `FAR_TOKENS` tokens. Recurrences have no window: they run on the last tokens alone. Full attention
+    in the window's place sees all of longer sequences, too.
     """
     task, batch = arm.scale.task, at_once(arm.scale.task)
     names = mixer_names(model)

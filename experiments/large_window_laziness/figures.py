@@ -100,7 +100,7 @@ def others_figure(
 ) -> Figure | None:
     """The step of retrieval of recurrences, NHA and cures, below the windows they compare with."""
     sets, width = SETS[scale.task.name], {p: len(p) + 1 for p in POSITIONS}
-    shown = [a for a in sets["core"] if a.final in (scale.small, scale.large, scale.windows[-1])]
+    shown = [a for a in sets["core"] if a.final in (scale.small, scale.large) or a.sees_all]
     shown += [*sets["recurrent"], *sets["cures"]]
     names = list(dict.fromkeys(a.name[: -width[a.positions]] for a in shown))
     found = {name: [run for run in runs if run.arm in _both(name)] for name in names}
@@ -278,9 +278,11 @@ def influence_figure(
             known = sorted({r["seed"] for r in mine})
             values = np.array([[found[seed, a] for a, _ in ranges] for seed in known])
             means(axes, middle, values, color_of(name, scale), name)
-            reach = ARMS[scale.task.name][arm].final
-            if reach is not None and reach < scale.task.length:
-                axes.axvline(reach, color=color_of(name, scale), linewidth=0.9, linestyle=":")
+            settings = ARMS[scale.task.name][arm]
+            if settings.final is not None and not settings.sees_all:
+                axes.axvline(
+                    settings.final, color=color_of(name, scale), linewidth=0.9, linestyle=":"
+                )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: f"{tokens:g}"))

@@ -6,6 +6,7 @@ with its end and its cost. A seed gives all arms the same data in the same order
 parameters have equal shapes, the same initial parameters, so that runs are paired by seed.
 """
 
+import dataclasses
 import pathlib
 import time
 from collections.abc import Callable
@@ -138,7 +139,9 @@ def run(
 
 def _settings(arm: Arm) -> dict[str, Any]:
     """What the trajectory of a run depends on, but for its seed and its length."""
-    scale = arm.scale
+    scale, local = arm.scale, dict(arm.local)
+    if local["kind"] == "attention":  # training is the same for all windows beyond the sequence
+        local["window"] = min(local["window"], scale.task.length)
     return {
         "lr": arm.lr,
         "task": list(arm.task),
@@ -146,7 +149,7 @@ def _settings(arm: Arm) -> dict[str, Any]:
         "every": scale.every,
         "windows": [arm.window(step, arm.steps, 0) for step in range(0, arm.scale.core, 10)],
         "final": arm.final,
-        "model": repr(arm.model()),
+        "model": repr(dataclasses.replace(arm, local=local).model()),
     }
 
 

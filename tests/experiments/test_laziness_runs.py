@@ -173,6 +173,48 @@ def test_one_program_serves_all_windows():
     assert len({repr((arm.model(), arm.lr)) for arm in windowed}) == 2  # RoPE and NoPE
 
 
+def test_full_attention_in_the_windows_place_sees_all_of_longer_sequences(small):
+    """At 4 times the length it is as without a window, and the shared layer still sees 4 tokens."""
+    arm = ARMS["main"]["full-rope"]
+    model, init, _ = runs.program_of(arm)
+    params = init(jax.random.key(0))["params"]
+    mixers = model.config.mixers
+    unbound = dataclasses.replace(mixers["local"], window=None)
+    config = dataclasses.replace(model.config, mixers={**mixers, "local": unbound})
+    task = arm.scale.task._replace(length=max(arms.LENGTHS) * arm.scale.task.length)
+    batch = measure.stream.batch(measure.stream.sequences(task, 0, 0, 2))
+    found, _ = measure.tokens(model, params, batch, arm.final)
+    expected, _ = measure.tokens(Model.of(config), params, batch, arm.scale.whole)
+    np.testing.assert_array_equal(found, expected)
+    bounded, _ = measure.tokens(model, params, batch, arm.scale.task.length)
+    reach = arm.scale.task.length
+    np.testing.assert_array_equal(found[:, :reach], bounded[:, :reach])
+    assert (found[:, reach:] != bounded[:, reach:]).any()
+
+
+def test_a_run_of_before_full_attention_saw_longer_sequences_goes_on(tmp_path):
+    """A window beyond the sequence changes no training, so that the folders of windows stay."""
+    for name, refused in (("w32-rope", False), ("gdn-rope", False), ("full-rope", True)):
+        arm = ARMS["main"][name]
+        window = arm.scale.task.length
+        before = (
+            arm
+            if arm.final is None
+            else dataclasses.replace(
+                arm, local={**arm.local, "window": window}, final=min(arm.final, window)
+            )
+        )
+        written = json.dumps(runs._settings(before))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.json").write_text(written)
+        if refused:
+            with pytest.raises(UserError, match="other settings than full-rope has now"):
+                runs.check_settings(arm, tmp_path / name)
+        else:
+            runs.check_settings(arm, tmp_path / name)
+            assert repr(before.model()) in json.loads(written)["model"]
+
+
 def test_the_stack_reaches_further_than_a_window():
     """A first layer of 4, and two windows: 3 and twice 31 tokens, and the query."""
     reach = {name: ARMS["main"][name].stack_reach for name in ARMS["main"]}
