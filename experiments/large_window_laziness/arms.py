@@ -182,6 +182,12 @@ class Arm:
         return self.final is not None and self.final >= self.scale.task.length
 
     @property
+    def searched(self) -> tuple[int, ...]:
+        """The layers that see whole sequences: among their heads the best ones are sought."""
+        names = ("local", "full") if self.sees_all else ("full",)
+        return tuple(i for i, name in enumerate(self.model().layout.names) if name in names)
+
+    @property
     def stack_reach(self) -> int:
         """Tokens that reach a query through the efficient layers alone, its own included.
 

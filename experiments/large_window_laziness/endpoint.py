@@ -1,5 +1,6 @@
 """What is measured once, at the end of a run: where retrieval sits, and how far it reaches."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,12 @@ def endpoint(arm: Arm, model: Model, params: Params) -> dict[str, Any]:
     """The figures of `done.json`.
 
     `restricted`: by layers ("full", "local") and receptive field in tokens, the accuracy on far
-    copies. `masked`: the accuracy without the heads of the largest mass (`retrieval`), and without
-    random ones (`random`, the mean of the draws). `lengths`: by multiple of the training length,
-    the accuracy on copies from half that length back or further. `influence`: [first, last, G] by
-    distance (arXiv 2606.15378; see `hybridlm.probes.gradients`). Each accuracy is over at least
-    `FAR_TOKENS` tokens. Recurrences have no window: they run on the last tokens alone. Full attention
-    in the window's place sees all of longer sequences, too.
+    copies. `masked`: the accuracy without the heads of the largest mass in `arm.searched`
+    (`retrieval`), and without random ones (`random`, the mean of the draws). `lengths`: by multiple
+    of the training length, the accuracy on copies from half that length back or further.
+    `influence`: [first, last, G] by distance (arXiv 2606.15378; see `hybridlm.probes.gradients`).
+    Each accuracy is over at least `FAR_TOKENS` tokens. Recurrences have no window: they run on the
+    last tokens alone. Full attention in the window's place sees all of longer sequences, too.
     """
     task, batch = arm.scale.task, at_once(arm.scale.task)
     names = mixer_names(model)
@@ -60,9 +61,9 @@ def endpoint(arm: Arm, model: Model, params: Params) -> dict[str, Any]:
         restricted[group] = {
             str(e.window or arm.scale.windows[-1]): round(e.accuracy, 4) for e in found
         }
-    heads = top_heads(
-        retrieval_heads(model, params, needles(task, 64, arm.final), batch=batch), TOP_HEADS
-    )
+    scores = retrieval_heads(model, params, needles(task, 64, arm.final), batch=batch)
+    entries = tuple(entry for entry in scores if entry.layer in arm.searched)
+    heads = top_heads(dataclasses.replace(scores, entries=entries), TOP_HEADS)
     masked: dict[str, list[float]] = {"none": [], "retrieval": [], "random": []}
     for entry in head_masking(model, params, prompts, heads, draws=RANDOM_DRAWS, batch=batch):
         masked[entry.which].append(entry.accuracy)

@@ -296,7 +296,7 @@ def influence_figure(
 def heads_figure(
     runs: Sequence[Run], scale: ExperimentScale = MAIN, influences: Influences = ()
 ) -> Figure | None:
-    """The best head (largest final mass) of each run during training."""
+    """The best head (see `tables.curve_columns`) of each run during training."""
     figure = Figure(figsize=(9.6, 4.8), layout="constrained")
     grid = figure.subplots(2, len(HEADS), sharex=True)
     for line, positions in zip(grid, POSITIONS):

@@ -1,7 +1,7 @@
 """Trains and measures one run, an arm with a seed; resumes it if it was stopped.
 
 A run's folder holds `settings.json`, `curve.jsonl` (one line per measurement), `state.npz` (the newest state, with
-the heads' query and key weights at some measurements) and, when the run is complete, `done.json`
+the query and key weights of `Arm.searched` at some measurements) and, when the run is complete, `done.json`
 with its end and its cost. A seed gives all arms the same data in the same order and, where their
 parameters have equal shapes, the same initial parameters, so that runs are paired by seed.
 """
@@ -24,7 +24,6 @@ from experiments.large_window_laziness.paired import first_lasting
 from experiments.large_window_laziness.saved import read_tree, write_curve, write_tree
 from hybridlm.errors import UserError
 from hybridlm.models.params import Model, Params
-from hybridlm.probes import mixer_names
 from hybridlm.probes.weights import Weights, query_key_weights, weights_distance
 from hybridlm.settings import json_text
 from hybridlm.storage.writing import make_folder, write_text
@@ -33,7 +32,7 @@ from hybridlm.train.state import init_state
 from hybridlm.train.step import make_train_step
 
 FORMED = 0.5  # accuracy at the largest distances, twice in a row, at which retrieval has formed
-WEIGHTS_EVERY = 4  # measurements between two copies of the full layers' query and key weights
+WEIGHTS_EVERY = 4  # measurements between two copies of query and key weights
 
 Log = Callable[[str], None]
 
@@ -112,7 +111,7 @@ def run(
             seconds = {"cpu_seconds": round(costs[0], 1), "wall_seconds": round(costs[1], 1)}
             curve.append({"step": step, **figures, **seconds})
             due = (len(curve) - 1) % WEIGHTS_EVERY == 0
-            weights.append(_full_weights(model, state["params"]) if due else [])
+            weights.append(_weights(arm, model, state["params"]) if due else [])
             _save(folder / "state.npz", state, *costs, curve, weights)
             write_curve(folder, curve)
             shown = " ".join(f"{a:.2f}" for a in figures["accuracy"])
@@ -125,7 +124,9 @@ def run(
         if step < steps:
             window = arm.window(step, steps, seed)
             state, _ = train_step(state, batch(arm, seed, step, window))
-    for record, distances in zip(curve, _distances(model, state["params"], weights), strict=True):
+    for record, distances in zip(
+        curve, _distances(arm, model, state["params"], weights), strict=True
+    ):
         record["qk"] = distances
     write_curve(folder, curve)
     end = endpoint(arm, model, state["params"]) if ends else None
@@ -205,22 +206,22 @@ def batch(arm: Arm, seed: int, step: int, window: int) -> dict[str, np.ndarray]:
     return stream.one_micro_batch(stream.sequences(arm.task, seed, step * size, size), window)
 
 
-def _full_weights(model: Model, params: Params) -> list[np.ndarray]:
-    """The query and key weights (H, P) of each full layer, from the bottom to the top."""
-    found, names = query_key_weights(model, params), mixer_names(model)
-    pairs = [pair for layer, pair in found.items() if names[layer] == "full"]
+def _weights(arm: Arm, model: Model, params: Params) -> list[np.ndarray]:
+    """The query and key weights (H, P) of each of `arm.searched`, from the bottom to the top."""
+    found = query_key_weights(model, params)
+    pairs = [found[layer] for layer in arm.searched]
     return [x.astype(np.float32) for pair in pairs for x in pair]  # exact: parameters are float32
 
 
-def _distances(model: Model, params: Params, weights) -> list[list[list[float]]]:
+def _distances(arm: Arm, model: Model, params: Params, weights) -> list[list[list[float]]]:
     """[layer, head, relative Q/K distance to the final weights] of each head per measurement."""
-    layers = [layer for layer, name in enumerate(mixer_names(model)) if name == "full"]
+    layers = arm.searched
 
     def by_layer(saved: list[np.ndarray]) -> Weights:
         exact = [x.astype(np.float64) for x in saved]
         return dict(zip(layers, zip(exact[::2], exact[1::2])))
 
-    final, found = by_layer(_full_weights(model, params)), []
+    final, found = by_layer(_weights(arm, model, params)), []
     for saved in weights:
         table = weights_distance(model, [(0, by_layer(saved))], final) if saved else ()
         found.append([[e.layer, e.head, round(e.relative, 4)] for e in table])

@@ -27,7 +27,10 @@ def distances(scale: ExperimentScale) -> tuple[str, ...]:
 
 
 def curve_columns(scale: ExperimentScale = MAIN) -> tuple[str, ...]:
-    """Columns of curves.tsv. mass, copy, entropy and qk_distance are the best head's."""
+    """Columns of curves.tsv. mass, copy, entropy and qk_distance are the best head's.
+
+    It is the head of `Arm.searched` with the largest mass at the end.
+    """
     losses = ("local_nll", "copied_nll")
     return (
         "arm",
@@ -114,11 +117,12 @@ def collect(workdir: pathlib.Path, scale: ExperimentScale = MAIN) -> Tables:
     for facts in sorted(complete, key=lambda f: (order[f["arm"]], f["seed"])):
         key = {"arm": facts["arm"], "seed": facts["seed"]}
         records = [json_text.loads(line) for line in (facts["folder"] / "curve.jsonl").open()]
-        full = {(layer, head) for layer, head, _ in records[0]["qk"]}
-        best = max((h for h in records[-1]["heads"] if tuple(h[:2]) in full), key=lambda h: h[2])
+        arm = arms[facts["arm"]]
+        searched = arm.searched
+        best = max((h for h in records[-1]["heads"] if h[0] in searched), key=lambda h: h[2])
         curves += [{**key, **_curve_row(record, scale, best[:2])} for record in records]
         end = facts["end"]
-        runs.append({**key, **_run_row(facts, records, arms[facts["arm"]], best)})
+        runs.append({**key, **_run_row(facts, records, arm, best)})
         for first, last, value in end["influence"] if end else ():
             influences.append({**key, "first": first, "last": last, "influence": value})
     return Tables(curves, runs, influences)

@@ -192,6 +192,44 @@ def test_full_attention_in_the_windows_place_sees_all_of_longer_sequences(small)
     assert (found[:, reach:] != bounded[:, reach:]).any()
 
 
+def test_the_best_head_of_full_attention_may_stand_in_the_windows_place(tmp_path):
+    """And only there: a head of window 32 is not sought in its window."""
+    best = {}
+    for name in ("full-rope", "w32-rope"):
+        folder = tmp_path / name / "0"
+        folder.mkdir(parents=True)
+        layers = ARMS["main"][name].model().layout.names
+        heads = [[i, h, 0.0, 0.0, 0.5] for i in range(len(layers)) for h in range(2)]
+        heads[layers.index("local") * 2 + 1][2] = 0.9
+        heads[layers.index("full") * 2][2] = 0.2
+        curve = {"local_nll": 1.0, "copied_nll": 1.0, "far_tokens": 1000, "heads": heads}
+        curve |= {"accuracy": [0.0] * len(arms.MAIN.task.bins)}
+        curve |= {"qk": [[layer, h, layer / 10] for layer, h, *_ in heads]}
+        records = [json.dumps({**curve, "step": step}) for step in (0, 50)]
+        (folder / "curve.jsonl").write_text("\n".join(records) + "\n")
+        facts = {"arm": name, "seed": 0, "steps": 50, "budget": 50, "end": None}
+        facts |= {"cpu_seconds": 1.0, "wall_seconds": 1.0}
+        (folder / "done.json").write_text(json.dumps(facts))
+        rows, (run_row,), _ = tables.collect(tmp_path)
+        best[name] = run_row["best_layer"], rows[-1]["mass"], rows[-1]["qk_distance"]
+        (folder / "done.json").unlink()
+    names = ARMS["main"]["full-rope"].model().layout.names
+    assert best["full-rope"] == (names.index("local"), 0.9, names.index("local") / 10)
+    assert best["w32-rope"] == (names.index("full"), 0.2, names.index("full") / 10)
+
+
+def test_weights_are_kept_of_the_layers_that_are_searched():
+    for name, count in (("full-nope", 4), ("w32-nope", 2), ("gdn-nope", 2)):
+        arm = ARMS["main"][name]
+        assert len(arm.searched) == count
+        model, init, _ = runs.program_of(arm)
+        params = init(jax.random.key(0))["params"]
+        weights = runs._weights(arm, model, params)
+        assert len(weights) == 2 * count
+        ((*rows,),) = runs._distances(arm, model, params, [weights])
+        assert rows == [[i, head, 0.0] for i in arm.searched for head in range(2)]
+
+
 def test_a_run_of_before_full_attention_saw_longer_sequences_goes_on(tmp_path):
     """A window beyond the sequence changes no training, so that the folders of windows stay."""
     for name, refused in (("w32-rope", False), ("gdn-rope", False), ("full-rope", True)):
