@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.large_window_laziness import stream
+from experiments.large_window_laziness.near import NearConfig
 from experiments.large_window_laziness.stream import CopyTask
 from hybridlm.models.settings import ModelConfig
 from hybridlm.train.settings import OptimizerConfig, TrainConfig
@@ -102,6 +103,8 @@ LARGE = ExperimentScale(
 SEEDS, SWEEP_SEEDS = tuple(range(10)), (100, 101)
 RATES = (5e-4, 1e-3, 2e-3, 3e-3)
 
+CURRICULUM = 0.5  # share of the budget in which a curriculum reaches its last window
+
 Window = Callable[[int, int, int], int]  # (step, steps, seed) -> the window of that step
 
 
@@ -110,7 +113,7 @@ def constant(window: int) -> Window:
     return lambda step, steps, seed: window
 
 
-def curriculum(first: int, last: int, share: float = 0.5) -> Window:
+def curriculum(first: int, last: int, share: float = CURRICULUM) -> Window:
     """Doubles the window from `first` to `last`, at equal intervals in this share of the steps."""
     doublings = int(np.log2(last // first))
 
@@ -133,7 +136,7 @@ def stochastic(small: int, large: int, share: float = 0.5) -> Window:
 def dropout(large: int, share: float = 0.5) -> Window:
     """`large`, but with probability `share` at each step only a token's own key.
 
-    The shared first layer is narrowed in these steps, too: a step has one window for all layers.
+    A step has one window for all layers; `Arm.keeps_near` exempts the shared first one.
     """
     return stochastic(1, large, share)
 
@@ -148,7 +151,11 @@ class Arm:
       final: the window in measurements and after training; None for a recurrence.
       window: the schedule of the window in training.
       steps: the budget.
-      stops: whether a run ends `scale.after` steps after retrieval is confirmed.
+      stops: whether a run ends `scale.after` steps after retrieval is confirmed and the schedule of the
+        window has ended.
+      scheduled: the share of the budget in which the schedule changes the window for good; 0 for a
+        schedule without an end.
+      keeps_near: whether windows below `NEAR` leave the shared first layer as it is.
       prefix: the shared first layer, a name of `PREFIXES`, or "" for none.
       task: the stream it trains on; measurements use the scale's.
       lr: the learning rate.
@@ -163,6 +170,8 @@ class Arm:
     steps: int
     lr: float
     stops: bool = True
+    scheduled: float = 0.0
+    keeps_near: bool = False
     prefix: str = "near"
     far_only: bool = False
     begins_with: str | None = None
@@ -202,12 +211,14 @@ class Arm:
     def model(self) -> ModelConfig:
         """The model's settings, equal for all arms that share a program."""
         rope = {} if self.positions == "rope" else None
-        mixers = dict(
+        mixers: dict[str, Any] = dict(
             local=dict(self.local),
             full=dict(kind="attention", heads=self.scale.heads, rope=rope),
         )
         if self.prefix:
             mixers[self.prefix] = PREFIXES[self.prefix](self.scale.heads)
+        if self.keeps_near:
+            mixers["near"] = NearConfig(heads=self.scale.heads, window=NEAR)
         return ModelConfig(
             width=self.scale.width,
             depth=self.scale.depth + bool(self.prefix),
@@ -258,10 +269,10 @@ def sets(scale: ExperimentScale) -> dict[str, list[Arm]]:
     names = ("core", "alone", "far", "conv", "long", "recurrent", "cures", "sweep")
     found: dict[str, list[Arm]] = {name: [] for name in names}
     attention = dict(kind="attention", heads=scale.heads, window=scale.whole)
-    schedules = {
-        "curriculum": curriculum(small, large),
-        "stochastic": stochastic(small, large),
-        "dropout": dropout(large),
+    schedules: dict[str, dict[str, Any]] = {
+        "curriculum": dict(window=curriculum(small, large), scheduled=CURRICULUM),
+        "stochastic": dict(window=stochastic(small, large)),
+        "dropout": dict(window=dropout(large), keeps_near=True),
     }
     for positions in POSITIONS:
         lr = scale.lrs[positions]
@@ -286,8 +297,8 @@ def sets(scale: ExperimentScale) -> dict[str, list[Arm]]:
             found["recurrent"].append(arm(name, None, local=local))
             if not name.startswith("nha"):
                 found["conv"].append(arm(f"{name}-conv", None, local=local, prefix="conv"))
-        for name, schedule in schedules.items():
-            found["cures"].append(arm(name, large, schedule))
+        for name, options in schedules.items():
+            found["cures"].append(arm(name, large, **options))
     return found
 
 

@@ -109,7 +109,7 @@ def trace(arm: Arm, seed: int, steps: int | None = None) -> Iterator[dict[str, A
             if arm.final not in windows:  # the run stops by its own window's accuracy
                 accuracy = measure(arm.scale.task, model, params, arm.final)["accuracy"]
                 curve.append({"step": step, "accuracy": accuracy})
-            if arm.stops and step >= runs.last_step(curve, arm.scale.every, arm.scale.after):
+            if arm.stops and step >= runs.last_step(curve, arm, steps):
                 break
         if step < steps:
             window = arm.window(step, steps, seed)

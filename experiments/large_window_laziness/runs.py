@@ -76,8 +76,8 @@ def run(
     """Starts or resumes one run, and returns when it is complete.
 
     A run ends at its budget; an arm that stops ends `scale.after` steps after retrieval is confirmed
-    (`FORMED`). A run that goes on with another arm's begins with that one's newest state, if its
-    folder is beside this one's.
+    (`FORMED`) and the schedule of its window has ended. A run that goes on with another arm's begins
+    with that one's newest state, if its folder is beside this one's.
 
     Args:
       steps: replaces the arm's own budget.
@@ -119,7 +119,7 @@ def run(
                 f"{arm.name} seed {seed}: step {step} of {steps}, accuracy by distance {shown},"
                 f" local {figures['local_nll']:.3f} nats, {costs[1]:.0f} s"
             )
-            if arm.stops and step >= last_step(curve, arm.scale.every, arm.scale.after):
+            if arm.stops and step >= last_step(curve, arm, steps):
                 break
         if step < steps:
             window = arm.window(step, steps, seed)
@@ -143,7 +143,8 @@ def _settings(arm: Arm) -> dict[str, Any]:
     scale, local = arm.scale, dict(arm.local)
     if local["kind"] == "attention":  # training is the same for all windows beyond the sequence
         local["window"] = min(local["window"], scale.task.length)
-    return {
+    schedule = {"scheduled": arm.scheduled} if arm.scheduled else {}
+    return schedule | {
         "lr": arm.lr,
         "task": list(arm.task),
         "batch": scale.batch,
@@ -193,11 +194,16 @@ def final(arm: Arm, folder: pathlib.Path) -> tuple[Model, Params]:
     return model, state["params"]
 
 
-def last_step(curve: list[dict[str, Any]], every: int, after: int) -> float:
-    """The step at which a run with this curve stops; infinite while retrieval is not confirmed."""
+def last_step(curve: list[dict[str, Any]], arm: Arm, steps: int) -> float:
+    """The step at which a run with this curve stops; infinite while retrieval is not confirmed.
+
+    It stops `arm.scale.after` steps after retrieval is confirmed and the schedule of its window, of a
+    budget of `steps`, has ended.
+    """
     far = [record["accuracy"][-1] for record in curve]
     formed = first_lasting([record["step"] for record in curve], far, FORMED)
-    return formed.step + every + after if formed.seen else np.inf
+    confirmed = formed.step + arm.scale.every if formed.seen else np.inf
+    return max(confirmed, arm.scheduled * steps) + arm.scale.after
 
 
 def batch(arm: Arm, seed: int, step: int, window: int) -> dict[str, np.ndarray]:

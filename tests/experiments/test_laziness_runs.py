@@ -139,12 +139,42 @@ def test_a_seed_pairs_parameters_and_data():
     assert (runs.batch(core[0], 4, 7, 4)["tokens"] != batches[0]["tokens"]).any()
 
 
-def test_a_run_stops_300_steps_after_retrieval_is_confirmed():
+def test_a_run_stops_300_steps_after_retrieval_is_confirmed_and_its_schedule_has_ended():
     def curve(far):
         return [{"step": 50 * i, "accuracy": [1.0, x]} for i, x in enumerate(far)]
 
-    assert runs.last_step(curve([0, 0.2, 0.6]), 50, 300) == np.inf
-    assert runs.last_step(curve([0, 0.6, 0.4, 0.6, 0.7]), 50, 300) == 150 + 50 + 300
+    early, late = curve([0, 0.6, 0.4, 0.6, 0.7]), curve([0] * 60 + [0.6, 0.7])
+    for name in ("w4-rope", "stochastic-rope", "dropout-nope"):
+        assert runs.last_step(curve([0, 0.2, 0.6]), ARMS["main"][name], 5000) == np.inf
+        assert runs.last_step(early, ARMS["main"][name], 5000) == 150 + 50 + 300
+    arm = ARMS["main"]["curriculum-rope"]
+    end = int(runs.last_step(early, arm, 5000)) - 300
+    assert [arm.window(step, 5000, 0) for step in (end - 1, end)] == [16, 32]
+    assert runs.last_step(early, arm, 1000) == 500 + 300
+    assert runs.last_step(late, arm, 5000) == 3000 + 50 + 300
+    assert runs.last_step(curve([0] * 60), arm, 5000) == np.inf
+
+
+def test_dropout_leaves_the_shared_layer_as_it_is(small):
+    """A step of window 1 is one of layers of window 1 in the window's place, below the same `near`."""
+    arm = ARMS["main"]["dropout-rope"]
+    model, init, _ = runs.program_of(arm)
+    params = init(jax.random.key(3))["params"]
+    plain = runs.program_of(ARMS["main"]["w32-rope"])
+    for a, b in zip(
+        jax.tree.leaves(params),
+        jax.tree.leaves(plain.init(jax.random.key(3))["params"]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    batch = measure.stream.batch(measure.stream.sequences(arm.scale.task, 0, 0, 2))
+    found, _ = measure.tokens(model, params, batch, 1)
+    mixers = plain.model.config.mixers
+    narrow = {**mixers, "local": dataclasses.replace(mixers["local"], window=1)}
+    expected = Model.of(dataclasses.replace(plain.model.config, mixers=narrow))
+    np.testing.assert_array_equal(found, measure.tokens(expected, params, batch, arms.NEAR)[0])
+    both_narrow, _ = measure.tokens(plain.model, params, batch, 1)
+    assert (found != both_narrow).any()
 
 
 @pytest.mark.parametrize("scale", arms.SCALES.values(), ids=list(arms.SCALES))
@@ -170,7 +200,9 @@ def test_far_accuracy_has_a_thousand_tokens(scale):
 
 def test_one_program_serves_all_windows():
     windowed = [arm for s in ("core", "cures", "long") for arm in SETS["main"][s]]
-    assert len({repr((arm.model(), arm.lr)) for arm in windowed}) == 2  # RoPE and NoPE
+    programs = [{repr((a.model(), a.lr)) for a in windowed if a.keeps_near == x} for x in (0, 1)]
+    assert list(map(len, programs)) == [2, 2]  # RoPE and NoPE
+    assert {arm.name for arm in windowed if arm.keeps_near} == {"dropout-rope", "dropout-nope"}
 
 
 def test_full_attention_in_the_windows_place_sees_all_of_longer_sequences(small):
