@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.gpu_visit.plan import CUDNN_PACKED, EVERY_OP, HYBRID_OP, JLA, KERNEL, RIVALS
+from benchmarks.gpu_visit.plan import CUDNN_PACKED, EVERY_OP, HYBRID_OP, JLA, KERNEL
 from benchmarks.gpu_visit.runner import outcomes
 
 Record = dict[str, Any]
@@ -63,7 +63,7 @@ def _aims(records: Sequence[Record]) -> list[str]:
     }
     lengths = sorted({tokens for *_, tokens in seconds})
     rows = []
-    for op, rivals in RIVALS.items():
+    for op, rivals in EVERY_OP.items():
         rival = CUDNN_PACKED if op.startswith("attention, window") else JLA
         keys = [((op, rival, n), (op, KERNEL, n)) for n in lengths]
         found = [seconds[a] / seconds[b] for a, b in keys if a in seconds and b in seconds]

@@ -33,12 +33,12 @@ RIVALS: dict[str, tuple[str, ...]] = {
 #: numbers are among the first; their times are among the rest.
 MORE: dict[str, tuple[str, ...]] = {
     "attention, window 512, forget gates": (),
-    "delta_product, RWKV-7": (),
+    "delta_product, RWKV-7": (JLA,),
     "gated_linear, Mamba-3": (),
-    "delta_rule, erase key, gate per channel": (),
+    "delta_rule, erase key, gate per channel": (JLA,),
     "gated_linear, Mamba-2": (),
     "attention, window 512, soft cap": (),
-    "delta_product, 2 updates": (),
+    "delta_product, 2 updates": (JLA,),
     "attention, full, forget gates": (FLA,),
     "linear_recurrence, no gate": (),
     "delta_rule, erase key, gate per head": (),

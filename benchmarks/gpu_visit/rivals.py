@@ -99,6 +99,43 @@ def jla(kind: str, gates: tuple[str, ...]) -> Rival:
     return Rival(form, documents=True)
 
 
+def jla_gdn2() -> Rival:
+    """Gated DeltaNet-2, whose gate of the values is 1."""
+    theirs = importlib.import_module("jla.ops").linear_attention
+
+    def form(q, k, v, erase, decay, segment_ids=None):
+        gates = dict(g=decay, b=erase.astype(k.dtype), w=jnp.ones_like(v))
+        options = dict(impl="mosaic_gpu", scale=1.0, segment_ids=segment_ids)
+        return theirs("gdn2", q, k, v, **gates, **options)[0]
+
+    return Rival(form, documents=True)
+
+
+def jla_delta_product() -> Rival:
+    """The updates of a token stand one behind the other."""
+    theirs = importlib.import_module("jla.ops").linear_attention
+
+    def form(q, k, v, beta, decay, segment_ids=None):
+        batch, tokens, updates = beta.shape[:3]
+        k, v, beta = (x.reshape(batch, tokens * updates, *x.shape[3:]) for x in (k, v, beta))
+        options = dict(impl="mosaic_gpu", scale=1.0, segment_ids=segment_ids)
+        return theirs("gated_deltaproduct", q, k, v, g=decay, beta=beta, **options)[0]
+
+    return Rival(form, documents=True)
+
+
+def jla_rwkv7() -> Rival:
+    """The state is read before its decay, at `a`, and what it returns is added at `b`."""
+    theirs = importlib.import_module("jla.ops").linear_attention
+
+    def form(q, k, v, removed, erase, decay, segment_ids=None):
+        gates = dict(w=decay, a=(removed * erase).astype(k.dtype), b=-removed)
+        options = dict(impl="mosaic_gpu", scale=1.0, segment_ids=segment_ids)
+        return theirs("rwkv7", q, k, v, **gates, **options)[0]
+
+    return Rival(form, documents=True)
+
+
 def fla(module: str, function: str, gates: tuple[str, ...]) -> Rival:
     theirs = getattr(importlib.import_module(f"fla.ops.{module}"), function)
 
