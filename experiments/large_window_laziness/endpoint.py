@@ -1,6 +1,7 @@
 """What is measured once, at the end of a run: where retrieval sits, and how far it reaches."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from experiments.large_window_laziness.measure import (
 )
 from hybridlm.models.params import Model, Params
 from hybridlm.probes import (
+    Head,
     Prompt,
     Prompts,
     gradient_influence,
@@ -28,7 +30,7 @@ from hybridlm.probes import (
 )
 
 TOP_HEADS = 2  # heads that are masked together
-RANDOM_DRAWS = 10  # of as many heads among the others
+RANDOM_DRAWS = 10  # of as many of the other heads in the same layers; fewer if there are fewer sets
 INFLUENCES = 64  # sequences behind the gradient influence
 
 
@@ -37,7 +39,8 @@ def endpoint(arm: Arm, model: Model, params: Params) -> dict[str, Any]:
 
     `restricted`: by layers ("full", "local") and receptive field in tokens, the accuracy on far
     copies. `masked`: the accuracy without the heads of the largest mass in `arm.searched`
-    (`retrieval`), and without random ones (`random`, the mean of the draws). `lengths`: by multiple
+    (`retrieval`), and without as many random others of the same layers (`random`, the mean of the
+    draws). `lengths`: by multiple
     of the training length, the accuracy on copies from half that length back or further.
     `influence`: [first, last, G] by distance (arXiv 2606.15378; see `hybridlm.probes.gradients`).
     Each accuracy is over at least `FAR_TOKENS` tokens. Recurrences have no window: they run on the
@@ -65,7 +68,10 @@ def endpoint(arm: Arm, model: Model, params: Params) -> dict[str, Any]:
     entries = tuple(entry for entry in scores if entry.layer in arm.searched)
     heads = top_heads(dataclasses.replace(scores, entries=entries), TOP_HEADS)
     masked: dict[str, list[float]] = {"none": [], "retrieval": [], "random": []}
-    for entry in head_masking(model, params, prompts, heads, draws=RANDOM_DRAWS, batch=batch):
+    others = sum(Head(s.layer, s.head) not in heads for s in entries)
+    draws = min(RANDOM_DRAWS, math.comb(others, len(heads)))  # the only set once
+    options = dict(draws=draws, layers=arm.searched, batch=batch)
+    for entry in head_masking(model, params, prompts, heads, **options):
         masked[entry.which].append(entry.accuracy)
     return {
         "restricted": restricted,

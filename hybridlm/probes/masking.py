@@ -63,6 +63,7 @@ def head_masking(
     retrieval: Sequence[Head],
     *,
     draws: int = 5,
+    layers: Collection[int] | None = None,
     seed: int = 0,
     batch: int = 8,
     dtype: jnp.dtype = jnp.float32,
@@ -73,9 +74,12 @@ def head_masking(
       retrieval: the k `top_heads` of the model.
       draws: number of random sets of k heads, each drawn without replacement from the heads not in
         `retrieval`. If fewer than k such heads exist, no set is drawn.
+      layers: the layers of the random heads; None for all. Where the retrieval heads are all in some
+        layers, heads of others say less: a window's cannot retrieve from beyond it.
     """
     retrieval = tuple(retrieval)
-    others = [head for head in all_heads(model) if head not in retrieval]
+    among = [head for head in all_heads(model) if layers is None or head.layer in layers]
+    others = [head for head in among if head not in retrieval]
     rng = np.random.default_rng([seed, len(retrieval)])
     sets: list[tuple[str, int | None, tuple[Head, ...]]] = [("none", None, ())]
     if retrieval:

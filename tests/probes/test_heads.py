@@ -106,6 +106,10 @@ def test_only_masking_a_head_that_retrieval_needs_changes_answers(model_and_para
             assert entry.accuracy < 0.5
     again = probes.head_masking(*model_and_params, made, [Head(1, 0)], draws=8, seed=3)
     assert again == table
+    same = probes.head_masking(*model_and_params, made, [Head(1, 0)], draws=3, layers=[1])
+    assert [e.heads for e in same if e.which == "random"] == [("1.1",)] * 3
+    none = probes.head_masking(*model_and_params, made, [Head(1, 0)], draws=3, layers=[])
+    assert [e.which for e in none] == ["none", "retrieval"]
     with pytest.raises(ValueError, match="no attention head 0.1"):
         probes.mask_heads(*model_and_params, [Head(0, 1)])
 
