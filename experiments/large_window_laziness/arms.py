@@ -101,7 +101,7 @@ LARGE = ExperimentScale(
 
 #: Separate seeds: no rate is chosen on the runs that it is then tested on.
 SEEDS, SWEEP_SEEDS = tuple(range(10)), (100, 101)
-RATES = (5e-4, 1e-3, 2e-3, 3e-3)
+RATES = dict(rope=(5e-4, 1e-3, 2e-3, 3e-3, 4e-3, 6e-3), nope=(5e-4, 1e-3, 2e-3, 3e-3))
 
 CURRICULUM = 0.5  # share of the budget in which a curriculum reaches its last window
 
@@ -291,7 +291,7 @@ def sets(scale: ExperimentScale) -> dict[str, list[Arm]]:
             if width in (small, large):
                 longer = dict(steps=scale.long, stops=False, begins_with=f"{name}-{positions}")
                 found["long"].append(arm(f"{name}-long", width, **longer))
-                for rate in RATES:
+                for rate in RATES[positions]:
                     found["sweep"].append(arm(f"{name}-lr{rate:g}", width, lr=rate))
         for name, local in recurrent(scale).items():
             found["recurrent"].append(arm(name, None, local=local))

@@ -22,7 +22,6 @@ from experiments.large_window_laziness.arms import (
     ARMS,
     MAIN,
     POSITIONS,
-    RATES,
     SCALES,
     SETS,
     ExperimentScale,
@@ -141,6 +140,7 @@ def rates_figure(
     windows = (scale.small, scale.large)
     figure, row = row_of(3.2)
     for axes, window in zip(row, windows):
+        rates: set[float] = set()  # those with a run
         for number, positions in enumerate(POSITIONS):
             found: dict[float, list[Run]] = {}
             for run in runs:
@@ -148,9 +148,10 @@ def rates_figure(
                 if rate:
                     found.setdefault(float(rate[1]), []).append(run)
             times(axes, found, PALETTE[number], TITLES[positions], aside=0.12 * (number - 0.5))
+            rates |= set(found)
         axes.set_xscale("log")
         step_axis(axes)
-        axes.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+        axes.set_xticks(sorted(rates), [f"{rate:g}" for rate in sorted(rates)])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("learning rate")
         axes.set_title(f"window {window}", fontsize=9, color=INK)

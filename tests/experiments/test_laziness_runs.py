@@ -304,6 +304,17 @@ def test_schedules_end_at_the_large_window():
     assert set(arms.dropout(128)(step, 1000, 3) for step in range(50)) == {1, 128}
 
 
+def test_the_sweep_goes_beyond_the_rate_of_rope():
+    for positions, rates in arms.RATES.items():
+        chosen = arms.MAIN.lrs[positions]
+        assert min(rates) < chosen < max(rates)
+        for window in ("w4", "w32"):
+            swept = [a.lr for a in SETS["main"]["sweep"] if a.name.startswith(f"{window}-lr")]
+            own = {ARMS["main"][f"{window}-lr{rate:g}-{positions}"].lr for rate in rates}
+            assert own == set(rates) <= set(swept)
+    assert 2 * 2 * 10 == len(SETS["main"]["sweep"]) * len(arms.SWEEP_SEEDS)
+
+
 def test_every_arm_has_a_model():
     seeds = {name: len(arms.seeds_of(name)) for name in SETS["main"]}
     assert len(SETS["main"]["core"]) * seeds["core"] == 100
