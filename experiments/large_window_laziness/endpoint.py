@@ -29,13 +29,14 @@ from hybridlm.probes import (
     top_heads,
 )
 
+VERSION = 2  # of these measurements; tables take ends of this one alone
 TOP_HEADS = 2  # heads that are masked together
 RANDOM_DRAWS = 10  # of as many of the other heads in the same layers; fewer if there are fewer sets
 INFLUENCES = 64  # sequences behind the gradient influence
 
 
 def endpoint(arm: Arm, model: Model, params: Params) -> dict[str, Any]:
-    """The figures of `done.json`.
+    """The figures of `done.json`, with the version of their measurements.
 
     `restricted`: by layers ("full", "local") and receptive field in tokens, the accuracy on far
     copies. `masked`: the accuracy without the heads of the largest mass in `arm.searched`
@@ -74,6 +75,7 @@ def endpoint(arm: Arm, model: Model, params: Params) -> dict[str, Any]:
     for entry in head_masking(model, params, prompts, heads, **options):
         masked[entry.which].append(entry.accuracy)
     return {
+        "version": VERSION,
         "restricted": restricted,
         "masked": {which: round(float(np.mean(a)), 4) for which, a in masked.items() if a},
         "masked_heads": [[head.layer, head.head] for head in heads],

@@ -3,6 +3,7 @@
     python -m experiments.large_window_laziness.run --workdir runs/laziness --sets core
     python -m experiments.large_window_laziness.run --workdir runs/laziness --arms w4-nope,gdn-rope
     python -m experiments.large_window_laziness.run --workdir runs/laziness --sets cures --missing
+    python -m experiments.large_window_laziness.run --workdir runs/laziness --sets core --ends
 
 All arms run with one seed before the next seed, so completed runs are comparable at any time. Runs of
 "long" go on with those of "core" where these are complete in the same folder. Processes are faster
@@ -18,7 +19,7 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from experiments.large_window_laziness.arms import ARMS, SCALES, SETS, seeds_of
 from experiments.threads import one_thread
@@ -40,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the runs and their progress")
     parser.add_argument(
         "--missing", action="store_true", help="leave out the runs that the committed tables have"
+    )
+    parser.add_argument(
+        "--ends",
+        action="store_true",
+        help="train nothing: measure the ends of complete runs again, from their parameters, where"
+        " earlier code measured them",
     )
     arguments = parser.parse_args(argv)
     sets, arms = SETS[arguments.scale], ARMS[arguments.scale]
@@ -70,9 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = arguments.workdir / arguments.scale / name / str(seed)
             print(f"{name:<20} seed {seed}: {_progress(folder)}")
         return 0
-    return _train(
-        arguments.scale, units, arguments.workdir, arguments.steps, max(arguments.jobs, 1)
-    )
+    jobs = max(arguments.jobs, 1)
+    if arguments.ends:
+        return _measure_ends(arguments.scale, units, arguments.workdir, jobs)
+    return _train(arguments.scale, units, arguments.workdir, arguments.steps, jobs)
 
 
 def _committed(scale: str) -> set[tuple[str, int]]:
@@ -94,10 +102,33 @@ def _train(
         check_settings(arm, workdir / scale / name / str(seed), budget)
     left = [unit for unit in units if not _done(workdir / scale, unit)]
     print(f"{len(units)} runs, {len(units) - len(left)} of them done; {jobs} at once", flush=True)
+    return _each(left, functools.partial(_one, scale=scale, workdir=workdir, steps=steps), jobs)
+
+
+def _measure_ends(
+    scale: str, units: list[tuple[str, int]], workdir: pathlib.Path, jobs: int
+) -> int:
+    from experiments.large_window_laziness.runs import check_settings, has_end
+    from hybridlm.settings import json_text
+
+    complete = [unit for unit in units if _done(workdir / scale, unit)]
+    left = []
+    for name, seed in complete:
+        folder = workdir / scale / name / str(seed)
+        check_settings(ARMS[scale][name], folder)
+        if not has_end(json_text.loads((folder / "done.json").read_text())):
+            left.append((name, seed))
+    print(f"{len(left)} of {len(complete)} complete runs need a new end", flush=True)
+    return _each(left, functools.partial(_one_end, scale=scale, workdir=workdir), jobs)
+
+
+def _each(left: list[tuple[str, int]], work: Callable[..., None], jobs: int) -> int:
+    """Does the work for each run in processes of one thread; returns the command's code."""
+    if not left:
+        return 0
     one_thread()
     signal.signal(signal.SIGTERM, _interrupt)
     start, context = time.perf_counter(), multiprocessing.get_context("spawn")
-    work = functools.partial(_one, scale=scale, workdir=workdir, steps=steps)
     with context.Pool(jobs, initializer=_quiet) as pool:
         try:
             for number, _ in enumerate(pool.imap_unordered(work, left), start=1):
@@ -112,14 +143,9 @@ def _train(
 
 
 def _one(unit: tuple[str, int], scale: str, workdir: pathlib.Path, steps: int | None) -> None:
-    import jax
-
     from experiments.large_window_laziness.runs import run
-    from hybridlm.train import host_memory
 
-    host_memory.keep_large_buffers()
-    jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    _prepare(workdir)
     name, seed = unit
     parent = os.getppid()
 
@@ -129,6 +155,26 @@ def _one(unit: tuple[str, int], scale: str, workdir: pathlib.Path, steps: int | 
             os._exit(1)
 
     run(ARMS[scale][name], seed, workdir / scale / name / str(seed), steps, log)
+
+
+def _one_end(unit: tuple[str, int], scale: str, workdir: pathlib.Path) -> None:
+    from experiments.large_window_laziness.runs import measure_end
+
+    _prepare(workdir)
+    name, seed = unit
+    measure_end(ARMS[scale][name], workdir / scale / name / str(seed))
+    print(f"{name} seed {seed}: its end is measured", flush=True)
+
+
+def _prepare(workdir: pathlib.Path) -> None:
+    """Sets up a worker: compiled programs are kept between processes."""
+    import jax
+
+    from hybridlm.train import host_memory
+
+    host_memory.keep_large_buffers()
+    jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def _quiet() -> None:

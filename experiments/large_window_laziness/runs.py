@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.large_window_laziness import stream
 from experiments.large_window_laziness.arms import Arm
-from experiments.large_window_laziness.endpoint import endpoint
+from experiments.large_window_laziness.endpoint import VERSION, endpoint
 from experiments.large_window_laziness.measure import measure
 from experiments.large_window_laziness.paired import first_lasting
 from experiments.large_window_laziness.saved import read_tree, write_curve, write_tree
@@ -192,6 +192,30 @@ def final(arm: Arm, folder: pathlib.Path) -> tuple[Model, Params]:
     model, init, _ = program_of(arm)
     state, _ = _restore(folder / "state.npz", init(jax.random.key(0)))
     return model, state["params"]
+
+
+def measure_end(arm: Arm, folder: pathlib.Path) -> bool:
+    """Measures the end of a complete run from its parameters, and writes it into `done.json`.
+
+    An end of the present measurements stays.
+
+    Returns:
+      Whether it was measured.
+
+    Raises:
+      UserError: if the folder has no complete run of this arm as it is now.
+    """
+    model, params = final(arm, folder)
+    facts = json_text.loads((folder / "done.json").read_text())
+    if has_end(facts):
+        return False
+    write_text(folder / "done.json", json_text.dumps(facts | {"end": endpoint(arm, model, params)}))
+    return True
+
+
+def has_end(facts: dict[str, Any]) -> bool:
+    """Whether the facts of a `done.json` have an end of the present measurements."""
+    return bool(facts["end"]) and facts["end"].get("version") == VERSION
 
 
 def last_step(curve: list[dict[str, Any]], arm: Arm, steps: int) -> float:

@@ -11,7 +11,8 @@ import numpy as np
 
 from experiments.large_window_laziness.arms import ARMS, MAIN, Arm, ExperimentScale
 from experiments.large_window_laziness.paired import Time, first_lasting
-from experiments.large_window_laziness.runs import FORMED
+from experiments.large_window_laziness.runs import FORMED, has_end
+from hybridlm.errors import UserError
 from hybridlm.settings import json_text
 from hybridlm.storage.writing import make_folder, write_text
 
@@ -46,7 +47,10 @@ def curve_columns(scale: ExperimentScale = MAIN) -> tuple[str, ...]:
 
 
 def run_columns(scale: ExperimentScale = MAIN) -> tuple[str, ...]:
-    """Columns of runs.tsv; figures of the end are accuracies on far copies."""
+    """Columns of runs.tsv; figures of the end are accuracies on far copies.
+
+    `end_version` is that of `endpoint`, empty before it was recorded.
+    """
     fields = [str(width) for width in scale.windows]
     return (
         "arm",
@@ -62,6 +66,7 @@ def run_columns(scale: ExperimentScale = MAIN) -> tuple[str, ...]:
         "masked_retrieval",
         "masked_random",
         *(f"length_{n}" for n in LENGTHS),
+        "end_version",
         "best_layer",
         "best_head",
         "far_tokens",
@@ -107,7 +112,11 @@ class Tables(NamedTuple):
 
 
 def collect(workdir: pathlib.Path, scale: ExperimentScale = MAIN) -> Tables:
-    """The rows of all complete runs of a folder, in the order of `ARMS`."""
+    """The rows of all complete runs of a folder, in the order of `ARMS`.
+
+    Raises:
+      UserError: if the end of a run was measured by an earlier version (see `runs.measure_end`).
+    """
     curves, runs, influences = [], [], []
     arms = ARMS[scale.task.name]
     complete = [
@@ -122,6 +131,11 @@ def collect(workdir: pathlib.Path, scale: ExperimentScale = MAIN) -> Tables:
         best = max((h for h in records[-1]["heads"] if h[0] in searched), key=lambda h: h[2])
         curves += [{**key, **_curve_row(record, scale, best[:2])} for record in records]
         end = facts["end"]
+        if end and not has_end(facts):
+            raise UserError(
+                f"{facts['folder']} has an end of earlier measurements: measure it again with"
+                " `run --ends`"
+            )
         runs.append({**key, **_run_row(facts, records, arm, best)})
         for first, last, value in end["influence"] if end else ():
             influences.append({**key, "first": first, "last": last, "influence": value})
@@ -182,6 +196,7 @@ def _run_row(facts: Row, records: Sequence[Row], arm: Arm, best: Sequence[float]
     }
     end = facts["end"]
     if end:
+        row["end_version"] = end["version"]
         for group, found in end["restricted"].items():
             row |= {f"{group}_sees_{tokens}": accuracy for tokens, accuracy in found.items()}
         row |= {f"masked_{which}": accuracy for which, accuracy in end["masked"].items()}

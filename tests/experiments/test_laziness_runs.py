@@ -112,7 +112,7 @@ def test_a_longer_arm_goes_on_with_the_shorter_ones_run(small, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["gdn-nope", "nha4x16-rope", "lightning-conv-rope", "w16-alone-rope"]
+    "name", ["gdn-nope", "nha4x16-rope", "lightning-conv-rope", "w16-alone-rope", "full-rope"]
 )
 def test_every_kind_of_arm_has_an_end(small, tmp_path, name):
     """Recurrences, slots, a convolution as the first layer, and none; with one bound each."""
@@ -125,6 +125,45 @@ def test_every_kind_of_arm_has_an_end(small, tmp_path, name):
     assert facts["best_layer"] in full
     for column in ("full_sees_4", "local_sees_4", "masked_retrieval", "length_4x"):
         assert 0 <= facts[column] <= 1
+
+
+def test_ends_are_measured_again_without_training(small, tmp_path, monkeypatch, capsys):
+    """From the run's own parameters, where earlier code measured them; all else stays."""
+    arm, measured = quick("w4-nope"), []
+
+    def end_of(arm, model, params):
+        measured.append([np.asarray(x) for x in jax.tree.leaves(params)])
+        sees = {group: {"4": 0.5} for group in ("full", "local")}
+        masked = {"none": 1.0, "retrieval": 0.0, "random": len(measured) / 10}
+        found = {"restricted": sees, "masked": masked, "lengths": {"1": 1.0}}
+        return {"version": endpoint.VERSION, **found, "influence": [[1, 2, 0.5]]}
+
+    monkeypatch.setattr(runs, "endpoint", end_of)
+    folder = tmp_path / "main" / arm.name / "0"
+    runs.run(arm, 0, folder, 4, silent)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert not runs.measure_end(arm, folder) and len(measured) == 1
+    facts = json.loads(before["done.json"])
+    del facts["end"]["version"]
+    (folder / "done.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="has an end of earlier measurements: measure it again"):
+        tables.collect(tmp_path / "main")
+    assert runs.measure_end(arm, folder) and len(measured) == 2
+    for a, b in zip(*measured, strict=True):
+        np.testing.assert_array_equal(a, b)
+    again = json.loads((folder / "done.json").read_text())
+    assert again.pop("end")["masked"]["random"] == 0.2
+    assert again == {name: x for name, x in facts.items() if name != "end"}
+    for name in {*before} - {"done.json"}:
+        assert (folder / name).read_bytes() == before[name]
+    _, (row,), _ = tables.collect(tmp_path / "main")
+    assert row["masked_random"] == 0.2 and row["end_version"] == endpoint.VERSION
+    monkeypatch.setattr(run, "ARMS", {"main": {**ARMS["main"], arm.name: arm}})
+    words = ["--workdir", str(tmp_path), "--arms", "w4-nope,w8-nope", "--seeds", "2", "--ends"]
+    assert run.main(words) == 0
+    assert "0 of 1 complete runs need a new end" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no complete run of w8-nope"):
+        runs.measure_end(ARMS["main"]["w8-nope"], tmp_path / "main" / "w8-nope" / "0")
 
 
 def test_a_seed_pairs_parameters_and_data():
