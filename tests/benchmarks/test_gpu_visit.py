@@ -1,5 +1,7 @@
 """What a visit measures, as far as a machine without a GPU can run it; its page, its table, its wheels."""
 
+import contextlib
+import functools
 import json
 import subprocess
 import sys
@@ -128,6 +130,22 @@ def test_an_xla_form_that_is_wrong_is_no_measure_of_itself(recurrence, monkeypat
     with pytest.raises(measure.WrongNumbers, match="and 3.0e-02 is allowed"):
         measure.numbers(out, name, XLA, SIZES, 16, 8)
     assert [r["right"] for r in out] == [False]
+
+
+def test_a_kernel_may_round_the_operands_of_its_products_and_no_more(monkeypatch):
+    def product(wrong, impl, x, ids):
+        kernel = impl == "pallas"
+        x = jax.lax.reduce_precision(x, 8, 7) if kernel else x
+        return jax.numpy.einsum("bthv,bshv->bths", x, x) * (1 + wrong * kernel)
+
+    monkeypatch.setattr(measure, "ENOUGH", 1e-4)
+    for wrong in (0, 0.01):
+        form, out = functools.partial(product, wrong), Records()
+        op = ops.Op("product", ("v_state",), form, {}, None)
+        monkeypatch.setattr(ops, "OPS", (op,))
+        with pytest.raises(measure.WrongNumbers) if wrong else contextlib.nullcontext():
+            measure.numbers(out, "product", KERNEL, SIZES, 16, 8)
+        assert out[0]["right"] == (not wrong) and out[0]["errors"]["out"] > 1e-3
 
 
 @pytest.mark.slow
