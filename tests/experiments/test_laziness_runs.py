@@ -301,6 +301,30 @@ def test_weights_are_kept_of_the_layers_that_are_searched():
         assert rows == [[i, head, 0.0] for i in arm.searched for head in range(2)]
 
 
+def test_a_window_beyond_the_sequence_changes_no_training(small):
+    """The settings of a folder rely on it: with one of its length, all bits are the same."""
+    held_out = measure.stream.batch(measure.stream.sequences(arms.MAIN.task, 9, 0, 2))
+    now = {name: quick(name) for name in ("w32-rope", "full-rope")}
+    length = arms.MAIN.task.length
+    found = []
+    for windows in ({}, {"window": length}):
+        for arm in now.values():
+            final = min(arm.final, windows.get("window", arm.final))
+            model, init, train_step = runs.program_of(
+                dataclasses.replace(arm, local={**arm.local, **windows})
+            )
+            state = init(jax.random.key(0))
+            for step in range(3):
+                state, _ = train_step(state, runs.batch(arm, 0, step, final))
+            nll_NT, _ = measure.tokens(model, state["params"], held_out, final)
+            found.append([*jax.tree.leaves(state), nll_NT])
+    assert now["full-rope"].final > length
+    for name, after, before in zip(now, found, found[len(now) :], strict=False):
+        for a, b in zip(after, before, strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=name)
+    assert (found[0][-1] != found[1][-1]).any()  # windows do matter
+
+
 def test_a_run_of_before_full_attention_saw_longer_sequences_goes_on(tmp_path):
     """A window beyond the sequence changes no training, so that the folders of windows stay."""
     for name, refused in (("w32-rope", False), ("gdn-rope", False), ("full-rope", True)):
