@@ -7,15 +7,17 @@ test them. A contrast is a difference between two arms of the same seed (or betw
 one run), so that the sample is a seed. Its tests are exact sign-flip tests (see `paired`):
 
 - a claim of a difference holds where "no difference, or the other way" is rejected, and does not
-  hold where "a difference of at least the margin" is;
+  hold where "a difference of at least the margin" is; where both are, it "holds, below the margin":
+  there is a difference, and it is smaller than one that matters;
 - a claim of no difference holds where "a difference of the margin or more" is rejected, and does
   not hold where "less than the margin" is.
 
 Both directions have the same burden: p <= 0.05 after Holm's correction over all contrasts of all
 claims, for each direction by itself: the chance that any contrast is wrongly said to hold is at most
-5%, and so is the chance that any is wrongly said not to. A claim holds if all its contrasts hold,
-does not hold if one of them does not, and is undecided otherwise, as it is where a contrast has fewer
-than `FEWEST` seeds. A verdict is about the steps that were run: "by 6,000 steps" is not "with enough
+5%, and so is the chance that any is wrongly said not to, so that of both errors together it is at
+most 10%. A claim holds if all its contrasts hold (below the margin, if one of them does so only), does
+not hold if one of them does not, and is undecided otherwise, as it is where a contrast has fewer than
+`FEWEST` seeds. A verdict is about the steps that were run: "by 6,000 steps" is not "with enough
 training".
 """
 
@@ -37,6 +39,7 @@ from hybridlm.errors import exit_code
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+BELOW = "holds, below the margin"
 #: Seeds: with 8, even the least p, 2^-8, exceeds 0.05 after Holm's correction over 19 contrasts if no
 #: contrast has more seeds. Only a claim of no difference needs 10 to be refuted, as its p is doubled.
 FEWEST = 9
@@ -279,10 +282,12 @@ def _tests(
 
 
 def _result(claim: Claim, contrast: Contrast, d: Bounds, p_holds: float, p_fails: float) -> Result:
-    if p_holds <= paired.LEVEL:
-        outcome = HOLDS
-    else:
-        outcome = FAILS if p_fails <= paired.LEVEL else UNDECIDED
+    outcome = {
+        (True, False): HOLDS,
+        (True, True): BELOW,
+        (False, True): FAILS,
+        (False, False): UNDECIDED,
+    }[p_holds <= paired.LEVEL, p_fails <= paired.LEVEL]
     effect = paired.bounded_interval(d)
     unseen = int(np.sum(~np.isfinite(d.low) | ~np.isfinite(d.high)))
     return Result(
@@ -291,9 +296,10 @@ def _result(claim: Claim, contrast: Contrast, d: Bounds, p_holds: float, p_fails
 
 
 def _together(outcomes: Sequence[str]) -> str:
-    if all(outcome == HOLDS for outcome in outcomes):
-        return HOLDS
-    return FAILS if FAILS in outcomes else UNDECIDED
+    for worst in (FAILS, UNDECIDED, BELOW):
+        if worst in outcomes:
+            return worst
+    return HOLDS
 
 
 def rows(found: Sequence[Verdict]) -> list[tables.Row]:
@@ -323,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = verdicts(tables.read_runs(folder), SCALES[arguments.scale])
     tables.write(folder / "claims.tsv", COLUMNS, rows(found))
     for verdict in found:
-        print(f"{verdict.outcome:<13}  {verdict.claim}")
+        print(f"{verdict.outcome:<23}  {verdict.claim}")
         for result in verdict.results:
             shown = f"{result.effect}" if result.seeds else "not yet run"
             p = f"p {result.p_holds:.4f} for, {result.p_fails:.4f} against"

@@ -1,8 +1,10 @@
-"""Tests and intervals for differences that are paired by seed, exact at any number of pairs.
+"""Sign-flip tests and intervals for differences that are paired by seed.
 
-Two arms of one seed share their initial weights and their data. If the arms do not differ, each
-difference is as likely with the other sign, so all 2^n sign patterns of n differences are equally
-likely: that is the sign-flip test. It assumes nothing else about the differences' distribution.
+Two arms of one seed share their initial weights and their data. If the two runs of a pair are
+exchangeable, its difference is as likely with the other sign, so all 2^n sign patterns of n
+differences are equally likely: the test of "no difference" is exact at any number of pairs, whatever
+the differences' law. A test at a margin, and an interval, need more: that the differences are
+symmetric about their centre. For a skewed law they are approximate (`simulated.py` measures them).
 
 Times to an event may be censored: the run ended first. `log_ratio` bounds what is then unknown, and
 each test takes the bound that works against its own conclusion.
@@ -56,6 +58,18 @@ class Bounds(NamedTuple):
         """Differences without censoring."""
         values = np.asarray(values, float)
         return cls(values, values, values)
+
+    @classmethod
+    def log_times(cls, times: Sequence[Time]) -> "Bounds":
+        """ln of each step; one that is not seen lies beyond the last step of its run."""
+        values = np.array([math.log(time.step) for time in times])
+        unseen = [not time.seen for time in times]
+        return cls(values, values, np.where(unseen, math.inf, values))
+
+    def less(self, other: "Bounds") -> "Bounds":
+        """What the N differences can be of these N values and the N others."""
+        low, high = self.low - other.high, self.high - other.low
+        return Bounds(np.clip(0.0, low, high), low, high)
 
 
 def first_lasting(steps: Sequence[float], values: Sequence[float], level: float) -> Time:
@@ -144,8 +158,9 @@ def interval(differences: Sequence[float], level: float = LEVEL) -> Interval:
 
     These lie between two means of subsets (Hartigan, "Using subsample values as typical values",
     1969): the 2^n - 1 means of non-empty subsets cut the line into 2^n pieces, and the centre of
-    symmetric differences lies in each with equal probability. So the coverage is exact for them;
-    with few pairs (5 or fewer at 95%) no finite interval has it. A difference may be infinite.
+    symmetric differences lies in each with equal probability. So the coverage is exact for them, and
+    approximate for skewed ones; with few pairs (5 or fewer at 95%) no finite interval has it. A
+    difference may be infinite.
     """
     d = np.asarray(differences, float)
     chosen = (_signs(len(d)) > 0)[:-1]  # without the empty subset

@@ -37,6 +37,7 @@ class Planted:
       late: what w32 lacks at the end of the long budget.
       never: seeds in which neither long run retrieves.
       local: nats of local text that w32 has more than w4.
+      noise: of ln of the times.
     """
 
     times: dict[str, float] = dataclasses.field(default_factory=lambda: dict(ORDER))
@@ -46,6 +47,7 @@ class Planted:
     late: float = 0.0
     never: tuple[int, ...] = ()
     local: float = 0.0
+    noise: float = 0.08
 
 
 def made(planted, seed, seeds=SEEDS):
@@ -55,7 +57,7 @@ def made(planted, seed, seeds=SEEDS):
     for arm in [*SETS["main"]["core"], *SETS["main"]["long"]]:
         window, positions = arm.name.split("-")[0], arm.positions
         for number in seeds:
-            formed = planted.times[window] * np.exp(rng.normal(0, 0.08))
+            formed = planted.times[window] * np.exp(rng.normal(0, planted.noise))
             if not arm.stops and number in planted.never:
                 formed = NEVER
             end = arm.steps if not arm.stops or formed > arm.steps else formed + 350
@@ -136,6 +138,20 @@ def test_a_claim_does_not_hold_where_its_effect_is_absent(claim):
     """
     wrong = sum(claims.HOLDS in outcomes(ABSENT[claim], seed)[claim] for seed in range(20))
     assert wrong <= 3
+
+
+def test_a_difference_below_the_margin_is_said_to_be_below_it():
+    """Window 8 is 5% later than window 4: there is a delay, and it is shorter than 10%."""
+    times = dict(w4=2000.0, w8=2100.0, w16=2600.0, w32=3400.0, full=2500.0)
+    found = outcomes(Planted(times=times, noise=0.005))
+    assert found.pop(LAZY) == {claims.BELOW}
+    assert set.union(*found.values()) == {claims.HOLDS}
+
+
+def test_a_claim_has_the_outcome_of_its_weakest_contrast():
+    order = (claims.HOLDS, claims.BELOW, claims.UNDECIDED, claims.FAILS)
+    for i, worst in enumerate(order):
+        assert claims._together(order[: i + 1]) == worst
 
 
 def test_one_pair_of_windows_without_a_delay_takes_the_claim_of_order():
