@@ -28,7 +28,7 @@ from hybridlm.settings import json_text
 RUNS = "w4-rope,w32-rope,nha16x16-rope"
 CLASSES, PROMPTS = 8, 400  # symbols that a layer has to tell apart; sequences
 COLUMNS = (
-    *("run", "probe", "step", "layer", "mixer", "head"),
+    *("run", "lr", "probe", "step", "layer", "mixer", "head"),
     *("accuracy", "chance", "mass", "copy", "relative", "share"),
 )
 
@@ -68,12 +68,13 @@ def probed(arm: Arm, folder: pathlib.Path) -> Iterator[dict[str, Any]]:
     last = records[-1]["step"]
     for entries in found:
         for row in entries.records(last):
-            yield {"run": arm.name, "probe": row["kind"], **row}
+            yield {"run": arm.name, "lr": arm.lr, "probe": row["kind"], **row}
     names = mixer_names(model)
     for record in records:
         for layer, head, distance in record["qk"]:
             yield {
                 "run": arm.name,
+                "lr": arm.lr,
                 "probe": "qk_distance",
                 "step": record["step"],
                 "layer": layer,

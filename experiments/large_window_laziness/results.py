@@ -1,4 +1,4 @@
-"""Writes the tables, claims, figures and the README's tables of the completed runs.
+"""Writes the tables, claims, figures and the README's marked blocks of the completed runs.
 
 Runs that are in the tables already and not in the folder stay, so that the runs of the experiment can
 be made on several machines, or one set at a time.
@@ -10,141 +10,94 @@ import argparse
 import pathlib
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 
-import numpy as np
-
-from experiments.large_window_laziness import claims, comparisons, cured, figures, tables
+from experiments.large_window_laziness import (
+    claims,
+    comparisons,
+    figures,
+    findings,
+    page,
+    tables,
+)
 from experiments.large_window_laziness.arms import SCALES
-from experiments.large_window_laziness.paired import Time
-from experiments.large_window_laziness.rates import rates
 from hybridlm.errors import exit_code
 from hybridlm.storage.writing import write_text
 
 README = pathlib.Path(__file__).with_name("README.md")
+WIDTH = 125  # characters of a line of the README
 
 
-def claims_table(folder: pathlib.Path) -> str:
-    """The page's table of claims.tsv."""
-    lines = ["| claim | contrast | seeds (not seen) | effect, 95% interval | p for, against | |"]
-    lines += ["|---|---|--:|---|---|---|"]
-    last = ""
-    for row in tables.read(folder / "claims.tsv"):
-        name = "" if row["claim"] == last else f"{row['claim']}: **{row['verdict']}**"
-        last = row["claim"]
-        lines.append(
-            f"| {name} | {row['contrast']} | {row['seeds']} ({row['unseen']}) | {row['effect']} |"
-            f" {row['p_holds']}, {row['p_fails']} | {row['outcome']} |"
-        )
-    return "\n".join(lines)
-
-
-def arms_table(runs: Sequence[tables.Run]) -> str:
-    """The page's table of arms: times, and the means of the figures at the end."""
-    if not runs:
-        return "No run of this table has been made yet."
-    bound = next(n.rpartition("_")[2] for n in runs[0].facts if n.startswith("full_sees_"))
-    columns = {f"{n} the length": f"length_{n}" for n in tables.LENGTHS}
-    columns |= {
-        f"full layers see {bound}": f"full_sees_{bound}",
-        f"window layers see {bound}": f"local_sees_{bound}",
-        "without 2 best heads": "masked_retrieval",
-        "without 2 random": "masked_random",
+def blocks(scale: str, results: pathlib.Path = claims.RESULTS) -> dict[str, str]:
+    """The text of each marked block of the page, by name, from the committed files of a scale."""
+    folder, settings = results / scale, SCALES[scale]
+    runs = tables.read_runs(folder)
+    compared = tables.read(folder / "comparisons.tsv")
+    made = {
+        "statistics": page.statistics_table(folder),
+        "findings": findings.findings(runs, settings, claims.verdicts(runs, settings)),
+        "arms": _with(page.arms_table(runs), findings.earlier(runs, settings)),
+        "claims": page.claims_table(folder),
+        "near": _with(
+            page.comparisons_table(folder, "near"),
+            findings.near_and_far(runs, compared, settings),
+        ),
+        "posthoc": _with(page.post_hoc_table(folder), findings.post_hoc(folder)),
+        "rates": _with(page.rates_table(runs), findings.rates_sentence(runs, settings)),
+        "alone": findings.without_near(compared, settings),
+        "counts": _with(
+            page.counts_table(runs, scale),
+            findings.stochastic(runs, settings),
+            findings.doubling(runs, settings),
+            findings.earlier_cures(runs),
+        ),
+        "traces": findings.traces(folder, settings),
+        "images": page.images(folder, scale),
+        "probes": _with(page.probes_table(folder), findings.probes(folder, settings)),
+        "unshown": findings.unshown(runs, settings),
+        "cost": page.cost_table(runs, scale),
     }
-    head = {"best head's mass": "mass", "its entropy": "entropy"}
-    named = " | ".join([*columns, *head])
-    lines = [
-        f"| arm | runs | formed | median step | reach of the stack | {named} |",
-        "|---|" + "--:|" * (4 + len(columns) + len(head)),
-    ]
-    for arm in dict.fromkeys(run.arm for run in runs):
-        own = [run for run in runs if run.arm == arm]
-        means = [np.mean([run.facts[column] for run in own]) for column in columns.values()]
-        means += [np.mean([run.curve[column][-1] for run in own]) for column in head.values()]
-        lines.append(
-            f"| {arm} | {len(own)} | {sum(run.formed.seen for run in own)} |"
-            f" {_median([run.formed for run in own])} | {own[0].facts['stack_reach']:.0f} | "
-            + " | ".join(f"{mean:.2f}" for mean in means)
-            + " |"
-        )
-    return "\n".join(lines)
-
-
-def rates_table(runs: Sequence[tables.Run]) -> str:
-    """The page's table of the sweep."""
-    found = rates(runs)
-    if not found:
-        return "The sweep has not yet been run."
-    lines = [
-        "| full layers | rate | runs | formed | geometric mean step | |",
-        "|---|--:|--:|--:|--:|---|",
-    ]
-    for r in found:
-        own = [other.rate for other in found if other.positions == r.positions]
-        ends = ", an end of the sweep" if r.rate in (min(own), max(own)) else ""
-        said = f"chosen{ends}" if r.chosen else ""
-        lines.append(
-            f"| {r.positions} | {r.rate:g} | {r.runs} | {r.formed} | {r.step:.0f} | {said} |"
-        )
-    return "\n".join(lines)
-
-
-def counts_table(runs: Sequence[tables.Run], scale: str) -> str:
-    """The page's table of the stochastic window's steps over those of the smallest window."""
-    found = cured.counted(runs, SCALES[scale])
-    if not found:
-        return "Not yet run."
-    lines = ["| steps of the stochastic window | seeds | ratio, 95% interval |", "|---|--:|---|"]
-    lines += [f"| {what} | {seeds} | {ratio} |" for what, (ratio, seeds) in found.items()]
-    return "\n".join(lines)
-
-
-def comparisons_table(folder: pathlib.Path, name: str) -> str:
-    """The page's rows of one table of comparisons.tsv."""
-    rows = [row for row in tables.read(folder / "comparisons.tsv") if row["table"] == name]
-    if not rows:
-        return "Not yet run."
-    lines = ["| steps of | over those of | seeds (not seen) | ratio, 95% interval | p |"]
-    lines += ["|---|---|--:|---|--:|"]
-    lines += [
-        f"| {r['late']} | {r['early']} | {r['seeds']} ({r['late_unseen']}, {r['early_unseen']}) |"
-        f" {_ratio(r)} | {r['p']} |"
-        for r in rows
-    ]
-    return "\n".join(lines)
-
-
-def _ratio(row: tables.Row) -> str:
-    if row["ratio"] == "nan":
-        return "not known"
-    return f"{row['ratio']} [{row['low']}, {row['high']}]"
-
-
-def _median(times: Sequence[Time]) -> str:
-    """The median step, with those not seen counted as later than all others.
-
-    Where one of the middle runs has not been seen, "> " and what its last step gives.
-    """
-    found = sorted(times, key=lambda time: (not time.seen, time.step))
-    low, high = found[(len(found) - 1) // 2], found[len(found) // 2]
-    return f"{'' if high.seen else '> '}{(low.step + high.step) / 2:.0f}"
-
-
-def filled(page: str, scale: str, results: pathlib.Path = claims.RESULTS) -> str:
-    """The page with a scale's tables replaced by those of the committed files."""
-    made = {"claims": claims_table(results / scale)}
-    runs = tables.read_runs(results / scale)
-    made |= {"arms": arms_table(runs), "rates": rates_table(runs)}
-    made["counts"] = counts_table(runs, scale)
     for name in comparisons.pairs():
-        made[name] = comparisons_table(results / scale, name)
-    for name, table in made.items():
+        table = page.comparisons_table(folder, name)
+        made[name] = _with(table, findings.summary(compared, name))
+    return made
+
+
+def _with(table: str, *sentences: str) -> str:
+    """A table and what is said of it; of a table without runs nothing else is."""
+    if table == page.NOT_RUN:
+        return table
+    return "\n\n".join(part for part in (table, *sentences) if part)
+
+
+def wrapped(block: str) -> str:
+    """The block with lines of at most `WIDTH` characters, but for tables and images."""
+    lines = []
+    for line in block.split("\n"):
+        indent = " " * len(re.match(r"(\d+\. |- )?", line)[0])
+        if line.startswith(("|", "!")) or not line:
+            lines.append(line)
+        else:
+            lines += textwrap.wrap(
+                line,
+                WIDTH,
+                subsequent_indent=indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    return "\n".join(lines)
+
+
+def filled(text: str, scale: str, results: pathlib.Path = claims.RESULTS) -> str:
+    """The page with a scale's blocks made anew from the committed files."""
+    for name, made in blocks(scale, results).items():
         begin, end = f"<!-- {name} {scale} -->", f"<!-- end of {name} {scale} -->"
-        block = "\n".join([begin, table, end])
-        page = re.sub(
-            re.escape(begin) + ".*?" + re.escape(end), lambda _, b=block: b, page, flags=re.S
+        block = "\n".join([begin, wrapped(made), end])
+        text = re.sub(
+            re.escape(begin) + ".*?" + re.escape(end), lambda _, b=block: b, text, flags=re.S
         )
-    return page
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,8 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     folder = arguments.out / arguments.scale
     kept = tables.write_tables(folder, found, scale)
-    compared = comparisons.compared(tables.read_runs(folder), scale)
+    all_runs = tables.read_runs(folder)
+    compared = comparisons.compared(all_runs, scale)
     tables.write(folder / "comparisons.tsv", comparisons.COLUMNS, compared)
+    post_hoc = comparisons.post_hoc(all_runs, scale)
+    tables.write(folder / "posthoc.tsv", comparisons.POST_HOC, post_hoc)
     where = ["--results", str(arguments.out), "--scale", arguments.scale]
     claims.main(where)
     figures.main(where)

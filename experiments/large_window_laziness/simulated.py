@@ -135,7 +135,7 @@ def powers(samples: int = SAMPLES) -> dict[str, float]:
     rng, level, found = np.random.default_rng(9), paired.LEVEL / len(_kinds()), {}
     for effect in EFFECTS:
         p, _ = both(effect + rng.normal(size=(samples, PAIRS)), 0.1, same=False)
-        found[f"a difference of {effect:g} standard deviations"] = float(np.mean(p <= level))
+        found[f"a difference of {effect:.1f} standard deviations"] = float(np.mean(p <= level))
     for name, plant in PLANTED.items():
         d_SN = rng.normal(plant.effect, plant.noise, (samples, PAIRS))
         p, _ = both(d_SN, plant.margin, plant.same)

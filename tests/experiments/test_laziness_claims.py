@@ -1,6 +1,5 @@
 """The declared claims on synthetic tables: each effect planted present, absent and reversed."""
 
-import dataclasses
 import pathlib
 import sys
 
@@ -13,74 +12,13 @@ from experiments.large_window_laziness import (
     claims,
     comparisons,
     figures,
+    page,
     paired,
     rates,
-    results,
     tables,
 )
 from experiments.large_window_laziness.arms import ARMS, MAIN, SETS
-from experiments.large_window_laziness.paired import Time
-from experiments.large_window_laziness.tables import Run
-
-SEEDS, NEVER = range(10), np.inf
-ORDER = {"w4": 600.0, "full": 800.0, "w8": 900.0, "w16": 1300.0, "w32": 2400.0}
-
-
-@dataclasses.dataclass
-class Planted:
-    """What the synthetic runs show, with noise from seed to seed.
-
-    Attributes:
-      times: mean step of retrieval by window.
-      full_loss, local_loss: accuracy lost where full, or efficient, layers are bounded to 4.
-      nope: gain of NoPE at twice the length.
-      late: what w32 lacks at the end of the long budget.
-      never: seeds in which neither long run retrieves.
-      local: nats of local text that w32 has more than w4.
-      noise: of ln of the times.
-    """
-
-    times: dict[str, float] = dataclasses.field(default_factory=lambda: dict(ORDER))
-    full_loss: float = 0.9
-    local_loss: float = 0.01
-    nope: float = 0.4
-    late: float = 0.0
-    never: tuple[int, ...] = ()
-    local: float = 0.0
-    noise: float = 0.08
-
-
-def made(planted, seed, seeds=SEEDS):
-    """The runs of core and long, by this generator's seed."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for arm in [*SETS["main"]["core"], *SETS["main"]["long"]]:
-        window, positions = arm.name.split("-")[0], arm.positions
-        for number in seeds:
-            formed = planted.times[window] * np.exp(rng.normal(0, planted.noise))
-            if not arm.stops and number in planted.never:
-                formed = NEVER
-            end = arm.steps if not arm.stops or formed > arm.steps else formed + 350
-            steps = np.arange(0, end // 50 + 1) * 50
-            curve = {name: np.zeros(len(steps)) for name in tables.curve_columns()[2:]}
-            lacks = planted.late if window == "w32" and not arm.stops else 0.0
-            curve["step"] = steps
-            curve[tables.distances(MAIN)[-1]] = np.where(
-                steps >= formed, 0.98 - lacks + rng.normal(0, 0.01), 0.02
-            )
-            more = planted.local if window == "w32" else 0.0
-            curve["local_nll"] = 1.4 + more + rng.normal(0, 0.004, len(steps))
-            facts = {name: 1.0 for name in tables.run_columns()[2:]}
-            facts |= {f"full_sees_{w}": 0.98 for w in MAIN.windows}
-            facts |= {f"local_sees_{w}": 0.98 for w in MAIN.windows}
-            facts["masked_none"] = 0.98
-            facts["full_sees_4"] -= planted.full_loss + rng.normal(0, 0.02)
-            facts["local_sees_4"] -= planted.local_loss + rng.normal(0, 0.01)
-            gain = planted.nope if positions == "nope" else 0.0
-            facts["length_2x"] = 0.4 + gain + rng.normal(0, 0.03)
-            facts["budget"] = arm.steps
-            found.append(Run(arm.name, number, curve, facts))
-    return found
+from tests.experiments.planted_runs import NEVER, ORDER, SEEDS, Planted, made
 
 
 def outcomes(planted, seed=0, **options):
@@ -299,9 +237,9 @@ def test_the_rate_with_the_earliest_retrieval_is_chosen():
         runs.append(run._replace(arm=arm.name, curve=curve))
     assert rates.chosen(runs) == best and rates.chosen([]) == {}
     assert {(rate.runs, rate.formed) for rate in rates.rates(runs)} == {(4, 4)}
-    assert "| chosen |" in results.rates_table(runs)
+    assert "| chosen |" in page.rates_table(runs)
     narrow = [run for run in runs if "lr0.003" not in run.arm]  # now 2e-3 is the largest
-    assert results.rates_table(narrow).count("chosen, an end of the sweep") == 1
+    assert page.rates_table(narrow).count("chosen, an end of the sweep") == 1
 
 
 def test_the_arms_have_the_rates_that_the_committed_sweep_chooses():
@@ -341,28 +279,3 @@ def test_every_seed_is_drawn_and_a_run_without_retrieval_is_marked():
     assert marks.count("o") == marks.count("^") == 3
     named = [line.get_label() for line in axes.lines]
     assert "not formed by its last step" in named
-
-
-@pytest.mark.parametrize(
-    ("seen", "unseen", "shown"),
-    [
-        ([1250, 800, 900], [], "900"),
-        ([1250, 800], [], "1025"),
-        ([1250], [5000], "> 3125"),
-        ([1250, 800], [5000], "1250"),
-        ([1250], [5000, 5000], "> 5000"),
-    ],
-)
-def test_the_median_is_the_middle_or_its_bound(seen, unseen, shown):
-    times = [Time(step, False) for step in unseen] + [Time(step, True) for step in seen]
-    assert results._median(times) == shown
-
-
-def test_the_page_has_the_committed_tables():
-    page = results.README.read_text(encoding="utf-8")
-    assert results.filled(page, "main") == page
-    found = claims.verdicts(tables.read_runs(claims.RESULTS / "main"))
-    written = [{n: str(x) for n, x in row.items()} for row in claims.rows(found)]
-    assert tables.read(claims.RESULTS / "main" / "claims.tsv") == [
-        {name: row[name] for name in claims.COLUMNS} for row in written
-    ]

@@ -1,0 +1,213 @@
+"""The tables of the README that `results` writes from the committed files."""
+
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.large_window_laziness import cured, tables
+from experiments.large_window_laziness.arms import SCALES, SETS, seeds_of
+from experiments.large_window_laziness.figures import FIGURES
+from experiments.large_window_laziness.paired import Time
+from experiments.large_window_laziness.rates import rates
+from experiments.large_window_laziness.tables import Run
+
+NOT_RUN = "Not yet run."
+
+
+def claims_table(folder: pathlib.Path) -> str:
+    """The page's table of claims.tsv."""
+    lines = ["| claim | contrast | seeds (not seen) | effect, 95% interval | p for, against | |"]
+    lines += ["|---|---|--:|---|---|---|"]
+    last = ""
+    for row in tables.read(folder / "claims.tsv"):
+        name = "" if row["claim"] == last else f"{row['claim']}: **{row['verdict']}**"
+        last = row["claim"]
+        lines.append(
+            f"| {name} | {row['contrast']} | {row['seeds']} ({row['unseen']}) | {row['effect']} |"
+            f" {row['p_holds']}, {row['p_fails']} | {row['outcome']} |"
+        )
+    return "\n".join(lines)
+
+
+def arms_table(runs: Sequence[Run]) -> str:
+    """The page's table of arms without the sweep: times, and the means of the figures at the end."""
+    runs = [run for run in runs if not re.search(r"-lr[\de.-]+-", run.arm)]
+    if not runs:
+        return "No run of this table has been made yet."
+    bound = next(n.rpartition("_")[2] for n in runs[0].facts if n.startswith("full_sees_"))
+    columns = {f"{n} the length": f"length_{n}" for n in tables.LENGTHS}
+    columns |= {
+        f"full layers see {bound}": f"full_sees_{bound}",
+        f"window layers see {bound}": f"local_sees_{bound}",
+        "without 2 best heads": "masked_retrieval",
+        "without 2 random": "masked_random",
+    }
+    head = {"best head's mass": "mass", "its entropy": "entropy"}
+    named = " | ".join([*columns, *head])
+    lines = [
+        f"| arm | runs | formed | median step | reach of the stack | {named} |",
+        "|---|" + "--:|" * (4 + len(columns) + len(head)),
+    ]
+    for arm in dict.fromkeys(run.arm for run in runs):
+        own = [run for run in runs if run.arm == arm]
+        means = [np.mean([run.facts[column] for run in own]) for column in columns.values()]
+        means += [np.mean([run.curve[column][-1] for run in own]) for column in head.values()]
+        lines.append(
+            f"| {arm} | {len(own)} | {sum(run.formed.seen for run in own)} |"
+            f" {median([run.formed for run in own])} | {own[0].facts['stack_reach']:.0f} | "
+            + " | ".join(f"{mean:.2f}" for mean in means)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def rates_table(runs: Sequence[Run]) -> str:
+    """The page's table of the sweep."""
+    found = rates(runs)
+    if not found:
+        return "The sweep has not yet been run."
+    lines = [
+        "| full layers | rate | runs | formed | geometric mean step | |",
+        "|---|--:|--:|--:|--:|---|",
+    ]
+    for r in found:
+        own = [other.rate for other in found if other.positions == r.positions]
+        ends = ", an end of the sweep" if r.rate in (min(own), max(own)) else ""
+        said = f"chosen{ends}" if r.chosen else ""
+        lines.append(
+            f"| {r.positions} | {r.rate:g} | {r.runs} | {r.formed} | {r.step:.0f} | {said} |"
+        )
+    return "\n".join(lines)
+
+
+def counts_table(runs: Sequence[Run], scale: str) -> str:
+    """The page's table of the stochastic window's steps over those of the smallest window."""
+    found = cured.counted(runs, SCALES[scale])
+    if not found:
+        return NOT_RUN
+    lines = ["| steps of the stochastic window | seeds | ratio, 95% interval |", "|---|--:|---|"]
+    lines += [f"| {what} | {seeds} | {ratio} |" for what, (ratio, seeds) in found.items()]
+    return "\n".join(lines)
+
+
+def comparisons_table(folder: pathlib.Path, name: str) -> str:
+    """The page's rows of one table of comparisons.tsv."""
+    rows = [row for row in tables.read(folder / "comparisons.tsv") if row["table"] == name]
+    if not rows:
+        return NOT_RUN
+    lines = ["| steps of | over those of | seeds (not seen) | ratio, 95% interval | p |"]
+    lines += ["|---|---|--:|---|--:|"]
+    lines += [
+        f"| {r['late']} | {r['early']} | {r['seeds']} ({r['late_unseen']}, {r['early_unseen']}) |"
+        f" {ratio(r)} | {r['p']} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def post_hoc_table(folder: pathlib.Path) -> str:
+    """The page's table of posthoc.tsv."""
+    path = folder / "posthoc.tsv"
+    rows = tables.read(path) if path.exists() else []
+    if not rows:
+        return NOT_RUN
+    lines = [
+        "| contrast | full layers | seeds | effect, 95% interval | p |",
+        "|---|---|--:|---|--:|",
+    ]
+    lines += [
+        f"| {r['contrast']} | {r['positions']} | {r['seeds']} |"
+        f" {r['effect']} [{r['low']}, {r['high']}] | {r['p']} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def statistics_table(folder: pathlib.Path) -> str:
+    """The page's table of statistics.tsv."""
+    path = folder / "statistics.tsv"
+    if not path.exists():
+        return NOT_RUN
+    rows = tables.read(path)
+    lines = [f"| of {int(rows[0]['samples']):,} samples of ten pairs | case | share |"]
+    lines += ["|---|---|--:|"]
+    lines += [f"| {row['figure']} | {row['case']} | {row['share']} |" for row in rows]
+    return "\n".join(lines)
+
+
+def cost_table(runs: Sequence[Run], scale: str) -> str:
+    """Runs, steps and processor time by set, measurements and ends included."""
+    lines = ["| set | runs | of | steps | minutes of processor time |", "|---|--:|--:|--:|--:|"]
+    for name, arms in SETS[scale].items():
+        names = {arm.name for arm in arms}
+        own = [run for run in runs if run.arm in names]
+        steps = sum(run.facts["steps"] for run in own)
+        minutes = sum(run.facts["cpu_seconds"] for run in own) / 60
+        lines.append(
+            f"| `{name}` | {len(own)} | {len(arms) * len(seeds_of(name))} | {steps:,.0f} |"
+            f" {minutes:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def probes_table(folder: pathlib.Path) -> str:
+    """The page's table of probes.tsv: a row for each run."""
+    path = folder / "probes.tsv"
+    if not path.exists():
+        return NOT_RUN
+    rows = tables.read(path)
+    lines = [
+        "| run | learning rate | step | answers told after each layer | by a guess |"
+        " copied by the heads of each layer | softmax on slots |",
+        "|---|--:|--:|---|--:|---|---|",
+    ]
+    for run in dict.fromkeys(row["run"] for row in rows):
+        own = [row for row in rows if row["run"] == run]
+        told = [row for row in own if row["probe"] == "layer_probing"]
+        heads = [row for row in own if row["probe"] == "retrieval_heads"]
+        layers = dict.fromkeys(row["layer"] for row in heads)
+        copied = [
+            f"{layer} ({next(h['mixer'] for h in heads if h['layer'] == layer)}): "
+            + ", ".join(_two(h["copy"]) for h in heads if h["layer"] == layer)
+            for layer in layers
+        ]
+        slots = [_two(row["share"], 3) for row in own if row["probe"] == "slot_share"]
+        lines.append(
+            f"| {run} | {float(told[0]['lr']):g} | {told[0]['step']} |"
+            f" {', '.join(_two(row['accuracy']) for row in told)} | {_two(told[0]['chance'])} |"
+            f" {'; '.join(copied)} | {', '.join(slots) or '–'} |"
+        )
+    return "\n".join(lines)
+
+
+def images(folder: pathlib.Path, scale: str) -> str:
+    """The figures that have been drawn, in the order of `FIGURES`."""
+    drawn = [name for name in FIGURES if (folder / f"{name}.svg").exists()]
+    return "\n".join(
+        f"![{FIGURES[name].__doc__.splitlines()[0].split(';')[0].rstrip('.')}]"
+        f"(results/{scale}/{name}.svg)"
+        for name in drawn
+    )
+
+
+def _two(text: str, digits: int = 2) -> str:
+    return f"{float(text):.{digits}f}"
+
+
+def ratio(row: tables.Row) -> str:
+    """A ratio of comparisons.tsv with its interval."""
+    if row["ratio"] == "nan":
+        return "not known"
+    return f"{row['ratio']} [{row['low']}, {row['high']}]"
+
+
+def median(times: Sequence[Time]) -> str:
+    """The median step, with those not seen counted as later than all others.
+
+    Where one of the middle runs has not been seen, "> " and what its last step gives.
+    """
+    found = sorted(times, key=lambda time: (not time.seen, time.step))
+    low, high = found[(len(found) - 1) // 2], found[len(found) // 2]
+    return f"{'' if high.seen else '> '}{(low.step + high.step) / 2:.0f}"
