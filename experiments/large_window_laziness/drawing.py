@@ -102,6 +102,16 @@ def means(
     axes.plot(x, values.mean(axis=0), color=color, linewidth=1.6, label=label)
 
 
+def seeds(
+    axes: Axes, x: Sequence[float], values: np.ndarray, color: str, label: str, aside: float = 0.0
+) -> None:
+    """A thin line with dots for each run, and no mean: seeds may be all or nothing (see `times`)."""
+    x = np.asarray(x, float) * np.exp(aside)
+    for line in values:
+        axes.plot(x, line, ".-", color=color, markersize=4, linewidth=0.6, alpha=0.55)
+    axes.plot([], [], color=color, linewidth=1.6, label=label)
+
+
 def asides(count: int, width: float) -> np.ndarray:
     """Where each of several series stands beside its x, in ln x."""
     return np.linspace(-width, width, count) if count > 1 else np.zeros(count)

@@ -38,6 +38,7 @@ from experiments.large_window_laziness.drawing import (
     means,
     name_of,
     row_of,
+    seeds,
     step_axis,
     times,
 )
@@ -172,7 +173,7 @@ def receptive_figure(
             for aside, (name, own) in zip(asides(len(arms), 0.08), arms.items()):
                 columns = [f"{group}_sees_{w}" for w in scale.windows]
                 values = np.array([[run.facts[c] for c in columns] for run in own])
-                means(axes, scale.windows, values, color_of(name, scale), name, aside)
+                seeds(axes, scale.windows, values, color_of(name, scale), name, aside)
             axes.set_xscale("log", base=2)
             axes.set_xticks(scale.windows, map(str, scale.windows))
             axes.set_ylim(-0.03, 1.03)
@@ -192,7 +193,7 @@ def length_figure(
         arms = core(runs, scale, positions)
         for aside, (name, own) in zip(asides(len(arms), 0.04), arms.items()):
             values = np.array([[run.facts[f"length_{n}"] for n in tables.LENGTHS] for run in own])
-            means(axes, (1, 2, 4), values, color_of(name, scale), name, aside)
+            seeds(axes, (1, 2, 4), values, color_of(name, scale), name, aside)
         axes.set_xscale("log", base=2)
         axes.set_xticks((1, 2, 4), tables.LENGTHS)
         axes.set_ylim(-0.03, 1.03)
@@ -269,8 +270,8 @@ def influence_figure(
     figure, row = row_of(3.2)
     for axes, positions in zip(row, POSITIONS):
         for name, own in core(runs, scale, positions).items():
-            arm, seeds = own[0].arm, {run.seed for run in own}
-            mine = [r for r in influences if r["arm"] == arm and int(r["seed"]) in seeds]
+            arm, numbers = own[0].arm, {run.seed for run in own}
+            mine = [r for r in influences if r["arm"] == arm and int(r["seed"]) in numbers]
             if not mine:
                 continue
             ranges = sorted({(int(r["first"]), int(r["last"])) for r in mine})

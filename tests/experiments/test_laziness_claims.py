@@ -280,3 +280,16 @@ def test_every_seed_is_drawn_and_a_run_without_retrieval_is_marked():
     assert marks.count("o") == marks.count("^") == 3
     named = [line.get_label() for line in axes.lines]
     assert "not formed by its last step" in named
+
+
+@pytest.mark.parametrize(("name", "panels"), [("receptive_field", 4), ("length", 2)])
+def test_accuracies_at_the_end_are_drawn_by_seed(name, panels):
+    """A line for each run, and no mean: two runs of 0 and 1 are not drawn at 0.5."""
+    runs = [run for run in made(Planted(), 0, seeds=range(2)) if run.arm.startswith("full-")]
+    ends = [n for n in runs[0].facts if n.startswith(("full_sees", "local_sees", "length"))]
+    runs = [run._replace(facts=run.facts | dict.fromkeys(ends, run.seed)) for run in runs]
+    axes = figures.FIGURES[name](runs).axes
+    assert len(axes) == panels
+    for panel in axes:
+        drawn = [list(line.get_ydata()) for line in panel.lines if len(line.get_ydata())]
+        assert [set(values) for values in drawn] == [{0}, {1}]
