@@ -22,6 +22,7 @@ from experiments.large_window_laziness.arms import (
 from experiments.large_window_laziness.claims import (
     ACCURACY_MARGIN,
     BELOW,
+    DELAY_MARGIN,
     FAILS,
     FEWEST,
     HOLDS,
@@ -200,6 +201,28 @@ def _local(
         f"{said} There window {scale.small} retrieves and window {scale.large} does not yet in"
         f" {' and '.join(counts)}, so that a difference may be one between before and after;"
         f" [at equal steps](#chosen-after-the-results) it is compared post hoc."
+    )
+
+
+def spread(runs: Sequence[Run], scale: ExperimentScale) -> str:
+    """How large the margin of a delay is in standard deviations of the differences."""
+    by_arm, found = _by_arm(runs), []
+    for claim in claims.declared(scale):
+        for contrast in claim.contrasts:
+            if contrast.margin != DELAY_MARGIN:
+                continue
+            d = contrast.differences(by_arm, scale)
+            known = d.nearest[np.isfinite(d.low) & np.isfinite(d.high)]
+            if len(known) > 1:
+                found.append(float(np.std(known, ddof=1)))
+    if not found:
+        return ""
+    sizes = sorted(DELAY_MARGIN / deviation for deviation in found)
+    return (
+        f"The standard deviation of ln of the ratio of two steps is {min(found):.2g} to"
+        f" {max(found):.2g} over these contrasts, so that a delay of {np.expm1(DELAY_MARGIN):.0%} is"
+        f" {sizes[0]:.1f} to {sizes[-1]:.1f} standard deviations: how often such effects are found is"
+        " measured [above](#statistics)."
     )
 
 

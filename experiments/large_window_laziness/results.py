@@ -38,7 +38,7 @@ def blocks(scale: str, results: pathlib.Path = claims.RESULTS) -> dict[str, str]
         "statistics": page.statistics_table(folder),
         "findings": findings.findings(runs, settings, claims.verdicts(runs, settings)),
         "arms": _with(page.arms_table(runs), findings.earlier(runs, settings)),
-        "claims": page.claims_table(folder),
+        "claims": _with(page.claims_table(folder), findings.spread(runs, settings)),
         "near": _with(
             page.comparisons_table(folder, "near"),
             findings.near_and_far(runs, compared, settings),

@@ -6,8 +6,8 @@
     python -m experiments.large_window_laziness.run --workdir runs/laziness --sets core --ends
 
 All arms run with one seed before the next seed, so completed runs are comparable at any time. Runs of
-"long" go on with those of "core" where these are complete in the same folder. Processes are faster
-than seeds in one vmapped program, which also could not stop one by one (see README, "Cost").
+"long" go on with those of "core" where these are complete in the same folder. Each run is a
+process's own, so that it stops by itself.
 """
 
 import argparse

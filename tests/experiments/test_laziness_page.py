@@ -204,6 +204,63 @@ def test_every_block_of_the_page_is_made_by_the_results():
     assert len(re.findall("<!-- end of ", text)) == len(named)
 
 
+def written(folder, found):
+    """The tables of these runs, as `results` writes them, but for influence.tsv."""
+    key = lambda run: {"arm": run.arm, "seed": run.seed}  # noqa: E731
+    curves = [
+        key(run) | {name: values[i] for name, values in run.curve.items()}
+        for run in found
+        for i in range(len(run.steps))
+    ]
+    tables.write(folder / "curves.tsv", tables.curve_columns(), curves)
+    tables.write(folder / "runs.tsv", tables.run_columns(), [key(run) | run.facts for run in found])
+    verdicts = claims.rows(claims.verdicts(found))
+    tables.write(folder / "claims.tsv", claims.COLUMNS, verdicts)
+    tables.write(folder / "comparisons.tsv", comparisons.COLUMNS, comparisons.compared(found))
+    tables.write(folder / "posthoc.tsv", comparisons.POST_HOC, comparisons.post_hoc(found))
+
+
+@pytest.mark.parametrize("sets", [(), ("core",), tuple(SETS["main"])])
+def test_a_page_is_made_of_any_runs(tmp_path, sets):
+    """None, the main table alone and all sets, with two seeds of each arm."""
+    found = [
+        run
+        for name in sets
+        for run in made(
+            Planted(),
+            1,
+            seeds=SWEEP_SEEDS if name == "sweep" else SEEDS[:2],
+            sets=(name,),
+        )
+    ]
+    written(tmp_path / "main", found)
+    made_of = results.blocks("main", tmp_path)
+    assert sorted(made_of) == sorted(results.blocks("main"))
+    lacks = {name for name, block in made_of.items() if page.NOT_RUN in block}
+    always = {"statistics", "probes"}  # no runs of this folder are behind them
+    assert lacks - always == {
+        (): {
+            "findings",
+            "near",
+            "posthoc",
+            "controls",
+            "recurrent",
+            "cures",
+            "counts",
+            "positions",
+        },
+        ("core",): {"controls", "recurrent", "cures", "counts"},
+    }.get(sets, set())
+
+
+def test_the_spread_of_times_is_that_of_their_ratios():
+    """Noise of 0.08 in each of two times is 0.11 in ln of their ratio; 10% is 0.8 of that."""
+    text = findings.spread(made(Planted(), 0, sets=("core",)), MAIN)
+    low, high = map(float, re.search(r"is ([\d.]+) to ([\d.]+) over", text).groups())
+    assert 0.05 < low < 0.113 < high < 0.2
+    assert "a delay of 10% is" in text and findings.spread([], MAIN) == ""
+
+
 def test_the_page_has_the_committed_tables():
     text = results.README.read_text(encoding="utf-8")
     assert results.filled(text, "main") == text
