@@ -55,7 +55,8 @@ def traffic(i: Instruction, body: dict[str, Instruction], computations: Computat
     if i.opcode == "dynamic-update-slice":
         update = array_bytes(body[i.operands[1]].shape)
         return operand(1) + (update if result else 0.0)
-    return result + sum(map(operand, range(len(i.operands))))
+    # A kernel may take one array twice, for two kinds of blocks of it.
+    return result + sum(operand(i.operands.index(name)) for name in set(i.operands))
 
 
 def _start_traffic(i: Instruction, body: dict[str, Instruction], operand) -> float:

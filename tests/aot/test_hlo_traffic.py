@@ -144,6 +144,18 @@ ENTRY %main (p: bf16[90,4096]) -> bf16[3,4096] {{
     assert cost.hbm_bytes == times * 3 * STACK
 
 
+def test_an_array_that_a_kernel_takes_twice_counts_once():
+    """As a convolution's: blocks of tokens, and those of the tokens before each block."""
+    cost = hlo.read("""
+ENTRY %main (p: bf16[90,4096], q: bf16[7,4096]) -> bf16[3,4096] {
+  %p = bf16[90,4096]{1,0} parameter(0)
+  %q = bf16[7,4096]{1,0} parameter(1)
+  ROOT %k = bf16[3,4096]{1,0} custom-call(%p, %p, %q), custom_call_target="tpu_custom_call"
+}
+""")
+    assert cost.hbm_bytes == (90 + 7 + 3) * STACK
+
+
 def test_an_overlapped_gather_counts_once():
     """Its shard is read and its result written, by three fusions that also carry the buffers."""
     semaphore = "u32[]{:S(2)}"
