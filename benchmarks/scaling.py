@@ -169,6 +169,12 @@ def overhead(steps: int = 400) -> Iterator[dict]:
 
 
 WORKERS = {"simulated": simulated, "chips": on_chips, "depth": depth, "overhead": overhead}
+WORDS = {
+    "simulated": "simulated devices",
+    "chips": "slices of chips",
+    "depth": "compile times",
+    "overhead": "overhead",
+}
 
 
 # --- the run, and its tables ---------------------------------------------------------------------------
@@ -213,14 +219,25 @@ def render(results: dict) -> str:
             f" {statistics.median(extra):.1f} ms (median of {len(extra)} runs, {extra[0]:.1f} to"
             f" {extra[-1]:.1f}).",
         ]
-    machine = results["machine"]
-    lines += ["", f"- {results['date']}, {machine['cpu']}, {machine['cores']} cores."]
+    machine, dates = results["machine"], results["dates"]
+    measured = "; ".join(
+        f"{', '.join(WORDS[kind] for kind in WORDS if dates.get(kind) == date)}: {date}"
+        for date in sorted(set(dates.values()), reverse=True)
+    )
+    lines += ["", f"- {measured}; {machine['cpu']}, {machine['cores']} cores."]
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = train_cpu.argument_parser(__doc__)
     parser.add_argument("--chips", nargs="+", default=[], help="topologies, in place of the CPU's")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=("simulated", "depth", "overhead"),
+        default=("simulated", "depth", "overhead"),
+        help="what is measured on the CPU; times need a machine that does nothing else",
+    )
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
@@ -234,14 +251,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.chips:
         records = [r for name in options.chips for r in run("chips", name)]
     else:
-        records = [r for n in DEVICES for r in run("simulated", str(n), devices=n)]
-        records += [r for n in DEPTHS for r in run("depth", str(n))]
-        records += [r for _ in range(RUNS) for r in run("overhead")]
-    results = {"date": time.strftime("%Y-%m-%d"), "machine": train_cpu.machine(), "records": []}
+        tasks = [("simulated", n, n) for n in DEVICES] + [("depth", n, 1) for n in DEPTHS]
+        tasks += RUNS * [("overhead", 400, 1)]
+        records = []
+        for kind, number, devices in tasks:
+            if kind in options.kinds:
+                records += run(kind, str(number), devices=devices)
     kinds = {r["kind"] for r in records}
+    results = {"dates": {}, "machine": train_cpu.machine(), "records": []}
     if options.json and options.json.exists():
-        before = json.loads(options.json.read_text())["records"]
-        results["records"] = [r for r in before if r["kind"] not in kinds]
+        before = json.loads(options.json.read_text())
+        results["dates"] = before["dates"]
+        results["records"] = [r for r in before["records"] if r["kind"] not in kinds]
+    results["dates"] |= dict.fromkeys(sorted(kinds), time.strftime("%Y-%m-%d"))
     results["records"] += records
     if options.json:
         options.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")

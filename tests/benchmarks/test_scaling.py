@@ -1,0 +1,32 @@
+"""The committed figures of sharded steps: the README's table is theirs."""
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def scaling():
+    sys.path.insert(0, str(BENCHMARKS))
+    import scaling
+
+    yield scaling
+    sys.path.remove(str(BENCHMARKS))
+
+
+def test_the_readme_has_the_committed_results(scaling):
+    results = json.loads((BENCHMARKS / "scaling.json").read_text())
+    text = (BENCHMARKS / "README.md").read_text()
+    assert text.split(scaling.BEGIN)[1].split(scaling.END)[0].strip() == scaling.render(results)
+
+
+def test_every_kind_of_result_has_its_own_date(scaling):
+    results = json.loads((BENCHMARKS / "scaling.json").read_text())
+    assert set(results["dates"]) == {r["kind"] for r in results["records"]}
+    results["dates"] |= dict(depth="2020-01-02", overhead="2020-01-02")
+    last = scaling.render(results).splitlines()[-1]
+    assert "compile times, overhead: 2020-01-02" in last
