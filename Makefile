@@ -29,7 +29,7 @@ help:
 	@echo "make site       build the documentation into build/site; a broken link is an error"
 	@echo "make mixers     check every law on every mixer, and write docs/mixers.md: half an hour"
 	@echo "make aot        compile every kernel for every chip and compare with the committed scorecard;"
-	@echo "                compile the training step of configs/scale/hybrid_1b.py for its slice"
+	@echo "                compile the training steps of configs/scale and compare with the figures of docs/scale.md"
 	@echo "make scorecard  compile every kernel for every chip, and write benchmarks/scorecard.{json,md}"
 	@echo "make benchmark  measure speed on this CPU, against PyTorch and jax-linear-attention"
 
