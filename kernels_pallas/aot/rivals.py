@@ -9,17 +9,28 @@ import jax.numpy as jnp
 from kernels_pallas.aot.case import Array, Case, with_gradients
 from kernels_pallas.attention import cases as attention
 
-#: Queries and keys of a block, and whether one backward kernel computes all gradients, by window. (That
-#: kernel visits all key blocks for any window, so it is used only for full attention.)
+#: Queries and keys of a block, and keys that are multiplied at a time, by window.
 SPLASH_BLOCKS = {
-    128: ((128, 128, False), (512, 512, False)),
-    512: ((512, 512, False),),
-    2048: ((512, 512, False), (1024, 1024, False)),
-    None: ((1024, 1024, False), (1024, 1024, True)),
+    128: (
+        *((128, 128, 128), (256, 128, 128), (512, 128, 128)),
+        *((256, 256, 128), (256, 256, 256), (512, 256, 256), (512, 512, 512)),
+    ),
+    512: (
+        *((256, 256, 256), (256, 512, 256), (512, 256, 256)),
+        *((512, 512, 256), (512, 512, 512), (1024, 512, 512)),
+    ),
+    2048: (
+        *((512, 512, 512), (512, 1024, 512), (1024, 512, 512)),
+        *((1024, 1024, 512), (1024, 1024, 1024)),
+    ),
+    None: ((512, 1024, 512), (1024, 1024, 512), (1024, 1024, 1024), (1024, 2048, 512)),
 }
+#: The same, with one backward kernel for all gradients. It visits all key blocks for any window, so it
+#: is used only for full attention.
+FUSED = ((1024, 1024, 512), (1024, 1024, 1024))
 
 
-def _splash(window: int | None, queries: int, keys: int, fused: bool) -> Case:
+def _splash(window: int | None, queries: int, keys: int, compute: int, fused=False) -> Case:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -33,13 +44,13 @@ def _splash(window: int | None, queries: int, keys: int, fused: bool) -> Case:
             if window is None
             else masks.LocalMask(shape, (window - 1, 0), 0)
         )
-        backward = dict(block_q_dkv=queries, block_kv_dkv=keys, block_kv_dkv_compute=keys)
+        backward = dict(block_q_dkv=queries, block_kv_dkv=keys, block_kv_dkv_compute=compute)
         if not fused:
             backward |= dict(block_q_dq=queries, block_kv_dq=keys)
         sizes = splash.BlockSizes(
             block_q=queries,
             block_kv=keys,
-            block_kv_compute=keys,
+            block_kv_compute=compute,
             use_fused_bwd_kernel=fused,
             **backward,
         )
@@ -55,7 +66,8 @@ def _splash(window: int | None, queries: int, keys: int, fused: bool) -> Case:
         return jax.vmap(row)(q_BTHK * attention.SIZE**-0.5, k_BTHK, v_BTHK, ids_BT)
 
     share = _active(window, queries, keys)
-    name = f"splash W={window or 'all'} {queries}x{keys}" + " fused" * fused
+    blocks = f"{queries}x{keys}" + (f"/{compute}" if compute < keys else "")
+    name = f"splash W={window or 'all'} {blocks}" + " fused" * fused
     return Case(
         name,
         with_gradients(call, differentiated=3, others=1),
@@ -105,8 +117,8 @@ def _deltanet(function: str, heads: int, gate_size: int | None, rival_of: str) -
 
 
 _SPLASH = tuple(
-    _splash(window, *options) for window, tried in SPLASH_BLOCKS.items() for options in tried
-)
+    _splash(window, *blocks) for window, tried in SPLASH_BLOCKS.items() for blocks in tried
+) + tuple(_splash(None, *blocks, fused=True) for blocks in FUSED)
 _DELTANET = (
     _deltanet("chunk_gdn", 16, None, "delta_rule scalar gate"),
     _deltanet("chunk_kda", 32, 128, "delta_rule channel gate"),
