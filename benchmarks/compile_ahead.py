@@ -71,7 +71,7 @@ def cells(name: str, report: dict) -> list[str]:
     return found + [
         f"{step['flops']:.3g}".replace("e+", "e"),
         f"{step['hbm_bytes'] / 1e9:,.0f}",
-        f"{sent / 1e9:#.3g}",
+        f"{sent / 1e9:#.3g}".rstrip("."),
         f"{step['step_seconds_at_least']:.3g} s ({step['roofline']['limit']})",
         f"{float(f'{step["tokens_per_second_at_most"]:.3g}'):,.0f}",
         f"{100 * step['mfu_at_most']:.0f}%",

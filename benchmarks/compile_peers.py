@@ -14,6 +14,7 @@ import argparse
 import importlib.metadata
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,9 @@ def main() -> int:
     parser.add_argument("--flags", default="best", help="best, default or both, with a comma")
     parser.add_argument("--sides", default="hybridlm,maxtext")
     parser.add_argument("--again", action="store_true", help="also what is in the results")
+    parser.add_argument(
+        "--keep", type=pathlib.Path, help="a folder for the compiled programs, as text"
+    )
     parser.add_argument("--render", action="store_true", help="write the table into the README")
     given = parser.parse_args()
     if given.render:
@@ -66,7 +70,7 @@ def main() -> int:
         for flags in given.flags.split(","):
             for side in given.sides.split(","):
                 if given.again or f"{case}, {side}, {flags}" not in kept():
-                    measure(case, side, flags)
+                    measure(case, side, flags, given.keep)
     return 0
 
 
@@ -74,8 +78,8 @@ def kept() -> dict:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
-def measure(case: str, side: str, flags: str) -> None:
-    """Compiles one step and adds its figures to the results."""
+def measure(case: str, side: str, flags: str, keep: pathlib.Path | None = None) -> None:
+    """Compiles one step and adds its figures to the results; its program goes into `keep`."""
     shape, ours, theirs, chips = CASES[case]
     env = environments.variables()
     with tempfile.TemporaryDirectory() as folder:
@@ -99,6 +103,10 @@ def measure(case: str, side: str, flags: str) -> None:
             found = {"failed": environments.last_line(done.stderr)[:400]}
         else:
             found = figures(pathlib.Path(folder), ours) | {"request": request}
+            if keep is not None:
+                keep.mkdir(parents=True, exist_ok=True)
+                name = f"{case} {side} {flags}.txt".replace(" ", "-")
+                shutil.copy(pathlib.Path(folder) / "program.txt", keep / name)
     found["wall_s"] = time.perf_counter() - began
     found["date"] = time.strftime("%Y-%m-%d")
     found["versions"] = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
