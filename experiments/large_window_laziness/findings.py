@@ -40,8 +40,17 @@ NAMES = {"rope": "RoPE", "nope": "NoPE"}
 MISSING = "not yet run"
 
 
-def findings(runs: Sequence[Run], scale: ExperimentScale, verdicts: Sequence[Verdict]) -> str:
-    """The first paragraph of the result, an item for each claim, and what the `full` arms do."""
+def findings(
+    runs: Sequence[Run],
+    scale: ExperimentScale,
+    verdicts: Sequence[Verdict],
+    rows: Sequence[tables.Row],
+) -> str:
+    """The first paragraph of the result, an item for each claim, and what the `full` arms do.
+
+    Args:
+      rows: of comparisons.tsv.
+    """
     own = _of_set(runs, scale, "core")
     if not own:
         return NOT_RUN
@@ -49,7 +58,9 @@ def findings(runs: Sequence[Run], scale: ExperimentScale, verdicts: Sequence[Ver
     items = [
         _item("Retrieval sits in the full layers", retrieval, _retrieval(retrieval, scale)),
         _item(
-            "The larger the window, the later; full is not lazy", order, _order(own, order, scale)
+            "The larger the window, the later; full is not lazy",
+            order,
+            _order(own, order, rows, scale),
         ),
         _item(
             "NoPE retrieves better beyond the training length", longer, _longer(own, longer, scale)
@@ -117,7 +128,12 @@ def _retrieval(found: dict[str, Verdict], scale: ExperimentScale) -> str:
     )
 
 
-def _order(own: Sequence[Run], found: dict[str, Verdict], scale: ExperimentScale) -> str:
+def _order(
+    own: Sequence[Run],
+    found: dict[str, Verdict],
+    rows: Sequence[tables.Row],
+    scale: ExperimentScale,
+) -> str:
     names = [*(f"w{w}" for w in scale.windows[:-1]), "full"]
     said = []
     for positions, verdict in found.items():
@@ -138,10 +154,34 @@ def _order(own: Sequence[Run], found: dict[str, Verdict], scale: ExperimentScale
             )
             by_word.setdefault(words[result.outcome], []).append(pair)
         said.append("; ".join(f"{', '.join(p)}: {word}" for word, p in by_word.items()) + ". ")
-    said.append(
-        "How much of it is a delay of copies from near, too, is measured [below](#near-and-far-copies)."
-    )
+    (first, last), arms = scale.task.bins[0], (f"w{scale.large}", f"w{scale.small}")
+    delays = []
+    for p in found:
+        far, near = (
+            _row(rows, "near", *(f"{arm}-{p} {part}" for arm in arms)) for part in ("far", "near")
+        )
+        if far and near:
+            delays.append(
+                f"{ratio(far)} for far copies and {ratio(near)} for near ones ({NAMES[p]})"
+            )
+    if delays:
+        said.append(
+            f"But near copies, from {first}–{last} tokens back, are late, too: the ratio of window"
+            f" {scale.large} to window {scale.small} is {'; '.join(delays)}. What is left for far"
+            " copies is measured [below](#near-and-far-copies)."
+            if _near_is_late(rows, found, arms)
+            else f"The ratio of window {scale.large} to window {scale.small} is {'; '.join(delays)};"
+            f" near ones are from {first}–{last} tokens back ([below](#near-and-far-copies))."
+        )
     return "".join(said)
+
+
+def _near_is_late(
+    rows: Sequence[tables.Row], positions: Sequence[str], arms: Sequence[str]
+) -> bool:
+    """Whether a delay of near copies is shown with every kind of positions."""
+    found = [_row(rows, "near", *(f"{arm}-{p} near" for arm in arms)) for p in positions]
+    return all(row is not None and _direction(row) == "shown" for row in found)
 
 
 def _longer(own: Sequence[Run], found: dict[str, Verdict], scale: ExperimentScale) -> str:

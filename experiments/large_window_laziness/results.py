@@ -36,7 +36,7 @@ def blocks(scale: str, results: pathlib.Path = claims.RESULTS) -> dict[str, str]
     compared = tables.read(folder / "comparisons.tsv")
     made = {
         "statistics": page.statistics_table(folder),
-        "findings": findings.findings(runs, settings, claims.verdicts(runs, settings)),
+        "findings": findings.findings(runs, settings, claims.verdicts(runs, settings), compared),
         "arms": _with(page.arms_table(runs), findings.earlier(runs, settings)),
         "claims": _with(page.claims_table(folder), findings.spread(runs, settings)),
         "near": _with(

@@ -42,7 +42,7 @@ def made(planted, seed, seeds=SEEDS, sets=("core", "long")):
     found = []
     for arm in [arm for name in sets for arm in SETS["main"][name]]:
         window, positions = arm.name.split("-")[0], arm.positions
-        mean = planted.times.get(window, ORDER["w32"])  # recurrences and schedules, too
+        mean = planted.times.get(window, planted.times["w32"])  # recurrences and schedules, too
         for number in seeds:
             formed = mean * np.exp(rng.normal(0, planted.noise))
             if not arm.stops and number in planted.never:

@@ -41,6 +41,13 @@ def test_every_claim_holds_where_its_effect_is_planted():
     assert outcomes(Planted()) == {claim: {claims.HOLDS} for claim in CLAIMS}
 
 
+def test_planted_effects_are_found_in_nearly_every_table():
+    """The power of the planted effects, over 20 tables with noise of their own."""
+    found = [outcomes(Planted(), seed) for seed in range(20)]
+    for claim in CLAIMS:
+        assert sum(table[claim] == {claims.HOLDS} for table in found) >= 19, claim
+
+
 REVERSED = {
     RETRIEVAL: Planted(full_loss=0.02, local_loss=0.9),
     LAZY: Planted(times=dict(w4=2400, w8=1300, w16=900, w32=600, full=1500)),
@@ -212,6 +219,28 @@ def test_comparisons_name_arms_that_exist_and_find_a_planted_ratio():
     assert float(found["w8-nope"]["low"]) > 1.3 > float(found["w16-nope"]["high"])
     assert found["w8-nope"]["p"] == "0.0098"  # 5 x 2 / 1,024
     assert all(float(row["p"]) > 0.05 for name, row in found.items() if name != "w8-nope")
+
+
+@pytest.mark.parametrize(
+    ("table", "late", "early"),
+    [
+        ("cures", "stochastic-rope", "w32-rope"),
+        ("controls", "w32-alone-nope", "w4-alone-nope"),
+        ("recurrent", "nha16x16-rope", "w16-rope"),
+    ],
+)
+def test_a_planted_ratio_is_found_in_its_table(table, late, early):
+    """`late` has half the steps of `early`; all other runs of the table form at one time."""
+    planted = Planted(times=dict.fromkeys(ORDER, 1000.0))
+    runs = []
+    for run in made(planted, 4, sets=("core", "alone", "recurrent", "cures")):
+        sooner = 0.5 if run.arm == late else 1.0
+        runs.append(run._replace(curve=run.curve | {"step": run.steps * sooner}))
+    rows = [row for row in comparisons.compared(runs) if row["table"] == table]
+    (found,) = [row for row in rows if (row["late"], row["early"]) == (late, early)]
+    assert float(found["low"]) < 0.5 < float(found["high"]) < 0.6 and float(found["p"]) <= 0.05
+    others = [row for row in rows if late not in (row["late"], row["early"])]
+    assert others and sum(float(row["p"]) <= 0.05 for row in others) <= 1
 
 
 def test_a_comparison_of_times_not_seen_is_open_to_that_side():

@@ -292,7 +292,7 @@ def test_the_committed_figures_are_those_of_the_tables(name):
 def said(planted, **options):
     """The findings on synthetic tables."""
     found = made(planted, 0, **options)
-    return findings.findings(found, MAIN, claims.verdicts(found))
+    return findings.findings(found, MAIN, claims.verdicts(found), comparisons.compared(found))
 
 
 def items(text):
@@ -333,7 +333,7 @@ def test_findings_say_what_has_not_been_run():
     assert late.startswith("**Convergence by 6,000 steps: not yet run**")
     few = said(Planted(), seeds=range(3))
     assert "undecided (3 of 9 seeds)" in few and "30 of the 100 runs" in few
-    assert findings.findings([], MAIN, claims.verdicts([])) == page.NOT_RUN
+    assert findings.findings([], MAIN, claims.verdicts([]), []) == page.NOT_RUN
 
 
 def test_seeds_of_the_full_arms_are_counted():
@@ -383,6 +383,8 @@ def test_a_delay_of_near_copies_is_told_from_one_of_far_copies_after_them(factor
     found = with_near(factor, after)
     rows = comparisons.compared(found)
     assert words in findings.near_and_far(found, rows, MAIN)
+    second = items(findings.findings(found, MAIN, claims.verdicts(found), rows))[1]
+    assert ("But near copies, from 5–7 tokens back, are late, too" in second) == (factor > 1)
     whole, near, rest = (
         float(
             next(r["ratio"] for r in rows if r["late"] == f"w32-rope {part}" and "w4" in r["early"])
