@@ -13,12 +13,12 @@ one run), so that the sample is a seed. Its tests are exact sign-flip tests (see
   not hold where "less than the margin" is.
 
 Both directions have the same burden: p <= 0.05 after Holm's correction over all contrasts of all
-claims, for each direction by itself: the chance that any contrast is wrongly said to hold is at most
-5%, and so is the chance that any is wrongly said not to, so that of both errors together it is at
-most 10%. A claim holds if all its contrasts hold (below the margin, if one of them does so only), does
-not hold if one of them does not, and is undecided otherwise, as it is where a contrast has fewer than
-`FEWEST` seeds. A verdict is about the steps that were run: "by 6,000 steps" is not "with enough
-training".
+claims, for each direction by itself. For symmetric differences the chance that any contrast is
+wrongly said to hold is at most 5%, and so is the chance that any is wrongly said not to, so that of
+both errors together it is at most 10%. A claim holds if all its contrasts hold (below the margin, if
+one of them does so only), does not hold if one of them does not, and is undecided otherwise, as it is
+where a contrast has fewer than `FEWEST` seeds. A verdict is about the steps that were run: "by 6,000
+steps" is not "with enough training".
 """
 
 import argparse
