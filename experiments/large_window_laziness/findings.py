@@ -410,12 +410,15 @@ def earlier(runs: Sequence[Run], scale: ExperimentScale) -> str:
     old = [run for run in shown if not _current(run)]
     if not old:
         return ""
-    length = scale.task.length
-    return (
+    said = (
         f"The ends of {len(old)} of the {len(shown)} runs above were measured by earlier code: their"
-        f" random heads were drawn from all layers; in the arms `full` the best head is one of the full"
-        f" layers, and at twice and four times the length the layers in the window's place saw only"
-        f" {length} tokens."
+        " random heads were drawn from all layers"
+    )
+    if not any(run.arm.startswith("full-") for run in old):
+        return f"{said}."
+    return (
+        f"{said}; in the arms `full` the best head is one of the full layers, and at twice and four times"
+        f" the length the layers in the window's place saw only {scale.task.length} tokens."
     )
 
 

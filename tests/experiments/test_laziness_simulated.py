@@ -59,3 +59,9 @@ def test_samples_together_have_the_p_of_each_alone(same):
     together = np.transpose(simulated.both(d_SN, 0.1, same))
     test = paired.within if same else paired.above
     np.testing.assert_allclose(together, [test(Bounds.known(d), 0.1) for d in d_SN], rtol=0)
+
+
+def test_samples_together_have_the_interval_of_each_alone():
+    d_SN = np.random.default_rng(1).normal(0.05, 0.1, (20, 10))
+    alone = [paired.interval(d)[1:] for d in d_SN]
+    np.testing.assert_allclose(np.transpose(simulated.intervals(d_SN)), alone, rtol=1e-12)
