@@ -23,6 +23,16 @@ def test_the_readme_has_the_committed_results(compile_peers):
     assert table.strip().splitlines() == list(compile_peers.rows())
 
 
+def test_a_missed_bar_is_named(compile_peers, monkeypatch):
+    seconds = dict(compute=2.0, hbm=1.0, interconnect=0.5)
+    theirs = dict(hbm_GB=10, sent_GB=10, temporaries_GiB=10, cpu_s=10, seconds_at_least=seconds)
+    ours = theirs | dict(hbm_GB=5, cpu_s=6.9, seconds_at_least=seconds | dict(hbm=3.0))
+    results = {"delta v5p, hybridlm, best": ours, "delta v5p, maxtext, best": theirs}
+    monkeypatch.setattr(compile_peers, "kept", lambda: results)
+    *_, row = compile_peers.ratios()
+    assert row == "| delta v5p | 0.500 (bar 0.4) | 1.000 | 1.000 | 0.690 | no (bar) |"
+
+
 def test_both_sides_have_one_models_parameters_and_products(compile_peers):
     results = compile_peers.kept()
     for name, ours in results.items():
