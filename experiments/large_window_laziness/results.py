@@ -19,6 +19,7 @@ from experiments.large_window_laziness import (
     figures,
     findings,
     page,
+    remarks,
     tables,
 )
 from experiments.large_window_laziness.arms import SCALES
@@ -37,30 +38,30 @@ def blocks(scale: str, results: pathlib.Path = claims.RESULTS) -> dict[str, str]
     made = {
         "statistics": page.statistics_table(folder),
         "findings": findings.findings(runs, settings, claims.verdicts(runs, settings), compared),
-        "arms": _with(page.arms_table(runs), findings.earlier(runs, settings)),
-        "claims": _with(page.claims_table(folder), findings.spread(runs, settings)),
+        "arms": _with(page.arms_table(runs), remarks.earlier(runs, settings)),
+        "claims": _with(page.claims_table(folder), remarks.spread(runs, settings)),
         "near": _with(
             page.comparisons_table(folder, "near"),
-            findings.near_and_far(runs, compared, settings),
+            remarks.near_and_far(runs, compared, settings),
         ),
-        "posthoc": _with(page.post_hoc_table(folder), findings.post_hoc(folder)),
-        "rates": _with(page.rates_table(runs), findings.rates_sentence(runs, settings)),
-        "alone": findings.without_near(compared, settings),
+        "posthoc": _with(page.post_hoc_table(folder), remarks.post_hoc(folder)),
+        "rates": _with(page.rates_table(runs), remarks.rates_sentence(runs, settings)),
+        "alone": remarks.without_near(compared, settings),
         "counts": _with(
             page.counts_table(runs, scale),
-            findings.stochastic(runs, settings),
-            findings.doubling(runs, settings),
-            findings.earlier_cures(runs),
+            remarks.stochastic(runs, settings),
+            remarks.doubling(runs, settings),
+            remarks.earlier_cures(runs),
         ),
-        "traces": findings.traces(folder, settings),
+        "traces": remarks.traces(folder, settings),
         "images": page.images(folder, scale),
-        "probes": _with(page.probes_table(folder), findings.probes(folder, settings)),
-        "unshown": findings.unshown(runs, settings),
+        "probes": _with(page.probes_table(folder), remarks.probes(folder, settings)),
+        "unshown": remarks.unshown(runs, settings),
         "cost": page.cost_table(runs, scale),
     }
     for name in comparisons.pairs():
         table = page.comparisons_table(folder, name)
-        made[name] = _with(table, findings.summary(compared, name))
+        made[name] = _with(table, remarks.summary(compared, name))
     return made
 
 

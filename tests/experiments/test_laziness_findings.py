@@ -9,7 +9,15 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from experiments.large_window_laziness import claims, comparisons, endpoint, findings, page, tables
+from experiments.large_window_laziness import (
+    claims,
+    comparisons,
+    endpoint,
+    findings,
+    page,
+    remarks,
+    tables,
+)
 from experiments.large_window_laziness.arms import MAIN, RATES, SEEDS, SETS, SWEEP_SEEDS
 from experiments.large_window_laziness.paired import Time
 from tests.experiments.planted_runs import NEVER, ORDER, Planted, made
@@ -108,7 +116,7 @@ def with_near(factor, after):
 def test_a_delay_of_near_copies_is_told_from_one_of_far_copies_after_them(factor, after, words):
     found = with_near(factor, after)
     rows = comparisons.compared(found)
-    assert words in findings.near_and_far(found, rows, MAIN)
+    assert words in remarks.near_and_far(found, rows, MAIN)
     second = items(findings.findings(found, MAIN, claims.verdicts(found), rows))[1]
     assert ("But near copies, from 5–7 tokens back, are late, too" in second) == (factor > 1)
     whole, near, rest = (
@@ -146,7 +154,7 @@ def test_a_difference_of_local_text_after_the_long_budget_is_post_hoc():
 def test_a_contrast_chosen_after_the_results_is_named_until_it_has_runs(tmp_path):
     rows = comparisons.post_hoc(made(Planted(), 0, sets=("core",)))
     tables.write(tmp_path / "posthoc.tsv", comparisons.POST_HOC, rows)
-    assert "loss on local text has not yet been run" in findings.post_hoc(tmp_path)
+    assert "loss on local text has not yet been run" in remarks.post_hoc(tmp_path)
 
 
 def swept(gain):
@@ -157,22 +165,22 @@ def swept(gain):
 
 @pytest.mark.parametrize(("gain", "rates"), [(0.3, len(RATES["nope"])), (0.0, 0)])
 def test_nope_and_rope_are_compared_at_equal_rates(gain, rates):
-    text = findings.rates_sentence(swept(gain), MAIN)
+    text = remarks.rates_sentence(swept(gain), MAIN)
     assert f"at least 0.05 more at {rates} of {len(RATES['nope'])} rates" in text
-    assert "Not yet run" not in text and findings.rates_sentence([], MAIN) == ""
+    assert "Not yet run" not in text and remarks.rates_sentence([], MAIN) == ""
     few = [run for run in swept(gain) if "-lr0.006-" not in run.arm]
-    assert "Not yet run with RoPE: 0.006." in findings.rates_sentence(few, MAIN)
+    assert "Not yet run with RoPE: 0.006." in remarks.rates_sentence(few, MAIN)
 
 
 def test_runs_of_earlier_code_are_counted():
     found = made(Planted(), 0, sets=("core", "cures"))
-    assert "ends of 160 of the 160 runs" in findings.earlier(found, MAIN)
-    assert findings.earlier_cures(found).startswith("40 runs of the doubling window")
+    assert "ends of 160 of the 160 runs" in remarks.earlier(found, MAIN)
+    assert remarks.earlier_cures(found).startswith("40 runs of the doubling window")
     now = [run._replace(facts=run.facts | {"end_version": endpoint.VERSION}) for run in found]
-    assert findings.earlier(now, MAIN) == findings.earlier_cures(now) == ""
-    few = findings.earlier([found[0], *now[1:]], MAIN)  # one of w4
+    assert remarks.earlier(now, MAIN) == remarks.earlier_cures(now) == ""
+    few = remarks.earlier([found[0], *now[1:]], MAIN)  # one of w4
     assert "ends of 1 of the 160 runs" in few and "full" not in few
-    assert "saw only 64 tokens" in findings.earlier(found, MAIN)
+    assert "saw only 64 tokens" in remarks.earlier(found, MAIN)
 
 
 def test_a_table_of_comparisons_is_summed_up():
@@ -182,29 +190,29 @@ def test_a_table_of_comparisons_is_summed_up():
         row | dict(early="c", ratio="0.5", p="0.04"),
         row | dict(ratio="2", p="0.9", low="0", high="inf"),
     ]
-    assert findings.summary(rows, "cures") == (
+    assert remarks.summary(rows, "cures") == (
         "Shown (p at most 0.05): a is later than b; a is earlier than c. No difference is shown in 1 of"
         " the 3 rows. The intervals of 1 rows have no finite end: they say nothing."
     )
-    assert findings.summary(rows, "controls") == ""
+    assert remarks.summary(rows, "controls") == ""
 
 
 def test_the_control_without_the_shared_layer_is_reported_when_it_has_run():
-    assert "has not been run" in findings.without_near([], MAIN)
+    assert "has not been run" in remarks.without_near([], MAIN)
     found = comparisons.compared(made(Planted(), 0, sets=("core", "alone")))
-    text = findings.without_near(found, MAIN)
+    text = remarks.without_near(found, MAIN)
     assert text.startswith("Steps of window 32 over those of window 4: ") and "(NoPE)" in text
 
 
 def test_sets_that_lack_runs_are_listed():
-    text = findings.unshown(made(Planted(), 0, sets=("core",)), MAIN)
+    text = remarks.unshown(made(Planted(), 0, sets=("core",)), MAIN)
     assert "`core`" not in text and "`long` (0 of 40 runs)" in text
     whole = [
         run
         for name in SETS["main"]
         for run in made(Planted(), 0, seeds=SWEEP_SEEDS if name == "sweep" else SEEDS, sets=(name,))
     ]
-    assert findings.unshown(whole, MAIN) == "- All sets have all their runs."
+    assert remarks.unshown(whole, MAIN) == "- All sets have all their runs."
 
 
 def test_the_cost_is_that_of_the_runs():
@@ -236,7 +244,7 @@ def test_the_median_is_the_middle_or_its_bound(seen, unseen, shown):
 
 def test_the_spread_of_times_is_that_of_their_ratios():
     """Noise of 0.08 in each of two times is 0.11 in ln of their ratio; 10% is 0.8 of that."""
-    text = findings.spread(made(Planted(), 0, sets=("core",)), MAIN)
+    text = remarks.spread(made(Planted(), 0, sets=("core",)), MAIN)
     low, high = map(float, re.search(r"is ([\d.]+) to ([\d.]+) over", text).groups())
     assert 0.05 < low < 0.113 < high < 0.2
-    assert "a delay of 10% is" in text and findings.spread([], MAIN) == ""
+    assert "a delay of 10% is" in text and remarks.spread([], MAIN) == ""
