@@ -44,6 +44,7 @@ def test_the_family_wise_error_is_at_most_5_percent_for_symmetric_laws(found):
     for direction in ("holds", "does not hold"):
         errors = shares(found, f"family-wise error, {direction}")
         assert errors["normal"] < 0.05 < errors["exponential"]
+        assert errors["normal, contrasts that share runs"] < 0.05
 
 
 def test_planted_effects_are_found_and_small_ones_often_not(found):
