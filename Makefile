@@ -18,7 +18,7 @@ help:
 	@echo "make life       pretrain, decay, extend and fine-tune one model: 300 seconds of CPU time, on 2 cores"
 	@echo "make distill    turn a pretrained transformer of 135M parameters into hybrids: 49 minutes"
 	@echo "                on 2 slow CPU cores with 16 GB of memory; resumes if stopped"
-	@echo "make laziness   train the 100 small runs of the experiment on retrieval heads; resumes if stopped"
+	@echo "make laziness   train the 100 small runs of the experiment on retrieval heads: 40 minutes; resumes if stopped"
 	@echo "make state      train the small runs of the experiment on state tracking; resumes if stopped"
 	@echo "make nha        train the small runs of the experiment on Native Hybrid Attention; resumes"
 	@echo "make test       install, and run the tests (of the long and slow ones, a sample that changes every day):"
