@@ -16,10 +16,10 @@ from hybridlm.models.settings import ModelConfig
 from hybridlm.parallel.gradients import gathered
 from hybridlm.parallel.ops import per_shard
 
-# The logits of a slice, in elements: as many as the head has, because each slice rewrites the head's
-# gradient, which then takes no more memory and no more traffic than the logits; or 16 MiB of float32.
-SMALL_SLICE = 2**22
-MIN_SLICES = 4
+# The logits of a slice, in elements: twice as many as the head has, and at most half of all, because
+# each slice reads and rewrites the head's gradient; with a small head 16 MiB of float32, and a quarter.
+HEADS_IN_SLICE, MIN_SLICES = 2, 2
+SMALL_SLICE, MIN_SMALL_SLICES = 2**22, 4
 
 
 class LossSettings(NamedTuple):
@@ -155,8 +155,10 @@ def slice_length(batch: int, time: int, width: int, vocab: int) -> int:
 
     A length that does not divide it (the last slice is padded) is taken if it is twice as long.
     """
-    logits = max(SMALL_SLICE, width * vocab)
-    longest = max(1, min(logits // (batch * vocab), -(-time // MIN_SLICES)))
+    logits, slices = HEADS_IN_SLICE * width * vocab, MIN_SLICES
+    if logits < SMALL_SLICE:
+        logits, slices = SMALL_SLICE, MIN_SMALL_SLICES
+    longest = max(1, min(logits // (batch * vocab), -(-time // slices)))
     divisor = next(n for n in range(longest, 0, -1) if time % n == 0)
     return divisor if 2 * divisor > longest else longest
 

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from hybridlm.models.loss import (
-    MIN_SLICES,
-    SMALL_SLICE,
     LossSettings,
     slice_length,
     summed_cross_entropy,
@@ -79,7 +77,7 @@ def test_full_logits_are_never_stored(differentiate):
 
 
 def test_slices_fit_and_are_the_longest():
-    """A slice has no more logits than the head has weights, and no length that divides is longer."""
+    """No length that divides the time is longer, of those that a slice's bounds allow."""
     rng = np.random.default_rng(0)
     for _ in range(200):
         batch, time, width = (int(n) for n in rng.integers(1, (16, 5000, 4096)))
@@ -87,9 +85,9 @@ def test_slices_fit_and_are_the_longest():
         length = slice_length(batch, time, width, vocab)
 
         def fits(n, batch=batch, time=time, width=width, vocab=vocab):
-            return n * batch * vocab <= max(width * vocab, SMALL_SLICE) and n <= -(
-                -time // MIN_SLICES
-            )
+            head = 2 * width * vocab
+            most, slices = (head, 2) if head >= 2**22 else (2**22, 4)
+            return n * batch * vocab <= most and n <= -(-time // slices)
 
         longest = max((n for n in range(1, time + 1) if fits(n)), default=1)
         divisor = max(n for n in range(1, longest + 1) if time % n == 0)
@@ -104,11 +102,12 @@ def test_slices_fit_and_are_the_longest():
 @pytest.mark.parametrize(
     "batch, time, width, vocab, length",
     [
-        (4, 4096, 2048, 32_000, 512),  # the 1B step of a chip: 2^26 logits, measured best there
-        (4, 4097, 2048, 32_000, 512),  # prime: the last slice is padded
-        (4, 3000, 2048, 32_000, 500),
-        (8, 256, 128, 258, 64),  # the demo: MIN_SLICES
-        (64, 8, 2048, 262_144, 2),
+        (4, 4096, 2048, 32_000, 1024),  # the 1B step of a chip: 2^27 logits
+        (2, 8192, 4096, 32_000, 4096),  # the 7B step of a chip
+        (4, 4097, 2048, 32_000, 1024),  # prime: the last slice is padded
+        (4, 3000, 2048, 32_000, 1000),
+        (8, 256, 128, 258, 64),  # the demo: a quarter
+        (64, 8, 2048, 262_144, 4),
         (5000, 8, 2048, 262_144, 1),
     ],
 )
