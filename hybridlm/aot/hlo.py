@@ -212,4 +212,4 @@ def group_size(attributes: str) -> int:
 def kernel_name(i: Instruction) -> str:
     """The name of a Pallas kernel, from the custom call that runs it."""
     stated = re.search(r"kernel_name\W+(\w+)", i.attributes)
-    return stated[1] if stated else re.sub(r"[.\d]+$", "", i.name)
+    return stated[1] if stated else re.sub(r"\.\d.*", "", i.name)  # "kernel.7.v_ref"

@@ -58,6 +58,12 @@ def test_a_loop_of_unknown_length_is_reported():
     assert (program.unknown_loops, program.kernels) == (1, {"kernel": 1})
 
 
+def test_a_kernel_keeps_its_name_where_its_result_has_one():
+    """XLA names the instruction of a kernel after the parameter of the next kernel, too."""
+    text = TPU.replace("%kernel.7", "%kernel_2.7.v_ref")
+    assert hlo.read(text).kernels == {"kernel_2": 5}
+
+
 @pytest.mark.parametrize(
     "groups, size",
     [
