@@ -169,12 +169,7 @@ def overhead(steps: int = 400) -> Iterator[dict]:
 
 
 WORKERS = {"simulated": simulated, "chips": on_chips, "depth": depth, "overhead": overhead}
-WORDS = {
-    "simulated": "simulated devices",
-    "chips": "slices of chips",
-    "depth": "compile times",
-    "overhead": "overhead",
-}
+WORDS = {"depth": "compile times", "overhead": "overhead"}
 
 
 # --- the run, and its tables ---------------------------------------------------------------------------
@@ -200,13 +195,17 @@ def render(results: dict) -> str:
     """Tables in Markdown."""
     records = results["records"]
     of = {kind: [r for r in records if r["kind"] == kind] for kind in WORKERS}
-    lines = ["| split along | devices | sent per token, KiB | by |", "|---|--:|--:|---|"]
+    lines = [
+        "| split along | devices | sent per token, KiB | by | counted |",
+        "|---|--:|--:|---|---|",
+    ]
     for record in of["simulated"] + of["chips"]:
         kinds = ", ".join(f"{k} {v / 1024:.1f}" for k, v in record["sent"].items() if v >= 51.2)
         where = record.get("topology", "simulated")
         total = sum(record["sent"].values()) / 1024
         lines.append(
             f"| `{record['axis']}` | {record['devices']} ({where}) | {total:,.1f} | {kinds or '-'} |"
+            f" {record['date']} |"
         )
     lines += ["", "| layers | tracing, s | compiling, s |", "|--:|--:|--:|"]
     for record in of["depth"]:
@@ -263,8 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         before = json.loads(options.json.read_text())
         results["dates"] = before["dates"]
         results["records"] = [r for r in before["records"] if r["kind"] not in kinds]
-    results["dates"] |= dict.fromkeys(sorted(kinds), time.strftime("%Y-%m-%d"))
-    results["records"] += records
+    today = time.strftime("%Y-%m-%d")
+    results["dates"] |= dict.fromkeys(sorted(kinds & set(WORDS)), today)
+    results["records"] += [r if r["kind"] in WORDS else r | {"date": today} for r in records]
     if options.json:
         options.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     print(render(results))

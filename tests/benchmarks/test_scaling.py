@@ -26,7 +26,7 @@ def test_the_readme_has_the_committed_results(scaling):
 
 def test_every_kind_of_result_has_its_own_date(scaling):
     results = json.loads((BENCHMARKS / "scaling.json").read_text())
-    assert set(results["dates"]) == {r["kind"] for r in results["records"]}
+    assert all("date" in r or r["kind"] in results["dates"] for r in results["records"])
     results["dates"] |= dict(depth="2020-01-02", overhead="2020-01-02")
     last = scaling.render(results).splitlines()[-1]
     assert "compile times, overhead: 2020-01-02" in last
