@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from kernels_pallas import dispatch, segments
 from kernels_pallas.causal_conv import chunked, reference, tpu
+from kernels_pallas.causal_conv.activation import ACTIVATIONS
 
 MAX_WIDTH = 8
 SUPPORT = (
@@ -22,6 +23,7 @@ SUPPORT = (
             dtype=("float32", "bfloat16"),
             channels=range(1, 1 << 16),
             width=range(1, MAX_WIDTH + 1),
+            activation=ACTIVATIONS,
         ),
     ),
 )
@@ -55,9 +57,10 @@ def causal_conv(
     segment_ids: Int[Array, "B T"] | None = None,
     initial_state: ConvState | None = None,
     return_state: bool = False,
+    activation: str | None = None,
     impl: str = "auto",
 ) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], ConvState]:
-    """y_t = bias + sum_i kernel_WD[i] * x_{t-i} over the taps in t's own document.
+    """y_t = act(bias + sum_i kernel_WD[i] * x_{t-i}) over the taps in t's own document.
 
     kernel_WD[0] multiplies the current token, kernel_WD[W-1] the oldest (PyTorch's and
     Mamba's conv1d weights are this flipped). Padding gives 0, bias included.
@@ -68,17 +71,19 @@ def causal_conv(
       bias_D: optional.
       segment_ids: int (B, T), 0 = padding, a change = boundary; None = one document (id 1).
       initial_state: the W - 1 inputs directly before the first token.
-      return_state: also return the state after the last token.
+      return_state: also return the state after the last token, whose inputs have no activation.
+      activation: act, of the sums before they are rounded to x's dtype: "silu", or None for none.
+        Gradients compute the sums again; nothing but the inputs is saved.
       impl: "auto", "reference" (token by token), "chunked" or "pallas".
 
     Returns y_BTD in x's dtype, or (y_BTD, ConvState).
     Raises ValueError for shapes that do not agree, a width outside 1..8, non-integer
-    segment ids, unknown impl.
+    segment ids, unknown activation or impl.
     """
-    _check(x_BTD, kernel_WD, bias_D, segment_ids, initial_state)
+    _check(x_BTD, kernel_WD, bias_D, segment_ids, initial_state, activation)
     batch, time, channels = x_BTD.shape
     width = kernel_WD.shape[0]
-    case = dict(dtype=str(x_BTD.dtype), channels=channels, width=width)
+    case = dict(dtype=str(x_BTD.dtype), channels=channels, width=width, activation=activation)
     form = _FORMS[dispatch.resolve("causal_conv", impl, case, SUPPORT)]
 
     if initial_state is None:
@@ -88,7 +93,7 @@ def causal_conv(
     ids_BT = segments.or_one_document(segment_ids, batch, time)
     ids_BS = jnp.concatenate([initial_state.segment_ids_BS.astype(jnp.int32), ids_BT], axis=1)
     state_BSD = initial_state.x_BSD.astype(x_BTD.dtype)
-    y_BTD = form(x_BTD, state_BSD, kernel_WD, bias_D, ids_BS)
+    y_BTD = form(x_BTD, state_BSD, kernel_WD, bias_D, ids_BS, activation)
     if not return_state:
         return y_BTD
     slots = width - 1
@@ -96,8 +101,10 @@ def causal_conv(
     return y_BTD, ConvState(last_BSD[:, last_BSD.shape[1] - slots :], ids_BS[:, time:])
 
 
-def _check(x_BTD, kernel_WD, bias_D, segment_ids, initial_state) -> None:
+def _check(x_BTD, kernel_WD, bias_D, segment_ids, initial_state, activation) -> None:
     op = "causal_conv"
+    if activation not in ACTIVATIONS:
+        raise ValueError(f'{op}: activation must be "silu" or None, got {activation!r}.')
     if x_BTD.ndim != 3 or x_BTD.shape[1] < 1:
         raise ValueError(f"{op}: x must have shape (B, T, D) with T >= 1, got {x_BTD.shape}.")
     batch, time, channels = x_BTD.shape

@@ -8,9 +8,10 @@ from kernels_pallas.causal_conv import causal_conv
 BATCH, TIME, CHANNELS = 1, 8192, 4096
 
 
-def _case(name: str, width: int, dtype) -> Case:
+def _case(name: str, width: int, dtype, activation: str | None = None) -> Case:
     def call(x_BTD, kernel_WD, ids_BT):
-        return causal_conv(x_BTD, kernel_WD, segment_ids=ids_BT, impl="pallas")
+        options = dict(segment_ids=ids_BT, activation=activation)
+        return causal_conv(x_BTD, kernel_WD, **options, impl="pallas")
 
     shape = BATCH, TIME, CHANNELS
     return Case(
@@ -30,4 +31,5 @@ def _case(name: str, width: int, dtype) -> Case:
 CASES = (
     _case("causal_conv bf16", 4, jnp.bfloat16),
     _case("causal_conv", 4, jnp.float32),
+    _case("causal_conv silu bf16", 4, jnp.bfloat16, "silu"),
 )

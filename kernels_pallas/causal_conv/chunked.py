@@ -1,49 +1,62 @@
 """The causal convolution as W shifted multiply-adds, which XLA fuses into one pass.
 
-Its custom_vjp saves only the inputs: autodiff would save one masked copy of x per tap.
+Its custom_vjp saves only the inputs: autodiff would save one masked copy of x per tap, and the sums
+before the activation, which the backward pass computes again.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from kernels_pallas import dispatch
+from kernels_pallas.causal_conv.activation import activated, of_sums
 from kernels_pallas.causal_conv.reach import reach
 
 BLOCK = 64  # tokens
 
 
-def causal_conv(x_BTD, state_BSD, kernel_WD, bias_D, segment_ids_BS):
+def causal_conv(x_BTD, state_BSD, kernel_WD, bias_D, segment_ids_BS, activation):
     """y in x's dtype; `segment_ids_BS` are those of the state and of x."""
     # One array of state and input: S = W - 1 + T.
-    return _conv(jnp.concatenate([state_BSD, x_BTD], axis=1), kernel_WD, bias_D, segment_ids_BS)
+    x_BSD = jnp.concatenate([state_BSD, x_BTD], axis=1)
+    return _conv(activation, x_BSD, kernel_WD, bias_D, segment_ids_BS)
 
 
-@jax.custom_vjp
-def _conv(x_BSD, kernel_WD, bias_D, segment_ids_BS):
-    """y of the last S - (W - 1) tokens; the first W - 1 come from the state."""
+def sums(x_BSD, kernel_WD, bias_D, valid_BT1, reach_BT1):
+    """The sums over taps, with the bias, of the last S - (W - 1) tokens: float32, or float64."""
     dtype = dispatch.accumulator_dtype(x_BSD, kernel_WD)
-    slots = kernel_WD.shape[0] - 1
-    time = x_BSD.shape[1] - slots
-    valid_BT1, reach_BT1 = reach(segment_ids_BS, slots)
+    slots, time = kernel_WD.shape[0] - 1, reach_BT1.shape[1]
     y_BTD = jnp.where(valid_BT1, bias_D.astype(dtype)[None, None], 0)
     for tap, kernel_D in enumerate(kernel_WD.astype(dtype)):
         x_BTD = x_BSD[:, slots - tap : slots - tap + time].astype(dtype)
         y_BTD += jnp.where(tap <= reach_BT1, x_BTD * kernel_D[None, None], 0)
-    return y_BTD.astype(x_BSD.dtype)
+    return y_BTD
 
 
-def _forward(x_BSD, kernel_WD, bias_D, segment_ids_BS):
-    out = _conv(x_BSD, kernel_WD, bias_D, segment_ids_BS)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _conv(activation, x_BSD, kernel_WD, bias_D, segment_ids_BS):
+    """y of the last S - (W - 1) tokens; the first W - 1 come from the state."""
+    y_BTD = sums(x_BSD, kernel_WD, bias_D, *reach(segment_ids_BS, kernel_WD.shape[0] - 1))
+    return activated(y_BTD, activation).astype(x_BSD.dtype)
+
+
+def _forward(activation, x_BSD, kernel_WD, bias_D, segment_ids_BS):
+    out = _conv(activation, x_BSD, kernel_WD, bias_D, segment_ids_BS)
     return out, (x_BSD, kernel_WD, bias_D, segment_ids_BS)
 
 
-def _backward(residuals, dy_BTD):
+def _backward(activation, residuals, dy_BTD):
     x_BSD, kernel_WD, bias_D, segment_ids_BS = residuals
     dtype = dispatch.accumulator_dtype(x_BSD, kernel_WD)
     slots = kernel_WD.shape[0] - 1
     valid_BT1, reach_BT1 = reach(segment_ids_BS, slots)
+    dy_BTD = dy_BTD.astype(dtype)
+    if activation is not None:
+        sums_BTD = sums(x_BSD, kernel_WD, bias_D, valid_BT1, reach_BT1)
+        dy_BTD = of_sums(sums_BTD, dy_BTD, activation)  # dy of the sums, from here on
     # Used twice per tap: without the barrier XLA recomputes its producer each time.
-    dy_BTD = jax.lax.optimization_barrier(dy_BTD.astype(dtype))
+    dy_BTD = jax.lax.optimization_barrier(dy_BTD)
     # Padded once, so that each tap reads a slice: XLA does not vectorise a sum of padded taps.
     around = ((0, 0), (slots, slots), (0, 0))
     padded_BPD = jnp.pad(dy_BTD, around)

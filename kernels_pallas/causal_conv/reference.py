@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from kernels_pallas import dispatch
 
 
-def causal_conv(x_BTD, state_BSD, kernel_WD, bias_D, segment_ids_BS):
+def causal_conv(x_BTD, state_BSD, kernel_WD, bias_D, segment_ids_BS, activation):
     """y in x's dtype; `segment_ids_BS` are those of the state and of x."""
     x_BSD = jnp.concatenate([state_BSD, x_BTD], axis=1)
     dtype = dispatch.accumulator_dtype(x_BSD, kernel_WD)
@@ -32,4 +32,6 @@ def causal_conv(x_BTD, state_BSD, kernel_WD, bias_D, segment_ids_BS):
     slots = width - 1
     carry = (jnp.moveaxis(x_SBD[:slots], 0, 1), jnp.moveaxis(ids_SB[:slots], 0, 1))
     _, y_TBD = jax.lax.scan(step, carry, (x_SBD[slots:], ids_SB[slots:]))
+    if activation == "silu":
+        y_TBD = y_TBD * jax.nn.sigmoid(y_TBD)
     return jnp.moveaxis(y_TBD, 0, 1).astype(x_BSD.dtype)

@@ -5,6 +5,9 @@ tap shifts it by up to 7 tokens, so each register needs the one before it (backw
 Those of the neighbouring time blocks are passed as blocks of 16 tokens, a tile of bfloat16, so that time
 blocks do not depend on each other. Inputs are read, and results written, in their own dtype; XLA would
 write copies of all tokens in float32.
+
+The sums before an activation stay in registers: backward computes them again from the inputs that the
+gradient of the filter reads anyway, and from those of the 8 tokens after its block.
 """
 
 import functools
@@ -14,7 +17,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels_pallas import dispatch
+from kernels_pallas import dispatch, mxu
+from kernels_pallas.causal_conv import chunked
+from kernels_pallas.causal_conv.activation import activated, of_sums
 from kernels_pallas.causal_conv.reach import reach
 
 TIME_BLOCK = 512  # tokens of a grid step
@@ -25,7 +30,7 @@ STEP = 16  # tokens of a loop step: a tile of bfloat16
 PADDING = -1.0  # reach of tokens that are not there
 
 
-def causal_conv(x_BTD, state_BSD, kernel_WD, bias_D, segment_ids_BS):
+def causal_conv(x_BTD, state_BSD, kernel_WD, bias_D, segment_ids_BS, activation):
     """y in x's dtype, as the other forms; float32 or bfloat16."""
     batch, time, channels = x_BTD.shape
     slots = kernel_WD.shape[0] - 1
@@ -44,37 +49,41 @@ def causal_conv(x_BTD, state_BSD, kernel_WD, bias_D, segment_ids_BS):
         jnp.pad(p.astype(jnp.float32), ((0, 0), (0, more_channels)))
         for p in (kernel_WD, bias_D[None])
     )
-    interpret = dispatch.target().interpret
-    y_BTD = _conv(interpret, x_BTD, state_BSD.astype(x_BTD.dtype), kernel_WD, bias_1D, reach_B1T)
+    static = dispatch.target().interpret, activation
+    y_BTD = _conv(static, x_BTD, state_BSD.astype(x_BTD.dtype), kernel_WD, bias_1D, reach_B1T)
     return y_BTD[:, :time, :channels]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _conv(interpret, x_BTD, state_BSD, kernel_WD, bias_1D, reach_B1T):
-    return _forward(interpret, x_BTD, state_BSD, kernel_WD, bias_1D, reach_B1T)[0]
+def _conv(static, x_BTD, state_BSD, kernel_WD, bias_1D, reach_B1T):
+    return _forward(static, x_BTD, state_BSD, kernel_WD, bias_1D, reach_B1T)[0]
 
 
-def _forward(interpret, x_BTD, state_BSD, kernel_WD, bias_1D, reach_B1T):
-    call, at = _plan("forward", x_BTD)
+def _forward(static, x_BTD, state_BSD, kernel_WD, bias_1D, reach_B1T):
+    interpret, activation = static
+    call, at = _plan("forward", x_BTD, activation)
     y_BTD = call(
-        functools.partial(_forward_kernel, kernel_WD.shape[0]),
+        functools.partial(_forward_kernel, kernel_WD.shape[0], activation),
         in_specs=[at.block, at.before, at.first, at.filter(kernel_WD), at.row, at.reach],
         out_specs=at.block,
         out_shape=jax.ShapeDtypeStruct(x_BTD.shape, x_BTD.dtype),
         scratch_shapes=[at.column()],
         interpret=interpret,
     )(x_BTD, x_BTD, state_BSD, kernel_WD, bias_1D, reach_B1T)
-    return y_BTD, (x_BTD, state_BSD, kernel_WD, reach_B1T)
+    return y_BTD, (x_BTD, state_BSD, kernel_WD, bias_1D, reach_B1T)
 
 
-def _backward(interpret, residuals, dy_BTD):
-    x_BTD, state_BSD, kernel_WD, reach_B1T = residuals
-    call, at = _plan("backward", x_BTD)
+def _backward(static, residuals, dy_BTD):
+    interpret, activation = static
+    x_BTD, state_BSD, kernel_WD, bias_1D, reach_B1T = residuals
+    call, at = _plan("backward", x_BTD, activation)
     width, channels = kernel_WD.shape
+    for_sums = () if activation is None else (x_BTD, bias_1D)
     dx_BTD, dkernel_WD, dbias_1D = call(
-        functools.partial(_backward_kernel, width),
+        functools.partial(_backward_kernel, width, activation),
         in_specs=[at.block, at.before, at.first, at.block, at.after]
-        + [at.filter(kernel_WD), at.reach, at.reach_after],
+        + [at.filter(kernel_WD), at.reach, at.reach_after]
+        + [at.after, at.row][: len(for_sums)],
         out_specs=[at.block, at.filter(kernel_WD), at.row],
         out_shape=[
             jax.ShapeDtypeStruct(x_BTD.shape, x_BTD.dtype),
@@ -83,19 +92,24 @@ def _backward(interpret, residuals, dy_BTD):
         ],
         scratch_shapes=[at.column(STEP), pltpu.VMEM((width + 1, ROWS, at.width), jnp.float32)],
         interpret=interpret,
-    )(x_BTD, x_BTD, state_BSD, dy_BTD, dy_BTD, kernel_WD, reach_B1T, reach_B1T)
-    dstate_BSD = _state_gradient(dy_BTD, kernel_WD, reach_B1T).astype(state_BSD.dtype)
+    )(x_BTD, x_BTD, state_BSD, dy_BTD, dy_BTD, kernel_WD, reach_B1T, reach_B1T, *for_sums)
+    dstate_BSD = _state_gradient(activation, residuals, dy_BTD).astype(state_BSD.dtype)
     return dx_BTD, dstate_BSD, dkernel_WD, dbias_1D, jnp.zeros_like(reach_B1T)
 
 
 _conv.defvjp(_forward, _backward)
 
 
-def _state_gradient(dy_BTD, kernel_WD, reach_B1T):
+def _state_gradient(activation, residuals, dy_BTD):
     """(B, 16, D) float32, from the first W - 1 tokens."""
+    x_BTD, state_BSD, kernel_WD, bias_1D, reach_B1T = residuals
     width = kernel_WD.shape[0]
     dy_BSD = dy_BTD[:, :STEP].astype(jnp.float32)
     reach_BS1 = reach_B1T[:, 0, :STEP, None]
+    if activation is not None:
+        x_BPD = jnp.concatenate([state_BSD[:, STEP - width + 1 :], x_BTD[:, :STEP]], axis=1)
+        sums_BSD = chunked.sums(x_BPD, kernel_WD, bias_1D[0], reach_BS1 >= 0, reach_BS1)
+        dy_BSD = of_sums(sums_BSD, dy_BSD, activation)
     rows = []
     for back in range(width - 1, 0, -1):  # tokens before the first
         terms = [
@@ -136,9 +150,11 @@ class _At:
         return pltpu.VMEM((self.length + more, LANES), jnp.float32)
 
 
-def _plan(direction: str, x_BTD):
+def _plan(direction: str, x_BTD, activation: str | None):
     batch, time, channels = x_BTD.shape
-    width = next(w for w in CHANNEL_BLOCKS[direction] if channels % w == 0)
+    # Up to v5p, where silu takes more registers, backward would spill with 256 channels; v6e is faster so.
+    narrow = activation is not None and direction == "backward" and mxu.tiles() == 1
+    width = LANES if narrow else next(w for w in CHANNEL_BLOCKS[direction] if channels % w == 0)
     length = min(time, TIME_BLOCK)
     steps = time // length
     rest = (
@@ -154,7 +170,7 @@ def _plan(direction: str, x_BTD):
 
 
 def _forward_kernel(
-    taps, x_ref, before_ref, state_ref, filter_ref, bias_ref, reach_ref, y_ref, reach
+    taps, activation, x_ref, before_ref, state_ref, filter_ref, bias_ref, reach_ref, y_ref, reach
 ):
     reach[...] = _column(reach_ref[0])
     filters, bias = _rows(filter_ref, taps), bias_ref[...]
@@ -171,7 +187,7 @@ def _forward_kernel(
                 y_8D += jnp.where(
                     reach_8D >= tap, filters[tap] * _from_before(before, x_8D, tap), 0
                 )
-            outputs.append(y_8D)
+            outputs.append(activated(y_8D, activation))
             before = x_8D
         y_ref[0, tokens] = jnp.concatenate(outputs).astype(y_ref.dtype)
         return before
@@ -181,6 +197,7 @@ def _forward_kernel(
 
 def _backward_kernel(
     taps,
+    activation,
     x_ref,
     before_ref,
     state_ref,
@@ -189,12 +206,10 @@ def _backward_kernel(
     filter_ref,
     reach_ref,
     reach_after_ref,
-    dx_ref,
-    dfilter_ref,
-    dbias_ref,
-    reach,
-    sums,
+    *refs,
 ):
+    *for_sums, dx_ref, dfilter_ref, dbias_ref, reach, totals = refs
+    x_after_ref, bias_ref = for_sums or (after_ref, None)  # not used without an activation
     length, width = x_ref.shape[1:]
     steps = length // STEP
     first, last = pl.program_id(2) == 0, pl.program_id(2) == pl.num_programs(2) - 1
@@ -209,12 +224,23 @@ def _backward_kernel(
         dfilter_ref[...] = jnp.zeros_like(dfilter_ref)
         dbias_ref[...] = jnp.zeros_like(dbias_ref)
 
-    sums[...] = jnp.zeros_like(sums)
+    totals[...] = jnp.zeros_like(totals)
 
-    def reached(dy_8D, reach_8):
-        """For taps 1, 2, ...: dy of the tokens that the tap reaches back from."""
+    def by_tap(x_before, x_8D, dy_8D, reach_8):
+        """For each tap the input that it reaches, and the gradient of the sum that it is in, or 0.
+
+        Both are masked before they are multiplied: an input or a gradient of another document may be NaN.
+        """
         reach_8D = _wide(reach_8, width)
-        return tuple(jnp.where(reach_8D >= tap, dy_8D, 0) for tap in range(1, taps))
+        reached = [reach_8D >= tap for tap in range(taps)]
+        inputs = [x_8D, *(_from_before(x_before, x_8D, tap) for tap in range(1, taps))]
+        inputs = [jnp.where(mask, x, 0) for mask, x in zip(reached, inputs)]
+        if activation is not None:
+            sums_8D = filters[0] * inputs[0] + bias_ref[...]
+            for tap in range(1, taps):
+                sums_8D += filters[tap] * inputs[tap]
+            dy_8D = of_sums(sums_8D, dy_8D, activation)
+        return inputs, [jnp.where(mask, dy_8D, 0) for mask in reached]
 
     def step(i, later):
         start = pl.multiple_of((steps - 1 - i) * STEP, STEP)
@@ -224,31 +250,30 @@ def _backward_kernel(
         before = x_ref[0, earlier].astype(jnp.float32)[STEP - ROWS :]
         before = jnp.where(start == 0, x_before_block, before)
         reach_STEP = reach[tokens]
-        outputs = []
+        outputs, added = [], None
         for part in reversed(_groups()):
             x_8D, dy_8D = x[part], dy[part]
             x_before = before if part.start == 0 else x[part.start - ROWS : part.start]
-            reach_8D = _wide(reach_STEP[part], width)
-            here = reached(dy_8D, reach_STEP[part])
-            own = jnp.where(reach_8D >= 0, dy_8D, 0)
-            dx_8D = filters[0] * own
-            sums[taps] += own
-            sums[0] += jnp.where(reach_8D >= 0, dy_8D * x_8D, 0)
+            inputs, here = by_tap(x_before, x_8D, dy_8D, reach_STEP[part])
+            dx_8D = filters[0] * here[0]
             for tap in range(1, taps):
-                # Masked after the product: a token of another document may be NaN.
-                product = dy_8D * _from_before(x_before, x_8D, tap)
-                sums[tap] += jnp.where(reach_8D >= tap, product, 0)
-                dx_8D += filters[tap] * _from_after(here[tap - 1], later[tap - 1], tap)
+                dx_8D += filters[tap] * _from_after(here[tap], later[tap - 1], tap)
+            terms = [*(input_8D * dy for input_8D, dy in zip(inputs, here)), here[0]]
+            added = terms if added is None else [a + b for a, b in zip(added, terms)]
             outputs.append(dx_8D)
-            later = here
+            later = tuple(here[1:])
+        for row, total_8D in enumerate(added):
+            totals[row] += total_8D
         dx_ref[0, tokens] = jnp.concatenate(outputs[::-1]).astype(dx_ref.dtype)
         return later
 
-    dy_after = after_ref[0].astype(jnp.float32)[:ROWS]
-    jax.lax.fori_loop(0, steps, step, reached(dy_after, reach[length : length + ROWS]))
+    last_8 = x_ref[0, length - STEP :].astype(jnp.float32)[STEP - ROWS :]
+    x_after, dy_after = (ref[0].astype(jnp.float32)[:ROWS] for ref in (x_after_ref, after_ref))
+    _, after = by_tap(last_8, x_after, dy_after, reach[length : length + ROWS])
+    jax.lax.fori_loop(0, steps, step, tuple(after[1:]))
     for tap in range(taps):
-        dfilter_ref[tap : tap + 1] += jnp.sum(sums[tap], axis=0, keepdims=True)
-    dbias_ref[...] += jnp.sum(sums[taps], axis=0, keepdims=True)
+        dfilter_ref[tap : tap + 1] += jnp.sum(totals[tap], axis=0, keepdims=True)
+    dbias_ref[...] += jnp.sum(totals[taps], axis=0, keepdims=True)
 
 
 def _groups():
@@ -277,11 +302,10 @@ def _wide(column_8, width: int):
 def _from_before(before_8D, x_8D, tap: int):
     """Row i is that of `tap` tokens earlier."""
     row = jax.lax.broadcasted_iota(jnp.int32, x_8D.shape, 0)
-    return jnp.where(row < tap, pltpu.roll(before_8D, tap, 0), pltpu.roll(x_8D, tap, 0))
+    return pltpu.roll(jnp.where(row < ROWS - tap, x_8D, before_8D), tap, 0)
 
 
 def _from_after(x_8D, after_8D, tap: int):
     """Row i is that of `tap` tokens later."""
     row = jax.lax.broadcasted_iota(jnp.int32, x_8D.shape, 0)
-    back = ROWS - tap
-    return jnp.where(row < back, pltpu.roll(x_8D, back, 0), pltpu.roll(after_8D, back, 0))
+    return pltpu.roll(jnp.where(row < tap, after_8D, x_8D), ROWS - tap, 0)

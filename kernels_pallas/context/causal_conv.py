@@ -17,6 +17,7 @@ def causal_conv(
     segment_ids: Int[Array, "B T"] | None = None,
     initial_state: op.ConvState | None = None,
     return_state: bool = False,
+    activation: str | None = None,
     impl: str = "auto",
 ) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], op.ConvState]:
     """`kernels_pallas.causal_conv.causal_conv` of this shard's tokens of longer rows.
@@ -27,7 +28,7 @@ def causal_conv(
       axis: the mesh axis that splits time.
       initial_state: the inputs before the rows, the same on every shard.
       return_state: also return the state after the rows' last token, on every shard.
-      impl: as in the op.
+      activation, impl: as in the op.
 
     Returns and raises what the op does.
     """
@@ -42,6 +43,7 @@ def causal_conv(
         segment_ids=ids_BT,
         initial_state=state,
         return_state=True,
+        activation=activation,
         impl=impl,
     )
     if not return_state:

@@ -80,12 +80,13 @@ def block_sparse_case(**sizes) -> Case:
     return Case(block_sparse_subject(**sizes), call, single, sharded, stateful=False)
 
 
-def conv_case(width, bias=True) -> Case:
+def conv_case(width, bias=True, activation=None) -> Case:
     def call(op, x, params, **common):
+        common |= dict(activation=activation)
         y, state = with_state(op(x["x"], params["kernel"], params.get("bias"), **common))
         return dict(y=y), state
 
-    subject = conv_subject(width=width, bias=bias)
+    subject = conv_subject(width=width, bias=bias, activation=activation)
     return Case(subject, call, causal_conv.causal_conv, context.causal_conv)
 
 
@@ -158,7 +159,7 @@ CASES = {
     "attention, forgetful window": attention_case(stateful=True, window=30, decay=0.05, slots=9),
     "block_sparse_attention": block_sparse_case(block=5, top_k=3),
     "causal_conv": conv_case(4),
-    "causal_conv, 8 taps": conv_case(8, bias=False),
+    "causal_conv, 8 taps": conv_case(8, bias=False, activation="silu"),
     "linear_recurrence": diagonal_case(recurrence_subject(), "linear_recurrence", "a", "b"),
     "gated_recurrence": diagonal_case(rglru_subject(), "gated_recurrence", "log_a", "x"),
     "gated_linear, fixed": gated_case(decay="head"),

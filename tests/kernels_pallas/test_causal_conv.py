@@ -1,9 +1,10 @@
-"""The causal convolution beside the laws: its tap order and its errors."""
+"""The causal convolution beside the laws: its tap order, its activation and its errors."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from subjects.causal_conv import conv_subject
+from subjects.causal_conv import check_silu_by_hand, conv_subject
 
 from kernels_pallas import testing
 from kernels_pallas.causal_conv import ConvState, causal_conv
@@ -29,6 +30,24 @@ def test_tap_order():
         np.testing.assert_array_equal(y[0, :, 0], [0, 2, 3, 5, 0, 0])
 
 
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+@pytest.mark.parametrize("packed, with_state", [(False, False), (True, False), (True, True)])
+def test_silu_and_all_gradients_are_those_by_hand(impl, packed, with_state, x64):
+    check_silu_by_hand(np.random.default_rng(7), 19, packed, with_state, impl, jnp.float64, 1e-12)
+
+
+def test_silu_is_of_the_sums_before_they_are_rounded():
+    """bfloat16 is rounded once: the result is that of float32 inputs, rounded."""
+    rng = np.random.default_rng(8)
+    x, kernel = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in [(2, 40, 5), (4, 5)])
+    for impl in ("reference", "chunked"):
+        whole = causal_conv(x.astype(jnp.float32), kernel, impl=impl)
+        want = jax.nn.silu(whole).astype(jnp.bfloat16)
+        got = causal_conv(x, kernel, activation="silu", impl=impl)
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(got.astype(jnp.float32), want.astype(jnp.float32))
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -37,6 +56,7 @@ def test_tap_order():
         (dict(bias_D=jnp.zeros(2)), "bias must have shape"),
         (dict(segment_ids=jnp.ones((2, 5))), "segment_ids must be integers"),
         (dict(impl="pallas"), "lacks platform=cpu"),
+        (dict(activation="relu"), "activation must be \"silu\" or None, got 'relu'"),
         (
             dict(initial_state=ConvState(jnp.zeros((2, 4, 3)), jnp.zeros((2, 4), jnp.int32))),
             "initial_state.x_BSD must have shape",

@@ -149,9 +149,10 @@ class Delta(Mixer):
         self.v = Linear(width, values, ("embed", "heads"), rngs=rngs)
         self.build_update(width, rngs)
         self.out = Linear(sizes.values, width, ("heads", "embed"), rngs=rngs, scale=spec.out_scale)
-        self.q_conv = ShortConv(sizes.keys, config.conv_width, rngs=rngs)
-        self.k_conv = ShortConv(keys, config.conv_width, rngs=rngs)
-        self.v_conv = ShortConv(values, config.conv_width, rngs=rngs)
+        options = dict(activation="silu", rngs=rngs)
+        self.q_conv = ShortConv(sizes.keys, config.conv_width, **options)
+        self.k_conv = ShortConv(keys, config.conv_width, **options)
+        self.v_conv = ShortConv(values, config.conv_width, **options)
         self.decay = decay
         self.output = output
         self.largest_beta = 2.0 if config.negative_eigenvalues else 1.0
@@ -245,7 +246,7 @@ class Delta(Mixer):
         heads *= 1 if name == "q" else self.config.updates_per_token()
         y_BTI = context.hook(f"hook_{name}_pre_conv", project(x_BTD), heads)
         y_BTI, state = conv(y_BTI, context.segment_ids_BT, state)
-        return context.hook(f"hook_{name}", jax.nn.silu(y_BTI), heads), state
+        return context.hook(f"hook_{name}", y_BTI, heads), state
 
 
 class NoDecay(nnx.Module):

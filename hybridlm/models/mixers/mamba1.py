@@ -107,7 +107,9 @@ class Mamba1(Mixer):
         self.gate = Linear(width, inner, ("embed", "heads"), **options)
         self.value = Linear(width, inner, ("embed", "heads"), **options)
         self.out = Linear(inner, width, ("heads", "embed"), scale=spec.out_scale, **options)
-        self.conv = ShortConv(inner, config.conv_width, bias=config.conv_bias, rngs=rngs)
+        self.conv = ShortConv(
+            inner, config.conv_width, bias=config.conv_bias, activation="silu", rngs=rngs
+        )
         self.dt_down = Linear(inner, rank, ("heads", "state"), rngs=rngs)
         self.shared = Linear(inner, 2 * size, ("heads", "state"), rngs=rngs)
         self.dt_up = Linear(rank, inner, ("state", "heads"), rngs=rngs)
@@ -139,7 +141,7 @@ class Mamba1(Mixer):
         conv, memory = state or (None, None)
         u_BTI = context.hook("hook_v_pre_conv", self.value(x_BTD))
         u_BTI, conv = self.conv(u_BTI, ids_BT, conv)
-        u_BTI = context.hook("hook_conv_out", jax.nn.silu(u_BTI))
+        u_BTI = context.hook("hook_conv_out", u_BTI)
         b_BTN, c_BTN = jnp.split(self.shared(u_BTI), 2, axis=-1)
         inputs_BTI = context.hook("hook_v", at_least_float32(u_BTI))
         y_BTI, memory = ops.selective_scan(

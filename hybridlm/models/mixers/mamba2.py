@@ -168,9 +168,9 @@ class Mamba2(Mixer):
             scale=spec.out_scale,
             bias=config.bias in (True, "out"),
         )
-        taps, bias = config.conv_width, config.conv_bias
-        self.conv = ShortConv(inner, taps, bias=bias, rngs=rngs)
-        self.shared_conv = ShortConv(shared, taps, bias=bias, axes=("state",), rngs=rngs)
+        taps, options = config.conv_width, dict(bias=config.conv_bias, activation="silu", rngs=rngs)
+        self.conv = ShortConv(inner, taps, **options)
+        self.shared_conv = ShortConv(shared, taps, axes=("state",), **options)
         self.dt_bias = nnx.Param(initial_dt_bias(rngs.params(), (heads,)), axes=("heads",))
         self.log_a = nnx.Param(_initial_log_a(rngs.params(), heads), axes=("heads",))
         self.skip = nnx.Param(jnp.ones(heads), axes=("heads",))
@@ -203,12 +203,10 @@ class Mamba2(Mixer):
         u_BTI, conv = self.conv(u_BTI, ids_BT, conv)
         shared = context.hook("hook_kq_pre_conv", self.shared(x_BTD), 2 * config.groups)
         shared, shared_conv = self.shared_conv(shared, ids_BT, shared_conv)
-        v_BTHV = at_least_float32(jax.nn.silu(u_BTI))
-        v_BTHV = v_BTHV.reshape(batch, time, self.heads, config.head_dim)
+        v_BTHV = at_least_float32(u_BTI).reshape(batch, time, self.heads, config.head_dim)
         v_BTHV = context.hook("hook_v", v_BTHV)
-        k_BTGK, q_BTGK = jnp.split(
-            jax.nn.silu(shared).reshape(batch, time, 2 * config.groups, config.state_dim), 2, axis=2
-        )
+        shared = shared.reshape(batch, time, 2 * config.groups, config.state_dim)
+        k_BTGK, q_BTGK = jnp.split(shared, 2, axis=2)
         dt_BTH, log_decay_BTH = self._steps(x_BTD, context)
         y_BTHV, memory = ops.gated_linear(
             context.hook("hook_q", q_BTGK),

@@ -20,10 +20,10 @@ ConvWidth = Annotated[int, Between(1, causal_conv.MAX_WIDTH)]
 
 
 class ShortConv(nnx.Module):
-    """Depthwise causal convolution over time that stops at document boundaries.
+    """Depthwise causal convolution over time that stops at document boundaries, and its activation.
 
     kernel[0] multiplies the current token. The kernel starts normal with variance 1 / width, the
-    bias 0.
+    bias 0. `activation` is that of `causal_conv`: "silu", or None for none.
     """
 
     def __init__(
@@ -32,9 +32,11 @@ class ShortConv(nnx.Module):
         width: int,
         *,
         bias: bool = False,
+        activation: str | None = None,
         axes: tuple[str] = ("heads",),
         rngs: nnx.Rngs,
     ):
+        self.activation = activation
         kernel = jax.random.normal(rngs.params(), (width, channels)) * width**-0.5
         self.kernel = nnx.Param(kernel, axes=("conv", *axes), decay=True)
         self.bias = nnx.Param(jnp.zeros(channels), axes=axes) if bias else None
@@ -50,6 +52,7 @@ class ShortConv(nnx.Module):
             segment_ids=segment_ids_BT,
             initial_state=state,
             return_state=True,
+            activation=self.activation,
         )
 
     def init_state(self, batch: int, dtype: jnp.dtype) -> causal_conv.ConvState:
