@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.large_window_laziness.paired import sign_flip
+from experiments.large_window_laziness.paired import Bounds, two_sided
 from hybridlm.distill.selection.noise import Interval, difference, interval
 
 LEVEL, MOST_PAIRS = 0.05, 16  # of a difference beyond noise; whose sign patterns are enumerated
@@ -281,7 +281,7 @@ def verdict(a: Sequence[float], b: Sequence[float]) -> str:
     gap, d = difference(a, b), [x - y for x, y in zip(a, b, strict=True)]
     if not (2 / 2 ** len(d) <= LEVEL and len(d) <= MOST_PAIRS and all(map(math.isfinite, d))):
         return f"{gap}{', within noise' if gap.holds_zero else ''}"
-    p = min(1.0, 2 * min(sign_flip(d), sign_flip([-x for x in d])))
+    p = two_sided(Bounds.known(d))
     ways = (sum(x > 0 for x in d), "up"), (sum(x < 0 for x in d), "down")
     agree = "".join(f", all {n} {way}" for n, way in ways if n == len(d))
     return f"{gap}{agree}, p {p:.2g}{'' if p <= LEVEL else ', within noise'}"

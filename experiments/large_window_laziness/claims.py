@@ -34,7 +34,7 @@ from experiments.large_window_laziness import paired, tables
 from experiments.large_window_laziness.arms import MAIN, POSITIONS, SCALES, ExperimentScale
 from experiments.large_window_laziness.paired import Bounds, Interval
 from experiments.large_window_laziness.runs import FORMED
-from experiments.large_window_laziness.tables import Run
+from experiments.large_window_laziness.tables import Run, Runs
 from hybridlm.errors import exit_code
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -46,8 +46,6 @@ FEWEST = 9
 DELAY_MARGIN = math.log(1.1)  # ln of the ratio of two times
 ACCURACY_MARGIN = 0.05  # share of tokens
 LOSS_MARGIN = 0.02  # nats per token of local text
-
-Runs = dict[str, dict[int, Run]]  # by arm and seed
 
 
 class Contrast(NamedTuple):
@@ -247,9 +245,7 @@ def declared(scale: ExperimentScale = MAIN) -> list[Claim]:
 
 def verdicts(runs: Sequence[Run], scale: ExperimentScale = MAIN) -> list[Verdict]:
     """The verdict on each declared claim; one without enough runs is undecided."""
-    by_arm: Runs = {}
-    for run in runs:
-        by_arm.setdefault(run.arm, {})[run.seed] = run
+    by_arm = tables.by_arm(runs)
     claims = declared(scale)
     contrasts = [(claim, contrast) for claim in claims for contrast in claim.contrasts]
     tested = [(c, c.differences(by_arm, scale)) for _, c in contrasts]

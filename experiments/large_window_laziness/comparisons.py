@@ -14,7 +14,7 @@ from experiments.large_window_laziness import paired, tables
 from experiments.large_window_laziness.arms import MAIN, POSITIONS, ExperimentScale, recurrent
 from experiments.large_window_laziness.paired import Bounds, Time
 from experiments.large_window_laziness.runs import FORMED
-from experiments.large_window_laziness.tables import Run
+from experiments.large_window_laziness.tables import Run, Runs
 
 COLUMNS = (
     "table",
@@ -67,9 +67,7 @@ def pairs(scale: ExperimentScale = MAIN) -> dict[str, list[tuple[str, str]]]:
 
 def compared(runs: Sequence[Run], scale: ExperimentScale = MAIN) -> list[tables.Row]:
     """The rows of comparisons.tsv; comparisons without runs are left out."""
-    by_arm: dict[str, dict[int, Run]] = {}
-    for run in runs:
-        by_arm.setdefault(run.arm, {})[run.seed] = run
+    by_arm = tables.by_arm(runs)
     tested = {"near": _near(by_arm, scale)}
     for table, named in pairs(scale).items():
         found = tested.setdefault(table, [])
@@ -99,7 +97,7 @@ def near(run: Run, scale: ExperimentScale = MAIN) -> Time:
     return paired.first_lasting(run.steps, run.curve[tables.distances(scale)[0]], FORMED)
 
 
-def _near(by_arm: dict[str, dict[int, Run]], scale: ExperimentScale) -> list[tables.Row]:
+def _near(by_arm: Runs, scale: ExperimentScale) -> list[tables.Row]:
     """Far over near copies of each window; and the largest window over the smallest in each part.
 
     ln(far) = ln(near) + ln(far / near), so that the delay of far copies is that of near copies times
@@ -181,13 +179,13 @@ def post_hoc(runs: Sequence[Run], scale: ExperimentScale = MAIN) -> list[tables.
                     **{
                         n: f"{x:.3g}" for n, x in zip(("effect", "low", "high"), paired.interval(d))
                     },
-                    "p": min(2 * min(paired.sign_flip(d), paired.sign_flip(-d)), 1.0),
+                    "p": paired.two_sided(Bounds.known(d)),
                 }
             )
     return _adjusted(rows)
 
 
-def _compared(table: str, late: str, early: str, by_arm: dict[str, dict[int, Run]]) -> tables.Row:
+def _compared(table: str, late: str, early: str, by_arm: Runs) -> tables.Row:
     seeds = sorted(set(by_arm.get(late, ())) & set(by_arm.get(early, ())))
     if not seeds:
         return {}
@@ -202,7 +200,6 @@ def _compared(table: str, late: str, early: str, by_arm: dict[str, dict[int, Run
 def _row(table: str, late: str, early: str, d: Bounds, unseen: Sequence[int]) -> tables.Row:
     effect = paired.bounded_interval(d)
     ratio = [f"{float(np.exp(x)):.3g}" for x in effect]
-    p = 2 * min(paired.sign_flip(d.low), paired.sign_flip(-d.high))
     return {
         "table": table,
         "late": late,
@@ -211,5 +208,5 @@ def _row(table: str, late: str, early: str, d: Bounds, unseen: Sequence[int]) ->
         "late_unseen": unseen[0],
         "early_unseen": unseen[1],
         **dict(zip(("ratio", "low", "high"), ratio)),
-        "p": min(p, 1.0),
+        "p": paired.two_sided(d),
     }

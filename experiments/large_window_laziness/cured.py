@@ -63,9 +63,7 @@ def counted(
 
     Seeds of which a run has not retrieved are left out; the table of cures has them.
     """
-    by_arm: dict[str, dict[int, Run]] = {}
-    for run in found_runs:
-        by_arm.setdefault(run.arm, {})[run.seed] = run
+    by_arm = tables.by_arm(found_runs)
     found = {}
     for positions in POSITIONS:
         name, small = f"stochastic-{positions}", f"w{scale.small}-{positions}"

@@ -9,12 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.large_window_laziness import tables
-from experiments.large_window_laziness.arms import (
-    POSITIONS,
-    SETS,
-    ExperimentScale,
-    seeds_of,
-)
+from experiments.large_window_laziness.arms import POSITIONS, ExperimentScale
 from experiments.large_window_laziness.claims import (
     BELOW,
     FAILS,
@@ -25,7 +20,7 @@ from experiments.large_window_laziness.claims import (
     Verdict,
 )
 from experiments.large_window_laziness.page import NOT_RUN, median, ratio
-from experiments.large_window_laziness.remarks import NAMES, direction, grouped, row_of
+from experiments.large_window_laziness.remarks import NAMES, direction, row_of
 from experiments.large_window_laziness.runs import FORMED
 from experiments.large_window_laziness.tables import Run
 
@@ -43,7 +38,7 @@ def findings(
     Args:
       rows: of comparisons.tsv.
     """
-    own = _of_set(runs, scale, "core")
+    own = tables.of_set(runs, scale, "core")
     if not own:
         return NOT_RUN
     retrieval, order, longer, late, local = _by_claim(verdicts)
@@ -65,7 +60,7 @@ def findings(
 
 
 def _formed(own: Sequence[Run], scale: ExperimentScale) -> str:
-    planned = len(SETS[scale.task.name]["core"]) * len(seeds_of("core"))
+    planned = tables.planned(scale, "core")
     formed = sum(run.formed.seen for run in own)
     made = "All" if len(own) == planned else f"{len(own)} of the"
     said = f"{made} {planned} runs of the main table have been made; "
@@ -214,7 +209,7 @@ def _local(
         f"Window {scale.large} has {_each(found, 0)} more nats of local text than window"
         f" {scale.small} at the last step that both runs of a pair have."
     )
-    by_arm = grouped(own)
+    by_arm = tables.by_arm(own)
     counts = []
     for p in POSITIONS:
         small, large = (by_arm.get(f"w{w}-{p}", {}) for w in (scale.small, scale.large))
@@ -260,8 +255,3 @@ def full_arms(own: Sequence[Run], scale: ExperimentScale) -> str:
         f" of them. Seeds that lose far copies (accuracy below {FORMED:g}) where one kind of layers sees"
         f" {bound} tokens: {'; '.join(said)}."
     )
-
-
-def _of_set(runs: Sequence[Run], scale: ExperimentScale, name: str) -> list[Run]:
-    names = {arm.name for arm in SETS[scale.task.name][name]}
-    return [run for run in runs if run.arm in names]

@@ -2,12 +2,13 @@
 
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from experiments.large_window_laziness import cured, tables
-from experiments.large_window_laziness.arms import SCALES, SETS, seeds_of
+from experiments.large_window_laziness.arms import SCALES, SETS
 from experiments.large_window_laziness.figures import FIGURES
 from experiments.large_window_laziness.paired import Time
 from experiments.large_window_laziness.rates import rates
@@ -18,17 +19,14 @@ NOT_RUN = "Not yet run."
 
 def claims_table(folder: pathlib.Path) -> str:
     """The page's table of claims.tsv."""
-    lines = ["| claim | contrast | seeds (not seen) | effect, 95% interval | p for, against | |"]
-    lines += ["|---|---|--:|---|---|---|"]
-    last = ""
+    rows, last = [], ""
     for row in tables.read(folder / "claims.tsv"):
         name = "" if row["claim"] == last else f"{row['claim']}: **{row['verdict']}**"
         last = row["claim"]
-        lines.append(
-            f"| {name} | {row['contrast']} | {row['seeds']} ({row['unseen']}) | {row['effect']} |"
-            f" {row['p_holds']}, {row['p_fails']} | {row['outcome']} |"
-        )
-    return "\n".join(lines)
+        seeds, p = f"{row['seeds']} ({row['unseen']})", f"{row['p_holds']}, {row['p_fails']}"
+        rows.append((name, row["contrast"], seeds, row["effect"], p, row["outcome"]))
+    heads = "claim | contrast | seeds (not seen) | effect, 95% interval | p for, against |"
+    return _table(heads, "|---|---|--:|---|---|---|", rows)
 
 
 def arms_table(runs: Sequence[Run]) -> str:
@@ -45,22 +43,17 @@ def arms_table(runs: Sequence[Run]) -> str:
         "without 2 random": "masked_random",
     }
     head = {"best head's mass": "mass", "its entropy": "entropy"}
-    named = " | ".join([*columns, *head])
-    lines = [
-        f"| arm | runs | formed | median step | reach of the stack | {named} |",
-        "|---|" + "--:|" * (4 + len(columns) + len(head)),
-    ]
+    heads = ["arm", "runs", "formed", "median step", "reach of the stack", *columns, *head]
+    rows = []
     for arm in dict.fromkeys(run.arm for run in runs):
         own = [run for run in runs if run.arm == arm]
         means = [np.mean([run.facts[column] for run in own]) for column in columns.values()]
         means += [np.mean([run.curve[column][-1] for run in own]) for column in head.values()]
-        lines.append(
-            f"| {arm} | {len(own)} | {sum(run.formed.seen for run in own)} |"
-            f" {median([run.formed for run in own])} | {own[0].facts['stack_reach']:.0f} | "
-            + " | ".join(f"{mean:.2f}" for mean in means)
-            + " |"
-        )
-    return "\n".join(lines)
+        steps = [run.formed for run in own]
+        row = [arm, len(own), sum(step.seen for step in steps), median(steps)]
+        row.append(f"{own[0].facts['stack_reach']:.0f}")
+        rows.append(row + [f"{mean:.2f}" for mean in means])
+    return _table(" | ".join(heads), "|---|" + "--:|" * (len(heads) - 1), rows)
 
 
 def rates_table(runs: Sequence[Run]) -> str:
@@ -68,18 +61,14 @@ def rates_table(runs: Sequence[Run]) -> str:
     found = rates(runs)
     if not found:
         return "The sweep has not yet been run."
-    lines = [
-        "| full layers | rate | runs | formed | geometric mean step | |",
-        "|---|--:|--:|--:|--:|---|",
-    ]
+    rows = []
     for r in found:
         own = [other.rate for other in found if other.positions == r.positions]
         ends = ", an end of the sweep" if r.rate in (min(own), max(own)) else ""
         said = f"chosen{ends}" if r.chosen else ""
-        lines.append(
-            f"| {r.positions} | {r.rate:g} | {r.runs} | {r.formed} | {r.step:.0f} | {said} |"
-        )
-    return "\n".join(lines)
+        rows.append((r.positions, f"{r.rate:g}", r.runs, r.formed, f"{r.step:.0f}", said))
+    heads = "full layers | rate | runs | formed | geometric mean step |"
+    return _table(heads, "|---|--:|--:|--:|--:|---|", rows)
 
 
 def counts_table(runs: Sequence[Run], scale: str) -> str:
@@ -87,9 +76,9 @@ def counts_table(runs: Sequence[Run], scale: str) -> str:
     found = cured.counted(runs, SCALES[scale])
     if not found:
         return NOT_RUN
-    lines = ["| steps of the stochastic window | seeds | ratio, 95% interval |", "|---|--:|---|"]
-    lines += [f"| {what} | {seeds} | {ratio} |" for what, (ratio, seeds) in found.items()]
-    return "\n".join(lines)
+    rows = [(what, seeds, interval) for what, (interval, seeds) in found.items()]
+    heads = "steps of the stochastic window | seeds | ratio, 95% interval"
+    return _table(heads, "|---|--:|---|", rows)
 
 
 def comparisons_table(folder: pathlib.Path, name: str) -> str:
@@ -97,14 +86,10 @@ def comparisons_table(folder: pathlib.Path, name: str) -> str:
     rows = [row for row in tables.read(folder / "comparisons.tsv") if row["table"] == name]
     if not rows:
         return NOT_RUN
-    lines = ["| steps of | over those of | seeds (not seen) | ratio, 95% interval | p |"]
-    lines += ["|---|---|--:|---|--:|"]
-    lines += [
-        f"| {r['late']} | {r['early']} | {r['seeds']} ({r['late_unseen']}, {r['early_unseen']}) |"
-        f" {ratio(r)} | {r['p']} |"
-        for r in rows
-    ]
-    return "\n".join(lines)
+    unseen = [f"{r['seeds']} ({r['late_unseen']}, {r['early_unseen']})" for r in rows]
+    cells = [(r["late"], r["early"], n, ratio(r), r["p"]) for r, n in zip(rows, unseen)]
+    heads = "steps of | over those of | seeds (not seen) | ratio, 95% interval | p"
+    return _table(heads, "|---|---|--:|---|--:|", cells)
 
 
 def post_hoc_table(folder: pathlib.Path) -> str:
@@ -113,16 +98,10 @@ def post_hoc_table(folder: pathlib.Path) -> str:
     rows = tables.read(path) if path.exists() else []
     if not rows:
         return NOT_RUN
-    lines = [
-        "| contrast | full layers | seeds | effect, 95% interval | p |",
-        "|---|---|--:|---|--:|",
-    ]
-    lines += [
-        f"| {r['contrast']} | {r['positions']} | {r['seeds']} |"
-        f" {r['effect']} [{r['low']}, {r['high']}] | {r['p']} |"
-        for r in rows
-    ]
-    return "\n".join(lines)
+    effects = [f"{r['effect']} [{r['low']}, {r['high']}]" for r in rows]
+    cells = [(r["contrast"], r["positions"], r["seeds"], e, r["p"]) for r, e in zip(rows, effects)]
+    heads = "contrast | full layers | seeds | effect, 95% interval | p"
+    return _table(heads, "|---|---|--:|---|--:|", cells)
 
 
 def statistics_table(folder: pathlib.Path) -> str:
@@ -131,25 +110,21 @@ def statistics_table(folder: pathlib.Path) -> str:
     if not path.exists():
         return NOT_RUN
     rows = tables.read(path)
-    lines = [f"| of {int(rows[0]['samples']):,} samples of ten pairs | case | share |"]
-    lines += ["|---|---|--:|"]
-    lines += [f"| {row['figure']} | {row['case']} | {row['share']} |" for row in rows]
-    return "\n".join(lines)
+    heads = f"of {int(rows[0]['samples']):,} samples of ten pairs | case | share"
+    return _table(heads, "|---|---|--:|", [(r["figure"], r["case"], r["share"]) for r in rows])
 
 
 def cost_table(runs: Sequence[Run], scale: str) -> str:
     """Runs, steps and processor time by set, measurements and ends included."""
-    lines = ["| set | runs | of | steps | minutes of processor time |", "|---|--:|--:|--:|--:|"]
-    for name, arms in SETS[scale].items():
-        names = {arm.name for arm in arms}
-        own = [run for run in runs if run.arm in names]
+    rows = []
+    for name in SETS[scale]:
+        own = tables.of_set(runs, SCALES[scale], name)
         steps = sum(run.facts["steps"] for run in own)
         minutes = sum(run.facts["cpu_seconds"] for run in own) / 60
-        lines.append(
-            f"| `{name}` | {len(own)} | {len(arms) * len(seeds_of(name))} | {steps:,.0f} |"
-            f" {minutes:.0f} |"
-        )
-    return "\n".join(lines)
+        planned = tables.planned(SCALES[scale], name)
+        rows.append((f"`{name}`", len(own), planned, f"{steps:,.0f}", f"{minutes:.0f}"))
+    heads = "set | runs | of | steps | minutes of processor time"
+    return _table(heads, "|---|--:|--:|--:|--:|", rows)
 
 
 def probes_table(folder: pathlib.Path) -> str:
@@ -158,11 +133,11 @@ def probes_table(folder: pathlib.Path) -> str:
     if not path.exists():
         return NOT_RUN
     rows = tables.read(path)
-    lines = [
-        "| run | learning rate | step | answers told after each layer | by a guess |"
-        " copied by the heads of each layer | softmax on slots |",
-        "|---|--:|--:|---|--:|---|---|",
-    ]
+    columns = (
+        "run | learning rate | step | answers told after each layer | by a guess |"
+        " copied by the heads of each layer | softmax on slots"
+    )
+    lines = []
     for run in dict.fromkeys(row["run"] for row in rows):
         own = [row for row in rows if row["run"] == run]
         told = [row for row in own if row["probe"] == "layer_probing"]
@@ -174,12 +149,10 @@ def probes_table(folder: pathlib.Path) -> str:
             for layer in layers
         ]
         slots = [_two(row["share"], 3) for row in own if row["probe"] == "slot_share"]
-        lines.append(
-            f"| {run} | {float(told[0]['lr']):g} | {told[0]['step']} |"
-            f" {', '.join(_two(row['accuracy']) for row in told)} | {_two(told[0]['chance'])} |"
-            f" {'; '.join(copied)} | {', '.join(slots) or '–'} |"
-        )
-    return "\n".join(lines)
+        cells = [run, f"{float(told[0]['lr']):g}", told[0]["step"]]
+        cells += [", ".join(_two(row["accuracy"]) for row in told), _two(told[0]["chance"])]
+        lines.append([*cells, "; ".join(copied), ", ".join(slots) or "–"])
+    return _table(columns, "|---|--:|--:|---|--:|---|---|", lines)
 
 
 def images(folder: pathlib.Path, scale: str) -> str:
@@ -190,6 +163,12 @@ def images(folder: pathlib.Path, scale: str) -> str:
         f"(results/{scale}/{name}.svg)"
         for name in drawn
     )
+
+
+def _table(heads: str, alignment: str, rows: Iterable[Sequence[Any]]) -> str:
+    """A table of Markdown; `heads` have bars between them, and `alignment` is the second line."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join([f"| {heads} |", alignment, *lines])
 
 
 def _two(text: str, digits: int = 2) -> str:

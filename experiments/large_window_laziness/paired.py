@@ -124,6 +124,11 @@ def sign_flip(differences: Sequence[float]) -> float:
     return float(np.mean(_signs(len(d)) @ d >= d.sum() - TIE * max(known.max(), 1) * len(d)))
 
 
+def two_sided(d: Bounds) -> float:
+    """The p of "the centre is 0", from the bounds that work against a difference."""
+    return min(2 * min(sign_flip(d.low), sign_flip(-d.high)), 1.0)
+
+
 def above(d: Bounds, margin: float) -> tuple[float, float]:
     """(p against "the centre is at most 0", p against "it is at least `margin`").
 

@@ -13,7 +13,6 @@ from experiments.large_window_laziness.arms import (
     SETS,
     SWEEP_SEEDS,
     ExperimentScale,
-    seeds_of,
 )
 from experiments.large_window_laziness.claims import ACCURACY_MARGIN, DELAY_MARGIN
 from experiments.large_window_laziness.page import NOT_RUN, median, ratio
@@ -26,7 +25,7 @@ NAMES = {"rope": "RoPE", "nope": "NoPE"}
 
 def spread(runs: Sequence[Run], scale: ExperimentScale) -> str:
     """How large the margin of a delay is in standard deviations of the differences."""
-    by_arm, found = grouped(runs), []
+    by_arm, found = tables.by_arm(runs), []
     for claim in claims.declared(scale):
         for contrast in claim.contrasts:
             if contrast.margin != DELAY_MARGIN:
@@ -49,7 +48,7 @@ def spread(runs: Sequence[Run], scale: ExperimentScale) -> str:
 def near_and_far(runs: Sequence[Run], rows: Sequence[tables.Row], scale: ExperimentScale) -> str:
     """Is it copying that is late with the largest window, or far copying after near copying?"""
     own = [row for row in rows if row["table"] == "near"]
-    by_arm, small, large = grouped(runs), f"w{scale.small}", f"w{scale.large}"
+    by_arm, small, large = tables.by_arm(runs), f"w{scale.small}", f"w{scale.large}"
     (first, last), said = scale.task.bins[0], []
     for p in POSITIONS:
         parts = {
@@ -290,9 +289,8 @@ def post_hoc(folder: pathlib.Path) -> str:
 def unshown(runs: Sequence[Run], scale: ExperimentScale) -> str:
     """The sets that lack runs."""
     lacking = []
-    for name, arms in SETS[scale.task.name].items():
-        names, planned = {arm.name for arm in arms}, len(arms) * len(seeds_of(name))
-        made = sum(run.arm in names for run in runs)
+    for name in SETS[scale.task.name]:
+        made, planned = len(tables.of_set(runs, scale, name)), tables.planned(scale, name)
         if made < planned:
             lacking.append(f"`{name}` ({made} of {planned} runs)")
     if not lacking:
@@ -321,11 +319,3 @@ def probes(folder: pathlib.Path, scale: ExperimentScale) -> str:
         f"Stale: {', '.join(other)} had another learning rate than the arms have now. They say where"
         " retrieval sits, and not how soon it forms."
     )
-
-
-def grouped(runs: Sequence[Run]) -> claims.Runs:
-    """The runs by arm and seed."""
-    found: claims.Runs = {}
-    for run in runs:
-        found.setdefault(run.arm, {})[run.seed] = run
-    return found

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.large_window_laziness.arms import ARMS, MAIN, Arm, ExperimentScale
+from experiments.large_window_laziness.arms import (
+    ARMS,
+    MAIN,
+    SETS,
+    Arm,
+    ExperimentScale,
+    seeds_of,
+)
 from experiments.large_window_laziness.paired import Time, first_lasting
 from experiments.large_window_laziness.runs import FORMED, has_end
 from hybridlm.errors import UserError
@@ -101,6 +108,9 @@ class Run(NamedTuple):
     def formed(self) -> Time:
         """When retrieval formed."""
         return first_lasting(self.steps, self.far, FORMED)
+
+
+Runs = dict[str, dict[int, Run]]  # by arm and seed
 
 
 class Tables(NamedTuple):
@@ -219,6 +229,25 @@ def read_runs(folder: pathlib.Path) -> list[Run]:
         facts = {n: _number(x) for n, x in row.items() if n not in ("arm", "seed")}
         found.append(Run(*key, curve, facts))
     return found
+
+
+def by_arm(runs: Iterable[Run]) -> Runs:
+    """The runs by arm and seed."""
+    found: Runs = {}
+    for run in runs:
+        found.setdefault(run.arm, {})[run.seed] = run
+    return found
+
+
+def of_set(runs: Iterable[Run], scale: ExperimentScale, name: str) -> list[Run]:
+    """Those of the runs that belong to a set of arms."""
+    names = {arm.name for arm in SETS[scale.task.name][name]}
+    return [run for run in runs if run.arm in names]
+
+
+def planned(scale: ExperimentScale, name: str) -> int:
+    """The number of runs of a whole set."""
+    return len(SETS[scale.task.name][name]) * len(seeds_of(name))
 
 
 def _number(text: str) -> float:

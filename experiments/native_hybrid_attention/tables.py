@@ -6,7 +6,7 @@ from statistics import mean, median
 from typing import Any
 
 from experiments.distill_then_replace.tables import verdict
-from experiments.large_window_laziness.paired import Interval, holm, interval, sign_flip
+from experiments.large_window_laziness.paired import Bounds, Interval, holm, interval, two_sided
 from experiments.native_hybrid_attention.arms import (
     ABLATED_SLOTS,
     ABLATED_WINDOWS,
@@ -73,7 +73,7 @@ def comparison(rows: Rows, task: str, arms: Sequence[Arm], base: Arm) -> str:
     ]
     compared = {arm.name: differences(rows, arm, base) for arm in present if arm != base}
     pairs = {name: d for name, d in compared.items() if len(d) >= FEWEST}
-    p = dict(zip(pairs, holm([two_sided(d) for d in pairs.values()])))
+    p = dict(zip(pairs, holm([two_sided(Bounds.known(d)) for d in pairs.values()])))
     for arm in present:
         own = list(by_seed(rows, arm).values())
         values = [row[FIGURE[task]] for row in own]
@@ -96,11 +96,6 @@ def difference(d: Sequence[float]) -> str:
         return f"{mean(d):+.3f}, {min(d):+.3f} to {max(d):+.3f} in {len(d)} pairs"
     found: Interval = interval(d)
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
-def two_sided(d: Sequence[float]) -> float:
-    """The exact p of "the centre is 0"."""
-    return min(1.0, 2 * min(sign_flip(d), sign_flip([-x for x in d])))
 
 
 def slide_table(rows: Rows, task: str) -> str:
