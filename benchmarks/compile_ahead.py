@@ -14,6 +14,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+import train_cpu
+
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "compile_ahead.json"
 PAGE = ROOT / "docs" / "scale.md"
@@ -92,13 +94,6 @@ def kept() -> dict:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
-def render() -> None:
-    """Writes the table into docs/scale.md."""
-    text = PAGE.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(before + BEGIN + "\n" + "\n".join(rows()) + "\n" + END + after)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TARGETS)}")
@@ -111,7 +106,7 @@ def main() -> None:
             found = kept() | {name: compile_recipe(name)}
             ordered = {n: found[n] for n in TARGETS if n in found}
             RESULTS.write_text(json.dumps(ordered, indent=1, allow_nan=False) + "\n")
-    render()
+    train_cpu.write_between(BEGIN, END, "\n".join(rows()), PAGE)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 
 import environments
+import train_cpu
 from peers.step_recipe import SHAPES
 
 from hybridlm.aot import hlo, topology
@@ -67,7 +68,7 @@ def main() -> int:
     parser.add_argument("--render", action="store_true", help="write the table into the README")
     given = parser.parse_args()
     if given.render:
-        render()
+        train_cpu.write_between(BEGIN, END, "\n".join(rows()), README)
         return 0
     for case in given.only.split(","):
         for flags in given.flags.split(","):
@@ -232,12 +233,6 @@ def ratios() -> Iterator[str]:
         seconds = ours["seconds_at_least"]
         cells.append("yes" if max(seconds, key=seconds.get) == "compute" else "no (bar)")
         yield f"| {' | '.join(cells)} |"
-
-
-def render() -> None:
-    text = README.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    README.write_text(before + BEGIN + "\n" + "\n".join(rows()) + "\n" + END + after)
 
 
 if __name__ == "__main__":

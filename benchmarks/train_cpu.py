@@ -302,13 +302,13 @@ def render(results: dict) -> str:
     return "\n".join(lines)
 
 
-def write_between(begin: str, end: str, text: str) -> None:
-    """Puts `text` between two marks of benchmarks/README.md."""
-    before, mark, rest = README.read_text().partition(begin)
+def write_between(begin: str, end: str, text: str, page: pathlib.Path = README) -> None:
+    """Puts `text` between two marks of a page."""
+    before, mark, rest = page.read_text().partition(begin)
     _, found, after = rest.partition(end)
     if not (mark and found):
-        raise SystemExit(f"{README} lacks the lines {begin} and {end}")
-    README.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+        raise SystemExit(f"{page} lacks the lines {begin} and {end}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def doubts(results: dict) -> list[str]:

@@ -79,8 +79,8 @@ def read(text: str) -> ProgramCost:
             for slot, value in enumerate((1, times, times * payload, times * sent)):
                 found[kind][slot] += value
         for i in body.values():
-            if 'custom_call_target="tpu_custom_call"' in i.attributes:
-                kernels[kernel_name(i)] += times
+            if kernel := kernel_name(i):
+                kernels[kernel] += times
     return ProgramCost(
         flops,
         hbm_bytes,
@@ -209,7 +209,9 @@ def group_size(attributes: str) -> int:
     return 2  # a collective-permute lists pairs
 
 
-def kernel_name(i: Instruction) -> str:
-    """The name of a Pallas kernel, from the custom call that runs it."""
+def kernel_name(i: Instruction) -> str | None:
+    """The name of the Pallas kernel that a custom call runs; None for any other instruction."""
+    if 'custom_call_target="tpu_custom_call"' not in i.attributes:
+        return None
     stated = re.search(r"kernel_name\W+(\w+)", i.attributes)
     return stated[1] if stated else re.sub(r"\.\d.*", "", i.name)  # "kernel.7.v_ref"

@@ -60,12 +60,10 @@ def movers(text: str) -> list[Mover]:
 
 def _kind(i: Instruction) -> tuple[str, tuple[str, ...], str]:
     """The opcode, the result and the source of an instruction."""
-    is_kernel = 'custom_call_target="tpu_custom_call"' in i.attributes
-    opcode = hlo.kernel_name(i) if is_kernel else i.opcode
     stated = re.search(r'op_name="([^"]*)"', i.attributes)
     sizes = zip(_SIZES.findall(i.shape), arrays(i.shape), strict=True)
     result = tuple(name for name, _ in sorted(sizes, key=lambda pair: -pair[1].bytes))
-    return opcode, result, stated[1] if stated else ""
+    return hlo.kernel_name(i) or i.opcode, result, stated[1] if stated else ""
 
 
 def table(text: str, count: int) -> Iterator[str]:

@@ -1,20 +1,11 @@
 """The committed figures of compiled recipes: the page's table is theirs."""
 
-import pathlib
-import sys
-
 import pytest
-
-BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def compile_ahead():
-    sys.path.insert(0, str(BENCHMARKS))
-    import compile_ahead
-
-    yield compile_ahead
-    sys.path.remove(str(BENCHMARKS))
+def compile_ahead(script):
+    return script("compile_ahead")
 
 
 def test_the_page_has_the_committed_results(compile_ahead):

@@ -1,20 +1,11 @@
 """The committed comparison of compiled steps: its README table, and that both sides are one model."""
 
-import pathlib
-import sys
-
 import pytest
-
-BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def compile_peers():
-    sys.path.insert(0, str(BENCHMARKS))
-    import compile_peers
-
-    yield compile_peers
-    sys.path.remove(str(BENCHMARKS))
+def compile_peers(script):
+    return script("compile_peers")
 
 
 def test_the_readme_has_the_committed_results(compile_peers):

@@ -3,7 +3,6 @@
 import argparse
 import json
 import pathlib
-import sys
 import types
 
 import numpy as np
@@ -13,12 +12,8 @@ BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def mixers_cpu():
-    sys.path.insert(0, str(BENCHMARKS))
-    import mixers_cpu
-
-    yield mixers_cpu
-    sys.path.remove(str(BENCHMARKS))
+def mixers_cpu(script):
+    return script("mixers_cpu")
 
 
 def record(op, tokens, seconds, **more):

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import sys
 
 import pytest
 
@@ -10,12 +9,8 @@ BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def scaling():
-    sys.path.insert(0, str(BENCHMARKS))
-    import scaling
-
-    yield scaling
-    sys.path.remove(str(BENCHMARKS))
+def scaling(script):
+    return script("scaling")
 
 
 def test_the_readme_has_the_committed_results(scaling):
