@@ -224,8 +224,9 @@ def test_all_hosts_skip_the_same_non_finite_updates(root, tmp_path):
 @pytest.mark.slow
 def test_a_hanging_host_triggers_the_watchdog_of_the_other(root, tmp_path):
     workdir = tmp_path / "run"
-    long = ("--config.train.steps=100000", "--config.train.eval_every=100000")
-    with started(root, workdir, 2, *long, "--config.train.hang_seconds=10.0") as processes:
+    # The run neither evaluates nor saves, so that the host hangs in a step.
+    once = [f"--config.train.{key}=100000" for key in ("steps", "eval_every", "checkpoint_every")]
+    with started(root, workdir, 2, *once, "--config.train.hang_seconds=10.0") as processes:
         wait_for_step(workdir, 10, processes)
         processes[1].send_signal(signal.SIGSTOP)
         assert codes(processes[:1], timeout=100) == [75]
