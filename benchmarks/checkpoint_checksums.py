@@ -18,6 +18,8 @@ from unittest import mock
 
 import train_cpu
 
+from hybridlm.errors import exit_code
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BEGIN = "<!-- checksums: written by checkpoint_checksums.py -->"
 END = "<!-- checksums: end -->"
@@ -137,4 +139,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("checkpoint_checksums", main))

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 
 import train_cpu
 
+from hybridlm.errors import exit_code
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPES = ("configs/demo.py", "configs/mixers/gdn.py")
 # A unit is three mixers and a layer of full attention, in a model of 4 layers.
@@ -167,4 +169,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("first_step", main))

@@ -21,6 +21,8 @@ from collections.abc import Sequence
 import train_cpu
 from environments import Unavailable, variables
 
+from hybridlm.errors import exit_code
+
 HERE = pathlib.Path(__file__).resolve().parent
 BEGIN, END = "<!-- mixers_cpu: begin -->", "<!-- mixers_cpu: end -->"
 LENGTHS = (1024, 4096, 32768)
@@ -199,4 +201,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("mixers_cpu", main))

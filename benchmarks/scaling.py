@@ -27,6 +27,8 @@ from collections.abc import Iterator, Sequence
 
 import train_cpu
 
+from hybridlm.errors import exit_code
+
 BEGIN, END = "<!-- scaling: begin -->", "<!-- scaling: end -->"
 DEVICES, DEPTHS = (1, 2, 4, 8), (6, 12, 24, 48)
 RUNS = 5  # of what varies most
@@ -272,4 +274,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("scaling", main))

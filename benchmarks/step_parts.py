@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import train_cpu
 
+from hybridlm.errors import exit_code
+
 PEERS = train_cpu.HERE / "peers"
 BEGIN, END = "<!-- step_parts: begin -->", "<!-- step_parts: end -->"
 
@@ -154,4 +156,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("step_parts", main))

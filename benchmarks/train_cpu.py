@@ -26,6 +26,8 @@ from typing import Any
 import environments
 from environments import TORCH, Unavailable, last_line
 
+from hybridlm.errors import exit_code
+
 HERE = pathlib.Path(__file__).resolve().parent
 ENVS, README = HERE / ".envs", HERE / "README.md"
 BEGIN, END = "<!-- train_cpu: begin -->", "<!-- train_cpu: end -->"
@@ -402,4 +404,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("train_cpu", main))

@@ -1,5 +1,8 @@
 """Errors that a user can mend: the CLI prints their one sentence and exits with code 2."""
 
+import errno
+import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -42,10 +45,49 @@ class WriteError(UserError):
     """A file that cannot be written, for example because the disk is full; it names the path."""
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
 def exit_code(program: str, main: Callable[[], int]) -> int:
-    """Runs the `main` of a script; prints a UserError as one sentence and returns its exit code."""
+    """Runs the `main` of a program and returns the exit code; what a user can mend is one sentence.
+
+    A UserError gives its own exit code, an interrupt 130, a file that cannot be read or written and
+    output that does not fit on the disk 2. If nobody reads the output any longer, as with `| head`,
+    the program ends with code 1 and says nothing.
+    """
     try:
-        return main()
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()  # here: what fails at Python's exit cannot be caught
     except UserError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        if not _output_is_closed():  # another pipe is broken, as that to a worker
+            raise
+        _drop_output()
+        return 1
+    except OSError as error:
+        if error.filename is None and error.errno not in _FULL:
+            raise
+        if error.filename is None:  # files have names: only the output has none
+            _drop_output()
+        what = error.filename or f"the output of {program} cannot be written"
+        print(f"{program}: {what}: {error.strerror}", file=sys.stderr)
+        return UserError.exit_code
+
+
+def _output_is_closed() -> bool:
+    """Whether stdout is a pipe or a terminal that nobody reads any longer."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
+
+
+def _drop_output() -> None:
+    """Sends what is still buffered for stdout nowhere: Python would report it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,6 +18,7 @@ BEGUN = time.monotonic()
 
 from benchmarks.gpu_visit import learn, page, plan, runner, wheels  # noqa: E402
 from benchmarks.gpu_visit.runner import ROOT  # noqa: E402
+from hybridlm.errors import exit_code  # noqa: E402
 
 HANG = 10.0  # seconds that a rehearsal waits for a planted hang
 PRELOAD = ("jax", "jax.numpy", "numpy")
@@ -138,4 +139,4 @@ def faults_of(words: Sequence[str], items: Sequence[str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("gpu_visit", main))

@@ -1,10 +1,8 @@
 """The command line: finds the named command and runs it."""
 
-import errno
 import importlib
 import io
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
@@ -26,7 +24,7 @@ from hybridlm.commands.sweep import SWEEP
 from hybridlm.commands.tokenize import TOKENIZE
 from hybridlm.commands.train import TRAIN
 from hybridlm.commands.train_tokenizer import TRAIN_TOKENIZER
-from hybridlm.errors import UserError
+from hybridlm.errors import UserError, exit_code
 from hybridlm.progress import doing
 from hybridlm.settings.names import nearest
 from hybridlm.settings.registry import by_name
@@ -52,15 +50,11 @@ COMMANDS = by_name(
         TRAIN_TOKENIZER,
     ]
 )
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (2 for a user's mistake, with a one-line message)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv:
-        _parser().print_help()
-        return 2
     # If the disk is full, Orbax logs a traceback for each thread; the error is printed below.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     for stream in (
@@ -69,35 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):  # a sample may contain characters that the encoding lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        code = _run(argv)
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"hybridlm: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("hybridlm: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        _drop_output()
-        return 1
-    except OSError as error:
-        if error.filename is None and error.errno not in _FULL:
-            raise
-        if error.filename is None:  # files have names: only the output has none
-            _drop_output()
-        what = error.filename or "the output of this command cannot be written"
-        print(f"hybridlm: {what}: {error.strerror}", file=sys.stderr)
-        return UserError.exit_code
-
-
-def _drop_output() -> None:
-    """Sends what is still buffered for stdout nowhere: Python would report it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exit_code("hybridlm", lambda: _run(argv))
 
 
 def _run(argv: Sequence[str]) -> int:
+    if not argv:
+        _parser().print_help()
+        return UserError.exit_code
     name, *words = argv
     if name.startswith("-"):
         _parser().parse_known_args(argv)  # --help and --version end here

@@ -1,11 +1,13 @@
 """Generates `docs/config.md` from the settings: `python -m hybridlm.config.document`."""
 
 import dataclasses
+import sys
 import typing
 
 from hybridlm.data import settings as data
 from hybridlm.data import sources
 from hybridlm.distill.settings import TeacherConfig
+from hybridlm.errors import exit_code
 from hybridlm.generation.settings import SampleConfig
 from hybridlm.models import feedforward, mixers
 from hybridlm.models import settings as models
@@ -91,4 +93,4 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    print(render(), end="")
+    sys.exit(exit_code("document", lambda: print(render(), end="") or 0))

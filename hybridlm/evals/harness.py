@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from hybridlm.errors import RunError, UserError
+from hybridlm.errors import RunError, UserError, exit_code
 from hybridlm.evals.sample import Sample
 from hybridlm.evals.scoring import (
     NOT_FINITE_SENTENCE,
@@ -175,27 +175,27 @@ def _help(field: dataclasses.Field) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
+    return exit_code("harness", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="harness", description=__doc__.split("\n")[0])
     for field in dataclasses.fields(HarnessSettings):
         needed = field.default is dataclasses.MISSING
         parser.add_argument(f"--{field.name}", required=needed, help=_help(field))
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
-    try:
-        arguments = read_texts(HarnessSettings, given)
-        opened = open_model(arguments.workdir, arguments.step, arguments.weights)
-        model = HarnessModel(opened, batch=arguments.batch, max_length=arguments.max_length)
-        results = lm_eval.simple_evaluate(
-            model,
-            tasks=list(arguments.tasks),
-            limit=arguments.limit,
-            num_fewshot=arguments.num_fewshot,
-        )["results"]
-        text = json_text.dumps(results, indent=2, default=str)
-        if arguments.out:
-            write_text(arguments.out, text + "\n")
-    except UserError as error:
-        print(f"harness: {error}", file=sys.stderr)
-        return 2
+    arguments = read_texts(HarnessSettings, given)
+    opened = open_model(arguments.workdir, arguments.step, arguments.weights)
+    model = HarnessModel(opened, batch=arguments.batch, max_length=arguments.max_length)
+    results = lm_eval.simple_evaluate(
+        model,
+        tasks=list(arguments.tasks),
+        limit=arguments.limit,
+        num_fewshot=arguments.num_fewshot,
+    )["results"]
+    text = json_text.dumps(results, indent=2, default=str)
+    if arguments.out:
+        write_text(arguments.out, text + "\n")
     print(text)
     return 0
 
