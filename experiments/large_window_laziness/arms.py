@@ -101,6 +101,7 @@ LARGE = ExperimentScale(
 
 #: Separate seeds: no rate is chosen on the runs that it is then tested on.
 SEEDS, SWEEP_SEEDS = tuple(range(10)), (100, 101)
+CONTROLS, CONTROL_SEEDS = ("alone", "far", "conv"), 5  # sets, and how many of `SEEDS` they have
 RATES = dict(rope=(5e-4, 1e-3, 2e-3, 3e-3, 4e-3, 6e-3), nope=(5e-4, 1e-3, 2e-3, 3e-3))
 
 CURRICULUM = 0.5  # share of the budget in which a curriculum reaches its last window
@@ -302,9 +303,11 @@ def sets(scale: ExperimentScale) -> dict[str, list[Arm]]:
     return found
 
 
-def seeds_of(name: str) -> tuple[int, ...]:
-    """The seeds of a set."""
-    return SWEEP_SEEDS if name == "sweep" else SEEDS
+def seeds_of(name: str, count: int | None = None) -> tuple[int, ...]:
+    """The seeds of a set: as many as it has by plan, or `count`, and no more than there are."""
+    if count is None and name in CONTROLS:
+        count = CONTROL_SEEDS
+    return (SWEEP_SEEDS if name == "sweep" else SEEDS)[:count]
 
 
 SCALES = {scale.task.name: scale for scale in (MAIN, LARGE)}

@@ -60,7 +60,7 @@ def findings(
 
 
 def _formed(own: Sequence[Run], scale: ExperimentScale) -> str:
-    planned = tables.planned(scale, "core")
+    planned = len(tables.planned(scale, "core"))
     formed = sum(run.formed.seen for run in own)
     made = "All" if len(own) == planned else f"{len(own)} of the"
     said = f"{made} {planned} runs of the main table have been made; "

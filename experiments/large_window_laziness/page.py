@@ -121,7 +121,7 @@ def cost_table(runs: Sequence[Run], scale: str) -> str:
         own = tables.of_set(runs, SCALES[scale], name)
         steps = sum(run.facts["steps"] for run in own)
         minutes = sum(run.facts["cpu_seconds"] for run in own) / 60
-        planned = tables.planned(SCALES[scale], name)
+        planned = len(tables.planned(SCALES[scale], name))
         rows.append((f"`{name}`", len(own), planned, f"{steps:,.0f}", f"{minutes:.0f}"))
     heads = "set | runs | of | steps | minutes of processor time"
     return _table(heads, "|---|--:|--:|--:|--:|", rows)

@@ -290,9 +290,9 @@ def unshown(runs: Sequence[Run], scale: ExperimentScale) -> str:
     """The sets that lack runs."""
     lacking = []
     for name in SETS[scale.task.name]:
-        made, planned = len(tables.of_set(runs, scale, name)), tables.planned(scale, name)
-        if made < planned:
-            lacking.append(f"`{name}` ({made} of {planned} runs)")
+        planned, missing = len(tables.planned(scale, name)), tables.lacking(runs, scale, name)
+        if missing:
+            lacking.append(f"`{name}` ({planned - missing} of {planned} runs)")
     if not lacking:
         return "- All sets have all their runs."
     return f"- Sets without all their runs: {', '.join(lacking)}."

@@ -3,6 +3,7 @@
     python -m experiments.large_window_laziness.run --workdir runs/laziness --sets core
     python -m experiments.large_window_laziness.run --workdir runs/laziness --arms w4-nope,gdn-rope
     python -m experiments.large_window_laziness.run --workdir runs/laziness --sets cures --missing
+    python -m experiments.large_window_laziness.run --workdir runs/laziness --sets far --seeds 10
     python -m experiments.large_window_laziness.run --workdir runs/laziness --sets core --ends
 
 All arms run with one seed before the next seed, so completed runs are comparable at any time. Runs of
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--sets", default="", help="separated by commas: " + ", ".join(SETS["main"])
     )
     parser.add_argument("--arms", default="", help="names, separated by commas")
-    parser.add_argument("--seeds", type=int, help="runs of each arm; all of its set by default")
+    parser.add_argument("--seeds", type=int, help="runs of each arm; by default those of its set")
     parser.add_argument("--steps", type=int, help="replaces each arm's own budget")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
     parser.add_argument("--list", action="store_true", help="print the runs and their progress")
@@ -58,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    seeds = {arm.name: seeds_of(s) for s in _words(arguments.sets) for arm in sets[s]}
+    count = arguments.seeds
+    seeds = {arm.name: seeds_of(s, count) for s in _words(arguments.sets) for arm in sets[s]}
     for name in _words(arguments.arms):
-        (own,) = {seeds_of(s) for s in sets if name in {arm.name for arm in sets[s]}}
+        (own,) = {seeds_of(s, count) for s in sets if name in {arm.name for arm in sets[s]}}
         seeds.setdefault(name, own)
-    most = max(map(len, seeds.values()), default=0)
-    rounds = range(most if arguments.seeds is None else arguments.seeds)
+    rounds = range(max(map(len, seeds.values()), default=0))
     units = [(n, own[i]) for i in rounds for n, own in seeds.items() if i < len(own)]
     if not units:
         print("laziness: nothing to run: give --sets or --arms", file=sys.stderr)

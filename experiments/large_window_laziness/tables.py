@@ -245,9 +245,14 @@ def of_set(runs: Iterable[Run], scale: ExperimentScale, name: str) -> list[Run]:
     return [run for run in runs if run.arm in names]
 
 
-def planned(scale: ExperimentScale, name: str) -> int:
-    """The number of runs of a whole set."""
-    return len(SETS[scale.task.name][name]) * len(seeds_of(name))
+def planned(scale: ExperimentScale, name: str) -> set[tuple[str, int]]:
+    """The arm and the seed of each run of a whole set; there may be runs of more seeds."""
+    return {(arm.name, seed) for arm in SETS[scale.task.name][name] for seed in seeds_of(name)}
+
+
+def lacking(runs: Iterable[Run], scale: ExperimentScale, name: str) -> int:
+    """The number of planned runs of a set that are not among these."""
+    return len(planned(scale, name) - {(run.arm, run.seed) for run in runs})
 
 
 def _number(text: str) -> float:

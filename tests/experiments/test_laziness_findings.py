@@ -213,6 +213,8 @@ def test_sets_that_lack_runs_are_listed():
         for run in made(Planted(), 0, seeds=SWEEP_SEEDS if name == "sweep" else SEEDS, sets=(name,))
     ]
     assert remarks.unshown(whole, MAIN) == "- All sets have all their runs."
+    some = [run for run in whole if run.arm != "w4-far-nope" or run.seed != 3]
+    assert "`far` (49 of 50 runs)." in remarks.unshown(some, MAIN)  # ten seeds of the other arms
 
 
 def test_the_cost_is_that_of_the_runs():

@@ -25,6 +25,7 @@ from experiments.large_window_laziness import (
 )
 from experiments.large_window_laziness.arms import (
     ARMS,
+    CONTROL_SEEDS,
     CURRICULUM,
     LARGE,
     MAIN,
@@ -91,7 +92,7 @@ def protocol():
         f"windows {small} and {large} to a fixed {MAIN.long:,} steps; they go on with the runs of"
         f" `core` | {len(SEEDS)} |"
     )
-    yield f"for Gated DeltaNet, Lightning and Mamba-2, too | {len(SEEDS)} |"
+    yield f"for Gated DeltaNet, Lightning and Mamba-2, too | {CONTROL_SEEDS} |"
     yield (
         f"Gated DeltaNet, Lightning, Mamba-2; NHA with windows and slots of {small} and"
         f" {MAIN.windows[2]} | {len(SEEDS)} |"

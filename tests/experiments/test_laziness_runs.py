@@ -381,7 +381,8 @@ def test_the_sweep_goes_beyond_the_rate_of_rope():
 def test_every_arm_has_a_model():
     seeds = {name: len(arms.seeds_of(name)) for name in SETS["main"]}
     assert len(SETS["main"]["core"]) * seeds["core"] == 100
-    assert {n for name, n in seeds.items() if name != "sweep"} == {10}
+    assert {seeds[name] for name in arms.CONTROLS} == {5}
+    assert {seeds[name] for name in ("core", "long", "recurrent", "cures")} == {10}
     assert not set(arms.SWEEP_SEEDS) & set(arms.SEEDS)
     for arm in ARMS["main"].values():
         prefix = (arm.prefix,) if arm.prefix else ()
@@ -447,3 +448,18 @@ def test_only_runs_that_the_committed_tables_lack(tmp_path, monkeypatch, capsys)
         ["w8-rope", "seed", "1"],
         ["w8-rope", "seed", "2"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "count"), [([], 5), (["--seeds", "10"], 10), (["--seeds", "3"], 3)]
+)
+def test_controls_have_five_seeds_unless_more_are_asked_for(tmp_path, capsys, options, count):
+    words = ["--workdir", str(tmp_path), "--list", *options]
+    for what in (["--sets", "far"], ["--arms", "w4-far-rope"]):
+        assert run.main([*words, *what]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        own = [line for line in lines if line.startswith("w4-far-rope ")]
+        assert [line.split(":")[0].split()[-1] for line in own] == [str(i) for i in range(count)]
+    assert run.main([*words, "--sets", "sweep"]) == 0  # two seeds, however many are asked for
+    seeds = {line.split(":")[0].split()[-1] for line in capsys.readouterr().out.splitlines()}
+    assert seeds == {str(seed) for seed in arms.SWEEP_SEEDS}
