@@ -3,7 +3,8 @@
 No chip is needed: libtpu compiles for slices that are not there. Each step compiles in a process of its
 own, one at a time; MaxText's in an environment that this script makes. Both have the sizes of
 `peers/step_recipe.py`, float32 state, bfloat16 compute, AdamW with clipping, full rematerialisation,
-segment ids and FSDP over all chips. Results are kept as they come, so a stopped command goes on.
+segment ids and FSDP over all chips; GROWTH has one step on more chips, and on longer rows whose time is
+split over chips. Results are kept as they come, so a stopped command goes on.
 
 Run with the environment of `make aot`:
   .venv-aot/bin/python benchmarks/compile_peers.py [--only dense,llama7b] [--flags best,default]
@@ -12,6 +13,7 @@ Table: .venv-aot/bin/python benchmarks/compile_peers.py --render      (into the 
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import pathlib
 import shutil
@@ -20,10 +22,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import environments
 import train_cpu
-from peers.step_recipe import SHAPES
+from peers.step_recipe import SHAPES, Shape
 
 from hybridlm.aot import hlo, topology
 
@@ -43,12 +46,51 @@ SHARED = "jax jaxlib libtpu flax optax orbax-checkpoint grain ml-collections".sp
 # Parameters are gathered before a product, not in a loop around it.
 GATHERED = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 FLAGS = {"best": GATHERED, "default": {}}
-# Case: shape, our name of the slice, MaxText's name, chips.
+
+
+class Case(NamedTuple):
+    """A step on a slice.
+
+    Attributes:
+      shape: a key of `SHAPES`. slice_name, maxtext_slice: our name and MaxText's.
+      length: tokens of a row, in place of the shape's; a chip's tokens of a step stay as many.
+      context: chips that split the time of a row; the others split rows and parameters.
+    """
+
+    shape: str
+    slice_name: str
+    maxtext_slice: str
+    chips: int
+    length: int | None = None
+    context: int = 1
+
+    def sizes(self) -> Shape:
+        """The shape with this case's rows."""
+        shape = SHAPES[self.shape]
+        if self.length is None:
+            return shape
+        rows = self.chips * TOKENS_OF_A_CHIP // self.length
+        return shape._replace(length=self.length, rows=rows)
+
+
 CASES = {
-    "dense": ("dense", "v5e:4x4", "v5e-16", 16),
-    "llama7b": ("llama7b", "v5p:4x4x4", "v5p-128", 64),
-    "delta v5p": ("delta", "v5p:2x2x4", "v5p-32", 16),
-    "delta v6e": ("delta", "v6e:4x4", "v6e-16", 16),
+    "dense": Case("dense", "v5e:4x4", "v5e-16", 16),
+    "llama7b": Case("llama7b", "v5p:4x4x4", "v5p-128", 64),
+    "delta v5p": Case("delta", "v5p:2x2x4", "v5p-32", 16),
+    "delta v6e": Case("delta", "v6e:4x4", "v6e-16", 16),
+}
+TOKENS_OF_A_CHIP = 16_384  # of a step, in GROWTH
+CHIPS_64 = ("v5p:4x4x4", "v5p-128", 64)
+GROWTH = {
+    "dense on 8": Case("dense", "v5p:2x2x2", "v5p-16", 8, 4096),
+    "dense on 64": Case("dense", *CHIPS_64, 4096),
+    "dense on 512": Case("dense", "v5p:8x8x8", "v5p-1024", 512, 4096),
+    "dense on 2048": Case("dense", "v5p:8x16x16", "v5p-4096", 2048, 4096),
+    "dense 4k by 8": Case("dense", *CHIPS_64, 4096, context=8),
+    "dense 32k by 8": Case("dense", *CHIPS_64, 32_768, context=8),
+    "dense 128k by 8": Case("dense", *CHIPS_64, 131_072, context=8),
+    "delta 32k by 8": Case("delta", *CHIPS_64, 32_768, context=8),
+    "delta 128k by 8": Case("delta", *CHIPS_64, 131_072, context=8),
 }
 # Our figures are to be at most so many times MaxText's; HBM bytes where it has no kernel, DELTA_BAR.
 BARS = {"hbm_GB": 1.0, "sent_GB": 1.0, "temporaries_GiB": 1.0, "cpu_s": 0.7}
@@ -58,7 +100,7 @@ OURS = {"best": {"train.reduce_dtype": "bfloat16"}, "default": {}}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default=",".join(CASES), help="cases, separated by commas")
+    parser.add_argument("--only", default=",".join(CASES | GROWTH), help="cases, with commas")
     parser.add_argument("--flags", default="best", help="best, default or both, with a comma")
     parser.add_argument("--sides", default="hybridlm,maxtext")
     parser.add_argument("--again", action="store_true", help="also what is in the results")
@@ -84,21 +126,16 @@ def kept() -> dict:
 
 def measure(case: str, side: str, flags: str, keep: pathlib.Path | None = None) -> None:
     """Compiles one step and adds its figures to the results; its program goes into `keep`."""
-    shape, ours, theirs, chips = CASES[case]
-    env = environments.variables()
+    env, asked = environments.variables(), request(case, side, flags)
     with tempfile.TemporaryDirectory() as folder:
         if side == "hybridlm":
-            options = {f"train.compiler_options.tpu.{k}": v for k, v in FLAGS[flags].items()}
-            request = {"shape": shape, "topology": ours, "overrides": OURS[flags] | options}
             command = [sys.executable, str(HERE / "peers" / "our_step.py")]
             env["PYTHONPATH"] = str(HERE.parent)  # this folder's code, whatever is installed
         else:
-            request = {"settings": maxtext_settings(shape, theirs, chips)}
-            request |= {"dense_mlp": SHAPES[shape].delta, "options": FLAGS[flags]}
             command = [maxtext_python(), str(HERE / "peers" / "maxtext_step.py")]
         began = time.perf_counter()
         done = subprocess.run(
-            [*command, json.dumps(request, allow_nan=False), folder],
+            [*command, json.dumps(asked, allow_nan=False), folder],
             capture_output=True,
             text=True,
             env=env,
@@ -106,7 +143,8 @@ def measure(case: str, side: str, flags: str, keep: pathlib.Path | None = None) 
         if done.returncode:
             found = {"failed": environments.last_line(done.stderr)[:400]}
         else:
-            found = figures(pathlib.Path(folder), ours) | {"request": request}
+            target = (CASES | GROWTH)[case].slice_name
+            found = figures(pathlib.Path(folder), target) | {"request": asked}
             if keep is not None:
                 keep.mkdir(parents=True, exist_ok=True)
                 name = f"{case} {side} {flags}.txt".replace(" ", "-")
@@ -118,6 +156,22 @@ def measure(case: str, side: str, flags: str, keep: pathlib.Path | None = None) 
         json.dumps(kept() | {f"{case}, {side}, {flags}": found}, indent=1, allow_nan=False) + "\n"
     )
     print(case, side, flags, found.get("failed") or f"{found['hbm_GB']:.1f} GB of HBM traffic")
+
+
+def request(name: str, side: str, flags: str) -> dict:
+    """What the program of one side in `peers/` is asked to compile."""
+    case = (CASES | GROWTH)[name]
+    if side == "maxtext":
+        asked = {"settings": maxtext_settings(case), "dense_mlp": case.sizes().delta}
+        return asked | {"options": FLAGS[flags]}
+    overrides = OURS[flags] | {
+        f"train.compiler_options.tpu.{k}": v for k, v in FLAGS[flags].items()
+    }
+    if case.length is not None:
+        sizes = case.sizes()
+        overrides |= {"data.seq_len": str(sizes.length), "data.batch_size": str(sizes.rows)}
+        overrides["mesh.context"] = str(case.context)
+    return {"shape": case.shape, "topology": case.slice_name, "overrides": overrides}
 
 
 def figures(folder: pathlib.Path, slice_name: str) -> dict:
@@ -143,12 +197,12 @@ def figures(folder: pathlib.Path, slice_name: str) -> dict:
     }
 
 
-def maxtext_settings(shape: str, slice_name: str, chips: int) -> dict:
-    """MaxText's words for a shape."""
-    s = SHAPES[shape]
+def maxtext_settings(case: Case) -> dict:
+    """MaxText's words for a case."""
+    s, chips = case.sizes(), case.chips
     settings = dict(
         run_name="compile",
-        compile_topology=slice_name,
+        compile_topology=case.maxtext_slice,
         compile_topology_num_slices=1,
         decoder_block="qwen3_next" if s.delta else "llama2",
         base_emb_dim=s.width,
@@ -159,8 +213,9 @@ def maxtext_settings(shape: str, slice_name: str, chips: int) -> dict:
         base_num_decoder_layers=s.depth,
         vocab_size=s.vocab,
         max_target_length=s.length,
-        per_device_batch_size=s.rows // chips,
-        ici_fsdp_parallelism=chips,
+        # Below 1 where several chips split a row.
+        per_device_batch_size=s.rows // chips or s.rows / chips,
+        ici_fsdp_parallelism=chips // case.context,
         remat_policy="full",
         dtype="bfloat16",
         weight_dtype="float32",
@@ -170,6 +225,10 @@ def maxtext_settings(shape: str, slice_name: str, chips: int) -> dict:
         enable_checkpointing=False,
         skip_jax_distributed_system=True,
     )
+    if case.context > 1:
+        settings["ici_context_parallelism"] = case.context
+        # It evens the work of full attention out; the recurrent layers need time in its order.
+        settings["context_parallel_load_balance"] = not s.delta
     if s.delta:
         settings |= dict(
             inhomogeneous_layer_cycle_interval=4,
@@ -202,16 +261,23 @@ def rows() -> Iterator[str]:
     yield "|---|---|---|--:|--:|--:|--:|--:|--:|"
     for name, found in kept().items():
         cells = name.split(", ")
+        if cells[0] not in CASES:
+            continue
         if "failed" in found:
             yield f"| {' | '.join(cells)} | does not compile: {found['failed']} ||||||"
             continue
         bound, seconds = max(found["seconds_at_least"].items(), key=lambda item: item[1])
-        cells += [f"{found[key]:.1f}" for key in ("TFLOP", "hbm_GB")]
-        cells += [f"{found['sent_GB']:.2f}", f"{found['temporaries_GiB']:.2f}"]
-        cells += [f"{found['cpu_s']:.0f}", f"{seconds:.3f} ({bound})"]
-        yield f"| {' | '.join(cells)} |"
+        yield f"| {' | '.join([*cells, *figure_cells(found), f'{seconds:.3f} ({bound})'])} |"
     yield ""
     yield from ratios()
+    yield ""
+    yield from growth()
+
+
+def figure_cells(found: dict) -> list[str]:
+    cells = [f"{found[key]:.1f}" for key in ("TFLOP", "hbm_GB")]
+    cells += [f"{found['sent_GB']:.2f}", f"{found['temporaries_GiB']:.2f}"]
+    return [*cells, f"{found['cpu_s']:.0f}"]
 
 
 def ratios() -> Iterator[str]:
@@ -233,6 +299,25 @@ def ratios() -> Iterator[str]:
         seconds = ours["seconds_at_least"]
         cells.append("yes" if max(seconds, key=seconds.get) == "compute" else "no (bar)")
         yield f"| {' | '.join(cells)} |"
+
+
+def growth() -> Iterator[str]:
+    """One step on more chips, and on longer rows."""
+    yield (
+        "| shape | layers | chips | tokens of a row | chips of a row | library | flags | TFLOP |"
+        " HBM, GB | sent, GB | temporaries, GiB | compile, CPU s |"
+    )
+    yield "|---|--:|--:|--:|--:|---|---|--:|--:|--:|--:|--:|"
+    results = kept()
+    for name, case in GROWTH.items():
+        sizes = case.sizes()
+        about = [case.shape, sizes.depth, f"{case.chips:,}", f"{sizes.length:,}", case.context]
+        for side, flags in itertools.product(("hybridlm", "maxtext"), FLAGS):
+            if (found := results.get(f"{name}, {side}, {flags}")) is None:
+                continue
+            failed = found.get("failed")
+            cells = [f"does not compile: {failed}", *[""] * 4] if failed else figure_cells(found)
+            yield f"| {' | '.join(map(str, [*about, side, flags, *cells]))} |"
 
 
 if __name__ == "__main__":
