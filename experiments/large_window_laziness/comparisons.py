@@ -1,9 +1,10 @@
 """Paired comparisons beyond the declared claims: controls, recurrences, cures, positions, near copies.
 
 They answer questions that no claim was declared for, so they have no verdict: each table gives ratios
-of times with intervals, and two-sided p that Holm's method adjusts within the table. A time that is
-not seen counts with the bound that works against a difference (see `paired`). The contrasts of
-`post_hoc` were chosen after their claim's result was known.
+of times with intervals, and two-sided p that Holm's method adjusts within the table. Of fewer than
+`paired.FEWEST_PAIRS` seeds, which no such test decides, the range stands in place of the interval. A
+time that is not seen counts with the bound that works against a difference (see `paired`). The
+contrasts of `post_hoc` were chosen after their claim's result was known.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.large_window_laziness import paired, tables
-from experiments.large_window_laziness.arms import MAIN, POSITIONS, ExperimentScale, recurrent
+from experiments.large_window_laziness.arms import (
+    CONTROLS,
+    MAIN,
+    POSITIONS,
+    ExperimentScale,
+    recurrent,
+)
 from experiments.large_window_laziness.paired import Bounds, Time
 from experiments.large_window_laziness.runs import FORMED
 from experiments.large_window_laziness.tables import Run, Runs
@@ -35,32 +42,34 @@ POST_HOC_CONTRASTS = {"local": "the loss on local text", "entropy": "the best he
 def pairs(scale: ExperimentScale = MAIN) -> dict[str, list[tuple[str, str]]]:
     """(arm, arm that its times are divided by) by table, without the suffix of the positions.
 
-    "controls": the largest window and full attention over the smallest window under each control, and
-    the control over the main table. "recurrent": each recurrence over full attention and, with a
-    short convolution for all, again; Native Hybrid Attention over its window alone, and more slots
-    over fewer. "cures": each schedule over its last window alone, and over the smallest window.
-    "positions": NoPE over RoPE.
+    "alone", "far", "conv": the largest window and full attention over the smallest window under the
+    control, and each of the three over the main table; recurrences with the short convolution over
+    full attention with it, and over themselves without. "recurrent": each recurrence over full
+    attention and over the smallest and the largest window. "nha": Native Hybrid Attention over its
+    window alone, more slots over fewer, and a larger window over a smaller one. "cures": each
+    schedule over its last window alone, and over the smallest window. "positions": NoPE over RoPE.
     """
     small, large = f"w{scale.small}", f"w{scale.large}"
-    controls, others, cures = [], [], []
-    for control in ("alone", "far", "conv"):
-        controls += [(f"{name}-{control}", f"{small}-{control}") for name in (large, "full")]
-        controls += [(f"{name}-{control}", name) for name in (small, large)]
+    found: dict[str, list[tuple[str, str]]] = {}
+    for control in CONTROLS:
+        found[control] = [(f"{name}-{control}", f"{small}-{control}") for name in (large, "full")]
+        found[control] += [(f"{name}-{control}", name) for name in (small, large, "full")]
+    found |= {"recurrent": [], "nha": []}
     for name, settings in recurrent(scale).items():
         if settings["kind"] == "nha":
             window, slots = settings["window"], settings["slots"]
-            others.append((name, f"w{window}"))
+            found["nha"].append((name, f"w{window}"))
             if slots > scale.small:
-                others.append((name, f"nha{window}x{scale.small}"))
+                found["nha"].append((name, f"nha{window}x{scale.small}"))
+            if window > scale.small:
+                found["nha"].append((name, f"nha{scale.small}x{slots}"))
         else:
-            others += [(name, "full"), (f"{name}-conv", "full-conv")]
-    for name in ("curriculum", "stochastic", "dropout"):
-        cures += [(name, large), (name, small)]
+            found["recurrent"] += [(name, other) for other in ("full", small, large)]
+            found["conv"] += [(f"{name}-conv", other) for other in ("full-conv", name)]
+    schedules = ("curriculum", "stochastic", "dropout")
     windows = [f"w{window}" for window in scale.windows[:-1]]
-    return {
-        "controls": controls,
-        "recurrent": others,
-        "cures": cures,
+    return found | {
+        "cures": [(name, other) for name in schedules for other in (large, small)],
         "positions": [(name, name) for name in (*windows, "full")],
     }
 
@@ -79,7 +88,21 @@ def compared(runs: Sequence[Run], scale: ExperimentScale = MAIN) -> list[tables.
                         continue
                     arms = (f"{late}-nope", f"{early}-rope")
                 found.append(_compared(table, *arms, by_arm))
+        if table in CONTROLS:
+            found += [_delays(table, p, by_arm, scale) for p in POSITIONS]
     return [row for found in tested.values() for row in _adjusted(found)]
+
+
+def _delays(control: str, positions: str, by_arm: Runs, scale: ExperimentScale) -> tables.Row:
+    """The largest window's delay under a control over that of the main table."""
+    arms = [f"w{window}{end}-{positions}" for end in (f"-{control}", "") for window in _ends(scale)]
+    times = [{seed: run.formed for seed, run in by_arm.get(arm, {}).items()} for arm in arms]
+    names = [" / ".join(pair) for pair in (arms[:2], arms[2:])]
+    return _ratio(control, *names, tuple(times[:2]), tuple(times[2:]))
+
+
+def _ends(scale: ExperimentScale) -> tuple[int, int]:
+    return scale.large, scale.small
 
 
 def _adjusted(found: Sequence[tables.Row]) -> list[tables.Row]:
@@ -198,7 +221,7 @@ def _compared(table: str, late: str, early: str, by_arm: Runs) -> tables.Row:
 
 
 def _row(table: str, late: str, early: str, d: Bounds, unseen: Sequence[int]) -> tables.Row:
-    effect = paired.bounded_interval(d)
+    effect = paired.interval_or_range(d)
     ratio = [f"{float(np.exp(x)):.3g}" for x in effect]
     return {
         "table": table,

@@ -3,26 +3,31 @@
     python -m experiments.large_window_laziness.cured --count
     python -m experiments.large_window_laziness.cured --trace --seeds 2
 
-Three explanations, which differ in what they foresee (the small window is 4, the large one 32):
+Four explanations, which differ in what they foresee (the small window is 4, the large one 32):
 
-- *narrow steps teach*: with a small window only the full layers can copy, so that their queries and
-  keys are drawn to retrieval in these steps, and the other steps add little;
+- *only narrow steps teach*: with a small window only the full layers can copy, so that their queries
+  and keys are drawn to retrieval in these steps, and the other steps add nothing;
 - *any step teaches*: a change of the window is a disturbance that does the same in all steps;
-- *wide steps unlearn*: narrow steps teach, and wide ones undo a part of it.
+- *wide steps unlearn*: narrow steps teach, and wide ones undo a part of it;
+- *the steps add up*: a step of either window teaches what it does in a run of that window alone, so
+  that nothing but the mean of the two paces has to be explained.
 
 `--count` needs the committed tables alone: a stochastic run's steps until retrieval, all of them and
-those with the small window, over the steps of the small window's run of the same seed. Foreseen are
-2 and 1, 1 and 1/2, and more than 2 and more than 1. `--trace` trains arms again with further
-measurements (the training is the same, bit for bit) and writes `traces.tsv` and `traces.svg`: the
-accuracy with both windows, and how strongly the gradient under either draws the queries and keys of
-the full layers to where this run's training takes them.
+those with the small window, over the steps of the small window's run of the same seed; and the sum of
+the paces, the steps of each window over those of that window's run. Foreseen are 2, 1 and more than
+1; 1, 1/2 and less than 1; more than 2, 1 and 1; and for the last 1 to 2, 1/2 to 1, and 1.
+`--trace` trains arms again with further measurements (the training is the same, bit for bit) and
+writes `traces.tsv` and `traces.svg`: the accuracy with both windows, and how strongly the gradient
+under either draws the queries and keys of the full layers, and all parameters, to where this run's
+training takes them. A run of one window is taken there by that window's gradients alone, so that only
+the stochastic runs, whose steps are shared, compare the two windows fairly.
 """
 
 import argparse
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +39,7 @@ from experiments.large_window_laziness.arms import ARMS, MAIN, POSITIONS, SETS, 
 from experiments.large_window_laziness.claims import RESULTS
 from experiments.large_window_laziness.drawing import finished
 from experiments.large_window_laziness.measure import measure
-from experiments.large_window_laziness.paired import Bounds, Interval
+from experiments.large_window_laziness.paired import Bounds, Interval, Time
 from experiments.large_window_laziness.tables import Run
 from hybridlm.analysis.figures import INK, PALETTE, save
 from hybridlm.errors import UserError, exit_code
@@ -45,8 +50,9 @@ from hybridlm.models.programs import per_model
 from hybridlm.probes import mixer_names
 from hybridlm.probes.weights import query_key_weights
 
-COLUMNS = ("arm", "seed", "step", "window", "far", "near", "pull", "norm")
-TRACED = "stochastic-rope,w4-rope,w32-rope"
+PULLS = ("pull", "norm", "pull_all", "norm_all")
+COLUMNS = ("arm", "seed", "step", "window", "far", "near", *PULLS)
+TRACED = "stochastic-rope,w4-rope,w32-rope,stochastic-nope,w4-nope,w32-nope"
 GRADIENT_BATCHES = 8  # training batches of a gradient, drawn from a seed of their own
 GRADIENT_SEED = 10**6 + 3
 
@@ -61,7 +67,11 @@ def counted(
 ) -> dict[str, tuple[Interval, int]]:
     """By what is compared: the ratio of steps with its 95% interval, and the number of seeds.
 
-    Seeds of which a run has not retrieved are left out; the table of cures has them.
+    "all steps", "narrow steps": of the stochastic window over the steps of the smallest. "paces added":
+    its narrow steps over those of the smallest window's run and its wide ones over those of the
+    largest window's, together, with the steps of these two runs in "w4 over w32". Seeds of which a run
+    has not retrieved are left out; the table of cures has them. Of few seeds it is the range (see
+    `paired.interval_or_range`).
     """
     by_arm = tables.by_arm(found_runs)
     found = {}
@@ -73,12 +83,28 @@ def counted(
         pairs = [pair for pair in pairs if pair[0].seen and pair[1].seen]
         if not pairs:
             continue
-        whole = [np.log(a.step / b.step) for a, b, _ in pairs]
-        narrow = [np.log(narrow_steps(arm, seed, int(a.step)) / b.step) for a, b, seed in pairs]
-        for what, logs in (("all steps", whole), ("narrow steps", narrow)):
-            interval = paired.bounded_interval(Bounds.known(logs))
-            found[f"{positions}: {what}"] = Interval(*np.exp(interval)), len(pairs)
+        counts = [narrow_steps(arm, seed, int(a.step)) for a, _, seed in pairs]
+        found[f"{positions}: all steps"] = _ratio([a.step / b.step for a, b, _ in pairs])
+        found[f"{positions}: narrow steps"] = _ratio(
+            [narrow / b.step for narrow, (_, b, _) in zip(counts, pairs)]
+        )
+        large = by_arm.get(f"w{scale.large}-{positions}", {})
+        added, alone = [], []
+        for narrow, (a, b, seed) in zip(counts, pairs):
+            if seed in large and large[seed].formed.seen:
+                c = large[seed].formed.step
+                added.append(narrow / b.step + (a.step - narrow) / c)
+                alone.append(b.step / c)
+        if added:
+            found[f"{positions}: paces added"] = _ratio(added)
+            found[f"{positions}: w{scale.small} over w{scale.large}"] = _ratio(alone)
     return found
+
+
+def _ratio(ratios: Sequence[float]) -> tuple[Interval, int]:
+    """The geometric mean with its interval, and the number of ratios."""
+    interval = paired.interval_or_range(Bounds.known(np.log(ratios)))
+    return Interval(*np.exp(interval)), len(ratios)
 
 
 def trace(arm: Arm, seed: int, steps: int | None = None) -> Iterator[dict[str, Any]]:
@@ -87,7 +113,7 @@ def trace(arm: Arm, seed: int, steps: int | None = None) -> Iterator[dict[str, A
     `far`, `near`: the accuracy at the largest and the smallest distances where window layers have
     `window`. `pull`: the part of minus the gradient of the loss under `window`, with respect to the
     queries and keys of the full layers, that points to their last values, in nats per unit of
-    distance; `norm` is the whole gradient's norm.
+    distance; `norm` is the whole gradient's norm. `pull_all`, `norm_all`: the same of all parameters.
     """
     model, init, train_step = runs.program_of(arm)
     state, steps = init(jax.random.key(seed)), arm.steps if steps is None else steps
@@ -95,10 +121,11 @@ def trace(arm: Arm, seed: int, steps: int | None = None) -> Iterator[dict[str, A
     for step in range(steps + 1):
         if step % arm.scale.every == 0 or step == steps:
             params = state["params"]
-            weights = _flat(model, params)
+            weights = _flat(model, params), _whole(params)
             for window in windows:
                 accuracy = measure(arm.scale.task, model, params, window)["accuracy"]
-                gradient = _flat(model, _gradient(arm, model, params, window))
+                slope = _gradient(arm, model, params, window)
+                gradient = _flat(model, slope), _whole(slope)
                 row = {"arm": arm.name, "seed": seed, "step": step, "window": window}
                 row |= {"far": accuracy[-1], "near": accuracy[0]}
                 kept.append((row, weights, gradient))
@@ -114,11 +141,60 @@ def trace(arm: Arm, seed: int, steps: int | None = None) -> Iterator[dict[str, A
             state, _ = train_step(state, runs.batch(arm, seed, step, window))
     last = kept[-1][1]
     for row, weights, gradient in kept:
-        left = last - weights
-        distance = np.linalg.norm(left)
-        row["pull"] = float(-gradient @ left / distance) if distance else float("nan")
-        row["norm"] = float(np.linalg.norm(gradient))
+        for end, own, toward, slope in zip(("", "_all"), weights, last, gradient):
+            left = np.subtract(toward, own, dtype=np.float64)
+            distance = np.linalg.norm(left)
+            row[f"pull{end}"] = float(-slope @ left / distance) if distance else float("nan")
+            row[f"norm{end}"] = float(np.linalg.norm(slope))
         yield row
+
+
+class Pull(NamedTuple):
+    """A traced run before retrieval forms with its own window.
+
+    Attributes:
+      formed_small, formed_large: when it forms as measured with either window.
+      small, large: the mean pull under either window on the full layers' queries and keys, and on all
+        parameters.
+    """
+
+    arm: str
+    seed: int
+    formed_small: Time
+    formed_large: Time
+    small: tuple[float, float]
+    large: tuple[float, float]
+
+
+def pulls(rows: Sequence[tables.Row], scale: ExperimentScale = MAIN) -> list[Pull]:
+    """What the rows of traces.tsv say of each run that ends with the largest window and forms there."""
+    found = []
+    for key in dict.fromkeys((row["arm"], int(row["seed"])) for row in rows):
+        own = {
+            window: [
+                row
+                for row in rows
+                if (row["arm"], int(row["seed"]), int(row["window"])) == (*key, window)
+            ]
+            for window in (scale.small, scale.large)
+        }
+        formed = [
+            paired.first_lasting(
+                [int(row["step"]) for row in side], [float(row["far"]) for row in side], runs.FORMED
+            )
+            for side in own.values()
+        ]
+        if ARMS[scale.task.name][key[0]].final != scale.large or not formed[1].seen:
+            continue
+        small, large = (
+            tuple(
+                float(np.mean([float(r[n]) for r in side if int(r["step"]) < formed[1].step]))
+                for n in ("pull", "pull_all")
+            )
+            for side in own.values()
+        )
+        found.append(Pull(*key, *formed, small, large))
+    return found
 
 
 def _gradient(arm: Arm, model: Model, params: Params, window: int) -> Params:
@@ -148,11 +224,16 @@ def _flat(model: Model, params: Params) -> np.ndarray:
     return np.concatenate([x.ravel() for i in found if names[i] == "full" for x in found[i]])
 
 
+def _whole(params: Params) -> np.ndarray:
+    """All parameters as one vector, float32."""
+    return np.concatenate([np.asarray(x, np.float32).ravel() for x in jax.tree.leaves(params)])
+
+
 def figure_of(rows: Sequence[tables.Row]) -> Figure:
     """Far accuracy and pull over training, under both windows; a column for each arm."""
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    figure = Figure(figsize=(2.9 * max(len(arms), 2), 4.4), layout="constrained")
-    grid = figure.subplots(2, len(arms), squeeze=False, sharex="col", sharey="row")
+    figure = Figure(figsize=(2.9 * max(len(arms), 2), 6.2), layout="constrained")
+    grid = figure.subplots(3, len(arms), squeeze=False, sharex="col", sharey="row")
     windows = sorted({int(row["window"]) for row in rows})
     for column, arm in zip(grid.T, arms):
         for number, window in enumerate(windows):
@@ -160,14 +241,15 @@ def figure_of(rows: Sequence[tables.Row]) -> Figure:
             for seed in dict.fromkeys(r["seed"] for r in own):
                 line = [r for r in own if r["seed"] == seed]
                 steps = [int(r["step"]) for r in line]
-                for axes, what in zip(column, ("far", "pull")):
+                for axes, what in zip(column, ("far", "pull", "pull_all")):
                     values = [float(r[what]) if r[what] not in ("", None) else np.nan for r in line]
                     label = f"window layers at {window}"
                     axes.plot(steps, values, color=PALETTE[number], linewidth=1.1, label=label)
         column[0].set_title(arm, fontsize=9, color=INK)
-        column[1].set_xlabel("step", fontsize=9)
+        column[-1].set_xlabel("step", fontsize=9)
     grid[0][0].set_ylabel("accuracy on far copies", fontsize=9)
     grid[1][0].set_ylabel("pull of the gradient\non full layers' Q and K", fontsize=9)
+    grid[2][0].set_ylabel("pull of the gradient\non all parameters", fontsize=9)
     return finished(figure)
 
 
@@ -206,8 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _short(row: tables.Row) -> tables.Row:
-    figures = {n: f"{row[n]:.4g}" for n in ("pull", "norm") if np.isfinite(row[n])}
-    return {**{n: x for n, x in row.items() if n not in ("pull", "norm")}, **figures}
+    figures = {n: f"{row[n]:.4g}" for n in PULLS if np.isfinite(row[n])}
+    return {**{n: x for n, x in row.items() if n not in PULLS}, **figures}
 
 
 if __name__ == "__main__":

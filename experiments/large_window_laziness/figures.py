@@ -101,7 +101,8 @@ def others_figure(
     """The step of retrieval of recurrences, NHA and cures, below the windows they compare with."""
     sets, width = SETS[scale.task.name], {p: len(p) + 1 for p in POSITIONS}
     shown = [a for a in sets["core"] if a.final in (scale.small, scale.large) or a.sees_all]
-    shown += [*sets["recurrent"], *sets["cures"]]
+    with_conv = [arm for arm in sets["conv"] if arm.final is None]
+    shown += [*sets["recurrent"], *with_conv, *sets["cures"]]
     names = list(dict.fromkeys(a.name[: -width[a.positions]] for a in shown))
     found = {name: [run for run in runs if run.arm in _both(name)] for name in names}
     names = [name for name in names if found[name]]

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.large_window_laziness import cured, tables
 from experiments.large_window_laziness.arms import SCALES, SETS
 from experiments.large_window_laziness.figures import FIGURES
-from experiments.large_window_laziness.paired import Time
+from experiments.large_window_laziness.paired import FEWEST_PAIRS, Time
 from experiments.large_window_laziness.rates import rates
 from experiments.large_window_laziness.tables import Run
 
@@ -30,7 +30,7 @@ def claims_table(folder: pathlib.Path) -> str:
 
 
 def arms_table(runs: Sequence[Run]) -> str:
-    """The page's table of arms without the sweep: times, and the means of the figures at the end."""
+    """A table of arms without the sweep: times, and the means of the figures at the end."""
     runs = [run for run in runs if not re.search(r"-lr[\de.-]+-", run.arm)]
     if not runs:
         return "No run of this table has been made yet."
@@ -76,7 +76,10 @@ def counts_table(runs: Sequence[Run], scale: str) -> str:
     found = cured.counted(runs, SCALES[scale])
     if not found:
         return NOT_RUN
-    rows = [(what, seeds, interval) for what, (interval, seeds) in found.items()]
+    rows = [
+        (what, seeds, interval_or_range(seeds, *(f"{x:.3g}" for x in interval)))
+        for what, (interval, seeds) in found.items()
+    ]
     heads = "steps of the stochastic window | seeds | ratio, 95% interval"
     return _table(heads, "|---|--:|---|", rows)
 
@@ -176,10 +179,17 @@ def _two(text: str, digits: int = 2) -> str:
 
 
 def ratio(row: tables.Row) -> str:
-    """A ratio of comparisons.tsv with its interval."""
+    """A ratio of comparisons.tsv with its interval, or with the range of few seeds."""
     if row["ratio"] == "nan":
         return "not known"
-    return f"{row['ratio']} [{row['low']}, {row['high']}]"
+    return interval_or_range(int(row["seeds"]), row["ratio"], row["low"], row["high"])
+
+
+def interval_or_range(seeds: int, value: str, low: str, high: str) -> str:
+    """A value with what `paired.interval_or_range` gives for so many seeds."""
+    if seeds < FEWEST_PAIRS:
+        return f"{value} ({seeds} seeds: {low} to {high})"
+    return f"{value} [{low}, {high}]"
 
 
 def median(times: Sequence[Time]) -> str:

@@ -18,6 +18,8 @@ import numpy as np
 
 LEVEL = 0.05  # of all tests together, after Holm's correction; an interval has 1 - LEVEL
 MOST_PAIRS = 16  # sign patterns are enumerated
+#: Pairs from which a two-sided test can reject at `LEVEL`, and an interval of 1 - `LEVEL` is finite.
+FEWEST_PAIRS = math.ceil(1 - math.log2(LEVEL))
 TIE = 1e-12  # means that differ by less count as equal
 
 
@@ -186,6 +188,18 @@ def bounded_interval(d: Bounds) -> Interval:
     if not (np.isfinite(d.low) | np.isfinite(d.high)).any():
         return Interval(math.nan, math.nan, math.nan)
     return Interval(float(d.nearest.mean()), interval(d.low).low, interval(d.high).high)
+
+
+def interval_or_range(d: Bounds) -> Interval:
+    """`bounded_interval`; of fewer than `FEWEST_PAIRS` pairs, which have no finite one, their range.
+
+    The range of N differences holds the centre of symmetric ones with probability 1 - 2^(1 - N): 94%
+    for five. An end is infinite where a bound on its side is missing.
+    """
+    found = bounded_interval(d)
+    if len(d.nearest) >= FEWEST_PAIRS or math.isnan(found.value):
+        return found
+    return Interval(found.value, float(d.low.min()), float(d.high.max()))
 
 
 def _signs(n: int) -> np.ndarray:

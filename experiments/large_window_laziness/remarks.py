@@ -16,8 +16,8 @@ from experiments.large_window_laziness.arms import (
 )
 from experiments.large_window_laziness.claims import ACCURACY_MARGIN, DELAY_MARGIN
 from experiments.large_window_laziness.page import NOT_RUN, median, ratio
-from experiments.large_window_laziness.paired import LEVEL
-from experiments.large_window_laziness.rates import rates
+from experiments.large_window_laziness.paired import FEWEST_PAIRS, LEVEL, Interval, Time
+from experiments.large_window_laziness.rates import Rate, rates
 from experiments.large_window_laziness.tables import Run
 
 NAMES = {"rope": "RoPE", "nope": "NoPE"}
@@ -104,13 +104,8 @@ def rates_sentence(runs: Sequence[Run], scale: ExperimentScale) -> str:
     said = []
     for p in POSITIONS:
         own = [r.rate for r in found if r.positions == p]
-        chosen = [r.rate for r in found if r.positions == p and r.chosen]
-        for which, end in (("largest", max(own)), ("smallest", min(own))) if own else ():
-            if end in chosen:
-                said.append(
-                    f"The rate of {NAMES[p]}, {end:g}, is the {which} of the sweep, so that its best"
-                    " may lie beyond."
-                )
+        if own:
+            said.append(_best_rate(p, [r for r in found if r.positions == p]))
         missing = [f"{rate:g}" for rate in RATES[p] if rate not in own]
         if missing:
             said.append(f"Not yet run with {NAMES[p]}: {', '.join(missing)}.")
@@ -126,6 +121,27 @@ def rates_sentence(runs: Sequence[Run], scale: ExperimentScale) -> str:
             f" {len(gains)} rates."
         )
     return " ".join(said)
+
+
+def _best_rate(p: str, own: Sequence[Rate]) -> str:
+    """The chosen rate of one kind of positions, and what the rates beside it cost."""
+    at = next(i for i, r in enumerate(own) if r.chosen)
+    best = own[at]
+    which = {0: "smallest", len(own) - 1: "largest"}.get(at)
+    if which:
+        return (
+            f"The rate of {NAMES[p]}, {best.rate:g}, is the {which} of the sweep, so that its best may"
+            " lie beyond."
+        )
+    beside = [
+        f"{r.rate:g} takes {r.step / best.step:.2f} times the steps"
+        + (f" ({r.formed} of {r.runs} runs formed)" if r.formed < r.runs else "")
+        for r in (own[at - 1], own[at + 1])
+    ]
+    return (
+        f"The rate of {NAMES[p]}, {best.rate:g}, is the best of {len(own)} and lies inside the sweep:"
+        f" {' and '.join(beside)}."
+    )
 
 
 def _at_equal_rates(runs: Sequence[Run], scale: ExperimentScale) -> list[tuple[float, float]]:
@@ -155,9 +171,15 @@ def summary(rows: Sequence[tables.Row], name: str) -> str:
     rest = len(own) - len(shown)
     if rest:
         said.append(f"No difference is shown in {rest} of the {len(own)} rows.")
-    few = sum(row["low"] == "0" and row["high"] == "inf" for row in own)
+    few = sum(int(row["seeds"]) < FEWEST_PAIRS for row in own)
     if few:
-        said.append(f"The intervals of {few} rows have no finite end: they say nothing.")
+        said.append(
+            f"Of {few} rows with fewer than {FEWEST_PAIRS} seeds the range stands in place of an interval,"
+            " and no test decides them."
+        )
+    empty = sum(row["low"] == "0" and row["high"] == "inf" for row in own)
+    if empty:
+        said.append(f"{empty} rows have no finite end: they say nothing.")
     return " ".join(said)
 
 
@@ -201,26 +223,44 @@ def stochastic(runs: Sequence[Run], scale: ExperimentScale) -> str:
     """Which explanation of the stochastic window its counts leave."""
     found, said = cured.counted(runs, scale), []
     for p in POSITIONS:
-        if f"{p}: all steps" not in found:
+        own = {what.removeprefix(f"{p}: "): x for what, x in found.items() if what.startswith(p)}
+        if not own:
             continue
-        interval, seeds = found[f"{p}: all steps"]
-        share = f"{2 / interval.value - 1:.2f}"
-        if not np.isfinite(interval.high):
-            fits = f"with {seeds} seeds no interval is finite, so that nothing is decided"
-        else:
-            foreseen = {"narrow steps teach": 2.0, "any step teaches": 1.0}
-            left = [what for what, x in foreseen.items() if interval.low <= x <= interval.high]
-            if interval.low > 2:
-                left = ["wide steps unlearn"]
-            between = "it is between the first two" if 1 < interval.low else "it fits none of them"
-            fits = f"the interval leaves {' and '.join(left)}" if left else between
-        said.append(f"{share} with {NAMES[p]} ({fits})")
+        whole, seeds = own["all steps"]
+        few = seeds < FEWEST_PAIRS
+        which = f"ranges of {seeds} seeds, without a test," if few else "95% intervals"
+        taught = f"a wide step teaches {2 / whole.value - 1:.2f} of what a narrow one does"
+        if "paces added" in own:
+            paces, count = own[f"w{scale.small} over w{scale.large}"]
+            taught += f", and {paces.value:.2f} in the runs of one window ({count} seeds)"
+        said.append(f"With {NAMES[p]} the {which} leave {_left(own, scale)}; {taught}.")
     if not said:
         return "The stochastic window has not yet been run."
     return (
         "If every narrow step teaches fully and every wide one a share f, all steps are 2 / (1 + f)"
-        f" times as many. The means give an f of {'; '.join(said)}."
+        f" times as many; the share is that of the means. {' '.join(said)}"
     )
+
+
+def _left(own: dict[str, tuple[Interval, int]], scale: ExperimentScale) -> str:
+    """The explanations whose ratio lies in its interval."""
+    whole, narrow = own["all steps"][0], own["narrow steps"][0]
+    added = own.get("paces added", (None, 0))[0]
+    foreseen = {
+        "any step teaches": whole.low <= 1 <= whole.high,
+        "only narrow steps teach": narrow.low <= 1 <= narrow.high,
+        "wide steps unlearn": narrow.low > 1,
+        "the steps add up": added is not None and added.low <= 1 <= added.high,
+    }
+    left = [f'"{what}"' for what, fits in foreseen.items() if fits]
+    if left:
+        return " and ".join(left)
+    if added is not None and added.high < 1 < whole.low:
+        return (
+            'what lies between "any step teaches" and "the steps add up": a wide step teaches more than in'
+            f" a run of window {scale.large} alone"
+        )
+    return "none of the explanations"
 
 
 def doubling(runs: Sequence[Run], scale: ExperimentScale) -> str:
@@ -237,11 +277,14 @@ def doubling(runs: Sequence[Run], scale: ExperimentScale) -> str:
             f"{w} from step {windows.index(w):,}" for w in dict.fromkeys(windows) if w != windows[0]
         )
         formed = [run.formed.step for run in own if run.formed.seen]
+        early = sum(arm.window(int(step) - 1, arm.steps, 0) == windows[0] for step in formed)
         range_ = f" at steps {min(formed):,.0f} to {max(formed):,.0f}" if formed else ""
         said.append(
             (f"The doubling window is {windows[0]} at first, {starts}. " if not said else "")
-            + f"With {NAMES[p]} {len(formed)} of its {len(own)} runs form retrieval{range_}, and"
-            f" {sum(end == arm.final for end in ends)} have had window {arm.final} when they stop."
+            + f"With {NAMES[p]} {len(formed)} of its {len(own)} runs form retrieval{range_}"
+            f" ({early} while it is {windows[0]}), and"
+            f" {sum(end == arm.final for end in ends)} have had window {arm.final} when they stop;"
+            f" the mean far accuracy is {np.mean([run.far[-1] for run in own]):.2f} then."
         )
     return " ".join(said) or "The doubling window has not yet been run."
 
@@ -250,7 +293,7 @@ def without_near(rows: Sequence[tables.Row], scale: ExperimentScale) -> str:
     """The delay without the shared first layer, beside that with it."""
     small, large, said = f"w{scale.small}", f"w{scale.large}", []
     for p in POSITIONS:
-        row = row_of(rows, "controls", f"{large}-alone-{p}", f"{small}-alone-{p}")
+        row = row_of(rows, "alone", f"{large}-alone-{p}", f"{small}-alone-{p}")
         whole = row_of(rows, "near", f"{large}-{p} far", f"{small}-{p} far")
         if row and whole:
             said.append(f"{ratio(row)} without the layer and {ratio(whole)} with it ({NAMES[p]})")
@@ -299,10 +342,40 @@ def unshown(runs: Sequence[Run], scale: ExperimentScale) -> str:
 
 
 def traces(folder: pathlib.Path, scale: ExperimentScale) -> str:
-    """The figure of the traces, if there is one."""
+    """What the traces of the stochastic window show, and their figure."""
     if not (folder / "traces.svg").exists():
         return "It has not yet been run."
-    return f"![far accuracy and pull under both windows](results/{scale.task.name}/traces.svg)"
+    image = f"![far accuracy and pull under both windows](results/{scale.task.name}/traces.svg)"
+    found = [
+        pull
+        for pull in cured.pulls(tables.read(folder / "traces.tsv"), scale)
+        if pull.arm.startswith("stochastic-")
+    ]
+    if not found:
+        return image
+    said = []
+    for what, column in (("queries and keys of the full layers", 0), ("all parameters", 1)):
+        pairs = [(pull.small[column], pull.large[column]) for pull in found]
+        stronger = sum(small > large for small, large in pairs)
+        small, large = np.mean(pairs, axis=0)
+        said.append(
+            f"on the {what} it is the stronger one in {stronger} of {len(pairs)} runs (means {small:.2g}"
+            f" and {large:.2g} nats per unit of distance)"
+        )
+    steps = ", ".join(
+        f"{_step(pull.formed_small)} and {_step(pull.formed_large)} ({NAMES[pull.arm[-4:]]}, seed"
+        f" {pull.seed})"
+        for pull in found
+    )
+    return (
+        f"{image}\n\nBefore retrieval forms, the pull under window {scale.small} is compared with that"
+        f" under window {scale.large} in the runs of the stochastic window: {' and '.join(said)}. Measured"
+        f" with window {scale.small} and with window {scale.large}, retrieval forms at steps {steps}."
+    )
+
+
+def _step(time: Time) -> str:
+    return f"{'' if time.seen else '> '}{time.step:,.0f}"
 
 
 def probes(folder: pathlib.Path, scale: ExperimentScale) -> str:

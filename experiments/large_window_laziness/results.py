@@ -1,4 +1,4 @@
-"""Writes the tables, claims, figures and the README's marked blocks of the completed runs.
+"""Writes the tables, claims, figures and the pages' marked blocks of the completed runs.
 
 Runs that are in the tables already and not in the folder stay, so that the runs of the experiment can
 be made on several machines, or one set at a time.
@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Sequence
 
 from experiments.large_window_laziness import (
+    answers,
     claims,
     comparisons,
     figures,
@@ -27,18 +28,20 @@ from hybridlm.errors import exit_code
 from hybridlm.storage.writing import write_text
 
 README = pathlib.Path(__file__).with_name("README.md")
+PAGES = (README, README.with_name("TABLES.md"))
 WIDTH = 125  # characters of a line of the README
 
 
 def blocks(scale: str, results: pathlib.Path = claims.RESULTS) -> dict[str, str]:
-    """The text of each marked block of the page, by name, from the committed files of a scale."""
+    """The text of each marked block of `PAGES`, by name, from the committed files of a scale."""
     folder, settings = results / scale, SCALES[scale]
     runs = tables.read_runs(folder)
     compared = tables.read(folder / "comparisons.tsv")
+    main = [run for name in ("core", "long") for run in tables.of_set(runs, settings, name)]
     made = {
         "statistics": page.statistics_table(folder),
         "findings": findings.findings(runs, settings, claims.verdicts(runs, settings), compared),
-        "arms": _with(page.arms_table(runs), remarks.earlier(runs, settings)),
+        "arms": _with(page.arms_table(main), remarks.earlier(main, settings)),
         "claims": _with(page.claims_table(folder), remarks.spread(runs, settings)),
         "near": _with(
             page.comparisons_table(folder, "near"),
@@ -46,12 +49,15 @@ def blocks(scale: str, results: pathlib.Path = claims.RESULTS) -> dict[str, str]
         ),
         "posthoc": _with(page.post_hoc_table(folder), remarks.post_hoc(folder)),
         "rates": _with(page.rates_table(runs), remarks.rates_sentence(runs, settings)),
-        "alone": remarks.without_near(compared, settings),
+        "shared": remarks.without_near(compared, settings),
         "counts": _with(
             page.counts_table(runs, scale),
             remarks.stochastic(runs, settings),
             remarks.doubling(runs, settings),
             remarks.earlier_cures(runs),
+        ),
+        "positions": _with(
+            page.comparisons_table(folder, "positions"), remarks.summary(compared, "positions")
         ),
         "traces": remarks.traces(folder, settings),
         "images": page.images(folder, scale),
@@ -59,9 +65,18 @@ def blocks(scale: str, results: pathlib.Path = claims.RESULTS) -> dict[str, str]
         "unshown": remarks.unshown(runs, settings),
         "cost": page.cost_table(runs, scale),
     }
-    for name in comparisons.pairs():
-        table = page.comparisons_table(folder, name)
-        made[name] = _with(table, remarks.summary(compared, name))
+    for name in comparisons.pairs(settings):
+        if name in made:  # "positions", of the main table's own arms
+            continue
+        own = answers.arms_of(name, runs, settings)
+        table = page.arms_table(own) if own else page.NOT_RUN
+        made[name] = answers.answer(name, runs, compared, settings)
+        made[f"{name}_tables"] = _with(
+            table,
+            remarks.earlier(own, settings),
+            page.comparisons_table(folder, name),
+            remarks.summary(compared, name),
+        )
     return made
 
 
@@ -91,7 +106,7 @@ def wrapped(block: str) -> str:
 
 
 def filled(text: str, scale: str, results: pathlib.Path = claims.RESULTS) -> str:
-    """The page with a scale's blocks made anew from the committed files."""
+    """A page with a scale's blocks made anew from the committed files."""
     for name, made in blocks(scale, results).items():
         begin, end = f"<!-- {name} {scale} -->", f"<!-- end of {name} {scale} -->"
         block = "\n".join([begin, wrapped(made), end])
@@ -125,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     claims.main(where)
     figures.main(where)
     if arguments.out == claims.RESULTS:
-        write_text(README, filled(README.read_text(encoding="utf-8"), arguments.scale))
+        for path in PAGES:
+            write_text(path, filled(path.read_text(encoding="utf-8"), arguments.scale))
     cost = sum(row["cpu_seconds"] for row in runs)
     also = f"; {kept} others were in the tables already" if kept else ""
     print(f"{len(runs)} runs, {cost / 60:.0f} minutes of one core; written to {folder}{also}")

@@ -225,8 +225,8 @@ def test_comparisons_name_arms_that_exist_and_find_a_planted_ratio():
     ("table", "late", "early"),
     [
         ("cures", "stochastic-rope", "w32-rope"),
-        ("controls", "w32-alone-nope", "w4-alone-nope"),
-        ("recurrent", "nha16x16-rope", "w16-rope"),
+        ("alone", "w32-alone-nope", "w4-alone-nope"),
+        ("nha", "nha16x16-rope", "w16-rope"),
     ],
 )
 def test_a_planted_ratio_is_found_in_its_table(table, late, early):
@@ -289,14 +289,14 @@ def test_figures_are_drawn_from_any_runs():
     assert len(figures.rates_figure(swept).axes) == 2
     more = [
         run._replace(arm=name)
-        for name in ("w4-far-rope", "full-conv-nope", "gdn-rope", "dropout-nope")
+        for name in ("w4-far-rope", "full-conv-nope", "gdn-rope", "gdn-conv-rope", "dropout-nope")
         for run in runs[:2]
     ]
     assert len(figures.controls_figure(more).axes) == 2
     labels = [
         text.get_text() for text in figures.others_figure([*runs, *more]).axes[0].get_yticklabels()
     ]
-    assert labels == ["w4", "w32", "full", "gdn", "dropout"]
+    assert labels == ["w4", "w32", "full", "gdn", "gdn-conv", "dropout"]
     assert not any(make([]) for make in figures.FIGURES.values())
 
 

@@ -168,6 +168,14 @@ def test_nope_and_rope_are_compared_at_equal_rates(gain, rates):
     text = remarks.rates_sentence(swept(gain), MAIN)
     assert f"at least 0.05 more at {rates} of {len(RATES['nope'])} rates" in text
     assert "Not yet run" not in text and remarks.rates_sentence([], MAIN) == ""
+    slow = [
+        run._replace(curve=run.curve | {"step": run.steps * (1 if "-lr0.002-" in run.arm else 2)})
+        for run in swept(gain)
+    ]
+    inside = remarks.rates_sentence(slow, MAIN)
+    assert re.search(
+        r"RoPE, 0.002, is the best of 6 and lies inside the sweep: 0.001 takes (1.9|2.)", inside
+    )
     few = [run for run in swept(gain) if "-lr0.006-" not in run.arm]
     assert "Not yet run with RoPE: 0.006." in remarks.rates_sentence(few, MAIN)
 
@@ -184,17 +192,18 @@ def test_runs_of_earlier_code_are_counted():
 
 
 def test_a_table_of_comparisons_is_summed_up():
-    row = dict(table="cures", late="a", early="b", low="1.5", high="2.5")
+    row = dict(table="cures", late="a", early="b", seeds="10", low="1.5", high="2.5")
     rows = [
         row | dict(ratio="2", p="0.01"),
         row | dict(early="c", ratio="0.5", p="0.04"),
-        row | dict(ratio="2", p="0.9", low="0", high="inf"),
+        row | dict(ratio="2", p="0.9", seeds="5", low="0", high="inf"),
     ]
     assert remarks.summary(rows, "cures") == (
         "Shown (p at most 0.05): a is later than b; a is earlier than c. No difference is shown in 1 of"
-        " the 3 rows. The intervals of 1 rows have no finite end: they say nothing."
+        " the 3 rows. Of 1 rows with fewer than 6 seeds the range stands in place of an interval, and no"
+        " test decides them. 1 rows have no finite end: they say nothing."
     )
-    assert remarks.summary(rows, "controls") == ""
+    assert remarks.summary(rows, "far") == ""
 
 
 def test_the_control_without_the_shared_layer_is_reported_when_it_has_run():

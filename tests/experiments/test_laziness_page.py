@@ -127,12 +127,22 @@ def protocol():
     yield f"nearest copies lie {near_first}–{near_last} tokens back"
     yield f"runs of `long` have all {MAIN.long:,} steps"
     yield f"runs of windows {small} and {large}:"
-    yield f"schedules that end at window {large}, over window {large} and over window {small} at"
     yield f"of window {small} with the same seed"
     yield f"steps with window {small} |"
-    yield f"with window {small} only the full layers can copy; the steps with window {large} add nothing | 2 | 1 |"
-    yield "helps in every step | 1 | 1/2 |"  # test_laziness_cured.py
-    yield "narrow ones teach | > 2 | > 1 |"
+    yield (
+        f"with window {small} only the full layers can copy; the steps with window {large} add nothing"
+        " | 2 | 1 | > 1 |"
+    )
+    yield "what Mamba-2 and Gated DeltaNet carry"
+    yield "helps in every step | 1 | 1/2 | < 1 |"  # test_laziness_cured.py
+    yield "narrow ones teach | > 2 | > 1 | > 1 |"
+    yield "that window alone | 1 to 2 | 1/2 to 1 | 1 |"
+    yield "their sum is 1 at retrieval"
+    yield f"no later than window {small}."
+    yield f"schedules that end at window {large}. One helps where it is earlier than window {large}, and"
+    few, five = paired.FEWEST_PAIRS, CONTROL_SEEDS
+    yield f"fewer than {few} seeds no such test decides, and no interval has {100 - hundredth}%"
+    yield f"centre of {five} symmetric differences with {1 - 2.0 ** (1 - five):.0%}"
     yield f"window layers at {small} and at {large}"
     yield f"pull under window {small} is"
     yield f"at {', '.join(map(str, endpoint.LENGTHS[:2]))} and {endpoint.LENGTHS[2]} times the length |"
@@ -196,10 +206,11 @@ def test_every_number_is_in_a_block_or_a_constant_of_the_protocol():
         left = left.replace(phrase, "")
     found = [left[max(m.start() - 40, 0) : m.end() + 20] for m in re.finditer(r"\d+", left)]
     assert not found
+    assert not re.search(r"\d", outside_blocks(results.PAGES[1].read_text(encoding="utf-8")))
 
 
 def test_every_block_of_the_page_is_made_by_the_results():
-    text = results.README.read_text(encoding="utf-8")
+    text = "".join(path.read_text(encoding="utf-8") for path in results.PAGES)
     named = re.findall(r"<!-- (\w+) main -->", text)
     assert sorted(named) == sorted(results.blocks("main"))
     assert len(re.findall("<!-- end of ", text)) == len(named)
@@ -286,23 +297,24 @@ def test_a_page_is_made_of_any_runs(tmp_path, sets):
     assert sorted(made_of) == sorted(results.blocks("main"))
     lacks = {name for name, block in made_of.items() if page.NOT_RUN in block}
     always = {"statistics", "probes"}  # no runs of this folder are behind them
+    tables_ = [name for name in comparisons.pairs() if name != "positions"]
+    beyond = {*tables_, *(f"{name}_tables" for name in tables_)}
     assert lacks - always == {
         (): {
             "findings",
             "near",
             "posthoc",
-            "controls",
-            "recurrent",
-            "cures",
             "counts",
             "positions",
+            *beyond,
         },
-        ("core",): {"controls", "recurrent", "cures", "counts"},
+        ("core",): {"counts", *beyond},
     }.get(sets, set())
 
 
-def test_the_page_has_the_committed_tables():
-    text = results.README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", results.PAGES, ids=lambda path: path.name)
+def test_the_page_has_the_committed_tables(path):
+    text = path.read_text(encoding="utf-8")
     assert results.filled(text, "main") == text
 
 

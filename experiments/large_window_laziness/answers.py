@@ -1,0 +1,175 @@
+"""The README's sentences about controls, recurrences, NHA and cures, worded by the committed tables.
+
+They say what a test shows; of fewer than `paired.FEWEST_PAIRS` seeds, which no test decides, what all of
+them have in common. The rows that they sum up stand in TABLES.md.
+"""
+
+import re
+from collections.abc import Sequence
+
+from experiments.large_window_laziness import comparisons, tables
+from experiments.large_window_laziness.arms import CONTROLS, POSITIONS, ExperimentScale
+from experiments.large_window_laziness.page import NOT_RUN, median, ratio
+from experiments.large_window_laziness.paired import FEWEST_PAIRS, LEVEL
+from experiments.large_window_laziness.remarks import NAMES, row_of
+from experiments.large_window_laziness.tables import Run
+
+CALLED = {
+    "full": "full attention",
+    "gdn": "Gated DeltaNet",
+    "lightning": "Lightning",
+    "mamba2": "Mamba-2",
+    "curriculum": "the doubling window",
+    "stochastic": "the stochastic window",
+}
+ENDINGS = {
+    "": "",
+    "alone": " without the layer",
+    "far": " with far copies only",
+    "conv": " with the convolution",
+}
+SETS_OF = {"nha": "recurrent"}  # the set of a table's arms, where it has another name
+
+
+def answer(
+    name: str, runs: Sequence[Run], rows: Sequence[tables.Row], scale: ExperimentScale
+) -> str:
+    """What a table of comparisons.tsv shows: medians, and ratios grouped by what is known of them.
+
+    Args:
+      name: of a table of `comparisons.pairs`.
+      rows: of comparisons.tsv.
+    """
+    own = [row for row in rows if row["table"] == name]
+    made = arms_of(name, runs, scale)
+    if not made:
+        return NOT_RUN
+    said = [medians(made)]
+    if name in CONTROLS:
+        said.append(_delays(name, rows, scale))
+    said += [_against(own, title, named) for title, named in _partners(name, scale)]
+    if any(int(row["seeds"]) < FEWEST_PAIRS for row in own):
+        said.append(few_seeds([int(row["seeds"]) for row in own]))
+    return " ".join(part for part in said if part)
+
+
+def arms_of(name: str, runs: Sequence[Run], scale: ExperimentScale) -> list[Run]:
+    """The runs of the arms that a table of comparisons is about."""
+    own = tables.of_set(runs, scale, SETS_OF.get(name, name))
+    if name in ("recurrent", "nha"):
+        own = [run for run in own if run.arm.startswith("nha") == (name == "nha")]
+    return own
+
+
+def called(arm: str) -> str:
+    """An arm's name in words, from its name without the positions."""
+    base, _, ending = arm.partition("-")
+    if found := re.fullmatch(r"w(\d+)", base):
+        base = f"window {found[1]}"
+    elif found := re.fullmatch(r"nha(\d+x\d+)", base):
+        base = f"NHA {found[1]}"
+    return CALLED.get(base, base) + ENDINGS[ending]
+
+
+def medians(own: Sequence[Run]) -> str:
+    """The median step of each arm, and how many of its runs formed where not all did."""
+    said = []
+    for p in POSITIONS:
+        found = []
+        for arm in dict.fromkeys(run.arm for run in own if run.arm.endswith(f"-{p}")):
+            times = [run.formed for run in own if run.arm == arm]
+            seen = sum(time.seen for time in times)
+            some = "" if seen == len(times) else f" ({seen} of {len(times)} runs formed)"
+            found.append(f"{called(arm.removesuffix(f'-{p}'))} {median(times)}{some}")
+        if found:
+            said.append(f"Median steps with {NAMES[p]}: {', '.join(found)}.")
+    return " ".join(said)
+
+
+def known(row: tables.Row) -> str:
+    """What a comparison shows, as a predicate: a test's result, or what all seeds have in common."""
+    if row["ratio"] == "nan":
+        return "not compared, as no time is known"
+    later, seeds = float(row["ratio"]) > 1, int(row["seeds"])
+    if float(row["p"]) <= LEVEL:
+        return f"{'later' if later else 'earlier'} (shown)"
+    if seeds >= FEWEST_PAIRS:
+        return "not shown to differ"
+    if float(row["low"]) > 1 or float(row["high"]) < 1:
+        return f"{'later' if later else 'earlier'} in all {seeds} seeds"
+    return f"neither earlier nor later in all {seeds} seeds"
+
+
+def few_seeds(seeds: Sequence[int]) -> str:
+    """Why comparisons of so few seeds are not decided."""
+    few = sorted({n for n in seeds if n < FEWEST_PAIRS})
+    listed = " or ".join(map(str, few))
+    return f"{listed} seeds: not decided by test (the least p is {2.0 ** (1 - max(few)):.3g})."
+
+
+def _partners(name: str, scale: ExperimentScale) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(what the times are divided by, pairs) of the sentences of a table."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for late, early in comparisons.pairs(scale)[name]:
+        if name in CONTROLS and not early.endswith(f"-{name}"):
+            over = "without the control"
+        elif name == "nha" and early.startswith("w"):
+            over = "of its window alone"
+        elif name == "nha":
+            same = late.split("x")[0] == early.split("x")[0]
+            over = "with fewer slots" if same else "with a smaller window"
+        else:
+            over = f"of {called(early)}"
+        found.setdefault(over, []).append((late, early))
+    return list(found.items())
+
+
+def _against(rows: Sequence[tables.Row], over: str, named: Sequence[tuple[str, str]]) -> str:
+    """The ratios of pairs, by positions, grouped by what is known of them."""
+    said = []
+    for p in POSITIONS:
+        groups: dict[str, list[str]] = {}
+        for late, early in named:
+            row = row_of(rows, rows[0]["table"], f"{late}-{p}", f"{early}-{p}") if rows else None
+            if row:
+                groups.setdefault(known(row), []).append(f"{called(late)} ({_bounded(row)})")
+        if groups:
+            parts = [
+                f"{_listed(x)} {'is' if len(x) == 1 else 'are'} {w}" for w, x in groups.items()
+            ]
+            said.append(f"{'With' if said else 'with'} {NAMES[p]}, {'; '.join(parts)}.")
+    return f"Steps over those {over}: {' '.join(said)}" if said else ""
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def _bounded(row: tables.Row) -> str:
+    """The ratio, as a bound where a run of one side has not retrieved."""
+    late, early = int(row["late_unseen"]), int(row["early_unseen"])
+    if row["ratio"] == "nan" or (late and early):
+        return "no bound"
+    return f"{'> ' if late else '< ' if early else ''}{row['ratio']}"
+
+
+def _delays(control: str, rows: Sequence[tables.Row], scale: ExperimentScale) -> str:
+    """The largest window's delay under a control, and over that of the main table."""
+    small, large, said = f"w{scale.small}", f"w{scale.large}", []
+    for p in POSITIONS:
+        under = row_of(rows, control, f"{large}-{control}-{p}", f"{small}-{control}-{p}")
+        main = row_of(rows, "near", f"{large}-{p} far", f"{small}-{p} far")
+        names = (f"{large}{end}-{p} / {small}{end}-{p}" for end in (f"-{control}", ""))
+        change = row_of(rows, control, *names)
+        if under and main and change:
+            words = known(change).replace("later", "larger").replace("earlier", "smaller")
+            said.append(
+                f"{ratio(under)} under the control and {ratio(main)} in the main table with"
+                f" {NAMES[p]}, {ratio(change)} times as large ({words})"
+            )
+    if not said:
+        return ""
+    return (
+        f"The delay of window {scale.large}, its steps over those of window {scale.small}, is"
+        f" {'; '.join(said)}."
+    )
