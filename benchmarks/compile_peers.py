@@ -227,6 +227,8 @@ def maxtext_settings(case: Case) -> dict:
     )
     if case.context > 1:
         settings["ici_context_parallelism"] = case.context
+        # A side of a slice may have fewer chips than a row; ours always allows it.
+        settings["allow_split_physical_axes"] = True
         # It evens the work of full attention out; the recurrent layers need time in its order.
         settings["context_parallel_load_balance"] = not s.delta
     if s.delta:
