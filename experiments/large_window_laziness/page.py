@@ -26,7 +26,7 @@ def claims_table(folder: pathlib.Path) -> str:
         seeds, p = f"{row['seeds']} ({row['unseen']})", f"{row['p_holds']}, {row['p_fails']}"
         rows.append((name, row["contrast"], seeds, row["effect"], p, row["outcome"]))
     heads = "claim | contrast | seeds (not seen) | effect, 95% interval | p for, against |"
-    return _table(heads, "|---|---|--:|---|---|---|", rows)
+    return table(heads, "|---|---|--:|---|---|---|", rows)
 
 
 def arms_table(runs: Sequence[Run]) -> str:
@@ -53,7 +53,7 @@ def arms_table(runs: Sequence[Run]) -> str:
         row = [arm, len(own), sum(step.seen for step in steps), median(steps)]
         row.append(f"{own[0].facts['stack_reach']:.0f}")
         rows.append(row + [f"{mean:.2f}" for mean in means])
-    return _table(" | ".join(heads), "|---|" + "--:|" * (len(heads) - 1), rows)
+    return table(" | ".join(heads), "|---|" + "--:|" * (len(heads) - 1), rows)
 
 
 def rates_table(runs: Sequence[Run]) -> str:
@@ -68,7 +68,7 @@ def rates_table(runs: Sequence[Run]) -> str:
         said = f"chosen{ends}" if r.chosen else ""
         rows.append((r.positions, f"{r.rate:g}", r.runs, r.formed, f"{r.step:.0f}", said))
     heads = "full layers | rate | runs | formed | geometric mean step |"
-    return _table(heads, "|---|--:|--:|--:|--:|---|", rows)
+    return table(heads, "|---|--:|--:|--:|--:|---|", rows)
 
 
 def counts_table(runs: Sequence[Run], scale: str) -> str:
@@ -81,7 +81,7 @@ def counts_table(runs: Sequence[Run], scale: str) -> str:
         for what, (interval, seeds) in found.items()
     ]
     heads = "steps of the stochastic window | seeds | ratio, 95% interval"
-    return _table(heads, "|---|--:|---|", rows)
+    return table(heads, "|---|--:|---|", rows)
 
 
 def comparisons_table(folder: pathlib.Path, name: str) -> str:
@@ -92,7 +92,7 @@ def comparisons_table(folder: pathlib.Path, name: str) -> str:
     unseen = [f"{r['seeds']} ({r['late_unseen']}, {r['early_unseen']})" for r in rows]
     cells = [(r["late"], r["early"], n, ratio(r), r["p"]) for r, n in zip(rows, unseen)]
     heads = "steps of | over those of | seeds (not seen) | ratio, 95% interval | p"
-    return _table(heads, "|---|---|--:|---|--:|", cells)
+    return table(heads, "|---|---|--:|---|--:|", cells)
 
 
 def post_hoc_table(folder: pathlib.Path) -> str:
@@ -104,7 +104,7 @@ def post_hoc_table(folder: pathlib.Path) -> str:
     effects = [f"{r['effect']} [{r['low']}, {r['high']}]" for r in rows]
     cells = [(r["contrast"], r["positions"], r["seeds"], e, r["p"]) for r, e in zip(rows, effects)]
     heads = "contrast | full layers | seeds | effect, 95% interval | p"
-    return _table(heads, "|---|---|--:|---|--:|", cells)
+    return table(heads, "|---|---|--:|---|--:|", cells)
 
 
 def statistics_table(folder: pathlib.Path) -> str:
@@ -114,7 +114,7 @@ def statistics_table(folder: pathlib.Path) -> str:
         return NOT_RUN
     rows = tables.read(path)
     heads = f"of {int(rows[0]['samples']):,} samples of ten pairs | case | share"
-    return _table(heads, "|---|---|--:|", [(r["figure"], r["case"], r["share"]) for r in rows])
+    return table(heads, "|---|---|--:|", [(r["figure"], r["case"], r["share"]) for r in rows])
 
 
 def cost_table(runs: Sequence[Run], scale: str) -> str:
@@ -127,7 +127,7 @@ def cost_table(runs: Sequence[Run], scale: str) -> str:
         planned = len(tables.planned(SCALES[scale], name))
         rows.append((f"`{name}`", len(own), planned, f"{steps:,.0f}", f"{minutes:.0f}"))
     heads = "set | runs | of | steps | minutes of processor time"
-    return _table(heads, "|---|--:|--:|--:|--:|", rows)
+    return table(heads, "|---|--:|--:|--:|--:|", rows)
 
 
 def probes_table(folder: pathlib.Path) -> str:
@@ -155,7 +155,7 @@ def probes_table(folder: pathlib.Path) -> str:
         cells = [run, f"{float(told[0]['lr']):g}", told[0]["step"]]
         cells += [", ".join(_two(row["accuracy"]) for row in told), _two(told[0]["chance"])]
         lines.append([*cells, "; ".join(copied), ", ".join(slots) or "–"])
-    return _table(columns, "|---|--:|--:|---|--:|---|---|", lines)
+    return table(columns, "|---|--:|--:|---|--:|---|---|", lines)
 
 
 def images(folder: pathlib.Path, scale: str) -> str:
@@ -168,7 +168,7 @@ def images(folder: pathlib.Path, scale: str) -> str:
     )
 
 
-def _table(heads: str, alignment: str, rows: Iterable[Sequence[Any]]) -> str:
+def table(heads: str, alignment: str, rows: Iterable[Sequence[Any]]) -> str:
     """A table of Markdown; `heads` have bars between them, and `alignment` is the second line."""
     lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
     return "\n".join([f"| {heads} |", alignment, *lines])

@@ -24,6 +24,7 @@ from experiments.large_window_laziness import (
     tables,
 )
 from experiments.large_window_laziness.arms import SCALES
+from experiments.large_window_laziness.text import page as text_page
 from hybridlm.errors import exit_code
 from hybridlm.storage.writing import write_text
 
@@ -62,6 +63,8 @@ def blocks(scale: str, results: pathlib.Path = claims.RESULTS) -> dict[str, str]
         "traces": remarks.traces(folder, settings),
         "images": page.images(folder, scale),
         "probes": _with(page.probes_table(folder), remarks.probes(folder, settings)),
+        "text": text_page.sentences(results / "text"),
+        "text_tables": text_page.rows(results / "text"),
         "unshown": remarks.unshown(runs, settings),
         "cost": page.cost_table(runs, scale),
     }

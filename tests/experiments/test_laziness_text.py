@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import sys
 
 import jax
@@ -10,13 +11,17 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
+from experiments.large_window_laziness import results, tables
 from experiments.large_window_laziness.text import __main__ as text
-from experiments.large_window_laziness.text import corpus, measure, runs, table
+from experiments.large_window_laziness.text import corpus, measure, page, runs, table
 from experiments.large_window_laziness.text.arms import REHEARSAL, SMOKE, TEXT, arms
 from experiments.large_window_laziness.text.corpus import CONTEXT, Corpus, Spliced
 from hybridlm.data.tokenizers import train_bpe
 from hybridlm.errors import UserError
 from hybridlm.models.params import Model
+from hybridlm.probes import Table, mixer_names
+from hybridlm.probes.answers import Answers
+from hybridlm.probes.heads import RetrievalHead
 
 TINY = SMOKE._replace(heads=4, tokens=1024, measurements=2, source_bytes=1)
 
@@ -211,8 +216,9 @@ def test_a_killed_and_resumed_run_ends_the_same_and_fills_the_tables(made, tmp_p
     assert [record["step"] for record in curves[0]] == [0, 4, 8]
     with pytest.raises(UserError, match="holds a run of other settings"):
         runs.run(arm, 0, whole, held_out, 9)
-    assert table.write_tables(tmp_path / "whole", TINY) == 1
     rows, facts = table.collect(tmp_path / "whole", TINY)
+    assert table.write_tables(tmp_path / "whole", TINY, (rows, facts)) == 1
+    assert {layer for layer, _ in ends[0]["masked_heads"]} <= set(arm.searched)
     assert set(rows[0]) == set(table.curve_columns(TINY))
     assert set(facts[0]) == set(table.run_columns(TINY))
     assert all(0 <= facts[0][f"masked_{name}"] <= 1 for name in ("none", "retrieval", "random"))
@@ -241,3 +247,121 @@ def test_the_corpus_is_the_same_when_made_again(tmp_path):
     assert corpus.prepare(tmp_path / "a", scale).facts == first.facts
     with pytest.raises(UserError, match="text of another scale"):
         corpus.prepare(tmp_path / "a", TEXT)
+
+
+@pytest.mark.parametrize(("which", "layers"), [("w8-rope", {1}), ("full-rope", {0, 1})])
+def test_masked_heads_are_those_of_layers_that_see_whole_sequences(
+    made, monkeypatch, which, layers
+):
+    """The best head of all is a window layer's, and random ones are drawn from the same layers."""
+    (arm,) = [arm for arm in arms(TINY) if arm.name == which]
+    model, seen = Model.of(arm.model()), {}
+    assert set(arm.searched) == layers
+    assert all(arm.is_full or mixer_names(model)[layer] == "full" for layer in arm.searched)
+    scores = tuple(
+        RetrievalHead(layer, name, head, mass=1 - layer - head / 10, copy=0.5, samples=2)
+        for layer, name in enumerate(("local", "full"))
+        for head in range(TINY.heads)
+    )
+
+    def masking(model, params, prompts, heads, **options):
+        seen.update(options, heads=heads)
+        return ()
+
+    monkeypatch.setattr(measure, "receptive_field", lambda *args, **options: ())
+    monkeypatch.setattr(measure, "answers", lambda *args, **options: Answers(1.0, 0.5, 0.5, 1.0))
+    monkeypatch.setattr(measure, "retrieval_heads", lambda *a, **o: Table("", "", "", scores))
+    monkeypatch.setattr(measure, "head_masking", masking)
+    monkeypatch.setattr(measure, "_longer", lambda *args: {})
+    measure.at_end(measure.HeldOut.of(made, TINY), arm, model, {})
+    assert set(seen["layers"]) == layers and {head.layer for head in seen["heads"]} == {min(layers)}
+    assert 0 < len(seen["heads"]) <= len(layers) * TINY.heads // 2
+
+
+def planted(folder, gain, seeds=4):
+    """Tables of all arms, where w1024 has `gain` nats more on far copies than w16, and full none."""
+    ends, lines = [], []
+    for arm in arms(TEXT):
+        for seed in range(seeds):
+            key = {"arm": arm.name, "seed": seed}
+            figures = {name: 1.0 for name in table.curve_columns(TEXT)[3:]}
+            far = table.distances(TEXT)[-1]
+            figures[f"spliced_gain_{far}"] = 1.0 + seed / 100 + gain * (arm.window == 1024)
+            lines += [{**key, "step": step, **figures, "plain_nll": 2.0 + step} for step in (0, 10)]
+            facts = {name: 0.5 for name in table.run_columns(TEXT)[2:]}
+            facts |= {"formed": int(arm.window != 16), "formed_step": 100 + seed, "steps": 1159}
+            facts |= {"plain_nll": 2.0, "full_sees_16": 0.1, "masked_none": 0.9}
+            facts["longer_gain"] = 0.7 if arm.positions == "nope" else 0.4
+            ends.append({**key, **facts})
+    tables.write(folder / "text_curves.tsv", table.curve_columns(TEXT), lines)
+    tables.write(folder / "text_runs.tsv", table.run_columns(TEXT), ends)
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"), [(-0.5, "below 0 in all"), (0.5, "above 0 in all"), (0.0, "of either sign")]
+)
+def test_the_page_says_what_all_seeds_on_real_text_have_in_common(tmp_path, gain, words):
+    planted(tmp_path, gain)
+    said = page.sentences(tmp_path)
+    assert said.startswith("24 of 24 runs have been made, of 1,159 steps.")
+    assert "w16-rope > 102 (0 of 4 runs formed), w1024-rope 102," in said
+    first = said.split("The gain on these copies at the end, RoPE: ")[1]
+    assert first.startswith(f"window 1024 less window 16 {gain:.3g} nats (4 seeds: ")
+    assert words in first.split(";")[1]
+    assert "window 128 0.3 nats (4 seeds: 0.3 to 0.3; above 0 in all)" in said
+    assert "full layers of window 16 0.8 (4 seeds: 0.8 to 0.8; above 0 in all)" in said
+    assert said.endswith("4 seeds: not decided by test (the least p is 0.125).")
+    assert page.rows(tmp_path).count(
+        "\n"
+    ) == 1 + 24 and "| w16-rope | 0 | 1159 | > 100 |" in page.rows(tmp_path)
+
+
+def test_the_page_says_that_real_text_has_not_been_run(tmp_path):
+    assert page.sentences(tmp_path).startswith("Not run: no accelerator was available. The CPU reh")
+    planted(tmp_path, 0.5, seeds=1)
+    assert page.sentences(tmp_path).startswith("6 of 6 runs")
+
+
+def test_the_records_of_a_visit_give_the_tables_and_the_pages(tmp_path, monkeypatch, capsys):
+    """None stands for what has no tokens; a resumed run's repeated measurement counts once."""
+    bins = len(TEXT.bins)
+    by_distance = dict(gain=[1.0] * bins, accuracy=[0.9] * (bins - 1) + [None], tokens=[1] * bins)
+    heads = [[0, 0, 0.9, 0.1, 0.5], [1, 2, 0.4, 0.3, 0.2]]  # the first is a window's
+    line = dict(kind="text", arm="w16-rope", seed=1, steps=10, plain_nll=2.0, heads=heads)
+    line |= dict(spliced=by_distance, natural=by_distance)
+    end = dict(kind="text end", arm="w16-rope", seed=1, steps=10)
+    sees = {str(window): 0.5 for window in (*TEXT.windows, TEXT.length)}
+    end |= dict(
+        restricted=dict(full=sees, local=sees), masked=dict(none=1.0, retrieval=0.2, random=0.8)
+    )
+    end |= dict(needles=dict(nll=[1.0] * (bins - 1), accuracy=[0.5] * (bins - 1)))
+    end["longer"] = dict(plain_nll_within=2.0, plain_nll_beyond=2.1)
+    end["longer"]["spliced"] = dict(gain=[0.5], accuracy=[0.1], tokens=[5])
+    other = dict(line, arm="full-rope", step=0, wall_seconds=1.0)  # without an end
+    records = [dict(line, step=0, wall_seconds=1.0), other]
+    records += [dict(line, step=10, wall_seconds=x) for x in (5.0, 6.0)] + [dict(kind="card"), end]
+    file, readme, results_ = (
+        tmp_path / "results.jsonl",
+        tmp_path / "README.md",
+        tmp_path / "results",
+    )
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    readme.write_text("<!-- text main -->\n<!-- end of text main -->\n")
+    shutil.copytree(results.claims.RESULTS / "main", results_ / "main")
+    monkeypatch.setattr(results.claims, "RESULTS", results_)
+    monkeypatch.setattr(results, "PAGES", (readme,))
+    monkeypatch.setattr(
+        results, "blocks", lambda scale, _: dict(text=page.sentences(results_ / "text"))
+    )
+    assert text.main(["--visit", str(file), "--publish"]) == 0
+    assert "1 runs are complete" in capsys.readouterr().out
+    (row,) = tables.read(results_ / "text" / "text_runs.tsv")
+    assert (row["seed"], row["formed"], row["wall_seconds"]) == ("1", "0", "6.0")
+    curve = tables.read(results_ / "text" / "text_curves.tsv")
+    assert [(r["step"], r["mass"]) for r in curve] == [("0", "0.4"), ("10", "0.4")]
+    assert "1 of 6 runs have been made, of 10 steps." in readme.read_text()
+    file.write_text(json.dumps(dict(kind="card")) + "\n")
+    with pytest.raises(UserError, match="no complete run on real text"):
+        text.main(["--visit", str(file)])
+    with pytest.raises(UserError, match="needs the --workdir"):
+        text.main([])

@@ -1,13 +1,15 @@
 """The matrix of windows, positions and paired seeds on real text, for one accelerator.
 
     python -m experiments.large_window_laziness.text --workdir runs/laziness-text --seconds 450
-    python -m experiments.large_window_laziness.text --workdir runs/laziness-text --table
+    python -m experiments.large_window_laziness.text --workdir runs/laziness-text --table --publish
+    python -m experiments.large_window_laziness.text --visit results.jsonl --publish
     python -m experiments.large_window_laziness.text --workdir runs/text-rehearsal \\
         --scale rehearsal --steps 40 --seeds 1
 
 The first run makes the corpus from the Python files of this machine. With --seconds the speed is
 measured for 20 seconds, and the steps of every run are scaled to the budget, once for a folder.
-The same command resumes what was stopped. All arms run with one seed before the next one.
+The same command resumes what was stopped. All arms run with one seed before the next one. --publish
+writes the tables into `results/text` and fills the blocks of the README and of TABLES.md.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from hybridlm.storage.writing import make_folder, write_text
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 2, with one sentence on stderr, for an unknown arm."""
     parser = argparse.ArgumentParser(prog="text", description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of all runs")
+    parser.add_argument("--workdir", type=pathlib.Path, help="folder of all runs")
     parser.add_argument("--scale", choices=tuple(SCALES), default="text", help="of the models")
     parser.add_argument("--arms", default="", help="names, separated by commas; all by default")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs of each arm")
@@ -32,8 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, help="budget that the steps are scaled to")
     parser.add_argument("--dry_run", action="store_true", help="print what each run would cost")
     parser.add_argument("--table", action="store_true", help="write the tables, train nothing")
+    parser.add_argument("--visit", type=pathlib.Path, help="records of a GPU visit, for the tables")
+    parser.add_argument("--publish", action="store_true", help="fill the README, too")
     arguments = parser.parse_args(argv)
     scale, workdir = SCALES[arguments.scale], arguments.workdir
+    if workdir is None and arguments.visit is None:
+        raise UserError("text needs the --workdir of the runs, or the records of a --visit")
+    if arguments.publish and arguments.scale != "text":
+        raise UserError(f"the README has no table of the scale {arguments.scale!r}")
     names = [word for word in arguments.arms.split(",") if word]
     known = [arm.name for arm in arms(scale)]
     if unknown := [name for name in names if name not in known]:
@@ -45,6 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments.large_window_laziness.text import corpus, runs, table
     from experiments.large_window_laziness.text.measure import HeldOut
 
+    if arguments.visit is not None:
+        found = table.collect_visit(arguments.visit, scale)
+        if not found[1]:
+            raise UserError(f"{arguments.visit} has no complete run on real text")
+        folder = arguments.visit.parent if workdir is None else workdir
+        return _write(folder, scale, found, arguments.publish)
     if not arguments.table:
         held_out = HeldOut.of(corpus.prepare(workdir / "corpus", scale), scale)
         steps = arguments.steps or steps_of(
@@ -52,8 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         for arm, seed in units:
             runs.run(arm, seed, workdir / arm.name / str(seed), held_out, steps)
-    count = table.write_tables(workdir, scale)
-    print(f"{count} runs are complete; tables: {workdir}/text_curves.tsv and text_runs.tsv")
+    return _write(workdir, scale, table.collect(workdir, scale), arguments.publish)
+
+
+def _write(folder: pathlib.Path, scale: TextScale, found, publish: bool) -> int:
+    """Writes the tables into a folder and, to publish them, into the results and the pages."""
+    from experiments.large_window_laziness import claims, results
+    from experiments.large_window_laziness.text import table
+
+    count = table.write_tables(folder, scale, found)
+    print(f"{count} runs are complete; tables: {folder}/text_curves.tsv and text_runs.tsv")
+    if publish:
+        table.write_tables(claims.RESULTS / "text", scale, found)
+        for path in results.PAGES:
+            write_text(path, results.filled(path.read_text(encoding="utf-8"), "main"))
     return 0
 
 

@@ -133,6 +133,11 @@ class TextArm(NamedTuple):
     def name(self) -> str:
         return f"{'full' if self.is_full else f'w{self.window}'}-{self.positions}"
 
+    @property
+    def searched(self) -> tuple[int, ...]:
+        """The layers that see whole sequences: the full ones and, of full attention, all."""
+        return tuple(range(0 if self.is_full else 1, self.scale.depth, 1 if self.is_full else 2))
+
     def model(self) -> ModelConfig:
         """The model's settings, equal for all arms with the same positions."""
         scale = self.scale

@@ -1,5 +1,6 @@
 """Measurements on held-out text: gain on repeats by distance, needles, heads, longer sequences."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +24,8 @@ from hybridlm.probes import (
 )
 
 ANSWER = 16  # tokens of a copy that are asked for, at most
-TOP_HEADS = 4  # heads that are masked together, of 32
-RANDOM_DRAWS = 5
+TOP_HEADS = 4  # heads that are masked together; at most half of those of `TextArm.searched`
+RANDOM_DRAWS = 5  # of as many of the other heads in the same layers
 DIGITS = 6  # of a needle
 
 Record = dict[str, Any]
@@ -78,7 +79,8 @@ def at_end(made: HeldOut, arm: TextArm, model: Model, params: Params) -> Record:
 
     `restricted`: by layers and receptive field, the accuracy on spliced copies from the furthest
     distances; window layers are bounded by the input that sets their window. `masked`: the same
-    without the heads of the largest mass, and without random ones (mean of the draws). `needles`:
+    without the heads of the largest mass in `arm.searched`, and without random others of the same
+    layers (mean of the draws): a window's heads cannot retrieve from beyond it. `needles`:
     by distance, nats and accuracy of a value whose key was given before. `longer`: at twice the
     training length, nats of tokens that are no repeat up to the training length and beyond it, and
     the gain on spliced copies from further back than that length.
@@ -95,9 +97,14 @@ def at_end(made: HeldOut, arm: TextArm, model: Model, params: Params) -> Record:
         seen = _seen(made.copies, min(window, arm.window))
         accuracy = answers(model, params, seen, batch=4).accuracy
         restricted["local"][str(min(window, arm.scale.length))] = round(accuracy, 4)
-    heads = top_heads(retrieval_heads(model, params, copies, batch=4), TOP_HEADS)
+    scores = retrieval_heads(model, params, copies, batch=4)
+    entries = tuple(entry for entry in scores if entry.layer in arm.searched)
+    heads = top_heads(
+        dataclasses.replace(scores, entries=entries), min(TOP_HEADS, len(entries) // 2)
+    )
     masked: dict[str, list[float]] = {}
-    for entry in head_masking(model, params, copies, heads, draws=RANDOM_DRAWS, batch=4):
+    options = dict(draws=RANDOM_DRAWS, layers=arm.searched, batch=4)
+    for entry in head_masking(model, params, copies, heads, **options):
         masked.setdefault(entry.which, []).append(entry.accuracy)
     needles = [answers(model, params, _seen(p, arm.window), batch=4) for p in made.needles]
     return {

@@ -1,6 +1,7 @@
 """The tables of the runs on real text: a row per measurement, and a row per run."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.large_window_laziness.paired import first_lasting
@@ -18,7 +19,10 @@ def distances(scale: TextScale) -> list[str]:
 
 
 def curve_columns(scale: TextScale) -> list[str]:
-    """Columns of text_curves.tsv; mass, copy and entropy are those of the run's best head."""
+    """Columns of text_curves.tsv; mass, copy and entropy are the best head's.
+
+    It is the head of `TextArm.searched` with the largest mass at the end.
+    """
     by_distance = [
         f"{kind}_{what}_{d}"
         for kind in KINDS
@@ -48,13 +52,42 @@ def run_columns(scale: TextScale) -> list[str]:
 
 def collect(workdir: pathlib.Path, scale: TextScale) -> tuple[list[Row], list[Row]]:
     """(rows of text_curves.tsv, of text_runs.tsv) of all complete runs."""
-    order = {arm.name: i for i, arm in enumerate(arms(scale))}
-    done = [(p.parent, json_text.loads(p.read_text())) for p in workdir.glob("*/*/done.json")]
-    curves, runs = [], []
-    for folder, facts in sorted(done, key=lambda d: (order[d[1]["arm"]], d[1]["seed"])):
-        records = [json_text.loads(line) for line in (folder / "curve.jsonl").open()]
-        key = {"arm": facts["arm"], "seed": facts["seed"]}
-        best = max(records[-1]["heads"], key=lambda head: head[2])[:2]
+    done = []
+    for path in workdir.glob("*/*/done.json"):
+        lines = (path.parent / "curve.jsonl").read_text().splitlines()
+        done.append((json_text.loads(path.read_text()), [json_text.loads(x) for x in lines]))
+    return _rows(done, scale)
+
+
+def collect_visit(results: pathlib.Path, scale: TextScale) -> tuple[list[Row], list[Row]]:
+    """The same from the records of a GPU visit: the runs whose end it has."""
+    found = [json_text.loads(line) for line in results.read_text().splitlines()]
+    measured: dict[tuple[str, int], dict[int, Any]] = {}
+    ends = {}
+    for record in found:
+        if record["kind"] == "text":  # a resumed run repeats a measurement
+            measured.setdefault((record["arm"], record["seed"]), {})[record["step"]] = record
+        elif record["kind"] == "text end":
+            ends[record["arm"], record["seed"]] = record
+    done = []
+    for key, end in ends.items():
+        records = [measured[key][step] for step in sorted(measured[key])]
+        seconds = records[-1]["wall_seconds"]
+        facts = {name: end[name] for name in ("arm", "seed", "steps")}
+        done.append((facts | {"wall_seconds": seconds, "end": end}, records))
+    return _rows(done, scale)
+
+
+def _rows(
+    done: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], scale: TextScale
+) -> tuple[list[Row], list[Row]]:
+    """From (the facts of done.json, the lines of curve.jsonl) of each run."""
+    by_name = {arm.name: arm for arm in arms(scale)}
+    order, curves, runs = list(by_name), [], []
+    for facts, records in sorted(done, key=lambda d: (order.index(d[0]["arm"]), d[0]["seed"])):
+        key, searched = {n: facts[n] for n in ("arm", "seed")}, by_name[facts["arm"]].searched
+        heads = [head for head in records[-1]["heads"] if head[0] in searched]
+        best = max(heads, key=lambda head: head[2])[:2]
         curves += [{**key, **_curve_row(record, scale, best)} for record in records]
         runs.append({**key, **_run_row(facts, records, scale)})
     return curves, runs
@@ -71,7 +104,7 @@ def _curve_row(record: dict[str, Any], scale: TextScale, best: list[int]) -> Row
 
 
 def _run_row(facts: dict[str, Any], records: list[dict[str, Any]], scale: TextScale) -> Row:
-    far = [record["spliced"]["accuracy"][-1] for record in records]
+    far = [record["spliced"]["accuracy"][-1] or 0.0 for record in records]  # None: no tokens
     formed = first_lasting([record["step"] for record in records], far, FORMED)
     end = facts["end"]
     row = {name: facts[name] for name in ("steps", "wall_seconds")}
@@ -91,9 +124,9 @@ def _run_row(facts: dict[str, Any], records: list[dict[str, Any]], scale: TextSc
     }
 
 
-def write_tables(workdir: pathlib.Path, scale: TextScale) -> int:
-    """Writes both tables into the folder of all runs; returns the number of runs."""
-    curves, runs = collect(workdir, scale)
-    write(workdir / "text_curves.tsv", curve_columns(scale), curves)
-    write(workdir / "text_runs.tsv", run_columns(scale), runs)
+def write_tables(folder: pathlib.Path, scale: TextScale, found: tuple[list[Row], list[Row]]) -> int:
+    """Writes both tables of `collect` into a folder; returns the number of runs."""
+    curves, runs = found
+    write(folder / "text_curves.tsv", curve_columns(scale), curves)
+    write(folder / "text_runs.tsv", run_columns(scale), runs)
     return len(runs)
