@@ -18,11 +18,14 @@ from hybridlm.aot.hlo_text import (
     array_bytes,
     arrays,
     called,
+    callee,
     is_reduce_scatter,
     parse,
 )
 from hybridlm.aot.hlo_traffic import traffic
 
+# Work beside a collective, whatever it moves through HBM.
+_WORK = frozenset("while conditional call dot convolution".split())
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
 
@@ -35,12 +38,15 @@ class Collective(NamedTuple):
       payload: bytes of the gathered arrays, or of the arrays to reduce, on each chip.
       sent: least bytes that a chip sends: on a ring of n chips (n-1)/n of the payload, and twice
         that for an all-reduce.
+      overlapped: those of `sent` that are on their way while the chip does other work: the
+        collective is part of fusions that compute, or other work lies between its start and its end.
     """
 
     static: int
     count: int
     payload: float
     sent: float
+    overlapped: float
 
 
 class ProgramCost(NamedTuple):
@@ -68,15 +74,19 @@ def read(text: str) -> ProgramCost:
     runs, unknown = hlo_loops.runs(computations, entry)
     fused = fused_computations(computations)
     flops = hbm_bytes = 0.0
-    found: dict[str, list] = defaultdict(lambda: [0, 0, 0.0, 0.0])
+    found: dict[str, list] = defaultdict(lambda: [0, 0, 0.0, 0.0, 0.0])
     kernels: dict[str, int] = defaultdict(int)
+    beside = _beside_work(computations, fused)
     for name, times in runs.items():
         body = {i.name: i for i in computations[name]}
         flops += times * sum(_product_flops(i, body) for i in body.values())
         if name not in fused:
             hbm_bytes += times * sum(traffic(i, body, computations) for i in body.values())
-        for kind, payload, sent in _collectives(name, body, name in fused):
-            for slot, value in enumerate((1, times, times * payload, times * sent)):
+        goes_on = name in beside or (name in fused and not is_reduce_scatter(name))
+        for start, kind, payload, sent in _collectives(name, body, name in fused):
+            overlapped = sent if goes_on or start in beside else 0.0
+            figures = 1, times, times * payload, times * sent, times * overlapped
+            for slot, value in enumerate(figures):
                 found[kind][slot] += value
         for i in body.values():
             if kernel := kernel_name(i):
@@ -167,8 +177,8 @@ def _valid_pairs(
 
 def _collectives(
     computation: str, body: dict[str, Instruction], fused: bool
-) -> Iterator[tuple[str, float, float]]:
-    """(kind, payload, sent) of each collective that starts in a computation.
+) -> Iterator[tuple[str, str, float, float]]:
+    """(instruction, kind, payload, sent) of each collective that starts in a computation.
 
     A TPU program overlaps a collective with other work by repeating it in the fusions that continue
     it; only its start counts. A reduce-scatter is a fusion of an all-reduce and a slice.
@@ -190,7 +200,29 @@ def _collectives(
         else:
             payload = operands
         share = 1.0 if kind == "collective-permute" else (n - 1) / n
-        yield kind, payload, payload * share * (2 if kind == "all-reduce" else 1)
+        yield i.name, kind, payload, payload * share * (2 if kind == "all-reduce" else 1)
+
+
+def _beside_work(computations: Computations, fused: set[str]) -> set[str]:
+    """Names of instructions that start a collective which ends after other work has been done.
+
+    Of a start that calls a computation, the name of that computation. A compiled program's text has
+    instructions in the order in which they start.
+    """
+    found = set()
+    for name in computations.keys() - fused:
+        body = {i.name: i for i in computations[name]}
+        pending: dict[str, str] = {}
+        for i in body.values():
+            if i.opcode.endswith("-done"):
+                pending.pop(i.operands[0], None)
+            elif i.opcode.endswith("-start"):
+                pending[i.name] = callee(i, "calls") or i.name
+            elif pending and (
+                i.opcode in _WORK or kernel_name(i) or traffic(i, body, computations)
+            ):
+                found.update(pending.values())
+    return found
 
 
 def group_size(attributes: str) -> int:

@@ -65,11 +65,13 @@ def text(result: Result, config: Config, target: CompileTarget) -> str:
         f"FLOPs of each device {cost.flops:.4g} a step; the model's own"
         f" {known['model_flops']:.4g}, recomputation not counted",
         "",
-        "collectives         in the program   a step    payload       sent, each device a step",
+        "collectives         in the program   a step    payload       sent, each device a step; beside other"
+        " work",
     ]
     for kind, c in cost.collectives.items():
         lines.append(
             f"  {kind:<18}{c.static:>14,}{c.count:>9,}{size(c.payload):>11}{size(c.sent):>11}"
+            f"{size(c.overlapped):>11}"
         )
     if not cost.collectives:
         lines.append("  none")

@@ -22,7 +22,7 @@ def config(in_root):
 
 def compiled(total: float) -> measure.Compiled:
     memory = measure.Memory(1.0 * GIB, 2.0 * GIB, 0.0, 0.0, total - 3 * GIB, 0.0, 0.0)
-    sent = hlo.Collective(static=2, count=12, payload=100e9, sent=75e9)
+    sent = hlo.Collective(static=2, count=12, payload=100e9, sent=75e9, overlapped=50e9)
     program = hlo.ProgramCost(197e12, 8.19e9, {"all-gather": sent}, {"delta_rule": 6}, 0)
     roofline = measure.Roofline(1.0, 0.01, 0.375)
     return measure.Compiled(None, None, memory, program, roofline, 4 * 98.5e12, 1.0, 2.0)
@@ -33,6 +33,7 @@ def test_the_report_of_a_step_that_fits(config):
     assert "10.00 GiB of 16.00 GiB (62%): it fits" in output
     assert "a step takes at least 1 s, for its matrix products" in output
     assert "MFU of 50%" in output and "delta_rule x 6" in output
+    assert "69.85 GiB  46.57 GiB" in output  # sent, and sent beside other work
     figures = report.figures(compiled(10 * GIB), config, TARGET)
     assert figures["tokens_per_second_at_most"] == config.tokens_per_step
     assert figures["roofline"]["limit"] == "compute"

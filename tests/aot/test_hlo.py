@@ -23,9 +23,54 @@ def test_a_collective_counts_at_its_start():
     found = hlo.read(TPU).collectives
     assert set(found) == {"all-gather", "reduce-scatter", "collective-permute"}
     gathered = 2 * 256 * 128
-    assert found["all-gather"] == (1, 1, gathered, gathered * 3 / 4)
-    assert found["reduce-scatter"] == (1, 1, 4 * 16 * 8, 4 * 16 * 8 * 3 / 4)
-    assert found["collective-permute"] == (1, 5, 5 * 4 * 32**2, 5 * 4 * 32**2)
+    assert found["all-gather"] == (1, 1, gathered, gathered * 3 / 4, gathered * 3 / 4)
+    assert found["reduce-scatter"] == (1, 1, 4 * 16 * 8, 4 * 16 * 8 * 3 / 4, 0)
+    assert found["collective-permute"] == (1, 5, 5 * 4 * 32**2, 5 * 4 * 32**2, 0)
+
+
+@pytest.mark.parametrize(
+    "between, overlapped",
+    [
+        ("%kernel.7", True),
+        ("", False),
+        ("%named = f32[32,32]{1,0:S(1)} bitcast(%product)", False),
+        ("%moved = f32[32,32]{1,0} copy(%product)", True),
+        ("%other = f32[32,32]{1,0:S(1)} dot(%product, %product), lhs_contracting_dims={1}", True),
+    ],
+)
+def test_a_collective_overlaps_with_work_between_its_start_and_its_end(between, overlapped):
+    kernel = next(line for line in TPU.splitlines() if line.startswith("  %kernel.7"))
+    permute = next(line for line in TPU.splitlines() if line.startswith("  %permuted"))
+    shape = "f32[32,32]{1,0:S(1)}"
+    rest = permute.split("(%kernel.7)")[1]
+    pair = [
+        f"  %begin = ({shape}, {shape}) collective-permute-start(%product){rest}",
+        kernel if between == "%kernel.7" else f"  {between}",
+        f"  %permuted = {shape} collective-permute-done(%begin)",
+    ]
+    text = TPU.replace(kernel + "\n", "").replace(permute, "\n".join(pair))
+    sent = 5 * 4 * 32**2
+    found = hlo.read(text).collectives["collective-permute"]
+    assert (found.sent, found.overlapped) == (sent, sent if overlapped else 0)
+
+
+def test_a_collective_that_a_start_calls_overlaps_with_work_before_its_end():
+    """GPUs start a reduce-scatter by calling a computation that has it."""
+    called = """
+%reduces (r: f32[16,8]) -> f32[4,8] {
+  %r = f32[16,8]{1,0} parameter(0)
+  ROOT %scatter = f32[4,8]{1,0} reduce-scatter(%r), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+
+ENTRY """
+    fusion = next(line for line in TPU.splitlines() if line.startswith("  ROOT %scattered"))
+    start = "  %begins = ((f32[16,8]), f32[4,8]) async-start(%y), calls=%reduces"
+    end = "  ROOT %scattered = f32[4,8]{1,0} async-done(%begins)"
+    batched = next(line for line in TPU.splitlines() if line.startswith("  %batched"))
+    text = TPU.replace("ENTRY ", called.lstrip("\n"), 1).replace(fusion, end)
+    for lines, overlapped in (([start, batched], 1), ([batched, start], 0)):
+        found = hlo.read(text.replace(batched, "\n".join(lines))).collectives["reduce-scatter"]
+        assert (found.sent, found.overlapped) == (4 * 16 * 8 * 3 / 4, overlapped * found.sent)
 
 
 def test_a_slice_counts_as_its_own_size():
@@ -46,7 +91,7 @@ def test_an_all_reduce_sends_its_payload_twice():
     )
     text = text.replace("fusion(%y), kind=kCustom, to_apply", "call(%y), to_apply")
     payload = 4 * 16 * 8
-    assert hlo.read(text).collectives["all-reduce"] == (1, 1, payload, 2 * payload * 3 / 4)
+    assert hlo.read(text).collectives["all-reduce"] == (1, 1, payload, 2 * payload * 3 / 4, 0)
 
 
 def test_a_loop_of_unknown_length_is_reported():
