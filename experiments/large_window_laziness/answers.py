@@ -5,7 +5,7 @@ them have in common. The rows that they sum up stand in TABLES.md.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from experiments.large_window_laziness import comparisons, tables
 from experiments.large_window_laziness.arms import CONTROLS, POSITIONS, ExperimentScale
@@ -21,12 +21,6 @@ CALLED = {
     "mamba2": "Mamba-2",
     "curriculum": "the doubling window",
     "stochastic": "the stochastic window",
-}
-ENDINGS = {
-    "": "",
-    "alone": " without the layer",
-    "far": " with far copies only",
-    "conv": " with the convolution",
 }
 SETS_OF = {"nha": "recurrent"}  # the set of a table's arms, where it has another name
 
@@ -62,28 +56,31 @@ def arms_of(name: str, runs: Sequence[Run], scale: ExperimentScale) -> list[Run]
 
 
 def called(arm: str) -> str:
-    """An arm's name in words, from its name without the positions."""
-    base, _, ending = arm.partition("-")
+    """An arm's name in words, from its name without the positions; a control's has that of its arm."""
+    base, _, _ = arm.partition("-")
     if found := re.fullmatch(r"w(\d+)", base):
-        base = f"window {found[1]}"
-    elif found := re.fullmatch(r"nha(\d+x\d+)", base):
-        base = f"NHA {found[1]}"
-    return CALLED.get(base, base) + ENDINGS[ending]
+        return f"window {found[1]}"
+    if found := re.fullmatch(r"nha(\d+x\d+)", base):
+        return f"NHA {found[1]}"
+    return CALLED.get(base, base)
 
 
 def medians(own: Sequence[Run]) -> str:
-    """The median step of each arm, and how many of its runs formed where not all did."""
-    said = []
-    for p in POSITIONS:
-        found = []
-        for arm in dict.fromkeys(run.arm for run in own if run.arm.endswith(f"-{p}")):
-            times = [run.formed for run in own if run.arm == arm]
-            seen = sum(time.seen for time in times)
-            some = "" if seen == len(times) else f" ({seen} of {len(times)} runs formed)"
-            found.append(f"{called(arm.removesuffix(f'-{p}'))} {median(times)}{some}")
-        if found:
-            said.append(f"Median steps with {NAMES[p]}: {', '.join(found)}.")
-    return " ".join(said)
+    """The median step of each arm by positions, and how many of its runs formed where not all did."""
+    found: dict[str, dict[str, str]] = {}
+    for arm in dict.fromkeys(run.arm for run in own):
+        name, _, p = arm.rpartition("-")
+        times = [run.formed for run in own if run.arm == arm]
+        seen = sum(time.seen for time in times)
+        some = "" if seen == len(times) else f" ({seen} of {len(times)} formed)"
+        found.setdefault(name, {})[p] = f"{median(times)}{some}"
+    said = [f"{called(name)} {_both(values)}" for name, values in found.items()]
+    return f"Median steps with {' and '.join(NAMES.values())}: {'; '.join(said)}."
+
+
+def _both(values: Mapping[str, str]) -> str:
+    """A figure with either kind of positions; a dash where there is none."""
+    return ", ".join(values.get(p, "–") for p in POSITIONS)
 
 
 def known(row: tables.Row) -> str:
@@ -111,6 +108,8 @@ def _partners(name: str, scale: ExperimentScale) -> list[tuple[str, list[tuple[s
     """(what the times are divided by, pairs) of the sentences of a table."""
     found: dict[str, list[tuple[str, str]]] = {}
     for late, early in comparisons.pairs(scale)[name]:
+        if (late, early) == (f"w{scale.large}-{name}", f"w{scale.small}-{name}"):
+            continue  # in `_delays`
         if name in CONTROLS and not early.endswith(f"-{name}"):
             over = "without the control"
         elif name == "nha" and early.startswith("w"):
@@ -125,20 +124,23 @@ def _partners(name: str, scale: ExperimentScale) -> list[tuple[str, list[tuple[s
 
 
 def _against(rows: Sequence[tables.Row], over: str, named: Sequence[tuple[str, str]]) -> str:
-    """The ratios of pairs, by positions, grouped by what is known of them."""
+    """The ratios of pairs with RoPE and NoPE, grouped by what is known of them."""
+    groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for late, early in named:
+        keys = {p: (f"{late}-{p}", f"{early}-{p}") for p in POSITIONS}
+        own = {p: row for p in POSITIONS for row in rows if (row["late"], row["early"]) == keys[p]}
+        if own:
+            words = tuple((p, known(row)) for p, row in own.items())
+            ratios = _both({p: _bounded(row) for p, row in own.items()})
+            groups.setdefault(words, []).append(f"{called(late)} ({ratios})")
     said = []
-    for p in POSITIONS:
-        groups: dict[str, list[str]] = {}
-        for late, early in named:
-            row = row_of(rows, rows[0]["table"], f"{late}-{p}", f"{early}-{p}") if rows else None
-            if row:
-                groups.setdefault(known(row), []).append(f"{called(late)} ({_bounded(row)})")
-        if groups:
-            parts = [
-                f"{_listed(x)} {'is' if len(x) == 1 else 'are'} {w}" for w, x in groups.items()
-            ]
-            said.append(f"{'With' if said else 'with'} {NAMES[p]}, {'; '.join(parts)}.")
-    return f"Steps over those {over}: {' '.join(said)}" if said else ""
+    for words, arms in groups.items():
+        if len(words) == len(POSITIONS) and len({word for _, word in words}) == 1:
+            each = f"{words[0][1]} with both"
+        else:
+            each = " and ".join(f"{word} with {NAMES[p]}" for p, word in words)
+        said.append(f"{_listed(arms)} {'is' if len(arms) == 1 else 'are'} {each}")
+    return f"Steps over those {over}: {'; '.join(said)}." if said else ""
 
 
 def _listed(parts: Sequence[str]) -> str:
@@ -158,18 +160,16 @@ def _delays(control: str, rows: Sequence[tables.Row], scale: ExperimentScale) ->
     small, large, said = f"w{scale.small}", f"w{scale.large}", []
     for p in POSITIONS:
         under = row_of(rows, control, f"{large}-{control}-{p}", f"{small}-{control}-{p}")
-        main = row_of(rows, "near", f"{large}-{p} far", f"{small}-{p} far")
         names = (f"{large}{end}-{p} / {small}{end}-{p}" for end in (f"-{control}", ""))
         change = row_of(rows, control, *names)
-        if under and main and change:
+        if under and change:
             words = known(change).replace("later", "larger").replace("earlier", "smaller")
             said.append(
-                f"{ratio(under)} under the control and {ratio(main)} in the main table with"
-                f" {NAMES[p]}, {ratio(change)} times as large ({words})"
+                f"{ratio(under)} with {NAMES[p]}, {ratio(change)} times that of the main table ({words})"
             )
     if not said:
         return ""
     return (
-        f"The delay of window {scale.large}, its steps over those of window {scale.small}, is"
+        f"Window {scale.large}'s delay, its steps over those of window {scale.small}, is"
         f" {'; '.join(said)}."
     )

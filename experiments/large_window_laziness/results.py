@@ -44,10 +44,8 @@ def blocks(scale: str, results: pathlib.Path = claims.RESULTS) -> dict[str, str]
         "findings": findings.findings(runs, settings, claims.verdicts(runs, settings), compared),
         "arms": _with(page.arms_table(main), remarks.earlier(main, settings)),
         "claims": _with(page.claims_table(folder), remarks.spread(runs, settings)),
-        "near": _with(
-            page.comparisons_table(folder, "near"),
-            remarks.near_and_far(runs, compared, settings),
-        ),
+        "near": remarks.near_and_far(runs, compared, settings),
+        "near_tables": page.comparisons_table(folder, "near"),
         "posthoc": _with(page.post_hoc_table(folder), remarks.post_hoc(folder)),
         "rates": _with(page.rates_table(runs), remarks.rates_sentence(runs, settings)),
         "shared": remarks.without_near(compared, settings),
@@ -57,9 +55,8 @@ def blocks(scale: str, results: pathlib.Path = claims.RESULTS) -> dict[str, str]
             remarks.doubling(runs, settings),
             remarks.earlier_cures(runs),
         ),
-        "positions": _with(
-            page.comparisons_table(folder, "positions"), remarks.summary(compared, "positions")
-        ),
+        "positions": remarks.summary(compared, "positions") or page.NOT_RUN,
+        "positions_tables": page.comparisons_table(folder, "positions"),
         "traces": remarks.traces(folder, settings),
         "images": page.images(folder, scale),
         "probes": _with(page.probes_table(folder), remarks.probes(folder, settings)),
