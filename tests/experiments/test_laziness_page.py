@@ -302,9 +302,11 @@ def test_a_page_is_made_of_any_runs(tmp_path, sets):
         (): {
             "findings",
             "near",
+            "near_tables",
             "posthoc",
             "counts",
             "positions",
+            "positions_tables",
             *beyond,
         },
         ("core",): {"counts", *beyond},
