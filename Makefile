@@ -15,7 +15,7 @@ AOT_READY := $(AOT)/.ready
 
 help:
 	@echo "make demo       install, and train the demo: 5 minutes on 2 CPU cores"
-	@echo "make life       pretrain, decay, extend and fine-tune one model: 300 seconds of CPU time, on 2 cores"
+	@echo "make life       pretrain, decay, extend and fine-tune one model: 5 to 8 minutes of CPU time, on 2 cores"
 	@echo "make distill    turn a pretrained transformer of 135M parameters into hybrids: 49 minutes"
 	@echo "                on 2 slow CPU cores with 16 GB of memory; resumes if stopped"
 	@echo "make laziness   train the 100 small runs of the experiment on retrieval heads: 40 minutes; resumes if stopped"

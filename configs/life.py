@@ -3,7 +3,7 @@
 Each stage is a run of its own, and begins with the parameters of the one before it. `make life` runs
 all of them; docs/runs.md, "Stages", says what each does.
 
-Hardware: 2 CPU cores, 300 seconds of CPU time for the four stages (12 minutes on a busy machine).
+Hardware: 2 CPU cores, 5 to 8 minutes of CPU time for the four stages (12 minutes on a busy machine).
 Expected: held-out loss of 1.50 nats after pretraining, 1.35 after the decay and, at 1,024 tokens, 1.31
           after the extension; by `hybridlm eval --tasks perplexity --lengths 1024`, 1.37 before the
           extension and 1.34 after it. After fine-tuning 0.01 nats on answers, and 97% of the
