@@ -55,8 +55,10 @@ COMMANDS = by_name(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (2 for a user's mistake, with a one-line message)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    # If the disk is full, Orbax logs a traceback for each thread; the error is printed below.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # If arrays cannot be read or written, Orbax and its event loop log a traceback for each; the error
+    # is printed below.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     for stream in (
         sys.stdout,
         sys.stderr,

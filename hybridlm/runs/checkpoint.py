@@ -112,7 +112,8 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         """Converts Orbax's exceptions for what it could not write to a RunError."""
         try:
-            yield
+            with integrity.late_arrays_dropped():
+                yield
         except UserError:
             raise
         except Exception as error:
@@ -165,7 +166,7 @@ def save_tree(path: pathlib.Path, tree: Any) -> None:
         write_concurrent_bytes=max(largest, _WRITTEN_AT_ONCE),
     )
     try:
-        with ocp.Context(memory_options=memory):
+        with ocp.Context(memory_options=memory), integrity.late_arrays_dropped():
             ocp.save(orbax_path(path), tree, custom_metadata=integrity.sealed({}, tree))
     except Exception as error:
         reason = write_failure(error)
@@ -251,8 +252,13 @@ def verify(workdir: pathlib.Path, step: int) -> int | None:
     Raises:
       RunError: naming the arrays that cannot be read or are not those that were saved.
     """
-    path = orbax_path(workdir / FOLDER / str(step))
-    with integrity.readable(path, REMEDY):
+    return verify_tree(workdir / FOLDER / str(step))
+
+
+def verify_tree(path: pathlib.Path, *, remedy: str = REMEDY) -> int | None:
+    """`verify` of any Orbax folder; `remedy` is what to do if it is damaged, for the error."""
+    path = orbax_path(path)
+    with integrity.readable(path, remedy):
         return integrity.verify(path)
 
 

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -176,13 +177,36 @@ def readable(path: pathlib.Path, remedy: str) -> Iterator[None]:
 
     If the reader did not say which array it could not read, the arrays are read one by one.
     """
+    with late_arrays_dropped():
+        try:
+            yield
+        except StorageError:
+            raise  # a server that does not answer has damaged nothing
+        except Exception as error:
+            known = isinstance(error, DamagedError)
+            reason = str(error) if known else _damage(path) or _reason(error)
+            raise RunError(f"the checkpoint {path} cannot be read ({reason}): {remedy}") from error
+
+
+@contextlib.contextmanager
+def late_arrays_dropped() -> Iterator[None]:
+    """Context in which arrays that arrive after a failed one are not reported.
+
+    Orbax reads and writes arrays in an event loop, which it closes when one fails. TensorStore then
+    hands it the others, and Python prints a traceback of "Event loop is closed" for each.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            before(unraisable)
+
+    sys.unraisablehook = hook
     try:
         yield
-    except StorageError:
-        raise  # a server that does not answer has damaged nothing
-    except Exception as error:
-        reason = str(error) if isinstance(error, DamagedError) else _damage(path) or _reason(error)
-        raise RunError(f"the checkpoint {path} cannot be read ({reason}): {remedy}") from error
+    finally:
+        sys.unraisablehook = before
 
 
 def _damage(path: pathlib.Path) -> str | None:

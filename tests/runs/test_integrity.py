@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 
 import jax
@@ -15,6 +17,9 @@ from hybridlm.runs import checkpoint, integrity
 from hybridlm.storage import objects, open_path
 
 pytestmark = pytest.mark.xdist_group("integrity")  # one checkpoint for all tests
+MIXER = {"kind": "attention", "heads": 1}
+MODEL = {"width": 16, "depth": 1, "vocab_size": 258, "pattern": "a", "mixers": {"a": MIXER}}
+MODEL["mlp"] = {"kind": "swiglu", "hidden": 16}
 CONFIG = {"lr": 0.1, "betas": (0.9, 0.95), "window": None, "limit": float("inf")}
 
 
@@ -302,3 +307,48 @@ def test_a_flipped_bit_in_a_bucket_is_refused_by_the_arrays_name(written, bucket
     for read in (checkpoint.load_numpy, lambda path: checkpoint.verify(path, 3)):
         with pytest.raises(RunError, match=r"\(params/w has changed since it was saved\)"):
             read(workdir)
+
+
+class _Late:
+    """Reports an error as TensorStore does when an array arrives too late: nobody can catch it."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __del__(self):
+        raise RuntimeError(self.text)
+
+
+def test_arrays_that_arrive_after_a_failed_one_are_not_reported(monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: said.append(str(found.exc_value)))
+    hook = sys.unraisablehook
+    with pytest.raises(RunError, match="cannot be read"), integrity.readable(tmp_path, "copy it"):
+        _Late("Event loop is closed")
+        _Late("another")
+        raise ValueError
+    assert said == ["another"] and sys.unraisablehook is hook
+
+
+def test_a_checkpoint_without_its_data_is_refused_in_one_line(copied):
+    data = max(folder(copied).rglob("d/*"), key=lambda path: path.stat().st_size)
+    data.unlink()
+    program = "import sys; from hybridlm import cli; sys.exit(cli.main())"
+    (copied / "config.json").write_text("{}")
+    words = [sys.executable, "-c", program, "inspect", str(copied), "--verify"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("loading jax")]
+    assert done.returncode == 2 and len(lines) == 1 and "cannot be read" in lines[0]
+
+
+def test_a_model_of_many_arrays_without_its_data_is_refused_in_one_line(tmp_path):
+    """Orbax reads all arrays at once, and each of them fails."""
+    rng = np.random.default_rng(0)
+    params = {f"w{i}": rng.random((16, 16), np.float32) for i in range(100)}
+    checkpoint.save_tree(tmp_path / "params", params)
+    max((tmp_path / "params").rglob("d/*"), key=lambda path: path.stat().st_size).unlink()
+    (tmp_path / "model.json").write_text(json.dumps({"model": MODEL, "tokenizer": {}}))
+    words = ["-m", "hybridlm.cli", "generate", "--workdir", str(tmp_path), "--prompt", "a"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("loading jax")]
+    assert done.returncode == 2 and len(lines) == 1 and "every array cannot be read" in lines[0]
