@@ -86,7 +86,7 @@ def test_generate_continues_the_prompt(run, command):
 
 REFUSED = [
     (["inspect", "{none}"], "is not a folder"),
-    (["inspect", "x" * 300], "xxx: File name too long"),
+    (["inspect", "x" * 300], "xxx/config.json: File name too long"),
     (["inspect", "{empty}"], "is no run: it has no config.json"),
     (["inspect", "{run}", "--step", "5"], "holds no checkpoint of step 5: it has 4, 8"),
     (["generate", "--workdir", "{empty}"], "is no run: it has no config.json"),

@@ -11,6 +11,7 @@ from hybridlm.errors import RunError
 from hybridlm.progress import doing
 from hybridlm.runs import checkpoint
 from hybridlm.runs.opened import OpenedModel, open_model
+from hybridlm.runs.workdir import CONFIG
 from hybridlm.storage import open_path
 
 
@@ -31,6 +32,8 @@ def average_checkpoints(
         parameters in a checkpoint are not the model's.
     """
     path = open_path(path)
+    if not (path / CONFIG).is_file():
+        raise RunError(f"{path} is no run: it has no {CONFIG}")
     found = checkpoint.steps(path)
     chosen = sorted(set(steps)) if last is None else found[-last:]
     if last is not None and len(chosen) < last:

@@ -65,6 +65,17 @@ def test_an_average_is_numpys_and_opens_as_a_model(run, chosen, tmp_path, comman
     opened = open_model(tmp_path / "model")
     jax.tree.map(np.testing.assert_array_equal, opened.params, expected)
     assert opened.seed == found.seed and opened.dtype == found.dtype
+    sha256, listed = checkpoint.digest(expected), ", ".join(map(str, steps))
+    code, said, _ = command("inspect", tmp_path / "model", "--verify", "--parameters")
+    assert code == 0 and said.splitlines()[:4] == [
+        f"model: {tmp_path / 'model'}",
+        f"from: {run} averaged over steps {listed} (parameters {sha256})",
+        f"parameters: {found.model.count():,}",
+        f"parameters_sha256: {sha256}",
+    ]
+    assert "\nlayers.N.mixer" in said
+    arrays = len(jax.tree.leaves(expected))
+    assert said.splitlines()[-1] == f"verified: {arrays} arrays as saved"
     assert opened.data == dataclasses.replace(found.data, token_cache=str(run / "tokens"))
     assert json.loads((tmp_path / "model" / "model.json").read_text())["from"] == {
         "path": str(run),
@@ -90,6 +101,12 @@ def test_an_average_is_numpys_and_opens_as_a_model(run, chosen, tmp_path, comman
 def test_a_choice_that_cannot_be_averaged_is_refused(run, words, message, refusal, tmp_path):
     assert message in refusal("average", run, *words, "--out", tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_what_is_no_run_has_no_checkpoints_to_average(refusal, tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere"):
+        said = refusal("average", path, "--last", 2, "--out", tmp_path / "model")
+        assert f"{path} is no run: it has no config.json" in said
 
 
 def test_a_checkpoint_of_another_model_is_not_averaged(run, tmp_path):
