@@ -9,6 +9,8 @@ annotates a plain type X, alone or in `X | None` (None is always allowed), `tupl
 import abc
 import dataclasses
 import functools
+import math
+import struct
 import types
 import typing
 from collections.abc import Sized
@@ -37,6 +39,10 @@ class Bound(abc.ABC):
     def holds(self, value: Any) -> bool:
         """Whether the value satisfies the bound; False for NaN."""
 
+    def holds_in_float32(self, value: float) -> bool:
+        """Whether a value that satisfies the bound is not rounded onto an end that is excluded."""
+        return True
+
     @property
     @abc.abstractmethod
     def requirement(self) -> str:
@@ -52,7 +58,9 @@ class Bound(abc.ABC):
         note = f" ({self.note})" if self.note else ""
         verb = "" if self.requirement.startswith("be ") else "be "
         none = f", or {verb}None{' ' * bool(self.none)}{self.none}" if optional else ""
-        return f"must {self.requirement}{note}{none}, not {value}"
+        rounded = in_float32(value) if isinstance(value, float) and self.holds(value) else value
+        which = "" if rounded == value else f", which is {rounded} in float32"
+        return f"must {self.requirement}{note}{none}, not {value}{which}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +110,9 @@ class Above(Bound):
     def holds(self, value: Any) -> bool:
         return value > self.low
 
+    def holds_in_float32(self, value: float) -> bool:
+        return self.holds(in_float32(value))
+
     @property
     def requirement(self) -> str:
         return f"be above {_number(self.low)}" if self.low else "be positive"
@@ -119,6 +130,9 @@ class Below(Bound):
 
     def holds(self, value: Any) -> bool:
         return value < self.high
+
+    def holds_in_float32(self, value: float) -> bool:
+        return self.holds(in_float32(value))
 
     @property
     def requirement(self) -> str:
@@ -141,6 +155,11 @@ class Between(Bound):
     def holds(self, value: Any) -> bool:
         above = value > self.low if self.low_open else value >= self.low
         return above and (value < self.high if self.high_open else value <= self.high)
+
+    def holds_in_float32(self, value: float) -> bool:
+        rounded = in_float32(value)
+        above = not self.low_open or rounded > self.low
+        return above and (not self.high_open or rounded < self.high)
 
     @property
     def _interval(self) -> str:
@@ -280,7 +299,8 @@ def _hints(cls: type) -> dict[str, Any]:
 def _check(hint: Any, value: Any, field: str, optional: bool) -> None:
     hint, bounds = bounds_of(hint)
     for bound in bounds:
-        if not bound.holds(value):
+        rounds = isinstance(value, float) and not bound.holds_in_float32(value)
+        if rounds or not bound.holds(value):
             raise Invalid(field, bound.error_message(value, optional))
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -295,6 +315,15 @@ def _check(hint: Any, value: Any, field: str, optional: bool) -> None:
     elif origin is dict:
         for key, item in value.items():
             _check(args[1], item, f"{field}.{key}", optional=False)
+
+
+def in_float32(value: float) -> float:
+    """The number as devices have it: rounded, and 0 instead of a subnormal one."""
+    try:
+        (rounded,) = struct.unpack("f", struct.pack("f", value))
+    except OverflowError:
+        return math.copysign(math.inf, value)
+    return 0.0 if abs(rounded) < FLOAT32_TINY else rounded
 
 
 def _number(value: float) -> str:

@@ -201,7 +201,9 @@ class TrainConfig:
     abort_after: PositiveInt = 20
     hang_seconds: Annotated[float, Above(0, none="to wait for ever")] | None = 3600.0
     tensorboard: bool = True
-    wandb: str | None = None
+    wandb: (
+        Annotated[str, NotEmpty("is empty: name a project, or set it to None for none")] | None
+    ) = None
     compilation_cache: Annotated[str, NotEmpty(), IsLocalPath()] = "auto"
     compiler_options: CompilerOptions = CompilerOptions()
 

@@ -22,6 +22,7 @@ from hybridlm.settings.bounds import (
     NotEmpty,
     PositiveFloat,
     PositiveInt,
+    in_float32,
     settings,
 )
 from hybridlm.settings.describe import type_text
@@ -59,7 +60,21 @@ BOUNDS = [
         "whole number, at least 1, at most 10,000",
     ),
     (PositiveFloat, 1e-9, 0.0, "must be positive, not 0.0", "number above 0"),
+    (
+        PositiveFloat,
+        FLOAT32_TINY,
+        1e-40,
+        "must be positive, not 1e-40, which is 0.0 in float32",
+        "number above 0",
+    ),
     (Annotated[float, Above(1)], 1.5, 1.0, "must be above 1, not 1.0", "number above 1"),
+    (
+        Annotated[float, Above(1)],
+        1.0000001,
+        1.00000001,
+        "must be above 1, not 1.00000001, which is 1.0 in float32",
+        "number above 1",
+    ),
     (Annotated[float, Below(0)], -1.0, 0.0, "must be negative, not 0.0", "number below 0"),
     (Annotated[float, Below(2)], 1.0, 2.0, "must be below 2, not 2.0", "number below 2"),
     (Annotated[int, Between(1, 8)], 8, 9, "must lie in 1 to 8, not 9", "whole number, 1 to 8"),
@@ -69,6 +84,13 @@ BOUNDS = [
         1.0,
         "must lie in [0, 1), not 1.0",
         "number in [0, 1)",
+    ),
+    (
+        Annotated[float, Between(0, 1, high_open=True)] | None,
+        0.9999999,
+        0.99999999,
+        "must lie in [0, 1), or be None, not 0.99999999, which is 1.0 in float32",
+        "number in [0, 1), or `None`",
     ),
     (
         Annotated[float, Between(0, 1, low_open=True)] | None,
@@ -124,6 +146,13 @@ def test_an_interval_equals_two_comparisons(x, low, high, low_open, high_open):
 def test_no_bound_holds_for_nan():
     bounds = (AtLeast(0), AtLeast(0, also=-1), AtMost(0), Above(0), Below(0), Between(0, 1))
     assert not any(bound.holds(math.nan) for bound in bounds)
+
+
+@given(st.floats(allow_nan=False))
+def test_float32_is_numpys_without_subnormals(x):
+    with np.errstate(over="ignore", under="ignore"):
+        expected = np.float32(x)
+    assert in_float32(x) == (0.0 if abs(expected) < FLOAT32_TINY else expected)
 
 
 def test_the_least_epsilon_is_the_smallest_normal_float32():
