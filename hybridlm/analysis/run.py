@@ -98,10 +98,10 @@ class Run(Results):
         if not (path / workdir.CONFIG).is_file():
             raise RunError(f"{path} is no run: it has no {workdir.CONFIG}")
         environment = path / workdir.ENVIRONMENT
-        self.settings: dict[str, Any] = json_files.read_json(path / workdir.CONFIG)
+        self.settings: dict[str, Any] = json_files.read_settings(path / workdir.CONFIG)
         self.records: list[Record] = metrics.read(path / metrics.FILE)
         self.environment: dict[str, Any] = (
-            json_files.read_json(environment) if environment.exists() else {}
+            json_files.read_object(environment) if environment.exists() else {}
         )
 
     @property

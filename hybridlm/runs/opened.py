@@ -25,7 +25,7 @@ from hybridlm.models.settings import ModelConfig
 from hybridlm.models.trainable import Trainable
 from hybridlm.progress import doing, say
 from hybridlm.runs import checkpoint, lineage, metrics
-from hybridlm.runs.json_files import read_json, write_json
+from hybridlm.runs.json_files import read_settings, write_json
 from hybridlm.runs.lineage import Origin
 from hybridlm.runs.workdir import CONFIG
 from hybridlm.settings.plain import to_dict
@@ -73,7 +73,7 @@ class OpenedModel:
     @property
     def dtype(self) -> jnp.dtype:
         """Of activations in training: `train.dtype` on the attached devices."""
-        return compute_dtype(self.settings.get("train", {}).get("dtype", "float32"))
+        return compute_dtype((self.settings.get("train") or {}).get("dtype", "float32"))
 
     @property
     def seed(self) -> int:
@@ -216,7 +216,7 @@ def _save(opened: OpenedModel, path: pathlib.Path, data: bool) -> None:
         cache = used.token_cache or str(opened.path / "tokens")
         settings["data"] = to_dict(dataclasses.replace(used, token_cache=cache))
         settings["seed"] = opened.seed
-        settings["train"] = {"dtype": opened.settings.get("train", {}).get("dtype", "float32")}
+        settings["train"] = {"dtype": (opened.settings.get("train") or {}).get("dtype", "float32")}
     write_json(path / MODEL, settings)  # last: a folder without it is not a model
 
 
@@ -228,13 +228,15 @@ def lineage_of(path: pathlib.Path) -> list[Origin]:
     """
     if not (path / MODEL).is_file():
         return [] if convert.is_checkpoint(path) else lineage.read(path)
-    settings = read_json(path / MODEL)
-    first = settings.get("from")
-    return lineage.parse([*([first] if first else []), *settings.get("lineage", [])], path / MODEL)
+    settings = read_settings(path / MODEL)
+    first, rest = settings.get("from"), settings.get("lineage") or []
+    if not isinstance(rest, list):
+        raise RunError(f"{path / MODEL} is damaged: its lineage is no list")
+    return lineage.parse([*([first] if first else []), *rest], path / MODEL)
 
 
 def _open_run(path: pathlib.Path, step: int | None, weights: Weights) -> OpenedModel:
-    settings = read_json(path / CONFIG)
+    settings = read_settings(path / CONFIG)
     config = read_section(ModelConfig, settings, "model", path / CONFIG)
     data = read_section(DataConfig, settings, "data", path / CONFIG)
     tokenizer = open_tokenizer(data.tokenizer)
@@ -267,7 +269,7 @@ def _load(
 def _open_folder(path: pathlib.Path, step: int | None, weights: Weights) -> OpenedModel:
     if weights != "raw":
         raise RunError(f"{path} is a model folder, which holds one set of weights: open the run's")
-    settings = read_json(path / MODEL)
+    settings = read_settings(path / MODEL)
     config = read_section(ModelConfig, settings, "model", path / MODEL)
     tokenizer = folder_tokenizer(settings, path)
     fingerprint = (settings.get("tokenizer") or {}).get("fingerprint")

@@ -10,7 +10,7 @@ from hybridlm.data.tokenizers import Tokenizer, open_tokenizer
 from hybridlm.errors import RunError
 from hybridlm.models.settings import ModelConfig
 from hybridlm.runs import checkpoint, metrics, opened
-from hybridlm.runs.json_files import read_json
+from hybridlm.runs.json_files import read_settings
 from hybridlm.runs.lineage import Origin
 from hybridlm.runs.workdir import CONFIG
 from hybridlm.storage import open_path
@@ -98,12 +98,12 @@ def open_source(path: pathlib.Path | str, step: int | None = None) -> Source:
         return _open_converted(path, step)
     is_run = (path / CONFIG).is_file()
     if is_run:
-        settings = read_json(path / CONFIG)
+        settings = read_settings(path / CONFIG)
         step = checkpoint.find(path, step)
         folder = path / checkpoint.FOLDER / str(step)
         arrays, facts = checkpoint.describe_tree(folder)
     elif (path / opened.MODEL).is_file():
-        settings = read_json(path / opened.MODEL)
+        settings = read_settings(path / opened.MODEL)
         step = opened.folder_step(settings, path, step)
         folder = path / opened.PARAMS
         params, facts = checkpoint.describe_tree(folder)

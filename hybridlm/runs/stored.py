@@ -19,7 +19,7 @@ from hybridlm.models import stack
 from hybridlm.models.params import Model
 from hybridlm.models.settings import ModelConfig
 from hybridlm.runs import checkpoint, checksum, integrity, opened
-from hybridlm.runs.json_files import read_json
+from hybridlm.runs.json_files import read_settings
 from hybridlm.runs.workdir import CONFIG
 from hybridlm.settings.globs import select
 from hybridlm.settings.reader import read_dataclass
@@ -130,11 +130,11 @@ def open_checkpoint(path: pathlib.Path | str, step: int | None = None) -> Stored
         step = checkpoint.find(path, step)
         folder, settings, remedy = (
             path / checkpoint.FOLDER / str(step),
-            read_json(path / CONFIG),
+            read_settings(path / CONFIG),
             checkpoint.REMEDY,
         )
     elif (path / opened.MODEL).is_file():
-        settings = read_json(path / opened.MODEL)
+        settings = read_settings(path / opened.MODEL)
         step = opened.folder_step(settings, path, step)
         folder, remedy = path / opened.PARAMS, checkpoint.REWRITE
     else:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from hybridlm.errors import RunError
 from hybridlm.runs import checkpoint, metrics
-from hybridlm.runs.json_files import read_json, write_json
+from hybridlm.runs.json_files import read_json, read_object, read_settings, write_json
 from hybridlm.settings.plain import flat
 from hybridlm.storage import is_remote, objects, open_path, own_name
 from hybridlm.storage.lease import Lease
@@ -187,7 +187,7 @@ def check_same_run(path: pathlib.Path, run: RunSettings) -> None:
     """
     if not (path / CONFIG).exists():
         return
-    settings = run.complete(read_json(path / CONFIG))
+    settings = run.complete(read_settings(path / CONFIG))
     old, new = flat(settings), flat(run.settings)
     changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     changed = [k for k in changed if not k.startswith(run.free)]
@@ -248,7 +248,7 @@ def record_environment(path: pathlib.Path, devices: list[Any], name: str) -> Non
 def _environment(path: pathlib.Path) -> dict[str, Any]:
     """What was recorded at the last start; {} in a new run."""
     target = path / ENVIRONMENT
-    return read_json(target) if target.exists() else {}
+    return read_object(target) if target.exists() else {}
 
 
 PACKAGES = (

@@ -10,7 +10,7 @@ from hybridlm.models.accounting import active_parameters
 from hybridlm.models.params import Model
 from hybridlm.models.settings import ModelConfig
 from hybridlm.runs import lineage, opened
-from hybridlm.runs.json_files import read_json
+from hybridlm.runs.json_files import read_settings
 from hybridlm.runs.stored import open_checkpoint
 
 _LENGTH = 4096  # tokens, of a folder that does not state the length of training
@@ -19,7 +19,7 @@ _LENGTH = 4096  # tokens, of a folder that does not state the length of training
 def model_sections(folder: pathlib.Path) -> tuple[Parts, str]:
     """The report of a model folder: the parts' data, and HTML."""
     parts = Parts()
-    settings = read_json(folder / opened.MODEL)
+    settings = read_settings(folder / opened.MODEL)
     config = opened.read_section(ModelConfig, settings, "model", folder / opened.MODEL)
     model = Model.of(config)
     results, code = Results(folder), f"Results({str(folder)!r})"
