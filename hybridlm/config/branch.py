@@ -31,13 +31,16 @@ def branch(
       overrides: (dotted key, text of the value) pairs, as in `load`.
 
     Raises:
-      UserError: if there is no such run or checkpoint, or the step lies in its warm-up.
+      UserError: if there is no such run or checkpoint, the step lies in its warm-up, or `workdir`
+        holds a run that is no branch.
     """
     begun = workdir is not None and (workdir / CONFIG).is_file()
     file = (workdir if begun else base) / CONFIG
     if not file.is_file():
         raise RunError(f"{base} is no run: it has no {CONFIG}")
     config = to_dict(read_json(file))
+    if begun and not (config["init"] and config["init"]["keep_step"]):
+        raise RunError(f"--workdir {workdir} holds a run that is no branch: name another folder")
     if not begun:
         step = _decay(config, base, step)
     elif step is None and config["init"] is not None:

@@ -94,7 +94,7 @@ def make_plan(config: Config, tokenizer: Tokenizer) -> Plan:
     """
     init = config.init
     source = open_source(init.path, init.step)
-    if init.keep_step and source.step >= config.train.steps:
+    if init.keep_step and source.is_run and source.step >= config.train.steps:
         raise ConfigError(
             f"train.steps is {config.train.steps}, and with init.keep_step the run begins at step"
             f" {source.step} of {source.path}: set it above {source.step}"
@@ -190,7 +190,7 @@ class _There:
             for path, of in names.items()
             for name in of
         }
-        freeze = source.settings.get("optimizer", {}).get("freeze", "")
+        freeze = (source.settings.get("optimizer") or {}).get("freeze", "")
         frozen = set(globs.select(freeze, shapes, "optimizer.freeze"))
         kept = {path: tuple(n for n in of if n not in frozen) for path, of in names.items()}
         return cls(arrays, names, {path: of for path, of in kept.items() if of}, shapes)
@@ -294,7 +294,7 @@ def _check_optimizer(config: Config, source: Source) -> None:
             f"init.optimizer is True, and {source.path} is a model folder, which holds no optimizer"
             " state: name a run, or leave it False"
         )
-    name = source.settings.get("optimizer", {}).get("name", config.optimizer.name)
+    name = (source.settings.get("optimizer") or {}).get("name", config.optimizer.name)
     if name != config.optimizer.name:
         raise ConfigError(
             f"init.optimizer is True, and {source.path} was trained with {name}, not with"

@@ -98,6 +98,8 @@ def test_a_branch_that_cannot_begin_is_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             branch(path, 4, step)
+    with pytest.raises(UserError, match="holds a run that is no branch: name another folder"):
+        branch(run, 4, workdir=run)
     drawn_run(tmp_path / "ended", config(MODEL, optimizer={**optimizer, "warmup_steps": 0}), 6)
     with pytest.raises(UserError, match="is 0 at step 6, so it cannot decay"):
         branch(tmp_path / "ended", 4)

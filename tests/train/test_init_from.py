@@ -1,5 +1,6 @@
 """A run begins with the parameters of another run, by name, whatever differs that may."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -238,6 +239,10 @@ def test_a_model_folder_is_a_source_without_optimizer_state(source, tmp_path):
     assert same(model.by_name(found["params"]), old.by_name(state["params"]))
     with pytest.raises(UserError, match="is a model folder, which holds no optimizer state"):
         make_plan(*setup.resolve(config(init=dict(path=str(tmp_path / "model"), optimizer=True))))
+    save_model(dataclasses.replace(open_model(path), step=None), tmp_path / "average")
+    counted = dict(path=str(tmp_path / "average"), optimizer=True, keep_step=True)
+    with pytest.raises(UserError, match="is a model folder, which holds no optimizer state"):
+        make_plan(*setup.resolve(config(init=counted)))
 
 
 def test_a_begun_run_names_its_lineage_and_no_longer_needs_its_source(tmp_path, in_root, command):
