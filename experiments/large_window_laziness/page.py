@@ -80,7 +80,7 @@ def counts_table(runs: Sequence[Run], scale: str) -> str:
         (what, seeds, interval_or_range(seeds, *(f"{x:.3g}" for x in interval)))
         for what, (interval, seeds) in found.items()
     ]
-    heads = "steps of the stochastic window | seeds | ratio, 95% interval"
+    heads = "ratio of steps | seeds | mean, 95% interval"
     return table(heads, "|---|--:|---|", rows)
 
 
