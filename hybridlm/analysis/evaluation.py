@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridlm.analysis.figures import needle_map, task_map
-from hybridlm.analysis.rows import RECORDS
+from hybridlm.analysis.rows import RECORDS, read_evaluation
 from hybridlm.evals.registry import TASKS
 from hybridlm.evals.scoring import accuracy_table
 from hybridlm.evals.task import Record
-from hybridlm.runs.json_files import read_json
 
 
 def table(records: Sequence[Record]) -> str:
@@ -46,7 +45,7 @@ def figures(records: Sequence[Record]) -> dict[str, Any]:
 
 def read(folder: pathlib.Path) -> Record:
     """Reads the `step`, `settings` and `records` that `hybridlm eval` wrote into a folder."""
-    return read_json(folder / RECORDS)
+    return read_evaluation(folder / RECORDS)
 
 
 def _rows(records: Sequence[Record], key: str) -> dict[str, dict[int, float]]:

@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from hybridlm.errors import RunError
 from hybridlm.evals.registry import TASKS
 from hybridlm.evals.settings import EvalSettings
 from hybridlm.models.accounting import state_bytes
 from hybridlm.models.settings import ModelConfig
 from hybridlm.probes.table import FILE as PROBES
 from hybridlm.runs import metrics
-from hybridlm.runs.json_files import read_json
+from hybridlm.runs.json_files import read_object
 from hybridlm.storage import is_remote, objects
 
 Row = dict[str, Any]
@@ -189,8 +190,27 @@ def plain(record: Row) -> Row:
     }
 
 
+def read_evaluation(file: pathlib.Path) -> Row:
+    """The `step`, `settings` and `records` that `hybridlm eval` wrote into a file.
+
+    Raises:
+      RunError: if the file is damaged, or is another program's.
+    """
+    found = read_object(file)
+    records, settings = found.get("records"), found.get("settings", {})
+    whole = isinstance(records, list) and isinstance(settings, dict)
+    if not whole or not all(
+        isinstance(r, dict) and {"task", "length"} <= r.keys() for r in records
+    ):
+        raise RunError(
+            f"{file} is no result of `hybridlm eval`, for it has no records of tasks: give it another"
+            " name or folder"
+        )
+    return found
+
+
 def _evaluations(files: Iterable[tuple[str, pathlib.Path]]) -> list[tuple[str, Row]]:
-    return [(folder, read_json(file)) for folder, file in files]
+    return [(folder, read_evaluation(file)) for folder, file in files]
 
 
 def _files(path: pathlib.Path, name: str) -> list[tuple[str, pathlib.Path]]:

@@ -170,14 +170,24 @@ def read(path: pathlib.Path) -> list[Record]:
     for number, line in enumerate(whole, start=1):
         try:
             record = parse(line)
-            record["kind"], record["step"]  # every reader uses them
+            _check(record)
             records.append(record)
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(
                 f"{path} is damaged in line {number} ({error}): remove that line,"
                 f" {json_text.shown(line)}"
             ) from None
     return records
+
+
+def _check(record: Any) -> None:
+    """Raises ValueError if a record has not what every reader uses; a model folder has no step."""
+    if not isinstance(record, dict):
+        raise ValueError("it is no JSON object")
+    if not isinstance(record.get("kind"), str):
+        raise ValueError("it has no kind")
+    if "step" not in record or not isinstance(record["step"], int | None):
+        raise ValueError("it has no step")
 
 
 def parse(line: bytes) -> Any:

@@ -56,6 +56,34 @@ def test_a_line_that_is_not_a_record_is_shown(tmp_path, line, shown):
     assert str(caught.value).endswith(f"): remove that line, {shown}")
 
 
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        ("3", "it is no JSON object"),
+        ("[]", "it is no JSON object"),
+        ("null", "it is no JSON object"),
+        ("{}", "it has no kind"),
+        ('{"kind": 3, "step": 1}', "it has no kind"),
+        ('{"kind": "train"}', "it has no step"),
+        ('{"kind": "train", "step": "4"}', "it has no step"),
+    ],
+)
+def test_a_line_without_what_every_reader_uses_is_damage(tmp_path, line, reason):
+    path = written(tmp_path / metrics.FILE)
+    path.write_text(path.read_text() + line + "\n")
+    for read in (metrics.read, lambda path: metrics.cut_back(path, 1)):
+        with pytest.raises(RunError) as caught:
+            read(path)
+        said = f"{path} is damaged in line 4 ({reason}): remove that line, {line!r}"
+        assert str(caught.value) == said
+
+
+def test_a_model_folder_has_records_without_a_step(tmp_path):
+    path = tmp_path / metrics.FILE
+    path.write_text('{"kind": "heads", "step": null}\n')
+    assert metrics.read(path) == [{"kind": "heads", "step": None}]
+
+
 @pytest.mark.parametrize("writer", ["jsonl", "tensorboard"])
 def test_a_full_disk_is_one_sentence_with_the_path(tmp_path, full_disk, writer):
     opened = {
