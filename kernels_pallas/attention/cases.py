@@ -121,6 +121,10 @@ def _long(forget: bool = False, time: int = 65_536) -> Case:
 CASES = (
     *map(_case, WINDOWS),
     _case(2048, kv_heads=2),
+    _case(2048, size=256),
+    _case(None, size=256),
+    _case(2048, soft_cap=50.0),
+    _case(None, size=256, soft_cap=50.0),
     _long(),
     _long(forget=True),
     _case(512, forget=True),

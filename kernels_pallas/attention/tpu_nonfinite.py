@@ -19,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.attention import intervals
 
+ROWS = 64  # of keys or values marked at once: with heads of 256, more do not fit the registers
 RAISED = 2e30  # lse of a query whose cotangent is not finite; that of padding is 1e30
 
 
@@ -73,12 +74,17 @@ def mark(plan, block, q_ref, k_ref, vt_ref, unclean_ref, found_ref) -> None:
 
     def keys(tokens):
         unclean_ref[...] = jnp.ones_like(unclean_ref)
-        k = k_ref[0, 0, tokens].astype(jnp.float32)
-        vt = vt_ref[0, 0, :, tokens].astype(jnp.float32)
-        bad_v = jnp.broadcast_to(_bad(vt, axis=0), (k.shape[1], vt.shape[1]))
-        bad = jnp.maximum(_bad(k, axis=1), jnp.transpose(bad_v))
-        k_ref[0, 0, tokens] = jnp.where(bad > 0, jnp.nan, k).astype(k_ref.dtype)
-        vt_ref[0, 0, :, tokens] = jnp.where(_finite(vt), vt, 0).astype(vt_ref.dtype)
+        row = jnp.zeros((1, tokens.size))
+        for rows in _pieces(vt_ref.shape[2]):
+            vt = vt_ref[0, 0, rows, tokens].astype(jnp.float32)
+            row = jnp.maximum(row, _bad(vt, axis=0))
+            vt_ref[0, 0, rows, tokens] = jnp.where(_finite(vt), vt, 0).astype(vt_ref.dtype)
+        column = jnp.transpose(jnp.broadcast_to(row, (tokens.size, tokens.size)))[:, :1]
+        for rows in _pieces(tokens.size):
+            own = pl.ds(tokens.start + rows.start, rows.stop - rows.start)
+            k = k_ref[0, 0, own].astype(jnp.float32)
+            bad = jnp.maximum(_bad(k, axis=1), column[rows])
+            k_ref[0, 0, own] = jnp.where(bad > 0, jnp.nan, k).astype(k_ref.dtype)
 
     def queries(tokens):
         unclean_ref[...] = jnp.ones_like(unclean_ref)
@@ -104,6 +110,12 @@ def clean(wanted, ref) -> None:
 def _for_slices(wanted, size: int, body) -> None:
     """`body(slice)` for slices of at most 128, so that registers hold one; for none if not wanted."""
     _for_blocks(wanted, size, math.gcd(size, 128), body)
+
+
+def _pieces(size: int) -> list[slice]:
+    """Slices of at most ROWS rows."""
+    step = math.gcd(size, ROWS)
+    return [slice(at, at + step) for at in range(0, size, step)]
 
 
 def _for_blocks(wanted, size: int, step: int, body) -> None:

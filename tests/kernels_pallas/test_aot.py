@@ -93,11 +93,28 @@ def test_growth_is_found():
 #: Cases that spill, on TPUs in inner loops; docs/kernels.md says how much, and `scorecard.worse` that it does
 #: not grow.
 SPILLING = {
+    "attention W=2048 size=256",
+    "attention W=all size=256",
+    "attention W=2048 soft_cap=50.0",
+    "attention W=all size=256 soft_cap=50.0",
     "attention W=all forget=True",
     "attention W=all, 65,536 tokens forget=True",
     "attention W=512 forget=True, Hopper",
     "attention W=2048 kv_heads=2 forget=True, Hopper",
 }
+
+
+def best_of_splash(committed, window, chip) -> float:
+    """Bundles per token of the best blocks of each pass; backward is one kernel or two."""
+    best = {}
+    for name, results in committed.items():
+        if name.startswith(f"splash W={window} ") and results[chip]["compiles"]:
+            for kernel, numbers in results[chip]["kernels"].items():
+                of = "fused" if name.endswith(" fused") and "_dkv_" in kernel else kernel
+                best[of] = min(best.get(of, float("inf")), numbers["per_token"])
+    fused = best.pop("fused", float("inf"))
+    forward = next(bundles for kernel, bundles in best.items() if "_fwd_" in kernel)
+    return min(sum(best.values()), forward + fused)
 
 
 def test_the_committed_scorecard_meets_its_bars(root):
@@ -112,12 +129,8 @@ def test_the_committed_scorecard_meets_its_bars(root):
                 assert kernel.get("inner_spills", 0) == 0, f"{name} on {chip}"
                 assert kernel.get("spill_stores", 0) == 0, f"{name} on {chip}"
     for chip in (name for name, chip in CHIPS.items() if chip.platform == "tpu"):
-        for window in (128, 512, 2048):
-            splash = min(
-                results[chip]["per_token"]
-                for name, results in committed.items()
-                if name.startswith(f"splash W={window} ") and chip in results
-            )
+        for window in (128, 512, 2048, "all"):
+            splash = best_of_splash(committed, window, chip)
             assert committed[f"attention W={window}"][chip]["per_token"] <= splash
         for ours, peer in (("scalar", "gdn 16 heads"), ("channel", "kda 32 heads")):
             bundles = committed[f"deltanet-tpu {peer}"][chip]["per_token"]

@@ -15,7 +15,7 @@ from subjects.attention import attention_subject
 
 from kernels_pallas import attention as attn
 from kernels_pallas import mxu, testing
-from kernels_pallas.attention import tpu, tpu_kernels
+from kernels_pallas.attention import tpu, tpu_kernels, tpu_nonfinite
 from kernels_pallas.testing import draw_segment_ids
 
 # A band within a tile, a band of tiles, a loop over blocks, full: each with other options.
@@ -88,8 +88,10 @@ def test_nan_and_infinity_reach_no_other_document(kind):
         for value in (np.nan, np.inf, -np.inf)
     ],
 )
-def test_full_attention_contains_a_number_that_is_not_finite(name, value):
-    """Token 20 of 64 is in the second document of three; the last tokens are padding."""
+def test_full_attention_contains_a_number_that_is_not_finite(name, value, monkeypatch):
+    """Token 20 of 64 is in the second document of three; the last tokens are padding. Keys and values
+    are marked in several pieces, as those of 256 channels are."""
+    monkeypatch.setattr(tpu_nonfinite, "ROWS", 2)
     ids = jnp.asarray(np.repeat([1, 2, 3, 0], [13, 27, 19, 5])[None])
     sinks = jnp.asarray([0.3, -0.2], jnp.float32)
     draw = rng()
