@@ -107,7 +107,7 @@ def fused_computations(computations: Computations) -> set[str]:
         for body in computations.values()
         for i in body
         for role, name in called(i)
-        if i.opcode == "fusion" or (role == "to_apply" and i.opcode != "call")
+        if i.opcode == "fusion" or (role == "to_apply" and i.opcode not in ("call", "call-start"))
     }
 
 
@@ -207,17 +207,23 @@ def _beside_work(computations: Computations, fused: set[str]) -> set[str]:
     """Names of instructions that start a collective which ends after other work has been done.
 
     Of a start that calls a computation, the name of that computation. A compiled program's text has
-    instructions in the order in which they start.
+    instructions in the order in which they start. A start without operands, for a SparseCore, gets
+    them from its update.
     """
     found = set()
     for name in computations.keys() - fused:
         body = {i.name: i for i in computations[name]}
+        begun: dict[str, str] = {}
         pending: dict[str, str] = {}
         for i in body.values():
             if i.opcode.endswith("-done"):
                 pending.pop(i.operands[0], None)
             elif i.opcode.endswith("-start"):
-                pending[i.name] = callee(i, "calls") or i.name
+                what = callee(i, "calls") or callee(i, "to_apply") or i.name
+                (pending if i.operands else begun)[i.name] = what
+            elif i.opcode.endswith("-update"):
+                start = i.operands[0]
+                pending[i.name] = begun.pop(start, None) or pending.pop(start)
             elif pending and (
                 i.opcode in _WORK or kernel_name(i) or traffic(i, body, computations)
             ):

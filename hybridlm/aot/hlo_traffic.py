@@ -36,7 +36,7 @@ _ENDS_COLLECTIVE = '"AsyncCollectiveDone"'
 
 def traffic(i: Instruction, body: dict[str, Instruction], computations: Computations) -> float:
     """HBM bytes read and written by one instruction of the computation `body`."""
-    if i.opcode in _FREE or i.opcode.endswith("-done"):
+    if i.opcode in _FREE or i.opcode.endswith(("-update", "-done")):
         return 0.0
 
     def operand(index: int) -> float:
@@ -64,7 +64,7 @@ def _start_traffic(i: Instruction, body: dict[str, Instruction], operand) -> flo
 
     Its shape is ((operands), result, ...) for most of them.
     """
-    if callee(i, "calls"):
+    if callee(i, "calls") or i.opcode == "call-start":
         return 0.0  # the computation that it calls counts
     if i.opcode == "copy-start":  # (copy, original, ...)
         return array_bytes(i.shape, hbm_only=True)

@@ -54,23 +54,40 @@ def test_a_collective_overlaps_with_work_between_its_start_and_its_end(between, 
     assert (found.sent, found.overlapped) == (sent, sent if overlapped else 0)
 
 
-def test_a_collective_that_a_start_calls_overlaps_with_work_before_its_end():
-    """GPUs start a reduce-scatter by calling a computation that has it."""
+START = {
+    "GPU": ["  %begins = ((f32[16,8]), f32[4,8]) async-start(%y), calls=%reduces"],
+    "SparseCore": [
+        "  %first.call = ((), (), s32[]{:S(2)}) call-start(), to_apply=%reduces",
+        "  %begins = ((f32[16,8]), f32[4,8]) call-update(%first.call, %y)",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind, end", [("GPU", "async-done"), ("SparseCore", "call-done")])
+def test_a_collective_that_a_start_calls_overlaps_with_work_before_its_end(kind, end):
+    """It counts once, and a SparseCore's begins when it gets its operands."""
     called = """
 %reduces (r: f32[16,8]) -> f32[4,8] {
   %r = f32[16,8]{1,0} parameter(0)
   ROOT %scatter = f32[4,8]{1,0} reduce-scatter(%r), replica_groups={{0,1,2,3}}, to_apply=%add
-}
+}, execution_thread="sparsecore"
 
 ENTRY """
     fusion = next(line for line in TPU.splitlines() if line.startswith("  ROOT %scattered"))
-    start = "  %begins = ((f32[16,8]), f32[4,8]) async-start(%y), calls=%reduces"
-    end = "  ROOT %scattered = f32[4,8]{1,0} async-done(%begins)"
     batched = next(line for line in TPU.splitlines() if line.startswith("  %batched"))
-    text = TPU.replace("ENTRY ", called.lstrip("\n"), 1).replace(fusion, end)
-    for lines, overlapped in (([start, batched], 1), ([batched, start], 0)):
-        found = hlo.read(text.replace(batched, "\n".join(lines))).collectives["reduce-scatter"]
+    text = TPU.replace("ENTRY ", called.lstrip("\n"), 1)
+    text = text.replace(fusion, f"  ROOT %scattered = f32[4,8]{{1,0}} {end}(%begins)")
+    start = START[kind]
+    orders = [
+        ([*start, batched], 1),
+        ([batched, *start], 0),
+        ([*start[:-1], batched, start[-1]], 0),
+    ]
+    for lines, overlapped in orders:
+        program = hlo.read(text.replace(batched, "\n".join(lines)))
+        found = program.collectives["reduce-scatter"]
         assert (found.sent, found.overlapped) == (4 * 16 * 8 * 3 / 4, overlapped * found.sent)
+        assert program.hbm_bytes == hlo.read(TPU).hbm_bytes  # as those of the fusion
 
 
 def test_a_slice_counts_as_its_own_size():
