@@ -354,12 +354,12 @@ def traces(folder: pathlib.Path, scale: ExperimentScale) -> str:
     if not found:
         return image
     said = []
-    for what, column in (("queries and keys of the full layers", 0), ("all parameters", 1)):
+    for what, column in (("the queries and keys of the full layers", 0), ("all parameters", 1)):
         pairs = [(pull.small[column], pull.large[column]) for pull in found]
         stronger = sum(small > large for small, large in pairs)
         small, large = np.mean(pairs, axis=0)
         said.append(
-            f"on the {what} it is the stronger one in {stronger} of {len(pairs)} runs (means {small:.2g}"
+            f"on {what} it is the stronger one in {stronger} of {len(pairs)} runs (means {small:.2g}"
             f" and {large:.2g} nats per unit of distance)"
         )
     steps = ", ".join(
