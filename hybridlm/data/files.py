@@ -20,6 +20,8 @@ import numpy as np
 from hybridlm.errors import DataError
 
 _CHUNK = 1 << 20  # bytes read at once
+# Files of these are not what they hold; a tar of text is valid UTF-8, headers included.
+_UNREAD = frozenset(".bz2 .xz .lzma .lz4 .br .zip .7z .rar .tar .tgz .tbz2 .txz .Z".split())
 
 
 class SourceFile(NamedTuple):
@@ -160,8 +162,19 @@ def utf8(data: bytes, where: str) -> str:
         ) from None
 
 
+def check_compression(path: Path | str) -> None:
+    """Raises DataError if the name says that the file is an archive, or compressed in another way."""
+    path = Path(path)
+    suffix = path.with_suffix("").suffix if path.suffix in (".gz", ".zst") else path.suffix
+    if suffix in _UNREAD:
+        raise DataError(
+            f"{path}: {suffix} files are not read: unpack it, or compress its files as .gz or .zst"
+        )
+
+
 def chunks(path: Path) -> Iterator[bytes]:
     """The bytes of a file, decompressed according to its suffix; raises if it is truncated."""
+    check_compression(path)
     try:
         size = path.stat().st_size
     except OSError as error:

@@ -3,14 +3,15 @@
 import gzip
 import json
 import sys
+import tarfile
 
 import numpy as np
 import pytest
-from data_helpers import draw_texts, texts
+from data_helpers import BYTES, draw_texts, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlm.data import sources
+from hybridlm.data import open_tokenizer, sources
 from hybridlm.data.files import source_files
 from hybridlm.data.sources import ArrayRecords, JsonLines, ParquetFiles, TextFiles
 from hybridlm.errors import DataError
@@ -242,6 +243,19 @@ def test_a_file_of_0_bytes_among_others_is_refused(suffix, tmp_path):
     (folder / f"b{suffix}").write_bytes(b"")
     source = sources.KINDS[kind.partition(".")[0]](str(folder))
     with pytest.raises(DataError, match=rf"s/b{suffix}: (the file has 0 bytes|not a readable)"):
+        list(source.documents())
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.bz2", "a.tar", "a.tar.gz", "a.tgz", "a.jsonl.xz"])
+@pytest.mark.parametrize("kind", ["jsonl", "text"])
+def test_an_archive_is_refused_before_it_is_read(kind, name, tmp_path):
+    """A tar of text is valid UTF-8: its headers would be trained on."""
+    with tarfile.open(tmp_path / name, "w") as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"))
+    source = sources.KINDS[kind](str(tmp_path / name))
+    with pytest.raises(DataError, match=r"files are not read: unpack it"):
+        source.check(open_tokenizer(BYTES))
+    with pytest.raises(DataError, match=r"files are not read: unpack it"):
         list(source.documents())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hybridlm.data.examples import Example
-from hybridlm.data.files import SourceFile, file_sha256, require_module, utf8
+from hybridlm.data.files import SourceFile, check_compression, file_sha256, require_module, utf8
 from hybridlm.data.shards import (
     MASKED_VERSION,
     VERSION,
@@ -51,6 +51,8 @@ class TextSource(SourceConfig):
     def check(self, tokenizer: Tokenizer, files: bool = True) -> list[str]:
         """See `SourceConfig.check`."""
         names = super().check(tokenizer, files)
+        for name in names:
+            check_compression(name)
         if any(name.endswith(".zst") for name in names):
             require_module("zstandard", "data", "reading .zst files")
         return names
