@@ -216,12 +216,12 @@ def _beside_work(computations: Computations, fused: set[str]) -> set[str]:
         begun: dict[str, str] = {}
         pending: dict[str, str] = {}
         for i in body.values():
-            if i.opcode.endswith("-done"):
+            if i.opcode.endswith("-start"):
+                if started := _started(i):
+                    (pending if i.operands else begun)[i.name] = started
+            elif i.opcode.endswith("-done"):
                 pending.pop(i.operands[0], None)
-            elif i.opcode.endswith("-start"):
-                what = callee(i, "calls") or callee(i, "to_apply") or i.name
-                (pending if i.operands else begun)[i.name] = what
-            elif i.opcode.endswith("-update"):
+            elif i.opcode.endswith("-update") and i.operands[0] in (begun | pending):
                 start = i.operands[0]
                 pending[i.name] = begun.pop(start, None) or pending.pop(start)
             elif pending and (
@@ -229,6 +229,13 @@ def _beside_work(computations: Computations, fused: set[str]) -> set[str]:
             ):
                 found.update(pending.values())
     return found
+
+
+def _started(i: Instruction) -> str | None:
+    """What a start starts: itself if it is a collective, or the computation that it calls."""
+    if i.opcode.removesuffix("-start") in KINDS:
+        return i.name  # an all-reduce applies its sum
+    return callee(i, "calls") or callee(i, "to_apply")
 
 
 def group_size(attributes: str) -> int:

@@ -54,6 +54,20 @@ def test_a_collective_overlaps_with_work_between_its_start_and_its_end(between, 
     assert (found.sent, found.overlapped) == (sent, sent if overlapped else 0)
 
 
+def test_an_all_reduce_overlaps_with_work_between_its_start_and_its_end():
+    """It names the function that it applies, which is not what it starts."""
+    permute = next(line for line in TPU.splitlines() if line.startswith("  %permuted"))
+    shape = "f32[32,32]{1,0:S(1)}"
+    groups = "replica_groups={{0,1,2,3}}, to_apply=%add"
+    lines = [
+        f"  %begin = {shape} all-reduce-start(%product), channel_id=9, {groups}",
+        f"  %other = {shape} dot(%product, %product), lhs_contracting_dims={{1}}",
+        f"  %permuted = {shape} all-reduce-done(%begin)",
+    ]
+    found = hlo.read(TPU.replace(permute, "\n".join(lines))).collectives["all-reduce"]
+    assert found.sent == found.overlapped == 5 * 2 * 4 * 32**2 * 3 / 4
+
+
 START = {
     "GPU": ["  %begins = ((f32[16,8]), f32[4,8]) async-start(%y), calls=%reduces"],
     "SparseCore": [
