@@ -92,6 +92,7 @@ GROWTH = {
     "delta 32k by 8": Case("delta", *CHIPS_64, 32_768, context=8),
     "delta 128k by 8": Case("delta", *CHIPS_64, 131_072, context=8),
 }
+ALL = CASES | GROWTH
 # Our figures are to be at most so many times MaxText's; HBM bytes where it has no kernel, DELTA_BAR.
 BARS = {"hbm_GB": 1.0, "sent_GB": 1.0, "temporaries_GiB": 1.0, "cpu_s": 0.7}
 DELTA_BAR = 0.4
@@ -100,7 +101,7 @@ OURS = {"best": {"train.reduce_dtype": "bfloat16"}, "default": {}}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default=",".join(CASES | GROWTH), help="cases, with commas")
+    parser.add_argument("--only", default=",".join(ALL), help="cases, with commas")
     parser.add_argument("--flags", default="best", help="best, default or both, with a comma")
     parser.add_argument("--sides", default="hybridlm,maxtext")
     parser.add_argument("--again", action="store_true", help="also what is in the results")
@@ -143,7 +144,7 @@ def measure(case: str, side: str, flags: str, keep: pathlib.Path | None = None) 
         if done.returncode:
             found = {"failed": environments.last_line(done.stderr)[:400]}
         else:
-            target = (CASES | GROWTH)[case].slice_name
+            target = ALL[case].slice_name
             found = figures(pathlib.Path(folder), target) | {"request": asked}
             if keep is not None:
                 keep.mkdir(parents=True, exist_ok=True)
@@ -160,7 +161,7 @@ def measure(case: str, side: str, flags: str, keep: pathlib.Path | None = None) 
 
 def request(name: str, side: str, flags: str) -> dict:
     """What the program of one side in `peers/` is asked to compile."""
-    case = (CASES | GROWTH)[name]
+    case = ALL[name]
     if side == "maxtext":
         asked = {"settings": maxtext_settings(case), "dense_mlp": case.sizes().delta}
         return asked | {"options": FLAGS[flags]}

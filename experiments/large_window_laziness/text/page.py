@@ -37,7 +37,7 @@ def sentences(folder: pathlib.Path, scale: TextScale = TEXT) -> str:
     planned = len(arms(scale)) * max(len({row["seed"] for row in runs}), 1)
     said = [f"{len(runs)} of {planned} runs have been made, of {int(runs[0]['steps']):,} steps."]
     steps = []
-    for arm in dict.fromkeys(row["arm"] for row in runs):
+    for arm in _arms(runs):
         own = [row for row in runs if row["arm"] == arm]
         times = [Time(float(r["formed_step"]), r["formed"] == "1") for r in own]
         seen = sum(time.seen for time in times)
